@@ -1,0 +1,76 @@
+# Every target does its own set-up: `make demo` and `make test` work on a bare machine with Python 3.11+.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+# Options of the targets below, for example `make demo ROWS=1000000` or `make ui PORT=3001`.
+ROWS ?=
+PORT ?=
+WORKERS ?= 2
+ARGS ?=
+
+.PHONY: help setup demo demo-drop ui psql test lint format stress lock clean distclean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create .venv with the locked dependencies (done by the other targets by themselves)
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { echo "No $(PYTHON) here: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$$("$(PYTHON)" --version) is too old: Python 3.11 or newer is needed. Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (Debian and Ubuntu: apt install python3-venv), or name another Python: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@"$(BIN)/python" -c 'import pip' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
+	@echo "Installing the locked dependencies into $(VENV) (the first time this takes a minute or two) ..."
+	@$(PIP) install --quiet --require-hashes -r requirements.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## Walk the whole migration on the sample database, up to the views (ROWS=1000000 for a big one)
+	@$(BIN)/python -m alphapulse_encryption.demo $(if $(ROWS),--rows $(ROWS)) $(ARGS)
+
+demo-drop: setup ## Walk through approval, drop and restore, after `make demo`
+	@$(BIN)/python -m alphapulse_encryption.demo --drop $(if $(ROWS),--rows $(ROWS)) $(ARGS)
+
+ui: setup ## Open Dagster's UI on the instance that `make demo` used (PORT=3000)
+	@exec $(BIN)/python -m alphapulse_encryption.ui $(if $(PORT),--port $(PORT)) $(ARGS)
+
+psql: setup ## Open psql on the sample database (ARGS='-c "SELECT ..."')
+	@exec $(BIN)/python -m alphapulse_encryption.sample.postgres psql $(ARGS)
+
+test: lint ## Run every check and the tests, except the long ones
+	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: setup ## Check style, types and the layers of the code
+	@$(BIN)/python -m ruff check
+	@$(BIN)/python -m ruff format --check
+	@$(BIN)/python -m mypy
+	@$(BIN)/lint-imports
+
+format: setup ## Format the code and apply ruff's safe fixes
+	@$(BIN)/python -m ruff format
+	@$(BIN)/python -m ruff check --fix
+
+stress: setup ## Run the long tests
+	@$(BIN)/python -m pytest -m stress $(ARGS)
+
+lock: setup ## Resolve requirements.lock again (UPGRADE=1 to take newer versions)
+	@uv=$$(command -v uv || command -v $(BIN)/uv) || { echo "No uv here: $(BIN)/python -m pip install uv" >&2; exit 1; }; \
+	"$$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-strip-extras --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
+	  --extra s3 --group dev $(if $(UPGRADE),--upgrade) pyproject.toml --output-file requirements.lock
+
+clean: ## Stop the embedded PostgreSQL and remove its data, backups and caches
+	@if [ -x $(BIN)/python ] && [ -d .alphapulse ]; then $(BIN)/python -m alphapulse_encryption.sample.postgres stop; fi
+	@rm -rf .alphapulse .tmp_dagster_home_* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## The same, and remove .venv
+	@rm -rf $(VENV)

@@ -1,0 +1,15 @@
+"""Field-level encryption for AlphaPulse.
+
+What an application needs is importable from here. It loads neither the orchestration nor the
+migration engine; the types for SQLAlchemy are in `alphapulse_encryption.orm`.
+"""
+
+from alphapulse_encryption.runtime import (
+    decrypt_field,
+    encrypt_field,
+    get_cipher,
+    get_searchable_cipher,
+    reset_ciphers,
+)
+
+__all__ = ["decrypt_field", "encrypt_field", "get_cipher", "get_searchable_cipher", "reset_ciphers"]

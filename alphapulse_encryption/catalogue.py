@@ -1,0 +1,348 @@
+"""What is sensitive: the catalogue of tables and columns, read from YAML and checked before anything uses it.
+
+Only what the file says is checked here. Whether the database has these tables and columns is
+asked by the preflight, and which envelope formats exist is known to `crypto.envelope`.
+"""
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from alphapulse_encryption.errors import ConfigurationError
+
+PACKAGED_CATALOGUE = Path(__file__).with_name("catalogue.yaml")
+
+# PostgreSQL cuts longer identifiers silently (NAMEDATALEN - 1, manual section 4.1.1).
+MAX_IDENTIFIER_BYTES = 63
+_KEPT = f"PostgreSQL keeps {MAX_IDENTIFIER_BYTES}"
+MAX_CONTEXT_LENGTH = 200
+
+ENCRYPTED_SUFFIX = "_encrypted"
+SEARCH_SUFFIX = "_search"
+
+# The engine keeps its bookkeeping in tables of this prefix in the schema public.
+ENGINE_SCHEMA = "public"
+ENGINE_TABLE_PREFIX = "encryption_"
+
+# Table names become Dagster partition keys, which do not allow these.
+NOT_IN_PARTITION_KEYS = ("|", "[", "]", ",", "...")
+
+
+def _problem(problem: str, *location: str | int) -> PydanticCustomError:
+    """An error about a place below the model that is being validated."""
+    return PydanticCustomError("catalogue", "{problem}", {"problem": problem, "location": location})
+
+
+def _check_identifier(name: str) -> str:
+    if not name:
+        raise _problem("must not be empty")
+    if "\x00" in name:
+        raise _problem("must not contain a NUL character")
+    if any(unicodedata.category(character) == "Cs" for character in name):
+        raise _problem("must not contain lone surrogates")
+    size = len(name.encode())
+    if size > MAX_IDENTIFIER_BYTES:
+        raise _problem(f"is {size} bytes long, {_KEPT}")
+    return name
+
+
+def _check_partition_name(name: str) -> str:
+    for forbidden in NOT_IN_PARTITION_KEYS:
+        if forbidden in name:
+            raise _problem(f"must not contain {forbidden!r}: Dagster does not allow it in partition keys")
+    if any(unicodedata.category(character) == "Cc" for character in name):
+        raise _problem("must not contain control characters: Dagster does not allow them in partition keys")
+    return name
+
+
+def _check_context(context: str) -> str:
+    # A colon is harmless in the salt `{context}:v{version}`: the last `:v` always separates the two.
+    if not context:
+        raise _problem("must not be empty")
+    if len(context) > MAX_CONTEXT_LENGTH:
+        raise _problem(f"is {len(context)} characters long, at most {MAX_CONTEXT_LENGTH} are allowed")
+    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in context):
+        raise _problem("must not contain control characters or lone surrogates")
+    return context
+
+
+def _check_schema(schema: str) -> str:
+    if schema == "information_schema" or schema.startswith("pg_"):
+        raise _problem("is a schema of PostgreSQL itself")
+    return schema
+
+
+Identifier = Annotated[StrictStr, AfterValidator(_check_identifier)]
+PartitionName = Annotated[Identifier, AfterValidator(_check_partition_name)]
+SchemaName = Annotated[PartitionName, AfterValidator(_check_schema)]
+Context = Annotated[StrictStr, AfterValidator(_check_context)]
+
+
+class Column(BaseModel):
+    """One plaintext column that is to be encrypted.
+
+    Attributes:
+        name: exact name, as in the database, without quotes.
+        context: names the derived key; stored in every envelope.
+        search_index: name of the index on the search column; None where the column is not searchable.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Identifier
+    context: Context
+    search_index: Identifier | None = None
+
+    @model_validator(mode="after")
+    def _derived_names_fit(self) -> "Column":
+        for derived in self.derived:
+            size = len(derived.encode())
+            if size > MAX_IDENTIFIER_BYTES:
+                raise _problem(f"the derived name {derived} is {size} bytes long, {_KEPT}", "name")
+        return self
+
+    @property
+    def encrypted(self) -> str:
+        """Name of the column that holds the envelopes (TEXT)."""
+        return self.name + ENCRYPTED_SUFFIX
+
+    @property
+    def search(self) -> str:
+        """Name of the column that holds the search tokens (VARCHAR(64)); it exists for searchable columns."""
+        return self.name + SEARCH_SUFFIX
+
+    @property
+    def searchable(self) -> bool:
+        """Whether the column has a search column and an index on it."""
+        return self.search_index is not None
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """Names of the columns that the engine adds for this one."""
+        return (self.encrypted, self.search) if self.searchable else (self.encrypted,)
+
+
+class Table(BaseModel):
+    """A table and its sensitive columns.
+
+    Attributes:
+        name: exact name, without quotes.
+        schema_name: exact name of its schema; `schema` in YAML.
+        columns: at least one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: PartitionName
+    schema_name: SchemaName = Field(default="public", alias="schema")
+    columns: tuple[Column, ...]
+
+    @model_validator(mode="after")
+    def _columns_agree(self) -> "Table":
+        if not self.columns:
+            raise _problem("must name at least one column", "columns")
+        if self.schema_name == ENGINE_SCHEMA and self.name.startswith(ENGINE_TABLE_PREFIX):
+            raise _problem(f"tables named {ENGINE_TABLE_PREFIX}… hold the bookkeeping", "name")
+        owners: dict[str, str] = {}
+        for position, column in enumerate(self.columns):
+            if column.name in owners:
+                raise _problem(f"{column.name} is listed twice", "columns", position, "name")
+            owners[column.name] = column.name
+        for position, column in enumerate(self.columns):
+            for derived in column.derived:
+                if derived in owners:
+                    raise _problem(
+                        f"the derived name {derived} is the name of another column of the catalogue",
+                        "columns",
+                        position,
+                        "name",
+                    )
+        return self
+
+    @property
+    def key(self) -> str:
+        """What `--table` and partitions call it: its name in the schema public, `schema.name` elsewhere."""
+        return self.name if self.schema_name == "public" else f"{self.schema_name}.{self.name}"
+
+
+class Catalogue(BaseModel):
+    """Everything that is to be encrypted in one database.
+
+    Attributes:
+        format: name of the envelope format, as `crypto.envelope.get_format` knows it.
+        tables: at least one; their keys differ.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Annotated[StrictStr, Field(min_length=1)] = "AES-256-GCM"
+    tables: tuple[Table, ...]
+
+    @model_validator(mode="after")
+    def _tables_agree(self) -> "Catalogue":
+        if not self.tables:
+            raise _problem("must name at least one table", "tables")
+        seen: dict[str, Table] = {}
+        for position, table in enumerate(self.tables):
+            other = seen.setdefault(table.key, table)
+            if other is table:
+                continue
+            if (other.schema_name, other.name) == (table.schema_name, table.name):
+                raise _problem(f"{table.key} is listed twice", "tables", position, "name")
+            raise _problem(
+                f"{table.key} would name two tables: {other.name} in the schema {other.schema_name} "
+                f"and {table.name} in the schema {table.schema_name}",
+                "tables",
+                position,
+                "name",
+            )
+        # Tables and indexes of a schema share one namespace.
+        relations = {(table.schema_name, table.name): f"the table {table.name}" for table in self.tables}
+        for table_position, table in enumerate(self.tables):
+            for position, column in enumerate(table.columns):
+                if column.search_index is None:
+                    continue
+                relation = (table.schema_name, column.search_index)
+                if relation in relations:
+                    raise _problem(
+                        f"{column.search_index} is already the name of {relations[relation]}",
+                        *("tables", table_position, "columns", position, "search_index"),
+                    )
+                relations[relation] = f"the index of {table.key}.{column.name}"
+        return self
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all tables, in the order of the catalogue."""
+        return tuple(table.key for table in self.tables)
+
+    def table(self, key: str) -> Table:
+        """The table of that key.
+
+        Raises:
+            ConfigurationError: there is none; the message lists the known ones.
+        """
+        for table in self.tables:
+            if table.key == key:
+                return table
+        raise ConfigurationError(f"unknown table {key!r}: the catalogue has {', '.join(self.keys)}")
+
+    def fingerprint(self, table_key: str) -> str:
+        """Hex SHA-256 of what the catalogue says about a table, its format included.
+
+        Writing a default out or listing the columns in another order does not change it.
+
+        Raises:
+            ConfigurationError: no such table.
+        """
+        table = self.table(table_key)
+        entry = {
+            "format": self.format,
+            "schema": table.schema_name,
+            "name": table.name,
+            "columns": [
+                column.model_dump() for column in sorted(table.columns, key=lambda column: column.name)
+            ],
+        }
+        canonical = json.dumps(entry, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def load_catalogue(path: Path | None = None) -> Catalogue:
+    """Read and check a catalogue.
+
+    Args:
+        path: a YAML file; None for the packaged one.
+
+    Raises:
+        ConfigurationError: the file cannot be read or is not a valid catalogue. The message names
+            the file, the places in it and what is wrong there.
+    """
+    path = PACKAGED_CATALOGUE if path is None else path
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"catalogue {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"catalogue {path}: is not UTF-8 text (byte {error.start})") from None
+    document = _parse(text, path)
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"catalogue {path}: must be a mapping with the key tables")
+    try:
+        return Catalogue.model_validate(document)
+    except ValidationError as error:
+        problems = [_describe(details) for details in error.errors(include_url=False)]
+        raise ConfigurationError(f"catalogue {path}: {'; '.join(problems)}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping with the same key twice, where YAML would keep the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"the key {key.value} is given twice", problem_mark=key.start_mark
+                    )
+                keys.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, path: Path) -> object:
+    try:
+        # A subclass of SafeLoader builds plain data only.
+        return yaml.load(text, Loader=_Loader)  # noqa: S506
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigurationError(f"catalogue {path}: {place}not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigurationError(f"catalogue {path}: not valid YAML") from None
+
+
+def _describe(details: ErrorDetails) -> str:
+    """One error of pydantic in our words: `tables[1].columns[0].contxt: unknown key`."""
+    location = [*details["loc"], *details.get("ctx", {}).get("location", ())]
+    place = ""
+    for part in location:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else part
+    match details["type"]:
+        case "extra_forbidden":
+            problem = "unknown key"
+        case "missing":
+            problem = "is missing"
+        case "string_type":
+            problem = f"must be a string, not {_yaml_kind(details['input'])}; put it in quotes"
+        case "string_too_short":
+            problem = "must not be empty"
+        case "tuple_type":
+            problem = f"must be a list, not {_yaml_kind(details['input'])}"
+        case "model_type":
+            problem = f"must be a mapping, not {_yaml_kind(details['input'])}"
+        case _:
+            problem = details["msg"]
+    return f"{place}: {problem}" if place else problem
+
+
+_YAML_KINDS = {
+    type(None): "empty",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+}
+
+
+def _yaml_kind(value: object) -> str:
+    return _YAML_KINDS.get(type(value), f"a {type(value).__name__}")

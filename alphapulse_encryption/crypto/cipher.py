@@ -1,0 +1,80 @@
+"""The ciphers an application works with: one value at a time, None stays None."""
+
+from typing import overload
+
+from alphapulse_encryption.crypto.envelope import EnvelopeFormat
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.crypto.tokens import search_token
+
+
+class FieldCipher:
+    """Encrypts and decrypts single values. Safe to share between threads.
+
+    Args:
+        envelope: the format to read and write.
+    """
+
+    def __init__(self, envelope: EnvelopeFormat) -> None:
+        self._envelope = envelope
+
+    @overload
+    def encrypt(self, value: str, context: str) -> str: ...
+    @overload
+    def encrypt(self, value: None, context: str) -> None: ...
+    @overload
+    def encrypt(self, value: str | None, context: str) -> str | None: ...
+    def encrypt(self, value: str | None, context: str) -> str | None:
+        """The envelope of a value, to be stored in its encrypted column.
+
+        Raises:
+            TypeError: the value is neither a str nor None.
+            UnencodableTextError: it holds lone surrogates.
+        """
+        return None if value is None else self._envelope.encrypt(value, context)
+
+    @overload
+    def decrypt(self, envelope: str, context: str) -> str: ...
+    @overload
+    def decrypt(self, envelope: None, context: str) -> None: ...
+    @overload
+    def decrypt(self, envelope: str | None, context: str) -> str | None: ...
+    def decrypt(self, envelope: str | None, context: str) -> str | None:
+        """The value in an envelope.
+
+        Raises:
+            TypeError: the envelope is neither a str nor None.
+            DecryptionError: it is not a readable envelope of that context.
+        """
+        if envelope is None:
+            return None
+        if not isinstance(envelope, str):
+            raise TypeError(f"an envelope is text, not {type(envelope).__name__}")
+        return self._envelope.decrypt(envelope, context)
+
+
+class SearchableCipher(FieldCipher):
+    """A field cipher that also makes the tokens by which encrypted values are found.
+
+    Args:
+        envelope: the format to read and write.
+        keys: the key ring of the tokens.
+    """
+
+    def __init__(self, envelope: EnvelopeFormat, keys: KeyRing) -> None:
+        super().__init__(envelope)
+        self._keys = keys
+
+    @overload
+    def generate_search_token(self, value: str, context: str) -> str: ...
+    @overload
+    def generate_search_token(self, value: None, context: str) -> None: ...
+    @overload
+    def generate_search_token(self, value: str | None, context: str) -> str | None: ...
+    def generate_search_token(self, value: str | None, context: str) -> str | None:
+        """The token that the search column holds for a value, under the current key version.
+
+        Raises:
+            TypeError: the value is neither a str nor None.
+            UnencodableTextError: it holds lone surrogates.
+        """
+        return None if value is None else search_token(self._keys, value, context)

@@ -1,0 +1,223 @@
+"""Envelopes: what an encrypted column holds.
+
+One format so far, `AES-256-GCM`, which AlphaPulse's application reads and writes: the JSON text
+`{"ciphertext": B64, "key_version": N, "context": C, "algorithm": "AES-256-GCM"}`, where B64 is the
+standard base64 of IV (12 bytes, random) ‖ tag (16) ‖ ciphertext, without associated data.
+"""
+
+import binascii
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, cast
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.crypto.text import explain_unencodable
+from alphapulse_encryption.errors import ConfigurationError, DecryptionError
+
+AES_256_GCM = "AES-256-GCM"
+
+# NIST SP 800-38D: IVs of 96 bits (section 8.2), tags of 128 bits.
+IV_BYTES = 12
+TAG_BYTES = 16
+_HEADER_BYTES = IV_BYTES + TAG_BYTES
+
+_PREFIX = '{"ciphertext": "'
+
+# The last base64 digit before one or two `=` has unused bits, which are zero (RFC 4648 section 3.5).
+_LAST_DIGITS = {1: frozenset("AEIMQUYcgkosw048"), 2: frozenset("AQgw")}
+
+
+class EnvelopeFormat(Protocol):
+    """Turns text into envelopes and back. None stays None in the `_many` methods."""
+
+    @property
+    def name(self) -> str:
+        """The name that a catalogue selects it by."""
+
+    def encrypt(self, value: str, context: str) -> str:
+        """The envelope of a value, under the current key version.
+
+        Raises:
+            TypeError: the value is not a str.
+            UnencodableTextError: it holds lone surrogates.
+        """
+
+    def encrypt_many(self, values: Sequence[str | None], context: str) -> list[str | None]:
+        """The envelopes of many values of one context; raises what `encrypt` raises."""
+
+    def decrypt(self, envelope: str, context: str) -> str:
+        """The value in an envelope of that context, of any known key version.
+
+        Raises:
+            DecryptionError: it is malformed, of another context, algorithm or unknown key version,
+                was altered, or was made with another key. The message says which of these and
+                holds neither value nor ciphertext.
+        """
+
+    def decrypt_many(self, envelopes: Sequence[str | None], context: str) -> list[str | None]:
+        """The values in many envelopes of one context; raises what `decrypt` raises, at the first failure."""
+
+
+def get_format(name: str, keys: KeyRing) -> EnvelopeFormat:
+    """The envelope format of that name.
+
+    Raises:
+        ConfigurationError: there is no such format; the message lists the known ones.
+    """
+    make = _FORMATS.get(name)
+    if make is None:
+        raise ConfigurationError(f"unknown envelope format {name!r}: known are {', '.join(_FORMATS)}")
+    return make(keys)
+
+
+class _Sealer(NamedTuple):
+    """What is the same for all values of one context and key version."""
+
+    aead: AESGCM
+    suffix: str
+
+
+class AesGcmEnvelope:
+    """The format `AES-256-GCM`. Safe to share between threads, and across a fork.
+
+    Args:
+        keys: the key ring; writes use its current version.
+    """
+
+    name = AES_256_GCM
+
+    def __init__(self, keys: KeyRing) -> None:
+        self._keys = keys
+        self._sealers: dict[tuple[str, int], _Sealer] = {}
+
+    def encrypt(self, value: str, context: str) -> str:
+        """See `EnvelopeFormat.encrypt`."""
+        return cast(str, self._seal([value], context, self._keys.current_version, os.urandom(IV_BYTES))[0])
+
+    def encrypt_many(self, values: Sequence[str | None], context: str) -> list[str | None]:
+        """See `EnvelopeFormat.encrypt_many`."""
+        return self._seal(values, context, self._keys.current_version, os.urandom(IV_BYTES * len(values)))
+
+    def decrypt(self, envelope: str, context: str) -> str:
+        """See `EnvelopeFormat.decrypt`."""
+        return cast(str, self.decrypt_many([envelope], context)[0])
+
+    def decrypt_many(self, envelopes: Sequence[str | None], context: str) -> list[str | None]:
+        """See `EnvelopeFormat.decrypt_many`."""
+        aead, suffix = self._sealer(context, self._keys.current_version)
+        values: list[str | None] = []
+        for envelope in envelopes:
+            if envelope is None:
+                values.append(None)
+                continue
+            # Between the constant ends as we write them there is only base64 to check; the JSON is
+            # parsed where they differ, once for a run of envelopes of the same key version.
+            if envelope.startswith(_PREFIX) and envelope.endswith(suffix):
+                ciphertext = envelope[len(_PREFIX) : -len(suffix)]
+            else:
+                ciphertext, version = self._parse(envelope, context)
+                aead, suffix = self._sealer(context, version)
+            values.append(_open(aead, _decode(ciphertext)))
+        return values
+
+    def _seal(self, values: Sequence[str | None], context: str, version: int, ivs: bytes) -> list[str | None]:
+        """Encrypt under the given IVs, 12 bytes for each value; never use an IV twice."""
+        aead, suffix = self._sealer(context, version)
+        encrypt, encode, to_base64 = aead.encrypt, str.encode, binascii.b2a_base64
+        envelopes: list[str | None] = []
+        position = 0
+        try:
+            for value in values:
+                if value is None:
+                    envelopes.append(None)
+                else:
+                    iv = ivs[position : position + IV_BYTES]
+                    sealed = encrypt(iv, encode(value), None)
+                    payload = iv + sealed[-TAG_BYTES:] + sealed[:-TAG_BYTES]
+                    envelopes.append(f"{_PREFIX}{to_base64(payload, newline=False).decode('ascii')}{suffix}")
+                position += IV_BYTES
+            return envelopes
+        except (UnicodeEncodeError, TypeError):
+            pass
+        explain_unencodable(values)
+
+    def _sealer(self, context: str, version: int) -> _Sealer:
+        sealer = self._sealers.get((context, version))
+        if sealer is None:
+            suffix = (
+                f'", "key_version": {version}, "context": {json.dumps(context)}, "algorithm": "{self.name}"}}'
+            )
+            sealer = _Sealer(AESGCM(self._keys.derive(context, version)), suffix)
+            self._sealers[context, version] = sealer
+        return sealer
+
+    def _parse(self, envelope: str, context: str) -> tuple[str, int]:
+        """The base64 text and the key version of an envelope of any spelling."""
+        members = _parse_object(envelope)
+        if members.get("algorithm") != self.name:
+            raise DecryptionError(f"the envelope's algorithm is not {self.name}")
+        if members.get("context") != context:
+            raise DecryptionError(f"the envelope's context is not {context}")
+        version = members.get("key_version")
+        # True is an int, and equal to 1.
+        if type(version) is not int:
+            raise DecryptionError("malformed envelope: key_version is not an integer")
+        if version not in self._keys.versions:
+            known = ", ".join(str(known) for known in self._keys.versions)
+            raise DecryptionError(f"the envelope's key version is unknown: there are keys of {known}")
+        ciphertext = members.get("ciphertext")
+        if not isinstance(ciphertext, str):
+            raise DecryptionError("malformed envelope: ciphertext is not a string")
+        return ciphertext, version
+
+
+_FORMATS: dict[str, Callable[[KeyRing], EnvelopeFormat]] = {AES_256_GCM: AesGcmEnvelope}
+
+
+def _parse_object(envelope: str) -> dict[str, Any]:
+    try:
+        members = json.loads(envelope, object_pairs_hook=_refuse_duplicates)
+    except (ValueError, RecursionError):
+        members = None
+    if not isinstance(members, dict):
+        raise DecryptionError("malformed envelope: not a JSON object with distinct members")
+    return members
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("duplicate member")
+    return members
+
+
+def _decode(ciphertext: str) -> bytes:
+    try:
+        payload = binascii.a2b_base64(ciphertext, strict_mode=True)
+    except ValueError:
+        payload = None
+    padding = -len(payload or b"") % 3
+    if payload is None or (padding and ciphertext[-padding - 1] not in _LAST_DIGITS[padding]):
+        raise DecryptionError("malformed envelope: ciphertext is not base64")
+    if len(payload) < _HEADER_BYTES:
+        raise DecryptionError(f"malformed envelope: ciphertext is shorter than {_HEADER_BYTES} bytes")
+    return payload
+
+
+def _open(aead: AESGCM, payload: bytes) -> str:
+    try:
+        plaintext = aead.decrypt(
+            payload[:IV_BYTES], payload[_HEADER_BYTES:] + payload[IV_BYTES:_HEADER_BYTES], None
+        )
+    except InvalidTag:
+        raise DecryptionError("the envelope does not open: it was altered or made with another key") from None
+    try:
+        return plaintext.decode()
+    except UnicodeDecodeError:
+        pass
+    # Raised here and not above, so that no chained exception carries the plaintext.
+    raise DecryptionError("the decrypted value is not UTF-8")

@@ -1,0 +1,60 @@
+"""Search tokens: equal for equal values of one context and key version, so that a column can be searched.
+
+A token is the standard base64 of BLAKE2b-256 (RFC 7693), keyed with the derived key, over the
+UTF-8 plaintext: 44 characters.
+"""
+
+import binascii
+import hashlib
+from collections.abc import Sequence
+from typing import cast
+
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.crypto.text import explain_unencodable
+
+TOKEN_BYTES = 32
+
+
+def search_token(keys: KeyRing, value: str, context: str, version: int | None = None) -> str:
+    """The search token of a value.
+
+    Args:
+        keys: the key ring.
+        value: the plaintext.
+        context: the context of its column.
+        version: key version; None for the current one.
+
+    Raises:
+        TypeError: the value is not a str.
+        UnencodableTextError: it holds lone surrogates.
+        ConfigurationError: no key of that version.
+    """
+    return cast(str, _tokens(keys, [value], context, keys.current_version if version is None else version)[0])
+
+
+def search_tokens_many(keys: KeyRing, values: Sequence[str | None], context: str) -> list[str | None]:
+    """The search tokens of many values of one context, under the current key version; None stays None.
+
+    Raises:
+        TypeError: a value is not a str.
+        UnencodableTextError: a value holds lone surrogates.
+    """
+    return _tokens(keys, values, context, keys.current_version)
+
+
+def _tokens(keys: KeyRing, values: Sequence[str | None], context: str, version: int) -> list[str | None]:
+    keyed = hashlib.blake2b(digest_size=TOKEN_BYTES, key=keys.derive(context, version))
+    encode, to_base64 = str.encode, binascii.b2a_base64
+    tokens: list[str | None] = []
+    try:
+        for value in values:
+            if value is None:
+                tokens.append(None)
+            else:
+                digest = keyed.copy()
+                digest.update(encode(value))
+                tokens.append(to_base64(digest.digest(), newline=False).decode("ascii"))
+        return tokens
+    except (UnicodeEncodeError, TypeError):
+        pass
+    explain_unencodable(values)

@@ -1,0 +1,39 @@
+"""The errors an operator may see. Their messages are written to be shown: never a value, a key or a DSN."""
+
+
+class MigrationError(Exception):
+    """Base of every error raised on purpose by this package.
+
+    The message names the thing, says what is wrong and what to do, and holds
+    neither user data nor secrets, so that it can be logged and stored as it is.
+    """
+
+    exit_status = 1
+
+
+class ConfigurationError(MigrationError):
+    """Wrong usage or configuration: nothing was begun (exit status 2)."""
+
+    exit_status = 2
+
+
+class RefusedError(MigrationError):
+    """The step would not be safe now; nothing was changed (exit status 1)."""
+
+
+class DatabaseFailure(MigrationError):
+    """PostgreSQL refused a statement. Carries the SQLSTATE, never the server's DETAIL, which quotes rows.
+
+    Args:
+        message: what was being done, and the SQLSTATE and constraint name where there is one.
+        sqlstate: the five-character code (PostgreSQL manual, appendix A), or None where the
+            connection itself failed.
+    """
+
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+
+class DecryptionError(MigrationError):
+    """A stored value is not a readable envelope, or not one for this column and key."""

@@ -1,0 +1,6 @@
+"""The engine: plans, backfills, verifies, gates and undoes an encryption migration.
+
+What belongs here: everything that speaks SQL to the target database, on psycopg.
+What does not: Dagster, key sources, the command line. Callers hand in a
+:class:`~alphapulse_encryption.migration.database.Database`, a catalogue and a cipher.
+"""

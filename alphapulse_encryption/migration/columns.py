@@ -1,0 +1,368 @@
+"""Encrypted columns beside the plaintext ones, and the guard that keeps every write consistent from then on.
+
+Two ``BEFORE`` triggers per table act on the rules of authority, column by column (see :func:`guard_function`).
+They compare binary images (``*<>``, PostgreSQL manual 9.25.6): ``=`` calls ``1.50`` and ``1.5``, or ``'a'`` and
+``'A'`` under a case-insensitive collation, the same value, and a ciphertext of the old one would be kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.sql import SQL, Composed, Identifier, Literal
+
+from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration import plan, tracking
+from alphapulse_encryption.migration.database import WRITER, WRITER_SETTING, Actor, Database
+from alphapulse_encryption.migration.ddl import in_short_transaction
+from alphapulse_encryption.migration.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.sql import GUARD_INSERT, GUARD_UPDATE
+
+Connection = psycopg.Connection[Any]
+
+ENCRYPTED_TYPE = "text"
+SEARCH_TYPE = "character varying(64)"
+
+# Columns of these types that are there already are taken as they are: an envelope, or a token of 44
+# characters, fits.
+_ADOPTED = {
+    ENCRYPTED_TYPE: {"text", "character varying"},
+    SEARCH_TYPE: {"character varying(64)", "character varying", "text"},
+}
+_LONGEST_NAME = 63  # bytes: NAMEDATALEN - 1 (PostgreSQL manual, 4.1.1)
+
+
+@dataclass(frozen=True)
+class ColumnsResult:
+    """What :func:`add_encrypted_columns` did.
+
+    Args:
+        added: the names of the columns added now; empty where all were there.
+        existing: the names of the columns found and adopted.
+        guards_created: whether the guard triggers were created or renewed.
+        ranges: how many batch ranges the table has.
+        seconds: duration.
+    """
+
+    added: tuple[str, ...]
+    existing: tuple[str, ...]
+    guards_created: bool
+    ranges: int
+    seconds: float
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.added) or self.guards_created
+
+
+def add_encrypted_columns(
+    database: Database, table: Table, keys: KeyRing, actor: Actor, *, batch_ranges: int
+) -> ColumnsResult:
+    """Add the table's encrypted and search columns and its guard triggers, and plan its batch ranges.
+
+    Online: adding a nullable column without a default rewrites nothing, and each statement waits for its
+    lock briefly and then retries. What is there already is kept.
+
+    Args:
+        database: the target.
+        table: the catalogue's entry.
+        keys: the key the database is (or was) begun with.
+        actor: who does it.
+        batch_ranges: number of ranges to cut the table into, at first.
+
+    Raises:
+        ConfigurationError: table, column or key missing, or an existing column of another type.
+        RefusedError: another key than the one this database was begun with.
+        DatabaseFailure: the lock could not be had, or the server refused.
+    """
+    started = time.monotonic()
+    with database.session(f"add encrypted columns to {table.key}") as connection:
+        state = tracking.table_state(connection, table) if tracking.bookkeeping_exists(connection) else None
+        if state is not None and state.stage != "columns":
+            existing = tuple(name for name, _ in _wanted_columns(table))
+            ranges = len(tracking.read_ranges(connection, table))
+            return ColumnsResult((), existing, False, ranges, time.monotonic() - started)
+        _check_types(read_table(connection, table))
+        tracking.ensure_bookkeeping(connection)
+        tracking.ensure_key(connection, keys)
+        added = in_short_transaction(
+            connection, f"add encrypted columns to {table.key}", lambda: _add_missing(connection, table, actor)
+        )
+        definition = read_table(connection, table)
+        guarded = in_short_transaction(
+            connection, f"create the guard of {table.key}", lambda: ensure_guard(connection, definition, actor)
+        )
+        ranges = plan.ensure_ranges(connection, definition, batch_ranges)
+    return ColumnsResult(
+        added=added,
+        existing=tuple(name for name, _ in _wanted_columns(table) if name not in added),
+        guards_created=guarded,
+        ranges=ranges,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _wanted_columns(table: Table) -> list[tuple[str, str]]:
+    wanted: list[tuple[str, str]] = []
+    for column in table.columns:
+        wanted.append((column.encrypted, ENCRYPTED_TYPE))
+        if column.searchable:
+            wanted.append((column.search, SEARCH_TYPE))
+    return wanted
+
+
+def _check_types(definition: TableDefinition) -> None:
+    for name, type_ in _wanted_columns(definition.table):
+        found = definition.columns.get(name)
+        if found is None:
+            continue
+        if found.generated or found.type not in _ADOPTED[type_]:
+            raise ConfigurationError(
+                f"Column {definition.table.key}.{name} exists with the type {found.type}"
+                f"{' (generated)' if found.generated else ''}, where {type_} is needed. Rename or drop it; "
+                "nothing was changed."
+            )
+
+
+def _add_missing(connection: Connection, table: Table, actor: Actor) -> tuple[str, ...]:
+    definition = read_table(connection, table)
+    tracking.register_table(connection, table)
+    missing = [(name, type_) for name, type_ in _wanted_columns(table) if name not in definition.columns]
+    if missing:
+        connection.execute(
+            SQL("ALTER TABLE {} {}").format(
+                definition.identifier,
+                SQL(", ").join(
+                    SQL("ADD COLUMN {} {}").format(
+                        Identifier(name),
+                        SQL("text") if type_ == ENCRYPTED_TYPE else SQL("character varying(64)"),
+                    )
+                    for name, type_ in missing
+                ),
+            )
+        )
+        names = [name for name, _ in missing]
+        tracking.audit(connection, actor, "add_columns", table, columns=names)
+    return tuple(name for name, _ in missing)
+
+
+def guard_name(table: Table) -> str:
+    """The name of the table's guard function; long names are cut and made unique by a hash."""
+    name = f"encryption_guard_{table.key}"
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(table.key.encode()).hexdigest()[:12]
+    return f"encryption_guard_{digest}"
+
+
+def ensure_guard(connection: Connection, definition: TableDefinition, actor: Actor) -> bool:
+    """Create or renew the guard where it is missing, disabled or made for other columns or authority.
+
+    To be called in a transaction. The lock it takes (SHARE ROW EXCLUSIVE) waits for writers under way and
+    keeps new ones out until the commit, so no statement runs under two authorities.
+
+    Returns:
+        Whether anything was changed.
+    """
+    table = definition.table
+    state = tracking.require_state(connection, table, lock=True)
+    body = guard_function(definition.plaintext_columns, table.key)
+    comment = "alphapulse_encryption " + hashlib.sha256(
+        (body + state.authority + repr(definition.plaintext_columns)).encode()
+    ).hexdigest()
+    if guard_in_place(connection, definition) and _guard_comments(connection, definition) == {comment}:
+        return False
+    function = SQL("public.{}").format(Identifier(guard_name(table)))
+    connection.execute(
+        SQL(
+            "CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql "
+            "SET search_path = pg_catalog AS {}"
+        ).format(function, Literal(body))
+    )
+    for name, event, condition in (
+        (GUARD_INSERT, SQL("INSERT"), _insert_condition(definition.plaintext_columns)),
+        (GUARD_UPDATE, SQL("UPDATE"), _update_condition(definition.plaintext_columns)),
+    ):
+        connection.execute(
+            SQL(
+                "CREATE OR REPLACE TRIGGER {name} BEFORE {event} ON {table} FOR EACH ROW "
+                "WHEN (current_setting({setting}, true) IS DISTINCT FROM {writer} AND ({condition})) "
+                "EXECUTE FUNCTION {function}({authority})"
+            ).format(
+                name=Identifier(name),
+                event=event,
+                table=definition.identifier,
+                setting=Literal(WRITER_SETTING),
+                writer=Literal(WRITER),
+                condition=condition,
+                function=function,
+                authority=Literal(state.authority),
+            )
+        )
+        connection.execute(
+            SQL("ALTER TABLE {} ENABLE TRIGGER {}").format(definition.identifier, Identifier(name))
+        )
+        connection.execute(
+            SQL("COMMENT ON TRIGGER {} ON {} IS {}").format(
+                Identifier(name), definition.identifier, Literal(comment)
+            )
+        )
+    tracking.audit(connection, actor, "guard", table, authority=state.authority)
+    return True
+
+
+def guard_in_place(connection: Connection, definition: TableDefinition) -> bool:
+    """Whether both guard triggers are there, enabled and bound to the guard function."""
+    row = connection.execute(
+        "SELECT count(*) FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid "
+        "WHERE t.tgrelid = %s AND t.tgname = ANY(%s) AND t.tgenabled IN ('O', 'A') AND p.proname = %s "
+        "AND p.pronamespace = 'public'::regnamespace",
+        [definition.oid, [GUARD_INSERT, GUARD_UPDATE], guard_name(definition.table)],
+    ).fetchone()
+    return row is not None and row[0] == len((GUARD_INSERT, GUARD_UPDATE))
+
+
+def _guard_comments(connection: Connection, definition: TableDefinition) -> set[str | None]:
+    rows = connection.execute(
+        "SELECT obj_description(oid, 'pg_trigger') FROM pg_trigger WHERE tgrelid = %s AND tgname = ANY(%s)",
+        [definition.oid, [GUARD_INSERT, GUARD_UPDATE]],
+    )
+    return {comment for (comment,) in rows}
+
+
+def drop_guard(connection: Connection, definition: TableDefinition) -> None:
+    """Take the guard away, in the caller's transaction."""
+    for name in (GUARD_INSERT, GUARD_UPDATE):
+        connection.execute(
+            SQL("DROP TRIGGER IF EXISTS {} ON {}").format(Identifier(name), definition.identifier)
+        )
+    connection.execute(SQL("DROP FUNCTION IF EXISTS public.{}()").format(Identifier(guard_name(definition.table))))
+
+
+def _stored(column: Column) -> list[str]:
+    return [column.encrypted, column.search] if column.searchable else [column.encrypted]
+
+
+def _insert_condition(columns: Sequence[Column]) -> Composed:
+    return SQL(" OR ").join(
+        SQL("NEW.{} IS NOT NULL").format(Identifier(name)) for column in columns for name in _stored(column)
+    )
+
+
+def _update_condition(columns: Sequence[Column]) -> Composed:
+    names = [name for column in columns for name in (column.name, *_stored(column))]
+    return _images_differ(names)
+
+
+def _images_differ(names: Sequence[str]) -> Composed:
+    # The casts make it one comparison of two records; without them the parser compares field by field.
+    return SQL("CAST(ROW({}) AS record) OPERATOR(pg_catalog.*<>) CAST(ROW({}) AS record)").format(
+        SQL(", ").join(SQL("OLD.{}").format(Identifier(name)) for name in names),
+        SQL(", ").join(SQL("NEW.{}").format(Identifier(name)) for name in names),
+    )
+
+
+_GUARD_BODY = """
+DECLARE
+    ciphertext_is_right constant boolean := TG_ARGV[0] = 'ciphertext';
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        {inserts}
+    ELSE
+        {updates}
+    END IF;
+    RETURN NEW;
+END
+"""
+
+_GUARD_INSERT = """
+        IF NEW.{plaintext} IS NULL AND NEW.{encrypted} IS NOT NULL AND NOT ciphertext_is_right THEN
+            {refuse}
+        ELSIF NEW.{plaintext} IS NOT NULL AND {token_missing} THEN
+            {clear}
+        END IF;
+"""
+
+_GUARD_UPDATE = """
+        IF {plaintext_changed} THEN
+            IF NOT ({ciphertext_changed}) OR {token_stale} THEN
+                {clear}
+            ELSIF NEW.{plaintext} IS NULL AND NEW.{encrypted} IS NOT NULL AND NOT ciphertext_is_right THEN
+                {refuse}
+            END IF;
+        ELSIF {ciphertext_changed} THEN
+            IF ciphertext_is_right THEN
+                NEW.{plaintext} := NULL;
+            ELSE
+                {refuse}
+            END IF;
+        END IF;
+"""
+
+_GUARD_REFUSE = """RAISE EXCEPTION USING ERRCODE = 'check_violation', TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA,
+                COLUMN = {encrypted_name}, MESSAGE = {message}, HINT = {hint};"""
+
+
+def guard_function(columns: Sequence[Column], table_key: str) -> str:
+    """The body of the guard function: the rules of authority, written out for each column.
+
+    =====================  ===================================  =======================================
+    one statement changes  authority ``plaintext``              authority ``ciphertext``
+    =====================  ===================================  =======================================
+    plaintext only         ciphertext and token cleared         the same
+    both                   kept                                 kept
+    ciphertext only        refused                              kept, the stale plaintext is cleared
+    =====================  ===================================  =======================================
+
+    A searchable value that comes with both sides but without a token of its own is cleared to pending
+    as well: it could not be found.
+    """
+    inserts: list[Composed] = []
+    updates: list[Composed] = []
+    for column in columns:
+        plaintext, encrypted = Identifier(column.name), Identifier(column.encrypted)
+        clear = SQL("NEW.{} := NULL;").format(encrypted)
+        token_missing: Composed = SQL("{}").format(SQL("false"))
+        token_stale = token_missing
+        if column.searchable:
+            search = Identifier(column.search)
+            clear = SQL("NEW.{} := NULL; NEW.{} := NULL;").format(encrypted, search)
+            token_missing = SQL("(NEW.{} IS NULL) <> (NEW.{} IS NULL)").format(encrypted, search)
+            token_stale = SQL(
+                "(NEW.{plaintext} IS NOT NULL AND (NEW.{search} IS NULL OR NEW.{search} = OLD.{search}))"
+            ).format(plaintext=plaintext, search=search)
+        refuse = SQL(_GUARD_REFUSE).format(
+            encrypted_name=Literal(column.encrypted),
+            message=Literal(
+                f"{table_key}.{column.encrypted} was written without {table_key}.{column.name}, "
+                "which is still what readers use"
+            ),
+            hint=Literal(
+                "Write both columns in one statement, or write the plaintext alone and let the backfill "
+                f"encrypt it. Ciphertext alone is accepted after switch_to_ciphertext of {table_key}."
+            ),
+        )
+        parts = {
+            "plaintext": plaintext,
+            "encrypted": encrypted,
+            "plaintext_changed": _images_differ([column.name]),
+            "ciphertext_changed": _images_differ(_stored(column)),
+            "token_missing": token_missing,
+            "token_stale": token_stale,
+            "clear": clear,
+            "refuse": refuse,
+        }
+        inserts.append(SQL(_GUARD_INSERT).format(**parts))
+        updates.append(SQL(_GUARD_UPDATE).format(**parts))
+    return (
+        SQL(_GUARD_BODY)
+        .format(inserts=SQL("").join(inserts), updates=SQL("").join(updates))
+        .as_string(None)
+    )

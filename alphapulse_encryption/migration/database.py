@@ -1,0 +1,250 @@
+"""Connections to the target database: how a session of ours is set up, and what of an error may be told."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
+from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, MigrationError
+
+_TEXT_OID = 25
+_TEXT_ARRAY_OID = 1009
+
+# The plaintext of an envelope is a value's text form under exactly these settings (PostgreSQL manual,
+# 19.11 "Client Connection Defaults"), so that it does not depend on the session that took it.
+TEXT_FORM_SETTINGS = {
+    "TimeZone": "UTC",
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "client_encoding": "UTF8",
+}
+
+SAFETY_SETTINGS = {
+    # Nothing that another role put into a schema of ours may be called by mistake.
+    "search_path": "pg_catalog",
+    # Whoever waits for us, or makes us wait, does so for this long at most; then we retry.
+    "lock_timeout": "5s",
+    "standard_conforming_strings": "on",
+    # The optimistic checks and the counting of finished ranges rely on each statement seeing what is committed.
+    "default_transaction_isolation": "read committed",
+    # A row that row-level security hides would silently stay plaintext; with this it is an error.
+    "row_security": "off",
+}
+
+# Keep values out of the server's log where the role may say so (19.8 "Error Reporting and Logging").
+LOG_SETTINGS = {
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
+    "log_error_verbosity": "terse",
+    "log_min_error_statement": "panic",
+}
+
+WRITER_SETTING = "alphapulse_encryption.writer"
+WRITER = "engine"
+
+
+class TextArray:
+    """A ``text[]`` parameter that is handed over ready-made; psycopg's list adaptation costs a third more."""
+
+    __slots__ = ("items",)
+
+    def __init__(self, items: Sequence[str | None]) -> None:
+        self.items = items
+
+
+class _TextArrayDumper(Dumper):
+    # Binary form of an array: number of dimensions, whether there are NULLs, element type, then length and
+    # lower bound of each dimension, then each element with its length (src/backend/utils/adt/arrayfuncs.c).
+    oid = _TEXT_ARRAY_OID
+    format = Format.BINARY
+
+    def dump(self, obj: TextArray) -> bytes:
+        items = obj.items
+        if not items:
+            return struct.pack("!iiI", 0, 0, _TEXT_OID)
+        length = struct.Struct("!i").pack
+        null = length(-1)
+        parts = [struct.pack("!iiIii", 1, int(None in items), _TEXT_OID, len(items), 1)]
+        for item in items:
+            if item is None:
+                parts.append(null)
+            else:
+                data = item.encode()
+                parts.append(length(len(data)))
+                parts.append(data)
+        return b"".join(parts)
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who changes the database.
+
+    Args:
+        name: the person or program, as the audit log is to show it.
+        run_id: the Dagster run, where there is one.
+    """
+
+    name: str
+    run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Database:
+    """The target database.
+
+    Args:
+        conninfo: a PostgreSQL URL or connection string; never shown.
+        application_name: what ``pg_stat_activity`` shows for our sessions.
+    """
+
+    conninfo: str = field(repr=False)
+    application_name: str = "alphapulse_encryption"
+
+    def connect(self, *, autocommit: bool = True) -> psycopg.Connection[tuple[Any, ...]]:
+        """Open a session with the settings above.
+
+        Raises:
+            ConfigurationError: the database cannot be reached; the message has no DSN in it.
+        """
+        try:
+            connection: psycopg.Connection[tuple[Any, ...]] = psycopg.connect(
+                self.conninfo, autocommit=True, application_name=self.application_name, connect_timeout=10
+            )
+        except psycopg.Error as error:
+            raise ConfigurationError(
+                f"The database cannot be reached ({_connection_problem(error)}). "
+                "Check ALPHAPULSE_DATABASE_URL, that the server runs, and that the role may log in."
+            ) from None
+        try:
+            self._set_up(connection)
+        except psycopg.Error as error:
+            connection.close()
+            raise failure("set up the session", error) from None
+        connection.autocommit = autocommit
+        return connection
+
+    def _set_up(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        settings = {**TEXT_FORM_SETTINGS, **SAFETY_SETTINGS}
+        connection.execute(
+            "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
+            [list(settings), list(settings.values())],
+        )
+        for name, value in LOG_SETTINGS.items():
+            try:
+                connection.execute("SELECT set_config(%s, %s, false)", [name, value])
+            except psycopg.errors.InsufficientPrivilege:
+                continue  # preflight tells the operator; see preflight.logging_findings
+        connection.adapters.register_dumper(TextArray, _TextArrayDumper)
+
+    @contextmanager
+    def session(self, doing: str, *, autocommit: bool = True) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """A connection for the length of a ``with`` block, errors made safe.
+
+        Args:
+            doing: what is being done, for the message of a failure ("add columns to users").
+            autocommit: off, the block is one transaction: committed at its end, rolled back on an error.
+        """
+        connection = self.connect(autocommit=autocommit)
+        with safe_errors(doing), connection:
+            yield connection
+
+
+def mark_as_engine(connection: psycopg.Connection[Any]) -> None:
+    """Tell the guard triggers, for the rest of this transaction, that the writes are the engine's own."""
+    connection.execute("SELECT set_config(%s, %s, true)", [WRITER_SETTING, WRITER])
+
+
+@contextmanager
+def safe_errors(doing: str) -> Iterator[None]:
+    """Turn psycopg's errors, whose text can quote rows, into :class:`DatabaseFailure`."""
+    try:
+        yield
+    except MigrationError:
+        raise
+    except psycopg.Error as error:
+        raise failure(doing, error) from None
+
+
+def failure(doing: str, error: psycopg.Error) -> DatabaseFailure:
+    """What may be told of a server's error: SQLSTATE, its name, and the objects concerned.
+
+    The server's own message is repeated only for the classes whose messages name objects and never rows.
+    """
+    state = error.sqlstate
+    if state is None:
+        return DatabaseFailure(f"Could not {doing}: the connection to the database was lost.", None)
+    parts = [f"{type(error).__name__}, SQLSTATE {state}"]
+    diagnostics = error.diag
+    for label, value in (
+        ("schema", diagnostics.schema_name),
+        ("table", diagnostics.table_name),
+        ("column", diagnostics.column_name),
+        ("constraint", diagnostics.constraint_name),
+    ):
+        if value:
+            parts.append(f"{label} {value}")
+    text = f"Could not {doing}: the database refused ({', '.join(parts)})."
+    if state in _VALUE_FREE and diagnostics.message_primary:
+        text += f" It says: {diagnostics.message_primary}."
+    return DatabaseFailure(text, state)
+
+
+# SQLSTATEs (PostgreSQL manual, appendix A) whose primary message names objects, roles or settings only.
+_VALUE_FREE = frozenset(
+    {
+        "2BP01",  # dependent_objects_still_exist
+        "42501",  # insufficient_privilege
+        "42703",  # undefined_column
+        "42883",  # undefined_function
+        "42P01",  # undefined_table
+        "42P07",  # duplicate_table
+        "53100",  # disk_full
+        "53200",  # out_of_memory
+        "53300",  # too_many_connections
+        "55P03",  # lock_not_available
+        "57014",  # query_canceled
+        "57P01",  # admin_shutdown
+        "57P03",  # cannot_connect_now
+        "40001",  # serialization_failure
+        "40P01",  # deadlock_detected
+        "25006",  # read_only_sql_transaction
+    }
+)
+
+
+def _connection_problem(error: psycopg.Error) -> str:
+    # libpq's text holds host, user and database name; only its kind is told.
+    text = str(error).lower()
+    for needle, kind in (
+        ("password authentication failed", "the password is not accepted"),
+        ("no password supplied", "a password is needed"),
+        ("does not exist", "no such role or database"),
+        ("connection refused", "connection refused"),
+        ("no such file", "no server at that socket"),
+        ("could not translate host name", "unknown host"),
+        ("name or service not known", "unknown host"),
+        ("timeout", "timed out"),
+        ("pg_hba.conf", "the server's pg_hba.conf has no entry for us"),
+        ("too many", "too many connections"),
+        ("starting up", "the server is starting up"),
+        ("missing", "the connection string is malformed"),
+        ("invalid", "the connection string is malformed"),
+    ):
+        if needle in text:
+            return kind
+    return type(error).__name__
+
+
+def qualified(schema: str, name: str) -> sql.Identifier:
+    """A schema-qualified identifier, quoted."""
+    return sql.Identifier(schema, name)

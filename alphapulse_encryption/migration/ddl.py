@@ -1,0 +1,85 @@
+"""Schema changes that the application does not queue behind: a short wait for the lock, then another try."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import psycopg
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from alphapulse_encryption.errors import RefusedError
+
+Connection = psycopg.Connection[Any]
+T = TypeVar("T")
+
+# While an ALTER TABLE waits for its lock, every later query on the table waits behind it: so it waits briefly.
+LOCK_TIMEOUT = "1s"
+ATTEMPTS = 8
+LONGEST_PAUSE_SECONDS = 8.0
+
+_TRY_AGAIN = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
+
+
+def in_short_transaction(
+    connection: Connection,
+    doing: str,
+    change: Callable[[], T],
+    *,
+    attempts: int = ATTEMPTS,
+    lock_timeout: str = LOCK_TIMEOUT,
+) -> T:
+    """Run ``change`` in a transaction of its own, again with growing, jittered pauses while a lock is taken.
+
+    Args:
+        connection: in autocommit mode.
+        doing: for the message, as in "add columns to users".
+        change: the statements; run from the beginning at each try, so it has to look at the database anew.
+        attempts: how many tries.
+        lock_timeout: how long one statement waits for a lock, in PostgreSQL's notation.
+
+    Raises:
+        RefusedError: the lock could not be had; nothing was changed.
+    """
+
+    def attempt() -> T:
+        with connection.transaction():
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", [lock_timeout])
+            return change()
+
+    return _retrying(doing, attempt, attempts)
+
+
+def outside_transaction(
+    connection: Connection, doing: str, change: Callable[[], T], *, attempts: int = ATTEMPTS
+) -> T:
+    """As :func:`in_short_transaction`, for statements that cannot run in one (``CREATE INDEX CONCURRENTLY``).
+
+    Those wait for other transactions while the application goes on, so they keep the session's lock timeout off.
+    """
+
+    def attempt() -> T:
+        connection.execute("SELECT set_config('lock_timeout', '0', false)")
+        try:
+            return change()
+        finally:
+            if not connection.broken:
+                connection.execute("SELECT set_config('lock_timeout', '5s', false)")
+
+    return _retrying(doing, attempt, attempts)
+
+
+def _retrying(doing: str, attempt: Callable[[], T], attempts: int) -> T:
+    retrying = Retrying(
+        retry=retry_if_exception_type(_TRY_AGAIN),
+        stop=stop_after_attempt(attempts),
+        wait=wait_random_exponential(multiplier=0.2, max=LONGEST_PAUSE_SECONDS),
+        reraise=True,
+    )
+    try:
+        return retrying(attempt)
+    except _TRY_AGAIN:
+        raise RefusedError(
+            f"Could not {doing}: another session kept its lock through {attempts} tries. Nothing was changed. "
+            "Look for long transactions in pg_stat_activity, and run the step again."
+        ) from None

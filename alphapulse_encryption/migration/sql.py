@@ -1,0 +1,188 @@
+"""The statements of the data path, by name. Identifiers are always quoted through :mod:`psycopg.sql`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import LiteralString
+
+from psycopg.sql import SQL, Composable, Composed, Identifier
+
+from alphapulse_encryption.catalogue import Column
+from alphapulse_encryption.migration.definition import TableDefinition
+
+# Triggers of one kind fire in order of their names: the guard has to see what the application's own triggers
+# made of the row, so it comes last.
+GUARD_INSERT = "zzz_encryption_guard_insert"
+GUARD_UPDATE = "zzz_encryption_guard_update"
+PENDING_INDEX_SUFFIX = "_encryption_pending"
+
+
+def key_list(definition: TableDefinition, alias: LiteralString = "t") -> Composed:
+    """``t.a, t.b``: the key's columns."""
+    return SQL(", ").join(Identifier(alias, key.name) for key in definition.key)
+
+
+def key_text(definition: TableDefinition, alias: LiteralString = "t") -> Composed:
+    """``t.a::text, t.b::text``: the key in the form the bookkeeping keeps."""
+    return SQL(", ").join(SQL("{}::text").format(Identifier(alias, key.name)) for key in definition.key)
+
+
+def compare_key(definition: TableDefinition, operator: LiteralString) -> Composed:
+    """``(t.a, t.b) > (%s::bigint, %s::text)``: a comparison the primary key's index can serve."""
+    return SQL("ROW({columns}) OPERATOR({schema}.{operator}) ROW({values})").format(
+        columns=key_list(definition),
+        schema=Identifier(definition.key_operators),
+        operator=SQL(operator),
+        values=SQL(", ").join(SQL("%s::{}").format(SQL(_type(key.type))) for key in definition.key),
+    )
+
+
+def _type(name: str) -> LiteralString:
+    # format_type() has quoted it already; there is no other way to write a type with its modifiers.
+    return name
+
+
+def within(
+    definition: TableDefinition,
+    lower: Sequence[str] | None,
+    upper: Sequence[str] | None,
+    *,
+    lower_inclusive: bool = False,
+) -> tuple[Composed, list[str]]:
+    """The condition ``lower < key <= upper`` and its parameters; None leaves a side open."""
+    conditions: list[Composable] = []
+    parameters: list[str] = []
+    if lower is not None:
+        conditions.append(compare_key(definition, ">=" if lower_inclusive else ">"))
+        parameters += lower
+    if upper is not None:
+        conditions.append(compare_key(definition, "<="))
+        parameters += upper
+    return SQL(" AND ").join(conditions or [SQL("true")]), parameters
+
+
+def column_pending(column: Column, alias: LiteralString = "t") -> Composed:
+    """A value is pending when its plaintext is there and its ciphertext, or the token it needs, is not."""
+    missing = SQL("{} IS NULL").format(Identifier(alias, column.encrypted))
+    if column.searchable:
+        missing = SQL("({} OR {} IS NULL)").format(missing, Identifier(alias, column.search))
+    return SQL("({} IS NOT NULL AND {})").format(Identifier(alias, column.name), missing)
+
+
+def row_pending(definition: TableDefinition, alias: LiteralString = "t") -> Composed:
+    """A row is pending when one of its values is."""
+    pending: list[Composable] = [column_pending(column, alias) for column in definition.plaintext_columns]
+    return SQL("({})").format(SQL(" OR ").join(pending or [SQL("false")]))
+
+
+def select_pending(definition: TableDefinition, condition: Composed) -> Composed:
+    """A batch of pending rows in key order: key, xmin, and each column's value where it is pending."""
+    return SQL(
+        "SELECT {key}, t.xmin::text, {values} FROM {table} t WHERE {condition} AND {pending} "
+        "ORDER BY {order} LIMIT %s"
+    ).format(
+        key=key_text(definition),
+        values=SQL(", ").join(
+            SQL("CASE WHEN {} THEN {}::text END").format(column_pending(column), Identifier("t", column.name))
+            for column in definition.plaintext_columns
+        ),
+        table=definition.identifier,
+        condition=condition,
+        pending=row_pending(definition),
+        order=key_list(definition),
+    )
+
+
+def update_batch(definition: TableDefinition) -> Composed:
+    """One UPDATE per row for all its columns, of rows nobody has changed since they were read.
+
+    Parameters: one ``text[]`` per key column, one of xmin, per column one of ciphertexts and, where it is
+    searchable, one of tokens, then the batch's first and last key. These bounds keep any plan within the
+    batch; ``xmin`` is the compare-and-swap: another transaction's write gives the row another one.
+    """
+    arrays: list[Composable] = []
+    names: list[Composable] = []
+    for number, key in enumerate(definition.key):
+        arrays.append(SQL("%s::text[]::{}[]").format(SQL(_type(key.type))))
+        names.append(Identifier(f"k{number}"))
+    arrays.append(SQL("%s::text[]::xid[]"))
+    names.append(Identifier("x"))
+    assignments: list[Composable] = []
+    for number, column in enumerate(definition.plaintext_columns):
+        for target, name in ((column.encrypted, f"c{number}"), (column.search, f"s{number}")):
+            if target == column.search and not column.searchable:
+                continue
+            arrays.append(SQL("%s::text[]"))
+            names.append(Identifier(name))
+            assignments.append(
+                SQL("{column} = coalesce(d.{new}, t.{column})").format(
+                    column=Identifier(target), new=Identifier(name)
+                )
+            )
+    return SQL(
+        "UPDATE {table} t SET {assignments} FROM unnest({arrays}) AS d ({names}) "
+        "WHERE {first} AND {last} AND {keys} AND t.xmin = d.x"
+    ).format(
+        table=definition.identifier,
+        assignments=SQL(", ").join(assignments),
+        arrays=SQL(", ").join(arrays),
+        names=SQL(", ").join(names),
+        first=compare_key(definition, ">="),
+        last=compare_key(definition, "<="),
+        keys=same_key(definition),
+    )
+
+
+def same_key(definition: TableDefinition) -> Composed:
+    """``t.a = d.k0 AND t.b = d.k1``, by the key's own operators."""
+    return SQL(" AND ").join(
+        SQL("{} OPERATOR({}.=) {}").format(
+            Identifier("t", key.name), Identifier(definition.key_operators), Identifier("d", f"k{number}")
+        )
+        for number, key in enumerate(definition.key)
+    )
+
+
+def keys_written_now(definition: TableDefinition) -> Composed:
+    """The keys between two bounds that this very transaction has written."""
+    return SQL(
+        "SELECT {key} FROM {table} t WHERE {first} AND {last} AND t.xmin = pg_current_xact_id()::xid"
+    ).format(
+        key=key_text(definition),
+        table=definition.identifier,
+        first=compare_key(definition, ">="),
+        last=compare_key(definition, "<="),
+    )
+
+
+def count_pending(definition: TableDefinition, condition: Composed) -> Composed:
+    """How many rows of a part of the table are pending; served by the pending index once it is there."""
+    return SQL("SELECT count(*) FROM {} t WHERE {} AND {}").format(
+        definition.identifier, condition, row_pending(definition)
+    )
+
+
+def any_pending(definition: TableDefinition, condition: Composed) -> Composed:
+    """Whether any row of a part of the table is pending."""
+    return SQL("SELECT EXISTS (SELECT FROM {} t WHERE {} AND {})").format(
+        definition.identifier, condition, row_pending(definition)
+    )
+
+
+def select_for_verification(definition: TableDefinition, condition: Composed) -> Composed:
+    """A batch in key order: key, then per catalogued column plaintext, ciphertext and token (or NULL)."""
+    values: list[Composable] = []
+    for column in definition.table.columns:
+        for name, present in (
+            (column.name, column.name in definition.columns),
+            (column.encrypted, True),
+            (column.search, column.searchable),
+        ):
+            values.append(SQL("{}::text").format(Identifier("t", name)) if present else SQL("NULL::text"))
+    return SQL("SELECT {key}, {values} FROM {table} t WHERE {condition} ORDER BY {order} LIMIT %s").format(
+        key=key_text(definition),
+        values=SQL(", ").join(values),
+        table=definition.identifier,
+        condition=condition,
+        order=key_list(definition),
+    )

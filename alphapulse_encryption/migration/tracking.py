@@ -1,0 +1,464 @@
+"""The bookkeeping in the target database: what operators watch, what the engine resumes from, what is audited.
+
+Everything lives in the schema ``public`` under names that begin with ``encryption_``; nothing here ever holds
+a value of user data. Keys of rows and boundaries of ranges are kept in text form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import psycopg
+from psycopg import sql
+
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.errors import ConfigurationError, RefusedError
+from alphapulse_encryption.migration.database import Actor
+
+Connection = psycopg.Connection[Any]
+Authority = Literal["plaintext", "ciphertext"]
+Status = Literal["pending", "in_progress", "completed", "failed"]
+
+# Any constant does; it only has to be ours, so that two processes do not create the tables at once.
+_BOOKKEEPING_LOCK = 0x616C7068_61656E63
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS public.encryption_migrations (
+    table_name text NOT NULL,
+    column_name text NOT NULL,
+    status text NOT NULL DEFAULT 'pending'
+        CHECK (status IN ('pending', 'in_progress', 'completed', 'failed')),
+    started_at timestamptz,
+    completed_at timestamptz,
+    records_processed bigint NOT NULL DEFAULT 0,
+    error_message text,
+    PRIMARY KEY (table_name, column_name));
+CREATE TABLE IF NOT EXISTS public.encryption_tables (
+    table_name text PRIMARY KEY,
+    authority text NOT NULL DEFAULT 'plaintext' CHECK (authority IN ('plaintext', 'ciphertext')),
+    stage text NOT NULL DEFAULT 'columns' CHECK (stage IN ('columns', 'dropped', 'restoring')),
+    set_aside jsonb NOT NULL DEFAULT '{}',
+    changed_at timestamptz NOT NULL DEFAULT now());
+CREATE TABLE IF NOT EXISTS public.encryption_ranges (
+    table_name text NOT NULL,
+    batch_range int NOT NULL,
+    lower_key text[],
+    upper_key text[],
+    status text NOT NULL DEFAULT 'pending'
+        CHECK (status IN ('pending', 'in_progress', 'completed', 'failed')),
+    position text[],
+    rows_processed bigint NOT NULL DEFAULT 0,
+    values_processed bigint NOT NULL DEFAULT 0,
+    started_at timestamptz,
+    updated_at timestamptz,
+    completed_at timestamptz,
+    error_message text,
+    PRIMARY KEY (table_name, batch_range));
+CREATE TABLE IF NOT EXISTS public.encryption_verifications (
+    table_name text NOT NULL,
+    batch_range int NOT NULL,
+    verified_at timestamptz NOT NULL,
+    definition text NOT NULL,
+    key_check text NOT NULL,
+    row_count bigint NOT NULL,
+    columns jsonb NOT NULL,
+    offenders jsonb NOT NULL,
+    run_id text,
+    PRIMARY KEY (table_name, batch_range));
+CREATE TABLE IF NOT EXISTS public.encryption_key_checks (
+    key_version int PRIMARY KEY,
+    check_value text NOT NULL,
+    first_used_at timestamptz NOT NULL DEFAULT now());
+CREATE TABLE IF NOT EXISTS public.encryption_backups (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    taken_at timestamptz NOT NULL,
+    location text NOT NULL,
+    bytes bigint NOT NULL,
+    sha256 text NOT NULL,
+    recipient text NOT NULL,
+    listed_entries int NOT NULL,
+    verified_at timestamptz NOT NULL,
+    tables text[] NOT NULL,
+    run_id text);
+CREATE TABLE IF NOT EXISTS public.encryption_approvals (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    table_name text NOT NULL,
+    approver text NOT NULL,
+    database_role text NOT NULL DEFAULT session_user,
+    reason text NOT NULL,
+    approved_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz NOT NULL,
+    definition text NOT NULL,
+    catalogue_entry text NOT NULL,
+    key_check text NOT NULL,
+    verified_at timestamptz NOT NULL,
+    backup_id bigint NOT NULL REFERENCES public.encryption_backups (id),
+    run_id text,
+    consumed_at timestamptz,
+    consumed_by text,
+    revoked_at timestamptz,
+    revoked_by text);
+CREATE TABLE IF NOT EXISTS public.encryption_definitions (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    table_name text NOT NULL,
+    saved_at timestamptz NOT NULL DEFAULT now(),
+    definition jsonb NOT NULL,
+    restored_at timestamptz);
+CREATE TABLE IF NOT EXISTS public.encryption_audit_log (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    database_role text NOT NULL DEFAULT session_user,
+    actor text NOT NULL,
+    run_id text,
+    table_name text,
+    action text NOT NULL,
+    details jsonb NOT NULL DEFAULT '{}');
+CREATE OR REPLACE FUNCTION public.encryption_audit_is_append_only() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+BEGIN
+    RAISE EXCEPTION 'encryption_audit_log is append-only';
+END $$;
+CREATE OR REPLACE TRIGGER encryption_append_only BEFORE UPDATE OR DELETE OR TRUNCATE
+    ON public.encryption_audit_log FOR EACH STATEMENT
+    EXECUTE FUNCTION public.encryption_audit_is_append_only();
+"""
+
+_MIGRATIONS_COLUMNS = {
+    "table_name",
+    "column_name",
+    "status",
+    "started_at",
+    "completed_at",
+    "records_processed",
+    "error_message",
+}
+
+BOOKKEEPING_TABLES = (
+    "encryption_migrations",
+    "encryption_tables",
+    "encryption_ranges",
+    "encryption_verifications",
+    "encryption_key_checks",
+    "encryption_backups",
+    "encryption_approvals",
+    "encryption_definitions",
+    "encryption_audit_log",
+)
+
+
+def bookkeeping_exists(connection: Connection) -> bool:
+    """Whether every table of the bookkeeping is there."""
+    row = connection.execute(
+        "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname = ANY(%s)",
+        [list(BOOKKEEPING_TABLES)],
+    ).fetchone()
+    return row is not None and row[0] == len(BOOKKEEPING_TABLES)
+
+
+def ensure_bookkeeping(connection: Connection) -> None:
+    """Create what is missing of the bookkeeping; nothing happens where all of it is there.
+
+    Raises:
+        ConfigurationError: a table of the name ``encryption_migrations`` is there and is another one.
+    """
+    if bookkeeping_exists(connection):
+        return
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_BOOKKEEPING_LOCK])
+        connection.execute("SELECT set_config('client_min_messages', 'warning', true)")
+        connection.execute(_TABLES)
+        found = {
+            name
+            for (name,) in connection.execute(
+                "SELECT attname FROM pg_attribute "
+                "WHERE attrelid = 'public.encryption_migrations'::regclass AND attnum > 0"
+            )
+        }
+        if not found >= _MIGRATIONS_COLUMNS:
+            raise ConfigurationError(
+                "Table public.encryption_migrations exists and is not ours: it lacks "
+                f"{', '.join(sorted(_MIGRATIONS_COLUMNS - found))}. Rename it and try again."
+            )
+
+
+def audit(
+    connection: Connection, actor: Actor, action: str, table: Table | None = None, **details: object
+) -> None:
+    """Append to the audit log, in the transaction of what it tells of."""
+    connection.execute(
+        "INSERT INTO public.encryption_audit_log (actor, run_id, table_name, action, details) "
+        "VALUES (%s, %s, %s, %s, %s)",
+        [actor.name, actor.run_id, table.key if table else None, action, json.dumps(details, default=str)],
+    )
+
+
+@dataclass(frozen=True)
+class TableState:
+    """Where a table stands.
+
+    Args:
+        authority: which side is right.
+        stage: ``columns`` while both sides exist, ``dropped`` after the drop, ``restoring`` while the
+            plaintext columns are being rebuilt.
+        set_aside: what the switch took off the plaintext columns, to be put back by a revert.
+    """
+
+    authority: Authority
+    stage: Literal["columns", "dropped", "restoring"]
+    set_aside: Mapping[str, Any]
+
+
+def register_table(connection: Connection, table: Table) -> None:
+    """Make the table and its columns known to the bookkeeping, where they are not."""
+    connection.execute(
+        "INSERT INTO public.encryption_tables (table_name) VALUES (%s) ON CONFLICT DO NOTHING", [table.key]
+    )
+    connection.execute(
+        "INSERT INTO public.encryption_migrations (table_name, column_name) "
+        "SELECT %s, c FROM unnest(%s::text[]) AS c ON CONFLICT DO NOTHING",
+        [table.key, [column.name for column in table.columns]],
+    )
+
+
+def table_state(connection: Connection, table: Table, *, lock: bool = False) -> TableState | None:
+    """The table's state, or None where its encrypted columns were never added.
+
+    Args:
+        lock: hold the row until the end of the transaction, so that no other step changes it meanwhile.
+    """
+    query = sql.SQL(
+        "SELECT authority, stage, set_aside FROM public.encryption_tables WHERE table_name = %s {lock}"
+    ).format(lock=sql.SQL("FOR UPDATE" if lock else ""))
+    row = connection.execute(query, [table.key]).fetchone()
+    return None if row is None else TableState(*row)
+
+
+def require_state(connection: Connection, table: Table, *, lock: bool = False) -> TableState:
+    """The table's state.
+
+    Raises:
+        RefusedError: its encrypted columns were never added.
+    """
+    state = table_state(connection, table, lock=lock) if bookkeeping_exists(connection) else None
+    if state is None:
+        raise RefusedError(
+            f"Table {table.key} has no encrypted columns yet. Run the step encrypted_columns "
+            f"(--add-columns --table {table.key}) first."
+        )
+    return state
+
+
+def set_state(
+    connection: Connection,
+    table: Table,
+    *,
+    authority: Authority,
+    stage: Literal["columns", "dropped", "restoring"],
+    set_aside: Mapping[str, Any],
+) -> None:
+    """Record where the table stands; called in the transaction that brings it there."""
+    connection.execute(
+        "UPDATE public.encryption_tables SET authority = %s, stage = %s, set_aside = %s, changed_at = now() "
+        "WHERE table_name = %s",
+        [authority, stage, json.dumps(set_aside), table.key],
+    )
+
+
+def ensure_key(connection: Connection, keys: KeyRing) -> None:
+    """Refuse a key other than the one this database was begun with; remember it at first use.
+
+    Raises:
+        RefusedError: the key-check value of a version differs from the stored one.
+    """
+    check_key(connection, keys)
+    version = keys.current_version
+    connection.execute(
+        "INSERT INTO public.encryption_key_checks (key_version, check_value) VALUES (%s, %s) "
+        "ON CONFLICT DO NOTHING",
+        [version, keys.check_value(version)],
+    )
+
+
+def check_key(connection: Connection, keys: KeyRing) -> None:
+    """Hold the key ring against the stored key-check values without writing.
+
+    Raises:
+        RefusedError: as :func:`ensure_key`.
+    """
+    if not bookkeeping_exists(connection):
+        return
+    stored = connection.execute("SELECT key_version, check_value FROM public.encryption_key_checks")
+    for version, check in stored.fetchall():
+        if version in keys.versions and keys.check_value(version) != check:
+            raise RefusedError(
+                f"The master key of version {version} is not the one this database was begun with. "
+                "Nothing was written. Put the original key back into the key source "
+                "(ALPHAPULSE_ENCRYPTION_MASTER_KEY, or …_V"
+                f"{version} where versions have keys of their own); a new key needs a new key version."
+            )
+
+
+@dataclass(frozen=True)
+class BatchRange:
+    """One batch range of a table: the rows with ``lower < key <= upper``; None leaves that side open."""
+
+    number: int
+    lower: tuple[str, ...] | None
+    upper: tuple[str, ...] | None
+    status: Status
+    position: tuple[str, ...] | None
+    rows_processed: int
+    values_processed: int
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no key can fall into it: a table with fewer rows than ranges leaves some empty."""
+        return self.lower is not None and self.lower == self.upper
+
+
+_RANGE = """
+SELECT batch_range, lower_key, upper_key, status, position, rows_processed, values_processed
+  FROM public.encryption_ranges WHERE table_name = %s
+"""
+
+
+def read_ranges(connection: Connection, table: Table) -> tuple[BatchRange, ...]:
+    """The table's batch ranges in order; empty where they were not planned yet."""
+    rows = connection.execute(_RANGE + " ORDER BY batch_range", [table.key]).fetchall()
+    return tuple(_batch_range(row) for row in rows)
+
+
+def read_range(connection: Connection, table: Table, number: int) -> BatchRange:
+    """One batch range.
+
+    Raises:
+        RefusedError: it was never planned.
+    """
+    row = connection.execute(_RANGE + " AND batch_range = %s", [table.key, number]).fetchone()
+    if row is None:
+        raise RefusedError(
+            f"Batch range {number:02d} of {table.key} is not planned. Ranges are planned by encrypted_columns "
+            f"(--add-columns --table {table.key}); ALPHAPULSE_BATCH_RANGES has to be what it was then."
+        )
+    return _batch_range(row)
+
+
+def _batch_range(row: tuple[Any, ...]) -> BatchRange:
+    number, lower, upper, status, position, rows, values = row
+    return BatchRange(
+        number,
+        tuple(lower) if lower is not None else None,
+        tuple(upper) if upper is not None else None,
+        status,
+        tuple(position) if position is not None else None,
+        rows,
+        values,
+    )
+
+
+def begin_range(connection: Connection, table: Table, number: int) -> None:
+    """A range begins: it and the table's columns are ``in_progress``."""
+    connection.execute(
+        "UPDATE public.encryption_ranges SET status = 'in_progress', error_message = NULL, "
+        "started_at = coalesce(started_at, clock_timestamp()), updated_at = clock_timestamp(), "
+        "completed_at = NULL WHERE table_name = %s AND batch_range = %s",
+        [table.key, number],
+    )
+    _columns_status(connection, table, "in_progress")
+
+
+def advance_range(
+    connection: Connection,
+    table: Table,
+    number: int,
+    *,
+    position: tuple[str, ...],
+    rows: int,
+    values: Mapping[str, int],
+) -> None:
+    """Progress of one batch, written in the transaction that holds its data."""
+    connection.execute(
+        "UPDATE public.encryption_ranges SET position = %s, rows_processed = rows_processed + %s, "
+        "values_processed = values_processed + %s, updated_at = clock_timestamp() "
+        "WHERE table_name = %s AND batch_range = %s",
+        [list(position), rows, sum(values.values()), table.key, number],
+    )
+    _lock_columns(connection, table)
+    connection.execute(
+        "UPDATE public.encryption_migrations m SET records_processed = records_processed + d.n "
+        "FROM unnest(%s::text[], %s::bigint[]) AS d (column_name, n) "
+        "WHERE m.table_name = %s AND m.column_name = d.column_name AND d.n > 0",
+        [list(values), list(values.values()), table.key],
+    )
+
+
+def complete_range(connection: Connection, table: Table, number: int) -> None:
+    """A range is done; with its last one the table's columns are ``completed``."""
+    connection.execute(
+        "UPDATE public.encryption_ranges SET status = 'completed', position = NULL, error_message = NULL, "
+        "updated_at = clock_timestamp(), completed_at = clock_timestamp() "
+        "WHERE table_name = %s AND batch_range = %s",
+        [table.key, number],
+    )
+    # Of two ranges that end at once, the later one waits here and then sees the other completed.
+    _lock_columns(connection, table)
+    row = connection.execute(
+        "SELECT count(*) FROM public.encryption_ranges WHERE table_name = %s AND status <> 'completed'",
+        [table.key],
+    ).fetchone()
+    if row is not None and row[0] == 0:
+        _columns_status(connection, table, "completed")
+
+
+def fail_range(connection: Connection, table: Table, number: int, message: str) -> None:
+    """A range ended with an error; ``message`` has to be free of values."""
+    connection.execute(
+        "UPDATE public.encryption_ranges SET status = 'failed', error_message = %s, "
+        "updated_at = clock_timestamp() WHERE table_name = %s AND batch_range = %s",
+        [message, table.key, number],
+    )
+    _columns_status(connection, table, "failed", message)
+
+
+def _columns_status(
+    connection: Connection, table: Table, status: Status, message: str | None = None
+) -> None:
+    _lock_columns(connection, table)
+    connection.execute(
+        "UPDATE public.encryption_migrations SET status = %(status)s, error_message = %(message)s, "
+        "started_at = coalesce(started_at, clock_timestamp()), "
+        "completed_at = CASE WHEN %(status)s = 'completed' THEN clock_timestamp() END "
+        "WHERE table_name = %(table)s AND column_name = ANY(%(columns)s) "
+        "AND (status, error_message) IS DISTINCT FROM (%(status)s, %(message)s::text)",
+        {
+            "table": table.key,
+            "columns": [column.name for column in table.columns],
+            "status": status,
+            "message": message,
+        },
+    )
+
+
+def _lock_columns(connection: Connection, table: Table) -> None:
+    # Always in order of their names: two ranges of one table never wait for each other crosswise.
+    connection.execute(
+        "SELECT FROM public.encryption_migrations WHERE table_name = %s ORDER BY column_name FOR UPDATE",
+        [table.key],
+    )
+
+
+def status_rows(
+    connection: Connection, tables: Iterable[Table]
+) -> list[tuple[str, str, Status, int, datetime | None]]:
+    """Rows of ``encryption_migrations``: table, column, status, records processed, completion."""
+    rows = connection.execute(
+        "SELECT table_name, column_name, status, records_processed, completed_at "
+        "FROM public.encryption_migrations WHERE table_name = ANY(%s) ORDER BY table_name, column_name",
+        [[table.key for table in tables]],
+    ).fetchall()
+    return [(row[0], row[1], row[2], row[3], row[4]) for row in rows]

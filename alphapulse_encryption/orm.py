@@ -1,0 +1,564 @@
+"""SQLAlchemy types for encrypted columns and search columns.
+
+    class User(Base):
+        __tablename__ = "users"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        email: Mapped[str] = mapped_column("email_encrypted", EncryptedString("user_pii"))
+        email_search: Mapped[str] = mapped_column(SearchToken("user_pii"))
+
+    user = User(email="user@example.com", email_search="user@example.com")
+    select(User).where(User.email_search == "user@example.com")
+
+What is encrypted is the PostgreSQL text form of a value, the one that `value::text` has under
+`TimeZone=UTC`, `DateStyle=ISO`, `bytea_output=hex` and `extra_float_digits=1`, so that the
+application and the migration write the same plaintext. None is NULL.
+
+Encrypted columns support `IS NULL` only: equal values have different envelopes, so every other
+comparison is refused when the query is built. Compare the search column instead.
+
+SQLAlchemy quotes the parameters of a statement in some of its errors, before encryption. The
+types here raise errors that it does not wrap; for those of other types, create the engine with
+`hide_parameters=True`.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from decimal import ROUND_HALF_UP, Context, Decimal
+from typing import Any, ClassVar, NoReturn, TypeVar
+from uuid import UUID
+
+from sqlalchemy import String, Text
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import DontWrapMixin, InvalidRequestError
+from sqlalchemy.sql import ColumnElement, operators
+from sqlalchemy.sql.elements import Null
+from sqlalchemy.sql.operators import OperatorType
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from alphapulse_encryption.crypto.text import UnencodableTextError
+from alphapulse_encryption.errors import ConfigurationError, DecryptionError
+from alphapulse_encryption.runtime import get_cipher, get_searchable_cipher
+
+__all__ = [
+    "EncryptedBoolean",
+    "EncryptedBytes",
+    "EncryptedDate",
+    "EncryptedDateTime",
+    "EncryptedFloat",
+    "EncryptedInteger",
+    "EncryptedJSON",
+    "EncryptedNumeric",
+    "EncryptedString",
+    "EncryptedText",
+    "EncryptedTypeError",
+    "EncryptedUUID",
+    "EncryptedValueError",
+    "SearchToken",
+]
+
+SEARCH_COLUMN_LENGTH = 64
+
+_BIGINT = range(-(2**63), 2**63)
+
+# Digits before and after the decimal point of PostgreSQL's numeric (manual, section 8.1.2).
+_NUMERIC_DIGITS_BEFORE = 131_072
+_NUMERIC_DIGITS_AFTER = 16_383
+_NUMERIC_CONTEXT = Context(prec=_NUMERIC_DIGITS_BEFORE + _NUMERIC_DIGITS_AFTER)
+
+# PostgreSQL prints float8 in positional notation from 1e-4 up to below 1e15.
+_FLOAT_POSITIONAL = range(-4, 15)
+_FLOAT_MAX_DIGITS = 17
+# Holds every float8 and every middle between two of them exactly.
+_FLOAT_CONTEXT = Context(prec=2000)
+
+T = TypeVar("T")
+
+
+class EncryptedTypeError(DontWrapMixin, TypeError):
+    """A value of the wrong Python type for its column. Names the types, never the value."""
+
+
+class EncryptedValueError(DontWrapMixin, ValueError):
+    """A value that its column cannot hold. Never quotes the value."""
+
+
+class _KeyError(DontWrapMixin, ConfigurationError):
+    """A ConfigurationError that SQLAlchemy raises as it is, instead of with the statement's parameters."""
+
+
+class _NullTestsOnly(TypeDecorator.Comparator[Any]):
+    """Refuses every operator on an encrypted column but the tests for NULL."""
+
+    __slots__ = ()
+
+    def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
+        equality = op in {operators.eq, operators.ne, operators.is_, operators.is_not}
+        if equality and all(operand is None or isinstance(operand, Null) for operand in other):
+            return super().operate(op, *other, **kwargs)
+        self._refuse(op)
+
+    def reverse_operate(self, op: OperatorType, other: Any, **kwargs: Any) -> ColumnElement[Any]:
+        self._refuse(op)
+
+    def _refuse(self, op: OperatorType) -> NoReturn:
+        raise InvalidRequestError(
+            f"the encrypted column {_name(self.expr)} supports IS NULL only, not {_operator(op)}: "
+            "equal values have different envelopes. Compare its search column (SearchToken), "
+            "or compare after loading."
+        )
+
+
+class _EqualityOnly(TypeDecorator.Comparator[Any]):
+    """Refuses operators on a search column that have no meaning for tokens, such as LIKE or <."""
+
+    __slots__ = ()
+
+    _MEANINGFUL: ClassVar[frozenset[OperatorType]] = frozenset(
+        {
+            operators.eq,
+            operators.ne,
+            operators.is_,
+            operators.is_not,
+            operators.in_op,
+            operators.not_in_op,
+            operators.is_distinct_from,
+            operators.is_not_distinct_from,
+        }
+    )
+
+    def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
+        if op not in self._MEANINGFUL:
+            self._refuse(op)
+        return super().operate(op, *other, **kwargs)
+
+    def reverse_operate(self, op: OperatorType, other: Any, **kwargs: Any) -> ColumnElement[Any]:
+        self._refuse(op)
+
+    def _refuse(self, op: OperatorType) -> NoReturn:
+        raise InvalidRequestError(
+            f"the search column {_name(self.expr)} supports =, <>, IN and IS NULL only, not {_operator(op)}: "
+            "a token says whether two values are equal and nothing else."
+        )
+
+
+def _name(expression: Any) -> str:
+    return str(getattr(expression, "name", None) or "of this expression")
+
+
+def _operator(op: OperatorType) -> str:
+    return str(getattr(op, "__name__", "this operator"))
+
+
+class _ContextType(TypeDecorator[T]):
+    """What encrypted columns and search columns share: a context, and errors that quote no parameters."""
+
+    impl: type[TypeEngine[Any]] = Text
+    cache_ok = True
+
+    def __init__(self, context: str) -> None:
+        if not context:
+            raise ConfigurationError(
+                f"{type(self).__name__} needs the context of its column, as in the catalogue"
+            )
+        super().__init__()
+        self.context = context
+
+    def _wrong_type(self, value: object, expected: str) -> EncryptedTypeError:
+        return EncryptedTypeError(f"{self!r} takes {expected}, not {type(value).__name__}")
+
+    def _wrong_value(self, problem: str) -> EncryptedValueError:
+        return EncryptedValueError(f"{self!r}: {problem}")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.context!r})"
+
+
+class _Encrypted(_ContextType[T]):
+    """A column of envelopes. Subclasses say how a value is written as text and read back."""
+
+    comparator_factory = _NullTestsOnly
+
+    def _render(self, value: Any) -> str:
+        raise self._wrong_type(value, "nothing")
+
+    def _parse(self, text: str) -> T:
+        raise ValueError
+
+    def process_bind_param(self, value: T | None, dialect: Dialect) -> str | None:
+        """The envelope of a value.
+
+        Raises:
+            EncryptedTypeError: the value is of another Python type.
+            EncryptedValueError: the column cannot hold it.
+            ConfigurationError: a key is missing or malformed.
+        """
+        if value is None:
+            return None
+        failure: Exception
+        try:
+            return get_cipher().encrypt(self._render(value), self.context)
+        except (EncryptedTypeError, EncryptedValueError):
+            raise
+        except ConfigurationError as error:
+            failure = _KeyError(str(error))
+        except UnencodableTextError as error:
+            failure = self._wrong_value(str(error))
+        except (ValueError, ArithmeticError, RecursionError):
+            failure = self._wrong_value("the value has no text form in PostgreSQL")
+        # Not raised above: a chained exception could carry the value.
+        raise failure
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> T | None:
+        """The value in an envelope.
+
+        Raises:
+            DecryptionError: it is not a readable envelope of the context, or what it holds is not
+                a value of this type.
+            ConfigurationError: a key is missing or malformed.
+        """
+        if value is None:
+            return None
+        text = get_cipher().decrypt(value, self.context)
+        try:
+            return self._parse(text)
+        except (ValueError, ArithmeticError, RecursionError):
+            pass
+        raise DecryptionError(f"{self!r}: a decrypted value is not one that this type can represent")
+
+
+class EncryptedString(_Encrypted[str]):
+    """Text: `varchar`, `text`.
+
+    Args:
+        context: the context of the column, as in the catalogue.
+    """
+
+    def _render(self, value: Any) -> str:
+        if not isinstance(value, str):
+            raise self._wrong_type(value, "str")
+        return value
+
+    def _parse(self, text: str) -> str:
+        return text
+
+
+class EncryptedText(EncryptedString):
+    """Text, the same as `EncryptedString`: encrypted columns have no length."""
+
+
+class EncryptedInteger(_Encrypted[int]):
+    """Whole numbers: `smallint`, `integer`, `bigint`.
+
+    Args:
+        context: the context of the column, as in the catalogue.
+    """
+
+    def _render(self, value: Any) -> str:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self._wrong_type(value, "int")
+        if value not in _BIGINT:
+            raise self._wrong_value("the value is out of the range of bigint")
+        return str(int(value))
+
+    def _parse(self, text: str) -> int:
+        return int(text)
+
+
+class EncryptedFloat(_Encrypted[float]):
+    """Floating point: `double precision`.
+
+    Args:
+        context: the context of the column, as in the catalogue.
+    """
+
+    def _render(self, value: Any) -> str:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise self._wrong_type(value, "float")
+        return _float8_text(float(value))
+
+    def _parse(self, text: str) -> float:
+        return float(text)
+
+
+class EncryptedNumeric(_Encrypted[Decimal]):
+    """Exact numbers: `numeric`. All digits are kept, trailing zeros included.
+
+    Args:
+        context: the context of the column, as in the catalogue.
+        scale: that of a column `numeric(precision, scale)`: values are written with exactly so many
+            decimals, rounded half away from zero as PostgreSQL does. None: as many as the value has.
+    """
+
+    def __init__(self, context: str, scale: int | None = None) -> None:
+        super().__init__(context)
+        self.scale = scale
+
+    def _render(self, value: Any) -> str:
+        if not isinstance(value, int | Decimal) or isinstance(value, bool):
+            raise self._wrong_type(
+                value, "Decimal or int (a float is rounded to binary: use Decimal(str(x)))"
+            )
+        number = Decimal(value)
+        if self.scale is not None and number.is_finite():
+            number = number.quantize(Decimal((0, (1,), -self.scale)), ROUND_HALF_UP, _NUMERIC_CONTEXT)
+        return _numeric_text(number)
+
+    def _parse(self, text: str) -> Decimal:
+        return Decimal(text)
+
+    def __repr__(self) -> str:
+        scale = "" if self.scale is None else f", scale={self.scale}"
+        return f"{type(self).__name__}({self.context!r}{scale})"
+
+
+class EncryptedBoolean(_Encrypted[bool]):
+    """`boolean`.
+
+    Args:
+        context: the context of the column, as in the catalogue.
+    """
+
+    def _render(self, value: Any) -> str:
+        if not isinstance(value, bool):
+            raise self._wrong_type(value, "bool")
+        return "true" if value else "false"
+
+    def _parse(self, text: str) -> bool:
+        if text not in {"true", "false"}:
+            raise ValueError
+        return text == "true"
+
+
+class EncryptedDate(_Encrypted[date]):
+    """`date`. PostgreSQL's `infinity` and years that Python does not have cannot be read.
+
+    Args:
+        context: the context of the column, as in the catalogue.
+    """
+
+    def _render(self, value: Any) -> str:
+        if not isinstance(value, date) or isinstance(value, datetime):
+            raise self._wrong_type(value, "date")
+        return value.isoformat()
+
+    def _parse(self, text: str) -> date:
+        return date.fromisoformat(text)
+
+
+class EncryptedDateTime(_Encrypted[datetime]):
+    """`timestamp with time zone` or `timestamp`.
+
+    PostgreSQL's `infinity` and years that Python does not have cannot be read.
+
+    Args:
+        context: the context of the column, as in the catalogue.
+        timezone: True takes aware values and returns them in UTC; False takes and returns naive ones.
+    """
+
+    def __init__(self, context: str, timezone: bool = True) -> None:
+        super().__init__(context)
+        self.timezone = timezone
+
+    def _render(self, value: Any) -> str:
+        if not isinstance(value, datetime):
+            raise self._wrong_type(value, "datetime")
+        if (value.utcoffset() is not None) != self.timezone:
+            raise self._wrong_value("the value must be " + ("aware" if self.timezone else "naive"))
+        moment = value.astimezone(UTC) if self.timezone else value
+        text = moment.replace(tzinfo=None).isoformat(sep=" ")
+        if moment.microsecond:
+            text = text.rstrip("0")
+        return text + "+00" if self.timezone else text
+
+    def _parse(self, text: str) -> datetime:
+        value = datetime.fromisoformat(text)
+        if (value.tzinfo is not None) != self.timezone:
+            raise ValueError
+        return value
+
+    def __repr__(self) -> str:
+        timezone = "" if self.timezone else ", timezone=False"
+        return f"{type(self).__name__}({self.context!r}{timezone})"
+
+
+class EncryptedUUID(_Encrypted[UUID]):
+    """`uuid`.
+
+    Args:
+        context: the context of the column, as in the catalogue.
+    """
+
+    def _render(self, value: Any) -> str:
+        if not isinstance(value, UUID):
+            raise self._wrong_type(value, "UUID")
+        return str(value)
+
+    def _parse(self, text: str) -> UUID:
+        return UUID(text)
+
+
+class EncryptedJSON(_Encrypted[Any]):
+    """`jsonb`: dicts with str keys, lists, tuples, str, int, float, Decimal, bool and None inside them.
+
+    None itself is NULL; a JSON null in the column is read as None. Numbers with a decimal point are
+    read as float. Wrap it in `MutableDict.as_mutable` or `MutableList.as_mutable` to have changes in
+    place seen.
+
+    Args:
+        context: the context of the column, as in the catalogue.
+    """
+
+    # Values are dicts and lists.
+    hashable = False
+
+    def _render(self, value: Any) -> str:
+        return self._jsonb_text(value)
+
+    def _jsonb_text(self, value: Any) -> str:
+        """As `value::jsonb::text` prints it: keys by length and then by bytes, numbers positional."""
+        match value:
+            case None:
+                return "null"
+            case bool():
+                return "true" if value else "false"
+            case str():
+                if "\x00" in value:
+                    raise self._wrong_value("jsonb cannot hold a NUL character")
+                return json.dumps(value, ensure_ascii=False)
+            case int() | Decimal():
+                return self._number_text(Decimal(value))
+            case float():
+                return self._number_text(Decimal(repr(float(value))))
+            case Mapping():
+                for key in value:
+                    if not isinstance(key, str):
+                        raise self._wrong_type(key, "str as keys of a JSON object")
+                members = sorted(value.items(), key=_jsonb_key_order)
+                texts = [f"{self._jsonb_text(key)}: {self._jsonb_text(member)}" for key, member in members]
+                return "{" + ", ".join(texts) + "}"
+            case list() | tuple():
+                return "[" + ", ".join([self._jsonb_text(item) for item in value]) + "]"
+            case _:
+                raise self._wrong_type(value, "what JSON can hold")
+
+    def _number_text(self, number: Decimal) -> str:
+        if not number.is_finite():
+            raise self._wrong_value("JSON has neither NaN nor infinity")
+        return _numeric_text(number)
+
+    def _parse(self, text: str) -> Any:
+        return json.loads(text)
+
+
+class EncryptedBytes(_Encrypted[bytes]):
+    r"""`bytea`, as `\x` and hexadecimal digits.
+
+    Args:
+        context: the context of the column, as in the catalogue.
+    """
+
+    def _render(self, value: Any) -> str:
+        if not isinstance(value, bytes | bytearray | memoryview):
+            raise self._wrong_type(value, "bytes")
+        return "\\x" + value.hex()
+
+    def _parse(self, text: str) -> bytes:
+        if not text.startswith("\\x"):
+            raise ValueError
+        return bytes.fromhex(text[2:])
+
+
+class SearchToken(_ContextType[str]):
+    """A search column: what is compared with it or stored in it is plaintext, bound as its token.
+
+    What is loaded is the stored token. Do not assign a loaded token to another row: it would be
+    taken for plaintext.
+
+    Args:
+        context: the context of the plaintext column, as in the catalogue.
+    """
+
+    impl = String
+    cache_ok = True
+    comparator_factory = _EqualityOnly
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(String(SEARCH_COLUMN_LENGTH))
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """The token of a plaintext, under the current key version.
+
+        Raises:
+            EncryptedTypeError: the value is not a str.
+            EncryptedValueError: it holds lone surrogates.
+            ConfigurationError: a key is missing or malformed.
+        """
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise self._wrong_type(value, "str")
+        failure: Exception
+        try:
+            return get_searchable_cipher().generate_search_token(value, self.context)
+        except ConfigurationError as error:
+            failure = _KeyError(str(error))
+        except UnencodableTextError as error:
+            failure = self._wrong_value(str(error))
+        raise failure
+
+
+def _jsonb_key_order(member: tuple[str, Any]) -> tuple[int, bytes]:
+    key = member[0].encode()
+    return len(key), key
+
+
+def _numeric_text(number: Decimal) -> str:
+    """As PostgreSQL prints numeric: positional, every digit of the scale, no negative zero."""
+    if number.is_nan():
+        return "NaN"
+    if number.is_infinite():
+        return "Infinity" if number > 0 else "-Infinity"
+    exponent = number.as_tuple().exponent
+    if number.adjusted() >= _NUMERIC_DIGITS_BEFORE or (
+        isinstance(exponent, int) and exponent < -_NUMERIC_DIGITS_AFTER
+    ):
+        raise ValueError
+    return format(number if number else number.copy_abs(), "f")
+
+
+def _float8_text(value: float) -> str:
+    """As PostgreSQL prints float8: the shortest digits that lie closer to it than to any other float8."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    number = Decimal(_shortest(value)).normalize(_FLOAT_CONTEXT)
+    if not number or number.adjusted() in _FLOAT_POSITIONAL:
+        return format(number, "f")
+    sign, digits, _ = number.as_tuple()
+    first, *rest = map(str, digits)
+    fraction = f".{''.join(rest)}" if rest else ""
+    return f"{'-' * sign}{first}{fraction}e{number.adjusted():+03d}"
+
+
+def _shortest(value: float) -> str:
+    """The shortest digits; Python's own may lie exactly between two floats, which PostgreSQL avoids."""
+    text = repr(value)
+    digits = len(re.sub(r"e.*|[-.]", "", text).strip("0"))
+    while _lies_between(text, value) and digits < _FLOAT_MAX_DIGITS:
+        digits += 1
+        text = f"{value:.{digits - 1}e}"
+    return text
+
+
+def _lies_between(text: str, value: float) -> bool:
+    """Whether a decimal is the exact middle between the float and one of its neighbours."""
+    decimal, exact = Decimal(text), Decimal(value)
+    if decimal == exact:
+        return False
+    towards = math.inf if decimal > exact else -math.inf
+    neighbour = Decimal(math.nextafter(value, towards))
+    return _FLOAT_CONTEXT.add(exact, neighbour) == _FLOAT_CONTEXT.multiply(decimal, Decimal(2))

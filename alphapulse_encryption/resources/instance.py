@@ -1,0 +1,85 @@
+"""The Dagster instance that `make ui`, the command line and the demo share."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+from dagster import DagsterError, DagsterInstance
+from dagster._core.instance import InstanceRef
+from dagster._core.instance.config import DAGSTER_CONFIG_YAML_FILENAME
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.errors import ConfigurationError
+
+_HOME_VARIABLE = "DAGSTER_HOME"
+
+
+def packaged_file(name: str) -> Path:
+    """A file of this package, such as `workspace.yaml`."""
+    return Path(str(resources.files(__package__) / name))
+
+
+def prepare_dagster_home() -> Path:
+    """Make the instance's directory, with our `dagster.yaml` in it.
+
+    A directory given by `DAGSTER_HOME` keeps the `dagster.yaml` it has; in our own one it is renewed,
+    so that it always suits the installed version.
+
+    Raises:
+        ConfigurationError: the directory cannot be made or written.
+    """
+    home = settings.dagster_home()
+    given = bool(os.environ.get(_HOME_VARIABLE, "").strip())
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        target = home / DAGSTER_CONFIG_YAML_FILENAME
+        wanted = packaged_file(DAGSTER_CONFIG_YAML_FILENAME).read_bytes()
+        if not target.exists() or (not given and target.read_bytes() != wanted):
+            # Another process may read or write it at the same time: it is replaced as a whole.
+            unfinished = target.with_name(f"{target.name}.{os.getpid()}")
+            unfinished.write_bytes(wanted)
+            unfinished.replace(target)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{home} cannot hold Dagster's instance ({error.strerror}). "
+            f"Set {_HOME_VARIABLE} to a directory you can write to."
+        ) from None
+    return home
+
+
+@contextlib.contextmanager
+def open_instance() -> Iterator[DagsterInstance]:
+    """Open the instance: `DAGSTER_HOME`, or `dagster_home` in the state directory.
+
+    The variable is set for as long as it is open: parts of Dagster read it, and so do its subprocesses.
+
+    Raises:
+        ConfigurationError: the directory, its `dagster.yaml` or the storage is not usable.
+    """
+    home = prepare_dagster_home()
+    with _environment(_HOME_VARIABLE, str(home)):
+        try:
+            instance = DagsterInstance.from_ref(InstanceRef.from_dir(str(home)))
+        except DagsterError:
+            # Its message would quote the file, which may hold a password.
+            raise ConfigurationError(
+                f"{home / DAGSTER_CONFIG_YAML_FILENAME} is not valid. Correct it, or remove it and run this "
+                "again to get the packaged one."
+            ) from None
+        with instance:
+            yield instance
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,94 @@
+"""Dagster's own storage: `DAGSTER_POSTGRES_URL`, or the embedded PostgreSQL where that is unset.
+
+`dagster.yaml` names the class. Every process of Dagster builds it anew from that name, so the address is
+looked up in each of them and is written down nowhere.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import sqlalchemy
+import tenacity
+from dagster import Field
+from dagster._serdes import ConfigurableClassData
+from dagster_postgres import DagsterPostgresStorage
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.sample.postgres import DAGSTER_DATABASE, embedded_url
+
+_DRIVER = "postgresql+psycopg2"
+# A server that is just being restarted is back after a few seconds.
+_ATTEMPTS = 4
+_CONNECT_TIMEOUT = 10
+
+
+class AlphaPulseStorage(DagsterPostgresStorage):
+    """Runs, events and schedules in PostgreSQL, with a fallback that `dagster.yaml` cannot express."""
+
+    @classmethod
+    def config_type(cls) -> dict[str, Field]:
+        """What `dagster.yaml` may say about it: no address, so that none ends up in an instance reference."""
+        return {"should_autocreate_tables": Field(bool, is_required=False, default_value=True)}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> Self:
+        """Called by Dagster in every process that opens the instance.
+
+        Raises:
+            ConfigurationError: the database cannot be reached; its address is not shown.
+        """
+        url = storage_url()
+        _check_reachable(url)
+        return cls(
+            postgres_url=url,
+            should_autocreate_tables=config_value["should_autocreate_tables"],
+            inst_data=inst_data,
+        )
+
+
+def storage_url() -> str:
+    """Where Dagster keeps its runs; starts the embedded PostgreSQL if it has to serve them.
+
+    Raises:
+        ConfigurationError: `DAGSTER_POSTGRES_URL` is no URL for it, or the embedded server cannot run here.
+    """
+    return settings.dagster_postgres_url() or embedded_url(DAGSTER_DATABASE, driver=_DRIVER)
+
+
+def _check_reachable(url: str) -> None:
+    """Dagster itself would log the driver's message, which quotes host, user and database.
+
+    Raises:
+        ConfigurationError: nobody answers there, or not to us.
+    """
+    try:
+        engine = sqlalchemy.create_engine(
+            url, poolclass=NullPool, connect_args={"connect_timeout": _CONNECT_TIMEOUT}
+        )
+        _connect(engine)
+    except (ArgumentError, ValueError):
+        raise ConfigurationError(
+            "DAGSTER_POSTGRES_URL is not a usable URL. It looks like "
+            "postgresql+psycopg2://user:password@host:5432/database."
+        ) from None
+    except SQLAlchemyError:
+        raise ConfigurationError(
+            "Dagster's storage cannot be reached. Check that the server of DAGSTER_POSTGRES_URL is up and "
+            "its host, port, database, user and password are right, or unset it: the embedded PostgreSQL "
+            "is used then."
+        ) from None
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(OperationalError),
+    stop=tenacity.stop_after_attempt(_ATTEMPTS),
+    wait=tenacity.wait_exponential(multiplier=0.2, max=2),
+    reraise=True,
+)
+def _connect(engine: sqlalchemy.Engine) -> None:
+    engine.connect().close()

@@ -1,0 +1,239 @@
+"""AlphaPulse's sample database: five tables of made-up people, accounts, positions and trades.
+
+    python -m alphapulse_encryption.sample.database [--rows N] [--seed N] [--url URL]
+
+The server makes the rows itself (`rows.sql`) from pools of names and places, so that a million takes no
+memory here. The same size and seed always give the same data (with the same version of Faker, which the
+pools come from). The first rows of every table hold values that break naive tools (`difficult.py`).
+"""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+import psycopg
+from faker import Faker
+from psycopg import sql
+
+from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, MigrationError, RefusedError
+from alphapulse_encryption.sample import difficult
+from alphapulse_encryption.sample.postgres import SAMPLE_DATABASE, embedded_url
+
+DEFAULT_ROWS = 50_000
+DEFAULT_SEED = 20_240_501
+# Below, the small tables would have no ordinary rows left beside the difficult ones.
+MINIMUM_ROWS = 1_000
+# The hash that draws the values takes the seed plus a small salt as a 64-bit number.
+_MAXIMUM_SEED = 2**62
+
+# What percentage of the rows each table gets.
+_SHARES: Mapping[str, int] = {
+    "users": 10,
+    "trading_accounts": 10,
+    "positions": 20,
+    "trades": 55,
+    "api_keys": 5,
+}
+TABLES: tuple[str, ...] = tuple(_SHARES)
+
+_LOCALES = ("en_US", "de_DE", "fr_FR", "pl_PL", "tr_TR", "el_GR", "ru_RU", "fa_IR", "hi_IN", "ja_JP", "zh_CN")
+_WORDS_PER_LOCALE = 40
+
+_EXTENSIONS = ("pg_stat_statements", "pgstattuple")
+# The comment on each of the tables begins so, and goes on with the size and the seed.
+_MARKER = "AlphaPulse sample of "
+# Any number will do, as long as nothing else in the database uses it.
+_LOADER_LOCK = 7_310_254_901
+
+
+@dataclass(frozen=True)
+class SampleCounts:
+    """Rows by table, and whether this call made them or found them there."""
+
+    tables: Mapping[str, int]
+    loaded: bool
+
+    @property
+    def total(self) -> int:
+        """Rows of all tables together."""
+        return sum(self.tables.values())
+
+
+def load_sample(conninfo: str, rows: int = DEFAULT_ROWS, seed: int = DEFAULT_SEED) -> SampleCounts:
+    """Create the five tables in the schema `public` and fill them, in one transaction.
+
+    Where they are there already from the same size and seed nothing is done, whatever became of their
+    rows and columns since.
+
+    Args:
+        conninfo: the database, a URL or a libpq connection string.
+        rows: of all tables together, at least 1,000.
+        seed: another one gives other data; 0 or more.
+
+    Raises:
+        ConfigurationError: rows or seed are out of bounds, or the database cannot be reached.
+        RefusedError: tables of these names exist that are not this sample; they are left alone.
+        DatabaseFailure: PostgreSQL refused a statement; nothing was changed.
+    """
+    if rows < MINIMUM_ROWS:
+        raise ConfigurationError(f"The sample needs at least {MINIMUM_ROWS} rows.")
+    if not 0 <= seed < _MAXIMUM_SEED:
+        raise ConfigurationError("The sample's seed must be a number from 0 to 2^62.")
+    counts = {table: rows * share // 100 for table, share in _SHARES.items()}
+    counts["trades"] += rows - sum(counts.values())
+
+    with _connect(conninfo) as connection, _database_trouble("Loading the sample"):
+        # Functions of rows.sql name the tables, and the URL may set another path.
+        connection.execute("SET LOCAL search_path TO public")
+        connection.execute("SET LOCAL TimeZone TO 'UTC'")
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOADER_LOCK])
+        marker = f"{_MARKER}{rows} rows, seed {seed}"
+        if _is_there(connection, marker):
+            return SampleCounts(counts, loaded=False)
+        _create_extensions(connection)
+        _run_script(connection, "schema.sql")
+        _make_constants(connection, counts, seed)
+        _run_script(connection, "rows.sql")
+        _run_script(connection, "indexes.sql")
+        for table in TABLES:
+            name = sql.Identifier(table)
+            connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(name, sql.Literal(marker)))
+            connection.execute(sql.SQL("ANALYZE {}").format(name))
+    return SampleCounts(counts, loaded=True)
+
+
+@contextlib.contextmanager
+def _connect(conninfo: str) -> Iterator[psycopg.Connection]:
+    try:
+        connection = psycopg.connect(conninfo, application_name="alphapulse_encryption sample")
+    except psycopg.Error:
+        raise ConfigurationError(
+            "The database for the sample cannot be reached: check its URL, that the server runs and that "
+            "the database exists."
+        ) from None
+    with connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def _database_trouble(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as error:
+        raise DatabaseFailure(f"{doing} failed (SQLSTATE {error.sqlstate}).", error.sqlstate) from None
+
+
+def _is_there(connection: psycopg.Connection, marker: str) -> bool:
+    """Whether this sample is there; refuses where anything else has the name of one of its tables."""
+    rows = connection.execute(
+        "SELECT relname::text, obj_description(oid, 'pg_class') FROM pg_class "
+        "WHERE relnamespace = 'public'::regnamespace AND relname = ANY (%s)",
+        [list(TABLES)],
+    )
+    found: dict[str, str | None] = dict(rows)
+    if not found:
+        return False
+    comments = set(found.values())
+    if set(found) == set(TABLES) and comments == {marker}:
+        return True
+    other = next(iter(comments)) if len(comments) == 1 else None
+    if other and other.startswith(_MARKER):
+        raise RefusedError(
+            f"The database holds another sample already ({other}), which was left alone. Ask for the same "
+            "size and seed, name another database, or remove its tables first (`make clean` removes the "
+            "embedded server with all its data)."
+        )
+    raise RefusedError(
+        f"The database has tables of the sample's names already ({', '.join(sorted(found))}), which were "
+        "left alone. Load the sample into another database."
+    )
+
+
+def _create_extensions(connection: psycopg.Connection) -> None:
+    """What monitoring and the checks like to have, where the server has it and allows it."""
+    available = connection.execute(
+        "SELECT name::text FROM pg_available_extensions WHERE name = ANY (%s) ORDER BY name",
+        [list(_EXTENSIONS)],
+    ).fetchall()
+    for (name,) in available:
+        with contextlib.suppress(psycopg.errors.InsufficientPrivilege), connection.transaction():
+            connection.execute(
+                sql.SQL("CREATE EXTENSION IF NOT EXISTS {}").format(sql.Identifier(name)),
+            )
+
+
+def _run_script(connection: psycopg.Connection, name: str) -> None:
+    # The package's own text: nothing is put into it.
+    connection.execute(resources.files(__package__).joinpath(name).read_bytes())
+
+
+def _make_constants(connection: psycopg.Connection, counts: Mapping[str, int], seed: int) -> None:
+    """Make the constant functions that rows.sql refers to; the planner puts their values in their place."""
+    numbers = {"seed": seed} | {f"{table}_rows": count for table, count in counts.items()}
+    for name, number in numbers.items():
+        _make_constant(connection, name, "bigint", sql.Literal(number))
+    for name, pool in {**_word_pools(seed), **difficult.pools()}.items():
+        _make_constant(connection, name, "text[]", sql.Literal(list(pool)))
+
+
+def _make_constant(connection: psycopg.Connection, name: str, type_name: str, value: sql.Literal) -> None:
+    connection.execute(
+        sql.SQL("CREATE FUNCTION pg_temp.{}() RETURNS {} IMMUTABLE LANGUAGE sql RETURN {}::{}").format(
+            sql.Identifier(name), _TYPES[type_name], value, _TYPES[type_name]
+        )
+    )
+
+
+_TYPES: Mapping[str, sql.SQL] = {"bigint": sql.SQL("bigint"), "text[]": sql.SQL("text[]")}
+
+
+def _word_pools(seed: int) -> dict[str, list[str]]:
+    """Names and places of several countries and scripts, and ASCII words for what is typed into forms."""
+    pools: dict[str, list[str]] = {"first_names": [], "last_names": [], "streets": [], "cities": []}
+    pools["locales"] = list(_LOCALES)
+    for locale in _LOCALES:
+        faker = Faker(locale)
+        faker.seed_instance(seed)
+        for _ in range(_WORDS_PER_LOCALE):
+            pools["first_names"].append(faker.first_name())
+            pools["last_names"].append(faker.last_name())
+            pools["streets"].append(faker.street_address())
+            pools["cities"].append(faker.city())
+    english = Faker("en_US")
+    english.seed_instance(seed)
+    pools["handles"] = [english.user_name() for _ in range(10 * _WORDS_PER_LOCALE)]
+    # Reserved (RFC 2606): no mail can ever reach anybody.
+    pools["domains"] = ["example.com", "example.net", "example.org", "mail.example", "Trading.Example"]
+    return pools
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status.
+
+    Args:
+        arguments: those after the program's name, default: of this process.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m alphapulse_encryption.sample.database", description="Load the sample database."
+    )
+    parser.add_argument("--rows", type=int, default=DEFAULT_ROWS, help="of all tables together (%(default)s)")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="another one gives other data")
+    parser.add_argument("--url", help="the database, default: the embedded one")
+    chosen = parser.parse_args(arguments)
+    try:
+        counts = load_sample(chosen.url or embedded_url(SAMPLE_DATABASE), chosen.rows, chosen.seed)
+    except MigrationError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    if not counts.loaded:
+        print("The sample is loaded already: nothing to do.")
+    for table, count in counts.tables.items() if counts.loaded else ():
+        print(f"{table:<17}{count:>10,} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

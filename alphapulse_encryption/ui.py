@@ -1,0 +1,195 @@
+"""`make ui`: Dagster's web server and daemon on the instance that the command line uses.
+
+They are started directly and in sessions of their own, not through `dagster dev`: whoever stops this
+process, however it was started, stops them in an orderly way, and then the embedded PostgreSQL if
+nobody else uses it.
+"""
+
+import argparse
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.errors import ConfigurationError, MigrationError
+from alphapulse_encryption.resources.instance import open_instance, packaged_file, prepare_dagster_home
+from alphapulse_encryption.sample.postgres import embedded
+
+DEFAULT_PORT = 3000
+_MAX_PORT = 65535
+# Seconds between two looks at the children.
+_POLL = 0.2
+# How long an orderly end may take: the code servers first let go of their clients.
+_STOP_TIMEOUT = 20
+
+
+class _Stop:
+    """Set by the first SIGINT, SIGTERM or SIGHUP; a second one cuts the orderly end short."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.at_once = threading.Event()
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        (self.at_once if self.asked.is_set() else self.asked).set()
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, self) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class _Service:
+    name: str
+    process: subprocess.Popen[bytes]
+
+    def ask_to_end(self) -> None:
+        # Only the service itself: it ends its code servers in order.
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self, stop: _Stop) -> None:
+        """Wait for an orderly end, then end by force what is left of the service and of what it started."""
+        deadline = time.monotonic() + _STOP_TIMEOUT
+        while self.process.poll() is None and time.monotonic() < deadline and not stop.at_once.wait(_POLL):
+            pass
+        # It leads a process group of its own, in which its code servers and their runs are.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until stopped by a signal.
+
+    Returns:
+        The exit status: 0 when stopped by a signal, 1 when a service died, 2 on wrong usage or configuration.
+    """
+    parser = argparse.ArgumentParser(prog="make ui", description="Open Dagster's UI.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="port (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        return serve(options.host, options.port)
+    except MigrationError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+
+
+def serve(host: str, port: int) -> int:
+    """Run web server and daemon until a signal arrives or one of them dies.
+
+    Raises:
+        ConfigurationError: the port is taken, or the instance cannot be opened.
+    """
+    _check_port(host, port)
+    stop = _Stop()
+    with stop.installed(), contextlib.ExitStack() as stack:
+        if settings.dagster_postgres_url() is None or settings.database_url() is None:
+            # Held here, it outlives the services: they find it running when they write their last events.
+            stack.enter_context(embedded())
+        # Opened once before the services: they would otherwise create the storage's tables side by side.
+        with open_instance():
+            pass
+        services = stack.enter_context(_services(host, port, stop))
+        return _watch(services, host, port, stop)
+
+
+@contextlib.contextmanager
+def _services(host: str, port: int, stop: _Stop) -> Iterator[tuple[_Service, _Service]]:
+    environment = {**os.environ, "DAGSTER_HOME": str(prepare_dagster_home())}
+    workspace = ["--workspace", str(packaged_file("workspace.yaml")), "--code-server-log-level", "warning"]
+    commands = {
+        "dagster-webserver": [
+            *("-m", "dagster_webserver", "--host", host, "--port", str(port)),
+            *("--dagster-log-level", "warning"),
+        ],
+        "dagster-daemon": ["-m", "dagster._daemon", "run", "--log-level", "warning"],
+    }
+    services: list[_Service] = []
+    try:
+        for name, command in commands.items():
+            process = subprocess.Popen(
+                [sys.executable, *command, *workspace],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            services.append(_Service(name, process))
+        yield services[0], services[1]
+    finally:
+        for service in services:
+            service.ask_to_end()
+        for service in services:
+            service.end(stop)
+
+
+def _watch(services: Sequence[_Service], host: str, port: int, stop: _Stop) -> int:
+    announced = False
+    while not stop.asked.wait(_POLL):
+        for service in services:
+            status = service.process.poll()
+            if status is not None:
+                print(f"{service.name} ended with status {status}; stopping the rest.", file=sys.stderr)
+                return 1
+        if not announced and _answers(host, port):
+            announced = True
+            print(f"Dagster's UI is at {_address(host, port)} (Ctrl-C stops it).", flush=True)
+    print("Stopping ...", flush=True)
+    return 0
+
+
+def _address(host: str, port: int) -> str:
+    shown = "localhost" if host in {"127.0.0.1", "0.0.0.0", "::", "::1"} else host  # noqa: S104
+    return f"http://{shown}:{port}"
+
+
+def _answers(host: str, port: int) -> bool:
+    target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    connection = http.client.HTTPConnection(target, port, timeout=1)
+    try:
+        connection.request("GET", "/server_info")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and 0 < int(text) <= _MAX_PORT:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"the port must be a whole number from 1 to {_MAX_PORT}")
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # As the web server does: connections of a predecessor that linger are no hindrance.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Port {port} on {host} cannot be used ({error.strerror}). "
+            f"Choose another one: make ui PORT={port % _MAX_PORT + 1} "
+            f"(python -m alphapulse_encryption.ui --port {port % _MAX_PORT + 1})."
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

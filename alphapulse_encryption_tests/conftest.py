@@ -1,0 +1,66 @@
+"""Real PostgreSQL for the tests: one server per test process, a fresh database per test."""
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from alphapulse_encryption.sample.database import load_sample
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+
+SAMPLE_ROWS = 3_000
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """A server of this test process alone, removed afterwards."""
+    # Not below pytest's own directory: every new test session closes that one to other users again,
+    # and as root the server runs as another user.
+    directory = Path(tempfile.mkdtemp(prefix="alphapulse-tests-"))
+    # Nobody needs the data after a crash of the machine.
+    unsafe = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+    try:
+        with EmbeddedPostgres(directory / "postgres", settings=unsafe) as server:
+            yield server
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The address of an empty database, dropped after the test."""
+    yield from _fresh_database(postgres, "template0")
+
+
+@pytest.fixture
+def sample_url(postgres: EmbeddedPostgres, _sample_template: str) -> Iterator[str]:
+    """The address of a database with the sample of about 3,000 rows, dropped after the test."""
+    yield from _fresh_database(postgres, _sample_template)
+
+
+@pytest.fixture(scope="session")
+def _sample_template(postgres: EmbeddedPostgres) -> str:
+    name = "sample_template"
+    postgres.ensure_database(name)
+    load_sample(postgres.url(name), rows=SAMPLE_ROWS)
+    return name
+
+
+def _fresh_database(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    postgres.ensure_running()  # a test may have killed it
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
+    yield postgres.url(name)
+    postgres.ensure_running()
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
