@@ -159,7 +159,7 @@ class Table(BaseModel):
             for derived in column.derived:
                 if derived in owners:
                     raise _problem(
-                        f"the derived name {derived} is the name of another column of the catalogue",
+                        f"the derived name {derived} is another column of the catalogue",
                         "columns",
                         position,
                         "name",

@@ -85,7 +85,7 @@ class EncryptedValueError(DontWrapMixin, ValueError):
     """A value that its column cannot hold. Never quotes the value."""
 
 
-class _KeyError(DontWrapMixin, ConfigurationError):
+class _UnquotedConfigurationError(DontWrapMixin, ConfigurationError):
     """A ConfigurationError that SQLAlchemy raises as it is, instead of with the statement's parameters."""
 
 
@@ -156,7 +156,6 @@ class _ContextType(TypeDecorator[T]):
     """What encrypted columns and search columns share: a context, and errors that quote no parameters."""
 
     impl: type[TypeEngine[Any]] = Text
-    cache_ok = True
 
     def __init__(self, context: str) -> None:
         if not context:
@@ -203,7 +202,7 @@ class _Encrypted(_ContextType[T]):
         except (EncryptedTypeError, EncryptedValueError):
             raise
         except ConfigurationError as error:
-            failure = _KeyError(str(error))
+            failure = _UnquotedConfigurationError(str(error))
         except UnencodableTextError as error:
             failure = self._wrong_value(str(error))
         except (ValueError, ArithmeticError, RecursionError):
@@ -236,6 +235,8 @@ class EncryptedString(_Encrypted[str]):
         context: the context of the column, as in the catalogue.
     """
 
+    cache_ok = True
+
     def _render(self, value: Any) -> str:
         if not isinstance(value, str):
             raise self._wrong_type(value, "str")
@@ -248,6 +249,8 @@ class EncryptedString(_Encrypted[str]):
 class EncryptedText(EncryptedString):
     """Text, the same as `EncryptedString`: encrypted columns have no length."""
 
+    cache_ok = True
+
 
 class EncryptedInteger(_Encrypted[int]):
     """Whole numbers: `smallint`, `integer`, `bigint`.
@@ -255,6 +258,8 @@ class EncryptedInteger(_Encrypted[int]):
     Args:
         context: the context of the column, as in the catalogue.
     """
+
+    cache_ok = True
 
     def _render(self, value: Any) -> str:
         if not isinstance(value, int) or isinstance(value, bool):
@@ -274,6 +279,8 @@ class EncryptedFloat(_Encrypted[float]):
         context: the context of the column, as in the catalogue.
     """
 
+    cache_ok = True
+
     def _render(self, value: Any) -> str:
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self._wrong_type(value, "float")
@@ -291,6 +298,8 @@ class EncryptedNumeric(_Encrypted[Decimal]):
         scale: that of a column `numeric(precision, scale)`: values are written with exactly so many
             decimals, rounded half away from zero as PostgreSQL does. None: as many as the value has.
     """
+
+    cache_ok = True
 
     def __init__(self, context: str, scale: int | None = None) -> None:
         super().__init__(context)
@@ -321,6 +330,8 @@ class EncryptedBoolean(_Encrypted[bool]):
         context: the context of the column, as in the catalogue.
     """
 
+    cache_ok = True
+
     def _render(self, value: Any) -> str:
         if not isinstance(value, bool):
             raise self._wrong_type(value, "bool")
@@ -338,6 +349,8 @@ class EncryptedDate(_Encrypted[date]):
     Args:
         context: the context of the column, as in the catalogue.
     """
+
+    cache_ok = True
 
     def _render(self, value: Any) -> str:
         if not isinstance(value, date) or isinstance(value, datetime):
@@ -357,6 +370,8 @@ class EncryptedDateTime(_Encrypted[datetime]):
         context: the context of the column, as in the catalogue.
         timezone: True takes aware values and returns them in UTC; False takes and returns naive ones.
     """
+
+    cache_ok = True
 
     def __init__(self, context: str, timezone: bool = True) -> None:
         super().__init__(context)
@@ -391,6 +406,8 @@ class EncryptedUUID(_Encrypted[UUID]):
         context: the context of the column, as in the catalogue.
     """
 
+    cache_ok = True
+
     def _render(self, value: Any) -> str:
         if not isinstance(value, UUID):
             raise self._wrong_type(value, "UUID")
@@ -413,6 +430,8 @@ class EncryptedJSON(_Encrypted[Any]):
 
     # Values are dicts and lists.
     hashable = False
+
+    cache_ok = True
 
     def _render(self, value: Any) -> str:
         return self._jsonb_text(value)
@@ -460,6 +479,8 @@ class EncryptedBytes(_Encrypted[bytes]):
         context: the context of the column, as in the catalogue.
     """
 
+    cache_ok = True
+
     def _render(self, value: Any) -> str:
         if not isinstance(value, bytes | bytearray | memoryview):
             raise self._wrong_type(value, "bytes")
@@ -486,6 +507,7 @@ class SearchToken(_ContextType[str]):
     comparator_factory = _EqualityOnly
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """`VARCHAR(64)`, as the migration creates it."""
         return dialect.type_descriptor(String(SEARCH_COLUMN_LENGTH))
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
@@ -504,7 +526,7 @@ class SearchToken(_ContextType[str]):
         try:
             return get_searchable_cipher().generate_search_token(value, self.context)
         except ConfigurationError as error:
-            failure = _KeyError(str(error))
+            failure = _UnquotedConfigurationError(str(error))
         except UnencodableTextError as error:
             failure = self._wrong_value(str(error))
         raise failure

@@ -30,6 +30,10 @@ _MAX_PORT = 65535
 _POLL = 0.2
 # How long an orderly end may take: the code servers first let go of their clients.
 _STOP_TIMEOUT = 20
+# How long killed processes may take to be gone. Where nobody reaps them they stay, as zombies that hold
+# nothing.
+_KILL_TIMEOUT = 2.0
+_KILL_POLL = 0.02
 
 
 class _Stop:
@@ -67,9 +71,14 @@ class _Service:
         deadline = time.monotonic() + _STOP_TIMEOUT
         while self.process.poll() is None and time.monotonic() < deadline and not stop.at_once.wait(_POLL):
             pass
-        # It leads a process group of its own, in which its code servers and their runs are.
+        # It leads a process group of its own, in which its code servers and their runs are. They are seen
+        # off too: the embedded PostgreSQL stops with its last user.
+        deadline = time.monotonic() + _KILL_TIMEOUT
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+            while time.monotonic() < deadline:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.poll()
+                time.sleep(_KILL_POLL)
         self.process.wait()
 
 

@@ -1,5 +1,6 @@
 """Real PostgreSQL for the tests: one server per test process, a fresh database per test."""
 
+import contextlib
 import itertools
 import shutil
 import tempfile
@@ -10,10 +11,15 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.sample.database import load_sample
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 
 SAMPLE_ROWS = 3_000
+# Nobody needs the data after a crash of the machine.
+UNSAFE_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+
+_PREFIX = "alphapulse-tests-"
 
 _numbers = itertools.count(1)
 
@@ -21,16 +27,16 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
     """A server of this test process alone, removed afterwards."""
-    # Not below pytest's own directory: every new test session closes that one to other users again,
-    # and as root the server runs as another user.
-    directory = Path(tempfile.mkdtemp(prefix="alphapulse-tests-"))
-    # Nobody needs the data after a crash of the machine.
-    unsafe = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
-    try:
-        with EmbeddedPostgres(directory / "postgres", settings=unsafe) as server:
-            yield server
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    _remove_leftovers()
+    with _server_directory() as directory, EmbeddedPostgres(directory, settings=UNSAFE_SETTINGS) as server:
+        yield server
+
+
+@pytest.fixture
+def server_dir() -> Iterator[Path]:
+    """A directory for a server of the test's own; whatever runs there is stopped afterwards."""
+    with _server_directory() as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -51,6 +57,26 @@ def _sample_template(postgres: EmbeddedPostgres) -> str:
     postgres.ensure_database(name)
     load_sample(postgres.url(name), rows=SAMPLE_ROWS)
     return name
+
+
+@contextlib.contextmanager
+def _server_directory() -> Iterator[Path]:
+    # Not below pytest's own directory: every new test session closes that one to other users again,
+    # and as root the server runs as another user.
+    directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    try:
+        yield directory / "postgres"
+    finally:
+        EmbeddedPostgres(directory / "postgres").stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_leftovers() -> None:
+    """Stop and remove servers of test sessions that were killed; those in use are left alone."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(ConfigurationError):  # another user's
+            if EmbeddedPostgres(directory / "postgres").stop_if_unused():
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def _fresh_database(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:

@@ -199,9 +199,11 @@ def _decode(ciphertext: str) -> bytes:
     try:
         payload = binascii.a2b_base64(ciphertext, strict_mode=True)
     except ValueError:
-        payload = None
-    padding = -len(payload or b"") % 3
-    if payload is None or (padding and ciphertext[-padding - 1] not in _LAST_DIGITS[padding]):
+        payload = b""
+    # Python's strict mode lets stray padding and stray bits pass: one payload has exactly one text.
+    padding = -len(payload) % 3
+    canonical = len(ciphertext) * 3 == (len(payload) + padding) * 4
+    if not canonical or (padding and ciphertext[-padding - 1] not in _LAST_DIGITS[padding]):
         raise DecryptionError("malformed envelope: ciphertext is not base64")
     if len(payload) < _HEADER_BYTES:
         raise DecryptionError(f"malformed envelope: ciphertext is shorter than {_HEADER_BYTES} bytes")

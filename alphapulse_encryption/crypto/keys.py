@@ -76,7 +76,7 @@ class KeyRing:
             or no key for the current version.
     """
 
-    __slots__ = ("_current_version", "_derived", "_master_keys")
+    __slots__ = ("_check_values", "_current_version", "_derived", "_master_keys")
 
     def __init__(self, master_keys: Mapping[int, bytes], current_version: int) -> None:
         for version, key in master_keys.items():
@@ -91,6 +91,7 @@ class KeyRing:
         self._master_keys = {version: bytes(key) for version, key in sorted(master_keys.items())}
         self._current_version = current_version
         self._derived: dict[tuple[str, int], bytes] = {}
+        self._check_values: dict[int, str] = {}
 
     @property
     def current_version(self) -> int:
@@ -130,8 +131,11 @@ class KeyRing:
         Raises:
             ConfigurationError: no master key of that version.
         """
-        digest = hashlib.sha256(self._pbkdf2(_CHECK_CONTEXT, version)).digest()
-        return base64.b64encode(digest).decode("ascii")
+        value = self._check_values.get(version)
+        if value is None:
+            digest = hashlib.sha256(self._pbkdf2(_CHECK_CONTEXT, version)).digest()
+            value = self._check_values[version] = base64.b64encode(digest).decode("ascii")
+        return value
 
     def _pbkdf2(self, context: str, version: int) -> bytes:
         master_key = self._master_keys.get(version)

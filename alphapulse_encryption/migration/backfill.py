@@ -306,9 +306,7 @@ class _Run:
         self.counters.values += values
         self.counters.changed_meanwhile += len(batch.keys) - rows
 
-    def _write_once(
-        self, writer: Connection, definition: TableDefinition, batch: _Batch
-    ) -> tuple[int, int]:
+    def _write_once(self, writer: Connection, definition: TableDefinition, batch: _Batch) -> tuple[int, int]:
         bounds = [*batch.first, *batch.last]
         with writer.transaction():
             mark_as_engine(writer)
@@ -391,7 +389,12 @@ class _Reader:
     """Reads and encrypts one batch ahead of the writer, in a thread and a connection of its own."""
 
     def __init__(
-        self, run: _Run, connection: Connection, definition: TableDefinition, start: Key | None, upper: Key | None
+        self,
+        run: _Run,
+        connection: Connection,
+        definition: TableDefinition,
+        start: Key | None,
+        upper: Key | None,
     ) -> None:
         self._run = run
         self._connection = connection

@@ -58,5 +58,3 @@ def read_batch(connection: Connection, query: Composed, parameters: Sequence[str
             affordable = (BATCH_BYTES - size) // max(1, size // len(rows))
             chunk = max(1, min(limit - len(rows), affordable))
     return rows
-
-

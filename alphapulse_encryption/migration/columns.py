@@ -93,11 +93,15 @@ def add_encrypted_columns(
         tracking.ensure_bookkeeping(connection)
         tracking.ensure_key(connection, keys)
         added = in_short_transaction(
-            connection, f"add encrypted columns to {table.key}", lambda: _add_missing(connection, table, actor)
+            connection,
+            f"add encrypted columns to {table.key}",
+            lambda: _add_missing(connection, table, actor),
         )
         definition = read_table(connection, table)
         guarded = in_short_transaction(
-            connection, f"create the guard of {table.key}", lambda: ensure_guard(connection, definition, actor)
+            connection,
+            f"create the guard of {table.key}",
+            lambda: ensure_guard(connection, definition, actor),
         )
         ranges = plan.ensure_ranges(connection, definition, batch_ranges)
     return ColumnsResult(
@@ -174,9 +178,10 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
     table = definition.table
     state = tracking.require_state(connection, table, lock=True)
     body = guard_function(definition.plaintext_columns, table.key)
-    comment = "alphapulse_encryption " + hashlib.sha256(
-        (body + state.authority + repr(definition.plaintext_columns)).encode()
-    ).hexdigest()
+    comment = (
+        "alphapulse_encryption "
+        + hashlib.sha256((body + state.authority + repr(definition.plaintext_columns)).encode()).hexdigest()
+    )
     if guard_in_place(connection, definition) and _guard_comments(connection, definition) == {comment}:
         return False
     function = SQL("public.{}").format(Identifier(guard_name(table)))
@@ -243,7 +248,9 @@ def drop_guard(connection: Connection, definition: TableDefinition) -> None:
         connection.execute(
             SQL("DROP TRIGGER IF EXISTS {} ON {}").format(Identifier(name), definition.identifier)
         )
-    connection.execute(SQL("DROP FUNCTION IF EXISTS public.{}()").format(Identifier(guard_name(definition.table))))
+    connection.execute(
+        SQL("DROP FUNCTION IF EXISTS public.{}()").format(Identifier(guard_name(definition.table)))
+    )
 
 
 def _stored(column: Column) -> list[str]:
@@ -362,7 +369,5 @@ def guard_function(columns: Sequence[Column], table_key: str) -> str:
         inserts.append(SQL(_GUARD_INSERT).format(**parts))
         updates.append(SQL(_GUARD_UPDATE).format(**parts))
     return (
-        SQL(_GUARD_BODY)
-        .format(inserts=SQL("").join(inserts), updates=SQL("").join(updates))
-        .as_string(None)
+        SQL(_GUARD_BODY).format(inserts=SQL("").join(inserts), updates=SQL("").join(updates)).as_string(None)
     )

@@ -147,7 +147,9 @@ class Database:
         connection.adapters.register_dumper(TextArray, _TextArrayDumper)
 
     @contextmanager
-    def session(self, doing: str, *, autocommit: bool = True) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    def session(
+        self, doing: str, *, autocommit: bool = True
+    ) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
         """A connection for the length of a ``with`` block, errors made safe.
 
         Args:

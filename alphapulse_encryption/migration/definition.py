@@ -199,7 +199,9 @@ def _check_columns(table: Table, columns: Mapping[str, LiveColumn]) -> None:
             )
 
 
-def check_catalogue(connection: Connection, catalogue: Catalogue, keys: tuple[str, ...] | None = None) -> None:
+def check_catalogue(
+    connection: Connection, catalogue: Catalogue, keys: tuple[str, ...] | None = None
+) -> None:
     """Hold the catalogue against the database.
 
     Columns whose plaintext was dropped by us are not missing.

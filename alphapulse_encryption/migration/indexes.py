@@ -114,7 +114,9 @@ def wanted_indexes(connection: Connection, definition: TableDefinition) -> tuple
             wanted.append(WantedIndex(_short(f"{index.name}_search"), columns, unique=True))
     if definition.plaintext_columns:
         wanted.append(
-            WantedIndex(pending_index(table), tuple(key.name for key in definition.key), False, pending_only=True)
+            WantedIndex(
+                pending_index(table), tuple(key.name for key in definition.key), False, pending_only=True
+            )
         )
     return tuple(wanted)
 
@@ -214,7 +216,9 @@ def _drop(connection: Connection, definition: TableDefinition, index: WantedInde
     statement = SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(
         Identifier(definition.table.schema_name, index.name)
     )
-    outside_transaction(connection, f"drop the invalid index {index.name}", lambda: connection.execute(statement))
+    outside_transaction(
+        connection, f"drop the invalid index {index.name}", lambda: connection.execute(statement)
+    )
 
 
 def _build(connection: Connection, definition: TableDefinition, index: WantedIndex) -> None:
@@ -230,7 +234,9 @@ def _build(connection: Connection, definition: TableDefinition, index: WantedInd
         else SQL(""),
     )
     try:
-        outside_transaction(connection, f"build the index {index.name}", lambda: connection.execute(statement))
+        outside_transaction(
+            connection, f"build the index {index.name}", lambda: connection.execute(statement)
+        )
     except psycopg.Error:
         if not connection.broken:
             _drop(connection, definition, index)
@@ -254,5 +260,3 @@ def _refuse_collisions(connection: Connection, definition: TableDefinition, inde
             f"the unique index {index.name} does not allow. Verify the table (--verify) to find rows whose token "
             "is not that of their value; nothing was changed."
         )
-
-

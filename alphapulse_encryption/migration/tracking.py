@@ -425,9 +425,7 @@ def fail_range(connection: Connection, table: Table, number: int, message: str) 
     _columns_status(connection, table, "failed", message)
 
 
-def _columns_status(
-    connection: Connection, table: Table, status: Status, message: str | None = None
-) -> None:
+def _columns_status(connection: Connection, table: Table, status: Status, message: str | None = None) -> None:
     _lock_columns(connection, table)
     connection.execute(
         "UPDATE public.encryption_migrations SET status = %(status)s, error_message = %(message)s, "

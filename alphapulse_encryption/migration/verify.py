@@ -179,7 +179,9 @@ def verify_range(
             rows = read_batch(connection, query, parameters, ROWS_PER_BATCH)
             if not rows:
                 break
-            _compare(rows, definition, cipher, keys, tally, ciphertext_is_right=state.authority == "ciphertext")
+            _compare(
+                rows, definition, cipher, keys, tally, ciphertext_is_right=state.authority == "ciphertext"
+            )
             position = key_of(definition, rows[-1])
             if on_progress is not None:
                 on_progress(tally.rows, time.monotonic() - started)

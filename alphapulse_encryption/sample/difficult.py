@@ -147,7 +147,7 @@ FLOATS: tuple[str, ...] = (
 
 
 def _long_document() -> str:
-    entries = [{"n": number, "note": f"entry {number} \u00e9\U0001f600"} for number in range(2_200)]
+    entries = [{"n": number, "note": f"entry {number} \u00e9\U0001f600"} for number in range(2_800)]
     return json.dumps({"history": entries}, ensure_ascii=False)
 
 

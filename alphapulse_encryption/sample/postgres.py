@@ -186,10 +186,23 @@ class EmbeddedPostgres:
             if not self._holds_lease():
                 self._drop_lease()
                 return
+            self.stop_if_unused()
+
+    def stop_if_unused(self) -> bool:
+        """Give the lease back, where this object has one, and stop the server if nobody else holds one.
+
+        Returns:
+            Whether the server is stopped now; False where somebody uses it, or nobody ever has.
+        """
+        with self._thread_lock, _permission_trouble(self._home):
+            if not (self._home / "lease").exists():
+                return False
             with self._exclusive_start():
                 self._drop_lease()
-                if self._no_leases():
+                unused = self._no_leases()
+                if unused:
                     self._stop_server()
+                return unused
 
     def stop(self) -> None:
         """Stop the server, whoever holds a lease. Where none runs: nothing.
@@ -559,8 +572,8 @@ def _permission_trouble(home: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigurationError(
             f"The embedded PostgreSQL cannot use {error.filename or home}: {error.strerror}. If it belongs "
-            "to another user, work as that user; else set ALPHAPULSE_STATE_DIR to a directory of your own, or "
-            "ALPHAPULSE_DATABASE_URL to a server of your own."
+            "to another user, work as that user; else set ALPHAPULSE_STATE_DIR to a directory of your own, "
+            "or ALPHAPULSE_DATABASE_URL to a server of your own."
         ) from None
 
 

@@ -1,0 +1,190 @@
+"""The guide's command line. Each flag launches the job that the UI launches, on the same instance."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.catalogue import Catalogue, load_catalogue
+from alphapulse_encryption.errors import MigrationError
+
+PROGRAM = "python -m alphapulse_encryption"
+LARGEST_BATCH_SIZE = 100_000
+
+_EPILOG = """\
+Several of the steps may be given at once; they run in the order above. Every run is seen in Dagster's UI (make ui).
+Exit status: 0 done; 1 something is not migrated, not verified or refused (the message says what); 2 wrong usage or
+configuration. The database is ALPHAPULSE_DATABASE_URL, or the embedded sample database where that is unset.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Moves sensitive columns of a PostgreSQL database from plaintext to application-level encryption.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    steps = parser.add_argument_group("steps")
+    steps.add_argument(
+        "--preflight", action="store_true", help="check what would block the migration; reads only"
+    )
+    steps.add_argument("--backup", action="store_true", help="take an encrypted, verified backup")
+    steps.add_argument("--add-columns", action="store_true", help="step 2: add encrypted columns and guards")
+    steps.add_argument(
+        "--migrate-data", action="store_true", help="step 3: encrypt what is pending, build indexes"
+    )
+    steps.add_argument("--verify", action="store_true", help="step 4: decrypt and compare every value")
+    steps.add_argument("--create-views", action="store_true", help="step 6: create the compatibility views")
+    steps.add_argument(
+        "--switch-to-encrypted", action="store_true", help="step 7: make the encrypted columns the right side"
+    )
+    steps.add_argument(
+        "--approve-drop", action="store_true", help="step 8: approve the drop of one table (see below)"
+    )
+    steps.add_argument(
+        "--drop-unencrypted",
+        action="store_true",
+        help="step 8: drop the plaintext columns; needs an approval",
+    )
+    steps.add_argument(
+        "--revert-to-plaintext",
+        action="store_true",
+        help="rollback before the drop: plaintext is right again",
+    )
+    steps.add_argument(
+        "--restore-plaintext",
+        action="store_true",
+        help="rollback after the drop: rebuild the plaintext columns",
+    )
+    options = parser.add_argument_group("options")
+    options.add_argument(
+        "--table",
+        action="append",
+        default=[],
+        metavar="T",
+        help="only this table; may be given several times",
+    )
+    options.add_argument(
+        "--batch-size", type=_batch_size, metavar="N", help="rows per batch (default: adapted to the server)"
+    )
+    options.add_argument("--confirm", action="store_true", help="needed with --drop-unencrypted")
+    approval = parser.add_argument_group("approval (with --approve-drop --table T)")
+    approval.add_argument("--approver", metavar="NAME", help="your name, for the audit log")
+    approval.add_argument("--reason", metavar="TEXT", help="why now, for the audit log")
+    approval.add_argument("--confirmation", metavar="T", help="the table's name, typed once more")
+    return parser
+
+
+def _batch_size(text: str) -> int:
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= LARGEST_BATCH_SIZE:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {LARGEST_BATCH_SIZE}")
+
+
+def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse combinations that mean nothing; ends the process with status 2."""
+    if not any(getattr(options, name) for name in STEPS):
+        parser.error("name at least one step, for example --add-columns (see --help)")
+    if options.drop_unencrypted and not options.confirm:
+        parser.error(
+            "--drop-unencrypted removes the plaintext columns: add --confirm if that is what you want"
+        )
+    if options.confirm and not options.drop_unencrypted:
+        parser.error("--confirm goes with --drop-unencrypted")
+    if options.batch_size is not None and not options.migrate_data:
+        parser.error("--batch-size goes with --migrate-data")
+    answers = {
+        "--approver": options.approver,
+        "--reason": options.reason,
+        "--confirmation": options.confirmation,
+    }
+    if options.approve_drop:
+        missing = [name for name, value in answers.items() if not value]
+        if len(options.table) != 1 or missing:
+            parser.error(
+                "--approve-drop takes one --table and --approver, --reason and --confirmation"
+                + (f" (missing: {', '.join(missing)})" if missing else "")
+            )
+    elif any(answers.values()):
+        parser.error(
+            f"{', '.join(name for name, value in answers.items() if value)}: only with --approve-drop"
+        )
+
+
+STEPS = (
+    "preflight",
+    "backup",
+    "add_columns",
+    "migrate_data",
+    "verify",
+    "create_views",
+    "switch_to_encrypted",
+    "approve_drop",
+    "drop_unencrypted",
+    "revert_to_plaintext",
+    "restore_plaintext",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the steps asked for.
+
+    Returns:
+        The exit status: 0 done, 1 not migrated, not verified or refused, 2 wrong usage or configuration.
+    """
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    check_usage(parser, options)
+    try:
+        catalogue = load_catalogue(settings.catalogue_path())
+        tables = tuple(dict.fromkeys(options.table)) or catalogue.keys
+        for name in tables:
+            catalogue.table(name)
+        return _run(options, catalogue, tables)
+    except MigrationError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print(f"\n{PROGRAM}: stopped. What is done stays done; run the same again to go on.", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> int:
+    # Dagster takes a second to load: not before the usage is known to be right.
+    warnings.filterwarnings("ignore", module="dagster")
+    from alphapulse_encryption.keysources import load_key_ring
+    from alphapulse_encryption.launch import launcher
+    from alphapulse_encryption.migration.definition import check_catalogue
+    from alphapulse_encryption.resources.target import key_environment, target_database
+    from alphapulse_encryption.steps import Steps
+
+    ranges = settings.batch_ranges()
+    keys = load_key_ring(key_environment())
+    database = target_database()
+    with database.session("check the catalogue") as connection:
+        check_catalogue(connection, catalogue, tables)
+    with ExitStack() as stack:
+        steps = Steps(
+            stack.enter_context(launcher(ranges)), database, catalogue, keys, tables, options.batch_size
+        )
+        for name in STEPS:
+            if not getattr(options, name):
+                continue
+            if name == "approve_drop":
+                succeeded = steps.approve_drop(options.approver, options.reason, options.confirmation)
+            else:
+                succeeded = getattr(steps, name)()
+            if not succeeded:
+                return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

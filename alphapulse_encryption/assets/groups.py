@@ -1,0 +1,11 @@
+"""The groups of the graph, numbered so that they read in the guide's order."""
+
+PREPARE = "step_1_prepare"
+COLUMNS = "step_2_columns"
+MIGRATE = "step_3_migrate"
+VERIFY = "step_4_verify"
+VIEWS = "step_6_views"
+DROP = "step_8_drop"
+
+# Bounds how many steps work on the target database at once, over all runs.
+TARGET_POOL = "target_database"

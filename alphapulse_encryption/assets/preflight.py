@@ -1,0 +1,55 @@
+"""Pre-migration checklist: what would block the migration or surprise during it."""
+
+import dagster as dg
+
+from alphapulse_encryption.assets.groups import PREPARE, TARGET_POOL
+from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration import preflight
+from alphapulse_encryption.resources.border import safely
+from alphapulse_encryption.resources.target import Target
+
+
+def build() -> dg.AssetsDefinition:
+    """The asset ``preflight``."""
+
+    @dg.asset(
+        name="preflight",
+        group_name=PREPARE,
+        kinds={"postgres"},
+        pool=TARGET_POOL,
+        description="**Pre-migration checklist.** Reads only. Checks the key (and that it is the one this database "
+        "was begun with), every catalogued table, column and primary key, privileges, what depends on the plaintext "
+        "columns, row-level security, logging of values, backup, disk and duration. Fails if anything would block "
+        "the migration; what would only surprise is listed.",
+    )
+    def asset(context: dg.AssetExecutionContext, target: Target) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        with safely():
+            report = preflight.check(target.database, target.catalogue, target.key_ring)
+            for finding in report.findings:
+                context.log.info(str(finding))
+            if report.blockers:
+                raise RefusedError(
+                    "The preflight found what blocks the migration:\n"
+                    + "\n".join(f"- {finding.subject}: {finding.message}" for finding in report.blockers)
+                )
+            return dg.MaterializeResult(
+                metadata={
+                    "findings": dg.MetadataValue.table(
+                        records=[
+                            dg.TableRecord({"level": f.level, "subject": f.subject, "finding": f.message})
+                            for f in report.findings
+                        ]
+                    ),
+                    "warnings": len(report.warnings),
+                    "dagster/row_count": report.rows,
+                    "bytes_now": report.current_bytes,
+                    "bytes_growth_estimated": report.growth_bytes,
+                    "bytes_free": report.free_bytes
+                    if report.free_bytes is not None
+                    else "not visible from here",
+                    "seconds_estimated": round(report.estimated_seconds, 1),
+                    "seconds": round(report.seconds, 3),
+                }
+            )
+
+    return asset

@@ -1,0 +1,48 @@
+"""Indexes for search, and statistics: built beside the running application, after the backfill."""
+
+import dagster as dg
+
+from alphapulse_encryption.assets.groups import MIGRATE, TARGET_POOL
+from alphapulse_encryption.migration.indexes import build_search_indexes
+from alphapulse_encryption.resources.border import actor, materialized, safely
+from alphapulse_encryption.resources.partitions import Partitions
+from alphapulse_encryption.resources.target import Target
+
+
+def build(partitions: Partitions) -> dg.AssetsDefinition:
+    """The asset ``search_indexes``, per table."""
+
+    @dg.asset(
+        name="search_indexes",
+        deps=["encrypted_data"],
+        partitions_def=partitions.by_table,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=MIGRATE,
+        kinds={"postgres"},
+        pool=TARGET_POOL,
+        description="**Indexes and statistics.** Builds the indexes on the search columns (unique where the plaintext "
+        "column is) and the small one that finds pending rows, `CONCURRENTLY`, then runs `ANALYZE`. An index left "
+        "invalid by an interrupted build is built again.",
+    )
+    def asset(context: dg.AssetExecutionContext, target: Target) -> None:
+        with safely():
+            for key in context.partition_keys:
+                result = build_search_indexes(target.database, target.catalogue.table(key), actor(context))
+                for name in result.created:
+                    context.log.info(f"Created index {name}")
+                materialized(
+                    context,
+                    key,
+                    {
+                        "outcome": f"{len(result.created)} indexes built"
+                        if result.changed
+                        else "nothing to do",
+                        "indexes_built": list(result.created),
+                        "indexes_found": list(result.existing),
+                        "rebuilt_after_interruption": list(result.rebuilt),
+                        "bytes": result.bytes,
+                        "seconds": round(result.seconds, 3),
+                    },
+                )
+
+    return asset

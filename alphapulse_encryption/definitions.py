@@ -1,0 +1,36 @@
+"""The table of contents: what Dagster loads, nothing else."""
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.assets import build_assets
+from alphapulse_encryption.catalogue import load_catalogue
+from alphapulse_encryption.jobs import build_jobs
+from alphapulse_encryption.resources.partitions import Partitions
+from alphapulse_encryption.resources.target import Target
+
+
+def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.Definitions:
+    """Assemble everything.
+
+    Args:
+        resource_overrides: resources to use in place of ours, by name.
+
+    Raises:
+        ConfigurationError: the catalogue or ``ALPHAPULSE_BATCH_RANGES`` is not valid.
+    """
+    partitions = Partitions(load_catalogue(settings.catalogue_path()), settings.batch_ranges())
+    return dg.Definitions(
+        assets=build_assets(partitions),
+        jobs=build_jobs(),
+        resources={"target": Target(), **(resource_overrides or {})},
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """What the code location holds."""
+    return build_defs()

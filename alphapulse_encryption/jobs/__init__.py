@@ -1,0 +1,21 @@
+"""What a person or the command line launches.
+
+Belongs here: the jobs behind the guide's flags, and the op jobs for what must never happen by "Materialize all":
+switch, approval, drop and their undoing. Does not belong here: how any of it is done (``migration``).
+"""
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from alphapulse_encryption.jobs import approve_drop, drop_unencrypted, restore_plaintext, stages, switch
+
+
+def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
+    """All jobs, in the guide's order."""
+    return [
+        *stages.build(),
+        *switch.build(),
+        approve_drop.build(),
+        drop_unencrypted.build(),
+        restore_plaintext.build(),
+    ]

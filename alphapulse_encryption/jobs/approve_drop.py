@@ -1,0 +1,47 @@
+"""The approval of a drop: a person says, on purpose, that the plaintext of a table may go."""
+
+import dagster as dg
+from pydantic import Field
+
+from alphapulse_encryption.assets.groups import TARGET_POOL
+from alphapulse_encryption.jobs.once import NEVER_AGAIN
+from alphapulse_encryption.migration.approvals import approve_drop as approve
+from alphapulse_encryption.resources.border import actor, safely
+from alphapulse_encryption.resources.target import Target
+
+
+class ApprovalConfig(dg.Config):
+    """Who approves what, and why."""
+
+    table: str = Field(description="The table whose plaintext columns may be dropped.")
+    approver: str = Field(description="Your name, for the audit log.")
+    reason: str = Field(description="Why now, for the audit log.")
+    confirmation: str = Field(description="The table's name, typed once more.")
+
+
+@dg.op(pool=TARGET_POOL, description="Record an approval for exactly what is there now.")
+def approve_drop(context: dg.OpExecutionContext, config: ApprovalConfig, target: Target) -> None:
+    """Approve the drop of one table's plaintext."""
+    with safely():
+        catalogue = target.catalogue
+        approval = approve(
+            target.database,
+            catalogue,
+            catalogue.table(config.table),
+            target.key_ring,
+            actor(context),
+            approver=config.approver,
+            reason=config.reason,
+            confirmation=config.confirmation,
+        )
+        context.log.info(approval.description)
+
+
+def build() -> dg.JobDefinition:
+    """The job ``approve_drop``."""
+    return dg.GraphDefinition(name="approve_drop", node_defs=[approve_drop]).to_job(
+        tags=NEVER_AGAIN,
+        executor_def=dg.in_process_executor,
+        description="**Step 8, first half: a person, on purpose.** Refuses unless the table is switched to ciphertext, "
+        "verified since, and backed up. The approval holds for exactly what is there now, expires, and is used once.",
+    )

@@ -1,0 +1,49 @@
+"""Step 8, ``--drop-unencrypted --confirm``: the plaintext columns go, if somebody approved exactly this."""
+
+import dagster as dg
+
+from alphapulse_encryption.assets import plaintext_dropped
+from alphapulse_encryption.assets.groups import TARGET_POOL
+from alphapulse_encryption.jobs.once import NEVER_AGAIN, TablesConfig, named_tables
+from alphapulse_encryption.migration.drop import drop_plaintext
+from alphapulse_encryption.resources.border import actor, safely
+from alphapulse_encryption.resources.target import Target
+
+
+@dg.op(
+    pool=TARGET_POOL,
+    description="Drop the plaintext columns of the named tables, each with its own approval.",
+)
+def drop_unencrypted(context: dg.OpExecutionContext, config: TablesConfig, target: Target) -> None:
+    """Drop table by table; the first refusal ends it, with the tables before it done."""
+    with safely():
+        catalogue = target.catalogue
+        for table in named_tables(catalogue, config.tables):
+            result = drop_plaintext(
+                target.database, catalogue, table, target.cipher, target.key_ring, actor(context)
+            )
+            if not result.changed:
+                context.log.info(f"{table.key}: plaintext was dropped already")
+                continue
+            context.log.info(f"{table.key}: dropped {', '.join(result.dropped)}")
+            context.log_event(
+                dg.AssetMaterialization(
+                    asset_key=plaintext_dropped.ASSET_KEY,
+                    partition=table.key,
+                    metadata={
+                        "columns_dropped": list(result.dropped),
+                        "approved_by": result.approver,
+                        "seconds": round(result.seconds, 3),
+                    },
+                )
+            )
+
+
+def build() -> dg.JobDefinition:
+    """The job ``drop_unencrypted``."""
+    return dg.GraphDefinition(name="drop_unencrypted", node_defs=[drop_unencrypted]).to_job(
+        tags=NEVER_AGAIN,
+        executor_def=dg.in_process_executor,
+        description="**Step 8.** Drops the plaintext columns of the named tables. Needs an approval of each, given with "
+        "`approve_drop`, unused, unexpired, and for exactly what is there now. `restore_plaintext` undoes it.",
+    )

@@ -1,0 +1,31 @@
+"""Rollback after the drop: the plaintext columns rebuilt from the ciphertext."""
+
+import dagster as dg
+
+from alphapulse_encryption.assets.groups import TARGET_POOL
+from alphapulse_encryption.jobs.once import NEVER_AGAIN, TablesConfig, named_tables
+from alphapulse_encryption.migration.restore import restore_plaintext as restore
+from alphapulse_encryption.resources.border import actor, safely
+from alphapulse_encryption.resources.target import Target
+
+
+@dg.op(pool=TARGET_POOL, description="Rebuild the dropped plaintext columns of the named tables.")
+def restore_plaintext(context: dg.OpExecutionContext, config: TablesConfig, target: Target) -> None:
+    """Restore table by table."""
+    with safely():
+        for table in named_tables(target.catalogue, config.tables):
+            result = restore(target.database, table, target.cipher, target.key_ring, actor(context))
+            if result.changed:
+                context.log.info(f"{table.key}: restored {', '.join(result.restored)}, {result.rows} rows")
+            else:
+                context.log.info(f"{table.key}: nothing was dropped, nothing to restore")
+
+
+def build() -> dg.JobDefinition:
+    """The job ``restore_plaintext``."""
+    return dg.GraphDefinition(name="restore_plaintext", node_defs=[restore_plaintext]).to_job(
+        tags=NEVER_AGAIN,
+        executor_def=dg.in_process_executor,
+        description="**Rollback after the drop.** Decrypts the ciphertext into new plaintext columns, with the types, "
+        "defaults, constraints, indexes and privileges that the drop saved. Online; can be stopped and run again.",
+    )

@@ -1,0 +1,59 @@
+"""One job per stage of the guide: what its flags launch, and what a schedule would."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A job over one asset, all of whose partitions can be run.
+
+    Args:
+        job: name of the job.
+        asset: name of the asset, and of its op.
+        description: for the UI.
+    """
+
+    job: str
+    asset: str
+    description: str
+
+
+PREFLIGHT = Stage("run_preflight", "preflight", "Pre-migration checklist; reads only.")
+BACKUP = Stage("take_backup", "backup", "An encrypted, verified backup.")
+ADD_COLUMNS = Stage("add_columns", "encrypted_columns", "Step 2 (--add-columns).")
+MIGRATE_DATA = Stage("migrate_data", "encrypted_data", "Step 3 (--migrate-data).")
+BUILD_INDEXES = Stage("build_indexes", "search_indexes", "Step 3, indexes and statistics (--migrate-data).")
+VERIFY_DATA = Stage("verify_data", "verified_data", "Step 4 (--verify): decrypt and compare every value.")
+VERIFY_TABLES = Stage("verify_tables", "verified_table", "Step 4 (--verify): the verdict per table.")
+CREATE_VIEWS = Stage("create_views", "compatibility_views", "Step 6 (--create-views).")
+
+STAGES = (
+    PREFLIGHT,
+    BACKUP,
+    ADD_COLUMNS,
+    MIGRATE_DATA,
+    BUILD_INDEXES,
+    VERIFY_DATA,
+    VERIFY_TABLES,
+    CREATE_VIEWS,
+)
+PER_RANGE = (MIGRATE_DATA, VERIFY_DATA)
+WHOLE_DATABASE = (PREFLIGHT, BACKUP)
+
+
+def build() -> list[UnresolvedAssetJobDefinition]:
+    """The stages' jobs, in the guide's order."""
+    return [
+        dg.define_asset_job(
+            stage.job,
+            selection=dg.AssetSelection.assets(stage.asset),
+            description=stage.description,
+            executor_def=dg.in_process_executor,
+        )
+        for stage in STAGES
+    ]

@@ -1,0 +1,47 @@
+"""Step 7: which side is right. ``switch_to_ciphertext`` and, back again, ``revert_to_plaintext``."""
+
+import dagster as dg
+
+from alphapulse_encryption.assets.groups import TARGET_POOL
+from alphapulse_encryption.jobs.once import NEVER_AGAIN, TablesConfig, named_tables
+from alphapulse_encryption.migration.switch import revert_to_plaintext, switch_to_ciphertext
+from alphapulse_encryption.resources.border import actor, safely
+from alphapulse_encryption.resources.target import Target
+
+
+@dg.op(pool=TARGET_POOL, description="Make the encrypted columns of the named tables the right side.")
+def switch(context: dg.OpExecutionContext, config: TablesConfig, target: Target) -> None:
+    """Switch the tables one by one."""
+    with safely():
+        for table in named_tables(target.catalogue, config.tables):
+            result = switch_to_ciphertext(target.database, table, target.key_ring, actor(context))
+            outcome = "switched to ciphertext" if result.changed else "was switched already"
+            context.log.info(f"{table.key}: {outcome}")
+
+
+@dg.op(pool=TARGET_POOL, description="Make the plaintext columns of the named tables the right side again.")
+def revert(context: dg.OpExecutionContext, config: TablesConfig, target: Target) -> None:
+    """Revert the tables one by one."""
+    with safely():
+        for table in named_tables(target.catalogue, config.tables):
+            result = revert_to_plaintext(target.database, table, target.cipher, target.key_ring, actor(context))
+            outcome = "reverted to plaintext" if result.changed else "was on plaintext already"
+            context.log.info(f"{table.key}: {outcome}")
+
+
+def build() -> list[dg.JobDefinition]:
+    """The two jobs."""
+    return [
+        dg.GraphDefinition(name="switch_to_ciphertext", node_defs=[switch]).to_job(
+            tags=NEVER_AGAIN,
+            executor_def=dg.in_process_executor,
+            description="**Step 7.** Needs verified tables. From then on the encrypted columns are right, and the "
+            "application may write them alone. Reversible until the drop, with `revert_to_plaintext`.",
+        ),
+        dg.GraphDefinition(name="revert_to_plaintext", node_defs=[revert]).to_job(
+            tags=NEVER_AGAIN,
+            executor_def=dg.in_process_executor,
+            description="**Rollback before the drop.** Brings the plaintext columns up to date where the application "
+            "wrote ciphertext alone, and makes them the right side again. The encrypted columns stay for a retry.",
+        ),
+    ]

@@ -1,0 +1,385 @@
+"""The checklist before the migration: what would block it, what would surprise, how much it takes.
+
+Reads only. Each finding names a thing, says what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import psycopg
+
+from alphapulse_encryption.catalogue import Catalogue
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.migration import tracking
+from alphapulse_encryption.migration.database import LOG_SETTINGS, Database
+from alphapulse_encryption.migration.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.indexes import unique_indexes
+
+Connection = psycopg.Connection[Any]
+Level = Literal["ok", "warning", "blocker"]
+
+OLDEST_SERVER = 140000  # CREATE OR REPLACE TRIGGER (PostgreSQL 14)
+BACKUP_MAX_AGE = timedelta(hours=24)
+LONG_TRANSACTION = timedelta(minutes=5)
+
+# Bytes around a value: IV, tag, the JSON members and the row's own share of an item.
+_ENVELOPE_BYTES = 28
+_JSON_BYTES = 84
+_TOKEN_BYTES = 45
+_DEFAULT_WIDTH = 32  # of a column that was never analysed
+# Rows per second of one worker on two cores, rows of five values, rounded down; staging rehearsals measure it.
+ASSUMED_ROWS_PER_SECOND = 20_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the checklist."""
+
+    level: Level
+    subject: str
+    message: str
+
+    def __str__(self) -> str:
+        sign = {"ok": "✓", "warning": "!", "blocker": "✗"}[self.level]
+        return f"{sign} {self.subject}: {self.message}"
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """What :func:`check` found.
+
+    Args:
+        findings: in the order of the checklist.
+        rows: estimated rows of all tables.
+        current_bytes: size of the tables with indexes.
+        growth_bytes: estimated growth, the old row versions included until vacuum reclaims them.
+        free_bytes: free disk where the server keeps its data; None where that cannot be seen from here.
+        estimated_seconds: of one worker.
+        seconds: duration of the check.
+    """
+
+    findings: tuple[Finding, ...]
+    rows: int
+    current_bytes: int
+    growth_bytes: int
+    free_bytes: int | None
+    estimated_seconds: float
+    seconds: float
+
+    @property
+    def blockers(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.level == "blocker")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.level == "warning")
+
+
+def check(database: Database, catalogue: Catalogue, keys: KeyRing) -> PreflightReport:
+    """Go through the checklist for every table of the catalogue.
+
+    Args:
+        database: the target.
+        catalogue: what is to be encrypted.
+        keys: the key ring; held against the key the database was begun with.
+
+    Raises:
+        ConfigurationError: the database cannot be reached.
+        DatabaseFailure: the server refused a question.
+    """
+    started = time.monotonic()
+    findings: list[Finding] = []
+    rows = current = growth = 0
+    with database.session("run the preflight") as connection:
+        findings += _server(connection)
+        findings.append(_key(connection, keys))
+        for table in catalogue.tables:
+            try:
+                state = (
+                    tracking.table_state(connection, table)
+                    if tracking.bookkeeping_exists(connection)
+                    else None
+                )
+                definition = read_table(
+                    connection, table, plaintext=state is None or state.stage == "columns"
+                )
+            except MigrationError as error:
+                findings.append(Finding("blocker", table.key, error.args[0]))
+                continue
+            findings += _table(connection, definition)
+            rows += definition.estimated_rows
+            current += definition.total_bytes
+            growth += _growth(connection, definition)
+        findings.append(_backup(connection))
+        findings += _logging(connection)
+        findings += _long_transactions(connection)
+        free = _free_disk(connection)
+        database_bytes = _one(connection, "SELECT pg_database_size(current_database())")
+    findings.append(_disk(database_bytes, growth, free))
+    return PreflightReport(
+        findings=tuple(findings),
+        rows=rows,
+        current_bytes=current,
+        growth_bytes=growth,
+        free_bytes=free,
+        estimated_seconds=rows / ASSUMED_ROWS_PER_SECOND,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _one(connection: Connection, query: str) -> Any:
+    row = connection.execute(query.encode()).fetchone()
+    return row[0] if row is not None else None
+
+
+def _server(connection: Connection) -> list[Finding]:
+    version = connection.info.server_version
+    findings = []
+    if version < OLDEST_SERVER:
+        findings.append(
+            Finding("blocker", "server", f"PostgreSQL {version // 10000} is too old; 14 or newer is needed.")
+        )
+    else:
+        findings.append(Finding("ok", "server", f"PostgreSQL {version // 10000}.{version % 10000}"))
+    if _one(connection, "SELECT pg_is_in_recovery()"):
+        findings.append(Finding("blocker", "server", "is a read-only replica. Connect to the primary."))
+    if not _one(connection, "SELECT has_schema_privilege('public', 'CREATE, USAGE')"):
+        findings.append(
+            Finding(
+                "blocker",
+                "privileges",
+                "the bookkeeping needs CREATE on the schema public: GRANT CREATE ON SCHEMA public TO this role.",
+            )
+        )
+    return findings
+
+
+def _key(connection: Connection, keys: KeyRing) -> Finding:
+    try:
+        tracking.check_key(connection, keys)
+    except MigrationError as error:
+        return Finding("blocker", "key", error.args[0])
+    return Finding("ok", "key", f"version {keys.current_version} is readable and 32 bytes long")
+
+
+def _table(connection: Connection, definition: TableDefinition) -> list[Finding]:
+    table = definition.table
+    findings: list[Finding] = []
+    owner = connection.execute(
+        "SELECT pg_has_role(relowner, 'USAGE'), relrowsecurity, "
+        "  (SELECT rolbypassrls OR rolsuper FROM pg_roles WHERE rolname = current_user), relforcerowsecurity "
+        "FROM pg_class WHERE oid = %s",
+        [definition.oid],
+    ).fetchone()
+    assert owner is not None
+    owns, secured, bypasses, forced = owner
+    if not owns:
+        findings.append(
+            Finding(
+                "blocker",
+                table.key,
+                "columns and triggers can be added by the table's owner only. "
+                "Connect as its owner or as a member of that role.",
+            )
+        )
+    if secured and not bypasses and (forced or not owns):
+        findings.append(
+            Finding(
+                "blocker",
+                table.key,
+                "row-level security would hide rows from this role. Use a role with BYPASSRLS.",
+            )
+        )
+    if definition.partitioned:
+        findings.append(
+            Finding(
+                "blocker",
+                table.key,
+                "is declaratively partitioned, and its indexes could not be built without blocking writers. "
+                "List its partitions in the catalogue as tables of their own.",
+            )
+        )
+    for index in unique_indexes(connection, definition):
+        if not index.portable:
+            findings.append(
+                Finding(
+                    "warning",
+                    table.key,
+                    f"the uniqueness that {index.name} guarantees cannot be carried over, because it covers a "
+                    "column that is not searchable, an expression or a condition: make the column searchable "
+                    "in the catalogue, or switch_to_ciphertext will refuse.",
+                )
+            )
+    findings += [
+        Finding(
+            "warning", f"{table.key}.{column}", f"{what} depends on the plaintext column and goes with it"
+        )
+        for column, what in _dependants(connection, definition)
+    ]
+    if not any(finding.level == "blocker" for finding in findings):
+        findings.insert(
+            0,
+            Finding(
+                "ok",
+                table.key,
+                f"about {definition.estimated_rows:,} rows, {len(table.columns)} columns to encrypt, "
+                f"key ({', '.join(key.name for key in definition.key)})",
+            ),
+        )
+    return findings
+
+
+# What pg_depend records against single columns. Guards and defaults are ours or follow the column by themselves.
+_DEPENDANTS = """
+SELECT DISTINCT a.attname, CASE d.classid
+         WHEN 'pg_constraint'::regclass THEN 'constraint ' || (SELECT conname || CASE WHEN contype = 'f'
+              AND confrelid = d.refobjid THEN ' (foreign key of ' || conrelid::regclass || ')' ELSE '' END
+              FROM pg_constraint WHERE oid = d.objid)
+         WHEN 'pg_class'::regclass THEN (SELECT CASE relkind WHEN 'i' THEN 'index ' ELSE 'relation ' END || relname
+              FROM pg_class WHERE oid = d.objid)
+         WHEN 'pg_rewrite'::regclass THEN 'view ' || (SELECT ev_class::regclass::text FROM pg_rewrite
+              WHERE oid = d.objid)
+         WHEN 'pg_policy'::regclass THEN 'policy ' || (SELECT polname FROM pg_policy WHERE oid = d.objid)
+         WHEN 'pg_trigger'::regclass THEN 'trigger ' || (SELECT tgname FROM pg_trigger WHERE oid = d.objid)
+         WHEN 'pg_attrdef'::regclass THEN 'generated column ' || (SELECT g.attname FROM pg_attrdef f
+              JOIN pg_attribute g ON g.attrelid = f.adrelid AND g.attnum = f.adnum WHERE f.oid = d.objid)
+         WHEN 'pg_statistic_ext'::regclass THEN 'extended statistics ' || (SELECT stxname FROM pg_statistic_ext
+              WHERE oid = d.objid)
+         ELSE pg_describe_object(d.classid, d.objid, d.objsubid) END AS what
+  FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+ WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %s AND a.attname = ANY(%s)
+   AND NOT (d.classid = 'pg_attrdef'::regclass AND EXISTS (SELECT FROM pg_attrdef f WHERE f.oid = d.objid
+            AND f.adnum = d.refobjsubid))
+   AND NOT (d.classid = 'pg_trigger'::regclass AND EXISTS (SELECT FROM pg_trigger t WHERE t.oid = d.objid
+            AND t.tgname LIKE 'zzz\\_encryption\\_guard%%'))
+   AND NOT (d.classid = 'pg_class'::regclass AND EXISTS (SELECT FROM pg_class c WHERE c.oid = d.objid
+            AND c.relname LIKE '%%\\_encryption\\_pending'))
+   AND NOT (d.classid = 'pg_constraint'::regclass AND EXISTS (SELECT FROM pg_constraint c WHERE c.oid = d.objid
+            AND c.contype = 'n'))
+ ORDER BY 1, 2
+"""
+
+
+def _dependants(connection: Connection, definition: TableDefinition) -> list[tuple[str, str]]:
+    names = [column.name for column in definition.plaintext_columns]
+    rows = connection.execute(_DEPENDANTS, [definition.oid, names]).fetchall()
+    return [(column, what) for column, what in rows if what is not None]
+
+
+def _growth(connection: Connection, definition: TableDefinition) -> int:
+    widths = dict(
+        connection.execute(
+            "SELECT attname, (avg_width * (1 - null_frac))::float8 FROM pg_stats "
+            "WHERE schemaname = %s AND tablename = %s",
+            [definition.table.schema_name, definition.table.name],
+        ).fetchall()
+    )
+    per_row = 0.0
+    for column in definition.table.columns:
+        if column.name not in definition.columns:
+            continue
+        width = float(widths.get(column.name, _DEFAULT_WIDTH))
+        per_row += (width + _ENVELOPE_BYTES) * 4 / 3 + _JSON_BYTES + len(column.context)
+        per_row += _TOKEN_BYTES if column.searchable else 0
+    # Every row is written once more: the old version stays until vacuum reclaims it.
+    return int(definition.estimated_rows * per_row) + definition.total_bytes
+
+
+def _backup(connection: Connection) -> Finding:
+    if tracking.bookkeeping_exists(connection):
+        row = connection.execute("SELECT max(verified_at) FROM public.encryption_backups").fetchone()
+        taken: datetime | None = row[0] if row is not None else None
+        if taken is not None and datetime.now(timezone.utc) - taken < BACKUP_MAX_AGE:
+            return Finding("ok", "backup", f"verified at {taken:%Y-%m-%d %H:%M} UTC")
+    return Finding(
+        "warning",
+        "backup",
+        "there is no verified backup of the last 24 hours. Materialize backup; the drop insists on one.",
+    )
+
+
+def _logging(connection: Connection) -> list[Finding]:
+    settings = dict(
+        connection.execute(
+            "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)",
+            [["log_statement", "log_min_duration_statement", "log_min_duration_sample", *LOG_SETTINGS]],
+        ).fetchall()
+    )
+    records = (
+        settings.get("log_statement") in {"all", "mod"}
+        or settings.get("log_min_duration_statement", "-1") != "-1"
+        or settings.get("log_min_duration_sample", "-1") != "-1"
+    )
+    if records and settings.get("log_parameter_max_length") != "0":
+        return [
+            Finding(
+                "warning",
+                "logging",
+                "the server logs statements with their parameters, and this role may not turn that off for its "
+                "sessions: ciphertext and the application's own plaintext end up in the server's log. Set "
+                "log_parameter_max_length = 0, or GRANT SET ON PARAMETER log_parameter_max_length.",
+            )
+        ]
+    return [Finding("ok", "logging", "our sessions leave no parameter values in the server's log")]
+
+
+def _long_transactions(connection: Connection) -> list[Finding]:
+    rows = connection.execute(
+        "SELECT pid, coalesce(application_name, ''), now() - xact_start FROM pg_stat_activity "
+        "WHERE datname = current_database() AND xact_start < now() - %s AND pid <> pg_backend_pid()",
+        [LONG_TRANSACTION],
+    ).fetchall()
+    return [
+        Finding(
+            "warning",
+            "long transaction",
+            f"process {pid} ({name}) has been in a transaction for {str(age).split('.')[0]}: schema changes and "
+            "concurrent index builds wait for it.",
+        )
+        for pid, name, age in rows
+    ]
+
+
+def _free_disk(connection: Connection) -> int | None:
+    # Only a server on this machine can be asked this way, and only if it tells where its data is.
+    if not (connection.info.host or "").startswith("/"):
+        return None
+    try:
+        directory = _one(connection, "SELECT current_setting('data_directory')")
+        parent = Path(directory)
+        status = os.statvfs(parent if parent.exists() else parent.parent)
+    except (OSError, psycopg.errors.InsufficientPrivilege):
+        return None
+    return status.f_bavail * status.f_frsize
+
+
+def _disk(database_bytes: int, growth: int, free: int | None) -> Finding:
+    need = max(database_bytes, growth)
+    told = f"about {_size(growth)} growth is expected; keep {_size(need)} free (2x the database)"
+    if free is None:
+        return Finding(
+            "warning", "disk", f"{told}. The server's free space cannot be seen from here: check it."
+        )
+    if free < growth:
+        return Finding(
+            "blocker", "disk", f"{told}; only {_size(free)} are. Make room, or migrate table by table."
+        )
+    if free < need:
+        return Finding("warning", "disk", f"{told}; {_size(free)} are.")
+    return Finding("ok", "disk", f"{told}; {_size(free)} are")
+
+
+def _size(size: int) -> str:
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TB"

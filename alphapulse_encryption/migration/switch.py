@@ -1,0 +1,436 @@
+"""Which side is right: over to the ciphertext, and back to the plaintext before it is dropped.
+
+Both directions are online. What needs a look at every row (a check, a fill) is done beforehand or afterwards
+under locks that let the application go on; the change of authority itself is one short transaction that
+alters the catalogue of the database and no row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.sql import SQL, Composable, Identifier
+
+from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.crypto.envelope import EnvelopeFormat
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration import columns, fill, indexes, saved, sql, tracking, verify
+from alphapulse_encryption.migration.batches import plan_by_key
+from alphapulse_encryption.migration.database import Actor, Database
+from alphapulse_encryption.migration.ddl import in_short_transaction, outside_transaction
+from alphapulse_encryption.migration.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.fill import Filler, FillProgress
+from alphapulse_encryption.migration.saved import NotNull, SetAside
+
+Connection = psycopg.Connection[Any]
+
+# So many rows that the application cleared at the last moment are filled under the lock itself; where there
+# are more, they are filled without it first.
+FILLED_UNDER_LOCK = 500
+LOOKS = 20
+
+
+@dataclass(frozen=True)
+class SwitchResult:
+    """What :func:`switch_to_ciphertext` did.
+
+    Args:
+        changed: False where the ciphertext was right already.
+        required: columns whose NOT NULL became a check on both sides.
+        defaults: columns whose default was set aside.
+        seconds: duration.
+    """
+
+    changed: bool
+    required: tuple[str, ...]
+    defaults: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RevertResult:
+    """What :func:`revert_to_plaintext` did.
+
+    Args:
+        changed: False where the plaintext was right already.
+        rows: rows whose plaintext was filled from the ciphertext.
+        values: values filled.
+        seconds: duration.
+    """
+
+    changed: bool
+    rows: int
+    values: int
+    seconds: float
+
+
+def switch_to_ciphertext(database: Database, table: Table, keys: KeyRing, actor: Actor) -> SwitchResult:
+    """Let the ciphertext be right from now on: the application reads and writes the encrypted columns.
+
+    NOT NULL on a plaintext column becomes a check that one of both sides is there, its default is set aside,
+    and its uniqueness has to be carried by the search column already. The definition changes by that, so the
+    table has to be verified again before a drop can be approved.
+
+    Args:
+        database: the target.
+        table: the catalogue's entry.
+        keys: held against the key this database was begun with.
+        actor: who does it.
+
+    Raises:
+        RefusedError: not verified, values pending, or a guarantee that cannot be carried; nothing was
+        changed.
+        ConfigurationError: table or column missing.
+        DatabaseFailure: the server refused.
+    """
+    started = time.monotonic()
+    doing = f"switch {table.key} to ciphertext"
+    with database.session(doing) as connection:
+        state = tracking.require_state(connection, table)
+        if state.authority == "ciphertext":
+            return SwitchResult(False, (), (), time.monotonic() - started)
+        tracking.check_key(connection, keys)
+        if state.stage == "restoring" or not set_aside(state).is_empty:
+            raise RefusedError(
+                f"Table {table.key} is on its way back to plaintext. Let "
+                f"{'restore_plaintext' if state.stage == 'restoring' else 'revert_to_plaintext'} end first."
+            )
+        definition = read_table(connection, table)
+        _refuse_unless_ready(connection, definition, keys)
+        for column in definition.plaintext_columns:
+            if definition.columns[column.name].not_null:
+                _require_either(connection, definition, column, actor)
+        taken = in_short_transaction(connection, doing, lambda: _switch(connection, table, actor))
+    return SwitchResult(
+        changed=taken is not None,
+        required=tuple(taken.not_null) if taken else (),
+        defaults=tuple(taken.defaults) if taken else (),
+        seconds=time.monotonic() - started,
+    )
+
+
+def set_aside(state: tracking.TableState) -> SetAside:
+    """What the switch took off the table's plaintext columns."""
+    return SetAside.model_validate(dict(state.set_aside))
+
+
+def _refuse_unless_ready(connection: Connection, definition: TableDefinition, keys: KeyRing) -> None:
+    table = definition.table
+    verification = verify.verify_table(connection, table, keys)
+    if not verification.passed:
+        raise RefusedError(
+            f"Table {table.key} is not verified: {'; '.join(verification.reasons)}. Run the backfill and the "
+            f"verification (--migrate-data --verify --table {table.key}); nothing was changed."
+        )
+    row = connection.execute(sql.any_pending(definition, SQL("{}").format(SQL("true")))).fetchone()
+    if row is None or row[0]:
+        raise RefusedError(
+            f"Values of {table.key} are pending: they were written since the backfill. Run it again "
+            f"(--migrate-data --verify --table {table.key}); nothing was changed."
+        )
+    _refuse_uncarried(connection, definition)
+
+
+_DOMAINS = """
+WITH RECURSIVE t (column_name, oid) AS (
+    SELECT a.attname, a.atttypid FROM pg_attribute a WHERE a.attrelid = %s AND a.attname = ANY(%s)
+    UNION ALL
+    SELECT t.column_name, d.typbasetype FROM t JOIN pg_type d ON d.oid = t.oid WHERE d.typtype = 'd')
+SELECT t.column_name FROM t JOIN pg_type d ON d.oid = t.oid WHERE d.typnotnull ORDER BY 1
+"""
+
+
+def _refuse_uncarried(connection: Connection, definition: TableDefinition) -> None:
+    """Refuse where a guarantee of the plaintext columns would silently be lost."""
+    table = definition.table
+    wanted = {i.name for i in indexes.wanted_indexes(connection, definition) if not i.pending_only}
+    valid = {
+        name: unique
+        for name, unique in connection.execute(
+            "SELECT i.relname, x.indisunique FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
+            "WHERE x.indrelid = %s AND x.indisvalid AND x.indisready",
+            [definition.oid],
+        )
+    }
+    for index in indexes.unique_indexes(connection, definition):
+        if not index.portable:
+            raise RefusedError(
+                f"The unique index {index.name} of {table.key} ({', '.join(index.columns)}) cannot be "
+                "carried over to ciphertext: equal values are told by search tokens, and it has a column "
+                "without, an expression or a condition. Give its columns a search_index in the catalogue, or "
+                "drop the index; nothing was changed."
+            )
+    for want in indexes.wanted_indexes(connection, definition):
+        if want.name in wanted and (want.name not in valid or (want.unique and not valid[want.name])):
+            raise RefusedError(
+                f"The {'unique ' if want.unique else ''}index {want.name} of {table.key} is missing or "
+                f"invalid. Build it first (asset search_indexes); nothing was changed."
+            )
+    names = [column.name for column in definition.plaintext_columns]
+    for (name,) in connection.execute(_DOMAINS, [definition.oid, names]):
+        raise RefusedError(
+            f"The type of {table.key}.{name} is a domain that forbids NULL, so the plaintext could not be "
+            "cleared when the ciphertext is written. Make NOT NULL a constraint of the column instead; "
+            "nothing was changed."
+        )
+
+
+def _require_either(
+    connection: Connection, definition: TableDefinition, column: Column, actor: Actor
+) -> None:
+    """The check that takes over from NOT NULL, validated while writers go on."""
+    name = saved.presence_check(column)
+    either = SQL("{} IS NOT NULL OR {} IS NOT NULL").format(
+        Identifier(column.name), Identifier(column.encrypted)
+    )
+
+    def add() -> None:
+        if saved.constraint_state(connection, definition, name) is None:
+            connection.execute(saved.alter(definition, [saved.add_check(name, either)]))
+            tracking.audit(connection, actor, "add_check", definition.table, constraint=name)
+
+    in_short_transaction(connection, f"add the check {name}", add)
+    validate(connection, definition, name)
+
+
+def validate(connection: Connection, definition: TableDefinition, name: str) -> None:
+    """Validate a constraint of the table where that is still to be done; writers go on meanwhile."""
+    if saved.constraint_state(connection, definition, name) is False:
+        statement = saved.alter(definition, [SQL("VALIDATE CONSTRAINT {}").format(Identifier(name))])
+        in_short_transaction(
+            connection, f"validate the constraint {name}", lambda: connection.execute(statement)
+        )
+
+
+def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | None:
+    state = tracking.require_state(connection, table, lock=True)
+    if state.authority == "ciphertext":
+        return None
+    definition = read_table(connection, table)
+    taken = SetAside(
+        defaults={
+            column.name: live.default
+            for column in definition.plaintext_columns
+            if (live := definition.columns[column.name]).default is not None
+        },
+        not_null=saved.read_not_null(connection, definition),
+    )
+    actions: list[Composable] = [
+        *(SQL("ALTER COLUMN {} DROP NOT NULL").format(Identifier(name)) for name in taken.not_null),
+        *(SQL("ALTER COLUMN {} DROP DEFAULT").format(Identifier(name)) for name in taken.defaults),
+    ]
+    for column in definition.plaintext_columns:
+        if column.name in taken.not_null and not saved.constraint_state(
+            connection, definition, saved.presence_check(column)
+        ):
+            raise RefusedError(
+                f"{table.key}.{column.name} became NOT NULL meanwhile. Run the step again; nothing was "
+                "changed."
+            )
+    if actions:
+        connection.execute(saved.alter(definition, actions))
+    tracking.set_state(
+        connection, table, authority="ciphertext", stage=state.stage, set_aside=taken.model_dump()
+    )
+    columns.ensure_guard(connection, definition, actor)
+    tracking.audit(
+        connection,
+        actor,
+        "switch_to_ciphertext",
+        table,
+        not_null=list(taken.not_null),
+        defaults=taken.defaults,
+    )
+    return taken
+
+
+def revert_to_plaintext(
+    database: Database,
+    table: Table,
+    cipher: EnvelopeFormat,
+    keys: KeyRing,
+    actor: Actor,
+    *,
+    on_progress: Callable[[FillProgress], None] | None = None,
+) -> RevertResult:
+    """Let the plaintext be right again, before it was dropped; the encrypted columns are kept for a retry.
+
+    Values that were written as ciphertext only are put into the plaintext columns first.
+
+    Args:
+        database: the target.
+        table: the catalogue's entry.
+        cipher: the catalogue's envelope format.
+        keys: held against the key this database was begun with.
+        actor: who does it.
+        on_progress: called after each batch that was filled.
+
+    Raises:
+        RefusedError: the plaintext was dropped (``restore_plaintext`` then), or values cannot be put back.
+        ConfigurationError: table or column missing.
+        DatabaseFailure: the server refused.
+    """
+    started = time.monotonic()
+    with database.session(f"revert {table.key} to plaintext") as connection:
+        plan_by_key(connection)
+        state = tracking.require_state(connection, table)
+        if state.stage != "columns":
+            raise RefusedError(
+                f"The plaintext of {table.key} was dropped. Use restore_plaintext, which rebuilds it from "
+                "the ciphertext; nothing was changed."
+            )
+        if state.authority == "plaintext" and set_aside(state).is_empty:
+            return RevertResult(False, 0, 0, time.monotonic() - started)
+        tracking.check_key(connection, keys)
+        definition = read_table(connection, table)
+        filler = Filler(connection, definition, cipher, keys, on_progress)
+        if state.authority == "ciphertext":
+            fill_all(connection, filler)
+            hand_back(connection, filler, actor)
+        put_back_not_null(connection, definition)
+        in_short_transaction(
+            connection,
+            f"revert {table.key} to plaintext",
+            lambda: finish_return(connection, definition, actor, "revert_to_plaintext"),
+        )
+    return RevertResult(True, filler.rows, filler.values, time.monotonic() - started)
+
+
+def fill_all(connection: Connection, filler: Filler) -> None:
+    """Fill the table range by range, as it was planned for the backfill."""
+    for batch_range in tracking.read_ranges(connection, filler.definition.table):
+        if not batch_range.is_empty:
+            filler.fill(batch_range.lower, batch_range.upper, batch_range=batch_range.number)
+
+
+def hand_back(connection: Connection, filler: Filler, actor: Actor) -> None:
+    """Fill what is left and let the plaintext be right: defaults are back, NOT NULL as a check for now.
+
+    What is left is told by a partial index, so that the look under the lock costs what it finds. The state
+    remembers NOT NULL until :func:`finish_return`.
+    """
+    definition = filler.definition
+    table = definition.table
+    _build_unfilled_index(connection, definition)
+    for _ in range(LOOKS):
+        if filler.count(FILLED_UNDER_LOCK + 1) > FILLED_UNDER_LOCK:
+            filler.fill(None, None)
+        if in_short_transaction(
+            connection, f"hand {table.key} back to plaintext", lambda: _hand_back(connection, filler, actor)
+        ):
+            return
+    raise RefusedError(
+        f"The application goes on writing ciphertext to {table.key} faster than it can be put back as "
+        "plaintext. Switch the application to the plaintext columns, and run the step again."
+    )
+
+
+def _hand_back(connection: Connection, filler: Filler, actor: Actor) -> bool:
+    definition = filler.definition
+    table = definition.table
+    state = tracking.require_state(connection, table, lock=True)
+    if state.authority == "plaintext":
+        return True
+    connection.execute(SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(definition.identifier))
+    if filler.count(FILLED_UNDER_LOCK + 1) > FILLED_UNDER_LOCK:
+        return False
+    filler.fill(None, None)
+    taken = set_aside(state)
+    actions: list[Composable] = [
+        SQL("ALTER COLUMN {} SET DEFAULT {}").format(Identifier(name), saved.verbatim(text))
+        for name, text in taken.defaults.items()
+    ]
+    for column in definition.plaintext_columns:
+        if saved.constraint_state(connection, definition, saved.presence_check(column)) is not None:
+            actions.append(SQL("DROP CONSTRAINT {}").format(Identifier(saved.presence_check(column))))
+    for name in taken.not_null:
+        condition = SQL("{} IS NOT NULL").format(Identifier(name))
+        actions.append(saved.add_check(saved.required_check(name), condition))
+    if actions:
+        connection.execute(saved.alter(definition, actions))
+    connection.execute(
+        SQL("DROP INDEX IF EXISTS {}").format(Identifier(table.schema_name, saved.unfilled_index(table)))
+    )
+    tracking.set_state(
+        connection,
+        table,
+        authority="plaintext",
+        stage=state.stage,
+        set_aside=SetAside(not_null=taken.not_null).model_dump(),
+    )
+    columns.ensure_guard(connection, definition, actor)
+    tracking.audit(connection, actor, "hand_back", table, rows=filler.rows, values=filler.values)
+    return True
+
+
+def put_back_not_null(connection: Connection, definition: TableDefinition) -> None:
+    """Validate the checks that stand for NOT NULL, so that setting it needs no look at the rows."""
+    for column in definition.plaintext_columns:
+        validate(connection, definition, saved.required_check(column.name))
+
+
+def finish_return(connection: Connection, definition: TableDefinition, actor: Actor, action: str) -> None:
+    """NOT NULL proper in place of the checks; the table stands where step 2 had left it. In a transaction."""
+    table = definition.table
+    state = tracking.require_state(connection, table, lock=True)
+    if state.authority != "plaintext":
+        raise RefusedError(f"Table {table.key} was switched to ciphertext meanwhile. Run the step again.")
+    taken = set_aside(state)
+    current = read_table(connection, table)
+    # One after the other: it is by the checks that PostgreSQL knows it need not look at the rows.
+    for name, not_null in taken.not_null.items():
+        if name in current.columns and not current.columns[name].not_null:
+            connection.execute(saved.alter(definition, [set_not_null(name, not_null)]))
+    checks: list[Composable] = [
+        SQL("DROP CONSTRAINT IF EXISTS {}").format(Identifier(saved.required_check(name)))
+        for name in taken.not_null
+    ]
+    if checks:
+        connection.execute(saved.alter(definition, checks))
+    tracking.set_state(connection, table, authority="plaintext", stage="columns", set_aside={})
+    tracking.audit(connection, actor, action, table)
+
+
+def set_not_null(name: str, not_null: NotNull) -> Composable:
+    """NOT NULL again, under the name its constraint had."""
+    if not_null.name is None or not_null.definition is None:
+        return SQL("ALTER COLUMN {} SET NOT NULL").format(Identifier(name))
+    return SQL("ADD CONSTRAINT {} {}").format(Identifier(not_null.name), saved.verbatim(not_null.definition))
+
+
+def _build_unfilled_index(connection: Connection, definition: TableDefinition) -> None:
+    table = definition.table
+    name = Identifier(table.schema_name, saved.unfilled_index(table))
+    row = connection.execute(
+        "SELECT x.indisvalid FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
+        "WHERE x.indrelid = %s AND i.relname = %s",
+        [definition.oid, saved.unfilled_index(table)],
+    ).fetchone()
+    if row is not None and row[0]:
+        return
+    # A partitioned table's indexes cannot be built beside writers (PostgreSQL manual, CREATE INDEX).
+    beside = SQL("" if definition.partitioned else "CONCURRENTLY")
+    doing = f"index what is still to be filled in {table.key}"
+    outside_transaction(
+        connection,
+        doing,
+        lambda: connection.execute(SQL("DROP INDEX {} IF EXISTS {}").format(beside, name)),
+    )
+    outside_transaction(
+        connection,
+        doing,
+        lambda: connection.execute(
+            SQL("CREATE INDEX {} {} ON {} ({}) WHERE {}").format(
+                beside,
+                Identifier(saved.unfilled_index(table)),
+                definition.identifier,
+                SQL(", ").join(Identifier(key.name) for key in definition.key),
+                fill.row_unfilled(definition, table.name),
+            )
+        ),
+    )

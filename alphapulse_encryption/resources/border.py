@@ -1,0 +1,64 @@
+"""The border to Dagster: what of an error, and of who runs a step, goes into its database."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+
+import dagster as dg
+from dagster._core.definitions.metadata import RawMetadataValue
+
+from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.migration.database import Actor
+
+
+@contextmanager
+def safely() -> Iterator[None]:
+    """Let an error through as a :class:`dagster.Failure` that quotes nothing.
+
+    Dagster stores exception texts. Ours are written to be shown; of any other only its type and the places
+    it passed are kept, because a driver's text can quote rows.
+
+    Raises:
+        dagster.Failure: in place of whatever the block raised.
+    """
+    try:
+        yield
+    except dg.Failure:
+        raise
+    except MigrationError as error:
+        raise dg.Failure(description=error.args[0], allow_retries=False) from None
+    except Exception as error:
+        raise dg.Failure(
+            description=f"Unexpected {type(error).__name__}. Its text is not kept, because it could quote data.",
+            metadata={"where": dg.MetadataValue.md(_places(error.__traceback__))},
+            allow_retries=False,
+        ) from None
+
+
+def _places(trace: TracebackType | None) -> str:
+    return "\n".join(
+        f"- `{frame.filename}:{frame.lineno}` in `{frame.name}`" for frame in traceback.extract_tb(trace)
+    )
+
+
+def actor(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> Actor:
+    """Who the audit log names for this run."""
+    return Actor(name=f"dagster job {context.job_name}", run_id=context.run_id)
+
+
+def materialized(
+    context: dg.AssetExecutionContext, partition: str, metadata: Mapping[str, RawMetadataValue]
+) -> None:
+    """Say at once that a partition is done, with its metadata.
+
+    A run over many partitions would say so at its end only: its counters would stand still, and a failure
+    in the middle would mark all of them as failed. The event that Dagster adds at the end by itself gets the
+    metadata too, or it would hide that of ours.
+    """
+    context.log_event(
+        dg.AssetMaterialization(asset_key=context.asset_key, partition=partition, metadata=metadata)
+    )
+    context.add_asset_metadata(metadata, partition_key=partition)

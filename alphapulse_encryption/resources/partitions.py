@@ -1,0 +1,60 @@
+"""The partitions: by table, and by table and batch range. Fixed when the code location is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import dagster as dg
+
+from alphapulse_encryption.catalogue import Catalogue
+
+TABLE = "table"
+BATCH_RANGE = "batch_range"
+
+
+def range_name(number: int) -> str:
+    """``3`` is ``03``: names of a fixed width sort like their numbers."""
+    return f"{number:02d}"
+
+
+@dataclass(frozen=True)
+class Partitions:
+    """The partitions of one catalogue.
+
+    Args:
+        catalogue: names the tables.
+        ranges: number of batch ranges of every table.
+    """
+
+    catalogue: Catalogue
+    ranges: int
+
+    @property
+    def by_table(self) -> dg.StaticPartitionsDefinition:
+        return dg.StaticPartitionsDefinition(list(self.catalogue.keys))
+
+    @property
+    def by_table_and_range(self) -> dg.MultiPartitionsDefinition:
+        names = [range_name(number) for number in range(self.ranges)]
+        return dg.MultiPartitionsDefinition(
+            {BATCH_RANGE: dg.StaticPartitionsDefinition(names), TABLE: self.by_table}
+        )
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """One partition of a table: its key as Dagster has it, and what it stands for."""
+
+    partition: str
+    table: str
+    batch_range: int
+
+
+def parts_by_table(partitions: Iterable[str]) -> list[TablePart]:
+    """Partitions in the order they are worked through: one table after the other, ranges ascending."""
+    parts = []
+    for key in partitions:
+        number, _, table = key.partition("|")
+        parts.append(TablePart(key, table, int(number)))
+    return sorted(parts, key=lambda part: (part.table, part.batch_range))

@@ -1,0 +1,215 @@
+"""The guide's steps as a person at a terminal sees them: launch the job, show its progress, print what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.jobs import stages
+from alphapulse_encryption.launch import Launcher, Outcome
+from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.verify import TableVerification, verify_table
+from alphapulse_encryption.progress import backfilled, progress_bar, verified
+
+SHOWN_OFFENDERS = 20
+
+
+@dataclass
+class Steps:
+    """The steps, for some tables of a catalogue. Each returns whether it succeeded.
+
+    Args:
+        launcher: launches the jobs.
+        database: the target, for progress and for summaries.
+        catalogue: what is sensitive.
+        keys: the key ring.
+        tables: keys of the tables to work on.
+        batch_size: rows per batch of the backfill; None adapts it.
+        show: prints a line.
+    """
+
+    launcher: Launcher
+    database: Database
+    catalogue: Catalogue
+    keys: KeyRing
+    tables: tuple[str, ...]
+    batch_size: int | None = None
+    show: Callable[[str], None] = print
+    changed: bool = field(default=False, init=False)
+    seconds: dict[str, float] = field(default_factory=dict, init=False)
+
+    @property
+    def _entries(self) -> tuple[Table, ...]:
+        return tuple(self.catalogue.table(key) for key in self.tables)
+
+    def preflight(self) -> bool:
+        """Pre-migration checklist."""
+        outcome = self._stage(stages.PREFLIGHT)
+        for _, table in outcome.collected("findings"):
+            for record in table.records:
+                finding = record.data
+                sign = {"ok": "✓", "warning": "!"}[str(finding["level"])]
+                self.show(f"{sign} {finding['subject']}: {finding['finding']}")
+        return self._ended(outcome)
+
+    def backup(self) -> bool:
+        """An encrypted, verified backup."""
+        outcome = self._stage(stages.BACKUP)
+        for name in ("file", "bytes", "sha256", "entries_listed"):
+            for _, value in outcome.collected(name):
+                self.show(f"  {name.replace('_', ' ')}: {value}")
+        return self._ended(outcome)
+
+    def add_columns(self) -> bool:
+        """Step 2."""
+        outcome = self._stage(stages.ADD_COLUMNS, heading="Adding encrypted columns to tables...")
+        added = [(table, name) for table, names in outcome.collected("columns_added") for name in names]
+        for table, name in added:
+            self.show(f"✓ Added column {table}.{name}")
+        if outcome.succeeded and not added:
+            self.show("Nothing to do: every encrypted column is there.")
+        elif outcome.succeeded and any(c.searchable for t in self._entries for c in t.columns):
+            self.show("  Indexes for search are built after the data, with --migrate-data.")
+        self.changed |= bool(added)
+        return self._ended(outcome)
+
+    def migrate_data(self) -> bool:
+        """Step 3: the backfill, then the indexes."""
+        config = {"batch_size": self.batch_size} if self.batch_size is not None else None
+        self.show("Migrating data...")
+        with progress_bar("encrypting", self.database, backfilled(self._entries)):
+            outcome = self._stage(stages.MIGRATE_DATA, config=config)
+        rows: dict[str, int] = {}
+        seconds: dict[str, float] = {}
+        for part, count in outcome.collected("dagster/partition_row_count"):
+            table = part.partition("|")[2]
+            rows[table] = rows.get(table, 0) + count
+        for part, duration in outcome.collected("seconds"):
+            table = part.partition("|")[2]
+            seconds[table] = seconds.get(table, 0.0) + duration
+        for table, count in rows.items():
+            if count:
+                rate = count / seconds[table] if seconds[table] else 0
+                self.show(
+                    f"✓ Migrated {table}: {count:,} rows in {seconds[table]:.1f} s ({rate:,.0f} rows/s)"
+                )
+        if outcome.succeeded and not any(rows.values()):
+            self.show("Nothing to do: every value is encrypted.")
+        self.changed |= any(rows.values())
+        if not self._ended(outcome):
+            return False
+        indexes = self._stage(stages.BUILD_INDEXES)
+        built = [(table, name) for table, names in indexes.collected("indexes_built") for name in names]
+        for _, name in built:
+            self.show(f"✓ Created index {name}")
+        self.changed |= bool(built)
+        return self._ended(indexes)
+
+    def verify(self) -> bool:
+        """Step 4."""
+        with progress_bar("verifying", self.database, verified(self._entries)):
+            looked = self._stage(stages.VERIFY_DATA)
+        verdict = self._stage(stages.VERIFY_TABLES)
+        results = [self._verification(table) for table in self._entries]
+        columns = [(table, column.name) for table in self._entries for column in table.columns]
+        successful = sum(
+            result.column_passed(column.name)
+            for table, result in zip(self._entries, results, strict=True)
+            if result is not None
+            for column in table.columns
+        )
+        self.show("Migration verification results:")
+        self.show(f"  Total tables: {len(self._entries)}")
+        self.show(f"  Total columns: {len(columns)}")
+        self.show(f"  Successful: {successful}")
+        self.show(f"  Failed: {len(columns) - successful}")
+        succeeded = looked.succeeded and verdict.succeeded and successful == len(columns)
+        if not succeeded:
+            offenders = [f"{r.table}.{o}" for r in results if r is not None for o in r.offenders]
+            reasons = [reason for r in results if r is not None for reason in r.reasons]
+            for line in [*reasons, *offenders[:SHOWN_OFFENDERS]]:
+                self.show(f"✗ {line}")
+            if len(offenders) > SHOWN_OFFENDERS:
+                self.show(f"  … and {len(offenders) - SHOWN_OFFENDERS} more, in encryption_verifications")
+            if not reasons:
+                self._complain(looked)
+        return succeeded
+
+    def _verification(self, table: Table) -> TableVerification | None:
+        try:
+            with self.database.session(f"sum up the verification of {table.key}") as connection:
+                return verify_table(connection, table, self.keys)
+        except MigrationError:
+            return None  # the run that just failed has said why
+
+    def create_views(self) -> bool:
+        """Step 6."""
+        outcome = self._stage(stages.CREATE_VIEWS, heading="Creating compatibility views...")
+        created = [name for _, names in outcome.collected("views_created") for name in names]
+        for name in created:
+            self.show(f"✓ Created view {name}")
+        if outcome.succeeded and not created:
+            self.show("Nothing to do: every view is there.")
+        self.changed |= bool(created)
+        return self._ended(outcome)
+
+    def switch_to_encrypted(self) -> bool:
+        """Step 7."""
+        return self._job("switch_to_ciphertext", "switch", "✓ Switched to the encrypted columns")
+
+    def drop_unencrypted(self) -> bool:
+        """Step 8, second half."""
+        return self._job("drop_unencrypted", "drop_unencrypted", "✓ Dropped the unencrypted columns")
+
+    def revert_to_plaintext(self) -> bool:
+        """Rollback before the drop."""
+        return self._job("revert_to_plaintext", "revert", "✓ Reverted to the plaintext columns")
+
+    def restore_plaintext(self) -> bool:
+        """Rollback after the drop."""
+        return self._job("restore_plaintext", "restore_plaintext", "✓ Restored the plaintext columns")
+
+    def approve_drop(self, approver: str, reason: str, confirmation: str) -> bool:
+        """Step 8, first half."""
+        config = {"approver": approver, "reason": reason, "confirmation": confirmation}
+        outcome = self._timed(
+            "approve_drop",
+            lambda: self.launcher.job("approve_drop", "approve_drop", {"table": self.tables[0], **config}),
+        )
+        if outcome.succeeded:
+            self.show(
+                f"✓ Approved the drop of {self.tables[0]}'s plaintext columns; the approval is used once"
+            )
+        return self._ended(outcome)
+
+    def _job(self, name: str, op: str, done: str) -> bool:
+        outcome = self._timed(name, lambda: self.launcher.job(name, op, {"tables": list(self.tables)}))
+        if outcome.succeeded:
+            self.show(f"{done}: {', '.join(self.tables)}")
+        return self._ended(outcome)
+
+    def _stage(
+        self, stage: stages.Stage, *, heading: str | None = None, config: Mapping[str, object] | None = None
+    ) -> Outcome:
+        if heading is not None:
+            self.show(heading)
+        return self._timed(stage.asset, lambda: self.launcher.stage(stage, self.tables, config))
+
+    def _timed(self, name: str, launch: Callable[[], Outcome]) -> Outcome:
+        started = time.monotonic()
+        outcome = launch()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+        return outcome
+
+    def _ended(self, outcome: Outcome) -> bool:
+        if not outcome.succeeded:
+            self._complain(outcome)
+        return outcome.succeeded
+
+    def _complain(self, outcome: Outcome) -> None:
+        for problem in outcome.problems:
+            self.show(f"✗ {problem}")

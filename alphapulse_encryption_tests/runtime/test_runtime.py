@@ -1,0 +1,92 @@
+"""The application's ciphers of one process, and what importing them loads."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import alphapulse_encryption
+from alphapulse_encryption import (
+    decrypt_field,
+    encrypt_field,
+    get_cipher,
+    get_searchable_cipher,
+    reset_ciphers,
+)
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption_tests.vectors import ENVELOPES, MASTER_KEY, TOKENS
+
+VARIABLE = "ALPHAPULSE_ENCRYPTION_MASTER_KEY"
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, MASTER_KEY)
+    monkeypatch.delenv("ALPHAPULSE_ENCRYPTION_KEY_VERSION", raising=False)
+    monkeypatch.delenv("ALPHAPULSE_ENCRYPTION_KEY_SOURCE", raising=False)
+    reset_ciphers()
+
+
+def test_the_functions_of_the_guide() -> None:
+    vector = ENVELOPES[0]
+    assert decrypt_field(vector.envelope, vector.context) == vector.plaintext
+    assert get_cipher().decrypt(vector.envelope, vector.context) == vector.plaintext
+    assert decrypt_field(encrypt_field("x", "c"), "c") == "x"
+    assert encrypt_field(None, "c") is None
+    assert decrypt_field(None, "c") is None
+    token = TOKENS[0]
+    assert get_searchable_cipher().generate_search_token(token.plaintext, token.context) == token.token
+
+
+def test_ciphers_are_kept_until_they_are_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    cipher = get_cipher()
+    monkeypatch.setenv("ALPHAPULSE_ENCRYPTION_KEY_VERSION", "2")
+    assert get_cipher() is cipher
+    assert get_searchable_cipher() is get_searchable_cipher()
+    envelope = encrypt_field("x", "c")
+    reset_ciphers()
+    assert get_cipher() is not cipher
+    assert json.loads(envelope)["key_version"] == 1
+    assert json.loads(encrypt_field("x", "c"))["key_version"] == 2
+    assert decrypt_field(envelope, "c") == "x"
+
+
+def test_a_missing_key_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE)
+    with pytest.raises(ConfigurationError, match=f"{VARIABLE} is not set"):
+        get_cipher()
+    monkeypatch.setenv(VARIABLE, MASTER_KEY)
+    assert decrypt_field(encrypt_field("x", "c"), "c") == "x"
+
+
+def loaded_by(statement: str) -> set[str]:
+    script = f"{statement}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(json.loads(result.stdout))
+
+
+@pytest.mark.parametrize("use", ["", "alphapulse_encryption.encrypt_field('x', 'c')"])
+def test_importing_the_package_loads_little(use: str) -> None:
+    modules = loaded_by(f"import alphapulse_encryption; {use}")
+    heavy = {"dagster", "psycopg", "psycopg2", "sqlalchemy", "pydantic", "yaml"}
+    assert not modules & (
+        heavy | {f"alphapulse_encryption.{name}" for name in ("migration", "catalogue", "orm")}
+    )
+    assert "alphapulse_encryption.crypto.envelope" in modules
+
+
+def test_importing_the_types_loads_no_engine() -> None:
+    modules = loaded_by("import alphapulse_encryption.orm")
+    assert "sqlalchemy" in modules
+    assert not modules & {"dagster", "psycopg", "psycopg2", "alphapulse_encryption.migration"}
+
+
+def test_everything_promised_is_exported() -> None:
+    assert set(alphapulse_encryption.__all__) == {
+        "decrypt_field",
+        "encrypt_field",
+        "get_cipher",
+        "get_searchable_cipher",
+        "reset_ciphers",
+    }
