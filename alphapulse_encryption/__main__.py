@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -158,7 +157,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> int:
     # Dagster takes a second to load: not before the usage is known to be right.
-    warnings.filterwarnings("ignore", module="dagster")
     from alphapulse_encryption.keysources import load_key_ring
     from alphapulse_encryption.launch import launcher
     from alphapulse_encryption.migration.definition import check_catalogue

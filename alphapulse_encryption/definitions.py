@@ -1,5 +1,6 @@
 """The table of contents: what Dagster loads, nothing else."""
 
+import warnings
 from collections.abc import Mapping
 
 import dagster as dg
@@ -22,12 +23,15 @@ def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.
         ConfigurationError: the catalogue or ``ALPHAPULSE_BATCH_RANGES`` is not valid.
     """
     partitions = Partitions(load_catalogue(settings.catalogue_path()), settings.batch_ranges())
-    return dg.Definitions(
-        assets=build_assets(partitions),
-        jobs=build_jobs(),
-        resources={"target": Target(), **(resource_overrides or {})},
-        executor=dg.in_process_executor,
-    )
+    with warnings.catch_warnings():
+        # Backfill policies and mappings between partitions are still marked as beta.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        return dg.Definitions(
+            assets=build_assets(partitions),
+            jobs=build_jobs(),
+            resources={"target": Target(), **(resource_overrides or {})},
+            executor=dg.in_process_executor,
+        )
 
 
 @dg.definitions

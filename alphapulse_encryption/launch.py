@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import dagster as dg
+import psutil
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.execution.api import execute_run
 from dagster._core.remote_origin import RemoteRepositoryOrigin
@@ -32,12 +37,14 @@ class Outcome:
         succeeded: whether every step did.
         problems: what the failed steps said.
         partitions: metadata of what was materialized, by partition ("" for an unpartitioned asset).
+        interrupted: whether a signal, or somebody in the UI, stopped it.
     """
 
     run_id: str
     succeeded: bool
     problems: tuple[str, ...]
     partitions: Mapping[str, Mapping[str, Any]]
+    interrupted: bool = False
 
     def collected(self, name: str) -> list[tuple[str, Any]]:
         """Partition and value of one metadata entry, for every partition that has it."""
@@ -78,19 +85,21 @@ class Launcher:
         run_config = {"ops": {stage.asset: {"config": dict(config)}}} if config else {}
         if stage in WHOLE_DATABASE:
             return self._run(stage.job, run_config, {})
-        outcomes = [
-            self._run(stage.job, run_config, self._tags(stage, first, last))
-            for first, last in tables_in_runs(tables)
-        ]
+        outcomes = []
+        for table in tables:
+            outcomes.append(self._run(stage.job, run_config, self._tags(stage, table)))
+            if outcomes[-1].interrupted:
+                break
         return _together(outcomes)
 
     def job(self, name: str, op: str, config: Mapping[str, Any]) -> Outcome:
         """Run an op job with the configuration of its op."""
         return self._run(name, {"ops": {op: {"config": dict(config)}}}, {})
 
-    def _tags(self, stage: Stage, first: str, last: str) -> dict[str, str]:
+    def _tags(self, stage: Stage, table: str) -> dict[str, str]:
+        first = last = table
         if stage in PER_RANGE:
-            first, last = f"{range_name(0)}|{first}", f"{range_name(self.ranges - 1)}|{last}"
+            first, last = f"{range_name(0)}|{table}", f"{range_name(self.ranges - 1)}|{table}"
         return {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
 
     def _run(self, name: str, run_config: Mapping[str, Any], tags: Mapping[str, str]) -> Outcome:
@@ -99,12 +108,13 @@ class Launcher:
         run = self.instance.create_run_for_job(
             job_def=job,
             run_config={**run_config, **_QUIET},
-            tags={**job.run_tags, **tags},
+            tags={**job.run_tags, **tags, _PROCESS_TAG: _this_process()},
             remote_job_origin=self._origin.get_job_origin(name),
             job_code_origin=reconstructable.get_python_origin(),
             repository_load_data=reconstructable.repository.get_definition().repository_load_data,
         )
-        result = execute_run(reconstructable, run, self.instance, raise_on_error=False)
+        with _stopped_from_the_ui(self.instance, run.run_id):
+            result = execute_run(reconstructable, run, self.instance, raise_on_error=False)
         return _outcome(result)
 
 
@@ -112,15 +122,10 @@ class Launcher:
 _QUIET: Mapping[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-def tables_in_runs(tables: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """First and last table of each run: one run per table."""
-    for table in tables:
-        yield table, table
-
-
 def _outcome(result: dg.JobExecutionResult) -> Outcome:
     partitions: dict[str, Mapping[str, Any]] = {}
     problems: list[str] = []
+    interrupted = False
     for event in result.all_events:
         if event.is_step_materialization:
             materialization = event.step_materialization_data.materialization
@@ -128,7 +133,9 @@ def _outcome(result: dg.JobExecutionResult) -> Outcome:
             partitions.setdefault(materialization.partition or "", entries)
         elif event.is_step_failure:
             problems.append(_problem(event.step_failure_data))
-    return Outcome(result.run_id, result.success, tuple(problems), partitions)
+            error = event.step_failure_data.error
+            interrupted |= error is not None and "Interrupt" in (error.cls_name or "")
+    return Outcome(result.run_id, result.success, tuple(problems), partitions, interrupted)
 
 
 def _problem(failure: Any) -> str:
@@ -143,6 +150,7 @@ def _together(outcomes: Sequence[Outcome]) -> Outcome:
         succeeded=all(outcome.succeeded for outcome in outcomes),
         problems=tuple(problem for outcome in outcomes for problem in outcome.problems),
         partitions={key: entries for outcome in outcomes for key, entries in outcome.partitions.items()},
+        interrupted=any(outcome.interrupted for outcome in outcomes),
     )
 
 
@@ -154,4 +162,58 @@ def launcher(ranges: int) -> Iterator[Launcher]:
         ConfigurationError: the instance cannot be opened.
     """
     with open_instance() as instance:
+        _end_abandoned_runs(instance)
         yield Launcher(instance, ranges)
+
+
+_SECONDS_BETWEEN_LOOKS = 3.0
+
+
+@contextmanager
+def _stopped_from_the_ui(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
+    """Have the UI's "Terminate" reach this process, which no launcher of Dagster's has started."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+            run = instance.get_run_by_id(run_id)
+            if run is not None and run.status is dg.DagsterRunStatus.CANCELING:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=watch, name="stopped from the UI", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+_PROCESS_TAG = "alphapulse_encryption/process"
+
+
+def _this_process() -> str:
+    return _process_name(psutil.Process())
+
+
+def _process_name(process: psutil.Process) -> str:
+    # A number is used again by another process, and so is the name of a machine: its start tells them apart.
+    return f"{platform.node()}/{process.pid}/{process.create_time():.2f}"
+
+
+def _end_abandoned_runs(instance: dg.DagsterInstance) -> None:
+    """Runs of a command that was killed would otherwise look under way for ever."""
+    unfinished = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+    for run in unfinished:
+        name = run.tags.get(_PROCESS_TAG, "")
+        host, _, rest = name.partition("/")
+        if host == platform.node() and not _is_running(name, rest.partition("/")[0]):
+            instance.report_run_failed(run, "The command that ran it was killed. Run the same step again.")
+
+
+def _is_running(name: str, pid: str) -> bool:
+    try:
+        return _process_name(psutil.Process(int(pid))) == name
+    except (psutil.NoSuchProcess, ValueError):
+        return False

@@ -11,7 +11,9 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.jobs import stages
 from alphapulse_encryption.launch import Launcher, Outcome
+from alphapulse_encryption.migration.approvals import describe
 from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.definition import read_table
 from alphapulse_encryption.migration.verify import TableVerification, verify_table
 from alphapulse_encryption.progress import backfilled, progress_bar, verified
 
@@ -174,16 +176,18 @@ class Steps:
         return self._job("restore_plaintext", "restore_plaintext", "✓ Restored the plaintext columns")
 
     def approve_drop(self, approver: str, reason: str, confirmation: str) -> bool:
-        """Step 8, first half."""
-        config = {"approver": approver, "reason": reason, "confirmation": confirmation}
+        """Step 8, first half: says what will be dropped, and records the approval."""
+        table = self.catalogue.table(self.tables[0])
+        with self.database.session(f"describe the drop of {table.key}") as connection:
+            for line in describe(connection, read_table(connection, table, plaintext=False)).splitlines():
+                self.show(line)
+        answers = {"approver": approver, "reason": reason, "confirmation": confirmation}
         outcome = self._timed(
             "approve_drop",
-            lambda: self.launcher.job("approve_drop", "approve_drop", {"table": self.tables[0], **config}),
+            lambda: self.launcher.job("approve_drop", "approve_drop", {"table": table.key, **answers}),
         )
         if outcome.succeeded:
-            self.show(
-                f"✓ Approved the drop of {self.tables[0]}'s plaintext columns; the approval is used once"
-            )
+            self.show(f"✓ Approved by {approver}: the plaintext of {table.key} may be dropped, once")
         return self._ended(outcome)
 
     def _job(self, name: str, op: str, done: str) -> bool:
@@ -203,6 +207,9 @@ class Steps:
         started = time.monotonic()
         outcome = launch()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+        if outcome.interrupted:
+            # Dagster has turned the signal into a failed run; here it goes on to whoever called.
+            raise KeyboardInterrupt
         return outcome
 
     def _ended(self, outcome: Outcome) -> bool:

@@ -10,7 +10,7 @@ from alphapulse_encryption.assets.groups import MIGRATE, TARGET_POOL
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.backfill import LARGEST_BATCH, Pace, Progress, backfill_range
 from alphapulse_encryption.resources.border import actor, materialized, safely
-from alphapulse_encryption.resources.partitions import Partitions, TablePart, parts_by_table
+from alphapulse_encryption.resources.partitions import Partitions, TablePart, over_ranges, parts_by_table
 from alphapulse_encryption.resources.target import Target
 
 # Each observation is a row in Dagster's storage; more often than this nobody looks.
@@ -36,9 +36,9 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
 
     @dg.asset(
         name="encrypted_data",
-        deps=["encrypted_columns"],
+        deps=[over_ranges("encrypted_columns")],
         partitions_def=partitions.by_table_and_range,
-        backfill_policy=dg.BackfillPolicy.single_run(),
+        backfill_policy=partitions.one_run_per_table,
         group_name=MIGRATE,
         kinds={"postgres"},
         pool=TARGET_POOL,

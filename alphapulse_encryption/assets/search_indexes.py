@@ -5,7 +5,7 @@ import dagster as dg
 from alphapulse_encryption.assets.groups import MIGRATE, TARGET_POOL
 from alphapulse_encryption.migration.indexes import build_search_indexes
 from alphapulse_encryption.resources.border import actor, materialized, safely
-from alphapulse_encryption.resources.partitions import Partitions
+from alphapulse_encryption.resources.partitions import Partitions, over_ranges
 from alphapulse_encryption.resources.target import Target
 
 
@@ -14,7 +14,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
 
     @dg.asset(
         name="search_indexes",
-        deps=["encrypted_data"],
+        deps=[over_ranges("encrypted_data")],
         partitions_def=partitions.by_table,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=MIGRATE,

@@ -7,7 +7,7 @@ from alphapulse_encryption.assets.groups import TARGET_POOL, VERIFY
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.verify import RangeVerification, verify_range
 from alphapulse_encryption.resources.border import actor, materialized, safely
-from alphapulse_encryption.resources.partitions import Partitions, parts_by_table
+from alphapulse_encryption.resources.partitions import Partitions, over_ranges, parts_by_table
 from alphapulse_encryption.resources.target import Target
 
 
@@ -16,9 +16,9 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
 
     @dg.asset(
         name="verified_data",
-        deps=["encrypted_data", "search_indexes"],
+        deps=["encrypted_data", over_ranges("search_indexes")],
         partitions_def=partitions.by_table_and_range,
-        backfill_policy=dg.BackfillPolicy.single_run(),
+        backfill_policy=partitions.one_run_per_table,
         group_name=VERIFY,
         kinds={"postgres"},
         pool=TARGET_POOL,
@@ -34,7 +34,12 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
                 table = target.catalogue.table(part.table)
                 try:
                     result = verify_range(
-                        target.database, table, part.batch_range, target.cipher, target.key_ring, actor(context)
+                        target.database,
+                        table,
+                        part.batch_range,
+                        target.cipher,
+                        target.key_ring,
+                        actor(context),
                     )
                 except MigrationError as error:
                     context.log.error(f"{part.partition}: {error.args[0]}")

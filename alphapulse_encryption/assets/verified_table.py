@@ -1,24 +1,32 @@
 """Step 4, summed up per table: what later steps depend on."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import dagster as dg
 from dagster._core.definitions.metadata import RawMetadataValue
 
 from alphapulse_encryption.assets.groups import TARGET_POOL, VERIFY
+from alphapulse_encryption.checks import verification
 from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.tracking import bookkeeping_exists, table_state
 from alphapulse_encryption.migration.verify import TableVerification, verify_table
 from alphapulse_encryption.resources.border import materialized, safely
-from alphapulse_encryption.resources.partitions import Partitions
+from alphapulse_encryption.resources.partitions import Partitions, over_ranges
 from alphapulse_encryption.resources.target import Target
+
+Yielded = dg.AssetCheckResult | dg.MaterializeResult[Any]
 
 
 def build(partitions: Partitions) -> dg.AssetsDefinition:
-    """The asset ``verified_table``, per table."""
+    """The asset ``verified_table``, per table, with its checks."""
 
     @dg.asset(
         name="verified_table",
-        deps=["verified_data"],
+        deps=[over_ranges("verified_data")],
         partitions_def=partitions.by_table,
         backfill_policy=dg.BackfillPolicy.single_run(),
+        check_specs=verification.specs(),
         group_name=VERIFY,
         kinds={"postgres"},
         pool=TARGET_POOL,
@@ -26,21 +34,36 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         "of every range was decrypted and matches, nothing is pending, and neither the table's definition nor the "
         "key has changed since. Later steps look at the database again themselves.",
     )
-    def asset(context: dg.AssetExecutionContext, target: Target) -> None:
+    def asset(context: dg.AssetExecutionContext, target: Target) -> Iterator[Yielded]:
         with safely():
+            results = _results(target)
             refused: list[str] = []
             for key in context.partition_keys:
-                with target.database.session(f"sum up the verification of {key}") as connection:
-                    result = verify_table(connection, target.catalogue.table(key), target.key_ring)
-                if result.passed:
+                result = results.get(key)
+                if result is None:
+                    refused.append(f"{key}: its encrypted columns were never added")
+                elif result.passed:
                     materialized(context, key, _metadata(result))
                 else:
                     refused += [f"{key}: {reason}" for reason in result.reasons]
                     refused += [f"{key}.{offender}" for offender in result.offenders]
+            yield from verification.evaluate(results)
+            # Raised, not returned as a failed check: the asset would have been materialized by then.
             if refused:
                 raise RefusedError("Not verified:\n" + "\n".join(f"- {line}" for line in refused))
+            yield dg.MaterializeResult()
 
     return asset
+
+
+def _results(target: Target) -> dict[str, TableVerification]:
+    results: dict[str, TableVerification] = {}
+    with target.database.session("sum up the verification") as connection:
+        if bookkeeping_exists(connection):
+            for table in target.catalogue.tables:
+                if table_state(connection, table) is not None:
+                    results[table.key] = verify_table(connection, table, target.key_ring)
+    return results
 
 
 def _metadata(result: TableVerification) -> dict[str, RawMetadataValue]:

@@ -6,6 +6,8 @@ from pydantic import Field
 from alphapulse_encryption.assets.groups import TARGET_POOL
 from alphapulse_encryption.jobs.once import NEVER_AGAIN
 from alphapulse_encryption.migration.approvals import approve_drop as approve
+from alphapulse_encryption.migration.approvals import describe
+from alphapulse_encryption.migration.definition import read_table
 from alphapulse_encryption.resources.border import actor, safely
 from alphapulse_encryption.resources.target import Target
 
@@ -24,17 +26,22 @@ def approve_drop(context: dg.OpExecutionContext, config: ApprovalConfig, target:
     """Approve the drop of one table's plaintext."""
     with safely():
         catalogue = target.catalogue
+        table = catalogue.table(config.table)
         approval = approve(
             target.database,
             catalogue,
-            catalogue.table(config.table),
+            table,
             target.key_ring,
             actor(context),
             approver=config.approver,
             reason=config.reason,
             confirmation=config.confirmation,
         )
-        context.log.info(approval.description)
+        with target.database.session(f"describe the drop of {table.key}") as connection:
+            context.log.info(describe(connection, read_table(connection, table)))
+        context.log.info(
+            f"Approval {approval.id} by {approval.approver} holds until {approval.expires_at:%F %R} UTC"
+        )
 
 
 def build() -> dg.JobDefinition:

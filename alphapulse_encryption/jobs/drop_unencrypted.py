@@ -22,17 +22,18 @@ def drop_unencrypted(context: dg.OpExecutionContext, config: TablesConfig, targe
             result = drop_plaintext(
                 target.database, catalogue, table, target.cipher, target.key_ring, actor(context)
             )
-            if not result.changed:
-                context.log.info(f"{table.key}: plaintext was dropped already")
+            if result.approval is None:
+                outcome = "an interrupted drop was finished" if result.changed else "was dropped already"
+                context.log.info(f"{table.key}: {outcome}")
                 continue
-            context.log.info(f"{table.key}: dropped {', '.join(result.dropped)}")
+            context.log.info(f"{table.key}: dropped {', '.join(result.columns)}")
             context.log_event(
                 dg.AssetMaterialization(
                     asset_key=plaintext_dropped.ASSET_KEY,
                     partition=table.key,
                     metadata={
-                        "columns_dropped": list(result.dropped),
-                        "approved_by": result.approver,
+                        "columns_dropped": list(result.columns),
+                        "approved_by": result.approval.approver,
                         "seconds": round(result.seconds, 3),
                     },
                 )

@@ -16,7 +16,7 @@ def restore_plaintext(context: dg.OpExecutionContext, config: TablesConfig, targ
         for table in named_tables(target.catalogue, config.tables):
             result = restore(target.database, table, target.cipher, target.key_ring, actor(context))
             if result.changed:
-                context.log.info(f"{table.key}: restored {', '.join(result.restored)}, {result.rows} rows")
+                context.log.info(f"{table.key}: restored {', '.join(result.columns)}, {result.rows} rows")
             else:
                 context.log.info(f"{table.key}: nothing was dropped, nothing to restore")
 

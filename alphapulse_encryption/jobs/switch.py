@@ -24,7 +24,9 @@ def revert(context: dg.OpExecutionContext, config: TablesConfig, target: Target)
     """Revert the tables one by one."""
     with safely():
         for table in named_tables(target.catalogue, config.tables):
-            result = revert_to_plaintext(target.database, table, target.cipher, target.key_ring, actor(context))
+            result = revert_to_plaintext(
+                target.database, table, target.cipher, target.key_ring, actor(context)
+            )
             outcome = "reverted to plaintext" if result.changed else "was on plaintext already"
             context.log.info(f"{table.key}: {outcome}")
 

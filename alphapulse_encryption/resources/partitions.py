@@ -41,6 +41,16 @@ class Partitions:
             {BATCH_RANGE: dg.StaticPartitionsDefinition(names), TABLE: self.by_table}
         )
 
+    @property
+    def one_run_per_table(self) -> dg.BackfillPolicy:
+        """A backfill over tables and ranges becomes one run for each table."""
+        return dg.BackfillPolicy.multi_run(max_partitions_per_run=self.ranges)
+
+
+def over_ranges(asset: str) -> dg.AssetDep:
+    """A dependency between an asset by table and one by table and batch range, in either direction."""
+    return dg.AssetDep(asset, partition_mapping=dg.MultiToSingleDimensionPartitionMapping(TABLE))
+
 
 @dataclass(frozen=True)
 class TablePart:

@@ -1,0 +1,101 @@
+"""Walks a table through the stages with the engine's own functions, for tests of what comes after them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from alphapulse_encryption.catalogue import Catalogue, Table, load_catalogue
+from alphapulse_encryption.crypto.envelope import get_format
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.migration.approvals import Approval, approve_drop
+from alphapulse_encryption.migration.backfill import backfill_range
+from alphapulse_encryption.migration.backup import BackupResult, take_backup
+from alphapulse_encryption.migration.columns import add_encrypted_columns
+from alphapulse_encryption.migration.database import Actor, Database
+from alphapulse_encryption.migration.drop import DropResult, drop_plaintext
+from alphapulse_encryption.migration.indexes import build_search_indexes
+from alphapulse_encryption.migration.switch import switch_to_ciphertext
+from alphapulse_encryption.migration.verify import TableVerification, verify_range, verify_table
+
+KEYS = KeyRing({1: bytes(range(32))}, 1)
+CIPHER = get_format("AES-256-GCM", KEYS)
+ACTOR = Actor("tests", "run-1")
+CATALOGUE = load_catalogue()
+RANGES = 2
+
+
+def query(url: str, text: str, *parameters: object) -> list[tuple[Any, ...]]:
+    """The rows of a statement in a session of its own, that of an application."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(text.encode(), parameters or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+def value(url: str, text: str, *parameters: object) -> Any:
+    """The first column of the first row."""
+    return query(url, text, *parameters)[0][0]
+
+
+def encrypt(url: str, table: Table) -> None:
+    """Steps 2 and 3: columns, backfill, indexes."""
+    database = Database(url)
+    add_encrypted_columns(database, table, KEYS, ACTOR, batch_ranges=RANGES)
+    for number in range(RANGES):
+        backfill_range(database, table, number, CIPHER, KEYS, ACTOR)
+    build_search_indexes(database, table, ACTOR)
+
+
+def verify(url: str, table: Table) -> TableVerification:
+    """Step 4."""
+    database = Database(url)
+    for number in range(RANGES):
+        verify_range(database, table, number, CIPHER, KEYS, ACTOR)
+    with database.session("read the verification") as connection:
+        return verify_table(connection, table, KEYS)
+
+
+def switch(url: str, table: Table) -> None:
+    """Everything up to a verified table whose ciphertext is right."""
+    encrypt(url, table)
+    verify(url, table)
+    switch_to_ciphertext(Database(url), table, KEYS, ACTOR)
+    assert verify(url, table).passed
+
+
+def backup(url: str, tables: tuple[Table, ...], directory: Path, bin_dir: Path) -> BackupResult:
+    return take_backup(Database(url), tables, KEYS, ACTOR, directory=directory, bin_dir=bin_dir)
+
+
+def approve(url: str, table: Table, catalogue: Catalogue = CATALOGUE) -> Approval:
+    return approve_drop(
+        Database(url),
+        catalogue,
+        table,
+        KEYS,
+        ACTOR,
+        approver="Ada",
+        reason="the encrypted columns serve for a month",
+        confirmation=table.key,
+    )
+
+
+def drop(url: str, table: Table, catalogue: Catalogue = CATALOGUE) -> DropResult:
+    return drop_plaintext(Database(url), catalogue, table, CIPHER, KEYS, ACTOR)
+
+
+def dump(url: str, bin_dir: Path, *arguments: str) -> str:
+    """What pg_dump says of the database, as SQL."""
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("PG")}
+    done = subprocess.run(
+        [bin_dir / "pg_dump", "--dbname", url, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
