@@ -190,7 +190,8 @@ def _stopped_from_the_ui(instance: dg.DagsterInstance, run_id: str) -> Iterator[
         thread.join()
 
 
-_PROCESS_TAG = "alphapulse_encryption/process"
+# Tags of this prefix are not shown in lists of runs.
+_PROCESS_TAG = ".dagster/alphapulse_encryption_process"
 
 
 def _this_process() -> str:

@@ -165,7 +165,7 @@ class Steps:
 
     def drop_unencrypted(self) -> bool:
         """Step 8, second half."""
-        return self._job("drop_unencrypted", "drop_unencrypted", "✓ Dropped the unencrypted columns")
+        return self._job("drop_unencrypted", "drop", "✓ Dropped the unencrypted columns")
 
     def revert_to_plaintext(self) -> bool:
         """Rollback before the drop."""
@@ -173,7 +173,7 @@ class Steps:
 
     def restore_plaintext(self) -> bool:
         """Rollback after the drop."""
-        return self._job("restore_plaintext", "restore_plaintext", "✓ Restored the plaintext columns")
+        return self._job("restore_plaintext", "restore", "✓ Restored the plaintext columns")
 
     def approve_drop(self, approver: str, reason: str, confirmation: str) -> bool:
         """Step 8, first half: says what will be dropped, and records the approval."""
@@ -184,7 +184,7 @@ class Steps:
         answers = {"approver": approver, "reason": reason, "confirmation": confirmation}
         outcome = self._timed(
             "approve_drop",
-            lambda: self.launcher.job("approve_drop", "approve_drop", {"table": table.key, **answers}),
+            lambda: self.launcher.job("approve_drop", "approve", {"table": table.key, **answers}),
         )
         if outcome.succeeded:
             self.show(f"✓ Approved by {approver}: the plaintext of {table.key} may be dropped, once")

@@ -21,7 +21,7 @@ class ApprovalConfig(dg.Config):
     confirmation: str = Field(description="The table's name, typed once more.")
 
 
-@dg.op(pool=TARGET_POOL, description="Record an approval for exactly what is there now.")
+@dg.op(name="approve", pool=TARGET_POOL, description="Record an approval for exactly what is there now.")
 def approve_drop(context: dg.OpExecutionContext, config: ApprovalConfig, target: Target) -> None:
     """Approve the drop of one table's plaintext."""
     with safely():

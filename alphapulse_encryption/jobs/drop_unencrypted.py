@@ -11,6 +11,7 @@ from alphapulse_encryption.resources.target import Target
 
 
 @dg.op(
+    name="drop",
     pool=TARGET_POOL,
     description="Drop the plaintext columns of the named tables, each with its own approval.",
 )

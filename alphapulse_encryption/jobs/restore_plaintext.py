@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from alphapulse_encryption.assets import plaintext_dropped
 from alphapulse_encryption.assets.groups import TARGET_POOL
 from alphapulse_encryption.jobs.once import NEVER_AGAIN, TablesConfig, named_tables
 from alphapulse_encryption.migration.restore import restore_plaintext as restore
@@ -9,7 +10,9 @@ from alphapulse_encryption.resources.border import actor, safely
 from alphapulse_encryption.resources.target import Target
 
 
-@dg.op(pool=TARGET_POOL, description="Rebuild the dropped plaintext columns of the named tables.")
+@dg.op(
+    name="restore", pool=TARGET_POOL, description="Rebuild the dropped plaintext columns of the named tables."
+)
 def restore_plaintext(context: dg.OpExecutionContext, config: TablesConfig, target: Target) -> None:
     """Restore table by table."""
     with safely():
@@ -17,6 +20,14 @@ def restore_plaintext(context: dg.OpExecutionContext, config: TablesConfig, targ
             result = restore(target.database, table, target.cipher, target.key_ring, actor(context))
             if result.changed:
                 context.log.info(f"{table.key}: restored {', '.join(result.columns)}, {result.rows} rows")
+                context.log_event(
+                    dg.AssetObservation(
+                        asset_key=plaintext_dropped.ASSET_KEY,
+                        partition=table.key,
+                        description="The plaintext is back: restored from the ciphertext.",
+                        metadata={"columns_restored": list(result.columns), "rows": result.rows},
+                    )
+                )
             else:
                 context.log.info(f"{table.key}: nothing was dropped, nothing to restore")
 

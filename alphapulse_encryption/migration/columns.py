@@ -290,7 +290,7 @@ END
 """
 
 _GUARD_INSERT = """
-        IF NEW.{plaintext} IS NULL AND NEW.{encrypted} IS NOT NULL AND NOT ciphertext_is_right THEN
+        IF NEW.{plaintext} IS NULL AND {ciphertext_given} AND NOT ciphertext_is_right THEN
             {refuse}
         ELSIF NEW.{plaintext} IS NOT NULL AND {token_missing} THEN
             {clear}
@@ -299,16 +299,16 @@ _GUARD_INSERT = """
 
 _GUARD_UPDATE = """
         IF {plaintext_changed} THEN
-            IF NOT ({ciphertext_changed}) OR {token_stale} THEN
+            IF NEW.{encrypted} IS NULL OR NOT ({encrypted_changed}) OR {token_stale} THEN
                 {clear}
-            ELSIF NEW.{plaintext} IS NULL AND NEW.{encrypted} IS NOT NULL AND NOT ciphertext_is_right THEN
+            ELSIF NEW.{plaintext} IS NULL AND NOT ciphertext_is_right THEN
                 {refuse}
             END IF;
         ELSIF {ciphertext_changed} THEN
-            IF ciphertext_is_right THEN
-                NEW.{plaintext} := NULL;
-            ELSE
+            IF NOT ciphertext_is_right THEN
                 {refuse}
+            ELSIF {encrypted_changed} THEN
+                NEW.{plaintext} := NULL;
             END IF;
         END IF;
 """
@@ -329,7 +329,8 @@ def guard_function(columns: Sequence[Column], table_key: str) -> str:
     =====================  ===================================  =======================================
 
     A searchable value that comes with both sides but without a token of its own is cleared to pending
-    as well: it could not be found.
+    as well: it could not be found. A token alone is never the new value: it does not save an old ciphertext
+    from being cleared, nor does it clear a plaintext.
     """
     inserts: list[Composed] = []
     updates: list[Composed] = []
@@ -360,7 +361,9 @@ def guard_function(columns: Sequence[Column], table_key: str) -> str:
             "plaintext": plaintext,
             "encrypted": encrypted,
             "plaintext_changed": _images_differ([column.name]),
+            "encrypted_changed": _images_differ([column.encrypted]),
             "ciphertext_changed": _images_differ(_stored(column)),
+            "ciphertext_given": SQL("({})").format(_insert_condition([column])),
             "token_missing": token_missing,
             "token_stale": token_stale,
             "clear": clear,

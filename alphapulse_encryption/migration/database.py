@@ -6,10 +6,11 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from psycopg import sql
+from psycopg.abc import AdaptContext, Params
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
@@ -85,6 +86,41 @@ class _TextArrayDumper(Dumper):
         return b"".join(parts)
 
 
+class _PercentSafe(sql.Composable):
+    """A name in a statement with parameters, where a percent sign of its own has to be doubled.
+
+    psycopg quotes names for the server, and then looks for placeholders in the quoted text.
+    """
+
+    def as_bytes(self, context: AdaptContext | None = None) -> bytes:
+        part: sql.Composable = self._obj
+        return part.as_bytes(context).replace(b"%", b"%%")
+
+
+def _percent_safe(query: sql.Composed) -> sql.Composed:
+    parts: list[sql.Composable] = []
+    for part in query:
+        if isinstance(part, sql.Composed):
+            parts.append(_percent_safe(part))
+        else:
+            parts.append(_PercentSafe(part) if isinstance(part, sql.Identifier | sql.Literal) else part)
+    return sql.Composed(parts)
+
+
+class _Cursor(psycopg.Cursor[tuple[Any, ...]]):
+    def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
+        if params is not None and isinstance(query, sql.Composed):
+            query = _percent_safe(query)
+        return super().execute(query, params, **options)
+
+
+class _ServerCursor(psycopg.ServerCursor[tuple[Any, ...]]):
+    def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
+        if params is not None and isinstance(query, sql.Composed):
+            query = _percent_safe(query)
+        return super().execute(query, params, **options)
+
+
 @dataclass(frozen=True)
 class Actor:
     """Who changes the database.
@@ -145,6 +181,8 @@ class Database:
             except psycopg.errors.InsufficientPrivilege:
                 continue  # preflight tells the operator; see preflight.logging_findings
         connection.adapters.register_dumper(TextArray, _TextArrayDumper)
+        connection.cursor_factory = _Cursor
+        connection.server_cursor_factory = _ServerCursor
 
     @contextmanager
     def session(

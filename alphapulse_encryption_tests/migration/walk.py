@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
 from alphapulse_encryption.catalogue import Catalogue, Table, load_catalogue
 from alphapulse_encryption.crypto.envelope import get_format
@@ -99,3 +100,33 @@ def dump(url: str, bin_dir: Path, *arguments: str) -> str:
         check=True,
     )
     return done.stdout
+
+
+def contents(url: str, table: str, columns: list[str]) -> list[tuple[Any, ...]]:
+    """Every row's values in their text form, in an order that depends on nothing but them."""
+    values = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in sorted(columns))
+    with psycopg.connect(url) as connection:
+        statement = sql.SQL("SELECT {} FROM {}").format(values, sql.Identifier(*table.split(".")))
+        return sorted(connection.execute(statement).fetchall(), key=repr)
+
+
+def columns_of(url: str, table: str) -> list[str]:
+    rows = query(
+        url,
+        "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
+        table,
+    )
+    return [name for (name,) in rows]
+
+
+def schema(url: str, bin_dir: Path, table: Table) -> list[str]:
+    """The table as pg_dump writes it, lines sorted, without what the engine adds to it."""
+    text = dump(url, bin_dir, "--schema-only", "--table", f'"{table.schema_name}"."{table.name}"')
+    ours = [name for column in table.columns for name in column.derived]
+    ours += [column.search_index for column in table.columns if column.search_index]
+    ours += ["zzz_encryption_guard", "_encryption_pending"]
+    return sorted(
+        line.rstrip(",")
+        for line in text.splitlines()
+        if line and not line.startswith(("--", "\\")) and not any(name in line for name in ours)
+    )
