@@ -62,6 +62,11 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="rollback after the drop: rebuild the plaintext columns",
     )
+    steps.add_argument(
+        "--backup-identity",
+        action="store_true",
+        help="print the age identity that opens backups; a secret, keep it like the master key",
+    )
     options = parser.add_argument_group("options")
     options.add_argument(
         "--table",
@@ -89,6 +94,10 @@ def _batch_size(text: str) -> int:
 
 def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse combinations that mean nothing; ends the process with status 2."""
+    if options.backup_identity:
+        if any(getattr(options, name) for name in STEPS):
+            parser.error("--backup-identity prints a secret and goes with no step")
+        return
     if not any(getattr(options, name) for name in STEPS):
         parser.error("name at least one step, for example --add-columns (see --help)")
     if options.drop_unencrypted and not options.confirm:
@@ -142,6 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     check_usage(parser, options)
     try:
+        if options.backup_identity:
+            return _print_backup_identity()
         catalogue = load_catalogue(settings.catalogue_path())
         tables = tuple(dict.fromkeys(options.table)) or catalogue.keys
         for name in tables:
@@ -153,6 +164,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\n{PROGRAM}: stopped. What is done stays done; run the same again to go on.", file=sys.stderr)
         return 130
+
+
+def _print_backup_identity() -> int:
+    from alphapulse_encryption.keysources import load_key_ring
+    from alphapulse_encryption.migration.backup import backup_identity
+    from alphapulse_encryption.resources.target import key_environment
+
+    print(backup_identity(load_key_ring(key_environment())))
+    return 0
 
 
 def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> int:

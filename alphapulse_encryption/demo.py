@@ -123,7 +123,7 @@ What next:
   make demo-drop                       walk through switch, approval, drop and restore
   .venv/bin/python -m alphapulse_encryption --help    the same steps one by one
 To drop by hand, in the UI or here (P = .venv/bin/python -m alphapulse_encryption):
-  P --switch-to-encrypted --verify --table {DROPPED_TABLE}
+  P --switch-to-encrypted --table {DROPPED_TABLE}
   P --approve-drop --table {DROPPED_TABLE} --approver "Your Name" --reason "…" --confirmation {DROPPED_TABLE}
   P --drop-unencrypted --confirm --table {DROPPED_TABLE}
   P --restore-plaintext --table {DROPPED_TABLE}     brings it back"""

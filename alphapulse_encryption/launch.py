@@ -38,6 +38,7 @@ class Outcome:
         problems: what the failed steps said.
         partitions: metadata of what was materialized, by partition ("" for an unpartitioned asset).
         interrupted: whether a signal, or somebody in the UI, stopped it.
+        output: metadata of the op's output, for jobs that are no assets.
     """
 
     run_id: str
@@ -45,6 +46,7 @@ class Outcome:
     problems: tuple[str, ...]
     partitions: Mapping[str, Mapping[str, Any]]
     interrupted: bool = False
+    output: Mapping[str, Any] = field(default_factory=dict)
 
     def collected(self, name: str) -> list[tuple[str, Any]]:
         """Partition and value of one metadata entry, for every partition that has it."""
@@ -124,6 +126,7 @@ _QUIET: Mapping[str, Any] = {"loggers": {"console": {"config": {"log_level": "CR
 
 def _outcome(result: dg.JobExecutionResult) -> Outcome:
     partitions: dict[str, Mapping[str, Any]] = {}
+    output: dict[str, Any] = {}
     problems: list[str] = []
     interrupted = False
     for event in result.all_events:
@@ -131,11 +134,13 @@ def _outcome(result: dg.JobExecutionResult) -> Outcome:
             materialization = event.step_materialization_data.materialization
             entries = {name: value.value for name, value in materialization.metadata.items()}
             partitions.setdefault(materialization.partition or "", entries)
+        elif event.is_successful_output:
+            output |= {name: value.value for name, value in event.step_output_data.metadata.items()}
         elif event.is_step_failure:
             problems.append(_problem(event.step_failure_data))
             error = event.step_failure_data.error
             interrupted |= error is not None and "Interrupt" in (error.cls_name or "")
-    return Outcome(result.run_id, result.success, tuple(problems), partitions, interrupted)
+    return Outcome(result.run_id, result.success, tuple(problems), partitions, interrupted, output)
 
 
 def _problem(failure: Any) -> str:

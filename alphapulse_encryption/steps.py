@@ -10,6 +10,7 @@ from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.jobs import stages
+from alphapulse_encryption.jobs.once import TABLES_CHANGED
 from alphapulse_encryption.launch import Launcher, Outcome
 from alphapulse_encryption.migration.approvals import describe
 from alphapulse_encryption.migration.database import Database
@@ -191,10 +192,15 @@ class Steps:
         return self._ended(outcome)
 
     def _job(self, name: str, op: str, done: str) -> bool:
-        outcome = self._timed(name, lambda: self.launcher.job(name, op, {"tables": list(self.tables)}))
-        if outcome.succeeded:
-            self.show(f"{done}: {', '.join(self.tables)}")
-        return self._ended(outcome)
+        # One run per table: a table that is refused does not hide what became of those before it.
+        for table in self.tables:
+            outcome = self._timed(name, lambda: self.launcher.job(name, op, {"tables": [table]}))  # noqa: B023
+            if not self._ended(outcome):
+                return False
+            changed = table in outcome.output.get(TABLES_CHANGED, ())
+            self.show(f"{done}: {table}" if changed else f"Nothing to do: {table}")
+            self.changed |= changed
+        return True
 
     def _stage(
         self, stage: stages.Stage, *, heading: str | None = None, config: Mapping[str, object] | None = None

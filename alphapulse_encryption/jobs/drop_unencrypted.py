@@ -4,7 +4,7 @@ import dagster as dg
 
 from alphapulse_encryption.assets import plaintext_dropped
 from alphapulse_encryption.assets.groups import TARGET_POOL
-from alphapulse_encryption.jobs.once import NEVER_AGAIN, TablesConfig, named_tables
+from alphapulse_encryption.jobs.once import NEVER_AGAIN, TABLES_CHANGED, TablesConfig, named_tables
 from alphapulse_encryption.migration.drop import drop_plaintext
 from alphapulse_encryption.resources.border import actor, safely
 from alphapulse_encryption.resources.target import Target
@@ -19,10 +19,12 @@ def drop_unencrypted(context: dg.OpExecutionContext, config: TablesConfig, targe
     """Drop table by table; the first refusal ends it, with the tables before it done."""
     with safely():
         catalogue = target.catalogue
+        changed: list[str] = []
         for table in named_tables(catalogue, config.tables):
             result = drop_plaintext(
                 target.database, catalogue, table, target.cipher, target.key_ring, actor(context)
             )
+            changed += [table.key] if result.changed else []
             if result.approval is None:
                 outcome = "an interrupted drop was finished" if result.changed else "was dropped already"
                 context.log.info(f"{table.key}: {outcome}")
@@ -39,6 +41,7 @@ def drop_unencrypted(context: dg.OpExecutionContext, config: TablesConfig, targe
                     },
                 )
             )
+        context.add_output_metadata({TABLES_CHANGED: changed})
 
 
 def build() -> dg.JobDefinition:

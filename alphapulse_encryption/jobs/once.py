@@ -9,6 +9,9 @@ from alphapulse_encryption.catalogue import Catalogue, Table
 # Dagster starts a failed run again where it is told to; a destructive step never starts by itself.
 NEVER_AGAIN = {"dagster/max_retries": "0"}
 
+# In the metadata of the op's output: the tables that were not already as they were to be.
+TABLES_CHANGED = "tables_changed"
+
 
 class TablesConfig(dg.Config):
     """Which tables."""

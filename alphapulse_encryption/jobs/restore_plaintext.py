@@ -4,7 +4,7 @@ import dagster as dg
 
 from alphapulse_encryption.assets import plaintext_dropped
 from alphapulse_encryption.assets.groups import TARGET_POOL
-from alphapulse_encryption.jobs.once import NEVER_AGAIN, TablesConfig, named_tables
+from alphapulse_encryption.jobs.once import NEVER_AGAIN, TABLES_CHANGED, TablesConfig, named_tables
 from alphapulse_encryption.migration.restore import restore_plaintext as restore
 from alphapulse_encryption.resources.border import actor, safely
 from alphapulse_encryption.resources.target import Target
@@ -16,9 +16,11 @@ from alphapulse_encryption.resources.target import Target
 def restore_plaintext(context: dg.OpExecutionContext, config: TablesConfig, target: Target) -> None:
     """Restore table by table."""
     with safely():
+        changed: list[str] = []
         for table in named_tables(target.catalogue, config.tables):
             result = restore(target.database, table, target.cipher, target.key_ring, actor(context))
             if result.changed:
+                changed.append(table.key)
                 context.log.info(f"{table.key}: restored {', '.join(result.columns)}, {result.rows} rows")
                 context.log_event(
                     dg.AssetObservation(
@@ -30,6 +32,7 @@ def restore_plaintext(context: dg.OpExecutionContext, config: TablesConfig, targ
                 )
             else:
                 context.log.info(f"{table.key}: nothing was dropped, nothing to restore")
+        context.add_output_metadata({TABLES_CHANGED: changed})
 
 
 def build() -> dg.JobDefinition:

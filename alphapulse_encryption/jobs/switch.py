@@ -3,7 +3,7 @@
 import dagster as dg
 
 from alphapulse_encryption.assets.groups import TARGET_POOL
-from alphapulse_encryption.jobs.once import NEVER_AGAIN, TablesConfig, named_tables
+from alphapulse_encryption.jobs.once import NEVER_AGAIN, TABLES_CHANGED, TablesConfig, named_tables
 from alphapulse_encryption.migration.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption.resources.border import actor, safely
 from alphapulse_encryption.resources.target import Target
@@ -13,22 +13,28 @@ from alphapulse_encryption.resources.target import Target
 def switch(context: dg.OpExecutionContext, config: TablesConfig, target: Target) -> None:
     """Switch the tables one by one."""
     with safely():
+        changed: list[str] = []
         for table in named_tables(target.catalogue, config.tables):
             result = switch_to_ciphertext(target.database, table, target.key_ring, actor(context))
             outcome = "switched to ciphertext" if result.changed else "was switched already"
             context.log.info(f"{table.key}: {outcome}")
+            changed += [table.key] if result.changed else []
+        context.add_output_metadata({TABLES_CHANGED: changed})
 
 
 @dg.op(pool=TARGET_POOL, description="Make the plaintext columns of the named tables the right side again.")
 def revert(context: dg.OpExecutionContext, config: TablesConfig, target: Target) -> None:
     """Revert the tables one by one."""
     with safely():
+        changed: list[str] = []
         for table in named_tables(target.catalogue, config.tables):
             result = revert_to_plaintext(
                 target.database, table, target.cipher, target.key_ring, actor(context)
             )
             outcome = "reverted to plaintext" if result.changed else "was on plaintext already"
             context.log.info(f"{table.key}: {outcome}")
+            changed += [table.key] if result.changed else []
+        context.add_output_metadata({TABLES_CHANGED: changed})
 
 
 def build() -> list[dg.JobDefinition]:

@@ -75,9 +75,23 @@ class TableDefinition:
         """The catalogued columns that have their encrypted column."""
         return tuple(c for c in self.table.columns if c.encrypted in self.columns)
 
+    def shape(self) -> str:
+        """A hash of what a verification speaks of: the table, its key, and the catalogued columns' types.
+
+        Unlike :meth:`fingerprint` it stays the same when constraints or other columns change.
+        """
+        concerned = {name for column in self.table.columns for name in (column.name, *column.derived)}
+        return _digest(
+            {
+                "oid": self.oid,
+                "key": [[k.name, k.type] for k in self.key],
+                "columns": sorted([c.name, c.type] for c in self.columns.values() if c.name in concerned),
+            }
+        )
+
     def fingerprint(self) -> str:
         """A hash of the columns with types, NOT NULL and defaults, and of the key: changes when they do."""
-        text = json.dumps(
+        return _digest(
             {
                 "oid": self.oid,
                 "key": [[k.name, k.type] for k in self.key],
@@ -85,10 +99,12 @@ class TableDefinition:
                     [c.name, c.type, c.not_null, c.default, c.generated]
                     for c in sorted(self.columns.values(), key=lambda c: c.name)
                 ],
-            },
-            sort_keys=True,
+            }
         )
-        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest(what: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 _TABLE = """

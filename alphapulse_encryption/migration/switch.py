@@ -144,6 +144,15 @@ WITH RECURSIVE t (column_name, oid) AS (
 SELECT t.column_name FROM t JOIN pg_type d ON d.oid = t.oid WHERE d.typnotnull ORDER BY 1
 """
 
+_EXCLUSIONS = """
+SELECT DISTINCT c.conname FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid
+ WHERE c.contype = 'x' AND c.conrelid = %s AND a.attname = ANY(%s)
+   AND (a.attnum = ANY(c.conkey) OR EXISTS (
+        SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.conindid
+           AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.conrelid AND d.refobjsubid = a.attnum))
+ ORDER BY 1
+"""
+
 
 def _refuse_uncarried(connection: Connection, definition: TableDefinition) -> None:
     """Refuse where a guarantee of the plaintext columns would silently be lost."""
@@ -165,13 +174,18 @@ def _refuse_uncarried(connection: Connection, definition: TableDefinition) -> No
                 "without, an expression or a condition. Give its columns a search_index in the catalogue, or "
                 "drop the index; nothing was changed."
             )
+    names = [column.name for column in definition.plaintext_columns]
+    for (name,) in connection.execute(_EXCLUSIONS, [definition.oid, names]):
+        raise RefusedError(
+            f"The exclusion constraint {name} of {table.key} cannot be carried over to ciphertext, which "
+            "cannot be compared. Drop it, or take its columns out of the catalogue; nothing was changed."
+        )
     for want in indexes.wanted_indexes(connection, definition):
         if want.name in wanted and (want.name not in valid or (want.unique and not valid[want.name])):
             raise RefusedError(
                 f"The {'unique ' if want.unique else ''}index {want.name} of {table.key} is missing or "
                 f"invalid. Build it first (asset search_indexes); nothing was changed."
             )
-    names = [column.name for column in definition.plaintext_columns]
     for (name,) in connection.execute(_DOMAINS, [definition.oid, names]):
         raise RefusedError(
             f"The type of {table.key}.{name} is a domain that forbids NULL, so the plaintext could not be "

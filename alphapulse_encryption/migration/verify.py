@@ -292,7 +292,7 @@ def _keep(
             table.key,
             number,
             verified_at,
-            definition.fingerprint(),
+            definition.shape(),
             keys.check_value(keys.current_version),
             tally.rows,
             json.dumps({name: asdict(counts) for name, counts in tally.columns.items()}),
@@ -318,7 +318,7 @@ def verify_table(connection: Connection, table: Table, keys: KeyRing) -> TableVe
         "  v.definition = %s AND v.key_check = %s "
         "FROM public.encryption_ranges r LEFT JOIN public.encryption_verifications v USING (table_name, batch_range) "
         "WHERE r.table_name = %s ORDER BY r.batch_range",
-        [definition.fingerprint(), keys.check_value(keys.current_version), table.key],
+        [definition.shape(), keys.check_value(keys.current_version), table.key],
     ).fetchall()
     columns = {column.name: Counts() for column in table.columns}
     offenders: list[Offender] = []
@@ -341,7 +341,7 @@ def verify_table(connection: Connection, table: Table, keys: KeyRing) -> TableVe
         reasons.append(f"{missing or 'all'} batch ranges were not verified yet")
     if outdated:
         reasons.append(
-            f"{outdated} batch ranges were verified before the table's definition or the key changed"
+            f"{outdated} batch ranges were verified before the table's columns or the key changed"
         )
     for name, counts in columns.items():
         for kind in ("pending", "mismatched", "undecryptable", "token_mismatched"):

@@ -106,7 +106,7 @@ def with_settings(url: str, settings: dict[str, str]) -> None:
                 sql.SQL("ALTER DATABASE {} SET {} TO {}").format(
                     sql.Identifier(connection.info.dbname),
                     sql.Identifier(name),
-                    sql.SQL("elsewhere") if name == "search_path" else sql.Literal(text),
+                    sql.Literal(text),
                 )
             )
 
@@ -126,7 +126,7 @@ def backfill(url: str, entry: Table, number: int = 0, *, batch_size: int | None 
 def backfill_all(url: str, entry: Table, *, batch_size: int | None = None) -> list[RangeResult]:
     numbers = run(
         url,
-        "SELECT batch_range FROM encryption_ranges WHERE table_name = %s ORDER BY 1",
+        "SELECT batch_range FROM public.encryption_ranges WHERE table_name = %s ORDER BY 1",
         entry.key,
     )
     return [backfill(url, entry, number, batch_size=batch_size) for (number,) in numbers]

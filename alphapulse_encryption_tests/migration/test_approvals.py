@@ -64,7 +64,8 @@ def test_words_that_are_missing_or_wrong_are_refused(
 ) -> None:
     given = {"approver": "Ada", "reason": "done", "confirmation": "users", **words}
     with pytest.raises(RefusedError, match=reason):
-        approve_drop(Database(ready_url), walk.CATALOGUE, USERS, walk.KEYS, walk.ACTOR, **given)  # type: ignore[arg-type]
+        approve_drop(Database(ready_url), walk.CATALOGUE, USERS, walk.KEYS, walk.ACTOR, **given)  # type:
+        ignore[arg - type]
     assert count(ready_url) == 0
 
 
@@ -112,7 +113,8 @@ def test_the_backup_has_to_be_of_this_table_recent_and_whole(
             "constraint invited on table public.invitations",
         ),
         (
-            "CREATE FUNCTION mail_of(bigint) RETURNS text BEGIN ATOMIC SELECT email FROM users WHERE id = $1; END",
+            "CREATE FUNCTION mail_of(bigint) RETURNS text BEGIN ATOMIC SELECT email FROM users WHERE id = "
+            "$1; END",
             "function public.mail_of(bigint)",
         ),
         ("CREATE POLICY own ON users USING (email = current_user)", "policy own on table public.users"),

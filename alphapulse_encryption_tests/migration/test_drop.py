@@ -22,7 +22,7 @@ from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import walk
 
 USERS = walk.CATALOGUE.table("users")
-KEYS_COLUMNS = ("email", "phone_number", "first_name", "last_name", "address_data", "two_factor_secret")
+PLAINTEXT = ("email", "phone_number", "first_name", "last_name", "address_data", "two_factor_secret")
 
 
 @pytest.fixture
@@ -54,14 +54,13 @@ def refused(url: str, reason: str, act: Callable[[], object] | None = None) -> N
 def test_an_approved_drop_takes_the_columns_and_uses_the_approval_up(approved_url: str) -> None:
     result = walk.drop(approved_url, USERS)
 
-    assert set(result.columns) == set(KEYS_COLUMNS)
-    assert not set(walk.columns_of(approved_url, "users")) & set(KEYS_COLUMNS)
+    assert set(result.columns) == set(PLAINTEXT)
+    assert not set(walk.columns_of(approved_url, "users")) & set(PLAINTEXT)
     assert result.constraints == ("users_email_key",)
     assert set(result.indexes) == {"users_last_name_idx", "users_phone_number_idx"}
     assert result.required == ("email_encrypted",)
-    required = "SELECT attnotnull FROM pg_attribute WHERE attrelid = 'users'::regclass AND attname = 'email_encrypted'"
-    assert walk.value(approved_url, required) is True
-    leftovers = (
+    required = "SELECT attnotnull FROM pg_attribute WHERE attrelid = 'users'::regclass AND attname =
+    'email_encrypted'" assert walk.value(approved_url, required) is True leftovers = (
         "SELECT count(*) FROM pg_constraint WHERE conrelid = 'users'::regclass "
         "AND conname LIKE '%_encryption_%'"
     )
@@ -74,7 +73,7 @@ def test_an_approved_drop_takes_the_columns_and_uses_the_approval_up(approved_ur
     details = walk.value(
         approved_url, "SELECT details FROM encryption_audit_log WHERE action = 'drop_plaintext'"
     )
-    assert details["approver"] == "Ada" and set(details["columns"]) == set(KEYS_COLUMNS)
+    assert details["approver"] == "Ada" and set(details["columns"]) == set(PLAINTEXT)
 
     again = walk.drop(approved_url, USERS)
     assert not again.changed and again.columns == ()
@@ -122,7 +121,7 @@ def test_an_approval_used_for_a_drop_does_not_serve_for_the_next(approved_url: s
     restore_plaintext(Database(approved_url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR)
     with pytest.raises(RefusedError, match="used already"):
         walk.drop(approved_url, USERS)
-    assert set(KEYS_COLUMNS) <= set(walk.columns_of(approved_url, "users"))
+    assert set(PLAINTEXT) <= set(walk.columns_of(approved_url, "users"))
 
 
 def test_when_the_authority_went_back(approved_url: str) -> None:
@@ -159,8 +158,8 @@ def test_when_the_key_changed(approved_url: str) -> None:
 def test_when_a_row_was_damaged_behind_the_trigger(approved_url: str) -> None:
     walk.query(
         approved_url,
-        "SET session_replication_role = replica; UPDATE users SET last_name_encrypted = NULL, last_name = NULL "
-        "WHERE id = 4; UPDATE users SET first_name = 'Eve' WHERE id = 5",
+        "SET session_replication_role = replica; UPDATE users SET last_name_encrypted = NULL, last_name = "
+        "NULL WHERE id = 4; UPDATE users SET first_name = 'Eve' WHERE id = 5",
     )
     refused(approved_url, r"first_name mismatched at key \(5\)")
 

@@ -60,7 +60,8 @@ def test_it_needs_a_verification_and_nothing_pending(sample_url: str) -> None:
     [
         ("CREATE UNIQUE INDEX one_phone ON users (phone_number)", "one_phone"),
         ("CREATE UNIQUE INDEX some_mail ON users (email) WHERE is_active", "some_mail"),
-        ("CREATE UNIQUE INDEX both ON users (email, first_name)", "both"),
+        ("CREATE UNIQUE INDEX both_names ON users (email, first_name)", "both_names"),
+        ("ALTER TABLE users ADD CONSTRAINT apart EXCLUDE (lower(email) WITH =) WHERE (id > 100)", "apart"),
     ],
 )
 def test_uniqueness_that_tokens_cannot_carry_is_refused(sample_url: str, index: str, reason: str) -> None:

@@ -1,0 +1,302 @@
+"""The guide's flags on a database of somebody else's: what they print, what they leave behind, how they end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import psycopg
+import pytest
+
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests import another
+from alphapulse_encryption_tests.place import Place, place
+
+ADDED = [
+    "Adding encrypted columns to tables...",
+    "✓ Added column sessions.token_encrypted",
+    "✓ Added column sessions.token_search",
+    "✓ Added column sessions.payload_encrypted",
+    "✓ Added column crm.order_lines.price_encrypted",
+    "✓ Added column crm.order_lines.note_encrypted",
+    "✓ Added column crm.Kunde.E-Mail_encrypted",
+    "✓ Added column crm.Kunde.E-Mail_search",
+    "✓ Added column crm.Kunde.geburts Tag_encrypted",
+    "  Indexes for search are built after the data, with --migrate-data.",
+]
+CREATED_INDEXES = [
+    "✓ Created index idx_sessions_token",
+    "✓ Created index sessions_encryption_pending",
+    "✓ Created index order_lines_encryption_pending",
+    "✓ Created index idx_Kunde_EMail",
+    "✓ Created index Kunde_encryption_pending",
+]
+CREATED_VIEWS = [
+    "Creating compatibility views...",
+    "✓ Created view v_sessions",
+    "✓ Created view v_sessions_safe",
+    "✓ Created view v_order_lines",
+    "✓ Created view v_order_lines_safe",
+    "✓ Created view v_Kunde",
+    "✓ Created view v_Kunde_safe",
+]
+APPROVAL = ("--approver", "Ada", "--reason", "it has served for a month")
+
+
+def summary(tables: int, columns: int, failed: int = 0) -> list[str]:
+    """What --verify prints."""
+    return [
+        "Migration verification results:",
+        f"  Total tables: {tables}",
+        f"  Total columns: {columns}",
+        f"  Successful: {columns - failed}",
+        f"  Failed: {failed}",
+    ]
+
+
+@pytest.fixture
+def theirs(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> Iterator[Place]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(another.SCHEMA.encode())
+    with place(postgres, database_url, server_dir.parent, another.MASTER_KEY_TEXT, another.CATALOGUE) as found:
+        yield found
+
+
+def query(url: str, text: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(text.encode()).fetchall()
+
+
+def test_flag_by_flag(theirs: Place) -> None:
+    before = {table: another.plaintexts(theirs.url, table) for table in another.TABLES}
+
+    not_begun = theirs.fails(1, "--verify")
+    assert not_begun.stdout.splitlines()[:5] == summary(3, 6, failed=6)
+    assert "✗" in not_begun.stdout and "--add-columns" in not_begun.stdout
+
+    assert theirs.succeeds("--add-columns") == ADDED
+    again = ["Adding encrypted columns to tables...", "Nothing to do: every encrypted column is there."]
+    assert theirs.succeeds("--add-columns") == again
+
+    nothing_encrypted = theirs.fails(1, "--verify", "--table", "crm.Kunde")
+    assert nothing_encrypted.stdout.splitlines()[:5] == summary(1, 2, failed=2)
+    assert "✗ crm.Kunde.E-Mail: 45 values pending" in nothing_encrypted.stdout
+
+    # Batches of seven, of one table: the others are not begun.
+    one = theirs.succeeds("--migrate-data", "--table", "crm.order_lines", "--batch-size", "7")
+    assert [line.split(" in ")[0] for line in one] == [
+        "Migrating data...",
+        "✓ Migrated crm.order_lines: 90 rows",
+        "✓ Created index order_lines_encryption_pending",
+    ]
+    assert another.decrypted(theirs.url, "crm.order_lines") == before["crm.order_lines"]
+    assert {row[-1] for row in another.decrypted(theirs.url, "sessions")} == {None}
+
+    rest = theirs.succeeds("--migrate-data")
+    assert [line.split(" in ")[0] for line in rest] == [
+        "Migrating data...",
+        "✓ Migrated sessions: 60 rows",
+        "✓ Migrated crm.Kunde: 50 rows",
+        *(line for line in CREATED_INDEXES if "order_lines" not in line),
+    ]
+    assert theirs.succeeds("--migrate-data") == [
+        "Migrating data...",
+        "Nothing to do: every value is encrypted.",
+    ]
+    for table, rows in before.items():
+        assert another.plaintexts(theirs.url, table) == rows
+        assert another.decrypted(theirs.url, table) == rows
+    watched = query(theirs.url, "SELECT DISTINCT status, completed_at IS NULL FROM encryption_migrations")
+    assert watched == [("completed", False)]
+    assert query(
+        theirs.url,
+        "SELECT column_name, records_processed::int FROM encryption_migrations WHERE table_name = 'crm.Kunde' "
+        "ORDER BY 1",
+    ) == [("E-Mail", 45), ("geburts Tag", 50)]
+
+    assert theirs.succeeds("--verify") == summary(3, 6)
+    assert theirs.succeeds("--verify", "--table", "sessions") == summary(1, 2)
+
+    assert theirs.succeeds("--create-views") == CREATED_VIEWS
+    again = ["Creating compatibility views...", "Nothing to do: every view is there."]
+    assert theirs.succeeds("--create-views") == again
+    assert query(theirs.url, 'SELECT count(*)::int FROM crm."v_Kunde" WHERE "geburts Tag" LIKE \'{%\'') == [(50,)]
+
+    unapproved = theirs.fails(1, "--drop-unencrypted", "--confirm")
+    assert "✗" in unapproved.stdout and "nothing was changed" in unapproved.stdout
+    assert another.plaintexts(theirs.url, "sessions") == before["sessions"]
+    _runs_are_in_the_instance(theirs)
+
+
+def _runs_are_in_the_instance(theirs: Place) -> None:
+    with theirs.instance() as instance:
+        runs = instance.get_runs()
+        assert {run.job_name for run in runs} == {
+            *("add_columns", "migrate_data", "build_indexes", "verify_data", "verify_tables", "create_views"),
+            "drop_unencrypted",
+        }
+        migrated = [
+            run.tags["dagster/asset_partition_range_start"]
+            + " to "
+            + run.tags["dagster/asset_partition_range_end"]
+            for run in reversed(runs)
+            if run.job_name == "migrate_data"
+        ]
+        once = [f"00|{table} to 03|{table}" for table in another.TABLES]
+        assert migrated == [once[1], *once, *once]
+        # The UI finds the job's code location by this.
+        origins = {run.remote_job_origin for run in runs}
+        assert {origin.location_name for origin in origins if origin} == {"alphapulse_encryption"}
+        assert None not in origins
+        dropped = next(run for run in runs if run.job_name == "drop_unencrypted")
+        assert dropped.status is dg.DagsterRunStatus.FAILURE
+        assert dropped.tags["dagster/max_retries"] == "0"
+        assert dropped.tags.get("dagster/will_retry", "false") == "false"
+        parts = {f"{number:02d}|{table}" for number in range(4) for table in another.TABLES}
+        for asset, partitions in {
+            "encrypted_columns": set(another.TABLES),
+            "encrypted_data": parts,
+            "search_indexes": set(another.TABLES),
+            "verified_data": parts,
+            "verified_table": set(another.TABLES),
+            "compatibility_views": set(another.TABLES),
+            "plaintext_dropped": set(),
+        }.items():
+            assert instance.get_materialized_partitions(dg.AssetKey(asset)) == partitions, asset
+
+
+def test_flags_together_then_switch_drop_and_restore(theirs: Place) -> None:
+    table = "crm.Kunde"
+    before = another.plaintexts(theirs.url, table)
+    columns_before = _columns(theirs.url)
+
+    # In the guide's order, whatever order they are given in.
+    lines = theirs.succeeds(
+        *("--create-views", "--verify", "--migrate-data", "--add-columns", "--backup", "--preflight")
+    )
+    assert lines.index(ADDED[0]) > next(i for i, line in enumerate(lines) if line.startswith("  sha256: "))
+    begin = lines.index(ADDED[0])
+    assert lines[begin : begin + len(ADDED)] == ADDED
+    verified = lines.index("Migration verification results:")
+    assert lines[verified - len(CREATED_INDEXES) : verified] == CREATED_INDEXES
+    assert lines[verified:] == [*summary(3, 6), *CREATED_VIEWS]
+    with theirs.instance() as instance:
+        order = list(dict.fromkeys(run.job_name for run in reversed(instance.get_runs())))
+    assert order == [
+        *("run_preflight", "take_backup", "add_columns", "migrate_data", "build_indexes"),
+        *("verify_data", "verify_tables", "create_views"),
+    ]
+
+    approve = ("--approve-drop", "--table", table, *APPROVAL, "--confirmation")
+    early = theirs.fails(1, *approve, table)
+    assert "switch" in early.stdout + early.stderr
+
+    assert theirs.succeeds("--switch-to-encrypted", "--table", table) == [
+        f"✓ Switched to the encrypted columns: {table}"
+    ]
+    assert theirs.succeeds("--switch-to-encrypted", "--table", table) == [f"Nothing to do: {table}"]
+    with psycopg.connect(theirs.url, autocommit=True) as connection:
+        # The application may now write ciphertext alone: NOT NULL and the like do not stand in its way.
+        connection.execute(
+            'INSERT INTO crm."Kunde" ("KundenNr", "geburts Tag_encrypted") '
+            'SELECT 51, "geburts Tag_encrypted" FROM crm."Kunde" WHERE "KundenNr" = 1'
+        )
+    unverified = theirs.fails(1, *approve, table)
+    assert "not verified" in unverified.stdout + unverified.stderr
+    mistyped = theirs.fails(1, *approve, "crm.kunde", "--verify")
+    assert "Type crm.Kunde exactly" in mistyped.stdout
+    assert query(theirs.url, "SELECT count(*)::int FROM encryption_approvals") == [(0,)]
+
+    done = theirs.succeeds("--drop-unencrypted", "--confirm", *approve, table, "--verify")
+    assert done[:5] == summary(1, 2)
+    assert done[-2:] == [
+        f"✓ Approved by Ada: the plaintext of {table} may be dropped, once",
+        f"✓ Dropped the unencrypted columns: {table}",
+    ]
+    gone = {("Kunde", "E-Mail"), ("Kunde", "geburts Tag")}
+    assert gone.isdisjoint(_columns(theirs.url))
+    inserted = ("51", None, before[0][2])
+    assert another.decrypted(theirs.url, table) == [*before, inserted]
+    approved = query(
+        theirs.url, "SELECT approver, reason, consumed_at IS NOT NULL FROM encryption_approvals"
+    )
+    assert approved == [("Ada", "it has served for a month", True)]
+    with theirs.instance() as instance:
+        assert instance.get_materialized_partitions(dg.AssetKey("plaintext_dropped")) == {table}
+
+    assert theirs.succeeds("--drop-unencrypted", "--confirm", "--table", table) == [f"Nothing to do: {table}"]
+    # The other tables are as they were: refused, and not dropped.
+    assert theirs.fails(1, "--drop-unencrypted", "--confirm").stdout.count("✗") == 1
+    assert theirs.succeeds("--add-columns", "--migrate-data", "--verify", "--create-views") == [
+        *("Adding encrypted columns to tables...", "Nothing to do: every encrypted column is there."),
+        *("Migrating data...", "Nothing to do: every value is encrypted."),
+        *summary(3, 6),
+        *("Creating compatibility views...", "Nothing to do: every view is there."),
+    ]
+
+    assert theirs.succeeds("--restore-plaintext", "--table", table) == [
+        f"✓ Restored the plaintext columns: {table}"
+    ]
+    assert theirs.succeeds("--restore-plaintext", "--table", table) == [f"Nothing to do: {table}"]
+    assert another.plaintexts(theirs.url, table) == [*before, inserted]
+    ours = {name for name in _columns(theirs.url) if name not in columns_before}
+    assert columns_before <= _columns(theirs.url)
+    assert {column.rpartition("_")[2] for name, column in ours if not name.startswith(("v_", "encryption_"))} == {
+        "encrypted",
+        "search",
+    }
+    assert theirs.succeeds("--verify") == summary(3, 6)
+    assert theirs.succeeds("--revert-to-plaintext") == [f"Nothing to do: {name}" for name in another.TABLES]
+
+
+def _columns(url: str) -> set[tuple[object, ...]]:
+    return set(
+        query(
+            url,
+            "SELECT table_name, column_name FROM information_schema.columns "
+            "WHERE table_schema IN ('public', 'crm')",
+        )
+    )
+
+
+def test_damage_is_found_and_named_by_its_key(theirs: Place) -> None:
+    theirs.succeeds("--add-columns", "--migrate-data", "--table", "sessions", "--table", "crm.order_lines")
+    canary = "CANARY-7f3a"
+    with psycopg.connect(theirs.url, autocommit=True) as connection:
+        # Past the guards, as a careless superuser would.
+        connection.execute("SET session_replication_role = replica")
+        (swapped,) = connection.execute(
+            "UPDATE sessions SET token_encrypted = (SELECT token_encrypted FROM sessions WHERE id = md5('1')::uuid) "
+            "WHERE id = md5('2')::uuid RETURNING id::text"
+        ).fetchone() or (None,)
+        (rewritten,) = connection.execute(
+            f"UPDATE sessions SET token = '{canary}' WHERE id = md5('3')::uuid RETURNING id::text".encode()
+        ).fetchone() or (None,)
+        connection.execute(
+            f"UPDATE crm.order_lines SET note_encrypted = '{canary}' WHERE (order_id, line) = (5, 3)".encode()
+        )
+        connection.execute("UPDATE crm.order_lines SET price_encrypted = NULL WHERE (order_id, line) = (6, 1)")
+    done = theirs.fails(1, "--verify", "--table", "sessions", "--table", "crm.order_lines")
+    lines = done.stdout.splitlines()
+    assert lines[:5] == summary(2, 4, failed=3)
+    for line in (
+        f"✗ sessions.token mismatched at key ({swapped})",
+        f"✗ sessions.token mismatched at key ({rewritten})",
+        "✗ crm.order_lines.note undecryptable at key (5, 3)",
+        "✗ crm.order_lines.price pending at key (6, 1)",
+    ):
+        assert line in lines, lines
+    with theirs.instance() as instance:
+        verified = instance.get_materialized_partitions(dg.AssetKey("verified_table"))
+        failed = [run for run in instance.get_runs() if run.status is dg.DagsterRunStatus.FAILURE]
+    assert verified == set()
+    assert {run.job_name for run in failed} == {"verify_tables"}
+    assert canary not in done.stdout + done.stderr
+    assert canary not in theirs.dump(theirs.dagster_url, "--inserts")
+    assert canary not in theirs.dump(None, "--inserts", "--table", "public.encryption_*")
+
+    # What is pending is repaired by the next step 3; what is damaged is not glossed over.
+    theirs.succeeds("--migrate-data", "--table", "crm.order_lines")
+    done = theirs.fails(1, "--verify", "--table", "crm.order_lines")
+    assert done.stdout.splitlines()[:5] == summary(1, 2, failed=1)
