@@ -116,17 +116,17 @@ def walk_to_views(demo: Demo, rows: int, steps: Steps) -> int:
     return 0
 
 
-_NEXT = f"""
+_NEXT = """
 What next:
   make ui                              see the graph, the partitions and these runs
   make psql                            look at the tables: SELECT * FROM encryption_migrations;
   make demo-drop                       walk through switch, approval, drop and restore
   .venv/bin/python -m alphapulse_encryption --help    the same steps one by one
 To drop by hand, in the UI or here (P = .venv/bin/python -m alphapulse_encryption):
-  P --switch-to-encrypted --table {DROPPED_TABLE}
-  P --approve-drop --table {DROPPED_TABLE} --approver "Your Name" --reason "…" --confirmation {DROPPED_TABLE}
-  P --drop-unencrypted --confirm --table {DROPPED_TABLE}
-  P --restore-plaintext --table {DROPPED_TABLE}     brings it back"""
+  P --switch-to-encrypted --table users
+  P --approve-drop --table users --approver "Your Name" --reason "…" --confirmation users
+  P --drop-unencrypted --confirm --table users
+  P --restore-plaintext --table users     brings it back"""
 
 
 def _backup(demo: Demo, steps: Steps) -> bool:

@@ -87,7 +87,7 @@ def _number(connection: Connection, query: str, parameters: list[Any]) -> int:
 class _RowsPerSecond(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} rows/s" if speed else "– rows/s")
+        return Text(f"{speed:,.0f} rows/s" if speed else "... rows/s")
 
 
 @contextmanager

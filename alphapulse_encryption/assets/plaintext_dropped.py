@@ -15,7 +15,7 @@ def build(partitions: Partitions) -> dg.AssetSpec:
         deps=["verified_table", "compatibility_views"],
         partitions_def=partitions.by_table,
         group_name=DROP,
-        description="**Step 8.** The plaintext columns are gone. Reported by the job `drop_unencrypted`, which needs an "
-        "approval given by a person with the job `approve_drop`; it cannot be materialized from here. The job "
+        description="**Step 8.** The plaintext columns are gone. Reported by the job `drop_unencrypted`, which needs "
+        "an approval given by a person with the job `approve_drop`; it cannot be materialized from here. The job "
         "`restore_plaintext` undoes it.",
     )

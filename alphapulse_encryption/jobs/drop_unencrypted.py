@@ -49,6 +49,6 @@ def build() -> dg.JobDefinition:
     return dg.GraphDefinition(name="drop_unencrypted", node_defs=[drop_unencrypted]).to_job(
         tags=NEVER_AGAIN,
         executor_def=dg.in_process_executor,
-        description="**Step 8.** Drops the plaintext columns of the named tables. Needs an approval of each, given with "
-        "`approve_drop`, unused, unexpired, and for exactly what is there now. `restore_plaintext` undoes it.",
+        description="**Step 8.** Drops the plaintext columns of the named tables. Needs an approval of each, given "
+        "with `approve_drop`, unused, unexpired, and for exactly what is there now. `restore_plaintext` undoes it.",
     )

@@ -3,8 +3,8 @@
 import dagster as dg
 from pydantic import Field
 
-from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.errors import ConfigurationError
 
 # Dagster starts a failed run again where it is told to; a destructive step never starts by itself.
 NEVER_AGAIN = {"dagster/max_retries": "0"}

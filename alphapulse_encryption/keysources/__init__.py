@@ -71,10 +71,8 @@ def _key_source(environ: Mapping[str, str]) -> KeySource:
 def _key_version(environ: Mapping[str, str]) -> int:
     text = environ.get(KEY_VERSION_VARIABLE) or "1"
     # str.isdecimal alone accepts digits of other scripts.
-    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_KEY_VERSION))):
-        version = 0
-    else:
-        version = int(text)
+    digits = text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_KEY_VERSION))
+    version = int(text) if digits else 0
     if not 1 <= version <= MAX_KEY_VERSION:
         raise ConfigurationError(f"{KEY_VERSION_VARIABLE} must be a whole number from 1 to {MAX_KEY_VERSION}")
     return version

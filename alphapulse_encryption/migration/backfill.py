@@ -437,7 +437,8 @@ class _Reader:
                     break
                 self._queue.put(self._encrypt(rows))
             self._queue.put(None)
-        except BaseException as error:  # noqa: BLE001 - handed to the calling thread, whatever it is
+        except BaseException as error:
+            # Whatever it is: the calling thread would wait for ever.
             self._queue.put(error)
 
     def _read(self) -> list[Row]:

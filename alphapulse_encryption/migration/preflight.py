@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,8 +178,7 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
         "FROM pg_class WHERE oid = %s",
         [definition.oid],
     ).fetchone()
-    assert owner is not None
-    owns, secured, bypasses, forced = owner
+    owns, secured, bypasses, forced = owner or (False, False, False, False)
     if not owns:
         findings.append(
             Finding(
@@ -296,7 +295,7 @@ def _backup(connection: Connection) -> Finding:
     if tracking.bookkeeping_exists(connection):
         row = connection.execute("SELECT max(verified_at) FROM public.encryption_backups").fetchone()
         taken: datetime | None = row[0] if row is not None else None
-        if taken is not None and datetime.now(timezone.utc) - taken < BACKUP_MAX_AGE:
+        if taken is not None and datetime.now(UTC) - taken < BACKUP_MAX_AGE:
             return Finding("ok", "backup", f"verified at {taken:%Y-%m-%d %H:%M} UTC")
     return Finding(
         "warning",

@@ -171,7 +171,7 @@ def verify_range(
         batch_range = tracking.read_range(connection, table, number)
         definition = read_table(connection, table, plaintext=state.stage == "columns")
         tally = _Tally({column.name: Counts() for column in table.columns})
-        verified_at = _now(connection)
+        (verified_at,) = connection.execute("SELECT clock_timestamp()").fetchall()[0]
         position = batch_range.lower
         while not batch_range.is_empty:
             condition, parameters = sql.within(definition, position, batch_range.upper)
@@ -194,13 +194,6 @@ def verify_range(
     )
 
 
-def _now(connection: Connection) -> datetime:
-    row = connection.execute("SELECT clock_timestamp()").fetchone()
-    assert row is not None
-    moment: datetime = row[0]
-    return moment
-
-
 def _compare(
     rows: Sequence[Row],
     definition: TableDefinition,
@@ -221,27 +214,42 @@ def _compare(
         for i, (plaintext, envelope, token, value) in enumerate(
             zip(plaintexts, envelopes, tokens, values, strict=True)
         ):
-            problem: Problem | None = None
+            problem: Problem | None
             if envelope is None:
-                if plaintext is not None:
-                    problem = "pending"
-                elif token is not None:
-                    problem = "token_mismatched"
+                problem = _problem_without_ciphertext(plaintext, token)
             elif i in unreadable:
                 problem = "undecryptable"
             elif plaintext != value and not (plaintext is None and ciphertext_is_right):
                 problem = "mismatched"
             elif expected is not None and token != expected[i]:
-                if token is None:
-                    problem = "pending" if plaintext is not None else "token_mismatched"
-                elif not _token_of_another_version(keys, value, token, column):
-                    problem = "token_mismatched"
+                problem = _problem_with_token(keys, column, plaintext, value, token)
+            else:
+                problem = None
             if problem is not None:
                 tally.fault(column.name, problem, key_of(definition, rows[i]))
             elif envelope is None:
                 counts.empty += 1
             else:
                 counts.matching += 1
+
+
+def _problem_without_ciphertext(plaintext: str | None, token: str | None) -> Problem | None:
+    if plaintext is not None:
+        return "pending"
+    return None if token is None else "token_mismatched"
+
+
+def _problem_with_token(
+    keys: KeyRing, column: Column, plaintext: str | None, value: str | None, token: str | None
+) -> Problem | None:
+    """Of a token that is not the one of the current key version."""
+    if token is None:
+        return "token_mismatched" if plaintext is None else "pending"
+    # While keys are rotated, rows carry tokens of either version.
+    older = (version for version in keys.versions if version != keys.current_version)
+    if value is not None and any(search_token(keys, value, column.context, v) == token for v in older):
+        return None
+    return "token_mismatched"
 
 
 def _decrypt(
@@ -261,14 +269,6 @@ def _decrypt(
             values.append(None)
             unreadable.add(i)
     return values, unreadable
-
-
-def _token_of_another_version(keys: KeyRing, value: str | None, token: str, column: Column) -> bool:
-    return value is not None and any(
-        search_token(keys, value, column.context, version) == token
-        for version in keys.versions
-        if version != keys.current_version
-    )
 
 
 def _keep(
@@ -340,9 +340,7 @@ def verify_table(connection: Connection, table: Table, keys: KeyRing) -> TableVe
     if missing or not rows:
         reasons.append(f"{missing or 'all'} batch ranges were not verified yet")
     if outdated:
-        reasons.append(
-            f"{outdated} batch ranges were verified before the table's columns or the key changed"
-        )
+        reasons.append(f"{outdated} batch ranges were verified before the table's columns or the key changed")
     for name, counts in columns.items():
         for kind in ("pending", "mismatched", "undecryptable", "token_mismatched"):
             if getattr(counts, kind):
