@@ -93,10 +93,10 @@ TABLES: dict[str, tuple[str, str, tuple[str, ...], dict[str, tuple[str, bool]]]]
 def plaintexts(url: str, table: str) -> list[tuple[Any, ...]]:
     """Key and sensitive values of every row in text form, in the order of the key."""
     schema, name, key, columns = TABLES[table]
-    query = SQL("SELECT {} FROM {} ORDER BY {}").format(
+    query = SQL("SELECT {} FROM {} t ORDER BY {}").format(
         SQL(", ").join(SQL("{}::text").format(Identifier(c)) for c in (*key, *columns)),
         Identifier(schema, name),
-        SQL(", ").join(Identifier(c) for c in key),
+        SQL(", ").join(Identifier("t", c) for c in key),
     )
     with psycopg.connect(url) as connection:
         return connection.execute(query).fetchall()
@@ -109,8 +109,8 @@ def decrypted(url: str, table: str) -> list[tuple[Any, ...]]:
     for column, (_, searchable) in columns.items():
         wanted.append(SQL("{}").format(Identifier(f"{column}_encrypted")))
         wanted.append(SQL("{}").format(Identifier(f"{column}_search")) if searchable else SQL("NULL"))
-    query = SQL("SELECT {} FROM {} ORDER BY {}").format(
-        SQL(", ").join(wanted), Identifier(schema, name), SQL(", ").join(Identifier(c) for c in key)
+    query = SQL("SELECT {} FROM {} t ORDER BY {}").format(
+        SQL(", ").join(wanted), Identifier(schema, name), SQL(", ").join(Identifier("t", c) for c in key)
     )
     with psycopg.connect(url) as connection:
         rows = connection.execute(query).fetchall()

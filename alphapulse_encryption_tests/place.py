@@ -20,7 +20,7 @@ from alphapulse_encryption.definitions import build_defs
 from alphapulse_encryption.resources.instance import open_instance
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 
-RANGES = 4
+RANGES = 2
 
 _DAGSTER_TEMPLATE = "dagster_template"
 _numbers = itertools.count(1)

@@ -196,7 +196,7 @@ def refuse_unless_droppable(
     if not verification.passed or verification.verified_at is None:
         raise RefusedError(
             f"Table {table.key} is not verified: {'; '.join(verification.reasons)}. Run the verification "
-            f"(--verify --table {table.key}), also after a switch; nothing was changed."
+            f"(--verify --table {table.key}); nothing was changed."
         )
     refuse_dependants(connection, definition)
     return definition, verification.verified_at

@@ -73,8 +73,7 @@ def switch_to_ciphertext(database: Database, table: Table, keys: KeyRing, actor:
     """Let the ciphertext be right from now on: the application reads and writes the encrypted columns.
 
     NOT NULL on a plaintext column becomes a check that one of both sides is there, its default is set aside,
-    and its uniqueness has to be carried by the search column already. The definition changes by that, so the
-    table has to be verified again before a drop can be approved.
+    and its uniqueness has to be carried by the search column already.
 
     Args:
         database: the target.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.sql import SQL
 
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.crypto.envelope import get_format
@@ -14,10 +15,13 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration import drop as drop_module
 from alphapulse_encryption.migration.approvals import list_approvals, revoke
+from alphapulse_encryption.migration.batches import plan_by_key
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.migration.ddl import in_short_transaction
+from alphapulse_encryption.migration.definition import read_table
 from alphapulse_encryption.migration.drop import drop_plaintext
 from alphapulse_encryption.migration.restore import restore_plaintext
+from alphapulse_encryption.migration.sql import any_pending
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import walk
 
@@ -34,7 +38,7 @@ def approved_url(sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path) ->
     return sample_url
 
 
-def state(url: str) -> tuple[list[str], list[object], list[object]]:
+def state(url: str) -> tuple[object, ...]:
     """What a refused drop has to leave as it is."""
     return (
         walk.columns_of(url, "users"),
@@ -59,8 +63,12 @@ def test_an_approved_drop_takes_the_columns_and_uses_the_approval_up(approved_ur
     assert result.constraints == ("users_email_key",)
     assert set(result.indexes) == {"users_last_name_idx", "users_phone_number_idx"}
     assert result.required == ("email_encrypted",)
-    required = "SELECT attnotnull FROM pg_attribute WHERE attrelid = 'users'::regclass AND attname =
-    'email_encrypted'" assert walk.value(approved_url, required) is True leftovers = (
+    required = (
+        "SELECT attnotnull FROM pg_attribute "
+        "WHERE attrelid = 'users'::regclass AND attname = 'email_encrypted'"
+    )
+    assert walk.value(approved_url, required) is True
+    leftovers = (
         "SELECT count(*) FROM pg_constraint WHERE conrelid = 'users'::regclass "
         "AND conname LIKE '%_encryption_%'"
     )
@@ -235,6 +243,16 @@ def test_when_the_lock_cannot_be_had(approved_url: str) -> None:
     with psycopg.connect(approved_url) as reader:
         reader.execute("SELECT count(*) FROM users")
         refused(approved_url, "kept its lock", lambda: locked_part(approved_url))
+
+
+def test_the_look_under_the_lock_does_not_grow_with_the_table(approved_url: str) -> None:
+    with Database(approved_url).session("explain") as connection:
+        plan_by_key(connection)
+        definition = read_table(connection, USERS)
+        everything = SQL("{}").format(SQL("true"))
+        plan = connection.execute(SQL("EXPLAIN {}").format(any_pending(definition, everything))).fetchall()
+    scans = [line for (line,) in plan if "Scan" in line]
+    assert len(scans) == 1 and "users_encryption_pending" in scans[0]
 
 
 def test_a_drop_killed_before_not_null_is_continued(approved_url: str) -> None:

@@ -88,8 +88,7 @@ CREATE STATISTICS "Sales".day_and_plain ON day, plain FROM "Sales"."Deals";
 GRANT SELECT ("Note"), UPDATE ("Note", plain) ON "Sales"."Deals" TO pg_monitor WITH GRANT OPTION;
 GRANT SELECT (day) ON "Sales"."Deals" TO PUBLIC;
 INSERT INTO "Sales"."Deals" (region, "No", "Note", code, amounts, day, at, span, raw, flag, label, mood,
-grade,
-                             plain)
+                             grade, plain)
 SELECT gen_random_uuid(), i, 'n ' || i, CASE WHEN i % 3 = 0 THEN 'a' END, ARRAY[i, NULL, 1.5],
        date '2024-02-29' - i, timestamptz '2024-01-01 12:00+05' + i * interval '1.0015 s',
        i * interval '1 mon 2 s', decode(md5(i::text), 'hex'), i % 2 = 0, 'l' || i,
