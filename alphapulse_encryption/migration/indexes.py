@@ -24,11 +24,18 @@ _LONGEST_NAME = 63  # bytes: NAMEDATALEN - 1 (PostgreSQL manual, 4.1.1)
 
 @dataclass(frozen=True)
 class WantedIndex:
-    """An index the table is to have: its name, key columns, whether it is unique, and whether it is partial."""
+    """An index the table is to have.
+
+    Args:
+        name: its name.
+        columns: its key columns.
+        unique: whether it is unique; None, after a drop, leaves it as it was carried over before.
+        pending_only: whether it holds pending rows only.
+    """
 
     name: str
     columns: tuple[str, ...]
-    unique: bool
+    unique: bool | None
     pending_only: bool = False
 
 
@@ -57,15 +64,39 @@ class IndexResult:
         return bool(self.created)
 
 
-# Unique indexes on plain columns; expressions and conditions cannot be told apart by tokens.
+# Types whose values are equal exactly when their texts are: for others (numeric, citext, interval, jsonb, …) two
+# equal values can have two tokens, and a unique index on tokens would let both in.
+_TEXTUALLY_UNIQUE = [
+    "text",
+    "varchar",
+    "name",
+    "uuid",
+    "bool",
+    "int2",
+    "int4",
+    "int8",
+    "oid",
+    "date",
+    "bytea",
+    "timestamp",
+    "timestamptz",
+]
+
+# What a unique index on tokens cannot do: expressions, conditions, deferred checks, NULLs that count as equal,
+# and equality other than that of the text.
 _UNIQUE = """
-SELECT i.relname, array_agg(a.attname ORDER BY k.position),
-       x.indpred IS NOT NULL OR 0 = ANY (x.indkey::int2[])
+SELECT i.relname, array_agg(a.attname::text ORDER BY k.position),
+       x.indpred IS NOT NULL OR 0 = ANY (x.indkey::int2[]) OR NOT x.indimmediate
+         OR coalesce((to_jsonb(x) ->> 'indnullsnotdistinct')::boolean, false)
+         OR bool_or(a.attname = ANY (%s) AND NOT (t.typname = ANY (%s) AND t.typnamespace = 'pg_catalog'::regnamespace
+                    AND coalesce(c.collisdeterministic, true)))
   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
- CROSS JOIN unnest(x.indkey::int2[]) WITH ORDINALITY AS k (attnum, position)
+ CROSS JOIN unnest(x.indkey::int2[], x.indcollation::oid[]) WITH ORDINALITY AS k (attnum, collation_id, position)
   LEFT JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.attnum
+  LEFT JOIN pg_type t ON t.oid = a.atttypid
+  LEFT JOIN pg_collation c ON c.oid = k.collation_id
  WHERE x.indrelid = %s AND x.indisunique AND x.indisvalid AND NOT x.indisprimary AND k.position <= x.indnkeyatts
- GROUP BY i.relname, x.indpred, x.indkey
+ GROUP BY i.relname, x.indexrelid, x.indpred, x.indkey, x.indimmediate, to_jsonb(x)
  ORDER BY i.relname
 """
 
@@ -89,7 +120,8 @@ def unique_indexes(connection: Connection, definition: TableDefinition) -> tuple
     """The unique indexes on plaintext columns, which have to be carried over to the search columns."""
     sensitive = {column.name: column for column in definition.table.columns}
     found = []
-    for name, columns, special in connection.execute(_UNIQUE, [definition.oid]):
+    parameters = [list(sensitive), _TEXTUALLY_UNIQUE, definition.oid]
+    for name, columns, special in connection.execute(_UNIQUE, parameters):
         touched = [sensitive[column] for column in columns if column in sensitive]
         if touched:
             portable = not special and all(column.searchable for column in touched)
@@ -103,7 +135,11 @@ def wanted_indexes(connection: Connection, definition: TableDefinition) -> tuple
     uniques = [index for index in unique_indexes(connection, definition) if index.portable]
     alone = {index.columns[0] for index in uniques if len(index.columns) == 1}
     wanted = [
-        WantedIndex(column.search_index, (column.search,), column.name in alone)
+        WantedIndex(
+            column.search_index,
+            (column.search,),
+            column.name in alone if column.name in definition.columns else None,
+        )
         for column in table.columns
         if column.search_index is not None
     ]
@@ -185,7 +221,7 @@ def build_search_indexes(database: Database, table: Table, actor: Actor) -> Inde
 
 def _state(connection: Connection, definition: TableDefinition, index: WantedIndex) -> str:
     row = connection.execute(
-        "SELECT x.indrelid = %s AND x.indisunique = %s AND (x.indpred IS NOT NULL) = %s AND "
+        "SELECT x.indrelid = %s AND x.indisunique = coalesce(%s, x.indisunique) AND (x.indpred IS NOT NULL) = %s AND "
         "  (SELECT array_agg(a.attname::text ORDER BY k.position) FROM unnest(x.indkey::int2[]) "
         "   WITH ORDINALITY AS k (attnum, position) JOIN pg_attribute a "
         "   ON a.attrelid = x.indrelid AND a.attnum = k.attnum) = %s, x.indisvalid AND x.indisready "
@@ -194,6 +230,8 @@ def _state(connection: Connection, definition: TableDefinition, index: WantedInd
         [
             definition.oid,
             index.unique,
+            # After the drop nothing says any more that the plaintext was unique; the index that carries it stays.
+            not definition.plaintext_columns,
             index.pending_only,
             list(index.columns),
             definition.table.schema_name,
