@@ -69,6 +69,7 @@ class IndexResult:
 _TEXTUALLY_UNIQUE = [
     "text",
     "varchar",
+    "bpchar",
     "name",
     "uuid",
     "bool",

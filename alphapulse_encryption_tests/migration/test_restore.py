@@ -72,7 +72,7 @@ CREATE TABLE "Sales"."Deals" (
     mood "Sales"."Mood" DEFAULT 'glad', grade "Sales".grade, serial serial,
     plain int,
     PRIMARY KEY (region, "No"),
-    CONSTRAINT one_label UNIQUE (label) INCLUDE (plain) DEFERRABLE INITIALLY DEFERRED,
+    CONSTRAINT one_label UNIQUE (label) INCLUDE (plain),
     CONSTRAINT "sensible day" CHECK (day > '1900-01-01' AND (plain > 0 OR flag)));
 ALTER TABLE "Sales"."Deals" ADD CONSTRAINT old_note CHECK ("Note" <> 'legacy') NOT VALID;
 COMMENT ON CONSTRAINT "sensible day" ON "Sales"."Deals" IS 'no ''ancient'' ones';
