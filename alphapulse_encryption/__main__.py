@@ -87,7 +87,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _batch_size(text: str) -> int:
-    if text.isascii() and text.isdigit() and 1 <= int(text) <= LARGEST_BATCH_SIZE:
+    # int() refuses thousands of digits with words of its own.
+    digits = text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_BATCH_SIZE))
+    if digits and 1 <= int(text) <= LARGEST_BATCH_SIZE:
         return int(text)
     raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {LARGEST_BATCH_SIZE}")
 
@@ -169,25 +171,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _print_backup_identity() -> int:
     from alphapulse_encryption.keysources import load_key_ring
     from alphapulse_encryption.migration.backup import backup_identity
-    from alphapulse_encryption.resources.target import key_environment
+    from alphapulse_encryption.resources.environment import key_environment
 
     print(backup_identity(load_key_ring(key_environment())))
     return 0
 
 
 def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> int:
-    # Dagster takes a second to load: not before the usage is known to be right.
+    from alphapulse_encryption.crypto.envelope import get_format
     from alphapulse_encryption.keysources import load_key_ring
-    from alphapulse_encryption.launch import launcher
     from alphapulse_encryption.migration.definition import check_catalogue
-    from alphapulse_encryption.resources.target import key_environment, target_database
-    from alphapulse_encryption.steps import Steps
+    from alphapulse_encryption.migration.plan import check_ranges
+    from alphapulse_encryption.migration.tracking import check_key
+    from alphapulse_encryption.resources.environment import key_environment, target_database
 
     ranges = settings.batch_ranges()
     keys = load_key_ring(key_environment())
+    get_format(catalogue.format, keys)
     database = target_database()
-    with database.session("check the catalogue") as connection:
+    # The steps look at all this themselves; here it is known before the first of them has begun.
+    with database.session("check the configuration") as connection:
+        check_key(connection, keys)
         check_catalogue(connection, catalogue, tables)
+        for key in tables:
+            check_ranges(connection, catalogue.table(key), ranges)
+    # Dagster takes a second to load: not before all this is known to be right.
+    from alphapulse_encryption.launch import launcher
+    from alphapulse_encryption.steps import Steps
+
     with ExitStack() as stack:
         steps = Steps(
             stack.enter_context(launcher(ranges)), database, catalogue, keys, tables, options.batch_size

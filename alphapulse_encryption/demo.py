@@ -22,9 +22,10 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.keysources import load_key_ring
+from alphapulse_encryption.migration.approvals import list_approvals
 from alphapulse_encryption.migration.backup import latest_backup
 from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.migration.tracking import bookkeeping_exists
+from alphapulse_encryption.migration.tracking import bookkeeping_exists, table_state
 from alphapulse_encryption.sample.database import DEFAULT_ROWS, MINIMUM_ROWS, load_sample
 from alphapulse_encryption.sample.key import make_sample_key
 from alphapulse_encryption.sample.postgres import SAMPLE_DATABASE, embedded, embedded_url
@@ -105,11 +106,16 @@ def walk_to_views(demo: Demo, rows: int, steps: Steps) -> int:
     demo.headline("Step 6: create views")
     if not steps.create_views():
         return 1
-    _before_and_after(demo)
-    _search(demo, demo.user(["email"])["email"])
+    plaintext = _state(demo) == "columns"
+    if plaintext:
+        _before_and_after(demo)
+        _search(demo, demo.user(["email"])["email"])
+    else:
+        demo.show(f"The plaintext of {DROPPED_TABLE} was dropped; make demo-drop brings it back.")
     _timings(demo, steps)
     if counts.loaded or steps.changed:
-        demo.headline("Done. The sample is encrypted; its plaintext columns are still there.")
+        still = "; its plaintext columns are still there" if plaintext else ""
+        demo.headline(f"Done. The sample is encrypted{still}.")
     else:
         demo.headline("Nothing was changed: the sample had been migrated already, and was verified again.")
     demo.show(_NEXT)
@@ -181,11 +187,17 @@ def walk_through_drop(demo: Demo, steps: Steps) -> int:
     Returns:
         The exit status.
     """
-    before = demo.user(SHOWN_COLUMNS) if _has_plaintext(demo) else None
+    state = _state(demo)
+    if state is None:
+        raise RefusedError("The sample is not encrypted yet: run make demo first.")
+    if state != "columns":
+        demo.show(f"The plaintext of {DROPPED_TABLE} was dropped before, so only its restoration is left.")
+        return _restore(demo, steps, None)
+    before = demo.user(SHOWN_COLUMNS)
     demo.headline(f"Step 7: make the encrypted columns of {DROPPED_TABLE} the right side")
     if not (steps.switch_to_encrypted() and steps.verify()):
         return 1
-    if before is not None:
+    if not _approved(demo):
         demo.headline("A drop without an approval is refused")
         if steps.drop_unencrypted():
             demo.show("✗ The drop went through without an approval, which must not happen.")
@@ -198,12 +210,11 @@ def walk_through_drop(demo: Demo, steps: Steps) -> int:
     demo.headline("Step 8: drop the plaintext columns")
     if not steps.drop_unencrypted():
         return 1
-    if _has_plaintext(demo):
+    if _state(demo) != "dropped" or _plaintext_columns(demo):
         demo.show("✗ The plaintext columns are still there.")
         return 1
     demo.show(f"✓ {DROPPED_TABLE} has no plaintext column any more")
-    if before is not None:
-        _search(demo, before["email"])
+    _search(demo, before["email"])
     return _restore(demo, steps, before)
 
 
@@ -215,19 +226,33 @@ def _restore(demo: Demo, steps: Steps, before: dict[str, Any] | None) -> int:
     if before is not None and after != before:
         demo.show("✗ The restored row differs from the one before the drop.")
         return 1
-    demo.show(f"✓ The row of users with id {SHOWN_USER} reads as it did before the drop")
+    if before is not None:
+        demo.show(f"✓ The row of users with id {SHOWN_USER} reads as it did before the drop")
     _timings(demo, steps)
     return 0
 
 
-def _has_plaintext(demo: Demo) -> bool:
+def _state(demo: Demo) -> str | None:
+    """Where the table that the demo drops stands; None before its encrypted columns were added."""
+    with demo.database.session(f"look where {DROPPED_TABLE} stands") as connection:
+        state = table_state(connection, demo.users) if bookkeeping_exists(connection) else None
+    return None if state is None else state.stage
+
+
+def _approved(demo: Demo) -> bool:
+    """Whether somebody has approved the drop already, by hand."""
+    with demo.database.session("look for an approval") as connection:
+        return any(approval.is_open for approval in list_approvals(connection, demo.users))
+
+
+def _plaintext_columns(demo: Demo) -> int:
     with demo.database.session("look for the plaintext columns") as connection:
         row = connection.execute(
             "SELECT count(*) FROM information_schema.columns "
             "WHERE table_schema = 'public' AND table_name = %s AND column_name = ANY(%s)",
             [DROPPED_TABLE, [column.name for column in demo.users.columns]],
         ).fetchone()
-    return bool(row and row[0])
+    return int(row[0]) if row else 0
 
 
 def _rows(text: str) -> int:
@@ -265,7 +290,7 @@ def _run(options: argparse.Namespace) -> int:
         )
     # Dagster takes a second to load.
     from alphapulse_encryption.launch import launcher
-    from alphapulse_encryption.resources.target import key_environment
+    from alphapulse_encryption.resources.environment import key_environment
     from alphapulse_encryption.steps import Steps
 
     console = Console(soft_wrap=True)

@@ -5,7 +5,8 @@ import dagster as dg
 from alphapulse_encryption.assets.groups import PREPARE, TARGET_POOL
 from alphapulse_encryption.migration.backup import take_backup
 from alphapulse_encryption.resources.border import actor, safely
-from alphapulse_encryption.resources.target import Target, backup_directory, client_programs
+from alphapulse_encryption.resources.environment import backup_directory, client_programs
+from alphapulse_encryption.resources.target import Target
 
 
 def build() -> dg.AssetsDefinition:

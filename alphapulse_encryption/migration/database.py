@@ -222,7 +222,9 @@ def failure(doing: str, error: psycopg.Error) -> DatabaseFailure:
     """
     state = error.sqlstate
     if state is None:
-        return DatabaseFailure(f"Could not {doing}: the connection to the database was lost.", None)
+        lost = isinstance(error, psycopg.OperationalError)
+        why = "the connection to the database was lost" if lost else f"{type(error).__name__} in the driver"
+        return DatabaseFailure(f"Could not {doing}: {why}.", None)
     parts = [f"{type(error).__name__}, SQLSTATE {state}"]
     diagnostics = error.diag
     for label, value in (

@@ -231,8 +231,6 @@ def _state(connection: Connection, definition: TableDefinition, index: WantedInd
         [
             definition.oid,
             index.unique,
-            # After the drop nothing says any more that the plaintext was unique; the index that carries it stays.
-            not definition.plaintext_columns,
             index.pending_only,
             list(index.columns),
             definition.table.schema_name,

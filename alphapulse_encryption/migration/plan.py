@@ -7,6 +7,7 @@ from typing import Any
 import psycopg
 from psycopg.sql import SQL, Identifier, Literal
 
+from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration import sql, tracking
 from alphapulse_encryption.migration.definition import TableDefinition
@@ -43,13 +44,7 @@ def ensure_ranges(connection: Connection, definition: TableDefinition, count: in
         ConfigurationError: ranges were planned with another number.
     """
     table = definition.table
-    planned = len(tracking.read_ranges(connection, table))
-    if planned:
-        if planned != count:
-            raise ConfigurationError(
-                f"Table {table.key} is cut into {planned} batch ranges, and ALPHAPULSE_BATCH_RANGES asks for "
-                f"{count}. Set it to {planned}: ranges stay as they were planned."
-            )
+    if planned := check_ranges(connection, table, count):
         return planned
     boundaries = _boundaries(connection, definition, count)
     lowers: list[list[str] | None] = [None, *boundaries]
@@ -66,6 +61,24 @@ def ensure_ranges(connection: Connection, definition: TableDefinition, count: in
                 [table.key, number, lower, upper],
             )
     return count
+
+
+def check_ranges(connection: Connection, table: Table, count: int) -> int:
+    """Hold a number of ranges against the table's planned ones; reads only.
+
+    Returns:
+        How many are planned; 0 before the first time.
+
+    Raises:
+        ConfigurationError: ranges were planned with another number.
+    """
+    planned = len(tracking.read_ranges(connection, table)) if tracking.bookkeeping_exists(connection) else 0
+    if planned not in (0, count):
+        raise ConfigurationError(
+            f"Table {table.key} is cut into {planned} batch ranges, and ALPHAPULSE_BATCH_RANGES asks for "
+            f"{count}. Set it to {planned}: ranges stay as they were planned."
+        )
+    return planned
 
 
 def _boundaries(connection: Connection, definition: TableDefinition, count: int) -> list[list[str]]:

@@ -150,7 +150,9 @@ def _server(connection: Connection) -> list[Finding]:
         findings.append(Finding("ok", "server", f"PostgreSQL {version // 10000}.{version % 10000}"))
     if _one(connection, "SELECT pg_is_in_recovery()"):
         findings.append(Finding("blocker", "server", "is a read-only replica. Connect to the primary."))
-    if not _one(connection, "SELECT has_schema_privilege('public', 'CREATE, USAGE')"):
+    # Of a list of privileges, any one would do.
+    allowed = "SELECT has_schema_privilege('public', 'CREATE') AND has_schema_privilege('public', 'USAGE')"
+    if not _one(connection, allowed):
         findings.append(
             Finding(
                 "blocker",

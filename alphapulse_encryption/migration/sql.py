@@ -102,8 +102,8 @@ def update_batch(definition: TableDefinition) -> Composed:
     """
     arrays: list[Composable] = []
     names: list[Composable] = []
-    for number, key in enumerate(definition.key):
-        arrays.append(SQL("%s::text[]::{}[]").format(SQL(_type(key.type))))
+    for number in range(len(definition.key)):
+        arrays.append(SQL("%s::text[]"))
         names.append(Identifier(f"k{number}"))
     arrays.append(SQL("%s::text[]::xid[]"))
     names.append(Identifier("x"))
@@ -134,10 +134,17 @@ def update_batch(definition: TableDefinition) -> Composed:
 
 
 def same_key(definition: TableDefinition) -> Composed:
-    """``t.a = d.k0 AND t.b = d.k1``, by the key's own operators."""
+    """``t.a = d.k0::bigint AND t.b = d.k1::text``, by the key's own operators.
+
+    The cast is made here and not of the whole array, because ``unnest`` would take an array of arrays apart
+    down to its elements.
+    """
     return SQL(" AND ").join(
-        SQL("{} OPERATOR({}.=) {}").format(
-            Identifier("t", key.name), Identifier(definition.key_operators), Identifier("d", f"k{number}")
+        SQL("{} OPERATOR({}.=) {}::{}").format(
+            Identifier("t", key.name),
+            Identifier(definition.key_operators),
+            Identifier("d", f"k{number}"),
+            SQL(_type(key.type)),
         )
         for number, key in enumerate(definition.key)
     )

@@ -46,7 +46,7 @@ def _places(trace: TracebackType | None) -> str:
 
 def actor(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> Actor:
     """Who the audit log names for this run."""
-    return Actor(name=f"dagster job {context.job_name}", run_id=context.run_id)
+    return Actor(name=f"dagster job {context.run.job_name}", run_id=context.run.run_id)
 
 
 def materialized(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 
 import dagster as dg
 
@@ -15,46 +12,7 @@ from alphapulse_encryption.crypto.envelope import EnvelopeFormat, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.sample.key import read_sample_key
-from alphapulse_encryption.sample.postgres import SAMPLE_DATABASE, embedded, embedded_url
-
-_MASTER_KEY = "ALPHAPULSE_ENCRYPTION_MASTER_KEY"
-_KEY_SOURCE = "ALPHAPULSE_ENCRYPTION_KEY_SOURCE"
-
-
-def uses_sample() -> bool:
-    """Whether the target is the embedded database with the sample."""
-    return settings.database_url() is None
-
-
-def target_database() -> Database:
-    """``ALPHAPULSE_DATABASE_URL``, or the embedded database, which is started if need be.
-
-    Raises:
-        ConfigurationError: the variable is malformed, or the embedded server cannot run here.
-    """
-    return Database(settings.database_url() or embedded_url(SAMPLE_DATABASE))
-
-
-def key_environment() -> Mapping[str, str]:
-    """The variables that the key source reads.
-
-    The sample's own key stands in for a missing variable, for the embedded database alone.
-    """
-    sample_key = read_sample_key() if uses_sample() else None
-    if sample_key is None or _MASTER_KEY in os.environ or os.environ.get(_KEY_SOURCE, "env") != "env":
-        return os.environ
-    return {**os.environ, _MASTER_KEY: sample_key}
-
-
-def client_programs() -> Path | None:
-    """Where ``pg_dump`` and ``pg_restore`` are: the embedded ones for the sample, else those on the path."""
-    return embedded().bin_dir() if uses_sample() else None
-
-
-def backup_directory() -> Path:
-    """Where backups are kept."""
-    return settings.state_dir() / "backups"
+from alphapulse_encryption.resources.environment import key_environment, target_database
 
 
 class Target(dg.ConfigurableResource):  # type: ignore[type-arg]

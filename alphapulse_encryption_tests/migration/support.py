@@ -219,7 +219,9 @@ def assert_encrypted(url: str, entry: Table) -> int:
     for column in entry.columns:
         plain = texts(url, entry, column.name)
         envelopes = texts(url, entry, column.encrypted)
-        assert {k: e is None for k, e in envelopes.items()} == {k: p is None for k, p in plain.items()}, column
+        assert {k: e is None for k, e in envelopes.items()} == {k: p is None for k, p in plain.items()}, (
+            column
+        )
         decrypted = {k: None if e is None else opened(e, column.context) for k, e in envelopes.items()}
         assert decrypted == plain, column
         if column.searchable:
@@ -234,7 +236,9 @@ def fingerprints(url: str, entry: Table) -> dict[Row, Row]:
     with application(url) as connection:
         keys = [sql.SQL("{}::text").format(sql.Identifier(k)) for k in key_columns(connection, entry)]
         rows = connection.execute(
-            sql.SQL("SELECT {}, ctid::text, xmin::text FROM {}").format(sql.SQL(", ").join(keys), name_of(entry))
+            sql.SQL("SELECT {}, ctid::text, xmin::text FROM {}").format(
+                sql.SQL(", ").join(keys), name_of(entry)
+            )
         ).fetchall()
     return {row[:-2]: row[-2:] for row in rows}
 

@@ -103,7 +103,7 @@ def test_errors_tell_the_code_and_the_constraint_and_no_value(
 
 def test_our_own_errors_pass_unchanged(database_url: str) -> None:
     with (
-        pytest.raises(RefusedError, match="^not now$"),
+        pytest.raises(RefusedError, match=r"^not now$"),
         Database(database_url).session("wait"),
     ):
         raise RefusedError("not now")
@@ -144,7 +144,8 @@ def test_engine_mark_ends_with_its_transaction(database_url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "items", [[], [None], ["", None, "a,b", '"{}"', "\\", "NULL", "two\nlines", "\U0001f600\u00e9", "x" * 70_000]]
+    "items",
+    [[], [None], ["", None, "a,b", '"{}"', "\\", "NULL", "two\nlines", "\U0001f600\u00e9", "x" * 70_000]],
 )
 def test_ready_made_arrays_arrive_as_they_are(database_url: str, items: list[str | None]) -> None:
     with Database(database_url).connect() as connection:

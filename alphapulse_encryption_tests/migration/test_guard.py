@@ -239,7 +239,9 @@ def test_on_conflict_do_update(guarded_url: str, authority: tracking.Authority) 
         "mail_search = excluded.mail_search",
     )
     assert row(guarded_url, 2) == ("new", "E-new", "T-new", "old", "S-old")
-    run(guarded_url, "INSERT INTO notes (id, mail) VALUES (3, 'new') ON CONFLICT (id) DO UPDATE SET other = 1")
+    run(
+        guarded_url, "INSERT INTO notes (id, mail) VALUES (3, 'new') ON CONFLICT (id) DO UPDATE SET other = 1"
+    )
     assert row(guarded_url, 3) == OLD
 
 

@@ -20,9 +20,15 @@ RANGES = 3
 DIFFICULT = [
     *[("users", "last_name", text) for text in ("", " ", "tab\there", "two\nlines", "carriage\r\nreturn")],
     *[("users", "last_name", text) for text in ("0012345", "1e5", "true", "null", "NaN", "\\N", "O'Brien")],
-    *[("users", "last_name", text) for text in ('say "hi"', "C:\\temp\\new", "back\\slash\\", "\x01\x1f\x7f")],
+    *[
+        ("users", "last_name", text)
+        for text in ('say "hi"', "C:\\temp\\new", "back\\slash\\", "\x01\x1f\x7f")
+    ],
     *[("users", "last_name", text) for text in ("caf\u00e9", "cafe\u0301", "\U0001f600\U0001f680")],
-    *[("users", "last_name", text) for text in ("\uffff\ufffe\U0010ffff", "100%s %(name)s {brace} $1 :name ?")],
+    *[
+        ("users", "last_name", text)
+        for text in ("\uffff\ufffe\U0010ffff", "100%s %(name)s {brace} $1 :name ?")
+    ],
     *[("users", "email", text) for text in ("A@x.example", "a@x.example")],
     *[("trades", "quantity", text) for text in ("999999999999999999.9999999999", "0.0000000000", "NaN")],
     *[("trades", "price", text) for text in ("1.1", "1.10", "1.1000000000", "0.00", "NaN", "-Infinity")],

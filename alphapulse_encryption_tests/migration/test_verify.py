@@ -1,0 +1,298 @@
+"""Step 4: whatever is wrong is named, by key, column and kind, and nothing else is."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration import columns, tracking
+from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.definition import read_table
+from alphapulse_encryption.migration.verify import NAMED_OFFENDERS, TableVerification, verify_range
+from alphapulse_encryption_tests.migration import support
+from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, MASTER_KEY, OTHER_KEYS, run
+
+ENTRY = support.table("notes", support.searchable("mail", "idx_notes_mail"), "secret", "bare")
+KINDS = ("pending", "mismatched", "undecryptable", "token_mismatched")
+ROWS = 40
+
+
+@pytest.fixture
+def notes_url(database_url: str) -> str:
+    """Encrypted; a tenth of `secret` is NULL, `bare` is all NULL."""
+    run(
+        database_url,
+        "CREATE TABLE notes (id int PRIMARY KEY, mail text, secret numeric, bare text, tenant int DEFAULT 1)",
+    )
+    run(
+        database_url,
+        f"INSERT INTO notes SELECT i, 'm' || i, nullif(i % 10, 0) * 1.50 FROM generate_series(1, {ROWS}) AS i",
+    )
+    support.encrypt(database_url, ENTRY, ranges=3)
+    return database_url
+
+
+@pytest.fixture
+def behind(notes_url: str) -> Iterator[support.Connection]:
+    """A session whose writes no trigger sees."""
+    with support.application(notes_url) as connection:
+        connection.execute("SET session_replication_role TO replica")
+        yield connection
+
+
+def named(found: TableVerification) -> set[tuple[str, ...]]:
+    return {(offender.column, offender.problem, *offender.key) for offender in found.offenders}
+
+
+def counted(found: TableVerification) -> dict[tuple[str, str], int]:
+    return {
+        (column, kind): getattr(counts, kind)
+        for column, counts in found.columns.items()
+        for kind in KINDS
+        if getattr(counts, kind)
+    }
+
+
+def flipped(envelope: str, position: int) -> str:
+    """The envelope with one bit of its payload turned over."""
+    members = json.loads(envelope)
+    payload = bytearray(base64.b64decode(members["ciphertext"]))
+    payload[position] ^= 1
+    return json.dumps({**members, "ciphertext": base64.b64encode(payload).decode()})
+
+
+def envelope(url: str, column: str, key: int) -> str:
+    return str(support.value(url, f"SELECT {column}_encrypted FROM notes WHERE id = %s", key))
+
+
+def test_everything_matches(notes_url: str) -> None:
+    found = support.verify(notes_url, ENTRY)
+    assert found.passed
+    assert (found.rows, found.offenders, found.reasons) == (ROWS, (), ())
+    tallies = {name: (counts.matching, counts.empty, counts.faults) for name, counts in found.columns.items()}
+    assert tallies == {"mail": (40, 0, 0), "secret": (36, 4, 0), "bare": (0, 40, 0)}
+    assert found.verified_at is not None
+    assert all(found.column_passed(column.name) for column in ENTRY.columns)
+
+
+@pytest.mark.parametrize("position", [0, 12, 27, -1], ids=["IV", "tag", "end of tag", "ciphertext"])
+def test_a_single_bit(notes_url: str, behind: support.Connection, position: int) -> None:
+    before = envelope(notes_url, "secret", 7)
+    behind.execute("UPDATE notes SET secret_encrypted = %s WHERE id = 7", [flipped(before, position)])
+    found = support.verify(notes_url, ENTRY)
+    assert not found.passed
+    assert named(found) == {("secret", "undecryptable", "7")}
+    assert counted(found) == {("secret", "undecryptable"): 1}
+    assert found.reasons == ("notes.secret: 1 values undecryptable",)
+    assert found.column_passed("mail")
+    assert not found.column_passed("secret")
+    behind.execute("UPDATE notes SET secret_encrypted = %s WHERE id = 7", [before])
+    assert support.verify(notes_url, ENTRY).passed
+
+
+DAMAGES = [
+    # what is done to the rows, and who is named for it
+    (
+        "UPDATE notes n SET secret_encrypted = o.secret_encrypted FROM notes o "
+        "WHERE (n.id, o.id) IN ((3, 35), (35, 3))",
+        {("secret", "mismatched", "3"), ("secret", "mismatched", "35")},
+    ),
+    (
+        "UPDATE notes n SET mail_encrypted = o.mail_encrypted, mail_search = o.mail_search FROM notes o "
+        "WHERE (n.id, o.id) IN ((3, 35), (35, 3))",
+        {("mail", "mismatched", "3"), ("mail", "mismatched", "35")},
+    ),
+    (
+        "UPDATE notes n SET mail_search = o.mail_search FROM notes o WHERE n.id = 3 AND o.id = 35",
+        {("mail", "token_mismatched", "3")},
+    ),
+    ("UPDATE notes SET mail_search = lower(mail_search) WHERE id = 9", {("mail", "token_mismatched", "9")}),
+    ("UPDATE notes SET mail_search = NULL WHERE id = 9", {("mail", "pending", "9")}),
+    ("UPDATE notes SET mail = NULL, mail_encrypted = NULL WHERE id = 9", {("mail", "token_mismatched", "9")}),
+    ("UPDATE notes SET secret_encrypted = NULL WHERE id = 11", {("secret", "pending", "11")}),
+    ("UPDATE notes SET mail_encrypted = NULL WHERE id = 11", {("mail", "pending", "11")}),
+    # other digits of an equal number
+    ("UPDATE notes SET secret = 1.5 WHERE id = 1", {("secret", "mismatched", "1")}),
+    ("UPDATE notes SET mail = 'M8' WHERE id = 8", {("mail", "mismatched", "8")}),
+    ("UPDATE notes SET mail = 'm8 ' WHERE id = 8", {("mail", "mismatched", "8")}),
+    ("UPDATE notes SET secret = NULL WHERE id = 8", {("secret", "mismatched", "8")}),
+    ("UPDATE notes SET secret = 0 WHERE id = 10", {("secret", "pending", "10")}),
+    ("UPDATE notes SET bare = '' WHERE id = 10", {("bare", "pending", "10")}),
+    # not an envelope, another column's, of an unknown version or algorithm
+    (
+        "UPDATE notes SET bare_encrypted = 'plain', bare = 'plain' WHERE id = 2",
+        {("bare", "undecryptable", "2")},
+    ),
+    ("UPDATE notes SET secret_encrypted = '' WHERE id = 2", {("secret", "undecryptable", "2")}),
+    (
+        "UPDATE notes SET secret_encrypted = mail_encrypted, secret = 2 WHERE id = 2",
+        {("secret", "undecryptable", "2")},
+    ),
+    (
+        "UPDATE notes SET secret_encrypted = replace(secret_encrypted, 'version\": 1', 'version\": 2') WHERE id = 2",
+        {("secret", "undecryptable", "2")},
+    ),
+    (
+        "UPDATE notes SET secret_encrypted = replace(secret_encrypted, 'AES-256', 'AES-128') WHERE id = 2",
+        {("secret", "undecryptable", "2")},
+    ),
+    # several at once
+    (
+        "UPDATE notes SET secret = 0.0, mail_search = 'x' WHERE id IN (1, 39)",
+        {
+            (c, k, key)
+            for key in ("1", "39")
+            for c, k in (("secret", "mismatched"), ("mail", "token_mismatched"))
+        },
+    ),
+]
+
+
+def test_damage_is_named(notes_url: str, behind: support.Connection) -> None:
+    kept = behind.execute("CREATE TEMP TABLE kept AS SELECT * FROM notes")
+    assert kept.rowcount == ROWS
+    for damage, expected in DAMAGES:
+        behind.execute(damage.encode())
+        found = support.verify(notes_url, ENTRY)
+        assert named(found) == expected, damage
+        assert sum(counted(found).values()) == len(expected), damage
+        assert not found.passed
+        behind.execute("TRUNCATE notes")
+        behind.execute("INSERT INTO notes SELECT * FROM kept")
+    assert support.verify(notes_url, ENTRY).passed
+
+
+def test_status_columns_are_not_believed(notes_url: str, behind: support.Connection) -> None:
+    behind.execute("UPDATE notes SET secret = 99 WHERE id = 4")
+    statuses = run(notes_url, "SELECT DISTINCT status FROM encryption_migrations")
+    assert statuses == [("completed",)]
+    assert named(support.verify(notes_url, ENTRY)) == {("secret", "mismatched", "4")}
+
+
+def test_a_cleared_plaintext_is_right_once_the_ciphertext_is(
+    notes_url: str, behind: support.Connection
+) -> None:
+    behind.execute("UPDATE notes SET secret = NULL WHERE id = 4")
+    assert named(support.verify(notes_url, ENTRY)) == {("secret", "mismatched", "4")}
+    with Database(notes_url).session("switch") as connection:
+        tracking.set_state(connection, ENTRY, authority="ciphertext", stage="columns", set_aside={})
+    assert support.verify(notes_url, ENTRY).passed
+    # A plaintext that is there has to be the same all the same.
+    behind.execute("UPDATE notes SET secret = 99 WHERE id = 4")
+    assert named(support.verify(notes_url, ENTRY)) == {("secret", "mismatched", "4")}
+
+
+def test_counts_are_exact_where_names_end(notes_url: str, behind: support.Connection) -> None:
+    behind.execute("UPDATE notes SET secret_encrypted = 'x' WHERE secret IS NOT NULL")
+    found = support.verify(notes_url, ENTRY)
+    assert counted(found) == {("secret", "undecryptable"): 36}
+    by_range = [range(1, 14), range(14, 27), range(27, 41)]
+    named_keys = [[k for k in keys if k % 10][:NAMED_OFFENDERS] for keys in by_range]
+    assert named(found) == {("secret", "undecryptable", str(key)) for keys in named_keys for key in keys}
+
+
+def test_rows_written_since_are_seen_by_the_next_run(notes_url: str) -> None:
+    assert support.verify(notes_url, ENTRY).passed
+    run(notes_url, "UPDATE notes SET mail = 'new' WHERE id = 20")
+    run(notes_url, "INSERT INTO notes VALUES (0, 'first', 1), (1000, 'last', 2)")
+    found = support.verify(notes_url, ENTRY)
+    assert named(found) == {
+        ("mail", "pending", "20"),
+        *((column, "pending", key) for column in ("mail", "secret") for key in ("0", "1000")),
+    }
+    support.backfill_all(notes_url, ENTRY)
+    found = support.verify(notes_url, ENTRY)
+    assert found.passed
+    assert found.rows == ROWS + 2
+
+
+def test_results_are_worth_nothing_after_a_change(notes_url: str) -> None:
+    assert "3 batch ranges were not verified yet" in support.verification(notes_url, ENTRY).reasons[0]
+    for number in (0, 2):
+        verify_range(Database(notes_url), ENTRY, number, CIPHER, support.KEYS, ACTOR)
+    partly = support.verification(notes_url, ENTRY)
+    assert (partly.passed, partly.verified_at) == (False, None)
+    assert "1 batch ranges were not verified yet" in partly.reasons[0]
+    assert not partly.column_passed("mail")
+    verify_range(Database(notes_url), ENTRY, 1, CIPHER, support.KEYS, ACTOR)
+    assert support.verification(notes_url, ENTRY).passed
+
+    with pytest.raises(psycopg.errors.FeatureNotSupported, match="zzz_encryption_guard"):
+        run(notes_url, "ALTER TABLE notes ALTER bare TYPE varchar(99)")
+    with Database(notes_url).session("drop the guard") as connection:
+        columns.drop_guard(connection, read_table(connection, ENTRY))
+    for change, back in (
+        ("ALTER bare TYPE varchar(99)", "ALTER bare TYPE text"),
+        (
+            "DROP CONSTRAINT notes_pkey, ADD PRIMARY KEY (id, tenant)",
+            "DROP CONSTRAINT notes_pkey, ADD PRIMARY KEY (id)",
+        ),
+    ):
+        run(notes_url, f"ALTER TABLE notes {change}")
+        changed = support.verification(notes_url, ENTRY)
+        assert (changed.passed, changed.verified_at, changed.rows) == (False, None, 0), change
+        assert "3 batch ranges were verified before the table's columns or the key changed" in changed.reasons
+        run(notes_url, f"ALTER TABLE notes {back}")
+        assert support.verification(notes_url, ENTRY).passed
+
+    newer = KeyRing({1: MASTER_KEY, 2: bytes(32)}, 2)
+    assert not support.verification(notes_url, ENTRY, newer).passed
+    assert support.verification(notes_url, ENTRY).passed
+
+
+def test_tokens_of_an_older_key_version_are_right(notes_url: str) -> None:
+    """As long as their value is the column's: after a new version has begun, before everything is rotated."""
+    newer = KeyRing({1: MASTER_KEY, 2: bytes(32)}, 2)
+    for number in range(3):
+        verify_range(Database(notes_url), ENTRY, number, CIPHER, newer, ACTOR)
+    assert support.verification(notes_url, ENTRY, newer).passed
+
+
+def test_wrong_key_is_refused(notes_url: str) -> None:
+    with pytest.raises(RefusedError, match="master key of version 1 is not the one"):
+        verify_range(Database(notes_url), ENTRY, 0, CIPHER, OTHER_KEYS, ACTOR)
+    assert run(notes_url, "SELECT 1 FROM encryption_verifications") == []
+
+
+def test_before_its_time(database_url: str) -> None:
+    run(database_url, "CREATE TABLE notes (id int PRIMARY KEY, mail text, secret numeric, bare text)")
+    with pytest.raises(RefusedError, match="no encrypted columns yet"):
+        verify_range(Database(database_url), ENTRY, 0, CIPHER, support.KEYS, ACTOR)
+    with pytest.raises(RefusedError, match="no encrypted columns yet"):
+        support.verification(database_url, ENTRY)
+
+
+def test_no_value_is_kept_or_told(notes_url: str, behind: support.Connection) -> None:
+    behind.execute(
+        "UPDATE notes SET mail = 'canary-7f3a', secret_encrypted = 'canary-7f3a', bare = 'canary-7f3a'"
+    )
+    found = support.verify(notes_url, ENTRY)
+    assert counted(found) == {
+        ("mail", "mismatched"): ROWS,
+        ("secret", "undecryptable"): ROWS,
+        ("bare", "pending"): ROWS,
+    }
+    kept = run(notes_url, "SELECT v::text FROM encryption_verifications v")
+    assert len(kept) == 3
+    assert "canary" not in str(kept)
+    assert "canary" not in str(found)
+
+
+def test_progress(notes_url: str) -> None:
+    seen: list[int] = []
+    verify_range(
+        Database(notes_url),
+        ENTRY,
+        1,
+        CIPHER,
+        support.KEYS,
+        ACTOR,
+        on_progress=lambda rows, _: seen.append(rows),
+    )
+    assert seen == [13]
