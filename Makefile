@@ -16,10 +16,14 @@ PORT ?=
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help setup demo demo-drop ui psql test lint format stress lock clean distclean
+# Whether there is a Chromium with its driver; how to get one.
+HAS_BROWSER = $(BIN)/python -m alphapulse_encryption_tests.browser.chromium
+GET_BROWSER := Debian: apt install chromium chromium-driver; macOS: brew install chromium chromedriver
+
+.PHONY: help setup demo demo-drop ui psql test lint format stress browser screenshots lock clean distclean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create .venv with the locked dependencies (done by the other targets by themselves)
 
@@ -46,7 +50,11 @@ psql: setup ## Open psql on the sample database (ARGS='-c "SELECT ..."')
 	@exec $(BIN)/python -m alphapulse_encryption.sample.postgres psql $(ARGS)
 
 test: lint ## Run every check and the tests, except the long ones
-	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	@if [ -n "$${CI:-}" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(MAKE) browser || true; fi; \
+	chosen="not stress"; \
+	$(HAS_BROWSER) || { chosen="$$chosen and not browser"; \
+	  echo "Left out: the browser tests, for want of a Chromium with its chromedriver ($(GET_BROWSER))."; }; \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "$$chosen" $(ARGS)
 
 lint: setup ## Check style, types and the layers of the code
 	@$(BIN)/python -m ruff check
@@ -60,6 +68,19 @@ format: setup ## Format the code and apply ruff's safe fixes
 
 stress: setup ## Run the long tests
 	@$(BIN)/python -m pytest -m stress $(ARGS)
+
+browser: setup ## Install Chromium for the browser tests, where there is none (as root, with apt-get)
+	@if $(HAS_BROWSER); then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "Install Chromium and its chromedriver ($(GET_BROWSER))." >&2; exit 1; fi; \
+	echo "Installing Chromium for the browser tests ..."; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	said=$$({ apt-get -qq update && apt-get -qq --yes -o DPkg::Lock::Timeout=120 install --no-install-recommends \
+	  chromium chromium-driver fonts-liberation; } 2>&1) || { echo "$$said" >&2; exit 1; }; \
+	$(HAS_BROWSER) || { echo "There is still no Chromium with its chromedriver ($(GET_BROWSER))." >&2; exit 1; }
+
+screenshots: setup ## Take the pictures in docs/images, on a demo of their own
+	@$(BIN)/python -m alphapulse_encryption_tests.browser.screenshots docs/images
 
 lock: setup ## Resolve requirements.lock again (UPGRADE=1 to take newer versions)
 	@uv=$$(command -v uv || command -v $(BIN)/uv) || { echo "No uv here: $(BIN)/python -m pip install uv" >&2; exit 1; }; \

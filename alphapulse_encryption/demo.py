@@ -294,15 +294,17 @@ def _run(options: argparse.Namespace) -> int:
     from alphapulse_encryption.steps import Steps
 
     console = Console(soft_wrap=True)
+    # What can be wrong is looked at before a server is started.
+    ranges = settings.batch_ranges()
+    make_sample_key()
+    catalogue = load_catalogue()
+    keys = load_key_ring(key_environment())
     with ExitStack() as stack:
         stack.enter_context(embedded())
-        make_sample_key()
-        catalogue = load_catalogue()
-        keys = load_key_ring(key_environment())
         demo = Demo(Database(embedded_url(SAMPLE_DATABASE)), catalogue, keys, console)
         tables = (DROPPED_TABLE,) if options.drop else catalogue.keys
         steps = Steps(
-            stack.enter_context(launcher(settings.batch_ranges())),
+            stack.enter_context(launcher(ranges)),
             demo.database,
             catalogue,
             keys,

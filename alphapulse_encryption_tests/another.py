@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 import psycopg
-from psycopg.sql import SQL, Identifier
+from psycopg.sql import SQL, Composable, Identifier
 
 from alphapulse_encryption_tests.crypto import independent
 
@@ -105,7 +105,7 @@ def plaintexts(url: str, table: str) -> list[tuple[Any, ...]]:
 def decrypted(url: str, table: str) -> list[tuple[Any, ...]]:
     """The same from the ciphertext alone, decrypted without the package; envelopes and tokens are checked."""
     schema, name, key, columns = TABLES[table]
-    wanted = [SQL("{}::text").format(Identifier(c)) for c in key]
+    wanted: list[Composable] = [SQL("{}::text").format(Identifier(c)) for c in key]
     for column, (_, searchable) in columns.items():
         wanted.append(SQL("{}").format(Identifier(f"{column}_encrypted")))
         wanted.append(SQL("{}").format(Identifier(f"{column}_search")) if searchable else SQL("NULL"))

@@ -1,6 +1,7 @@
 """Real PostgreSQL for the tests: one server per test process, a fresh database per test."""
 
 import contextlib
+import fcntl
 import itertools
 import shutil
 import tempfile
@@ -65,16 +66,26 @@ def _server_directory() -> Iterator[Path]:
     # and as root the server runs as another user.
     directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
     try:
-        yield directory / "postgres"
+        # A test may stop its server for a while; the lock says that the directory is in use all the same.
+        with _lock(directory):
+            yield directory / "postgres"
     finally:
         EmbeddedPostgres(directory / "postgres").stop()
         shutil.rmtree(directory, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    with (directory / "in_use").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
 def _remove_leftovers() -> None:
     """Stop and remove servers of test sessions that were killed; those in use are left alone."""
     for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(ConfigurationError):  # another user's
+        # Another user's, another session's, or gone meanwhile.
+        with contextlib.suppress(ConfigurationError, OSError), _lock(directory):
             if EmbeddedPostgres(directory / "postgres").stop_if_unused():
                 shutil.rmtree(directory, ignore_errors=True)
 

@@ -164,7 +164,9 @@ class Place:
             check=True,
         )
         # Each dump has a random word in its \restrict lines.
-        return "\n".join(line for line in done.stdout.splitlines() if not line.startswith(("\\restrict", "\\unres")))
+        return "\n".join(
+            line for line in done.stdout.splitlines() if not line.startswith(("\\restrict", "\\unres"))
+        )
 
 
 @contextlib.contextmanager
@@ -175,9 +177,7 @@ def place(
     name = f"dagster_{next(_numbers)}"
     found = Place(postgres, url, postgres.url(name), state, master_key, catalogue)
     with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
-        if not connection.execute(
-            "SELECT FROM pg_database WHERE datname = %s", [_DAGSTER_TEMPLATE]
-        ).rowcount:
+        if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [_DAGSTER_TEMPLATE]).rowcount:
             _make_template(found, connection)
         connection.execute(
             SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(_DAGSTER_TEMPLATE))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import psycopg
@@ -41,6 +42,8 @@ CREATED_VIEWS = [
     "✓ Created view v_Kunde",
     "✓ Created view v_Kunde_safe",
 ]
+
+
 def summary(tables: int, columns: int, failed: int = 0) -> list[str]:
     """What --verify prints."""
     return [
@@ -65,11 +68,13 @@ APPROVAL = ("--approver", "Ada", "--reason", "it has served for a month")
 def theirs(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> Iterator[Place]:
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(another.SCHEMA.encode())
-    with place(postgres, database_url, server_dir.parent, another.MASTER_KEY_TEXT, another.CATALOGUE) as found:
+    with place(
+        postgres, database_url, server_dir.parent, another.MASTER_KEY_TEXT, another.CATALOGUE
+    ) as found:
         yield found
 
 
-def query(url: str, text: str) -> list[tuple[object, ...]]:
+def query(url: str, text: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(url) as connection:
         return connection.execute(text.encode()).fetchall()
 
@@ -118,7 +123,9 @@ def test_flag_by_flag(theirs: Place) -> None:
 
     assert theirs.succeeds("--create-views") == CREATED_VIEWS
     assert theirs.succeeds("--create-views", "--add-columns", "--migrate-data", "--verify") == NOTHING_TO_DO
-    assert query(theirs.url, 'SELECT count(*)::int FROM crm."v_Kunde" WHERE "geburts Tag" LIKE \'{%\'') == [(50,)]
+    assert query(theirs.url, 'SELECT count(*)::int FROM crm."v_Kunde" WHERE "geburts Tag" LIKE \'{%\'') == [
+        (50,)
+    ]
 
     unapproved = theirs.fails(1, "--drop-unencrypted", "--confirm")
     assert "✗" in unapproved.stdout and "nothing was changed" in unapproved.stdout
@@ -213,9 +220,7 @@ def test_flags_together_then_switch_drop_and_restore(theirs: Place) -> None:
     assert gone.isdisjoint(_columns(theirs.url))
     inserted = ("51", None, before[0][2])
     assert another.decrypted(theirs.url, table) == [*before, inserted]
-    approved = query(
-        theirs.url, "SELECT approver, reason, consumed_at IS NOT NULL FROM encryption_approvals"
-    )
+    approved = query(theirs.url, "SELECT approver, reason, consumed_at IS NOT NULL FROM encryption_approvals")
     assert approved == [("Ada", "it has served for a month", True)]
     with theirs.instance() as instance:
         assert instance.get_materialized_partitions(dg.AssetKey("plaintext_dropped")) == {table}
@@ -232,7 +237,9 @@ def test_flags_together_then_switch_drop_and_restore(theirs: Place) -> None:
     assert another.plaintexts(theirs.url, table) == [*before, inserted]
     ours = {name for name in _columns(theirs.url) if name not in columns_before}
     assert columns_before <= _columns(theirs.url)
-    assert {column.rpartition("_")[2] for name, column in ours if not name.startswith(("v_", "encryption_"))} == {
+    assert {
+        column.rpartition("_")[2] for name, column in ours if not name.startswith(("v_", "encryption_"))
+    } == {
         "encrypted",
         "search",
     }
@@ -244,7 +251,7 @@ def test_flags_together_then_switch_drop_and_restore(theirs: Place) -> None:
     ]
 
 
-def _columns(url: str) -> set[tuple[object, ...]]:
+def _columns(url: str) -> set[tuple[Any, ...]]:
     return set(
         query(
             url,
@@ -270,7 +277,9 @@ def test_damage_is_found_and_named_by_its_key(theirs: Place) -> None:
         connection.execute(
             f"UPDATE crm.order_lines SET note_encrypted = '{canary}' WHERE (order_id, line) = (5, 3)".encode()
         )
-        connection.execute("UPDATE crm.order_lines SET price_encrypted = NULL WHERE (order_id, line) = (6, 1)")
+        connection.execute(
+            "UPDATE crm.order_lines SET price_encrypted = NULL WHERE (order_id, line) = (6, 1)"
+        )
     done = theirs.fails(1, "--verify", "--table", "sessions", "--table", "crm.order_lines")
     lines = done.stdout.splitlines()
     assert lines[:5] == summary(2, 4, failed=3)

@@ -198,14 +198,11 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
         connection.execute(
             SQL(
                 "CREATE OR REPLACE TRIGGER {name} BEFORE {event} ON {table} FOR EACH ROW "
-                "WHEN (current_setting({setting}, true) IS DISTINCT FROM {writer} AND ({condition})) "
-                "EXECUTE FUNCTION {function}({authority})"
+                "WHEN ({condition}) EXECUTE FUNCTION {function}({authority})"
             ).format(
                 name=Identifier(name),
                 event=event,
                 table=definition.identifier,
-                setting=Literal(WRITER_SETTING),
-                writer=Literal(WRITER),
                 condition=condition,
                 function=function,
                 authority=Literal(state.authority),
@@ -253,19 +250,32 @@ def drop_guard(connection: Connection, definition: TableDefinition) -> None:
     )
 
 
+_BY_ENGINE = SQL("current_setting({}, true) IS NOT DISTINCT FROM {}").format(
+    Literal(WRITER_SETTING), Literal(WRITER)
+)
+
+
 def _stored(column: Column) -> list[str]:
     return [column.encrypted, column.search] if column.searchable else [column.encrypted]
 
 
-def _insert_condition(columns: Sequence[Column]) -> Composed:
+def _given(columns: Sequence[Column]) -> Composed:
     return SQL(" OR ").join(
         SQL("NEW.{} IS NOT NULL").format(Identifier(name)) for column in columns for name in _stored(column)
     )
 
 
+def _insert_condition(columns: Sequence[Column]) -> Composed:
+    return SQL("NOT ({}) AND ({})").format(_BY_ENGINE, _given(columns))
+
+
 def _update_condition(columns: Sequence[Column]) -> Composed:
-    names = [name for column in columns for name in (column.name, *_stored(column))]
-    return _images_differ(names)
+    # The engine's own writes pass, unless a trigger of the application changed the plaintext on their way.
+    return SQL("CASE WHEN {} THEN {} ELSE {} END").format(
+        _BY_ENGINE,
+        _images_differ([column.name for column in columns]),
+        _images_differ([name for column in columns for name in (column.name, *_stored(column))]),
+    )
 
 
 def _images_differ(names: Sequence[str]) -> Composed:
@@ -279,6 +289,7 @@ def _images_differ(names: Sequence[str]) -> Composed:
 _GUARD_BODY = """
 DECLARE
     ciphertext_is_right constant boolean := TG_ARGV[0] = 'ciphertext';
+    by_engine constant boolean := {by_engine};
 BEGIN
     IF TG_OP = 'INSERT' THEN
         {inserts}
@@ -298,7 +309,11 @@ _GUARD_INSERT = """
 """
 
 _GUARD_UPDATE = """
-        IF {plaintext_changed} THEN
+        IF by_engine THEN
+            IF OLD.{plaintext} IS NOT NULL AND {plaintext_changed} THEN
+                {clear}
+            END IF;
+        ELSIF {plaintext_changed} THEN
             IF NEW.{encrypted} IS NULL OR NOT ({encrypted_changed}) OR {token_stale} THEN
                 {clear}
             ELSIF NEW.{plaintext} IS NULL AND NOT ciphertext_is_right THEN
@@ -329,8 +344,9 @@ def guard_function(columns: Sequence[Column], table_key: str) -> str:
     =====================  ===================================  =======================================
 
     A searchable value that comes with both sides but without a token of its own is cleared to pending
-    as well: it could not be found. A token alone is never the new value: it does not save an old ciphertext
-    from being cleared, nor does it clear a plaintext.
+    as well: it could not be found. The engine's own writes are kept, but for a ciphertext whose plaintext a
+    trigger of the application changed on its way: it is that of the old value. A token alone is never the new
+    value: it does not save an old ciphertext from being cleared, nor does it clear a plaintext.
     """
     inserts: list[Composed] = []
     updates: list[Composed] = []
@@ -363,7 +379,7 @@ def guard_function(columns: Sequence[Column], table_key: str) -> str:
             "plaintext_changed": _images_differ([column.name]),
             "encrypted_changed": _images_differ([column.encrypted]),
             "ciphertext_changed": _images_differ(_stored(column)),
-            "ciphertext_given": SQL("({})").format(_insert_condition([column])),
+            "ciphertext_given": SQL("({})").format(_given([column])),
             "token_missing": token_missing,
             "token_stale": token_stale,
             "clear": clear,
@@ -372,5 +388,7 @@ def guard_function(columns: Sequence[Column], table_key: str) -> str:
         inserts.append(SQL(_GUARD_INSERT).format(**parts))
         updates.append(SQL(_GUARD_UPDATE).format(**parts))
     return (
-        SQL(_GUARD_BODY).format(inserts=SQL("").join(inserts), updates=SQL("").join(updates)).as_string(None)
+        SQL(_GUARD_BODY)
+        .format(by_engine=_BY_ENGINE, inserts=SQL("").join(inserts), updates=SQL("").join(updates))
+        .as_string(None)
     )

@@ -257,8 +257,8 @@ class Filler:
         columns = self.definition.plaintext_columns
         arrays: list[Composable] = []
         names: list[Composable] = []
-        for number, key in enumerate(self.definition.key):
-            arrays.append(SQL("%s::text[]::{}[]").format(verbatim(key.type)))
+        for number in range(len(self.definition.key)):
+            arrays.append(SQL("%s::text[]"))
             names.append(Identifier(f"k{number}"))
         arrays.append(SQL("%s::text[]::xid[]"))
         names.append(Identifier("x"))

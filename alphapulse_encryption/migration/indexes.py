@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg.sql import SQL, Identifier
+from psycopg.sql import SQL, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
@@ -172,7 +172,7 @@ def _short(name: str) -> str:
 def build_search_indexes(database: Database, table: Table, actor: Actor) -> IndexResult:
     """Build what is missing of the table's indexes, concurrently, and take statistics.
 
-    An index left invalid by an interrupted build is dropped and built again.
+    An index left unfinished by an interrupted build is dropped and built again.
 
     Args:
         database: the target.
@@ -196,15 +196,16 @@ def build_search_indexes(database: Database, table: Table, actor: Actor) -> Inde
             if state == "valid":
                 existing.append(index.name)
                 continue
-            if state == "invalid":
+            if state == "unfinished":
                 _drop(connection, definition, index)
                 rebuilt.append(index.name)
             _build(connection, definition, index)
             tracking.audit(connection, actor, "create_index", table, index=index.name, unique=index.unique)
             created.append(index.name)
-        analysed = bool(created)
+        analysed = bool(created) or not _analysed_since(connection, table)
         if analysed:
             connection.execute(SQL("ANALYZE {}").format(definition.identifier))
+            tracking.audit(connection, actor, "analyze", table)
         size = connection.execute(
             "SELECT coalesce(sum(pg_relation_size(c.oid)), 0)::bigint FROM pg_class c "
             "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = ANY(%s)",
@@ -220,12 +221,29 @@ def build_search_indexes(database: Database, table: Table, actor: Actor) -> Inde
     )
 
 
+def _analysed_since(connection: Connection, table: Table) -> bool:
+    """Whether statistics were taken after the last index was built: a killed build leaves that undone."""
+    row = connection.execute(
+        "SELECT coalesce(max(id) FILTER (WHERE action = 'analyze'), 0) "
+        " >= coalesce(max(id) FILTER (WHERE action = 'create_index'), 0) "
+        "FROM public.encryption_audit_log WHERE table_name = %s",
+        [table.key],
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def _comment(definition: TableDefinition) -> str:
+    """Of the pending index; written last, so that one without it is unfinished, or of another catalogue."""
+    return f"alphapulse_encryption {definition.shape()}"
+
+
 def _state(connection: Connection, definition: TableDefinition, index: WantedIndex) -> str:
     row = connection.execute(
         "SELECT x.indrelid = %s AND x.indisunique = coalesce(%s, x.indisunique) AND (x.indpred IS NOT NULL) = %s AND "
         "  (SELECT array_agg(a.attname::text ORDER BY k.position) FROM unnest(x.indkey::int2[]) "
         "   WITH ORDINALITY AS k (attnum, position) JOIN pg_attribute a "
-        "   ON a.attrelid = x.indrelid AND a.attnum = k.attnum) = %s, x.indisvalid AND x.indisready "
+        "   ON a.attrelid = x.indrelid AND a.attnum = k.attnum) = %s, x.indisvalid AND x.indisready, "
+        "  obj_description(c.oid, 'pg_class') "
         "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_index x ON x.indexrelid = c.oid "
         "WHERE n.nspname = %s AND c.relname = %s",
         [
@@ -239,14 +257,16 @@ def _state(connection: Connection, definition: TableDefinition, index: WantedInd
     ).fetchone()
     if row is None:
         return "missing"
-    same, valid = row
+    same, valid, comment = row
     if not same:
         raise ConfigurationError(
             f"{definition.table.schema_name}.{index.name} exists and is not the index that {definition.table.key} "
             f"needs ({'unique, ' if index.unique else ''}on {', '.join(index.columns)}). Rename it, or choose "
             "another search_index in the catalogue."
         )
-    return "valid" if valid else "invalid"
+    # What a pending row is follows the catalogue: an index of another catalogue would not find all of them.
+    outdated = index.pending_only and comment != _comment(definition)
+    return "unfinished" if outdated or not valid else "valid"
 
 
 def _drop(connection: Connection, definition: TableDefinition, index: WantedIndex) -> None:
@@ -254,7 +274,7 @@ def _drop(connection: Connection, definition: TableDefinition, index: WantedInde
         Identifier(definition.table.schema_name, index.name)
     )
     outside_transaction(
-        connection, f"drop the invalid index {index.name}", lambda: connection.execute(statement)
+        connection, f"drop the unfinished index {index.name}", lambda: connection.execute(statement)
     )
 
 
@@ -274,6 +294,12 @@ def _build(connection: Connection, definition: TableDefinition, index: WantedInd
         outside_transaction(
             connection, f"build the index {index.name}", lambda: connection.execute(statement)
         )
+        if index.pending_only:
+            connection.execute(
+                SQL("COMMENT ON INDEX {} IS {}").format(
+                    Identifier(definition.table.schema_name, index.name), Literal(_comment(definition))
+                )
+            )
     except psycopg.Error:
         if not connection.broken:
             _drop(connection, definition, index)

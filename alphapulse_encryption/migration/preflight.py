@@ -21,6 +21,7 @@ from alphapulse_encryption.migration import tracking
 from alphapulse_encryption.migration.database import LOG_SETTINGS, Database
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.indexes import unique_indexes
+from alphapulse_encryption.migration.sql import GUARD_INSERT, GUARD_UPDATE
 
 Connection = psycopg.Connection[Any]
 Level = Literal["ok", "warning", "blocker"]
@@ -207,6 +208,16 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
                 "List its partitions in the catalogue as tables of their own.",
             )
         )
+    findings += _triggers(connection, definition)
+    if _has_children(connection, definition):
+        findings.append(
+            Finding(
+                "blocker",
+                table.key,
+                "other tables inherit from it, whose rows the guard would not see. List them in the catalogue as "
+                "tables of their own, and end the inheritance.",
+            )
+        )
     for index in unique_indexes(connection, definition):
         if not index.portable:
             findings.append(
@@ -235,6 +246,41 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
             ),
         )
     return findings
+
+
+# Bits of pg_trigger.tgtype (src/include/catalog/pg_trigger.h): for each row, before, on insert or update.
+_ROW, _BEFORE, _INSERT_OR_UPDATE = 1, 2, 4 | 16
+
+
+def _triggers(connection: Connection, definition: TableDefinition) -> list[Finding]:
+    rows = connection.execute(
+        "SELECT tgname FROM pg_trigger WHERE tgrelid = %s AND NOT tgisinternal AND tgenabled <> 'D' "
+        'AND tgname COLLATE "C" > %s AND tgname <> ALL (%s) AND tgtype & %s = %s AND tgtype & %s <> 0',
+        [
+            definition.oid,
+            min(GUARD_INSERT, GUARD_UPDATE),
+            [GUARD_INSERT, GUARD_UPDATE],
+            _ROW | _BEFORE,
+            _ROW | _BEFORE,
+            _INSERT_OR_UPDATE,
+        ],
+    ).fetchall()
+    return [
+        Finding(
+            "blocker",
+            definition.table.key,
+            f"the trigger {name} runs after the guard, which would not see what it makes of a row: triggers run in "
+            "the order of their names. Rename it.",
+        )
+        for (name,) in rows
+    ]
+
+
+def _has_children(connection: Connection, definition: TableDefinition) -> bool:
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhparent = %s)", [definition.oid]
+    ).fetchone()
+    return bool(row and row[0]) and not definition.partitioned
 
 
 # What pg_depend records against single columns. Guards and defaults are ours or follow the column by themselves.

@@ -478,3 +478,23 @@ def test_keys_of_long_tables_get_a_guard_of_their_own(database_url: str) -> None
         run(database_url, f"INSERT INTO {name} VALUES (1, 'new')")
         with pytest.raises(psycopg.errors.CheckViolation, match=name):
             run(database_url, f"UPDATE {name} SET v_encrypted = 'E'")
+
+
+def test_plaintext_that_a_trigger_of_the_application_changes_during_the_backfill(database_url: str) -> None:
+    """The ciphertext of the old text would otherwise stay beside the new one, and nobody would notice."""
+    entry = support.table("people", "mail")
+    run(
+        database_url,
+        """
+        CREATE TABLE people (id int PRIMARY KEY, mail text);
+        INSERT INTO people VALUES (1, 'OLD@EXAMPLE.ORG'), (2, 'new@example.org');
+        CREATE FUNCTION lower_mail() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN NEW.mail := lower(NEW.mail); RETURN NEW; END $$;
+        CREATE TRIGGER lower_mail BEFORE UPDATE ON people FOR EACH ROW EXECUTE FUNCTION lower_mail();
+        """,
+    )
+    support.add_columns(database_url, entry)
+    support.backfill_all(database_url, entry)
+    support.backfill_all(database_url, entry)
+    assert run(database_url, "SELECT mail FROM people ORDER BY id") == [("old@example.org",), ("new@example.org",)]
+    assert support.assert_encrypted(database_url, entry) == 2

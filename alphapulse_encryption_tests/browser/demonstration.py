@@ -1,0 +1,113 @@
+"""The demo, walked through, and Dagster's UI on the very instance that it used."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from alphapulse_encryption.sample.postgres import SAMPLE_DATABASE, EmbeddedPostgres
+from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS
+
+# With this name, what a killed process leaves is removed by the next test session.
+_PREFIX = "alphapulse-tests-"
+_MASTER_KEY_FILE = "sample_master_key"
+_ANNOUNCEMENT = "Dagster's UI is at"
+_POLL = 0.1  # seconds
+# Seconds. The UI has an orderly end, and takes half a minute at most for it.
+_STOP_TIMEOUT = 90
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """Where it can be seen.
+
+    Args:
+        address: of the UI.
+        database_url: of the sample database.
+        master_key: of the sample, as the environment variable would hold it.
+    """
+
+    address: str
+    database_url: str
+    master_key: str
+
+
+@contextlib.contextmanager
+def demonstration(*demo_arguments: str) -> Iterator[Demonstration]:
+    """Run ``python -m alphapulse_encryption.demo`` to its end, then ``python -m alphapulse_encryption.ui``.
+
+    Args:
+        demo_arguments: of the demo.
+
+    Raises:
+        RuntimeError: one of them failed; with what it printed.
+    """
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as state:
+        environment = {
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("ALPHAPULSE_", "DAGSTER_", "PG"))
+            },
+            "ALPHAPULSE_STATE_DIR": state,
+        }
+        # Held in this process: the server stays up between the demo and the UI, and for the tests.
+        with EmbeddedPostgres(Path(state, "postgres"), settings=UNSAFE_SETTINGS) as server:
+            _walk(demo_arguments, environment)
+            with _ui(Path(state, "ui.log"), environment) as address:
+                yield Demonstration(
+                    address, server.url(SAMPLE_DATABASE), Path(state, _MASTER_KEY_FILE).read_text().strip()
+                )
+
+
+def _walk(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "alphapulse_encryption.demo", *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"The demo ended with {done.returncode}:\n{done.stdout}")
+
+
+@contextlib.contextmanager
+def _ui(log: Path, environment: dict[str, str]) -> Iterator[str]:
+    port = _free_port()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "alphapulse_encryption.ui", "--port", str(port)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        while _ANNOUNCEMENT not in log.read_text(errors="replace"):
+            if process.poll() is not None:
+                raise RuntimeError(
+                    f"The UI ended with {process.returncode}:\n{log.read_text(errors='replace')}"
+                )
+            time.sleep(_POLL)
+        yield f"http://localhost:{port}"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(_STOP_TIMEOUT)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

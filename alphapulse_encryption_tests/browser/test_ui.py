@@ -1,0 +1,158 @@
+"""What a person sees and can do in Dagster's UI after the demo."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from alphapulse_encryption_tests.browser.demonstration import Demonstration
+from alphapulse_encryption_tests.browser.pages import GREEN, Pages
+from alphapulse_encryption_tests.crypto import independent
+
+# One demo for all of them: with pytest-xdist they stay together.
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+
+STAGES = {
+    "step_1_prepare": ["preflight", "backup"],
+    "step_2_columns": ["encrypted_columns"],
+    "step_3_migrate": ["encrypted_data", "search_indexes"],
+    "step_4_verify": ["verified_data", "verified_table"],
+    "step_6_views": ["compatibility_views"],
+    "step_8_drop": ["plaintext_dropped"],
+}
+MATERIALIZABLE = sorted(
+    asset for assets in STAGES.values() for asset in assets if asset != "plaintext_dropped"
+)
+TABLES = ["trading_accounts", "positions", "trades", "users", "api_keys"]
+RANGES = [f"{number:02d}" for number in range(16)]
+
+
+def test_the_graph_shows_the_stages_of_the_guide_from_left_to_right(pages: Pages) -> None:
+    pages.open_graph()
+    groups = pages.groups()
+    assert sorted(groups, key=lambda name: groups[name].left) == list(STAGES)
+    for left, right in zip(list(STAGES), list(STAGES)[1:], strict=False):
+        assert groups[left].right < groups[right].left, (left, right)
+    assert pages.assets() == {}
+
+    pages.expand_groups()
+    groups, assets = pages.groups(), pages.assets()
+    assert sorted(assets, key=lambda name: assets[name].left) == [
+        asset for stage in STAGES.values() for asset in stage
+    ]
+    for stage, members in STAGES.items():
+        assert {name for name, box in assets.items() if groups[stage].holds(box)} == set(members)
+
+
+@pytest.mark.parametrize("asset", ["encrypted_data", "verified_data"])
+def test_the_grid_of_tables_and_batch_ranges_is_green(pages: Pages, asset: str) -> None:
+    pages.open_partitions(asset)
+    counts = pages.partition_counts()
+    assert counts == {
+        "Failed": 0,
+        "Materialized": len(TABLES) * len(RANGES),
+        "Materializing": 0,
+        "Missing": 0,
+    }
+    assert list(pages.dimension("batch_range").items()) == [(name, GREEN) for name in RANGES]
+    assert list(pages.dimension("table").items()) == [(name, GREEN) for name in TABLES]
+
+
+def test_one_partition_can_be_run_again(pages: Pages, demo: Demonstration) -> None:
+    with psycopg.connect(demo.database_url, autocommit=True, row_factory=dict_row) as connection:
+        changed = make_pending(connection, "Zoë-Ålfhildr 'neu'")
+        pending, untouched = users(connection), ranges(connection)
+        assert pending[changed]["first_name_encrypted"] is None
+
+        run, outcome = run_again(pages)
+        assert outcome == "1 rows encrypted"
+        encrypted = users(connection)
+        assert opened(demo, encrypted[changed]["first_name_encrypted"]) == "Zoë-Ålfhildr 'neu'"
+        assert {key: row for key, row in encrypted.items() if key != changed} == {
+            key: row for key, row in pending.items() if key != changed
+        }
+        assert without_ciphertext(encrypted[changed]) == without_ciphertext(pending[changed])
+        processed = untouched["users", 3]
+        processed["rows_processed"] += 1
+        processed["values_processed"] += 1
+        assert ranges(connection) == untouched
+
+        run_after, outcome = run_again(pages)
+        assert run_after != run
+        assert outcome == "nothing to do"
+        assert users(connection) == encrypted
+        assert ranges(connection) == untouched
+
+
+def test_nobody_can_materialize_the_drop(pages: Pages) -> None:
+    assert pages.can_materialize("verified_table")
+    assert not pages.can_materialize("plaintext_dropped")
+    pages.open_graph()
+    assert pages.materialize_all_count() == len(MATERIALIZABLE)
+    assert sorted(pages.materialize_all_assets()) == MATERIALIZABLE
+
+
+def test_the_jobs_are_listed(pages: Pages) -> None:
+    stages = {"run_preflight", "take_backup", "add_columns", "migrate_data", "build_indexes", "verify_data"}
+    stages |= {"verify_tables", "create_views"}
+    by_hand = {"switch_to_ciphertext", "revert_to_plaintext", "approve_drop", "drop_unencrypted"}
+    assert stages | by_hand | {"restore_plaintext"} <= set(pages.jobs())
+
+
+def run_again(pages: Pages) -> tuple[str, str]:
+    """Run 03|users from the grid.
+
+    Returns:
+        The run that the page shows for the partition then, and its outcome.
+    """
+    pages.open_partitions("encrypted_data")
+    before = pages.select_partition("03", "users")
+    assert pages.begin_to_materialize() == {"batch_range": "03", "table": "users", "selection": "1 partition"}
+    launched = pages.launch()
+    assert launched != before.run
+    assert pages.wait_for_end(launched) == "Success"
+    pages.open_partitions("encrypted_data")
+    after = pages.select_partition("03", "users")
+    assert (after.state, after.run) == ("Materialized", launched)
+    return launched, after.metadata["outcome"]
+
+
+def make_pending(connection: psycopg.Connection[dict[str, Any]], name: str) -> int:
+    """Change a user of batch range 03, as an application does that knows nothing of encryption."""
+    row = connection.execute(
+        "UPDATE users SET first_name = %s WHERE id = ("
+        " SELECT max(u.id) FROM users u, encryption_ranges r WHERE r.table_name = 'users' AND r.batch_range = 3"
+        " AND u.id > r.lower_key[1]::bigint AND u.id <= r.upper_key[1]::bigint) RETURNING id",
+        [name],
+    ).fetchone()
+    assert row is not None
+    return int(row["id"])
+
+
+def users(connection: psycopg.Connection[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """All users, each with the transaction that wrote the row last."""
+    rows = connection.execute("SELECT *, xmin::text AS written_by FROM users").fetchall()
+    return {row["id"]: row for row in rows}
+
+
+def ranges(connection: psycopg.Connection[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """All batch ranges, without times."""
+    rows = connection.execute(
+        "SELECT table_name, batch_range, lower_key, upper_key, status, position, rows_processed,"
+        " values_processed, error_message FROM encryption_ranges"
+    ).fetchall()
+    return {(row["table_name"], row["batch_range"]): row for row in rows}
+
+
+def without_ciphertext(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in {"first_name_encrypted", "written_by"}}
+
+
+def opened(demo: Demonstration, envelope: str) -> str:
+    """A first name from its envelope, by the design alone."""
+    master_key = base64.urlsafe_b64decode(demo.master_key)
+    return independent.open_envelope(independent.derive(master_key, "user_personal", 1), envelope)

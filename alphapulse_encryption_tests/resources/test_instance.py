@@ -1,0 +1,58 @@
+"""The instance that the command line and the UI share: where it is, and what its storage says when it is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.resources.instance import open_instance, packaged_file, prepare_dagster_home
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests.place import Place, place
+
+
+@pytest.fixture
+def here(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> Iterator[Place]:
+    with place(postgres, database_url, server_dir.parent, "") as found:
+        yield found
+
+
+def test_the_home_is_made_and_renewed(here: Place) -> None:
+    with here.in_environment():
+        home = prepare_dagster_home()
+        assert home == here.state / "dagster_home"
+        assert (home / "dagster.yaml").read_bytes() == packaged_file("dagster.yaml").read_bytes()
+        (home / "dagster.yaml").write_text("outdated: true")
+        prepare_dagster_home()
+        assert (home / "dagster.yaml").read_bytes() == packaged_file("dagster.yaml").read_bytes()
+        assert [path.name for path in home.iterdir()] == ["dagster.yaml"]
+
+
+def test_a_given_home_keeps_its_configuration(here: Place) -> None:
+    home = here.state / "given"
+    here.extra["DAGSTER_HOME"] = str(home)
+    with here.in_environment():
+        prepare_dagster_home()
+        (home / "dagster.yaml").write_text("canary: [unreadable")
+        assert prepare_dagster_home() == home
+        assert (home / "dagster.yaml").read_text() == "canary: [unreadable"
+        (home / "dagster.yaml").write_text("canary: {password: canary}")
+        with pytest.raises(ConfigurationError, match="is not valid") as caught, open_instance():
+            pass
+    assert "canary:" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_the_storage_is_ours_and_its_address_is_kept_nowhere(here: Place) -> None:
+    with here.instance() as instance:
+        reference = instance.get_ref().to_dict()
+        assert "AlphaPulseStorage" in str(reference)
+        assert here.dagster_url not in str(reference)
+        with psycopg.connect(here.dagster_url) as connection:
+            assert connection.execute("SELECT to_regclass('event_logs') IS NOT NULL").fetchone() == (True,)
+        assert not instance.telemetry_enabled
+        assert instance.run_retries_max_retries == 0
+        assert not instance.run_retries_retry_on_asset_or_op_failure

@@ -1,0 +1,201 @@
+"""The table of contents: the asset graph and the jobs, as a whole, so that no change of them goes unnoticed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._core.definitions.dependency import NodeHandle
+
+from alphapulse_encryption.catalogue import load_catalogue
+from alphapulse_encryption.definitions import build_defs
+from alphapulse_encryption.resources.instance import packaged_file
+
+TABLES = ["trading_accounts", "positions", "trades", "users", "api_keys"]
+RANGES = [f"{number:02d}" for number in range(16)]
+BY_TABLE = {"table": TABLES}
+BY_RANGE = {"batch_range": RANGES, "table": TABLES}
+
+# Asset: group, what it depends on, dimensions of its partitions, kinds.
+GRAPH: dict[str, tuple[str, set[str], dict[str, list[str]], set[str]]] = {
+    "preflight": ("step_1_prepare", set(), {}, {"postgres"}),
+    "backup": ("step_1_prepare", {"preflight"}, {}, {"postgres", "age"}),
+    "encrypted_columns": ("step_2_columns", {"preflight", "backup"}, BY_TABLE, {"postgres"}),
+    "encrypted_data": ("step_3_migrate", {"encrypted_columns"}, BY_RANGE, {"postgres"}),
+    "search_indexes": ("step_3_migrate", {"encrypted_data"}, BY_TABLE, {"postgres"}),
+    "verified_data": ("step_4_verify", {"encrypted_data", "search_indexes"}, BY_RANGE, {"postgres"}),
+    "verified_table": ("step_4_verify", {"verified_data"}, BY_TABLE, {"postgres"}),
+    "compatibility_views": ("step_6_views", {"verified_table"}, BY_TABLE, {"postgres"}),
+    "plaintext_dropped": ("step_8_drop", {"verified_table", "compatibility_views"}, BY_TABLE, set()),
+}
+ASSET_JOBS = {
+    "run_preflight": "preflight",
+    "take_backup": "backup",
+    "add_columns": "encrypted_columns",
+    "migrate_data": "encrypted_data",
+    "build_indexes": "search_indexes",
+    "verify_data": "verified_data",
+    "verify_tables": "verified_table",
+    "create_views": "compatibility_views",
+}
+# Jobs that change sides or destroy, with their op.
+OP_JOBS = {
+    "switch_to_ciphertext": "switch",
+    "revert_to_plaintext": "revert",
+    "approve_drop": "approve",
+    "drop_unencrypted": "drop",
+    "restore_plaintext": "restore",
+}
+
+
+@pytest.fixture
+def definitions(monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
+    for name in os.environ:
+        if name.startswith(("ALPHAPULSE_", "DAGSTER_")):
+            monkeypatch.delenv(name)
+    return build_defs()
+
+
+def dimensions(partitions: dg.PartitionsDefinition[str] | None) -> dict[str, list[str]]:
+    if partitions is None:
+        return {}
+    if isinstance(partitions, dg.MultiPartitionsDefinition):
+        return {
+            dimension.name: list(dimension.partitions_def.get_partition_keys())
+            for dimension in partitions.partitions_defs
+        }
+    return {"table": list(partitions.get_partition_keys())}
+
+
+def test_the_graph(definitions: dg.Definitions) -> None:
+    graph = definitions.resolve_asset_graph()
+    found = {}
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        parents = {parent.to_user_string() for parent in node.parent_keys}
+        kinds = {str(kind) for kind in node.kinds}
+        found[key.to_user_string()] = (node.group_name, parents, dimensions(node.partitions_def), kinds)
+        assert node.description
+    assert found == GRAPH
+    groups = [group for group, *_ in GRAPH.values()]
+    assert groups == sorted(groups)
+    # An external asset: the drop reports it, and nothing can make it.
+    for name in GRAPH:
+        node = graph.get(dg.AssetKey(name))
+        made_here = name != "plaintext_dropped"
+        assert (node.is_executable, node.is_materializable, node.is_external) == (
+            made_here,
+            made_here,
+            not made_here,
+        )
+        assert node.pools == ({"target_database"} if made_here else None)
+    checks = {key.name for key in graph.get(dg.AssetKey("verified_table")).check_keys}
+    assert checks == {
+        *("every_range_verified", "nothing_pending", "every_value_matches", "every_token_matches")
+    }
+
+
+@pytest.mark.parametrize(
+    ("downstream", "partition", "upstream", "needs"),
+    [
+        ("encrypted_data", "03|users", "encrypted_columns", {"users"}),
+        ("search_indexes", "users", "encrypted_data", {f"{number}|users" for number in RANGES}),
+        ("verified_data", "03|users", "encrypted_data", {"03|users"}),
+        ("verified_data", "03|users", "search_indexes", {"users"}),
+        ("verified_table", "users", "verified_data", {f"{number}|users" for number in RANGES}),
+        ("compatibility_views", "users", "verified_table", {"users"}),
+        ("plaintext_dropped", "users", "verified_table", {"users"}),
+    ],
+)
+def test_which_partitions_depend_on_which(
+    definitions: dg.Definitions, downstream: str, partition: str, upstream: str, needs: set[str]
+) -> None:
+    graph = definitions.resolve_asset_graph()
+    below, above = graph.get(dg.AssetKey(downstream)), graph.get(dg.AssetKey(upstream))
+    assert below.partitions_def is not None and above.partitions_def is not None
+    mapping = graph.get_partition_mapping(below.key, above.key)
+    wanted = mapping.get_upstream_mapped_partitions_result_for_partitions(
+        below.partitions_def.subset_with_partition_keys([partition]),
+        below.partitions_def,
+        above.partitions_def,
+    )
+    assert set(wanted.partitions_subset.get_partition_keys()) == needs
+
+
+def test_the_jobs(definitions: dg.Definitions) -> None:
+    jobs = {job.name: job for job in definitions.get_repository_def().get_all_jobs()}
+    assert set(jobs) == {"__ASSET_JOB", *ASSET_JOBS, *OP_JOBS}
+    assert {job.executor_def.name for job in jobs.values()} == {"in_process"}
+    assert all(job.description for name, job in jobs.items() if name != "__ASSET_JOB")
+
+    for name, asset in ASSET_JOBS.items():
+        assert {node.name for node in jobs[name].nodes} == {asset}
+        assert jobs[name].asset_layer.executable_asset_keys == {dg.AssetKey(asset)}
+    everything = {name for name in GRAPH if name != "plaintext_dropped"}
+    assert {node.name for node in jobs["__ASSET_JOB"].nodes} == everything
+
+    for name, op in OP_JOBS.items():
+        job = jobs[name]
+        assert {node.name for node in job.nodes} == {op}
+        assert not job.asset_layer.executable_asset_keys
+        # Nothing starts them again by itself.
+        assert job.run_tags == {"dagster/max_retries": "0"}
+        assert job.op_retry_policy is None
+        assert job.get_retry_policy_for_handle(NodeHandle(op, None)) is None
+    instance = yaml.safe_load(packaged_file("dagster.yaml").read_text())
+    assert instance["run_retries"]["retry_on_asset_or_op_failure"] is False
+    assert instance["run_retries"]["max_retries"] == 0
+
+
+def test_partitions_follow_catalogue_and_ranges(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "catalogue.yaml"
+    path.write_text(
+        "tables:\n  - {name: b, columns: [{name: x, context: c}]}\n"
+        "  - {name: a B, schema: other, columns: [{name: x, context: c}]}\n"
+    )
+    monkeypatch.setenv("ALPHAPULSE_ENCRYPTION_CATALOGUE", str(path))
+    monkeypatch.setenv("ALPHAPULSE_BATCH_RANGES", "2")
+    node = build_defs().resolve_asset_graph().get(dg.AssetKey("encrypted_data"))
+    assert dimensions(node.partitions_def) == {"batch_range": ["00", "01"], "table": ["b", "other.a B"]}
+    assert load_catalogue(path).keys == ("b", "other.a B")
+
+
+def test_resources_can_be_exchanged(definitions: dg.Definitions) -> None:
+    class Other(dg.ConfigurableResource[object]):
+        pass
+
+    other = Other()
+    exchanged = build_defs(resource_overrides={"target": other})
+    assert exchanged.resources is not None and exchanged.resources["target"] is other
+    assert definitions.resources is not None and definitions.resources["target"] is not other
+
+
+def test_loading_needs_no_key_no_database_and_starts_nothing(server_dir: Path) -> None:
+    state = server_dir.parent / "state"
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("ALPHAPULSE_", "DAGSTER_", "PG"))
+    }
+    environment |= {
+        "ALPHAPULSE_STATE_DIR": str(state),
+        "ALPHAPULSE_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing",
+    }
+    done = subprocess.run(
+        [
+            *(sys.executable, "-W", "error::DeprecationWarning:alphapulse_encryption", "-c"),
+            "from alphapulse_encryption.definitions import defs\n"
+            "print(len(defs().get_repository_def().get_all_jobs()))",
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "14\n", "")
+    assert not state.exists()

@@ -1,0 +1,74 @@
+"""What a process loads: the application little, the engine no Dagster, a wrong command nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def loaded_by(statements: str, **variables: str) -> set[str]:
+    """Names of the modules that a fresh process has after the statements."""
+    script = f"{statements}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ALPHAPULSE_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**inherited, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def tops(modules: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in modules}
+
+
+def test_the_application() -> None:
+    for statement in ("import alphapulse_encryption", "import alphapulse_encryption.orm"):
+        modules = loaded_by(statement)
+        assert tops(modules).isdisjoint({"dagster", "psycopg", "psycopg2", "rich"})
+        assert not {name for name in modules if name.startswith("alphapulse_encryption.migration")}
+
+
+def test_the_engine() -> None:
+    modules = loaded_by(
+        "import importlib, pkgutil, alphapulse_encryption.migration as engine\n"
+        "for module in pkgutil.iter_modules(engine.__path__):\n"
+        "    importlib.import_module(f'{engine.__name__}.{module.name}')"
+    )
+    assert "alphapulse_encryption.migration.drop" in modules
+    assert "alphapulse_encryption.migration.backfill" in modules
+    assert tops(modules).isdisjoint({"dagster", "psycopg2", "sqlalchemy", "rich"})
+    assert "alphapulse_encryption.keysources" not in modules - loaded_by("import alphapulse_encryption")
+
+
+COMMAND = """
+from alphapulse_encryption.__main__ import main
+try:
+    status = main({arguments!r})
+except SystemExit as end:
+    status = end.code
+assert status == 2, status
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--frobnicate"], ["--migrate-data", "--batch-size", "0"], ["--verify", "--table", "x"]]
+)
+def test_wrong_usage_loads_no_dagster(arguments: list[str]) -> None:
+    assert "dagster" not in loaded_by(COMMAND.format(arguments=arguments))
+
+
+@pytest.mark.parametrize("key", ["", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="])
+def test_wrong_configuration_loads_no_dagster(key: str) -> None:
+    modules = loaded_by(
+        COMMAND.format(arguments=["--verify"]),
+        ALPHAPULSE_ENCRYPTION_MASTER_KEY=key,
+        ALPHAPULSE_DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing",
+    )
+    assert "dagster" not in modules
