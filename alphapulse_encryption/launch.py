@@ -102,7 +102,8 @@ class Launcher:
         first = last = table
         if stage in PER_RANGE:
             first, last = f"{range_name(0)}|{table}", f"{range_name(self.ranges - 1)}|{table}"
-        return {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
+        # The first one is for the list of runs.
+        return {"table": table, ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
 
     def _run(self, name: str, run_config: Mapping[str, Any], tags: Mapping[str, str]) -> Outcome:
         reconstructable = self._repository.get_reconstructable_job(name)

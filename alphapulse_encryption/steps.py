@@ -88,7 +88,7 @@ class Steps:
             outcome = self._stage(stages.MIGRATE_DATA, config=config)
         rows: dict[str, int] = {}
         seconds: dict[str, float] = {}
-        for part, count in outcome.collected("dagster/partition_row_count"):
+        for part, count in outcome.collected("rows_encrypted"):
             table = part.partition("|")[2]
             rows[table] = rows.get(table, 0) + count
         for part, duration in outcome.collected("seconds"):

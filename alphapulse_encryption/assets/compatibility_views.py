@@ -4,7 +4,7 @@ import dagster as dg
 
 from alphapulse_encryption.assets.groups import TARGET_POOL, VIEWS
 from alphapulse_encryption.migration.views import create_views
-from alphapulse_encryption.resources.border import actor, materialized, safely
+from alphapulse_encryption.resources.border import actor, counted, materialized, safely
 from alphapulse_encryption.resources.partitions import Partitions
 from alphapulse_encryption.resources.target import Target
 
@@ -31,7 +31,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
                     context,
                     key,
                     {
-                        "outcome": f"{len(result.created)} views created"
+                        "outcome": f"{counted(len(result.created), 'view')} created"
                         if result.changed
                         else "nothing to do",
                         "views_created": list(result.created),

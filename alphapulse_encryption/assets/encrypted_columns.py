@@ -4,7 +4,7 @@ import dagster as dg
 
 from alphapulse_encryption.assets.groups import COLUMNS, TARGET_POOL
 from alphapulse_encryption.migration.columns import add_encrypted_columns
-from alphapulse_encryption.resources.border import actor, materialized, safely
+from alphapulse_encryption.resources.border import actor, counted, materialized, safely
 from alphapulse_encryption.resources.partitions import Partitions
 from alphapulse_encryption.resources.target import Target
 
@@ -40,7 +40,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
                     context,
                     key,
                     {
-                        "outcome": f"{len(result.added)} columns added"
+                        "outcome": f"{counted(len(result.added), 'column')} added"
                         if result.changed
                         else "nothing to do",
                         "columns_added": list(result.added),

@@ -9,7 +9,7 @@ from pydantic import Field
 from alphapulse_encryption.assets.groups import MIGRATE, TARGET_POOL
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.backfill import LARGEST_BATCH, Pace, Progress, backfill_range
-from alphapulse_encryption.resources.border import actor, materialized, safely
+from alphapulse_encryption.resources.border import actor, counted, materialized, safely
 from alphapulse_encryption.resources.partitions import Partitions, TablePart, over_ranges, parts_by_table
 from alphapulse_encryption.resources.target import Target
 
@@ -42,9 +42,10 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         group_name=MIGRATE,
         kinds={"postgres"},
         pool=TARGET_POOL,
-        description="**Step 3.** Encrypts what is pending in a batch range, in short transactions, while the "
-        "application goes on. Can be stopped and run again at any time: it goes on where it was, and rows that "
-        "became pending again are found. A range with nothing pending changes nothing.",
+        description="**Step 3.** Encrypts what is pending in a batch range (`03` is the fourth slice of a table by "
+        "its primary key), in short transactions, while the application goes on. Can be stopped and run again at any "
+        "time: it goes on where it was, and rows that became pending again are found. A range with nothing pending "
+        "changes nothing.",
     )
     def asset(context: dg.AssetExecutionContext, config: BackfillConfig, target: Target) -> None:
         with safely():
@@ -82,8 +83,8 @@ def _backfill(
         context,
         part.partition,
         {
-            "outcome": f"{result.rows} rows encrypted" if result.changed else "nothing to do",
-            "dagster/partition_row_count": result.rows,
+            "outcome": f"{counted(result.rows, 'row')} encrypted" if result.changed else "nothing to do",
+            "rows_encrypted": result.rows,
             "values": result.values,
             "batches": result.batches,
             "changed_meanwhile": result.changed_meanwhile,

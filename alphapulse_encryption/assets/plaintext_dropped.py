@@ -16,6 +16,6 @@ def build(partitions: Partitions) -> dg.AssetSpec:
         partitions_def=partitions.by_table,
         group_name=DROP,
         description="**Step 8.** The plaintext columns are gone. Reported by the job `drop_unencrypted`, which needs "
-        "an approval given by a person with the job `approve_drop`; it cannot be materialized from here. The job "
-        "`restore_plaintext` undoes it.",
+        "an approval given by a person with the job `approve_drop`; it cannot be materialized from here, and what the "
+        "database's audit log says counts, not the colour. The job `restore_plaintext` undoes it.",
     )

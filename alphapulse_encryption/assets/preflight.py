@@ -5,6 +5,7 @@ import dagster as dg
 from alphapulse_encryption.assets.groups import PREPARE, TARGET_POOL
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration import preflight
+from alphapulse_encryption.migration.preflight import readable_size
 from alphapulse_encryption.resources.border import safely
 from alphapulse_encryption.resources.target import Target
 
@@ -36,17 +37,17 @@ def build() -> dg.AssetsDefinition:
                 metadata={
                     "findings": dg.MetadataValue.table(
                         records=[
-                            dg.TableRecord({"level": f.level, "subject": f.subject, "finding": f.message})
-                            for f in report.findings
+                            dg.TableRecord({"level": f.level, "finding": f.message, "subject": f.subject})
+                            for f in (*report.warnings, *report.passed)
                         ]
                     ),
                     "warnings": len(report.warnings),
                     "dagster/row_count": report.rows,
-                    "bytes_now": report.current_bytes,
-                    "bytes_growth_estimated": report.growth_bytes,
-                    "bytes_free": report.free_bytes
-                    if report.free_bytes is not None
-                    else "not visible from here",
+                    "size_now": readable_size(report.current_bytes),
+                    "growth_estimated": readable_size(report.growth_bytes),
+                    "disk_free": "not visible from here"
+                    if report.free_bytes is None
+                    else readable_size(report.free_bytes),
                     "seconds_estimated": round(report.estimated_seconds, 1),
                     "seconds": round(report.seconds, 3),
                 }

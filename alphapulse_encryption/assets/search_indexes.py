@@ -34,7 +34,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
                     context,
                     key,
                     {
-                        "outcome": f"{len(result.created)} indexes built"
+                        "outcome": f"indexes built: {len(result.created)}"
                         if result.changed
                         else "nothing to do",
                         "indexes_built": list(result.created),

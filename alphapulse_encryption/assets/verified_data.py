@@ -25,7 +25,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         description="**Step 4.** Decrypts every ciphertext of a batch range and compares it with its plaintext, and "
         "computes every search token again, against the rows as they are now. Names the primary keys of the first "
         "offenders, never a value. Materializing it says that the range was looked at; whether a table passed is "
-        "`verified_table`.",
+        "`verified_table`. Shown as unsynced once the range was backfilled again: verify it again then.",
     )
     def asset(context: dg.AssetExecutionContext, target: Target) -> None:
         with safely():

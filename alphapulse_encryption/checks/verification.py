@@ -35,7 +35,15 @@ _CHECKS = (
 
 def specs() -> list[dg.AssetCheckSpec]:
     """The checks' specifications."""
-    return [dg.AssetCheckSpec(check.name, asset=ASSET, description=check.description) for check in _CHECKS]
+    return [
+        dg.AssetCheckSpec(
+            check.name,
+            asset=ASSET,
+            description=f"{check.description} Evaluated by each run of {ASSET}, over all tables.",
+            blocking=True,
+        )
+        for check in _CHECKS
+    ]
 
 
 def evaluate(results: Mapping[str, TableVerification]) -> Iterator[dg.AssetCheckResult]:
@@ -46,11 +54,19 @@ def evaluate(results: Mapping[str, TableVerification]) -> Iterator[dg.AssetCheck
             check_name=check.name,
             asset_key=ASSET,
             passed=not bad,
-            metadata={"tables_failing": bad, "tables_looked_at": list(results)},
+            metadata={
+                "tables_failing": ", ".join(bad) or "none",
+                "tables_looked_at": ", ".join(results) or "none",
+                "values_failing": sum(_failing(check, result) for result in results.values()),
+            },
         )
 
 
 def _passes(check: _Check, result: TableVerification) -> bool:
     if not check.kinds:
         return result.verified_at is not None
-    return all(getattr(counts, kind) == 0 for counts in result.columns.values() for kind in check.kinds)
+    return _failing(check, result) == 0
+
+
+def _failing(check: _Check, result: TableVerification) -> int:
+    return sum(getattr(counts, kind) for counts in result.columns.values() for kind in check.kinds)

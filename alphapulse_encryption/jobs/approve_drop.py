@@ -48,6 +48,10 @@ def build() -> dg.JobDefinition:
     """The job ``approve_drop``."""
     return dg.GraphDefinition(name="approve_drop", node_defs=[approve_drop]).to_job(
         tags=NEVER_AGAIN,
+        # Shown in the launchpad, to be filled in.
+        config={
+            "ops": {"approve": {"config": {"table": "", "approver": "", "reason": "", "confirmation": ""}}}
+        },
         executor_def=dg.in_process_executor,
         description="**Step 8, first half: a person, on purpose.** Refuses unless the table is switched to ciphertext, "
         "verified since, and backed up. The approval holds for exactly what is there now, expires, and is used once.",

@@ -1,5 +1,7 @@
 """What the jobs that change sides or destroy have in common: a person starts them, and nothing starts them again."""
 
+from typing import Any
+
 import dagster as dg
 from pydantic import Field
 
@@ -19,6 +21,11 @@ class TablesConfig(dg.Config):
     tables: list[str] = Field(
         description='Tables by the names of the catalogue, for example ["users"]. No default, on purpose.'
     )
+
+
+def no_tables(op: str) -> dict[str, Any]:
+    """The configuration that the launchpad begins with: no table, to be filled in."""
+    return {"ops": {op: {"config": {"tables": []}}}}
 
 
 def named_tables(catalogue: Catalogue, names: list[str]) -> list[Table]:

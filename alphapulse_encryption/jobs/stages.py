@@ -23,14 +23,22 @@ class Stage:
     description: str
 
 
-PREFLIGHT = Stage("run_preflight", "preflight", "Pre-migration checklist; reads only.")
-BACKUP = Stage("take_backup", "backup", "An encrypted, verified backup.")
-ADD_COLUMNS = Stage("add_columns", "encrypted_columns", "Step 2 (--add-columns).")
-MIGRATE_DATA = Stage("migrate_data", "encrypted_data", "Step 3 (--migrate-data).")
-BUILD_INDEXES = Stage("build_indexes", "search_indexes", "Step 3, indexes and statistics (--migrate-data).")
-VERIFY_DATA = Stage("verify_data", "verified_data", "Step 4 (--verify): decrypt and compare every value.")
-VERIFY_TABLES = Stage("verify_tables", "verified_table", "Step 4 (--verify): the verdict per table.")
-CREATE_VIEWS = Stage("create_views", "compatibility_views", "Step 6 (--create-views).")
+PREFLIGHT = Stage("run_preflight", "preflight", "Pre-migration checklist; reads only (--preflight).")
+BACKUP = Stage("take_backup", "backup", "An encrypted backup, read back (--backup).")
+ADD_COLUMNS = Stage(
+    "add_columns",
+    "encrypted_columns",
+    "Step 2: encrypted columns beside the plaintext ones, and guards (--add-columns).",
+)
+MIGRATE_DATA = Stage("migrate_data", "encrypted_data", "Step 3: encrypt what is pending (--migrate-data).")
+BUILD_INDEXES = Stage(
+    "build_indexes",
+    "search_indexes",
+    "Step 3, after the data: search indexes and statistics (--migrate-data).",
+)
+VERIFY_DATA = Stage("verify_data", "verified_data", "Step 4: decrypt and compare every value (--verify).")
+VERIFY_TABLES = Stage("verify_tables", "verified_table", "Step 4: the verdict per table (--verify).")
+CREATE_VIEWS = Stage("create_views", "compatibility_views", "Step 6: compatibility views (--create-views).")
 
 STAGES = (
     PREFLIGHT,

@@ -79,6 +79,10 @@ class PreflightReport:
         return tuple(finding for finding in self.findings if finding.level == "blocker")
 
     @property
+    def passed(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.level == "ok")
+
+    @property
     def warnings(self) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if finding.level == "warning")
 
@@ -409,21 +413,26 @@ def _free_disk(connection: Connection) -> int | None:
 
 def _disk(database_bytes: int, growth: int, free: int | None) -> Finding:
     need = max(database_bytes, growth)
-    told = f"about {_size(growth)} growth is expected; keep {_size(need)} free (2x the database)"
+    told = (
+        f"about {readable_size(growth)} growth is expected; keep {readable_size(need)} free (2x the database)"
+    )
     if free is None:
         return Finding(
             "warning", "disk", f"{told}. The server's free space cannot be seen from here: check it."
         )
     if free < growth:
         return Finding(
-            "blocker", "disk", f"{told}; only {_size(free)} are. Make room, or migrate table by table."
+            "blocker",
+            "disk",
+            f"{told}; only {readable_size(free)} are. Make room, or migrate table by table.",
         )
     if free < need:
-        return Finding("warning", "disk", f"{told}; {_size(free)} are.")
-    return Finding("ok", "disk", f"{told}; {_size(free)} are")
+        return Finding("warning", "disk", f"{told}; {readable_size(free)} are.")
+    return Finding("ok", "disk", f"{told}; {readable_size(free)} are")
 
 
-def _size(size: int) -> str:
+def readable_size(size: int) -> str:
+    """Bytes as a person reads them: ``12 MB``."""
     value = float(size)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1024:

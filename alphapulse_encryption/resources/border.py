@@ -49,6 +49,11 @@ def actor(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> Actor:
     return Actor(name=f"dagster job {context.run.job_name}", run_id=context.run.run_id)
 
 
+def counted(number: int, what: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def materialized(
     context: dg.AssetExecutionContext, partition: str, metadata: Mapping[str, RawMetadataValue]
 ) -> None:
@@ -58,7 +63,8 @@ def materialized(
     in the middle would mark all of them as failed. The event that Dagster adds at the end by itself gets the
     metadata too, or it would hide that of ours.
     """
-    context.log_event(
-        dg.AssetMaterialization(asset_key=context.asset_key, partition=partition, metadata=metadata)
-    )
+    if len(context.partition_keys) > 1:
+        context.log_event(
+            dg.AssetMaterialization(asset_key=context.asset_key, partition=partition, metadata=metadata)
+        )
     context.add_asset_metadata(metadata, partition_key=partition)

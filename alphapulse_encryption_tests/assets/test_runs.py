@@ -69,7 +69,7 @@ def test_one_partition_alone_and_again(sample: Place) -> None:
             assert envelope is None or independent.open_envelope(key, envelope) == email
 
         shown = metadata(instance, "encrypted_data", "03|users")
-        assert shown["dagster/partition_row_count"] == len(inside)
+        assert shown["rows_encrypted"] == len(inside)
         assert shown["outcome"] == f"{len(inside)} rows encrypted"
         assert shown["values"] > len(inside)
         assert shown["batches"] >= 1
@@ -80,7 +80,7 @@ def test_one_partition_alone_and_again(sample: Place) -> None:
         audited = walk.value(sample.url, "SELECT count(*) FROM encryption_audit_log")
         assert sample.materialize(instance, "encrypted_data", "03|users").success
         again = metadata(instance, "encrypted_data", "03|users")
-        assert (again["outcome"], again["dagster/partition_row_count"]) == ("nothing to do", 0)
+        assert (again["outcome"], again["rows_encrypted"]) == ("nothing to do", 0)
         assert walk.value(sample.url, CIPHERTEXTS) == before
         assert walk.value(sample.url, "SELECT count(*) FROM encryption_audit_log") == audited
 
@@ -121,7 +121,7 @@ def test_a_range_that_fails_leaves_the_others_done_and_tells_no_value(sample: Pl
             part: "MATERIALIZED" if part in good else "FAILED" for part in PARTS
         }
         for part in good:
-            assert metadata(instance, "encrypted_data", part)["dagster/partition_row_count"] > 0
+            assert metadata(instance, "encrypted_data", part)["rows_encrypted"] > 0
         assert walk.query(
             sample.url,
             "SELECT batch_range, status, error_message IS NULL FROM encryption_ranges "

@@ -69,7 +69,7 @@ def test_one_partition_can_be_run_again(pages: Pages, demo: Demonstration) -> No
         assert pending[changed]["first_name_encrypted"] is None
 
         run, outcome = run_again(pages)
-        assert outcome == "1 rows encrypted"
+        assert outcome == "1 row encrypted"
         encrypted = users(connection)
         assert opened(demo, encrypted[changed]["first_name_encrypted"]) == "Zoë-Ålfhildr 'neu'"
         assert {key: row for key, row in encrypted.items() if key != changed} == {
