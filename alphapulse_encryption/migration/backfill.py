@@ -1,17 +1,16 @@
 """The backfill of one batch range: read, encrypt, write, while the application goes on writing.
 
-A reader thread with a connection of its own reads pending rows in key order and encrypts them while the server
-is busy with the previous batch's UPDATE. Every batch is one short transaction that holds its data and its
-progress, so a process killed at any instruction leaves nothing to clean up; the range goes on behind the last
-committed position. A row that another transaction changed since it was read is left alone and read again.
+Every batch is one short transaction that holds its data and its progress, so a process killed at any instruction
+leaves nothing to clean up; the range goes on behind the last committed position. A row that another transaction
+changed since it was read is left alone and read again. A row that cannot be written is set aside, and the others
+go on. Between batches the backfill holds back while the server shows distress (``throttle``).
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,18 +20,25 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.crypto.tokens import search_tokens_many
 from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.migration import sql, tracking
-from alphapulse_encryption.migration.batches import Key, Row, key_of, plan_by_key, read_batch
-from alphapulse_encryption.migration.database import Actor, Database, TextArray, failure, mark_as_engine
+from alphapulse_encryption.migration.batches import Key, plan_by_key
+from alphapulse_encryption.migration.database import (
+    Actor,
+    Database,
+    DatabaseUnreachable,
+    failure,
+    mark_as_engine,
+    without_values,
+)
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.limits import Limits
+from alphapulse_encryption.migration.quarantine import named, quarantine, read_quarantine, release
+from alphapulse_encryption.migration.reader import Batch, Reader, Unreadable
+from alphapulse_encryption.migration.throttle import Lookout, Throttle, indicators
 
 Connection = psycopg.Connection[Any]
 
-# What a batch aims at: long enough that round trips do not matter, short enough that nobody waits long for a
-# row it holds.
-TARGET_SECONDS = 0.25
 FIRST_BATCH = 1_000
 SMALLEST_BATCH = 100
 LARGEST_BATCH = 10_000
@@ -45,9 +51,10 @@ RETRYABLE = frozenset(
     {
         "40001",  # serialization_failure
         "40P01",  # deadlock_detected
-        "55P03",  # lock_not_available
     }
 )
+# … after which it is tried without the rows that somebody else holds.
+LOCKED = "55P03"  # lock_not_available
 # … and after which a new connection is needed first.
 CONNECTION_LOST = frozenset(
     {
@@ -59,24 +66,45 @@ CONNECTION_LOST = frozenset(
         "08006",  # connection_failure
     }
 )
+# Classes that speak of a row: the rest of the batch may well go through.
+ABOUT_A_ROW = frozenset(
+    {
+        "21",  # cardinality_violation
+        "22",  # data_exception
+        "23",  # integrity_constraint_violation
+        "44",  # with_check_option_violation
+        "54",  # program_limit_exceeded
+        "P0",  # raise_exception, in a trigger of the application
+    }
+)
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How large a batch is.
+    """How large a batch is; what is not given here follows the settings in the database.
 
     Args:
-        batch_size: rows per batch, kept as it is; None adapts it to ``target_seconds``.
+        batch_size: rows per batch, kept as it is.
         target_seconds: duration of one batch's transaction to aim at, in seconds.
     """
 
     batch_size: int | None = None
-    target_seconds: float = TARGET_SECONDS
+    target_seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a running range reports after each batch: totals of this call."""
+    """What a running range reports after each batch, and when it holds back: totals of this call.
+
+    Args:
+        table: the table's key.
+        batch_range: the range.
+        rows: rows written.
+        values: values encrypted.
+        seconds: since the beginning.
+        batch_size: rows per batch, as it is now.
+        waiting_for: why it holds back; None while it works.
+    """
 
     table: str
     batch_range: int
@@ -84,6 +112,7 @@ class Progress:
     values: int
     seconds: float
     batch_size: int
+    waiting_for: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,10 +124,11 @@ class RangeResult:
         values: values encrypted, over all columns.
         seconds: duration.
         batches: transactions.
-        changed_meanwhile: rows left alone because another transaction changed them between reading and
+        changed_meanwhile: rows left alone because another transaction changed or held them between reading and
             writing; they were read again.
         left_pending: rows that are pending still because they kept changing.
         resumed: whether an earlier, interrupted call was continued.
+        seconds_held_back: how much of the duration it waited because the server showed distress.
     """
 
     rows: int = 0
@@ -108,10 +138,19 @@ class RangeResult:
     changed_meanwhile: int = 0
     left_pending: int = 0
     resumed: bool = False
+    seconds_held_back: float = 0.0
 
     @property
     def changed(self) -> bool:
         return self.rows > 0
+
+
+class RowsQuarantined(MigrationError):
+    """Some rows of a range could not be encrypted; all others are."""
+
+
+class RangeIsTaken(RefusedError):
+    """Another process works on the range."""
 
 
 @dataclass
@@ -122,21 +161,9 @@ class _Counters:
     changed_meanwhile: int = 0
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Encrypted rows, ready to be written: arrays in the order :func:`sql.update_batch` expects."""
-
-    keys: list[Key]
-    arrays: list[TextArray]
-    present: list[list[bool]]
-
-    @property
-    def first(self) -> Key:
-        return self.keys[0]
-
-    @property
-    def last(self) -> Key:
-        return self.keys[-1]
+def range_lock(table: Table, number: int) -> str:
+    """The name under which a range is locked while it is being worked on."""
+    return f"alphapulse_encryption range {table.key} {number}"
 
 
 def backfill_range(
@@ -160,16 +187,17 @@ def backfill_range(
         keys: for search tokens, and to be held against the key this database was begun with.
         actor: who does it.
         pace: size of batches.
-        on_progress: called after each batch, from the calling thread.
+        on_progress: called after each batch and when it begins and ends to hold back, from the calling thread.
 
     Raises:
         RefusedError: wrong key; columns not added; another process works on this range.
-        ConfigurationError: the table, its key or a column is missing.
+        RowsQuarantined: some rows could not be encrypted; they are named by key, and all others are encrypted.
+        ConfigurationError: the table, its key or a column is missing, or a setting in the database means nothing.
         DatabaseFailure: the server refused; the range is marked as failed, what is written stays.
     """
     run = _Run(database, table, number, cipher, keys, actor, pace or Pace(), on_progress)
     retrying = Retrying(
-        retry=retry_if_exception(_connection_was_lost),
+        retry=retry_if_exception(run.may_go_on_after),
         stop=stop_after_attempt(TRIES),
         wait=wait_random_exponential(multiplier=0.5, max=15),
         reraise=True,
@@ -204,13 +232,21 @@ class _Run:
     on_progress: Callable[[Progress], None] | None
     counters: _Counters = field(default_factory=_Counters)
     started: float = field(default_factory=time.monotonic)
+    connected: bool = False
     begun: bool = False
     batch_size: int = FIRST_BATCH
+    held_back: float = 0.0
+
+    def may_go_on_after(self, error: BaseException) -> bool:
+        """Whether a new connection may help: a server that was there and is being restarted."""
+        if isinstance(error, DatabaseUnreachable):
+            return self.connected
+        return _connection_was_lost(error)
 
     def attempt(self) -> RangeResult:
-        if self.pace.batch_size is not None:
-            self.batch_size = self.pace.batch_size
+        self.batch_size = self.pace.batch_size or self.batch_size
         with self.database.connect() as writer, self.database.connect() as reader:
+            self.connected = True
             for connection in (writer, reader):
                 plan_by_key(connection)
             state = tracking.require_state(writer, self.table)
@@ -239,6 +275,7 @@ class _Run:
 
         with writer.transaction():
             tracking.begin_range(writer, self.table, self.number)
+            release(writer, self.table, self.number)
         self.begun = True
         start = batch_range.position or batch_range.lower
         left = 0
@@ -254,9 +291,15 @@ class _Run:
         else:
             row = writer.execute(sql.count_pending(definition, everything), parameters).fetchone()
             left = int(row[0]) if row is not None else 0
+        self._finish(writer)
+        return self._result(left_pending=left, resumed=resumed)
+
+    def _finish(self, writer: Connection) -> None:
+        aside = read_quarantine(writer, self.table, self.number)
         with writer.transaction():
-            tracking.complete_range(writer, self.table, self.number)
-            if self.counters.rows:
+            if not aside:
+                tracking.complete_range(writer, self.table, self.number)
+            if self.counters.rows or aside:
                 tracking.audit(
                     writer,
                     self.actor,
@@ -265,8 +308,13 @@ class _Run:
                     batch_range=self.number,
                     rows=self.counters.rows,
                     values=self.counters.values,
+                    quarantined=len(aside),
                 )
-        return self._result(left_pending=left, resumed=resumed)
+        if aside:
+            raise RowsQuarantined(
+                f"Rows of {self.table.key} in batch range {self.number:02d} that could not be encrypted: {len(aside)}; "
+                f"all others are. Correct them and run the partition again: {named(aside)}."
+            )
 
     def _pass(
         self,
@@ -276,82 +324,138 @@ class _Run:
         start: Key | None,
         upper: Key | None,
     ) -> None:
-        with _Reader(self, reader, definition, start, upper) as batches:
-            for batch in batches:
+        ours = [writer.info.backend_pid, reader.info.backend_pid]
+        lookout = Lookout(self.database, indicators(lambda: ours))
+        throttle = Throttle(lookout, self._wait_for(writer))
+        with (
+            closing(lookout),
+            throttle.looking(),
+            Reader(
+                reader, definition, self.cipher, self.keys, start, upper, lambda: self.batch_size
+            ) as items,
+        ):
+            for item in items:
+                limits = throttle.wait()
+                if isinstance(item, Unreadable):
+                    self._set_aside(writer, item.key, item.reason)
+                    continue
                 began = time.monotonic()
-                self._write(writer, definition, batch)
-                self._adapt(len(batch.keys), time.monotonic() - began)
-                if self.on_progress is not None:
-                    self.on_progress(
-                        Progress(
-                            self.table.key,
-                            self.number,
-                            self.counters.rows,
-                            self.counters.values,
-                            time.monotonic() - self.started,
-                            self.batch_size,
-                        )
-                    )
+                self._write(writer, definition, item)
+                self._adapt(len(item.keys), time.monotonic() - began, limits)
+                self._report()
+        self.held_back += throttle.waited
 
-    def _write(self, writer: Connection, definition: TableDefinition, batch: _Batch) -> None:
+    def _wait_for(self, writer: Connection) -> Callable[[str | None], None]:
+        def wait(reason: str | None) -> None:
+            tracking.range_waits(writer, self.table, self.number, reason)
+            if reason is not None:
+                # What somebody waits for is a batch of ours: the next one is shorter.
+                self.batch_size = self.pace.batch_size or max(SMALLEST_BATCH, self.batch_size // 2)
+            self._report(reason)
+
+        return wait
+
+    def _report(self, waiting_for: str | None = None) -> None:
+        if self.on_progress is not None:
+            self.on_progress(
+                Progress(
+                    self.table.key,
+                    self.number,
+                    self.counters.rows,
+                    self.counters.values,
+                    time.monotonic() - self.started,
+                    self.batch_size,
+                    waiting_for,
+                )
+            )
+
+    def _write(self, writer: Connection, definition: TableDefinition, batch: Batch) -> None:
+        """Write a batch; of one that the server refuses, all rows but the culprits."""
         retrying = Retrying(
             retry=retry_if_exception(lambda e: isinstance(e, psycopg.Error) and e.sqlstate in RETRYABLE),
             stop=stop_after_attempt(TRIES),
             wait=wait_random_exponential(multiplier=0.1, max=5),
             reraise=True,
         )
-        rows, values = retrying(self._write_once, writer, definition, batch)
+        try:
+            try:
+                rows, values = retrying(self._write_once, writer, definition, batch)
+            except psycopg.errors.LockNotAvailable:
+                rows, values = retrying(self._write_once, writer, definition, batch, skip_locked=True)
+        except psycopg.Error as error:
+            if (error.sqlstate or "")[:2] not in ABOUT_A_ROW:
+                raise
+            if len(batch.keys) == 1:
+                self._set_aside(writer, batch.keys[0], f"the database refused it ({without_values(error)})")
+                return
+            for half in batch.halves():
+                self._write(writer, definition, half)
+            return
         self.counters.batches += 1
         self.counters.rows += rows
         self.counters.values += values
         self.counters.changed_meanwhile += len(batch.keys) - rows
 
-    def _write_once(self, writer: Connection, definition: TableDefinition, batch: _Batch) -> tuple[int, int]:
-        bounds = [*batch.first, *batch.last]
+    def _write_once(
+        self, writer: Connection, definition: TableDefinition, batch: Batch, *, skip_locked: bool = False
+    ) -> tuple[int, int]:
         with writer.transaction():
             mark_as_engine(writer)
-            rows = writer.execute(sql.update_batch(definition), [*batch.arrays, *bounds]).rowcount
-            written = range(len(batch.keys))
-            if rows != len(batch.keys):
-                ours = {tuple(row) for row in writer.execute(sql.keys_written_now(definition), bounds)}
-                written = [i for i, key in enumerate(batch.keys) if key in ours]  # type: ignore[assignment]
-            counts = {
-                column.name: sum(present[i] for i in written)
-                for column, present in zip(definition.plaintext_columns, batch.present, strict=True)
-            }
+            statement = sql.update_batch(definition, skip_locked=skip_locked)
+            bounds = [*batch.bounds, *batch.bounds] if skip_locked else batch.bounds
+            rows = writer.execute(statement, [*batch.arrays, *bounds]).rowcount
+            counts = self._count(writer, definition, batch, rows)
             tracking.advance_range(
-                writer, self.table, self.number, position=batch.last, rows=rows, values=counts
+                writer, self.table, self.number, position=batch.keys[-1], rows=rows, values=counts
             )
         return rows, sum(counts.values())
 
-    def _adapt(self, rows: int, seconds: float) -> None:
-        if self.pace.batch_size is not None or rows < self.batch_size:
+    def _count(
+        self, writer: Connection, definition: TableDefinition, batch: Batch, rows: int
+    ) -> dict[str, int]:
+        """Values per column among the rows that were really written."""
+        names = [column.name for column in definition.plaintext_columns]
+        if rows == len(batch.keys):
+            return {name: sum(present) for name, present in zip(names, batch.present, strict=True)}
+        ours = {tuple(row) for row in writer.execute(sql.keys_written_now(definition), batch.bounds)}
+        written = [i for i, key in enumerate(batch.keys) if key in ours]
+        return {
+            name: sum(present[i] for i in written) for name, present in zip(names, batch.present, strict=True)
+        }
+
+    def _set_aside(self, writer: Connection, key: Key, reason: str) -> None:
+        with writer.transaction():
+            quarantine(writer, self.table, self.number, key, reason, self.actor.run_id)
+            tracking.advance_range(writer, self.table, self.number, position=key, rows=0, values={})
+
+    def _adapt(self, rows: int, seconds: float, limits: Limits) -> None:
+        fixed = self.pace.batch_size or limits.batch_size
+        if fixed:
+            self.batch_size = fixed
             return
-        # The cost of a batch is proportional to its rows; half of the way at a time, so that one slow batch
-        # (a checkpoint, a lock) does not throw the size about.
-        ideal = rows * self.pace.target_seconds / max(seconds, 1e-6)
-        self.batch_size = int(min(LARGEST_BATCH, max(SMALLEST_BATCH, (self.batch_size + ideal) / 2)))
+        target = self.pace.target_seconds or limits.target_seconds
+        # The cost of a batch is proportional to its rows. Half of the way at a time, so that one slow batch
+        # (a checkpoint, a lock) does not throw the size about; a short one, the range's last, says nothing.
+        if rows >= SMALLEST_BATCH:
+            ideal = rows * target / max(seconds, 1e-6)
+            self.batch_size = int(min(LARGEST_BATCH, max(SMALLEST_BATCH, (self.batch_size + ideal) / 2)))
 
     def _lock(self, writer: Connection) -> None:
-        # Two processes on one range would do no harm, but each would do the other's work.
-        def locked() -> bool:
-            row = writer.execute(
-                "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))",
-                [f"alphapulse_encryption range {self.table.key} {self.number}"],
-            ).fetchone()
-            return bool(row and row[0])
-
-        # A killed process's session may outlive it by the length of its last statement.
+        # Two processes on one range would do no harm, but each would do the other's work. A killed process's
+        # session may outlive it by the length of its last statement.
         retrying = Retrying(
-            retry=retry_if_exception(lambda e: isinstance(e, _RangeIsTaken)),
+            retry=retry_if_exception(lambda e: isinstance(e, RangeIsTaken)),
             stop=stop_after_attempt(TRIES),
             wait=wait_random_exponential(multiplier=0.2, max=4),
             reraise=True,
         )
 
         def take() -> None:
-            if not locked():
-                raise _RangeIsTaken(
+            row = writer.execute(
+                "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [range_lock(self.table, self.number)]
+            ).fetchone()
+            if not (row and row[0]):
+                raise RangeIsTaken(
                     f"Batch range {self.number:02d} of {self.table.key} is being worked on by another process. "
                     "Wait for it, or end it, and run the partition again."
                 )
@@ -367,6 +471,7 @@ class _Run:
             changed_meanwhile=self.counters.changed_meanwhile,
             left_pending=left_pending,
             resumed=resumed,
+            seconds_held_back=self.held_back,
         )
 
     def record_failure(self, error: MigrationError) -> None:
@@ -379,84 +484,3 @@ class _Run:
         except (psycopg.Error, MigrationError):
             # The database is away: the range stays in_progress, and is resumed like one that was killed.
             return
-
-
-class _RangeIsTaken(RefusedError):
-    pass
-
-
-class _Reader:
-    """Reads and encrypts one batch ahead of the writer, in a thread and a connection of its own."""
-
-    def __init__(
-        self,
-        run: _Run,
-        connection: Connection,
-        definition: TableDefinition,
-        start: Key | None,
-        upper: Key | None,
-    ) -> None:
-        self._run = run
-        self._connection = connection
-        self._definition = definition
-        self._position = start
-        self._upper = upper
-        self._queue: queue.Queue[_Batch | BaseException | None] = queue.Queue(maxsize=1)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="backfill reader", daemon=True)
-
-    def __enter__(self) -> _Reader:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.get(timeout=0.05)
-            except queue.Empty:
-                continue
-        self._thread.join()
-
-    def __iter__(self) -> _Reader:
-        return self
-
-    def __next__(self) -> _Batch:
-        item = self._queue.get()
-        if item is None:
-            raise StopIteration
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def _work(self) -> None:
-        try:
-            while not self._stop.is_set():
-                rows = self._read()
-                if not rows:
-                    break
-                self._queue.put(self._encrypt(rows))
-            self._queue.put(None)
-        except BaseException as error:
-            # Whatever it is: the calling thread would wait for ever.
-            self._queue.put(error)
-
-    def _read(self) -> list[Row]:
-        condition, parameters = sql.within(self._definition, self._position, self._upper)
-        query = sql.select_pending(self._definition, condition)
-        rows = read_batch(self._connection, query, parameters, self._run.batch_size)
-        if rows:
-            self._position = key_of(self._definition, rows[-1])
-        return rows
-
-    def _encrypt(self, rows: list[Row]) -> _Batch:
-        width = len(self._definition.key)
-        columns = list(zip(*rows, strict=True))
-        arrays = [TextArray(column) for column in columns[: width + 1]]
-        present: list[list[bool]] = []
-        for column, values in zip(self._definition.plaintext_columns, columns[width + 1 :], strict=True):
-            arrays.append(TextArray(self._run.cipher.encrypt_many(values, column.context)))
-            if column.searchable:
-                arrays.append(TextArray(search_tokens_many(self._run.keys, values, column.context)))
-            present.append([value is not None for value in values])
-        return _Batch([key_of(self._definition, row) for row in rows], arrays, present)

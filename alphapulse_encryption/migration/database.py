@@ -121,6 +121,10 @@ class _ServerCursor(psycopg.ServerCursor[tuple[Any, ...]]):
         return super().execute(query, params, **options)
 
 
+class DatabaseUnreachable(ConfigurationError):
+    """Nobody answers at the address, or not to us; a server that is being restarted does not answer either."""
+
+
 @dataclass(frozen=True)
 class Actor:
     """Who changes the database.
@@ -150,14 +154,14 @@ class Database:
         """Open a session with the settings above.
 
         Raises:
-            ConfigurationError: the database cannot be reached; the message has no DSN in it.
+            DatabaseUnreachable: the message has no DSN in it.
         """
         try:
             connection: psycopg.Connection[tuple[Any, ...]] = psycopg.connect(
                 self.conninfo, autocommit=True, application_name=self.application_name, connect_timeout=10
             )
         except psycopg.Error as error:
-            raise ConfigurationError(
+            raise DatabaseUnreachable(
                 f"The database cannot be reached ({_connection_problem(error)}). "
                 "Check ALPHAPULSE_DATABASE_URL, that the server runs, and that the role may log in."
             ) from None
@@ -225,7 +229,15 @@ def failure(doing: str, error: psycopg.Error) -> DatabaseFailure:
         lost = isinstance(error, psycopg.OperationalError)
         why = "the connection to the database was lost" if lost else f"{type(error).__name__} in the driver"
         return DatabaseFailure(f"Could not {doing}: {why}.", None)
-    parts = [f"{type(error).__name__}, SQLSTATE {state}"]
+    text = f"Could not {doing}: the database refused ({without_values(error)})."
+    if state in _VALUE_FREE and error.diag.message_primary:
+        text += f" It says: {error.diag.message_primary}."
+    return DatabaseFailure(text, state)
+
+
+def without_values(error: psycopg.Error) -> str:
+    """An error's kind, SQLSTATE and the objects it concerns."""
+    parts = [f"{type(error).__name__}, SQLSTATE {error.sqlstate}"]
     diagnostics = error.diag
     for label, value in (
         ("schema", diagnostics.schema_name),
@@ -235,10 +247,7 @@ def failure(doing: str, error: psycopg.Error) -> DatabaseFailure:
     ):
         if value:
             parts.append(f"{label} {value}")
-    text = f"Could not {doing}: the database refused ({', '.join(parts)})."
-    if state in _VALUE_FREE and diagnostics.message_primary:
-        text += f" It says: {diagnostics.message_primary}."
-    return DatabaseFailure(text, state)
+    return ", ".join(parts)
 
 
 # SQLSTATEs (PostgreSQL manual, appendix A) whose primary message names objects, roles or settings only.

@@ -27,10 +27,10 @@ def key_text(definition: TableDefinition, alias: LiteralString = "t") -> Compose
     return SQL(", ").join(SQL("{}::text").format(Identifier(alias, key.name)) for key in definition.key)
 
 
-def compare_key(definition: TableDefinition, operator: LiteralString) -> Composed:
+def compare_key(definition: TableDefinition, operator: LiteralString, alias: LiteralString = "t") -> Composed:
     """``(t.a, t.b) > (%s::bigint, %s::text)``: a comparison the primary key's index can serve."""
     return SQL("ROW({columns}) OPERATOR({schema}.{operator}) ROW({values})").format(
-        columns=key_list(definition),
+        columns=key_list(definition, alias),
         schema=Identifier(definition.key_operators),
         operator=SQL(operator),
         values=SQL(", ").join(SQL("%s::{}").format(SQL(_type(key.type))) for key in definition.key),
@@ -93,12 +93,27 @@ def select_pending(definition: TableDefinition, condition: Composed) -> Composed
     )
 
 
-def update_batch(definition: TableDefinition) -> Composed:
+def select_pending_key(definition: TableDefinition, condition: Composed) -> Composed:
+    """The key of the first pending row, whose values may be unreadable."""
+    return SQL("SELECT {key} FROM {table} t WHERE {condition} AND {pending} ORDER BY {order} LIMIT 1").format(
+        key=key_text(definition),
+        table=definition.identifier,
+        condition=condition,
+        pending=row_pending(definition),
+        order=key_list(definition),
+    )
+
+
+def update_batch(definition: TableDefinition, *, skip_locked: bool = False) -> Composed:
     """One UPDATE per row for all its columns, of rows nobody has changed since they were read.
 
     Parameters: one ``text[]`` per key column, one of xmin, per column one of ciphertexts and, where it is
     searchable, one of tokens, then the batch's first and last key. These bounds keep any plan within the
     batch; ``xmin`` is the compare-and-swap: another transaction's write gives the row another one.
+
+    Args:
+        definition: the table.
+        skip_locked: leave rows alone that another transaction holds; takes the two keys twice.
     """
     arrays: list[Composable] = []
     names: list[Composable] = []
@@ -121,7 +136,7 @@ def update_batch(definition: TableDefinition) -> Composed:
             )
     return SQL(
         "UPDATE {table} t SET {assignments} FROM unnest({arrays}) AS d ({names}) "
-        "WHERE {first} AND {last} AND {keys} AND t.xmin = d.x"
+        "WHERE {first} AND {last} AND {keys} AND t.xmin = d.x {free}"
     ).format(
         table=definition.identifier,
         assignments=SQL(", ").join(assignments),
@@ -130,6 +145,19 @@ def update_batch(definition: TableDefinition) -> Composed:
         first=compare_key(definition, ">="),
         last=compare_key(definition, "<="),
         keys=same_key(definition),
+        free=_not_locked(definition) if skip_locked else SQL(""),
+    )
+
+
+def _not_locked(definition: TableDefinition) -> Composed:
+    return SQL(
+        "AND ({key}) IN (SELECT {other_key} FROM {table} o WHERE {first} AND {last} FOR NO KEY UPDATE SKIP LOCKED)"
+    ).format(
+        key=key_list(definition),
+        other_key=key_list(definition, "o"),
+        table=definition.identifier,
+        first=compare_key(definition, ">=", "o"),
+        last=compare_key(definition, "<=", "o"),
     )
 
 

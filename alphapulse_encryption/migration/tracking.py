@@ -57,6 +57,7 @@ CREATE TABLE IF NOT EXISTS public.encryption_ranges (
     started_at timestamptz,
     updated_at timestamptz,
     completed_at timestamptz,
+    waiting_for text,
     error_message text,
     PRIMARY KEY (table_name, batch_range));
 CREATE TABLE IF NOT EXISTS public.encryption_verifications (
@@ -109,6 +110,19 @@ CREATE TABLE IF NOT EXISTS public.encryption_definitions (
     saved_at timestamptz NOT NULL DEFAULT now(),
     definition jsonb NOT NULL,
     restored_at timestamptz);
+CREATE TABLE IF NOT EXISTS public.encryption_settings (
+    name text PRIMARY KEY,
+    value jsonb NOT NULL,
+    changed_at timestamptz NOT NULL DEFAULT now(),
+    changed_by text NOT NULL DEFAULT session_user);
+CREATE TABLE IF NOT EXISTS public.encryption_quarantine (
+    table_name text NOT NULL,
+    batch_range int NOT NULL,
+    key text[] NOT NULL,
+    reason text NOT NULL,
+    since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    run_id text,
+    PRIMARY KEY (table_name, key));
 CREATE TABLE IF NOT EXISTS public.encryption_audit_log (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -147,6 +161,8 @@ BOOKKEEPING_TABLES = (
     "encryption_backups",
     "encryption_approvals",
     "encryption_definitions",
+    "encryption_settings",
+    "encryption_quarantine",
     "encryption_audit_log",
 )
 
@@ -364,7 +380,7 @@ def _batch_range(row: tuple[Any, ...]) -> BatchRange:
 def begin_range(connection: Connection, table: Table, number: int) -> None:
     """A range begins: it and the table's columns are ``in_progress``."""
     connection.execute(
-        "UPDATE public.encryption_ranges SET status = 'in_progress', error_message = NULL, "
+        "UPDATE public.encryption_ranges SET status = 'in_progress', error_message = NULL, waiting_for = NULL, "
         "started_at = coalesce(started_at, clock_timestamp()), updated_at = clock_timestamp(), "
         "completed_at = NULL WHERE table_name = %s AND batch_range = %s",
         [table.key, number],
@@ -397,6 +413,15 @@ def advance_range(
     )
 
 
+def range_waits(connection: Connection, table: Table, number: int, reason: str | None) -> None:
+    """A range holds back, or goes on where ``reason`` is None."""
+    connection.execute(
+        "UPDATE public.encryption_ranges SET waiting_for = %s, updated_at = clock_timestamp() "
+        "WHERE table_name = %s AND batch_range = %s",
+        [reason, table.key, number],
+    )
+
+
 def complete_range(connection: Connection, table: Table, number: int) -> None:
     """A range is done; with its last one the table's columns are ``completed``."""
     connection.execute(
@@ -418,7 +443,7 @@ def complete_range(connection: Connection, table: Table, number: int) -> None:
 def fail_range(connection: Connection, table: Table, number: int, message: str) -> None:
     """A range ended with an error; ``message`` has to be free of values."""
     connection.execute(
-        "UPDATE public.encryption_ranges SET status = 'failed', error_message = %s, "
+        "UPDATE public.encryption_ranges SET status = 'failed', error_message = %s, waiting_for = NULL, "
         "updated_at = clock_timestamp() WHERE table_name = %s AND batch_range = %s",
         [message, table.key, number],
     )

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from psycopg import sql as pg
 
-from alphapulse_encryption.errors import DatabaseFailure, RefusedError
+from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration import batches, database, sql
-from alphapulse_encryption.migration.backfill import Pace, Progress, RangeResult, backfill_range
+from alphapulse_encryption.migration.backfill import (
+    Pace,
+    Progress,
+    RangeResult,
+    RowsQuarantined,
+    backfill_range,
+)
 from alphapulse_encryption.migration.batches import BATCH_BYTES, plan_by_key, read_batch
-from alphapulse_encryption.migration.database import Database, TextArray
+from alphapulse_encryption.migration.database import SAFETY_SETTINGS, Database, TextArray
 from alphapulse_encryption.migration.definition import read_table
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS, OTHER_KEYS, run
 
@@ -240,7 +249,7 @@ def test_wrong_key_is_refused_before_anything_is_written(database_url: str) -> N
     assert run(database_url, "SELECT xmin::text, * FROM encryption_ranges") == bookkeeping
 
 
-def test_a_refusal_of_the_server_is_recorded_without_a_value(database_url: str) -> None:
+def test_a_row_the_server_refuses_is_set_aside_and_the_others_go_on(database_url: str) -> None:
     make(database_url, 30)
     run(
         database_url,
@@ -249,26 +258,70 @@ def test_a_refusal_of_the_server_is_recorded_without_a_value(database_url: str) 
     )
     run(
         database_url,
-        "CREATE TRIGGER refuse BEFORE UPDATE ON notes FOR EACH ROW WHEN (OLD.id = 25) EXECUTE FUNCTION refuse()",
+        "CREATE TRIGGER refuse BEFORE UPDATE ON notes FOR EACH ROW WHEN (OLD.id IN (7, 25)) "
+        "EXECUTE FUNCTION refuse()",
     )
-    with pytest.raises(DatabaseFailure, match=r"backfill range 00 of notes.*P0001") as caught:
+    with pytest.raises(RowsQuarantined, match=r"range 00 .*: 2; .*key \(7\): .*P0001.*key \(25\)") as caught:
         support.backfill(database_url, ENTRY, batch_size=10)
+    assert encrypted_rows(database_url) == 28
+    assert run(database_url, "SELECT key FROM encryption_quarantine ORDER BY key") == [(["25"],), (["7"],)]
+    assert run(database_url, "SELECT DISTINCT status FROM encryption_migrations") == [("failed",)]
     told = [
-        support.value(database_url, "SELECT error_message FROM encryption_ranges WHERE status = 'failed'"),
-        *[m for (m,) in run(database_url, "SELECT error_message FROM encryption_migrations")],
+        str(caught.value),
+        *[str(row) for row in run(database_url, "SELECT * FROM encryption_ranges")],
+        *[str(row) for row in run(database_url, "SELECT * FROM encryption_migrations")],
+        *[str(row) for row in run(database_url, "SELECT * FROM encryption_quarantine")],
     ]
-    assert told == [str(caught.value)] * 3
-    assert CANARY not in str(caught.value)
-    assert "m25" not in str(caught.value)
-    # What was committed stays, and the next run goes on behind it.
-    assert encrypted_rows(database_url) == 20
+    assert not [text for text in told if CANARY in text or "m25" in text]
     run(database_url, "DROP TRIGGER refuse ON notes")
-    result = support.backfill(database_url, ENTRY, batch_size=10)
-    assert (result.rows, result.resumed) == (10, True)
+    assert support.backfill(database_url, ENTRY, batch_size=10).rows == 2
     support.assert_encrypted(database_url, ENTRY)
+    assert run(database_url, "SELECT * FROM encryption_quarantine") == []
     assert run(database_url, "SELECT DISTINCT status, error_message FROM encryption_migrations") == [
         ("completed", None)
     ]
+
+
+def test_a_value_that_cannot_be_read_is_set_aside(postgres: EmbeddedPostgres) -> None:
+    """In a database without an encoding a text may be no text at all."""
+    with fresh(postgres, "SQL_ASCII") as url:
+        make(url, 30)
+        run(url, "UPDATE notes SET mail = convert_from('\\xff', 'SQL_ASCII') WHERE id = 13")
+        with pytest.raises(RowsQuarantined, match=r"key \(13\): its values cannot be read"):
+            support.backfill(url, ENTRY, batch_size=8)
+        assert encrypted_rows(url) == 29
+        run(url, "UPDATE notes SET mail = 'readable' WHERE id = 13")
+        assert support.backfill(url, ENTRY).rows == 1
+        assert encrypted_rows(url) == 30
+
+
+@contextlib.contextmanager
+def fresh(postgres: EmbeddedPostgres, encoding: str) -> Iterator[str]:
+    name = f"test_{encoding.lower()}"
+    run(
+        postgres.url("postgres"),
+        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C'",
+    )
+    try:
+        yield postgres.url(name)
+    finally:
+        run(postgres.url("postgres"), f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_rows_that_are_held_for_long_are_left_for_later(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others do not wait for them."""
+    monkeypatch.setitem(SAFETY_SETTINGS, "lock_timeout", "100ms")
+    make(database_url, 30)
+    with support.application(database_url, autocommit=False) as application:
+        application.execute("SELECT FROM notes WHERE id IN (3, 17) FOR UPDATE")
+        result = support.backfill(database_url, ENTRY, batch_size=10)
+        assert (result.rows, result.left_pending) == (28, 2)
+        assert encrypted_rows(database_url) == 28
+        application.rollback()
+    assert support.backfill(database_url, ENTRY).rows == 2
+    support.assert_encrypted(database_url, ENTRY)
 
 
 def test_two_processes_on_one_range(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -496,5 +496,8 @@ def test_plaintext_that_a_trigger_of_the_application_changes_during_the_backfill
     support.add_columns(database_url, entry)
     support.backfill_all(database_url, entry)
     support.backfill_all(database_url, entry)
-    assert run(database_url, "SELECT mail FROM people ORDER BY id") == [("old@example.org",), ("new@example.org",)]
+    assert run(database_url, "SELECT mail FROM people ORDER BY id") == [
+        ("old@example.org",),
+        ("new@example.org",),
+    ]
     assert support.assert_encrypted(database_url, entry) == 2

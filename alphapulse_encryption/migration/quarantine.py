@@ -1,0 +1,75 @@
+"""Rows that could not be encrypted: set aside by key and reason, never by value, so that all others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.migration.batches import Key
+
+Connection = psycopg.Connection[Any]
+
+# So many are named in a message; all of them are in the table.
+NAMED = 10
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row that could not be encrypted.
+
+    Args:
+        key: its primary key, in text form.
+        reason: what the server or the cipher said, without values.
+        since: when it was set aside.
+    """
+
+    key: Key
+    reason: str
+    since: datetime
+
+    def __str__(self) -> str:
+        return f"key ({', '.join(self.key)}): {self.reason}"
+
+
+def quarantine(
+    connection: Connection, table: Table, number: int, key: Key, reason: str, run_id: str | None
+) -> None:
+    """Set a row aside."""
+    connection.execute(
+        "INSERT INTO public.encryption_quarantine (table_name, batch_range, key, reason, run_id) "
+        "VALUES (%s, %s, %s, %s, %s) ON CONFLICT (table_name, key) DO UPDATE "
+        "SET batch_range = excluded.batch_range, reason = excluded.reason, since = excluded.since, "
+        "run_id = excluded.run_id",
+        [table.key, number, list(key), reason, run_id],
+    )
+
+
+def release(connection: Connection, table: Table, number: int) -> None:
+    """Forget what was set aside of a range: it is tried again from now on."""
+    connection.execute(
+        "DELETE FROM public.encryption_quarantine WHERE table_name = %s AND batch_range = %s",
+        [table.key, number],
+    )
+
+
+def read_quarantine(
+    connection: Connection, table: Table, number: int | None = None
+) -> tuple[Quarantined, ...]:
+    """What is set aside of a table, or of one of its ranges."""
+    rows = connection.execute(
+        "SELECT key, reason, since FROM public.encryption_quarantine "
+        "WHERE table_name = %s AND (%s::int IS NULL OR batch_range = %s::int) ORDER BY since, key",
+        [table.key, number, number],
+    ).fetchall()
+    return tuple(Quarantined(tuple(key), reason, since) for key, reason, since in rows)
+
+
+def named(rows: Sequence[Quarantined]) -> str:
+    """The first of them, for a message."""
+    text = "; ".join(str(row) for row in rows[:NAMED])
+    return f"{text}; and {len(rows) - NAMED} more" if len(rows) > NAMED else text

@@ -1,0 +1,291 @@
+"""When to hold back: indicators of the server's health, each with a reason, and the wait until all are well again.
+
+A look costs a few small queries, so it is taken once a second and not before each batch. Indicators know the server
+only through a connection of their own; ``sleep`` and ``clock`` are arguments, so that pacing is tested without
+waiting.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import psycopg
+
+from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.limits import Limits, read_limits
+
+Connection = psycopg.Connection[Any]
+
+SECONDS_BETWEEN_LOOKS = 1.0
+_MEBIBYTE = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Nothing to hold back for."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Hold back.
+
+    Args:
+        reason: what for, in words for the operator.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class NotAvailable:
+    """This server, or this role, does not tell.
+
+    Args:
+        reason: why not.
+    """
+
+    reason: str
+
+
+Signal = Normal | Stop | NotAvailable
+
+
+class Indicator(Protocol):
+    """Looks at one sign of distress."""
+
+    def look(self, connection: Connection, limits: Limits) -> Signal:
+        """What it says now."""
+
+
+class PauseSwitch:
+    """An operator asked for a pause."""
+
+    def look(self, connection: Connection, limits: Limits) -> Signal:
+        """Stop while the switch is on."""
+        return Stop("paused by an operator (setting paused)") if limits.paused else Normal()
+
+
+class ReplicationLag:
+    """A replica that is behind would be further behind, and serve older data."""
+
+    def look(self, connection: Connection, limits: Limits) -> Signal:
+        """Stop while the slowest replica replays later than the limit."""
+        if not limits.max_replication_lag_seconds:
+            return Normal()
+        row = connection.execute(
+            "SELECT application_name, extract(epoch FROM replay_lag)::float8 FROM pg_stat_replication "
+            "WHERE replay_lag IS NOT NULL ORDER BY replay_lag DESC LIMIT 1"
+        ).fetchone()
+        if row is None or row[1] <= limits.max_replication_lag_seconds:
+            return Normal()
+        return Stop(
+            f"replica {row[0]} is {row[1]:.0f} s behind (limit {limits.max_replication_lag_seconds:g} s)"
+        )
+
+
+@dataclass
+class BlockedSessions:
+    """The application waits for a lock of ours.
+
+    Args:
+        ours: process numbers of our sessions.
+    """
+
+    ours: Callable[[], Sequence[int]]
+
+    def look(self, connection: Connection, limits: Limits) -> Signal:
+        """Stop while more sessions wait for us than the limit says."""
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+            "AND NOT pid = ANY (%(ours)s) AND pg_blocking_pids(pid) && %(ours)s",
+            {"ours": list(self.ours())},
+        ).fetchone()
+        waiting = row[0] if row is not None else 0
+        if waiting <= limits.max_blocked_sessions:
+            return Normal()
+        return Stop(f"{waiting} sessions wait for a lock of ours (limit {limits.max_blocked_sessions})")
+
+
+@dataclass
+class WalRate:
+    """Write-ahead log fills disks, archives and the line to the replicas.
+
+    Args:
+        clock: seconds.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    _last: tuple[float, int] | None = field(default=None, init=False)
+
+    def look(self, connection: Connection, limits: Limits) -> Signal:
+        """Stop while more was written since the last look than the limit says."""
+        row = connection.execute(
+            "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
+        ).fetchone()
+        now = (self.clock(), int(row[0]) if row is not None else 0)
+        last, self._last = self._last, now
+        if not limits.max_wal_mib_per_second or last is None or now[0] <= last[0]:
+            return Normal()
+        rate = (now[1] - last[1]) / _MEBIBYTE / (now[0] - last[0])
+        if rate <= limits.max_wal_mib_per_second:
+            return Normal()
+        return Stop(
+            f"the server writes {rate:.0f} MiB of WAL a second (limit {limits.max_wal_mib_per_second:g})"
+        )
+
+
+@dataclass
+class FreeDisk:
+    """A full disk stops the server.
+
+    Args:
+        free: bytes free in a directory.
+    """
+
+    free: Callable[[Path], int | None] = field(default_factory=lambda: free_bytes)
+
+    def look(self, connection: Connection, limits: Limits) -> Signal:
+        """Stop while less is free than the limit says."""
+        if not limits.min_free_disk_mib:
+            return Normal()
+        if not (connection.info.host or "").startswith("/"):
+            return NotAvailable("the server is on another machine")
+        try:
+            row = connection.execute("SELECT current_setting('data_directory')").fetchone()
+        except psycopg.errors.InsufficientPrivilege:
+            return NotAvailable("this role may not see where the server keeps its data")
+        free = self.free(Path(row[0])) if row is not None else None
+        if free is None:
+            return NotAvailable("the server's data directory cannot be seen from here")
+        if free >= limits.min_free_disk_mib * _MEBIBYTE:
+            return Normal()
+        return Stop(f"{free // _MEBIBYTE} MiB of disk are free (limit {limits.min_free_disk_mib})")
+
+
+def free_bytes(directory: Path) -> int | None:
+    """Bytes free where a directory is; None where that cannot be seen."""
+    try:
+        # The server's directory is closed to others; what holds it is on the same disk.
+        status = os.statvfs(directory if os.access(directory, os.R_OK) else directory.parent)
+    except OSError:
+        return None
+    return status.f_bavail * status.f_frsize
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one look has shown.
+
+    Args:
+        limits: the settings as they were then.
+        reason: why to hold back; None where nothing speaks against going on.
+    """
+
+    limits: Limits
+    reason: str | None
+
+
+@dataclass
+class Lookout:
+    """Asks every indicator, over a connection of its own that is opened again where it was lost.
+
+    Args:
+        database: the target.
+        looks_at: the indicators.
+    """
+
+    database: Database
+    looks_at: Sequence[Indicator]
+    _connection: Connection | None = field(default=None, init=False)
+
+    def __call__(self) -> Sight:
+        """One look."""
+        if self._connection is None or self._connection.closed:
+            self._connection = self.database.connect()
+        limits = read_limits(self._connection)
+        signals = [indicator.look(self._connection, limits) for indicator in self.looks_at]
+        return Sight(limits, next((s.reason for s in signals if isinstance(s, Stop)), None))
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+
+
+def indicators(ours: Callable[[], Sequence[int]]) -> tuple[Indicator, ...]:
+    """All of them, the cheapest and most deliberate first."""
+    return (PauseSwitch(), BlockedSessions(ours), ReplicationLag(), WalRate(), FreeDisk())
+
+
+@dataclass
+class Throttle:
+    """Holds a worker back while an indicator says so.
+
+    Looks are taken in a thread of their own, because a session that waits for a lock of ours waits while our
+    statement runs, not between two of them.
+
+    Args:
+        look: asks all indicators.
+        on_wait: told each new reason, and None when the wait is over.
+        sleep: waits for some seconds.
+        clock: seconds.
+    """
+
+    look: Callable[[], Sight]
+    on_wait: Callable[[str | None], None]
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+    sight: Sight = field(default_factory=lambda: Sight(Limits(), None), init=False)
+    waited: float = field(default=0.0, init=False)
+    pauses: int = field(default=0, init=False)
+    _ended: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def wait(self) -> Limits:
+        """Return when nothing speaks against the next batch, with the settings as they are then."""
+        reason = self.sight.reason
+        if reason is None:
+            return self.sight.limits
+        began = self.clock()
+        told = None
+        while reason is not None:
+            if reason != told:
+                self.on_wait(reason)
+                told = reason
+            self.sleep(SECONDS_BETWEEN_LOOKS / 4)
+            reason = self.sight.reason
+        self.waited += self.clock() - began
+        self.pauses += 1
+        self.on_wait(None)
+        return self.sight.limits
+
+    def take_look(self) -> None:
+        """Ask the indicators now; what cannot be asked holds nobody back."""
+        try:
+            self.sight = self.look()
+        except (psycopg.Error, MigrationError):
+            # The server is away or shuts down: the worker itself notices, and knows what to do.
+            self.sight = Sight(self.sight.limits, None)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Look again and again while the block runs; once before it begins."""
+        self.take_look()
+        thread = threading.Thread(target=self._look_on, name="throttle", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+
+    def _look_on(self) -> None:
+        while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
+            self.take_look()
