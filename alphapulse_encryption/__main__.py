@@ -13,6 +13,7 @@ from alphapulse_encryption.errors import MigrationError
 
 PROGRAM = "python -m alphapulse_encryption"
 LARGEST_BATCH_SIZE = 100_000
+MOST_WORKERS = 16
 
 _EPILOG = """\
 Several of the steps may be given at once; they run in the order above. Every run is seen in Dagster's UI (make ui).
@@ -67,6 +68,13 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print the age identity that opens backups; a secret, keep it like the master key",
     )
+    running = parser.add_argument_group("running backfills (at once, also of other processes)")
+    running.add_argument("--pause", action="store_true", help="have every backfill wait at its next batch")
+    running.add_argument("--resume", action="store_true", help="let them go on")
+    running.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting (see --settings)"
+    )
+    running.add_argument("--settings", action="store_true", help="show the settings")
     options = parser.add_argument_group("options")
     options.add_argument(
         "--table",
@@ -78,12 +86,26 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--batch-size", type=_batch_size, metavar="N", help="rows per batch (default: adapted to the server)"
     )
+    options.add_argument(
+        "--workers", type=_workers, metavar="N", help="batch ranges worked on at once (default: 1)"
+    )
     options.add_argument("--confirm", action="store_true", help="needed with --drop-unencrypted")
     approval = parser.add_argument_group("approval (with --approve-drop --table T)")
     approval.add_argument("--approver", metavar="NAME", help="your name, for the audit log")
     approval.add_argument("--reason", metavar="TEXT", help="why now, for the audit log")
     approval.add_argument("--confirmation", metavar="T", help="the table's name, typed once more")
     return parser
+
+
+def _workers(text: str) -> int:
+    if (
+        text.isascii()
+        and text.isdigit()
+        and len(text) <= len(str(MOST_WORKERS))
+        and 1 <= int(text) <= MOST_WORKERS
+    ):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST_WORKERS}")
 
 
 def _batch_size(text: str) -> int:
@@ -94,11 +116,23 @@ def _batch_size(text: str) -> int:
     raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {LARGEST_BATCH_SIZE}")
 
 
+def _goes_without_steps(parser: argparse.ArgumentParser, options: argparse.Namespace) -> bool:
+    alone = [name for name in WITHOUT_STEPS if getattr(options, name)]
+    if not alone:
+        return False
+    if any(getattr(options, name) for name in STEPS) or ("backup_identity" in alone and len(alone) > 1):
+        flags = ", ".join("--" + name.replace("_", "-") for name in alone)
+        parser.error(f"{flags}: to be given without a step")
+    if options.pause and options.resume:
+        parser.error("--pause or --resume, not both")
+    if any("=" not in text for text in options.set):
+        parser.error("--set takes NAME=VALUE, for example --set max_wal_mib_per_second=50")
+    return True
+
+
 def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse combinations that mean nothing; ends the process with status 2."""
-    if options.backup_identity:
-        if any(getattr(options, name) for name in STEPS):
-            parser.error("--backup-identity prints a secret and goes with no step")
+    if _goes_without_steps(parser, options):
         return
     if not any(getattr(options, name) for name in STEPS):
         parser.error("name at least one step, for example --add-columns (see --help)")
@@ -108,8 +142,9 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
         )
     if options.confirm and not options.drop_unencrypted:
         parser.error("--confirm goes with --drop-unencrypted")
-    if options.batch_size is not None and not options.migrate_data:
-        parser.error("--batch-size goes with --migrate-data")
+    for name, value in (("--batch-size", options.batch_size), ("--workers", options.workers)):
+        if value is not None and not options.migrate_data:
+            parser.error(f"{name} goes with --migrate-data")
     answers = {
         "--approver": options.approver,
         "--reason": options.reason,
@@ -127,6 +162,9 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
             f"{', '.join(name for name, value in answers.items() if value)}: only with --approve-drop"
         )
 
+
+# What is done at once, without a run of Dagster's.
+WITHOUT_STEPS = ("backup_identity", "pause", "resume", "set", "settings")
 
 STEPS = (
     "preflight",
@@ -155,6 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.backup_identity:
             return _print_backup_identity()
+        if any(getattr(options, name) for name in WITHOUT_STEPS):
+            return _change_settings(options)
         catalogue = load_catalogue(settings.catalogue_path())
         tables = tuple(dict.fromkeys(options.table)) or catalogue.keys
         for name in tables:
@@ -174,6 +214,20 @@ def _print_backup_identity() -> int:
     from alphapulse_encryption.resources.environment import key_environment
 
     print(backup_identity(load_key_ring(key_environment())))
+    return 0
+
+
+def _change_settings(options: argparse.Namespace) -> int:
+    from alphapulse_encryption.migration.database import Actor
+    from alphapulse_encryption.migration.limits import Limits, change_limits
+    from alphapulse_encryption.resources.environment import target_database
+
+    changes = dict(text.partition("=")[::2] for text in options.set)
+    if options.pause or options.resume:
+        changes["paused"] = "true" if options.pause else "false"
+    limits = change_limits(target_database(), changes, Actor("command line"))
+    for name, field in Limits.model_fields.items():
+        print(f"{name} = {getattr(limits, name)}    # {field.description}")
     return 0
 
 
@@ -201,7 +255,16 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
 
     with ExitStack() as stack:
         steps = Steps(
-            stack.enter_context(launcher(ranges)), database, catalogue, keys, tables, options.batch_size
+            stack.enter_context(launcher(ranges)),
+            database,
+            catalogue,
+            keys,
+            tables,
+            backfill={
+                name: value
+                for name, value in (("batch_size", options.batch_size), ("workers", options.workers))
+                if value is not None
+            },
         )
         for name in STEPS:
             if not getattr(options, name):

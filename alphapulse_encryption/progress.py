@@ -75,6 +75,13 @@ def verified(tables: Sequence[Table]) -> Callable[[Connection], Count]:
     return begin
 
 
+def _reason(connection: Connection) -> str | None:
+    row = connection.execute(
+        "SELECT string_agg(DISTINCT waiting_for, '; ') FROM public.encryption_ranges WHERE waiting_for IS NOT NULL"
+    ).fetchone()
+    return row[0] if row is not None else None
+
+
 def _estimate(connection: Connection, tables: Sequence[Table]) -> int:
     return _number(connection, _ESTIMATE, [[t.schema_name for t in tables], [t.name for t in tables]])
 
@@ -137,7 +144,8 @@ def _watch(
             while True:
                 ended = done.wait(_SECONDS_BETWEEN_LOOKS)
                 rows, total = count(connection)
-                bar.update(task, completed=rows, total=max(total, rows) or None)
+                label = f"{what}, holding back: {reason}" if (reason := _reason(connection)) else what
+                bar.update(task, description=label, completed=rows, total=max(total, rows) or None)
                 if ended:
                     return
     except MigrationError:

@@ -31,7 +31,7 @@ class Steps:
         catalogue: what is sensitive.
         keys: the key ring.
         tables: keys of the tables to work on.
-        batch_size: rows per batch of the backfill; None adapts it.
+        backfill: configuration of the backfill; what is not in it follows the settings in the database.
         show: prints a line.
     """
 
@@ -40,7 +40,7 @@ class Steps:
     catalogue: Catalogue
     keys: KeyRing
     tables: tuple[str, ...]
-    batch_size: int | None = None
+    backfill: Mapping[str, object] = field(default_factory=dict)
     show: Callable[[str], None] = print
     changed: bool = field(default=False, init=False)
     seconds: dict[str, float] = field(default_factory=dict, init=False)
@@ -82,10 +82,9 @@ class Steps:
 
     def migrate_data(self) -> bool:
         """Step 3: the backfill, then the indexes."""
-        config = {"batch_size": self.batch_size} if self.batch_size is not None else None
         self.show("Migrating data...")
         with progress_bar("encrypting", self.database, backfilled(self._entries)):
-            outcome = self._stage(stages.MIGRATE_DATA, config=config)
+            outcome = self._stage(stages.MIGRATE_DATA, config=self.backfill)
         rows: dict[str, int] = {}
         seconds: dict[str, float] = {}
         for part, count in outcome.collected("rows_encrypted"):

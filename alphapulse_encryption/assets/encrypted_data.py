@@ -1,14 +1,24 @@
 """Step 3, ``--migrate-data``: encrypt what is pending, per table and batch range."""
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import dagster as dg
+from dagster._core.definitions.metadata import RawMetadataValue
 from pydantic import Field
 
 from alphapulse_encryption.assets.groups import MIGRATE, TARGET_POOL
 from alphapulse_encryption.errors import MigrationError
-from alphapulse_encryption.migration.backfill import LARGEST_BATCH, Pace, Progress, backfill_range
+from alphapulse_encryption.migration.backfill import (
+    LARGEST_BATCH,
+    Pace,
+    Progress,
+    RangeResult,
+    Stopped,
+    backfill_range,
+)
 from alphapulse_encryption.resources.border import actor, counted, materialized, safely
 from alphapulse_encryption.resources.partitions import Partitions, TablePart, over_ranges, parts_by_table
 from alphapulse_encryption.resources.target import Target
@@ -24,11 +34,15 @@ class BackfillConfig(dg.Config):
         default=None,
         ge=1,
         le=LARGEST_BATCH * 10,
-        description="Rows per batch. Unset: adapted to the duration below.",
+        description="Rows per batch. Unset: as the settings in the database say, which adapt it.",
     )
-    target_seconds: float = Field(
-        default=0.25, gt=0, le=60, description="How long one batch's transaction is to take, in seconds."
+    target_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        le=60,
+        description="How long one batch's transaction is to take, in seconds. Unset: as the settings say.",
     )
+    workers: int = Field(default=1, ge=1, le=16, description="How many batch ranges are worked on at once.")
 
 
 def build(partitions: Partitions) -> dg.AssetsDefinition:
@@ -50,60 +64,91 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
     def asset(context: dg.AssetExecutionContext, config: BackfillConfig, target: Target) -> None:
         with safely():
             failed: list[str] = []
-            for part in parts_by_table(context.partition_keys):
-                try:
-                    _backfill(context, config, target, part)
-                except MigrationError as error:
+            parts = parts_by_table(context.partition_keys)
+            for part, outcome in _backfilled(context, config, target, parts):
+                if isinstance(outcome, MigrationError):
                     # The other ranges do not depend on this one.
-                    context.log.error(f"{part.partition}: {error.args[0]}")
-                    failed.append(f"{part.partition}: {error.args[0]}")
+                    context.log.error(f"{part.partition}: {outcome.args[0]}")
+                    failed.append(f"{part.partition}: {outcome.args[0]}")
+                else:
+                    materialized(context, part.partition, _metadata(outcome))
             if failed:
                 raise MigrationError(
-                    f"{len(failed)} of {len(context.partition_keys)} batch ranges failed:\n"
+                    f"{len(failed)} of {len(parts)} batch ranges failed:\n"
                     + "\n".join(f"- {line}" for line in failed)
                 )
 
     return asset
 
 
-def _backfill(
-    context: dg.AssetExecutionContext, config: BackfillConfig, target: Target, part: TablePart
-) -> None:
-    result = backfill_range(
-        target.database,
-        target.catalogue.table(part.table),
-        part.batch_range,
-        target.cipher,
-        target.key_ring,
-        actor(context),
-        pace=Pace(config.batch_size, config.target_seconds),
-        on_progress=_observer(context, part),
-    )
-    materialized(
-        context,
-        part.partition,
-        {
-            "outcome": f"{counted(result.rows, 'row')} encrypted" if result.changed else "nothing to do",
-            "rows_encrypted": result.rows,
-            "values": result.values,
-            "batches": result.batches,
-            "changed_meanwhile": result.changed_meanwhile,
-            "left_pending": result.left_pending,
-            "resumed": result.resumed,
-            "seconds": round(result.seconds, 3),
-            "rows_per_second": round(result.rows / result.seconds) if result.seconds else 0,
-        },
-    )
+def _backfilled(
+    context: dg.AssetExecutionContext, config: BackfillConfig, target: Target, parts: Sequence[TablePart]
+) -> Iterator[tuple[TablePart, RangeResult | MigrationError]]:
+    """Each part with its result, in the order in which they end."""
+    database, catalogue, cipher, keys = target.database, target.catalogue, target.cipher, target.key_ring
+    stopped = threading.Event()
+
+    def work(part: TablePart) -> RangeResult | MigrationError:
+        observe = _observer(context, part)
+
+        def on_progress(progress: Progress) -> None:
+            observe(progress)
+            if stopped.is_set():
+                raise Stopped("Stopped; what is done stays done. Run the partition again to go on.")
+
+        try:
+            return backfill_range(
+                database,
+                catalogue.table(part.table),
+                part.batch_range,
+                cipher,
+                keys,
+                actor(context),
+                pace=Pace(config.batch_size, config.target_seconds),
+                on_progress=on_progress,
+            )
+        except MigrationError as error:
+            return error
+
+    with ThreadPoolExecutor(config.workers, thread_name_prefix="backfill") as pool:
+        running = {pool.submit(work, part): part for part in parts}
+        try:
+            for future in as_completed(running):
+                yield running[future], future.result()
+        finally:
+            # Interrupted: nothing new begins, and what runs ends after its batch.
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _metadata(result: RangeResult) -> dict[str, RawMetadataValue]:
+    return {
+        "outcome": f"{counted(result.rows, 'row')} encrypted" if result.changed else "nothing to do",
+        "rows_encrypted": result.rows,
+        "values": result.values,
+        "batches": result.batches,
+        "changed_meanwhile": result.changed_meanwhile,
+        "left_pending": result.left_pending,
+        "resumed": result.resumed,
+        "seconds": round(result.seconds, 3),
+        "seconds_held_back": round(result.seconds_held_back, 3),
+        "rows_per_second": round(result.rows / result.seconds) if result.seconds else 0,
+    }
 
 
 def _observer(context: dg.AssetExecutionContext, part: TablePart) -> Callable[[Progress], None]:
     last = time.monotonic()
+    waiting_for: str | None = None
 
     def observe(progress: Progress) -> None:
-        nonlocal last
-        if time.monotonic() - last < SECONDS_BETWEEN_OBSERVATIONS:
+        nonlocal last, waiting_for
+        news = progress.waiting_for != waiting_for
+        if not news and time.monotonic() - last < SECONDS_BETWEEN_OBSERVATIONS:
             return
         last = time.monotonic()
+        waiting_for = progress.waiting_for
+        if waiting_for is not None:
+            context.log.warning(f"{part.partition} holds back: {waiting_for}")
         context.log_event(
             dg.AssetObservation(
                 asset_key=context.asset_key,
@@ -113,6 +158,7 @@ def _observer(context: dg.AssetExecutionContext, part: TablePart) -> Callable[[P
                     "values": progress.values,
                     "rows_per_second": round(progress.rows / progress.seconds) if progress.seconds else 0,
                     "batch_size": progress.batch_size,
+                    "holds_back_because": progress.waiting_for or "it does not",
                 },
             )
         )

@@ -7,7 +7,14 @@ switch, approval, drop and their undoing. Does not belong here: how any of it is
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from alphapulse_encryption.jobs import approve_drop, drop_unencrypted, restore_plaintext, stages, switch
+from alphapulse_encryption.jobs import (
+    approve_drop,
+    drop_unencrypted,
+    restore_plaintext,
+    settings,
+    stages,
+    switch,
+)
 
 
 def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
@@ -18,4 +25,5 @@ def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
         approve_drop.build(),
         drop_unencrypted.build(),
         restore_plaintext.build(),
+        settings.build(),
     ]

@@ -27,6 +27,7 @@ from alphapulse_encryption.migration.database import (
     Actor,
     Database,
     DatabaseUnreachable,
+    connection_was_lost,
     failure,
     mark_as_engine,
     without_values,
@@ -55,17 +56,6 @@ RETRYABLE = frozenset(
 )
 # … after which it is tried without the rows that somebody else holds.
 LOCKED = "55P03"  # lock_not_available
-# … and after which a new connection is needed first.
-CONNECTION_LOST = frozenset(
-    {
-        "57P01",  # admin_shutdown
-        "57P02",  # crash_shutdown
-        "57P03",  # cannot_connect_now
-        "08000",  # connection_exception
-        "08003",  # connection_does_not_exist
-        "08006",  # connection_failure
-    }
-)
 # Classes that speak of a row: the rest of the batch may well go through.
 ABOUT_A_ROW = frozenset(
     {
@@ -149,6 +139,10 @@ class RowsQuarantined(MigrationError):
     """Some rows of a range could not be encrypted; all others are."""
 
 
+class Stopped(MigrationError):
+    """The caller wants no more batches; raised by it from ``on_progress``. The range stays as it is."""
+
+
 class RangeIsTaken(RefusedError):
     """Another process works on the range."""
 
@@ -187,7 +181,8 @@ def backfill_range(
         keys: for search tokens, and to be held against the key this database was begun with.
         actor: who does it.
         pace: size of batches.
-        on_progress: called after each batch and when it begins and ends to hold back, from the calling thread.
+        on_progress: called after each batch, and again and again while it holds back, from the calling thread; may
+            raise :class:`Stopped`.
 
     Raises:
         RefusedError: wrong key; columns not added; another process works on this range.
@@ -213,13 +208,6 @@ def backfill_range(
         raise
 
 
-def _connection_was_lost(error: BaseException) -> bool:
-    return isinstance(error, psycopg.Error) and (
-        error.sqlstate in CONNECTION_LOST
-        or (error.sqlstate is None and isinstance(error, psycopg.OperationalError))
-    )
-
-
 @dataclass
 class _Run:
     database: Database
@@ -241,7 +229,7 @@ class _Run:
         """Whether a new connection may help: a server that was there and is being restarted."""
         if isinstance(error, DatabaseUnreachable):
             return self.connected
-        return _connection_was_lost(error)
+        return connection_was_lost(error)
 
     def attempt(self) -> RangeResult:
         self.batch_size = self.pace.batch_size or self.batch_size
@@ -346,11 +334,15 @@ class _Run:
         self.held_back += throttle.waited
 
     def _wait_for(self, writer: Connection) -> Callable[[str | None], None]:
+        told: str | None = None
+
         def wait(reason: str | None) -> None:
-            tracking.range_waits(writer, self.table, self.number, reason)
-            if reason is not None:
+            nonlocal told
+            if reason != told:
+                tracking.range_waits(writer, self.table, self.number, reason)
                 # What somebody waits for is a batch of ours: the next one is shorter.
                 self.batch_size = self.pace.batch_size or max(SMALLEST_BATCH, self.batch_size // 2)
+            told = reason
             self._report(reason)
 
         return wait
@@ -476,7 +468,7 @@ class _Run:
 
     def record_failure(self, error: MigrationError) -> None:
         """Mark the range as failed where it had begun; the error itself is what the caller shows."""
-        if not self.begun:
+        if not self.begun or isinstance(error, Stopped):
             return
         try:
             with self.database.connect() as connection, connection.transaction():

@@ -235,6 +235,27 @@ def failure(doing: str, error: psycopg.Error) -> DatabaseFailure:
     return DatabaseFailure(text, state)
 
 
+# SQLSTATEs (PostgreSQL manual, appendix A) after which a new connection is needed.
+_CONNECTION_LOST = frozenset(
+    {
+        "57P01",  # admin_shutdown
+        "57P02",  # crash_shutdown
+        "57P03",  # cannot_connect_now
+        "08000",  # connection_exception
+        "08003",  # connection_does_not_exist
+        "08006",  # connection_failure
+    }
+)
+
+
+def connection_was_lost(error: BaseException) -> bool:
+    """Whether the error is about the connection and not about what was asked."""
+    return isinstance(error, psycopg.Error) and (
+        error.sqlstate in _CONNECTION_LOST
+        or (error.sqlstate is None and isinstance(error, psycopg.OperationalError))
+    )
+
+
 def without_values(error: psycopg.Error) -> str:
     """An error's kind, SQLSTATE and the objects it concerns."""
     parts = [f"{type(error).__name__}, SQLSTATE {error.sqlstate}"]

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 import psycopg
 
-from alphapulse_encryption.errors import MigrationError
-from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration.database import Database, DatabaseUnreachable, connection_was_lost
 from alphapulse_encryption.migration.limits import Limits, read_limits
 
 Connection = psycopg.Connection[Any]
@@ -105,7 +105,7 @@ class BlockedSessions:
         """Stop while more sessions wait for us than the limit says."""
         row = connection.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
-            "AND NOT pid = ANY (%(ours)s) AND pg_blocking_pids(pid) && %(ours)s",
+            "AND NOT pid = ANY (%(ours)s::int[]) AND pg_blocking_pids(pid) && %(ours)s::int[]",
             {"ours": list(self.ours())},
         ).fetchone()
         waiting = row[0] if row is not None else 0
@@ -234,7 +234,7 @@ class Throttle:
 
     Args:
         look: asks all indicators.
-        on_wait: told each new reason, and None when the wait is over.
+        on_wait: told the reason again and again, and None when the wait is over; ends the wait by raising.
         sleep: waits for some seconds.
         clock: seconds.
     """
@@ -246,20 +246,24 @@ class Throttle:
     sight: Sight = field(default_factory=lambda: Sight(Limits(), None), init=False)
     waited: float = field(default=0.0, init=False)
     pauses: int = field(default=0, init=False)
+    _error: psycopg.Error | None = field(default=None, init=False)
     _ended: threading.Event = field(default_factory=threading.Event, init=False)
 
     def wait(self) -> Limits:
-        """Return when nothing speaks against the next batch, with the settings as they are then."""
+        """Return when nothing speaks against the next batch, with the settings as they are then.
+
+        Raises:
+            psycopg.Error: an indicator could not be asked.
+        """
+        if self._error is not None:
+            raise self._error
         reason = self.sight.reason
         if reason is None:
             return self.sight.limits
         began = self.clock()
-        told = None
         while reason is not None:
-            if reason != told:
-                self.on_wait(reason)
-                told = reason
-            self.sleep(SECONDS_BETWEEN_LOOKS / 4)
+            self.on_wait(reason)
+            self.sleep(SECONDS_BETWEEN_LOOKS / 2)
             reason = self.sight.reason
         self.waited += self.clock() - began
         self.pauses += 1
@@ -267,12 +271,17 @@ class Throttle:
         return self.sight.limits
 
     def take_look(self) -> None:
-        """Ask the indicators now; what cannot be asked holds nobody back."""
+        """Ask the indicators now."""
         try:
             self.sight = self.look()
-        except (psycopg.Error, MigrationError):
-            # The server is away or shuts down: the worker itself notices, and knows what to do.
-            self.sight = Sight(self.sight.limits, None)
+        except ConfigurationError as error:
+            # A setting that means nothing was meant to mean something: until it is put right, nobody goes on. That
+            # the server is away is not for us to say: the worker itself notices, and knows what to do.
+            reason = None if isinstance(error, DatabaseUnreachable) else str(error.args[0])
+            self.sight = Sight(self.sight.limits, reason)
+        except psycopg.Error as error:
+            if not connection_was_lost(error):
+                self._error = error
 
     @contextmanager
     def looking(self) -> Iterator[None]:

@@ -1,0 +1,221 @@
+"""Holding back: each sign of distress, the settings an operator changes, and that a running backfill listens."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration import backfill, throttle
+from alphapulse_encryption.migration.backfill import Pace, Progress
+from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.limits import Limits, change_limits, read_limits
+from alphapulse_encryption.migration.throttle import Normal, NotAvailable, Sight, Stop, Throttle
+from alphapulse_encryption_tests.migration import support
+from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS, run
+
+ENTRY = support.table("notes", "body")
+
+
+def make(url: str, rows: int = 300) -> None:
+    run(url, "CREATE TABLE notes (id int PRIMARY KEY, body text)")
+    run(url, f"INSERT INTO notes SELECT i, 'text ' || i FROM generate_series(1, {rows}) AS i")
+    support.add_columns(url, ENTRY)
+
+
+def look(url: str, indicator: throttle.Indicator, limits: Limits) -> throttle.Signal:
+    with Database(url).connect() as connection:
+        return indicator.look(connection, limits)
+
+
+def test_settings_are_validated_and_audited(database_url: str) -> None:
+    database = Database(database_url)
+    assert change_limits(database, {}, ACTOR) == Limits()
+    changed = change_limits(database, {"paused": "true", "batch_size": "250"}, ACTOR)
+    assert (changed.paused, changed.batch_size) == (True, 250)
+    stored = run(database_url, "SELECT name, value FROM encryption_settings ORDER BY name")
+    assert stored == [("batch_size", 250), ("paused", True)]
+    for changes, message in (
+        ({"pause": "true"}, "no setting pause; there are paused"),
+        ({"batch_size": "-1"}, "setting batch_size"),
+        ({"batch_size": "many"}, "setting batch_size"),
+        ({"target_seconds": "0"}, "setting target_seconds"),
+        ({"max_replication_lag_seconds": "nan"}, "setting max_replication_lag_seconds"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            change_limits(database, {**changes, "min_free_disk_mib": "5"}, ACTOR)
+    assert run(database_url, "SELECT name, value FROM encryption_settings ORDER BY name") == stored
+    audited = run(
+        database_url, "SELECT details FROM encryption_audit_log WHERE action = 'change_settings' ORDER BY id"
+    )
+    assert audited[-1] == ({"settings": {"paused": True, "batch_size": 250}},)
+
+
+def test_what_an_operator_writes_with_psql_counts(database_url: str) -> None:
+    make(database_url)
+    run(database_url, "INSERT INTO encryption_settings (name, value) VALUES ('target_seconds', '1.5')")
+    with Database(database_url).connect() as connection:
+        assert read_limits(connection).target_seconds == 1.5
+
+
+def test_a_running_backfill_pauses_and_goes_on(database_url: str) -> None:
+    make(database_url)
+    database = Database(database_url)
+    seen: list[tuple[str | None, str | None, int]] = []
+
+    def on_progress(progress: Progress) -> None:
+        told = support.value(database_url, "SELECT max(waiting_for) FROM encryption_ranges")
+        done = support.value(database_url, "SELECT count(*) FROM notes WHERE body_encrypted IS NOT NULL")
+        seen.append((progress.waiting_for, told, done))
+        if len(seen) == 1:
+            change_limits(database, {"paused": "true"}, ACTOR)
+        if len([waiting for waiting, _, _ in seen if waiting]) == 3:
+            change_limits(database, {"paused": "false"}, ACTOR)
+
+    result = backfill.backfill_range(
+        database, ENTRY, 0, CIPHER, KEYS, ACTOR, pace=Pace(batch_size=1), on_progress=on_progress
+    )
+    waits = [(waiting, told, done) for waiting, told, done in seen if waiting]
+    assert len(waits) >= 3
+    assert {waiting for waiting, _, _ in waits} == {"paused by an operator (setting paused)"}
+    assert all(told == waiting for waiting, told, _ in waits)
+    assert len({done for _, _, done in waits}) == 1, "rows were written during the pause"
+    assert result.rows == 300
+    assert result.seconds_held_back > 0
+    assert support.value(database_url, "SELECT max(waiting_for) FROM encryption_ranges") is None
+    support.assert_encrypted(database_url, ENTRY)
+
+
+def test_the_batch_size_is_changed_while_it_runs(database_url: str) -> None:
+    make(database_url, 3_000)
+    database = Database(database_url)
+    change_limits(database, {"batch_size": "10"}, ACTOR)
+    sizes: list[int] = []
+
+    def on_progress(progress: Progress) -> None:
+        sizes.append(progress.batch_size)
+        if len(sizes) == 1:
+            change_limits(database, {"batch_size": "20"}, ACTOR)
+
+    backfill.backfill_range(database, ENTRY, 0, CIPHER, KEYS, ACTOR, on_progress=on_progress)
+    assert sizes[0] == 10
+    assert set(sizes) <= {10, 20}
+
+
+def test_a_caller_that_stops_leaves_the_range_to_be_resumed(database_url: str) -> None:
+    make(database_url)
+
+    def stop(progress: Progress) -> None:
+        raise backfill.Stopped("enough")
+
+    with pytest.raises(backfill.Stopped):
+        backfill.backfill_range(
+            Database(database_url), ENTRY, 0, CIPHER, KEYS, ACTOR, pace=Pace(batch_size=50), on_progress=stop
+        )
+    assert run(database_url, "SELECT status, rows_processed FROM encryption_ranges") == [("in_progress", 50)]
+    assert support.backfill(database_url, ENTRY).rows == 250
+    support.assert_encrypted(database_url, ENTRY)
+
+
+def test_a_setting_that_means_nothing_holds_everybody_back(database_url: str) -> None:
+    make(database_url)
+    run(database_url, "INSERT INTO encryption_settings (name, value) VALUES ('paused', '\"perhaps\"')")
+
+    def on_progress(progress: Progress) -> None:
+        if progress.waiting_for is not None:
+            assert "setting paused" in progress.waiting_for
+            run(database_url, "DELETE FROM encryption_settings")
+
+    result = backfill.backfill_range(
+        Database(database_url), ENTRY, 0, CIPHER, KEYS, ACTOR, on_progress=on_progress
+    )
+    assert result.rows == 300
+    assert result.seconds_held_back > 0
+
+
+def test_sessions_that_wait_for_a_lock_of_ours(database_url: str) -> None:
+    make(database_url)
+    with support.application(database_url, autocommit=False) as ours:
+        indicator = throttle.BlockedSessions(lambda: [ours.info.backend_pid])
+        ours.execute("UPDATE notes SET body = body WHERE id = 1")
+        assert look(database_url, indicator, Limits()) == Normal()
+        with support.Background(
+            lambda: run(database_url, "UPDATE notes SET body = 'theirs' WHERE id = 1")
+        ) as waits:
+            support.until(lambda: look(database_url, indicator, Limits()) != Normal(), "it is seen")
+            assert look(database_url, indicator, Limits()) == Stop(
+                "1 sessions wait for a lock of ours (limit 0)"
+            )
+            assert look(database_url, indicator, Limits(max_blocked_sessions=1)) == Normal()
+            ours.rollback()
+            waits.result()
+        assert look(database_url, indicator, Limits()) == Normal()
+
+
+def test_write_ahead_log(database_url: str) -> None:
+    times = iter([0.0, 1.0, 2.0, 3.0])
+    indicator = throttle.WalRate(clock=lambda: next(times))
+    limits = Limits(max_wal_mib_per_second=1)
+    assert look(database_url, indicator, limits) == Normal()
+    run(
+        database_url,
+        "CREATE TABLE much AS SELECT repeat(md5(i::text), 20) AS v FROM generate_series(1, 10000) AS i",
+    )
+    assert isinstance(look(database_url, indicator, limits), Stop)
+    assert look(database_url, indicator, limits) == Normal()
+    assert look(database_url, indicator, Limits()) == Normal()
+
+
+def test_free_disk(database_url: str) -> None:
+    mebibyte = 1024 * 1024
+    limits = Limits(min_free_disk_mib=100)
+    assert look(database_url, throttle.FreeDisk(lambda _: 100 * mebibyte), limits) == Normal()
+    assert look(database_url, throttle.FreeDisk(lambda _: 99 * mebibyte), limits) == Stop(
+        "99 MiB of disk are free (limit 100)"
+    )
+    assert isinstance(look(database_url, throttle.FreeDisk(lambda _: None), limits), NotAvailable)
+    asked: list[Path] = []
+    look(database_url, throttle.FreeDisk(asked.append), limits)
+    data = support.value(database_url, "SELECT current_setting('data_directory')")
+    assert asked == [Path(data)]
+    assert throttle.free_bytes(Path(data)) is not None
+
+
+def test_a_wait_tells_its_reason_until_it_is_over() -> None:
+    """Without waiting: time passes when it sleeps."""
+    now = 0.0
+    told: list[str | None] = []
+
+    def advance(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        if now >= 2:
+            held.sight = Sight(Limits(batch_size=7), None)
+
+    held = Throttle(lambda: Sight(Limits(), None), told.append, sleep=advance, clock=lambda: now)
+    assert held.wait() == Limits()
+    assert told == []
+    held.sight = Sight(Limits(), "the moon")
+    assert held.wait() == Limits(batch_size=7)
+    assert set(told[:-1]) == {"the moon"}
+    assert told[-1] is None
+    assert held.waited == pytest.approx(2, abs=0.5)
+
+
+def test_the_lookout_comes_back_after_its_connection_was_lost(database_url: str) -> None:
+    make(database_url)
+    lookout = throttle.Lookout(Database(database_url), throttle.indicators(lambda: []))
+    held = Throttle(lookout, lambda _: None)
+    with held.looking():
+        assert held.sight.reason is None
+        run(database_url, "INSERT INTO encryption_settings (name, value) VALUES ('paused', 'true')")
+        run(
+            database_url,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+            "AND datname = current_database() AND application_name = 'alphapulse_encryption'",
+        )
+        support.until(lambda: held.sight.reason is not None, "it looks again")
+    lookout.close()
+    assert threading.active_count() >= 1
