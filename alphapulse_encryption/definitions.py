@@ -8,7 +8,7 @@ import dagster as dg
 from alphapulse_encryption import settings
 from alphapulse_encryption.assets import build_assets
 from alphapulse_encryption.catalogue import load_catalogue
-from alphapulse_encryption.jobs import build_jobs
+from alphapulse_encryption.jobs import build_jobs, build_sensors
 from alphapulse_encryption.resources.partitions import Partitions
 from alphapulse_encryption.resources.target import Target
 
@@ -29,6 +29,7 @@ def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.
         return dg.Definitions(
             assets=build_assets(partitions),
             jobs=build_jobs(),
+            sensors=build_sensors(),
             resources={"target": Target(), **(resource_overrides or {})},
             executor=dg.in_process_executor,
         )

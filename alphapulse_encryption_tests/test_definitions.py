@@ -43,13 +43,14 @@ ASSET_JOBS = {
     "verify_tables": "verified_table",
     "create_views": "compatibility_views",
 }
-# Jobs that change sides or destroy, with their op.
+# Jobs that a person starts on purpose, with their op.
 OP_JOBS = {
     "switch_to_ciphertext": "switch",
     "revert_to_plaintext": "revert",
     "approve_drop": "approve",
     "drop_unencrypted": "drop",
     "restore_plaintext": "restore",
+    "change_settings": "change",
 }
 
 
@@ -197,5 +198,5 @@ def test_loading_needs_no_key_no_database_and_starts_nothing(server_dir: Path) -
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "14\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "15\n", "")
     assert not state.exists()

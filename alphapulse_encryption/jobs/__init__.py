@@ -9,6 +9,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from alphapulse_encryption.jobs import (
     approve_drop,
+    catch_up,
     drop_unencrypted,
     restore_plaintext,
     settings,
@@ -27,3 +28,8 @@ def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
         restore_plaintext.build(),
         settings.build(),
     ]
+
+
+def build_sensors() -> list[dg.SensorDefinition]:
+    """All sensors; each is stopped until somebody starts it."""
+    return [catch_up.build()]

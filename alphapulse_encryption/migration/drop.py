@@ -23,6 +23,7 @@ from alphapulse_encryption.migration import approvals, columns, indexes, saved, 
 from alphapulse_encryption.migration.approvals import Approval
 from alphapulse_encryption.migration.backup import check_backup, read_backup
 from alphapulse_encryption.migration.batches import plan_by_key
+from alphapulse_encryption.migration.catch_up import has_pending_index
 from alphapulse_encryption.migration.database import Actor, Database
 from alphapulse_encryption.migration.ddl import in_short_transaction
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
@@ -146,12 +147,7 @@ def _verify_now(
 
 
 def _refuse_without_pending_index(connection: Connection, definition: TableDefinition) -> None:
-    row = connection.execute(
-        "SELECT EXISTS (SELECT FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
-        "WHERE x.indrelid = %s AND i.relname = %s AND x.indisvalid AND x.indisready)",
-        [definition.oid, indexes.pending_index(definition.table)],
-    ).fetchone()
-    if row is None or not row[0]:
+    if not has_pending_index(connection, definition):
         raise RefusedError(
             f"The index {indexes.pending_index(definition.table)} is missing or invalid: without it the look "
             f"for pending values under the lock would read all of {definition.table.key}. Build it first "
