@@ -54,6 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="step 8: drop the plaintext columns; needs an approval",
     )
     steps.add_argument(
+        "--replan",
+        action="store_true",
+        help="before step 3: cut the tables anew into ALPHAPULSE_BATCH_RANGES",
+    )
+    steps.add_argument(
         "--revert-to-plaintext",
         action="store_true",
         help="rollback before the drop: plaintext is right again",
@@ -88,6 +93,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--workers", type=_workers, metavar="N", help="batch ranges worked on at once (default: 1)"
+    )
+    options.add_argument(
+        "--work-mem", metavar="SIZE", help="memory of one sort or hash in our sessions, for example 256MB"
+    )
+    options.add_argument(
+        "--autovacuum-off",
+        action="store_true",
+        help="turn autovacuum off for the tables during the backfill; always put back",
+    )
+    options.add_argument(
+        "--reindex", action="store_true", help="rebuild every index after the backfill, concurrently"
     )
     options.add_argument("--confirm", action="store_true", help="needed with --drop-unencrypted")
     approval = parser.add_argument_group("approval (with --approve-drop --table T)")
@@ -142,9 +158,9 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
         )
     if options.confirm and not options.drop_unencrypted:
         parser.error("--confirm goes with --drop-unencrypted")
-    for name, value in (("--batch-size", options.batch_size), ("--workers", options.workers)):
-        if value is not None and not options.migrate_data:
-            parser.error(f"{name} goes with --migrate-data")
+    for name in (*BACKFILL_OPTIONS, "reindex"):
+        if getattr(options, name) not in (None, False) and not options.migrate_data:
+            parser.error(f"--{name.replace('_', '-')} goes with --migrate-data")
     answers = {
         "--approver": options.approver,
         "--reason": options.reason,
@@ -166,7 +182,11 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
 # What is done at once, without a run of Dagster's.
 WITHOUT_STEPS = ("backup_identity", "pause", "resume", "set", "settings")
 
+# Options of --migrate-data, named as in the configuration of encrypted_data.
+BACKFILL_OPTIONS = ("batch_size", "workers", "work_mem", "autovacuum_off")
+
 STEPS = (
+    "replan",
     "preflight",
     "backup",
     "add_columns",
@@ -247,7 +267,7 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
     with database.session("check the configuration") as connection:
         check_key(connection, keys)
         check_catalogue(connection, catalogue, tables)
-        for key in tables:
+        for key in () if options.replan else tables:
             check_ranges(connection, catalogue.table(key), ranges)
     # Dagster takes a second to load: not before all this is known to be right.
     from alphapulse_encryption.launch import launcher
@@ -261,10 +281,11 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
             keys,
             tables,
             backfill={
-                name: value
-                for name, value in (("batch_size", options.batch_size), ("workers", options.workers))
-                if value is not None
+                name: getattr(options, name)
+                for name in BACKFILL_OPTIONS
+                if getattr(options, name) not in (None, False)
             },
+            reindex=options.reindex,
         )
         for name in STEPS:
             if not getattr(options, name):

@@ -32,6 +32,7 @@ class Steps:
         keys: the key ring.
         tables: keys of the tables to work on.
         backfill: configuration of the backfill; what is not in it follows the settings in the database.
+        reindex: rebuild every index after the backfill.
         show: prints a line.
     """
 
@@ -41,6 +42,7 @@ class Steps:
     keys: KeyRing
     tables: tuple[str, ...]
     backfill: Mapping[str, object] = field(default_factory=dict)
+    reindex: bool = False
     show: Callable[[str], None] = print
     changed: bool = field(default=False, init=False)
     seconds: dict[str, float] = field(default_factory=dict, init=False)
@@ -80,6 +82,10 @@ class Steps:
         self.changed |= bool(added)
         return self._ended(outcome)
 
+    def replan(self) -> bool:
+        """Cut the tables anew into batch ranges."""
+        return self._job("replan_ranges", "replan", "✓ Cut anew into batch ranges")
+
     def migrate_data(self) -> bool:
         """Step 3: the backfill, then the indexes."""
         self.show("Migrating data...")
@@ -104,7 +110,7 @@ class Steps:
         self.changed |= any(rows.values())
         if not self._ended(outcome):
             return False
-        indexes = self._stage(stages.BUILD_INDEXES)
+        indexes = self._stage(stages.BUILD_INDEXES, config={"reindex": True} if self.reindex else None)
         built = [(table, name) for table, names in indexes.collected("indexes_built") for name in names]
         for _, name in built:
             self.show(f"✓ Created index {name}")

@@ -51,6 +51,7 @@ OP_JOBS = {
     "drop_unencrypted": "drop",
     "restore_plaintext": "restore",
     "change_settings": "change",
+    "replan_ranges": "replan",
 }
 
 
@@ -198,5 +199,5 @@ def test_loading_needs_no_key_no_database_and_starts_nothing(server_dir: Path) -
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "15\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "16\n", "")
     assert not state.exists()

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 
 import dagster as dg
 from dagster._core.definitions.metadata import RawMetadataValue
@@ -19,6 +20,7 @@ from alphapulse_encryption.migration.backfill import (
     Stopped,
     backfill_range,
 )
+from alphapulse_encryption.migration.tuning import restore_abandoned, tuned
 from alphapulse_encryption.resources.border import actor, counted, materialized, safely
 from alphapulse_encryption.resources.partitions import Partitions, TablePart, over_ranges, parts_by_table
 from alphapulse_encryption.resources.target import Target
@@ -43,6 +45,12 @@ class BackfillConfig(dg.Config):
         description="How long one batch's transaction is to take, in seconds. Unset: as the settings say.",
     )
     workers: int = Field(default=1, ge=1, le=16, description="How many batch ranges are worked on at once.")
+    work_mem: str | None = Field(
+        default=None, description="Memory of one sort or hash in our sessions, for example 256MB."
+    )
+    autovacuum_off: bool = Field(
+        default=False, description="Turn autovacuum off for the tables while the run lasts; always put back."
+    )
 
 
 def build(partitions: Partitions) -> dg.AssetsDefinition:
@@ -87,6 +95,7 @@ def _backfilled(
     """Each part with its result, in the order in which they end."""
     database, catalogue, cipher, keys = target.database, target.catalogue, target.cipher, target.key_ring
     stopped = threading.Event()
+    restore_abandoned(database, actor(context))
 
     def work(part: TablePart) -> RangeResult | MigrationError:
         observe = _observer(context, part)
@@ -104,13 +113,26 @@ def _backfilled(
                 cipher,
                 keys,
                 actor(context),
-                pace=Pace(config.batch_size, config.target_seconds),
+                pace=Pace(config.batch_size, config.target_seconds, tuning[part.table]),
                 on_progress=on_progress,
             )
         except MigrationError as error:
             return error
 
-    with ThreadPoolExecutor(config.workers, thread_name_prefix="backfill") as pool:
+    with ExitStack() as stack:
+        tuning = {
+            key: stack.enter_context(
+                tuned(
+                    database,
+                    catalogue.table(key),
+                    actor(context),
+                    work_mem=config.work_mem,
+                    autovacuum_off=config.autovacuum_off,
+                )
+            )
+            for key in dict.fromkeys(part.table for part in parts)
+        }
+        pool = stack.enter_context(ThreadPoolExecutor(config.workers, thread_name_prefix="backfill"))
         running = {pool.submit(work, part): part for part in parts}
         try:
             for future in as_completed(running):

@@ -1,12 +1,22 @@
 """Indexes for search, and statistics: built beside the running application, after the backfill."""
 
 import dagster as dg
+from pydantic import Field
 
 from alphapulse_encryption.assets.groups import MIGRATE, TARGET_POOL
-from alphapulse_encryption.migration.indexes import build_search_indexes
+from alphapulse_encryption.migration.indexes import build_search_indexes, reindex
 from alphapulse_encryption.resources.border import actor, materialized, safely
 from alphapulse_encryption.resources.partitions import Partitions, over_ranges
 from alphapulse_encryption.resources.target import Target
+
+
+class IndexConfig(dg.Config):
+    """What else to do."""
+
+    reindex: bool = Field(
+        default=False,
+        description="Also rebuild every index of the table, concurrently (post-migration tuning).",
+    )
 
 
 def build(partitions: Partitions) -> dg.AssetsDefinition:
@@ -24,10 +34,12 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         "column is) and the small one that finds pending rows, `CONCURRENTLY`, then runs `ANALYZE`. An index left "
         "invalid by an interrupted build is built again.",
     )
-    def asset(context: dg.AssetExecutionContext, target: Target) -> None:
+    def asset(context: dg.AssetExecutionContext, config: IndexConfig, target: Target) -> None:
         with safely():
             for key in context.partition_keys:
-                result = build_search_indexes(target.database, target.catalogue.table(key), actor(context))
+                table = target.catalogue.table(key)
+                result = build_search_indexes(target.database, table, actor(context))
+                rebuilt = reindex(target.database, table, actor(context)) if config.reindex else None
                 for name in result.created:
                     context.log.info(f"Created index {name}")
                 materialized(
@@ -40,6 +52,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
                         "indexes_built": list(result.created),
                         "indexes_found": list(result.existing),
                         "rebuilt_after_interruption": list(result.rebuilt),
+                        "reindexed": list(rebuilt.reindexed) if rebuilt is not None else "not asked for",
                         "bytes": result.bytes,
                         "seconds": round(result.seconds, 3),
                     },

@@ -11,6 +11,7 @@ from alphapulse_encryption.jobs import (
     approve_drop,
     catch_up,
     drop_unencrypted,
+    replan_ranges,
     restore_plaintext,
     settings,
     stages,
@@ -27,6 +28,7 @@ def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
         drop_unencrypted.build(),
         restore_plaintext.build(),
         settings.build(),
+        replan_ranges.build(),
     ]
 
 

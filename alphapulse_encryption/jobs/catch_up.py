@@ -4,6 +4,8 @@ import dagster as dg
 
 from alphapulse_encryption.jobs.stages import MIGRATE_DATA
 from alphapulse_encryption.migration.catch_up import pending_ranges
+from alphapulse_encryption.migration.database import Actor
+from alphapulse_encryption.migration.tuning import restore_abandoned
 from alphapulse_encryption.resources.border import safely
 from alphapulse_encryption.resources.partitions import range_name
 from alphapulse_encryption.resources.target import Target
@@ -28,10 +30,11 @@ def build() -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.STOPPED,
         description="Looks for rows that an application wrote in plaintext after their range was done, by the small "
         "index on pending rows, and runs just those partitions of `encrypted_data` again. Does nothing while a "
-        "backfill is under way.",
+        "backfill is under way. Also puts back autovacuum where a killed backfill had turned it off.",
     )
     def sensor(context: dg.SensorEvaluationContext, target: Target) -> dg.SensorResult | dg.SkipReason:
         with safely():
+            restore_abandoned(target.database, Actor("sensor pending_rows"))
             under_way = dg.RunsFilter(job_name=MIGRATE_DATA.job, statuses=_UNDER_WAY)
             if context.instance.get_runs(under_way, limit=1):
                 return dg.SkipReason("A backfill is under way.")

@@ -37,6 +37,7 @@ from alphapulse_encryption.migration.limits import Limits
 from alphapulse_encryption.migration.quarantine import named, quarantine, read_quarantine, release
 from alphapulse_encryption.migration.reader import Batch, Reader, Unreadable
 from alphapulse_encryption.migration.throttle import Lookout, Throttle, indicators
+from alphapulse_encryption.migration.tuning import Tuned
 
 Connection = psycopg.Connection[Any]
 
@@ -76,10 +77,12 @@ class Pace:
     Args:
         batch_size: rows per batch, kept as it is.
         target_seconds: duration of one batch's transaction to aim at, in seconds.
+        session: what is tuned; given to the sessions that do the work.
     """
 
     batch_size: int | None = None
     target_seconds: float | None = None
+    session: Tuned = field(default_factory=Tuned)
 
 
 @dataclass(frozen=True)
@@ -153,11 +156,6 @@ class _Counters:
     values: int = 0
     batches: int = 0
     changed_meanwhile: int = 0
-
-
-def range_lock(table: Table, number: int) -> str:
-    """The name under which a range is locked while it is being worked on."""
-    return f"alphapulse_encryption range {table.key} {number}"
 
 
 def backfill_range(
@@ -237,6 +235,7 @@ class _Run:
             self.connected = True
             for connection in (writer, reader):
                 plan_by_key(connection)
+                self.pace.session.apply(connection)
             state = tracking.require_state(writer, self.table)
             if state.stage != "columns":
                 return self._result()
@@ -444,7 +443,8 @@ class _Run:
 
         def take() -> None:
             row = writer.execute(
-                "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [range_lock(self.table, self.number)]
+                "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))",
+                [tracking.range_lock(self.table, self.number)],
             ).fetchone()
             if not (row and row[0]):
                 raise RangeIsTaken(

@@ -23,6 +23,7 @@ from alphapulse_encryption.migration import plan, tracking
 from alphapulse_encryption.migration.database import WRITER, WRITER_SETTING, Actor, Database
 from alphapulse_encryption.migration.ddl import in_short_transaction
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.partitions import lock_partitions, read_parts, refuse_partition
 from alphapulse_encryption.migration.sql import GUARD_INSERT, GUARD_UPDATE
 
 Connection = psycopg.Connection[Any]
@@ -89,7 +90,9 @@ def add_encrypted_columns(
             existing = tuple(name for name, _ in _wanted_columns(table))
             ranges = len(tracking.read_ranges(connection, table))
             return ColumnsResult((), existing, False, ranges, time.monotonic() - started)
-        _check_types(read_table(connection, table))
+        definition = read_table(connection, table)
+        refuse_partition(connection, definition)
+        _check_types(definition)
         tracking.ensure_bookkeeping(connection)
         tracking.ensure_key(connection, keys)
         added = in_short_transaction(
@@ -140,6 +143,7 @@ def _add_missing(connection: Connection, table: Table, actor: Actor) -> tuple[st
     tracking.register_table(connection, table)
     missing = [(name, type_) for name, type_ in _wanted_columns(table) if name not in definition.columns]
     if missing:
+        lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
         connection.execute(
             SQL("ALTER TABLE {} {}").format(
                 definition.identifier,
@@ -184,6 +188,7 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
     )
     if guard_in_place(connection, definition) and _guard_comments(connection, definition) == {comment}:
         return False
+    lock_partitions(connection, definition, "SHARE ROW EXCLUSIVE")
     function = SQL("public.{}").format(Identifier(guard_name(table)))
     connection.execute(
         SQL(
@@ -208,9 +213,11 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
                 authority=Literal(state.authority),
             )
         )
-        connection.execute(
-            SQL("ALTER TABLE {} ENABLE TRIGGER {}").format(definition.identifier, Identifier(name))
-        )
+        # One that was disabled on a single partition, too: before PostgreSQL 15 this does not reach partitions.
+        for part in read_parts(connection, definition.oid):
+            connection.execute(
+                SQL("ALTER TABLE {} ENABLE TRIGGER {}").format(part.identifier, Identifier(name))
+            )
         connection.execute(
             SQL("COMMENT ON TRIGGER {} ON {} IS {}").format(
                 Identifier(name), definition.identifier, Literal(comment)
@@ -221,14 +228,15 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
 
 
 def guard_in_place(connection: Connection, definition: TableDefinition) -> bool:
-    """Whether both guard triggers are there, enabled and bound to the guard function."""
+    """Whether both guard triggers are there, enabled and bound to the guard function, in every partition too."""
+    oids = [part.oid for part in read_parts(connection, definition.oid)]
     row = connection.execute(
         "SELECT count(*) FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid "
-        "WHERE t.tgrelid = %s AND t.tgname = ANY(%s) AND t.tgenabled IN ('O', 'A') AND p.proname = %s "
+        "WHERE t.tgrelid = ANY(%s) AND t.tgname = ANY(%s) AND t.tgenabled IN ('O', 'A') AND p.proname = %s "
         "AND p.pronamespace = 'public'::regnamespace",
-        [definition.oid, [GUARD_INSERT, GUARD_UPDATE], guard_name(definition.table)],
+        [oids, [GUARD_INSERT, GUARD_UPDATE], guard_name(definition.table)],
     ).fetchone()
-    return row is not None and row[0] == len((GUARD_INSERT, GUARD_UPDATE))
+    return row is not None and row[0] == len((GUARD_INSERT, GUARD_UPDATE)) * len(oids)
 
 
 def _guard_comments(connection: Connection, definition: TableDefinition) -> set[str | None]:
@@ -241,6 +249,7 @@ def _guard_comments(connection: Connection, definition: TableDefinition) -> set[
 
 def drop_guard(connection: Connection, definition: TableDefinition) -> None:
     """Take the guard away, in the caller's transaction."""
+    lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
     for name in (GUARD_INSERT, GUARD_UPDATE):
         connection.execute(
             SQL("DROP TRIGGER IF EXISTS {} ON {}").format(Identifier(name), definition.identifier)

@@ -13,8 +13,10 @@ from alphapulse_encryption.errors import RefusedError
 Connection = psycopg.Connection[Any]
 T = TypeVar("T")
 
-# While an ALTER TABLE waits for its lock, every later query on the table waits behind it: so it waits briefly.
-LOCK_TIMEOUT = "1s"
+# While an ALTER TABLE waits for its lock, every later query on the table waits behind it: so it waits briefly. But
+# longer than deadlock_timeout (1s, unless an administrator changed it): only then does PostgreSQL cancel an autovacuum
+# that stands in the way, which would keep us out for as long as it runs.
+LOCK_TIMEOUT = "1500ms"
 ATTEMPTS = 8
 LONGEST_PAUSE_SECONDS = 8.0
 

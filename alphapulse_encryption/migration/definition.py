@@ -108,7 +108,11 @@ def _digest(what: Mapping[str, Any]) -> str:
 
 
 _TABLE = """
-SELECT c.oid, c.relkind, greatest(c.reltuples, 0)::bigint,
+SELECT c.oid, c.relkind,
+       CASE WHEN c.relkind = 'p'
+            THEN (SELECT coalesce(sum(greatest(l.reltuples, 0)), 0) FROM pg_partition_tree(c.oid) p
+                    JOIN pg_class l ON l.oid = p.relid WHERE p.isleaf)
+            ELSE greatest(c.reltuples, 0) END::bigint,
        CASE WHEN c.relkind = 'p'
             THEN (SELECT coalesce(sum(pg_total_relation_size(relid)), 0) FROM pg_partition_tree(c.oid))
             ELSE pg_total_relation_size(c.oid) END::bigint

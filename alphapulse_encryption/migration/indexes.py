@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, LiteralString
+from typing import Literal as OneOf
 
 import psycopg
-from psycopg.sql import SQL, Identifier, Literal
+from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration import sql, tracking
 from alphapulse_encryption.migration.database import Actor, Database
-from alphapulse_encryption.migration.ddl import outside_transaction
+from alphapulse_encryption.migration.ddl import in_short_transaction, outside_transaction
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.partitions import Part, lock_parts, read_parts
 
 Connection = psycopg.Connection[Any]
 
 _LONGEST_NAME = 63  # bytes: NAMEDATALEN - 1 (PostgreSQL manual, 4.1.1)
+# Partitions may come and go while the indexes of the others are built.
+LOOKS_AT_PARTITIONS = 5
 
 
 @dataclass(frozen=True)
@@ -30,13 +36,20 @@ class WantedIndex:
         name: its name.
         columns: its key columns.
         unique: whether it is unique; None, after a drop, leaves it as it was carried over before.
-        pending_only: whether it holds pending rows only.
+        condition: of the rows it holds, for a table's name; None for all rows.
+        comment: written last, so that an index of this name without it is unfinished, or of another catalogue.
     """
 
     name: str
     columns: tuple[str, ...]
     unique: bool | None
-    pending_only: bool = False
+    condition: Callable[[str], Composed] | None = None
+    comment: str | None = None
+
+    @property
+    def pending_only(self) -> bool:
+        """Whether it holds some rows only, and is there for the migration alone."""
+        return self.condition is not None
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,7 @@ SELECT i.relname, array_agg(a.attname::text ORDER BY k.position),
   LEFT JOIN pg_type t ON t.oid = a.atttypid
   LEFT JOIN pg_collation c ON c.oid = k.collation_id
  WHERE x.indrelid = %s AND x.indisunique AND x.indisvalid AND NOT x.indisprimary AND k.position <= x.indnkeyatts
+   AND (%s OR NOT i.relispartition)
  GROUP BY i.relname, x.indexrelid, x.indpred, x.indkey, x.indimmediate, to_jsonb(x)
  ORDER BY i.relname
 """
@@ -110,23 +124,46 @@ class UniqueIndex:
         name: the index.
         columns: its key columns.
         portable: whether the search columns can carry the same guarantee.
+        partition: the only partition that it speaks of; None where it speaks of the whole table.
     """
 
     name: str
     columns: tuple[str, ...]
     portable: bool
+    partition: str | None = None
+
+    @property
+    def obstacle(self) -> str:
+        """Why the search columns cannot carry it, and what to do; for an index that is not portable."""
+        if self.partition is not None:
+            return (
+                f"it holds within the partition {self.partition} alone, and an index of the partitioned table can be "
+                "unique only where the partition key is part of it. Make a unique index with the partition key of the "
+                "whole table in its place, or drop it"
+            )
+        return (
+            "equal values are told by search tokens, and it has a column without, an expression or a condition. "
+            "Give its columns a search_index in the catalogue, or drop the index"
+        )
 
 
 def unique_indexes(connection: Connection, definition: TableDefinition) -> tuple[UniqueIndex, ...]:
-    """The unique indexes on plaintext columns, which have to be carried over to the search columns."""
+    """The unique indexes on plaintext columns, which have to be carried over to the search columns.
+
+    A partitioned table's own ones contain its partition key, and so do those of the search columns then; those of
+    single partitions have no counterpart.
+    """
     sensitive = {column.name: column for column in definition.table.columns}
     found = []
-    parameters = [list(sensitive), _TEXTUALLY_UNIQUE, definition.oid]
-    for name, columns, special in connection.execute(_UNIQUE, parameters):
-        touched = [sensitive[column] for column in columns if column in sensitive]
-        if touched:
-            portable = not special and all(column.searchable for column in touched)
-            found.append(UniqueIndex(name, tuple(columns), portable))
+    for part in read_parts(connection, definition.oid):
+        whole = part.oid == definition.oid
+        parameters = [list(sensitive), _TEXTUALLY_UNIQUE, part.oid, whole]
+        for name, columns, special in connection.execute(_UNIQUE, parameters):
+            touched = [sensitive[column] for column in columns if column in sensitive]
+            if touched:
+                portable = whole and not special and all(column.searchable for column in touched)
+                partition = None if whole else f"{part.schema_name}.{part.name}"
+                found.append(UniqueIndex(name, tuple(columns), portable, partition))
     return tuple(found)
 
 
@@ -152,7 +189,11 @@ def wanted_indexes(connection: Connection, definition: TableDefinition) -> tuple
     if definition.plaintext_columns:
         wanted.append(
             WantedIndex(
-                pending_index(table), tuple(key.name for key in definition.key), False, pending_only=True
+                pending_index(table),
+                tuple(key.name for key in definition.key),
+                unique=False,
+                condition=lambda name: sql.row_pending(definition, alias(name)),
+                comment=_comment(definition),
             )
         )
     return tuple(wanted)
@@ -192,23 +233,25 @@ def build_search_indexes(database: Database, table: Table, actor: Actor) -> Inde
         rebuilt: list[str] = []
         existing: list[str] = []
         for index in wanted_indexes(connection, definition):
-            state = _state(connection, definition, index)
-            if state == "valid":
+            found = _look(connection, definition.oid, table.schema_name, definition, index)
+            if found == "valid":
                 existing.append(index.name)
                 continue
-            if state == "unfinished":
-                _drop(connection, definition, index)
-                rebuilt.append(index.name)
-            _build(connection, definition, index)
+            if index.unique:
+                _refuse_collisions(connection, definition, index)
+            build_index(connection, definition, index)
             tracking.audit(connection, actor, "create_index", table, index=index.name, unique=index.unique)
             created.append(index.name)
+            if found != "missing":
+                rebuilt.append(index.name)
         analysed = bool(created) or not _analysed_since(connection, table)
         if analysed:
             connection.execute(SQL("ANALYZE {}").format(definition.identifier))
             tracking.audit(connection, actor, "analyze", table)
         size = connection.execute(
-            "SELECT coalesce(sum(pg_relation_size(c.oid)), 0)::bigint FROM pg_class c "
-            "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = ANY(%s)",
+            "SELECT coalesce(sum(pg_relation_size(coalesce(p.relid, c.oid))), 0)::bigint FROM pg_class c "
+            "JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_partition_tree(c.oid) p ON true "
+            "WHERE n.nspname = %s AND c.relname = ANY(%s)",
             [table.schema_name, created + existing],
         ).fetchone()
     return IndexResult(
@@ -232,78 +275,206 @@ def _analysed_since(connection: Connection, table: Table) -> bool:
     return bool(row and row[0])
 
 
+def alias(name: str) -> LiteralString:
+    """A table's name where a statement has an alias; it is quoted there, as any identifier."""
+    return name
+
+
 def _comment(definition: TableDefinition) -> str:
-    """Of the pending index; written last, so that one without it is unfinished, or of another catalogue."""
     return f"alphapulse_encryption {definition.shape()}"
 
 
-def _state(connection: Connection, definition: TableDefinition, index: WantedIndex) -> str:
+State = OneOf["missing", "unfinished", "outdated", "valid"]
+
+_LOOK = """
+SELECT coalesce(x.indrelid = %s AND x.indisunique = coalesce(%s, x.indisunique) AND (x.indpred IS NOT NULL) = %s AND
+         (SELECT array_agg(a.attname::text ORDER BY k.position) FROM unnest(x.indkey::int2[])
+            WITH ORDINALITY AS k (attnum, position) JOIN pg_attribute a
+              ON a.attrelid = x.indrelid AND a.attnum = k.attnum) = %s, false),
+       x.indisvalid AND x.indisready, obj_description(c.oid, 'pg_class')
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_index x ON x.indexrelid = c.oid
+ WHERE n.nspname = %s AND c.relname = %s
+"""
+
+
+def _look(
+    connection: Connection, oid: int, schema: str, definition: TableDefinition, index: WantedIndex
+) -> State:
+    """What there is under the index's name, on the table itself or on a partition."""
     row = connection.execute(
-        "SELECT x.indrelid = %s AND x.indisunique = coalesce(%s, x.indisunique) AND (x.indpred IS NOT NULL) = %s AND "
-        "  (SELECT array_agg(a.attname::text ORDER BY k.position) FROM unnest(x.indkey::int2[]) "
-        "   WITH ORDINALITY AS k (attnum, position) JOIN pg_attribute a "
-        "   ON a.attrelid = x.indrelid AND a.attnum = k.attnum) = %s, x.indisvalid AND x.indisready, "
-        "  obj_description(c.oid, 'pg_class') "
-        "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_index x ON x.indexrelid = c.oid "
-        "WHERE n.nspname = %s AND c.relname = %s",
-        [
-            definition.oid,
-            index.unique,
-            index.pending_only,
-            list(index.columns),
-            definition.table.schema_name,
-            index.name,
-        ],
+        _LOOK, [oid, index.unique, index.condition is not None, list(index.columns), schema, index.name]
     ).fetchone()
     if row is None:
         return "missing"
     same, valid, comment = row
     if not same:
         raise ConfigurationError(
-            f"{definition.table.schema_name}.{index.name} exists and is not the index that {definition.table.key} "
+            f"{schema}.{index.name} exists and is not the index that {definition.table.key} "
             f"needs ({'unique, ' if index.unique else ''}on {', '.join(index.columns)}). Rename it, or choose "
             "another search_index in the catalogue."
         )
     # What a pending row is follows the catalogue: an index of another catalogue would not find all of them.
-    outdated = index.pending_only and comment != _comment(definition)
-    return "unfinished" if outdated or not valid else "valid"
+    if index.comment is not None and comment != index.comment:
+        return "outdated"
+    return "valid" if valid else "unfinished"
 
 
-def _drop(connection: Connection, definition: TableDefinition, index: WantedIndex) -> None:
-    statement = SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(
-        Identifier(definition.table.schema_name, index.name)
+def build_index(connection: Connection, definition: TableDefinition, index: WantedIndex) -> None:
+    """Build an index beside the application's writes, from where an interrupted build stopped.
+
+    That of a partitioned table is made invalid at first and without any rows, built for each partition concurrently,
+    and becomes valid when the last one is attached (PostgreSQL manual, CREATE INDEX and ALTER INDEX).
+
+    Args:
+        connection: in autocommit mode.
+        definition: the table.
+        index: what is wanted; there is nothing valid of its name.
+
+    Raises:
+        RefusedError: a lock could not be had; what is built stays and is gone on with.
+        ConfigurationError: a name is taken.
+    """
+    if not definition.partitioned:
+        _build_beside(connection, read_parts(connection, definition.oid)[0], definition, index)
+        return
+    schema = definition.table.schema_name
+    if _look(connection, definition.oid, schema, definition, index) == "outdated":
+        _drop_tree(connection, definition, index)
+    for _ in range(LOOKS_AT_PARTITIONS):
+        parts = read_parts(connection, definition.oid)
+        _complete(connection, parts, parts[0], definition, index, attached=False)
+        if _look(connection, definition.oid, schema, definition, index) == "valid":
+            return
+    raise RefusedError(
+        f"The index {index.name} of {definition.table.key} did not become valid: partitions were added meanwhile, or "
+        "an index of a partition that is attached to it is invalid (REINDEX INDEX CONCURRENTLY makes it valid). Run "
+        "the step again."
     )
-    outside_transaction(
-        connection, f"drop the unfinished index {index.name}", lambda: connection.execute(statement)
+
+
+def _complete(
+    connection: Connection,
+    parts: tuple[Part, ...],
+    part: Part,
+    definition: TableDefinition,
+    index: WantedIndex,
+    *,
+    attached: bool,
+) -> None:
+    """The index of one part of a partitioned table, and those of the parts below it."""
+    if part.leaf:
+        if not attached:
+            _build_beside(connection, part, definition, index)
+        return
+
+    def create() -> None:
+        if _look(connection, part.oid, part.schema_name, definition, index) == "missing":
+            connection.execute(_create(part, index, SQL(""), SQL("ONLY")))
+            if index.comment is not None:
+                _set_comment(connection, part, index)
+
+    if not attached:
+        in_short_transaction(connection, f"begin the index {index.name}", create)
+    for child in (p for p in parts if p.parent == part.oid):
+        name = _attached_to(connection, child, part, index)
+        below = replace(index, name=name or part_index(child, index.name))
+        if name is not None:
+            # Made by the server with a partition that came later, without our comment.
+            below = replace(below, comment=None)
+        _complete(connection, parts, child, definition, below, attached=name is not None)
+        if name is None:
+            _attach(connection, part, index, child, below)
+
+
+def part_index(part: Part, name: str) -> str:
+    """Name of a partition's share in a partitioned table's index."""
+    return _short(f"{part.name}_{name}")
+
+
+def _attached_to(connection: Connection, child: Part, parent: Part, index: WantedIndex) -> str | None:
+    """Name of the child's index that is part of its parent's, however it came about."""
+    row = connection.execute(
+        "SELECT c.relname FROM pg_inherits i JOIN pg_index x ON x.indexrelid = i.inhrelid "
+        "JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class p ON p.oid = i.inhparent "
+        "JOIN pg_namespace n ON n.oid = p.relnamespace "
+        "WHERE x.indrelid = %s AND n.nspname = %s AND p.relname = %s",
+        [child.oid, parent.schema_name, index.name],
+    ).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _attach(
+    connection: Connection, parent: Part, index: WantedIndex, child: Part, below: WantedIndex
+) -> None:
+    statement = SQL("ALTER INDEX {} ATTACH PARTITION {}").format(
+        Identifier(parent.schema_name, index.name), Identifier(child.schema_name, below.name)
+    )
+    in_short_transaction(
+        connection, f"attach the index {below.name} to {index.name}", lambda: connection.execute(statement)
     )
 
 
-def _build(connection: Connection, definition: TableDefinition, index: WantedIndex) -> None:
-    if index.unique:
-        _refuse_collisions(connection, definition, index)
-    statement = SQL("CREATE {unique} INDEX CONCURRENTLY {name} ON {table} ({columns}) {condition}").format(
-        unique=SQL("UNIQUE" if index.unique else ""),
-        name=Identifier(index.name),
-        table=definition.identifier,
-        columns=SQL(", ").join(Identifier(column) for column in index.columns),
-        condition=SQL("WHERE {}").format(sql.row_pending(definition, definition.table.name))
-        if index.pending_only
-        else SQL(""),
-    )
-    try:
-        outside_transaction(
-            connection, f"build the index {index.name}", lambda: connection.execute(statement)
+def _drop_tree(connection: Connection, definition: TableDefinition, index: WantedIndex) -> None:
+    """A partitioned index cannot be dropped concurrently; dropping takes no time, but every partition's lock."""
+
+    def drop() -> None:
+        lock_parts(connection, read_parts(connection, definition.oid), "ACCESS EXCLUSIVE")
+        connection.execute(
+            SQL("DROP INDEX IF EXISTS {}").format(Identifier(definition.table.schema_name, index.name))
         )
-        if index.pending_only:
+
+    in_short_transaction(connection, f"drop the outdated index {index.name}", drop)
+
+
+def _drop_beside(connection: Connection, schema: str, name: str) -> None:
+    statement = SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(Identifier(schema, name))
+    outside_transaction(
+        connection, f"drop the unfinished index {name}", lambda: connection.execute(statement)
+    )
+
+
+def _build_beside(
+    connection: Connection, part: Part, definition: TableDefinition, index: WantedIndex
+) -> None:
+    if _look(connection, part.oid, part.schema_name, definition, index) == "valid":
+        return
+
+    def build() -> None:
+        # What is there was left by an interrupted build, or by the try before this one.
+        if _look(connection, part.oid, part.schema_name, definition, index) != "missing":
             connection.execute(
-                SQL("COMMENT ON INDEX {} IS {}").format(
-                    Identifier(definition.table.schema_name, index.name), Literal(_comment(definition))
-                )
+                SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(Identifier(part.schema_name, index.name))
             )
+        connection.execute(_create(part, index, SQL("CONCURRENTLY"), SQL("")))
+
+    try:
+        outside_transaction(connection, f"build the index {index.name}", build)
+        if index.comment is not None:
+            _set_comment(connection, part, index)
     except psycopg.Error:
         if not connection.broken:
-            _drop(connection, definition, index)
+            _drop_beside(connection, part.schema_name, index.name)
         raise
+
+
+def _create(part: Part, index: WantedIndex, beside: SQL, only: SQL) -> Composed:
+    return SQL("CREATE {unique} INDEX {beside} {name} ON {only} {table} ({columns}) {condition}").format(
+        unique=SQL("UNIQUE" if index.unique else ""),
+        beside=beside,
+        name=Identifier(index.name),
+        only=only,
+        table=part.identifier,
+        columns=SQL(", ").join(Identifier(column) for column in index.columns),
+        condition=SQL("WHERE {}").format(index.condition(part.name)) if index.condition else SQL(""),
+    )
+
+
+def _set_comment(connection: Connection, part: Part, index: WantedIndex) -> None:
+    connection.execute(
+        SQL("COMMENT ON INDEX {} IS {}").format(
+            Identifier(part.schema_name, index.name), Literal(index.comment)
+        )
+    )
 
 
 def _refuse_collisions(connection: Connection, definition: TableDefinition, index: WantedIndex) -> None:
@@ -323,3 +494,107 @@ def _refuse_collisions(connection: Connection, definition: TableDefinition, inde
             f"the unique index {index.name} does not allow. Verify the table (--verify) to find rows whose token "
             "is not that of their value; nothing was changed."
         )
+
+
+@dataclass(frozen=True)
+class ReindexResult:
+    """What :func:`reindex` did.
+
+    Args:
+        reindexed: names of the indexes that were built anew.
+        leftovers: names of what an interrupted call had left, dropped now.
+        bytes_before: size of the table's indexes before, in bytes.
+        bytes_after: after.
+        seconds: duration.
+    """
+
+    reindexed: tuple[str, ...]
+    leftovers: tuple[str, ...]
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+
+
+# Of the table, its partitions and their TOAST tables.
+_ALL_INDEXES = """
+WITH part AS (
+    SELECT c.oid, c.reltoastrelid FROM pg_class c
+     WHERE c.oid = %(table)s OR c.oid IN (SELECT relid FROM pg_partition_tree(%(table)s)))
+SELECT n.nspname, i.relname, i.oid, x.indisvalid, pg_relation_size(i.oid)
+  FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_namespace n ON n.oid = i.relnamespace
+ WHERE x.indrelid IN (SELECT oid FROM part UNION SELECT reltoastrelid FROM part WHERE reltoastrelid <> 0)
+   AND i.relkind = 'i'
+ ORDER BY 1, 2
+"""
+# What REINDEX CONCURRENTLY calls its indexes while it works (PostgreSQL manual, REINDEX).
+_TRANSIENT = re.compile(r"_cc(new|old)[0-9]*$")
+
+
+def reindex(database: Database, table: Table, actor: Actor) -> ReindexResult:
+    """Build all valid indexes of a table anew, beside the application, after dropping what an earlier call left.
+
+    Args:
+        database: the target.
+        table: the catalogue's entry.
+        actor: who does it.
+
+    Raises:
+        RefusedError: columns not added, or a lock could not be had.
+        ConfigurationError: the table is missing.
+        DatabaseFailure: the server refused.
+    """
+    started = time.monotonic()
+    doing = f"reindex {table.key}"
+    with database.session(doing) as connection:
+        tracking.require_state(connection, table)
+        definition = read_table(connection, table, plaintext=False)
+        before = _all_indexes(connection, definition)
+        leftovers: list[str] = []
+        statement = SQL("REINDEX TABLE CONCURRENTLY {}").format(definition.identifier)
+
+        def clean() -> None:
+            leftovers.extend(_drop_leftovers(connection, definition))
+
+        def work() -> None:
+            clean()
+            connection.execute(statement)
+
+        try:
+            outside_transaction(connection, doing, work)
+        except (psycopg.Error, RefusedError):
+            if not connection.broken:
+                clean()
+            raise
+        after = _all_indexes(connection, definition)
+        # An index that was built anew is another one under the same name.
+        old = {entry.oid for entry in before.values()}
+        reindexed = [name for (_, name), entry in after.items() if entry.valid and entry.oid not in old]
+        tracking.audit(connection, actor, "reindex", table, indexes=reindexed, leftovers=leftovers)
+    return ReindexResult(
+        reindexed=tuple(reindexed),
+        leftovers=tuple(leftovers),
+        bytes_before=sum(entry.bytes for entry in before.values()),
+        bytes_after=sum(entry.bytes for entry in after.values()),
+        seconds=time.monotonic() - started,
+    )
+
+
+@dataclass(frozen=True)
+class _Entry:
+    oid: int
+    valid: bool
+    bytes: int
+
+
+def _all_indexes(connection: Connection, definition: TableDefinition) -> dict[tuple[str, str], _Entry]:
+    rows = connection.execute(_ALL_INDEXES, {"table": definition.oid})
+    return {(schema, name): _Entry(oid, valid, size) for schema, name, oid, valid, size in rows}
+
+
+def _drop_leftovers(connection: Connection, definition: TableDefinition) -> list[str]:
+    dropped = []
+    for (schema, name), entry in _all_indexes(connection, definition).items():
+        if not entry.valid and _TRANSIENT.search(name):
+            connection.execute(SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(Identifier(schema, name)))
+            dropped.append(name)
+    return dropped

@@ -8,9 +8,10 @@ import psycopg
 from psycopg.sql import SQL, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration import sql, tracking
-from alphapulse_encryption.migration.definition import TableDefinition
+from alphapulse_encryption.migration.database import Actor, Database
+from alphapulse_encryption.migration.definition import TableDefinition, read_table
 
 Connection = psycopg.Connection[Any]
 
@@ -47,20 +48,91 @@ def ensure_ranges(connection: Connection, definition: TableDefinition, count: in
     if planned := check_ranges(connection, table, count):
         return planned
     boundaries = _boundaries(connection, definition, count)
+    with connection.transaction():
+        _insert(connection, table, boundaries, count)
+    return count
+
+
+def replan_ranges(database: Database, table: Table, actor: Actor, *, count: int) -> int:
+    """Cut the table anew, as its keys are spread now: explicitly, for a table that has grown out of its ranges.
+
+    All ranges are pending afterwards. No progress is lost, because what is encrypted already is not read again
+    where the pending index is there, and written in no case; what ranges were verified is, because those results
+    speak of other rows.
+
+    Args:
+        database: the target.
+        table: the catalogue's entry.
+        actor: who does it.
+        count: how many ranges; other steps ask for as many as ALPHAPULSE_BATCH_RANGES says.
+
+    Returns:
+        The number of ranges.
+
+    Raises:
+        RefusedError: columns not added, the plaintext dropped or being restored, or somebody works on a range or relies
+            on the boundaries now; nothing was changed.
+        ConfigurationError: the table or its key is missing, or ``count`` is not a number of ranges.
+        DatabaseFailure: the server refused.
+    """
+    if count < 1:
+        raise ConfigurationError(f"A table cannot be cut into {count} batch ranges.")
+    with database.session(f"plan the ranges of {table.key} anew") as connection:
+        state = tracking.require_state(connection, table)
+        if state.stage != "columns":
+            raise RefusedError(
+                f"The plaintext of {table.key} is {'dropped' if state.stage == 'dropped' else 'being restored'}, so "
+                "there is nothing to encrypt range by range; nothing was changed."
+            )
+        definition = read_table(connection, table)
+        boundaries = _boundaries(connection, definition, count)
+        with connection.transaction():
+            before = _take_ranges(connection, table, count)
+            for statement in _FORGET:
+                connection.execute(statement, [table.key])
+            _insert(connection, table, boundaries, count)
+            tracking.audit(connection, actor, "replan_ranges", table, ranges=count, before=before)
+    return count
+
+
+_FORGET = (
+    "DELETE FROM public.encryption_verifications WHERE table_name = %s",
+    "DELETE FROM public.encryption_quarantine WHERE table_name = %s",
+    "DELETE FROM public.encryption_ranges WHERE table_name = %s",
+    "UPDATE public.encryption_migrations SET status = 'pending', completed_at = NULL, error_message = NULL "
+    "WHERE table_name = %s",
+)
+
+
+def _take_ranges(connection: Connection, table: Table, count: int) -> int:
+    """Keep everybody from the ranges until the end of the transaction; returns how many there are."""
+    before = len(tracking.read_ranges(connection, table))
+    names = [tracking.range_lock(table, number) for number in range(max(before, count))]
+    for name in (tracking.plan_lock(table), *names):
+        row = connection.execute(
+            "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", [name]
+        ).fetchone()
+        if row is None or not row[0]:
+            raise RefusedError(
+                f"The batch ranges of {table.key} are being worked on. Let the runs of the table end, or end them, "
+                "and plan anew then; nothing was changed."
+            )
+    return before
+
+
+def _insert(connection: Connection, table: Table, boundaries: list[list[str]], count: int) -> None:
     lowers: list[list[str] | None] = [None, *boundaries]
     uppers: list[list[str] | None] = [*boundaries, None]
     if not boundaries:
         # Nothing to go by: the last range holds everything, those before it are empty for good.
         lowers = [[] for _ in range(count - 1)] + [None]
         uppers = [[] for _ in range(count - 1)] + [None]
-    with connection.transaction():
-        for number, (lower, upper) in enumerate(zip(lowers, uppers, strict=True)):
-            connection.execute(
-                "INSERT INTO public.encryption_ranges (table_name, batch_range, lower_key, upper_key) "
-                "VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                [table.key, number, lower, upper],
-            )
-    return count
+    for number, (lower, upper) in enumerate(zip(lowers, uppers, strict=True)):
+        connection.execute(
+            "INSERT INTO public.encryption_ranges (table_name, batch_range, lower_key, upper_key) "
+            "VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+            [table.key, number, lower, upper],
+        )
 
 
 def check_ranges(connection: Connection, table: Table, count: int) -> int:
@@ -76,7 +148,7 @@ def check_ranges(connection: Connection, table: Table, count: int) -> int:
     if planned not in (0, count):
         raise ConfigurationError(
             f"Table {table.key} is cut into {planned} batch ranges, and ALPHAPULSE_BATCH_RANGES asks for "
-            f"{count}. Set it to {planned}: ranges stay as they were planned."
+            f"{count}. Set it to {planned}: ranges stay as they were planned, until they are planned anew."
         )
     return planned
 

@@ -16,11 +16,12 @@ import psycopg
 
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.migration import tracking
 from alphapulse_encryption.migration.database import LOG_SETTINGS, Database
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.indexes import unique_indexes
+from alphapulse_encryption.migration.partitions import read_parts, refuse_partition
 from alphapulse_encryption.migration.sql import GUARD_INSERT, GUARD_UPDATE
 
 Connection = psycopg.Connection[Any]
@@ -203,15 +204,10 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
                 "row-level security would hide rows from this role. Use a role with BYPASSRLS.",
             )
         )
-    if definition.partitioned:
-        findings.append(
-            Finding(
-                "blocker",
-                table.key,
-                "is declaratively partitioned, and its indexes could not be built without blocking writers. "
-                "List its partitions in the catalogue as tables of their own.",
-            )
-        )
+    try:
+        refuse_partition(connection, definition)
+    except ConfigurationError as error:
+        findings.append(Finding("blocker", table.key, error.args[0]))
     findings += _triggers(connection, definition)
     if _has_children(connection, definition):
         findings.append(
@@ -228,9 +224,8 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
                 Finding(
                     "warning",
                     table.key,
-                    f"the uniqueness that {index.name} guarantees cannot be carried over, because it covers a "
-                    "column that is not searchable, an expression or a condition: make the column searchable "
-                    "in the catalogue, or switch_to_ciphertext will refuse.",
+                    f"the uniqueness that {index.name} guarantees cannot be carried over, and switch_to_ciphertext "
+                    f"will refuse: {index.obstacle}.",
                 )
             )
     findings += [
@@ -258,10 +253,10 @@ _ROW, _BEFORE, _INSERT_OR_UPDATE = 1, 2, 4 | 16
 
 def _triggers(connection: Connection, definition: TableDefinition) -> list[Finding]:
     rows = connection.execute(
-        "SELECT tgname FROM pg_trigger WHERE tgrelid = %s AND NOT tgisinternal AND tgenabled <> 'D' "
-        'AND tgname COLLATE "C" > %s AND tgname <> ALL (%s) AND tgtype & %s = %s AND tgtype & %s <> 0',
+        "SELECT DISTINCT tgname FROM pg_trigger WHERE tgrelid = ANY (%s) AND NOT tgisinternal AND tgenabled <> 'D' "
+        'AND tgname COLLATE "C" > %s AND tgname <> ALL (%s) AND tgtype & %s = %s AND tgtype & %s <> 0 ORDER BY 1',
         [
-            definition.oid,
+            [part.oid for part in read_parts(connection, definition.oid)],
             min(GUARD_INSERT, GUARD_UPDATE),
             [GUARD_INSERT, GUARD_UPDATE],
             _ROW | _BEFORE,

@@ -22,9 +22,10 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration import columns, fill, indexes, saved, sql, tracking, verify
 from alphapulse_encryption.migration.batches import plan_by_key
 from alphapulse_encryption.migration.database import Actor, Database
-from alphapulse_encryption.migration.ddl import in_short_transaction, outside_transaction
+from alphapulse_encryption.migration.ddl import in_short_transaction
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.fill import Filler, FillProgress
+from alphapulse_encryption.migration.partitions import lock_partitions
 from alphapulse_encryption.migration.saved import NotNull, SetAside
 
 Connection = psycopg.Connection[Any]
@@ -152,6 +153,24 @@ SELECT DISTINCT c.conname FROM pg_constraint c JOIN pg_attribute a ON a.attrelid
  ORDER BY 1
 """
 
+# What a partition has of its own: it would go on asking for the plaintext of its rows.
+_PARTITION_RULES = """
+SELECT c.relname, format('NOT NULL on %%I', a.attname)
+  FROM pg_partition_tree(%(table)s) p JOIN pg_class c ON c.oid = p.relid
+  JOIN pg_attribute a ON a.attrelid = p.relid
+  JOIN pg_attribute whole ON whole.attrelid = %(table)s AND whole.attname = a.attname
+ WHERE p.level > 0 AND a.attname = ANY(%(columns)s) AND a.attnotnull AND NOT whole.attnotnull
+ UNION ALL
+SELECT c.relname, format('the exclusion constraint %%I', x.conname)
+  FROM pg_partition_tree(%(table)s) p JOIN pg_class c ON c.oid = p.relid
+  JOIN pg_constraint x ON x.conrelid = p.relid AND x.contype = 'x' AND x.conparentid = 0
+  JOIN pg_attribute a ON a.attrelid = p.relid AND a.attname = ANY(%(columns)s)
+ WHERE p.level > 0 AND (a.attnum = ANY(x.conkey) OR EXISTS (
+       SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = x.conindid
+          AND d.refclassid = 'pg_class'::regclass AND d.refobjid = x.conrelid AND d.refobjsubid = a.attnum))
+ ORDER BY 1, 2
+"""
+
 
 def _refuse_uncarried(connection: Connection, definition: TableDefinition) -> None:
     """Refuse where a guarantee of the plaintext columns would silently be lost."""
@@ -169,15 +188,19 @@ def _refuse_uncarried(connection: Connection, definition: TableDefinition) -> No
         if not index.portable:
             raise RefusedError(
                 f"The unique index {index.name} of {table.key} ({', '.join(index.columns)}) cannot be "
-                "carried over to ciphertext: equal values are told by search tokens, and it has a column "
-                "without, an expression or a condition. Give its columns a search_index in the catalogue, or "
-                "drop the index; nothing was changed."
+                f"carried over to ciphertext: {index.obstacle}; nothing was changed."
             )
     names = [column.name for column in definition.plaintext_columns]
     for (name,) in connection.execute(_EXCLUSIONS, [definition.oid, names]):
         raise RefusedError(
             f"The exclusion constraint {name} of {table.key} cannot be carried over to ciphertext, which "
             "cannot be compared. Drop it, or take its columns out of the catalogue; nothing was changed."
+        )
+    of_partitions = {"table": definition.oid, "columns": names}
+    for partition, rule in connection.execute(_PARTITION_RULES, of_partitions):
+        raise RefusedError(
+            f"Partition {partition} of {table.key} has a rule of its own, {rule}, which the ciphertext cannot take "
+            "over. Make it one of the partitioned table, or drop it; nothing was changed."
         )
     for want in indexes.wanted_indexes(connection, definition):
         if want.name in wanted and (want.name not in valid or (want.unique and not valid[want.name])):
@@ -204,6 +227,7 @@ def _require_either(
 
     def add() -> None:
         if saved.constraint_state(connection, definition, name) is None:
+            lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
             connection.execute(saved.alter(definition, [saved.add_check(name, either)]))
             tracking.audit(connection, actor, "add_check", definition.table, constraint=name)
 
@@ -225,6 +249,7 @@ def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | No
     if state.authority == "ciphertext":
         return None
     definition = read_table(connection, table)
+    lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
     taken = SetAside(
         defaults={
             column.name: live.default
@@ -349,6 +374,7 @@ def _hand_back(connection: Connection, filler: Filler, actor: Actor) -> bool:
     state = tracking.require_state(connection, table, lock=True)
     if state.authority == "plaintext":
         return True
+    lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
     connection.execute(SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(definition.identifier))
     if filler.count(FILLED_UNDER_LOCK + 1) > FILLED_UNDER_LOCK:
         return False
@@ -418,7 +444,6 @@ def set_not_null(name: str, not_null: NotNull) -> Composable:
 
 def _build_unfilled_index(connection: Connection, definition: TableDefinition) -> None:
     table = definition.table
-    name = Identifier(table.schema_name, saved.unfilled_index(table))
     row = connection.execute(
         "SELECT x.indisvalid FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
         "WHERE x.indrelid = %s AND i.relname = %s",
@@ -426,24 +451,13 @@ def _build_unfilled_index(connection: Connection, definition: TableDefinition) -
     ).fetchone()
     if row is not None and row[0]:
         return
-    # A partitioned table's indexes cannot be built beside writers (PostgreSQL manual, CREATE INDEX).
-    beside = SQL("" if definition.partitioned else "CONCURRENTLY")
-    doing = f"index what is still to be filled in {table.key}"
-    outside_transaction(
+    indexes.build_index(
         connection,
-        doing,
-        lambda: connection.execute(SQL("DROP INDEX {} IF EXISTS {}").format(beside, name)),
-    )
-    outside_transaction(
-        connection,
-        doing,
-        lambda: connection.execute(
-            SQL("CREATE INDEX {} {} ON {} ({}) WHERE {}").format(
-                beside,
-                Identifier(saved.unfilled_index(table)),
-                definition.identifier,
-                SQL(", ").join(Identifier(key.name) for key in definition.key),
-                fill.row_unfilled(definition, table.name),
-            )
+        definition,
+        indexes.WantedIndex(
+            saved.unfilled_index(table),
+            tuple(key.name for key in definition.key),
+            unique=False,
+            condition=lambda name: fill.row_unfilled(definition, indexes.alias(name)),
         ),
     )

@@ -123,6 +123,19 @@ CREATE TABLE IF NOT EXISTS public.encryption_quarantine (
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
     run_id text,
     PRIMARY KEY (table_name, key));
+CREATE TABLE IF NOT EXISTS public.encryption_tuning (
+    relation regclass PRIMARY KEY,
+    table_name text NOT NULL,
+    options text[] NOT NULL,
+    toast_options text[] NOT NULL,
+    since timestamptz NOT NULL DEFAULT clock_timestamp());
+CREATE TABLE IF NOT EXISTS public.encryption_tuning_holders (
+    holder uuid PRIMARY KEY,
+    table_name text NOT NULL,
+    pid int NOT NULL DEFAULT pg_backend_pid(),
+    actor text NOT NULL,
+    run_id text,
+    since timestamptz NOT NULL DEFAULT clock_timestamp());
 CREATE TABLE IF NOT EXISTS public.encryption_audit_log (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -163,6 +176,8 @@ BOOKKEEPING_TABLES = (
     "encryption_definitions",
     "encryption_settings",
     "encryption_quarantine",
+    "encryption_tuning",
+    "encryption_tuning_holders",
     "encryption_audit_log",
 )
 
@@ -375,6 +390,24 @@ def _batch_range(row: tuple[Any, ...]) -> BatchRange:
         rows,
         values,
     )
+
+
+def range_lock(table: Table, number: int) -> str:
+    """Name of the advisory lock that whoever works on a range holds; hashed by ``hashtextextended(name, 0)``."""
+    return f"alphapulse_encryption range {table.key} {number}"
+
+
+def plan_lock(table: Table) -> str:
+    """Name of the advisory lock on a table's boundaries: shared by who relies on them, exclusive to who moves them."""
+    return f"alphapulse_encryption plan {table.key}"
+
+
+def hold_plan(connection: Connection, table: Table) -> None:
+    """Keep the table's ranges as they are planned for as long as this session lasts.
+
+    To be called before the ranges are read, by whatever keeps a result under a range's number.
+    """
+    connection.execute("SELECT pg_advisory_lock_shared(hashtextextended(%s, 0))", [plan_lock(table)])
 
 
 def begin_range(connection: Connection, table: Table, number: int) -> None:

@@ -168,6 +168,7 @@ def verify_range(
         plan_by_key(connection)
         state = tracking.require_state(connection, table)
         tracking.check_key(connection, keys)
+        tracking.hold_plan(connection, table)
         batch_range = tracking.read_range(connection, table, number)
         definition = read_table(connection, table, plaintext=state.stage == "columns")
         tally = _Tally({column.name: Counts() for column in table.columns})

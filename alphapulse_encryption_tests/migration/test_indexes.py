@@ -6,9 +6,9 @@ import psycopg
 import pytest
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.errors import ConfigurationError, RefusedError
+from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, RefusedError
 from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.migration.indexes import IndexResult, build_search_indexes, pending_index
+from alphapulse_encryption.migration.indexes import IndexResult, build_search_indexes, pending_index, reindex
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, run
 
@@ -270,3 +270,142 @@ def test_odd_names_in_another_schema(database_url: str) -> None:
         ('My "Table" %s_encryption_pending', "Other Schema", False),
     ]
     assert not build(database_url, entry).changed
+
+
+# All indexes anew.
+
+
+def test_reindex(notes_url: str) -> None:
+    build(notes_url)
+    run(notes_url, "UPDATE notes SET tenant = tenant + i FROM generate_series(1, 5) AS i")
+    nodes = "SELECT relname, relfilenode FROM pg_class WHERE relname = ANY(%s)"
+    names = list(indexes(notes_url))
+    before: dict[str, int] = dict(run(notes_url, nodes, names))
+    result = reindex(Database(notes_url), ENTRY, ACTOR)
+    after: dict[str, int] = dict(run(notes_url, nodes, names))
+    assert (
+        set(result.reindexed)
+        >= set(names)
+        == {"notes_pkey", "notes_mail_key", "idx_mail", "idx_name", PENDING}
+    )
+    assert all(before[name] != after[name] for name in names)
+    assert all(valid for _, valid, _ in indexes(notes_url).values())
+    assert result.leftovers == ()
+    # Constraints, uniqueness and the pending index are what they were.
+    with pytest.raises(psycopg.errors.UniqueViolation, match="notes_mail_key"):
+        run(notes_url, "INSERT INTO notes (id, mail) VALUES (900, 'm1')")
+    assert not build(notes_url).changed
+    [(details,)] = run(notes_url, "SELECT details FROM encryption_audit_log WHERE action = 'reindex'")
+    assert set(details["indexes"]) == set(result.reindexed)
+    sizes = support.value(
+        notes_url,
+        "SELECT sum(pg_relation_size(x.indexrelid)) FROM pg_index x JOIN pg_class c ON c.oid = 'notes'::regclass "
+        "WHERE x.indrelid IN (c.oid, c.reltoastrelid)",
+    )
+    assert result.bytes_after == sizes
+
+
+def test_what_an_interrupted_reindex_left_is_dropped(notes_url: str) -> None:
+    """Really interrupted: ended while it waits for a transaction of the application."""
+    build(notes_url)
+    whole = "SELECT relname FROM pg_class WHERE relname ~ '_cc(new|old)'"
+    with support.application(notes_url, autocommit=False) as application:
+        application.execute("UPDATE notes SET tenant = 2 WHERE id = 1")
+        with support.Background(lambda: reindex(Database(notes_url), ENTRY, ACTOR)) as working:
+            support.until(lambda: support.engine_waits(notes_url, "REINDEX%"), "it waits for the application")
+            run(
+                notes_url,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+                "AND application_name = 'alphapulse_encryption'",
+            )
+            with pytest.raises(DatabaseFailure, match="Could not reindex notes"):
+                working.result()
+        application.commit()
+    left = {name for (name,) in run(notes_url, whole)}
+    assert len(left) >= 5
+    assert any(name.startswith("pg_toast") for name in left)
+    result = reindex(Database(notes_url), ENTRY, ACTOR)
+    assert set(result.leftovers) == left
+    assert run(notes_url, whole) == []
+    assert set(result.reindexed) >= {"notes_pkey", "notes_mail_key", "idx_mail", "idx_name", PENDING}
+
+
+def test_an_index_that_only_looks_like_a_leftover_stays(notes_url: str) -> None:
+    run(notes_url, "CREATE INDEX mine_ccnew ON notes (tenant)")
+    result = reindex(Database(notes_url), ENTRY, ACTOR)
+    assert result.leftovers == ()
+    assert "mine_ccnew" in result.reindexed
+    assert indexes(notes_url)["mine_ccnew"][1]
+
+
+def test_reindex_that_is_cancelled_cleans_up_itself(notes_url: str) -> None:
+    build(notes_url)
+    with support.application(notes_url, autocommit=False) as application:
+        application.execute("UPDATE notes SET tenant = 2 WHERE id = 1")
+        with support.Background(lambda: reindex(Database(notes_url), ENTRY, ACTOR)) as working:
+            support.until(lambda: support.engine_waits(notes_url, "REINDEX%"), "it waits for the application")
+            run(
+                notes_url,
+                "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+                "AND application_name = 'alphapulse_encryption'",
+            )
+            support.until(lambda: support.engine_waits(notes_url, "DROP INDEX%"), "it cleans up")
+            application.commit()
+            with pytest.raises(DatabaseFailure, match="57014"):
+                working.result()
+    assert run(notes_url, "SELECT relname FROM pg_class WHERE relname ~ '_cc(new|old)'") == []
+    assert all(valid for _, valid, _ in indexes(notes_url).values())
+
+
+def test_reindex_lets_writers_go_on(notes_url: str) -> None:
+    with support.application(notes_url, autocommit=False) as slow:
+        slow.execute("UPDATE notes SET tenant = 2 WHERE id = 1")
+        with support.Background(lambda: reindex(Database(notes_url), ENTRY, ACTOR)) as working:
+            support.until(lambda: support.engine_waits(notes_url, "REINDEX%"), "it waits for the slow one")
+            with support.application(notes_url) as quick:
+                quick.execute("SET lock_timeout TO '1ms'")
+                quick.execute("UPDATE notes SET mail = 'new' WHERE id = 2")
+            slow.commit()
+            assert working.result().reindexed
+
+
+def test_reindex_of_every_partition(database_url: str) -> None:
+    run(
+        database_url,
+        "CREATE TABLE notes (id int PRIMARY KEY, mail text, name text, secret int) PARTITION BY RANGE (id)",
+    )
+    run(database_url, "CREATE TABLE low PARTITION OF notes FOR VALUES FROM (0) TO (10)")
+    run(database_url, "CREATE TABLE high PARTITION OF notes FOR VALUES FROM (10) TO (99)")
+    support.add_columns(database_url, ENTRY)
+    build(database_url)
+    whole = (
+        "SELECT c.relname, c.relfilenode FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid "
+        "WHERE x.indrelid IN ('low'::regclass, 'high'::regclass)"
+    )
+    before: dict[str, int] = dict(run(database_url, whole))
+    result = reindex(Database(database_url), ENTRY, ACTOR)
+    after: dict[str, int] = dict(run(database_url, whole))
+    assert set(before) == set(after) <= set(result.reindexed)
+    assert all(before[name] != after[name] for name in before)
+    assert not build(database_url).changed
+
+
+def test_reindex_before_its_time(database_url: str) -> None:
+    run(database_url, "CREATE TABLE notes (id int PRIMARY KEY, mail text, name text, secret int)")
+    with pytest.raises(RefusedError, match="no encrypted columns yet"):
+        reindex(Database(database_url), ENTRY, ACTOR)
+
+
+def test_what_a_deadlock_left_is_built_again_at_once(notes_url: str) -> None:
+    """The server ends a build to dissolve a deadlock; the next try finds the invalid index."""
+    with support.application(notes_url, autocommit=False) as other:
+        other.execute("SET deadlock_timeout TO '10min'")  # so that it is the engine that notices
+        other.execute("UPDATE notes SET tenant = 2 WHERE id = 1")
+        with support.Background(lambda: build(notes_url)) as building:
+            support.until(lambda: support.engine_waits(notes_url, "CREATE%"), "it waits for the other")
+            # … which now waits for the lock that the build keeps, and gets it when the server has ended the build.
+            other.execute("LOCK TABLE notes IN SHARE UPDATE EXCLUSIVE MODE")
+            other.rollback()
+            result = building.result()
+    assert set(result.created) == {"idx_mail", "idx_name", PENDING}
+    assert all(valid for _, valid, _ in indexes(notes_url).values())

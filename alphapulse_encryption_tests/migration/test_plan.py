@@ -8,9 +8,12 @@ import pytest
 from psycopg import sql
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.migration import plan
+from alphapulse_encryption.errors import ConfigurationError, RefusedError
+from alphapulse_encryption.migration import plan, tracking
+from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.indexes import build_search_indexes
 from alphapulse_encryption_tests.migration import support
-from alphapulse_encryption_tests.migration.support import run
+from alphapulse_encryption_tests.migration.support import ACTOR, run
 
 
 @dataclass(frozen=True)
@@ -244,3 +247,206 @@ def test_ranges_stay_as_they_were_planned(database_url: str) -> None:
     run(database_url, "INSERT INTO t SELECT i, 'v' FROM generate_series(101, 1000) AS i")
     support.add_columns(database_url, SMALL, ranges=4)
     assert run(database_url, "SELECT * FROM encryption_ranges ORDER BY batch_range") == before
+
+
+# Planning anew.
+
+
+def filled(url: str, rows: int = 100, ranges: int = 4) -> None:
+    run(url, "CREATE TABLE t (id int PRIMARY KEY, v text)")
+    run(url, "INSERT INTO t SELECT i, 'v' || i FROM generate_series(1, %s) AS i", rows)
+    support.add_columns(url, SMALL, ranges=ranges)
+
+
+def replan(url: str, count: int) -> int:
+    return plan.replan_ranges(Database(url), SMALL, ACTOR, count=count)
+
+
+def bookkeeping(url: str) -> dict[str, list[support.Row]]:
+    return {
+        name: run(url, f"SELECT * FROM {name} ORDER BY 1, 2")
+        for name in (
+            "encryption_ranges",
+            "encryption_migrations",
+            "encryption_verifications",
+            "encryption_audit_log",
+        )
+    }
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_planned_anew(database_url: str, count: int) -> None:
+    filled(database_url)
+    support.backfill_all(database_url, SMALL)
+    build_search_indexes(Database(database_url), SMALL, ACTOR)
+    run(database_url, "INSERT INTO t SELECT i, 'w' || i FROM generate_series(101, 1400) AS i")
+    assert replan(database_url, count) == count
+    sizes = assert_partition(database_url, Shape(SMALL, "", ("int",)), count)
+    assert min(sizes) >= 1400 // count
+    assert run(database_url, "SELECT DISTINCT status, rows_processed, position FROM encryption_ranges") == [
+        ("pending", 0, None)
+    ]
+    assert run(database_url, "SELECT status, records_processed, completed_at FROM encryption_migrations") == [
+        ("pending", 100, None)
+    ]
+    before = support.fingerprints(database_url, SMALL)
+    results = support.backfill_all(database_url, SMALL)
+    assert sum(result.rows for result in results) == 1300
+    # What was encrypted before is not written again.
+    after = support.fingerprints(database_url, SMALL)
+    assert {key for key in before if before[key] == after[key]} == {(str(i),) for i in range(1, 101)}
+    support.assert_encrypted(database_url, SMALL)
+    assert run(database_url, "SELECT status, records_processed FROM encryption_migrations") == [
+        ("completed", 1400)
+    ]
+    details = run(
+        database_url, "SELECT actor, details FROM encryption_audit_log WHERE action = 'replan_ranges'"
+    )
+    assert details == [("tests", {"ranges": count, "before": 4})]
+    # Other steps ask for as many from now on.
+    support.add_columns(database_url, SMALL, ranges=count)
+
+
+def test_half_done_and_planned_anew(database_url: str) -> None:
+    """What an interrupted range had reached is not skipped: it may lie in another one now."""
+    filled(database_url)
+    support.backfill(database_url, SMALL, 2)
+    run(
+        database_url,
+        "UPDATE encryption_ranges SET status = 'in_progress', position = '{10}' WHERE batch_range = 0",
+    )
+    run(database_url, "UPDATE t SET v = 'again' WHERE id = 60")
+    replan(database_url, 4)
+    assert sum(result.rows for result in support.backfill_all(database_url, SMALL)) == 76
+    support.assert_encrypted(database_url, SMALL)
+
+
+def test_verification_is_worth_nothing_afterwards(database_url: str) -> None:
+    filled(database_url)
+    support.backfill_all(database_url, SMALL)
+    assert support.verify(database_url, SMALL).passed
+    replan(database_url, 4)
+    assert run(database_url, "SELECT * FROM encryption_verifications") == []
+    assert not support.verification(database_url, SMALL).passed
+    assert support.verify(database_url, SMALL).passed
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_not_while_a_range_is_worked_on(database_url: str, number: int) -> None:
+    """The batch of the range waits for the application meanwhile."""
+    filled(database_url)
+    with support.application(database_url, autocommit=False) as slow:
+        slow.execute("LOCK TABLE encryption_migrations IN ROW EXCLUSIVE MODE")
+        slow.execute("SELECT FROM encryption_migrations FOR UPDATE")
+        with support.Background(lambda: support.backfill(database_url, SMALL, number)) as working:
+            support.until(lambda: support.engine_waits(database_url), "it works on the range")
+            before = bookkeeping(database_url)
+            for count in (2, 4, 9):
+                with pytest.raises(RefusedError, match="are being worked on"):
+                    replan(database_url, count)
+            assert bookkeeping(database_url) == before
+            slow.commit()
+            assert working.result().rows == 25
+    assert replan(database_url, 2) == 2
+
+
+def test_not_while_somebody_relies_on_the_boundaries(database_url: str) -> None:
+    filled(database_url)
+    with Database(database_url).session("hold") as connection:
+        tracking.hold_plan(connection, SMALL)
+        with Database(database_url).session("hold, too") as another:
+            tracking.hold_plan(another, SMALL)
+        with pytest.raises(RefusedError, match="are being worked on"):
+            replan(database_url, 4)
+    assert replan(database_url, 4) == 4
+
+
+def test_a_backfill_that_comes_meanwhile_sees_the_new_ranges(database_url: str) -> None:
+    filled(database_url)
+    with support.application(database_url, autocommit=False) as slow:
+        slow.execute("LOCK TABLE encryption_audit_log IN SHARE MODE")
+        with support.Background(lambda: replan(database_url, 2)) as planning:
+            support.until(
+                lambda: support.engine_waits(database_url, "INSERT%audit%"), "it is about to commit"
+            )
+            with support.Background(lambda: support.backfill(database_url, SMALL, 0)) as working:
+                support.until(
+                    lambda: (
+                        support.value(
+                            database_url,
+                            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%pg_try_advisory_lock(%%' "
+                            "AND pid <> pg_backend_pid() AND datname = current_database()",
+                        )
+                        > 0
+                    ),
+                    "it asks for its range",
+                )
+                slow.commit()
+                assert planning.result() == 2
+                assert working.result().rows == 50
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_numbers_of_ranges_that_mean_nothing(database_url: str, count: int) -> None:
+    filled(database_url)
+    with pytest.raises(ConfigurationError, match="cannot be cut"):
+        replan(database_url, count)
+
+
+@pytest.mark.parametrize("stage", ["dropped", "restoring"])
+def test_not_where_there_is_nothing_to_encrypt(database_url: str, stage: str) -> None:
+    filled(database_url)
+    run(database_url, "UPDATE encryption_tables SET stage = %s", stage)
+    before = bookkeeping(database_url)
+    with pytest.raises(RefusedError, match="nothing to encrypt"):
+        replan(database_url, 4)
+    assert bookkeeping(database_url) == before
+
+
+def test_not_before_the_first_time(database_url: str) -> None:
+    run(database_url, "CREATE TABLE t (id int PRIMARY KEY, v text)")
+    with pytest.raises(RefusedError, match="no encrypted columns yet"):
+        replan(database_url, 4)
+
+
+def test_planning_costs_the_same_whatever_the_size_of_the_table(database_url: str) -> None:
+    read = {}
+    for rows in (6_000, 24_000):
+        run(database_url, "DROP TABLE IF EXISTS t")
+        run(database_url, "CREATE TABLE t (id int PRIMARY KEY, v text, filler text STORAGE PLAIN)")
+        run(database_url, "ALTER TABLE t SET (autovacuum_enabled = false)")
+        run(
+            database_url,
+            "INSERT INTO t SELECT (i * 7919::bigint) %% 50021, 'v', repeat('x', 5000) FROM generate_series(1, %s) AS i",
+            rows,
+        )
+        support.add_columns(database_url, SMALL, ranges=8)
+        before = blocks_read(database_url)
+        replan(database_url, 8)
+        read[rows] = blocks_read(database_url) - before
+        sizes = assert_partition(database_url, Shape(SMALL, "", ("int",)), 8)
+        assert min(sizes) > rows / 8 * 0.7
+    assert plan.SAMPLED_PAGES * 0.8 < read[6_000] < plan.SAMPLED_PAGES * 1.2
+    assert plan.SAMPLED_PAGES * 0.8 < read[24_000] < plan.SAMPLED_PAGES * 1.2
+
+
+def blocks_read(url: str) -> int:
+    """Of the table and its index, by all sessions that have ended."""
+    blocks = "heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit"
+    with support.application(url) as connection:
+        # Others hand in what they counted when they end; one of them may be about to.
+        support.until(
+            lambda: (
+                not support.value(
+                    url,
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+                    "AND application_name = 'alphapulse_encryption'",
+                )
+            ),
+            "the engine's sessions have ended",
+        )
+        return int(
+            support.ask(connection, f"SELECT {blocks} FROM pg_statio_all_tables WHERE relid = 't'::regclass")[
+                0
+            ][0]
+        )

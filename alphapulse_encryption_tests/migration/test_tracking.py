@@ -91,7 +91,7 @@ def test_audit_log_tells_who_did_what(notes_url: str) -> None:
     assert [entry[0] for entry in log] == ["add_columns", "guard", "backfill"]
     assert {entry[1:5] for entry in log} == {("tests", "run-7", "notes", "postgres")}
     assert log[0][5] == {"columns": ["secret_encrypted", "other_encrypted"]}
-    assert log[2][5] == {"batch_range": 0, "rows": 20, "values": 20}
+    assert log[2][5] == {"batch_range": 0, "rows": 20, "values": 20, "quarantined": 0}
 
 
 def test_audit_is_undone_with_what_it_tells_of(notes_url: str) -> None:
