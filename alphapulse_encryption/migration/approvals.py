@@ -131,7 +131,7 @@ def approve_drop(
                     actor.run_id,
                 ],
             )
-            inserted = connection.execute(f"{_SELECT} WHERE id = %s", [saved.only_row(cursor)[0]])
+            inserted = connection.execute(_SELECT + " WHERE id = %s", [saved.only_row(cursor)[0]])
             approval = _approval(saved.only_row(inserted))
             tracking.audit(
                 connection,

@@ -178,7 +178,7 @@ def latest_backup(connection: Connection, table: Table) -> Backup | None:
 
 def read_backup(connection: Connection, backup_id: int) -> Backup | None:
     """The backup of that number."""
-    row = connection.execute(f"{_SELECT} WHERE id = %s", [backup_id]).fetchone()
+    row = connection.execute(_SELECT + " WHERE id = %s", [backup_id]).fetchone()
     return None if row is None else _backup(row)
 
 

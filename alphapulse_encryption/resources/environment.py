@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,8 +42,12 @@ def key_environment() -> Mapping[str, str]:
 
 
 def client_programs() -> Path | None:
-    """Where ``pg_dump`` and ``pg_restore`` are: the embedded ones for the sample, else those on the path."""
-    return embedded().bin_dir() if uses_sample() else None
+    """Where ``pg_dump`` and ``pg_restore`` are; None for those on the path, which suit a database of one's own.
+
+    Where there are none, and for the sample, the embedded PostgreSQL's serve.
+    """
+    on_path = not uses_sample() and shutil.which("pg_dump") and shutil.which("pg_restore")
+    return None if on_path else embedded().bin_dir()
 
 
 def backup_directory() -> Path:

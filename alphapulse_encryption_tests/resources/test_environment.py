@@ -72,7 +72,11 @@ def test_where_things_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert environment.backup_directory() == tmp_path / "state" / "backups"
     monkeypatch.setenv(URL, "postgresql://me@host/db")
     assert not environment.uses_sample()
+    # Those on the path suit one's own database; where there are none, the embedded ones serve.
+    monkeypatch.setenv("PATH", str(programs))
     assert environment.client_programs() is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.client_programs() == programs
 
 
 def test_partitions_are_worked_through_table_by_table() -> None:
