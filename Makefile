@@ -20,7 +20,7 @@ ARGS ?=
 HAS_BROWSER = $(BIN)/python -m alphapulse_encryption_tests.browser.chromium
 GET_BROWSER := Debian: apt install chromium chromium-driver; macOS: brew install chromium chromedriver
 
-.PHONY: help setup demo demo-drop ui psql test lint format stress browser screenshots lock clean distclean
+.PHONY: help setup demo demo-drop ui psql test lint format stress bench browser screenshots lock clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,11 +82,14 @@ browser: setup ## Install Chromium for the browser tests, where there is none (a
 screenshots: setup ## Take the pictures in docs/images, on a demo of their own
 	@$(BIN)/python -m alphapulse_encryption_tests.browser.screenshots docs/images
 
+bench: setup ## Measure the backfill against the machine's limit (ROWS="200000 1000000", ARGS=--check)
+	@$(BIN)/python benchmarks/backfill.py $(if $(ROWS),--rows $(ROWS)) $(ARGS)
+
 lock: setup ## Resolve requirements.lock again (UPGRADE=1 to take newer versions)
 	@uv=$$(command -v uv || command -v $(BIN)/uv) || { echo "No uv here: $(BIN)/python -m pip install uv" >&2; exit 1; }; \
 	"$$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --no-strip-extras --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
-	  --extra s3 --group dev $(if $(UPGRADE),--upgrade) pyproject.toml --output-file requirements.lock
+	  --extra s3 --group dev --group benchmarks $(if $(UPGRADE),--upgrade) pyproject.toml --output-file requirements.lock
 
 clean: ## Stop the embedded PostgreSQL and remove its data, backups and caches
 	@if [ -x $(BIN)/python ] && [ -d .alphapulse ]; then $(BIN)/python -m alphapulse_encryption.sample.postgres stop; fi

@@ -49,6 +49,9 @@ class EnvelopeFormat(Protocol):
     def encrypt_many(self, values: Sequence[str | None], context: str) -> list[str | None]:
         """The envelopes of many values of one context; raises what `encrypt` raises."""
 
+    def encrypt_many_utf8(self, values: Sequence[str | None], context: str) -> list[bytes | None]:
+        """As `encrypt_many`, each envelope as the UTF-8 bytes that go over the wire."""
+
     def decrypt(self, envelope: str, context: str) -> str:
         """The value in an envelope of that context, of any known key version.
 
@@ -102,6 +105,12 @@ class AesGcmEnvelope:
         """See `EnvelopeFormat.encrypt_many`."""
         return self._seal(values, context, self._keys.current_version, os.urandom(IV_BYTES * len(values)))
 
+    def encrypt_many_utf8(self, values: Sequence[str | None], context: str) -> list[bytes | None]:
+        """See `EnvelopeFormat.encrypt_many_utf8`."""
+        return self._seal_utf8(
+            values, context, self._keys.current_version, os.urandom(IV_BYTES * len(values))
+        )
+
     def decrypt(self, envelope: str, context: str) -> str:
         """See `EnvelopeFormat.decrypt`."""
         return cast(str, self.decrypt_many([envelope], context)[0])
@@ -125,20 +134,29 @@ class AesGcmEnvelope:
         return values
 
     def _seal(self, values: Sequence[str | None], context: str, version: int, ivs: bytes) -> list[str | None]:
+        """As `_seal_utf8`, as text."""
+        envelopes = self._seal_utf8(values, context, version, ivs)
+        return [None if envelope is None else envelope.decode() for envelope in envelopes]
+
+    def _seal_utf8(
+        self, values: Sequence[str | None], context: str, version: int, ivs: bytes
+    ) -> list[bytes | None]:
         """Encrypt under the given IVs, 12 bytes for each value; never use an IV twice."""
         aead, suffix = self._sealer(context, version)
+        prefix, end = _PREFIX.encode(), suffix.encode()
         encrypt, encode, to_base64 = aead.encrypt, str.encode, binascii.b2a_base64
-        envelopes: list[str | None] = []
+        envelopes: list[bytes | None] = []
+        append = envelopes.append
         position = 0
         try:
             for value in values:
                 if value is None:
-                    envelopes.append(None)
+                    append(None)
                 else:
                     iv = ivs[position : position + IV_BYTES]
                     sealed = encrypt(iv, encode(value), None)
                     payload = iv + sealed[-TAG_BYTES:] + sealed[:-TAG_BYTES]
-                    envelopes.append(f"{_PREFIX}{to_base64(payload, newline=False).decode('ascii')}{suffix}")
+                    append(prefix + to_base64(payload, newline=False) + end)
                 position += IV_BYTES
             return envelopes
         except (UnicodeEncodeError, TypeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import psycopg
@@ -54,7 +55,7 @@ def read_batch(connection: Connection, query: Composed, parameters: Sequence[str
             if not part:
                 break
             rows += part
-            size += sum(len(value) for row in part for value in row if value is not None)
+            size += sum(map(len, filter(None, chain.from_iterable(part))))
             affordable = (BATCH_BYTES - size) // max(1, size // len(rows))
             chunk = max(1, min(limit - len(rows), affordable))
     return rows

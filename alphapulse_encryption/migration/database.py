@@ -55,12 +55,17 @@ WRITER = "engine"
 
 
 class TextArray:
-    """A ``text[]`` parameter that is handed over ready-made; psycopg's list adaptation costs a third more."""
+    """A ``text[]`` parameter, made ready for the wire by whoever creates it.
 
-    __slots__ = ("items",)
+    The backfill's reader thread creates it, so that the thread that writes only has to send it; psycopg's list
+    adaptation costs a third more.
+    """
 
-    def __init__(self, items: Sequence[str | None]) -> None:
+    __slots__ = ("data", "items")
+
+    def __init__(self, items: Sequence[str | bytes | None]) -> None:
         self.items = items
+        self.data = _text_array(items)
 
 
 class _TextArrayDumper(Dumper):
@@ -70,20 +75,23 @@ class _TextArrayDumper(Dumper):
     format = Format.BINARY
 
     def dump(self, obj: TextArray) -> bytes:
-        items = obj.items
-        if not items:
-            return struct.pack("!iiI", 0, 0, _TEXT_OID)
-        length = struct.Struct("!i").pack
-        null = length(-1)
-        parts = [struct.pack("!iiIii", 1, int(None in items), _TEXT_OID, len(items), 1)]
-        for item in items:
-            if item is None:
-                parts.append(null)
-            else:
-                data = item.encode()
-                parts.append(length(len(data)))
-                parts.append(data)
-        return b"".join(parts)
+        return obj.data
+
+
+def _text_array(items: Sequence[str | bytes | None]) -> bytes:
+    if not items:
+        return struct.pack("!iiI", 0, 0, _TEXT_OID)
+    elements = [b"" if i is None else i if isinstance(i, bytes) else i.encode() for i in items]
+    nulls = None in items
+    sizes = list(map(len, elements))
+    if nulls:
+        sizes = [-1 if item is None else size for item, size in zip(items, sizes, strict=True)]
+    lengths = struct.pack(f"!{len(sizes)}i", *sizes)
+    parts = [b""] * (2 * len(sizes) + 1)
+    parts[0] = struct.pack("!iiIii", 1, int(nulls), _TEXT_OID, len(sizes), 1)
+    parts[1::2] = [lengths[at : at + 4] for at in range(0, len(lengths), 4)]
+    parts[2::2] = elements
+    return b"".join(parts)
 
 
 class _PercentSafe(sql.Composable):

@@ -25,6 +25,9 @@ from alphapulse_encryption.migration.definition import TableDefinition
 Connection = psycopg.Connection[Any]
 
 
+FIRST_READ = 250
+
+
 @dataclass(frozen=True)
 class Batch:
     """Encrypted rows, ready to be written.
@@ -103,6 +106,7 @@ class Reader:
         self._position = start
         self._upper = upper
         self._batch_size = batch_size
+        self._ramp = FIRST_READ
         self._queue: queue.Queue[Item | BaseException | None] = queue.Queue(maxsize=1)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="backfill reader", daemon=True)
@@ -143,7 +147,9 @@ class Reader:
             self._queue.put(error)
 
     def _next(self) -> Item | None:
-        limit = self._batch_size()
+        # Nothing can be written until the first batch is encrypted: it is a small one, the next ones grow.
+        limit = min(self._batch_size(), self._ramp)
+        self._ramp *= 2
         while True:
             try:
                 rows = self._read(limit)
@@ -177,8 +183,8 @@ class Reader:
         arrays = [TextArray(column) for column in columns[: width + 1]]
         present: list[list[bool]] = []
         for column, values in zip(self._definition.plaintext_columns, columns[width + 1 :], strict=True):
-            arrays.append(TextArray(self._cipher.encrypt_many(values, column.context)))
+            arrays.append(TextArray(self._cipher.encrypt_many_utf8(values, column.context)))
             if column.searchable:
                 arrays.append(TextArray(search_tokens_many(self._keys, values, column.context)))
             present.append([value is not None for value in values])
-        return Batch([key_of(self._definition, row) for row in rows], arrays, present)
+        return Batch(list(zip(*columns[:width], strict=True)), arrays, present)

@@ -135,13 +135,14 @@ def update_batch(definition: TableDefinition, *, skip_locked: bool = False) -> C
                 )
             )
     return SQL(
-        "UPDATE {table} t SET {assignments} FROM unnest({arrays}) AS d ({names}) "
+        "UPDATE {table} t SET {assignments} FROM (SELECT {arrays}) AS d "
         "WHERE {first} AND {last} AND {keys} AND t.xmin = d.x {free}"
     ).format(
         table=definition.identifier,
         assignments=SQL(", ").join(assignments),
-        arrays=SQL(", ").join(arrays),
-        names=SQL(", ").join(names),
+        arrays=SQL(", ").join(
+            SQL("unnest({}) AS {}").format(array, name) for array, name in zip(arrays, names, strict=True)
+        ),
         first=compare_key(definition, ">="),
         last=compare_key(definition, "<="),
         keys=same_key(definition),
