@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -183,15 +183,14 @@ class Database:
 
     def _set_up(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         settings = {**TEXT_FORM_SETTINGS, **SAFETY_SETTINGS}
-        connection.execute(
-            "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
-            [list(settings), list(settings.values())],
-        )
-        for name, value in LOG_SETTINGS.items():
-            try:
-                connection.execute("SELECT set_config(%s, %s, false)", [name, value])
-            except psycopg.errors.InsufficientPrivilege:
-                continue  # preflight tells the operator; see preflight.logging_findings
+        _configure(connection, settings)
+        try:
+            _configure(connection, LOG_SETTINGS)
+        except psycopg.errors.InsufficientPrivilege:
+            for name, value in LOG_SETTINGS.items():
+                # What this role may not set, preflight tells the operator.
+                with suppress(psycopg.errors.InsufficientPrivilege):
+                    _configure(connection, {name: value})
         connection.adapters.register_dumper(TextArray, _TextArrayDumper)
         connection.cursor_factory = _Cursor
         connection.server_cursor_factory = _ServerCursor
@@ -209,6 +208,13 @@ class Database:
         connection = self.connect(autocommit=autocommit)
         with safe_errors(doing), connection:
             yield connection
+
+
+def _configure(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> None:
+    connection.execute(
+        "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
+        [list(settings), list(settings.values())],
+    )
 
 
 def mark_as_engine(connection: psycopg.Connection[Any]) -> None:
