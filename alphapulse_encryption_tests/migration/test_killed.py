@@ -1,0 +1,36 @@
+"""kill -9 at random moments, a dozen times: what is run again always ends in the same verified state."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests.migration import support
+from alphapulse_encryption_tests.place import place
+from alphapulse_encryption_tests.stress import kills, worker
+
+# Minutes on a busy machine.
+pytestmark = pytest.mark.stress
+
+SEED = 20260
+
+
+def test_the_worker(database_url: str) -> None:
+    kills.kill_workers(database_url, kills=7, seed=SEED)
+
+
+def test_the_server(server_dir: Path) -> None:
+    """With everything that makes a server durable, unlike the other tests' server."""
+    with EmbeddedPostgres(server_dir) as server:
+        kills.kill_servers(server, kills=4, seed=SEED)
+
+
+def test_the_command(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> None:
+    worker.create(database_url, "payments")
+    key = base64.b64encode(support.MASTER_KEY).decode()
+    catalogue = worker.CATALOGUE.format(name="payments")
+    with place(postgres, database_url, server_dir.parent, key, catalogue) as theirs:
+        kills.kill_commands(theirs, "payments", kills=1, seed=SEED)

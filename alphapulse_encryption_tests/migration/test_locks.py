@@ -1,0 +1,312 @@
+"""Schema changes beside sessions that hold locks: ours give up and try again, and nobody queues behind them for long.
+
+How long an application's query was held up is told by the server: it runs with a `lock_timeout` of its own a little
+above ours, and would fail if it had to wait longer. Where our patience is shortened, it is by the keyword defaults of
+`in_short_transaction`, which hold for every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, LiteralString
+
+import pytest
+
+from alphapulse_encryption.errors import DatabaseFailure, RefusedError
+from alphapulse_encryption.migration import database, ddl, saved, switch
+from alphapulse_encryption.migration.columns import add_encrypted_columns
+from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.definition import read_table
+from alphapulse_encryption.migration.indexes import build_search_indexes
+from alphapulse_encryption.migration.switch import revert_to_plaintext, switch_to_ciphertext
+from alphapulse_encryption.migration.views import create_views
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests.migration import support, walk
+
+USERS = walk.CATALOGUE.table("users")
+
+READER: LiteralString = "SELECT count(*) FROM users"
+WRITER: LiteralString = "UPDATE users SET is_active = is_active WHERE id = 3"
+OWNER: LiteralString = "LOCK TABLE users IN ACCESS EXCLUSIVE MODE"
+READER_OF_VIEW: LiteralString = "SELECT count(*) FROM v_users"
+
+APPLICATION: tuple[LiteralString, ...] = (
+    "SELECT id FROM users WHERE id = 7",
+    "UPDATE users SET is_active = is_active WHERE id = 7",
+    "INSERT INTO users (id, username, email, password_hash) VALUES (900001, 'ann', 'ann@example.org', 'x')",
+    "DELETE FROM users WHERE id = 900001",
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step with a schema change in it.
+
+    Args:
+        prepare: brings the table to where it is the step's turn.
+        act: the step.
+        holders: statements of a transaction that is in its way and left open.
+        queries: what the application asks meanwhile.
+    """
+
+    prepare: Callable[[str, EmbeddedPostgres, Path], object]
+    act: Callable[[str], Any]
+    holders: tuple[LiteralString, ...]
+    queries: tuple[LiteralString, ...] = APPLICATION
+
+
+def add_columns(url: str) -> Any:
+    return add_encrypted_columns(Database(url), USERS, walk.KEYS, walk.ACTOR, batch_ranges=walk.RANGES)
+
+
+def without_guard(url: str) -> None:
+    add_columns(url)
+    walk.query(url, "ALTER TABLE users DISABLE TRIGGER zzz_encryption_guard_update")
+
+
+def verified(url: str) -> None:
+    walk.encrypt(url, USERS)
+    assert walk.verify(url, USERS).passed
+
+
+def approved(url: str, postgres: EmbeddedPostgres, directory: Path) -> None:
+    walk.switch(url, USERS)
+    walk.backup(url, (USERS,), directory, postgres.bin_dir())
+    walk.approve(url, USERS)
+
+
+def with_old_view(url: str) -> None:
+    add_columns(url)
+    create_views(Database(url), USERS, walk.ACTOR)
+    walk.query(url, "ALTER TABLE users ADD COLUMN more text")
+
+
+STEPS = {
+    "columns": Step(lambda url, *_: None, add_columns, (READER, WRITER, OWNER)),
+    "guard": Step(lambda url, *_: without_guard(url), add_columns, (WRITER, OWNER)),
+    "switch": Step(
+        lambda url, *_: verified(url),
+        lambda url: switch_to_ciphertext(Database(url), USERS, walk.KEYS, walk.ACTOR),
+        (READER, WRITER, OWNER),
+    ),
+    # Before it needs the lock, a revert builds an index, and waits for writers while the application goes on.
+    "revert": Step(
+        lambda url, *_: walk.switch(url, USERS),
+        lambda url: revert_to_plaintext(Database(url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR),
+        (READER, OWNER),
+    ),
+    "drop": Step(approved, lambda url: walk.drop(url, USERS), (READER, WRITER, OWNER), APPLICATION[:2]),
+    "views": Step(
+        lambda url, *_: with_old_view(url),
+        lambda url: create_views(Database(url), USERS, walk.ACTOR),
+        (READER_OF_VIEW, OWNER),
+        (*APPLICATION, "SELECT id FROM v_users WHERE id = 7"),
+    ),
+}
+
+
+@contextmanager
+def held(url: str, statement: LiteralString) -> Iterator[support.Connection]:
+    """A transaction that is left open."""
+    with support.application(url, autocommit=False) as connection:
+        connection.execute(statement)
+        yield connection
+        connection.rollback()
+
+
+@contextmanager
+def asking(url: str, lock_timeout: str) -> Iterator[support.Connection]:
+    """A session of the application that waits so long for a lock, and fails if it would have to wait longer."""
+    with support.application(url) as connection:
+        connection.execute("SELECT set_config('lock_timeout', %s, false)", [lock_timeout])
+        yield connection
+
+
+def shape(url: str) -> list[Any]:
+    """All that a step that gave up has to leave as it was."""
+    looks: tuple[LiteralString, ...] = (
+        "SELECT attname, attnotnull, atthasdef, atttypid FROM pg_attribute WHERE attrelid = 'users'::regclass "
+        "AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+        "SELECT conname, convalidated FROM pg_constraint WHERE conrelid = 'users'::regclass ORDER BY 1",
+        "SELECT oid, tgname, tgenabled FROM pg_trigger WHERE tgrelid = 'users'::regclass ORDER BY 2",
+        "SELECT oid, relname FROM pg_class WHERE relkind = 'v' AND relname LIKE 'v\\_%' ORDER BY 2",
+        "SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM users t",
+    )
+    bookkeeping: tuple[LiteralString, ...] = (
+        "SELECT table_name, authority, stage, set_aside FROM encryption_tables ORDER BY 1",
+        "SELECT id, consumed_at FROM encryption_approvals ORDER BY 1",
+        "SELECT id, restored_at FROM encryption_definitions ORDER BY 1",
+        "SELECT id, action FROM encryption_audit_log ORDER BY 1",
+    )
+    if walk.value(url, "SELECT to_regclass('public.encryption_audit_log') IS NOT NULL"):
+        looks += bookkeeping
+    return [walk.query(url, look) for look in looks]
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Ours wait for a fifth of a second, three times."""
+    defaults = ddl.in_short_transaction.__kwdefaults__
+    assert defaults is not None
+    assert {"attempts", "lock_timeout"} <= set(defaults)
+    monkeypatch.setitem(defaults, "attempts", 3)
+    monkeypatch.setitem(defaults, "lock_timeout", "200ms")
+    return defaults
+
+
+@pytest.mark.parametrize("name", list(STEPS))
+def test_gives_up_and_changes_nothing_then_succeeds(
+    sample_url: str,
+    postgres: EmbeddedPostgres,
+    server_dir: Path,
+    name: str,
+    patience: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = STEPS[name]
+    step.prepare(sample_url, postgres, server_dir.parent)
+    if name == "columns":
+        # The bookkeeping, which is made first, is no change of the table.
+        add_encrypted_columns(
+            Database(sample_url), walk.CATALOGUE.table("trades"), walk.KEYS, walk.ACTOR, batch_ranges=2
+        )
+    before = shape(sample_url)
+    for holder in step.holders:
+        with held(sample_url, holder):
+            if holder == OWNER:
+                _gives_up_looking(step, sample_url, monkeypatch)
+            else:
+                _gives_up_waiting(step, sample_url)
+        assert shape(sample_url) == before, holder
+
+    with held(sample_url, step.holders[0]) as holding:
+        patience["attempts"] = ddl.ATTEMPTS
+        with support.Background(lambda: step.act(sample_url)) as acting:
+            support.until(lambda: support.engine_waits(sample_url), "it waits for the holder")
+            holding.rollback()
+            assert acting.result().changed
+    assert shape(sample_url) != before
+
+
+def _gives_up_waiting(step: Step, url: str) -> None:
+    served = 0
+    with support.Background(lambda: step.act(url)) as acting, asking(url, "1200ms") as application:
+        while acting.running:
+            if support.engine_waits(url):
+                for query in step.queries:
+                    application.execute(query)
+                    served += 1
+        with pytest.raises(RefusedError, match=r"another session kept its lock through 3 tries"):
+            acting.result()
+    assert served >= len(step.queries)
+
+
+def _gives_up_looking(step: Step, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even a look at the table waits for this holder; and the application waits for it, not for us."""
+    with monkeypatch.context() as shorter:
+        shorter.setitem(database.SAFETY_SETTINGS, "lock_timeout", "200ms")
+        with pytest.raises((RefusedError, DatabaseFailure), match=r"another session|lock timeout"):
+            step.act(url)
+
+
+def test_as_it_is_delivered_nobody_waits_longer_than_a_second(sample_url: str) -> None:
+    """The patience is the package's own; without it the session's would apply, five seconds."""
+    with (
+        held(sample_url, READER) as reader,
+        asking(sample_url, "2s") as application,
+        support.Background(lambda: add_columns(sample_url)) as adding,
+    ):
+        for query in APPLICATION[:2]:
+            support.until(lambda: support.engine_waits(sample_url, "ALTER TABLE%"), "it waits for the reader")
+            application.execute(query)
+        assert adding.running
+        reader.rollback()
+        assert adding.result().changed
+
+
+def test_an_index_is_built_beside_readers_and_writers(sample_url: str) -> None:
+    """It waits for them for as long as they take; the application goes on."""
+    add_columns(sample_url)
+    valid = (
+        "SELECT count(*) FROM pg_index WHERE indrelid = 'users'::regclass AND indisvalid "
+        "AND indexrelid IN (to_regclass('idx_user_email_search'), to_regclass('users_encryption_pending'))"
+    )
+    for holder in (READER, WRITER):
+        with support.application(sample_url, autocommit=False) as holding:
+            # An old snapshot, which an index has to wait for.
+            holding.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            holding.execute(holder)
+            with support.Background(
+                lambda: build_search_indexes(Database(sample_url), USERS, walk.ACTOR)
+            ) as building:
+                support.until(
+                    lambda: support.engine_waits(sample_url, "CREATE%INDEX CONCURRENTLY%"),
+                    "the build waits for the transaction",
+                )
+                with asking(sample_url, "200ms") as application:
+                    for query in APPLICATION:
+                        application.execute(query)
+                assert walk.value(sample_url, valid) == 0
+                assert support.engine_waits(sample_url, "CREATE%INDEX CONCURRENTLY%")
+                holding.rollback()
+                assert building.result().changed
+        assert walk.value(sample_url, valid) == 2
+        walk.query(sample_url, "DROP INDEX idx_user_email_search, users_encryption_pending")
+
+
+def test_a_revert_waits_for_a_writer_without_holding_up_others(sample_url: str) -> None:
+    walk.switch(sample_url, USERS)
+    with held(sample_url, WRITER) as writer:
+        revert = STEPS["revert"].act
+        with support.Background(lambda: revert(sample_url)) as reverting:
+            support.until(
+                lambda: support.engine_waits(sample_url, "CREATE%INDEX CONCURRENTLY%"),
+                "the build waits for the writer",
+            )
+            with asking(sample_url, "200ms") as application:
+                for query in APPLICATION[:2]:
+                    application.execute(query)
+            assert reverting.running
+            writer.rollback()
+            assert reverting.result().changed
+    assert walk.value(sample_url, "SELECT authority FROM encryption_tables") == "plaintext"
+
+
+def test_a_constraint_is_validated_beside_readers_and_writers(sample_url: str) -> None:
+    """Halfway through the rows, the application reads and writes; and a long reader is not in the way."""
+    walk.encrypt(sample_url, USERS)
+    (column,) = [c for c in USERS.columns if c.name == "email"]
+    name = saved.presence_check(column)
+    # The check takes as long as we like, for the engine's session alone.
+    walk.query(
+        sample_url,
+        "CREATE FUNCTION slowly(id bigint) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN "
+        "IF id = 100 AND current_setting('application_name') = 'alphapulse_encryption' THEN "
+        "PERFORM pg_advisory_xact_lock_shared(4711); END IF; RETURN true; END $$",
+    )
+    walk.query(sample_url, f'ALTER TABLE users ADD CONSTRAINT "{name}" CHECK (slowly(id)) NOT VALID')
+    validated = "SELECT convalidated FROM pg_constraint WHERE conrelid = 'users'::regclass AND conname = %s"
+    with (
+        held(sample_url, READER),
+        held(sample_url, WRITER),
+        support.application(sample_url) as gate,
+        Database(sample_url).session("validate") as connection,
+    ):
+        gate.execute("SELECT pg_advisory_lock(4711)")
+        definition = read_table(connection, USERS)
+        with support.Background(lambda: switch.validate(connection, definition, name)) as validating:
+            with asking(sample_url, "200ms") as application:
+                for query in APPLICATION:
+                    support.until(
+                        lambda: support.engine_waits(sample_url, "ALTER TABLE%VALIDATE%"),
+                        "the validation is halfway",
+                    )
+                    application.execute(query)
+            assert walk.value(sample_url, validated, name) is False
+            gate.execute("SELECT pg_advisory_unlock(4711)")
+            validating.result()
+        # Both transactions are still open.
+        assert walk.value(sample_url, validated, name) is True
