@@ -362,8 +362,8 @@ class TestCommandLine:
         child = "\n".join(
             (
                 "import signal, sys",
-                "print('up', flush=True)",
-                "try: signal.pause()",
+                # One moment later, and the signal could come before the child is ready for it.
+                "try: print('up', flush=True); signal.pause()",
                 "except KeyboardInterrupt: print('interrupted', flush=True); sys.exit(5)",
             )
         )
