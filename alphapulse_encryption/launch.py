@@ -217,13 +217,23 @@ def _process_name(process: psutil.Process) -> str:
     return f"{platform.node()}/{process.pid}/{process.create_time():.2f}"
 
 
+_UNDER_WAY = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
 def _end_abandoned_runs(instance: dg.DagsterInstance) -> None:
     """Runs of a command that was killed would otherwise look under way for ever."""
-    unfinished = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+    unfinished = instance.get_runs(dg.RunsFilter(statuses=_UNDER_WAY))
     for run in unfinished:
         name = run.tags.get(_PROCESS_TAG, "")
         host, _, rest = name.partition("/")
         if host == platform.node() and not _is_running(name, rest.partition("/")[0]):
+            # Nobody else gives back its place in the pool: without a daemon, later commands would wait for ever.
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             instance.report_run_failed(run, "The command that ran it was killed. Run the same step again.")
 
 
