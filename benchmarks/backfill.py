@@ -44,6 +44,7 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.migration.backfill import Pace, Progress, backfill_range
 from alphapulse_encryption.migration.columns import add_encrypted_columns
 from alphapulse_encryption.migration.database import Actor, Database
+from alphapulse_encryption.migration.sessions import Sessions
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 
 RESULTS = Path(__file__).parent / "results"
@@ -154,15 +155,27 @@ def engine(job: Job) -> list[int]:
     batches: list[int] = []
     cipher = get_format(AES_256_GCM, KEYS)
     pace = Pace(batch_size=job.batch_size)
-    for number in job.ranges:
-        before = 0
+    database = Database(job.url)
+    with Sessions(database) as sessions:
+        for number in job.ranges:
+            before = 0
 
-        def note(progress: Progress) -> None:
-            nonlocal before
-            batches.append(progress.rows - before)
-            before = progress.rows
+            def note(progress: Progress) -> None:
+                nonlocal before
+                batches.append(progress.rows - before)
+                before = progress.rows
 
-        backfill_range(Database(job.url), TABLE, number, cipher, KEYS, ACTOR, pace=pace, on_progress=note)
+            backfill_range(
+                database,
+                TABLE,
+                number,
+                cipher,
+                KEYS,
+                ACTOR,
+                pace=pace,
+                on_progress=note,
+                sessions=sessions,
+            )
     return batches
 
 

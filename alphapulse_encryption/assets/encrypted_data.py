@@ -1,9 +1,10 @@
 """Step 3, ``--migrate-data``: encrypt what is pending, per table and batch range."""
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import dagster as dg
@@ -20,7 +21,8 @@ from alphapulse_encryption.migration.backfill import (
     Stopped,
     backfill_range,
 )
-from alphapulse_encryption.migration.tuning import restore_abandoned, tuned
+from alphapulse_encryption.migration.sessions import Sessions
+from alphapulse_encryption.migration.tuning import Tuned, restore_abandoned, tuned
 from alphapulse_encryption.resources.border import actor, counted, materialized, safely
 from alphapulse_encryption.resources.partitions import Partitions, TablePart, over_ranges, parts_by_table
 from alphapulse_encryption.resources.target import Target
@@ -97,7 +99,7 @@ def _backfilled(
     stopped = threading.Event()
     restore_abandoned(database, actor(context))
 
-    def work(part: TablePart) -> RangeResult | MigrationError:
+    def work(part: TablePart, sessions: Sessions) -> RangeResult | MigrationError:
         observe = _observer(context, part)
 
         def on_progress(progress: Progress) -> None:
@@ -113,15 +115,33 @@ def _backfilled(
                 cipher,
                 keys,
                 actor(context),
-                pace=Pace(config.batch_size, config.target_seconds, tuning[part.table]),
+                pace=Pace(config.batch_size, config.target_seconds),
                 on_progress=on_progress,
+                sessions=sessions,
             )
         except MigrationError as error:
             return error
 
+    ahead = queue.SimpleQueue[TablePart]()
+    done = queue.SimpleQueue[tuple[TablePart, RangeResult | BaseException]]()
+    for part in parts:
+        ahead.put(part)
+
+    def worker(settings: Tuned) -> None:
+        with Sessions(database, settings) as sessions:
+            while not stopped.is_set():
+                try:
+                    part = ahead.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    done.put((part, work(part, sessions)))
+                except BaseException as error:
+                    done.put((part, error))
+
     with ExitStack() as stack:
-        tuning = {
-            key: stack.enter_context(
+        tunings = [
+            stack.enter_context(
                 tuned(
                     database,
                     catalogue.table(key),
@@ -131,16 +151,21 @@ def _backfilled(
                 )
             )
             for key in dict.fromkeys(part.table for part in parts)
-        }
+        ]
         pool = stack.enter_context(ThreadPoolExecutor(config.workers, thread_name_prefix="backfill"))
-        running = {pool.submit(work, part): part for part in parts}
         try:
-            for future in as_completed(running):
-                yield running[future], future.result()
+            for _ in range(min(config.workers, len(parts))):
+                # What is tuned for sessions is the same for every table.
+                pool.submit(worker, tunings[0])
+            for _ in parts:
+                part, outcome = done.get()
+                if isinstance(outcome, BaseException) and not isinstance(outcome, MigrationError):
+                    raise outcome
+                yield part, outcome
         finally:
             # Interrupted: nothing new begins, and what runs ends after its batch.
             stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False)
 
 
 def _metadata(result: RangeResult) -> dict[str, RawMetadataValue]:

@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.crypto.text import explain_unencodable
+from alphapulse_encryption.crypto.text import encode_many
 from alphapulse_encryption.errors import ConfigurationError, DecryptionError
 
 AES_256_GCM = "AES-256-GCM"
@@ -49,8 +49,11 @@ class EnvelopeFormat(Protocol):
     def encrypt_many(self, values: Sequence[str | None], context: str) -> list[str | None]:
         """The envelopes of many values of one context; raises what `encrypt` raises."""
 
-    def encrypt_many_utf8(self, values: Sequence[str | None], context: str) -> list[bytes | None]:
-        """As `encrypt_many`, each envelope as the UTF-8 bytes that go over the wire."""
+    def encrypt_many_utf8(self, values: Sequence[bytes | None], context: str) -> list[bytes | None]:
+        """As `encrypt_many`, values and envelopes as the UTF-8 bytes that go over the wire.
+
+        That the values are UTF-8 is for the caller to see to.
+        """
 
     def decrypt(self, envelope: str, context: str) -> str:
         """The value in an envelope of that context, of any known key version.
@@ -105,7 +108,7 @@ class AesGcmEnvelope:
         """See `EnvelopeFormat.encrypt_many`."""
         return self._seal(values, context, self._keys.current_version, os.urandom(IV_BYTES * len(values)))
 
-    def encrypt_many_utf8(self, values: Sequence[str | None], context: str) -> list[bytes | None]:
+    def encrypt_many_utf8(self, values: Sequence[bytes | None], context: str) -> list[bytes | None]:
         """See `EnvelopeFormat.encrypt_many_utf8`."""
         return self._seal_utf8(
             values, context, self._keys.current_version, os.urandom(IV_BYTES * len(values))
@@ -134,34 +137,30 @@ class AesGcmEnvelope:
         return values
 
     def _seal(self, values: Sequence[str | None], context: str, version: int, ivs: bytes) -> list[str | None]:
-        """As `_seal_utf8`, as text."""
-        envelopes = self._seal_utf8(values, context, version, ivs)
+        """As `_seal_utf8`, of text."""
+        envelopes = self._seal_utf8(encode_many(values), context, version, ivs)
         return [None if envelope is None else envelope.decode() for envelope in envelopes]
 
     def _seal_utf8(
-        self, values: Sequence[str | None], context: str, version: int, ivs: bytes
+        self, values: Sequence[bytes | None], context: str, version: int, ivs: bytes
     ) -> list[bytes | None]:
         """Encrypt under the given IVs, 12 bytes for each value; never use an IV twice."""
         aead, suffix = self._sealer(context, version)
         prefix, end = _PREFIX.encode(), suffix.encode()
-        encrypt, encode, to_base64 = aead.encrypt, str.encode, binascii.b2a_base64
+        encrypt, to_base64 = aead.encrypt, binascii.b2a_base64
         envelopes: list[bytes | None] = []
         append = envelopes.append
         position = 0
-        try:
-            for value in values:
-                if value is None:
-                    append(None)
-                else:
-                    iv = ivs[position : position + IV_BYTES]
-                    sealed = encrypt(iv, encode(value), None)
-                    payload = iv + sealed[-TAG_BYTES:] + sealed[:-TAG_BYTES]
-                    append(prefix + to_base64(payload, newline=False) + end)
-                position += IV_BYTES
-            return envelopes
-        except (UnicodeEncodeError, TypeError):
-            pass
-        explain_unencodable(values)
+        for value in values:
+            if value is None:
+                append(None)
+            else:
+                iv = ivs[position : position + IV_BYTES]
+                sealed = encrypt(iv, value, None)
+                payload = iv + sealed[-TAG_BYTES:] + sealed[:-TAG_BYTES]
+                append(prefix + to_base64(payload, newline=False) + end)
+            position += IV_BYTES
+        return envelopes
 
     def _sealer(self, context: str, version: int) -> _Sealer:
         sealer = self._sealers.get((context, version))

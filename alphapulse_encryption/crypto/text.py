@@ -8,15 +8,23 @@ class UnencodableTextError(ValueError):
     """The value holds lone surrogates, which UTF-8 cannot represent (RFC 3629 section 3)."""
 
 
-def explain_unencodable(values: Sequence[object]) -> NoReturn:
-    """Say why one of the values is not text that can be encoded in UTF-8.
-
-    Called after the exception of `str.encode` has been dropped: that one carries the value.
+def encode_many(values: Sequence[str | None]) -> list[bytes | None]:
+    """The UTF-8 form of texts; None stays None.
 
     Raises:
-        TypeError: one is not a str; its type is named.
-        UnencodableTextError: all are.
+        TypeError: a value is not a str.
+        UnencodableTextError: a value holds lone surrogates.
     """
+    encode = str.encode
+    try:
+        return [None if value is None else encode(value) for value in values]
+    except (UnicodeEncodeError, TypeError):
+        pass
+    # Raised here and not above, so that no chained exception carries the value.
+    _explain_unencodable(values)
+
+
+def _explain_unencodable(values: Sequence[object]) -> NoReturn:
     for value in values:
         if value is not None and not isinstance(value, str):
             raise TypeError(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.crypto.text import explain_unencodable
+from alphapulse_encryption.crypto.text import encode_many
 
 TOKEN_BYTES = 32
 
@@ -42,19 +42,29 @@ def search_tokens_many(keys: KeyRing, values: Sequence[str | None], context: str
     return _tokens(keys, values, context, keys.current_version)
 
 
+def search_tokens_many_utf8(
+    keys: KeyRing, values: Sequence[bytes | None], context: str
+) -> list[bytes | None]:
+    """As `search_tokens_many`, values and tokens as the UTF-8 bytes that go over the wire."""
+    return _tokens_utf8(keys, values, context, keys.current_version)
+
+
 def _tokens(keys: KeyRing, values: Sequence[str | None], context: str, version: int) -> list[str | None]:
+    tokens = _tokens_utf8(keys, encode_many(values), context, version)
+    return [None if token is None else token.decode("ascii") for token in tokens]
+
+
+def _tokens_utf8(
+    keys: KeyRing, values: Sequence[bytes | None], context: str, version: int
+) -> list[bytes | None]:
     keyed = hashlib.blake2b(digest_size=TOKEN_BYTES, key=keys.derive(context, version))
-    encode, to_base64 = str.encode, binascii.b2a_base64
-    tokens: list[str | None] = []
-    try:
-        for value in values:
-            if value is None:
-                tokens.append(None)
-            else:
-                digest = keyed.copy()
-                digest.update(encode(value))
-                tokens.append(to_base64(digest.digest(), newline=False).decode("ascii"))
-        return tokens
-    except (UnicodeEncodeError, TypeError):
-        pass
-    explain_unencodable(values)
+    to_base64 = binascii.b2a_base64
+    tokens: list[bytes | None] = []
+    for value in values:
+        if value is None:
+            tokens.append(None)
+        else:
+            digest = keyed.copy()
+            digest.update(value)
+            tokens.append(to_base64(digest.digest(), newline=False))
+    return tokens

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +22,12 @@ from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.migration import sql, tracking
-from alphapulse_encryption.migration.batches import Key, plan_by_key
+from alphapulse_encryption.migration.batches import Key
 from alphapulse_encryption.migration.database import (
     Actor,
     Database,
     DatabaseUnreachable,
+    as_text,
     connection_was_lost,
     failure,
     mark_as_engine,
@@ -36,7 +37,7 @@ from alphapulse_encryption.migration.definition import TableDefinition, read_tab
 from alphapulse_encryption.migration.limits import Limits
 from alphapulse_encryption.migration.quarantine import named, quarantine, read_quarantine, release
 from alphapulse_encryption.migration.reader import Batch, Reader, Unreadable
-from alphapulse_encryption.migration.throttle import Lookout, Throttle, indicators
+from alphapulse_encryption.migration.sessions import Sessions, quick_switches
 from alphapulse_encryption.migration.tuning import Tuned
 
 Connection = psycopg.Connection[Any]
@@ -168,6 +169,7 @@ def backfill_range(
     *,
     pace: Pace | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    sessions: Sessions | None = None,
 ) -> RangeResult:
     """Encrypt what is pending in one batch range.
 
@@ -181,6 +183,7 @@ def backfill_range(
         pace: size of batches.
         on_progress: called after each batch, and again and again while it holds back, from the calling thread; may
             raise :class:`Stopped`.
+        sessions: the worker's own, which works on several ranges one after another; by default opened and closed here.
 
     Raises:
         RefusedError: wrong key; columns not added; another process works on this range.
@@ -188,7 +191,15 @@ def backfill_range(
         ConfigurationError: the table, its key or a column is missing, or a setting in the database means nothing.
         DatabaseFailure: the server refused; the range is marked as failed, what is written stays.
     """
-    run = _Run(database, table, number, cipher, keys, actor, pace or Pace(), on_progress)
+    pace = pace or Pace()
+    with ExitStack() as stack:
+        stack.enter_context(quick_switches())
+        if sessions is None:
+            sessions = stack.enter_context(Sessions(database, pace.session))
+        return _backfill(_Run(database, table, number, cipher, keys, actor, pace, on_progress, sessions))
+
+
+def _backfill(run: _Run) -> RangeResult:
     retrying = Retrying(
         retry=retry_if_exception(run.may_go_on_after),
         stop=stop_after_attempt(TRIES),
@@ -198,7 +209,7 @@ def backfill_range(
     try:
         return retrying(run.attempt)
     except psycopg.Error as error:
-        safe = failure(f"backfill range {number:02d} of {table.key}", error)
+        safe = failure(f"backfill range {run.number:02d} of {run.table.key}", error)
         run.record_failure(safe)
         raise safe from None
     except MigrationError as error:
@@ -216,7 +227,9 @@ class _Run:
     actor: Actor
     pace: Pace
     on_progress: Callable[[Progress], None] | None
+    sessions: Sessions
     counters: _Counters = field(default_factory=_Counters)
+    statements: dict[bool, bytes] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     connected: bool = False
     begun: bool = False
@@ -231,17 +244,22 @@ class _Run:
 
     def attempt(self) -> RangeResult:
         self.batch_size = self.pace.batch_size or self.batch_size
-        with self.database.connect() as writer, self.database.connect() as reader:
+        self.statements.clear()
+        try:
+            writer, reader = self.sessions.open()
             self.connected = True
-            for connection in (writer, reader):
-                plan_by_key(connection)
-                self.pace.session.apply(connection)
             state = tracking.require_state(writer, self.table)
             if state.stage != "columns":
                 return self._result()
             tracking.ensure_key(writer, self.keys)
             self._lock(writer)
-            return self._work(writer, reader)
+            result = self._work(writer, reader)
+            self._unlock(writer)
+            return result
+        except BaseException:
+            # With them goes the lock on the range.
+            self.sessions.close()
+            raise
 
     def _work(self, writer: Connection, reader: Connection) -> RangeResult:
         batch_range = tracking.read_range(writer, self.table, self.number)
@@ -311,16 +329,13 @@ class _Run:
         start: Key | None,
         upper: Key | None,
     ) -> None:
-        ours = [writer.info.backend_pid, reader.info.backend_pid]
-        lookout = Lookout(self.database, indicators(lambda: ours))
-        throttle = Throttle(lookout, self._wait_for(writer))
         with (
-            closing(lookout),
-            throttle.looking(),
+            self.sessions.throttle(self._wait_for(writer)) as throttle,
             Reader(
                 reader, definition, self.cipher, self.keys, start, upper, lambda: self.batch_size
             ) as items,
         ):
+            waited_before = throttle.waited
             for item in items:
                 limits = throttle.wait()
                 if isinstance(item, Unreadable):
@@ -328,9 +343,9 @@ class _Run:
                     continue
                 began = time.monotonic()
                 self._write(writer, definition, item)
-                self._adapt(len(item.keys), time.monotonic() - began, limits)
+                self._adapt(len(item), time.monotonic() - began, limits)
                 self._report()
-        self.held_back += throttle.waited
+            self.held_back += throttle.waited - waited_before
 
     def _wait_for(self, writer: Connection) -> Callable[[str | None], None]:
         told: str | None = None
@@ -376,8 +391,8 @@ class _Run:
         except psycopg.Error as error:
             if (error.sqlstate or "")[:2] not in ABOUT_A_ROW:
                 raise
-            if len(batch.keys) == 1:
-                self._set_aside(writer, batch.keys[0], f"the database refused it ({without_values(error)})")
+            if len(batch) == 1:
+                self._set_aside(writer, batch.key(0), f"the database refused it ({without_values(error)})")
                 return
             for half in batch.halves():
                 self._write(writer, definition, half)
@@ -385,19 +400,22 @@ class _Run:
         self.counters.batches += 1
         self.counters.rows += rows
         self.counters.values += values
-        self.counters.changed_meanwhile += len(batch.keys) - rows
+        self.counters.changed_meanwhile += len(batch) - rows
 
     def _write_once(
         self, writer: Connection, definition: TableDefinition, batch: Batch, *, skip_locked: bool = False
     ) -> tuple[int, int]:
         with writer.transaction():
             mark_as_engine(writer)
-            statement = sql.update_batch(definition, skip_locked=skip_locked)
+            if skip_locked not in self.statements:
+                self.statements[skip_locked] = as_text(
+                    writer, sql.update_batch(definition, skip_locked=skip_locked)
+                )
             bounds = [*batch.bounds, *batch.bounds] if skip_locked else batch.bounds
-            rows = writer.execute(statement, [*batch.arrays, *bounds]).rowcount
+            rows = writer.execute(self.statements[skip_locked], [*batch.arrays, *bounds]).rowcount
             counts = self._count(writer, definition, batch, rows)
             tracking.advance_range(
-                writer, self.table, self.number, position=batch.keys[-1], rows=rows, values=counts
+                writer, self.table, self.number, position=batch.key(-1), rows=rows, values=counts
             )
         return rows, sum(counts.values())
 
@@ -406,13 +424,11 @@ class _Run:
     ) -> dict[str, int]:
         """Values per column among the rows that were really written."""
         names = [column.name for column in definition.plaintext_columns]
-        if rows == len(batch.keys):
-            return {name: sum(present) for name, present in zip(names, batch.present, strict=True)}
+        if rows == len(batch):
+            return dict(zip(names, batch.values(), strict=True))
         ours = {tuple(row) for row in writer.execute(sql.keys_written_now(definition), batch.bounds)}
-        written = [i for i, key in enumerate(batch.keys) if key in ours]
-        return {
-            name: sum(present[i] for i in written) for name, present in zip(names, batch.present, strict=True)
-        }
+        written = [row for row in range(len(batch)) if batch.key(row) in ours]
+        return dict(zip(names, batch.values(written), strict=True))
 
     def _set_aside(self, writer: Connection, key: Key, reason: str) -> None:
         with writer.transaction():
@@ -443,8 +459,7 @@ class _Run:
 
         def take() -> None:
             row = writer.execute(
-                "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))",
-                [tracking.range_lock(self.table, self.number)],
+                "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [self._lock_name]
             ).fetchone()
             if not (row and row[0]):
                 raise RangeIsTaken(
@@ -453,6 +468,13 @@ class _Run:
                 )
 
         retrying(take)
+
+    def _unlock(self, writer: Connection) -> None:
+        writer.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [self._lock_name])
+
+    @property
+    def _lock_name(self) -> str:
+        return tracking.range_lock(self.table, self.number)
 
     def _result(self, *, left_pending: int = 0, resumed: bool = False) -> RangeResult:
         return RangeResult(

@@ -78,19 +78,24 @@ class _TextArrayDumper(Dumper):
         return obj.data
 
 
+# Lengths of elements in network order, of those that are common.
+_LENGTHS = tuple(struct.pack("!i", length) for length in range(1024))
+_NULL = struct.pack("!i", -1)
+
+
 def _text_array(items: Sequence[str | bytes | None]) -> bytes:
     if not items:
         return struct.pack("!iiI", 0, 0, _TEXT_OID)
-    elements = [b"" if i is None else i if isinstance(i, bytes) else i.encode() for i in items]
-    nulls = None in items
-    sizes = list(map(len, elements))
-    if nulls:
-        sizes = [-1 if item is None else size for item, size in zip(items, sizes, strict=True)]
-    lengths = struct.pack(f"!{len(sizes)}i", *sizes)
-    parts = [b""] * (2 * len(sizes) + 1)
-    parts[0] = struct.pack("!iiIii", 1, int(nulls), _TEXT_OID, len(sizes), 1)
-    parts[1::2] = [lengths[at : at + 4] for at in range(0, len(lengths), 4)]
-    parts[2::2] = elements
+    parts = [struct.pack("!iiIii", 1, int(None in items), _TEXT_OID, len(items), 1)]
+    append = parts.append
+    for item in items:
+        if item is None:
+            append(_NULL)
+            continue
+        element = item if type(item) is bytes else str.encode(item)  # type: ignore[arg-type]
+        size = len(element)
+        append(_LENGTHS[size] if size < len(_LENGTHS) else struct.pack("!i", size))
+        append(element)
     return b"".join(parts)
 
 
@@ -113,6 +118,11 @@ def _percent_safe(query: sql.Composed) -> sql.Composed:
         else:
             parts.append(_PercentSafe(part) if isinstance(part, sql.Identifier | sql.Literal) else part)
     return sql.Composed(parts)
+
+
+def as_text(connection: psycopg.Connection[Any], query: sql.Composed) -> bytes:
+    """A statement with parameters, put together once for many executions."""
+    return _percent_safe(query).as_bytes(connection)
 
 
 class _Cursor(psycopg.Cursor[tuple[Any, ...]]):

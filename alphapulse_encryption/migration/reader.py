@@ -1,14 +1,14 @@
-"""Reads pending rows of a batch range and encrypts them, one batch ahead of the writer.
+"""Reads pending rows of a batch range and encrypts them, a batch or two ahead of the writer.
 
-The thread and the connection are the reader's own: while the server works on a batch's UPDATE, the next one is
-read and encrypted.
+The two threads and the connection are the reader's own: while the server works on a batch's UPDATE, the next one is
+encrypted, and the one behind it is read.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,10 @@ import psycopg
 
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.crypto.tokens import search_tokens_many
+from alphapulse_encryption.crypto.tokens import search_tokens_many_utf8
 from alphapulse_encryption.migration import sql
-from alphapulse_encryption.migration.batches import Key, Row, key_of, read_batch
-from alphapulse_encryption.migration.database import TextArray
+from alphapulse_encryption.migration.batches import Key, Utf8Row, read_batch_utf8
+from alphapulse_encryption.migration.database import TextArray, as_text
 from alphapulse_encryption.migration.definition import TableDefinition
 
 Connection = psycopg.Connection[Any]
@@ -30,33 +30,46 @@ FIRST_READ = 250
 
 @dataclass(frozen=True)
 class Batch:
-    """Encrypted rows, ready to be written.
+    """Encrypted rows, ready to be written, in ascending order of their primary keys.
 
     Args:
-        keys: their primary keys, ascending.
-        arrays: in the order that :func:`sql.update_batch` expects.
-        present: per plaintext column, which rows have a value for it.
+        arrays: in the order that :func:`sql.update_batch` expects: the key's columns come first.
+        key_width: number of the key's columns.
+        ciphertexts: which of the arrays hold them, in the order of the plaintext columns.
     """
 
-    keys: list[Key]
     arrays: list[TextArray]
-    present: list[list[bool]]
+    key_width: int
+    ciphertexts: list[int]
+
+    def __len__(self) -> int:
+        return len(self.arrays[0].items)
+
+    def key(self, row: int) -> Key:
+        """A row's primary key."""
+        parts = [array.items[row] for array in self.arrays[: self.key_width]]
+        return tuple(part.decode() if isinstance(part, bytes) else part or "" for part in parts)
 
     @property
     def bounds(self) -> list[str]:
         """First and last key."""
-        return [*self.keys[0], *self.keys[-1]]
+        return [*self.key(0), *self.key(-1)]
+
+    def values(self, rows: Sequence[int] | None = None) -> list[int]:
+        """Per plaintext column, how many values there are, in all rows or in some of them."""
+        columns = [self.arrays[at].items for at in self.ciphertexts]
+        if rows is None:
+            return [len(items) - items.count(None) for items in columns]
+        return [sum(items[row] is not None for row in rows) for items in columns]
 
     def halves(self) -> tuple[Batch, Batch]:
         """The batch in two; it has to have two rows at least."""
-        middle = len(self.keys) // 2
+        middle = len(self) // 2
         return self._part(slice(None, middle)), self._part(slice(middle, None))
 
     def _part(self, part: slice) -> Batch:
         return Batch(
-            self.keys[part],
-            [TextArray(array.items[part]) for array in self.arrays],
-            [column[part] for column in self.present],
+            [TextArray(array.items[part]) for array in self.arrays], self.key_width, self.ciphertexts
         )
 
 
@@ -77,7 +90,7 @@ Item = Batch | Unreadable
 
 
 class Reader:
-    """Iterates over the batches of a range; a context manager that ends its thread.
+    """Iterates over the batches of a range; a context manager that ends its threads.
 
     Args:
         connection: in autocommit mode, used by nobody else meanwhile.
@@ -107,52 +120,77 @@ class Reader:
         self._upper = upper
         self._batch_size = batch_size
         self._ramp = FIRST_READ
-        self._queue: queue.Queue[Item | BaseException | None] = queue.Queue(maxsize=1)
+        self._queries: dict[bool, bytes] = {}
+        # One batch waits before each stage, so that none of them ever waits for the other two.
+        self._read: queue.Queue[list[Utf8Row] | Unreadable | BaseException | None] = queue.Queue(maxsize=1)
+        self._ready: queue.Queue[Item | BaseException | None] = queue.Queue(maxsize=1)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="backfill reader", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._read_on, name="backfill reader", daemon=True),
+            threading.Thread(target=self._encrypt_on, name="backfill encryption", daemon=True),
+        ]
 
     def __enter__(self) -> Reader:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        while self._thread.is_alive():
+        while any(thread.is_alive() for thread in self._threads):
             try:
-                self._queue.get(timeout=0.05)
+                self._ready.get(timeout=0.05)
             except queue.Empty:
                 continue
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def __iter__(self) -> Reader:
         return self
 
     def __next__(self) -> Item:
-        item = self._queue.get()
+        item = self._ready.get()
         if item is None:
             raise StopIteration
         if isinstance(item, BaseException):
             raise item
         return item
 
-    def _work(self) -> None:
+    def _read_on(self) -> None:
         try:
             while not self._stop.is_set():
-                item = self._next()
-                self._queue.put(item)
-                if item is None:
+                rows = self._next()
+                self._read.put(rows)
+                if rows is None:
                     return
+            self._read.put(None)
         except BaseException as error:
             # Whatever it is: the writer would wait for ever.
-            self._queue.put(error)
+            self._read.put(error)
 
-    def _next(self) -> Item | None:
+    def _encrypt_on(self) -> None:
+        try:
+            while True:
+                rows = self._read.get()
+                self._ready.put(self._encrypt(rows) if isinstance(rows, list) else rows)
+                if rows is None or isinstance(rows, BaseException):
+                    return
+        except BaseException as error:
+            self._stop.set()
+            self._ready.put(error)
+            while self._threads[0].is_alive():
+                try:
+                    self._read.get(timeout=0.05)
+                except queue.Empty:
+                    continue
+
+    def _next(self) -> list[Utf8Row] | Unreadable | None:
         # Nothing can be written until the first batch is encrypted: it is a small one, the next ones grow.
         limit = min(self._batch_size(), self._ramp)
         self._ramp *= 2
         while True:
             try:
-                rows = self._read(limit)
+                rows = self._rows(limit)
                 break
             except (psycopg.DataError, UnicodeDecodeError) as error:
                 if limit == 1:
@@ -161,14 +199,18 @@ class Reader:
             limit = max(1, limit // 2)
         if not rows:
             return None
-        self._position = key_of(self._definition, rows[-1])
-        return self._encrypt(rows)
+        self._position = tuple((part or b"").decode() for part in rows[-1][: len(self._definition.key)])
+        return rows
 
-    def _read(self, limit: int) -> list[Row]:
+    def _rows(self, limit: int) -> list[Utf8Row]:
         condition, parameters = sql.within(self._definition, self._position, self._upper)
-        return read_batch(
-            self._connection, sql.select_pending(self._definition, condition), parameters, limit
-        )
+        # The text of the statement is the same from the second batch on; putting it together takes as long as
+        # encrypting a hundred rows.
+        behind_a_key = self._position is not None
+        if behind_a_key not in self._queries:
+            statement = sql.select_pending(self._definition, condition)
+            self._queries[behind_a_key] = as_text(self._connection, statement)
+        return read_batch_utf8(self._connection, self._queries[behind_a_key], parameters, limit)
 
     def _skip(self, reason: str) -> Unreadable:
         condition, parameters = sql.within(self._definition, self._position, self._upper)
@@ -177,14 +219,14 @@ class Reader:
         self._position = key
         return Unreadable(key, f"its values cannot be read ({reason})")
 
-    def _encrypt(self, rows: list[Row]) -> Batch:
+    def _encrypt(self, rows: list[Utf8Row]) -> Batch:
         width = len(self._definition.key)
         columns = list(zip(*rows, strict=True))
         arrays = [TextArray(column) for column in columns[: width + 1]]
-        present: list[list[bool]] = []
+        ciphertexts: list[int] = []
         for column, values in zip(self._definition.plaintext_columns, columns[width + 1 :], strict=True):
+            ciphertexts.append(len(arrays))
             arrays.append(TextArray(self._cipher.encrypt_many_utf8(values, column.context)))
             if column.searchable:
-                arrays.append(TextArray(search_tokens_many(self._keys, values, column.context)))
-            present.append([value is not None for value in values])
-        return Batch(list(zip(*columns[:width], strict=True)), arrays, present)
+                arrays.append(TextArray(search_tokens_many_utf8(self._keys, values, column.context)))
+        return Batch(arrays, width, ciphertexts)

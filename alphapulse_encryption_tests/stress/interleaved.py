@@ -58,7 +58,7 @@ class Interleaved:
         self._meanwhile()
         return CIPHER.encrypt_many(values, context)
 
-    def encrypt_many_utf8(self, values: Sequence[str | None], context: str) -> list[bytes | None]:
+    def encrypt_many_utf8(self, values: Sequence[bytes | None], context: str) -> list[bytes | None]:
         self._meanwhile()
         return CIPHER.encrypt_many_utf8(values, context)
 
