@@ -21,16 +21,15 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import MigrationError, RefusedError
-from alphapulse_encryption.migration import sql, tracking
+from alphapulse_encryption.migration import sql, tracking, wire
 from alphapulse_encryption.migration.batches import Key
 from alphapulse_encryption.migration.database import (
+    MARK_AS_ENGINE,
     Actor,
     Database,
     DatabaseUnreachable,
-    as_text,
     connection_was_lost,
     failure,
-    mark_as_engine,
     without_values,
 )
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
@@ -44,7 +43,7 @@ Connection = psycopg.Connection[Any]
 
 FIRST_BATCH = 1_000
 SMALLEST_BATCH = 100
-LARGEST_BATCH = 10_000
+LARGEST_BATCH = 5_000
 # Rows that change again and again while we look are left to the next run after this many passes.
 PASSES = 5
 TRIES = 6
@@ -243,7 +242,7 @@ class _Run:
         return connection_was_lost(error)
 
     def attempt(self) -> RangeResult:
-        self.batch_size = self.pace.batch_size or self.batch_size
+        self.batch_size = self.pace.batch_size or self.sessions.batch_size or self.batch_size
         self.statements.clear()
         try:
             writer, reader = self.sessions.open()
@@ -255,6 +254,7 @@ class _Run:
             self._lock(writer)
             result = self._work(writer, reader)
             self._unlock(writer)
+            self.sessions.batch_size = self.batch_size
             return result
         except BaseException:
             # With them goes the lock on the range.
@@ -405,14 +405,15 @@ class _Run:
     def _write_once(
         self, writer: Connection, definition: TableDefinition, batch: Batch, *, skip_locked: bool = False
     ) -> tuple[int, int]:
-        with writer.transaction():
-            mark_as_engine(writer)
+        with wire.transaction(writer):
+            wire.execute(writer, MARK_AS_ENGINE)
             if skip_locked not in self.statements:
-                self.statements[skip_locked] = as_text(
+                self.statements[skip_locked] = wire.numbered(
                     writer, sql.update_batch(definition, skip_locked=skip_locked)
                 )
             bounds = [*batch.bounds, *batch.bounds] if skip_locked else batch.bounds
-            rows = writer.execute(self.statements[skip_locked], [*batch.arrays, *bounds]).rowcount
+            result = wire.execute(writer, self.statements[skip_locked], [*batch.arrays, *bounds])
+            rows = result.command_tuples or 0
             counts = self._count(writer, definition, batch, rows)
             tracking.advance_range(
                 writer, self.table, self.number, position=batch.key(-1), rows=rows, values=counts

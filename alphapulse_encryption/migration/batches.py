@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import psycopg
-from psycopg.abc import Query
-from psycopg.types.string import ByteaBinaryLoader
+from psycopg.sql import Composed
 
+from alphapulse_encryption.migration import wire
 from alphapulse_encryption.migration.definition import TableDefinition
 
 Connection = psycopg.Connection[Any]
 Key = tuple[str, ...]
 Row = tuple[str | None, ...]
-Utf8Row = tuple[bytes | None, ...]
 
 # However large single values are, a batch stops growing here; a few batches are in memory at a time.
-BATCH_BYTES = 8 * 1024 * 1024
+BATCH_BYTES = 4 * 1024 * 1024
 _FIRST_CHUNK = 50
 
 _SETTINGS = {"enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off"}
@@ -40,7 +38,7 @@ def key_of(definition: TableDefinition, row: Row) -> Key:
     return tuple(part or "" for part in row[: len(definition.key)])
 
 
-def read_batch(connection: Connection, query: Query, parameters: Sequence[str], limit: int) -> list[Row]:
+def read_batch(connection: Connection, query: Composed, parameters: Sequence[str], limit: int) -> list[Row]:
     """The first rows of a query: at most ``limit``, fewer where they are large.
 
     Args:
@@ -49,50 +47,50 @@ def read_batch(connection: Connection, query: Query, parameters: Sequence[str], 
         parameters: those before the limit.
         limit: rows.
     """
-    rows: list[Row] = _read(connection, query, parameters, limit, utf8=False)
-    return rows
+    columns = read_columns(connection, wire.numbered(connection, query), parameters, limit)
+    return list(
+        zip(*([None if v is None else v.decode() for v in column] for column in columns), strict=True)
+    )
 
 
-def read_batch_utf8(
-    connection: Connection, query: Query, parameters: Sequence[str], limit: int
-) -> list[Utf8Row]:
-    """As :func:`read_batch`, the values as the UTF-8 bytes that came over the wire.
+def read_columns(
+    connection: Connection, statement: bytes, parameters: Sequence[str], limit: int
+) -> list[list[bytes | None]]:
+    """As :func:`read_batch`, column by column, in the UTF-8 form that came over the wire.
+
+    Args:
+        connection: in autocommit mode.
+        statement: made by :func:`wire.numbered`.
+        parameters: those before the limit.
+        limit: rows.
 
     Raises:
         UnicodeDecodeError: a value is not UTF-8; a database whose encoding is SQL_ASCII may hold such.
     """
-    rows: list[Utf8Row] = _read(connection, query, parameters, limit, utf8=True)
-    return rows
-
-
-def _read(
-    connection: Connection, query: Query, parameters: Sequence[str], limit: int, *, utf8: bool
-) -> list[Any]:
-    rows: list[Any] = []
-    size = 0
+    found: list[list[bytes | None]] = []
+    rows = size = 0
     chunk = min(limit, _FIRST_CHUNK)
-    with connection.transaction(), connection.cursor(name="encryption_batch") as cursor:
-        if utf8:
-            # The binary form of text is the text.
-            cursor.adapters.register_loader("text", ByteaBinaryLoader)
-        cursor.execute(query, [*parameters, limit], binary=utf8)
-        while len(rows) < limit and size < BATCH_BYTES:
-            part = cursor.fetchmany(chunk)
-            if not part:
+    with wire.transaction(connection):
+        wire.execute(
+            connection, b"DECLARE encryption_batch NO SCROLL CURSOR FOR " + statement, [*parameters, limit]
+        )
+        while rows < limit and size < BATCH_BYTES:
+            fetch = b"FETCH FORWARD %d FROM encryption_batch" % chunk
+            part = wire.columns(wire.execute(connection, fetch, binary=True))
+            for known, new in zip(found, part, strict=True) if found else ():
+                known.extend(new)
+            found = found or part
+            rows += len(part[0])
+            size += sum(map(_size, part))
+            if len(part[0]) < chunk:
                 break
-            rows += part
-            size += _utf8_size(part) if utf8 else _size(part)
-            affordable = (BATCH_BYTES - size) // max(1, size // len(rows))
-            chunk = max(1, min(limit - len(rows), affordable))
-    return rows
+            affordable = (BATCH_BYTES - size) // max(1, size // rows)
+            chunk = max(1, min(limit - rows, affordable))
+    return found
 
 
-def _size(rows: Sequence[Row]) -> int:
-    return sum(map(len, filter(None, chain.from_iterable(rows))))
-
-
-def _utf8_size(rows: Sequence[Utf8Row]) -> int:
+def _size(column: Sequence[bytes | None]) -> int:
     # Between texts stands a byte that no text holds, so that no two halves of a character meet.
-    texts = b"\0".join(filter(None, chain.from_iterable(rows)))
+    texts = b"\0".join(filter(None, column))
     texts.decode()
     return len(texts)

@@ -17,7 +17,7 @@ from psycopg.pq import Format
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, MigrationError
 
 _TEXT_OID = 25
-_TEXT_ARRAY_OID = 1009
+TEXT_ARRAY_OID = 1009
 
 # The plaintext of an envelope is a value's text form under exactly these settings (PostgreSQL manual,
 # 19.11 "Client Connection Defaults"), so that it does not depend on the session that took it.
@@ -71,7 +71,7 @@ class TextArray:
 class _TextArrayDumper(Dumper):
     # Binary form of an array: number of dimensions, whether there are NULLs, element type, then length and
     # lower bound of each dimension, then each element with its length (src/backend/utils/adt/arrayfuncs.c).
-    oid = _TEXT_ARRAY_OID
+    oid = TEXT_ARRAY_OID
     format = Format.BINARY
 
     def dump(self, obj: TextArray) -> bytes:
@@ -118,11 +118,6 @@ def _percent_safe(query: sql.Composed) -> sql.Composed:
         else:
             parts.append(_PercentSafe(part) if isinstance(part, sql.Identifier | sql.Literal) else part)
     return sql.Composed(parts)
-
-
-def as_text(connection: psycopg.Connection[Any], query: sql.Composed) -> bytes:
-    """A statement with parameters, put together once for many executions."""
-    return _percent_safe(query).as_bytes(connection)
 
 
 class _Cursor(psycopg.Cursor[tuple[Any, ...]]):
@@ -227,9 +222,12 @@ def _configure(connection: psycopg.Connection[Any], settings: Mapping[str, str])
     )
 
 
+MARK_AS_ENGINE = f"SELECT set_config('{WRITER_SETTING}', '{WRITER}', true)".encode()
+
+
 def mark_as_engine(connection: psycopg.Connection[Any]) -> None:
     """Tell the guard triggers, for the rest of this transaction, that the writes are the engine's own."""
-    connection.execute("SELECT set_config(%s, %s, true)", [WRITER_SETTING, WRITER])
+    connection.execute(MARK_AS_ENGINE)
 
 
 @contextmanager

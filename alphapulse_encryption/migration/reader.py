@@ -17,15 +17,15 @@ import psycopg
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_tokens_many_utf8
-from alphapulse_encryption.migration import sql
-from alphapulse_encryption.migration.batches import Key, Utf8Row, read_batch_utf8
-from alphapulse_encryption.migration.database import TextArray, as_text
+from alphapulse_encryption.migration import sql, wire
+from alphapulse_encryption.migration.batches import Key, read_columns
+from alphapulse_encryption.migration.database import TextArray
 from alphapulse_encryption.migration.definition import TableDefinition
 
 Connection = psycopg.Connection[Any]
 
 
-FIRST_READ = 250
+FIRST_READ = 500
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Unreadable:
 
 
 Item = Batch | Unreadable
+Columns = list[list[bytes | None]]
 
 
 class Reader:
@@ -122,7 +123,7 @@ class Reader:
         self._ramp = FIRST_READ
         self._queries: dict[bool, bytes] = {}
         # One batch waits before each stage, so that none of them ever waits for the other two.
-        self._read: queue.Queue[list[Utf8Row] | Unreadable | BaseException | None] = queue.Queue(maxsize=1)
+        self._read: queue.Queue[Columns | Unreadable | BaseException | None] = queue.Queue(maxsize=1)
         self._ready: queue.Queue[Item | BaseException | None] = queue.Queue(maxsize=1)
         self._stop = threading.Event()
         self._threads = [
@@ -159,9 +160,9 @@ class Reader:
     def _read_on(self) -> None:
         try:
             while not self._stop.is_set():
-                rows = self._next()
-                self._read.put(rows)
-                if rows is None:
+                columns = self._next()
+                self._read.put(columns)
+                if columns is None:
                     return
             self._read.put(None)
         except BaseException as error:
@@ -171,9 +172,9 @@ class Reader:
     def _encrypt_on(self) -> None:
         try:
             while True:
-                rows = self._read.get()
-                self._ready.put(self._encrypt(rows) if isinstance(rows, list) else rows)
-                if rows is None or isinstance(rows, BaseException):
+                read = self._read.get()
+                self._ready.put(self._encrypt(read) if isinstance(read, list) else read)
+                if read is None or isinstance(read, BaseException):
                     return
         except BaseException as error:
             self._stop.set()
@@ -184,33 +185,34 @@ class Reader:
                 except queue.Empty:
                     continue
 
-    def _next(self) -> list[Utf8Row] | Unreadable | None:
+    def _next(self) -> Columns | Unreadable | None:
         # Nothing can be written until the first batch is encrypted: it is a small one, the next ones grow.
         limit = min(self._batch_size(), self._ramp)
         self._ramp *= 2
         while True:
             try:
-                rows = self._rows(limit)
+                columns = self._columns(limit)
                 break
             except (psycopg.DataError, UnicodeDecodeError) as error:
                 if limit == 1:
                     return self._skip(type(error).__name__)
             # One value of them cannot be read: which, is found by halving.
             limit = max(1, limit // 2)
-        if not rows:
+        if not columns[0]:
             return None
-        self._position = tuple((part or b"").decode() for part in rows[-1][: len(self._definition.key)])
-        return rows
+        last = [column[-1] for column in columns[: len(self._definition.key)]]
+        self._position = tuple((part or b"").decode() for part in last)
+        return columns
 
-    def _rows(self, limit: int) -> list[Utf8Row]:
+    def _columns(self, limit: int) -> Columns:
         condition, parameters = sql.within(self._definition, self._position, self._upper)
         # The text of the statement is the same from the second batch on; putting it together takes as long as
         # encrypting a hundred rows.
         behind_a_key = self._position is not None
         if behind_a_key not in self._queries:
             statement = sql.select_pending(self._definition, condition)
-            self._queries[behind_a_key] = as_text(self._connection, statement)
-        return read_batch_utf8(self._connection, self._queries[behind_a_key], parameters, limit)
+            self._queries[behind_a_key] = wire.numbered(self._connection, statement)
+        return read_columns(self._connection, self._queries[behind_a_key], parameters, limit)
 
     def _skip(self, reason: str) -> Unreadable:
         condition, parameters = sql.within(self._definition, self._position, self._upper)
@@ -219,9 +221,8 @@ class Reader:
         self._position = key
         return Unreadable(key, f"its values cannot be read ({reason})")
 
-    def _encrypt(self, rows: list[Utf8Row]) -> Batch:
+    def _encrypt(self, columns: Columns) -> Batch:
         width = len(self._definition.key)
-        columns = list(zip(*rows, strict=True))
         arrays = [TextArray(column) for column in columns[: width + 1]]
         ciphertexts: list[int] = []
         for column, values in zip(self._definition.plaintext_columns, columns[width + 1 :], strict=True):

@@ -19,7 +19,7 @@ Connection = psycopg.Connection[Any]
 
 # A thread that has its answer from the server asks for the interpreter, and another one that encrypts gives it away
 # after this long (Python's own 5 ms are as long as the server needs for hundreds of rows).
-_SWITCH_SECONDS = 0.0002
+_SWITCH_SECONDS = 0.001
 
 
 class Sessions:
@@ -40,6 +40,8 @@ class Sessions:
         self._reader: Connection | None = None
         self._throttle: Throttle | None = None
         self._pids: list[int] = []
+        # Rows per batch, as the ranges so far have found it to suit.
+        self.batch_size: int | None = None
 
     def __enter__(self) -> Self:
         return self

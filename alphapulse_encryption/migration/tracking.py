@@ -18,7 +18,8 @@ from psycopg import sql
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
-from alphapulse_encryption.migration.database import Actor
+from alphapulse_encryption.migration import wire
+from alphapulse_encryption.migration.database import Actor, TextArray
 
 Connection = psycopg.Connection[Any]
 Authority = Literal["plaintext", "ciphertext"]
@@ -431,19 +432,35 @@ def advance_range(
     values: Mapping[str, int],
 ) -> None:
     """Progress of one batch, written in the transaction that holds its data."""
-    connection.execute(
-        "UPDATE public.encryption_ranges SET position = %s, rows_processed = rows_processed + %s, "
-        "values_processed = values_processed + %s, updated_at = clock_timestamp() "
-        "WHERE table_name = %s AND batch_range = %s",
-        [list(position), rows, sum(values.values()), table.key, number],
+    wire.execute(
+        connection,
+        _ADVANCE,
+        [
+            TextArray(position),
+            rows,
+            sum(values.values()),
+            table.key,
+            number,
+            TextArray(list(values)),
+            TextArray([str(count) for count in values.values()]),
+        ],
     )
-    _lock_columns(connection, table)
-    connection.execute(
-        "UPDATE public.encryption_migrations m SET records_processed = records_processed + d.n "
-        "FROM unnest(%s::text[], %s::bigint[]) AS d (column_name, n) "
-        "WHERE m.table_name = %s AND m.column_name = d.column_name AND d.n > 0",
-        [list(values), list(values.values()), table.key],
-    )
+
+
+# One statement, because it comes with every batch. The columns are locked in order of their names: two ranges of
+# one table never wait for each other crosswise.
+_ADVANCE = b"""
+WITH advanced AS (
+    UPDATE public.encryption_ranges SET position = $1, rows_processed = rows_processed + $2::bigint,
+           values_processed = values_processed + $3::bigint, updated_at = clock_timestamp()
+     WHERE table_name = $4::text AND batch_range = $5::int),
+locked AS MATERIALIZED (
+    SELECT column_name FROM public.encryption_migrations
+     WHERE table_name = $4::text AND column_name = ANY ($6) ORDER BY column_name FOR UPDATE)
+UPDATE public.encryption_migrations m SET records_processed = records_processed + d.n::bigint
+  FROM (SELECT unnest($6) AS column_name, unnest($7) AS n) AS d JOIN locked USING (column_name)
+ WHERE m.table_name = $4::text AND m.column_name = d.column_name AND d.n <> '0'
+"""
 
 
 def range_waits(connection: Connection, table: Table, number: int, reason: str | None) -> None:
