@@ -86,6 +86,7 @@ def read_columns(
                 break
             affordable = (BATCH_BYTES - size) // max(1, size // rows)
             chunk = max(1, min(limit - rows, affordable))
+        wire.execute(connection, b"CLOSE encryption_batch")
     return found
 
 

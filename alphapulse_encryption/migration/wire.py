@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, Format
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from alphapulse_encryption.migration.database import TEXT_ARRAY_OID, TextArray
@@ -75,7 +75,10 @@ def execute(
 
 @contextmanager
 def transaction(connection: Connection) -> Iterator[None]:
-    """A transaction for the length of a ``with`` block, on a connection in autocommit mode that is in none."""
+    """A transaction for the length of a ``with`` block, or a part of the one that the connection is in."""
+    if connection.pgconn.transaction_status == TransactionStatus.INTRANS:
+        yield
+        return
     execute(connection, b"BEGIN")
     try:
         yield
