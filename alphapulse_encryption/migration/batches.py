@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import psycopg
@@ -65,7 +66,7 @@ def read_columns(
         limit: rows.
 
     Raises:
-        UnicodeDecodeError: a value is not UTF-8; a database whose encoding is SQL_ASCII may hold such.
+        psycopg.DataError: a value cannot be converted to UTF-8; an encoding of SQL_ASCII lets such in.
     """
     found: list[list[bytes | None]] = []
     rows = size = 0
@@ -81,17 +82,10 @@ def read_columns(
                 known.extend(new)
             found = found or part
             rows += len(part[0])
-            size += sum(map(_size, part))
+            size += sum(map(len, filter(None, chain.from_iterable(part))))
             if len(part[0]) < chunk:
                 break
             affordable = (BATCH_BYTES - size) // max(1, size // rows)
             chunk = max(1, min(limit - rows, affordable))
         wire.execute(connection, b"CLOSE encryption_batch")
     return found
-
-
-def _size(column: Sequence[bytes | None]) -> int:
-    # Between texts stands a byte that no text holds, so that no two halves of a character meet.
-    texts = b"\0".join(filter(None, column))
-    texts.decode()
-    return len(texts)

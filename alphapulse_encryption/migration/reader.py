@@ -193,7 +193,7 @@ class Reader:
             try:
                 columns = self._columns(limit)
                 break
-            except (psycopg.DataError, UnicodeDecodeError) as error:
+            except psycopg.DataError as error:
                 if limit == 1:
                     return self._skip(type(error).__name__)
             # One value of them cannot be read: which, is found by halving.
