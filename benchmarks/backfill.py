@@ -12,6 +12,10 @@ fresh copy of a table like `trades` with five columns to encrypt, in a process o
   and json.dumps, each written by an UPDATE of its own, and a commit per batch.
 - orm: SQLAlchemy with `sqlalchemy-utils`' StringEncryptedType, objects loaded and flushed in batches.
 
+The table has the indexes of the sample's `trades`, which every UPDATE has to keep up. What floor and engine take
+where there is none but the primary key is shown as well ("key alone"): the less the server has to do for a row, the
+larger is the part of encrypting it.
+
 Floor and engine take turns over several rounds; the table shows the median and the spread. Numbers, table and
 plot go to `benchmarks/results/`. With --check the exit status is 1 if a requirement is not met.
 """
@@ -68,6 +72,7 @@ MOST_BYTES = 200 * 10**6
 SLOW_ROWS = 20_000
 SLOW_BATCH = 500  # the guide's example
 RANGES = 16
+KEY_ALONE = ", key alone"
 
 TABLE = Table(
     name="trades",
@@ -321,7 +326,7 @@ class Bench:
     def __init__(self, server: EmbeddedPostgres) -> None:
         self._server = server
         self._control = psycopg.connect(server.url("postgres"), autocommit=True)
-        self._templates: set[int] = set()
+        self._templates: set[str] = set()
 
     def settings(self) -> dict[str, str]:
         """The settings that the numbers depend on."""
@@ -331,14 +336,15 @@ class Bench:
         return dict(rows.fetchall())
 
     @contextlib.contextmanager
-    def fresh(self, rows: int, *, guarded: bool) -> Iterator[str]:
+    def fresh(self, rows: int, *, guarded: bool, indexed: bool = True) -> Iterator[str]:
         """A fresh copy of the table with its encrypted columns, the caches written out; removed afterwards.
 
         Args:
             rows: of the table.
             guarded: with guard and bookkeeping, or with nothing but the columns.
+            indexed: with the sample's indexes, or with the primary key alone.
         """
-        template, name = self._template(rows), "measured"
+        template, name = self._template(rows, indexed), "measured"
         self._control.execute(
             SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(
                 Identifier(name), Identifier(template)
@@ -401,22 +407,37 @@ class Bench:
             cpu_seconds=sum(o["cpu"] for o in outcomes),
         )
 
-    def floor(self, rows: int, round_: int, like: Measure, constants: tuple[tuple[str, int], ...]) -> Measure:
+    def floor(
+        self,
+        rows: int,
+        round_: int,
+        like: Measure,
+        constants: tuple[tuple[str, int], ...],
+        *,
+        indexed: bool = True,
+    ) -> Measure:
         """The server alone, over the batches of a run of the engine."""
-        with self.fresh(rows, guarded=False) as url:
+        with self.fresh(rows, guarded=False, indexed=indexed) as url:
             job = Job(url, rows, batches=tuple(like.batches), constants=constants)
-            return self.measure("floor", "floor", [job], round_)
+            return self.measure("floor" if indexed else f"floor{KEY_ALONE}", "floor", [job], round_)
 
     def engine(
-        self, rows: int, round_: int, *, workers: int = 1, batch_size: int | None = None
+        self,
+        rows: int,
+        round_: int,
+        *,
+        workers: int = 1,
+        batch_size: int | None = None,
+        indexed: bool = True,
     ) -> tuple[Measure, tuple[tuple[str, int], ...]]:
         """The engine; also the mean length of the ciphertexts that it left in each column."""
-        with self.fresh(rows, guarded=True) as url:
+        with self.fresh(rows, guarded=True, indexed=indexed) as url:
             jobs = [
                 Job(url, rows, ranges=tuple(range(n, RANGES, workers)), batch_size=batch_size)
                 for n in range(workers)
             ]
             name = "engine" if workers == 1 else f"engine, {workers} workers"
+            name = name if indexed else name + KEY_ALONE
             measure = self.measure(name, "engine", jobs, round_)
             return measure, self._check(url, rows)
 
@@ -442,16 +463,17 @@ class Bench:
                 lengths.append((column.encrypted, row[1]))
         return tuple(lengths)
 
-    def _template(self, rows: int) -> str:
-        name = f"template_{rows}"
-        if rows not in self._templates:
+    def _template(self, rows: int, indexed: bool) -> str:
+        name = f"template_{rows}_{'indexed' if indexed else 'key_alone'}"
+        if name not in self._templates:
             self._server.ensure_database(name)
             with psycopg.connect(self._server.url(name), autocommit=True) as connection:
                 connection.execute(CREATE_TABLE)
                 connection.execute(FILL_TABLE, [rows])
-                connection.execute(CREATE_INDEXES)
+                if indexed:
+                    connection.execute(CREATE_INDEXES)
                 connection.execute("VACUUM (ANALYZE, FREEZE) trades")
-            self._templates.add(rows)
+            self._templates.add(name)
         return name
 
     def _wal_position(self) -> str:
@@ -466,7 +488,7 @@ def run(bench: Bench, sizes: Sequence[int], rounds: int, batch_size: int | None)
     def note(measure: Measure) -> None:
         measures.append(measure)
         print(
-            f"  {measure.phase:18} {measure.rows:>9,} rows  round {measure.round}: {measure.seconds:7.2f} s, "
+            f"  {measure.phase:20} {measure.rows:>9,} rows  round {measure.round}: {measure.seconds:7.2f} s, "
             f"{measure.rate:>9,.0f} rows/s",
             flush=True,
         )
@@ -481,6 +503,10 @@ def run(bench: Bench, sizes: Sequence[int], rounds: int, batch_size: int | None)
             if not round_ % 2:
                 note(bench.floor(rows, round_, like, constants))
             note(bench.engine(rows, round_, workers=2, batch_size=batch_size)[0])
+    for round_ in range(1, rounds + 1):
+        like, constants = bench.engine(sizes[0], round_, batch_size=batch_size, indexed=False)
+        note(like)
+        note(bench.floor(sizes[0], round_, like, constants, indexed=False))
     for worker in ("guide", "orm"):
         note(bench.slow(worker, SLOW_ROWS))
     return measures
@@ -514,7 +540,7 @@ def summarize(measures: Sequence[Measure]) -> list[Summary]:
     summaries = []
     for (phase, rows), found in groups.items():
         rates = sorted(m.rate for m in found)
-        against = middle.get(("floor", rows))
+        against = middle.get(("floor" + KEY_ALONE * phase.endswith(KEY_ALONE), rows))
         summaries.append(
             Summary(
                 phase=phase,
@@ -534,14 +560,14 @@ def summarize(measures: Sequence[Measure]) -> list[Summary]:
 def table(summaries: Sequence[Summary]) -> str:
     """The summaries as text."""
     lines = [
-        f"{'phase':18} {'rows':>9} {'rows/s: min':>11} {'median':>9} {'max':>9} {'µs/row':>8} {'x floor':>8} "
+        f"{'phase':20} {'rows':>9} {'rows/s: min':>11} {'median':>9} {'max':>9} {'µs/row':>8} {'x floor':>8} "
         f"{'x guide':>8} {'WAL B/row':>9} {'peak MB':>8} {'batch':>6}"
     ]
     for s in summaries:
         low, middle, high = s.rates
         against = f"{s.times_floor:.2f}" if s.times_floor else ""
         lines.append(
-            f"{s.phase:18} {s.rows:>9,} {low:>11,.0f} {middle:>9,.0f} {high:>9,.0f} "
+            f"{s.phase:20} {s.rows:>9,} {low:>11,.0f} {middle:>9,.0f} {high:>9,.0f} "
             f"{s.microseconds_per_row:>8.2f} {against:>8} {s.times_guide:>8.1f} {s.wal_bytes_per_row:>9,.0f} "
             f"{s.peak_bytes / 1e6:>8.0f} {s.typical_batch:>6,}"
         )
@@ -599,12 +625,14 @@ def plot(summaries: Sequence[Summary], path: Path) -> None:
         [f"{s.phase} ({s.rows:,})" for s in shown],
         [s.rates[1] for s in shown],
         xerr=[[s.rates[1] - s.rates[0] for s in shown], [s.rates[2] - s.rates[1] for s in shown]],
-        color=[colours.get(s.phase, "#4c72b0") for s in shown],
+        color=[colours.get(s.phase.removesuffix(KEY_ALONE), "#4c72b0") for s in shown],
         ecolor="black",
         capsize=3,
     )
     for position, s in enumerate(shown):
-        against = f"  {s.times_floor:.2f} x floor" if s.times_floor and s.phase != "floor" else ""
+        against = (
+            f"  {s.times_floor:.2f} x floor" if s.times_floor and not s.phase.startswith("floor") else ""
+        )
         axes.text(s.rates[2] * 1.06, position, f"{s.rates[1]:,.0f}{against}", va="center", fontsize=8)
     axes.set_xscale("log")
     axes.set_xlim(left=shown[0].rates[0] / 10, right=shown[-1].rates[2] * 8)
