@@ -128,16 +128,17 @@ def _backfilled(
         ahead.put(part)
 
     def worker(settings: Tuned) -> None:
-        with Sessions(database, settings) as sessions:
-            while not stopped.is_set():
-                try:
+        part = parts[0]
+        try:
+            with Sessions(database, settings) as sessions:
+                while not stopped.is_set():
                     part = ahead.get_nowait()
-                except queue.Empty:
-                    return
-                try:
                     done.put((part, work(part, sessions)))
-                except BaseException as error:
-                    done.put((part, error))
+        except queue.Empty:
+            return
+        except BaseException as error:
+            # Nobody else would tell the one who waits for results.
+            done.put((part, error))
 
     with ExitStack() as stack:
         tunings = [
