@@ -218,6 +218,17 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
                 "tables of their own, and end the inheritance.",
             )
         )
+    if names := _defaults(connection, definition):
+        findings.append(
+            Finding(
+                "warning",
+                table.key,
+                f"{', '.join(names)} have a default. Until the switch, the guard refuses ciphertext without its "
+                "plaintext, but cannot tell an INSERT that leaves such a column out from one that writes the default "
+                "itself: it keeps both sides, and verification names the row as mismatched. See that no part of the "
+                "application inserts the ciphertext alone before the switch.",
+            )
+        )
     for index in unique_indexes(connection, definition):
         if not index.portable:
             findings.append(
@@ -273,6 +284,16 @@ def _triggers(connection: Connection, definition: TableDefinition) -> list[Findi
         )
         for (name,) in rows
     ]
+
+
+def _defaults(connection: Connection, definition: TableDefinition) -> list[str]:
+    """The plaintext columns that an INSERT fills without naming them, by their own default or their domain's."""
+    rows = connection.execute(
+        "SELECT a.attname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
+        "WHERE a.attrelid = %s AND a.attname = ANY (%s) AND (a.atthasdef OR t.typdefault IS NOT NULL) ORDER BY a.attnum",
+        [definition.oid, [column.name for column in definition.plaintext_columns]],
+    )
+    return [name for (name,) in rows]
 
 
 def _has_children(connection: Connection, definition: TableDefinition) -> bool:

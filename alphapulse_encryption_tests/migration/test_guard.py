@@ -205,6 +205,18 @@ def test_insert_of_the_ciphertext_alone(guarded_url: str) -> None:
             assert rows(connection)[9] == expected, (names, values)
 
 
+def test_inserted_default_beside_a_ciphertext(guarded_url: str) -> None:
+    """Whoever wrote the default itself may be right: nothing is refused or lost, and verification tells them apart."""
+    run(guarded_url, "TRUNCATE notes")
+    run(guarded_url, "ALTER TABLE notes ALTER secret SET NOT NULL, ALTER secret SET DEFAULT '0'")
+    dual, alone = support.seal("0", "test_context"), support.seal("17", "test_context")
+    run(guarded_url, "INSERT INTO notes (id, secret, secret_encrypted) VALUES (1, '0', %s)", dual)
+    run(guarded_url, "INSERT INTO notes (id, secret_encrypted) VALUES (2, %s)", alone)
+    assert row(guarded_url, 1)[3:] == ("0", dual)
+    assert row(guarded_url, 2)[3:] == ("0", alone)
+    assert [str(o) for o in support.verify(guarded_url, ENTRY).offenders] == ["secret mismatched at key (2)"]
+
+
 @BOTH
 def test_many_rows_in_one_statement(guarded_url: str, authority: tracking.Authority) -> None:
     set_authority(guarded_url, authority)

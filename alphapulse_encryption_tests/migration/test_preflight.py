@@ -121,6 +121,16 @@ def test_catalogue_and_database_disagree(notes_url: str, statement: str, message
     assert found(result, "ok", "fine")  # the others are looked at all the same
 
 
+def test_columns_that_an_insert_fills_by_itself(notes_url: str) -> None:
+    run(notes_url, "CREATE DOMAIN nothing AS text DEFAULT ''")
+    run(notes_url, "ALTER TABLE notes ALTER secret SET DEFAULT 0, ALTER mail TYPE nothing, ALTER other SET DEFAULT 1")
+    [message] = found(report(notes_url), "warning", "notes")
+    assert message.startswith("mail, secret have a default.")
+    assert "inserts the ciphertext alone" in message
+    run(notes_url, "ALTER TABLE notes ALTER secret DROP DEFAULT, ALTER mail TYPE text")
+    assert found(report(notes_url), "warning", "notes") == []
+
+
 def test_partitioned_table(database_url: str) -> None:
     run(
         database_url, "CREATE TABLE notes (id int PRIMARY KEY, mail text, secret int) PARTITION BY RANGE (id)"
