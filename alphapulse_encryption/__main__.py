@@ -59,6 +59,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="before step 3: cut the tables anew into ALPHAPULSE_BATCH_RANGES",
     )
     steps.add_argument(
+        "--repair-mismatched",
+        action="store_true",
+        help="before step 3: clear the ciphertext that the last --verify named as wrong, to be encrypted again",
+    )
+    steps.add_argument(
         "--revert-to-plaintext",
         action="store_true",
         help="rollback before the drop: plaintext is right again",
@@ -190,6 +195,7 @@ STEPS = (
     "preflight",
     "backup",
     "add_columns",
+    "repair_mismatched",
     "migrate_data",
     "verify",
     "create_views",

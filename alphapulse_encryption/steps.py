@@ -86,6 +86,10 @@ class Steps:
         """Cut the tables anew into batch ranges."""
         return self._job("replan_ranges", "replan", "✓ Cut anew into batch ranges")
 
+    def repair_mismatched(self) -> bool:
+        """Clear what the last verification found wrong."""
+        return self._job("repair_mismatched", "repair", "✓ Cleared, to be encrypted again by --migrate-data")
+
     def migrate_data(self) -> bool:
         """Step 3: the backfill, then the indexes."""
         self.show("Migrating data...")
@@ -143,6 +147,10 @@ class Steps:
                 self.show(f"✗ {line}")
             if len(offenders) > SHOWN_OFFENDERS:
                 self.show(f"  … and {len(offenders) - SHOWN_OFFENDERS} more, in encryption_verifications")
+            if any(o.problem != "pending" for r in results if r is not None for o in r.offenders):
+                self.show(
+                    "  While plaintext is right, --repair-mismatched --migrate-data encrypts such values again."
+                )
             if not reasons:
                 self._complain(looked)
         return succeeded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import another
+from alphapulse_encryption_tests.crypto import independent
 from alphapulse_encryption_tests.place import Place, place
 
 ADDED = [
@@ -303,3 +305,28 @@ def test_damage_is_found_and_named_by_its_key(theirs: Place) -> None:
     theirs.succeeds("--migrate-data", "--table", "crm.order_lines")
     done = theirs.fails(1, "--verify", "--table", "crm.order_lines")
     assert done.stdout.splitlines()[:5] == summary(1, 2, failed=1)
+    assert "--repair-mismatched --migrate-data" in done.stdout
+
+    # On demand it is encrypted again from the plaintext, which is right.
+    lines = theirs.succeeds(
+        "--repair-mismatched",
+        "--migrate-data",
+        "--verify",
+        "--table",
+        "sessions",
+        "--table",
+        "crm.order_lines",
+    )
+    done_again = "✓ Cleared, to be encrypted again by --migrate-data"
+    assert lines[:2] == [f"{done_again}: sessions", f"{done_again}: crm.order_lines"]
+    assert lines[-5:] == summary(2, 4)
+    repaired = query(
+        theirs.url, f"SELECT token, token_encrypted FROM sessions WHERE id IN ('{swapped}', '{rewritten}')"
+    )
+    repaired += query(
+        theirs.url, "SELECT note, note_encrypted FROM crm.order_lines WHERE (order_id, line) = (5, 3)"
+    )
+    assert len(repaired) == 3
+    for plaintext, envelope in repaired:
+        key = independent.derive(another.MASTER_KEY, json.loads(envelope)["context"], 1)
+        assert independent.open_envelope(key, envelope) == plaintext

@@ -11,6 +11,7 @@ from alphapulse_encryption.jobs import (
     approve_drop,
     catch_up,
     drop_unencrypted,
+    repair_mismatched,
     replan_ranges,
     restore_plaintext,
     settings,
@@ -29,6 +30,7 @@ def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
         restore_plaintext.build(),
         settings.build(),
         replan_ranges.build(),
+        repair_mismatched.build(),
     ]
 
 

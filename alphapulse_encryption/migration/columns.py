@@ -354,9 +354,9 @@ def guard_function(columns: Sequence[Column], table_key: str) -> str:
 
     A searchable value that comes with both sides but without a token of its own is cleared to pending
     as well: it could not be found. An INSERT that leaves a plaintext column with a default out looks like one that
-    writes the default itself: it is kept, as both. The engine's own writes are kept, but for a ciphertext whose plaintext a
-    trigger of the application changed on its way: it is that of the old value. A token alone is never the new
-    value: it does not save an old ciphertext from being cleared, nor does it clear a plaintext.
+    writes the default itself: it is kept, as both. The engine's own writes are kept, but for a ciphertext whose
+    plaintext a trigger of the application changed on its way: it is that of the old value. A token alone is never the
+    new value: it does not save an old ciphertext from being cleared, nor does it clear a plaintext.
     """
     inserts: list[Composed] = []
     updates: list[Composed] = []

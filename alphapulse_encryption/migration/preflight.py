@@ -290,7 +290,8 @@ def _defaults(connection: Connection, definition: TableDefinition) -> list[str]:
     """The plaintext columns that an INSERT fills without naming them, by their own default or their domain's."""
     rows = connection.execute(
         "SELECT a.attname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
-        "WHERE a.attrelid = %s AND a.attname = ANY (%s) AND (a.atthasdef OR t.typdefault IS NOT NULL) ORDER BY a.attnum",
+        "WHERE a.attrelid = %s AND a.attname = ANY (%s) AND (a.atthasdef OR t.typdefault IS NOT NULL) "
+        "ORDER BY a.attnum",
         [definition.oid, [column.name for column in definition.plaintext_columns]],
     )
     return [name for (name,) in rows]

@@ -205,8 +205,16 @@ def any_pending(definition: TableDefinition, condition: Composed) -> Composed:
     )
 
 
-def select_for_verification(definition: TableDefinition, condition: Composed) -> Composed:
-    """A batch in key order: key, then per catalogued column plaintext, ciphertext and token (or NULL)."""
+def select_for_verification(
+    definition: TableDefinition, condition: Composed, *, with_version: bool = False
+) -> Composed:
+    """A batch in key order: key, then per catalogued column plaintext, ciphertext and token (or NULL).
+
+    Args:
+        definition: the table.
+        condition: which rows.
+        with_version: have each row end in its xmin.
+    """
     values: list[Composable] = []
     for column in definition.table.columns:
         for name, present in (
@@ -215,10 +223,45 @@ def select_for_verification(definition: TableDefinition, condition: Composed) ->
             (column.search, column.searchable),
         ):
             values.append(SQL("{}::text").format(Identifier("t", name)) if present else SQL("NULL::text"))
+    if with_version:
+        values.append(SQL("t.xmin::text"))
     return SQL("SELECT {key}, {values} FROM {table} t WHERE {condition} ORDER BY {order} LIMIT %s").format(
         key=key_text(definition),
         values=SQL(", ").join(values),
         table=definition.identifier,
         condition=condition,
         order=key_list(definition),
+    )
+
+
+def clear_values(definition: TableDefinition) -> Composed:
+    """Clear ciphertexts and tokens, of rows nobody has changed since they were read.
+
+    Parameters: one ``text[]`` per key column, one of xmin, per plaintext column a ``bool[]`` of whether to clear its
+    companions, then the first and the last key.
+    """
+    columns = definition.plaintext_columns
+    assignments = [
+        SQL("{column} = CASE WHEN NOT d.{flag} THEN t.{column} END").format(
+            column=Identifier(name), flag=Identifier(f"f{number}")
+        )
+        for number, column in enumerate(columns)
+        for name in column.derived
+    ]
+    arrays = [
+        *(SQL("unnest(%s::text[]) AS {}").format(Identifier(f"k{n}")) for n in range(len(definition.key))),
+        SQL("unnest(%s::text[]::xid[]) AS x"),
+        *(SQL("unnest(%s::bool[]) AS {}").format(Identifier(f"f{n}")) for n in range(len(columns))),
+    ]
+    return SQL(
+        "UPDATE {table} t SET {assignments} FROM (SELECT {arrays}) AS d "
+        "WHERE {first} AND {last} AND {keys} AND t.xmin = d.x RETURNING {key}"
+    ).format(
+        table=definition.identifier,
+        assignments=SQL(", ").join(assignments),
+        arrays=SQL(", ").join(arrays),
+        first=compare_key(definition, ">="),
+        last=compare_key(definition, "<="),
+        keys=same_key(definition),
+        key=key_text(definition),
     )

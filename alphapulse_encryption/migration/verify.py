@@ -7,6 +7,7 @@ with that moment, the table's definition and the key it was made with, and is wo
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -127,13 +128,14 @@ class _Tally:
     rows: int = 0
     offenders: list[Offender] = field(default_factory=list)
     named: dict[tuple[str, Problem], int] = field(default_factory=dict)
+    names_at_most: float = NAMED_OFFENDERS
 
     def fault(self, column: str, problem: Problem, key: Key) -> None:
         counts = self.columns[column]
         setattr(counts, problem, getattr(counts, problem) + 1)
         seen = self.named.get((column, problem), 0)
         self.named[column, problem] = seen + 1
-        if seen < NAMED_OFFENDERS:
+        if seen < self.names_at_most:
             self.offenders.append(Offender(column, problem, key))
 
 
@@ -193,6 +195,22 @@ def verify_range(
         offenders=tuple(tally.offenders),
         seconds=time.monotonic() - started,
     )
+
+
+def faults(
+    rows: Sequence[Row], definition: TableDefinition, cipher: EnvelopeFormat, keys: KeyRing
+) -> tuple[Offender, ...]:
+    """Every fault of some rows while their plaintext is right, in the order of the columns.
+
+    Args:
+        rows: as :func:`sql.select_for_verification` reads them.
+        definition: their table.
+        cipher: the catalogue's envelope format.
+        keys: for the tokens.
+    """
+    tally = _Tally({column.name: Counts() for column in definition.table.columns}, names_at_most=math.inf)
+    _compare(rows, definition, cipher, keys, tally, ciphertext_is_right=False)
+    return tuple(tally.offenders)
 
 
 def _compare(

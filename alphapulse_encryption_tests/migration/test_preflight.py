@@ -123,7 +123,10 @@ def test_catalogue_and_database_disagree(notes_url: str, statement: str, message
 
 def test_columns_that_an_insert_fills_by_itself(notes_url: str) -> None:
     run(notes_url, "CREATE DOMAIN nothing AS text DEFAULT ''")
-    run(notes_url, "ALTER TABLE notes ALTER secret SET DEFAULT 0, ALTER mail TYPE nothing, ALTER other SET DEFAULT 1")
+    run(
+        notes_url,
+        "ALTER TABLE notes ALTER secret SET DEFAULT 0, ALTER mail TYPE nothing, ALTER other SET DEFAULT 1",
+    )
     [message] = found(report(notes_url), "warning", "notes")
     assert message.startswith("mail, secret have a default.")
     assert "inserts the ciphertext alone" in message
