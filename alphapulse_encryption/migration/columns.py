@@ -1,6 +1,8 @@
 """Encrypted columns beside the plaintext ones, and the guard that keeps every write consistent from then on.
 
-Two ``BEFORE`` triggers per table act on the rules of authority, column by column (see :func:`guard_function`).
+Two ``BEFORE`` triggers per table act on the rules of authority, column by column (see :func:`guard_function`), and
+one per column tells them in the one case where values do not: an UPDATE that names a plaintext column and writes what
+is there already, beside a fresh envelope of it. ``UPDATE OF`` is PostgreSQL's only way to know what a statement names.
 They compare binary images (``*<>``, PostgreSQL manual 9.25.6): ``=`` calls ``1.50`` and ``1.5``, or ``'a'`` and
 ``'A'`` under a case-insensitive collation, the same value, and a ciphertext of the old one would be kept.
 """
@@ -9,12 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg.sql import SQL, Composed, Identifier, Literal
+from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.keys import KeyRing
@@ -24,7 +26,7 @@ from alphapulse_encryption.migration.database import WRITER, WRITER_SETTING, Act
 from alphapulse_encryption.migration.ddl import in_short_transaction
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.partitions import lock_partitions, read_parts, refuse_partition
-from alphapulse_encryption.migration.sql import GUARD_INSERT, GUARD_UPDATE
+from alphapulse_encryption.migration.sql import GUARD_INSERT, GUARD_MENTION, GUARD_UPDATE, GUARDS
 
 Connection = psycopg.Connection[Any]
 
@@ -188,7 +190,11 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
     )
     if guard_in_place(connection, definition) and _guard_comments(connection, definition) == {comment}:
         return False
-    lock_partitions(connection, definition, "SHARE ROW EXCLUSIVE")
+    triggers = _triggers(definition)
+    obsolete = _guard_triggers(connection, definition) - {trigger.name for trigger in triggers}
+    # Taking a trigger away needs the stronger lock, and it is better asked for at once than in addition.
+    lock_partitions(connection, definition, "ACCESS EXCLUSIVE" if obsolete else "SHARE ROW EXCLUSIVE")
+    _drop_triggers(connection, definition, obsolete)
     function = SQL("public.{}").format(Identifier(guard_name(table)))
     connection.execute(
         SQL(
@@ -196,53 +202,58 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
             "SET search_path = pg_catalog AS {}"
         ).format(function, Literal(body))
     )
-    for name, event, condition in (
-        (GUARD_INSERT, SQL("INSERT"), _insert_condition(definition.plaintext_columns)),
-        (GUARD_UPDATE, SQL("UPDATE"), _update_condition(definition.plaintext_columns)),
-    ):
+    for trigger in triggers:
         connection.execute(
             SQL(
                 "CREATE OR REPLACE TRIGGER {name} BEFORE {event} ON {table} FOR EACH ROW "
-                "WHEN ({condition}) EXECUTE FUNCTION {function}({authority})"
+                "WHEN ({condition}) EXECUTE FUNCTION {function}({authority}, {argument})"
             ).format(
-                name=Identifier(name),
-                event=event,
+                name=Identifier(trigger.name),
+                event=trigger.event,
                 table=definition.identifier,
-                condition=condition,
+                condition=trigger.condition,
                 function=function,
                 authority=Literal(state.authority),
+                argument=Literal(trigger.argument),
             )
         )
-        # One that was disabled on a single partition, too: before PostgreSQL 15 this does not reach partitions.
-        for part in read_parts(connection, definition.oid):
-            connection.execute(
-                SQL("ALTER TABLE {} ENABLE TRIGGER {}").format(part.identifier, Identifier(name))
-            )
         connection.execute(
             SQL("COMMENT ON TRIGGER {} ON {} IS {}").format(
-                Identifier(name), definition.identifier, Literal(comment)
+                Identifier(trigger.name), definition.identifier, Literal(comment)
             )
         )
+    # One that was disabled on a single partition, too: before PostgreSQL 15 this does not reach partitions.
+    for part in read_parts(connection, definition.oid):
+        enabled = SQL(", ").join(SQL("ENABLE TRIGGER {}").format(Identifier(t.name)) for t in triggers)
+        connection.execute(SQL("ALTER TABLE {} {}").format(part.identifier, enabled))
     tracking.audit(connection, actor, "guard", table, authority=state.authority)
     return True
 
 
 def guard_in_place(connection: Connection, definition: TableDefinition) -> bool:
-    """Whether both guard triggers are there, enabled and bound to the guard function, in every partition too."""
+    """Whether every guard trigger is there, enabled and bound to the guard function, in every partition too."""
     oids = [part.oid for part in read_parts(connection, definition.oid)]
+    names = [trigger.name for trigger in _triggers(definition)]
     row = connection.execute(
         "SELECT count(*) FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid "
         "WHERE t.tgrelid = ANY(%s) AND t.tgname = ANY(%s) AND t.tgenabled IN ('O', 'A') AND p.proname = %s "
         "AND p.pronamespace = 'public'::regnamespace",
-        [oids, [GUARD_INSERT, GUARD_UPDATE], guard_name(definition.table)],
+        [oids, names, guard_name(definition.table)],
     ).fetchone()
-    return row is not None and row[0] == len((GUARD_INSERT, GUARD_UPDATE)) * len(oids)
+    return row is not None and row[0] == len(names) * len(oids)
+
+
+def _guard_triggers(connection: Connection, definition: TableDefinition) -> set[str]:
+    rows = connection.execute(
+        "SELECT tgname FROM pg_trigger WHERE tgrelid = %s AND tgname ~ %s", [definition.oid, GUARDS]
+    )
+    return {name for (name,) in rows}
 
 
 def _guard_comments(connection: Connection, definition: TableDefinition) -> set[str | None]:
     rows = connection.execute(
-        "SELECT obj_description(oid, 'pg_trigger') FROM pg_trigger WHERE tgrelid = %s AND tgname = ANY(%s)",
-        [definition.oid, [GUARD_INSERT, GUARD_UPDATE]],
+        "SELECT obj_description(oid, 'pg_trigger') FROM pg_trigger WHERE tgrelid = %s AND tgname ~ %s",
+        [definition.oid, GUARDS],
     )
     return {comment for (comment,) in rows}
 
@@ -250,13 +261,15 @@ def _guard_comments(connection: Connection, definition: TableDefinition) -> set[
 def drop_guard(connection: Connection, definition: TableDefinition) -> None:
     """Take the guard away, in the caller's transaction."""
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
-    for name in (GUARD_INSERT, GUARD_UPDATE):
-        connection.execute(
-            SQL("DROP TRIGGER IF EXISTS {} ON {}").format(Identifier(name), definition.identifier)
-        )
+    _drop_triggers(connection, definition, _guard_triggers(connection, definition))
     connection.execute(
         SQL("DROP FUNCTION IF EXISTS public.{}()").format(Identifier(guard_name(definition.table)))
     )
+
+
+def _drop_triggers(connection: Connection, definition: TableDefinition, names: Iterable[str]) -> None:
+    for name in names:
+        connection.execute(SQL("DROP TRIGGER {} ON {}").format(Identifier(name), definition.identifier))
 
 
 _BY_ENGINE = SQL("current_setting({}, true) IS NOT DISTINCT FROM {}").format(
@@ -271,6 +284,46 @@ def _stored(column: Column) -> list[str]:
 def _given(columns: Sequence[Column]) -> Composed:
     return SQL(" OR ").join(
         SQL("NEW.{} IS NOT NULL").format(Identifier(name)) for column in columns for name in _stored(column)
+    )
+
+
+# Where the triggers of single columns leave their numbers for the guard, which runs next for the same row.
+_MENTIONED = Literal("alphapulse_encryption.mentioned")
+
+
+@dataclass(frozen=True)
+class _Trigger:
+    name: str
+    event: Composable
+    condition: Composed
+    # What the function is told beside the authority: the number of a column that is named, or nothing.
+    argument: str = ""
+
+
+def _triggers(definition: TableDefinition) -> list[_Trigger]:
+    columns = definition.plaintext_columns
+    return [
+        _Trigger(GUARD_INSERT, SQL("INSERT"), _insert_condition(columns)),
+        _Trigger(GUARD_UPDATE, SQL("UPDATE"), _update_condition(columns)),
+        *(
+            _Trigger(
+                f"{GUARD_MENTION}{number:04d}",
+                SQL("UPDATE OF {}").format(Identifier(column.name)),
+                _mention_condition(column),
+                _mention(number),
+            )
+            for number, column in enumerate(columns)
+        ),
+    ]
+
+
+def _mention(number: int) -> str:
+    return f"<{number}>"
+
+
+def _mention_condition(column: Column) -> Composed:
+    return SQL("{} AND NOT ({}) AND NOT ({})").format(
+        _images_differ([column.encrypted]), _images_differ([column.name]), _BY_ENGINE
     )
 
 
@@ -299,11 +352,17 @@ _GUARD_BODY = """
 DECLARE
     ciphertext_is_right constant boolean := TG_ARGV[0] = 'ciphertext';
     by_engine constant boolean := {by_engine};
+    mentions boolean := false;
 BEGIN
-    IF TG_OP = 'INSERT' THEN
+    IF TG_ARGV[1] <> '' THEN
+        PERFORM set_config({setting}, concat(current_setting({setting}, true), TG_ARGV[1]), true);
+    ELSIF TG_OP = 'INSERT' THEN
         {inserts}
     ELSE
         {updates}
+        IF mentions THEN
+            PERFORM set_config({setting}, '', true);
+        END IF;
     END IF;
     RETURN NEW;
 END
@@ -329,7 +388,14 @@ _GUARD_UPDATE = """
                 {refuse}
             END IF;
         ELSIF {ciphertext_changed} THEN
-            IF NOT ciphertext_is_right THEN
+            IF {mentioned} THEN
+                mentions := true;
+                IF NEW.{encrypted} IS NULL OR {token_left_out} THEN
+                    {clear}
+                ELSIF NEW.{plaintext} IS NULL AND NOT ciphertext_is_right THEN
+                    {refuse}
+                END IF;
+            ELSIF NOT ciphertext_is_right THEN
                 {refuse}
             ELSIF {encrypted_changed} THEN
                 NEW.{plaintext} := NULL;
@@ -352,6 +418,8 @@ def guard_function(columns: Sequence[Column], table_key: str) -> str:
     ciphertext only        refused                              kept, the stale plaintext is cleared
     =====================  ===================================  =======================================
 
+    An UPDATE that names a plaintext column and writes what is there already beside another ciphertext writes both.
+
     A searchable value that comes with both sides but without a token of its own is cleared to pending
     as well: it could not be found. An INSERT that leaves a plaintext column with a default out looks like one that
     writes the default itself: it is kept, as both. The engine's own writes are kept, but for a ciphertext whose
@@ -360,15 +428,16 @@ def guard_function(columns: Sequence[Column], table_key: str) -> str:
     """
     inserts: list[Composed] = []
     updates: list[Composed] = []
-    for column in columns:
+    for number, column in enumerate(columns):
         plaintext, encrypted = Identifier(column.name), Identifier(column.encrypted)
         clear = SQL("NEW.{} := NULL;").format(encrypted)
         token_missing: Composed = SQL("{}").format(SQL("false"))
-        token_stale = token_missing
+        token_stale = token_left_out = token_missing
         if column.searchable:
             search = Identifier(column.search)
             clear = SQL("NEW.{} := NULL; NEW.{} := NULL;").format(encrypted, search)
             token_missing = SQL("(NEW.{} IS NULL) <> (NEW.{} IS NULL)").format(encrypted, search)
+            token_left_out = SQL("(NEW.{} IS NOT NULL AND NEW.{} IS NULL)").format(plaintext, search)
             token_stale = SQL(
                 "(NEW.{plaintext} IS NOT NULL AND (NEW.{search} IS NULL OR NEW.{search} = OLD.{search}))"
             ).format(plaintext=plaintext, search=search)
@@ -392,6 +461,10 @@ def guard_function(columns: Sequence[Column], table_key: str) -> str:
             "ciphertext_given": SQL("({})").format(_given([column])),
             "token_missing": token_missing,
             "token_stale": token_stale,
+            "token_left_out": token_left_out,
+            "mentioned": SQL("strpos(coalesce(current_setting({}, true), ''), {}) > 0").format(
+                _MENTIONED, Literal(_mention(number))
+            ),
             "clear": clear,
             "refuse": refuse,
         }
@@ -399,6 +472,11 @@ def guard_function(columns: Sequence[Column], table_key: str) -> str:
         updates.append(SQL(_GUARD_UPDATE).format(**parts))
     return (
         SQL(_GUARD_BODY)
-        .format(by_engine=_BY_ENGINE, inserts=SQL("").join(inserts), updates=SQL("").join(updates))
+        .format(
+            by_engine=_BY_ENGINE,
+            setting=_MENTIONED,
+            inserts=SQL("").join(inserts),
+            updates=SQL("").join(updates),
+        )
         .as_string(None)
     )

@@ -22,7 +22,7 @@ from alphapulse_encryption.migration.database import LOG_SETTINGS, Database
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.indexes import unique_indexes
 from alphapulse_encryption.migration.partitions import read_parts, refuse_partition
-from alphapulse_encryption.migration.sql import GUARD_INSERT, GUARD_UPDATE
+from alphapulse_encryption.migration.sql import GUARD_INSERT, GUARDS
 
 Connection = psycopg.Connection[Any]
 Level = Literal["ok", "warning", "blocker"]
@@ -265,11 +265,11 @@ _ROW, _BEFORE, _INSERT_OR_UPDATE = 1, 2, 4 | 16
 def _triggers(connection: Connection, definition: TableDefinition) -> list[Finding]:
     rows = connection.execute(
         "SELECT DISTINCT tgname FROM pg_trigger WHERE tgrelid = ANY (%s) AND NOT tgisinternal AND tgenabled <> 'D' "
-        'AND tgname COLLATE "C" > %s AND tgname <> ALL (%s) AND tgtype & %s = %s AND tgtype & %s <> 0 ORDER BY 1',
+        'AND tgname COLLATE "C" > %s AND tgname !~ %s AND tgtype & %s = %s AND tgtype & %s <> 0 ORDER BY 1',
         [
             [part.oid for part in read_parts(connection, definition.oid)],
-            min(GUARD_INSERT, GUARD_UPDATE),
-            [GUARD_INSERT, GUARD_UPDATE],
+            GUARD_INSERT,  # the first of them
+            GUARDS,
             _ROW | _BEFORE,
             _ROW | _BEFORE,
             _INSERT_OR_UPDATE,

@@ -20,7 +20,7 @@ from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.errors import DatabaseFailure
 from alphapulse_encryption.migration.definition import TableDefinition
 from alphapulse_encryption.migration.indexes import pending_index
-from alphapulse_encryption.migration.sql import GUARD_INSERT, GUARD_UPDATE
+from alphapulse_encryption.migration.sql import GUARDS
 
 Connection = psycopg.Connection[Any]
 
@@ -423,7 +423,7 @@ SELECT DISTINCT CASE WHEN r.oid IS NOT NULL THEN pg_describe_object('pg_class'::
    AND a.attname = ANY(%(columns)s)
    AND c.conrelid IS DISTINCT FROM d.refobjid AND i.indrelid IS DISTINCT FROM d.refobjid
    AND (f.oid IS NULL OR f.adnum <> d.refobjsubid)
-   AND (g.tgname IS NULL OR g.tgname <> ALL(%(guards)s))
+   AND (g.tgname IS NULL OR g.tgname !~ %(guards)s)
    AND d.classid <> 'pg_statistic_ext'::regclass
 UNION
 SELECT 'replica identity of ' || i.relname
@@ -445,7 +445,7 @@ def dependants(connection: Connection, definition: TableDefinition) -> tuple[str
         {
             "table": definition.oid,
             "columns": [column.name for column in definition.plaintext_columns],
-            "guards": [GUARD_INSERT, GUARD_UPDATE],
+            "guards": GUARDS,
         },
     )
     return tuple(name for (name,) in rows)

@@ -14,6 +14,10 @@ from alphapulse_encryption.migration.definition import TableDefinition
 # made of the row, so it comes last.
 GUARD_INSERT = "zzz_encryption_guard_insert"
 GUARD_UPDATE = "zzz_encryption_guard_update"
+# One for each column, told by its number; between the application's triggers and the guard itself.
+GUARD_MENTION = "zzz_encryption_guard_mention_"
+# A regular expression for the names of all of them.
+GUARDS = f"^({GUARD_INSERT}|{GUARD_UPDATE}|{GUARD_MENTION}[0-9]+)$"
 PENDING_INDEX_SUFFIX = "_encryption_pending"
 
 

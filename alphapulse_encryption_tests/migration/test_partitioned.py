@@ -186,6 +186,30 @@ def test_a_guard_that_is_off_in_one_partition(notes_url: str, leaf: str) -> None
     assert enabled == [(len(PARTS),)]
 
 
+def test_a_fresh_envelope_of_the_same_value(notes_url: str) -> None:
+    """Both are named: kept in every partition, whatever the order of its columns, and on the way to another one."""
+    support.encrypt(notes_url, ENTRY)
+    count = (
+        "SELECT count(*), count(*) FILTER (WHERE secret_encrypted = %s AND secret = id AND mail_encrypted IS NOT NULL) "
+        "FROM notes"
+    )
+    for name in ("first", "second"):
+        assert (
+            run(notes_url, f"UPDATE notes SET secret = id, secret_encrypted = '{name}' RETURNING 1")
+            == [(1,)] * 300
+        )
+        assert run(notes_url, count, name) == [(300, 300)]
+    run(notes_url, "UPDATE notes SET region = 'west', secret = secret, secret_encrypted = 'moved'")
+    assert run(notes_url, count, "moved") == [(300, 300)]
+    assert run(notes_url, 'SELECT count(*) FROM ONLY "other place".far') == [(300,)]
+    run(notes_url, "UPDATE \"other place\".far SET secret = secret, secret_encrypted = 'direct'")
+    assert run(notes_url, count, "direct") == [(300, 300)]
+    for table in ("notes", '"other place".far'):
+        # It is another column that is named.
+        with pytest.raises(psycopg.errors.CheckViolation, match=r"notes\.secret_encrypted"):
+            run(notes_url, f"UPDATE {table} SET mail = mail, secret_encrypted = 'alone'")
+
+
 # Indexes.
 
 

@@ -67,10 +67,7 @@ def test_no_view_reads_a_plaintext_column(notes_url: str) -> None:
     )
     assert {name for (name,) in used} == {"id", "other", "mail_encrypted", "mail_search", "secret_encrypted"}
     run(notes_url, "ALTER TABLE notes DISABLE TRIGGER ALL")
-    run(
-        notes_url,
-        "DROP TRIGGER zzz_encryption_guard_insert ON notes; DROP TRIGGER zzz_encryption_guard_update ON notes",
-    )
+    run(notes_url, "DROP FUNCTION encryption_guard_notes CASCADE")
     run(notes_url, "ALTER TABLE notes DROP COLUMN mail, DROP COLUMN secret")
     assert columns(notes_url, "v_notes") == ["id", "mail", "other", "secret", "mail_search"]
     assert not create(notes_url).changed
