@@ -202,7 +202,7 @@ def _backfill(run: _Run) -> RangeResult:
     retrying = Retrying(
         retry=retry_if_exception(run.may_go_on_after),
         stop=stop_after_attempt(TRIES),
-        wait=wait_random_exponential(multiplier=0.5, max=15),
+        wait=wait_random_exponential(multiplier=0.5, min=0.25, max=15),
         reraise=True,
     )
     try:
@@ -380,7 +380,7 @@ class _Run:
         retrying = Retrying(
             retry=retry_if_exception(lambda e: isinstance(e, psycopg.Error) and e.sqlstate in RETRYABLE),
             stop=stop_after_attempt(TRIES),
-            wait=wait_random_exponential(multiplier=0.1, max=5),
+            wait=wait_random_exponential(multiplier=0.1, min=0.05, max=5),
             reraise=True,
         )
         try:
@@ -454,7 +454,7 @@ class _Run:
         retrying = Retrying(
             retry=retry_if_exception(lambda e: isinstance(e, RangeIsTaken)),
             stop=stop_after_attempt(TRIES),
-            wait=wait_random_exponential(multiplier=0.2, max=4),
+            wait=wait_random_exponential(multiplier=0.2, min=0.1, max=4),
             reraise=True,
         )
 

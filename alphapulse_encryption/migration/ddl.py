@@ -18,6 +18,8 @@ T = TypeVar("T")
 # that stands in the way, which would keep us out for as long as it runs.
 LOCK_TIMEOUT = "1500ms"
 ATTEMPTS = 8
+# Whoever holds the lock needs a moment to let go, and those who queued behind us one to get on.
+SHORTEST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 8.0
 
 _TRY_AGAIN = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
@@ -75,7 +77,7 @@ def _retrying(doing: str, attempt: Callable[[], T], attempts: int) -> T:
     retrying = Retrying(
         retry=retry_if_exception_type(_TRY_AGAIN),
         stop=stop_after_attempt(attempts),
-        wait=wait_random_exponential(multiplier=0.2, max=LONGEST_PAUSE_SECONDS),
+        wait=wait_random_exponential(multiplier=0.2, min=SHORTEST_PAUSE_SECONDS, max=LONGEST_PAUSE_SECONDS),
         reraise=True,
     )
     try:

@@ -10,9 +10,11 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
 from alphapulse_encryption.catalogue import Catalogue, Column, Table
 from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration.ddl import in_short_transaction
 
 Connection = psycopg.Connection[Any]
 
@@ -147,6 +149,9 @@ SELECT a.attname, format_type(a.atttypid, a.atttypmod), operator_schema.nspname
 def read_table(connection: Connection, table: Table, *, plaintext: bool = True) -> TableDefinition:
     """Read a table's definition.
 
+    A look waits for whoever holds the table exclusively: outside a transaction it waits briefly and tries again, as
+    schema changes do. In one, that is up to whoever began it.
+
     Args:
         connection: an open session.
         table: the catalogue's entry.
@@ -155,7 +160,18 @@ def read_table(connection: Connection, table: Table, *, plaintext: bool = True) 
     Raises:
         ConfigurationError: the table, one of its catalogued columns or its primary key is missing, or a
             catalogued column is part of the key or generated. Names it and says what to do.
+        RefusedError: another session holds the table exclusively.
     """
+
+    def read() -> TableDefinition:
+        return _read_table(connection, table, plaintext=plaintext)
+
+    if connection.info.transaction_status is not TransactionStatus.IDLE:
+        return read()
+    return in_short_transaction(connection, f"look at the table {table.key}", read)
+
+
+def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> TableDefinition:
     row = connection.execute(_TABLE, [table.schema_name, table.name]).fetchone()
     if row is None:
         raise ConfigurationError(

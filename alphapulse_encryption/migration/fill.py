@@ -180,7 +180,7 @@ class Filler:
         retrying = Retrying(
             retry=retry_if_exception(lambda e: isinstance(e, psycopg.Error) and e.sqlstate in _RETRYABLE),
             stop=stop_after_attempt(TRIES),
-            wait=wait_random_exponential(multiplier=0.1, max=5),
+            wait=wait_random_exponential(multiplier=0.1, min=0.05, max=5),
             reraise=True,
         )
         try:

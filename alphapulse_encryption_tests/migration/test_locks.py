@@ -7,15 +7,18 @@ above ours, and would fail if it had to wait longer. Where our patience is short
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, LiteralString
 
+import psycopg
 import pytest
 
-from alphapulse_encryption.errors import DatabaseFailure, RefusedError
+from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration import database, ddl, saved, switch
 from alphapulse_encryption.migration.columns import add_encrypted_columns
 from alphapulse_encryption.migration.database import Database
@@ -208,8 +211,39 @@ def _gives_up_looking(step: Step, url: str, monkeypatch: pytest.MonkeyPatch) -> 
     """Even a look at the table waits for this holder; and the application waits for it, not for us."""
     with monkeypatch.context() as shorter:
         shorter.setitem(database.SAFETY_SETTINGS, "lock_timeout", "200ms")
-        with pytest.raises((RefusedError, DatabaseFailure), match=r"another session|lock timeout"):
+        with pytest.raises(RefusedError, match=r"another session kept its lock through 3 tries"):
             step.act(url)
+
+
+def test_a_look_at_a_table_tries_again(sample_url: str, patience: dict[str, Any]) -> None:
+    patience["attempts"] = ddl.ATTEMPTS
+    with (
+        held(sample_url, OWNER) as owner,
+        Database(sample_url).session("look") as connection,
+        support.Background(lambda: read_table(connection, USERS)) as looking,
+    ):
+        for _ in range(2):
+            support.until(lambda: support.engine_waits(sample_url), "it waits for the owner")
+            support.until(lambda: not support.engine_waits(sample_url), "it gives up for now")
+        owner.rollback()
+        assert looking.result().table == USERS
+
+
+def test_tries_are_apart(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where chance has it that the pause is the shortest."""
+    monkeypatch.setattr("tenacity.wait.random.uniform", lambda low, high: low)
+    moments: list[float] = []
+
+    def change() -> None:
+        moments.append(time.monotonic())
+        raise psycopg.errors.LockNotAvailable
+
+    with Database(database_url).session("try") as connection, pytest.raises(RefusedError):
+        ddl.in_short_transaction(connection, "try", change, attempts=4)
+    assert len(moments) == 4
+    assert (
+        min(after - before for before, after in itertools.pairwise(moments)) >= ddl.SHORTEST_PAUSE_SECONDS > 0
+    )
 
 
 def test_as_it_is_delivered_nobody_waits_longer_than_a_second(sample_url: str) -> None:
