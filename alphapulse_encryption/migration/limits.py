@@ -33,6 +33,9 @@ class Limits(BaseModel):
     max_replication_lag_seconds: float = Field(
         default=10, ge=0, description="wait while a replica is further behind"
     )
+    max_replication_lag_mib: int = Field(
+        default=1024, ge=0, description="wait while a replica has more write-ahead log left to replay"
+    )
     max_wal_mib_per_second: float = Field(
         default=0, ge=0, description="wait while the server writes more write-ahead log"
     )

@@ -21,8 +21,10 @@ from alphapulse_encryption.migration import tracking
 from alphapulse_encryption.migration.database import LOG_SETTINGS, Database
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.indexes import unique_indexes
+from alphapulse_encryption.migration.limits import Limits
 from alphapulse_encryption.migration.partitions import read_parts, refuse_partition
 from alphapulse_encryption.migration.sql import GUARD_INSERT, GUARDS
+from alphapulse_encryption.migration.throttle import NotAvailable, ReplicationLag
 
 Connection = psycopg.Connection[Any]
 Level = Literal["ok", "warning", "blocker"]
@@ -126,6 +128,7 @@ def check(database: Database, catalogue: Catalogue, keys: KeyRing) -> PreflightR
         findings.append(_backup(connection))
         findings += _logging(connection)
         findings += _long_transactions(connection)
+        findings += _replicas(connection)
         free = _free_disk(connection)
         database_bytes = _one(connection, "SELECT pg_database_size(current_database())")
     findings.append(_disk(database_bytes, growth, free))
@@ -413,6 +416,13 @@ def _long_transactions(connection: Connection) -> list[Finding]:
         )
         for pid, name, age in rows
     ]
+
+
+def _replicas(connection: Connection) -> list[Finding]:
+    seen = ReplicationLag().look(connection, Limits())
+    if not isinstance(seen, NotAvailable):
+        return []
+    return [Finding("warning", "replicas", f"the backfill will not hold back for them: {seen.reason}.")]
 
 
 def _free_disk(connection: Connection) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from alphapulse_encryption.migration.limits import Limits, read_limits
 Connection = psycopg.Connection[Any]
 
 SECONDS_BETWEEN_LOOKS = 1.0
+# So many looks are remembered, an hour's: longer than a backfill should go on beside a replica that is stuck.
+MOST_MOMENTS = 3_600
 _MEBIBYTE = 1024 * 1024
 
 
@@ -73,22 +76,62 @@ class PauseSwitch:
         return Stop("paused by an operator (setting paused)") if limits.paused else Normal()
 
 
+# A replica that is being copied, or reports no replay (pg_receivewal), is not behind in anything. Of a role that may
+# not see them, the server tells that there are replicas, and nothing of them (PostgreSQL manual, 27.2.4).
+_REPLICAS = """
+SELECT application_name, state IS NULL, pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::float8,
+       pg_wal_lsn_diff(replay_lsn, '0/0')::float8, extract(epoch FROM replay_lag)::float8
+  FROM pg_stat_replication WHERE state IS NULL OR replay_lsn IS NOT NULL
+"""
+
+
+@dataclass
 class ReplicationLag:
-    """A replica that is behind would be further behind, and serve older data."""
+    """A replica that is behind would be further behind, and serve older data.
+
+    The server's own ``replay_lag`` is measured when a replica has replayed something: of one that is stuck it stays as
+    it was, or is NULL. So the indicator remembers what was written when, and measures for itself how old the first
+    change is that a replica has not replayed yet, as far back as it has looked itself. Either is as exact as replicas
+    report: at the latest every ``wal_receiver_status_interval``, which a limit should not be below.
+
+    Args:
+        clock: seconds.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    # When the server had written how many bytes, oldest first.
+    _written: deque[tuple[float, float]] = field(
+        default_factory=lambda: deque(maxlen=MOST_MOMENTS), init=False
+    )
 
     def look(self, connection: Connection, limits: Limits) -> Signal:
-        """Stop while the slowest replica replays later than the limit."""
-        if not limits.max_replication_lag_seconds:
+        """Stop while the slowest replica replays later, or has more left to replay, than the limits."""
+        seconds, mib = limits.max_replication_lag_seconds, limits.max_replication_lag_mib
+        if not seconds and not mib:
             return Normal()
-        row = connection.execute(
-            "SELECT application_name, extract(epoch FROM replay_lag)::float8 FROM pg_stat_replication "
-            "WHERE replay_lag IS NOT NULL ORDER BY replay_lag DESC LIMIT 1"
-        ).fetchone()
-        if row is None or row[1] <= limits.max_replication_lag_seconds:
+        replicas = connection.execute(_REPLICAS).fetchall()
+        if any(hidden for _, hidden, *_ in replicas):
+            return NotAvailable("this role may not see how far replicas are (GRANT pg_monitor lets it)")
+        if not replicas:
             return Normal()
-        return Stop(
-            f"replica {row[0]} is {row[1]:.0f} s behind (limit {limits.max_replication_lag_seconds:g} s)"
-        )
+        now, written = self.clock(), max(row[2] for row in replicas)
+        self._written.append((now, written))
+        behind = [
+            (max(self._age(now, replayed), reported or 0.0), (written - replayed) / _MEBIBYTE, name)
+            for name, _, _, replayed, reported in replicas
+            if replayed < written
+        ]
+        late, _, name = max(behind, default=(0.0, 0.0, ""))
+        if seconds and late > seconds:
+            return Stop(f"replica {name} is {late:.0f} s behind (limit {seconds:g} s)")
+        left, name = max(((left, name) for _, left, name in behind), default=(0.0, ""))
+        if mib and left > mib:
+            return Stop(f"replica {name} has {left:.0f} MiB left to replay (limit {mib})")
+        return Normal()
+
+    def _age(self, now: float, replayed: float) -> float:
+        """For how long, at least, there has been something that a replica has not replayed."""
+        return next((now - moment for moment, written in self._written if written > replayed), 0.0)
 
 
 @dataclass

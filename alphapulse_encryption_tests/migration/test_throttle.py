@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration import backfill, throttle
@@ -13,6 +20,8 @@ from alphapulse_encryption.migration.backfill import Pace, Progress
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.migration.limits import Limits, change_limits, read_limits
 from alphapulse_encryption.migration.throttle import Normal, NotAvailable, Sight, Stop, Throttle
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS, run
 
@@ -152,6 +161,132 @@ def test_sessions_that_wait_for_a_lock_of_ours(database_url: str) -> None:
             ours.rollback()
             waits.result()
         assert look(database_url, indicator, Limits()) == Normal()
+
+
+@dataclass
+class Replica:
+    """A standby of the tests' server that replays when it is told to."""
+
+    server: EmbeddedPostgres
+
+    def pause(self) -> None:
+        self._ask("SELECT pg_wal_replay_pause()")
+        # It goes on to the end of what it is just replaying.
+        support.until(
+            lambda: self._ask("SELECT pg_get_wal_replay_pause_state()") == [("paused",)], "it pauses"
+        )
+
+    def resume(self) -> None:
+        self._ask("SELECT pg_wal_replay_resume()")
+
+    def _ask(self, statement: str) -> list[support.Row]:
+        return run(self.server.url("postgres"), statement)
+
+
+@pytest.fixture
+def replica(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> Iterator[Replica]:
+    cluster = server_dir / "cluster"
+    cluster.mkdir(parents=True)
+    primary = make_conninfo(postgres.url("postgres"), application_name="replica")
+    arguments = ["--pgdata", str(cluster), "--dbname", primary, "--write-recovery-conf", "--no-sync"]
+    program = str(postgres.bin_dir() / "pg_basebackup")
+    subprocess.run([program, *arguments, "--checkpoint", "fast"], check=True, capture_output=True)
+    # The server does not run as root.
+    owner = Path(support.value(database_url, "SELECT current_setting('data_directory')")).stat()
+    for path in (server_dir, cluster, *cluster.rglob("*")):
+        os.chown(path, owner.st_uid, owner.st_gid)
+    cluster.chmod(0o700)
+    with EmbeddedPostgres(server_dir, {**UNSAFE_SETTINGS, "wal_receiver_status_interval": "1s"}) as server:
+        found = Replica(server)
+        caught_up = (
+            "SELECT count(*) FROM pg_stat_replication "
+            "WHERE state = 'streaming' AND replay_lsn = pg_current_wal_lsn()"
+        )
+        support.until(lambda: bool(support.value(database_url, caught_up)), "it has caught up")
+        yield found
+    support.until(
+        lambda: not support.value(database_url, "SELECT count(*) FROM pg_stat_replication"), "it is gone"
+    )
+
+
+def test_a_replica_that_is_stuck(database_url: str, replica: Replica) -> None:
+    """How late it is the server cannot tell: of what is not replayed it measures nothing."""
+    now = 0.0
+    indicator = throttle.ReplicationLag(clock=lambda: now)
+    far = Limits(max_replication_lag_mib=4)
+    assert look(database_url, indicator, far) == Normal()
+    replica.pause()
+    now = 100.0
+    # On an idle server it is late in nothing.
+    support.until(lambda: look(database_url, indicator, far) == Normal(), "it has all there is")
+    run(database_url, "SET synchronous_commit TO local; CREATE TABLE few AS SELECT 1 AS v")
+    assert look(database_url, indicator, far) == Normal()
+    now = 110.0
+    assert look(database_url, indicator, far) == Normal()
+    now = 110.5
+    assert look(database_url, indicator, far) == Stop("replica replica is 10 s behind (limit 10 s)")
+    assert look(database_url, indicator, Limits(max_replication_lag_seconds=11)) == Normal()
+    assert look(database_url, indicator, Limits(max_replication_lag_seconds=0)) == Normal()
+    reported = support.value(database_url, "SELECT extract(epoch FROM replay_lag) FROM pg_stat_replication")
+    assert reported is None or reported < 5
+
+    # One that was stuck before anybody looked is told by what it has left to do.
+    run(
+        database_url,
+        "SET synchronous_commit TO local; CREATE TABLE many AS "
+        "SELECT repeat(md5(i::text), 20) AS v FROM generate_series(1, 10000) AS i",
+    )
+    signal = look(database_url, throttle.ReplicationLag(), far)
+    assert isinstance(signal, Stop)
+    assert re.fullmatch(r"replica replica has \d+ MiB left to replay \(limit 4\)", signal.reason)
+    assert look(database_url, throttle.ReplicationLag(), Limits(max_replication_lag_mib=0)) == Normal()
+    replica.resume()
+    support.until(lambda: look(database_url, indicator, far) == Normal(), "it has caught up")
+
+
+def test_a_backfill_waits_for_a_replica(database_url: str, replica: Replica) -> None:
+    make(database_url)
+    database = Database(database_url)
+    change_limits(database, {"max_replication_lag_seconds": "2"}, ACTOR)
+    seen: list[tuple[str | None, int]] = []
+
+    def on_progress(progress: Progress) -> None:
+        assert (
+            support.value(database_url, "SELECT waiting_for FROM encryption_ranges") == progress.waiting_for
+        )
+        done = support.value(database_url, "SELECT count(*) FROM notes WHERE body_encrypted IS NOT NULL")
+        seen.append((progress.waiting_for, done))
+        waits = sum(waiting is not None for waiting, _ in seen)
+        if not waits:
+            time.sleep(0.02)  # or it would be done before the replica is late
+        if waits == 3:
+            replica.resume()
+
+    replica.pause()
+    result = backfill.backfill_range(
+        database, ENTRY, 0, CIPHER, KEYS, ACTOR, pace=Pace(batch_size=1), on_progress=on_progress
+    )
+    waits = [(waiting, done) for waiting, done in seen if waiting]
+    assert len(waits) >= 3
+    assert all(re.fullmatch(r"replica replica is \d+ s behind \(limit 2 s\)", reason) for reason, _ in waits)
+    assert len({done for _, done in waits[:3]}) == 1, "rows were written while the replica was stuck"
+    assert waits[0][1] < 300
+    assert (result.rows, result.seconds_held_back > 0) == (300, True)
+    assert support.value(database_url, "SELECT max(waiting_for) FROM encryption_ranges") is None
+    support.assert_encrypted(database_url, ENTRY)
+
+
+def test_a_role_that_may_not_see_replicas(database_url: str, replica: Replica) -> None:
+    run(database_url, "CREATE ROLE throttle_tester LOGIN")
+    try:
+        url = database_url.replace("//postgres@", "//throttle_tester@")
+        assert look(url, throttle.ReplicationLag(), Limits()) == NotAvailable(
+            "this role may not see how far replicas are (GRANT pg_monitor lets it)"
+        )
+        run(database_url, "GRANT pg_monitor TO throttle_tester")
+        assert look(url, throttle.ReplicationLag(), Limits()) == Normal()
+    finally:
+        run(database_url, "DROP ROLE throttle_tester")
 
 
 def test_write_ahead_log(database_url: str) -> None:
