@@ -16,6 +16,7 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
@@ -23,6 +24,7 @@ from rich.text import Text
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.waits import build_waits_for
 
 Connection = psycopg.Connection[Any]
 # Rows done and rows in all, since the beginning of the bar.
@@ -73,6 +75,44 @@ def verified(tables: Sequence[Table]) -> Callable[[Connection], Count]:
         return count
 
     return begin
+
+
+@contextmanager
+def index_builds(
+    database: Database, tables: Sequence[Table], console: Console | None = None
+) -> Iterator[None]:
+    """Show whom an index build waits for while the block runs; nothing where the output is not a terminal.
+
+    Args:
+        database: asked over a connection of its own.
+        tables: whose indexes are built.
+        console: where to show it; standard error where None.
+    """
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    bar = Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True)
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch_builds, args=(database, tables, bar, done), daemon=True)
+    with bar:
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+
+
+def _watch_builds(database: Database, tables: Sequence[Table], bar: Progress, done: threading.Event) -> None:
+    task = bar.add_task("building indexes", total=None)
+    try:
+        with database.session("watch the index builds") as connection:
+            while not done.wait(_SECONDS_BETWEEN_LOOKS):
+                reason = build_waits_for(connection, tables)
+                bar.update(task, description=f"building indexes: {reason}" if reason else "building indexes")
+    except MigrationError:
+        return
 
 
 def _reason(connection: Connection) -> str | None:

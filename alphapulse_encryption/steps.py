@@ -16,7 +16,7 @@ from alphapulse_encryption.migration.approvals import describe
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.migration.definition import read_table
 from alphapulse_encryption.migration.verify import TableVerification, verify_table
-from alphapulse_encryption.progress import backfilled, progress_bar, verified
+from alphapulse_encryption.progress import backfilled, index_builds, progress_bar, verified
 
 SHOWN_OFFENDERS = 20
 
@@ -114,7 +114,8 @@ class Steps:
         self.changed |= any(rows.values())
         if not self._ended(outcome):
             return False
-        indexes = self._stage(stages.BUILD_INDEXES, config={"reindex": True} if self.reindex else None)
+        with index_builds(self.database, self._entries):
+            indexes = self._stage(stages.BUILD_INDEXES, config={"reindex": True} if self.reindex else None)
         built = [(table, name) for table, names in indexes.collected("indexes_built") for name in names]
         for _, name in built:
             self.show(f"✓ Created index {name}")

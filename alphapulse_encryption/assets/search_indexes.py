@@ -38,8 +38,14 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         with safely():
             for key in context.partition_keys:
                 table = target.catalogue.table(key)
-                result = build_search_indexes(target.database, table, actor(context))
-                rebuilt = reindex(target.database, table, actor(context)) if config.reindex else None
+                result = build_search_indexes(
+                    target.database, table, actor(context), on_wait=context.log.info
+                )
+                rebuilt = (
+                    reindex(target.database, table, actor(context), on_wait=context.log.info)
+                    if config.reindex
+                    else None
+                )
                 for name in result.created:
                     context.log.info(f"Created index {name}")
                 materialized(

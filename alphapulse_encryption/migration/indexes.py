@@ -20,6 +20,7 @@ from alphapulse_encryption.migration.database import Actor, Database
 from alphapulse_encryption.migration.ddl import in_short_transaction, outside_transaction
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.partitions import Part, lock_parts, read_parts
+from alphapulse_encryption.migration.waits import telling
 
 Connection = psycopg.Connection[Any]
 
@@ -210,7 +211,9 @@ def _short(name: str) -> str:
     return f"encryption_{hashlib.sha256(name.encode()).hexdigest()[:24]}"
 
 
-def build_search_indexes(database: Database, table: Table, actor: Actor) -> IndexResult:
+def build_search_indexes(
+    database: Database, table: Table, actor: Actor, *, on_wait: Callable[[str], None] | None = None
+) -> IndexResult:
     """Build what is missing of the table's indexes, concurrently, and take statistics.
 
     An index left unfinished by an interrupted build is dropped and built again.
@@ -219,6 +222,7 @@ def build_search_indexes(database: Database, table: Table, actor: Actor) -> Inde
         database: the target.
         table: the catalogue's entry.
         actor: who does it.
+        on_wait: told, from another thread, for which session a build waits.
 
     Raises:
         RefusedError: columns not added, or two rows would share one token of a unique column.
@@ -226,7 +230,10 @@ def build_search_indexes(database: Database, table: Table, actor: Actor) -> Inde
         DatabaseFailure: the server refused.
     """
     started = time.monotonic()
-    with database.session(f"build the search indexes of {table.key}") as connection:
+    with (
+        database.session(f"build the search indexes of {table.key}") as connection,
+        telling(database, table, on_wait),
+    ):
         tracking.require_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
         created: list[str] = []
@@ -530,13 +537,16 @@ SELECT n.nspname, i.relname, i.oid, x.indisvalid, pg_relation_size(i.oid)
 _TRANSIENT = re.compile(r"_cc(new|old)[0-9]*$")
 
 
-def reindex(database: Database, table: Table, actor: Actor) -> ReindexResult:
+def reindex(
+    database: Database, table: Table, actor: Actor, *, on_wait: Callable[[str], None] | None = None
+) -> ReindexResult:
     """Build all valid indexes of a table anew, beside the application, after dropping what an earlier call left.
 
     Args:
         database: the target.
         table: the catalogue's entry.
         actor: who does it.
+        on_wait: told, from another thread, for which session a build waits.
 
     Raises:
         RefusedError: columns not added, or a lock could not be had.
@@ -545,7 +555,7 @@ def reindex(database: Database, table: Table, actor: Actor) -> ReindexResult:
     """
     started = time.monotonic()
     doing = f"reindex {table.key}"
-    with database.session(doing) as connection:
+    with database.session(doing) as connection, telling(database, table, on_wait):
         tracking.require_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
         before = _all_indexes(connection, definition)

@@ -7,6 +7,7 @@ above ours, and would fail if it had to wait longer. Where our patience is short
 
 from __future__ import annotations
 
+import io
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any, LiteralString
 
 import psycopg
 import pytest
+from rich.console import Console
 
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration import database, ddl, saved, switch
@@ -26,6 +28,7 @@ from alphapulse_encryption.migration.definition import read_table
 from alphapulse_encryption.migration.indexes import build_search_indexes
 from alphapulse_encryption.migration.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption.migration.views import create_views
+from alphapulse_encryption.progress import index_builds
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support, walk
 
@@ -272,10 +275,23 @@ def test_an_index_is_built_beside_readers_and_writers(sample_url: str) -> None:
         with support.application(sample_url, autocommit=False) as holding:
             # An old snapshot, which an index has to wait for.
             holding.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            holding.execute("SET application_name TO 'nightly report'")
             holding.execute(holder)
-            with support.Background(
-                lambda: build_search_indexes(Database(sample_url), USERS, walk.ACTOR)
-            ) as building:
+            told: list[str] = []
+            terminal = io.StringIO()
+            console = Console(file=terminal, force_terminal=True, width=200)
+            who = f"waits for session {holding.info.backend_pid} (nightly report, role postgres, in a transaction for "
+            with (
+                index_builds(Database(sample_url), [USERS], console),
+                support.Background(
+                    lambda: build_search_indexes(
+                        Database(sample_url),
+                        USERS,
+                        walk.ACTOR,
+                        on_wait=told.append,  # noqa: B023
+                    )
+                ) as building,
+            ):
                 support.until(
                     lambda: support.engine_waits(sample_url, "CREATE%INDEX CONCURRENTLY%"),
                     "the build waits for the transaction",
@@ -285,8 +301,15 @@ def test_an_index_is_built_beside_readers_and_writers(sample_url: str) -> None:
                         application.execute(query)
                 assert walk.value(sample_url, valid) == 0
                 assert support.engine_waits(sample_url, "CREATE%INDEX CONCURRENTLY%")
+                support.until(lambda: bool(told), "it is told for whom it waits")  # noqa: B023
+                support.until(lambda: who in terminal.getvalue(), "it is shown")  # noqa: B023
                 holding.rollback()
                 assert building.result().changed
+            assert len(told) == 1
+            assert told[0].startswith(f"idx_user_email_search {who}")
+            # Whose queries are nobody's business.
+            assert "users" not in told[0]
+            assert holder not in terminal.getvalue()
         assert walk.value(sample_url, valid) == 2
         walk.query(sample_url, "DROP INDEX idx_user_email_search, users_encryption_pending")
 
