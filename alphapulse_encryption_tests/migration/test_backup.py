@@ -14,7 +14,7 @@ import pytest
 
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
-from alphapulse_encryption.migration import backup
+from alphapulse_encryption.migration import backup, programs
 from alphapulse_encryption.migration.backup import (
     Backup,
     backup_identity,
@@ -193,7 +193,7 @@ def test_the_child_gets_the_connection_in_its_environment_and_no_key_of_ours(
     monkeypatch.setenv("ALPHAPULSE_ENCRYPTION_MASTER_KEY", "secret")
     monkeypatch.setenv("PGSSLMODE", "require")
     database = Database("postgresql://ada:pass%20word@db.example:5433/alpha?keepalives=1")
-    environment, arguments = backup._environment(database)
+    environment, options = programs.connection_environment(database)
     assert environment["PGPASSWORD"] == "pass word"
     assert (environment["PGHOST"], environment["PGPORT"], environment["PGUSER"]) == (
         "db.example",
@@ -201,7 +201,7 @@ def test_the_child_gets_the_connection_in_its_environment_and_no_key_of_ours(
         "ada",
     )
     assert environment["PGSSLMODE"] == "require"
-    assert arguments == ["--dbname=keepalives=1"]
+    assert options == {"keepalives": "1"}
     assert not any(name.startswith("ALPHAPULSE") for name in environment)
 
 
