@@ -24,6 +24,7 @@ from psycopg.sql import SQL, Composable, Identifier, Literal
 
 from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.ddl import without_limits
 from alphapulse_encryption.migration.programs import (
     PipeWriter,
     child,
@@ -111,16 +112,6 @@ SELECT count(*), coalesce(sum(('x' || substr(h, 1, 16))::bit(64)::bigint), 0)::t
   FROM (SELECT encode(sha256(convert_to(ROW(t.*)::text, getdatabaseencoding())), 'hex') AS h FROM ONLY {} AS t) AS r
 """
 
-# Limits of an administrator's on how long something may last, or be idle: a dump lasts as long as it does.
-_WITHOUT_LIMITS = """
-SELECT set_config(name, '0', %s) FROM pg_settings WHERE name = ANY(ARRAY[
-       'statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout', 'idle_session_timeout'])
-"""
-
-
-def _without_limits(connection: Connection, *, in_transaction: bool = False) -> None:
-    connection.execute(_WITHOUT_LIMITS, [in_transaction])
-
 
 def read_tables(connection: Connection) -> tuple[TableName, ...]:
     """The tables whose rows a dump holds."""
@@ -148,7 +139,7 @@ def hold_snapshot(database: Database) -> Iterator[Snapshot]:
         connection.transaction(),
     ):
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        _without_limits(connection, in_transaction=True)
+        without_limits(connection, in_transaction=True)
         connection.execute("SELECT set_config('lock_timeout', %s, true)", [LOCK_WAIT])
         row = connection.execute("SELECT pg_export_snapshot()").fetchone()
         tables = read_tables(connection)
@@ -204,7 +195,7 @@ def rehearse(
     with scratch_database(server, like) as scratch:
         _restore(scratch, pg_restore, file, identity)
         with scratch.session("compare the restored database") as connection:
-            _without_limits(connection)
+            without_limits(connection)
             found = {table: read_contents(connection, table) for table in read_tables(connection)}
     differences = _differences(expected, found)
     if differences:
@@ -273,7 +264,7 @@ def scratch_database(server: Database, like: Composable) -> Iterator[Database]:
         name = f"{_prefix(connection)}{secrets.token_hex(6)}"
         # Held for as long as this session lasts; only then does anybody else remove the database.
         connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
-        _without_limits(connection)
+        without_limits(connection)
         connection.execute(SQL("CREATE DATABASE {} TEMPLATE template0 {}").format(Identifier(name), like))
         try:
             yield Database(make_conninfo(server.conninfo, dbname=name), server.application_name)
