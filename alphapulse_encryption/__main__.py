@@ -54,6 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="step 8: drop the plaintext columns; needs an approval",
     )
     steps.add_argument(
+        "--erase-dropped",
+        action="store_true",
+        help="after step 8, in a maintenance window: rewrite one table, locked meanwhile, and say what remains",
+    )
+    steps.add_argument(
         "--replan",
         action="store_true",
         help="before step 3: cut the tables anew into ALPHAPULSE_BATCH_RANGES",
@@ -105,11 +110,18 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--reindex", action="store_true", help="rebuild every index after the backfill, concurrently"
     )
+    options.add_argument(
+        "--restore-drill",
+        action="store_true",
+        help="with --backup: restore it into a scratch database and compare",
+    )
     options.add_argument("--confirm", action="store_true", help="needed with --drop-unencrypted")
-    approval = parser.add_argument_group("approval (with --approve-drop --table T)")
+    approval = parser.add_argument_group(
+        "approval (with --approve-drop --table T, or --erase-dropped --table T)"
+    )
     approval.add_argument("--approver", metavar="NAME", help="your name, for the audit log")
     approval.add_argument("--reason", metavar="TEXT", help="why now, for the audit log")
-    approval.add_argument("--confirmation", metavar="T", help="the table's name, typed once more")
+    approval.add_argument("--confirmation", metavar="T", help="the table's name, typed once more (both)")
     return parser
 
 
@@ -161,6 +173,13 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     for name in (*BACKFILL_OPTIONS, "reindex"):
         if getattr(options, name) not in (None, False) and not options.migrate_data:
             parser.error(f"--{name.replace('_', '-')} goes with --migrate-data")
+    if options.restore_drill and not options.backup:
+        parser.error("--restore-drill goes with --backup")
+    if options.erase_dropped and (len(options.table) != 1 or not options.confirmation):
+        parser.error(
+            "--erase-dropped takes one --table and --confirmation with its name: it rewrites the table, which nobody "
+            "reads or writes meanwhile"
+        )
     answers = {
         "--approver": options.approver,
         "--reason": options.reason,
@@ -173,7 +192,10 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
                 "--approve-drop takes one --table and --approver, --reason and --confirmation"
                 + (f" (missing: {', '.join(missing)})" if missing else "")
             )
-    elif any(answers.values()):
+        return
+    if options.erase_dropped:
+        del answers["--confirmation"]
+    if any(answers.values()):
         parser.error(
             f"{', '.join(name for name, value in answers.items() if value)}: only with --approve-drop"
         )
@@ -196,6 +218,7 @@ STEPS = (
     "switch_to_encrypted",
     "approve_drop",
     "drop_unencrypted",
+    "erase_dropped",
     "revert_to_plaintext",
     "restore_plaintext",
 )
@@ -286,12 +309,15 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
                 if getattr(options, name) not in (None, False)
             },
             reindex=options.reindex,
+            restore_drill=options.restore_drill,
         )
         for name in STEPS:
             if not getattr(options, name):
                 continue
             if name == "approve_drop":
                 succeeded = steps.approve_drop(options.approver, options.reason, options.confirmation)
+            elif name == "erase_dropped":
+                succeeded = steps.erase_dropped(options.confirmation)
             else:
                 succeeded = getattr(steps, name)()
             if not succeeded:

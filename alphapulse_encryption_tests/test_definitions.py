@@ -49,6 +49,7 @@ OP_JOBS = {
     "revert_to_plaintext": "revert",
     "approve_drop": "approve",
     "drop_unencrypted": "drop",
+    "erase_dropped": "erase",
     "restore_plaintext": "restore",
     "change_settings": "change",
     "replan_ranges": "replan",
@@ -199,5 +200,5 @@ def test_loading_needs_no_key_no_database_and_starts_nothing(server_dir: Path) -
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "16\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "17\n", "")
     assert not state.exists()

@@ -11,7 +11,7 @@ import pytest
 from psycopg.sql import SQL, Identifier, Literal
 
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration import erase, traces
+from alphapulse_encryption.migration import traces
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.migration.definition import read_table
 from alphapulse_encryption.migration.erase import ErasureResult, erase_dropped
@@ -266,9 +266,7 @@ def test_values_are_looked_for_as_they_lie_on_the_disk(
     forms = []
     with psycopg.connect(database_url) as connection:
         for value in values:
-            connection.execute(
-                SQL("INSERT INTO t VALUES ({}::{})").format(Literal(value), SQL(type_))  # type: ignore[arg-type]
-            )
+            connection.execute(SQL("INSERT INTO t VALUES ({}::{})").format(Literal(value), SQL(type_)))
             row = connection.execute("SELECT v::text FROM t ORDER BY ctid DESC LIMIT 1").fetchone()
             assert row is not None
             form = traces.disk_form(row[0], type_, "utf-8")
@@ -305,4 +303,3 @@ def test_another_servers_directory_is_not_taken_for_this_one(tmp_path: Path) -> 
     (tmp_path / "global" / "pg_control").write_bytes((2).to_bytes(8, "little"))
     assert traces._is_of(tmp_path, 2)
     assert not traces._is_of(tmp_path, 1)
-    assert erase.LOCK_TIMEOUT
