@@ -274,6 +274,17 @@ def _change_settings(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_backup(options: argparse.Namespace) -> None:
+    from alphapulse_encryption.migration.drill import refuse_unless_possible
+    from alphapulse_encryption.migration.offsite import open_client
+    from alphapulse_encryption.resources.environment import backup_bucket, restore_drill_server
+
+    if backup_bucket() is not None:
+        open_client()
+    if options.restore_drill:
+        refuse_unless_possible(restore_drill_server())
+
+
 def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> int:
     from alphapulse_encryption.crypto.envelope import get_format
     from alphapulse_encryption.keysources import load_key_ring
@@ -292,6 +303,8 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
         check_catalogue(connection, catalogue, tables)
         for key in () if options.replan else tables:
             check_ranges(connection, catalogue.table(key), ranges)
+    if options.backup:
+        _check_backup(options)
     # Dagster takes a second to load: not before all this is known to be right.
     from alphapulse_encryption.launch import launcher
     from alphapulse_encryption.steps import Steps

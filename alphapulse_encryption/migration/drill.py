@@ -22,8 +22,8 @@ import pyrage  # type: ignore[import-untyped,unused-ignore]
 from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Composable, Identifier, Literal
 
-from alphapulse_encryption.errors import MigrationError, RefusedError
-from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.migration.database import Database, DatabaseUnreachable
 from alphapulse_encryption.migration.ddl import without_limits
 from alphapulse_encryption.migration.programs import (
     PipeWriter,
@@ -156,16 +156,22 @@ def refuse_unless_possible(server: Database) -> None:
         RefusedError: the role may not create a database there.
         ConfigurationError: it cannot be reached.
     """
-    with server.session("prepare the restore drill") as connection:
-        row = connection.execute(
-            "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
-        ).fetchone()
-        if row is None or not row[0]:
-            raise RefusedError(
-                "The restore drill needs a scratch database, and this role may not create one. Give it CREATEDB, "
-                "or name another server with ALPHAPULSE_RESTORE_DRILL_URL; nothing was done."
-            )
-        _remove_abandoned(connection)
+    try:
+        with server.session("prepare the restore drill") as connection:
+            row = connection.execute(
+                "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
+            ).fetchone()
+            if row is None or not row[0]:
+                raise RefusedError(
+                    "The restore drill needs a scratch database, and this role may not create one. Give it "
+                    "CREATEDB, or name another server with ALPHAPULSE_RESTORE_DRILL_URL; nothing was done."
+                )
+            _remove_abandoned(connection)
+    except DatabaseUnreachable:
+        raise ConfigurationError(
+            "The server for the restore drill cannot be reached. Check ALPHAPULSE_RESTORE_DRILL_URL (the target's "
+            "own server where it is unset), that the server runs, and that the role may log in."
+        ) from None
 
 
 def rehearse(

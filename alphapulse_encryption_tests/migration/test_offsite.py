@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration import offsite
@@ -25,23 +23,9 @@ PART = 5 * 1024 * 1024  # the least that S3 takes
 USERS = walk.CATALOGUE.table("users")
 
 
-@pytest.fixture(scope="module")
-def s3_url() -> Iterator[str]:
-    """A server of this test process alone."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def client(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The engine's client, configured as an operator does it."""
-    for name in os.environ:
-        if name.startswith("AWS_"):
-            monkeypatch.delenv(name)
-    for name, value in {
+def aws(s3_url: str) -> dict[str, str]:
+    """The environment of whoever uploads."""
+    return {
         "AWS_ENDPOINT_URL": s3_url,
         "AWS_REGION": "eu-central-1",
         "AWS_DEFAULT_REGION": "eu-central-1",
@@ -51,7 +35,16 @@ def client(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
         "NO_PROXY": "127.0.0.1",
-    }.items():
+    }
+
+
+@pytest.fixture
+def client(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The engine's client, configured as an operator does it."""
+    for name in os.environ:
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    for name, value in aws(s3_url).items():
         monkeypatch.setenv(name, value)
     eyes = boto3.client("s3")
     eyes.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
