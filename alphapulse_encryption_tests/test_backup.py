@@ -40,6 +40,12 @@ except pyrage.DecryptError:
 """
 
 
+_TRIGGERS = """
+SELECT pg_get_triggerdef(oid), tgenabled, obj_description(oid, 'pg_trigger') FROM pg_trigger
+ WHERE NOT tgisinternal ORDER BY 1
+"""
+
+
 @pytest.fixture
 def theirs(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> Iterator[Place]:
     with psycopg.connect(database_url, autocommit=True) as connection:
@@ -86,7 +92,8 @@ def test_what_the_readme_shows_opens_the_backup(theirs: Place, s3_url: str, tmp_
     said = dict(line.strip().partition(": ")[::2] for line in lines)
     assert int(said["tables restored and equal"]) > 3
     assert int(said["rows restored and equal"]) > sum(another.ROWS.values())
-    original = tables(theirs.url)
+    original, guards = tables(theirs.url), walk.query(theirs.url, _TRIGGERS)
+    assert len(guards) > 2 * 3
     with theirs.instance() as instance:
         (run, *_) = instance.get_runs()
         assert run.run_config["ops"] == {"backup": {"config": {"restore_drill": True}}}
@@ -109,6 +116,7 @@ def test_what_the_readme_shows_opens_the_backup(theirs: Place, s3_url: str, tmp_
         recorded = original.pop("public.encryption_backups"), original.pop("public.encryption_audit_log")
         assert len(recorded[0]) == 1  # recorded after the dump, so not in it
         assert {name: restored[name] for name in original} == original
+        assert walk.query(theirs.postgres.url("scratch"), _TRIGGERS) == guards
     finally:
         walk.query(theirs.postgres.url("postgres"), "DROP DATABASE IF EXISTS scratch")
 

@@ -370,7 +370,7 @@ def _dump(
     with child(command, environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as (process, said):
         try:
             pyrage.encrypt_io(process.stdout, writer, list(recipients))
-        except pyrage.EncryptError:
+        except (pyrage.EncryptError, OSError):  # of the header, and of what follows it
             process.kill()
             reason = writer.error.strerror if writer.error else "encryption failed"
             raise RefusedError(
@@ -403,7 +403,7 @@ def _list(pg_restore: str, environment: Mapping[str, str], file: IO[bytes], iden
         reader.start()
         try:
             pyrage.decrypt_io(file, PipeWriter(entrance), [pyrage.x25519.Identity.from_str(identity)])
-        except pyrage.DecryptError:
+        except (pyrage.DecryptError, OSError):  # of the header, and of what follows it
             raise _damaged() from None
         with contextlib.suppress(BrokenPipeError):
             entrance.close()

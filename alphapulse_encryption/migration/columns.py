@@ -1,7 +1,7 @@
 """Encrypted columns beside the plaintext ones, and the guard that keeps every write consistent from then on.
 
 Two ``BEFORE`` triggers per table act on the rules of authority, column by column (see :func:`guard_function`).
-They compare binary images (``*<>``, PostgreSQL manual 9.25.6): ``=`` calls ``1.50`` and ``1.5``, or ``'a'`` and
+They compare binary images (as ``*<>`` does, PostgreSQL manual 9.25.6): ``=`` calls ``1.50`` and ``1.5``, or ``'a'`` and
 ``'A'`` under a case-insensitive collation, the same value, and a ciphertext of the old one would be kept.
 """
 
@@ -182,10 +182,12 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
     table = definition.table
     state = tracking.require_state(connection, table, lock=True)
     body = guard_function(definition.plaintext_columns, table.key)
-    comment = (
-        "alphapulse_encryption "
-        + hashlib.sha256((body + state.authority + repr(definition.plaintext_columns)).encode()).hexdigest()
+    inserts, updates = (
+        condition(definition.plaintext_columns) for condition in (_insert_condition, _update_condition)
     )
+    made_of = (body, state.authority, repr(definition.plaintext_columns))
+    made_of += (inserts.as_string(connection), updates.as_string(connection))
+    comment = "alphapulse_encryption " + hashlib.sha256("".join(made_of).encode()).hexdigest()
     if guard_in_place(connection, definition) and _guard_comments(connection, definition) == {comment}:
         return False
     lock_partitions(connection, definition, "SHARE ROW EXCLUSIVE")
@@ -197,8 +199,8 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
         ).format(function, Literal(body))
     )
     for name, event, condition in (
-        (GUARD_INSERT, SQL("INSERT"), _insert_condition(definition.plaintext_columns)),
-        (GUARD_UPDATE, SQL("UPDATE"), _update_condition(definition.plaintext_columns)),
+        (GUARD_INSERT, SQL("INSERT"), inserts),
+        (GUARD_UPDATE, SQL("UPDATE"), updates),
     ):
         connection.execute(
             SQL(
@@ -288,8 +290,9 @@ def _update_condition(columns: Sequence[Column]) -> Composed:
 
 
 def _images_differ(names: Sequence[str]) -> Composed:
-    # The casts make it one comparison of two records; without them the parser compares field by field.
-    return SQL("CAST(ROW({}) AS record) OPERATOR(pg_catalog.*<>) CAST(ROW({}) AS record)").format(
+    # The function behind *<>, not the operator: of that, a dump of the trigger loses the casts to record, without which
+    # the parser compares field by field, and the trigger could not be restored.
+    return SQL("pg_catalog.record_image_ne(ROW({}), ROW({}))").format(
         SQL(", ").join(SQL("OLD.{}").format(Identifier(name)) for name in names),
         SQL(", ").join(SQL("NEW.{}").format(Identifier(name)) for name in names),
     )

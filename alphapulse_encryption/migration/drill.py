@@ -239,7 +239,7 @@ def _restore(scratch: Database, pg_restore: str, file: IO[bytes], identity: str)
         entrance = cast(IO[bytes], process.stdin)
         try:
             pyrage.decrypt_io(file, PipeWriter(entrance), [pyrage.x25519.Identity.from_str(identity)])
-        except pyrage.DecryptError:
+        except (pyrage.DecryptError, OSError):  # of the header, and of what follows it
             raise RefusedError(
                 "The backup that was just written cannot be decrypted. No backup was recorded, and no file is "
                 "left: check the disk, and take it again."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
@@ -128,8 +129,13 @@ _written: list[str] | None = None
 def _watch(event: str, arguments: tuple[object, ...]) -> None:
     if _written is not None and event == "open":
         path, _, flags = arguments
-        if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR):
-            _written.append(os.fsdecode(path) if isinstance(path, str | bytes) else str(path))
+        # A number is a descriptor that is open already: a pipe to a child.
+        if (
+            isinstance(flags, int)
+            and flags & (os.O_WRONLY | os.O_RDWR)
+            and isinstance(path, str | bytes | Path)
+        ):
+            _written.append(os.fsdecode(path))
 
 
 @pytest.fixture
@@ -161,6 +167,7 @@ def test_the_unencrypted_dump_goes_through_pipes_alone(
             f'export TMPDIR={empty}\nexec {postgres.bin_dir() / name} "$@"\n'
         )
         (programs_dir / name).chmod(0o755)
+    written.clear()
     take_backup(
         *(Database(sample_url), TABLES, walk.KEYS, walk.ACTOR),
         directory=tmp_path / "backups",
@@ -177,6 +184,14 @@ def test_the_unencrypted_dump_goes_through_pipes_alone(
     ]
     assert not any("--file" in arguments or " -f" in arguments for *_, arguments in lines)
     assert list(empty.iterdir()) == []
+
+
+@pytest.mark.parametrize("buffered", [0, 8192])
+def test_a_full_disk_is_named(buffered: int) -> None:
+    recipient = pyrage.x25519.Identity.generate().to_public()
+    with contextlib.suppress(OSError), open("/dev/full", "r+b", buffering=buffered) as full:
+        with pytest.raises(RefusedError, match="No space left on device"):
+            backup._dump(["head", "-c", "3000000", "/dev/zero"], os.environ, [recipient], full)
 
 
 def test_further_recipients_can_open_it_alone(

@@ -16,6 +16,7 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration import drill, tracking
 from alphapulse_encryption.migration.backup import BackupResult, take_backup
 from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.views import create_views
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import walk
 
@@ -92,6 +93,15 @@ def test_what_is_restored_equals_the_moment_of_the_dump_while_writes_go_on(
     )
     assert recorded == [(True, str(result.drill.tables), str(result.drill.rows))]
     assert scratch_databases(postgres) == []
+
+
+def test_a_table_that_is_being_migrated_restores_with_its_guard(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    walk.switch(sample_url, USERS)
+    create_views(Database(sample_url), USERS, walk.ACTOR)
+    result = backup_with_drill(sample_url, tmp_path, postgres.bin_dir())
+    assert result.drill is not None and result.drill.rows > 0
 
 
 @pytest.mark.parametrize(
