@@ -54,6 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="step 8: drop the plaintext columns; needs an approval",
     )
     steps.add_argument(
+        "--erase-dropped",
+        action="store_true",
+        help="after step 8, in a maintenance window: rewrite one table, locked meanwhile, and say what remains",
+    )
+    steps.add_argument(
         "--replan",
         action="store_true",
         help="before step 3: cut the tables anew into ALPHAPULSE_BATCH_RANGES",
@@ -110,11 +115,18 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--reindex", action="store_true", help="rebuild every index after the backfill, concurrently"
     )
+    options.add_argument(
+        "--restore-drill",
+        action="store_true",
+        help="with --backup: restore it into a scratch database and compare",
+    )
     options.add_argument("--confirm", action="store_true", help="needed with --drop-unencrypted")
-    approval = parser.add_argument_group("approval (with --approve-drop --table T)")
+    approval = parser.add_argument_group(
+        "approval (with --approve-drop --table T, or --erase-dropped --table T)"
+    )
     approval.add_argument("--approver", metavar="NAME", help="your name, for the audit log")
     approval.add_argument("--reason", metavar="TEXT", help="why now, for the audit log")
-    approval.add_argument("--confirmation", metavar="T", help="the table's name, typed once more")
+    approval.add_argument("--confirmation", metavar="T", help="the table's name, typed once more (both)")
     return parser
 
 
@@ -166,6 +178,13 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     for name in (*BACKFILL_OPTIONS, "reindex"):
         if getattr(options, name) not in (None, False) and not options.migrate_data:
             parser.error(f"--{name.replace('_', '-')} goes with --migrate-data")
+    if options.restore_drill and not options.backup:
+        parser.error("--restore-drill goes with --backup")
+    if options.erase_dropped and (len(options.table) != 1 or not options.confirmation):
+        parser.error(
+            "--erase-dropped takes one --table and --confirmation with its name: it rewrites the table, which nobody "
+            "reads or writes meanwhile"
+        )
     answers = {
         "--approver": options.approver,
         "--reason": options.reason,
@@ -178,7 +197,10 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
                 "--approve-drop takes one --table and --approver, --reason and --confirmation"
                 + (f" (missing: {', '.join(missing)})" if missing else "")
             )
-    elif any(answers.values()):
+        return
+    if options.erase_dropped:
+        del answers["--confirmation"]
+    if any(answers.values()):
         parser.error(
             f"{', '.join(name for name, value in answers.items() if value)}: only with --approve-drop"
         )
@@ -202,6 +224,7 @@ STEPS = (
     "switch_to_encrypted",
     "approve_drop",
     "drop_unencrypted",
+    "erase_dropped",
     "revert_to_plaintext",
     "restore_plaintext",
 )
@@ -257,6 +280,17 @@ def _change_settings(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_backup(options: argparse.Namespace) -> None:
+    from alphapulse_encryption.migration.drill import refuse_unless_possible
+    from alphapulse_encryption.migration.offsite import open_client
+    from alphapulse_encryption.resources.environment import backup_bucket, restore_drill_server
+
+    if backup_bucket() is not None:
+        open_client()
+    if options.restore_drill:
+        refuse_unless_possible(restore_drill_server())
+
+
 def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> int:
     from alphapulse_encryption.crypto.envelope import get_format
     from alphapulse_encryption.keysources import load_key_ring
@@ -275,6 +309,8 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
         check_catalogue(connection, catalogue, tables)
         for key in () if options.replan else tables:
             check_ranges(connection, catalogue.table(key), ranges)
+    if options.backup:
+        _check_backup(options)
     # Dagster takes a second to load: not before all this is known to be right.
     from alphapulse_encryption.launch import launcher
     from alphapulse_encryption.steps import Steps
@@ -292,12 +328,15 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
                 if getattr(options, name) not in (None, False)
             },
             reindex=options.reindex,
+            restore_drill=options.restore_drill,
         )
         for name in STEPS:
             if not getattr(options, name):
                 continue
             if name == "approve_drop":
                 succeeded = steps.approve_drop(options.approver, options.reason, options.confirmation)
+            elif name == "erase_dropped":
+                succeeded = steps.erase_dropped(options.confirmation)
             else:
                 succeeded = getattr(steps, name)()
             if not succeeded:

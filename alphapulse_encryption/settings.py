@@ -51,6 +51,40 @@ def staging_database_url() -> str | None:
     return _postgres_url("ALPHAPULSE_STAGING_DATABASE_URL")
 
 
+def restore_drill_url() -> str | None:
+    """A database on the server that restore drills use (`ALPHAPULSE_RESTORE_DRILL_URL`), None for the target's own.
+
+    Raises:
+        ConfigurationError: it is set to something else than a PostgreSQL URL (never echoed).
+    """
+    return _postgres_url("ALPHAPULSE_RESTORE_DRILL_URL")
+
+
+def backup_recipients() -> tuple[str, ...]:
+    """Further age recipients of backups (`ALPHAPULSE_BACKUP_RECIPIENTS`), separated by blanks or commas."""
+    return tuple((_variable("ALPHAPULSE_BACKUP_RECIPIENTS") or "").replace(",", " ").split())
+
+
+def backup_bucket() -> str | None:
+    """The S3 bucket that backups are uploaded to (`ALPHAPULSE_BACKUP_S3_BUCKET`), None for no upload."""
+    return _variable("ALPHAPULSE_BACKUP_S3_BUCKET")
+
+
+def backup_prefix() -> str:
+    """What the keys of uploaded backups begin with (`ALPHAPULSE_BACKUP_S3_PREFIX`), default nothing."""
+    return _variable("ALPHAPULSE_BACKUP_S3_PREFIX") or ""
+
+
+def backup_encryption() -> str:
+    """The server-side encryption of uploaded backups (`ALPHAPULSE_BACKUP_S3_ENCRYPTION`), default AES256."""
+    return _variable("ALPHAPULSE_BACKUP_S3_ENCRYPTION") or "AES256"
+
+
+def backup_kms_key() -> str | None:
+    """The KMS key of uploaded backups (`ALPHAPULSE_BACKUP_S3_KMS_KEY`), None for the account's own."""
+    return _variable("ALPHAPULSE_BACKUP_S3_KMS_KEY")
+
+
 def batch_ranges() -> int:
     """How many batch ranges every table is cut into (`ALPHAPULSE_BATCH_RANGES`, default 16).
 

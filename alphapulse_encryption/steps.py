@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import MigrationError
-from alphapulse_encryption.jobs import stages
+from alphapulse_encryption.jobs import erase_dropped, stages
 from alphapulse_encryption.jobs.once import TABLES_CHANGED
 from alphapulse_encryption.launch import Launcher, Outcome
 from alphapulse_encryption.migration.approvals import describe
@@ -19,6 +19,10 @@ from alphapulse_encryption.migration.verify import TableVerification, verify_tab
 from alphapulse_encryption.progress import backfilled, index_builds, progress_bar, verified
 
 SHOWN_OFFENDERS = 20
+_SHOWN_OF_BACKUP = (
+    *("file", "bytes", "sha256", "entries_listed", "tables_restored_and_equal", "rows_restored_and_equal"),
+    *("uploaded_to", "seconds"),
+)
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Steps:
         tables: keys of the tables to work on.
         backfill: configuration of the backfill; what is not in it follows the settings in the database.
         reindex: rebuild every index after the backfill.
+        restore_drill: restore the backup for comparison.
         show: prints a line.
     """
 
@@ -43,6 +48,7 @@ class Steps:
     tables: tuple[str, ...]
     backfill: Mapping[str, object] = field(default_factory=dict)
     reindex: bool = False
+    restore_drill: bool = False
     show: Callable[[str], None] = print
     changed: bool = field(default=False, init=False)
     seconds: dict[str, float] = field(default_factory=dict, init=False)
@@ -63,8 +69,8 @@ class Steps:
 
     def backup(self) -> bool:
         """An encrypted, verified backup."""
-        outcome = self._stage(stages.BACKUP)
-        for name in ("file", "bytes", "sha256", "entries_listed"):
+        outcome = self._stage(stages.BACKUP, config={"restore_drill": True} if self.restore_drill else None)
+        for name in _SHOWN_OF_BACKUP:
             for _, value in outcome.collected(name):
                 self.show(f"  {name.replace('_', ' ')}: {value}")
         return self._ended(outcome)
@@ -181,6 +187,20 @@ class Steps:
     def drop_unencrypted(self) -> bool:
         """Step 8, second half."""
         return self._job("drop_unencrypted", "drop", "✓ Dropped the unencrypted columns")
+
+    def erase_dropped(self, confirmation: str) -> bool:
+        """After step 8: rewrites the table, and says what remains where."""
+        (table,) = self.tables
+        self.show(f"Erasing what was dropped from {table}: nobody reads or writes it meanwhile...")
+        answers = {"table": table, "confirmation": confirmation}
+        outcome = self._timed("erase_dropped", lambda: self.launcher.job("erase_dropped", "erase", answers))
+        if outcome.succeeded:
+            first, *rest = outcome.output[erase_dropped.REPORT]
+            self.show(f"✓ Erased what was dropped: {first}")
+            for line in rest:
+                self.show(f"  {line}")
+            self.changed = True
+        return self._ended(outcome)
 
     def revert_to_plaintext(self) -> bool:
         """Rollback before the drop."""

@@ -62,6 +62,14 @@ USAGE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("--verify", "--batch-size", "5"), "--batch-size goes with --migrate-data"),
     (("--approve-drop",), "--approve-drop takes one --table and --approver, --reason and --confirmation"),
     (("--verify", "--reason", "x"), "--reason: only with --approve-drop"),
+    (("--verify", "--restore-drill"), "--restore-drill goes with --backup"),
+    (("--erase-dropped",), "--erase-dropped takes one --table and --confirmation"),
+    (("--erase-dropped", "--table", "sessions"), "--erase-dropped takes one --table and --confirmation"),
+    (
+        ("--erase-dropped", "--confirmation", "sessions"),
+        "--erase-dropped takes one --table and --confirmation",
+    ),
+    (("--verify", "--confirmation", "sessions"), "--confirmation: only with --approve-drop"),
     *(
         (
             ("--migrate-data", f"--batch-size={size}"),
@@ -150,6 +158,21 @@ def test_target_database(theirs: Place) -> None:
             said = message(theirs, 2, "--add-columns", ALPHAPULSE_DATABASE_URL=url)
             assert says in said
             assert "ALPHAPULSE_DATABASE_URL" in said
+
+
+def test_backup(theirs: Place) -> None:
+    bucket = {"ALPHAPULSE_BACKUP_S3_BUCKET": "somewhere", "AWS_EC2_METADATA_DISABLED": "true"}
+    with nothing_changes(theirs):
+        said = message(theirs, 2, "--backup", **bucket, ALPHAPULSE_BACKUP_S3_ENCRYPTION=CANARY)
+        assert "ALPHAPULSE_BACKUP_S3_ENCRYPTION has to be one of AES256," in said
+        said = message(theirs, 2, "--backup", **bucket, ALPHAPULSE_BACKUP_S3_KMS_KEY=CANARY)
+        assert "ALPHAPULSE_BACKUP_S3_KMS_KEY goes with" in said
+        said = message(theirs, 2, "--backup", **bucket, AWS_PROFILE=CANARY)
+        assert "AWS_PROFILE" in said
+        for url in (BAD_URLS[0][0], BAD_URLS[2][0]):
+            said = message(theirs, 2, "--backup", "--restore-drill", ALPHAPULSE_RESTORE_DRILL_URL=url)
+            assert "ALPHAPULSE_RESTORE_DRILL_URL" in said
+    assert not (theirs.state / "backups").exists()
 
 
 def test_dagster_storage(theirs: Place) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,17 @@ def test_flags_together_then_switch_drop_and_restore(theirs: Place) -> None:
     assert approved == [("Ada", "it has served for a month", True)]
     with theirs.instance() as instance:
         assert instance.get_materialized_partitions(dg.AssetKey("plaintext_dropped")) == {table}
+
+    # The drop left the values in the files; the erasure says what it found there before and after.
+    mistyped = theirs.fails(1, "--erase-dropped", "--table", table, "--confirmation", "crm.kunde")
+    assert "Type crm.Kunde exactly" in mistyped.stdout
+    erased = theirs.succeeds("--erase-dropped", "--table", table, "--confirmation", table)
+    assert erased[0] == f"Erasing what was dropped from {table}: nobody reads or writes it meanwhile..."
+    assert erased[1].startswith(f"✓ Erased what was dropped: {table} rewritten in ")
+    heap = next(line for line in erased if line.startswith("    crm.Kunde: heap: "))
+    assert re.fullmatch(r"    crm\.Kunde: heap: not found, before: [1-9]\d*", heap)
+    assert "@example.org" not in "".join(erased)
+    assert another.decrypted(theirs.url, table) == [*before, inserted]
 
     # Again: nothing to do. A table that nobody approved is refused still.
     again = theirs.fails(1, "--drop-unencrypted", "--confirm", "--table", table, "--table", "sessions")

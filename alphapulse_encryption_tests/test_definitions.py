@@ -49,6 +49,7 @@ OP_JOBS = {
     "revert_to_plaintext": "revert",
     "approve_drop": "approve",
     "drop_unencrypted": "drop",
+    "erase_dropped": "erase",
     "restore_plaintext": "restore",
     "change_settings": "change",
     "replan_ranges": "replan",

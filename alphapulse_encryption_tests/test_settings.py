@@ -11,6 +11,7 @@ from alphapulse_encryption.errors import ConfigurationError
 URLS: list[tuple[str, Callable[[], str | None]]] = [
     ("ALPHAPULSE_DATABASE_URL", settings.database_url),
     ("ALPHAPULSE_STAGING_DATABASE_URL", settings.staging_database_url),
+    ("ALPHAPULSE_RESTORE_DRILL_URL", settings.restore_drill_url),
     ("DAGSTER_POSTGRES_URL", settings.dagster_postgres_url),
 ]
 
@@ -78,3 +79,19 @@ def test_directories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert settings.dagster_home() == tmp_path / "home"
     monkeypatch.setenv("ALPHAPULSE_ENCRYPTION_CATALOGUE", "other.yaml")
     assert settings.catalogue_path() == Path("other.yaml")
+
+
+def test_backups(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RECIPIENTS", "S3_BUCKET", "S3_PREFIX", "S3_ENCRYPTION", "S3_KMS_KEY"):
+        monkeypatch.delenv(f"ALPHAPULSE_BACKUP_{name}", raising=False)
+    assert settings.backup_recipients() == ()
+    assert settings.backup_bucket() is None and settings.backup_kms_key() is None
+    assert (settings.backup_prefix(), settings.backup_encryption()) == ("", "AES256")
+    monkeypatch.setenv("ALPHAPULSE_BACKUP_RECIPIENTS", " age1a, age1b\nage1c ")
+    assert settings.backup_recipients() == ("age1a", "age1b", "age1c")
+    monkeypatch.setenv("ALPHAPULSE_BACKUP_S3_BUCKET", "ours")
+    monkeypatch.setenv("ALPHAPULSE_BACKUP_S3_PREFIX", "nightly")
+    monkeypatch.setenv("ALPHAPULSE_BACKUP_S3_ENCRYPTION", "aws:kms")
+    monkeypatch.setenv("ALPHAPULSE_BACKUP_S3_KMS_KEY", "alias/x")
+    assert (settings.backup_bucket(), settings.backup_prefix()) == ("ours", "nightly")
+    assert (settings.backup_encryption(), settings.backup_kms_key()) == ("aws:kms", "alias/x")

@@ -1,7 +1,7 @@
 """What a person or the command line launches.
 
 Belongs here: the jobs behind the guide's flags, and the op jobs for what must never happen by "Materialize all":
-switch, approval, drop and their undoing. Does not belong here: how any of it is done (``migration``).
+switch, approval, drop, erasure and their undoing. Does not belong here: how any of it is done (``migration``).
 """
 
 import dagster as dg
@@ -11,6 +11,7 @@ from alphapulse_encryption.jobs import (
     approve_drop,
     catch_up,
     drop_unencrypted,
+    erase_dropped,
     repair_mismatched,
     replan_ranges,
     restore_plaintext,
@@ -27,6 +28,7 @@ def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
         *switch.build(),
         approve_drop.build(),
         drop_unencrypted.build(),
+        erase_dropped.build(),
         restore_plaintext.build(),
         settings.build(),
         replan_ranges.build(),

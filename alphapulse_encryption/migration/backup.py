@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import re
-import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, cast
@@ -26,7 +26,7 @@ import psycopg
 import pyrage  # type: ignore[import-untyped,unused-ignore]
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import make_conninfo
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
@@ -34,6 +34,21 @@ from alphapulse_encryption.errors import ConfigurationError, MigrationError, Ref
 from alphapulse_encryption.migration import saved, tracking
 from alphapulse_encryption.migration.database import Actor, Database
 from alphapulse_encryption.migration.definition import read_table
+from alphapulse_encryption.migration.drill import (
+    LOCK_WAIT,
+    DrillResult,
+    hold_snapshot,
+    refuse_unless_possible,
+    rehearse,
+)
+from alphapulse_encryption.migration.programs import (
+    PipeWriter,
+    child,
+    connection_environment,
+    find_program,
+    kind_of_failure,
+    without_connection,
+)
 
 Connection = psycopg.Connection[Any]
 
@@ -43,11 +58,6 @@ _IDENTITY_PREFIX = "age-secret-key-"  # age's specification, section "X25519 rec
 
 _SUFFIX = ".dump.age"
 _PARTIAL = ".partial"
-_CHUNK = 1024 * 1024
-# What a child says is kept up to here, to find out what went wrong; it may quote values and is never shown.
-_STDERR_BYTES = 64 * 1024
-# Seconds for a child whose pipe is closed already.
-_EXIT_TIMEOUT = 60
 
 
 @dataclass(frozen=True)
@@ -79,13 +89,19 @@ class BackupResult:
         backup: the row recorded.
         recipients: who can open it, as age's public keys; the first is derived from the master key.
         listed_entries: entries that ``pg_restore --list`` found in it.
-        seconds: duration.
+        drill: what the restore drill compared; None where none was asked for.
+        seconds: duration in all.
+        dump_seconds: of that, of ``pg_dump`` and the encryption.
+        read_back_seconds: of that, of the decryption and the list.
     """
 
     backup: Backup
     recipients: tuple[str, ...]
     listed_entries: int
+    drill: DrillResult | None
     seconds: float
+    dump_seconds: float
+    read_back_seconds: float
 
 
 def backup_identity(keys: KeyRing, version: int | None = None) -> str:
@@ -115,10 +131,11 @@ def take_backup(
     directory: Path,
     bin_dir: Path | None = None,
     recipients: Sequence[str] = (),
+    drill_server: Database | None = None,
 ) -> BackupResult:
     """Dump the whole database into an encrypted file, read it back, and record it.
 
-    Nothing is recorded, and no file is left, unless all of it went well.
+    Nothing is recorded, and no file is left, unless all of it went well, the restore drill included.
 
     Args:
         database: the target.
@@ -128,44 +145,89 @@ def take_backup(
         directory: where to; made where it is missing.
         bin_dir: where ``pg_dump`` and ``pg_restore`` are; None looks for them on the PATH.
         recipients: further age recipients (``age1…``) who can open it without the master key.
+        drill_server: a database on the server to restore on for comparison; None for no restore drill.
 
     Raises:
         ConfigurationError: ``pg_dump`` missing or older than the server, an invalid recipient, the directory
             cannot be written, or the database cannot be reached.
-        RefusedError: the dump failed, or what was written does not hold every table.
+        RefusedError: the dump failed, or what was written does not hold every table, or does not restore to what
+            the original was.
     """
-    started = time.monotonic()
-    recipient = pyrage.x25519.Identity.from_str(backup_identity(keys)).to_public()
-    to = [recipient, *(_recipient(text) for text in recipients)]
+    clock = _Clock()
+    identity = backup_identity(keys)
+    to = [pyrage.x25519.Identity.from_str(identity).to_public(), *(_recipient(text) for text in recipients)]
     with database.session("take a backup") as connection:
         tracking.ensure_bookkeeping(connection)
         tracking.ensure_key(connection, keys)
         version = connection.info.server_version // 10_000
-        pg_dump, pg_restore = (_program(name, bin_dir, version) for name in ("pg_dump", "pg_restore"))
+        pg_dump, pg_restore = (find_program(name, bin_dir, version) for name in ("pg_dump", "pg_restore"))
         expected = {table.key: _relations(connection, table) for table in catalogue_tables}
         taken_at, name = saved.only_row(connection.execute("SELECT clock_timestamp(), current_database()"))
-    environment, arguments = _environment(database)
+    if drill_server is not None:
+        refuse_unless_possible(drill_server)
+    environment, options = connection_environment(database)
+    command = [pg_dump, "--format=custom", "--no-password"]
+    command += [f"--dbname={make_conninfo(**options)}"] if options else []
     path = _path(directory, name)
     with _new_file(path) as (file, keep):
-        command = [pg_dump, "--format=custom", "--no-password", *arguments]
-        digest = _dump(command, environment, to, file)
-        listing = _list(pg_restore, environment, file, keys)
+        contents = None
+        if drill_server is None:
+            digest = _dump(command, environment, to, file)
+            clock.lap("dump")
+        else:
+            with hold_snapshot(database) as snapshot:
+                command += [f"--snapshot={snapshot.id}", f"--lock-wait-timeout={LOCK_WAIT}"]
+                digest = _dump(command, environment, to, file)
+                clock.lap("dump")
+                contents = snapshot.contents()
+                clock.lap("drill")
+        listing = _list(pg_restore, environment, file, identity)
         entries = _check_listing(listing, expected)
+        clock.lap("read back")
+        drill = None
+        if drill_server is not None and contents is not None:
+            rehearse(drill_server, database, contents, pg_restore, file, identity)
+            clock.lap("drill")
+            rows = sum(each.rows for each in contents.values())
+            drill = DrillResult(len(contents), rows, clock.seconds["drill"])
         size = os.fstat(file.fileno()).st_size
         keep()
         try:
             backup_id = _record(
-                database, actor, taken_at, path, size, digest, [str(r) for r in to], entries, list(expected)
+                *(database, actor, taken_at, path, size, digest),
+                recipients=[str(recipient) for recipient in to],
+                entries=entries,
+                tables=list(expected),
+                drill=drill,
             )
         except BaseException:
             path.unlink(missing_ok=True)
             raise
     return BackupResult(
         backup=Backup(backup_id, taken_at, str(path), size, digest, tuple(expected)),
-        recipients=tuple(str(r) for r in to),
+        recipients=tuple(str(recipient) for recipient in to),
         listed_entries=entries,
-        seconds=time.monotonic() - started,
+        drill=drill,
+        seconds=clock.total(),
+        dump_seconds=clock.seconds["dump"],
+        read_back_seconds=clock.seconds["read back"],
     )
+
+
+class _Clock:
+    """How long each part took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def total(self) -> float:
+        return time.monotonic() - self._started
 
 
 def latest_backup(connection: Connection, table: Table) -> Backup | None:
@@ -218,23 +280,6 @@ def _recipient(text: str) -> pyrage.x25519.Recipient:
         ) from None
 
 
-def _program(name: str, bin_dir: Path | None, server: int) -> str:
-    found = shutil.which(name, path=str(bin_dir) if bin_dir else None)
-    if found is None:
-        raise ConfigurationError(
-            f"{name} is not {f'in {bin_dir}' if bin_dir else 'on the PATH'}. Install PostgreSQL's client "
-            f"programs of version {server} or newer."
-        )
-    said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
-    number = re.search(r"\s(\d+)", said)
-    if number is None or int(number[1]) < server:
-        raise ConfigurationError(
-            f"{found} is of version {number[1] if number else 'unknown'}, and the server of version "
-            f"{server}. Install PostgreSQL's client programs of version {server} or newer."
-        )
-    return found
-
-
 def _relations(connection: Connection, table: Table) -> set[tuple[str, str]]:
     """Schema and name of the relations that hold the table's rows: itself, or its partitions."""
     definition = read_table(connection, table, plaintext=False)
@@ -245,39 +290,6 @@ def _relations(connection: Connection, table: Table) -> set[tuple[str, str]]:
         {"oid": definition.oid},
     )
     return {(schema, name) for schema, name in rows}
-
-
-def _environment(database: Database) -> tuple[dict[str, str], list[str]]:
-    """The child's environment: libpq's variables and nothing else of ours, master keys least of all.
-
-    A command line is seen by every user of the machine, an environment by its owner.
-    """
-    kept = ("PATH", "HOME", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT")
-    environment = {name: os.environ[name] for name in kept if name in os.environ}
-    environment |= {name: value for name, value in os.environ.items() if name.startswith("PG")}
-    options = {o.keyword.decode(): o for o in psycopg.pq.Conninfo.get_defaults()}
-    arguments = []
-    for keyword, value in conninfo_to_dict(database.conninfo).items():
-        option = options[keyword]
-        if option.envvar is not None:
-            environment[option.envvar.decode()] = str(value)
-        elif option.dispchar == b"":
-            arguments.append(f"{keyword}={value}")
-        else:
-            raise ConfigurationError(
-                f"The connection option {keyword} cannot be handed to pg_dump in secret. Use a password file "
-                "(passfile) or a service file (service) instead."
-            )
-    environment["LC_ALL"] = "C"
-    environment["PGAPPNAME"] = f"{database.application_name} backup"
-    environment.setdefault("PGCONNECT_TIMEOUT", "10")
-    return environment, [
-        f"--dbname={psycopg.conninfo.make_conninfo(**_pairs(arguments))}"
-    ] if arguments else []
-
-
-def _pairs(arguments: Sequence[str]) -> dict[str, str]:
-    return dict(argument.split("=", 1) for argument in arguments)
 
 
 def _path(directory: Path, name: str) -> Path:
@@ -355,10 +367,10 @@ def _dump(
 ) -> str:
     """Run pg_dump through age into the file; returns the file's SHA-256."""
     writer = _HashingWriter(file)
-    with _child(command, environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as (process, said):
+    with child(command, environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as (process, said):
         try:
             pyrage.encrypt_io(process.stdout, writer, list(recipients))
-        except pyrage.EncryptError:
+        except (pyrage.EncryptError, OSError):  # of the header, and of what follows it
             process.kill()
             reason = writer.error.strerror if writer.error else "encryption failed"
             raise RefusedError(
@@ -368,7 +380,7 @@ def _dump(
         status = process.wait()
     if status != 0:
         raise RefusedError(
-            f"pg_dump failed with exit status {status} ({_kind_of_failure(said())}). No backup was recorded, "
+            f"pg_dump failed with exit status {status} ({kind_of_failure(said())}). No backup was recorded, "
             "and no file is left."
         )
     file.flush()
@@ -376,105 +388,22 @@ def _dump(
     return writer.digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _child(
-    command: list[str], environment: Mapping[str, str], *, stdin: int, stdout: int
-) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
-    """A child process whose stderr is read beside, so that it never blocks; killed if the block fails."""
-    said = bytearray()
-    try:
-        process = subprocess.Popen(
-            command, env=dict(environment), stdin=stdin, stdout=stdout, stderr=subprocess.PIPE
-        )
-    except OSError as error:
-        raise ConfigurationError(f"{command[0]} cannot be run: {error.strerror}.") from None
+def _list(pg_restore: str, environment: Mapping[str, str], file: IO[bytes], identity: str) -> str:
+    """Decrypt the whole file again and have pg_restore list what is in it.
 
-    errors = cast(IO[bytes], process.stderr)
-
-    def listen() -> None:
-        for line in errors:
-            said.extend(line[: _STDERR_BYTES - len(said)])
-
-    def heard() -> str:
-        listener.join()
-        return said.decode(errors="replace")
-
-    listener = threading.Thread(target=listen, name="stderr of a child", daemon=True)
-    listener.start()
-    try:
-        yield process, heard
-    except BaseException:
-        process.kill()
-        raise
-    finally:
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-        process.wait(_EXIT_TIMEOUT)
-        listener.join()
-        errors.close()
-
-
-def _kind_of_failure(said: str) -> str:
-    # What pg_dump prints may hold statements, and statements values; only its kind is told.
-    for needle, kind in (
-        ("row-level security", "row-level security hides rows from this role: it needs BYPASSRLS"),
-        ("permission denied", "permission denied: the role has to be able to read every table"),
-        ("server version mismatch", "pg_dump is older than the server"),
-        ("password authentication failed", "the password is not accepted"),
-        ("no password supplied", "a password is needed"),
-        ("lock timeout", "a table was locked for too long"),
-        ("terminating connection", "the server ended the connection"),
-        ("server closed the connection", "the server ended the connection"),
-        ("connection to server", "the database cannot be reached"),
-        ("could not open file", "a file on the server cannot be read"),
-        ("invalid page", "a page of the database is damaged"),
-    ):
-        if needle in said:
-            return kind
-    return "its messages may quote values and are not shown; run pg_dump by hand to see them"
-
-
-class _PipeWriter:
-    """What comes out of the file, on its way to pg_restore, which stops listening behind the list.
-
-    The rest is read all the same: every chunk of the file is authenticated by that.
+    Raises:
+        RefusedError: a byte of it is not what was written.
     """
-
-    def __init__(self, pipe: IO[bytes]) -> None:
-        self._pipe: IO[bytes] | None = pipe
-
-    def write(self, data: bytes) -> int:
-        if self._pipe is not None:
-            try:
-                self._pipe.write(data)
-            except BrokenPipeError:
-                self._pipe = None
-        return len(data)
-
-    def flush(self) -> None:
-        if self._pipe is not None:
-            try:
-                self._pipe.flush()
-            except BrokenPipeError:
-                self._pipe = None
-
-
-def _list(pg_restore: str, environment: Mapping[str, str], file: IO[bytes], keys: KeyRing) -> str:
-    """Decrypt the whole file again and have pg_restore list what is in it."""
-    identity = pyrage.x25519.Identity.from_str(backup_identity(keys))
     file.seek(0)
-    # pg_restore needs no database for this, so it gets none.
-    bare = {name: value for name, value in environment.items() if not name.startswith("PG")}
+    bare = without_connection(environment)
     listed: list[bytes] = []
-    with _child([pg_restore, "--list"], bare, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as (process, _):
+    with child([pg_restore, "--list"], bare, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as (process, _):
         entrance, output = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
         reader = threading.Thread(target=lambda: listed.append(output.read()), name="list", daemon=True)
         reader.start()
         try:
-            pyrage.decrypt_io(file, _PipeWriter(entrance), [identity])
-        except pyrage.DecryptError:
+            pyrage.decrypt_io(file, PipeWriter(entrance), [pyrage.x25519.Identity.from_str(identity)])
+        except (pyrage.DecryptError, OSError):  # of the header, and of what follows it
             raise _damaged() from None
         with contextlib.suppress(BrokenPipeError):
             entrance.close()
@@ -517,17 +446,39 @@ def _record(
     path: Path,
     size: int,
     digest: str,
+    *,
     recipients: list[str],
     entries: int,
     tables: list[str],
+    drill: DrillResult | None,
 ) -> int:
+    compared = None if drill is None else json.dumps(asdict(drill))
     with database.session("record the backup") as connection, connection.transaction():
         cursor = connection.execute(
             "INSERT INTO public.encryption_backups "
-            "(taken_at, location, bytes, sha256, recipient, listed_entries, verified_at, tables, run_id) "
-            "VALUES (%s, %s, %s, %s, %s, %s, clock_timestamp(), %s, %s) RETURNING id",
-            [taken_at, str(path), size, digest, ",".join(recipients), entries, tables, actor.run_id],
+            "(taken_at, location, bytes, sha256, recipient, listed_entries, verified_at, tables, run_id, "
+            "drilled_at, drill) VALUES (%(taken_at)s, %(location)s, %(bytes)s, %(sha256)s, %(recipient)s, "
+            "%(entries)s, clock_timestamp(), %(tables)s, %(run)s, "
+            "CASE WHEN %(drill)s::jsonb IS NOT NULL THEN clock_timestamp() END, %(drill)s) RETURNING id",
+            {
+                "taken_at": taken_at,
+                "location": str(path),
+                "bytes": size,
+                "sha256": digest,
+                "recipient": ",".join(recipients),
+                "entries": entries,
+                "tables": tables,
+                "run": actor.run_id,
+                "drill": compared,
+            },
         )
         number = int(saved.only_row(cursor)[0])
-        tracking.audit(connection, actor, "backup", backup=number, bytes=size, sha256=digest, tables=tables)
+        tracking.audit(
+            *(connection, actor, "backup"),
+            backup=number,
+            bytes=size,
+            sha256=digest,
+            tables=tables,
+            drilled=drill is not None,
+        )
         return number

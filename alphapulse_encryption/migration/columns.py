@@ -3,7 +3,7 @@
 Two ``BEFORE`` triggers per table act on the rules of authority, column by column (see :func:`guard_function`), and
 one per column tells them in the one case where values do not: an UPDATE that names a plaintext column and writes what
 is there already, beside a fresh envelope of it. ``UPDATE OF`` is PostgreSQL's only way to know what a statement names.
-They compare binary images (``*<>``, PostgreSQL manual 9.25.6): ``=`` calls ``1.50`` and ``1.5``, or ``'a'`` and
+They compare binary images (as ``*<>`` does, PostgreSQL manual 9.25.6): ``=`` calls ``1.50`` and ``1.5``, or ``'a'`` and
 ``'A'`` under a case-insensitive collation, the same value, and a ciphertext of the old one would be kept.
 """
 
@@ -184,13 +184,12 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
     table = definition.table
     state = tracking.require_state(connection, table, lock=True)
     body = guard_function(definition.plaintext_columns, table.key)
-    comment = (
-        "alphapulse_encryption "
-        + hashlib.sha256((body + state.authority + repr(definition.plaintext_columns)).encode()).hexdigest()
-    )
+    triggers = _triggers(definition)
+    made_of = [body, state.authority, repr(definition.plaintext_columns)]
+    made_of += [trigger.condition.as_string(connection) for trigger in triggers]
+    comment = "alphapulse_encryption " + hashlib.sha256("".join(made_of).encode()).hexdigest()
     if guard_in_place(connection, definition) and _guard_comments(connection, definition) == {comment}:
         return False
-    triggers = _triggers(definition)
     obsolete = _guard_triggers(connection, definition) - {trigger.name for trigger in triggers}
     # Taking a trigger away needs the stronger lock, and it is better asked for at once than in addition.
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE" if obsolete else "SHARE ROW EXCLUSIVE")
@@ -325,7 +324,7 @@ def _mention_condition(column: Column) -> Composed:
     # As little as will do: a statement that names the column pays for it once, and each of its rows. An envelope has no
     # two forms, so here the operator of its own type is enough.
     return SQL("OLD.{encrypted} IS DISTINCT FROM NEW.{encrypted} AND {same}").format(
-        encrypted=Identifier(column.encrypted), same=_compare_images([column.name], "*=")
+        encrypted=Identifier(column.encrypted), same=_compare_images([column.name], "record_image_eq")
     )
 
 
@@ -343,14 +342,15 @@ def _update_condition(columns: Sequence[Column]) -> Composed:
 
 
 def _images_differ(names: Sequence[str]) -> Composed:
-    return _compare_images(names, "*<>")
+    return _compare_images(names, "record_image_ne")
 
 
-def _compare_images(names: Sequence[str], operator: LiteralString) -> Composed:
-    # The casts make it one comparison of two records; without them the parser compares field by field.
-    return SQL("CAST(ROW({}) AS record) OPERATOR(pg_catalog.{}) CAST(ROW({}) AS record)").format(
+def _compare_images(names: Sequence[str], function: LiteralString) -> Composed:
+    # The function behind *<> or *=, not the operator: of that, a dump of the trigger loses the casts to record, without
+    # which the parser compares field by field, and the trigger could not be restored.
+    return SQL("pg_catalog.{}(ROW({}), ROW({}))").format(
+        SQL(function),
         SQL(", ").join(SQL("OLD.{}").format(Identifier(name)) for name in names),
-        SQL(operator),
         SQL(", ").join(SQL("NEW.{}").format(Identifier(name)) for name in names),
     )
 

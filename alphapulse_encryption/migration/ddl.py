@@ -55,15 +55,21 @@ def in_short_transaction(
 
 
 def outside_transaction(
-    connection: Connection, doing: str, change: Callable[[], T], *, attempts: int = ATTEMPTS
+    connection: Connection,
+    doing: str,
+    change: Callable[[], T],
+    *,
+    attempts: int = ATTEMPTS,
+    lock_timeout: str = "0",
 ) -> T:
     """As :func:`in_short_transaction`, for statements that cannot run in one (``CREATE INDEX CONCURRENTLY``).
 
     Those wait for other transactions while the application goes on, so they keep the session's lock timeout off.
+    ``VACUUM FULL`` is another matter: the application queues behind it.
     """
 
     def attempt() -> T:
-        connection.execute("SELECT set_config('lock_timeout', '0', false)")
+        connection.execute("SELECT set_config('lock_timeout', %s, false)", [lock_timeout])
         try:
             return change()
         finally:
@@ -71,6 +77,22 @@ def outside_transaction(
                 connection.execute("SELECT set_config('lock_timeout', '5s', false)")
 
     return _retrying(doing, attempt, attempts)
+
+
+_WITHOUT_LIMITS = """
+SELECT set_config(name, '0', %s) FROM pg_settings WHERE name = ANY(ARRAY[
+       'statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout', 'idle_session_timeout'])
+"""
+
+
+def without_limits(connection: Connection, *, in_transaction: bool = False) -> None:
+    """Lift an administrator's limits on how long something may last or be idle, for what lasts as long as it does.
+
+    Args:
+        connection: an open session.
+        in_transaction: for the rest of the transaction only, not of the session.
+    """
+    connection.execute(_WITHOUT_LIMITS, [in_transaction])
 
 
 def _retrying(doing: str, attempt: Callable[[], T], attempts: int) -> T:

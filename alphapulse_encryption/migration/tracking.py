@@ -87,6 +87,11 @@ CREATE TABLE IF NOT EXISTS public.encryption_backups (
     verified_at timestamptz NOT NULL,
     tables text[] NOT NULL,
     run_id text);
+ALTER TABLE public.encryption_backups
+    ADD COLUMN IF NOT EXISTS drilled_at timestamptz,
+    ADD COLUMN IF NOT EXISTS drill jsonb,
+    ADD COLUMN IF NOT EXISTS uploaded_at timestamptz,
+    ADD COLUMN IF NOT EXISTS uploaded_to text;
 CREATE TABLE IF NOT EXISTS public.encryption_approvals (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     table_name text NOT NULL,
@@ -192,13 +197,22 @@ def bookkeeping_exists(connection: Connection) -> bool:
     return row is not None and row[0] == len(BOOKKEEPING_TABLES)
 
 
+def _is_current(connection: Connection) -> bool:
+    """Whether the tables have the columns that were added to them since."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'public.encryption_backups'::regclass "
+        "AND attname = 'uploaded_to')"
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
 def ensure_bookkeeping(connection: Connection) -> None:
     """Create what is missing of the bookkeeping; nothing happens where all of it is there.
 
     Raises:
         ConfigurationError: a table of the name ``encryption_migrations`` is there and is another one.
     """
-    if bookkeeping_exists(connection):
+    if bookkeeping_exists(connection) and _is_current(connection):
         return
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_BOOKKEEPING_LOCK])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.offsite import Bucket
 from alphapulse_encryption.sample.key import read_sample_key
 from alphapulse_encryption.sample.postgres import SAMPLE_DATABASE, embedded, embedded_url
 
@@ -53,3 +54,25 @@ def client_programs() -> Path | None:
 def backup_directory() -> Path:
     """Where backups are kept."""
     return settings.state_dir() / "backups"
+
+
+def backup_bucket() -> Bucket | None:
+    """Where backups are uploaded to; None where they are not.
+
+    Raises:
+        ConfigurationError: the server-side encryption asked for is not one.
+    """
+    name = settings.backup_bucket()
+    if name is None:
+        return None
+    return Bucket(name, settings.backup_prefix(), settings.backup_encryption(), settings.backup_kms_key())
+
+
+def restore_drill_server() -> Database:
+    """A database of the server on which restore drills make their scratch database.
+
+    Raises:
+        ConfigurationError: the variable is malformed.
+    """
+    url = settings.restore_drill_url()
+    return Database(url) if url is not None else target_database()

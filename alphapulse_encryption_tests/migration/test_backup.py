@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import pytest
 
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
-from alphapulse_encryption.migration import backup
+from alphapulse_encryption.migration import backup, programs
 from alphapulse_encryption.migration.backup import (
     Backup,
     backup_identity,
@@ -99,6 +102,100 @@ def test_a_damaged_or_missing_file_is_noticed(
     file.unlink()
     with pytest.raises(RefusedError, match="cannot be read"):
         check_backup(taken)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.02, 0.5, 1.0])
+def test_a_flipped_byte_is_detected_by_reading_back_and_by_the_stored_checksum(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path, part: float
+) -> None:
+    taken = walk.backup(sample_url, TABLES, tmp_path, postgres.bin_dir()).backup
+    file = Path(taken.location)
+    pg_restore = str(postgres.bin_dir() / "pg_restore")
+    identity = backup_identity(walk.KEYS)
+    with file.open("rb") as whole:
+        assert " TABLE DATA public users " in backup._list(pg_restore, os.environ, whole, identity)
+    content = bytearray(file.read_bytes())
+    content[round(part * (len(content) - 1))] ^= 0x40
+    file.write_bytes(content)
+    with file.open("rb") as damaged, pytest.raises(RefusedError, match="cannot be read back"):
+        backup._list(pg_restore, os.environ, damaged, identity)
+    with pytest.raises(RefusedError, match="altered"):
+        check_backup(taken)
+
+
+_written: list[str] | None = None
+
+
+def _watch(event: str, arguments: tuple[object, ...]) -> None:
+    if _written is not None and event == "open":
+        path, _, flags = arguments
+        # A number is a descriptor that is open already: a pipe to a child.
+        if (
+            isinstance(flags, int)
+            and flags & (os.O_WRONLY | os.O_RDWR)
+            and isinstance(path, str | bytes | Path)
+        ):
+            _written.append(os.fsdecode(path))
+
+
+@pytest.fixture
+def written() -> Iterator[list[str]]:
+    """The files that this process opens for writing, by Python's own account (sys.addaudithook)."""
+    global _written  # noqa: PLW0603
+    if _watch not in _hooks:
+        sys.addaudithook(_watch)
+        _hooks.append(_watch)
+    _written = []
+    yield _written
+    _written = None
+
+
+# A hook cannot be taken off again.
+_hooks: list[object] = []
+
+
+def test_the_unencrypted_dump_goes_through_pipes_alone(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path, written: list[str]
+) -> None:
+    programs_dir, seen = tmp_path / "bin", tmp_path / "seen"
+    programs_dir.mkdir()
+    empty = tmp_path / "tmp"
+    empty.mkdir()
+    for name in ("pg_dump", "pg_restore"):
+        (programs_dir / name).write_text(
+            f'#!/bin/sh\necho "{name} $(readlink /proc/$$/fd/0) $(readlink /proc/$$/fd/1) $*" >> {seen}\n'
+            f'export TMPDIR={empty}\nexec {postgres.bin_dir() / name} "$@"\n'
+        )
+        (programs_dir / name).chmod(0o755)
+    written.clear()
+    take_backup(
+        *(Database(sample_url), TABLES, walk.KEYS, walk.ACTOR),
+        directory=tmp_path / "backups",
+        bin_dir=programs_dir,
+        drill_server=Database(sample_url),
+    )
+    (file,) = (tmp_path / "backups").iterdir()
+    assert {path for path in written if not path.startswith("/dev/")} == {f"{file}.partial"}
+    lines = [line.split(" ", 3) for line in seen.read_text().splitlines() if not line.endswith("--version")]
+    assert [(name, stdin[:5], stdout[:5]) for name, stdin, stdout, _ in lines] == [
+        ("pg_dump", "/dev/", "pipe:"),
+        ("pg_restore", "pipe:", "pipe:"),
+        ("pg_restore", "pipe:", "/dev/"),
+    ]
+    assert not any("--file" in arguments or " -f" in arguments for *_, arguments in lines)
+    assert list(empty.iterdir()) == []
+
+
+@pytest.mark.parametrize("buffered", [0, 8192])
+def test_a_full_disk_is_named(buffered: int) -> None:
+    recipient = pyrage.x25519.Identity.generate().to_public()
+    # Closing it fails once more, where something is left in its buffer.
+    with (
+        contextlib.suppress(OSError),
+        open("/dev/full", "r+b", buffering=buffered) as full,
+        pytest.raises(RefusedError, match="No space left on device"),
+    ):
+        backup._dump(["head", "-c", "3000000", "/dev/zero"], os.environ, [recipient], full)
 
 
 def test_further_recipients_can_open_it_alone(
@@ -193,7 +290,7 @@ def test_the_child_gets_the_connection_in_its_environment_and_no_key_of_ours(
     monkeypatch.setenv("ALPHAPULSE_ENCRYPTION_MASTER_KEY", "secret")
     monkeypatch.setenv("PGSSLMODE", "require")
     database = Database("postgresql://ada:pass%20word@db.example:5433/alpha?keepalives=1")
-    environment, arguments = backup._environment(database)
+    environment, options = programs.connection_environment(database)
     assert environment["PGPASSWORD"] == "pass word"
     assert (environment["PGHOST"], environment["PGPORT"], environment["PGUSER"]) == (
         "db.example",
@@ -201,7 +298,7 @@ def test_the_child_gets_the_connection_in_its_environment_and_no_key_of_ours(
         "ada",
     )
     assert environment["PGSSLMODE"] == "require"
-    assert arguments == ["--dbname=keepalives=1"]
+    assert options == {"keepalives": "1"}
     assert not any(name.startswith("ALPHAPULSE") for name in environment)
 
 

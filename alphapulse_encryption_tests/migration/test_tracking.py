@@ -56,6 +56,18 @@ def test_missing_parts_are_added(notes_url: str) -> None:
     assert support.value(notes_url, "SELECT sum(records_processed) FROM encryption_migrations") == 20
 
 
+def test_columns_that_came_later_are_added(notes_url: str) -> None:
+    support.encrypt(notes_url, ENTRY)
+    run(
+        notes_url,
+        "ALTER TABLE encryption_backups DROP COLUMN drilled_at, DROP COLUMN drill, DROP COLUMN uploaded_at, "
+        "DROP COLUMN uploaded_to",
+    )
+    with Database(notes_url).session("set up") as connection:
+        tracking.ensure_bookkeeping(connection)
+    run(notes_url, "SELECT drilled_at, drill, uploaded_at, uploaded_to FROM encryption_backups")
+
+
 def test_table_of_that_name_that_is_somebody_elses(notes_url: str) -> None:
     run(notes_url, "CREATE TABLE encryption_migrations (version int)")
     with pytest.raises(ConfigurationError, match="encryption_migrations exists and is not ours"):
