@@ -20,6 +20,7 @@ from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration import plan, tracking
+from alphapulse_encryption.migration.clear import clear_unguarded
 from alphapulse_encryption.migration.database import WRITER, WRITER_SETTING, Actor, Database
 from alphapulse_encryption.migration.ddl import in_short_transaction
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
@@ -48,6 +49,7 @@ class ColumnsResult:
         added: the names of the columns added now; empty where all were there.
         existing: the names of the columns found and adopted.
         guards_created: whether the guard triggers were created or renewed.
+        cleared: rows whose ciphertext was taken away, because a revert had left it without a guard.
         ranges: how many batch ranges the table has.
         seconds: duration.
     """
@@ -55,6 +57,7 @@ class ColumnsResult:
     added: tuple[str, ...]
     existing: tuple[str, ...]
     guards_created: bool
+    cleared: int
     ranges: int
     seconds: float
 
@@ -89,7 +92,7 @@ def add_encrypted_columns(
         if state is not None and state.stage != "columns":
             existing = tuple(name for name, _ in _wanted_columns(table))
             ranges = len(tracking.read_ranges(connection, table))
-            return ColumnsResult((), existing, False, ranges, time.monotonic() - started)
+            return ColumnsResult((), existing, False, 0, ranges, time.monotonic() - started)
         definition = read_table(connection, table)
         refuse_partition(connection, definition)
         _check_types(definition)
@@ -106,11 +109,13 @@ def add_encrypted_columns(
             f"create the guard of {table.key}",
             lambda: ensure_guard(connection, definition, actor),
         )
+        cleared = clear_unguarded(connection, definition, actor)
         ranges = plan.ensure_ranges(connection, definition, batch_ranges)
     return ColumnsResult(
         added=added,
         existing=tuple(name for name, _ in _wanted_columns(table) if name not in added),
         guards_created=guarded,
+        cleared=cleared,
         ranges=ranges,
         seconds=time.monotonic() - started,
     )

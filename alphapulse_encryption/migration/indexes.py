@@ -227,7 +227,7 @@ def build_search_indexes(database: Database, table: Table, actor: Actor) -> Inde
     """
     started = time.monotonic()
     with database.session(f"build the search indexes of {table.key}") as connection:
-        tracking.require_state(connection, table)
+        tracking.require_guarded_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
         created: list[str] = []
         rebuilt: list[str] = []

@@ -49,10 +49,12 @@ class SetAside(_Model):
     Attributes:
         defaults: default expressions by column.
         not_null: the columns that were NOT NULL.
+        unguarded: nothing was, but the guard is gone with the views since a revert.
     """
 
     defaults: dict[str, str] = {}
     not_null: dict[str, NotNull] = {}
+    unguarded: bool = False
 
     @property
     def is_empty(self) -> bool:
