@@ -254,31 +254,46 @@ def _build_indexes(connection: Connection, definition: TableDefinition, what: Sa
 
 def _build_index(connection: Connection, definition: TableDefinition, index: SavedIndex) -> bool:
     """Build an index beside the application; one that an interrupted build left invalid is built anew."""
-    row = connection.execute(
-        "SELECT x.indisvalid AND x.indisready FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
-        "WHERE x.indrelid = %s AND i.relname = %s",
-        [definition.oid, index.name],
-    ).fetchone()
     name = Identifier(definition.table.schema_name, index.name)
     doing = f"build the index {index.name}"
-    if row is not None and not row[0]:
-        outside_transaction(
-            connection, doing, lambda: connection.execute(SQL("DROP INDEX CONCURRENTLY {}").format(name))
-        )
-    if row is None or not row[0]:
-        statement = saved.verbatim(index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1))
+    statement = saved.verbatim(index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1))
+
+    def build() -> None:
+        # What an interrupted build left, or the try before this one.
+        if _is_valid(connection, definition, index) is False:
+            connection.execute(SQL("DROP INDEX CONCURRENTLY {}").format(name))
+        connection.execute(statement)
+
+    missing = not _is_valid(connection, definition, index)
+    if missing:
         connection.execute("SELECT set_config('default_tablespace', %s, false)", [index.tablespace or ""])
         try:
-            outside_transaction(connection, doing, lambda: connection.execute(statement))
+            outside_transaction(connection, doing, build)
         finally:
             if not connection.broken:
                 connection.execute("SELECT set_config('default_tablespace', '', false)")
     if index.comment is not None:
         connection.execute(saved.comment_on("INDEX", name, index.comment))
+    for number, target in index.statistics.items():
+        connection.execute(
+            SQL("ALTER INDEX {} ALTER COLUMN {} SET STATISTICS {}").format(
+                name, Literal(number), Literal(target)
+            )
+        )
     if index.clustered:
-        statement = saved.alter(definition, [SQL("CLUSTER ON {}").format(Identifier(index.name))])
-        in_short_transaction(connection, doing, lambda: connection.execute(statement))
-    return row is None or not row[0]
+        cluster = saved.alter(definition, [SQL("CLUSTER ON {}").format(Identifier(index.name))])
+        in_short_transaction(connection, doing, lambda: connection.execute(cluster))
+    return missing
+
+
+def _is_valid(connection: Connection, definition: TableDefinition, index: SavedIndex) -> bool | None:
+    """Whether the table's index of that name can be used; None where it has none."""
+    row = connection.execute(
+        "SELECT x.indisvalid AND x.indisready FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
+        "WHERE x.indrelid = %s AND i.relname = %s",
+        [definition.oid, index.name],
+    ).fetchone()
+    return None if row is None else bool(row[0])
 
 
 def _add_constraints(
@@ -328,10 +343,19 @@ def _add_statistics(connection: Connection, definition: TableDefinition, what: S
         ).fetchone()
         if row is not None:
             continue
-        connection.execute(saved.verbatim(statistics.definition))
-        if statistics.comment is not None:
+        with connection.transaction():
             name = Identifier(statistics.schema_name, statistics.name)
-            connection.execute(saved.comment_on("STATISTICS", name, statistics.comment))
+            connection.execute(saved.verbatim(statistics.definition))
+            if statistics.target is not None:
+                connection.execute(
+                    SQL("ALTER STATISTICS {} SET STATISTICS {}").format(name, Literal(statistics.target))
+                )
+            if statistics.comment is not None:
+                connection.execute(saved.comment_on("STATISTICS", name, statistics.comment))
+            # The last one: it may be somebody's who cannot be acted for.
+            connection.execute(
+                SQL("ALTER STATISTICS {} OWNER TO {}").format(name, Identifier(statistics.owner))
+            )
 
 
 def _finish(connection: Connection, definition: TableDefinition, actor: Actor) -> None:

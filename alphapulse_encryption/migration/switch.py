@@ -155,6 +155,12 @@ SELECT DISTINCT c.conname FROM pg_constraint c JOIN pg_attribute a ON a.attrelid
  ORDER BY 1
 """
 
+# From PostgreSQL 18 on.
+_UNPROVEN_NOT_NULL = """
+SELECT c.conname FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
+ WHERE c.contype = 'n' AND NOT c.convalidated AND c.conrelid = %s AND a.attname = ANY(%s) ORDER BY 1
+"""
+
 # What a partition has of its own: it would go on asking for the plaintext of its rows.
 _PARTITION_RULES = """
 SELECT c.relname, format('NOT NULL on %%I', a.attname)
@@ -197,6 +203,12 @@ def _refuse_uncarried(connection: Connection, definition: TableDefinition) -> No
         raise RefusedError(
             f"The exclusion constraint {name} of {table.key} cannot be carried over to ciphertext, which "
             "cannot be compared. Drop it, or take its columns out of the catalogue; nothing was changed."
+        )
+    for (name,) in connection.execute(_UNPROVEN_NOT_NULL, [definition.oid, names]):
+        raise RefusedError(
+            f"The constraint {name} of {table.key} is NOT VALID: rows without a value may be there, and the check "
+            "that takes over would not let them pass. Validate it (ALTER TABLE … VALIDATE CONSTRAINT), or drop it; "
+            "nothing was changed."
         )
     of_partitions = {"table": definition.oid, "columns": names}
     for partition, rule in connection.execute(_PARTITION_RULES, of_partitions):
@@ -475,6 +487,9 @@ def finish_return(connection: Connection, definition: TableDefinition, actor: Ac
     for name, not_null in taken.not_null.items():
         if name in current.columns and not current.columns[name].not_null:
             connection.execute(saved.alter(definition, [set_not_null(name, not_null)]))
+            if not_null.name is not None and not_null.comment is not None:
+                constraint = SQL("{} ON {}").format(Identifier(not_null.name), definition.identifier)
+                connection.execute(saved.comment_on("CONSTRAINT", constraint, not_null.comment))
     checks: list[Composable] = [
         SQL("DROP CONSTRAINT IF EXISTS {}").format(Identifier(saved.required_check(name)))
         for name in taken.not_null

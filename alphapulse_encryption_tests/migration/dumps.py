@@ -23,6 +23,7 @@ _TOKEN = re.compile(
 )
 _INSERT = re.compile(r"INSERT INTO (?P<table>\S+) \((?P<columns>.*?)\) VALUES \((?P<values>.*)\)", re.DOTALL)
 _TABLE = re.compile(r"(?P<head>CREATE TABLE \S+) \((?P<body>.*)\n\)(?P<tail>.*)", re.DOTALL)
+_STATISTICS = re.compile(r"(?P<head>CREATE STATISTICS .* ON )(?P<columns>.*)(?P<tail> FROM .*)")
 _VALUE = re.compile(r"'(?:[^']|'')*'|[^',]+")
 _NAME = re.compile(r'"(?:[^"]|"")*"|\w+')
 
@@ -73,6 +74,9 @@ def _canonical(statement: str, leave_out: set[str]) -> str:
         lines = [line.strip().removesuffix(",") for line in table["body"].strip().splitlines()]
         kept = sorted(line for line in lines if _NAME.findall(line)[0].strip('"') not in leave_out)
         return f"{table['head']} ({', '.join(kept)}){table['tail']}"
+    if statistics := _STATISTICS.fullmatch(statement):
+        # The server keeps its columns in the order of the table's.
+        return statistics["head"] + ", ".join(sorted(statistics["columns"].split(", "))) + statistics["tail"]
     return statement
 
 
