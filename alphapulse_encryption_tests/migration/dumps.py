@@ -25,7 +25,8 @@ _INSERT = re.compile(r"INSERT INTO (?P<table>\S+) \((?P<columns>.*?)\) VALUES \(
 _TABLE = re.compile(r"(?P<head>CREATE TABLE \S+) \((?P<body>.*)\n\)(?P<tail>.*)", re.DOTALL)
 _STATISTICS = re.compile(r"(?P<head>CREATE STATISTICS .* ON )(?P<columns>.*)(?P<tail> FROM .*)")
 _VALUE = re.compile(r"'(?:[^']|'')*'|[^',]+")
-_NAME = re.compile(r'"(?:[^"]|"")*"|\w+')
+_WORD = r'(?:"(?:[^"]|"")*"|\w+)'
+_NAME = re.compile(_WORD)
 
 
 def dump(url: str, bin_dir: Path, leave_out: Collection[str] = ()) -> Counter[str]:
@@ -92,22 +93,23 @@ def indexes_of_added_columns(*tables: Table) -> set[str]:
 
 def is_index(statement: str, names: Collection[str]) -> bool:
     """Whether a statement makes one of these indexes, or comments on it."""
-    found = re.match(r"(?:CREATE (?:UNIQUE )?INDEX|COMMENT ON INDEX public\.)\s*(\w+)", statement)
-    return found is not None and found[1] in names
+    found = re.match(rf"(?:CREATE (?:UNIQUE )?INDEX|COMMENT ON INDEX {_WORD}\.)\s*({_WORD}) ", statement)
+    return found is not None and found[1].strip('"') in names
 
 
 def is_guard(statement: str, *tables: Table) -> bool:
     """Whether a statement is of the guard: its function, its triggers, or a comment on one."""
-    if re.match(r"(CREATE|COMMENT ON) TRIGGER zzz_encryption_guard_(insert|update) ", statement):
+    if re.match(r"(CREATE|COMMENT ON) TRIGGER zzz_encryption_guard_\w+ ", statement):
         return True
-    names = "|".join(guard_name(table) for table in tables)
-    return re.match(rf"(CREATE|ALTER) FUNCTION public\.({names})\(\)", statement) is not None
+    found = re.match(rf"(?:CREATE|ALTER) FUNCTION public\.({_WORD})\(\)", statement)
+    return found is not None and found[1].strip('"') in {guard_name(table) for table in tables}
 
 
 def is_view(statement: str, *tables: Table) -> bool:
     """Whether a statement is of a compatibility view: the view, its owner or its comment."""
-    names = "|".join(name for table in tables for name in view_names(table))
-    return (
-        re.match(rf"(CREATE VIEW|COMMENT ON VIEW|ALTER VIEW|ALTER TABLE) public\.({names}) ", statement)
-        is not None
+    found = re.match(
+        rf"(?:CREATE VIEW|COMMENT ON VIEW|ALTER VIEW|ALTER TABLE) {_WORD}\.({_WORD}) ", statement
     )
+    return found is not None and found[1].strip('"') in {
+        name for table in tables for name in view_names(table)
+    }
