@@ -4,7 +4,15 @@ import dagster as dg
 
 from alphapulse_encryption.assets import plaintext_dropped
 from alphapulse_encryption.assets.groups import TARGET_POOL
-from alphapulse_encryption.jobs.once import NEVER_AGAIN, TABLES_CHANGED, TablesConfig, named_tables, no_tables
+from alphapulse_encryption.jobs.once import (
+    EXAMPLE,
+    NEVER_AGAIN,
+    TABLES_CHANGED,
+    TablesConfig,
+    named_tables,
+    no_tables,
+    what_to_type,
+)
 from alphapulse_encryption.migration.restore import restore_plaintext as restore
 from alphapulse_encryption.resources.border import actor, safely
 from alphapulse_encryption.resources.target import Target
@@ -42,5 +50,6 @@ def build() -> dg.JobDefinition:
         config=no_tables("restore"),
         executor_def=dg.in_process_executor,
         description="**Rollback after the drop.** Decrypts the ciphertext into new plaintext columns, with the types, "
-        "defaults, constraints, indexes and privileges that the drop saved. Online; can be stopped and run again.",
+        "defaults, constraints, indexes and privileges that the drop saved. Online; can be stopped and run again. Then "
+        "every value is verified." + what_to_type("restore", EXAMPLE),
     )

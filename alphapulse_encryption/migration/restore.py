@@ -20,12 +20,12 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration import columns, indexes, saved, switch, tracking
+from alphapulse_encryption.migration import columns, indexes, saved, switch, tracking, verify
 from alphapulse_encryption.migration.batches import plan_by_key
 from alphapulse_encryption.migration.database import Actor, Database
 from alphapulse_encryption.migration.ddl import in_short_transaction, outside_transaction
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
-from alphapulse_encryption.migration.fill import Filler, FillProgress
+from alphapulse_encryption.migration.fill import NAMED_OFFENDERS, Filler, FillProgress
 from alphapulse_encryption.migration.saved import SavedColumn, SavedConstraint, SavedIndex, SavedTable
 
 Connection = psycopg.Connection[Any]
@@ -70,8 +70,9 @@ def restore_plaintext(
 ) -> RestoreResult:
     """Rebuild the dropped plaintext columns: types, values, indexes, constraints, comments and privileges.
 
-    Online, and resumable at any point. Afterwards the plaintext is right, as before the switch; the columns
-    are the table's last ones now.
+    Online, and resumable at any point; the values come back in the batch ranges of the backfill, and are verified
+    at the end as in step 4. Afterwards the plaintext is right, as before the switch; the columns are the table's last
+    ones now.
 
     Args:
         database: the target.
@@ -82,7 +83,8 @@ def restore_plaintext(
         on_progress: called after each batch that was filled.
 
     Raises:
-        RefusedError: nothing saved to restore from, or values that cannot be put back.
+        RefusedError: nothing saved to restore from, values that cannot be put back, or, when all is back, values that
+            do not match.
         ConfigurationError: the table or its key is missing.
         DatabaseFailure: the server refused.
     """
@@ -119,6 +121,7 @@ def restore_plaintext(
         connection.execute(SQL("ANALYZE {}").format(definition.identifier))
     # The drop took the pending index with it.
     indexes.build_search_indexes(database, table, actor)
+    _verify(database, table, cipher, keys, actor)
     return RestoreResult(
         changed=True,
         columns=tuple(column.name for column in what.columns),
@@ -130,6 +133,22 @@ def restore_plaintext(
         lost_grants=lost,
         seconds=time.monotonic() - started,
     )
+
+
+def _verify(database: Database, table: Table, cipher: EnvelopeFormat, keys: KeyRing, actor: Actor) -> None:
+    """The comparison of step 4, of what was restored: every value against its ciphertext, every token anew."""
+    with database.session(f"verify what was restored of {table.key}") as connection:
+        ranges = tracking.read_ranges(connection, table)
+    for batch_range in ranges:
+        found = verify.verify_range(database, table, batch_range.number, cipher, keys, actor)
+        # The application may write plaintext again: that is pending, as it was before the drop.
+        wrong = [offender for offender in found.offenders if offender.problem != "pending"]
+        if wrong:
+            named = "; ".join(str(offender) for offender in wrong[:NAMED_OFFENDERS])
+            raise RefusedError(
+                f"The plaintext of {table.key} is back, and {len(wrong)} values or more do not match their ciphertext: "
+                f"{named}. Look at these rows; --verify --table {table.key} names them again."
+            )
 
 
 def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor) -> tuple[str, ...]:
