@@ -1,5 +1,7 @@
 """Rollback after the drop: the plaintext columns rebuilt from the ciphertext."""
 
+from collections.abc import Callable
+
 import dagster as dg
 
 from alphapulse_encryption.assets import plaintext_dropped
@@ -13,8 +15,10 @@ from alphapulse_encryption.jobs.once import (
     no_tables,
     what_to_type,
 )
+from alphapulse_encryption.migration.fill import FillProgress
 from alphapulse_encryption.migration.restore import restore_plaintext as restore
-from alphapulse_encryption.resources.border import actor, safely
+from alphapulse_encryption.resources.border import actor, counted, safely
+from alphapulse_encryption.resources.partitions import range_name
 from alphapulse_encryption.resources.target import Target
 
 
@@ -26,7 +30,14 @@ def restore_plaintext(context: dg.OpExecutionContext, config: TablesConfig, targ
     with safely():
         changed: list[str] = []
         for table in named_tables(target.catalogue, config.tables):
-            result = restore(target.database, table, target.cipher, target.key_ring, actor(context))
+            result = restore(
+                target.database,
+                table,
+                target.cipher,
+                target.key_ring,
+                actor(context),
+                on_progress=_log_by_range(context),
+            )
             if result.changed:
                 changed.append(table.key)
                 context.log.info(f"{table.key}: restored {', '.join(result.columns)}, {result.rows} rows")
@@ -41,6 +52,24 @@ def restore_plaintext(context: dg.OpExecutionContext, config: TablesConfig, targ
             else:
                 context.log.info(f"{table.key}: nothing was dropped, nothing to restore")
         context.add_output_metadata({TABLES_CHANGED: changed})
+
+
+def _log_by_range(context: dg.OpExecutionContext) -> Callable[[FillProgress], None]:
+    """A line at the first batch of each batch range: the run's page shows how far it is."""
+    begun: set[tuple[str, int | None]] = set()
+
+    def log(progress: FillProgress) -> None:
+        if (progress.table, progress.batch_range) in begun:
+            return
+        begun.add((progress.table, progress.batch_range))
+        where = (
+            "the rest" if progress.batch_range is None else f"batch range {range_name(progress.batch_range)}"
+        )
+        context.log.info(
+            f"{progress.table}: filling {where}; {counted(progress.rows, 'row')} in {progress.seconds:.1f} s so far"
+        )
+
+    return log
 
 
 def build() -> dg.JobDefinition:

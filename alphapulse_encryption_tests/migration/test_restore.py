@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 from alphapulse_encryption.catalogue import Catalogue, Table
@@ -133,29 +140,82 @@ def test_every_kind_of_definition_comes_back(
     assert walk.verify(database_url, DEALS).passed
 
 
+@contextlib.contextmanager
+def somebody_reading(url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A transaction that has seen the table as it is: an index built from now on waits for its end."""
+    with support.application(url, autocommit=False) as connection:
+        connection.execute("SET deadlock_timeout TO '10min'")  # so that it is the engine that notices
+        connection.commit()
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        connection.execute("SELECT 1")
+        yield connection
+
+
 def test_a_build_that_a_deadlock_ended_is_begun_anew(
     sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
 ) -> None:
     """The server ends a build to dissolve a deadlock, and leaves an invalid index."""
     dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
-    with support.application(sample_url, autocommit=False) as other:
-        other.execute("SET deadlock_timeout TO '10min'")  # so that it is the engine that notices
-        with support.Background(lambda: restored(sample_url, USERS)) as restoring:
-            filled = "SELECT last_name IS NOT NULL FROM users WHERE id = 300"
-            support.until(
-                lambda: (
-                    "last_name" in walk.columns_of(sample_url, "users") and walk.value(sample_url, filled)
-                ),
-                "filled",
-            )
-            other.execute("UPDATE users SET status = 'closed' WHERE id = 1")
-            support.until(lambda: support.engine_waits(sample_url, "CREATE%"), "it waits for the other")
-            other.execute("LOCK TABLE users IN SHARE UPDATE EXCLUSIVE MODE")
-            other.rollback()
-            result = restoring.result()
-    assert {"users_last_name_idx", "users_phone_number_idx", "users_email_key"} == set(result.indexes)
-    invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
-    assert walk.value(sample_url, invalid) == 0
+    with (
+        somebody_reading(sample_url) as other,
+        support.Background(lambda: restored(sample_url, USERS)) as restoring,
+    ):
+        support.until(lambda: support.engine_waits(sample_url, "CREATE%"), "it waits for the other")
+        # … which now waits for the lock that the build keeps, and gets it when the server has ended the build.
+        other.execute("LOCK TABLE users IN SHARE UPDATE EXCLUSIVE MODE")
+        other.rollback()
+        result = restoring.result()
+    assert set(result.indexes) == {"users_last_name_idx", "users_phone_number_idx", "users_email_key"}
+    assert walk.value(sample_url, "SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
+
+
+def restore_until_killed(url: str, batches: int) -> None:
+    """In a process of its own: killed by itself after so many batches, or by somebody else."""
+    seen = 0
+
+    def on_progress(_: FillProgress) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == batches:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    restore_plaintext(Database(url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR, on_progress=on_progress)
+
+
+def test_kill_9_in_the_middle(sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+    before = dumps.dump(sample_url, postgres.bin_dir())
+    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'alphapulse_encryption'"
+    filled = "SELECT count(*) FILTER (WHERE email IS NOT NULL), count(*) FROM users"
+
+    first = multiprocessing.get_context("spawn").Process(target=restore_until_killed, args=(sample_url, 1))
+    first.start()
+    first.join()
+    assert first.exitcode == -signal.SIGKILL
+    ((values, rows),) = walk.query(sample_url, filled)
+    assert 0 < values < rows
+
+    second = multiprocessing.get_context("spawn").Process(target=restore_until_killed, args=(sample_url, 0))
+    with somebody_reading(sample_url):
+        second.start()
+        support.until(lambda: support.engine_waits(sample_url, "CREATE%"), "an index is being built")
+        second.kill()
+        second.join()
+        walk.query(
+            sample_url,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'alphapulse_encryption'",
+        )
+        support.until(lambda: walk.value(sample_url, sessions) == 0, "its session has ended")
+    assert walk.value(sample_url, "SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 1
+    assert walk.query(sample_url, "SELECT authority, stage FROM encryption_tables") == [
+        ("ciphertext", "restoring")
+    ]
+
+    assert restored(sample_url, USERS).rows == 0
+    after = dumps.dump(sample_url, postgres.bin_dir(), dumps.added_columns(USERS))
+    assert before - after == {}
+    names = {"idx_user_email_search", "users_encryption_pending"}
+    assert all(dumps.is_guard(s, USERS) or dumps.is_index(s, names) for s in after - before)
 
 
 def test_newer_ciphertext_is_what_comes_back(
