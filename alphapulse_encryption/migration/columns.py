@@ -24,6 +24,7 @@ from alphapulse_encryption.migration.clear import clear_unguarded
 from alphapulse_encryption.migration.database import WRITER, WRITER_SETTING, Actor, Database
 from alphapulse_encryption.migration.ddl import in_short_transaction
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.names import short_name
 from alphapulse_encryption.migration.partitions import lock_partitions, read_parts, refuse_partition
 from alphapulse_encryption.migration.sql import GUARD_INSERT, GUARD_UPDATE
 
@@ -38,7 +39,6 @@ _ADOPTED = {
     ENCRYPTED_TYPE: {"text", "character varying"},
     SEARCH_TYPE: {"character varying(64)", "character varying", "text"},
 }
-_LONGEST_NAME = 63  # bytes: NAMEDATALEN - 1 (PostgreSQL manual, 4.1.1)
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,7 @@ def _add_missing(connection: Connection, table: Table, actor: Actor) -> tuple[st
 
 def guard_name(table: Table) -> str:
     """The name of the table's guard function; long names are cut and made unique by a hash."""
-    name = f"encryption_guard_{table.key}"
-    if len(name.encode()) <= _LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(table.key.encode()).hexdigest()[:12]
-    return f"encryption_guard_{digest}"
+    return short_name(f"encryption_guard_{table.key}", prefix="encryption_guard_")
 
 
 def ensure_guard(connection: Connection, definition: TableDefinition, actor: Actor) -> bool:

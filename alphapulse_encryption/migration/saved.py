@@ -8,7 +8,6 @@ every name in them is qualified.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, Literal, LiteralString
 
 import psycopg
@@ -20,11 +19,10 @@ from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.errors import DatabaseFailure
 from alphapulse_encryption.migration.definition import TableDefinition
 from alphapulse_encryption.migration.indexes import pending_index
+from alphapulse_encryption.migration.names import short_name
 from alphapulse_encryption.migration.sql import GUARD_INSERT, GUARD_UPDATE
 
 Connection = psycopg.Connection[Any]
-
-_LONGEST_NAME = 63  # bytes: NAMEDATALEN - 1 (PostgreSQL manual, 4.1.1)
 
 
 class _Model(BaseModel):
@@ -175,13 +173,6 @@ class SavedTable(_Model):
             defaults={c.name: c.default for c in self.columns if c.default is not None},
             not_null={c.name: c.not_null for c in self.columns if c.not_null is not None},
         )
-
-
-def short_name(name: str) -> str:
-    """``name``, or where it is too long for PostgreSQL one made unique by a hash."""
-    if len(name.encode()) <= _LONGEST_NAME:
-        return name
-    return f"encryption_{hashlib.sha256(name.encode()).hexdigest()[:24]}"
 
 
 def presence_check(column: Column) -> str:

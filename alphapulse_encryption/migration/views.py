@@ -28,13 +28,13 @@ from alphapulse_encryption.migration import tracking
 from alphapulse_encryption.migration.database import Actor, Database
 from alphapulse_encryption.migration.ddl import in_short_transaction
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.names import LONGEST_NAME
 
 Connection = psycopg.Connection[Any]
 # Source column and name in the view.
 Columns = list[tuple[str, str]]
 
 _COMMENT = "alphapulse_encryption: compatibility view"
-_LONGEST_NAME = 63  # bytes: NAMEDATALEN - 1 (PostgreSQL manual, 4.1.1)
 _SECURITY_INVOKER_SINCE = 150000
 
 
@@ -64,10 +64,10 @@ def view_names(table: Table) -> tuple[str, str]:
         ConfigurationError: the table's name leaves no room for them.
     """
     names = (f"v_{table.name}", f"v_{table.name}_safe")
-    if any(len(name.encode()) > _LONGEST_NAME for name in names):
+    if any(len(name.encode()) > LONGEST_NAME for name in names):
         raise ConfigurationError(
             f"The name of table {table.key} is too long for the compatibility views: v_<table>_safe has to fit "
-            f"into {_LONGEST_NAME} bytes."
+            f"into {LONGEST_NAME} bytes."
         )
     return names
 
