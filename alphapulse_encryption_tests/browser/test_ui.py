@@ -107,7 +107,7 @@ def test_the_jobs_are_listed(pages: Pages) -> None:
 def test_drop_and_restore_by_the_launchpad_alone(pages: Pages, demo: Demonstration) -> None:
     table, columns = (
         "trading_accounts",
-        ["account_number", "available_balance", "api_key_reference", "balance"],
+        ["account_number", "api_key_reference", "available_balance", "balance"],
     )
 
     def launch(job: str, config: str) -> str:

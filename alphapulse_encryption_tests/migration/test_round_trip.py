@@ -6,6 +6,7 @@ the same writes as plaintext.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,16 +92,21 @@ INSERT INTO trading_accounts (user_id, exchange, account_number, balance, availa
 FEWER_ROWS = "DELETE FROM trades WHERE id IN (SELECT id FROM trades ORDER BY id LIMIT 5 OFFSET 10)"
 
 
+@functools.cache
+def derived(context: str) -> bytes:
+    return independent.derive(bytes(range(32)), context, 1)
+
+
 def envelope(text: str | None, context: str) -> str | None:
     if text is None:
         return None
-    key = independent.derive(bytes(range(32)), context, 1)
+    key = derived(context)
     iv = independent.token(key, "iv of " + text).encode()[:12]
     return independent.seal(key, iv, text, context, 1)
 
 
 def search_token(text: str | None, context: str) -> str | None:
-    return None if text is None else independent.token(independent.derive(bytes(range(32)), context, 1), text)
+    return None if text is None else independent.token(derived(context), text)
 
 
 def contents(url: str) -> dict[str, dict[str, dict[str, str | None]]]:
