@@ -45,6 +45,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
                         else "nothing to do",
                         "columns_added": list(result.added),
                         "columns_found": list(result.existing),
+                        **({"rows_cleared_since_revert": result.cleared} if result.cleared else {}),
                         "batch_ranges": result.ranges,
                         "seconds": round(result.seconds, 3),
                     },

@@ -4,7 +4,7 @@ import dagster as dg
 from pydantic import Field
 
 from alphapulse_encryption.assets.groups import TARGET_POOL
-from alphapulse_encryption.jobs.once import NEVER_AGAIN
+from alphapulse_encryption.jobs.once import NEVER_AGAIN, what_to_type
 from alphapulse_encryption.migration.approvals import approve_drop as approve
 from alphapulse_encryption.migration.approvals import describe
 from alphapulse_encryption.migration.definition import read_table
@@ -54,5 +54,15 @@ def build() -> dg.JobDefinition:
         },
         executor_def=dg.in_process_executor,
         description="**Step 8, first half: a person, on purpose.** Refuses unless the table is switched to ciphertext, "
-        "verified since, and backed up. The approval holds for exactly what is there now, expires, and is used once.",
+        "verified since, and backed up. The approval holds for exactly what is there now, expires, and is used once."
+        + what_to_type(
+            "approve",
+            {
+                "table": "users",
+                "approver": "Ada Example",
+                "reason": "it has served for a month",
+                "confirmation": "",
+            },
+        )
+        + "\n\nand as `confirmation` the name of the table once more.",
     )

@@ -4,7 +4,15 @@ import dagster as dg
 
 from alphapulse_encryption.assets import plaintext_dropped
 from alphapulse_encryption.assets.groups import TARGET_POOL
-from alphapulse_encryption.jobs.once import NEVER_AGAIN, TABLES_CHANGED, TablesConfig, named_tables, no_tables
+from alphapulse_encryption.jobs.once import (
+    EXAMPLE,
+    NEVER_AGAIN,
+    TABLES_CHANGED,
+    TablesConfig,
+    named_tables,
+    no_tables,
+    what_to_type,
+)
 from alphapulse_encryption.migration.drop import drop_plaintext
 from alphapulse_encryption.resources.border import actor, safely
 from alphapulse_encryption.resources.target import Target
@@ -51,5 +59,6 @@ def build() -> dg.JobDefinition:
         config=no_tables("drop"),
         executor_def=dg.in_process_executor,
         description="**Step 8.** Drops the plaintext columns of the named tables. Needs an approval of each, given "
-        "with `approve_drop`, unused, unexpired, and for exactly what is there now. `restore_plaintext` undoes it.",
+        "with `approve_drop`, unused, unexpired, and for exactly what is there now. `restore_plaintext` undoes it."
+        + what_to_type("drop", EXAMPLE),
     )

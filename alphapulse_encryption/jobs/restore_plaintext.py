@@ -1,12 +1,24 @@
 """Rollback after the drop: the plaintext columns rebuilt from the ciphertext."""
 
+from collections.abc import Callable
+
 import dagster as dg
 
 from alphapulse_encryption.assets import plaintext_dropped
 from alphapulse_encryption.assets.groups import TARGET_POOL
-from alphapulse_encryption.jobs.once import NEVER_AGAIN, TABLES_CHANGED, TablesConfig, named_tables, no_tables
+from alphapulse_encryption.jobs.once import (
+    EXAMPLE,
+    NEVER_AGAIN,
+    TABLES_CHANGED,
+    TablesConfig,
+    named_tables,
+    no_tables,
+    what_to_type,
+)
+from alphapulse_encryption.migration.fill import FillProgress
 from alphapulse_encryption.migration.restore import restore_plaintext as restore
-from alphapulse_encryption.resources.border import actor, safely
+from alphapulse_encryption.resources.border import actor, counted, safely
+from alphapulse_encryption.resources.partitions import range_name
 from alphapulse_encryption.resources.target import Target
 
 
@@ -18,7 +30,14 @@ def restore_plaintext(context: dg.OpExecutionContext, config: TablesConfig, targ
     with safely():
         changed: list[str] = []
         for table in named_tables(target.catalogue, config.tables):
-            result = restore(target.database, table, target.cipher, target.key_ring, actor(context))
+            result = restore(
+                target.database,
+                table,
+                target.cipher,
+                target.key_ring,
+                actor(context),
+                on_progress=_log_by_range(context),
+            )
             if result.changed:
                 changed.append(table.key)
                 context.log.info(f"{table.key}: restored {', '.join(result.columns)}, {result.rows} rows")
@@ -35,6 +54,24 @@ def restore_plaintext(context: dg.OpExecutionContext, config: TablesConfig, targ
         context.add_output_metadata({TABLES_CHANGED: changed})
 
 
+def _log_by_range(context: dg.OpExecutionContext) -> Callable[[FillProgress], None]:
+    """A line at the first batch of each batch range: the run's page shows how far it is."""
+    begun: set[tuple[str, int | None]] = set()
+
+    def log(progress: FillProgress) -> None:
+        if (progress.table, progress.batch_range) in begun:
+            return
+        begun.add((progress.table, progress.batch_range))
+        where = (
+            "the rest" if progress.batch_range is None else f"batch range {range_name(progress.batch_range)}"
+        )
+        context.log.info(
+            f"{progress.table}: filling {where}; {counted(progress.rows, 'row')} in {progress.seconds:.1f} s so far"
+        )
+
+    return log
+
+
 def build() -> dg.JobDefinition:
     """The job ``restore_plaintext``."""
     return dg.GraphDefinition(name="restore_plaintext", node_defs=[restore_plaintext]).to_job(
@@ -42,5 +79,6 @@ def build() -> dg.JobDefinition:
         config=no_tables("restore"),
         executor_def=dg.in_process_executor,
         description="**Rollback after the drop.** Decrypts the ciphertext into new plaintext columns, with the types, "
-        "defaults, constraints, indexes and privileges that the drop saved. Online; can be stopped and run again.",
+        "defaults, constraints, indexes and privileges that the drop saved. Online; can be stopped and run again. Then "
+        "every value is verified." + what_to_type("restore", EXAMPLE),
     )

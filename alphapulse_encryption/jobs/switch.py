@@ -3,7 +3,15 @@
 import dagster as dg
 
 from alphapulse_encryption.assets.groups import TARGET_POOL
-from alphapulse_encryption.jobs.once import NEVER_AGAIN, TABLES_CHANGED, TablesConfig, named_tables, no_tables
+from alphapulse_encryption.jobs.once import (
+    EXAMPLE,
+    NEVER_AGAIN,
+    TABLES_CHANGED,
+    TablesConfig,
+    named_tables,
+    no_tables,
+    what_to_type,
+)
 from alphapulse_encryption.migration.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption.resources.border import actor, safely
 from alphapulse_encryption.resources.target import Target
@@ -45,13 +53,16 @@ def build() -> list[dg.JobDefinition]:
             config=no_tables("switch"),
             executor_def=dg.in_process_executor,
             description="**Step 7.** Needs verified tables. From then on the encrypted columns are right, and the "
-            "application may write them alone. Reversible until the drop, with `revert_to_plaintext`.",
+            "application may write them alone. Reversible until the drop, with `revert_to_plaintext`."
+            + what_to_type("switch", EXAMPLE),
         ),
         dg.GraphDefinition(name="revert_to_plaintext", node_defs=[revert]).to_job(
             tags=NEVER_AGAIN,
             config=no_tables("revert"),
             executor_def=dg.in_process_executor,
             description="**Rollback before the drop.** Brings the plaintext columns up to date where the application "
-            "wrote ciphertext alone, and makes them the right side again. The encrypted columns stay for a retry.",
+            "wrote ciphertext alone, makes them the right side again, and removes guard triggers and views. The "
+            "encrypted columns stay for a retry, which begins with `encrypted_columns`."
+            + what_to_type("revert", EXAMPLE),
         ),
     ]

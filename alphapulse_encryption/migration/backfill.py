@@ -247,7 +247,7 @@ class _Run:
         try:
             writer, reader = self.sessions.open()
             self.connected = True
-            state = tracking.require_state(writer, self.table)
+            state = tracking.require_guarded_state(writer, self.table)
             if state.stage != "columns":
                 return self._result()
             tracking.ensure_key(writer, self.keys)

@@ -22,9 +22,11 @@ from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration import plan, tracking
+from alphapulse_encryption.migration.clear import clear_unguarded
 from alphapulse_encryption.migration.database import WRITER, WRITER_SETTING, Actor, Database
 from alphapulse_encryption.migration.ddl import in_short_transaction
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.names import short_name
 from alphapulse_encryption.migration.partitions import lock_partitions, read_parts, refuse_partition
 from alphapulse_encryption.migration.sql import GUARD_INSERT, GUARD_MENTION, GUARD_UPDATE, GUARDS
 
@@ -39,7 +41,6 @@ _ADOPTED = {
     ENCRYPTED_TYPE: {"text", "character varying"},
     SEARCH_TYPE: {"character varying(64)", "character varying", "text"},
 }
-_LONGEST_NAME = 63  # bytes: NAMEDATALEN - 1 (PostgreSQL manual, 4.1.1)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class ColumnsResult:
         added: the names of the columns added now; empty where all were there.
         existing: the names of the columns found and adopted.
         guards_created: whether the guard triggers were created or renewed.
+        cleared: rows whose ciphertext was taken away, because a revert had left it without a guard.
         ranges: how many batch ranges the table has.
         seconds: duration.
     """
@@ -57,6 +59,7 @@ class ColumnsResult:
     added: tuple[str, ...]
     existing: tuple[str, ...]
     guards_created: bool
+    cleared: int
     ranges: int
     seconds: float
 
@@ -91,7 +94,7 @@ def add_encrypted_columns(
         if state is not None and state.stage != "columns":
             existing = tuple(name for name, _ in _wanted_columns(table))
             ranges = len(tracking.read_ranges(connection, table))
-            return ColumnsResult((), existing, False, ranges, time.monotonic() - started)
+            return ColumnsResult((), existing, False, 0, ranges, time.monotonic() - started)
         definition = read_table(connection, table)
         refuse_partition(connection, definition)
         _check_types(definition)
@@ -108,11 +111,13 @@ def add_encrypted_columns(
             f"create the guard of {table.key}",
             lambda: ensure_guard(connection, definition, actor),
         )
+        cleared = clear_unguarded(connection, definition, actor)
         ranges = plan.ensure_ranges(connection, definition, batch_ranges)
     return ColumnsResult(
         added=added,
         existing=tuple(name for name, _ in _wanted_columns(table) if name not in added),
         guards_created=guarded,
+        cleared=cleared,
         ranges=ranges,
         seconds=time.monotonic() - started,
     )
@@ -165,11 +170,7 @@ def _add_missing(connection: Connection, table: Table, actor: Actor) -> tuple[st
 
 def guard_name(table: Table) -> str:
     """The name of the table's guard function; long names are cut and made unique by a hash."""
-    name = f"encryption_guard_{table.key}"
-    if len(name.encode()) <= _LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(table.key.encode()).hexdigest()[:12]
-    return f"encryption_guard_{digest}"
+    return short_name(f"encryption_guard_{table.key}", prefix="encryption_guard_")
 
 
 def ensure_guard(connection: Connection, definition: TableDefinition, actor: Actor) -> bool:

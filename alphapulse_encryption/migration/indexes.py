@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Callable
@@ -19,12 +18,12 @@ from alphapulse_encryption.migration import sql, tracking
 from alphapulse_encryption.migration.database import Actor, Database
 from alphapulse_encryption.migration.ddl import in_short_transaction, outside_transaction
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.names import short_name
 from alphapulse_encryption.migration.partitions import Part, lock_parts, read_parts
 from alphapulse_encryption.migration.waits import telling
 
 Connection = psycopg.Connection[Any]
 
-_LONGEST_NAME = 63  # bytes: NAMEDATALEN - 1 (PostgreSQL manual, 4.1.1)
 # Partitions may come and go while the indexes of the others are built.
 LOOKS_AT_PARTITIONS = 5
 
@@ -186,7 +185,7 @@ def wanted_indexes(connection: Connection, definition: TableDefinition) -> tuple
     for index in uniques:
         if len(index.columns) > 1:
             columns = tuple(search.get(name, name) for name in index.columns)
-            wanted.append(WantedIndex(_short(f"{index.name}_search"), columns, unique=True))
+            wanted.append(WantedIndex(short_name(f"{index.name}_search"), columns, unique=True))
     if definition.plaintext_columns:
         wanted.append(
             WantedIndex(
@@ -202,13 +201,7 @@ def wanted_indexes(connection: Connection, definition: TableDefinition) -> tuple
 
 def pending_index(table: Table) -> str:
     """Name of the partial index that answers "what is pending" in time proportional to the answer."""
-    return _short(f"{table.name}{sql.PENDING_INDEX_SUFFIX}")
-
-
-def _short(name: str) -> str:
-    if len(name.encode()) <= _LONGEST_NAME:
-        return name
-    return f"encryption_{hashlib.sha256(name.encode()).hexdigest()[:24]}"
+    return short_name(f"{table.name}{sql.PENDING_INDEX_SUFFIX}")
 
 
 def build_search_indexes(
@@ -234,7 +227,7 @@ def build_search_indexes(
         database.session(f"build the search indexes of {table.key}") as connection,
         telling(database, table, on_wait),
     ):
-        tracking.require_state(connection, table)
+        tracking.require_guarded_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
         created: list[str] = []
         rebuilt: list[str] = []
@@ -395,7 +388,7 @@ def _complete(
 
 def part_index(part: Part, name: str) -> str:
     """Name of a partition's share in a partitioned table's index."""
-    return _short(f"{part.name}_{name}")
+    return short_name(f"{part.name}_{name}")
 
 
 def _attached_to(connection: Connection, child: Part, parent: Part, index: WantedIndex) -> str | None:

@@ -20,12 +20,12 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration import columns, indexes, saved, switch, tracking
+from alphapulse_encryption.migration import columns, indexes, saved, switch, tracking, verify
 from alphapulse_encryption.migration.batches import plan_by_key
 from alphapulse_encryption.migration.database import Actor, Database
 from alphapulse_encryption.migration.ddl import in_short_transaction, outside_transaction
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
-from alphapulse_encryption.migration.fill import Filler, FillProgress
+from alphapulse_encryption.migration.fill import NAMED_OFFENDERS, Filler, FillProgress
 from alphapulse_encryption.migration.saved import SavedColumn, SavedConstraint, SavedIndex, SavedTable
 
 Connection = psycopg.Connection[Any]
@@ -70,8 +70,9 @@ def restore_plaintext(
 ) -> RestoreResult:
     """Rebuild the dropped plaintext columns: types, values, indexes, constraints, comments and privileges.
 
-    Online, and resumable at any point. Afterwards the plaintext is right, as before the switch; the columns
-    are the table's last ones now.
+    Online, and resumable at any point; the values come back in the batch ranges of the backfill, and are verified
+    at the end as in step 4. Afterwards the plaintext is right, as before the switch; the columns are the table's last
+    ones now.
 
     Args:
         database: the target.
@@ -82,7 +83,8 @@ def restore_plaintext(
         on_progress: called after each batch that was filled.
 
     Raises:
-        RefusedError: nothing saved to restore from, or values that cannot be put back.
+        RefusedError: nothing saved to restore from, values that cannot be put back, or, when all is back, values that
+            do not match.
         ConfigurationError: the table or its key is missing.
         DatabaseFailure: the server refused.
     """
@@ -119,6 +121,7 @@ def restore_plaintext(
         connection.execute(SQL("ANALYZE {}").format(definition.identifier))
     # The drop took the pending index with it.
     indexes.build_search_indexes(database, table, actor)
+    _verify(database, table, cipher, keys, actor)
     return RestoreResult(
         changed=True,
         columns=tuple(column.name for column in what.columns),
@@ -130,6 +133,22 @@ def restore_plaintext(
         lost_grants=lost,
         seconds=time.monotonic() - started,
     )
+
+
+def _verify(database: Database, table: Table, cipher: EnvelopeFormat, keys: KeyRing, actor: Actor) -> None:
+    """The comparison of step 4, of what was restored: every value against its ciphertext, every token anew."""
+    with database.session(f"verify what was restored of {table.key}") as connection:
+        ranges = tracking.read_ranges(connection, table)
+    for batch_range in ranges:
+        found = verify.verify_range(database, table, batch_range.number, cipher, keys, actor)
+        # The application may write plaintext again: that is pending, as it was before the drop.
+        wrong = [offender for offender in found.offenders if offender.problem != "pending"]
+        if wrong:
+            named = "; ".join(str(offender) for offender in wrong[:NAMED_OFFENDERS])
+            raise RefusedError(
+                f"The plaintext of {table.key} is back, and {len(wrong)} values or more do not match their ciphertext: "
+                f"{named}. Look at these rows; --verify --table {table.key} names them again."
+            )
 
 
 def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor) -> tuple[str, ...]:
@@ -254,31 +273,46 @@ def _build_indexes(connection: Connection, definition: TableDefinition, what: Sa
 
 def _build_index(connection: Connection, definition: TableDefinition, index: SavedIndex) -> bool:
     """Build an index beside the application; one that an interrupted build left invalid is built anew."""
-    row = connection.execute(
-        "SELECT x.indisvalid AND x.indisready FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
-        "WHERE x.indrelid = %s AND i.relname = %s",
-        [definition.oid, index.name],
-    ).fetchone()
     name = Identifier(definition.table.schema_name, index.name)
     doing = f"build the index {index.name}"
-    if row is not None and not row[0]:
-        outside_transaction(
-            connection, doing, lambda: connection.execute(SQL("DROP INDEX CONCURRENTLY {}").format(name))
-        )
-    if row is None or not row[0]:
-        statement = saved.verbatim(index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1))
+    statement = saved.verbatim(index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1))
+
+    def build() -> None:
+        # What an interrupted build left, or the try before this one.
+        if _is_valid(connection, definition, index) is False:
+            connection.execute(SQL("DROP INDEX CONCURRENTLY {}").format(name))
+        connection.execute(statement)
+
+    missing = not _is_valid(connection, definition, index)
+    if missing:
         connection.execute("SELECT set_config('default_tablespace', %s, false)", [index.tablespace or ""])
         try:
-            outside_transaction(connection, doing, lambda: connection.execute(statement))
+            outside_transaction(connection, doing, build)
         finally:
             if not connection.broken:
                 connection.execute("SELECT set_config('default_tablespace', '', false)")
     if index.comment is not None:
         connection.execute(saved.comment_on("INDEX", name, index.comment))
+    for number, target in index.statistics.items():
+        connection.execute(
+            SQL("ALTER INDEX {} ALTER COLUMN {} SET STATISTICS {}").format(
+                name, Literal(number), Literal(target)
+            )
+        )
     if index.clustered:
-        statement = saved.alter(definition, [SQL("CLUSTER ON {}").format(Identifier(index.name))])
-        in_short_transaction(connection, doing, lambda: connection.execute(statement))
-    return row is None or not row[0]
+        cluster = saved.alter(definition, [SQL("CLUSTER ON {}").format(Identifier(index.name))])
+        in_short_transaction(connection, doing, lambda: connection.execute(cluster))
+    return missing
+
+
+def _is_valid(connection: Connection, definition: TableDefinition, index: SavedIndex) -> bool | None:
+    """Whether the table's index of that name can be used; None where it has none."""
+    row = connection.execute(
+        "SELECT x.indisvalid AND x.indisready FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
+        "WHERE x.indrelid = %s AND i.relname = %s",
+        [definition.oid, index.name],
+    ).fetchone()
+    return None if row is None else bool(row[0])
 
 
 def _add_constraints(
@@ -328,10 +362,19 @@ def _add_statistics(connection: Connection, definition: TableDefinition, what: S
         ).fetchone()
         if row is not None:
             continue
-        connection.execute(saved.verbatim(statistics.definition))
-        if statistics.comment is not None:
+        with connection.transaction():
             name = Identifier(statistics.schema_name, statistics.name)
-            connection.execute(saved.comment_on("STATISTICS", name, statistics.comment))
+            connection.execute(saved.verbatim(statistics.definition))
+            if statistics.target is not None:
+                connection.execute(
+                    SQL("ALTER STATISTICS {} SET STATISTICS {}").format(name, Literal(statistics.target))
+                )
+            if statistics.comment is not None:
+                connection.execute(saved.comment_on("STATISTICS", name, statistics.comment))
+            # The last one: it may be somebody's who cannot be acted for.
+            connection.execute(
+                SQL("ALTER STATISTICS {} OWNER TO {}").format(name, Identifier(statistics.owner))
+            )
 
 
 def _finish(connection: Connection, definition: TableDefinition, actor: Actor) -> None:

@@ -8,7 +8,6 @@ every name in them is qualified.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, Literal, LiteralString
 
 import psycopg
@@ -20,11 +19,10 @@ from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.errors import DatabaseFailure
 from alphapulse_encryption.migration.definition import TableDefinition
 from alphapulse_encryption.migration.indexes import pending_index
+from alphapulse_encryption.migration.names import short_name
 from alphapulse_encryption.migration.sql import GUARDS
 
 Connection = psycopg.Connection[Any]
-
-_LONGEST_NAME = 63  # bytes: NAMEDATALEN - 1 (PostgreSQL manual, 4.1.1)
 
 
 class _Model(BaseModel):
@@ -37,10 +35,12 @@ class NotNull(_Model):
     Attributes:
         name: of its constraint; None before PostgreSQL 18, which is the first to name them.
         definition: of its constraint, None as well.
+        comment: on its constraint.
     """
 
     name: str | None = None
     definition: str | None = None
+    comment: str | None = None
 
 
 class SetAside(_Model):
@@ -49,10 +49,12 @@ class SetAside(_Model):
     Attributes:
         defaults: default expressions by column.
         not_null: the columns that were NOT NULL.
+        unguarded: nothing was, but the guard is gone with the views since a revert.
     """
 
     defaults: dict[str, str] = {}
     not_null: dict[str, NotNull] = {}
+    unguarded: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -102,13 +104,23 @@ class SavedColumn(_Model):
 
 
 class SavedIndex(_Model):
-    """An index; ``definition`` is its CREATE INDEX, which does not tell the tablespace."""
+    """An index.
+
+    Attributes:
+        name: the index.
+        definition: its CREATE INDEX, which does not tell the rest.
+        comment: on the index.
+        tablespace: None for the database's own.
+        clustered: whether CLUSTER goes by it.
+        statistics: targets by the number of the index's column, where they were set.
+    """
 
     name: str
     definition: str
     comment: str | None = None
     tablespace: str | None = None
     clustered: bool = False
+    statistics: dict[int, int] = {}
 
 
 class SavedConstraint(_Model):
@@ -136,11 +148,13 @@ class SavedConstraint(_Model):
 
 
 class SavedStatistics(_Model):
-    """An extended statistics object."""
+    """An extended statistics object; ``target`` None is the default."""
 
     schema_name: str
     name: str
     definition: str
+    owner: str
+    target: int | None = None
     comment: str | None = None
 
 
@@ -159,13 +173,6 @@ class SavedTable(_Model):
             defaults={c.name: c.default for c in self.columns if c.default is not None},
             not_null={c.name: c.not_null for c in self.columns if c.not_null is not None},
         )
-
-
-def short_name(name: str) -> str:
-    """``name``, or where it is too long for PostgreSQL one made unique by a hash."""
-    if len(name.encode()) <= _LONGEST_NAME:
-        return name
-    return f"encryption_{hashlib.sha256(name.encode()).hexdigest()[:24]}"
 
 
 def presence_check(column: Column) -> str:
@@ -232,6 +239,8 @@ SELECT d.refobjsubid, n.nspname, s.relname
 # Objects of this table that depend on one of the columns; they go with it without being asked.
 _INDEXES = """
 SELECT i.relname, pg_get_indexdef(i.oid), obj_description(i.oid, 'pg_class'), s.spcname, x.indisclustered,
+       (SELECT jsonb_object_agg(a.attnum, a.attstattarget) FROM pg_attribute a
+         WHERE a.attrelid = i.oid AND a.attstattarget >= 0),
        c.conname, c.contype::text, c.oid
   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
   LEFT JOIN pg_tablespace s ON s.oid = i.reltablespace
@@ -257,7 +266,8 @@ SELECT c.oid, c.conname, c.contype::text, pg_get_constraintdef(c.oid), c.convali
 """
 
 _STATISTICS = """
-SELECT n.nspname, s.stxname, pg_get_statisticsobjdef(s.oid), obj_description(s.oid, 'pg_statistic_ext')
+SELECT n.nspname, s.stxname, pg_get_statisticsobjdef(s.oid), pg_get_userbyid(s.stxowner),
+       nullif(s.stxstattarget, -1), obj_description(s.oid, 'pg_statistic_ext')
   FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace
  WHERE s.stxrelid = %(table)s
    AND EXISTS (
@@ -308,8 +318,10 @@ def read_saved(connection: Connection, definition: TableDefinition, set_aside: S
         constraints=constraints,
         indexes=indexes,
         statistics=tuple(
-            SavedStatistics(schema_name=schema, name=name, definition=text, comment=comment)
-            for schema, name, text, comment in connection.execute(_STATISTICS, of_table)
+            SavedStatistics(
+                schema_name=schema, name=name, definition=text, owner=owner, target=target, comment=comment
+            )
+            for schema, name, text, owner, target, comment in connection.execute(_STATISTICS, of_table)
         ),
     )
 
@@ -320,12 +332,17 @@ def _constraints_and_indexes(
     table = definition.table
     indexes: list[SavedIndex] = []
     of_constraint: dict[int, SavedIndex] = {}
-    for name, text, comment, tablespace, clustered, constraint, kind, oid in connection.execute(
+    for name, text, comment, tablespace, clustered, statistics, constraint, kind, oid in connection.execute(
         _INDEXES,
         {"table": definition.oid, "columns": numbers, "ours": [pending_index(table), unfilled_index(table)]},
     ):
         index = SavedIndex(
-            name=name, definition=text, comment=comment, tablespace=tablespace, clustered=clustered
+            name=name,
+            definition=text,
+            comment=comment,
+            tablespace=tablespace,
+            clustered=clustered,
+            statistics=statistics or {},
         )
         if constraint is None:
             indexes.append(index)
@@ -360,9 +377,10 @@ def _constraints_and_indexes(
 def read_not_null(connection: Connection, definition: TableDefinition) -> dict[str, NotNull]:
     """The plaintext columns that are NOT NULL, with their constraints where the server names them."""
     named = {
-        column: NotNull(name=name, definition=text)
-        for column, name, text in connection.execute(
-            "SELECT a.attname, c.conname, pg_get_constraintdef(c.oid) FROM pg_constraint c "
+        column: NotNull(name=name, definition=text, comment=comment)
+        for column, name, text, comment in connection.execute(
+            "SELECT a.attname, c.conname, pg_get_constraintdef(c.oid), obj_description(c.oid, 'pg_constraint') "
+            "FROM pg_constraint c "
             "JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1] "
             "WHERE c.conrelid = %s AND c.contype = 'n'",
             [definition.oid],
@@ -408,9 +426,12 @@ def mark_restored(connection: Connection, table: Table) -> None:
 
 
 # Whatever would make DROP COLUMN ask for CASCADE: objects that depend on a plaintext column and neither
-# belong to the table itself nor are ours. A view is named, not the rule that implements it.
+# belong to the table itself nor are ours. A view is named, not the rule that implements it. And what would go with
+# the column without being asked, and could not be put back exactly.
 _DEPENDANTS = """
-SELECT DISTINCT CASE WHEN r.oid IS NOT NULL THEN pg_describe_object('pg_class'::regclass, r.ev_class, 0)
+SELECT DISTINCT CASE WHEN r.rulename = '_RETURN' THEN pg_describe_object('pg_class'::regclass, r.ev_class, 0)
+                     WHEN f.oid IS NOT NULL
+                     THEN 'generated ' || pg_describe_object('pg_class'::regclass, f.adrelid, f.adnum)
                      ELSE pg_describe_object(d.classid, d.objid, d.objsubid) END
   FROM pg_depend d
   LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
@@ -421,7 +442,10 @@ SELECT DISTINCT CASE WHEN r.oid IS NOT NULL THEN pg_describe_object('pg_class'::
   JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
  WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %(table)s AND d.deptype = 'n'
    AND a.attname = ANY(%(columns)s)
-   AND c.conrelid IS DISTINCT FROM d.refobjid AND i.indrelid IS DISTINCT FROM d.refobjid
+   -- A foreign key from the table to itself stands in the way of the column that it refers to.
+   AND (c.conrelid IS DISTINCT FROM d.refobjid OR c.contype = 'f' AND c.confrelid = d.refobjid
+        AND a.attnum = ANY(c.confkey))
+   AND i.indrelid IS DISTINCT FROM d.refobjid
    AND (f.oid IS NULL OR f.adnum <> d.refobjsubid)
    AND (g.tgname IS NULL OR g.tgname !~ %(guards)s)
    AND d.classid <> 'pg_statistic_ext'::regclass
@@ -430,6 +454,15 @@ SELECT 'replica identity of ' || i.relname
   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
   JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = ANY(x.indkey::int2[])
  WHERE x.indrelid = %(table)s AND x.indisreplident AND a.attname = ANY(%(columns)s)
+UNION
+SELECT format('security label of %%I by %%s', a.attname, l.provider)
+  FROM pg_seclabel l JOIN pg_attribute a ON a.attrelid = l.objoid AND a.attnum = l.objsubid
+ WHERE l.classoid = 'pg_class'::regclass AND l.objoid = %(table)s AND a.attname = ANY(%(columns)s)
+UNION
+SELECT format('privilege %%s (%%I) granted by %%I, who is not the owner', x.privilege_type, a.attname, r.rolname)
+  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid CROSS JOIN aclexplode(a.attacl) x
+  JOIN pg_roles r ON r.oid = x.grantor
+ WHERE c.oid = %(table)s AND x.grantor <> c.relowner AND a.attname = ANY(%(columns)s)
  ORDER BY 1
 """
 
@@ -437,8 +470,9 @@ SELECT 'replica identity of ' || i.relname
 def dependants(connection: Connection, definition: TableDefinition) -> tuple[str, ...]:
     """The objects that stand in the way of dropping the plaintext columns, as PostgreSQL describes them.
 
-    Views, foreign keys of other tables, triggers on single columns, policies, publications, generated columns
-    and functions with parsed bodies. What a function holds as text is not known to the database, nor to us.
+    Views, rules, foreign keys that refer to a column, triggers on single columns, policies, publications, generated
+    columns and functions with parsed bodies; a replica identity, security labels, and privileges that were granted
+    by somebody else than the owner. What a function holds as text is not known to the database, nor to us.
     """
     rows = connection.execute(
         _DEPENDANTS,

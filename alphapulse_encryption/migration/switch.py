@@ -19,7 +19,7 @@ from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration import columns, fill, indexes, saved, sql, tracking, verify
+from alphapulse_encryption.migration import columns, fill, indexes, saved, sql, tracking, verify, views
 from alphapulse_encryption.migration.batches import plan_by_key
 from alphapulse_encryption.migration.database import Actor, Database
 from alphapulse_encryption.migration.ddl import in_short_transaction
@@ -61,12 +61,14 @@ class RevertResult:
         changed: False where the plaintext was right already.
         rows: rows whose plaintext was filled from the ciphertext.
         values: values filled.
+        views: the compatibility views that were removed.
         seconds: duration.
     """
 
     changed: bool
     rows: int
     values: int
+    views: tuple[str, ...]
     seconds: float
 
 
@@ -91,7 +93,7 @@ def switch_to_ciphertext(database: Database, table: Table, keys: KeyRing, actor:
     started = time.monotonic()
     doing = f"switch {table.key} to ciphertext"
     with database.session(doing) as connection:
-        state = tracking.require_state(connection, table)
+        state = tracking.require_guarded_state(connection, table)
         if state.authority == "ciphertext":
             return SwitchResult(False, (), (), time.monotonic() - started)
         tracking.check_key(connection, keys)
@@ -153,6 +155,12 @@ SELECT DISTINCT c.conname FROM pg_constraint c JOIN pg_attribute a ON a.attrelid
  ORDER BY 1
 """
 
+# From PostgreSQL 18 on.
+_UNPROVEN_NOT_NULL = """
+SELECT c.conname FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
+ WHERE c.contype = 'n' AND NOT c.convalidated AND c.conrelid = %s AND a.attname = ANY(%s) ORDER BY 1
+"""
+
 # What a partition has of its own: it would go on asking for the plaintext of its rows.
 _PARTITION_RULES = """
 SELECT c.relname, format('NOT NULL on %%I', a.attname)
@@ -195,6 +203,12 @@ def _refuse_uncarried(connection: Connection, definition: TableDefinition) -> No
         raise RefusedError(
             f"The exclusion constraint {name} of {table.key} cannot be carried over to ciphertext, which "
             "cannot be compared. Drop it, or take its columns out of the catalogue; nothing was changed."
+        )
+    for (name,) in connection.execute(_UNPROVEN_NOT_NULL, [definition.oid, names]):
+        raise RefusedError(
+            f"The constraint {name} of {table.key} is NOT VALID: rows without a value may be there, and the check "
+            "that takes over would not let them pass. Validate it (ALTER TABLE … VALIDATE CONSTRAINT), or drop it; "
+            "nothing was changed."
         )
     of_partitions = {"table": definition.oid, "columns": names}
     for partition, rule in connection.execute(_PARTITION_RULES, of_partitions):
@@ -296,9 +310,12 @@ def revert_to_plaintext(
     *,
     on_progress: Callable[[FillProgress], None] | None = None,
 ) -> RevertResult:
-    """Let the plaintext be right again, before it was dropped; the encrypted columns are kept for a retry.
+    """Let the plaintext be right again, before it was dropped, and leave the table to itself.
 
-    Values that were written as ciphertext only are put into the plaintext columns first.
+    Values that were written as ciphertext only are put into the plaintext columns first. Then the guard, the
+    compatibility views and the index on pending rows are removed. The encrypted columns and their search indexes stay
+    for a retry, which begins with ``add_encrypted_columns``: without the guard nobody sees which ciphertext becomes
+    older than its plaintext, so all of it is made anew then.
 
     Args:
         database: the target.
@@ -309,7 +326,8 @@ def revert_to_plaintext(
         on_progress: called after each batch that was filled.
 
     Raises:
-        RefusedError: the plaintext was dropped (``restore_plaintext`` then), or values cannot be put back.
+        RefusedError: the plaintext was dropped (``restore_plaintext`` then), or values cannot be put back, or somebody
+            else's object depends on a compatibility view (the plaintext is right already then).
         ConfigurationError: table or column missing.
         DatabaseFailure: the server refused.
     """
@@ -322,21 +340,65 @@ def revert_to_plaintext(
                 f"The plaintext of {table.key} was dropped. Use restore_plaintext, which rebuilds it from "
                 "the ciphertext; nothing was changed."
             )
-        if state.authority == "plaintext" and set_aside(state).is_empty:
-            return RevertResult(False, 0, 0, time.monotonic() - started)
+        if state.unguarded:
+            return RevertResult(False, 0, 0, (), time.monotonic() - started)
         tracking.check_key(connection, keys)
         definition = read_table(connection, table)
         filler = Filler(connection, definition, cipher, keys, on_progress)
         if state.authority == "ciphertext":
             fill_all(connection, filler)
             hand_back(connection, filler, actor)
-        put_back_not_null(connection, definition)
-        in_short_transaction(
+        if state.authority == "ciphertext" or not set_aside(state).is_empty:
+            put_back_not_null(connection, definition)
+            in_short_transaction(
+                connection,
+                f"revert {table.key} to plaintext",
+                lambda: finish_return(connection, definition, actor, "revert_to_plaintext"),
+            )
+        removed = in_short_transaction(
             connection,
-            f"revert {table.key} to plaintext",
-            lambda: finish_return(connection, definition, actor, "revert_to_plaintext"),
+            f"take the guard and the views of {table.key} away",
+            lambda: _withdraw(connection, table, actor),
         )
-    return RevertResult(True, filler.rows, filler.values, time.monotonic() - started)
+    return RevertResult(True, filler.rows, filler.values, removed, time.monotonic() - started)
+
+
+# Of the steps that a retry begins anew, and of approvals given for what is no more.
+_FORGET = (
+    "DELETE FROM public.encryption_verifications WHERE table_name = %(table)s",
+    "DELETE FROM public.encryption_quarantine WHERE table_name = %(table)s",
+    "UPDATE public.encryption_ranges SET status = 'pending', position = NULL, rows_processed = 0, "
+    "values_processed = 0, started_at = NULL, completed_at = NULL, waiting_for = NULL, error_message = NULL "
+    "WHERE table_name = %(table)s",
+    "UPDATE public.encryption_migrations SET status = 'pending', records_processed = 0, started_at = NULL, "
+    "completed_at = NULL, error_message = NULL WHERE table_name = %(table)s",
+    "UPDATE public.encryption_approvals SET revoked_at = clock_timestamp(), revoked_by = %(actor)s "
+    "WHERE table_name = %(table)s AND consumed_at IS NULL AND revoked_at IS NULL",
+)
+
+
+def _withdraw(connection: Connection, table: Table, actor: Actor) -> tuple[str, ...]:
+    """Leave nothing with the table but its encrypted columns and their indexes; returns the views removed."""
+    state = tracking.require_state(connection, table, lock=True)
+    if state.authority != "plaintext" or state.stage != "columns":
+        raise RefusedError(f"Table {table.key} was changed by another run meanwhile. Run the step again.")
+    definition = read_table(connection, table)
+    removed = views.drop_views(connection, definition)
+    columns.drop_guard(connection, definition)
+    connection.execute(
+        SQL("DROP INDEX IF EXISTS {}").format(Identifier(table.schema_name, indexes.pending_index(table)))
+    )
+    for statement in _FORGET:
+        connection.execute(statement, {"table": table.key, "actor": actor.name})
+    tracking.set_state(
+        connection,
+        table,
+        authority="plaintext",
+        stage="columns",
+        set_aside=SetAside(unguarded=True).model_dump(exclude_defaults=True),
+    )
+    tracking.audit(connection, actor, "withdraw", table, views=list(removed))
+    return removed
 
 
 def fill_all(connection: Connection, filler: Filler) -> None:
@@ -425,6 +487,9 @@ def finish_return(connection: Connection, definition: TableDefinition, actor: Ac
     for name, not_null in taken.not_null.items():
         if name in current.columns and not current.columns[name].not_null:
             connection.execute(saved.alter(definition, [set_not_null(name, not_null)]))
+            if not_null.name is not None and not_null.comment is not None:
+                constraint = SQL("{} ON {}").format(Identifier(not_null.name), definition.identifier)
+                connection.execute(saved.comment_on("CONSTRAINT", constraint, not_null.comment))
     checks: list[Composable] = [
         SQL("DROP CONSTRAINT IF EXISTS {}").format(Identifier(saved.required_check(name)))
         for name in taken.not_null

@@ -258,6 +258,11 @@ class TableState:
     stage: Literal["columns", "dropped", "restoring"]
     set_aside: Mapping[str, Any]
 
+    @property
+    def unguarded(self) -> bool:
+        """Whether a revert took the guard away, so that what is encrypted may be older than the plaintext."""
+        return bool(self.set_aside.get("unguarded"))
+
 
 def register_table(connection: Connection, table: Table) -> None:
     """Make the table and its columns known to the bookkeeping, where they are not."""
@@ -295,6 +300,21 @@ def require_state(connection: Connection, table: Table, *, lock: bool = False) -
         raise RefusedError(
             f"Table {table.key} has no encrypted columns yet. Run the step encrypted_columns "
             f"(--add-columns --table {table.key}) first."
+        )
+    return state
+
+
+def require_guarded_state(connection: Connection, table: Table) -> TableState:
+    """The table's state, where its migration is under way.
+
+    Raises:
+        RefusedError: the encrypted columns were never added, or the table was reverted since.
+    """
+    state = require_state(connection, table)
+    if state.unguarded:
+        raise RefusedError(
+            f"Table {table.key} was reverted to plaintext. Begin again with the encrypted columns "
+            f"(--add-columns --table {table.key}); nothing was changed."
         )
     return state
 

@@ -3,6 +3,12 @@
 ``v_<table>`` has every column of the table under its original name, the sensitive ones as envelopes, and the
 search columns; ``v_<table>_safe`` leaves the sensitive ones out. Neither reads a plaintext column, so both go on
 working after the drop.
+
+Both are made with ``security_invoker`` (PostgreSQL manual, CREATE VIEW; from version 15 on): a view that runs with its
+owner's rights would show all rows to whoever may read the view, whatever row-level security says, because policies do
+not hold for owners. Neither is made with ``security_barrier``: that keeps conditions with side effects from seeing
+rows that a view's own WHERE leaves out (manual, 39.5 "Rules and Privileges"), and these views have no WHERE. It would
+only keep conditions such as LIKE from the table's indexes. Those of row-level security are kept apart without it.
 """
 
 from __future__ import annotations
@@ -10,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -22,13 +28,13 @@ from alphapulse_encryption.migration import tracking
 from alphapulse_encryption.migration.database import Actor, Database
 from alphapulse_encryption.migration.ddl import in_short_transaction
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.names import LONGEST_NAME
 
 Connection = psycopg.Connection[Any]
 # Source column and name in the view.
 Columns = list[tuple[str, str]]
 
 _COMMENT = "alphapulse_encryption: compatibility view"
-_LONGEST_NAME = 63  # bytes: NAMEDATALEN - 1 (PostgreSQL manual, 4.1.1)
 _SECURITY_INVOKER_SINCE = 150000
 
 
@@ -58,10 +64,10 @@ def view_names(table: Table) -> tuple[str, str]:
         ConfigurationError: the table's name leaves no room for them.
     """
     names = (f"v_{table.name}", f"v_{table.name}_safe")
-    if any(len(name.encode()) > _LONGEST_NAME for name in names):
+    if any(len(name.encode()) > LONGEST_NAME for name in names):
         raise ConfigurationError(
             f"The name of table {table.key} is too long for the compatibility views: v_<table>_safe has to fit "
-            f"into {_LONGEST_NAME} bytes."
+            f"into {LONGEST_NAME} bytes."
         )
     return names
 
@@ -69,8 +75,10 @@ def view_names(table: Table) -> tuple[str, str]:
 def create_views(database: Database, table: Table, actor: Actor) -> ViewsResult:
     """Create the table's two compatibility views, or renew them where the table has changed.
 
-    They run with the rights of whoever reads them (from PostgreSQL 15 on), so that row-level security and
-    privileges of the table hold; the roles that may read the table may read the views.
+    They run with the rights of whoever reads them (from PostgreSQL 15 on), so that row-level security and privileges of
+    the table hold. Who may read the table, or by single columns all that a view reads of it, may read the view.
+    What was granted on a view besides stays when it is renewed, and so does what others built on it, as long as the
+    view only gains columns.
 
     Args:
         database: the target.
@@ -78,28 +86,60 @@ def create_views(database: Database, table: Table, actor: Actor) -> ViewsResult:
         actor: who does it.
 
     Raises:
-        RefusedError: columns not added, or somebody else's object depends on a view that has to change.
+        RefusedError: columns not added, or somebody else's object depends on a view that has to lose a column; before
+            PostgreSQL 15, row-level security on the table.
         ConfigurationError: a relation of that name is there and is not ours.
         DatabaseFailure: the server refused.
     """
     started = time.monotonic()
     with database.session(f"create the compatibility views of {table.key}") as connection:
-        tracking.require_state(connection, table)
+        tracking.require_guarded_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
+        _refuse_rows_shown_by_owner(connection, definition)
         created: list[str] = []
         existing: list[str] = []
         full, safe = view_names(table)
-        for name, columns in ((full, _full(definition)), (safe, _safe(definition))):
-            if _current(connection, definition, name, columns):
-                existing.append(name)
-                continue
+        wanted = ((full, _full(definition)), (safe, _safe(definition)))
+        for name, _ in wanted:
+            _find(connection, table, name)  # a foreign one is told before the other one is made
+        for name, columns in wanted:
 
-            def renew(name: str = name, columns: Columns = columns) -> None:
-                _renew(connection, definition, name, columns, actor)
+            def renew(name: str = name, columns: Columns = columns) -> bool:
+                return _renew(connection, definition, name, columns, actor)
 
-            in_short_transaction(connection, f"create the view {name}", renew)
-            created.append(name)
+            renewed = in_short_transaction(connection, f"create the view {name}", renew)
+            (created if renewed else existing).append(name)
     return ViewsResult(tuple(created), tuple(existing), time.monotonic() - started)
+
+
+def drop_views(connection: Connection, definition: TableDefinition) -> tuple[str, ...]:
+    """Drop those of the table's two views that are ours, in the caller's transaction.
+
+    Returns:
+        Their names.
+
+    Raises:
+        RefusedError: somebody else's object depends on one.
+    """
+    dropped = []
+    for name in view_names(definition.table):
+        if any(view.ours for view in _look(connection, definition.table, name)):
+            _drop(connection, definition, name, "has to go")
+            dropped.append(name)
+    return tuple(dropped)
+
+
+def _refuse_rows_shown_by_owner(connection: Connection, definition: TableDefinition) -> None:
+    if connection.info.server_version >= _SECURITY_INVOKER_SINCE:
+        return
+    row = connection.execute(
+        "SELECT relrowsecurity FROM pg_class WHERE oid = %s", [definition.oid]
+    ).fetchone()
+    if row is not None and row[0]:
+        raise RefusedError(
+            f"Table {definition.table.key} has row-level security, and before PostgreSQL 15 a view shows all that its "
+            "owner may see. Its compatibility views would show hidden rows, so they are not created."
+        )
 
 
 def _full(definition: TableDefinition) -> Columns:
@@ -136,57 +176,196 @@ def _query(definition: TableDefinition, columns: Columns) -> Composed:
     )
 
 
-def _current(connection: Connection, definition: TableDefinition, name: str, columns: Columns) -> bool:
-    row = connection.execute(
-        "SELECT c.relkind = 'v', obj_description(c.oid, 'pg_class') FROM pg_class c "
-        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
-        [definition.table.schema_name, name],
-    ).fetchone()
-    if row is None:
-        return False
-    is_view, comment = row
-    if not is_view or not (comment or "").startswith(_COMMENT):
-        raise ConfigurationError(
-            f"{definition.table.schema_name}.{name} exists and is not a compatibility view of ours. Rename it; "
-            "nothing was changed."
-        )
-    return bool(comment == _mark(columns))
+@dataclass(frozen=True)
+class _View:
+    oid: int
+    ours: bool
+    comment: str | None
+    owner: str
+    invoker: bool
+    barrier: bool
+
+
+_LOOK = """
+SELECT c.oid, c.relkind = 'v' AND coalesce(starts_with(obj_description(c.oid, 'pg_class'), %s), false),
+       obj_description(c.oid, 'pg_class'), pg_get_userbyid(c.relowner),
+       coalesce(c.reloptions && ARRAY['security_invoker=true'], false),
+       coalesce(c.reloptions && ARRAY['security_barrier=true'], false)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
+"""
+
+
+def _look(connection: Connection, table: Table, name: str) -> list[_View]:
+    """What there is under that name: nothing, or one relation."""
+    return [_View(*row) for row in connection.execute(_LOOK, [_COMMENT, table.schema_name, name])]
+
+
+def _find(connection: Connection, table: Table, name: str) -> _View | None:
+    """Our view of that name, if it is there.
+
+    Raises:
+        ConfigurationError: what is there is not ours.
+    """
+    for view in _look(connection, table, name):
+        if not view.ours:
+            raise ConfigurationError(
+                f"{table.schema_name}.{name} exists and is not a compatibility view of ours. Rename it; "
+                "nothing was changed."
+            )
+        return view
+    return None
 
 
 def _renew(
     connection: Connection, definition: TableDefinition, name: str, columns: Columns, actor: Actor
-) -> None:
-    view = Identifier(definition.table.schema_name, name)
-    options = SQL("security_barrier = true")
-    if connection.info.server_version >= _SECURITY_INVOKER_SINCE:
-        options = SQL("security_barrier = true, security_invoker = true")
+) -> bool:
+    """Bring a view and its privileges up to what they are to be; returns whether anything had to be done."""
+    view = _find(connection, definition.table, name)
+    invoker = connection.info.server_version >= _SECURITY_INVOKER_SINCE
+    made_as_wanted = (
+        view is not None and view.comment == _mark(columns) and view.invoker == invoker and not view.barrier
+    )
+    kept: list[_Grant] = []
+    if not made_as_wanted:
+        if view is not None:
+            gained = _extended(connection, definition, view, columns)
+            if gained is None:
+                kept = _grants_of(connection, view.oid)
+                _refuse_triggers(connection, view, name)
+                _drop(
+                    connection,
+                    definition,
+                    name,
+                    f"has to be renewed because {definition.table.key} has changed",
+                )
+            else:
+                columns = gained
+        identifier = Identifier(definition.table.schema_name, name)
+        options = SQL("WITH (security_invoker = true)") if invoker else SQL("")
+        connection.execute(
+            SQL("CREATE OR REPLACE VIEW {} {} AS {}").format(identifier, options, _query(definition, columns))
+        )
+        connection.execute(SQL("COMMENT ON VIEW {} IS {}").format(identifier, Literal(_mark(columns))))
+    granted = _grant(connection, definition, name, columns, kept)
+    if not made_as_wanted or granted:
+        tracking.audit(connection, actor, "create_view", definition.table, view=name, granted=granted)
+    return not made_as_wanted or bool(granted)
+
+
+def _drop(connection: Connection, definition: TableDefinition, name: str, why: str) -> None:
     try:
-        connection.execute(SQL("DROP VIEW IF EXISTS {}").format(view))
+        connection.execute(SQL("DROP VIEW {}").format(Identifier(definition.table.schema_name, name)))
     except psycopg.errors.DependentObjectsStillExist:
         raise RefusedError(
-            f"The view {name} has to be renewed because {definition.table.key} has changed, and other objects "
-            "depend on it. Drop those first; nothing was changed."
+            f"The view {name} {why}, and other objects depend on it. Drop those first, and run the step again; the "
+            "view was not changed."
         ) from None
-    connection.execute(
-        SQL("CREATE VIEW {} WITH ({}) AS {}").format(view, options, _query(definition, columns))
+
+
+def _refuse_triggers(connection: Connection, view: _View, name: str) -> None:
+    triggers = connection.execute(
+        "SELECT tgname FROM pg_trigger WHERE tgrelid = %s ORDER BY 1", [view.oid]
+    ).fetchall()
+    if triggers:
+        raise RefusedError(
+            f"The view {name} has to be made anew, and its triggers ({', '.join(t for (t,) in triggers)}) would go "
+            "with it. Drop them first, and create them again afterwards; the view was not changed."
+        )
+
+
+_TYPES = """
+SELECT attname, atttypid, atttypmod, attcollation FROM pg_attribute
+ WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+"""
+
+
+def _extended(
+    connection: Connection, definition: TableDefinition, view: _View, columns: Columns
+) -> Columns | None:
+    """The wanted columns with those of the view first, as CREATE OR REPLACE VIEW needs them; None where one is lost."""
+    of_table, of_view = (
+        {name: tuple(type_) for name, *type_ in connection.execute(_TYPES, [oid])}
+        for oid in (definition.oid, view.oid)
     )
-    connection.execute(SQL("COMMENT ON VIEW {} IS {}").format(view, Literal(_mark(columns))))
-    for grantee, grantable in _readers(connection, definition):
+    sources = {name: source for source, name in columns}
+    if any(name not in sources or of_table[sources[name]] != type_ for name, type_ in of_view.items()):
+        return None
+    return [(sources[name], name) for name in of_view] + [
+        column for column in columns if column[1] not in of_view
+    ]
+
+
+@dataclass(frozen=True)
+class _Grant:
+    """A privilege on a relation, or on one column of it; ``grantee`` None is PUBLIC."""
+
+    grantee: str | None
+    privilege: str
+    column: str | None
+    grantable: bool
+
+
+_GRANTS = """
+SELECT r.rolname, x.privilege_type, NULL::name, x.is_grantable
+  FROM pg_class c CROSS JOIN aclexplode(c.relacl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
+ WHERE c.oid = %(relation)s AND x.grantee <> c.relowner AND (x.grantee = 0 OR r.oid IS NOT NULL)
+ UNION
+SELECT r.rolname, x.privilege_type, a.attname, x.is_grantable
+  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped
+ CROSS JOIN aclexplode(a.attacl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
+ WHERE c.oid = %(relation)s AND x.grantee <> c.relowner AND (x.grantee = 0 OR r.oid IS NOT NULL)
+ ORDER BY 3 NULLS FIRST, 1 NULLS FIRST, 2
+"""
+# What can be granted on a view or its columns (PostgreSQL manual, 5.8 "Privileges").
+_PRIVILEGES = {
+    name: SQL(name)
+    for name in ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN")
+}
+
+
+def _grants_of(connection: Connection, oid: int) -> list[_Grant]:
+    return [_Grant(*row) for row in connection.execute(_GRANTS, {"relation": oid})]
+
+
+def _grant(
+    connection: Connection, definition: TableDefinition, name: str, columns: Columns, kept: list[_Grant]
+) -> list[str]:
+    """Give the view the privileges that it is to have and has not; returns to whom.
+
+    Those are the ones it had before it was made anew, and SELECT to whoever may read all that the view reads: it reads
+    with their rights.
+    """
+    table = definition.table
+    shown = {name for _, name in columns}
+    wanted = [grant for grant in kept if grant.column is None or grant.column in shown]
+    by_column: dict[str | None, set[str]] = {}
+    for grant in _grants_of(connection, definition.oid):
+        if grant.privilege == "SELECT" and grant.column is None:
+            wanted.append(grant)
+        elif grant.privilege == "SELECT" and grant.column is not None:
+            by_column.setdefault(grant.grantee, set()).add(grant.column)
+    read = {source for source, _ in columns}
+    wanted += [
+        _Grant(grantee, "SELECT", None, False) for grantee, names in by_column.items() if read <= names
+    ]
+    view = Identifier(table.schema_name, name)
+    (found,) = _look(connection, table, name)
+    present = _grants_of(connection, found.oid)
+    missing = [
+        grant
+        for grant in dict.fromkeys(wanted)
+        if grant.grantee != found.owner
+        and grant not in present
+        and replace(grant, grantable=True) not in present
+    ]
+    for grant in missing:
         connection.execute(
-            SQL("GRANT SELECT ON {} TO {} {}").format(
+            SQL("GRANT {} {} ON {} TO {} {}").format(
+                _PRIVILEGES[grant.privilege],
+                SQL("({})").format(Identifier(grant.column)) if grant.column is not None else SQL(""),
                 view,
-                SQL("PUBLIC") if grantee is None else Identifier(grantee),
-                SQL("WITH GRANT OPTION" if grantable else ""),
+                SQL("PUBLIC") if grant.grantee is None else Identifier(grant.grantee),
+                SQL("WITH GRANT OPTION" if grant.grantable else ""),
             )
         )
-    tracking.audit(connection, actor, "create_view", definition.table, view=name)
-
-
-def _readers(connection: Connection, definition: TableDefinition) -> list[tuple[str | None, bool]]:
-    rows = connection.execute(
-        "SELECT r.rolname, a.is_grantable FROM pg_class c CROSS JOIN aclexplode(c.relacl) a "
-        "LEFT JOIN pg_roles r ON r.oid = a.grantee "
-        "WHERE c.oid = %s AND a.privilege_type = 'SELECT' AND a.grantee <> c.relowner",
-        [definition.oid],
-    )
-    return [(name, grantable) for name, grantable in rows]
+    return sorted({grant.grantee or "PUBLIC" for grant in missing})

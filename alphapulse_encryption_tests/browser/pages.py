@@ -20,6 +20,7 @@ from selenium.common.exceptions import (
 from selenium.webdriver import ActionChains
 from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -27,6 +28,7 @@ T = TypeVar("T")
 
 # Seconds. Nobody waits that long; a machine under load may.
 TIMEOUT = 120
+LOCATION = "alphapulse_encryption"
 GREEN = "var(--color-accent-green)"
 
 _DIALOG = "//*[@role='dialog']"
@@ -66,6 +68,8 @@ return [...column?.querySelectorAll('[class*=VirtualizedTable_row]') ?? []].map(
     [...row.querySelectorAll('div')].at(-1).style.background,
 ])
 """
+
+_CONFIG = "return document.querySelector('.CodeMirror')?.CodeMirror?.getValue()"
 
 _METADATA = """
 return [...document.querySelectorAll('[class*=AssetEventMetadata] tr')].map(row =>
@@ -237,6 +241,12 @@ class Pages:
         count = "[contains(text(), 'partition') and translate(substring(text(), 1, 1), '0123456789', '')='']"
         return {**chosen, "selection": self._find(f"{_DIALOG}//span{count}").text}
 
+    def choose_all(self, dimension: str) -> None:
+        """Choose every value of a dimension in the dialog."""
+        title = f"{_DIALOG}//*[normalize-space(text())='{dimension}']"
+        self._click(f"{title}/following::button[normalize-space()='All'][1]")
+        self._find(f"{_DIALOG}{self._button('Launch backfill')}")
+
     def launch(self) -> str:
         """Launch what the dialog says, as one run.
 
@@ -246,6 +256,72 @@ class Pages:
         self._click(f"{_DIALOG}{self._button('Launch 1 run')}")
         link = self._find("//a[normalize-space()='View' and contains(@href, '/runs/')]")
         return _run_id(link.get_attribute("href"))
+
+    def select_table(self, table: str) -> None:
+        """Select all partitions of a table in the grid, or its one partition."""
+        self._click(f"//*[contains(@class, 'VirtualizedTable_row')][.//*[@title='{table}']]")
+
+    def materialize(self, asset: str) -> str:
+        """Materialize an asset without partitions from its page.
+
+        Returns:
+            The run's id.
+        """
+        self._open(f"/assets/{asset}")
+        self._click(self._button("Materialize"))
+        link = self._find("//a[normalize-space()='View' and contains(@href, '/runs/')]")
+        return _run_id(link.get_attribute("href"))
+
+    def open_asset(self, asset: str) -> None:
+        """Open an asset's overview."""
+        self._open(f"/assets/{asset}")
+        self._find("//*[normalize-space(text())='Code location']")
+
+    # The launchpad
+
+    def open_launchpad(self, job: str) -> str:
+        """Open a job's launchpad, by way of the job.
+
+        Returns:
+            The configuration that it begins with.
+        """
+        self.open_job(job)
+        self._click("//a[normalize-space()='Launchpad']")
+        return self._wait(self._config)
+
+    def open_job(self, job: str) -> str:
+        """Open a job.
+
+        Returns:
+            What is said of it.
+        """
+        self._open(f"/locations/{LOCATION}/jobs/{job}")
+        title = "//*[normalize-space(text())='Description']"
+        return self._find(
+            f"{title}/following::*[contains(@class, 'Markdown') or self::p][1]/ancestor::div[1]"
+        ).text
+
+    def type_config(self, text: str) -> None:
+        """Put other text in place of the launchpad's, as one pastes it."""
+        self._click("//*[contains(@class, 'CodeMirror-lines')]")
+        ActionChains(self._driver).key_down(Keys.CONTROL).send_keys("a").key_up(Keys.CONTROL).perform()
+        self._driver.execute_cdp_cmd("Input.insertText", {"text": text})
+        self._wait(lambda driver: self._config(driver) == text)
+
+    def launch_run(self) -> str:
+        """Launch what the launchpad says.
+
+        Returns:
+            The run's id.
+        """
+        self._click(self._button("Launch Run"))
+        return _run_id(
+            self._wait(lambda driver: driver.current_url if "/runs/" in driver.current_url else None)
+        )
+
+    @staticmethod
+    def _config(driver: WebDriver) -> str:
+        return str(driver.execute_script(_CONFIG) or "")
 
     # Runs, jobs, checks
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from alphapulse_encryption_tests.browser import launchpad
 from alphapulse_encryption_tests.browser.chromium import find_programs, open_browser
 from alphapulse_encryption_tests.browser.demonstration import demonstration
 from alphapulse_encryption_tests.browser.pages import Pages
@@ -38,6 +39,46 @@ def rest(pages: Pages) -> Iterator[tuple[str, bytes]]:
     yield "runs", pages.picture()
 
 
+def drop_and_restore(pages: Pages) -> Iterator[tuple[str, bytes]]:
+    """The pictures of docs/drop-and-restore.md, in its order."""
+    table = "users"
+    yield from _step(pages, "switch", "switch_to_ciphertext", launchpad.tables("switch", table))
+    pages.open_partitions("verified_data")
+    pages.select_table(table)
+    pages.begin_to_materialize()
+    pages.choose_all("batch_range")
+    yield "drop-verify", pages.picture()
+    pages.wait_for_end(pages.materialize("backup"))
+    pages.open_asset("backup")
+    yield "drop-backup", pages.picture()
+    pages.open_job("approve_drop")
+    yield "drop-approve-job", pages.picture()
+    yield from _step(pages, "approve", "approve_drop", launchpad.approval(table, table), ended=True)
+    yield from _step(pages, "drop", "drop_unencrypted", launchpad.tables("drop", table))
+    pages.open_partitions("plaintext_dropped")
+    pages.select_table(table)
+    yield "drop-dropped", pages.picture()
+    yield from _step(pages, "restore", "restore_plaintext", launchpad.tables("restore", table), ended=True)
+
+
+def _step(
+    pages: Pages, name: str, job: str, config: str, *, ended: bool = False
+) -> Iterator[tuple[str, bytes]]:
+    """A job's launchpad, filled in; then the job is run, and ``ended`` shows its end as well."""
+    pages.open_launchpad(job)
+    pages.type_config(config)
+    yield f"drop-{name}", pages.picture()
+    end = pages.wait_for_end(pages.launch_run())
+    if end != "Success":
+        raise RuntimeError(f"{job} ended as {end}.")
+    if ended:
+        yield f"drop-{name}-run", pages.picture()
+
+
+# With its name and the height of its pages.
+SERIES = ((graph, "graph", GRAPH_HEIGHT), (rest, "rest", HEIGHT), (drop_and_restore, "drop", HEIGHT))
+
+
 def main() -> int:
     """Take the pictures on a fresh demo.
 
@@ -46,14 +87,18 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(prog="make screenshots", description="Take the README's pictures.")
     parser.add_argument("directory", type=Path)
-    directory: Path = parser.parse_args().directory
+    parser.add_argument("--only", choices=[series for _, series, _ in SERIES], help="one series of pictures")
+    options = parser.parse_args()
+    directory: Path = options.directory
     programs = find_programs()
     if programs is None:
         print("There is no Chromium with its chromedriver: make browser.", file=sys.stderr)
         return 2
     directory.mkdir(parents=True, exist_ok=True)
     with demonstration() as demo:
-        for height, pictures in ((GRAPH_HEIGHT, graph), (HEIGHT, rest)):
+        for pictures, series, height in SERIES:
+            if options.only not in (None, series):
+                continue
             with open_browser(programs, WIDTH, height) as driver:
                 for name, png in pictures(Pages(driver, demo.address)):
                     path = directory / f"{name}.png"

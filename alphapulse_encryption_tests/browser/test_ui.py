@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
+from alphapulse_encryption_tests.browser import launchpad
 from alphapulse_encryption_tests.browser.demonstration import Demonstration
 from alphapulse_encryption_tests.browser.pages import GREEN, Pages
 from alphapulse_encryption_tests.crypto import independent
@@ -101,6 +102,61 @@ def test_the_jobs_are_listed(pages: Pages) -> None:
     stages |= {"verify_tables", "create_views"}
     by_hand = {"switch_to_ciphertext", "revert_to_plaintext", "approve_drop", "drop_unencrypted"}
     assert stages | by_hand | {"restore_plaintext"} <= set(pages.jobs())
+
+
+def test_drop_and_restore_by_the_launchpad_alone(pages: Pages, demo: Demonstration) -> None:
+    table, columns = (
+        "trading_accounts",
+        ["account_number", "api_key_reference", "available_balance", "balance"],
+    )
+
+    def launch(job: str, config: str) -> str:
+        assert all(f"{job_op}:" in pages.open_job(job) for job_op in ("ops", "config"))
+        pages.open_launchpad(job)
+        pages.type_config(config)
+        return pages.wait_for_end(pages.launch_run())
+
+    with psycopg.connect(demo.database_url, autocommit=True) as connection:
+
+        def present() -> list[str]:
+            rows = connection.execute(
+                "SELECT column_name FROM information_schema.columns WHERE table_name = %s AND column_name = ANY(%s) "
+                "ORDER BY 1",
+                [table, columns],
+            ).fetchall()
+            return [name for (name,) in rows]
+
+        def plaintext() -> list[tuple[Any, ...]]:
+            return connection.execute(
+                "SELECT id, account_number, balance::text, available_balance::text, api_key_reference "
+                "FROM trading_accounts ORDER BY id"
+            ).fetchall()
+
+        before = plaintext()
+        assert launch("switch_to_ciphertext", launchpad.tables("switch", table)) == "Success"
+        # Nothing goes without an approval, and no approval without the name of the table.
+        assert launch("drop_unencrypted", launchpad.tables("drop", table)) == "Failure"
+        assert launch("approve_drop", launchpad.approval(table, "")) == "Failure"
+        assert connection.execute("SELECT count(*) FROM encryption_approvals").fetchone() == (0,)
+        assert plaintext() == before
+
+        assert launch("approve_drop", launchpad.approval(table, table)) == "Success"
+        assert connection.execute("SELECT approver, consumed_at FROM encryption_approvals").fetchall() == [
+            ("Ada Example", None)
+        ]
+        assert present() == columns
+        assert launch("drop_unencrypted", launchpad.tables("drop", table)) == "Success"
+        assert present() == []
+        (sealed,) = connection.execute(
+            "SELECT account_number_encrypted FROM trading_accounts WHERE id = %s", [before[0][0]]
+        ).fetchall()[0]
+        master_key = base64.urlsafe_b64decode(demo.master_key)
+        key = independent.derive(master_key, "trading_account", 1)
+        assert independent.open_envelope(key, sealed) == before[0][1]
+
+        assert launch("restore_plaintext", launchpad.tables("restore", table)) == "Success"
+        assert present() == columns
+        assert plaintext() == before
 
 
 def run_again(pages: Pages) -> tuple[str, str]:

@@ -34,7 +34,7 @@ CANARIES = {"row": IN_ROW.encode(), "common": COMMON.encode(), "long": LONG[:40]
 def _dropped_template(
     postgres: EmbeddedPostgres, _sample_template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    for url in conftest._fresh_database(postgres, _sample_template):
+    for url in conftest.fresh_database(postgres, _sample_template):
         walk.query(url, "UPDATE users SET email = %s WHERE id = 200", IN_ROW)
         walk.query(url, "UPDATE users SET phone_number = %s WHERE id %% 3 = 0 AND id > 50", COMMON)
         walk.query(url, "UPDATE users SET two_factor_secret = %s WHERE id = 201", LONG)
@@ -49,7 +49,7 @@ def _dropped_template(
 @pytest.fixture
 def dropped_url(postgres: EmbeddedPostgres, _dropped_template: str) -> Iterator[str]:
     """A database whose users' plaintext was dropped, and not erased."""
-    yield from conftest._fresh_database(postgres, _dropped_template)
+    yield from conftest.fresh_database(postgres, _dropped_template)
 
 
 def files_with(url: str, values: dict[str, bytes] = CANARIES) -> dict[str, set[str]]:

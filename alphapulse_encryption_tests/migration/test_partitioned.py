@@ -134,6 +134,9 @@ def test_every_step(notes_url: str) -> None:
         "(SELECT relid FROM pg_partition_tree('notes'))",
     )
     assert rules == [(True, len(PARTS))]
+    guards = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'zzz_encryption_guard%'"
+    assert support.value(notes_url, guards) == 0
+    assert support.add_columns(notes_url, ENTRY, ranges=4).cleared > 0
     for leaf in ("north", "south_b", '"other place".far'):
         key = support.value(notes_url, f"SELECT min(id) FROM {leaf}")
         refused_write(notes_url, leaf, key)

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 from alphapulse_encryption.catalogue import Catalogue, Table
@@ -16,7 +23,7 @@ from alphapulse_encryption.migration.definition import read_table
 from alphapulse_encryption.migration.fill import Filler, FillProgress
 from alphapulse_encryption.migration.restore import RestoreResult, restore_plaintext
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
-from alphapulse_encryption_tests.migration import walk
+from alphapulse_encryption_tests.migration import dumps, support, walk
 
 USERS = walk.CATALOGUE.table("users")
 
@@ -30,31 +37,6 @@ def dropped(url: str, table: Table, bin_dir: Path, directory: Path, catalogue: C
 
 def restored(url: str, table: Table) -> RestoreResult:
     return restore_plaintext(Database(url), table, walk.CIPHER, walk.KEYS, walk.ACTOR)
-
-
-@pytest.mark.parametrize("key", walk.CATALOGUE.keys)
-def test_schema_and_values_are_as_before(
-    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path, key: str
-) -> None:
-    table = walk.CATALOGUE.table(key)
-    columns = walk.columns_of(sample_url, key)
-    schema = walk.schema(sample_url, postgres.bin_dir(), table)
-    contents = walk.contents(sample_url, key, columns)
-    dropped(sample_url, table, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
-
-    result = restored(sample_url, table)
-
-    assert result.changed and set(result.columns) == {column.name for column in table.columns}
-    assert walk.schema(sample_url, postgres.bin_dir(), table) == schema
-    assert walk.contents(sample_url, key, columns) == contents
-    assert walk.verify(sample_url, table).passed
-    assert walk.query(sample_url, "SELECT authority, stage, set_aside FROM encryption_tables") == [
-        ("plaintext", "columns", {})
-    ]
-    assert (
-        walk.value(sample_url, "SELECT count(*) FROM encryption_definitions WHERE restored_at IS NULL") == 0
-    )
-    assert not restored(sample_url, table).changed
 
 
 RICH = """
@@ -85,6 +67,19 @@ CREATE INDEX by_plain ON "Sales"."Deals" (plain);
 CREATE INDEX by_day ON "Sales"."Deals" USING btree (day, plain) WITH (fillfactor = 70);
 ALTER TABLE "Sales"."Deals" CLUSTER ON by_day;
 CREATE STATISTICS "Sales".day_and_plain ON day, plain FROM "Sales"."Deals";
+COMMENT ON STATISTICS "Sales".day_and_plain IS 'planner''s';
+ALTER STATISTICS "Sales".day_and_plain SET STATISTICS 321;
+ALTER STATISTICS "Sales".day_and_plain OWNER TO pg_monitor;
+ALTER INDEX "Sales"."by Note" ALTER COLUMN 1 SET STATISTICS 77;
+COMMENT ON CONSTRAINT "Deals_Note_not_null" ON "Sales"."Deals" IS 'the writer''s duty';
+ALTER TABLE "Sales"."Deals" REPLICA IDENTITY FULL;
+ALTER TABLE "Sales"."Deals" ADD CONSTRAINT hoped CHECK (length(code) < 9) NOT ENFORCED;
+CREATE POLICY plain_only ON "Sales"."Deals" USING (plain > 0);
+CREATE PUBLICATION all_of_it FOR TABLE "Sales"."Deals";
+CREATE FUNCTION "Sales".note_it() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+CREATE TRIGGER noted AFTER UPDATE ON "Sales"."Deals" FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
+    EXECUTE FUNCTION "Sales".note_it();
+CREATE VIEW "Sales".plain AS SELECT region, plain FROM "Sales"."Deals";
 GRANT SELECT ("Note"), UPDATE ("Note", plain) ON "Sales"."Deals" TO pg_monitor WITH GRANT OPTION;
 GRANT SELECT (day) ON "Sales"."Deals" TO PUBLIC;
 INSERT INTO "Sales"."Deals" (region, "No", "Note", code, amounts, day, at, span, raw, flag, label, mood,
@@ -128,21 +123,99 @@ def test_every_kind_of_definition_comes_back(
     walk.query(database_url, RICH)
     catalogue = Catalogue(tables=(DEALS,))
     key = '"Sales"."Deals"'
-    columns = walk.columns_of(database_url, key)
-    schema = walk.schema(database_url, postgres.bin_dir(), DEALS)
-    contents = walk.contents(database_url, "Sales.Deals", columns)
+    before = dumps.dump(database_url, postgres.bin_dir())
     sequence = walk.value(database_url, 'SELECT last_value FROM "Sales"."Deals_serial_seq"')
     dropped(database_url, DEALS, postgres.bin_dir(), tmp_path, catalogue)
     assert "day" not in walk.columns_of(database_url, key)
 
     result = restored(database_url, DEALS)
 
-    assert walk.schema(database_url, postgres.bin_dir(), DEALS) == schema
-    assert walk.contents(database_url, "Sales.Deals", columns) == contents
+    after = dumps.dump(database_url, postgres.bin_dir(), dumps.added_columns(DEALS))
+    assert before - after == {}
+    names = {"deals_label_search", "Deals_encryption_pending"}
+    assert all(dumps.is_guard(s, DEALS) or dumps.is_index(s, names) for s in after - before)
     assert walk.value(database_url, 'SELECT last_value FROM "Sales"."Deals_serial_seq"') == sequence
-    assert set(result.constraints) == {"known", "one_label", "sensible day", "old_note"}
+    assert set(result.constraints) == {"known", "one_label", "sensible day", "old_note", "hoped"}
     assert result.lost_grants == ()
     assert walk.verify(database_url, DEALS).passed
+
+
+@contextlib.contextmanager
+def somebody_reading(url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A transaction that has seen the table as it is: an index built from now on waits for its end."""
+    with support.application(url, autocommit=False) as connection:
+        connection.execute("SET deadlock_timeout TO '10min'")  # so that it is the engine that notices
+        connection.commit()
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        connection.execute("SELECT 1")
+        yield connection
+
+
+def test_a_build_that_a_deadlock_ended_is_begun_anew(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """The server ends a build to dissolve a deadlock, and leaves an invalid index."""
+    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+    with (
+        somebody_reading(sample_url) as other,
+        support.Background(lambda: restored(sample_url, USERS)) as restoring,
+    ):
+        support.until(lambda: support.engine_waits(sample_url, "CREATE%"), "it waits for the other")
+        # … which now waits for the lock that the build keeps, and gets it when the server has ended the build.
+        other.execute("LOCK TABLE users IN SHARE UPDATE EXCLUSIVE MODE")
+        other.rollback()
+        result = restoring.result()
+    assert set(result.indexes) == {"users_last_name_idx", "users_phone_number_idx", "users_email_key"}
+    assert walk.value(sample_url, "SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
+
+
+def restore_until_killed(url: str, batches: int) -> None:
+    """In a process of its own: killed by itself after so many batches, or by somebody else."""
+    seen = 0
+
+    def on_progress(_: FillProgress) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == batches:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    restore_plaintext(Database(url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR, on_progress=on_progress)
+
+
+def test_kill_9_in_the_middle(sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+    before = dumps.dump(sample_url, postgres.bin_dir())
+    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'alphapulse_encryption'"
+    filled = "SELECT count(*) FILTER (WHERE email IS NOT NULL), count(*) FROM users"
+
+    first = multiprocessing.get_context("spawn").Process(target=restore_until_killed, args=(sample_url, 1))
+    first.start()
+    first.join()
+    assert first.exitcode == -signal.SIGKILL
+    ((values, rows),) = walk.query(sample_url, filled)
+    assert 0 < values < rows
+
+    second = multiprocessing.get_context("spawn").Process(target=restore_until_killed, args=(sample_url, 0))
+    with somebody_reading(sample_url):
+        second.start()
+        support.until(lambda: support.engine_waits(sample_url, "CREATE%"), "an index is being built")
+        second.kill()
+        second.join()
+        walk.query(
+            sample_url,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'alphapulse_encryption'",
+        )
+        support.until(lambda: walk.value(sample_url, sessions) == 0, "its session has ended")
+    assert walk.value(sample_url, "SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 1
+    assert walk.query(sample_url, "SELECT authority, stage FROM encryption_tables") == [
+        ("ciphertext", "restoring")
+    ]
+
+    assert restored(sample_url, USERS).rows == 0
+    after = dumps.dump(sample_url, postgres.bin_dir(), dumps.added_columns(USERS))
+    assert before - after == {}
+    names = {"idx_user_email_search", "users_encryption_pending"}
+    assert all(dumps.is_guard(s, USERS) or dumps.is_index(s, names) for s in after - before)
 
 
 def test_newer_ciphertext_is_what_comes_back(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import psycopg
 import pytest
 
@@ -9,6 +11,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration import switch, tracking
+from alphapulse_encryption.migration.columns import add_encrypted_columns
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.migration.definition import read_table
 from alphapulse_encryption.migration.fill import Filler
@@ -18,6 +21,7 @@ from alphapulse_encryption.migration.switch import (
     revert_to_plaintext,
     switch_to_ciphertext,
 )
+from alphapulse_encryption.migration.views import create_views
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import walk
 
@@ -162,10 +166,79 @@ def test_a_revert_puts_everything_back(sample_url: str, postgres: EmbeddedPostgr
         walk.contents(sample_url, "users", [name for name in columns if name not in ("email", "last_name")])
         == rows
     )
-    assert walk.verify(sample_url, USERS).passed
-    with pytest.raises(psycopg.errors.CheckViolation, match="was written without"):
-        walk.query(sample_url, "UPDATE users SET first_name_encrypted = 'x' WHERE id = 9")
     assert not reverted(sample_url, USERS).changed
+
+
+def triggers(url: str) -> list[str]:
+    rows = walk.query(
+        url, "SELECT tgname FROM pg_trigger WHERE tgrelid = 'users'::regclass AND NOT tgisinternal"
+    )
+    return [name for (name,) in rows]
+
+
+def relations(url: str) -> set[str]:
+    names = ("v_users", "v_users_safe", "users_encryption_pending", "idx_user_email_search")
+    rows = walk.query(url, "SELECT relname FROM pg_class WHERE relname = ANY(%s)", list(names))
+    return {name for (name,) in rows}
+
+
+def test_a_revert_leaves_the_encrypted_columns_alone(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    walk.switch(sample_url, USERS)
+    create_views(Database(sample_url), USERS, walk.ACTOR)
+    walk.backup(sample_url, (USERS,), tmp_path, postgres.bin_dir())
+    walk.approve(sample_url, USERS)
+
+    assert set(reverted(sample_url, USERS).views) == {"v_users", "v_users_safe"}
+
+    assert triggers(sample_url) == []
+    assert walk.value(sample_url, "SELECT count(*) FROM pg_proc WHERE proname LIKE 'encryption_guard%'") == 0
+    assert relations(sample_url) == {"idx_user_email_search"}
+    assert walk.value(sample_url, "SELECT count(*) FROM users WHERE email_encrypted IS NULL") == 0
+    assert walk.query(sample_url, "SELECT revoked_by FROM encryption_approvals") == [("tests",)]
+    for step in (walk.backfill, switched, lambda url, table: create_views(Database(url), table, walk.ACTOR)):
+        with pytest.raises(RefusedError, match=r"reverted to plaintext\. Begin again"):
+            step(sample_url, USERS)
+
+
+def test_the_next_try_trusts_no_ciphertext_that_nobody_watched_over(sample_url: str) -> None:
+    walk.switch(sample_url, USERS)
+    reverted(sample_url, USERS)
+    walk.query(sample_url, "UPDATE users SET first_name = 'Newer' WHERE id = 9")
+    walk.query(sample_url, "UPDATE users SET email = 'newer@x.example', email_search = 'stale' WHERE id = 10")
+    rows = walk.value(sample_url, "SELECT count(*) FROM users")
+
+    result = add_encrypted_columns(
+        Database(sample_url), USERS, walk.KEYS, walk.ACTOR, batch_ranges=walk.RANGES
+    )
+
+    assert (result.added, result.guards_created, result.cleared) == ((), True, rows)
+    assert (
+        walk.value(sample_url, "SELECT count(*) FROM users WHERE email_encrypted || email_search <> ''") == 0
+    )
+    assert not add_encrypted_columns(
+        Database(sample_url), USERS, walk.KEYS, walk.ACTOR, batch_ranges=walk.RANGES
+    ).changed
+    walk.encrypt(sample_url, USERS)
+    assert walk.verify(sample_url, USERS).passed
+    sealed = walk.value(sample_url, "SELECT first_name_encrypted FROM users WHERE id = 9")
+    assert walk.CIPHER.decrypt(sealed, "user_personal") == "Newer"
+    processed = "SELECT sum(rows_processed) FROM encryption_ranges WHERE table_name = 'users'"
+    assert walk.value(sample_url, processed) == rows
+
+
+def test_what_others_built_on_the_views_stays_and_the_plaintext_is_right(sample_url: str) -> None:
+    walk.switch(sample_url, USERS)
+    create_views(Database(sample_url), USERS, walk.ACTOR)
+    walk.query(sample_url, "CREATE VIEW report AS SELECT count(*) FROM v_users_safe")
+    with pytest.raises(RefusedError, match="v_users_safe has to go, and other objects depend on it"):
+        reverted(sample_url, USERS)
+    assert authority(sample_url, USERS) == "plaintext"
+    assert relations(sample_url) > {"v_users", "v_users_safe"} and triggers(sample_url)
+    walk.query(sample_url, "DROP VIEW report")
+    assert reverted(sample_url, USERS).changed
+    assert not triggers(sample_url)
 
 
 def test_a_revert_killed_before_not_null_is_continued(sample_url: str, postgres: EmbeddedPostgres) -> None:
@@ -184,7 +257,11 @@ def test_a_revert_killed_before_not_null_is_continued(sample_url: str, postgres:
     assert walk.schema(sample_url, postgres.bin_dir(), ACCOUNTS) == before
     with Database(sample_url).session("read") as connection:
         state = tracking.require_state(connection, ACCOUNTS)
-    assert (state.authority, state.stage, dict(state.set_aside)) == ("plaintext", "columns", {})
+    assert (state.authority, state.stage, dict(state.set_aside)) == (
+        "plaintext",
+        "columns",
+        {"unguarded": True},
+    )
 
 
 def test_not_null_comes_back_without_a_look_at_the_rows(sample_url: str) -> None:
@@ -249,4 +326,3 @@ def test_another_text_form_of_the_same_value_is_encrypted_again(sample_url: str)
         sample_url, "SELECT balance::text, balance_encrypted FROM trading_accounts WHERE id = 3"
     )[0]
     assert plain == walk.CIPHER.decrypt(encrypted, "account_balance") == "12.5000000000"
-    assert walk.verify(sample_url, ACCOUNTS).passed

@@ -47,9 +47,14 @@ def encrypt(url: str, table: Table) -> None:
     """Steps 2 and 3: columns, backfill, indexes."""
     database = Database(url)
     add_encrypted_columns(database, table, KEYS, ACTOR, batch_ranges=RANGES)
-    for number in range(RANGES):
-        backfill_range(database, table, number, CIPHER, KEYS, ACTOR)
+    backfill(url, table)
     build_search_indexes(database, table, ACTOR)
+
+
+def backfill(url: str, table: Table) -> None:
+    """Step 3 alone."""
+    for number in range(RANGES):
+        backfill_range(Database(url), table, number, CIPHER, KEYS, ACTOR)
 
 
 def verify(url: str, table: Table) -> TableVerification:
