@@ -43,13 +43,13 @@ def server_dir() -> Iterator[Path]:
 @pytest.fixture
 def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
     """The address of an empty database, dropped after the test."""
-    yield from _fresh_database(postgres, "template0")
+    yield from fresh_database(postgres, "template0")
 
 
 @pytest.fixture
 def sample_url(postgres: EmbeddedPostgres, _sample_template: str) -> Iterator[str]:
     """The address of a database with the sample of about 3,000 rows, dropped after the test."""
-    yield from _fresh_database(postgres, _sample_template)
+    yield from fresh_database(postgres, _sample_template)
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +90,7 @@ def _remove_leftovers() -> None:
                 shutil.rmtree(directory, ignore_errors=True)
 
 
-def _fresh_database(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+def fresh_database(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
     postgres.ensure_running()  # a test may have killed it
     name = f"test_{next(_numbers)}"
     with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:

@@ -207,6 +207,33 @@ def any_pending(definition: TableDefinition, condition: Composed) -> Composed:
 
 def select_for_verification(definition: TableDefinition, condition: Composed) -> Composed:
     """A batch in key order: key, then per catalogued column plaintext, ciphertext and token (or NULL)."""
+    return SQL("{rows} WHERE {condition} ORDER BY {order} LIMIT %s").format(
+        rows=_select_sides(definition), condition=condition, order=key_list(definition)
+    )
+
+
+def select_changed(definition: TableDefinition) -> Composed:
+    """The rows changed since a transaction, in the form of :func:`select_for_verification` and in no order.
+
+    Parameter: the transaction's number, of 32 bits.
+    """
+    return SQL("{} WHERE {}").format(_select_sides(definition), _changed_since())
+
+
+def count_unchanged(definition: TableDefinition) -> Composed:
+    """How many rows there are, and how many of them were not changed since a transaction (the parameter)."""
+    return SQL("SELECT count(*), count(*) FILTER (WHERE NOT {}) FROM {} t").format(
+        _changed_since(), definition.identifier
+    )
+
+
+def _changed_since() -> Composed:
+    # age() is a distance modulo 2^32 from the next transaction: in one statement it begins at 0, because nothing is
+    # visible that began after it. A row keeps its xmin when it is frozen (PostgreSQL manual, 24.1.5).
+    return SQL("(age(t.xmin) BETWEEN 0 AND age(%s::xid))").format()
+
+
+def _select_sides(definition: TableDefinition) -> Composed:
     values: list[Composable] = []
     for column in definition.table.columns:
         for name, present in (
@@ -215,10 +242,6 @@ def select_for_verification(definition: TableDefinition, condition: Composed) ->
             (column.search, column.searchable),
         ):
             values.append(SQL("{}::text").format(Identifier("t", name)) if present else SQL("NULL::text"))
-    return SQL("SELECT {key}, {values} FROM {table} t WHERE {condition} ORDER BY {order} LIMIT %s").format(
-        key=key_text(definition),
-        values=SQL(", ").join(values),
-        table=definition.identifier,
-        condition=condition,
-        order=key_list(definition),
+    return SQL("SELECT {key}, {values} FROM {table} t").format(
+        key=key_text(definition), values=SQL(", ").join(values), table=definition.identifier
     )
