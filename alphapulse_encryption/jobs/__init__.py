@@ -24,7 +24,7 @@ def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
     return [
         *stages.build(),
         *switch.build(),
-        approve_drop.build(),
+        *approve_drop.build(),
         drop_unencrypted.build(),
         restore_plaintext.build(),
         settings.build(),

@@ -22,7 +22,7 @@ from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_token, search_tokens_many
-from alphapulse_encryption.errors import DecryptionError, RefusedError
+from alphapulse_encryption.errors import DecryptionError, MigrationError, RefusedError
 from alphapulse_encryption.migration import sql, tracking
 from alphapulse_encryption.migration.batches import Key, Row, fetch_batch, key_of, plan_by_key, read_batch
 from alphapulse_encryption.migration.database import Actor, Database
@@ -41,6 +41,10 @@ FRESH_FOR = timedelta(days=7)
 # Transactions are told apart over a distance of 2^31 (PostgreSQL manual, 24.1.5); half of it leaves a margin.
 MOST_TRANSACTIONS = 2**30
 _XID_BITS = 32
+
+
+class Stopped(MigrationError):
+    """The caller wants no more batches; raised by it from ``on_progress``. No result is kept."""
 
 
 @dataclass
@@ -207,7 +211,7 @@ def verify_range(
         cipher: the catalogue's envelope format.
         keys: for the tokens.
         actor: who asks.
-        on_progress: called after each batch with rows so far and seconds.
+        on_progress: called after each batch with rows so far and seconds; may raise :class:`Stopped`.
 
     Raises:
         RefusedError: wrong key, or the range was never planned.
