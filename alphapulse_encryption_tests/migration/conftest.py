@@ -51,11 +51,11 @@ class Unchanged:
 
     def __init__(self, url: str, bin_dir: Path) -> None:
         self._url = url
-        self._bin_dir = bin_dir
+        self.bin_dir = bin_dir
 
     def fingerprint(self) -> tuple[object, ...]:
         """All that pg_dump tells, and where each row of the table lies: a rewritten one lies elsewhere."""
-        dumped = walk.dump(self._url, self._bin_dir, "--inserts")
+        dumped = walk.dump(self._url, self.bin_dir, "--inserts")
         lines = sorted(line for line in dumped.splitlines() if not line.startswith(("\\restrict", "\\unres")))
         assert len(lines) > 3_000
         return lines, support.fingerprints(self._url, USERS)

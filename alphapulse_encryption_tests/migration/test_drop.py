@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import random
+import threading
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL
 
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.crypto.tokens import search_token
+from alphapulse_encryption.errors import DatabaseFailure, RefusedError
 from alphapulse_encryption.migration import ddl
 from alphapulse_encryption.migration import drop as drop_module
 from alphapulse_encryption.migration.approvals import list_approvals, revoke
@@ -21,7 +26,10 @@ from alphapulse_encryption.migration.definition import read_table
 from alphapulse_encryption.migration.limits import change_limits
 from alphapulse_encryption.migration.restore import restore_plaintext
 from alphapulse_encryption.migration.sql import any_pending
+from alphapulse_encryption.migration.tracking import BOOKKEEPING_TABLES
+from alphapulse_encryption.migration.verify import count_rows
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests.crypto import independent
 from alphapulse_encryption_tests.migration import support, walk
 from alphapulse_encryption_tests.migration.conftest import Unchanged
 
@@ -425,3 +433,147 @@ def test_writes_between_approval_and_drop_do_not_stand_in_its_way(approved_url: 
     walk.query(approved_url, "DELETE FROM users WHERE id = 21")
     walk.drop(approved_url, USERS)
     assert walk.value(approved_url, "SELECT last_name_encrypted FROM users WHERE id = 20") == envelope
+
+
+class Application:
+    """Writes ciphertext again and again, and remembers what was committed."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._stop = threading.Event()
+        self._random = random.Random(7)
+        self.expected = {
+            key: None if envelope is None else opened(envelope)
+            for key, envelope in walk.query(url, "SELECT id, last_name_encrypted FROM users")
+        }
+        self.writes = 0
+
+    def run(self) -> None:
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            while not self._stop.is_set():
+                self._write(connection)
+                self.writes += 1
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def wait_for_writes(self, count: int) -> None:
+        target = self.writes + count
+        support.until(lambda: self.writes >= target, "the application writes")
+
+    def _write(self, connection: psycopg.Connection[Any]) -> None:
+        key = self._random.choice(list(self.expected))
+        name = f"written {self.writes}"
+        envelope = walk.CIPHER.encrypt(name, "user_personal")
+        kind = self._random.randrange(4)
+        if kind == 0:
+            connection.execute("UPDATE users SET is_active = NOT is_active WHERE id = %s", [key])
+        elif kind == 1:
+            connection.execute("DELETE FROM users WHERE id = %s", [key])
+            del self.expected[key]
+        elif kind == 2:
+            new = 1_000_000 + self.writes
+            mail = f"{new}@example.org"
+            connection.execute(
+                "INSERT INTO users (id, username, password_hash, email_encrypted, email_search, last_name_encrypted) "
+                "VALUES (%s, %s, 'x', %s, %s, %s)",
+                [
+                    new,
+                    str(new),
+                    walk.CIPHER.encrypt(mail, "user_pii"),
+                    search_token(walk.KEYS, mail, "user_pii"),
+                    envelope,
+                ],
+            )
+            self.expected[new] = name
+        else:
+            connection.execute("UPDATE users SET last_name_encrypted = %s WHERE id = %s", [envelope, key])
+            self.expected[key] = name
+
+
+def opened(envelope: str) -> str:
+    key = independent.derive(bytes(range(32)), "user_personal", 1)
+    return independent.open_envelope(key, envelope)
+
+
+def test_ordinary_writes_that_go_on_do_not_stand_in_its_way_and_none_is_lost(ready_url: str) -> None:
+    application = Application(ready_url)
+    with support.Background(application.run) as writing:
+        application.wait_for_writes(20)
+        assert walk.verify(ready_url, USERS).passed
+        application.wait_for_writes(20)
+        walk.approve(ready_url, USERS)
+        application.wait_for_writes(20)
+        result = walk.drop(ready_url, USERS)
+        application.wait_for_writes(20)
+        application.stop()
+        writing.result()
+    assert result.changed and result.changed_rows > 20
+    assert not set(walk.columns_of(ready_url, "users")) & set(PLAINTEXT)
+    found = walk.query(ready_url, "SELECT id, last_name_encrypted FROM users")
+    assert {
+        key: None if envelope is None else opened(envelope) for key, envelope in found
+    } == application.expected
+
+
+def test_a_table_that_it_refers_to_is_waited_for_before_its_own_is_locked(ready_url: str) -> None:
+    for number, column in enumerate(("phone_number", "two_factor_secret")):
+        walk.query(ready_url, f"CREATE TABLE other{number} (code text PRIMARY KEY)")
+        walk.query(
+            ready_url,
+            f"ALTER TABLE users ADD CONSTRAINT refers{number} FOREIGN KEY ({column}) "
+            f"REFERENCES other{number} NOT VALID",
+        )
+    walk.approve(ready_url, USERS)
+    with psycopg.connect(ready_url) as holder, psycopg.connect(ready_url, autocommit=True) as application:
+        holder.execute("SELECT count(*) FROM other1")
+        application.execute("SET lock_timeout TO '200ms'")
+        with support.Background(lambda: walk.drop(ready_url, USERS)) as dropping:
+            support.until(lambda: support.engine_waits(ready_url, "LOCK TABLE%"), "the drop waits")
+            for _ in range(20):
+                application.execute("SELECT id FROM users WHERE id = 7")
+                application.execute("UPDATE users SET is_active = is_active WHERE id = 7")
+            holder.rollback()
+            result = dropping.result()
+    assert {"refers0", "refers1"} <= set(result.constraints)
+
+
+def test_nothing_under_the_lock_may_take_long(
+    approved_url: str, unchanged: Unchanged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drop_module, "LONGEST_STATEMENT_UNDER_LOCK", "100ms")
+    walk.query(
+        approved_url,
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; "
+        "END $$; "
+        "CREATE TRIGGER dawdle AFTER INSERT ON encryption_definitions FOR EACH ROW EXECUTE FUNCTION dawdle()",
+    )
+    schema = walk.schema(approved_url, unchanged.bin_dir, USERS)
+    with pytest.raises(DatabaseFailure, match="57014"):
+        walk.drop(approved_url, USERS)
+    assert walk.schema(approved_url, unchanged.bin_dir, USERS) == schema
+    assert walk.query(approved_url, "SELECT consumed_at FROM encryption_approvals") == [(None,)]
+    walk.query(approved_url, "DROP TRIGGER dawdle ON encryption_definitions")
+    assert walk.drop(approved_url, USERS).changed
+
+
+def test_an_approver_needs_no_more_than_to_read_the_bookkeeping(ready_url: str, unchanged: Unchanged) -> None:
+    """With a database role of their own, whom the server vouches for."""
+    count_rows(Database(ready_url), USERS, walk.KEYS, walk.ACTOR)
+    walk.query(
+        ready_url,
+        "DO $$ BEGIN CREATE ROLE plain_approver LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$; "
+        f"GRANT SELECT ON {', '.join(BOOKKEEPING_TABLES)} TO plain_approver; "
+        "GRANT INSERT ON encryption_approvals, encryption_audit_log TO plain_approver",
+    )
+    change_limits(Database(ready_url), {"two_person_rule": "roles"}, walk.ACTOR)
+    theirs = make_conninfo(ready_url, user="plain_approver")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        walk.query(theirs, "SELECT email FROM users")
+    approval = walk.approve(theirs, USERS)
+    assert (approval.approver, approval.database_role) == ("Ada", "plain_approver")
+    audit = "SELECT database_role FROM encryption_audit_log WHERE action = 'approve_drop' ORDER BY id DESC"
+    assert walk.query(ready_url, audit)[:1] == [("plain_approver",)]
+    with pytest.raises(DatabaseFailure, match="permission denied"):
+        walk.drop(theirs, USERS)
+    assert walk.drop(ready_url, USERS).changed
