@@ -205,19 +205,23 @@ def any_pending(definition: TableDefinition, condition: Composed) -> Composed:
     )
 
 
-def select_for_verification(definition: TableDefinition, condition: Composed) -> Composed:
-    """A batch in key order: key, then per catalogued column plaintext, ciphertext and token (or NULL)."""
+def select_for_verification(
+    definition: TableDefinition, condition: Composed, columns: Sequence[Column] | None = None
+) -> Composed:
+    """A batch in key order: key, then plaintext, ciphertext and token (or NULL) of some columns, or of all."""
     return SQL("{rows} WHERE {condition} ORDER BY {order} LIMIT %s").format(
-        rows=_select_sides(definition), condition=condition, order=key_list(definition)
+        rows=_select_sides(definition, definition.table.columns if columns is None else columns),
+        condition=condition,
+        order=key_list(definition),
     )
 
 
 def select_changed(definition: TableDefinition) -> Composed:
-    """The rows changed since a transaction, in the form of :func:`select_for_verification` and in no order.
+    """The rows changed since a transaction, all columns as in :func:`select_for_verification`, in no order.
 
     Parameter: the transaction's number, of 32 bits.
     """
-    return SQL("{} WHERE {}").format(_select_sides(definition), _changed_since())
+    return SQL("{} WHERE {}").format(_select_sides(definition, definition.table.columns), _changed_since())
 
 
 def count_unchanged(definition: TableDefinition) -> Composed:
@@ -233,15 +237,13 @@ def _changed_since() -> Composed:
     return SQL("(age(t.xmin) BETWEEN 0 AND age(%s::xid))").format()
 
 
-def _select_sides(definition: TableDefinition) -> Composed:
-    values: list[Composable] = []
-    for column in definition.table.columns:
+def _select_sides(definition: TableDefinition, columns: Sequence[Column]) -> Composed:
+    values: list[Composable] = [key_text(definition)]
+    for column in columns:
         for name, present in (
             (column.name, column.name in definition.columns),
             (column.encrypted, True),
             (column.search, column.searchable),
         ):
             values.append(SQL("{}::text").format(Identifier("t", name)) if present else SQL("NULL::text"))
-    return SQL("SELECT {key}, {values} FROM {table} t").format(
-        key=key_text(definition), values=SQL(", ").join(values), table=definition.identifier
-    )
+    return SQL("SELECT {} FROM {} t").format(SQL(", ").join(values), definition.identifier)

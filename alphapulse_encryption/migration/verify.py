@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
 import psycopg
+from psycopg.sql import Composed
 
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
@@ -228,20 +229,21 @@ def verify_range(
         definition = read_table(connection, table, plaintext=state.stage == "columns")
         aside = {row.key for row in read_quarantine(connection, table, number)}
         tally = _Tally({column.name: Counts() for column in table.columns}, aside)
+        comparison = _Comparison(definition, cipher, keys, tally, state.authority == "ciphertext")
         verified_at, since = connection.execute(
             "SELECT clock_timestamp(), pg_snapshot_xmin(pg_current_snapshot())::text"
         ).fetchall()[0]
         position = batch_range.lower
         while not batch_range.is_empty:
             condition, parameters = sql.within(definition, position, batch_range.upper)
-            query = sql.select_for_verification(definition, condition)
-            rows = read_batch(connection, query, parameters, ROWS_PER_BATCH)
-            if not rows:
+            rows = _read(connection, definition, condition, parameters)
+            if rows is None:
+                position = _compare_alone(connection, comparison, condition, parameters)
+            elif rows:
+                comparison.compare(rows)
+                position = key_of(definition, rows[-1])
+            else:
                 break
-            _compare(
-                rows, definition, cipher, keys, tally, ciphertext_is_right=state.authority == "ciphertext"
-            )
-            position = key_of(definition, rows[-1])
             if on_progress is not None:
                 on_progress(tally.rows, time.monotonic() - started)
         _keep(connection, table, number, definition, keys, tally, verified_at, since, actor)
@@ -253,23 +255,65 @@ def verify_range(
     )
 
 
-def _compare(
-    rows: Sequence[Row],
-    definition: TableDefinition,
-    cipher: EnvelopeFormat,
-    keys: KeyRing,
-    tally: _Tally,
-    *,
-    ciphertext_is_right: bool,
-) -> None:
-    width = len(definition.key)
-    columns = list(zip(*rows, strict=True))
-    tally.rows += len(rows)
-    for number, column in enumerate(definition.table.columns):
-        plaintexts, envelopes, tokens = columns[width + 3 * number : width + 3 * number + 3]
-        values, unreadable = _decrypt(envelopes, cipher, column)
-        expected = search_tokens_many(keys, values, column.context) if column.searchable else None
-        counts = tally.columns[column.name]
+def _read(
+    connection: Connection, definition: TableDefinition, condition: Composed, parameters: Sequence[str]
+) -> list[Row] | None:
+    """The next batch; None where the server or the driver cannot hand over the values of its very first row."""
+    limit = ROWS_PER_BATCH
+    query = sql.select_for_verification(definition, condition)
+    while True:
+        try:
+            return read_batch(connection, query, parameters, limit)
+        except (psycopg.DataError, UnicodeDecodeError):
+            if limit == 1:
+                return None
+        # One value of them cannot be read: which, is found by halving.
+        limit //= 2
+
+
+def _compare_alone(
+    connection: Connection, comparison: _Comparison, condition: Composed, parameters: Sequence[str]
+) -> Key:
+    """Compare the first row column by column, because one of them cannot be read; returns its key."""
+    definition = comparison.definition
+    (row,) = read_batch(connection, sql.select_for_verification(definition, condition, ()), parameters, 1)
+    key = key_of(definition, row)
+    comparison.tally.rows += 1
+    for column in definition.table.columns:
+        query = sql.select_for_verification(definition, condition, (column,))
+        try:
+            comparison.compare_column(column, read_batch(connection, query, parameters, 1))
+        except (psycopg.DataError, UnicodeDecodeError):
+            # Such a value cannot have been encrypted by us, and the backfill has set it aside.
+            problem: Problem = "pending" if key in comparison.tally.quarantined else "mismatched"
+            comparison.tally.fault(column.name, problem, key)
+    return key
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    definition: TableDefinition
+    cipher: EnvelopeFormat
+    keys: KeyRing
+    tally: _Tally
+    ciphertext_is_right: bool
+
+    def compare(self, rows: Sequence[Row]) -> None:
+        """Compare rows that have every column."""
+        self.tally.rows += len(rows)
+        width = len(self.definition.key)
+        for number, column in enumerate(self.definition.table.columns):
+            at = width + 3 * number
+            self.compare_column(column, [(*row[:width], *row[at : at + 3]) for row in rows])
+
+    def compare_column(self, column: Column, rows: Sequence[Row]) -> None:
+        """Compare one column of rows that have the key and this column alone."""
+        if not rows:
+            return
+        plaintexts, envelopes, tokens = list(zip(*rows, strict=True))[-3:]
+        values, unreadable = _decrypt(envelopes, self.cipher, column)
+        expected = search_tokens_many(self.keys, values, column.context) if column.searchable else None
+        counts = self.tally.columns[column.name]
         for i, (plaintext, envelope, token, value) in enumerate(
             zip(plaintexts, envelopes, tokens, values, strict=True)
         ):
@@ -278,14 +322,14 @@ def _compare(
                 problem = _problem_without_ciphertext(plaintext, token)
             elif i in unreadable:
                 problem = "undecryptable"
-            elif plaintext != value and not (plaintext is None and ciphertext_is_right):
+            elif plaintext != value and not (plaintext is None and self.ciphertext_is_right):
                 problem = "mismatched"
             elif expected is not None and token != expected[i]:
-                problem = _problem_with_token(keys, column, plaintext, value, token)
+                problem = _problem_with_token(self.keys, column, plaintext, value, token)
             else:
                 problem = None
             if problem is not None:
-                tally.fault(column.name, problem, key_of(definition, rows[i]))
+                self.tally.fault(column.name, problem, key_of(self.definition, rows[i]))
             elif envelope is None:
                 counts.empty += 1
             else:
@@ -400,19 +444,13 @@ def verify_changed(
         state = tracking.require_state(connection, table)
         definition = read_table(connection, table, plaintext=state.stage == "columns")
         tally = _Tally({column.name: Counts() for column in table.columns})
+        comparison = _Comparison(definition, cipher, keys, tally, state.authority == "ciphertext")
         try:
             with connection.transaction(), connection.cursor(name="encryption_changed") as cursor:
                 _allow(connection, left())
                 cursor.execute(sql.select_changed(definition), [_as_xid(since)])
                 while rows := fetch_batch(cursor, ROWS_PER_BATCH):
-                    _compare(
-                        rows,
-                        definition,
-                        cipher,
-                        keys,
-                        tally,
-                        ciphertext_is_right=state.authority == "ciphertext",
-                    )
+                    comparison.compare(rows)
                     _allow(connection, left())
         except psycopg.errors.QueryCanceled:
             # By nobody else: the time that each statement has left is what the budget has left.
@@ -421,6 +459,11 @@ def verify_changed(
             raise _over_budget(table, tally.rows, seconds) from None
         except _OverBudget:
             raise _over_budget(table, tally.rows, seconds) from None
+        except (psycopg.DataError, UnicodeDecodeError):
+            raise RefusedError(
+                f"Among the rows of {table.key} changed since its verification are values that cannot be read. Verify "
+                f"the table again (--verify --table {table.key}), which names them; nothing was changed."
+            ) from None
     tally.offenders.sort(key=str)
     return ChangedVerification(
         rows=tally.rows,

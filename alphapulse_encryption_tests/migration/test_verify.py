@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration import columns, tracking
+from alphapulse_encryption.migration.backfill import RowsQuarantined
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.migration.definition import read_table
 from alphapulse_encryption.migration.verify import (
@@ -24,6 +26,7 @@ from alphapulse_encryption.migration.verify import (
     verify_changed,
     verify_range,
 )
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, MASTER_KEY, OTHER_KEYS, run
 
@@ -47,11 +50,17 @@ def notes_url(database_url: str) -> str:
     return database_url
 
 
+@contextmanager
+def application_behind(url: str) -> Iterator[support.Connection]:
+    with support.application(url) as connection:
+        connection.execute("SET session_replication_role TO replica")
+        yield connection
+
+
 @pytest.fixture
 def behind(notes_url: str) -> Iterator[support.Connection]:
     """A session whose writes no trigger sees."""
-    with support.application(notes_url) as connection:
-        connection.execute("SET session_replication_role TO replica")
+    with application_behind(notes_url) as connection:
         yield connection
 
 
@@ -419,3 +428,33 @@ def test_rows_that_the_key_does_not_lead_to_are_missed(notes_url: str, behind: s
     found = support.verify(notes_url, ENTRY)
     assert named(found) == {("secret", "pending", "500"), ("secret", "pending", "501")}
     assert found.missing_rows is None
+
+
+def test_values_that_cannot_be_read_do_not_keep_the_others_from_being_verified(
+    postgres: EmbeddedPostgres,
+) -> None:
+    """In a database without an encoding a text may be no text at all."""
+    run(
+        postgres.url("postgres"),
+        "CREATE DATABASE no_encoding TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LOCALE 'C'",
+    )
+    url = postgres.url("no_encoding")
+    try:
+        run(url, "CREATE TABLE notes (id int PRIMARY KEY, mail text, secret numeric, bare text)")
+        run(url, "INSERT INTO notes SELECT i, 'm' || i, i, 'b' FROM generate_series(1, 30) AS i")
+        run(url, "UPDATE notes SET mail = convert_from('\\xff', 'SQL_ASCII') WHERE id = 13")
+        support.add_columns(url, ENTRY)
+        with pytest.raises(RowsQuarantined):
+            support.backfill(url, ENTRY)
+        since = support.verify(url, ENTRY).since
+        found = support.verify(url, ENTRY)
+        assert named(found) == {(column, "quarantined", "13") for column in ("mail", "secret", "bare")}
+        assert (found.rows, found.columns["mail"].matching) == (30, 29)
+        assert since is not None
+        with application_behind(url) as behind:
+            behind.execute("UPDATE notes SET bare = convert_from('\\xff', 'SQL_ASCII') WHERE id = 20")
+        with pytest.raises(RefusedError, match="values that cannot be read"):
+            changed(url, since)
+        assert ("bare", "mismatched", "20") in named(support.verify(url, ENTRY))
+    finally:
+        run(postgres.url("postgres"), "DROP DATABASE no_encoding WITH (FORCE)")
