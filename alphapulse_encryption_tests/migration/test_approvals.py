@@ -273,3 +273,16 @@ def test_it_says_what_will_go_what_stays_and_how_it_is_undone(ready_url: str) ->
     ):
         assert part in text
     assert "encryption_pending" not in text
+    assert "Nothing takes the place of" not in text
+
+
+def test_it_says_what_guarantee_nothing_will_take_over(ready_url: str) -> None:
+    walk.query(ready_url, "CREATE TABLE dialled (number text PRIMARY KEY)")
+    walk.query(
+        ready_url,
+        "ALTER TABLE users ADD CONSTRAINT named CHECK (last_name <> '') NOT VALID, "
+        "ADD CONSTRAINT known FOREIGN KEY (phone_number) REFERENCES dialled NOT VALID",
+    )
+    with Database(ready_url).session("describe") as connection:
+        text = describe(connection, read_table(connection, USERS))
+    assert "Nothing takes the place of known, named: the database cannot look into ciphertext." in text
