@@ -238,7 +238,7 @@ def verify_range(
             condition, parameters = sql.within(definition, position, batch_range.upper)
             rows = _read(connection, definition, condition, parameters)
             if rows is None:
-                position = _compare_alone(connection, comparison, condition, parameters)
+                position = _compare_alone(connection, comparison, condition, parameters) or position
             elif rows:
                 comparison.compare(rows)
                 position = key_of(definition, rows[-1])
@@ -273,16 +273,24 @@ def _read(
 
 def _compare_alone(
     connection: Connection, comparison: _Comparison, condition: Composed, parameters: Sequence[str]
-) -> Key:
-    """Compare the first row column by column, because one of them cannot be read; returns its key."""
+) -> Key | None:
+    """Compare the first row column by column, because one of them cannot be read.
+
+    Returns:
+        Its key; None where it was deleted meanwhile.
+    """
     definition = comparison.definition
-    (row,) = read_batch(connection, sql.select_for_verification(definition, condition, ()), parameters, 1)
-    key = key_of(definition, row)
+    found = read_batch(connection, sql.select_for_verification(definition, condition, ()), parameters, 1)
+    if not found:
+        return None
+    key = key_of(definition, found[0])
     comparison.tally.rows += 1
     for column in definition.table.columns:
         query = sql.select_for_verification(definition, condition, (column,))
         try:
-            comparison.compare_column(column, read_batch(connection, query, parameters, 1))
+            rows = read_batch(connection, query, parameters, 1)
+            if rows and key_of(definition, rows[0]) == key:
+                comparison.compare_column(column, rows, list(zip(*rows, strict=True))[-3:])
         except (psycopg.DataError, UnicodeDecodeError):
             # Such a value cannot have been encrypted by us, and the backfill has set it aside.
             problem: Problem = "pending" if key in comparison.tally.quarantined else "mismatched"
@@ -301,16 +309,15 @@ class _Comparison:
     def compare(self, rows: Sequence[Row]) -> None:
         """Compare rows that have every column."""
         self.tally.rows += len(rows)
-        width = len(self.definition.key)
+        columns = list(zip(*rows, strict=True))[len(self.definition.key) :]
         for number, column in enumerate(self.definition.table.columns):
-            at = width + 3 * number
-            self.compare_column(column, [(*row[:width], *row[at : at + 3]) for row in rows])
+            self.compare_column(column, rows, columns[3 * number : 3 * number + 3])
 
-    def compare_column(self, column: Column, rows: Sequence[Row]) -> None:
-        """Compare one column of rows that have the key and this column alone."""
-        if not rows:
-            return
-        plaintexts, envelopes, tokens = list(zip(*rows, strict=True))[-3:]
+    def compare_column(
+        self, column: Column, rows: Sequence[Row], sides: Sequence[Sequence[str | None]]
+    ) -> None:
+        """Compare one column: of rows with their keys at the head, its plaintexts, ciphertexts and tokens."""
+        plaintexts, envelopes, tokens = sides
         values, unreadable = _decrypt(envelopes, self.cipher, column)
         expected = search_tokens_many(self.keys, values, column.context) if column.searchable else None
         counts = self.tally.columns[column.name]

@@ -574,6 +574,8 @@ def test_an_approver_needs_no_more_than_to_read_the_bookkeeping(ready_url: str, 
     assert (approval.approver, approval.database_role) == ("Ada", "plain_approver")
     audit = "SELECT database_role FROM encryption_audit_log WHERE action = 'approve_drop' ORDER BY id DESC"
     assert walk.query(ready_url, audit)[:1] == [("plain_approver",)]
-    with pytest.raises(DatabaseFailure, match="permission denied"):
+    with pytest.raises(
+        RefusedError, match="approved over the role plain_approver, and has to be carried out over"
+    ):
         walk.drop(theirs, USERS)
     assert walk.drop(ready_url, USERS).changed
