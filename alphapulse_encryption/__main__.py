@@ -14,6 +14,8 @@ from alphapulse_encryption.errors import MigrationError
 PROGRAM = "python -m alphapulse_encryption"
 LARGEST_BATCH_SIZE = 100_000
 MOST_WORKERS = 16
+MOST_HOURS = 168
+LONGEST_NUMBER = 18
 
 _EPILOG = """\
 Several of the steps may be given at once; they run in the order above. Every run is seen in Dagster's UI (make ui).
@@ -59,6 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="after step 8, in a maintenance window: rewrite one table, locked meanwhile, and say what remains",
     )
     steps.add_argument(
+        "--revoke-approval", type=_number, metavar="N", help="take approval N back (see --approvals)"
+    )
+    steps.add_argument(
         "--replan",
         action="store_true",
         help="before step 3: cut the tables anew into ALPHAPULSE_BATCH_RANGES",
@@ -83,6 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print the age identity that opens backups; a secret, keep it like the master key",
     )
+    steps.add_argument(
+        "--approvals", action="store_true", help="show every approval: open, used, revoked or expired"
+    )
     running = parser.add_argument_group("running backfills (at once, also of other processes)")
     running.add_argument("--pause", action="store_true", help="have every backfill wait at its next batch")
     running.add_argument("--resume", action="store_true", help="let them go on")
@@ -102,7 +110,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch-size", type=_batch_size, metavar="N", help="rows per batch (default: adapted to the server)"
     )
     options.add_argument(
-        "--workers", type=_workers, metavar="N", help="batch ranges worked on at once (default: 1)"
+        "--workers",
+        type=_workers,
+        metavar="N",
+        help="batch ranges encrypted or verified at once (default: 1)",
     )
     options.add_argument(
         "--work-mem", metavar="SIZE", help="memory of one sort or hash in our sessions, for example 256MB"
@@ -127,7 +138,30 @@ def build_parser() -> argparse.ArgumentParser:
     approval.add_argument("--approver", metavar="NAME", help="your name, for the audit log")
     approval.add_argument("--reason", metavar="TEXT", help="why now, for the audit log")
     approval.add_argument("--confirmation", metavar="T", help="the table's name, typed once more (both)")
+    approval.add_argument(
+        "--valid-hours", type=_hours, metavar="N", help="how long it may be used (default: 24)"
+    )
+    approval.add_argument(
+        "--operator",
+        metavar="NAME",
+        help="with --drop-unencrypted or --revoke-approval: your name; outside the sample, a drop needs it, and "
+        "another one than the approver's (setting two_person_rule)",
+    )
     return parser
+
+
+def _number(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError("must be the number of an approval, as --approvals shows it")
+
+
+def _hours(text: str) -> float:
+    # float() would also take "nan", "1e3" and "1_0".
+    plain = text.isascii() and text.replace(".", "", 1).isdigit() and len(text) <= LONGEST_NUMBER
+    if plain and 0 < float(text) <= MOST_HOURS:
+        return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number of hours, at most {MOST_HOURS}")
 
 
 def _workers(text: str) -> int:
@@ -153,7 +187,7 @@ def _goes_without_steps(parser: argparse.ArgumentParser, options: argparse.Names
     alone = [name for name in WITHOUT_STEPS if getattr(options, name)]
     if not alone:
         return False
-    if any(getattr(options, name) for name in STEPS) or ("backup_identity" in alone and len(alone) > 1):
+    if any(getattr(options, name) for name in STEPS) or (set(alone) & set(ALONE) and len(alone) > 1):
         flags = ", ".join("--" + name.replace("_", "-") for name in alone)
         parser.error(f"{flags}: to be given without a step")
     if options.pause and options.resume:
@@ -176,8 +210,12 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     if options.confirm and not options.drop_unencrypted:
         parser.error("--confirm goes with --drop-unencrypted")
     for name in (*BACKFILL_OPTIONS, "reindex"):
-        if getattr(options, name) not in (None, False) and not options.migrate_data:
+        if getattr(options, name) in (None, False) or options.migrate_data:
+            continue
+        if name not in VERIFICATION_OPTIONS:
             parser.error(f"--{name.replace('_', '-')} goes with --migrate-data")
+        if not options.verify:
+            parser.error(f"--{name.replace('_', '-')} goes with --migrate-data or --verify")
     if options.restore_drill and not options.backup:
         parser.error("--restore-drill goes with --backup")
     if options.erase_dropped and (len(options.table) != 1 or not options.confirmation):
@@ -185,6 +223,14 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
             "--erase-dropped takes one --table and --confirmation with its name: it rewrites the table, which nobody "
             "reads or writes meanwhile"
         )
+    _check_approval(parser, options)
+
+
+def _check_approval(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.operator and not (options.drop_unencrypted or options.revoke_approval):
+        parser.error("--operator goes with --drop-unencrypted or --revoke-approval")
+    if options.valid_hours and not options.approve_drop:
+        parser.error("--valid-hours goes with --approve-drop")
     answers = {
         "--approver": options.approver,
         "--reason": options.reason,
@@ -200,6 +246,8 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
         return
     if options.erase_dropped:
         del answers["--confirmation"]
+    if options.revoke_approval:
+        del answers["--reason"]
     if any(answers.values()):
         parser.error(
             f"{', '.join(name for name, value in answers.items() if value)}: only with --approve-drop"
@@ -207,10 +255,12 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
 
 
 # What is done at once, without a run of Dagster's.
-WITHOUT_STEPS = ("backup_identity", "pause", "resume", "set", "settings")
+WITHOUT_STEPS = ("backup_identity", "approvals", "pause", "resume", "set", "settings")
+ALONE = ("backup_identity", "approvals")
 
-# Options of --migrate-data, named as in the configuration of encrypted_data.
+# Options of --migrate-data, named as in the configuration of encrypted_data; those of --verify among them.
 BACKFILL_OPTIONS = ("batch_size", "workers", "work_mem", "autovacuum_off")
+VERIFICATION_OPTIONS = ("workers",)
 
 STEPS = (
     "replan",
@@ -222,6 +272,7 @@ STEPS = (
     "verify",
     "create_views",
     "switch_to_encrypted",
+    "revoke_approval",
     "approve_drop",
     "drop_unencrypted",
     "erase_dropped",
@@ -242,6 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.backup_identity:
             return _print_backup_identity()
+        if options.approvals:
+            return _print_approvals()
         if any(getattr(options, name) for name in WITHOUT_STEPS):
             return _change_settings(options)
         catalogue = load_catalogue(settings.catalogue_path())
@@ -263,6 +316,19 @@ def _print_backup_identity() -> int:
     from alphapulse_encryption.resources.environment import key_environment
 
     print(backup_identity(load_key_ring(key_environment())))
+    return 0
+
+
+def _print_approvals() -> int:
+    from alphapulse_encryption.migration.approvals import list_approvals
+    from alphapulse_encryption.resources.environment import target_database
+
+    with target_database().session("list the approvals") as connection:
+        approvals = list_approvals(connection)
+    for approval in approvals:
+        print(approval)
+    if not approvals:
+        print("There is no approval.")
     return 0
 
 
@@ -322,19 +388,21 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
             catalogue,
             keys,
             tables,
-            backfill={
-                name: getattr(options, name)
-                for name in BACKFILL_OPTIONS
-                if getattr(options, name) not in (None, False)
-            },
+            backfill=_chosen(options, BACKFILL_OPTIONS),
             reindex=options.reindex,
             restore_drill=options.restore_drill,
+            verification=_chosen(options, VERIFICATION_OPTIONS),
+            operator=options.operator or "",
         )
         for name in STEPS:
             if not getattr(options, name):
                 continue
             if name == "approve_drop":
-                succeeded = steps.approve_drop(options.approver, options.reason, options.confirmation)
+                succeeded = steps.approve_drop(
+                    options.approver, options.reason, options.confirmation, options.valid_hours
+                )
+            elif name == "revoke_approval":
+                succeeded = steps.revoke_approval(options.revoke_approval, options.reason or "")
             elif name == "erase_dropped":
                 succeeded = steps.erase_dropped(options.confirmation)
             else:
@@ -342,6 +410,10 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
             if not succeeded:
                 return 1
     return 0
+
+
+def _chosen(options: argparse.Namespace, names: Sequence[str]) -> dict[str, object]:
+    return {name: getattr(options, name) for name in names if getattr(options, name) not in (None, False)}
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ class Steps:
         backfill: configuration of the backfill; what is not in it follows the settings in the database.
         reindex: rebuild every index after the backfill.
         restore_drill: restore the backup for comparison.
+        verification: configuration of the verification.
+        operator: name of the person who drops, or takes an approval back.
         show: prints a line.
     """
 
@@ -49,6 +51,8 @@ class Steps:
     backfill: Mapping[str, object] = field(default_factory=dict)
     reindex: bool = False
     restore_drill: bool = False
+    verification: Mapping[str, object] = field(default_factory=dict)
+    operator: str = ""
     show: Callable[[str], None] = print
     changed: bool = field(default=False, init=False)
     seconds: dict[str, float] = field(default_factory=dict, init=False)
@@ -131,7 +135,7 @@ class Steps:
     def verify(self) -> bool:
         """Step 4."""
         with progress_bar("verifying", self.database, verified(self._entries)):
-            looked = self._stage(stages.VERIFY_DATA)
+            looked = self._stage(stages.VERIFY_DATA, config=self.verification)
         verdict = self._stage(stages.VERIFY_TABLES)
         results = [self._verification(table) for table in self._entries]
         columns = [(table, column.name) for table in self._entries for column in table.columns]
@@ -186,7 +190,8 @@ class Steps:
 
     def drop_unencrypted(self) -> bool:
         """Step 8, second half."""
-        return self._job("drop_unencrypted", "drop", "✓ Dropped the unencrypted columns")
+        done = "✓ Dropped the unencrypted columns"
+        return self._job("drop_unencrypted", "drop", done, {"operator": self.operator})
 
     def erase_dropped(self, confirmation: str) -> bool:
         """After step 8: rewrites the table, and says what remains where."""
@@ -210,25 +215,44 @@ class Steps:
         """Rollback after the drop."""
         return self._job("restore_plaintext", "restore", "✓ Restored the plaintext columns")
 
-    def approve_drop(self, approver: str, reason: str, confirmation: str) -> bool:
+    def approve_drop(
+        self, approver: str, reason: str, confirmation: str, valid_hours: float | None = None
+    ) -> bool:
         """Step 8, first half: says what will be dropped, and records the approval."""
         table = self.catalogue.table(self.tables[0])
         with self.database.session(f"describe the drop of {table.key}") as connection:
             for line in describe(connection, read_table(connection, table, plaintext=False)).splitlines():
                 self.show(line)
-        answers = {"approver": approver, "reason": reason, "confirmation": confirmation}
+        answers: dict[str, object] = {"approver": approver, "reason": reason, "confirmation": confirmation}
+        if valid_hours is not None:
+            answers["valid_hours"] = valid_hours
         outcome = self._timed(
             "approve_drop",
             lambda: self.launcher.job("approve_drop", "approve", {"table": table.key, **answers}),
         )
         if outcome.succeeded:
+            number, expires_at = outcome.output["approval"], outcome.output["expires_at"]
+            self.show(
+                f"  Approval {number} holds until {expires_at}; --revoke-approval {number} takes it back."
+            )
             self.show(f"✓ Approved by {approver}: the plaintext of {table.key} may be dropped, once")
         return self._ended(outcome)
 
-    def _job(self, name: str, op: str, done: str) -> bool:
+    def revoke_approval(self, number: int, reason: str) -> bool:
+        """Take an approval back."""
+        config = {"approval": number, "operator": self.operator, "reason": reason}
+        outcome = self._timed(
+            "revoke_approval", lambda: self.launcher.job("revoke_approval", "revoke", config)
+        )
+        if outcome.succeeded:
+            self.show(f"✓ Revoked approval {number}")
+        return self._ended(outcome)
+
+    def _job(self, name: str, op: str, done: str, more: Mapping[str, object] | None = None) -> bool:
         # One run per table: a table that is refused does not hide what became of those before it.
         for table in self.tables:
-            outcome = self._timed(name, lambda: self.launcher.job(name, op, {"tables": [table]}))  # noqa: B023
+            config = {"tables": [table], **(more or {})}
+            outcome = self._timed(name, lambda: self.launcher.job(name, op, config))  # noqa: B023
             if not self._ended(outcome):
                 return False
             changed = table in outcome.output.get(TABLES_CHANGED, ())

@@ -70,6 +70,21 @@ USAGE: tuple[tuple[tuple[str, ...], str], ...] = (
         "--erase-dropped takes one --table and --confirmation",
     ),
     (("--verify", "--confirmation", "sessions"), "--confirmation: only with --approve-drop"),
+    (("--add-columns", "--workers", "2"), "--workers goes with --migrate-data or --verify"),
+    (("--verify", "--operator", "x"), "--operator goes with --drop-unencrypted or --revoke-approval"),
+    (("--verify", "--valid-hours", "2"), "--valid-hours goes with --approve-drop"),
+    (
+        ("--approve-drop", "--valid-hours", "169"),
+        "argument --valid-hours: must be a number of hours, at most 168",
+    ),
+    (
+        ("--approve-drop", "--valid-hours", "nan"),
+        "argument --valid-hours: must be a number of hours, at most 168",
+    ),
+    (("--revoke-approval", "-1"), "argument --revoke-approval: "),
+    (("--revoke-approval", "0"), "argument --revoke-approval: must be the number of an approval"),
+    (("--revoke-approval", "1", "--confirmation", "x"), "--confirmation: only with --approve-drop"),
+    (("--approvals", "--verify"), "--approvals: to be given without a step"),
     *(
         (
             ("--migrate-data", f"--batch-size={size}"),

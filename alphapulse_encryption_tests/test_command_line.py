@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -211,9 +212,23 @@ def test_flags_together_then_switch_drop_and_restore(theirs: Place) -> None:
     mistyped = theirs.fails(1, *approve, "crm.kunde", "--switch-to-encrypted")
     assert mistyped.stdout.startswith(f"Nothing to do: {table}\n")
     assert "Type crm.Kunde exactly" in mistyped.stdout
-    assert query(theirs.url, "SELECT count(*)::int FROM encryption_approvals") == [(0,)]
+    assert theirs.succeeds("--approvals") == ["There is no approval."]
 
-    done = theirs.succeeds("--drop-unencrypted", "--confirm", *approve, table, "--verify")
+    same = theirs.fails(
+        1, "--drop-unencrypted", "--confirm", "--operator", "ada", *approve, table, "--verify"
+    )
+    assert "Ada approved the drop of crm.Kunde, so somebody else has to carry it out" in same.stdout
+    taken_back = theirs.succeeds("--revoke-approval", "1", "--operator", "Grace", "--reason", "not yet")
+    assert taken_back == ["✓ Revoked approval 1"]
+    (listed,) = theirs.succeeds("--approvals")
+    assert listed.startswith(f"approval 1 of {table}: revoked by Grace at ")
+    assert listed.endswith(": it has served for a month")
+    revoked = theirs.fails(1, "--drop-unencrypted", "--confirm", "--operator", "Grace", "--table", table)
+    assert "the last one was revoked" in revoked.stdout
+
+    done = theirs.succeeds(
+        "--drop-unencrypted", "--confirm", "--operator", "Grace", *approve, table, "--verify"
+    )
     assert done[:5] == summary(1, 2)
     assert done[-2:] == [
         f"✓ Approved by Ada: the plaintext of {table} may be dropped, once",
@@ -223,8 +238,9 @@ def test_flags_together_then_switch_drop_and_restore(theirs: Place) -> None:
     assert gone.isdisjoint(_columns(theirs.url))
     inserted = ("51", None, before[0][2])
     assert another.decrypted(theirs.url, table) == [*before, inserted]
-    approved = query(theirs.url, "SELECT approver, reason, consumed_at IS NOT NULL FROM encryption_approvals")
-    assert approved == [("Ada", "it has served for a month", True)]
+    approved = query(theirs.url, "SELECT approver, reason, consumed_by FROM encryption_approvals ORDER BY id")
+    reason = "it has served for a month"
+    assert approved == [("Ada", reason, None), ("Ada", reason, "Grace")]
     with theirs.instance() as instance:
         assert instance.get_materialized_partitions(dg.AssetKey("plaintext_dropped")) == {table}
 
@@ -346,3 +362,61 @@ def test_damage_is_found_and_named_by_its_key(theirs: Place) -> None:
     for plaintext, envelope in repaired:
         key = independent.derive(another.MASTER_KEY, json.loads(envelope)["context"], 1)
         assert independent.open_envelope(key, envelope) == plaintext
+
+
+def test_damage_of_every_kind_forbids_the_approval(theirs: Place) -> None:
+    """Flip a bit, swap two ciphertexts, alter a token, clear a ciphertext, change a plaintext behind the trigger."""
+    table = ("--table", "sessions")
+    approve = ("--approve-drop", *table, *APPROVAL, "--confirmation", "sessions")
+    theirs.succeeds(
+        "--backup", "--add-columns", "--migrate-data", "--verify", "--switch-to-encrypted", *table
+    )
+    ids = {n: _id(theirs.url, n) for n in range(1, 9)}
+    expected = sorted(
+        [
+            f"✗ sessions.token undecryptable at key ({ids[1]})",
+            f"✗ sessions.token mismatched at key ({ids[2]})",
+            f"✗ sessions.token mismatched at key ({ids[3]})",
+            f"✗ sessions.token token_mismatched at key ({ids[4]})",
+            f"✗ sessions.payload pending at key ({ids[5]})",
+            f"✗ sessions.payload mismatched at key ({ids[6]})",
+        ]
+    )
+    with psycopg.connect(theirs.url, autocommit=True) as behind:
+        behind.execute("SET session_replication_role = replica")
+        behind.execute("CREATE TEMP TABLE kept AS SELECT * FROM sessions")
+        ((envelope,),) = behind.execute(
+            "SELECT token_encrypted FROM sessions WHERE id = %s", [ids[1]]
+        ).fetchall()
+        members = json.loads(envelope)
+        payload = bytearray(base64.b64decode(members["ciphertext"]))
+        payload[len(payload) // 2] ^= 0x10
+        members["ciphertext"] = base64.b64encode(payload).decode()
+        for statement, parameters in (
+            ("UPDATE sessions SET token_encrypted = %s WHERE id = %s", [json.dumps(members), ids[1]]),
+            (
+                "UPDATE sessions a SET token_encrypted = b.token_encrypted, token_search = b.token_search "
+                "FROM sessions b WHERE (a.id, b.id) IN ((%s, %s), (%s, %s))",
+                [ids[2], ids[3], ids[3], ids[2]],
+            ),
+            ("UPDATE sessions SET token_search = reverse(token_search) WHERE id = %s", [ids[4]]),
+            ("UPDATE sessions SET payload_encrypted = NULL WHERE id = %s", [ids[5]]),
+            ("UPDATE sessions SET payload = '{}' WHERE id = %s", [ids[6]]),
+        ):
+            behind.execute(statement.encode(), parameters)
+
+        verified = theirs.fails(1, "--verify", "--workers", "2", *table)
+        assert verified.stdout.splitlines()[:5] == summary(1, 2, failed=2)
+        assert sorted(line for line in verified.stdout.splitlines() if " at key " in line) == expected
+        dump = theirs.dump()
+        refused = theirs.fails(1, *approve)
+        assert "✗ Table sessions is not verified: sessions.token: 2 values mismatched" in refused.stdout
+        assert theirs.dump() == dump
+
+        behind.execute("TRUNCATE sessions")
+        behind.execute("INSERT INTO sessions SELECT * FROM kept")
+    assert theirs.succeeds("--verify", *approve)[:5] == summary(1, 2)
+
+
+def _id(url: str, number: int) -> str:
+    return str(query(url, f"SELECT id::text FROM sessions WHERE id = md5('{number}')::uuid")[0][0])

@@ -48,6 +48,8 @@ OP_JOBS = {
     "switch_to_ciphertext": "switch",
     "revert_to_plaintext": "revert",
     "approve_drop": "approve",
+    "revoke_approval": "revoke",
+    "list_approvals": "list",
     "drop_unencrypted": "drop",
     "erase_dropped": "erase",
     "restore_plaintext": "restore",
@@ -100,7 +102,8 @@ def test_the_graph(definitions: dg.Definitions) -> None:
         assert node.pools == ({"target_database"} if made_here else None)
     checks = {key.name for key in graph.get(dg.AssetKey("verified_table")).check_keys}
     assert checks == {
-        *("every_range_verified", "nothing_pending", "every_value_matches", "every_token_matches")
+        *("every_range_verified", "nothing_pending", "every_value_matches", "every_token_matches"),
+        *("row_counts_match", "fresh"),
     }
 
 
@@ -156,6 +159,29 @@ def test_the_jobs(definitions: dg.Definitions) -> None:
     assert instance["run_retries"]["max_retries"] == 0
 
 
+def test_only_a_person_reaches_the_drop(definitions: dg.Definitions) -> None:
+    repository = definitions.get_repository_def()
+    dropping = {job.name for job in repository.get_all_jobs() if "drop" in {node.name for node in job.nodes}}
+    assert dropping == {"drop_unencrypted"}
+    # Materialize all, of the graph or of a part of it, is a run of this job, or a backfill of its assets.
+    everything = repository.get_implicit_global_asset_job_def()
+    assert dg.AssetKey("plaintext_dropped") not in everything.asset_layer.executable_asset_keys
+    # Without partitions there is nothing to backfill.
+    assert repository.get_job("drop_unencrypted").partitions_def is None
+    assert repository.get_job("approve_drop").partitions_def is None
+    by_themselves = {target.job_name for sensor in repository.sensor_defs for target in sensor.targets}
+    by_themselves |= {schedule.job_name for schedule in repository.schedule_defs}
+    assert by_themselves == {"migrate_data"}
+    graph = repository.asset_graph
+    assert [
+        key for key in graph.get_all_asset_keys() if graph.get(key).automation_condition is not None
+    ] == []
+    # What the drop is started with by mistake is refused: no table is named in the launchpad.
+    assert repository.get_job("drop_unencrypted").run_config == {
+        "ops": {"drop": {"config": {"tables": [], "operator": ""}}}
+    }
+
+
 def test_partitions_follow_catalogue_and_ranges(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "catalogue.yaml"
     path.write_text(
@@ -201,5 +227,5 @@ def test_loading_needs_no_key_no_database_and_starts_nothing(server_dir: Path) -
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "17\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "19\n", "")
     assert not state.exists()

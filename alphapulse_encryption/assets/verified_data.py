@@ -1,14 +1,25 @@
 """Step 4, ``--verify``: decrypt and compare every value, per table and batch range."""
 
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
 import dagster as dg
 from dagster._core.definitions.metadata import RawMetadataValue
+from pydantic import Field
 
 from alphapulse_encryption.assets.groups import TARGET_POOL, VERIFY
 from alphapulse_encryption.errors import MigrationError
-from alphapulse_encryption.migration.verify import RangeVerification, verify_range
+from alphapulse_encryption.migration.verify import PROBLEMS, RangeVerification, Stopped, verify_range
 from alphapulse_encryption.resources.border import actor, materialized, safely
-from alphapulse_encryption.resources.partitions import Partitions, over_ranges, parts_by_table
+from alphapulse_encryption.resources.partitions import Partitions, TablePart, over_ranges, parts_by_table
 from alphapulse_encryption.resources.target import Target
+
+
+class VerificationConfig(dg.Config):
+    """Pace of a verification."""
+
+    workers: int = Field(default=1, ge=1, le=16, description="How many batch ranges are verified at once.")
 
 
 def build(partitions: Partitions) -> dg.AssetsDefinition:
@@ -27,27 +38,17 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         "offenders, never a value. Materializing it says that the range was looked at; whether a table passed is "
         "`verified_table`. Shown as unsynced once the range was backfilled again: verify it again then.",
     )
-    def asset(context: dg.AssetExecutionContext, target: Target) -> None:
+    def asset(context: dg.AssetExecutionContext, config: VerificationConfig, target: Target) -> None:
         with safely():
             failed: list[str] = []
-            for part in parts_by_table(context.partition_keys):
-                table = target.catalogue.table(part.table)
-                try:
-                    result = verify_range(
-                        target.database,
-                        table,
-                        part.batch_range,
-                        target.cipher,
-                        target.key_ring,
-                        actor(context),
-                    )
-                except MigrationError as error:
-                    context.log.error(f"{part.partition}: {error.args[0]}")
-                    failed.append(f"{part.partition}: {error.args[0]}")
+            for part, outcome in _verified(context, config, target, parts_by_table(context.partition_keys)):
+                if isinstance(outcome, MigrationError):
+                    context.log.error(f"{part.partition}: {outcome.args[0]}")
+                    failed.append(f"{part.partition}: {outcome.args[0]}")
                     continue
-                for offender in result.offenders:
+                for offender in outcome.offenders:
                     context.log.warning(f"{part.table}.{offender}")
-                materialized(context, part.partition, _metadata(result))
+                materialized(context, part.partition, _metadata(outcome))
             if failed:
                 raise MigrationError(
                     f"{len(failed)} batch ranges could not be verified:\n"
@@ -57,10 +58,46 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
     return asset
 
 
+def _verified(
+    context: dg.AssetExecutionContext, config: VerificationConfig, target: Target, parts: Sequence[TablePart]
+) -> Iterator[tuple[TablePart, RangeVerification | MigrationError]]:
+    """Each part with its result, in the order in which they end."""
+    database, catalogue, cipher, keys = target.database, target.catalogue, target.cipher, target.key_ring
+    stopped = threading.Event()
+
+    def on_progress(_rows: int, _seconds: float) -> None:
+        if stopped.is_set():
+            raise Stopped("Stopped. Run the partition again.")
+
+    def work(part: TablePart) -> RangeVerification | MigrationError:
+        try:
+            return verify_range(
+                database,
+                catalogue.table(part.table),
+                part.batch_range,
+                cipher,
+                keys,
+                actor(context),
+                on_progress=on_progress,
+            )
+        except MigrationError as error:
+            return error
+
+    pool = ThreadPoolExecutor(config.workers, thread_name_prefix="verification")
+    running = {pool.submit(work, part): part for part in parts}
+    try:
+        for future in as_completed(running):
+            yield running[future], future.result()
+    finally:
+        # Interrupted: nothing new begins, and what runs ends after its batch, without a result.
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+
+
 def _metadata(result: RangeVerification) -> dict[str, RawMetadataValue]:
     totals = {
         kind: sum(getattr(counts, kind) for counts in result.columns.values())
-        for kind in ("matching", "empty", "pending", "mismatched", "undecryptable", "token_mismatched")
+        for kind in ("matching", "empty", *PROBLEMS)
     }
     return {
         "outcome": "every value matches" if result.passed else "there are values that do not match",

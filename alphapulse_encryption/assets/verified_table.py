@@ -10,8 +10,8 @@ from alphapulse_encryption.assets.groups import TARGET_POOL, VERIFY
 from alphapulse_encryption.checks import verification
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.tracking import bookkeeping_exists, table_state
-from alphapulse_encryption.migration.verify import TableVerification, verify_table
-from alphapulse_encryption.resources.border import materialized, safely
+from alphapulse_encryption.migration.verify import TableVerification, count_rows, verify_table
+from alphapulse_encryption.resources.border import actor, materialized, safely
 from alphapulse_encryption.resources.partitions import Partitions, over_ranges
 from alphapulse_encryption.resources.target import Target
 
@@ -36,7 +36,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
     )
     def asset(context: dg.AssetExecutionContext, target: Target) -> Iterator[Yielded]:
         with safely():
-            results = _results(target)
+            results = _results(context, target)
             refused: list[str] = []
             for key in context.partition_keys:
                 result = results.get(key)
@@ -56,13 +56,20 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
     return asset
 
 
-def _results(target: Target) -> dict[str, TableVerification]:
+def _results(context: dg.AssetExecutionContext, target: Target) -> dict[str, TableVerification]:
+    """Of every table that was begun; rows are counted where they were not since the last verification."""
     results: dict[str, TableVerification] = {}
     with target.database.session("sum up the verification") as connection:
-        if bookkeeping_exists(connection):
-            for table in target.catalogue.tables:
-                if table_state(connection, table) is not None:
-                    results[table.key] = verify_table(connection, table, target.key_ring)
+        if not bookkeeping_exists(connection):
+            return results
+        for table in target.catalogue.tables:
+            if table_state(connection, table) is None:
+                continue
+            result = verify_table(connection, table, target.key_ring)
+            if result.since is not None and result.missing_rows is None:
+                count_rows(target.database, table, target.key_ring, actor(context))
+                result = verify_table(connection, table, target.key_ring)
+            results[table.key] = result
     return results
 
 

@@ -4,12 +4,12 @@ Dagster keeps one evaluation per check and asset, whatever partitions a run had.
 tables that were begun, not over those of the run: the last run does not hide what another one found.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import dagster as dg
 
-from alphapulse_encryption.migration.verify import TableVerification
+from alphapulse_encryption.migration.verify import FRESH_FOR, MOST_TRANSACTIONS, Problem, TableVerification
 
 ASSET = "verified_table"
 
@@ -18,18 +18,37 @@ ASSET = "verified_table"
 class _Check:
     name: str
     description: str
-    kinds: tuple[str, ...] = ()
+    kinds: tuple[Problem, ...] = ()
+    passes: Callable[[TableVerification], bool] | None = None
 
 
 _CHECKS = (
-    _Check("every_range_verified", "Every batch range was verified, with this definition and this key."),
-    _Check("nothing_pending", "No plaintext waits for its ciphertext or token.", ("pending",)),
+    _Check(
+        "every_range_verified",
+        "Every batch range was verified, with this definition and this key.",
+        passes=lambda result: result.verified_at is not None,
+    ),
+    _Check(
+        "nothing_pending",
+        "No plaintext waits for its ciphertext or token, or was set aside.",
+        ("pending", "quarantined"),
+    ),
     _Check(
         "every_value_matches",
         "Every ciphertext decrypts to its plaintext.",
         ("mismatched", "undecryptable"),
     ),
     _Check("every_token_matches", "Every search token is that of its value.", ("token_mismatched",)),
+    _Check(
+        "row_counts_match",
+        "Counted past the primary key's index, there are no more rows than were verified, but for those changed since.",
+        passes=lambda result: result.missing_rows == 0,
+    ),
+    _Check(
+        "fresh",
+        f"Every result is at most {FRESH_FOR.days} days and {MOST_TRANSACTIONS:,} transactions old.",
+        passes=lambda result: result.fresh,
+    ),
 )
 
 
@@ -63,9 +82,7 @@ def evaluate(results: Mapping[str, TableVerification]) -> Iterator[dg.AssetCheck
 
 
 def _passes(check: _Check, result: TableVerification) -> bool:
-    if not check.kinds:
-        return result.verified_at is not None
-    return _failing(check, result) == 0
+    return check.passes(result) if check.passes is not None else _failing(check, result) == 0
 
 
 def _failing(check: _Check, result: TableVerification) -> int:

@@ -26,7 +26,7 @@ def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
     return [
         *stages.build(),
         *switch.build(),
-        approve_drop.build(),
+        *approve_drop.build(),
         drop_unencrypted.build(),
         erase_dropped.build(),
         restore_plaintext.build(),

@@ -1,6 +1,7 @@
 """Step 8, ``--drop-unencrypted --confirm``: the plaintext columns go, if somebody approved exactly this."""
 
 import dagster as dg
+from pydantic import Field
 
 from alphapulse_encryption.assets import plaintext_dropped
 from alphapulse_encryption.assets.groups import TARGET_POOL
@@ -10,12 +11,22 @@ from alphapulse_encryption.jobs.once import (
     TABLES_CHANGED,
     TablesConfig,
     named_tables,
-    no_tables,
     what_to_type,
 )
 from alphapulse_encryption.migration.drop import drop_plaintext
 from alphapulse_encryption.resources.border import actor, safely
+from alphapulse_encryption.resources.environment import uses_sample
 from alphapulse_encryption.resources.target import Target
+
+
+class DropConfig(TablesConfig):
+    """Which tables, and who drops their plaintext."""
+
+    operator: str = Field(
+        default="",
+        description="Your name, for the audit log. Where the two-person rule holds, which it does outside the sample, "
+        "it cannot be the name of who approved.",
+    )
 
 
 @dg.op(
@@ -23,21 +34,31 @@ from alphapulse_encryption.resources.target import Target
     pool=TARGET_POOL,
     description="Drop the plaintext columns of the named tables, each with its own approval.",
 )
-def drop_unencrypted(context: dg.OpExecutionContext, config: TablesConfig, target: Target) -> None:
+def drop_unencrypted(context: dg.OpExecutionContext, config: DropConfig, target: Target) -> None:
     """Drop table by table; the first refusal ends it, with the tables before it done."""
     with safely():
         catalogue = target.catalogue
         changed: list[str] = []
         for table in named_tables(catalogue, config.tables):
             result = drop_plaintext(
-                target.database, catalogue, table, target.cipher, target.key_ring, actor(context)
+                target.database,
+                catalogue,
+                table,
+                target.cipher,
+                target.key_ring,
+                actor(context),
+                operator=config.operator,
+                default_rule="off" if uses_sample() else "names",
             )
             changed += [table.key] if result.changed else []
             if result.approval is None:
                 outcome = "an interrupted drop was finished" if result.changed else "was dropped already"
                 context.log.info(f"{table.key}: {outcome}")
                 continue
-            context.log.info(f"{table.key}: dropped {', '.join(result.columns)}")
+            context.log.info(
+                f"{table.key}: dropped {', '.join(result.columns)}; rows changed since the verification, which were "
+                f"verified before: {result.changed_rows}"
+            )
             context.log_event(
                 dg.AssetMaterialization(
                     asset_key=plaintext_dropped.ASSET_KEY,
@@ -45,6 +66,8 @@ def drop_unencrypted(context: dg.OpExecutionContext, config: TablesConfig, targe
                     metadata={
                         "columns_dropped": list(result.columns),
                         "approved_by": result.approval.approver,
+                        "dropped_by": config.operator or "not said",
+                        "changed_rows_verified": result.changed_rows,
                         "seconds": round(result.seconds, 3),
                     },
                 )
@@ -56,9 +79,10 @@ def build() -> dg.JobDefinition:
     """The job ``drop_unencrypted``."""
     return dg.GraphDefinition(name="drop_unencrypted", node_defs=[drop_unencrypted]).to_job(
         tags=NEVER_AGAIN,
-        config=no_tables("drop"),
+        config={"ops": {"drop": {"config": {"tables": [], "operator": ""}}}},
         executor_def=dg.in_process_executor,
         description="**Step 8.** Drops the plaintext columns of the named tables. Needs an approval of each, given "
-        "with `approve_drop`, unused, unexpired, and for exactly what is there now. `restore_plaintext` undoes it."
-        + what_to_type("drop", EXAMPLE),
+        "with `approve_drop`, unused, unexpired, and for exactly what is there now; by another person, where the "
+        "two-person rule holds. `restore_plaintext` undoes it."
+        + what_to_type("drop", {**EXAMPLE, "operator": "Grace Example"}),
     )

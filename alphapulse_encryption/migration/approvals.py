@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from psycopg.sql import SQL
@@ -13,9 +15,11 @@ from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration import indexes, saved, switch, tracking, verify
-from alphapulse_encryption.migration.backup import Backup, check_backup, latest_backup
+from alphapulse_encryption.migration.backup import Backup, check_backup, latest_backup, read_backup
 from alphapulse_encryption.migration.database import Actor, Database
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.limits import read_limits
+from alphapulse_encryption.migration.verify import TableVerification
 
 Connection = psycopg.Connection[Any]
 
@@ -23,6 +27,9 @@ VALID_FOR = timedelta(hours=24)
 LONGEST_VALID_FOR = timedelta(days=7)
 # What was written after the backup is in the ciphertext only; so it has to be recent.
 BACKUP_NOT_OLDER_THAN = timedelta(hours=24)
+
+# Whom a drop is refused to: a person of the approver's name; whoever uses the approver's database role as well.
+TwoPersonRule = Literal["off", "names", "roles"]
 
 
 @dataclass(frozen=True)
@@ -37,13 +44,16 @@ class Approval:
         reason: in the approver's words.
         approved_at: by the server's clock.
         expires_at: until then.
-        definition: fingerprint of the table's definition it was given for.
+        definition: fingerprint of the table's definition, and of all that would be dropped with its columns.
         catalogue_entry: fingerprint of the catalogue's entry.
         key_check: identifies the current master key.
         verified_at: the verification it relies on.
         backup_id: the backup it relies on.
+        run_id: the run that recorded it, where there was one.
         consumed_at: when it was used.
+        consumed_by: by whom, as they gave their name.
         revoked_at: when it was taken back.
+        revoked_by: by whom, as they gave their name.
         expired: by the server's clock, when it was read.
     """
 
@@ -59,8 +69,11 @@ class Approval:
     key_check: str
     verified_at: datetime
     backup_id: int
+    run_id: str | None
     consumed_at: datetime | None
+    consumed_by: str | None
     revoked_at: datetime | None
+    revoked_by: str | None
     expired: bool
 
     @property
@@ -68,10 +81,23 @@ class Approval:
         """Whether it could still be used, if nothing that it binds has changed."""
         return self.consumed_at is None and self.revoked_at is None and not self.expired
 
+    def __str__(self) -> str:
+        if self.consumed_at is not None:
+            state = f"used by {self.consumed_by} at {self.consumed_at:%F %R} UTC"
+        elif self.revoked_at is not None:
+            state = f"revoked by {self.revoked_by} at {self.revoked_at:%F %R} UTC"
+        else:
+            state = f"{'expired' if self.expired else 'open until'} {self.expires_at:%F %R} UTC"
+        return (
+            f"approval {self.id} of {self.table}: {state}; given by {self.approver} (database role "
+            f"{self.database_role}) at {self.approved_at:%F %R} UTC: {self.reason}"
+        )
+
 
 _SELECT = """
 SELECT id, table_name, approver, database_role, reason, approved_at, expires_at, definition, catalogue_entry,
-       key_check, verified_at, backup_id, consumed_at, revoked_at, expires_at <= clock_timestamp()
+       key_check, verified_at, backup_id, run_id, consumed_at, consumed_by, revoked_at, revoked_by,
+       expires_at <= clock_timestamp()
   FROM public.encryption_approvals
 """
 
@@ -102,17 +128,25 @@ def approve_drop(
         valid_for: how long it may be used.
 
     Raises:
-        RefusedError: confirmation, name or reason missing; not verified; authority not ciphertext; no recent,
-            undamaged backup; other objects depend on the plaintext. Nothing was recorded.
+        RefusedError: confirmation, name or reason missing; not verified, or rows left out by it; authority not
+            ciphertext; no recent, undamaged backup; other objects depend on the plaintext. Nothing was recorded.
         ConfigurationError: table or column missing.
         DatabaseFailure: the server refused.
     """
     _check_words(table, approver, reason, confirmation, valid_for)
     with database.session(f"approve the drop of {table.key}") as connection:
         tracking.check_key(connection, keys)
-        definition, verified_at = refuse_unless_droppable(connection, table, keys)
-        backup = _recent_backup(connection, table)
+        definition, verification = refuse_unless_droppable(connection, table, keys)
+        backup = latest_backup(connection, table)
+        if backup is None:
+            raise RefusedError(
+                f"There is no backup of {table.key}. Take one first (asset backup); nothing was changed."
+            )
+        _refuse_stale(connection, table, backup)
         check_backup(backup)
+        if verification.missing_rows is None:
+            verify.count_rows(database, table, keys, actor)
+            definition, verification = refuse_unless_droppable(connection, table, keys)
         with connection.transaction():
             cursor = connection.execute(
                 "INSERT INTO public.encryption_approvals (table_name, approver, reason, expires_at, "
@@ -123,10 +157,10 @@ def approve_drop(
                     approver.strip(),
                     reason.strip(),
                     valid_for,
-                    definition.fingerprint(),
+                    _bound_definition(connection, definition),
                     catalogue.fingerprint(table.key),
                     keys.check_value(keys.current_version),
-                    verified_at,
+                    verification.verified_at,
                     backup.id,
                     actor.run_id,
                 ],
@@ -147,6 +181,13 @@ def approve_drop(
     return approval
 
 
+def _bound_definition(connection: Connection, definition: TableDefinition) -> str:
+    """The table's definition together with everything that would go with its plaintext columns."""
+    state = tracking.require_state(connection, definition.table)
+    goes = saved.read_saved(connection, definition, switch.set_aside(state))
+    return hashlib.sha256(f"{definition.fingerprint()} {goes.model_dump_json()}".encode()).hexdigest()
+
+
 def _check_words(table: Table, approver: str, reason: str, confirmation: str, valid_for: timedelta) -> None:
     if confirmation != table.key:
         raise RefusedError(
@@ -165,11 +206,11 @@ def _check_words(table: Table, approver: str, reason: str, confirmation: str, va
 
 def refuse_unless_droppable(
     connection: Connection, table: Table, keys: KeyRing
-) -> tuple[TableDefinition, datetime]:
-    """What an approval and a drop both need of the table itself; takes no lock.
+) -> tuple[TableDefinition, TableVerification]:
+    """What an approval and a drop both need of the table itself; takes no lock, and reads no row of it.
 
     Returns:
-        The table's definition, and the moment its verification speaks of.
+        The table's definition, and its verification.
 
     Raises:
         RefusedError: says which of them is missing.
@@ -193,13 +234,13 @@ def refuse_unless_droppable(
             "their own could not be brought back exactly, so its plaintext is not dropped."
         )
     verification = verify.verify_table(connection, table, keys)
-    if not verification.passed or verification.verified_at is None:
+    if not verification.passed:
         raise RefusedError(
             f"Table {table.key} is not verified: {'; '.join(verification.reasons)}. Run the verification "
             f"(--verify --table {table.key}); nothing was changed."
         )
     refuse_dependants(connection, definition)
-    return definition, verification.verified_at
+    return definition, verification
 
 
 def refuse_dependants(connection: Connection, definition: TableDefinition) -> None:
@@ -217,19 +258,81 @@ def refuse_dependants(connection: Connection, definition: TableDefinition) -> No
         )
 
 
-def _recent_backup(connection: Connection, table: Table) -> Backup:
-    backup = latest_backup(connection, table)
-    if backup is None:
-        raise RefusedError(f"There is no backup of {table.key}. Take one first (asset backup).")
+def _refuse_stale(connection: Connection, table: Table, backup: Backup) -> None:
     row = connection.execute(
         "SELECT %s < clock_timestamp() - %s", [backup.taken_at, BACKUP_NOT_OLDER_THAN]
     ).fetchone()
     if row is None or row[0]:
         hours = int(BACKUP_NOT_OLDER_THAN.total_seconds() // 3600)
         raise RefusedError(
-            f"The newest backup of {table.key} is more than {hours} hours old. Take a new one (asset backup)."
+            f"The backup of {table.key} is more than {hours} hours old. Take a new one (asset backup), and approve the "
+            "drop after it; nothing was changed."
         )
-    return backup
+
+
+def refuse_without_backup(connection: Connection, table: Table, approval: Approval) -> None:
+    """Refuse where the backup that an approval relies on would not serve; reads all of its file.
+
+    Raises:
+        RefusedError: it is not recorded any more, stale, missing or damaged.
+    """
+    backup = read_backup(connection, approval.backup_id)
+    if backup is None:
+        raise RefusedError(
+            f"The backup that approval {approval.id} relies on is not recorded any more; nothing was changed."
+        )
+    _refuse_stale(connection, table, backup)
+    check_backup(backup)
+
+
+def two_person_rule(connection: Connection, default: TwoPersonRule) -> TwoPersonRule:
+    """The rule that holds: the one set by ``two_person_rule`` in the settings, or the default."""
+    chosen = read_limits(connection).two_person_rule
+    return default if chosen == "default" else chosen
+
+
+def refuse_same_person(
+    connection: Connection, approval: Approval, operator: str, rule: TwoPersonRule
+) -> None:
+    """Refuse to the approver what they approved.
+
+    A name is what somebody says of themselves. A database role is what the server vouches for; that two roles are two
+    people is for whoever gives out their passwords to see to.
+
+    Args:
+        connection: that of the drop.
+        approval: the approval.
+        operator: name of who drops.
+        rule: whom to refuse.
+
+    Raises:
+        RefusedError: it is the approver, or who drops has not given their name.
+    """
+    if rule == "off":
+        return
+    turned_off = "Where one person has to do both, turn the rule off (--set two_person_rule=off)"
+    if not operator.strip():
+        raise RefusedError(
+            f"The two-person rule holds: say who drops (--operator NAME, or operator in the job's configuration), who "
+            f"cannot be {approval.approver}, who approved. {turned_off}; nothing was changed."
+        )
+    if _plain_name(operator) == _plain_name(approval.approver):
+        raise RefusedError(
+            f"The two-person rule holds: {approval.approver} approved the drop of {approval.table}, so somebody else "
+            f"has to carry it out. {turned_off}; nothing was changed."
+        )
+    if rule == "roles":
+        role = saved.only_row(connection.execute("SELECT session_user::text"))[0]
+        if role == approval.database_role:
+            raise RefusedError(
+                f"The two-person rule holds for database roles: the drop of {approval.table} was approved over the "
+                f"role {role}, and has to be carried out over another one (ALPHAPULSE_DATABASE_URL); nothing was "
+                "changed."
+            )
+
+
+def _plain_name(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def valid_approval(
@@ -267,7 +370,7 @@ def valid_approval(
     changed = [
         what
         for what, same in (
-            ("the table's definition", found.definition == definition.fingerprint()),
+            ("the table's definition", found.definition == _bound_definition(connection, definition)),
             ("the catalogue's entry", found.catalogue_entry == catalogue.fingerprint(table.key)),
             ("the master key", found.key_check == keys.check_value(keys.current_version)),
         )
@@ -276,7 +379,7 @@ def valid_approval(
     if changed:
         raise RefusedError(
             f"Since the plaintext drop of {table.key} was approved, {' and '.join(changed)} changed. Verify "
-            "and approve it again (--verify, job approve_drop); nothing was changed."
+            "and approve it again (--verify, job approve_drop); nothing was dropped."
         )
     return found
 
@@ -289,8 +392,13 @@ def _why_closed(last: Approval) -> str:
     return ": the last one has expired"
 
 
-def consume(connection: Connection, approval: Approval, actor: Actor) -> None:
+def consume(connection: Connection, approval: Approval, operator: str) -> None:
     """Use an approval up, in the transaction of the drop.
+
+    Args:
+        connection: that of the drop.
+        approval: the approval.
+        operator: who drops.
 
     Raises:
         RefusedError: it is not open any more.
@@ -298,31 +406,52 @@ def consume(connection: Connection, approval: Approval, actor: Actor) -> None:
     used = connection.execute(
         "UPDATE public.encryption_approvals SET consumed_at = clock_timestamp(), consumed_by = %s "
         "WHERE id = %s AND consumed_at IS NULL AND revoked_at IS NULL AND expires_at > clock_timestamp()",
-        [actor.name, approval.id],
+        [operator, approval.id],
     )
     if used.rowcount != 1:
         raise RefusedError(f"Approval {approval.id} is not valid any more; nothing was changed.")
 
 
-def revoke(database: Database, approval_id: int, actor: Actor) -> None:
+def revoke(
+    database: Database, approval_id: int, actor: Actor, *, operator: str = "", reason: str = ""
+) -> Approval:
     """Take an approval back.
 
+    Args:
+        database: the target.
+        approval_id: its number.
+        actor: the program that records it.
+        operator: name of the person who takes it back; the actor's where it is empty.
+        reason: why, in their words.
+
     Raises:
-        RefusedError: there is none of that number, or it was used or revoked before.
+        RefusedError: there is none of that number, or it was used or revoked before; nothing was changed.
+        DatabaseFailure: the server refused.
     """
-    with database.session(f"revoke approval {approval_id}") as connection, connection.transaction():
-        tracking.ensure_bookkeeping(connection)
-        row = connection.execute(
-            "UPDATE public.encryption_approvals SET revoked_at = clock_timestamp(), revoked_by = %s "
-            "WHERE id = %s AND consumed_at IS NULL AND revoked_at IS NULL RETURNING table_name",
-            [actor.name, approval_id],
-        ).fetchone()
-        if row is None:
-            raise RefusedError(
-                f"There is no approval {approval_id} that could be revoked: it does not exist, or was used "
-                "or revoked before."
-            )
-        tracking.audit(connection, actor, "revoke_approval", approval=approval_id, of_table=row[0])
+    with database.session(f"revoke approval {approval_id}") as connection:
+        if tracking.bookkeeping_exists(connection):
+            with connection.transaction():
+                row = connection.execute(
+                    "UPDATE public.encryption_approvals SET revoked_at = clock_timestamp(), revoked_by = %s "
+                    "WHERE id = %s AND consumed_at IS NULL AND revoked_at IS NULL RETURNING table_name",
+                    [operator.strip() or actor.name, approval_id],
+                ).fetchone()
+                if row is not None:
+                    tracking.audit(
+                        connection,
+                        actor,
+                        "revoke_approval",
+                        approval=approval_id,
+                        of_table=row[0],
+                        operator=operator.strip(),
+                        reason=reason.strip(),
+                    )
+                    revoked = connection.execute(_SELECT + " WHERE id = %s", [approval_id])
+                    return _approval(saved.only_row(revoked))
+        raise RefusedError(
+            f"There is no approval {approval_id} that could be revoked: it does not exist, or was used or revoked "
+            "before; nothing was changed."
+        )
 
 
 def list_approvals(connection: Connection, table: Table | None = None) -> tuple[Approval, ...]:
@@ -358,6 +487,11 @@ def describe(connection: Connection, definition: TableDefinition) -> str:
     if required:
         lines.append(f"  NOT NULL on {', '.join(required)}")
     lines += [f"  uniqueness by the index {name}" for name in unique]
+    uncarried = [c.name for c in what.constraints if c.kind in ("c", "f")]
+    if uncarried:
+        lines.append(
+            f"Nothing takes the place of {', '.join(uncarried)}: the database cannot look into ciphertext."
+        )
     lines += [
         "It is undone by restore_plaintext, which rebuilds all of this from the ciphertext as it is then, "
         "as long as the master key is there; or from the encrypted backup with age and pg_restore.",

@@ -89,3 +89,19 @@ def read_columns(
             chunk = max(1, min(limit - rows, affordable))
         wire.execute(connection, b"CLOSE encryption_batch")
     return found
+
+
+def fetch_batch(cursor: psycopg.ServerCursor[Any], limit: int) -> list[Row]:
+    """The next rows of an open cursor, of text: at most ``limit``, fewer where they are large, none at the end."""
+    rows: list[Row] = []
+    size = 0
+    chunk = min(limit, _FIRST_CHUNK)
+    while len(rows) < limit and size < BATCH_BYTES:
+        part = cursor.fetchmany(chunk)
+        if not part:
+            break
+        rows += part
+        size += sum(map(len, filter(None, chain.from_iterable(part))))
+        affordable = (BATCH_BYTES - size) // max(1, size // len(rows))
+        chunk = max(1, min(limit - len(rows), affordable))
+    return rows

@@ -27,6 +27,8 @@ TEXT_FORM_SETTINGS = {
     "IntervalStyle": "postgres",
     "bytea_output": "hex",
     "extra_float_digits": "1",
+    # The form of money: $1,234.56, whatever the database's own currency is.
+    "lc_monetary": "C",
     "client_encoding": "UTF8",
 }
 

@@ -1,4 +1,4 @@
-"""What an operator may change while a backfill runs: kept in the database, read again at each look.
+"""What an operator may change at any time: kept in the database, read again by running backfills at each look.
 
 ``UPDATE public.encryption_settings SET value = 'true' WHERE name = 'paused'`` works as well as the command line.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -41,6 +41,17 @@ class Limits(BaseModel):
     )
     min_free_disk_mib: int = Field(
         default=1024, ge=0, description="wait while less disk is free (servers on this machine only)"
+    )
+    two_person_rule: Literal["default", "off", "names", "roles"] = Field(
+        default="default",
+        description="who may drop: somebody of another name than the approver (names), over another database role as "
+        "well (roles), or anybody (off); default is names, and off for the sample",
+    )
+    drop_verification_seconds: float = Field(
+        default=300,
+        gt=0,
+        le=86_400,
+        description="how long a drop may verify the rows changed since the verification",
     )
 
 

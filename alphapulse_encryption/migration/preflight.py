@@ -232,6 +232,25 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
                 "application inserts the ciphertext alone before the switch.",
             )
         )
+    if definition.partitioned:
+        findings.append(
+            Finding(
+                "warning",
+                table.key,
+                "is partitioned: it can be encrypted, verified and switched, but approve_drop will refuse, because "
+                "what its partitions have of their own could not be brought back exactly.",
+            )
+        )
+    findings += [
+        Finding(
+            "warning",
+            f"{table.key}.{column.name}",
+            "is of the type money, whose text depends on the database's currency: it is encrypted in the form "
+            "$1,234.56, whatever the currency is. numeric does not have that problem.",
+        )
+        for column in definition.plaintext_columns
+        if definition.columns[column.name].type.removesuffix("[]") == "money"
+    ]
     for index in unique_indexes(connection, definition):
         if not index.portable:
             findings.append(

@@ -210,32 +210,63 @@ def any_pending(definition: TableDefinition, condition: Composed) -> Composed:
 
 
 def select_for_verification(
-    definition: TableDefinition, condition: Composed, *, with_version: bool = False
+    definition: TableDefinition,
+    condition: Composed,
+    columns: Sequence[Column] | None = None,
+    *,
+    with_version: bool = False,
 ) -> Composed:
-    """A batch in key order: key, then per catalogued column plaintext, ciphertext and token (or NULL).
+    """A batch in key order: key, then plaintext, ciphertext and token (or NULL) of some columns, or of all.
 
     Args:
         definition: the table.
         condition: which rows.
+        columns: which columns; None for all.
         with_version: have each row end in its xmin.
     """
-    values: list[Composable] = []
-    for column in definition.table.columns:
+    chosen = definition.table.columns if columns is None else columns
+    return SQL("{rows} WHERE {condition} ORDER BY {order} LIMIT %s").format(
+        rows=_select_sides(definition, chosen, SQL("t.xmin::text") if with_version else None),
+        condition=condition,
+        order=key_list(definition),
+    )
+
+
+def select_changed(definition: TableDefinition) -> Composed:
+    """The rows changed since a transaction, all columns as in :func:`select_for_verification`, in no order.
+
+    Parameter: the transaction's number, of 32 bits.
+    """
+    return SQL("{} WHERE {}").format(_select_sides(definition, definition.table.columns), _changed_since())
+
+
+def count_unchanged(definition: TableDefinition) -> Composed:
+    """How many rows there are, and how many of them were not changed since a transaction (the parameter)."""
+    return SQL("SELECT count(*), count(*) FILTER (WHERE NOT {}) FROM {} t").format(
+        _changed_since(), definition.identifier
+    )
+
+
+def _changed_since() -> Composed:
+    # age() is a distance modulo 2^32 from the next transaction: in one statement it begins at 0, because nothing is
+    # visible that began after it. A row keeps its xmin when it is frozen (PostgreSQL manual, 24.1.5).
+    return SQL("(age(t.xmin) BETWEEN 0 AND age(%s::xid))").format()
+
+
+def _select_sides(
+    definition: TableDefinition, columns: Sequence[Column], last: Composable | None = None
+) -> Composed:
+    values: list[Composable] = [key_text(definition)]
+    for column in columns:
         for name, present in (
             (column.name, column.name in definition.columns),
             (column.encrypted, True),
             (column.search, column.searchable),
         ):
             values.append(SQL("{}::text").format(Identifier("t", name)) if present else SQL("NULL::text"))
-    if with_version:
-        values.append(SQL("t.xmin::text"))
-    return SQL("SELECT {key}, {values} FROM {table} t WHERE {condition} ORDER BY {order} LIMIT %s").format(
-        key=key_text(definition),
-        values=SQL(", ").join(values),
-        table=definition.identifier,
-        condition=condition,
-        order=key_list(definition),
-    )
+    if last is not None:
+        values.append(last)
+    return SQL("SELECT {} FROM {} t").format(SQL(", ").join(values), definition.identifier)
 
 
 def clear_values(definition: TableDefinition) -> Composed:

@@ -71,7 +71,17 @@ CREATE TABLE IF NOT EXISTS public.encryption_verifications (
     columns jsonb NOT NULL,
     offenders jsonb NOT NULL,
     run_id text,
+    since xid8,
     PRIMARY KEY (table_name, batch_range));
+ALTER TABLE public.encryption_verifications ADD COLUMN IF NOT EXISTS since xid8;
+CREATE TABLE IF NOT EXISTS public.encryption_row_counts (
+    table_name text PRIMARY KEY,
+    counted_at timestamptz NOT NULL,
+    since xid8 NOT NULL,
+    row_count bigint NOT NULL,
+    verified_count bigint NOT NULL,
+    missing_count bigint NOT NULL,
+    run_id text);
 CREATE TABLE IF NOT EXISTS public.encryption_key_checks (
     key_version int PRIMARY KEY,
     check_value text NOT NULL,
@@ -176,6 +186,7 @@ BOOKKEEPING_TABLES = (
     "encryption_tables",
     "encryption_ranges",
     "encryption_verifications",
+    "encryption_row_counts",
     "encryption_key_checks",
     "encryption_backups",
     "encryption_approvals",

@@ -187,9 +187,16 @@ def test_a_table_is_verified_or_its_partition_fails(sample: Place) -> None:
         found = _checks(instance)
         assert [name for name, passed in found.items() if not passed] == ["every_token_matches"]
 
+        walk.query(sample.url, "UPDATE encryption_verifications SET verified_at = now() - interval '8 days'")
+        assert "verified more than 7 days" in failure(sample.materialize(instance, "verified_table", "users"))
+        assert _checks(instance)["fresh"] is False
+
 
 def _checks(instance: dg.DagsterInstance) -> dict[str, bool]:
-    names = ("every_range_verified", "nothing_pending", "every_value_matches", "every_token_matches")
+    names = (
+        *("every_range_verified", "nothing_pending", "every_value_matches", "every_token_matches"),
+        *("row_counts_match", "fresh"),
+    )
     result = {}
     for name in names:
         key = dg.AssetCheckKey(dg.AssetKey("verified_table"), name)

@@ -50,6 +50,13 @@ def problem(result: dg.JobExecutionResult) -> str:
     return str(failure.user_failure_data.description)
 
 
+def logged(instance: dg.DagsterInstance, result: dg.JobExecutionResult) -> str:
+    """What the run has written to its log."""
+    return "\n".join(
+        entry.user_message for entry in instance.all_logs(result.run_id) if not entry.is_dagster_event
+    )
+
+
 def columns(url: str) -> set[str]:
     return {
         name
@@ -64,7 +71,8 @@ def test_an_approval_is_used_once(sample: Place) -> None:
     before = walk.value(url, CHECKSUM)
     walk.switch(url, USERS)
     walk.backup(url, (USERS,), sample.state / "backups", sample.postgres.bin_dir())
-    drop = {"tables": ["users"]}
+    tables = {"tables": ["users"]}
+    drop = {**tables, "operator": "Grace"}
     approval = {"table": "users", "approver": "Ada", "reason": "done"}
     with sample.instance() as instance:
         assert "no approval" in problem(run(instance, "drop_unencrypted", "drop", drop))
@@ -72,7 +80,25 @@ def test_an_approval_is_used_once(sample: Place) -> None:
         assert "Type users exactly" in problem(mistyped)
         assert walk.value(url, "SELECT count(*) FROM encryption_approvals") == 0
 
-        assert run(instance, "approve_drop", "approve", {**approval, "confirmation": "users"}).success
+        # What would go is said before anything is approved.
+        assert "Dropping the plaintext of users removes" in logged(instance, mistyped)
+
+        given = {**approval, "confirmation": "users", "valid_hours": 1.5}
+        assert run(instance, "approve_drop", "approve", given).success
+        assert walk.query(
+            url, "SELECT expires_at - approved_at = interval '90 min' FROM encryption_approvals"
+        ) == [(True,)]
+        alone = {**tables, "operator": "ada"}
+        assert "Ada approved the drop of users" in problem(run(instance, "drop_unencrypted", "drop", alone))
+        assert "say who drops" in problem(run(instance, "drop_unencrypted", "drop", tables))
+        taken_back = {"approval": 1, "operator": "Grace", "reason": "not yet"}
+        assert run(instance, "revoke_approval", "revoke", taken_back).success
+        assert "could be revoked" in problem(run(instance, "revoke_approval", "revoke", taken_back))
+        assert "the last one was revoked" in problem(run(instance, "drop_unencrypted", "drop", drop))
+        listed = run(instance, "list_approvals", "list", {})
+        assert "approval 1 of users: revoked by Grace" in logged(instance, listed)
+
+        assert run(instance, "approve_drop", "approve", given).success
         dropped = run(instance, "drop_unencrypted", "drop", drop)
         assert dropped.success
         assert "email" not in columns(url)
@@ -80,7 +106,7 @@ def test_an_approval_is_used_once(sample: Place) -> None:
         assert event.partition_key == "users"
         assert event.asset_materialization is not None
         metadata = event.asset_materialization.metadata
-        assert metadata["approved_by"].value == "Ada"
+        assert (metadata["approved_by"].value, metadata["dropped_by"].value) == ("Ada", "Grace")
         assert set(cast("list[str]", metadata["columns_dropped"].value)) == {
             column.name for column in USERS.columns
         }
@@ -92,10 +118,10 @@ def test_an_approval_is_used_once(sample: Place) -> None:
         assert walk.query(
             url,
             "SELECT action, count(*)::int FROM encryption_audit_log WHERE action LIKE '%drop%' GROUP BY 1 ORDER BY 1",
-        ) == [("approve_drop", 1), ("drop_plaintext", 1)]
+        ) == [("approve_drop", 2), ("drop_plaintext", 1)]
         assert len(instance.fetch_materializations(dg.AssetKey("plaintext_dropped"), limit=10).records) == 1
 
-        restored = run(instance, "restore_plaintext", "restore", drop)
+        restored = run(instance, "restore_plaintext", "restore", tables)
         assert restored.success
         assert walk.value(url, CHECKSUM) == before
 
@@ -103,13 +129,13 @@ def test_an_approval_is_used_once(sample: Place) -> None:
         assert "was used already" in problem(
             run(instance, "drop_unencrypted", "drop", drop, parent=dropped.run_id)
         )
-        switched = run(instance, "switch_to_ciphertext", "switch", drop)
+        switched = run(instance, "switch_to_ciphertext", "switch", tables)
         assert switched.success
         assert "was used already" in problem(
             run(instance, "drop_unencrypted", "drop", drop, parent=dropped.run_id)
         )
         assert walk.value(url, CHECKSUM) == before
-        assert run(instance, "revert_to_plaintext", "revert", drop).success
+        assert run(instance, "revert_to_plaintext", "revert", tables).success
         assert (
             walk.value(url, "SELECT authority FROM encryption_tables WHERE table_name = 'users'")
             == "plaintext"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
+from alphapulse_encryption.catalogue import Catalogue, Column, Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.approvals import (
     approve_drop,
@@ -20,6 +24,7 @@ from alphapulse_encryption.migration.definition import read_table
 from alphapulse_encryption.migration.switch import switch_to_ciphertext
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import walk
+from alphapulse_encryption_tests.migration.conftest import Unchanged
 
 USERS = walk.CATALOGUE.table("users")
 
@@ -28,18 +33,9 @@ def count(url: str) -> int:
     return int(walk.value(url, "SELECT count(*) FROM encryption_approvals"))
 
 
-@pytest.fixture
-def ready_url(sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path) -> str:
-    """A database in which `users` may be approved."""
-    walk.switch(sample_url, USERS)
-    walk.backup(sample_url, (USERS,), tmp_path, postgres.bin_dir())
-    return sample_url
-
-
 def test_it_binds_the_state_it_was_given_for(ready_url: str) -> None:
     approval = walk.approve(ready_url, USERS)
     with Database(ready_url).session("read") as connection:
-        assert approval.definition == read_table(connection, USERS).fingerprint()
         assert list_approvals(connection) == list_approvals(connection, USERS) == (approval,)
     assert approval.catalogue_entry == walk.CATALOGUE.fingerprint("users")
     assert approval.key_check == walk.KEYS.check_value(1)
@@ -159,16 +155,109 @@ def test_a_partitioned_table_is_refused(ready_url: str, postgres: EmbeddedPostgr
         walk.approve(ready_url, USERS)
 
 
+def test_a_declaratively_partitioned_table_is_refused(database_url: str) -> None:
+    table = Table(name="notes", columns=(Column(name="secret", context="notes"),))
+    walk.query(database_url, "CREATE TABLE notes (id int PRIMARY KEY, secret text) PARTITION BY RANGE (id)")
+    walk.query(database_url, "CREATE TABLE part PARTITION OF notes FOR VALUES FROM (0) TO (100)")
+    walk.query(database_url, "INSERT INTO notes SELECT i, 's' || i FROM generate_series(1, 20) AS i")
+    walk.switch(database_url, table)
+    with pytest.raises(RefusedError, match="Table notes is partitioned or takes part in inheritance"):
+        walk.approve(database_url, table, Catalogue(tables=(table,)))
+    assert count(database_url) == 0
+
+
 def test_an_approval_can_be_revoked_once(ready_url: str) -> None:
     approval = walk.approve(ready_url, USERS)
     database = Database(ready_url)
-    revoke(database, approval.id, walk.ACTOR)
+    revoked = revoke(database, approval.id, walk.ACTOR, operator="Grace", reason="too early")
+    assert "revoked by Grace at " in str(revoked)
+    details = walk.value(ready_url, "SELECT details FROM encryption_audit_log ORDER BY id DESC LIMIT 1")
+    assert (details["operator"], details["reason"], details["of_table"]) == ("Grace", "too early", "users")
     with database.session("read") as connection:
         assert not list_approvals(connection)[0].is_open
     with pytest.raises(RefusedError, match="could be revoked"):
         revoke(database, approval.id, walk.ACTOR)
     actions = walk.query(ready_url, "SELECT action FROM encryption_audit_log ORDER BY id DESC LIMIT 2")
     assert actions == [("revoke_approval",), ("approve_drop",)]
+
+
+def flipped(url: str, column: str, key: int, at: int) -> str:
+    """A column's envelope with one bit of its payload turned over."""
+    members = json.loads(walk.value(url, f"SELECT {column}_encrypted FROM users WHERE id = %s", key))
+    payload = bytearray(base64.b64decode(members["ciphertext"]))
+    payload[at] ^= 1
+    return json.dumps({**members, "ciphertext": base64.b64encode(payload).decode()})
+
+
+DAMAGES = {
+    "a bit of a ciphertext": (
+        "UPDATE users SET first_name_encrypted = %(flipped)s WHERE id = 7",
+        {("first_name", "undecryptable", "7")},
+    ),
+    "two rows' ciphertexts": (
+        "UPDATE users u SET phone_number_encrypted = o.phone_number_encrypted FROM users o "
+        "WHERE (u.id, o.id) IN ((7, 3), (3, 7))",
+        {("phone_number", "mismatched", "3"), ("phone_number", "mismatched", "7")},
+    ),
+    "a token": (
+        "UPDATE users SET email_search = translate(email_search, 'abcdef', 'bcdefa') WHERE id = 7",
+        {("email", "token_mismatched", "7")},
+    ),
+    "a ciphertext that is gone": (
+        "UPDATE users SET address_data_encrypted = NULL WHERE id = 7",
+        {("address_data", "pending", "7")},
+    ),
+    "a plaintext behind the trigger": (
+        "UPDATE users SET two_factor_secret = 'x' || two_factor_secret WHERE id = 7",
+        {("two_factor_secret", "mismatched", "7")},
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named_and_cannot_be_approved(ready_url: str, unchanged: Unchanged, damage: str) -> None:
+    statement, expected = DAMAGES[damage]
+    complete = (
+        "SELECT count(*) FROM users WHERE id IN (3, 7) "
+        "AND num_nulls(first_name, phone_number, email, address_data, two_factor_secret) = 0"
+    )
+    assert walk.value(ready_url, complete) == 2
+    with psycopg.connect(ready_url, autocommit=True) as behind:
+        behind.execute("SET session_replication_role = replica")
+        behind.execute("CREATE TEMP TABLE kept AS SELECT * FROM users WHERE id IN (3, 7)")
+        written = behind.execute(statement.encode(), {"flipped": flipped(ready_url, "first_name", 7, -1)})
+        assert written.rowcount == len(expected)
+
+        found = walk.verify(ready_url, USERS)
+
+        assert {(o.column, o.problem, *o.key) for o in found.offenders} == expected
+        column, problem, _ = next(iter(expected))
+        assert found.reasons == (f"users.{column}: {len(expected)} values {problem}",)
+        assert found.rows == walk.value(ready_url, "SELECT count(*) FROM users")
+        unchanged.refuses(
+            f"users is not verified: users.{column}: {len(expected)} values {problem}",
+            lambda: walk.approve(ready_url, USERS),
+        )
+
+        behind.execute("DELETE FROM users WHERE id IN (3, 7)")
+        behind.execute("INSERT INTO users SELECT * FROM kept")
+    assert walk.verify(ready_url, USERS).passed
+    assert walk.approve(ready_url, USERS).is_open
+
+
+def test_rows_that_the_verification_left_out_stand_in_the_way(ready_url: str) -> None:
+    ready = "UPDATE pg_index SET indisready = {} WHERE indexrelid = 'users_pkey'::regclass"
+    walk.query(ready_url, ready.format("false"))
+    walk.query(
+        ready_url,
+        "SET session_replication_role = replica; INSERT INTO users (id, username, email, password_hash) "
+        "VALUES (900001, 'ann', 'ann@example.org', 'x')",
+    )
+    walk.query(ready_url, ready.format("true"))
+    assert walk.verify(ready_url, USERS).passed
+    with pytest.raises(RefusedError, match="1 rows were not reached in the order of the primary key"):
+        walk.approve(ready_url, USERS)
+    assert count(ready_url) == 0
 
 
 def test_it_says_what_will_go_what_stays_and_how_it_is_undone(ready_url: str) -> None:
@@ -184,3 +273,16 @@ def test_it_says_what_will_go_what_stays_and_how_it_is_undone(ready_url: str) ->
     ):
         assert part in text
     assert "encryption_pending" not in text
+    assert "Nothing takes the place of" not in text
+
+
+def test_it_says_what_guarantee_nothing_will_take_over(ready_url: str) -> None:
+    walk.query(ready_url, "CREATE TABLE dialled (number text PRIMARY KEY)")
+    walk.query(
+        ready_url,
+        "ALTER TABLE users ADD CONSTRAINT named CHECK (last_name <> '') NOT VALID, "
+        "ADD CONSTRAINT known FOREIGN KEY (phone_number) REFERENCES dialled NOT VALID",
+    )
+    with Database(ready_url).session("describe") as connection:
+        text = describe(connection, read_table(connection, USERS))
+    assert "Nothing takes the place of known, named: the database cannot look into ciphertext." in text

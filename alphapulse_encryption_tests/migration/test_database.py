@@ -28,7 +28,7 @@ def test_settings_do_not_depend_on_the_database(database_url: str) -> None:
     with Database(database_url).connect() as connection:
         shown = {
             name: support.ask(connection, f"SHOW {name}")[0][0]
-            for name in (*support.STRANGE_SETTINGS, "row_security", "client_encoding")
+            for name in (*support.STRANGE_SETTINGS, "lc_monetary", "row_security", "client_encoding")
         }
     assert shown == {
         "TimeZone": "UTC",
@@ -36,6 +36,7 @@ def test_settings_do_not_depend_on_the_database(database_url: str) -> None:
         "IntervalStyle": "postgres",
         "bytea_output": "hex",
         "extra_float_digits": "1",
+        "lc_monetary": "C",
         "search_path": "pg_catalog",
         "standard_conforming_strings": "on",
         "default_transaction_isolation": "read committed",

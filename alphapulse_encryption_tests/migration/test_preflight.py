@@ -134,6 +134,18 @@ def test_columns_that_an_insert_fills_by_itself(notes_url: str) -> None:
     assert found(report(notes_url), "warning", "notes") == []
 
 
+def test_money_is_encrypted_in_one_form_and_warned_of(database_url: str) -> None:
+    run(database_url, "CREATE TABLE notes (id int PRIMARY KEY, mail text, secret money)")
+    run(database_url, "INSERT INTO notes VALUES (1, 'm', 1234.56), (2, 'm', -0.5)")
+    (warning,) = found(report(database_url), "warning", "notes.secret")
+    assert "is of the type money" in warning
+    support.encrypt(database_url, ENTRY)
+    envelopes = support.texts(database_url, ENTRY, "secret_encrypted")
+    values = {key: support.opened(str(envelope), "test_context") for key, envelope in envelopes.items()}
+    assert values == {("1",): "$1,234.56", ("2",): "-$0.50"}
+    assert support.verify(database_url, ENTRY).passed
+
+
 def test_partitioned_table(database_url: str) -> None:
     run(
         database_url, "CREATE TABLE notes (id int PRIMARY KEY, mail text, secret int) PARTITION BY RANGE (id)"
@@ -141,6 +153,7 @@ def test_partitioned_table(database_url: str) -> None:
     run(database_url, "CREATE TABLE notes_1 PARTITION OF notes FOR VALUES FROM (1) TO (100)")
     assert report(database_url).blockers == ()
     assert found(report(database_url), "ok", "notes")
+    assert "approve_drop will refuse" in found(report(database_url), "warning", "notes")[0]
 
 
 def test_another_key(notes_url: str) -> None:

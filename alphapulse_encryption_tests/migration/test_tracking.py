@@ -167,3 +167,14 @@ def test_status_goes_from_pending_to_completed(notes_url: str) -> None:
         (0, 10),
         (1, 20),
     ]
+
+
+def test_an_older_bookkeeping_gets_what_it_lacks(notes_url: str) -> None:
+    """Results without the transaction since which rows may have changed count for nothing."""
+    support.encrypt(notes_url, ENTRY)
+    support.verify(notes_url, ENTRY)
+    run(notes_url, "ALTER TABLE encryption_verifications DROP COLUMN since; DROP TABLE encryption_row_counts")
+    support.add_columns(notes_url, ENTRY)
+    assert run(notes_url, "SELECT DISTINCT since FROM encryption_verifications") == [(None,)]
+    assert not support.verification(notes_url, ENTRY).passed
+    assert support.verify(notes_url, ENTRY).passed

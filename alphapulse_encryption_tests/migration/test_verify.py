@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -12,14 +13,25 @@ import pytest
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration import columns, tracking
+from alphapulse_encryption.migration.backfill import RowsQuarantined
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.migration.definition import read_table
-from alphapulse_encryption.migration.verify import NAMED_OFFENDERS, TableVerification, verify_range
+from alphapulse_encryption.migration.verify import (
+    NAMED_OFFENDERS,
+    ChangedVerification,
+    RowCount,
+    Stopped,
+    TableVerification,
+    count_rows,
+    verify_changed,
+    verify_range,
+)
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, MASTER_KEY, OTHER_KEYS, run
 
 ENTRY = support.table("notes", support.searchable("mail", "idx_notes_mail"), "secret", "bare")
-KINDS = ("pending", "mismatched", "undecryptable", "token_mismatched")
+KINDS = ("pending", "quarantined", "mismatched", "undecryptable", "token_mismatched")
 ROWS = 40
 
 
@@ -38,11 +50,17 @@ def notes_url(database_url: str) -> str:
     return database_url
 
 
+@contextmanager
+def application_behind(url: str) -> Iterator[support.Connection]:
+    with support.application(url) as connection:
+        connection.execute("SET session_replication_role TO replica")
+        yield connection
+
+
 @pytest.fixture
 def behind(notes_url: str) -> Iterator[support.Connection]:
     """A session whose writes no trigger sees."""
-    with support.application(notes_url) as connection:
-        connection.execute("SET session_replication_role TO replica")
+    with application_behind(notes_url) as connection:
         yield connection
 
 
@@ -296,3 +314,147 @@ def test_progress(notes_url: str) -> None:
         on_progress=lambda rows, _: seen.append(rows),
     )
     assert seen == [13]
+
+
+def test_stopped_between_two_batches_it_keeps_no_result(notes_url: str) -> None:
+    def stop(*_: object) -> None:
+        raise Stopped("enough")
+
+    with pytest.raises(Stopped):
+        verify_range(Database(notes_url), ENTRY, 1, CIPHER, support.KEYS, ACTOR, on_progress=stop)
+    assert run(notes_url, "SELECT 1 FROM encryption_verifications") == []
+
+
+def changed(url: str, since: int) -> ChangedVerification:
+    return verify_changed(Database(url), ENTRY, CIPHER, support.KEYS, since, seconds=60)
+
+
+def test_rows_set_aside_are_counted_apart(notes_url: str, behind: support.Connection) -> None:
+    behind.execute("UPDATE notes SET secret_encrypted = NULL WHERE id IN (1, 2)")
+    behind.execute(
+        "INSERT INTO encryption_quarantine (table_name, batch_range, key, reason) VALUES ('notes', 0, '{2}', 'x')"
+    )
+    found = support.verify(notes_url, ENTRY)
+    assert named(found) == {("secret", "pending", "1"), ("secret", "quarantined", "2")}
+    assert found.reasons == ("notes.secret: 1 values pending", "notes.secret: 1 values quarantined")
+
+
+def test_only_what_changed_since_is_verified_again(notes_url: str, behind: support.Connection) -> None:
+    # Damaged before the verification, and not looked at again: what it found is in its result.
+    behind.execute("UPDATE notes SET secret = 99 WHERE id = 3")
+    since = support.verify(notes_url, ENTRY).since
+    assert since is not None
+    assert (changed(notes_url, since).rows, changed(notes_url, since).passed) == (0, True)
+
+    run(notes_url, "UPDATE notes SET tenant = 2 WHERE id IN (7, 8)")
+    run(notes_url, "INSERT INTO notes (id) VALUES (1000)")
+    run(notes_url, "DELETE FROM notes WHERE id = 9")
+    assert (changed(notes_url, since).rows, changed(notes_url, since).passed) == (3, True)
+
+    behind.execute("UPDATE notes SET mail_search = 'x' WHERE id = 8")
+    behind.execute("UPDATE notes SET secret = 1 WHERE id = 31")
+    found = changed(notes_url, since)
+    assert (found.rows, found.passed) == (4, False)
+    assert [str(offender) for offender in found.offenders] == [
+        "mail token_mismatched at key (8)",
+        "secret mismatched at key (31)",
+    ]
+    # A row keeps the number of its transaction when vacuum freezes it or when the table is written anew.
+    for rewrite in ("VACUUM (FREEZE) notes", "VACUUM FULL notes", "CLUSTER notes USING notes_pkey"):
+        behind.execute(rewrite.encode())
+        assert changed(notes_url, since).rows == 4, rewrite
+    # It has kept nothing.
+    assert named(support.verification(notes_url, ENTRY)) == {("secret", "mismatched", "3")}
+
+
+def test_changes_are_told_apart_across_the_end_of_transaction_numbers(notes_url: str) -> None:
+    """The server compares them modulo 2^32: what was, as it were, an epoch ago is found by the same 32 bits."""
+    since = support.verify(notes_url, ENTRY).since
+    assert since is not None
+    run(notes_url, "UPDATE notes SET tenant = 2 WHERE id = 7")
+    for epoch in range(3):
+        assert changed(notes_url, since + epoch * 2**32).rows == 1
+
+
+def test_changes_in_partitions_are_found(database_url: str) -> None:
+    run(
+        database_url,
+        "CREATE TABLE notes (id int PRIMARY KEY, mail text, secret numeric, bare text) PARTITION BY RANGE (id)",
+    )
+    for number in range(2):
+        run(
+            database_url,
+            f"CREATE TABLE part{number} PARTITION OF notes FOR VALUES FROM ({number * 20}) TO ({number * 20 + 20})",
+        )
+    run(database_url, "INSERT INTO notes SELECT i, 'm' || i, i FROM generate_series(0, 39) AS i")
+    support.encrypt(database_url, ENTRY)
+    since = support.verify(database_url, ENTRY).since
+    assert since is not None
+    for key in (3, 33):
+        run(
+            database_url,
+            "SET session_replication_role = replica; UPDATE notes SET secret = 0 WHERE id = " + str(key),
+        )
+    assert [str(offender) for offender in changed(database_url, since).offenders] == [
+        "secret mismatched at key (3)",
+        "secret mismatched at key (33)",
+    ]
+    counted = count_rows(Database(database_url), ENTRY, support.KEYS, ACTOR)
+    assert counted == RowCount(rows=40, verified=40, missing=0)
+
+
+def test_rows_that_the_key_does_not_lead_to_are_missed(notes_url: str, behind: support.Connection) -> None:
+    """As after a change of a collation's order: rows are verified by the key's index, and counted without it."""
+    database = Database(notes_url)
+    assert count_rows(database, ENTRY, support.KEYS, ACTOR) is None
+    support.verify(notes_url, ENTRY)
+    assert support.verification(notes_url, ENTRY).missing_rows is None
+    run(notes_url, "DELETE FROM notes WHERE id = 1")
+    run(notes_url, "INSERT INTO notes (id) VALUES (1000), (1001)")
+    assert count_rows(database, ENTRY, support.KEYS, ACTOR) == RowCount(rows=41, verified=40, missing=0)
+    assert support.verification(notes_url, ENTRY).missing_rows == 0
+
+    ready = "UPDATE pg_index SET indisready = {} WHERE indexrelid = 'notes_pkey'::regclass"
+    behind.execute(ready.format("false").encode())
+    behind.execute("INSERT INTO notes (id, secret) VALUES (500, 1), (501, 1)")
+    behind.execute(ready.format("true").encode())
+    found = support.verify(notes_url, ENTRY)
+    assert (found.rows, found.passed) == (41, True)
+    assert count_rows(database, ENTRY, support.KEYS, ACTOR) == RowCount(rows=43, verified=41, missing=2)
+    found = support.verification(notes_url, ENTRY)
+    assert (found.missing_rows, found.passed) == (2, False)
+    assert found.reasons[0].startswith("2 rows were not reached in the order of the primary key")
+    behind.execute("REINDEX TABLE notes")
+    found = support.verify(notes_url, ENTRY)
+    assert named(found) == {("secret", "pending", "500"), ("secret", "pending", "501")}
+    assert found.missing_rows is None
+
+
+def test_values_that_cannot_be_read_do_not_keep_the_others_from_being_verified(
+    postgres: EmbeddedPostgres,
+) -> None:
+    """In a database without an encoding a text may be no text at all."""
+    run(
+        postgres.url("postgres"),
+        "CREATE DATABASE no_encoding TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LOCALE 'C'",
+    )
+    url = postgres.url("no_encoding")
+    try:
+        run(url, "CREATE TABLE notes (id int PRIMARY KEY, mail text, secret numeric, bare text)")
+        run(url, "INSERT INTO notes SELECT i, 'm' || i, i, 'b' FROM generate_series(1, 30) AS i")
+        run(url, "UPDATE notes SET mail = convert_from('\\xff', 'SQL_ASCII') WHERE id = 13")
+        support.add_columns(url, ENTRY)
+        with pytest.raises(RowsQuarantined):
+            support.backfill(url, ENTRY)
+        since = support.verify(url, ENTRY).since
+        found = support.verify(url, ENTRY)
+        assert named(found) == {(column, "quarantined", "13") for column in ("mail", "secret", "bare")}
+        assert (found.rows, found.columns["mail"].matching) == (30, 29)
+        assert since is not None
+        with application_behind(url) as behind:
+            behind.execute("UPDATE notes SET bare = convert_from('\\xff', 'SQL_ASCII') WHERE id = 20")
+        with pytest.raises(RefusedError, match="values that cannot be read"):
+            changed(url, since)
+        assert ("bare", "mismatched", "20") in named(support.verify(url, ENTRY))
+    finally:
+        run(postgres.url("postgres"), "DROP DATABASE no_encoding WITH (FORCE)")

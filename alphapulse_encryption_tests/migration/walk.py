@@ -14,7 +14,7 @@ from psycopg import sql
 from alphapulse_encryption.catalogue import Catalogue, Table, load_catalogue
 from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.migration.approvals import Approval, approve_drop
+from alphapulse_encryption.migration.approvals import Approval, TwoPersonRule, approve_drop
 from alphapulse_encryption.migration.backfill import backfill_range
 from alphapulse_encryption.migration.backup import BackupResult, take_backup
 from alphapulse_encryption.migration.columns import add_encrypted_columns
@@ -91,8 +91,25 @@ def approve(url: str, table: Table, catalogue: Catalogue = CATALOGUE) -> Approva
     )
 
 
-def drop(url: str, table: Table, catalogue: Catalogue = CATALOGUE) -> DropResult:
-    return drop_plaintext(Database(url), catalogue, table, CIPHER, KEYS, ACTOR)
+def drop(
+    url: str,
+    table: Table,
+    catalogue: Catalogue = CATALOGUE,
+    *,
+    keys: KeyRing = KEYS,
+    operator: str = "Grace",
+    default_rule: TwoPersonRule = "names",
+) -> DropResult:
+    return drop_plaintext(
+        Database(url),
+        catalogue,
+        table,
+        get_format("AES-256-GCM", keys),
+        keys,
+        ACTOR,
+        operator=operator,
+        default_rule=default_rule,
+    )
 
 
 def dump(url: str, bin_dir: Path, *arguments: str) -> str:
