@@ -185,8 +185,8 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
     inserts, updates = (
         condition(definition.plaintext_columns) for condition in (_insert_condition, _update_condition)
     )
-    made_of = (body, state.authority, repr(definition.plaintext_columns))
-    made_of += (inserts.as_string(connection), updates.as_string(connection))
+    made_of = [body, state.authority, repr(definition.plaintext_columns)]
+    made_of += [inserts.as_string(connection), updates.as_string(connection)]
     comment = "alphapulse_encryption " + hashlib.sha256("".join(made_of).encode()).hexdigest()
     if guard_in_place(connection, definition) and _guard_comments(connection, definition) == {comment}:
         return False
