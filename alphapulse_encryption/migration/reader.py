@@ -19,8 +19,9 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_tokens_many
 from alphapulse_encryption.migration import sql
 from alphapulse_encryption.migration.batches import Key, Row, key_of, read_batch
-from alphapulse_encryption.migration.database import TextArray
+from alphapulse_encryption.migration.database import TextArray, without_values
 from alphapulse_encryption.migration.definition import TableDefinition
+from alphapulse_encryption.migration.quarantine import concerns_a_row
 
 Connection = psycopg.Connection[Any]
 
@@ -154,7 +155,12 @@ class Reader:
             try:
                 rows = self._read(limit)
                 break
-            except (psycopg.DataError, UnicodeDecodeError) as error:
+            except psycopg.Error as error:
+                if not (isinstance(error, psycopg.DataError) or concerns_a_row(error)):
+                    raise
+                if limit == 1:
+                    return self._skip(without_values(error))
+            except UnicodeDecodeError as error:
                 if limit == 1:
                     return self._skip(type(error).__name__)
             # One value of them cannot be read: which, is found by halving.
