@@ -13,6 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # Options of the targets below, for example `make demo ROWS=1000000` or `make ui PORT=3001`.
 ROWS ?=
 PORT ?=
+SEED ?=
 WORKERS ?= 2
 ARGS ?=
 
@@ -66,8 +67,8 @@ format: setup ## Format the code and apply ruff's safe fixes
 	@$(BIN)/python -m ruff format
 	@$(BIN)/python -m ruff check --fix
 
-stress: setup ## Run the long tests
-	@$(BIN)/python -m pytest -m stress $(ARGS)
+stress: setup ## Kill and write a hundred times as much as the tests do, in half an hour (SEED=4711 to repeat it)
+	@$(BIN)/python -m pytest -m stress $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 browser: setup ## Install Chromium for the browser tests, where there is none (as root, with apt-get)
 	@if $(HAS_BROWSER); then exit 0; fi; \

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import itertools
+import random
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,28 @@ UNSAFE_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commi
 _PREFIX = "alphapulse-tests-"
 
 _numbers = itertools.count(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seed", type=int, help="of the stress tests' random choices, to repeat them; random if not given"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed is None:
+        config.option.seed = random.SystemRandom().randrange(1_000_000)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    left_out = config.option.markexpr.startswith("not stress")
+    return [] if left_out else [f"seed of the stress tests: {config.option.seed}"]
+
+
+@pytest.fixture(scope="session")
+def seed(pytestconfig: pytest.Config) -> int:
+    """What the stress tests' random choices begin with; shown at the head of the report."""
+    return int(pytestconfig.option.seed)
 
 
 @pytest.fixture(scope="session")

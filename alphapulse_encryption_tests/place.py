@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from psycopg.sql import SQL, Identifier
 from alphapulse_encryption.definitions import build_defs
 from alphapulse_encryption.resources.instance import open_instance
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests import forked
 
 RANGES = 2
 
@@ -75,16 +75,13 @@ class Place:
         path.write_text(text if text is not None else self.catalogue or "", encoding="utf-8")
         return path
 
-    def run(self, *arguments: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
+    def start(self, *arguments: str, **changes: str | None) -> forked.Program:
         """``python -m alphapulse_encryption ARGUMENTS`` in a process of its own."""
-        return subprocess.run(
-            [sys.executable, "-m", "alphapulse_encryption", *arguments],
-            env=self.environment(**changes),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return forked.Program("alphapulse_encryption", arguments, self.environment(**changes))
+
+    def run(self, *arguments: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
+        """The same, to its end."""
+        return self.start(*arguments, **changes).ended()
 
     def succeeds(self, *arguments: str, **changes: str | None) -> list[str]:
         """The lines that a run prints which ends with 0 and leaves stderr empty."""

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests import forked
 from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS
 from alphapulse_encryption_tests.crypto import independent
 from alphapulse_encryption_tests.vectors import MASTER_KEY
@@ -64,30 +65,33 @@ class Home:
         alone: bool = False,
         variables: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a module; ``alone`` it has to start the server itself, and stops it as its last user."""
+        """Run a module; ``alone`` it loads everything and starts the server itself, and stops it as its last user."""
         with contextlib.nullcontext() if alone else self.server:
-            done = self._run(module, arguments, variables or {})
+            done = self._run(module, arguments, variables or {}, alone)
         self.said += done.stdout + done.stderr
         assert not self.server.is_running()
         return done
 
     def _run(
-        self, module: str, arguments: Sequence[str], variables: Mapping[str, str]
+        self, module: str, arguments: Sequence[str], variables: Mapping[str, str], alone: bool
     ) -> subprocess.CompletedProcess[str]:
         inherited = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("ALPHAPULSE_", "DAGSTER_", "PG"))
         }
+        environment = {
+            **inherited,
+            "ALPHAPULSE_STATE_DIR": str(self.state),
+            "ALPHAPULSE_BATCH_RANGES": "2",
+            "COLUMNS": "200",
+            **variables,
+        }
+        if not alone:
+            return forked.run(module, arguments, environment)
         return subprocess.run(
             [sys.executable, "-m", module, *arguments],
-            env={
-                **inherited,
-                "ALPHAPULSE_STATE_DIR": str(self.state),
-                "ALPHAPULSE_BATCH_RANGES": "2",
-                "COLUMNS": "200",
-                **variables,
-            },
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -34,7 +34,13 @@ from alphapulse_encryption.migration.database import (
 )
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.limits import Limits
-from alphapulse_encryption.migration.quarantine import named, quarantine, read_quarantine, release
+from alphapulse_encryption.migration.quarantine import (
+    concerns_a_row,
+    named,
+    quarantine,
+    read_quarantine,
+    release,
+)
 from alphapulse_encryption.migration.reader import Batch, Reader, Unreadable
 from alphapulse_encryption.migration.sessions import Sessions, quick_switches
 from alphapulse_encryption.migration.tuning import Tuned
@@ -57,17 +63,6 @@ RETRYABLE = frozenset(
 )
 # … after which it is tried without the rows that somebody else holds.
 LOCKED = "55P03"  # lock_not_available
-# Classes that speak of a row: the rest of the batch may well go through.
-ABOUT_A_ROW = frozenset(
-    {
-        "21",  # cardinality_violation
-        "22",  # data_exception
-        "23",  # integrity_constraint_violation
-        "44",  # with_check_option_violation
-        "54",  # program_limit_exceeded
-        "P0",  # raise_exception, in a trigger of the application
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -389,7 +384,7 @@ class _Run:
             except psycopg.errors.LockNotAvailable:
                 rows, values = retrying(self._write_once, writer, definition, batch, skip_locked=True)
         except psycopg.Error as error:
-            if (error.sqlstate or "")[:2] not in ABOUT_A_ROW:
+            if not concerns_a_row(error):
                 raise
             if len(batch) == 1:
                 self._set_aside(writer, batch.key(0), f"the database refused it ({without_values(error)})")

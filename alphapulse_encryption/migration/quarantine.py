@@ -17,6 +17,38 @@ Connection = psycopg.Connection[Any]
 # So many are named in a message; all of them are in the table.
 NAMED = 10
 
+# Classes of SQLSTATEs (PostgreSQL manual, appendix A) that speak of a row: the rest of a batch may well go through.
+_CLASSES = frozenset(
+    {
+        "21",  # cardinality_violation
+        "22",  # data_exception
+        "23",  # integrity_constraint_violation
+        "44",  # with_check_option_violation
+        "54",  # program_limit_exceeded
+        "P0",  # raise_exception, in a trigger of the application
+    }
+)
+_DATA_CORRUPTED = "XX001"
+
+
+def concerns_a_row(error: psycopg.Error) -> bool:
+    """Whether an error may be a single row's, so that a batch goes through without it.
+
+    A code that is none of PostgreSQL's comes from a trigger or a function of the application.
+    """
+    state = error.sqlstate
+    if state is None:
+        return False
+    return state[:2] in _CLASSES or state == _DATA_CORRUPTED or not _is_of_postgresql(state)
+
+
+def _is_of_postgresql(state: str) -> bool:
+    try:
+        psycopg.errors.lookup(state)
+    except KeyError:
+        return False
+    return True
+
 
 @dataclass(frozen=True)
 class Quarantined:

@@ -19,8 +19,9 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_tokens_many_utf8
 from alphapulse_encryption.migration import sql, wire
 from alphapulse_encryption.migration.batches import Key, read_columns
-from alphapulse_encryption.migration.database import TextArray
+from alphapulse_encryption.migration.database import TextArray, without_values
 from alphapulse_encryption.migration.definition import TableDefinition
+from alphapulse_encryption.migration.quarantine import concerns_a_row
 
 Connection = psycopg.Connection[Any]
 
@@ -193,7 +194,11 @@ class Reader:
             try:
                 columns = self._columns(limit)
                 break
-            except psycopg.DataError as error:
+            except psycopg.Error as error:
+                if not (isinstance(error, psycopg.DataError) or concerns_a_row(error)):
+                    raise
+                if limit == 1:
+                    return self._skip(without_values(error))
                 if limit == 1:
                     return self._skip(type(error).__name__)
             # One value of them cannot be read: which, is found by halving.

@@ -249,19 +249,23 @@ def test_wrong_key_is_refused_before_anything_is_written(database_url: str) -> N
     assert run(database_url, "SELECT xmin::text, * FROM encryption_ranges") == bookkeeping
 
 
-def test_a_row_the_server_refuses_is_set_aside_and_the_others_go_on(database_url: str) -> None:
+# Of a check, of a trigger that names no code, and of one with a code of its own.
+@pytest.mark.parametrize("code", ["23514", "P0001", "AP001", "45000"])
+def test_a_row_the_server_refuses_is_set_aside_and_the_others_go_on(database_url: str, code: str) -> None:
     make(database_url, 30)
     run(
         database_url,
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
-        f"$$BEGIN RAISE EXCEPTION '{CANARY} %', NEW.mail; END$$",
+        f"$$BEGIN RAISE EXCEPTION '{CANARY} %', NEW.mail USING ERRCODE = '{code}'; END$$",
     )
     run(
         database_url,
         "CREATE TRIGGER refuse BEFORE UPDATE ON notes FOR EACH ROW WHEN (OLD.id IN (7, 25)) "
         "EXECUTE FUNCTION refuse()",
     )
-    with pytest.raises(RowsQuarantined, match=r"range 00 .*: 2; .*key \(7\): .*P0001.*key \(25\)") as caught:
+    with pytest.raises(
+        RowsQuarantined, match=rf"range 00 .*: 2; .*key \(7\): .*{code}.*key \(25\)"
+    ) as caught:
         support.backfill(database_url, ENTRY, batch_size=10)
     assert encrypted_rows(database_url) == 28
     assert run(database_url, "SELECT key FROM encryption_quarantine ORDER BY key") == [(["25"],), (["7"],)]
@@ -293,6 +297,49 @@ def test_a_value_that_cannot_be_read_is_set_aside(postgres: EmbeddedPostgres) ->
         run(url, "UPDATE notes SET mail = 'readable' WHERE id = 13")
         assert support.backfill(url, ENTRY).rows == 1
         assert encrypted_rows(url) == 30
+
+
+# A type's own cast to text gives up, and storage is damaged.
+@pytest.mark.parametrize("code", ["P0001", "22023", "AP001", "XX001"])
+def test_values_whose_text_cannot_be_had_are_set_aside(database_url: str, code: str) -> None:
+    """Fifteen of them, in two columns and under a key of two columns; the server tells of the first one it meets."""
+    bad = {(str(i // 10), f"k{i % 10}") for i in (1, 2, 3, 4, 5, 17, 18, 20, 31, 40, 41, 47, 57, 58, 59)}
+    run(database_url, "CREATE TYPE delicate AS (value text)")
+    run(
+        database_url,
+        "CREATE FUNCTION delicate_text(delicate) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$BEGIN "
+        f"IF $1.value LIKE '{CANARY}%' THEN RAISE EXCEPTION '%', $1.value USING ERRCODE = '{code}'; END IF; "
+        "RETURN $1.value; END$$",
+    )
+    run(database_url, "CREATE CAST (delicate AS text) WITH FUNCTION delicate_text(delicate)")
+    run(database_url, "CREATE TABLE fragile (a int, b text, one delicate, two delicate, PRIMARY KEY (a, b))")
+    run(
+        database_url,
+        "INSERT INTO fragile SELECT i / 10, 'k' || i % 10, ROW('one ' || i)::delicate, ROW('two ' || i)::delicate "
+        "FROM generate_series(0, 59) AS i",
+    )
+    entry = support.table("fragile", "one", "two")
+    support.add_columns(database_url, entry)
+    keys = ", ".join(f"({a}, '{b}')" for a, b in sorted(bad))
+    for column, remainder in (("one", 0), ("two", 1)):
+        run(
+            database_url,
+            f"UPDATE fragile SET {column} = ROW('{CANARY}') WHERE (a, b) IN ({keys}) AND a % 2 = {remainder}",
+        )
+    with pytest.raises(
+        RowsQuarantined, match=r": 15; .*key \(0, k1\): its values cannot be read .* 5 more"
+    ) as caught:
+        support.backfill(database_url, entry, batch_size=16)
+    found = run(database_url, "SELECT key, reason FROM encryption_quarantine")
+    assert {tuple(key) for key, _ in found} == bad
+    assert all(code in reason for _, reason in found)
+    assert CANARY not in str(caught.value) + str(found)
+    left = "SELECT a::text, b FROM fragile WHERE one_encrypted IS NULL AND two_encrypted IS NULL"
+    assert set(run(database_url, left)) == bad
+    run(database_url, f"DELETE FROM fragile WHERE (a, b) IN ({keys})")
+    assert support.assert_encrypted(database_url, entry) == 2 * 45
+    assert support.backfill(database_url, entry).rows == 0
+    assert run(database_url, "SELECT * FROM encryption_quarantine") == []
 
 
 @contextlib.contextmanager
@@ -413,6 +460,33 @@ def test_deadlock_is_tried_again(database_url: str) -> None:
         ("new", 0),
         ("m3", 1),
     ]
+
+
+def test_deadlock_of_two_ranges_is_tried_again(database_url: str) -> None:
+    """A trigger of the application has one range lock one thing after another, and the other one crosswise."""
+    make(database_url, 4, ranges=2)
+    support.with_settings(database_url, {"deadlock_timeout": "50ms"})
+    run(
+        database_url,
+        "CREATE FUNCTION cross() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN "
+        "PERFORM pg_advisory_xact_lock(CASE WHEN NEW.id IN (1, 4) THEN 1 ELSE 2 END); "
+        "PERFORM pg_advisory_xact_lock_shared(3); RETURN NEW; END$$",
+    )
+    run(database_url, "CREATE TRIGGER across BEFORE UPDATE ON notes FOR EACH ROW EXECUTE FUNCTION cross()")
+    at_the_gate = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 3 AND NOT granted"
+    with support.application(database_url) as gate:
+        gate.execute("SELECT pg_advisory_lock(3)")
+        with (
+            support.Background(lambda: support.backfill(database_url, ENTRY, 0)) as lower,
+            support.Background(lambda: support.backfill(database_url, ENTRY, 1)) as upper,
+        ):
+            support.until(lambda: support.value(database_url, at_the_gate) == 2, "both have their first lock")
+            gate.execute("SELECT pg_advisory_unlock(3)")
+            assert [lower.result().rows, upper.result().rows] == [2, 2]
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    support.until(lambda: support.value(database_url, deadlocks) == 1, "the server tells of the deadlock")
+    assert ranges(database_url) == [(0, "completed", None, 2), (1, "completed", None, 2)]
+    support.assert_encrypted(database_url, ENTRY)
 
 
 def test_lock_timeout_is_tried_again(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

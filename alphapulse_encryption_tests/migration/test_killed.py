@@ -1,8 +1,13 @@
-"""kill -9 at random moments, a dozen times: what is run again always ends in the same verified state."""
+"""kill -9 at random moments, a dozen times: what is run again always ends in the same verified state.
+
+A hundred times, at other moments each time: ``make stress``.
+"""
 
 from __future__ import annotations
 
 import base64
+import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,25 +17,41 @@ from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.place import place
 from alphapulse_encryption_tests.stress import kills, worker
 
-# Minutes on a busy machine.
-pytestmark = pytest.mark.stress
-
 SEED = 20260
 
 
-def test_the_worker(database_url: str) -> None:
-    kills.kill_workers(database_url, kills=7, seed=SEED)
+@pytest.fixture
+def chance() -> random.Random:
+    """The same moments each time, as far as processes allow."""
+    return random.Random(SEED)
 
 
-def test_the_server(server_dir: Path) -> None:
-    """With everything that makes a server durable, unlike the other tests' server."""
+@pytest.fixture
+def durable(server_dir: Path) -> Iterator[EmbeddedPostgres]:
+    """A server with everything that makes it durable, unlike the other tests' server."""
     with EmbeddedPostgres(server_dir) as server:
-        kills.kill_servers(server, kills=4, seed=SEED)
+        server.ensure_database("target")
+        yield server
 
 
-def test_the_command(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> None:
-    worker.create(database_url, "payments")
+def test_the_worker(database_url: str, chance: random.Random) -> None:
+    kills.kill_workers(
+        database_url, [("columns", "backfill", "backfill", "indexes", "verify", "switch")], chance
+    )
+
+
+def test_the_server(durable: EmbeddedPostgres, chance: random.Random) -> None:
+    kills.kill_servers(durable, [("backfill",), ("verify", "switch")], chance)
+
+
+def test_the_server_while_an_index_is_built(durable: EmbeddedPostgres) -> None:
+    kills.kill_server_in_a_build(durable)
+
+
+def test_the_command(
+    postgres: EmbeddedPostgres, database_url: str, server_dir: Path, chance: random.Random
+) -> None:
     key = base64.b64encode(support.MASTER_KEY).decode()
     catalogue = worker.CATALOGUE.format(name="payments")
     with place(postgres, database_url, server_dir.parent, key, catalogue) as theirs:
-        assert kills.kill_commands(theirs, "payments", kills=1, seed=SEED) >= 1
+        kills.kill_commands(theirs, ("backfill", "verify", "switch"), chance)

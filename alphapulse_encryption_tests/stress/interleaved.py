@@ -43,9 +43,9 @@ class Interleaved:
         self._moments = list(moments)
 
     @property
-    def left(self) -> int:
+    def left(self) -> Sequence[Meanwhile]:
         """Moments that did not come."""
-        return len(self._moments)
+        return self._moments
 
     def _meanwhile(self) -> None:
         if self._moments:
@@ -70,17 +70,17 @@ class Interleaved:
         return CIPHER.decrypt_many(envelopes, context)
 
 
-def backfill(url: str, shape: Shape, number: int, batch_size: int, moments: Sequence[Meanwhile] = ()) -> int:
+def backfill(
+    url: str, shape: Shape, number: int, batch_size: int, moments: Sequence[Meanwhile] = ()
+) -> Sequence[Meanwhile]:
     """Backfill a range, the application writing between the reading and the writing of its batches.
 
     Returns:
-        Rows that changed meanwhile.
+        Moments that did not come.
     """
     cipher = Interleaved(moments)
-    result = backfill_range(
-        Database(url), shape.entry, number, cipher, KEYS, ACTOR, pace=Pace(batch_size=batch_size)
-    )
-    return result.changed_meanwhile
+    backfill_range(Database(url), shape.entry, number, cipher, KEYS, ACTOR, pace=Pace(batch_size=batch_size))
+    return cipher.left
 
 
 # Without one of the two protections
@@ -164,14 +164,16 @@ class Migration(RuleBasedStateMachine):
     ranges: int = 0
     authority: str | None = None
 
-    @initialize(present=st.sets(st.sampled_from(ROWS), min_size=4))
-    def create(self, present: set[int]) -> None:
+    @initialize(present=st.sets(st.sampled_from(ROWS), min_size=4), ranges=st.sampled_from((0, 1, 1, 2, 3)))
+    def create(self, present: set[int], ranges: int) -> None:
         type(self).tables += 1
         self.shape = SHAPES[self.kind].named(f"{SHAPES[self.kind].name}_{self.tables}")
         self.oracle = Oracle(application.create(self.url, self.shape, sorted(present)))
         self.opened = support.application(self.url)
         self.connection = self.opened.__enter__()
         self.connection.execute("SET lock_timeout TO '5s'")
+        if ranges:
+            self.add_columns(ranges)
 
     # The application
 
@@ -262,13 +264,21 @@ class Migration(RuleBasedStateMachine):
 
     @precondition(lambda self: self.ranges)
     @rule(
-        which=st.integers(0, 2),
+        which=st.sampled_from((None, None, 0, 1, 2)),
         batch_size=st.integers(1, 4),
-        wanted=st.lists(transactions, max_size=6),
+        changed=st.sets(st.sampled_from(ROWS), min_size=2),
+        wanted=st.lists(transactions, min_size=1, max_size=6),
     )
-    def backfills(self, which: int, batch_size: int, wanted: list[Transaction]) -> None:
-        moments = [self._moment(transaction) for transaction in wanted]
-        backfill(self.url, self.shape, which % self.ranges, batch_size, moments)
+    def backfills(
+        self, which: int | None, batch_size: int, changed: set[int], wanted: list[Transaction]
+    ) -> None:
+        # Something has to be pending, or there is no moment between its reading and its writing.
+        for number in changed:
+            if self.shape.key_of(number) in self.oracle.rows:
+                self.write(([("update", number, number, "plaintext", ("e", "e"), True)], "commit"))
+        moments: Sequence[Meanwhile] = [self._moment(transaction) for transaction in wanted]
+        for number in range(self.ranges) if which is None else (which % self.ranges,):
+            moments = backfill(self.url, self.shape, number, batch_size, moments)
 
     def _moment(self, transaction: Transaction) -> Meanwhile:
         return lambda: self.write(transaction)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from alphapulse_encryption_tests.migration.test_live_writes import explore
@@ -13,11 +11,9 @@ from alphapulse_encryption_tests.stress.interleaved import Migration
 from alphapulse_encryption_tests.stress.writers import Story, migrate_under_writers
 
 pytestmark = pytest.mark.stress
-SEED = random.SystemRandom().randrange(1_000_000)
 
 
-def migrate(url: str, kind: str, *, seed: int = SEED, unguarded: bool = False) -> Story:
-    print(f"seed {seed}")
+def migrate(url: str, kind: str, seed: int, *, unguarded: bool = False) -> Story:
     return migrate_under_writers(
         url,
         kind,
@@ -33,19 +29,24 @@ def migrate(url: str, kind: str, *, seed: int = SEED, unguarded: bool = False) -
 
 @pytest.mark.parametrize("turn", range(2))
 @pytest.mark.parametrize("kind", list(SHAPES))
-def test_writers_at_full_speed(database_url: str, kind: str, turn: int) -> None:
-    story = migrate(database_url, kind, seed=SEED + turn)
+def test_writers_at_full_speed(database_url: str, kind: str, turn: int, seed: int) -> None:
+    story = migrate(database_url, kind, seed + turn)
     assert story.faults == [], faults_named(story.faults)
     assert story.switched
+    assert story.quiet_steps == []
     assert story.changed_meanwhile > 0
     assert all(log.rolled_back and log.refused for log in story.logs)
 
 
 def test_without_the_optimistic_check_writes_are_lost(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     interleaved.without_check(monkeypatch)
-    assert migrate(database_url, "bigint key").faults
+    assert migrate(database_url, "bigint key", seed).faults
+
+
+def test_without_the_guard_writes_are_lost(database_url: str, seed: int) -> None:
+    assert migrate(database_url, "bigint key", seed, unguarded=True).faults
 
 
 @pytest.mark.parametrize("kind", list(SHAPES))

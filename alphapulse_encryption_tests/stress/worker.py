@@ -5,7 +5,9 @@ Run as ``python -m alphapulse_encryption_tests.stress.worker URL TABLE``, and ki
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from alphapulse_encryption.catalogue import Table
@@ -14,14 +16,16 @@ from alphapulse_encryption.migration.backfill import Pace, backfill_range
 from alphapulse_encryption.migration.columns import add_encrypted_columns
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.migration.indexes import build_search_indexes
+from alphapulse_encryption.migration.switch import switch_to_ciphertext
 from alphapulse_encryption.migration.tuning import tuned
 from alphapulse_encryption.migration.verify import verify_range
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS
 
-ROWS = 20_000
+ROWS = 6_000
 RANGES = 2
-BATCH = 200
+BATCH = 40
+STEPS = ("columns", "backfill", "indexes", "verify", "switch")
 CATALOGUE = """\
 tables:
   - name: {name}
@@ -50,17 +54,24 @@ def create(url: str, name: str, rows: int = ROWS) -> None:
     )
 
 
-def tell(*_: object, step: str = "batch") -> None:
-    """One line for who is watching."""
-    print(step, flush=True)
+def say(*words: object) -> None:
+    """One line for who is watching, in one piece: two threads may tell something at once."""
+    os.write(1, f"{' '.join(map(str, words))}\n".encode())
 
 
-def migrate(url: str, name: str) -> None:
-    """Columns, backfill of all ranges at once without autovacuum, indexes, verification."""
+def migrate(url: str, name: str, tell: Callable[..., None] = say) -> None:
+    """Columns, backfill of all ranges at once without autovacuum, indexes, verification, switch.
+
+    Args:
+        url: the database.
+        name: of the table.
+        tell: called with each step as it begins, and in a backfill with "batch", the range, and how many rows of it
+            were written so far.
+    """
     database, entry = Database(url), table(name)
-    tell(step="columns")
+    tell("columns")
     add_encrypted_columns(database, entry, KEYS, ACTOR, batch_ranges=RANGES)
-    tell(step="backfill")
+    tell("backfill")
 
     with (
         tuned(database, entry, ACTOR, work_mem="16MB", autovacuum_off=True) as tuning,
@@ -68,21 +79,31 @@ def migrate(url: str, name: str) -> None:
     ):
 
         def fill(number: int) -> None:
-            pace = Pace(batch_size=BATCH, session=tuning)
-            backfill_range(database, entry, number, CIPHER, KEYS, ACTOR, pace=pace, on_progress=tell)
+            backfill_range(
+                database,
+                entry,
+                number,
+                CIPHER,
+                KEYS,
+                ACTOR,
+                pace=Pace(batch_size=BATCH, session=tuning),
+                on_progress=lambda progress: tell("batch", number, progress.rows),
+            )
 
         list(pool.map(fill, range(RANGES)))
-    tell(step="indexes")
+    tell("indexes")
     build_search_indexes(database, entry, ACTOR)
+    tell("verify")
     for number in range(RANGES):
-        tell(step="verify")
-        verify_range(database, entry, number, CIPHER, KEYS, ACTOR, on_progress=tell)
-    tell(step="done")
+        verify_range(database, entry, number, CIPHER, KEYS, ACTOR)
+    tell("switch")
+    switch_to_ciphertext(database, entry, KEYS, ACTOR)
+    tell("done")
 
 
 if __name__ == "__main__":
     try:
-        migrate(*sys.argv[1:3])
+        migrate(sys.argv[1], sys.argv[2])
     except MigrationError as error:
-        print(error, flush=True)
+        say(error)
         sys.exit(error.exit_status)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 
@@ -25,6 +25,8 @@ from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, KEYS
 from alphapulse_encryption_tests.stress import application
 from alphapulse_encryption_tests.stress.application import SHAPES, Event, Mode, Oracle, Shape
+
+T = TypeVar("T")
 
 # What the application is able to do at a time; it only ever goes forward.
 NO_COLUMNS, OLD_AND_NEW, NEW_ONLY, SWITCHED, STOP = range(5)
@@ -319,25 +321,19 @@ class Story:
         logs: what the writers did.
         changed_meanwhile: rows that a backfill found changed between its reading and its writing.
         switched: whether the ciphertext was right in the end.
+        written_during: by step, transactions that began and ended while it was under way.
     """
 
     faults: list[str]
     logs: list[Log]
     changed_meanwhile: int
     switched: bool
+    written_during: dict[str, int]
 
-
-def in_parallel(url: str, shape: Shape, batch_size: int) -> int:
-    """Backfill all ranges at once, each in a thread of its own.
-
-    Returns:
-        Rows that changed meanwhile.
-    """
-    with ThreadPoolExecutor(RANGES) as pool:
-        results = pool.map(
-            lambda number: support.backfill(url, shape.entry, number, batch_size=batch_size), range(RANGES)
-        )
-        return sum(result.changed_meanwhile for result in results)
+    @property
+    def quiet_steps(self) -> list[str]:
+        """Steps in which nobody wrote: nothing was shown of them."""
+        return [step for step, count in self.written_during.items() if not count]
 
 
 def migrate_under_writers(
@@ -367,39 +363,100 @@ def migrate_under_writers(
     """
     shape = SHAPES[kind]
     oracle = Oracle(application.create(url, shape, range(1, rows + 1)))
-    changed = 0
     with crew(url, kind, writers=writers, rows=rows, seed=seed, processes=processes) as working:
+        steps = _Steps(url, shape, working, batch_size, between)
         working.go_on(between)
-        support.add_columns(url, shape.entry, ranges=RANGES)
+        steps.take("columns", lambda: support.add_columns(url, shape.entry, ranges=RANGES))
         after_columns()
         working.enter(OLD_AND_NEW)
-        for _ in range(3):
-            changed += in_parallel(url, shape, batch_size)
-            working.go_on(between)
-        build_search_indexes(Database(url), shape.entry, ACTOR)
+        steps.take("backfill", steps.backfill)
         working.go_on(between)
-        support.verify(url, shape.entry)
+        for _ in range(2):
+            steps.take("catch-up", steps.backfill)
+            working.go_on(between)
+        steps.take("index build", steps.build_indexes)
+        working.go_on(between)
+        steps.take("verification", lambda: support.verify(url, shape.entry))
         working.go_on(between)
         working.enter(NEW_ONLY)
-        switched = _switch(url, shape, batch_size)
+        switched = any(steps.switch() for _ in range(10))
         working.enter(SWITCHED)
         for _ in range(2):
             working.go_on(between)
-            changed += in_parallel(url, shape, batch_size)
-            support.verify(url, shape.entry)
+            steps.take("catch-up after the switch", steps.backfill)
+            steps.take("verification after the switch", lambda: support.verify(url, shape.entry))
         logs = working.stop()
-    changed += in_parallel(url, shape, batch_size)
+    steps.backfill()
     oracle.record(event for log in logs for event in log.events)
-    return Story(application.lost(url, shape, oracle), logs, changed, switched)
+    return Story(
+        application.lost(url, shape, oracle), logs, steps.changed_meanwhile, switched, steps.written_during
+    )
 
 
-def _switch(url: str, shape: Shape, batch_size: int) -> bool:
-    """Catch up, verify and switch, again where the writers were quicker."""
-    for _ in range(10):
-        in_parallel(url, shape, batch_size)
-        support.verify(url, shape.entry)
+@dataclass
+class _Steps:
+    """The engine's steps, and how much was written during each.
+
+    Args:
+        url: the database.
+        shape: the table.
+        working: the writers.
+        batch_size: of the backfill.
+        between: transactions of each writer while an index is half built, at least.
+        changed_meanwhile: rows that changed between a backfill's reading and its writing.
+        written_during: by step, transactions that ended while it was under way.
+    """
+
+    url: str
+    shape: Shape
+    working: Crew
+    batch_size: int
+    between: int
+    changed_meanwhile: int = 0
+    written_during: dict[str, int] = field(default_factory=dict)
+
+    def take(self, name: str, step: Callable[[], T]) -> T:
+        """Take a step, and count what is written meanwhile."""
+        before = sum(self.working.board.committed)
+        result = step()
+        written = sum(self.working.board.committed) - before
+        self.written_during[name] = self.written_during.get(name, 0) + written
+        return result
+
+    def backfill(self) -> None:
+        """All ranges at once, each in a thread of its own."""
+        with ThreadPoolExecutor(RANGES) as pool:
+            results = pool.map(
+                lambda number: support.backfill(
+                    self.url, self.shape.entry, number, batch_size=self.batch_size
+                ),
+                range(RANGES),
+            )
+            self.changed_meanwhile += sum(result.changed_meanwhile for result in results)
+
+    def build_indexes(self) -> None:
+        """With an old snapshot in its way, so that the writers meet an index that is half built."""
+        with support.application(self.url, autocommit=False) as reader:
+            reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            reader.execute("SELECT count(*) FROM pg_class")
+            with support.Background(
+                lambda: build_search_indexes(Database(self.url), self.shape.entry, ACTOR)
+            ) as building:
+                support.until(
+                    lambda: support.engine_waits(self.url, "CREATE%INDEX CONCURRENTLY%"), "the build waits"
+                )
+                self.working.go_on(self.between)
+                reader.rollback()
+                building.result()
+
+    def switch(self) -> bool:
+        """Catch up, verify and switch; False where the writers were quicker."""
+        self.backfill()
+        support.verify(self.url, self.shape.entry)
         try:
-            return switch_to_ciphertext(Database(url), shape.entry, KEYS, ACTOR).changed
+            self.take(
+                "switch", lambda: switch_to_ciphertext(Database(self.url), self.shape.entry, KEYS, ACTOR)
+            )
         except RefusedError:
-            continue
-    return False
+            return False
+        return True

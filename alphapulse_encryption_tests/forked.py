@@ -1,0 +1,104 @@
+"""Programs of the package in processes of their own that need not load its libraries, only the package.
+
+Loading Dagster and SQLAlchemy takes two seconds of a process that does its work in one. Here one process loads them,
+once per test session, does nothing else, and each program is a fork of it: with the environment, the arguments, the
+exit status and the output that it would have, and as easily killed. What is loaded is other people's only.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_LOADED_ONCE = [
+    "alembic.context",
+    "dagster",
+    "dagster._core.execution.api",
+    "dagster._core.storage.event_log",
+    "dagster._core.workspace.load",
+    "dagster_postgres",
+    "psycopg",
+    "pydantic",
+    "rich.progress",
+    "sqlalchemy.dialects.postgresql.psycopg2",
+]
+_forkserver = multiprocessing.get_context("forkserver")
+_forkserver.set_forkserver_preload(_LOADED_ONCE)
+
+
+class Program:
+    """``python -m MODULE ARGUMENTS``, from its start to its end.
+
+    Args:
+        module: its name.
+        arguments: of the program.
+        environment: all of it.
+    """
+
+    def __init__(self, module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._command = [sys.executable, "-m", module, *arguments]
+        self._output = tempfile.TemporaryDirectory(prefix="alphapulse-output-")
+        self._paths = Path(self._output.name, "out"), Path(self._output.name, "err")
+        self._process = _forkserver.Process(
+            target=_run,
+            args=(module, list(arguments), dict(environment), *map(str, self._paths)),
+            daemon=True,
+        )
+        self._process.start()
+
+    @property
+    def running(self) -> bool:
+        return self._process.is_alive()
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._process.kill()
+
+    def ended(self, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+        """Wait for its end: status, output and errors, as `subprocess.run` has them.
+
+        Raises:
+            TimeoutExpired: it still runs after so many seconds.
+        """
+        self._process.join(timeout)
+        status = self._process.exitcode
+        if status is None:
+            raise subprocess.TimeoutExpired(self._command, timeout or 0)
+        with self._output:
+            output, errors = (path.read_text() if path.exists() else "" for path in self._paths)
+        return subprocess.CompletedProcess(self._command, status, output, errors)
+
+
+def run(
+    module: str, arguments: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end."""
+    return Program(module, arguments, environment).ended()
+
+
+def _run(module: str, arguments: list[str], environment: dict[str, str], output: str, errors: str) -> None:
+    for descriptor, path in enumerate((os.devnull, output, errors)):
+        opened = os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv[1:] = arguments
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        # As the interpreter does; a message instead of a number goes to stderr.
+        if end.code is not None and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+            sys.exit(1)
+        raise
+    finally:
+        # Processes of multiprocessing leave these out.
+        atexit._run_exitfuncs()
