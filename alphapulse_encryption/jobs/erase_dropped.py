@@ -113,5 +113,7 @@ def build() -> dg.JobDefinition:
         description="**After step 8, in a maintenance window.** A drop erases nothing: this rewrites the table "
         "(`VACUUM FULL`) and the planner's statistics, then looks for known values in the data files and reports "
         "where they remain. Nobody reads or writes the table while it is being rewritten, and a second copy of it "
-        "needs room on the disk. `restore_plaintext` works afterwards as before.",
+        "needs room on the disk. `restore_plaintext` works afterwards as before."
+        + what_to_type("erase", {"table": "users", "confirmation": ""})
+        + "\n\nand as `confirmation` the name of the table once more.",
     )

