@@ -199,8 +199,6 @@ class Reader:
                     raise
                 if limit == 1:
                     return self._skip(without_values(error))
-                if limit == 1:
-                    return self._skip(type(error).__name__)
             # One value of them cannot be read: which, is found by halving.
             limit = max(1, limit // 2)
         if not columns[0]:

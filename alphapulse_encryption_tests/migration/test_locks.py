@@ -243,7 +243,6 @@ def _gives_up_looking(step: Step, url: str, monkeypatch: pytest.MonkeyPatch) -> 
             step.act(url)
 
 
-<<<<<<< HEAD
 def test_a_look_at_a_table_tries_again(sample_url: str, patience: dict[str, Any]) -> None:
     patience["attempts"] = ddl.ATTEMPTS
     with (
@@ -275,10 +274,7 @@ def test_tries_are_apart(database_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
-def test_as_it_is_delivered_nobody_waits_longer_than_a_second(sample_url: str) -> None:
-=======
 def test_as_it_is_delivered_nobody_waits_longer_than_that(sample_url: str) -> None:
->>>>>>> stress
     """The patience is the package's own; without it the session's would apply, five seconds."""
     with (
         held(sample_url, READER) as reader,
