@@ -5,7 +5,7 @@ from pydantic import Field
 
 from alphapulse_encryption.assets.groups import TARGET_POOL
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.jobs.once import NEVER_AGAIN, TABLES_CHANGED
+from alphapulse_encryption.jobs.once import NEVER_AGAIN, TABLES_CHANGED, what_to_type
 from alphapulse_encryption.migration.erase import ErasureResult
 from alphapulse_encryption.migration.erase import erase_dropped as erase
 from alphapulse_encryption.resources.border import actor, safely
