@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 ROWS ?=
 PORT ?=
 SEED ?=
-WORKERS ?= 2
+WORKERS ?= 4
 ARGS ?=
 
 # Whether there is a Chromium with its driver; how to get one.

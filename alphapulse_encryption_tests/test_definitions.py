@@ -227,5 +227,5 @@ def test_loading_needs_no_key_no_database_and_starts_nothing(server_dir: Path) -
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "19\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "20\n", "")
     assert not state.exists()
