@@ -26,7 +26,7 @@ from alphapulse_encryption.migration.quarantine import concerns_a_row
 Connection = psycopg.Connection[Any]
 
 
-FIRST_READ = 500
+FIRST_READ = 250
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Reader:
     def _next(self) -> Columns | Unreadable | None:
         # Nothing can be written until the first batch is encrypted: it is a small one, the next ones grow.
         limit = min(self._batch_size(), self._ramp)
-        self._ramp *= 2
+        self._ramp *= 3
         while True:
             try:
                 columns = self._columns(limit)
