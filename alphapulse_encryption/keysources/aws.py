@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -120,7 +121,12 @@ def _explained(error: Any, version: int | None, place: str) -> ConfigurationErro
             f"the account, or store the key with: aws secretsmanager create-secret --name "
             f"{with_version(SECRET, version)} --secret-string …"
         )
-    if "AccessDenied" in code:
+    if code in _CREDENTIALS_REFUSED:
+        return ConfigurationError(
+            f"AWS does not accept the credentials with which {place} ({key}) was to be read ({code}): check "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE or the role, and the clock."
+        )
+    if "AccessDenied" in code or status == 403:
         return ConfigurationError(
             f"Reading {place} ({key}) is not allowed ({code}): allow this identity secretsmanager:GetSecretValue on "
             f"{SECRET}*, versions with a key of their own included, and kms:Decrypt on the secret's KMS key if it "
@@ -130,11 +136,6 @@ def _explained(error: Any, version: int | None, place: str) -> ConfigurationErro
         return ConfigurationError(
             f"{place} ({key}) cannot be decrypted by AWS ({code}): check that its KMS key is enabled and that this "
             "identity is allowed kms:Decrypt on it."
-        )
-    if code in _CREDENTIALS_REFUSED:
-        return ConfigurationError(
-            f"AWS does not accept the credentials with which {place} ({key}) was to be read ({code}): check "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE or the role, and the clock."
         )
     if code == "InvalidRequestException":
         return ConfigurationError(
@@ -166,10 +167,14 @@ def _not_reached(error: Exception, version: int | None, place: str) -> Configura
 @contextmanager
 def _no_bodies_in_the_log() -> Iterator[None]:
     """Keep botocore from logging the response, and the key with it, where somebody logs at DEBUG."""
+    thread = threading.get_ident()
+
+    def of_others(_: logging.LogRecord) -> bool:
+        return threading.get_ident() != thread
+
     logger = logging.getLogger("botocore.parsers")
-    before = logger.level
-    logger.setLevel(max(logger.getEffectiveLevel(), logging.INFO))
+    logger.addFilter(of_others)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.removeFilter(of_others)
