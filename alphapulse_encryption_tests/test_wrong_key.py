@@ -24,10 +24,11 @@ VARIABLE = "ALPHAPULSE_ENCRYPTION_MASTER_KEY"
 TABLE = "sessions"
 SAYS = f"The master key of version 1, from the environment variable {VARIABLE}, is not the one this database was begun"
 
-# What changes no data and uses no key.
-NO_STEPS = {"change_settings"}
+# What uses no key, and changes nothing that a key could spoil.
+NO_STEPS = {"change_settings", "list_approvals", "revoke_approval"}
 CONFIG: Mapping[str, Mapping[str, object]] = {
     "approve_drop": {"table": TABLE, "approver": "Ada", "reason": "done", "confirmation": TABLE},
+    "erase_dropped": {"table": TABLE, "confirmation": TABLE},
 }
 
 
