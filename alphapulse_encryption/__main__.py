@@ -91,6 +91,11 @@ def build_parser() -> argparse.ArgumentParser:
     steps.add_argument(
         "--approvals", action="store_true", help="show every approval: open, used, revoked or expired"
     )
+    steps.add_argument(
+        "--check-key",
+        action="store_true",
+        help="read the master key of every version and compare it with what this database was begun with; reads only",
+    )
     running = parser.add_argument_group("running backfills (at once, also of other processes)")
     running.add_argument("--pause", action="store_true", help="have every backfill wait at its next batch")
     running.add_argument("--resume", action="store_true", help="let them go on")
@@ -255,8 +260,8 @@ def _check_approval(parser: argparse.ArgumentParser, options: argparse.Namespace
 
 
 # What is done at once, without a run of Dagster's.
-WITHOUT_STEPS = ("backup_identity", "approvals", "pause", "resume", "set", "settings")
-ALONE = ("backup_identity", "approvals")
+WITHOUT_STEPS = ("backup_identity", "approvals", "check_key", "pause", "resume", "set", "settings")
+ALONE = ("backup_identity", "approvals", "check_key")
 
 # Options of --migrate-data, named as in the configuration of encrypted_data; those of --verify among them.
 BACKFILL_OPTIONS = ("batch_size", "workers", "work_mem", "autovacuum_off")
@@ -295,6 +300,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _print_backup_identity()
         if options.approvals:
             return _print_approvals()
+        if options.check_key:
+            return _check_key()
         if any(getattr(options, name) for name in WITHOUT_STEPS):
             return _change_settings(options)
         catalogue = load_catalogue(settings.catalogue_path())
@@ -330,6 +337,42 @@ def _print_approvals() -> int:
     if not approvals:
         print("There is no approval.")
     return 0
+
+
+def _check_key() -> int:
+    from alphapulse_encryption.keysources import load_key_ring
+    from alphapulse_encryption.migration.database import DatabaseUnreachable
+    from alphapulse_encryption.migration.tracking import stored_key_checks
+    from alphapulse_encryption.resources.environment import key_environment, target_database, target_exists
+
+    keys = load_key_ring(key_environment())
+    # Deriving from each shows that it can be used, also where there is nothing to compare with.
+    found = {version: keys.check_value(version) for version in keys.versions}
+    stored: dict[int, str] | None = None
+    unknown = "no database to compare with"
+    try:
+        if target_exists():
+            with target_database().session("read the key-check values") as connection:
+                stored = stored_key_checks(connection)
+    except DatabaseUnreachable as error:
+        unknown = f"not compared: {error}"
+    for version, check in found.items():
+        if stored is None:
+            sign, verdict = "✓", unknown
+        elif version not in stored:
+            sign, verdict = "✓", "this database has not been begun with this version"
+        elif stored[version] == check:
+            sign, verdict = "✓", "the key this database was begun with"
+        else:
+            sign, verdict = "✗", "NOT the key this database was begun with: put the original one back there"
+        current = " (current)" if version == keys.current_version else ""
+        print(f"{sign} version {version}{current}: readable from {keys.origin(version)}; {verdict}")
+    missing = sorted(set(stored or ()) - set(found))
+    for version in missing:
+        print(
+            f"! version {version}: this database was begun with it, and there is no key of that version to read it"
+        )
+    return 1 if any(found.get(version, check) != check for version, check in (stored or {}).items()) else 0
 
 
 def _change_settings(options: argparse.Namespace) -> int:

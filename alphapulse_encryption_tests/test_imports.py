@@ -33,6 +33,21 @@ def test_the_application() -> None:
         modules = loaded_by(statement)
         assert tops(modules).isdisjoint({"dagster", "psycopg", "psycopg2", "rich"})
         assert not {name for name in modules if name.startswith("alphapulse_encryption.migration")}
+        assert tops(modules).isdisjoint({"boto3", "botocore", "hvac", "requests", "urllib3"})
+
+
+def test_only_the_chosen_key_source() -> None:
+    for source, library, other in (("aws", "boto3", "hvac"), ("vault", "hvac", "boto3")):
+        modules = loaded_by(
+            "import alphapulse_encryption as a\n"
+            "try:\n    a.get_cipher()\nexcept Exception as error:\n    assert error.exit_status == 2",
+            ALPHAPULSE_ENCRYPTION_KEY_SOURCE=source,
+            AWS_PROFILE="nobody",
+            VAULT_ADDR="http://127.0.0.1:1",
+            VAULT_AUTH_METHOD="magic",
+        )
+        assert library in modules
+        assert other not in modules
 
 
 def test_the_engine() -> None:

@@ -25,6 +25,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
     )
     def asset(context: dg.AssetExecutionContext, target: Target) -> None:
         with safely():
+            target.refuse_another_key()
             for key in context.partition_keys:
                 result = create_views(target.database, target.catalogue.table(key), actor(context))
                 materialized(

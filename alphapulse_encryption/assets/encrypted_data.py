@@ -97,6 +97,8 @@ def _backfilled(
     """Each part with its result, in the order in which they end."""
     database, catalogue, cipher, keys = target.database, target.catalogue, target.cipher, target.key_ring
     stopped = threading.Event()
+    # Each range looks again; here it is known before anything is tuned.
+    target.refuse_another_key()
     restore_abandoned(database, actor(context))
 
     def work(part: TablePart, sessions: Sessions) -> RangeResult | MigrationError:

@@ -36,6 +36,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
     )
     def asset(context: dg.AssetExecutionContext, config: IndexConfig, target: Target) -> None:
         with safely():
+            target.refuse_another_key()
             for key in context.partition_keys:
                 table = target.catalogue.table(key)
                 result = build_search_indexes(

@@ -36,6 +36,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
     )
     def asset(context: dg.AssetExecutionContext, target: Target) -> Iterator[Yielded]:
         with safely():
+            target.refuse_another_key()
             results = _results(context, target)
             refused: list[str] = []
             for key in context.partition_keys:

@@ -70,15 +70,18 @@ class KeyRing:
     Args:
         master_keys: 32 bytes for each readable version.
         current_version: the version that writes use.
+        origins: where the master key of a version comes from, in words for messages.
 
     Raises:
         ConfigurationError: a key of another length, a version that is not a positive integer,
             or no key for the current version.
     """
 
-    __slots__ = ("_check_values", "_current_version", "_derived", "_master_keys")
+    __slots__ = ("_check_values", "_current_version", "_derived", "_master_keys", "_origins")
 
-    def __init__(self, master_keys: Mapping[int, bytes], current_version: int) -> None:
+    def __init__(
+        self, master_keys: Mapping[int, bytes], current_version: int, origins: Mapping[int, str] | None = None
+    ) -> None:
         for version, key in master_keys.items():
             if type(version) is not int or version < 1:
                 raise ConfigurationError("key versions must be positive integers")
@@ -90,6 +93,7 @@ class KeyRing:
             raise ConfigurationError(f"there is no master key of the current version {current_version}")
         self._master_keys = {version: bytes(key) for version, key in sorted(master_keys.items())}
         self._current_version = current_version
+        self._origins = dict(origins or {})
         self._derived: dict[tuple[str, int], bytes] = {}
         self._check_values: dict[int, str] = {}
 
@@ -102,6 +106,10 @@ class KeyRing:
     def versions(self) -> tuple[int, ...]:
         """The versions that can be read, ascending."""
         return tuple(self._master_keys)
+
+    def origin(self, version: int) -> str:
+        """Where the master key of a version comes from, in words for a message."""
+        return self._origins.get(version, "the key source")
 
     def derive(self, context: str, version: int) -> bytes:
         """The 32-byte key of a context and version.

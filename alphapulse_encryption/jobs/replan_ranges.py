@@ -19,6 +19,7 @@ from alphapulse_encryption.resources.target import Target
 def replan_ranges(context: dg.OpExecutionContext, config: TablesConfig, target: Target) -> None:
     """Plan table by table."""
     with safely():
+        target.refuse_another_key()
         changed: list[str] = []
         for table in named_tables(target.catalogue, config.tables):
             count = replan(target.database, table, actor(context), count=target.batch_ranges)

@@ -20,7 +20,24 @@ KEY_VERSION_VARIABLE = "ALPHAPULSE_ENCRYPTION_KEY_VERSION"
 # Every version costs a look-up at the source.
 MAX_KEY_VERSION = 1000
 
-_SOURCES: dict[str, Callable[[Mapping[str, str]], KeySource]] = {"env": EnvironmentKeySource}
+
+def _aws(environ: Mapping[str, str]) -> KeySource:
+    from alphapulse_encryption.keysources.aws import SecretsManagerKeySource
+
+    return SecretsManagerKeySource(environ)
+
+
+def _vault(environ: Mapping[str, str]) -> KeySource:
+    from alphapulse_encryption.keysources.vault import VaultKeySource
+
+    return VaultKeySource(environ)
+
+
+_SOURCES: dict[str, Callable[[Mapping[str, str]], KeySource]] = {
+    "env": EnvironmentKeySource,
+    "aws": _aws,
+    "vault": _vault,
+}
 
 
 def load_key_ring(environ: Mapping[str, str] | None = None) -> KeyRing:
@@ -34,28 +51,32 @@ def load_key_ring(environ: Mapping[str, str] | None = None) -> KeyRing:
         environ: the variables; None for those of the process.
 
     Raises:
-        ConfigurationError: unknown key source, malformed version, missing or malformed key. The
-            message names the variable and never quotes a key.
+        ConfigurationError: unknown key source, malformed version, missing or malformed key, or a source
+            that does not answer or does not allow reading a key, also one of a version's own: another key is
+            never taken in its place. The message names the source and never quotes a key.
     """
     environ = os.environ if environ is None else environ
     source = _key_source(environ)
     current = _key_version(environ)
     common = _find(source, None)
     own = {version: _find(source, version) for version in range(1, current + 2)}
-    keys = {version: key for version, key in own.items() if key is not None}
-    if common is not None:
-        keys = {version: common for version in range(1, current + 1)} | keys
-    if current not in keys:
-        # Asked again for its message, which says where the key was expected.
-        source.master_key(None)
-    return KeyRing(keys, current)
+    keys: dict[int, bytes] = {}
+    origins: dict[int, str] = {}
+    for version, found in own.items():
+        if isinstance(found, bytes):
+            keys[version], origins[version] = found, source.place(version)
+        elif isinstance(common, bytes) and version <= current:
+            keys[version], origins[version] = common, source.place(None)
+    if current not in keys and isinstance(common, MasterKeyNotFound):
+        raise common
+    return KeyRing(keys, current, origins)
 
 
-def _find(source: KeySource, version: int | None) -> bytes | None:
+def _find(source: KeySource, version: int | None) -> bytes | MasterKeyNotFound:
     try:
         return source.master_key(version)
-    except MasterKeyNotFound:
-        return None
+    except MasterKeyNotFound as missing:
+        return missing
 
 
 def _key_source(environ: Mapping[str, str]) -> KeySource:

@@ -32,6 +32,10 @@ class EnvironmentKeySource:
                 )
         self._environ = environ
 
+    def place(self, version: int | None) -> str:
+        """See `KeySource.place`."""
+        return f"the environment variable {_variable(version)}"
+
     def master_key(self, version: int | None) -> bytes:
         """See `KeySource.master_key`.
 
@@ -41,13 +45,15 @@ class EnvironmentKeySource:
             MasterKeyNotFound: the variable is not set.
             ConfigurationError: its value is not a master key.
         """
-        variable = MASTER_KEY_VARIABLE
-        if version is not None:
-            variable += f"{VERSION_INFIX}{version}"
+        variable = _variable(version)
         text = self._environ.get(variable)
         if text is None or (version is None and not text.strip()):
             raise MasterKeyNotFound(f"{variable} is not set: it must hold a master key; {HOW_TO_MAKE_A_KEY}")
         return parse_master_key(text, name=variable)
+
+
+def _variable(version: int | None) -> str:
+    return MASTER_KEY_VARIABLE if version is None else f"{MASTER_KEY_VARIABLE}{VERSION_INFIX}{version}"
 
 
 def _is_version(text: str) -> bool:

@@ -243,9 +243,9 @@ class _Run:
             writer, reader = self.sessions.open()
             self.connected = True
             state = tracking.require_guarded_state(writer, self.table)
+            tracking.ensure_key(writer, self.keys)
             if state.stage != "columns":
                 return self._result()
-            tracking.ensure_key(writer, self.keys)
             self._lock(writer)
             result = self._work(writer, reader)
             self._unlock(writer)

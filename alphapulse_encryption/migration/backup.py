@@ -157,7 +157,6 @@ def take_backup(
     identity = backup_identity(keys)
     to = [pyrage.x25519.Identity.from_str(identity).to_public(), *(_recipient(text) for text in recipients)]
     with database.session("take a backup") as connection:
-        tracking.ensure_bookkeeping(connection)
         tracking.ensure_key(connection, keys)
         version = connection.info.server_version // 10_000
         pg_dump, pg_restore = (find_program(name, bin_dir, version) for name in ("pg_dump", "pg_restore"))

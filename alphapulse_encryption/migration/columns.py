@@ -90,6 +90,7 @@ def add_encrypted_columns(
     """
     started = time.monotonic()
     with database.session(f"add encrypted columns to {table.key}") as connection:
+        tracking.check_key(connection, keys)
         state = tracking.table_state(connection, table) if tracking.bookkeeping_exists(connection) else None
         if state is not None and state.stage != "columns":
             existing = tuple(name for name, _ in _wanted_columns(table))
@@ -98,7 +99,6 @@ def add_encrypted_columns(
         definition = read_table(connection, table)
         refuse_partition(connection, definition)
         _check_types(definition)
-        tracking.ensure_bookkeeping(connection)
         tracking.ensure_key(connection, keys)
         added = in_short_transaction(
             connection,

@@ -97,8 +97,8 @@ def repair_mismatched(
     counters = _Counters()
     with database.session(f"repair {table.key}") as connection:
         plan_by_key(connection)
-        _require_plaintext(tracking.require_state(connection, table), table)
         tracking.check_key(connection, keys)
+        _require_plaintext(tracking.require_state(connection, table), table)
         tracking.hold_plan(connection, table)
         definition = read_table(connection, table)
         for found in _last_verification(connection, definition, keys):

@@ -93,9 +93,9 @@ def restore_plaintext(
     with database.session(doing) as connection:
         plan_by_key(connection)
         state = tracking.require_state(connection, table)
+        tracking.check_key(connection, keys)
         if state.stage == "columns":
             return RestoreResult(changed=False, seconds=time.monotonic() - started)
-        tracking.check_key(connection, keys)
         found = saved.latest(connection, table)
         if found is None:
             raise RefusedError(

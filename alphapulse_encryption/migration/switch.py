@@ -94,9 +94,9 @@ def switch_to_ciphertext(database: Database, table: Table, keys: KeyRing, actor:
     doing = f"switch {table.key} to ciphertext"
     with database.session(doing) as connection:
         state = tracking.require_guarded_state(connection, table)
+        tracking.check_key(connection, keys)
         if state.authority == "ciphertext":
             return SwitchResult(False, (), (), time.monotonic() - started)
-        tracking.check_key(connection, keys)
         if state.stage == "restoring" or not set_aside(state).is_empty:
             raise RefusedError(
                 f"Table {table.key} is on its way back to plaintext. Let "
@@ -335,6 +335,7 @@ def revert_to_plaintext(
     with database.session(f"revert {table.key} to plaintext") as connection:
         plan_by_key(connection)
         state = tracking.require_state(connection, table)
+        tracking.check_key(connection, keys)
         if state.stage != "columns":
             raise RefusedError(
                 f"The plaintext of {table.key} was dropped. Use restore_plaintext, which rebuilds it from "
@@ -342,7 +343,6 @@ def revert_to_plaintext(
             )
         if state.unguarded:
             return RevertResult(False, 0, 0, (), time.monotonic() - started)
-        tracking.check_key(connection, keys)
         definition = read_table(connection, table)
         filler = Filler(connection, definition, cipher, keys, on_progress)
         if state.authority == "ciphertext":

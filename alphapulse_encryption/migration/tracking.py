@@ -349,16 +349,33 @@ def set_state(
 def ensure_key(connection: Connection, keys: KeyRing) -> None:
     """Refuse a key other than the one this database was begun with; remember it at first use.
 
+    The bookkeeping is made where it is missing, once the key is known to be the right one.
+
     Raises:
         RefusedError: the key-check value of a version differs from the stored one.
+        ConfigurationError: as :func:`ensure_bookkeeping`.
     """
     check_key(connection, keys)
+    ensure_bookkeeping(connection)
     version = keys.current_version
     connection.execute(
         "INSERT INTO public.encryption_key_checks (key_version, check_value) VALUES (%s, %s) "
         "ON CONFLICT DO NOTHING",
         [version, keys.check_value(version)],
     )
+    # Somebody else may have begun at the same moment, with another key.
+    check_key(connection, keys)
+
+
+def stored_key_checks(connection: Connection) -> dict[int, str]:
+    """The key-check value of every version that this database was begun with, ascending; empty where it was not."""
+    known = connection.execute("SELECT to_regclass('public.encryption_key_checks') IS NOT NULL").fetchone()
+    if known != (True,):
+        return {}
+    stored = connection.execute(
+        "SELECT key_version, check_value FROM public.encryption_key_checks ORDER BY key_version"
+    )
+    return dict(stored.fetchall())
 
 
 def check_key(connection: Connection, keys: KeyRing) -> None:
@@ -367,16 +384,11 @@ def check_key(connection: Connection, keys: KeyRing) -> None:
     Raises:
         RefusedError: as :func:`ensure_key`.
     """
-    if not bookkeeping_exists(connection):
-        return
-    stored = connection.execute("SELECT key_version, check_value FROM public.encryption_key_checks")
-    for version, check in stored.fetchall():
+    for version, check in stored_key_checks(connection).items():
         if version in keys.versions and keys.check_value(version) != check:
             raise RefusedError(
-                f"The master key of version {version} is not the one this database was begun with. "
-                "Nothing was written. Put the original key back into the key source "
-                "(ALPHAPULSE_ENCRYPTION_MASTER_KEY, or …_V"
-                f"{version} where versions have keys of their own); a new key needs a new key version."
+                f"The master key of version {version}, from {keys.origin(version)}, is not the one this database was "
+                "begun with. Nothing was written. Put the original key back there; a new key needs a new key version."
             )
 
 

@@ -31,13 +31,18 @@ def target_database() -> Database:
     return Database(settings.database_url() or embedded_url(SAMPLE_DATABASE))
 
 
+def target_exists() -> bool:
+    """Whether there is a target to ask: the embedded database is made at its first use only."""
+    return not uses_sample() or embedded().exists()
+
+
 def key_environment() -> Mapping[str, str]:
     """The variables that the key source reads.
 
     The sample's own key stands in for a missing variable, for the embedded database alone.
     """
     sample_key = read_sample_key() if uses_sample() else None
-    if sample_key is None or _MASTER_KEY in os.environ or os.environ.get(_KEY_SOURCE, "env") != "env":
+    if sample_key is None or _MASTER_KEY in os.environ or (os.environ.get(_KEY_SOURCE) or "env") != "env":
         return os.environ
     return {**os.environ, _MASTER_KEY: sample_key}
 

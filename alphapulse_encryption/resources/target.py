@@ -12,6 +12,7 @@ from alphapulse_encryption.crypto.envelope import EnvelopeFormat, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.tracking import check_key
 from alphapulse_encryption.resources.environment import key_environment, target_database
 
 
@@ -34,6 +35,16 @@ class Target(dg.ConfigurableResource):  # type: ignore[type-arg]
     def key_ring(self) -> KeyRing:
         """The key ring, read once per run: deriving a key takes milliseconds."""
         return load_key_ring(key_environment())
+
+    def refuse_another_key(self) -> None:
+        """For steps that use no key themselves, and change a database that only the right one may change.
+
+        Raises:
+            RefusedError: the database was begun with another key.
+            ConfigurationError: a key cannot be read.
+        """
+        with self.database.session("check the master key") as connection:
+            check_key(connection, self.key_ring)
 
     @cached_property
     def cipher(self) -> EnvelopeFormat:

@@ -142,6 +142,10 @@ class EmbeddedPostgres:
         host = quote(str(self._socket_dir()), safe="/")
         return f"{driver}://{_SUPERUSER}@/{quote(database, safe='')}?host={host}&port={_PORT}"
 
+    def exists(self) -> bool:
+        """Whether there is a cluster, running or not."""
+        return self._cluster.exists()
+
     def is_running(self) -> bool:
         """Whether the server accepts connections."""
         postmaster = self._postmaster()

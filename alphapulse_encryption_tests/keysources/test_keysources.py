@@ -101,7 +101,7 @@ def test_malformed_versions(value: str) -> None:
 
 def test_unknown_sources_are_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        ConfigurationError, match=f"^{KEY_SOURCE} names an unknown key source: supported are env$"
+        ConfigurationError, match=f"^{KEY_SOURCE} names an unknown key source: supported are env, aws, vault$"
     ):
         load_key_ring({MASTER_KEY: text(COMMON), KEY_SOURCE: "Env"})
 
