@@ -18,7 +18,7 @@ REGION = "eu-central-1"
 
 @pytest.fixture(scope="session")
 def _moto() -> Iterator[Front]:
-    from moto.server import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
     with serving(DomainDispatcherApplication(create_backend_app)) as front:
         yield front

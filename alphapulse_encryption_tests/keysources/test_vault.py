@@ -166,7 +166,7 @@ def test_not_a_vault(vault: Front) -> None:
     ],
 )
 def test_malformed(vault: Front, fields: dict[str, object], says: str) -> None:
-    put(vault, **fields)
+    put(vault, PATH, "", **fields)
     message = refused()
     assert f"the secret {NAME} in Vault (the common master key)" in message
     assert says in message
