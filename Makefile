@@ -67,7 +67,7 @@ format: setup ## Format the code and apply ruff's safe fixes
 	@$(BIN)/python -m ruff format
 	@$(BIN)/python -m ruff check --fix
 
-stress: setup ## Kill and write a hundred times as much as the tests do, in half an hour (SEED=4711 to repeat it)
+stress: setup ## Kill a hundred processes and write for a quarter of an hour (SEED=4711 to repeat it)
 	@$(BIN)/python -m pytest -m stress $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 browser: setup ## Install Chromium for the browser tests, where there is none (as root, with apt-get)

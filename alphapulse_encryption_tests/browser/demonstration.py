@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alphapulse_encryption.sample.postgres import SAMPLE_DATABASE, EmbeddedPostgres
+from alphapulse_encryption_tests import forked
 from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS
 
 # With this name, what a killed process leaves is removed by the next test session.
@@ -70,17 +71,9 @@ def demonstration(*demo_arguments: str) -> Iterator[Demonstration]:
 
 
 def _walk(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "alphapulse_encryption.demo", *arguments],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    done = forked.run("alphapulse_encryption.demo", arguments, environment)
     if done.returncode:
-        raise RuntimeError(f"The demo ended with {done.returncode}:\n{done.stdout}")
+        raise RuntimeError(f"The demo ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
 
 
 @contextlib.contextmanager

@@ -256,14 +256,29 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 def engine_waits(url: str, pattern: LiteralString = "%") -> bool:
     """Whether a session of the engine waits for a lock."""
-    return bool(
-        value(
-            url,
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-            "AND application_name = 'alphapulse_encryption' AND wait_event_type = 'Lock' AND query LIKE %s",
-            pattern,
-        )
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND application_name = 'alphapulse_encryption' AND wait_event_type = 'Lock' AND query LIKE %s"
     )
+    return bool(_ask_again(url, waiting, pattern))
+
+
+_watching = threading.local()
+
+
+def _ask_again(url: str, query: LiteralString, *parameters: object) -> Any:
+    """What is asked a hundred times a second, in a session that is kept: opening one costs more than the question."""
+    kept: tuple[str, Connection] | None = getattr(_watching, "kept", None)
+    if kept is None or kept[0] != url:
+        if kept is not None:
+            kept[1].close()
+        kept = _watching.kept = (url, psycopg.connect(url, autocommit=True))
+    try:
+        return ask(kept[1], query, *parameters)[0][0]
+    except psycopg.OperationalError:
+        kept[1].close()
+        del _watching.kept
+        raise
 
 
 class Background:

@@ -74,18 +74,23 @@ def test_a_running_backfill_pauses_and_goes_on(database_url: str) -> None:
     database = Database(database_url)
     seen: list[tuple[str | None, str | None, int]] = []
 
+    looks = (
+        "SELECT (SELECT max(waiting_for) FROM encryption_ranges), "
+        "(SELECT count(*) FROM notes WHERE body_encrypted IS NOT NULL)"
+    )
+
     def on_progress(progress: Progress) -> None:
-        told = support.value(database_url, "SELECT max(waiting_for) FROM encryption_ranges")
-        done = support.value(database_url, "SELECT count(*) FROM notes WHERE body_encrypted IS NOT NULL")
+        ((told, done),) = support.ask(watching, looks)
         seen.append((progress.waiting_for, told, done))
         if len(seen) == 1:
             change_limits(database, {"paused": "true"}, ACTOR)
         if len([waiting for waiting, _, _ in seen if waiting]) == 3:
             change_limits(database, {"paused": "false"}, ACTOR)
 
-    result = backfill.backfill_range(
-        database, ENTRY, 0, CIPHER, KEYS, ACTOR, pace=Pace(batch_size=1), on_progress=on_progress
-    )
+    with support.application(database_url) as watching:
+        result = backfill.backfill_range(
+            database, ENTRY, 0, CIPHER, KEYS, ACTOR, pace=Pace(batch_size=1), on_progress=on_progress
+        )
     waits = [(waiting, told, done) for waiting, told, done in seen if waiting]
     assert len(waits) >= 3
     assert {waiting for waiting, _, _ in waits} == {"paused by an operator (setting paused)"}
