@@ -125,7 +125,9 @@ def test_another_key_is_refused(notes_url: str) -> None:
     with Database(notes_url).session("check") as connection:
         tracking.check_key(connection, KEYS)
         for check in (tracking.check_key, tracking.ensure_key):
-            with pytest.raises(RefusedError, match="master key of version 1 is not the one") as caught:
+            with pytest.raises(
+                RefusedError, match="master key of version 1, from the key source, is not the one"
+            ) as caught:
                 check(connection, OTHER_KEYS)
             assert OTHER_KEYS.check_value(1) not in str(caught.value)
         # A later version beside the same old key is welcome, with a changed old key it is not.

@@ -273,7 +273,7 @@ def test_tokens_of_an_older_key_version_are_right(notes_url: str) -> None:
 
 
 def test_wrong_key_is_refused(notes_url: str) -> None:
-    with pytest.raises(RefusedError, match="master key of version 1 is not the one"):
+    with pytest.raises(RefusedError, match="master key of version 1, from the key source, is not the one"):
         verify_range(Database(notes_url), ENTRY, 0, CIPHER, OTHER_KEYS, ACTOR)
     assert run(notes_url, "SELECT 1 FROM encryption_verifications") == []
 
