@@ -56,7 +56,7 @@ RESULTS = Path(__file__).parent / "results"
 # Of a small production server; whatever concerns safety is PostgreSQL's default: fsync, full_page_writes and
 # synchronous_commit are on.
 SETTINGS = {
-    "shared_buffers": "4GB",
+    "shared_buffers": "2GB",
     "max_wal_size": "8GB",
     "checkpoint_timeout": "15min",
     "maintenance_work_mem": "256MB",
