@@ -87,7 +87,6 @@ def read_columns(
                 break
             affordable = (BATCH_BYTES - size) // max(1, size // rows)
             chunk = max(1, min(limit - rows, affordable))
-        wire.execute(connection, b"CLOSE encryption_batch")
     return found
 
 
