@@ -36,6 +36,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def engine(job: Job) -> list[int]:
     pace = Pace(batch_size=job.batch_size)
     database = Database(job.url)
     with Sessions(database) as sessions:
-        for number in job.ranges:
+        for number, following in zip_longest(job.ranges, job.ranges[1:]):
             before = 0
 
             def note(progress: Progress) -> None:
@@ -186,6 +187,7 @@ def engine(job: Job) -> list[int]:
                 pace=pace,
                 on_progress=note,
                 sessions=sessions,
+                following=following,
             )
     return batches
 

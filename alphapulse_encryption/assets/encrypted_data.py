@@ -101,7 +101,9 @@ def _backfilled(
     target.refuse_another_key()
     restore_abandoned(database, actor(context))
 
-    def work(part: TablePart, sessions: Sessions) -> RangeResult | MigrationError:
+    def work(
+        part: TablePart, following: TablePart | None, sessions: Sessions
+    ) -> RangeResult | MigrationError:
         observe = _observer(context, part)
 
         def on_progress(progress: Progress) -> None:
@@ -120,6 +122,7 @@ def _backfilled(
                 pace=Pace(config.batch_size, config.target_seconds),
                 on_progress=on_progress,
                 sessions=sessions,
+                following=following.batch_range if following and following.table == part.table else None,
             )
         except MigrationError as error:
             return error
@@ -133,11 +136,11 @@ def _backfilled(
         part = parts[0]
         try:
             with Sessions(database, settings) as sessions:
-                while not stopped.is_set():
-                    part = ahead.get_nowait()
-                    done.put((part, work(part, sessions)))
-        except queue.Empty:
-            return
+                following = _next(ahead)
+                while following is not None and not stopped.is_set():
+                    # Taken before it is begun, so that its first rows are read while the last ones of this are written.
+                    part, following = following, _next(ahead)
+                    done.put((part, work(part, following, sessions)))
         except BaseException as error:
             # Nobody else would tell the one who waits for results.
             done.put((part, error))
@@ -169,6 +172,13 @@ def _backfilled(
             # Interrupted: nothing new begins, and what runs ends after its batch.
             stopped.set()
             pool.shutdown(wait=False)
+
+
+def _next(ahead: queue.SimpleQueue[TablePart]) -> TablePart | None:
+    try:
+        return ahead.get_nowait()
+    except queue.Empty:
+        return None
 
 
 def _metadata(result: RangeResult) -> dict[str, RawMetadataValue]:

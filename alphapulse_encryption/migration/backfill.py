@@ -47,9 +47,8 @@ from alphapulse_encryption.migration.tuning import Tuned
 
 Connection = psycopg.Connection[Any]
 
-FIRST_BATCH = 1_000
 SMALLEST_BATCH = 100
-LARGEST_BATCH = 5_000
+LARGEST_BATCH = 2_500
 # Rows that change again and again while we look are left to the next run after this many passes.
 PASSES = 5
 TRIES = 6
@@ -164,6 +163,7 @@ def backfill_range(
     pace: Pace | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     sessions: Sessions | None = None,
+    following: int | None = None,
 ) -> RangeResult:
     """Encrypt what is pending in one batch range.
 
@@ -178,6 +178,8 @@ def backfill_range(
         on_progress: called after each batch, and again and again while it holds back, from the calling thread; may
             raise :class:`Stopped`.
         sessions: the worker's own, which works on several ranges one after another; by default opened and closed here.
+        following: the range of this table that the same sessions are for next: while the last rows of this one are
+            written, its first ones are read.
 
     Raises:
         RefusedError: wrong key; columns not added; another process works on this range.
@@ -190,7 +192,9 @@ def backfill_range(
         stack.enter_context(quick_switches())
         if sessions is None:
             sessions = stack.enter_context(Sessions(database, pace.session))
-        return _backfill(_Run(database, table, number, cipher, keys, actor, pace, on_progress, sessions))
+        return _backfill(
+            _Run(database, table, number, cipher, keys, actor, pace, on_progress, sessions, following)
+        )
 
 
 def _backfill(run: _Run) -> RangeResult:
@@ -222,13 +226,22 @@ class _Run:
     pace: Pace
     on_progress: Callable[[Progress], None] | None
     sessions: Sessions
+    following: int | None
     counters: _Counters = field(default_factory=_Counters)
     statements: dict[bool, bytes] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     connected: bool = False
     begun: bool = False
-    batch_size: int = FIRST_BATCH
     held_back: float = 0.0
+
+    @property
+    def batch_size(self) -> int:
+        """Rows per batch, as the worker's ranges so far have found it to suit."""
+        return self.sessions.batch_size
+
+    @batch_size.setter
+    def batch_size(self, rows: int) -> None:
+        self.sessions.batch_size = rows
 
     def may_go_on_after(self, error: BaseException) -> bool:
         """Whether a new connection may help: a server that was there and is being restarted."""
@@ -237,19 +250,20 @@ class _Run:
         return connection_was_lost(error)
 
     def attempt(self) -> RangeResult:
-        self.batch_size = self.pace.batch_size or self.sessions.batch_size or self.batch_size
+        if self.pace.batch_size:
+            self.batch_size = self.pace.batch_size
         self.statements.clear()
         try:
             writer, reader = self.sessions.open()
             self.connected = True
             state = tracking.require_guarded_state(writer, self.table)
             tracking.ensure_key(writer, self.keys)
+            tracking.prepare_progress(writer)
             if state.stage != "columns":
                 return self._result()
             self._lock(writer)
             result = self._work(writer, reader)
             self._unlock(writer)
-            self.sessions.batch_size = self.batch_size
             return result
         except BaseException:
             # With them goes the lock on the range.
@@ -326,10 +340,9 @@ class _Run:
     ) -> None:
         with (
             self.sessions.throttle(self._wait_for(writer)) as throttle,
-            Reader(
-                reader, definition, self.cipher, self.keys, start, upper, lambda: self.batch_size
-            ) as items,
+            self._reader(reader, definition, start, upper) as items,
         ):
+            self._read_ahead(writer, reader, definition, items)
             waited_before = throttle.waited
             for item in items:
                 limits = throttle.wait()
@@ -341,6 +354,51 @@ class _Run:
                 self._adapt(len(item), time.monotonic() - began, limits)
                 self._report()
             self.held_back += throttle.waited - waited_before
+
+    def _reader(
+        self, reader: Connection, definition: TableDefinition, start: Key | None, upper: Key | None
+    ) -> Reader:
+        ahead = self.sessions.take_ahead()
+        if ahead is not None:
+            if ahead.reads(definition, self.cipher, self.keys, start, upper):
+                return ahead
+            # The table, or what is left to do, is not what it was.
+            ahead.close()
+        return self._new_reader(reader, definition, start, upper)
+
+    def _new_reader(
+        self,
+        reader: Connection,
+        definition: TableDefinition,
+        start: Key | None,
+        upper: Key | None,
+        *,
+        at_leisure: bool = False,
+    ) -> Reader:
+        sessions = self.sessions
+        return Reader(
+            reader,
+            definition,
+            self.cipher,
+            self.keys,
+            start,
+            upper,
+            lambda: sessions.batch_size,
+            at_leisure=at_leisure,
+        )
+
+    def _read_ahead(
+        self, writer: Connection, reader: Connection, definition: TableDefinition, items: Reader
+    ) -> None:
+        if self.following is None:
+            return
+        upcoming = tracking.read_range(writer, self.table, self.following)
+        if upcoming.is_empty or upcoming.status == "completed":
+            return
+        start = upcoming.position or upcoming.lower
+        ahead = self._new_reader(reader, definition, start, upcoming.upper, at_leisure=True)
+        self.sessions.read_ahead(ahead)
+        items.then(ahead)
 
     def _wait_for(self, writer: Connection) -> Callable[[str | None], None]:
         told: str | None = None
@@ -400,8 +458,7 @@ class _Run:
     def _write_once(
         self, writer: Connection, definition: TableDefinition, batch: Batch, *, skip_locked: bool = False
     ) -> tuple[int, int]:
-        with wire.transaction(writer):
-            wire.execute(writer, MARK_AS_ENGINE)
+        with wire.transaction(writer, MARK_AS_ENGINE) as last:
             if skip_locked not in self.statements:
                 self.statements[skip_locked] = wire.numbered(
                     writer, sql.update_batch(definition, skip_locked=skip_locked)
@@ -410,8 +467,10 @@ class _Run:
             result = wire.execute(writer, self.statements[skip_locked], [*batch.arrays, *bounds])
             rows = result.command_tuples or 0
             counts = self._count(writer, definition, batch, rows)
-            tracking.advance_range(
-                writer, self.table, self.number, position=batch.key(-1), rows=rows, values=counts
+            last.append(
+                tracking.advance_range(
+                    writer, self.table, self.number, position=batch.key(-1), rows=rows, values=counts
+                )
             )
         return rows, sum(counts.values())
 
@@ -429,7 +488,10 @@ class _Run:
     def _set_aside(self, writer: Connection, key: Key, reason: str) -> None:
         with writer.transaction():
             quarantine(writer, self.table, self.number, key, reason, self.actor.run_id)
-            tracking.advance_range(writer, self.table, self.number, position=key, rows=0, values={})
+            wire.script(
+                writer,
+                tracking.advance_range(writer, self.table, self.number, position=key, rows=0, values={}),
+            )
 
     def _adapt(self, rows: int, seconds: float, limits: Limits) -> None:
         fixed = self.pace.batch_size or limits.batch_size

@@ -71,7 +71,9 @@ def read_columns(
     found: list[list[bytes | None]] = []
     rows = size = 0
     chunk = min(limit, _FIRST_CHUNK)
-    with wire.transaction(connection):
+    with wire.transaction(connection) as last:
+        # Within a transaction of the caller's it would stay open, and keep the table from being altered.
+        last.append(b"CLOSE encryption_batch")
         wire.execute(
             connection, b"DECLARE encryption_batch NO SCROLL CURSOR FOR " + statement, [*parameters, limit]
         )
@@ -87,7 +89,6 @@ def read_columns(
                 break
             affordable = (BATCH_BYTES - size) // max(1, size // rows)
             chunk = max(1, min(limit - rows, affordable))
-        wire.execute(connection, b"CLOSE encryption_batch")
     return found
 
 

@@ -7,6 +7,7 @@ encrypted, and the one behind it is read.
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ class Reader:
         start: read behind this key; None from the beginning.
         upper: read up to this key; None to the end.
         batch_size: asked for each batch: how many rows.
+        at_leisure: nobody waits for the first batch.
     """
 
     def __init__(
@@ -113,32 +115,42 @@ class Reader:
         start: Key | None,
         upper: Key | None,
         batch_size: Callable[[], int],
+        *,
+        at_leisure: bool = False,
     ) -> None:
         self._connection = connection
         self._definition = definition
         self._cipher = cipher
         self._keys = keys
-        self._position = start
+        self._position = self._from = start
         self._upper = upper
         self._batch_size = batch_size
-        self._ramp = FIRST_READ
+        # Nothing can be written until the first batch is encrypted: it is a small one, the next ones grow.
+        self._ramp = sys.maxsize if at_leisure else FIRST_READ
         self._queries: dict[bool, bytes] = {}
         # One batch waits before each stage, so that none of them ever waits for the other two.
         self._read: queue.Queue[Columns | Unreadable | BaseException | None] = queue.Queue(maxsize=1)
         self._ready: queue.Queue[Item | BaseException | None] = queue.Queue(maxsize=1)
         self._stop = threading.Event()
+        self._following: Reader | None = None
+        self._started = False
         self._threads = [
             threading.Thread(target=self._read_on, name="backfill reader", daemon=True),
             threading.Thread(target=self._encrypt_on, name="backfill encryption", daemon=True),
         ]
 
     def __enter__(self) -> Reader:
-        for thread in self._threads:
-            thread.start()
+        self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads, if they have begun; the connection is free then."""
         self._stop.set()
+        if not self._started:
+            return
         while any(thread.is_alive() for thread in self._threads):
             try:
                 self._ready.get(timeout=0.05)
@@ -146,6 +158,28 @@ class Reader:
                 continue
         for thread in self._threads:
             thread.join()
+
+    def then(self, following: Reader) -> None:
+        """Have another one, of the same connection, begin as soon as this one has read its last row."""
+        self._following = following
+
+    def reads(
+        self,
+        definition: TableDefinition,
+        cipher: EnvelopeFormat,
+        keys: KeyRing,
+        start: Key | None,
+        upper: Key | None,
+    ) -> bool:
+        """Whether it was made to read just this, and with these keys."""
+        ours = (self._definition.shape(), self._from, self._upper)
+        return ours == (definition.shape(), start, upper) and self._cipher is cipher and self._keys is keys
+
+    def _start(self) -> None:
+        if not self._started:
+            self._started = True
+            for thread in self._threads:
+                thread.start()
 
     def __iter__(self) -> Reader:
         return self
@@ -162,6 +196,8 @@ class Reader:
         try:
             while not self._stop.is_set():
                 columns = self._next()
+                if columns is None and self._following is not None:
+                    self._following._start()
                 self._read.put(columns)
                 if columns is None:
                     return
@@ -187,7 +223,6 @@ class Reader:
                     continue
 
     def _next(self) -> Columns | Unreadable | None:
-        # Nothing can be written until the first batch is encrypted: it is a small one, the next ones grow.
         limit = min(self._batch_size(), self._ramp)
         self._ramp *= 3
         while True:

@@ -12,10 +12,13 @@ import psycopg
 
 from alphapulse_encryption.migration.batches import plan_by_key
 from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.reader import Reader
 from alphapulse_encryption.migration.throttle import Lookout, Throttle, indicators
 from alphapulse_encryption.migration.tuning import Tuned
 
 Connection = psycopg.Connection[Any]
+
+FIRST_BATCH = 1_000
 
 # A thread that has its answer from the server asks for the interpreter, and another one that encrypts gives it away
 # after this long (Python's own 5 ms are as long as the server needs for hundreds of rows).
@@ -39,9 +42,10 @@ class Sessions:
         self._writer: Connection | None = None
         self._reader: Connection | None = None
         self._throttle: Throttle | None = None
+        self._ahead: Reader | None = None
         self._pids: list[int] = []
         # Rows per batch, as the ranges so far have found it to suit.
-        self.batch_size: int | None = None
+        self.batch_size = FIRST_BATCH
 
     def __enter__(self) -> Self:
         return self
@@ -63,6 +67,15 @@ class Sessions:
             self._pids[:] = [self._writer.info.backend_pid, self._reader.info.backend_pid]
         return self._writer, self._reader
 
+    def read_ahead(self, reader: Reader) -> None:
+        """Keep a reader of what comes next, which begins when the one before it has read its last row."""
+        self._ahead = reader
+
+    def take_ahead(self) -> Reader | None:
+        """The reader kept, which is the caller's from now on: nobody else may read meanwhile."""
+        ahead, self._ahead = self._ahead, None
+        return ahead
+
     @contextmanager
     def throttle(self, on_wait: Callable[[str | None], None]) -> Iterator[Throttle]:
         """Holds the worker back while the server shows distress; looked at from the first block on, until the end.
@@ -80,6 +93,9 @@ class Sessions:
 
     def close(self) -> None:
         """Close everything; the server gives up what the sessions held."""
+        ahead = self.take_ahead()
+        if ahead is not None:
+            ahead.close()
         self._writer = self._reader = self._throttle = None
         self._open.close()
 

@@ -19,7 +19,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration import wire
-from alphapulse_encryption.migration.database import Actor, TextArray
+from alphapulse_encryption.migration.database import Actor
 
 Connection = psycopg.Connection[Any]
 Authority = Literal["plaintext", "ciphertext"]
@@ -479,6 +479,13 @@ def begin_range(connection: Connection, table: Table, number: int) -> None:
     _columns_status(connection, table, "in_progress")
 
 
+def prepare_progress(connection: Connection) -> None:
+    """Prepare what :func:`advance_range` executes, for as long as the connection lasts."""
+    known = connection.execute("SELECT 1 FROM pg_prepared_statements WHERE name = %s", [_ADVANCE_NAME])
+    if known.fetchone() is None:
+        wire.script(connection, _ADVANCE)
+
+
 def advance_range(
     connection: Connection,
     table: Table,
@@ -487,36 +494,43 @@ def advance_range(
     position: tuple[str, ...],
     rows: int,
     values: Mapping[str, int],
-) -> None:
-    """Progress of one batch, written in the transaction that holds its data."""
-    wire.execute(
-        connection,
-        _ADVANCE,
-        [
-            TextArray(position),
-            rows,
-            sum(values.values()),
-            table.key,
-            number,
-            TextArray(list(values)),
-            TextArray([str(count) for count in values.values()]),
-        ],
+) -> bytes:
+    """The statement that keeps the progress of one batch, for the transaction that holds its data.
+
+    It needs no parameters, so that it can be sent along with others; :func:`prepare_progress` comes before it.
+    """
+    arguments = [
+        list(position),
+        rows,
+        sum(values.values()),
+        table.key,
+        number,
+        list(values),
+        list(values.values()),
+    ]
+    return (
+        sql.SQL("EXECUTE {} ({})")
+        .format(sql.Identifier(_ADVANCE_NAME), sql.SQL(", ").join(map(sql.Literal, arguments)))
+        .as_bytes(connection)
     )
 
+
+_ADVANCE_NAME = "encryption_advance_range"
 
 # One statement, because it comes with every batch. The columns are locked in order of their names: two ranges of
 # one table never wait for each other crosswise.
 _ADVANCE = b"""
+PREPARE encryption_advance_range (text[], bigint, bigint, text, int, text[], bigint[]) AS
 WITH advanced AS (
-    UPDATE public.encryption_ranges SET position = $1, rows_processed = rows_processed + $2::bigint,
-           values_processed = values_processed + $3::bigint, updated_at = clock_timestamp()
-     WHERE table_name = $4::text AND batch_range = $5::int),
+    UPDATE public.encryption_ranges SET position = $1, rows_processed = rows_processed + $2,
+           values_processed = values_processed + $3, updated_at = clock_timestamp()
+     WHERE table_name = $4 AND batch_range = $5),
 locked AS MATERIALIZED (
     SELECT column_name FROM public.encryption_migrations
-     WHERE table_name = $4::text AND column_name = ANY ($6) ORDER BY column_name FOR UPDATE)
-UPDATE public.encryption_migrations m SET records_processed = records_processed + d.n::bigint
+     WHERE table_name = $4 AND column_name = ANY ($6) ORDER BY column_name FOR UPDATE)
+UPDATE public.encryption_migrations m SET records_processed = records_processed + d.n
   FROM (SELECT unnest($6) AS column_name, unnest($7) AS n) AS d JOIN locked USING (column_name)
- WHERE m.table_name = $4::text AND m.column_name = d.column_name AND d.n <> '0'
+ WHERE m.table_name = $4 AND m.column_name = d.column_name AND d.n <> 0
 """
 
 

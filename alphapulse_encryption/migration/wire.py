@@ -66,6 +66,19 @@ def execute(
         [Format.BINARY if isinstance(p, TextArray) else Format.TEXT for p in parameters],
         Format.BINARY if binary else Format.TEXT,
     )
+    return _checked(connection, result)
+
+
+def script(connection: Connection, *statements: bytes) -> None:
+    """Execute statements without parameters in one exchange; one that fails ends it.
+
+    Raises:
+        psycopg.Error: as psycopg's own cursors would.
+    """
+    _checked(connection, connection.pgconn.exec_(b"; ".join(statements)))
+
+
+def _checked(connection: Connection, result: PGresult) -> PGresult:
     if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
         if connection.pgconn.status == ConnStatus.BAD and not result.error_field(DiagnosticField.SQLSTATE):
             raise psycopg.OperationalError("the connection is lost")
@@ -74,20 +87,36 @@ def execute(
 
 
 @contextmanager
-def transaction(connection: Connection) -> Iterator[None]:
-    """A transaction for the length of a ``with`` block, or a part of the one that the connection is in."""
+def transaction(connection: Connection, *first: bytes) -> Iterator[list[bytes]]:
+    """A transaction for the length of a ``with`` block, or a part of the one that the connection is in.
+
+    Each exchange with the server makes this thread wait for the interpreter, which others encrypt with meanwhile.
+
+    Args:
+        connection: used by nobody else meanwhile.
+        first: statements to send along with BEGIN.
+
+    Yields:
+        A list for statements to send along with COMMIT.
+    """
+    last: list[bytes] = []
     if connection.pgconn.transaction_status == TransactionStatus.INTRANS:
-        yield
+        if first:
+            script(connection, *first)
+        yield last
+        if last:
+            script(connection, *last)
         return
-    execute(connection, b"BEGIN")
+    script(connection, b"BEGIN", *first)
     try:
-        yield
+        yield last
+        # In one exchange with what fails, COMMIT is not reached.
+        script(connection, *last, b"COMMIT")
     except BaseException:
         # What went wrong is the news; a connection that is lost has nothing to roll back.
         with suppress(psycopg.Error):
-            execute(connection, b"ROLLBACK")
+            script(connection, b"ROLLBACK")
         raise
-    execute(connection, b"COMMIT")
 
 
 def columns(result: PGresult) -> list[list[bytes | None]]:

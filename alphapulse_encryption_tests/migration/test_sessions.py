@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from alphapulse_encryption.migration.backfill import Progress, Stopped, backfill_range
+from alphapulse_encryption.migration.backfill import Progress, RangeResult, Stopped, backfill_range
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.migration.sessions import Sessions, quick_switches
 from alphapulse_encryption.migration.tracking import range_lock
@@ -27,9 +27,12 @@ def make(url: str, rows: int = 40) -> None:
 
 
 def work(url: str, number: int, sessions: Sessions, **options: object) -> int:
-    database = Database(url)
+    return result_of(url, number, sessions, **options).rows
+
+
+def result_of(url: str, number: int, sessions: Sessions, **options: object) -> RangeResult:
     return backfill_range(
-        database,
+        Database(url),
         ENTRY,
         number,
         CIPHER,
@@ -37,7 +40,13 @@ def work(url: str, number: int, sessions: Sessions, **options: object) -> int:
         ACTOR,
         sessions=sessions,
         **options,  # type: ignore[arg-type]
-    ).rows
+    )
+
+
+def has_read_ahead(url: str) -> bool:
+    """Whether a session of ours has read rows beyond the range that is done, and sits idle."""
+    query = f"SELECT bool_and(state = 'idle') AND bool_or(query = 'COMMIT') {OURS}"
+    return bool(support.value(url, query))
 
 
 def lock_is_free(url: str, number: int) -> bool:
@@ -69,6 +78,58 @@ def test_lost_between_two_ranges(database_url: str) -> None:
             assert work(database_url, number, sessions) == 10
             run(database_url, f"SELECT pg_terminate_backend(pid) {OURS}")
     support.assert_encrypted(database_url, ENTRY)
+
+
+def test_what_is_read_ahead_is_written_by_the_next_range(database_url: str) -> None:
+    make(database_url)
+    with Sessions(Database(database_url)) as sessions:
+        for number in range(RANGES):
+            found = result_of(database_url, number, sessions, following=number + 1 if number < 3 else None)
+            assert (found.rows, found.changed_meanwhile) == (10, 0)
+    support.assert_encrypted(database_url, ENTRY)
+
+
+def test_rows_read_ahead_and_changed_since_are_read_again(database_url: str) -> None:
+    make(database_url)
+    with Sessions(Database(database_url)) as sessions:
+        assert work(database_url, 0, sessions, following=1) == 10
+        support.until(lambda: has_read_ahead(database_url), "the next range has been read")
+        run(database_url, "UPDATE notes SET body = 'changed' WHERE id = 15")
+        found = result_of(database_url, 1, sessions, following=2)
+        # It could be changed meanwhile only because it had been read before.
+        assert (found.rows, found.changed_meanwhile, found.left_pending) == (10, 1, 0)
+        assert [work(database_url, number, sessions) for number in (2, 3)] == [10, 10]
+    support.assert_encrypted(database_url, ENTRY)
+
+
+@pytest.mark.parametrize("event", ["another range", "another type", "done by another", "lost", "stopped"])
+def test_what_was_read_ahead_in_vain_is_forgotten(database_url: str, event: str) -> None:
+    make(database_url)
+
+    def stop(_: Progress) -> None:
+        raise Stopped("enough")
+
+    with Sessions(Database(database_url)) as sessions:
+        if event == "stopped":
+            with pytest.raises(Stopped):
+                work(database_url, 0, sessions, following=1, on_progress=stop)
+            rest = [0, 1, 2, 3]
+        else:
+            assert work(database_url, 0, sessions, following=1) == 10
+            rest = [1, 2, 3]
+        if event == "another range":
+            rest = [3, 1, 2]
+        elif event == "another type":
+            run(database_url, "ALTER TABLE notes ALTER COLUMN id TYPE bigint")
+        elif event == "done by another":
+            support.backfill(database_url, ENTRY, 1)
+        elif event == "lost":
+            run(database_url, f"SELECT pg_terminate_backend(pid) {OURS}")
+        for number in rest:
+            work(database_url, number, sessions)
+    assert support.assert_encrypted(database_url, ENTRY) == 40
+    written = "SELECT sum(rows_processed) FROM encryption_ranges WHERE table_name = 'notes'"
+    assert support.value(database_url, written) == 40
 
 
 def test_a_range_that_ends_early_gives_its_lock_back(database_url: str) -> None:
