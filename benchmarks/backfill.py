@@ -12,9 +12,11 @@ fresh copy of a table like `trades` with five columns to encrypt, in a process o
   and json.dumps, each written by an UPDATE of its own, and a commit per batch.
 - orm: SQLAlchemy with `sqlalchemy-utils`' StringEncryptedType, objects loaded and flushed in batches.
 
-The table has the indexes of the sample's `trades`, which every UPDATE has to keep up. What floor and engine take
-where there is none but the primary key is shown as well ("key alone"): the less the server has to do for a row, the
-larger is the part of encrypting it.
+The table has the indexes of the sample's `trades`, which every UPDATE has to keep up, and has grown as a record of
+trades does: positions and the exchange's order numbers come in the order of time. What floor and engine take on two
+other tables is shown as well: where order numbers and positions are random ("scattered"), every row changes pages all
+over two indexes, which costs the server the more, the larger they are; and where there is no index but the primary
+key ("key alone"), what is left is encrypting above all.
 
 Floor and engine take turns over several rounds; the table shows the median and the spread. Numbers, table and
 plot go to `benchmarks/results/`. With --check the exit status is 1 if a requirement is not met.
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -36,7 +39,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,9 @@ MOST_BYTES = 200 * 10**6
 SLOW_ROWS = 20_000
 SLOW_BATCH = 500  # the guide's example
 RANGES = 16
+# What a phase is called on a table that differs from the one the requirements are about.
 KEY_ALONE = ", key alone"
+SCATTERED = ", scattered"
 
 TABLE = Table(
     name="trades",
@@ -100,8 +104,8 @@ CREATE TABLE trades (
 """
 FILL_TABLE = """
 INSERT INTO trades
-SELECT i, i %% 997, i %% 4999, (ARRAY['AAPL', 'BTC/USDT', 'EUR/USD'])[1 + i %% 3], (ARRAY['buy', 'sell'])[1 + i %% 2],
-       'limit', 'ord-' || left(md5('order ' || i), 20), (hash %% 100000000000)::numeric / 1000000,
+SELECT i, i %% 997, {position}, (ARRAY['AAPL', 'BTC/USDT', 'EUR/USD'])[1 + i %% 3], (ARRAY['buy', 'sell'])[1 + i %% 2],
+       'limit', {order}, (hash %% 100000000000)::numeric / 1000000,
        (hash %% 999999937)::numeric / 10000, (hash %% 9999991)::numeric / 1000000, 'USD',
        json_build_object('venue', 'XNAS', 'latency_us', hash %% 500000, 'maker', hash %% 2 = 1, 'fills',
            json_build_array(json_build_object('qty', (hash %% 1000000 / 1000.0)::text, 'seq', i))),
@@ -110,6 +114,8 @@ SELECT i, i %% 997, i %% 4999, (ARRAY['AAPL', 'BTC/USDT', 'EUR/USD'])[1 + i %% 3
        LATERAL (SELECT hashint8extended(i, 7) & 9223372036854775807) AS h (hash),
        LATERAL (SELECT timestamptz '2024-01-01 00:00Z' + make_interval(secs => i)) AS m (t)
 """
+IN_ORDER = {"position": "i / 6", "order": "'ord-' || lpad(i::text, 20, '0')"}
+AT_RANDOM = {"position": "i %% 4999", "order": "'ord-' || left(md5('order ' || i), 20)"}
 CREATE_INDEXES = """
 CREATE INDEX ON trades (account_id, executed_at);
 CREATE INDEX ON trades (position_id);
@@ -169,7 +175,7 @@ def engine(job: Job) -> list[int]:
     pace = Pace(batch_size=job.batch_size)
     database = Database(job.url)
     with Sessions(database) as sessions:
-        for number, following in zip_longest(job.ranges, job.ranges[1:]):
+        for number, following in itertools.zip_longest(job.ranges, job.ranges[1:]):
             before = 0
 
             def note(progress: Progress) -> None:
@@ -338,15 +344,15 @@ class Bench:
         return dict(rows.fetchall())
 
     @contextlib.contextmanager
-    def fresh(self, rows: int, *, guarded: bool, indexed: bool = True) -> Iterator[str]:
+    def fresh(self, rows: int, *, guarded: bool, variant: str = "") -> Iterator[str]:
         """A fresh copy of the table with its encrypted columns, the caches written out; removed afterwards.
 
         Args:
             rows: of the table.
             guarded: with guard and bookkeeping, or with nothing but the columns.
-            indexed: with the sample's indexes, or with the primary key alone.
+            variant: which table; see above.
         """
-        template, name = self._template(rows, indexed), "measured"
+        template, name = self._template(rows, variant), "measured"
         self._control.execute(
             SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(
                 Identifier(name), Identifier(template)
@@ -416,12 +422,12 @@ class Bench:
         like: Measure,
         constants: tuple[tuple[str, int], ...],
         *,
-        indexed: bool = True,
+        variant: str = "",
     ) -> Measure:
         """The server alone, over the batches of a run of the engine."""
-        with self.fresh(rows, guarded=False, indexed=indexed) as url:
+        with self.fresh(rows, guarded=False, variant=variant) as url:
             job = Job(url, rows, batches=tuple(like.batches), constants=constants)
-            return self.measure("floor" if indexed else f"floor{KEY_ALONE}", "floor", [job], round_)
+            return self.measure(f"floor{variant}", "floor", [job], round_)
 
     def engine(
         self,
@@ -430,17 +436,16 @@ class Bench:
         *,
         workers: int = 1,
         batch_size: int | None = None,
-        indexed: bool = True,
+        variant: str = "",
     ) -> tuple[Measure, tuple[tuple[str, int], ...]]:
         """The engine; also the mean length of the ciphertexts that it left in each column."""
-        with self.fresh(rows, guarded=True, indexed=indexed) as url:
+        with self.fresh(rows, guarded=True, variant=variant) as url:
             jobs = [
                 Job(url, rows, ranges=tuple(range(n, RANGES, workers)), batch_size=batch_size)
                 for n in range(workers)
             ]
             name = "engine" if workers == 1 else f"engine, {workers} workers"
-            name = name if indexed else name + KEY_ALONE
-            measure = self.measure(name, "engine", jobs, round_)
+            measure = self.measure(name + variant, "engine", jobs, round_)
             return measure, self._check(url, rows)
 
     def slow(self, worker: str, rows: int) -> Measure:
@@ -465,14 +470,15 @@ class Bench:
                 lengths.append((column.encrypted, row[1]))
         return tuple(lengths)
 
-    def _template(self, rows: int, indexed: bool) -> str:
-        name = f"template_{rows}_{'indexed' if indexed else 'key_alone'}"
+    def _template(self, rows: int, variant: str) -> str:
+        name = f"template_{rows}{variant}"
         if name not in self._templates:
             self._server.ensure_database(name)
             with psycopg.connect(self._server.url(name), autocommit=True) as connection:
                 connection.execute(CREATE_TABLE)
-                connection.execute(FILL_TABLE, [rows])
-                if indexed:
+                filling = FILL_TABLE.format(**AT_RANDOM if variant == SCATTERED else IN_ORDER)
+                connection.execute(filling.encode(), [rows])
+                if variant != KEY_ALONE:
                     connection.execute(CREATE_INDEXES)
                 connection.execute("VACUUM (ANALYZE, FREEZE) trades")
             self._templates.add(name)
@@ -505,10 +511,11 @@ def run(bench: Bench, sizes: Sequence[int], rounds: int, batch_size: int | None)
             if not round_ % 2:
                 note(bench.floor(rows, round_, like, constants))
             note(bench.engine(rows, round_, workers=2, batch_size=batch_size)[0])
-    for round_ in range(1, rounds + 1):
-        like, constants = bench.engine(sizes[0], round_, batch_size=batch_size, indexed=False)
-        note(like)
-        note(bench.floor(sizes[0], round_, like, constants, indexed=False))
+    for variant, rows in itertools.product((SCATTERED, KEY_ALONE), sizes):
+        for round_ in range(1, rounds + 1):
+            like, constants = bench.engine(rows, round_, batch_size=batch_size, variant=variant)
+            note(like)
+            note(bench.floor(rows, round_, like, constants, variant=variant))
     for worker in ("guide", "orm"):
         note(bench.slow(worker, SLOW_ROWS))
     return measures
@@ -542,7 +549,7 @@ def summarize(measures: Sequence[Measure]) -> list[Summary]:
     summaries = []
     for (phase, rows), found in groups.items():
         rates = sorted(m.rate for m in found)
-        against = middle.get(("floor" + KEY_ALONE * phase.endswith(KEY_ALONE), rows))
+        against = middle.get(("floor" + _variant(phase), rows))
         summaries.append(
             Summary(
                 phase=phase,
@@ -557,6 +564,10 @@ def summarize(measures: Sequence[Measure]) -> list[Summary]:
             )
         )
     return summaries
+
+
+def _variant(phase: str) -> str:
+    return next((variant for variant in (SCATTERED, KEY_ALONE) if phase.endswith(variant)), "")
 
 
 def table(summaries: Sequence[Summary]) -> str:
@@ -627,7 +638,7 @@ def plot(summaries: Sequence[Summary], path: Path) -> None:
         [f"{s.phase} ({s.rows:,})" for s in shown],
         [s.rates[1] for s in shown],
         xerr=[[s.rates[1] - s.rates[0] for s in shown], [s.rates[2] - s.rates[1] for s in shown]],
-        color=[colours.get(s.phase.removesuffix(KEY_ALONE), "#4c72b0") for s in shown],
+        color=[colours.get(s.phase.removesuffix(_variant(s.phase)), "#4c72b0") for s in shown],
         ecolor="black",
         capsize=3,
     )
