@@ -95,7 +95,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="show the key versions, and how many values each table has of them; reads every row",
     )
     steps.add_argument(
-        "--reinstate-key-version", type=_number, metavar="N", help="a retired key version is readable again"
+        "--reinstate-key-version",
+        type=_key_version,
+        metavar="N",
+        help="a retired key version is readable again",
     )
     steps.add_argument(
         "--backup-identity",
@@ -172,7 +175,13 @@ def build_parser() -> argparse.ArgumentParser:
 def _number(text: str) -> int:
     if text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER and int(text) > 0:
         return int(text)
-    raise argparse.ArgumentTypeError("must be a number as --approvals, or --key-versions, shows it")
+    raise argparse.ArgumentTypeError("must be the number of an approval, as --approvals shows it")
+
+
+def _key_version(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError("must be a key version, as --key-versions shows it")
 
 
 def _hours(text: str) -> float:

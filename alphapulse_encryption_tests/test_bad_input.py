@@ -75,7 +75,7 @@ USAGE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("--key-versions", "--rotate-keys"), "--key-versions: to be given without a step"),
     (
         ("--reinstate-key-version", "x"),
-        "argument --reinstate-key-version: must be a number as --approvals, or --key",
+        "argument --reinstate-key-version: must be a key version",
     ),
     (("--rotate-keys", "--reindex"), "--reindex goes with --migrate-data"),
     (("--verify", "--valid-hours", "2"), "--valid-hours goes with --approve-drop"),
