@@ -1,5 +1,6 @@
 """The application's ciphers, one of each per process, with the keys that the environment describes."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import overload
 
@@ -46,6 +47,16 @@ def decrypt_field(envelope: str | None, context: str) -> str | None: ...
 def decrypt_field(envelope: str | None, context: str) -> str | None:
     """The value in an envelope; see `FieldCipher.decrypt`."""
     return _cipher().decrypt(envelope, context)
+
+
+def encrypt_fields(values: Sequence[str | None], context: str) -> list[str | None]:
+    """The envelopes of many values of one context; see `FieldCipher.encrypt_many`."""
+    return _cipher().encrypt_many(values, context)
+
+
+def decrypt_fields(envelopes: Sequence[str | None], context: str) -> list[str | None]:
+    """The values in many envelopes of one context; see `FieldCipher.decrypt_many`."""
+    return _cipher().decrypt_many(envelopes, context)
 
 
 def reset_ciphers() -> None:
