@@ -19,7 +19,7 @@ from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.sql.selectable import SelectBase
 from sqlalchemy.types import Text
 
-from alphapulse_encryption.orm.columns import EncryptedColumn, SelectedValue
+from alphapulse_encryption.orm.columns import Attribute, EncryptedColumn, SelectedValue
 
 # Of `ColumnProperty.info`: the type of the attribute's column of envelopes.
 INFO = "alphapulse_encryption"
@@ -38,7 +38,7 @@ class DeclaredComparator(ColumnProperty.Comparator[Any]):
         """The attribute's column of a key, of the class or alias that is asked."""
         if key == self.prop.key:
             return self.expressions[0]
-        return getattr(self.parent.entity, key)
+        return getattr(self._parententity.entity, key)
 
     def _bulk_update_tuples(self, value: Any) -> Any:
         """What `insert(User).values(email=…)` and `update(User).values(email=…)` write: all columns, in one statement."""
@@ -98,14 +98,23 @@ class Selected(TypeCoerce[Any]):
         # SQLAlchemy asks for this when the element becomes part of an ORDER BY.
         self.refuse("ORDER BY")
 
+    @property
+    def _proxy_key(self) -> str:
+        # What rows and subqueries call it.
+        return self._attribute.name
+
+    @property
+    def _attribute(self) -> Attribute:
+        assert isinstance(self.type, SelectedValue)
+        return self.type.column.attribute
+
     def refuse(self, place: str) -> NoReturn:
         """Refuse to be anywhere else.
 
         Raises:
             InvalidRequestError: always.
         """
-        assert isinstance(self.type, SelectedValue)
-        attribute = self.type.column.attribute
+        attribute = self._attribute
         raise InvalidRequestError(
             f"{attribute} is encrypted in the phase {attribute.phase} and cannot be used in {place}: the database knows "
             "neither its order nor its value. Do it after loading."

@@ -24,7 +24,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from alphapulse_encryption.errors import DecryptionError
 from alphapulse_encryption.orm.limits import Limit
 from alphapulse_encryption.orm.phases import Phase
-from alphapulse_encryption.orm.types import EncryptedValueError, NullTestsOnly, _Encrypted
+from alphapulse_encryption.orm.types import EncryptedValueError, NullTestsOnly, _Encrypted, is_itself
 
 # What a plaintext begins with where it stands in for an envelope, which begins with a brace.
 _PLAINTEXT_MARK = "="
@@ -148,6 +148,8 @@ class _Operators(TypeDecorator.Comparator[Any]):
     __slots__ = ()
 
     def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
+        if is_itself(self.expr, op, other):
+            return super().operate(op, *other, **kwargs)
         kind = self.type
         assert isinstance(kind, EncryptedColumn)
         return kind.compare(op, other, lambda key: neighbour(self.expr, kind.attribute, key))
@@ -251,7 +253,7 @@ class EncryptedColumn(TypeDecorator[Any]):
         """What is selected for the column: in the phase `dual`, the plaintext where the value is pending."""
         if self.attribute.plaintext is None or not self.attribute.reads_ciphertext:
             return column
-        return self.reading(lambda key: neighbour(column, self.attribute, key))
+        return type_coerce(self.reading(lambda key: neighbour(column, self.attribute, key)), self)
 
     def reading(self, column_of: Callable[[str], ColumnElement[Any]]) -> ColumnElement[Any]:
         """The envelope, or the marked plaintext where there is none."""

@@ -283,7 +283,7 @@ def _annotated_nullable(owner: type, name: str) -> bool:
 
 
 def _allows_none(annotation: Any) -> bool:
-    if annotation is None or annotation is types.NoneType or annotation is Any:
+    if annotation is None or annotation is types.NoneType:
         return True
     if isinstance(annotation, str | typing.ForwardRef):
         return _OPTIONAL.search(str(annotation)) is not None

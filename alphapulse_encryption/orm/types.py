@@ -98,6 +98,8 @@ class NullTestsOnly(TypeDecorator.Comparator[Any]):
 
     def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
         equality = op in {operators.eq, operators.ne, operators.is_, operators.is_not}
+        if is_itself(self.expr, op, other):
+            return super().operate(op, *other, **kwargs)
         if equality and all(operand is None or isinstance(operand, Null) for operand in other):
             return super().operate(op, *other, **kwargs)
         self._refuse(op)
@@ -144,6 +146,11 @@ class _EqualityOnly(TypeDecorator.Comparator[Any]):
             f"the search column {_name(self.expr)} supports =, <>, IN and IS NULL only, not {_operator(op)}: "
             "a token says whether two values are equal and nothing else."
         )
+
+
+def is_itself(column: ColumnElement[Any], op: OperatorType, other: tuple[Any, ...]) -> bool:
+    """Whether a column is compared with itself, as SQLAlchemy does where it keeps columns in dictionaries."""
+    return op is operators.eq and isinstance(other[0], ColumnElement) and hash(other[0]) == hash(column)
 
 
 def _name(expression: Any) -> str:
