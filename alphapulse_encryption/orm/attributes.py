@@ -66,7 +66,11 @@ class EncryptedComparator(DeclaredComparator):
         return _as_text(self.column_of(key)) if key == self.prop.key else self.column_of(key)
 
     def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
-        return self.encrypted_type.compare(op, other, self._reading_column)
+        compared = self.encrypted_type.compare(op, other, self._reading_column)
+        # An OR forgets that it is about an entity, and criteria given for the entity would not be applied.
+        return compared._set_propagate_attrs(  # type: ignore[no-any-return]
+            {"compile_state_plugin": "orm", "plugin_subject": self._parententity}
+        )
 
     def reverse_operate(self, op: OperatorType, other: Any, **kwargs: Any) -> ColumnElement[Any]:
         self.encrypted_type.refuse(op)

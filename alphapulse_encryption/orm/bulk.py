@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -83,17 +84,23 @@ def copy_rows(model: type[Any], attributes: Sequence[str], rows: Iterable[Sequen
         keys = (name,) if kind is None else kind.attribute.keys
         columns += [inspect_class(model).columns[name] if kind is None else table.c[key] for key in keys]
     names = tuple(column.name for column in columns)
-    return CopyRows(names, _rows([(name, kinds.get(name), table) for name in attributes], rows))
+    sources = [kinds.get(name) or inspect_class(model).columns[name] for name in attributes]
+    return CopyRows(names, _rows(sources, table, rows))
 
 
 def _rows(
-    attributes: list[tuple[str, EncryptedColumn | None, Table]], rows: Iterable[Sequence[Any]]
+    sources: list[EncryptedColumn | Column[Any]], table: Table, rows: Iterable[Sequence[Any]]
 ) -> Iterator[tuple[Any, ...]]:
     source = iter(rows)
     while batch := list(islice(source, _BATCH)):
         columns: list[Sequence[Any]] = []
-        for (_, kind, table), values in zip(attributes, zip(*batch, strict=True), strict=True):
-            columns += [values] if kind is None else _columns(kind, values, table)
+        for kind, values in zip(sources, zip(*batch, strict=True), strict=True):
+            if isinstance(kind, EncryptedColumn):
+                columns += _columns(kind, values, table)
+            elif isinstance(kind.type, JSON):
+                columns.append([None if value is None else json.dumps(value) for value in values])
+            else:
+                columns.append(values)
         yield from zip(*columns, strict=True)
 
 

@@ -222,11 +222,23 @@ def _companion(kind: EncryptedColumn, key: str) -> Callable[[Any], Any]:
     attribute = kind.attribute
 
     def value(context: Any) -> Any:
-        # Where it is an SQL expression, or left to the server, it is not among them, and the value stays pending.
-        given = context.get_current_parameters().get(attribute.name)
+        given = _given(context, attribute.name)
         return kind.kind.search_token(given) if key == attribute.search else given
 
     return value
+
+
+def _given(context: Any, key: str) -> Any:
+    """What an INSERT gives a column; None where it is an SQL expression or left to the server: the value stays pending.
+
+    SQLAlchemy's own view of one of several rows (`VALUES (…), (…)`) fails where the ORM made the statement.
+    """
+    parameters = context.get_current_parameters(isolate_multiinsert_groups=False)
+    # The second row and all later ones have columns of their own, counted from 0.
+    index = getattr(context.current_column, "index", None)
+    if index is None:
+        return parameters.get(f"{key}_m0", parameters.get(key))
+    return parameters.get(f"{key}_m{index + 1}")
 
 
 def _table_of(owner: type) -> str | None:

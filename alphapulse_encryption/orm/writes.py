@@ -37,11 +37,12 @@ def keep_written_together(owner: type, name: str, kind: EncryptedColumn) -> None
             _complete_instance(target, kinds)
 
         def load(target: Any, context: Any, attrs: Any = None) -> None:
-            _set_unreadable_aside(target, kinds)
+            _set_unreadable_aside(target, context, kinds)
 
         event.listen(owner, "before_update", before_update, propagate=True)
         event.listen(owner, "load", load, propagate=True)
         event.listen(owner, "refresh", load, propagate=True)
+        event.listen(owner, "expire", _keep_aside, propagate=True)
     declared[name] = kind
 
 
@@ -59,6 +60,8 @@ def _complete_instance(target: Any, kinds: Mapping[str, EncryptedColumn]) -> Non
             if kind.attribute.reads_ciphertext:
                 refuse_expression(kind)
             continue
+        if _UNREADABLE in state.info:
+            state.info[_UNREADABLE].pop(name, None)
         if name not in changed:
             attributes.flag_modified(target, name)
         for key in kind.attribute.keys[1:]:
@@ -72,13 +75,39 @@ def _has_changed(state: InstanceState[Any], key: str) -> bool:
     return key in state.committed_state and bool(state.attrs[key].history.has_changes())
 
 
-def _set_unreadable_aside(target: Any, kinds: Mapping[str, EncryptedColumn]) -> None:
+# Of `InstanceState.info`: the attributes that could not be read, by name.
+_UNREADABLE = "alphapulse_encryption.unreadable"
+
+
+def _set_unreadable_aside(target: Any, context: Any, kinds: Mapping[str, EncryptedColumn]) -> None:
+    """Take what could not be read out of an instance that was just loaded: access raises instead.
+
+    Raises:
+        DecryptionError: the instance was loaded because somebody asked for one of its attributes, or for all of them
+            again; SQLAlchemy would not take a missing one for an answer.
+    """
     state: InstanceState[Any] = inspect_instance(target)
+    found: Unreadable | None = None
     for name in kinds:
         value = state.dict.get(name)
         if type(value) is Unreadable:
+            found = value.of_row(_key_of(state))
             del state.dict[name]
-            state.callables[name] = value.of_row(_key_of(state))
+            state.info[_UNREADABLE] = {**state.info.get(_UNREADABLE, {}), name: found}
+            state.callables = {**state.callables, name: found}
+        elif name in state.dict and _UNREADABLE in state.info:
+            state.info[_UNREADABLE].pop(name, None)
+    if found is not None and context.refresh_state is state:
+        raise found.error()
+
+
+def _keep_aside(target: Any, attrs: Iterable[str] | None) -> None:
+    """An instance as a whole expires: its other attributes can be loaded again without what cannot be read."""
+    state: InstanceState[Any] = inspect_instance(target)
+    for name, unreadable in state.info.get(_UNREADABLE, {}).items():
+        if attrs is None:
+            state.expired_attributes.discard(name)
+            state.callables = {**state.callables, name: unreadable}
 
 
 def _key_of(state: InstanceState[Any]) -> str:

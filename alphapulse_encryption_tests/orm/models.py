@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from psycopg import sql
 from sqlalchemy import BigInteger, Numeric, String, Text
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.ext.mutable import MutableDict
@@ -21,6 +21,7 @@ from alphapulse_encryption.orm import (
     encrypted,
     reset_phases,
 )
+from alphapulse_encryption_tests.migration import support
 
 CREATE = """
 CREATE TABLE people (
@@ -74,3 +75,54 @@ def declare(phase: Phase | str, **arguments: Any) -> Any:
         )
 
     return Person
+
+
+def sqlalchemy_url(url: str) -> str:
+    """The address of a database, with psycopg 3."""
+    return "postgresql+psycopg" + url.removeprefix("postgresql")
+
+
+def stored(url: str) -> dict[int, dict[str, Any]]:
+    """Every row by its id, as a session sees it that knows nothing of the package.
+
+    Of an encrypted column, `<name>` is the plaintext column's text, `<name>_encrypted` what its envelope holds once
+    opened, `<name>_search` whether the token is that of the value (None where there is none). Columns that are not
+    there are not in it.
+    """
+    with support.application(url) as connection:
+        for name, text in support.DESIGN_SETTINGS.items():
+            connection.execute("SELECT set_config(%s, %s, false)", [name, text])
+        names = [row[0] for row in connection.execute("SELECT * FROM people LIMIT 0").description or ()]
+        texts = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in names)
+        rows = connection.execute(sql.SQL("SELECT {} FROM people ORDER BY id").format(texts)).fetchall()
+    found: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        values = dict(zip(names, row, strict=True))
+        for column in ENTRY.columns:
+            envelope = values.get(column.encrypted)
+            if envelope is not None:
+                values[column.encrypted] = support.opened(envelope, column.context)
+            token = values.get(column.search) if column.searchable else None
+            if token is not None:
+                values[column.search] = token == support.token(values[column.encrypted], column.context)
+        found[int(values.pop("id"))] = values
+    return found
+
+
+def assert_written(url: str, key: int, phase: str, **texts: str | None) -> None:
+    """That a row holds these texts on the sides that the phase writes, with their tokens, and nothing else there."""
+    row = stored(url)[key]
+    for column in ENTRY.columns:
+        if column.name not in texts:
+            continue
+        text = texts[column.name]
+        sides: dict[str, str | None] = {}
+        if phase != "encrypted":
+            sides[column.name] = text
+        elif column.name in row:
+            sides[column.name] = None
+        if column.encrypted in row:
+            sides[column.encrypted] = None if phase == "off" else text
+            if column.searchable:
+                sides[column.search] = None if phase == "off" or text is None else True  # type: ignore[assignment]
+        assert {name: row[name] for name in sides} == sides
