@@ -6,7 +6,7 @@ before it is sent, because SQLAlchemy offers no earlier place.
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.compiler import compiles
@@ -30,9 +30,7 @@ class DeclaredComparator(ColumnProperty.Comparator[Any]):
 
     @property
     def encrypted_type(self) -> EncryptedColumn:
-        found = self.prop.info[INFO]
-        assert isinstance(found, EncryptedColumn)
-        return found
+        return cast(EncryptedColumn, self.prop.info[INFO])
 
     def column_of(self, key: str) -> Any:
         """The attribute's column of a key, of the class or alias that is asked."""
@@ -41,7 +39,7 @@ class DeclaredComparator(ColumnProperty.Comparator[Any]):
         return getattr(self._parententity.entity, key)
 
     def _bulk_update_tuples(self, value: Any) -> Any:
-        """What `insert(User).values(email=…)` and `update(User).values(email=…)` write: all columns, in one statement."""
+        """What `insert(User).values(email=…)` and `update(User).values(email=…)` write: all columns at once."""
         kind, attribute = self.encrypted_type, self.encrypted_type.attribute
         if isinstance(value, Null):
             value = None
@@ -59,7 +57,7 @@ class DeclaredComparator(ColumnProperty.Comparator[Any]):
 class EncryptedComparator(DeclaredComparator):
     """What is read from ciphertext."""
 
-    def __clause_element__(self) -> Any:  # type: ignore[override]
+    def __clause_element__(self) -> Any:
         return Selected(self.encrypted_type.reading(self._reading_column), SelectedValue(self.encrypted_type))
 
     def _reading_column(self, key: str) -> Any:
@@ -68,7 +66,7 @@ class EncryptedComparator(DeclaredComparator):
     def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
         compared = self.encrypted_type.compare(op, other, self._reading_column)
         # An OR forgets that it is about an entity, and criteria given for the entity would not be applied.
-        return compared._set_propagate_attrs(  # type: ignore[no-any-return]
+        return compared._set_propagate_attrs(
             {"compile_state_plugin": "orm", "plugin_subject": self._parententity}
         )
 
@@ -109,8 +107,7 @@ class Selected(TypeCoerce[Any]):
 
     @property
     def _attribute(self) -> Attribute:
-        assert isinstance(self.type, SelectedValue)
-        return self.type.column.attribute
+        return cast(SelectedValue, self.type).column.attribute
 
     def refuse(self, place: str) -> NoReturn:
         """Refuse to be anywhere else.
@@ -120,8 +117,8 @@ class Selected(TypeCoerce[Any]):
         """
         attribute = self._attribute
         raise InvalidRequestError(
-            f"{attribute} is encrypted in the phase {attribute.phase} and cannot be used in {place}: the database knows "
-            "neither its order nor its value. Do it after loading."
+            f"{attribute} is encrypted in the phase {attribute.phase} and cannot be used in {place}: the "
+            "database knows neither its order nor its value. Do it after loading."
         )
 
 
@@ -130,7 +127,7 @@ def _compile_selected(element: Selected, compiler: SQLCompiler, **kwargs: Any) -
     statement = compiler.stack[-1].get("selectable") if compiler.stack else None
     if isinstance(statement, Select):
         _refuse_misuse(statement)
-    return compiler.visit_type_coerce(element, **kwargs)
+    return compiler.process(element.clause, **kwargs)
 
 
 def _refuse_misuse(statement: Select[Any]) -> None:
@@ -153,7 +150,7 @@ def _refuse_misuse(statement: Select[Any]) -> None:
 
 
 def _refuse_inside(element: ClauseElement, place: str) -> None:
-    """Refuse an attribute below an element, but for what counts it and for statements, which are looked at themselves."""
+    """Refuse an attribute below an element; not what counts it, nor statements, which are looked at by themselves."""
     if isinstance(element, Selected):
         element.refuse(place)
     if isinstance(element, SelectBase) or (isinstance(element, FunctionElement) and element.name == "count"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Column, Table
 from sqlalchemy import inspect as inspect_class
@@ -124,8 +124,7 @@ def _columns(kind: EncryptedColumn, values: Sequence[Any], table: Table) -> list
 
 def _table(model: type[Any]) -> Table:
     mapper: Mapper[Any] = inspect_class(model)
-    assert isinstance(mapper.local_table, Table)
-    return mapper.local_table
+    return cast(Table, mapper.local_table)
 
 
 def _kinds(model: type[Any]) -> dict[str, EncryptedColumn]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
-from sqlalchemy import Column, Text, and_, cast, false, func, or_, type_coerce
+from sqlalchemy import Column, Text, and_, false, func, or_, type_coerce
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import PassiveFlag
@@ -19,12 +20,12 @@ from sqlalchemy.orm.base import LoaderCallableStatus
 from sqlalchemy.sql import ClauseElement, ColumnElement, operators
 from sqlalchemy.sql.elements import Null
 from sqlalchemy.sql.operators import OperatorType
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import TypeDecorator
 
 from alphapulse_encryption.errors import DecryptionError
 from alphapulse_encryption.orm.limits import Limit
 from alphapulse_encryption.orm.phases import Phase
-from alphapulse_encryption.orm.types import EncryptedValueError, NullTestsOnly, _Encrypted, is_itself
+from alphapulse_encryption.orm.types import ColumnsCompared, EncryptedValueError, NullTestsOnly, _Encrypted
 
 # What a plaintext begins with where it stands in for an envelope, which begins with a brace.
 _PLAINTEXT_MARK = "="
@@ -148,16 +149,14 @@ class _Operators(TypeDecorator.Comparator[Any]):
     __slots__ = ()
 
     def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
-        if is_itself(self.expr, op, other):
-            return super().operate(op, *other, **kwargs)
-        kind = self.type
-        assert isinstance(kind, EncryptedColumn)
+        compared = ColumnsCompared.if_so(self.expr, op, other)
+        if compared is not None:
+            return compared
+        kind = cast(EncryptedColumn, self.type)
         return kind.compare(op, other, lambda key: neighbour(self.expr, kind.attribute, key))
 
     def reverse_operate(self, op: OperatorType, other: Any, **kwargs: Any) -> ColumnElement[Any]:
-        kind = self.type
-        assert isinstance(kind, EncryptedColumn)
-        kind.refuse(op)
+        cast(EncryptedColumn, self.type).refuse(op)
 
 
 def neighbour(column: Any, attribute: Attribute, key: str) -> ColumnElement[Any]:
@@ -170,7 +169,7 @@ def neighbour(column: Any, attribute: Attribute, key: str) -> ColumnElement[Any]
         return type_coerce(column, Text)
     source = getattr(column, "table", None)
     for base in column.base_columns:
-        if source is not None and isinstance(base, Column) and base.table is not None and key in base.table.c:
+        if source is not None and isinstance(base, Column) and key in base.table.c:
             found = source.corresponding_column(base.table.c[key])
             if found is not None:
                 return found  # type: ignore[no-any-return]
@@ -199,7 +198,7 @@ class EncryptedColumn(TypeDecorator[Any]):
         self.attribute = attribute
         self.limit = limit
         # Events of the declared type, as of `MutableDict.as_mutable`, reach the column through this.
-        self.impl = kind
+        self.impl = kind  # type: ignore[assignment]
         self.hashable = kind.hashable
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
@@ -261,7 +260,7 @@ class EncryptedColumn(TypeDecorator[Any]):
         if self.attribute.plaintext is None:
             return encrypted
         plaintext = self.kind.json_of(column_of(self.attribute.plaintext))
-        return func.coalesce(encrypted, cast(_PLAINTEXT_MARK, Text).concat(plaintext), type_=Text)
+        return func.coalesce(encrypted, sql_cast(_PLAINTEXT_MARK, Text).concat(plaintext), type_=Text)
 
     def compare(
         self, op: OperatorType, other: tuple[Any, ...], column_of: Callable[[str], ColumnElement[Any]]
@@ -282,7 +281,7 @@ class EncryptedColumn(TypeDecorator[Any]):
         if attribute.plaintext is not None:
             pending = column_of(attribute.encrypted).is_(None), column_of(attribute.plaintext)
         if op in _NULL_TESTS and all(operand is None or isinstance(operand, Null) for operand in other):
-            absent = column_of(attribute.encrypted).is_(None)
+            absent: ColumnElement[bool] = column_of(attribute.encrypted).is_(None)
             if pending is not None:
                 absent = and_(absent, pending[1].is_(None))
             return absent if op in _POSITIVE else ~absent
@@ -321,7 +320,8 @@ class EncryptedColumn(TypeDecorator[Any]):
             "." if attribute.search else ", or declare it with search=True for =."
         )
         raise InvalidRequestError(
-            f"{attribute} is encrypted in the phase {attribute.phase} and supports {possible} only, not {name}. {advice}"
+            f"{attribute} is encrypted in the phase {attribute.phase} and supports {possible} only, not {name}. "
+            f"{advice}"
         )
 
     def compare_values(self, x: Any, y: Any) -> bool:

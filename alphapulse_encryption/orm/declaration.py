@@ -46,7 +46,7 @@ PLAINTEXT_SUFFIX = "_plaintext"
 
 
 def encrypted(
-    kind: _Encrypted[Any],
+    kind: TypeEngine[Any],
     plaintext: TypeEngine[Any] | type[TypeEngine[Any]],
     *,
     search: bool = False,
@@ -72,17 +72,17 @@ def encrypted(
             with, or there is no such phase.
     """
     plain = plaintext() if isinstance(plaintext, type) else plaintext
-    kind = _fitting(kind, plain)
-    if search and not _searchable(kind):
+    fitting = _fitting(kind, plain)
+    if search and not _searchable(fitting):
         raise ConfigurationError(
             f"{kind!r} cannot be declared with search=True: equal values of it have several text forms, and a token is "
             "that of one."
         )
-    declaration = _Declaration(kind, plain, search, nullable, default, name, deferred)
+    declaration = _Declaration(fitting, plain, search, nullable, default, name, deferred)
     return typing.cast(Mapped[Any], declaration)
 
 
-def _fitting(kind: _Encrypted[Any], plain: TypeEngine[Any]) -> _Encrypted[Any]:
+def _fitting(kind: TypeEngine[Any], plain: TypeEngine[Any]) -> _Encrypted[Any]:
     """The encrypted type whose text is that of the plaintext column."""
     if not isinstance(kind, _Encrypted):
         raise ConfigurationError(
@@ -276,9 +276,10 @@ def _expand_in_subclasses(owner: type, declaration: _Declaration, name: str) -> 
         if inherited is not None:
             inherited.__get__(None, cls)(**arguments)
         else:
-            super(owner, cls).__init_subclass__(**arguments)  # type: ignore[misc]
+            inherit: Any = super(owner, cls)
+            inherit.__init_subclass__(**arguments)
 
-    owner.__init_subclass__ = classmethod(initialize)  # type: ignore[assignment]
+    owner.__init_subclass__ = classmethod(initialize)  # type: ignore[assignment, arg-type]
 
 
 _OPTIONAL = re.compile(r"\bOptional\b|\bNone\b")

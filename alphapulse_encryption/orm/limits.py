@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, Integer, Numeric, SmallInteger, String
 from sqlalchemy.types import TypeEngine
 
-_INTEGER_BITS = {SmallInteger: 16, BigInteger: 64, Integer: 32}
-
 
 class Limit(NamedTuple):
     """Limits on a value's text form; None is none.
@@ -51,8 +49,8 @@ def limit_of(plaintext: TypeEngine[Any]) -> Limit:
     if isinstance(plaintext, Numeric) and plaintext.asdecimal and plaintext.precision is not None:
         return Limit(whole_digits=plaintext.precision - (plaintext.scale or 0))
     if isinstance(plaintext, Integer):
-        bits = next(bits for kind, bits in _INTEGER_BITS.items() if isinstance(plaintext, kind))
-        return Limit(bits=bits)
+        small, big = isinstance(plaintext, SmallInteger), isinstance(plaintext, BigInteger)
+        return Limit(bits=16 if small else 64 if big else 32)
     return Limit()
 
 

@@ -30,12 +30,13 @@ from decimal import ROUND_HALF_UP, Context, Decimal
 from typing import Any, ClassVar, NoReturn, TypeVar
 from uuid import UUID
 
-from sqlalchemy import String, Text, func
+from sqlalchemy import Boolean, ColumnClause, String, Text, func
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DontWrapMixin, InvalidRequestError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import ColumnElement, operators
-from sqlalchemy.sql.elements import Null
+from sqlalchemy.sql.elements import BinaryExpression, Null
 from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -98,8 +99,9 @@ class NullTestsOnly(TypeDecorator.Comparator[Any]):
 
     def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
         equality = op in {operators.eq, operators.ne, operators.is_, operators.is_not}
-        if is_itself(self.expr, op, other):
-            return super().operate(op, *other, **kwargs)
+        compared = ColumnsCompared.if_so(self.expr, op, other)
+        if compared is not None:
+            return compared
         if equality and all(operand is None or isinstance(operand, Null) for operand in other):
             return super().operate(op, *other, **kwargs)
         self._refuse(op)
@@ -148,9 +150,30 @@ class _EqualityOnly(TypeDecorator.Comparator[Any]):
         )
 
 
-def is_itself(column: ColumnElement[Any], op: OperatorType, other: tuple[Any, ...]) -> bool:
-    """Whether a column is compared with itself, as SQLAlchemy does where it keeps columns in dictionaries."""
-    return op is operators.eq and isinstance(other[0], ColumnElement) and hash(other[0]) == hash(column)
+class ColumnsCompared(BinaryExpression[bool]):
+    """An encrypted column compared with a column: refused when it is compiled.
+
+    Not when it is built: SQLAlchemy itself compares columns where it keeps them in lists and dictionaries.
+    """
+
+    inherit_cache = True
+
+    @classmethod
+    def if_so(
+        cls, column: ColumnElement[Any], op: OperatorType, other: tuple[Any, ...]
+    ) -> "ColumnsCompared | None":
+        """The comparison, if it is one of two columns."""
+        if op not in {operators.eq, operators.ne} or not isinstance(other[0], ColumnClause):
+            return None
+        return cls(column, other[0], op, type_=Boolean())
+
+
+@compiles(ColumnsCompared)
+def _refuse_columns_compared(element: ColumnsCompared, compiler: object, **_: Any) -> NoReturn:
+    raise InvalidRequestError(
+        f"the encrypted column {_name(element.left)} cannot be compared with another column: equal values have "
+        "different envelopes. Compare search columns, or compare after loading."
+    )
 
 
 def _name(expression: Any) -> str:
@@ -246,7 +269,7 @@ class _Encrypted(_ContextType[T]):
         return None if value is None else self._guarded(value, self._token)
 
     def _token(self, value: Any, context: str) -> str:
-        return get_searchable_cipher().generate_search_token(self._render(value), context)
+        return _search_token(self._render(value), context)
 
     def text_of(self, value: Any) -> str:
         """The PostgreSQL text form of a value, which is what is encrypted. Raises what `search_tokens` raises."""
@@ -616,9 +639,11 @@ class SearchToken(_ContextType[str]):
             return None
         if not isinstance(value, str):
             raise self._wrong_type(value, "str")
-        return self._guarded(
-            value, lambda text, context: get_searchable_cipher().generate_search_token(text, context)
-        )
+        return self._guarded(value, _search_token)
+
+
+def _search_token(text: str, context: str) -> str:
+    return get_searchable_cipher().generate_search_token(text, context)
 
 
 def _jsonb_key_order(member: tuple[str, Any]) -> tuple[int, bytes]:

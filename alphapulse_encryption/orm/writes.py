@@ -7,7 +7,7 @@ or refused when the statement is executed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from sqlalchemy import Connection, Engine, event
@@ -101,8 +101,10 @@ def _set_unreadable_aside(target: Any, context: Any, kinds: Mapping[str, Encrypt
         raise found.error()
 
 
-def _keep_aside(target: Any, attrs: Iterable[str] | None) -> None:
+def _keep_aside(target: Any | None, attrs: Iterable[str] | None) -> None:
     """An instance as a whole expires: its other attributes can be loaded again without what cannot be read."""
+    if target is None:
+        return  # nobody holds it any more
     state: InstanceState[Any] = inspect_instance(target)
     for name, unreadable in state.info.get(_UNREADABLE, {}).items():
         if attrs is None:
@@ -239,13 +241,13 @@ class _Written:
     def _refuse_part(self, written: list[str]) -> NoReturn:
         missing = [key for key in self.attribute.keys if key not in written]
         raise InvalidRequestError(
-            f"{self.attribute} in the phase {self.attribute.phase} is written to {', '.join(map(repr, written))} without "
-            f"{', '.join(map(repr, missing))}, and the two would not agree. Give the value of {self.attribute.name!r}, or "
-            "all of them as encrypted_values() makes them."
+            f"{self.attribute} in the phase {self.attribute.phase} is written to {', '.join(map(repr, written))} "
+            f"without {', '.join(map(repr, missing))}, and the two would not agree. Give the value of "
+            f"{self.attribute.name!r}, or all of them as encrypted_values() makes them."
         )
 
 
-def _values_of(statement: Insert | Update) -> list[Mapping[Any, Any]]:
+def _values_of(statement: Insert | Update) -> Sequence[Mapping[Any, Any]]:
     """What `.values()` was given; each of several rows."""
     rows = [row for rows in statement._multi_values for row in rows if isinstance(row, Mapping)]
     return rows or [statement._values or {}]

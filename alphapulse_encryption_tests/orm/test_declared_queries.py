@@ -198,8 +198,9 @@ def test_loading_options(place: Place) -> None:
 def test_relationships(place: Place) -> None:
     """Eager loading with a limit puts the entity into a subquery."""
     fill(place)
+    base: Any = place.model.__bases__[0]
 
-    class Visit(place.model.__bases__[0]):  # type: ignore[misc]
+    class Visit(base):  # type: ignore[misc]
         __tablename__ = "visits"
         id = mapped_column(BigInteger, primary_key=True)
         person_id = mapped_column(ForeignKey("people.id"))
@@ -279,15 +280,14 @@ REFUSED_BEFORE_IT_IS_SENT: list[Callable[[Any], Any]] = [
     lambda model: select(func.max(model.balance)),
     lambda model: select(model.id).where(func.lower(model.email) == ADA),
     lambda model: select(func.sum(model.balance)).where(model.email == ADA),
+    lambda model: select(model.id).where(model.__table__.c.email == model.__table__.c.phone),
 ]
 
 
 def test_what_ciphertext_cannot_do_elsewhere_is_refused_before_it_is_sent(encrypted_place: Place) -> None:
     with Session(encrypted_place.engine) as session:
         for build in REFUSED_BEFORE_IT_IS_SENT:
-            with pytest.raises(
-                InvalidRequestError, match=r"people\.(email|balance) is encrypted .* cannot be used in"
-            ):
+            with pytest.raises(InvalidRequestError, match=r"cannot be (used in|compared with)"):
                 session.execute(build(encrypted_place.model))
 
 
