@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_a_broken_envelope_among_others_says_what_a_single_one_says() -> None:
         with pytest.raises(DecryptionError) as among:
             CIPHER.decrypt_many([good, envelope, good], "c")
         assert str(among.value) == str(single.value)
-        assert among.value.__context__ is None
+        assert "secret" not in "".join(traceback.format_exception(among.value, chain=True))
 
 
 def ivs(envelopes: list[str]) -> set[bytes]:

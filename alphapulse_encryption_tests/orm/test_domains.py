@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -48,9 +49,8 @@ from alphapulse_encryption_tests.orm.conftest import Place
 
 # PostgreSQL's text holds everything but NUL.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
-NUMBERS = st.decimals(allow_nan=True, allow_infinity=True).filter(lambda n: not n.is_snan()) | st.decimals(
-    places=20
-)
+# Drivers cannot send a NaN that has a sign or a payload.
+NUMBERS = st.decimals(allow_nan=False) | st.decimals(allow_nan=False, places=20) | st.just(Decimal("NaN"))
 DOCUMENTS = st.recursive(
     st.none()
     | st.booleans()
@@ -107,13 +107,13 @@ def same(found: Any, value: Any) -> bool:
     return type(found) is type(value) and repr(found) == repr(value)
 
 
-def expected(name: str, value: Any) -> Any:
-    """What is read back: numbers have no negative zero in PostgreSQL, and are positional."""
-    if isinstance(value, Decimal):
-        positional = (
-            Decimal(format(value, "f")) if value.is_finite() else abs(value) if value.is_nan() else value
-        )
-        return positional if positional or positional.is_nan() else abs(positional)
+def expected(value: Any) -> Any:
+    """What is read back: PostgreSQL prints numbers in full, has no negative zero in them, and no fold in moments."""
+    if isinstance(value, Decimal) and value.is_finite():
+        positional = Decimal(format(value, "f"))
+        return positional if positional else abs(positional)
+    if isinstance(value, datetime):
+        return value.replace(fold=0)
     return value
 
 
@@ -123,7 +123,7 @@ def test_what_goes_in_comes_out_on_both_sides(at: Callable[..., Place]) -> None:
     thing = model()
     thing.metadata.create_all(place.engine)
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
     @given(ROWS)
     def round_trip(rows: list[dict[str, Any]]) -> None:
         with place.engine.connect() as connection:
@@ -139,20 +139,23 @@ def check(connection: Connection, thing: Any, rows: list[dict[str, Any]]) -> Non
     table = thing.__table__
     connection.execute(insert(table), [{"id": number, **row} for number, row in enumerate(rows)])
     raw = connection.execute(text("SELECT * FROM things ORDER BY id")).mappings().all()
+    documents: dict[str, list[Any]] = {}
     for name in KINDS:
         envelopes = [row[f"{name}_encrypted"] for row in raw]
         texts = connection.scalars(text(f"SELECT {name}::text FROM things ORDER BY id")).all()
         # What is encrypted is the text that PostgreSQL has of the plaintext.
         assert decrypt_fields(envelopes, "c") == texts, name
+        if name in {"document", "verbatim"}:
+            documents[name] = [None if text is None else json.loads(text) for text in texts]
     attributes = [getattr(thing, name) for name in KINDS]
     for pending in (False, True):
         if pending:
             sides = ", ".join(f"{name}_encrypted = NULL" for name in KINDS)
             connection.execute(text(f"UPDATE things SET {sides}"))
         found = connection.execute(select(*attributes).order_by(thing.id)).mappings().all()
-        for row, read in zip(rows, found, strict=True):
+        for number, (row, read) in enumerate(zip(rows, found, strict=True)):
             for name, value in row.items():
-                if name in {"document", "verbatim"}:
-                    assert read[name] == value, name
+                if name in documents:
+                    assert same(read[name], documents[name][number]), name
                 else:
-                    assert same(read[name], expected(name, value)), (name, pending)
+                    assert same(read[name], expected(value)), (name, pending)
