@@ -432,6 +432,7 @@ def test_a_value_that_cannot_be_read_raises_on_access_and_leaves_others_alone(en
         ]
         grace.username = "Grace"
         session.commit()
+        assert grace.username == "Grace"  # loaded again, and in the way of nothing
         with pytest.raises(DecryptionError, match="id=2"):
             _ = grace.email
         with pytest.raises(DecryptionError, match=r"people\.email cannot be read"):
