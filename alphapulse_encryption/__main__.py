@@ -43,6 +43,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--migrate-data", action="store_true", help="step 3: encrypt what is pending, build indexes"
     )
     steps.add_argument("--verify", action="store_true", help="step 4: decrypt and compare every value")
+    steps.add_argument(
+        "--live-check",
+        action="store_true",
+        help="validation: write, read and look at the raw columns of live rows; nothing remains",
+    )
+    steps.add_argument(
+        "--benchmark-queries",
+        action="store_true",
+        help="validation: time queries on the encrypted and the plaintext columns; reads only",
+    )
     steps.add_argument("--create-views", action="store_true", help="step 6: create the compatibility views")
     steps.add_argument(
         "--switch-to-encrypted", action="store_true", help="step 7: make the encrypted columns the right side"
@@ -314,6 +324,8 @@ STEPS = (
     "repair_mismatched",
     "migrate_data",
     "verify",
+    "live_check",
+    "benchmark_queries",
     "create_views",
     "switch_to_encrypted",
     "revoke_approval",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import MigrationError
-from alphapulse_encryption.jobs import erase_dropped, rotate_keys, stages
+from alphapulse_encryption.jobs import benchmark_queries, erase_dropped, live_check, rotate_keys, stages
 from alphapulse_encryption.jobs.once import TABLES_CHANGED
 from alphapulse_encryption.launch import Launcher, Outcome
 from alphapulse_encryption.migration.approvals import describe
@@ -213,6 +213,21 @@ class Steps:
         if outcome.succeeded and not created:
             self.show("Nothing to do: every view is there.")
         self.changed |= bool(created)
+        return self._ended(outcome)
+
+    def live_check(self) -> bool:
+        """Validation script: write, read, look at the raw column."""
+        return self._report("live_check", "check", live_check.REPORT)
+
+    def benchmark_queries(self) -> bool:
+        """Validation script: encrypted against plaintext."""
+        return self._report("benchmark_queries", "benchmark", benchmark_queries.REPORT)
+
+    def _report(self, name: str, op: str, report: str) -> bool:
+        config = {"tables": list(self.tables)}
+        outcome = self._timed(name, lambda: self.launcher.job(name, op, config))
+        for line in outcome.output.get(report, ()):
+            self.show(line)
         return self._ended(outcome)
 
     def switch_to_encrypted(self) -> bool:
