@@ -164,6 +164,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="with --backup: restore it into a scratch database and compare",
     )
     options.add_argument("--confirm", action="store_true", help="needed with --drop-unencrypted")
+    options.add_argument(
+        "--hold",
+        action="store_true",
+        help="with --restore-plaintext: stop before the plaintext becomes right, until no instance of the application "
+        "writes ciphertext alone; run it again without",
+    )
     approval = parser.add_argument_group(
         "approval (with --approve-drop --table T, or --erase-dropped --table T)"
     )
@@ -254,6 +260,8 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
         if not any(getattr(options, step) for step in takers):
             flags = " or ".join("--" + step.replace("_", "-") for step in takers)
             parser.error(f"--{name.replace('_', '-')} goes with {flags}")
+    if options.hold and not options.restore_plaintext:
+        parser.error("--hold goes with --restore-plaintext")
     if options.restore_drill and not options.backup:
         parser.error("--restore-drill goes with --backup")
     if options.erase_dropped and (len(options.table) != 1 or not options.confirmation):
@@ -540,6 +548,7 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
             verification=_chosen(options, VERIFICATION_OPTIONS),
             rotation=_chosen(options, BACKFILL_OPTIONS),
             operator=options.operator or "",
+            hold=options.hold,
         )
         for name in STEPS:
             if not getattr(options, name):

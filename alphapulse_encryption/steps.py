@@ -41,6 +41,7 @@ class Steps:
         verification: configuration of the verification.
         rotation: configuration of the key rotation.
         operator: name of the person who drops, or takes an approval back.
+        hold: stop a restore before the plaintext becomes right.
         show: prints a line.
     """
 
@@ -55,6 +56,7 @@ class Steps:
     verification: Mapping[str, object] = field(default_factory=dict)
     rotation: Mapping[str, object] = field(default_factory=dict)
     operator: str = ""
+    hold: bool = False
     show: Callable[[str], None] = print
     changed: bool = field(default=False, init=False)
     seconds: dict[str, float] = field(default_factory=dict, init=False)
@@ -259,7 +261,10 @@ class Steps:
 
     def restore_plaintext(self) -> bool:
         """Rollback after the drop."""
-        return self._job("restore_plaintext", "restore", "✓ Restored the plaintext columns")
+        done = "✓ Restored the plaintext columns"
+        if self.hold:
+            done = "✓ Brought the plaintext columns back, and held before they are right"
+        return self._job("restore_plaintext", "restore", done, {"hold": self.hold})
 
     def approve_drop(
         self, approver: str, reason: str, confirmation: str, valid_hours: float | None = None
