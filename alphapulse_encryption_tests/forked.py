@@ -19,15 +19,19 @@ from pathlib import Path
 
 _LOADED_ONCE = [
     "alembic.context",
+    "argon2",
     "dagster",
     "dagster._core.execution.api",
     "dagster._core.storage.event_log",
     "dagster._core.workspace.load",
     "dagster_postgres",
+    "fastapi",
     "psycopg",
     "pydantic",
     "rich.progress",
+    "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.postgresql.psycopg2",
+    "uvicorn",
 ]
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(_LOADED_ONCE)
@@ -56,6 +60,15 @@ class Program:
     @property
     def running(self) -> bool:
         return self._process.is_alive()
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._paths[0].read_text() if self._paths[0].exists() else ""
+
+    def stop(self) -> None:
+        """Ask it to end (SIGTERM)."""
+        self._process.terminate()
 
     def kill(self) -> None:
         """kill -9."""
