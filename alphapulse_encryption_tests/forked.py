@@ -64,7 +64,16 @@ class Program:
     @property
     def output(self) -> str:
         """What it has printed so far."""
-        return self._paths[0].read_text() if self._paths[0].exists() else ""
+        return self._said(0)
+
+    @property
+    def errors(self) -> str:
+        """What it has printed to stderr so far."""
+        return self._said(1)
+
+    def _said(self, which: int) -> str:
+        path = self._paths[which]
+        return path.read_text() if path.exists() else ""
 
     def stop(self) -> None:
         """Ask it to end (SIGTERM)."""
@@ -85,7 +94,7 @@ class Program:
         if status is None:
             raise subprocess.TimeoutExpired(self._command, timeout or 0)
         with self._output:
-            output, errors = (path.read_text() if path.exists() else "" for path in self._paths)
+            output, errors = self.output, self.errors
         return subprocess.CompletedProcess(self._command, status, output, errors)
 
 

@@ -26,6 +26,11 @@ _SCALE = 10
 _MONEY = Numeric(28, _SCALE)
 
 
+def _jsonb() -> JSONB:
+    """None is NULL, as in the encrypted column. One for each attribute: `as_mutable` tells attributes by their type."""
+    return JSONB(none_as_null=True)
+
+
 class Base(DeclarativeBase):
     """Where the tables are kept, and which SQL type a Python type has."""
 
@@ -48,7 +53,7 @@ class User(Base):
     first_name: Mapped[str | None] = encrypted(EncryptedString("user_personal"), String(320))
     last_name: Mapped[str | None] = encrypted(EncryptedText("user_personal"), Text)
     address_data: Mapped[dict[str, Any] | None] = encrypted(
-        MutableDict.as_mutable(EncryptedJSON("user_address")), JSONB
+        MutableDict.as_mutable(EncryptedJSON("user_address")), MutableDict.as_mutable(_jsonb())
     )
     two_factor_secret: Mapped[str | None] = encrypted(EncryptedText("user_security"), Text)
     password_hash: Mapped[str]
@@ -97,7 +102,10 @@ class Position(Base):
     realized_pnl: Mapped[float] = encrypted(EncryptedFloat("position_pnl"), Double(), nullable=False)
     # The column's name is one that declarative classes keep for themselves.
     notes: Mapped[dict[str, Any]] = encrypted(
-        MutableDict.as_mutable(EncryptedJSON("position_metadata")), JSONB, name="metadata", nullable=False
+        MutableDict.as_mutable(EncryptedJSON("position_metadata")),
+        MutableDict.as_mutable(_jsonb()),
+        name="metadata",
+        nullable=False,
     )
     status: Mapped[str] = mapped_column(String(16), default="open")
     opened_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -119,7 +127,9 @@ class Trade(Base):
     quantity: Mapped[Decimal] = encrypted(EncryptedNumeric("trade_execution", _SCALE), _MONEY, nullable=False)
     price: Mapped[Decimal] = encrypted(EncryptedNumeric("trade_execution"), Numeric(), nullable=False)
     fee: Mapped[Decimal | None] = encrypted(EncryptedNumeric("trade_execution", _SCALE), _MONEY)
-    execution_details: Mapped[dict[str, Any] | None] = encrypted(EncryptedJSON("trade_details"), JSON)
+    execution_details: Mapped[dict[str, Any] | None] = encrypted(
+        EncryptedJSON("trade_details", binary=False), JSON(none_as_null=True)
+    )
     executed_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -133,10 +143,12 @@ class ApiKey(Base):
     name: Mapped[str] = mapped_column(String(64))
     key_hash: Mapped[str] = mapped_column(String(64), unique=True)
     permissions: Mapped[list[str]] = encrypted(
-        MutableList.as_mutable(EncryptedJSON("api_permissions")), JSONB, nullable=False
+        MutableList.as_mutable(EncryptedJSON("api_permissions")),
+        MutableList.as_mutable(_jsonb()),
+        nullable=False,
     )
     usage_stats: Mapped[dict[str, int] | None] = encrypted(
-        MutableDict.as_mutable(EncryptedJSON("api_usage")), JSONB
+        MutableDict.as_mutable(EncryptedJSON("api_usage")), MutableDict.as_mutable(_jsonb())
     )
     is_active: Mapped[bool] = mapped_column(default=True)
     expires_at: Mapped[datetime | None]

@@ -374,6 +374,7 @@ class Load:
     """
 
     def __init__(self, traffic: Traffic, clients: int, known: Sequence[str]) -> None:
+        self._traffic = traffic
         self.clients = [Client(traffic, number, known) for number in range(clients)]
         self.failures: list[str] = []
         self._stop = threading.Event()
@@ -410,7 +411,10 @@ class Load:
         """Wait until so many more requests were answered."""
         wanted = self.requests + requests
         support.until(lambda: bool(self.failures) or self.requests >= wanted, f"{requests} more requests")
-        assert not self.failures, self.failures
+        if self.failures:
+            # An instance says what went wrong after it has answered.
+            support.until(lambda: bool(self._traffic.complaints()), "a complaint of an instance")
+        assert not self.failures, "\n".join([*self.failures, self._traffic.complaints()])
 
     def __enter__(self) -> Load:
         for thread in self._threads:

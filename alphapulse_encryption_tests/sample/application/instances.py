@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.switch import switch_to_ciphertext
 from alphapulse_encryption_tests import forked
 from alphapulse_encryption_tests.migration import support, walk
 
@@ -52,11 +54,16 @@ class Instance:
             raise AssertionError(done.stdout + done.stderr)
         return self._program.output.endswith("\n")
 
+    @property
+    def complaints(self) -> str:
+        """What it has printed to stderr."""
+        return self._program.errors
+
     def stop(self) -> None:
         """Stop it as a deployment does, and see that it had nothing to complain of."""
         self._program.stop()
         done = self._program.ended(support.PATIENCE)
-        assert (done.stdout.strip(), done.stderr) == (self.address, "")
+        assert (done.stdout.strip(), done.stderr) == (self.address, ""), done.stderr
 
     def kill(self) -> None:
         """However it is."""
@@ -99,6 +106,10 @@ class Traffic:
             self._lock.wait_for(lambda: not self._under_way[oldest.address], support.PATIENCE)
         oldest.stop()
 
+    def complaints(self) -> str:
+        """What instances have printed to stderr, for messages of failures."""
+        return "\n".join(one.complaints for one in self.serving)
+
     def kill(self) -> None:
         """At the end of a test, however it went."""
         for one in self.serving:
@@ -137,6 +148,8 @@ def prepare(url: str, phase: str) -> None:
     """Bring all tables of a plain sample to where the phase is right."""
     for table in walk.CATALOGUE.tables:
         if phase == "encrypted":
-            walk.switch(url, table)
+            walk.encrypt(url, table)
+            walk.verify(url, table)
+            switch_to_ciphertext(Database(url), table, walk.KEYS, walk.ACTOR)
         elif phase != "off":
             support.add_columns(url, table, keys=walk.KEYS)
