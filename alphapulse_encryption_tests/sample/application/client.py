@@ -95,6 +95,10 @@ class Client:
         with self._traffic.request() as address:
             answer = self._http.request(method, f"{address}{path}", headers=headers, json=body or None)
         self.requests += 1
+        if answer.status_code >= 500:
+            # An instance says what went wrong after it has answered.
+            support.until(lambda: bool(self._traffic.complaints()), "a complaint of an instance")
+            raise WrongAnswer(f"{method} {path}: {self._traffic.complaints()}")
         if answer.status_code != status:
             raise WrongAnswer(f"{method} {path}: {answer.status_code}, {status} expected: {answer.text}")
         if person is not None:
@@ -374,7 +378,6 @@ class Load:
     """
 
     def __init__(self, traffic: Traffic, clients: int, known: Sequence[str]) -> None:
-        self._traffic = traffic
         self.clients = [Client(traffic, number, known) for number in range(clients)]
         self.failures: list[str] = []
         self._stop = threading.Event()
@@ -411,10 +414,7 @@ class Load:
         """Wait until so many more requests were answered."""
         wanted = self.requests + requests
         support.until(lambda: bool(self.failures) or self.requests >= wanted, f"{requests} more requests")
-        if self.failures:
-            # An instance says what went wrong after it has answered.
-            support.until(lambda: bool(self._traffic.complaints()), "a complaint of an instance")
-        assert not self.failures, "\n".join([*self.failures, self._traffic.complaints()])
+        assert not self.failures, "\n".join(self.failures)
 
     def __enter__(self) -> Load:
         for thread in self._threads:
