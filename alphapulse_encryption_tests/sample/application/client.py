@@ -90,10 +90,20 @@ class Client:
 
     # Requests
 
-    def _ask(self, method: str, path: str, status: int, person: Person | None = None, **body: Any) -> Any:
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        status: int,
+        person: Person | None = None,
+        body: dict[str, Any] | None = None,
+        **members: Any,
+    ) -> Any:
         headers = {"Authorization": f"Bearer {person.key}"} if person else {}
         with self._traffic.request() as address:
-            answer = self._http.request(method, f"{address}{path}", headers=headers, json=body or None)
+            answer = self._http.request(
+                method, f"{address}{path}", headers=headers, json=body or members or None
+            )
         self.requests += 1
         if answer.status_code >= 500:
             # An instance says what went wrong after it has answered.
@@ -139,16 +149,15 @@ class Client:
     def register(self) -> None:
         """Somebody new, who logs in and opens an account."""
         number = f"{self._number}-{next(self._count)}"
-        profile = {
+        profile: dict[str, Any] = {
             "first_name": self._random.choice(NAMES),
             "last_name": None if self._random.random() < 0.2 else self._random.choice(NAMES),
             "phone_number": f"+{self._random.randrange(10**9)}",
             "address": {"street": f'{number} Main "St"', "zip": "01234", "nested": [1, 2.5, None, True]},
         }
         email = f"Person.{number}@Mail.example"
-        answer = self._ask(
-            *("POST", "/users", 201), username=f"person{number}", email=email, password=_PASSWORD, **profile
-        )
+        registration = {"username": f"person{number}", "email": email, "password": _PASSWORD, **profile}
+        answer = self._ask("POST", "/users", 201, body=registration)
         person = Person(answer["id"], f"person{number}", email, profile)
         self._same("registration", answer, self._shown(person))
         self.log_in(person)
@@ -160,9 +169,8 @@ class Client:
 
     def _open_account(self, person: Person) -> None:
         account = Account(f"00{self._number}-{person.id}-{len(person.accounts)}", _DEPOSIT)
-        answer = self._ask(
-            *("POST", "/accounts", 201, person), account_number=account.number, deposit=str(_DEPOSIT)
-        )
+        opening = {"account_number": account.number, "deposit": str(_DEPOSIT)}
+        answer = self._ask("POST", "/accounts", 201, person, opening)
         person.accounts.append(account)
         self._same("new account", answer, self._balance(account))
 
@@ -211,7 +219,7 @@ class Client:
             change["phone_number"] = self._random.choice(["", f"0{self._random.randrange(10**9)}"])
         if kind in (2, 3):
             change["address"] = {"street": f"{next(self._count)} Nova"}
-        answer = self._ask("PATCH", "/me", 200, person, **change)
+        answer = self._ask("PATCH", "/me", 200, person, change)
         person.email = change.pop("email", person.email)
         person.profile |= change
         self._same("changed profile", answer, self._shown(person))
@@ -239,10 +247,10 @@ class Client:
         }
         path = f"/accounts/{account.number}/trades"
         if side == "buy" and account.balance < quantity * price + fee:
-            self._ask("POST", path, 409, person, **order)
+            self._ask("POST", path, 409, person, order)
             person.calls["POST /accounts/{number}/trades"] -= 1
             return
-        answer = self._ask("POST", path, 201, person, **order)
+        answer = self._ask("POST", path, 201, person, order)
         account.trades.append(self._filled(account, order, answer["id"], answer["position_id"]))
         self._same("trade", answer, account.trades[-1])
         self._book(account, symbol, side, quantity, price, fee)
