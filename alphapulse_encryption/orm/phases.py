@@ -158,12 +158,12 @@ _CIPHERTEXT_RIGHT = _State(
 _DROPPED = _State(
     "its plaintext columns were dropped",
     (Phase.ENCRYPTED,),
-    "To go back, run --restore-plaintext",
+    "To go back, run --restore-plaintext --hold",
 )
 _RESTORING = _State(
     "its plaintext columns are being rebuilt and are not complete",
     (Phase.DUAL, Phase.ENCRYPTED),
-    "Bring every instance to the phase dual before the restore ends",
+    "Bring every instance to the phase dual, then end it with --restore-plaintext",
 )
 
 _READ_STATES = text(

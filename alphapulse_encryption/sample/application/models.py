@@ -48,7 +48,7 @@ class User(Base):
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     username: Mapped[str] = mapped_column(String(64), unique=True)
-    email: Mapped[str] = encrypted(EncryptedString("user_pii"), String(320), search=True, nullable=False)
+    email: Mapped[str] = encrypted(EncryptedString("user_pii"), String(320), search=True)
     phone_number: Mapped[str | None] = encrypted(EncryptedString("user_pii"), String(64))
     first_name: Mapped[str | None] = encrypted(EncryptedString("user_personal"), String(320))
     last_name: Mapped[str | None] = encrypted(EncryptedText("user_personal"), Text)
@@ -74,13 +74,9 @@ class TradingAccount(Base):
     exchange: Mapped[str] = mapped_column(String(32))
     account_type: Mapped[str] = mapped_column(String(16), default="spot")
     currency: Mapped[str] = mapped_column(String(8), default="USD")
-    account_number: Mapped[str] = encrypted(
-        EncryptedText("trading_account"), Text, search=True, nullable=False
-    )
-    balance: Mapped[Decimal] = encrypted(EncryptedNumeric("account_balance", _SCALE), _MONEY, nullable=False)
-    available_balance: Mapped[Decimal] = encrypted(
-        EncryptedNumeric("account_balance", _SCALE), _MONEY, nullable=False
-    )
+    account_number: Mapped[str] = encrypted(EncryptedText("trading_account"), Text, search=True)
+    balance: Mapped[Decimal] = encrypted(EncryptedNumeric("account_balance", _SCALE), _MONEY)
+    available_balance: Mapped[Decimal] = encrypted(EncryptedNumeric("account_balance", _SCALE), _MONEY)
     api_key_reference: Mapped[str | None] = encrypted(EncryptedText("api_credentials"), Text)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
@@ -95,17 +91,16 @@ class Position(Base):
     account_id: Mapped[int] = mapped_column(ForeignKey(TradingAccount.id))
     symbol: Mapped[str] = mapped_column(String(32))
     side: Mapped[str] = mapped_column(String(8), default="long")
-    size: Mapped[Decimal] = encrypted(EncryptedNumeric("position_size", _SCALE), _MONEY, nullable=False)
-    entry_price: Mapped[Decimal] = encrypted(EncryptedNumeric("position_pricing"), Numeric(), nullable=False)
+    size: Mapped[Decimal] = encrypted(EncryptedNumeric("position_size", _SCALE), _MONEY)
+    entry_price: Mapped[Decimal] = encrypted(EncryptedNumeric("position_pricing"), Numeric())
     current_price: Mapped[Decimal | None] = encrypted(EncryptedNumeric("position_pricing"), Numeric())
     unrealized_pnl: Mapped[float | None] = encrypted(EncryptedFloat("position_pnl"), Double())
-    realized_pnl: Mapped[float] = encrypted(EncryptedFloat("position_pnl"), Double(), nullable=False)
+    realized_pnl: Mapped[float] = encrypted(EncryptedFloat("position_pnl"), Double())
     # The column's name is one that declarative classes keep for themselves.
     notes: Mapped[dict[str, Any]] = encrypted(
         MutableDict.as_mutable(EncryptedJSON("position_metadata")),
         MutableDict.as_mutable(_jsonb()),
         name="metadata",
-        nullable=False,
     )
     status: Mapped[str] = mapped_column(String(16), default="open")
     opened_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -123,9 +118,9 @@ class Trade(Base):
     position_id: Mapped[int | None] = mapped_column(ForeignKey(Position.id))
     symbol: Mapped[str] = mapped_column(String(32))
     side: Mapped[str] = mapped_column(String(8))
-    order_id: Mapped[str] = encrypted(EncryptedText("trade_order"), Text, nullable=False)
-    quantity: Mapped[Decimal] = encrypted(EncryptedNumeric("trade_execution", _SCALE), _MONEY, nullable=False)
-    price: Mapped[Decimal] = encrypted(EncryptedNumeric("trade_execution"), Numeric(), nullable=False)
+    order_id: Mapped[str] = encrypted(EncryptedText("trade_order"), Text)
+    quantity: Mapped[Decimal] = encrypted(EncryptedNumeric("trade_execution", _SCALE), _MONEY)
+    price: Mapped[Decimal] = encrypted(EncryptedNumeric("trade_execution"), Numeric())
     fee: Mapped[Decimal | None] = encrypted(EncryptedNumeric("trade_execution", _SCALE), _MONEY)
     execution_details: Mapped[dict[str, Any] | None] = encrypted(
         EncryptedJSON("trade_details", binary=False), JSON(none_as_null=True)
@@ -145,7 +140,6 @@ class ApiKey(Base):
     permissions: Mapped[list[str]] = encrypted(
         MutableList.as_mutable(EncryptedJSON("api_permissions")),
         MutableList.as_mutable(_jsonb()),
-        nullable=False,
     )
     usage_stats: Mapped[dict[str, int] | None] = encrypted(
         MutableDict.as_mutable(EncryptedJSON("api_usage")), MutableDict.as_mutable(_jsonb())
