@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterator
 from datetime import datetime
@@ -20,6 +21,10 @@ from alphapulse_encryption.sample.application.database import get_db_session
 from alphapulse_encryption.sample.application.models import Position, TradingAccount, User
 
 app = FastAPI(title="AlphaPulse sample application")
+
+_log = logging.getLogger(__name__)
+# PostgreSQL manual, appendix A.
+_UNIQUE_VIOLATION = "23505"
 
 Amount = Annotated[Decimal, Field(gt=0, max_digits=18, decimal_places=8)]
 
@@ -195,9 +200,17 @@ def not_possible(_: Request, error: Exception) -> JSONResponse:
 
 
 @app.exception_handler(IntegrityError)
-def taken(_: Request, __: Exception) -> JSONResponse:
-    """A name, an address or a number that somebody has already; which, the error would tell with the value."""
-    return JSONResponse({"detail": "Taken already."}, status_code=409)
+def refused(request: Request, error: Exception) -> JSONResponse:
+    """A name, an address or a number that somebody has already; the database's message would tell it, with the value.
+
+    Whatever else the database refuses is a fault of ours: its code goes into the log, its message, which can hold the
+    row, does not.
+    """
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    if state == _UNIQUE_VIOLATION:
+        return JSONResponse({"detail": "Taken already."}, status_code=409)
+    _log.error("%s was refused by the database: SQLSTATE %s", request.scope["route"].path, state)
+    return JSONResponse({"detail": "Something went wrong."}, status_code=500)
 
 
 @app.post("/users", status_code=201)

@@ -150,7 +150,16 @@ def _derived(context: str) -> bytes:
     return independent.derive(MASTER_KEY, context, 1)
 
 
-def carry(url: str, directory: Path, bin_dir: Path, *, clients: int, pause: int) -> tuple[Load, Traffic]:
+def carry(
+    url: str,
+    directory: Path,
+    bin_dir: Path,
+    *,
+    clients: int,
+    pause: int,
+    guarded: bool = True,
+    hold: bool = True,
+) -> tuple[Load, Traffic]:
     """There and back again.
 
     Args:
@@ -159,6 +168,11 @@ def carry(url: str, directory: Path, bin_dir: Path, *, clients: int, pause: int)
         bin_dir: PostgreSQL's programs.
         clients: how many threads ask.
         pause: requests between two events.
+        guarded: False takes the guard away when it has just been made.
+        hold: False restores in one go, while instances write ciphertext alone.
+
+    Raises:
+        AssertionError: a request failed, an answer was wrong, or a value is not what it has to be.
     """
     known = [email for (email,) in walk.query(url, "SELECT email FROM users") if 3 <= len(email) <= 320]
     with traffic(url, "off") as found, Load(found, clients, known) as load:
@@ -166,6 +180,8 @@ def carry(url: str, directory: Path, bin_dir: Path, *, clients: int, pause: int)
         load.more(pause)
 
         journey.columns()
+        for table in () if guarded else TABLES:
+            walk.query(url, f"ALTER TABLE {table.name} DISABLE TRIGGER USER")
         journey.moves_to("plaintext")
         journey.backfill(slice(0, 3))
         # Reads values that are still pending, beside instances that read plaintext.
@@ -184,7 +200,7 @@ def carry(url: str, directory: Path, bin_dir: Path, *, clients: int, pause: int)
         with journey.at_rest():
             ciphertexts(journey)
 
-        journey.restore(hold=True)
+        journey.restore(hold=hold)
         journey.moves_to("dual")
         journey.restore(hold=False)
         with journey.at_rest():
@@ -209,3 +225,19 @@ def test_there_and_back_again(sample_url: str, postgres: EmbeddedPostgres, tmp_p
 @pytest.mark.stress
 def test_there_and_back_again_at_length(sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
     carry(sample_url, tmp_path, postgres.bin_dir(), clients=8, pause=400)
+
+
+@pytest.mark.stress
+def test_without_the_guard_answers_are_wrong(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    with pytest.raises(AssertionError, match=r"WrongAnswer|mismatched"):
+        carry(sample_url, tmp_path, postgres.bin_dir(), clients=4, pause=300, guarded=False)
+
+
+@pytest.mark.stress
+def test_a_restore_in_one_go_fails_those_who_write_ciphertext_alone(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    with pytest.raises(AssertionError, match="SQLSTATE 23514"):
+        carry(sample_url, tmp_path, postgres.bin_dir(), clients=3, pause=15, hold=False)
