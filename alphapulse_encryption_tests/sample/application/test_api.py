@@ -15,6 +15,9 @@ from alphapulse_encryption_tests.conftest import fresh_database
 from alphapulse_encryption_tests.migration import walk
 from alphapulse_encryption_tests.sample.application.instances import environment, instance, prepare
 
+# Each phase has a database of its own, which takes seconds to prepare: not in every worker.
+pytestmark = pytest.mark.xdist_group("sample application")
+
 ADA = {
     "username": "ada",
     "email": "Ada@Example.com",
