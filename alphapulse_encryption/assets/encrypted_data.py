@@ -81,6 +81,8 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
                     context.log.error(f"{part.partition}: {outcome.args[0]}")
                     failed.append(f"{part.partition}: {outcome.args[0]}")
                 else:
+                    for warning in filter(None, (usage.warning() for usage in outcome.key_usage)):
+                        context.log.warning(warning)
                     materialized(context, part.partition, _metadata(outcome))
             if failed:
                 raise MigrationError(
@@ -193,6 +195,10 @@ def _metadata(result: RangeResult) -> dict[str, RawMetadataValue]:
         "seconds": round(result.seconds, 3),
         "seconds_held_back": round(result.seconds_held_back, 3),
         "rows_per_second": round(result.rows / result.seconds) if result.seconds else 0,
+        # Of the 2^32 that each may.
+        "values_encrypted_by_key": {
+            f"{usage.context}, version {usage.key_version}": usage.messages for usage in result.key_usage
+        },
     }
 
 

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.text import encode_many
+from alphapulse_encryption.crypto.usage import MessageCounter, UsageBook
 from alphapulse_encryption.errors import ConfigurationError, DecryptionError
 
 AES_256_GCM = "AES-256-GCM"
@@ -44,6 +45,7 @@ class EnvelopeFormat(Protocol):
         Raises:
             TypeError: the value is not a str.
             UnencodableTextError: it holds lone surrogates.
+            KeyExhausted: its key has encrypted as many messages as it safely can.
         """
 
     def encrypt_many(self, values: Sequence[str | None], context: str) -> list[str | None]:
@@ -68,8 +70,13 @@ class EnvelopeFormat(Protocol):
         """The values in many envelopes of one context; raises what `decrypt` raises, at the first failure."""
 
 
-def get_format(name: str, keys: KeyRing) -> EnvelopeFormat:
+def get_format(name: str, keys: KeyRing, usage: UsageBook | None = None) -> EnvelopeFormat:
     """The envelope format of that name.
+
+    Args:
+        name: as a catalogue selects it.
+        keys: the key ring.
+        usage: where it counts what it encrypts; by default in a book of its own.
 
     Raises:
         ConfigurationError: there is no such format; the message lists the known ones.
@@ -77,7 +84,7 @@ def get_format(name: str, keys: KeyRing) -> EnvelopeFormat:
     make = _FORMATS.get(name)
     if make is None:
         raise ConfigurationError(f"unknown envelope format {name!r}: known are {', '.join(_FORMATS)}")
-    return make(keys)
+    return make(keys, usage if usage is not None else UsageBook())
 
 
 class _Sealer(NamedTuple):
@@ -85,6 +92,7 @@ class _Sealer(NamedTuple):
 
     aead: AESGCM
     suffix: str
+    counter: MessageCounter
 
 
 class AesGcmEnvelope:
@@ -92,12 +100,14 @@ class AesGcmEnvelope:
 
     Args:
         keys: the key ring; writes use its current version.
+        usage: where it counts what it encrypts.
     """
 
     name = AES_256_GCM
 
-    def __init__(self, keys: KeyRing) -> None:
+    def __init__(self, keys: KeyRing, usage: UsageBook | None = None) -> None:
         self._keys = keys
+        self._usage = usage if usage is not None else UsageBook()
         self._sealers: dict[tuple[str, int], _Sealer] = {}
 
     def encrypt(self, value: str, context: str) -> str:
@@ -120,7 +130,7 @@ class AesGcmEnvelope:
 
     def decrypt_many(self, envelopes: Sequence[str | None], context: str) -> list[str | None]:
         """See `EnvelopeFormat.decrypt_many`."""
-        aead, suffix = self._sealer(context, self._keys.current_version)
+        aead, suffix, _ = self._sealer(context, self._keys.current_version)
         values: list[str | None] = []
         for envelope in envelopes:
             if envelope is None:
@@ -132,7 +142,7 @@ class AesGcmEnvelope:
                 ciphertext = envelope[len(_PREFIX) : -len(suffix)]
             else:
                 ciphertext, version = self._parse(envelope, context)
-                aead, suffix = self._sealer(context, version)
+                aead, suffix, _ = self._sealer(context, version)
             values.append(_open(aead, _decode(ciphertext)))
         return values
 
@@ -145,7 +155,8 @@ class AesGcmEnvelope:
         self, values: Sequence[bytes | None], context: str, version: int, ivs: bytes
     ) -> list[bytes | None]:
         """Encrypt under the given IVs, 12 bytes for each value; never use an IV twice."""
-        aead, suffix = self._sealer(context, version)
+        aead, suffix, counter = self._sealer(context, version)
+        counter.count(len(values) - values.count(None))
         prefix, end = _PREFIX.encode(), suffix.encode()
         encrypt, to_base64 = aead.encrypt, binascii.b2a_base64
         envelopes: list[bytes | None] = []
@@ -168,7 +179,9 @@ class AesGcmEnvelope:
             suffix = (
                 f'", "key_version": {version}, "context": {json.dumps(context)}, "algorithm": "{self.name}"}}'
             )
-            sealer = _Sealer(AESGCM(self._keys.derive(context, version)), suffix)
+            sealer = _Sealer(
+                AESGCM(self._keys.derive(context, version)), suffix, self._usage.counter(context, version)
+            )
             self._sealers[context, version] = sealer
         return sealer
 
@@ -192,7 +205,7 @@ class AesGcmEnvelope:
         return ciphertext, version
 
 
-_FORMATS: dict[str, Callable[[KeyRing], EnvelopeFormat]] = {AES_256_GCM: AesGcmEnvelope}
+_FORMATS: dict[str, Callable[[KeyRing, UsageBook], EnvelopeFormat]] = {AES_256_GCM: AesGcmEnvelope}
 
 
 def _parse_object(envelope: str) -> dict[str, Any]:

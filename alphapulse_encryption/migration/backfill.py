@@ -20,6 +20,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.crypto.usage import KeyUsage
 from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.migration import sql, tracking, wire
 from alphapulse_encryption.migration.batches import Key
@@ -44,6 +45,7 @@ from alphapulse_encryption.migration.quarantine import (
 from alphapulse_encryption.migration.reader import Batch, Reader, Unreadable
 from alphapulse_encryption.migration.sessions import Sessions, quick_switches
 from alphapulse_encryption.migration.tuning import Tuned
+from alphapulse_encryption.migration.usage import MeteredCipher
 
 Connection = psycopg.Connection[Any]
 
@@ -116,6 +118,7 @@ class RangeResult:
         left_pending: rows that are pending still because they kept changing.
         resumed: whether an earlier, interrupted call was continued.
         seconds_held_back: how much of the duration it waited because the server showed distress.
+        key_usage: messages under each key that this range used, of all processes so far.
     """
 
     rows: int = 0
@@ -126,6 +129,7 @@ class RangeResult:
     left_pending: int = 0
     resumed: bool = False
     seconds_held_back: float = 0.0
+    key_usage: tuple[KeyUsage, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -183,6 +187,7 @@ def backfill_range(
 
     Raises:
         RefusedError: wrong key; columns not added; another process works on this range.
+        KeyExhausted: a key may not encrypt that many more values; what is written stays.
         RowsQuarantined: some rows could not be encrypted; they are named by key, and all others are encrypted.
         ConfigurationError: the table, its key or a column is missing, or a setting in the database means nothing.
         DatabaseFailure: the server refused; the range is marked as failed, what is written stays.
@@ -360,7 +365,7 @@ class _Run:
     ) -> Reader:
         ahead = self.sessions.take_ahead()
         if ahead is not None:
-            if ahead.reads(definition, self.cipher, self.keys, start, upper):
+            if ahead.reads(definition, self.metered, self.keys, start, upper):
                 return ahead
             # The table, or what is left to do, is not what it was.
             ahead.close()
@@ -379,7 +384,7 @@ class _Run:
         return Reader(
             reader,
             definition,
-            self.cipher,
+            self.metered,
             self.keys,
             start,
             upper,
@@ -531,6 +536,11 @@ class _Run:
         writer.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [self._lock_name])
 
     @property
+    def metered(self) -> MeteredCipher:
+        """What encrypts, and counts it beforehand."""
+        return self.sessions.metered(self.cipher, self.keys)
+
+    @property
     def _lock_name(self) -> str:
         return tracking.range_lock(self.table, self.number)
 
@@ -544,7 +554,12 @@ class _Run:
             left_pending=left_pending,
             resumed=resumed,
             seconds_held_back=self.held_back,
+            key_usage=self._key_usage() if self.counters.rows else (),
         )
+
+    def _key_usage(self) -> tuple[KeyUsage, ...]:
+        contexts = {column.context for column in self.table.columns}
+        return tuple(usage for usage in self.metered.usage() if usage.context in contexts)
 
     def record_failure(self, error: MigrationError) -> None:
         """Mark the range as failed where it had begun; the error itself is what the caller shows."""

@@ -15,7 +15,6 @@ from typing import Any
 
 import psycopg
 
-from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_tokens_many_utf8
 from alphapulse_encryption.migration import sql, wire
@@ -23,6 +22,7 @@ from alphapulse_encryption.migration.batches import Key, read_columns
 from alphapulse_encryption.migration.database import TextArray, without_values
 from alphapulse_encryption.migration.definition import TableDefinition
 from alphapulse_encryption.migration.quarantine import concerns_a_row
+from alphapulse_encryption.migration.usage import MeteredCipher
 
 Connection = psycopg.Connection[Any]
 
@@ -98,7 +98,7 @@ class Reader:
     Args:
         connection: in autocommit mode, used by nobody else meanwhile.
         definition: the table.
-        cipher: the catalogue's envelope format.
+        cipher: the catalogue's envelope format, which counts what it encrypts.
         keys: for search tokens.
         start: read behind this key; None from the beginning.
         upper: read up to this key; None to the end.
@@ -110,7 +110,7 @@ class Reader:
         self,
         connection: Connection,
         definition: TableDefinition,
-        cipher: EnvelopeFormat,
+        cipher: MeteredCipher,
         keys: KeyRing,
         start: Key | None,
         upper: Key | None,
@@ -166,7 +166,7 @@ class Reader:
     def reads(
         self,
         definition: TableDefinition,
-        cipher: EnvelopeFormat,
+        cipher: MeteredCipher,
         keys: KeyRing,
         start: Key | None,
         upper: Key | None,
