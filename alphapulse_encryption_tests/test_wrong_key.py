@@ -164,7 +164,9 @@ def test_check_key_without_a_database(theirs: Place, capsys: pytest.CaptureFixtu
     assert (status, "ALPHAPULSE_DATABASE_URL is not a PostgreSQL URL" in said) == (2, True)
 
 
-def test_check_key_goes_alone(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("flag", ["--check-key", "--key-usage"])
+def test_what_goes_alone(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     for others in (["--verify"], ["--pause"], ["--backup-identity"]):
         with pytest.raises(SystemExit, match="2"):
-            main(["--check-key", *others])
+            main([flag, *others])
+        assert "to be given without a step" in capsys.readouterr().err

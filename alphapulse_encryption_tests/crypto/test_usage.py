@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import time
 
 import pytest
 
@@ -12,6 +14,8 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES, WARNING_FROM, KeyUsage, UsageBook
 from alphapulse_encryption.errors import KeyExhausted
 
+# Seconds: a child that waits for a lock for ever ends with a failure.
+PATIENCE = 20
 KEYS = KeyRing({1: bytes(32), 2: bytes(32)}, 1)
 
 
@@ -93,48 +97,70 @@ def test_what_could_not_be_reported_is_reported_the_next_time() -> None:
     assert sent == [11, 1]
 
 
+class Slow(int):
+    """A number during whose addition other threads get their turn."""
+
+    def __radd__(self, other: int) -> int:
+        time.sleep(0)
+        return int(other) + int(self)
+
+
 def test_threads_lose_nothing() -> None:
     book = UsageBook()
     cipher = AesGcmEnvelope(KEYS, book)
-    together = threading.Barrier(8)
+    together = threading.Barrier(4)
 
     def work() -> None:
         together.wait()
-        for _ in range(2_000):
-            cipher.encrypt("x", "a")
         cipher.encrypt_many(["x"] * 500, "new")
+        for _ in range(250):
+            cipher.encrypt("x", "a")
+            book.counter("b", 1).count(Slow(1))
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
+    threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert book.usage() == (KeyUsage("a", 1, 16_000), KeyUsage("new", 1, 4_000))
+    assert book.usage() == (KeyUsage("a", 1, 1_000), KeyUsage("b", 1, 1_000), KeyUsage("new", 1, 2_000))
 
 
 def test_a_fork_begins_anew_and_keeps_the_limit() -> None:
     book = UsageBook(most=20)
     cipher = AesGcmEnvelope(KEYS, book)
     cipher.encrypt_many(["x"] * 10, "a")
+
+    def refused(messages: int) -> bool:
+        try:
+            cipher.encrypt_many(["x"] * messages, "a")
+        except KeyExhausted:
+            return True
+        return False
+
+    def child() -> bool:
+        if book.usage() or not refused(11) or refused(10):
+            return False
+        reported: list[int] = []
+
+        def send(_context: str, _version: int, messages: int) -> int:
+            reported.append(messages)
+            return 20
+
+        book.report(send)
+        return reported == [10] and refused(1)
+
     # Another thread may hold the locks at the moment of the fork, and does not exist in the child.
     with book._reporting, book.counter("a", 1)._lock:
-        child = os.fork()
-        if child == 0:
+        pid = os.fork()
+        if pid == 0:
+            status = 2
             try:
-                reported: list[int] = []
-                begins = book.usage() == ()
-                cipher.encrypt_many(["x"] * 10, "a")
-                book.report(lambda _c, _v, messages: reported.append(messages) or 20)  # type: ignore[func-returns-value]
-                try:
-                    cipher.encrypt("x", "a")
-                    refused = False
-                except KeyExhausted:
-                    refused = True
-                os._exit(0 if begins and refused and reported == [10] else 1)
+                signal.alarm(PATIENCE)
+                status = 0 if child() else 1
             finally:
-                os._exit(2)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+                os._exit(status)
+    _, ended = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(ended) == 0
     assert book.usage() == (KeyUsage("a", 1, 10),)
 
 
