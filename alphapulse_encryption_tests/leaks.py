@@ -10,6 +10,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import threading
 import zlib
 from collections import defaultdict
@@ -27,7 +28,10 @@ _SHORTEST = 15
 _WORD = 8
 _FILTER_BITS = 20
 _NESTED = 4
+_ESCAPED = re.compile(rb'\\(["\\])')
 _SECONDS_BETWEEN_LOOKS = 0.03
+_LOOKS_AT_A_NEW_ONE = 10
+_LOOKS_BETWEEN = 20
 
 
 @dataclass(frozen=True)
@@ -128,25 +132,25 @@ class Scanner:
         self.needles = needles(secrets)
         self._short = [needle for needle in self.needles if len(needle.data) < _SHORTEST]
         # Of any run of fifteen bytes, eight words could be the one that lies on a multiple of eight.
-        self._by_word: dict[int, list[tuple[int, Needle]]] = defaultdict(list)
+        by_word: dict[int, list[tuple[int, Needle]]] = defaultdict(list)
         for needle in self.needles:
             if len(needle.data) >= _SHORTEST:
                 for at in range(_WORD):
                     word = int.from_bytes(needle.data[at : at + _WORD], "little")
-                    self._by_word[word].append((at, needle))
-        self._words = np.array(sorted(self._by_word), dtype=np.uint64)
+                    by_word[word].append((at, needle))
+        self._by_word = dict(by_word)
         self._filter = np.zeros(1 << _FILTER_BITS, dtype=np.bool_)
-        self._filter[self._slots(self._words)] = True
+        self._filter[self._slots(np.array(list(by_word), dtype=np.uint64))] = True
 
     def bytes(self, data: bytes, place: str) -> list[Find]:
-        """What is found in bytes, escaped once more or several times, as JSON within JSON is."""
+        """What is found in bytes; where they are text, escaped once more or several times, as JSON within JSON is."""
         found: dict[tuple[str, str], Find] = {}
         for _ in range(_NESTED):
             for needle in self._in(data):
                 found.setdefault((needle.secret, needle.form), Find(needle.secret, needle.form, place))
-            if b"\\" not in data:
+            if b"\\" not in data or b"\0" in data:
                 break
-            data = data.replace(b"\\\\", b"\\").replace(b'\\"', b'"')
+            data = _ESCAPED.sub(rb"\1", data)
         return list(found.values())
 
     def _in(self, data: bytes) -> Iterator[Needle]:
@@ -154,9 +158,8 @@ class Scanner:
         if len(data) < _SHORTEST:
             return
         words = np.frombuffer(data, dtype="<u8", count=len(data) // _WORD)
-        maybe = np.flatnonzero(self._filter[self._slots(words)])
-        for position in maybe[np.isin(words[maybe], self._words)].tolist():
-            for at, needle in self._by_word[int(words[position])]:
+        for position in np.flatnonzero(self._filter[self._slots(words)]).tolist():
+            for at, needle in self._by_word.get(int(words[position]), ()):
                 begin = position * _WORD - at
                 if begin >= 0 and data.startswith(needle.data, begin):
                     yield needle
@@ -263,19 +266,22 @@ class Processes:
         self._thread.join()
 
     def _watch(self) -> None:
-        environments: dict[tuple[int, bytes], bytes | None] = {}
+        looked_at: dict[int, int] = {}
+        known: set[tuple[int, bytes]] = set()
         while not self._ended.wait(_SECONDS_BETWEEN_LOOKS):
             self.looks += 1
-            for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
+            pids = {int(name) for name in os.listdir("/proc") if name.isdecimal()}
+            looked_at = {pid: looked_at.get(pid, 0) + 1 for pid in pids}
+            for pid, times in looked_at.items():
+                # Most become another program soon after they begin, or never.
+                if times > _LOOKS_AT_A_NEW_ONE and times % _LOOKS_BETWEEN:
+                    continue
                 with contextlib.suppress(OSError):
                     command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                    if not command:
-                        continue
-                    # A number is used again, and a process becomes another program.
-                    if (pid, command) not in environments:
-                        environments[pid, command] = _environment(pid)
+                    if command and (pid, command) not in known:
+                        known.add((pid, command))
                         parts = command.rstrip(b"\0").split(b"\0")
-                        self.seen.add(Seen(pid, tuple(map(os.fsdecode, parts)), environments[pid, command]))
+                        self.seen.add(Seen(pid, tuple(map(os.fsdecode, parts)), _environment(pid)))
 
     def with_secrets(self, scanner: Scanner) -> Iterator[Find]:
         """What is found in command lines."""
