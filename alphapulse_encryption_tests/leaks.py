@@ -142,7 +142,7 @@ class Scanner:
         self._filter = np.zeros(1 << _FILTER_BITS, dtype=np.bool_)
         self._filter[self._slots(np.array(list(by_word), dtype=np.uint64))] = True
 
-    def bytes(self, data: bytes, place: str) -> list[Find]:
+    def data(self, data: bytes, place: str) -> list[Find]:
         """What is found in bytes; where they are text, escaped once more or several times, as JSON within JSON is."""
         found: dict[tuple[str, str], Find] = {}
         for _ in range(_NESTED):
@@ -173,21 +173,21 @@ class Scanner:
 
     def text(self, text: str, place: str) -> list[Find]:
         """What is found in text."""
-        return self.bytes(text.encode("utf-8", "surrogatepass"), place)
+        return self.data(text.encode("utf-8", "surrogatepass"), place)
 
     def files(self, root: Path, *, leave_out: Collection[Path] = ()) -> list[Find]:
         """What is found in the files below a directory, their names included."""
         found: list[Find] = []
         looked = 0
         for path in sorted(root.rglob("*")):
-            found += self.bytes(os.fsencode(path), f"name of {path}")
+            found += self.data(os.fsencode(path), f"name of {path}")
             if path in leave_out or path.is_symlink() or not path.is_file():
                 continue
             # One that goes away meanwhile holds nothing.
             with contextlib.suppress(FileNotFoundError):
                 content = path.read_bytes()
                 looked += 1
-                found += self.bytes(content, str(path))
+                found += self.data(content, str(path))
                 found += self._unpacked(content, str(path))
         assert looked, f"there is no file in {root}"
         return found
@@ -213,7 +213,7 @@ class Scanner:
                 for form in ("text", "binary"):
                     query = SQL("COPY ({}) TO STDOUT (FORMAT {})").format(wanted, SQL(form))
                     with connection.cursor() as cursor, cursor.copy(query) as copy:
-                        found += self.bytes(b"".join(bytes(part) for part in copy), place)
+                        found += self.data(b"".join(bytes(part) for part in copy), place)
                 for (value,) in connection.execute(wanted):
                     if isinstance(value, bytes):
                         found += self._unpacked(value, place)
@@ -223,7 +223,7 @@ class Scanner:
         if data[:1] != b"\x78":
             return []
         try:
-            return self.bytes(zlib.decompress(data), f"{place}, uncompressed")
+            return self.data(zlib.decompress(data), f"{place}, uncompressed")
         except zlib.error:
             return []
 
@@ -286,7 +286,7 @@ class Processes:
     def with_secrets(self, scanner: Scanner) -> Iterator[Find]:
         """What is found in command lines."""
         for seen in self.seen:
-            yield from scanner.bytes(
+            yield from scanner.data(
                 b"\0".join(os.fsencode(part) for part in seen.command), f"command line of {seen.program}"
             )
 
@@ -294,7 +294,7 @@ class Processes:
         """What is found in the environment of some programs, by their names."""
         for seen in self.seen:
             if seen.program in set(programs):
-                yield from scanner.bytes(seen.environment or b"", f"environment of {seen.program}")
+                yield from scanner.data(seen.environment or b"", f"environment of {seen.program}")
 
 
 def _environment(pid: int) -> bytes | None:

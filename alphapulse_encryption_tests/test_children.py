@@ -85,4 +85,4 @@ def test_psql_and_the_embedded_server(server_dir: Path) -> None:
     assert b"PAGER=cat" in outputs["psql"].read_bytes(), "what a person set for psql reaches it"
     for name, path in outputs.items():
         assert b"PATH=" in path.read_bytes()
-        assert SCANNER.bytes(path.read_bytes(), name) == []
+        assert SCANNER.data(path.read_bytes(), name) == []

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import bech32
 import psycopg
@@ -250,23 +251,17 @@ def secrets(master_key: bytes) -> dict[str, bytes | str]:
     """The master key and every key derived from it."""
     contexts = {column.context for table in walk.CATALOGUE.tables for column in table.columns}
     assert len(contexts) == 16
-    ours: dict[str, bytes | str] = {
+    found: dict[str, bytes | str] = {
         f"key of {context}, version {version}": independent.derive(master_key, context, version)
         for context in (*contexts, "\x00key-check-value", "alphapulse_encryption backup")
         for version in (1, 2)
     }
     identity = backup_identity(KeyRing({1: master_key}, 1))
-    _, digits = bech32.bech32_decode(identity.lower())
-    return (
-        ours
-        | CREDENTIALS
-        | {
-            "master key": master_key,
-            "identity": identity,
-            "identity in small letters": identity.lower(),
-            "identity's bytes": bytes(bech32.convertbits(digits, 5, 8, False)),
-        }
-    )
+    found |= CREDENTIALS
+    found |= {"master key": master_key, "identity": identity, "identity in small letters": identity.lower()}
+    digits = cast(list[int], bech32.bech32_decode(identity)[1])
+    found["identity's bytes"] = bytes(cast(list[int], bech32.convertbits(digits, 5, 8, False)))
+    return found
 
 
 def _the_key_is_in_its_file_only(home: Home, processes: Processes) -> None:
@@ -282,7 +277,7 @@ def _the_key_is_in_its_file_only(home: Home, processes: Processes) -> None:
     found += processes.that_were_given(scanner, WITHOUT_KEYS)
     assert found == []
     # What was looked at is what there is to look at, and is looked at with open eyes.
-    assert {find.secret for find in scanner.bytes(key_file.read_bytes(), "")} == {"master key"}
+    assert {find.secret for find in scanner.data(key_file.read_bytes(), "")} == {"master key"}
     files = {path.name for path in home.state.rglob("*") if path.is_file()}
     assert {"dagster.yaml", home.server.log_file.name, "PG_VERSION"} <= files
     assert any(name.endswith(".dump.age") for name in files)

@@ -81,7 +81,7 @@ def test_every_form_in_bytes_at_every_position() -> None:
     for form, data in FORMS.items():
         for before in range(20):
             for behind in (0, 3, 9):
-                found = SCANNER.bytes(b"." * before + data + b"." * behind, "here")
+                found = SCANNER.data(b"." * before + data + b"." * behind, "here")
                 assert secrets(found) == {secret_of(form)}, (form, before, behind)
                 assert {find.place for find in found} == {"here"}
 
@@ -89,7 +89,7 @@ def test_every_form_in_bytes_at_every_position() -> None:
 def test_a_secret_that_is_not_there() -> None:
     other = bytes([*KEY[:-1], KEY[-1] ^ 1])
     for data in (b"", b"x", bytes(1000), other * 3, base64.b64encode(os.urandom(50_000)), KEY[:-1], KEY[1:]):
-        assert SCANNER.bytes(data, "here") == []
+        assert SCANNER.data(data, "here") == []
 
 
 def test_in_files(tmp_path: Path) -> None:
@@ -170,6 +170,6 @@ def test_in_processes() -> None:
 
 
 def test_what_is_found_shows_no_secret() -> None:
-    (find, *_) = SCANNER.bytes(KEY, "here")
+    (find, *_) = SCANNER.data(KEY, "here")
     assert find == Find("key", "raw", "here")
     assert {needle.form for needle in leaks.needles({"key": KEY})} >= {"raw", "hex", "base64", "repr"}

@@ -103,8 +103,8 @@ def test_only_what_runs_steps_has_the_key(demo: Demonstration) -> None:
             services[name] += 1
             given = Path(f"/proc/{process.pid}/environ").read_bytes()
             assert b"ALPHAPULSE_STATE_DIR=" in given
-            assert bool(scanner.bytes(given, name)) == (name == "dagster._daemon"), (name, process.cmdline())
-            assert scanner.bytes("\0".join(process.cmdline()).encode(), name) == []
+            assert bool(scanner.data(given, name)) == (name == "dagster._daemon"), (name, process.cmdline())
+            assert scanner.data("\0".join(process.cmdline()).encode(), name) == []
     assert min(services.values()) >= 2, services
 
 
