@@ -45,7 +45,7 @@ def result_of(url: str, number: int, sessions: Sessions, **options: object) -> R
 
 def has_read_ahead(url: str) -> bool:
     """Whether a session of ours has read rows beyond the range that is done, and sits idle."""
-    query = f"SELECT bool_and(state = 'idle') AND bool_or(query = 'COMMIT') {OURS}"
+    query = f"SELECT bool_and(state = 'idle') AND bool_or(query LIKE '%COMMIT') {OURS}"
     return bool(support.value(url, query))
 
 
