@@ -275,7 +275,7 @@ def _the_key_is_in_its_file_only(home: Home, processes: Processes) -> None:
     found += scanner.files(home.state, leave_out=[key_file])
     found += processes.with_secrets(scanner)
     found += processes.that_were_given(scanner, WITHOUT_KEYS)
-    assert found == []
+    assert not found, "\n".join(sorted({f"{find.secret} in {find.place}" for find in found}))
     # What was looked at is what there is to look at, and is looked at with open eyes.
     assert {find.secret for find in scanner.data(key_file.read_bytes(), "")} == {"master key"}
     files = {path.name for path in home.state.rglob("*") if path.is_file()}
