@@ -237,11 +237,10 @@ def _key(text: str) -> bytes:
     return base64.urlsafe_b64decode(text)
 
 
-# Of stores that hold keys elsewhere: the demo needs them as little as its children do.
+# Of stores that hold keys elsewhere: the demo needs them as little as its children do. No other process has them.
 CREDENTIALS = {
-    "AWS_SECRET_ACCESS_KEY": "canary/of/AWS+4d7f1c09b2e8",
-    "AWS_SESSION_TOKEN": "canary/of/AWS/s+8b1e66f03a9d",
-    "VAULT_TOKEN": "hvs.canary-of-Vault-5a1c7e03d9",
+    name: f"canary/of+{os.urandom(10).hex()}"
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "VAULT_TOKEN")
 }
 # Every program that the demo starts, PostgreSQL's servers among them.
 WITHOUT_KEYS = ("postgres", "pg_ctl", "initdb", "pg_dump", "pg_restore", "psql", "sh", "useradd")
