@@ -84,6 +84,23 @@ def build_parser() -> argparse.ArgumentParser:
         help="rollback after the drop: rebuild the plaintext columns",
     )
     steps.add_argument(
+        "--rotate-keys",
+        action="store_true",
+        help="after the migration: encrypt again, under ALPHAPULSE_ENCRYPTION_KEY_VERSION, what is of an older key "
+        "version; verify it, and retire the versions of which nothing is left",
+    )
+    steps.add_argument(
+        "--key-versions",
+        action="store_true",
+        help="show the key versions, and how many values each table has of them; reads every row",
+    )
+    steps.add_argument(
+        "--reinstate-key-version",
+        type=_key_version,
+        metavar="N",
+        help="a retired key version is readable again",
+    )
+    steps.add_argument(
         "--backup-identity",
         action="store_true",
         help="print the age identity that opens backups; a secret, keep it like the master key",
@@ -123,7 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--workers",
         type=_workers,
         metavar="N",
-        help="batch ranges encrypted or verified at once (default: 1)",
+        help="batch ranges encrypted, verified or encrypted again at once (default: 1)",
     )
     options.add_argument(
         "--work-mem", metavar="SIZE", help="memory of one sort or hash in our sessions, for example 256MB"
@@ -164,6 +181,12 @@ def _number(text: str) -> int:
     if text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError("must be the number of an approval, as --approvals shows it")
+
+
+def _key_version(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError("must be a key version, as --key-versions shows it")
 
 
 def _hours(text: str) -> float:
@@ -220,12 +243,12 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     if options.confirm and not options.drop_unencrypted:
         parser.error("--confirm goes with --drop-unencrypted")
     for name in (*BACKFILL_OPTIONS, "reindex"):
-        if getattr(options, name) in (None, False) or options.migrate_data:
+        if getattr(options, name) in (None, False):
             continue
-        if name not in VERIFICATION_OPTIONS:
-            parser.error(f"--{name.replace('_', '-')} goes with --migrate-data")
-        if not options.verify:
-            parser.error(f"--{name.replace('_', '-')} goes with --migrate-data or --verify")
+        takers = [step for step, names in OPTIONS_OF.items() if name in names]
+        if not any(getattr(options, step) for step in takers):
+            flags = " or ".join("--" + step.replace("_", "-") for step in takers)
+            parser.error(f"--{name.replace('_', '-')} goes with {flags}")
     if options.restore_drill and not options.backup:
         parser.error("--restore-drill goes with --backup")
     if options.erase_dropped and (len(options.table) != 1 or not options.confirmation):
@@ -266,16 +289,30 @@ def _check_approval(parser: argparse.ArgumentParser, options: argparse.Namespace
 
 # What is done at once, without a run of Dagster's.
 WITHOUT_STEPS = (
-    *("backup_identity", "approvals", "check_key", "key_usage"),
-    *("pause", "resume", "set", "settings"),
+    "backup_identity",
+    "approvals",
+    "check_key",
+    "key_usage",
+    "key_versions",
+    "reinstate_key_version",
+    "pause",
+    "resume",
+    "set",
+    "settings",
 )
-ALONE = ("backup_identity", "approvals", "check_key", "key_usage")
+ALONE = ("backup_identity", "approvals", "check_key", "key_usage", "key_versions", "reinstate_key_version")
 
 # Options of --migrate-data, named as in the configuration of encrypted_data; those of --verify among them.
 BACKFILL_OPTIONS = ("batch_size", "workers", "work_mem", "autovacuum_off")
 VERIFICATION_OPTIONS = ("workers",)
+OPTIONS_OF = {
+    "migrate_data": (*BACKFILL_OPTIONS, "reindex"),
+    "verify": VERIFICATION_OPTIONS,
+    "rotate_keys": BACKFILL_OPTIONS,
+}
 
 STEPS = (
+    "rotate_keys",
     "replan",
     "preflight",
     "backup",
@@ -312,12 +349,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _check_key()
         if options.key_usage:
             return _print_key_usage()
-        if any(getattr(options, name) for name in WITHOUT_STEPS):
+        if options.reinstate_key_version:
+            return _reinstate_key_version(options.reinstate_key_version)
+        if any(getattr(options, name) for name in WITHOUT_STEPS if name != "key_versions"):
             return _change_settings(options)
         catalogue = load_catalogue(settings.catalogue_path())
         tables = tuple(dict.fromkeys(options.table)) or catalogue.keys
         for name in tables:
             catalogue.table(name)
+        if options.key_versions:
+            return _print_key_versions(catalogue, tables)
         return _run(options, catalogue, tables)
     except MigrationError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
@@ -405,6 +446,53 @@ def _print_key_usage() -> int:
     return 0
 
 
+def _print_key_versions(catalogue: Catalogue, tables: tuple[str, ...]) -> int:
+    from alphapulse_encryption.crypto.envelope import get_format
+    from alphapulse_encryption.keysources import load_key_ring
+    from alphapulse_encryption.migration.tracking import key_versions
+    from alphapulse_encryption.migration.versions import count_versions
+    from alphapulse_encryption.resources.environment import key_environment, target_database
+
+    keys = load_key_ring(key_environment())
+    database = target_database()
+    with database.session("read the key versions") as connection:
+        versions = key_versions(connection)
+    if not versions:
+        print("This database has not been begun with any key version.")
+        return 0
+    for version in versions:
+        readable = "" if version.number in keys.versions else "; there is NO KEY of it here"
+        print(
+            f"version {version.number}: {version.state} since {version.since:%Y-%m-%d %H:%M} UTC "
+            f"({version.changed_by}){readable}"
+        )
+    if keys.current_version not in {v.number for v in versions if v.state == "current"}:
+        print(f"! ALPHAPULSE_ENCRYPTION_KEY_VERSION says {keys.current_version} (see --rotate-keys)")
+    cipher = get_format(catalogue.format, keys)
+    counts = count_versions(database, [catalogue.table(name) for name in tables], cipher)
+    for count in counts:
+        print(f"{count.table}: {count}")
+    retired = {version.number for version in versions if version.state == "retired"}
+    late = sorted({number for count in counts for number in count.versions} & retired)
+    for number in late:
+        print(f"! version {number} is retired, and values of it were written since: run --rotate-keys again")
+    return 1 if late else 0
+
+
+def _reinstate_key_version(version: int) -> int:
+    from alphapulse_encryption.migration.database import Actor
+    from alphapulse_encryption.migration.versions import reinstate_version
+    from alphapulse_encryption.resources.environment import target_database
+
+    changed = reinstate_version(target_database(), version, Actor("command line"))
+    print(
+        f"✓ Key version {version} is readable again"
+        if changed
+        else f"Nothing to do: {version} is not retired"
+    )
+    return 0
+
+
 def _change_settings(options: argparse.Namespace) -> int:
     from alphapulse_encryption.migration.database import Actor
     from alphapulse_encryption.migration.limits import Limits, change_limits
@@ -435,7 +523,7 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
     from alphapulse_encryption.keysources import load_key_ring
     from alphapulse_encryption.migration.definition import check_catalogue
     from alphapulse_encryption.migration.plan import check_ranges
-    from alphapulse_encryption.migration.tracking import check_key
+    from alphapulse_encryption.migration.tracking import check_key, check_key_values
     from alphapulse_encryption.resources.environment import key_environment, target_database
 
     ranges = settings.batch_ranges()
@@ -444,7 +532,8 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
     database = target_database()
     # The steps look at all this themselves; here it is known before the first of them has begun.
     with database.session("check the configuration") as connection:
-        check_key(connection, keys)
+        # A rotation that begins has another current version than the database.
+        (check_key_values if options.rotate_keys else check_key)(connection, keys)
         check_catalogue(connection, catalogue, tables)
         for key in () if options.replan else tables:
             check_ranges(connection, catalogue.table(key), ranges)
@@ -465,6 +554,7 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
             reindex=options.reindex,
             restore_drill=options.restore_drill,
             verification=_chosen(options, VERIFICATION_OPTIONS),
+            rotation=_chosen(options, BACKFILL_OPTIONS),
             operator=options.operator or "",
         )
         for name in STEPS:

@@ -8,7 +8,7 @@ import dagster as dg
 from alphapulse_encryption import settings
 from alphapulse_encryption.assets import build_assets
 from alphapulse_encryption.catalogue import load_catalogue
-from alphapulse_encryption.jobs import build_jobs, build_sensors
+from alphapulse_encryption.jobs import build_jobs, build_schedules, build_sensors
 from alphapulse_encryption.resources.partitions import Partitions
 from alphapulse_encryption.resources.target import Target
 
@@ -20,7 +20,7 @@ def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.
         resource_overrides: resources to use in place of ours, by name.
 
     Raises:
-        ConfigurationError: the catalogue or ``ALPHAPULSE_BATCH_RANGES`` is not valid.
+        ConfigurationError: the catalogue, ``ALPHAPULSE_BATCH_RANGES`` or ``ALPHAPULSE_ROTATION_SCHEDULE`` is not valid.
     """
     partitions = Partitions(load_catalogue(settings.catalogue_path()), settings.batch_ranges())
     with warnings.catch_warnings():
@@ -30,6 +30,7 @@ def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.
             assets=build_assets(partitions),
             jobs=build_jobs(),
             sensors=build_sensors(),
+            schedules=build_schedules(),
             resources={"target": Target(), **(resource_overrides or {})},
             executor=dg.in_process_executor,
         )

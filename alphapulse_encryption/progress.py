@@ -40,6 +40,10 @@ SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
 _BACKFILLED = (
     "SELECT coalesce(sum(rows_processed), 0)::bigint FROM public.encryption_ranges WHERE table_name = ANY(%s)"
 )
+_ROTATED = (
+    "SELECT coalesce(sum(rows_processed), 0)::bigint FROM public.encryption_rotation_ranges "
+    "WHERE table_name = ANY(%s)"
+)
 _VERIFIED = (
     "SELECT coalesce(sum(row_count), 0)::bigint FROM public.encryption_verifications "
     "WHERE table_name = ANY(%s) AND verified_at >= %s"
@@ -55,6 +59,22 @@ def backfilled(tables: Sequence[Table]) -> Callable[[Connection], Count]:
 
         def count(connection: Connection) -> tuple[int, int]:
             return _number(connection, _BACKFILLED, [[table.key for table in tables]]) - before, total
+
+        return count
+
+    return begin
+
+
+def rotated(tables: Sequence[Table]) -> Callable[[Connection], Count]:
+    """Counts rows encrypted again since now."""
+    keys = [table.key for table in tables]
+
+    def begin(connection: Connection) -> Count:
+        before = _number(connection, _ROTATED, [keys])
+        total = _estimate(connection, tables)
+
+        def count(connection: Connection) -> tuple[int, int]:
+            return _number(connection, _ROTATED, [keys]) - before, total
 
         return count
 
@@ -117,7 +137,8 @@ def _watch_builds(database: Database, tables: Sequence[Table], bar: Progress, do
 
 def _reason(connection: Connection) -> str | None:
     row = connection.execute(
-        "SELECT string_agg(DISTINCT waiting_for, '; ') FROM public.encryption_ranges WHERE waiting_for IS NOT NULL"
+        "SELECT string_agg(DISTINCT waiting_for, '; ') FROM (SELECT waiting_for FROM public.encryption_ranges "
+        "UNION ALL SELECT waiting_for FROM public.encryption_rotation_ranges) AS ranges WHERE waiting_for IS NOT NULL"
     ).fetchone()
     return row[0] if row is not None else None
 

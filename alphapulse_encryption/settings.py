@@ -14,6 +14,7 @@ from alphapulse_encryption.errors import ConfigurationError
 _PACKAGE = Path(__file__).resolve().parent
 
 DEFAULT_BATCH_RANGES = 16
+DEFAULT_ROTATION_SCHEDULE = "0 3 * * 0"
 # Range names have a fixed width, and a grid of tables x ranges has to stay readable.
 MAX_BATCH_RANGES = 999
 
@@ -100,6 +101,11 @@ def batch_ranges() -> int:
     if not digits or int(text) < 1:
         raise ConfigurationError(f"{name} must be a whole number from 1 to {MAX_BATCH_RANGES}.")
     return int(text)
+
+
+def rotation_schedule() -> str:
+    """When the schedule of key rotations runs (`ALPHAPULSE_ROTATION_SCHEDULE`, cron), default Sundays at three."""
+    return _variable("ALPHAPULSE_ROTATION_SCHEDULE") or DEFAULT_ROTATION_SCHEDULE
 
 
 def catalogue_path() -> Path | None:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import MigrationError
-from alphapulse_encryption.jobs import erase_dropped, stages
+from alphapulse_encryption.jobs import erase_dropped, rotate_keys, stages
 from alphapulse_encryption.jobs.once import TABLES_CHANGED
 from alphapulse_encryption.launch import Launcher, Outcome
 from alphapulse_encryption.migration.approvals import describe
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.migration.definition import read_table
 from alphapulse_encryption.migration.verify import TableVerification, verify_table
-from alphapulse_encryption.progress import backfilled, index_builds, progress_bar, verified
+from alphapulse_encryption.progress import backfilled, index_builds, progress_bar, rotated, verified
 
 SHOWN_OFFENDERS = 20
 _SHOWN_OF_BACKUP = (
@@ -39,6 +39,7 @@ class Steps:
         reindex: rebuild every index after the backfill.
         restore_drill: restore the backup for comparison.
         verification: configuration of the verification.
+        rotation: configuration of the key rotation.
         operator: name of the person who drops, or takes an approval back.
         show: prints a line.
     """
@@ -52,6 +53,7 @@ class Steps:
     reindex: bool = False
     restore_drill: bool = False
     verification: Mapping[str, object] = field(default_factory=dict)
+    rotation: Mapping[str, object] = field(default_factory=dict)
     operator: str = ""
     show: Callable[[str], None] = print
     changed: bool = field(default=False, init=False)
@@ -90,6 +92,35 @@ class Steps:
         elif outcome.succeeded and any(c.searchable for t in self._entries for c in t.columns):
             self.show("  Indexes for search are built after the data, with --migrate-data.")
         self.changed |= bool(added)
+        return self._ended(outcome)
+
+    def rotate_keys(self) -> bool:
+        """Encrypt again what is of an older key version, verify, and retire versions of which nothing is left."""
+        self.show("Rotating keys...")
+        # Of all tables, where none is named: only then is it an error that an older version is left.
+        tables = [] if set(self.tables) == set(self.catalogue.keys) else list(self.tables)
+        config = {"tables": tables, **self.rotation}
+        with progress_bar("encrypting again", self.database, rotated(self._entries)):
+            outcome = self._timed(
+                rotate_keys.JOB,
+                lambda: self.launcher.job(rotate_keys.JOB, rotate_keys.BEGIN, config),
+            )
+        found = outcome.output
+        begun = found.get(rotate_keys.BEGUN)
+        if begun:
+            self.show(f"✓ Key version {begun} is current")
+        rows = {table: count for table, count in found.get(rotate_keys.ROWS, {}).items() if count}
+        for table, count in rows.items():
+            self.show(f"✓ Encrypted {table} again: {count:,} rows")
+        if verified_tables := found.get(rotate_keys.VERIFIED):
+            self.show(f"✓ Verified {', '.join(verified_tables)}")
+        for version in found.get(rotate_keys.RETIRED, ()):
+            self.show(f"✓ Key version {version} is retired: no value of it is left")
+        for line in found.get(rotate_keys.REMAINING, ()):
+            self.show(f"! {line}")
+        if outcome.succeeded and not (begun or rows or found.get(rotate_keys.RETIRED)):
+            self.show("Nothing to do: every value is of the current key version.")
+        self.changed |= bool(begun or rows)
         return self._ended(outcome)
 
     def replan(self) -> bool:

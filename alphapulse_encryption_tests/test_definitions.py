@@ -14,6 +14,7 @@ from dagster._core.definitions.dependency import NodeHandle
 
 from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.definitions import build_defs
+from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.resources.instance import packaged_file
 
 TABLES = ["trading_accounts", "positions", "trades", "users", "api_keys"]
@@ -32,6 +33,7 @@ GRAPH: dict[str, tuple[str, set[str], dict[str, list[str]], set[str]]] = {
     "verified_table": ("step_4_verify", {"verified_data"}, BY_TABLE, {"postgres"}),
     "compatibility_views": ("step_6_views", {"verified_table"}, BY_TABLE, {"postgres"}),
     "plaintext_dropped": ("step_8_drop", {"verified_table", "compatibility_views"}, BY_TABLE, set()),
+    "rotated_data": ("upkeep", {"encrypted_data"}, BY_RANGE, {"postgres"}),
 }
 ASSET_JOBS = {
     "run_preflight": "preflight",
@@ -43,7 +45,7 @@ ASSET_JOBS = {
     "verify_tables": "verified_table",
     "create_views": "compatibility_views",
 }
-# Jobs that a person starts on purpose, with their op.
+# Jobs that a person starts on purpose, with their ops.
 OP_JOBS = {
     "switch_to_ciphertext": "switch",
     "revert_to_plaintext": "revert",
@@ -56,6 +58,7 @@ OP_JOBS = {
     "change_settings": "change",
     "replan_ranges": "replan",
     "repair_mismatched": "repair",
+    "rotate_keys": "begin reencrypt verify retire",
 }
 
 
@@ -117,6 +120,7 @@ def test_the_graph(definitions: dg.Definitions) -> None:
         ("verified_table", "users", "verified_data", {f"{number}|users" for number in RANGES}),
         ("compatibility_views", "users", "verified_table", {"users"}),
         ("plaintext_dropped", "users", "verified_table", {"users"}),
+        ("rotated_data", "03|users", "encrypted_data", {"03|users"}),
     ],
 )
 def test_which_partitions_depend_on_which(
@@ -146,14 +150,14 @@ def test_the_jobs(definitions: dg.Definitions) -> None:
     everything = {name for name in GRAPH if name != "plaintext_dropped"}
     assert {node.name for node in jobs["__ASSET_JOB"].nodes} == everything
 
-    for name, op in OP_JOBS.items():
+    for name, ops in OP_JOBS.items():
         job = jobs[name]
-        assert {node.name for node in job.nodes} == {op}
+        assert {node.name for node in job.nodes} == set(ops.split())
         assert not job.asset_layer.executable_asset_keys
         # Nothing starts them again by itself.
         assert job.run_tags == {"dagster/max_retries": "0"}
         assert job.op_retry_policy is None
-        assert job.get_retry_policy_for_handle(NodeHandle(op, None)) is None
+        assert {job.get_retry_policy_for_handle(NodeHandle(op, None)) for op in ops.split()} == {None}
     instance = yaml.safe_load(packaged_file("dagster.yaml").read_text())
     assert instance["run_retries"]["retry_on_asset_or_op_failure"] is False
     assert instance["run_retries"]["max_retries"] == 0
@@ -171,7 +175,7 @@ def test_only_a_person_reaches_the_drop(definitions: dg.Definitions) -> None:
     assert repository.get_job("approve_drop").partitions_def is None
     by_themselves = {target.job_name for sensor in repository.sensor_defs for target in sensor.targets}
     by_themselves |= {schedule.job_name for schedule in repository.schedule_defs}
-    assert by_themselves == {"migrate_data"}
+    assert by_themselves == {"migrate_data", "rotate_keys"}
     graph = repository.asset_graph
     assert [
         key for key in graph.get_all_asset_keys() if graph.get(key).automation_condition is not None
@@ -180,6 +184,21 @@ def test_only_a_person_reaches_the_drop(definitions: dg.Definitions) -> None:
     assert repository.get_job("drop_unencrypted").run_config == {
         "ops": {"drop": {"config": {"tables": [], "operator": ""}}}
     }
+
+
+def test_the_schedule_of_rotations(definitions: dg.Definitions, monkeypatch: pytest.MonkeyPatch) -> None:
+    (schedule,) = definitions.get_repository_def().schedule_defs
+    assert (schedule.name, schedule.job_name, schedule.cron_schedule) == (
+        *("key_rotation", "rotate_keys"),
+        "0 3 * * 0",
+    )
+    assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
+    monkeypatch.setenv("ALPHAPULSE_ROTATION_SCHEDULE", "30 2 1 * *")
+    (schedule,) = build_defs().get_repository_def().schedule_defs
+    assert schedule.cron_schedule == "30 2 1 * *"
+    monkeypatch.setenv("ALPHAPULSE_ROTATION_SCHEDULE", "sometimes")
+    with pytest.raises(ConfigurationError, match=r"^ALPHAPULSE_ROTATION_SCHEDULE is not a cron schedule"):
+        build_defs()
 
 
 def test_partitions_follow_catalogue_and_ranges(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -227,5 +246,5 @@ def test_loading_needs_no_key_no_database_and_starts_nothing(server_dir: Path) -
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "20\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "21\n", "")
     assert not state.exists()

@@ -13,6 +13,7 @@ from alphapulse_encryption.assets import (
     encrypted_data,
     plaintext_dropped,
     preflight,
+    rotated_data,
     search_indexes,
     verified_data,
     verified_table,
@@ -32,4 +33,5 @@ def build_assets(partitions: Partitions) -> list[dg.AssetsDefinition | dg.AssetS
         verified_table.build(partitions),
         compatibility_views.build(partitions),
         plaintext_dropped.build(partitions),
+        rotated_data.build(partitions),
     ]

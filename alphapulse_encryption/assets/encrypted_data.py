@@ -1,65 +1,23 @@
 """Step 3, ``--migrate-data``: encrypt what is pending, per table and batch range."""
 
-import queue
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-
 import dagster as dg
 from dagster._core.definitions.metadata import RawMetadataValue
-from pydantic import Field
 
 from alphapulse_encryption.assets.groups import MIGRATE, TARGET_POOL
-from alphapulse_encryption.errors import MigrationError
-from alphapulse_encryption.migration.backfill import (
-    LARGEST_BATCH,
-    Pace,
-    Progress,
-    RangeResult,
-    Stopped,
-    backfill_range,
-)
-from alphapulse_encryption.migration.sessions import Sessions
-from alphapulse_encryption.migration.tuning import Tuned, restore_abandoned, tuned
-from alphapulse_encryption.resources.border import actor, counted, materialized, safely
-from alphapulse_encryption.resources.partitions import Partitions, TablePart, over_ranges, parts_by_table
+from alphapulse_encryption.migration.backfill import RangeResult, backfill_range
+from alphapulse_encryption.resources.border import counted, materialized, safely
+from alphapulse_encryption.resources.partitions import Partitions, over_ranges, parts_by_table
 from alphapulse_encryption.resources.target import Target
+from alphapulse_encryption.resources.workers import PaceConfig, figures, work_through
 
-# Each observation is a row in Dagster's storage; more often than this nobody looks.
-SECONDS_BETWEEN_OBSERVATIONS = 5.0
-
-
-class BackfillConfig(dg.Config):
-    """Pace of a backfill."""
-
-    batch_size: int | None = Field(
-        default=None,
-        ge=1,
-        le=LARGEST_BATCH * 10,
-        description="Rows per batch. Unset: as the settings in the database say, which adapt it.",
-    )
-    target_seconds: float | None = Field(
-        default=None,
-        gt=0,
-        le=60,
-        description="How long one batch's transaction is to take, in seconds. Unset: as the settings say.",
-    )
-    workers: int = Field(default=1, ge=1, le=16, description="How many batch ranges are worked on at once.")
-    work_mem: str | None = Field(
-        default=None, description="Memory of one sort or hash in our sessions, for example 256MB."
-    )
-    autovacuum_off: bool = Field(
-        default=False, description="Turn autovacuum off for the tables while the run lasts; always put back."
-    )
+NAME = "encrypted_data"
 
 
 def build(partitions: Partitions) -> dg.AssetsDefinition:
     """The asset ``encrypted_data``, per table and batch range."""
 
     @dg.asset(
-        name="encrypted_data",
+        name=NAME,
         deps=[over_ranges("encrypted_columns")],
         partitions_def=partitions.by_table_and_range,
         backfill_policy=partitions.one_run_per_table,
@@ -71,162 +29,24 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         "time: it goes on where it was, and rows that became pending again are found. A range with nothing pending "
         "changes nothing.",
     )
-    def asset(context: dg.AssetExecutionContext, config: BackfillConfig, target: Target) -> None:
+    def asset(context: dg.AssetExecutionContext, config: PaceConfig, target: Target) -> None:
         with safely():
-            failed: list[str] = []
-            parts = parts_by_table(context.partition_keys)
-            for part, outcome in _backfilled(context, config, target, parts):
-                if isinstance(outcome, MigrationError):
-                    # The other ranges do not depend on this one.
-                    context.log.error(f"{part.partition}: {outcome.args[0]}")
-                    failed.append(f"{part.partition}: {outcome.args[0]}")
-                else:
-                    for warning in filter(None, (usage.warning() for usage in outcome.key_usage)):
-                        context.log.warning(warning)
-                    materialized(context, part.partition, _metadata(outcome))
-            if failed:
-                raise MigrationError(
-                    f"{len(failed)} of {len(parts)} batch ranges failed:\n"
-                    + "\n".join(f"- {line}" for line in failed)
-                )
+            work_through(
+                context,
+                config,
+                target,
+                NAME,
+                parts_by_table(context.partition_keys),
+                backfill_range,
+                lambda part, result: materialized(context, part.partition, _metadata(result)),
+            )
 
     return asset
-
-
-def _backfilled(
-    context: dg.AssetExecutionContext, config: BackfillConfig, target: Target, parts: Sequence[TablePart]
-) -> Iterator[tuple[TablePart, RangeResult | MigrationError]]:
-    """Each part with its result, in the order in which they end."""
-    database, catalogue, cipher, keys = target.database, target.catalogue, target.cipher, target.key_ring
-    stopped = threading.Event()
-    # Each range looks again; here it is known before anything is tuned.
-    target.refuse_another_key()
-    restore_abandoned(database, actor(context))
-
-    def work(
-        part: TablePart, following: TablePart | None, sessions: Sessions
-    ) -> RangeResult | MigrationError:
-        observe = _observer(context, part)
-
-        def on_progress(progress: Progress) -> None:
-            observe(progress)
-            if stopped.is_set():
-                raise Stopped("Stopped; what is done stays done. Run the partition again to go on.")
-
-        try:
-            return backfill_range(
-                database,
-                catalogue.table(part.table),
-                part.batch_range,
-                cipher,
-                keys,
-                actor(context),
-                pace=Pace(config.batch_size, config.target_seconds),
-                on_progress=on_progress,
-                sessions=sessions,
-                following=following.batch_range if following and following.table == part.table else None,
-            )
-        except MigrationError as error:
-            return error
-
-    ahead = queue.SimpleQueue[TablePart]()
-    done = queue.SimpleQueue[tuple[TablePart, RangeResult | BaseException]]()
-    for part in parts:
-        ahead.put(part)
-
-    def worker(settings: Tuned) -> None:
-        part = parts[0]
-        try:
-            with Sessions(database, settings) as sessions:
-                following = _next(ahead)
-                while following is not None and not stopped.is_set():
-                    # Taken before it is begun, so that its first rows are read while the last ones of this are written.
-                    part, following = following, _next(ahead)
-                    done.put((part, work(part, following, sessions)))
-        except BaseException as error:
-            # Nobody else would tell the one who waits for results.
-            done.put((part, error))
-
-    with ExitStack() as stack:
-        tunings = [
-            stack.enter_context(
-                tuned(
-                    database,
-                    catalogue.table(key),
-                    actor(context),
-                    work_mem=config.work_mem,
-                    autovacuum_off=config.autovacuum_off,
-                )
-            )
-            for key in dict.fromkeys(part.table for part in parts)
-        ]
-        pool = stack.enter_context(ThreadPoolExecutor(config.workers, thread_name_prefix="backfill"))
-        try:
-            for _ in range(min(config.workers, len(parts))):
-                # What is tuned for sessions is the same for every table.
-                pool.submit(worker, tunings[0])
-            for _ in parts:
-                part, outcome = done.get()
-                if isinstance(outcome, BaseException) and not isinstance(outcome, MigrationError):
-                    raise outcome
-                yield part, outcome
-        finally:
-            # Interrupted: nothing new begins, and what runs ends after its batch.
-            stopped.set()
-            pool.shutdown(wait=False)
-
-
-def _next(ahead: queue.SimpleQueue[TablePart]) -> TablePart | None:
-    try:
-        return ahead.get_nowait()
-    except queue.Empty:
-        return None
 
 
 def _metadata(result: RangeResult) -> dict[str, RawMetadataValue]:
     return {
         "outcome": f"{counted(result.rows, 'row')} encrypted" if result.changed else "nothing to do",
         "rows_encrypted": result.rows,
-        "values": result.values,
-        "batches": result.batches,
-        "changed_meanwhile": result.changed_meanwhile,
-        "left_pending": result.left_pending,
-        "resumed": result.resumed,
-        "seconds": round(result.seconds, 3),
-        "seconds_held_back": round(result.seconds_held_back, 3),
-        "rows_per_second": round(result.rows / result.seconds) if result.seconds else 0,
-        # Of the 2^32 that each may.
-        "values_encrypted_by_key": {
-            f"{usage.context}, version {usage.key_version}": usage.messages for usage in result.key_usage
-        },
+        **figures(result),
     }
-
-
-def _observer(context: dg.AssetExecutionContext, part: TablePart) -> Callable[[Progress], None]:
-    last = time.monotonic()
-    waiting_for: str | None = None
-
-    def observe(progress: Progress) -> None:
-        nonlocal last, waiting_for
-        news = progress.waiting_for != waiting_for
-        if not news and time.monotonic() - last < SECONDS_BETWEEN_OBSERVATIONS:
-            return
-        last = time.monotonic()
-        waiting_for = progress.waiting_for
-        if waiting_for is not None:
-            context.log.warning(f"{part.partition} holds back: {waiting_for}")
-        context.log_event(
-            dg.AssetObservation(
-                asset_key=context.asset_key,
-                partition=part.partition,
-                metadata={
-                    "rows": progress.rows,
-                    "values": progress.values,
-                    "rows_per_second": round(progress.rows / progress.seconds) if progress.seconds else 0,
-                    "batch_size": progress.batch_size,
-                    "holds_back_because": progress.waiting_for or "it does not",
-                },
-            )
-        )
-
-    return observe

@@ -10,10 +10,13 @@ from pydantic import Field
 
 from alphapulse_encryption.assets.groups import TARGET_POOL, VERIFY
 from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.migration.database import Actor
 from alphapulse_encryption.migration.verify import PROBLEMS, RangeVerification, Stopped, verify_range
 from alphapulse_encryption.resources.border import actor, materialized, safely
 from alphapulse_encryption.resources.partitions import Partitions, TablePart, over_ranges, parts_by_table
 from alphapulse_encryption.resources.target import Target
+
+NAME = "verified_data"
 
 
 class VerificationConfig(dg.Config):
@@ -26,7 +29,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
     """The asset ``verified_data``, per table and batch range."""
 
     @dg.asset(
-        name="verified_data",
+        name=NAME,
         deps=["encrypted_data", over_ranges("search_indexes")],
         partitions_def=partitions.by_table_and_range,
         backfill_policy=partitions.one_run_per_table,
@@ -41,14 +44,15 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
     def asset(context: dg.AssetExecutionContext, config: VerificationConfig, target: Target) -> None:
         with safely():
             failed: list[str] = []
-            for part, outcome in _verified(context, config, target, parts_by_table(context.partition_keys)):
+            parts = parts_by_table(context.partition_keys)
+            for part, outcome in verified_parts(actor(context), config.workers, target, parts):
                 if isinstance(outcome, MigrationError):
                     context.log.error(f"{part.partition}: {outcome.args[0]}")
                     failed.append(f"{part.partition}: {outcome.args[0]}")
                     continue
                 for offender in outcome.offenders:
                     context.log.warning(f"{part.table}.{offender}")
-                materialized(context, part.partition, _metadata(outcome))
+                materialized(context, part.partition, describe(outcome))
             if failed:
                 raise MigrationError(
                     f"{len(failed)} batch ranges could not be verified:\n"
@@ -58,10 +62,10 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
     return asset
 
 
-def _verified(
-    context: dg.AssetExecutionContext, config: VerificationConfig, target: Target, parts: Sequence[TablePart]
+def verified_parts(
+    who: Actor, workers: int, target: Target, parts: Sequence[TablePart]
 ) -> Iterator[tuple[TablePart, RangeVerification | MigrationError]]:
-    """Each part with its result, in the order in which they end."""
+    """Verify batch ranges, several at once; each with its result, in the order in which they end."""
     database, catalogue, cipher, keys = target.database, target.catalogue, target.cipher, target.key_ring
     stopped = threading.Event()
 
@@ -77,13 +81,13 @@ def _verified(
                 part.batch_range,
                 cipher,
                 keys,
-                actor(context),
+                who,
                 on_progress=on_progress,
             )
         except MigrationError as error:
             return error
 
-    pool = ThreadPoolExecutor(config.workers, thread_name_prefix="verification")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="verification")
     running = {pool.submit(work, part): part for part in parts}
     try:
         for future in as_completed(running):
@@ -94,7 +98,8 @@ def _verified(
         pool.shutdown(cancel_futures=True)
 
 
-def _metadata(result: RangeVerification) -> dict[str, RawMetadataValue]:
+def describe(result: RangeVerification) -> dict[str, RawMetadataValue]:
+    """The metadata of a range's partition."""
     totals = {
         kind: sum(getattr(counts, kind) for counts in result.columns.values())
         for kind in ("matching", "empty", *PROBLEMS)

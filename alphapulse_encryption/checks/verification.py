@@ -35,8 +35,8 @@ _CHECKS = (
     ),
     _Check(
         "every_value_matches",
-        "Every ciphertext decrypts to its plaintext.",
-        ("mismatched", "undecryptable"),
+        "Every ciphertext decrypts to its plaintext, with a key that is not retired.",
+        ("mismatched", "undecryptable", "retired_key"),
     ),
     _Check("every_token_matches", "Every search token is that of its value.", ("token_mismatched",)),
     _Check(

@@ -4,7 +4,7 @@ from typing import overload
 
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.crypto.tokens import search_token
+from alphapulse_encryption.crypto.tokens import search_token, search_tokens_of_every_version
 
 
 class FieldCipher:
@@ -78,3 +78,18 @@ class SearchableCipher(FieldCipher):
             UnencodableTextError: it holds lone surrogates.
         """
         return None if value is None else search_token(self._keys, value, context)
+
+    def generate_search_tokens(self, value: str | None, context: str) -> list[str]:
+        """The tokens under which rows with a value may be found: of every readable key version, the current one first.
+
+        While keys are rotated, and while instances of the application still write an older version, rows carry
+        tokens of several versions: a lookup asks for all of them (``email_search = ANY(...)``).
+
+        Returns:
+            Empty for None, which no token stands for.
+
+        Raises:
+            TypeError: the value is neither a str nor None.
+            UnencodableTextError: it holds lone surrogates.
+        """
+        return [] if value is None else search_tokens_of_every_version(self._keys, value, context)

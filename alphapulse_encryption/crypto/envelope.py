@@ -69,6 +69,20 @@ class EnvelopeFormat(Protocol):
     def decrypt_many(self, envelopes: Sequence[str | None], context: str) -> list[str | None]:
         """The values in many envelopes of one context; raises what `decrypt` raises, at the first failure."""
 
+    def key_version(self, envelope: str, context: str) -> int:
+        """The key version that an envelope names, which need not be one there is a key of. Opens nothing.
+
+        Raises:
+            DecryptionError: it is malformed, or of another context or algorithm.
+        """
+
+    def ending(self, context: str, version: int) -> str:
+        """How the envelopes of a context and key version end that this format writes, and no others do.
+
+        For looking at many in the database. Another program may spell the same envelope in another way: what ends
+        differently has to be asked by `key_version`.
+        """
+
 
 def get_format(name: str, keys: KeyRing, usage: UsageBook | None = None) -> EnvelopeFormat:
     """The envelope format of that name.
@@ -146,6 +160,18 @@ class AesGcmEnvelope:
             values.append(_open(aead, _decode(ciphertext)))
         return values
 
+    def key_version(self, envelope: str, context: str) -> int:
+        """See `EnvelopeFormat.key_version`."""
+        if envelope.startswith(_PREFIX):
+            for (known, version), sealer in tuple(self._sealers.items()):
+                if known == context and envelope.endswith(sealer.suffix):
+                    return version
+        return self._members(envelope, context)[1]
+
+    def ending(self, context: str, version: int) -> str:
+        """See `EnvelopeFormat.ending`."""
+        return f'", "key_version": {version}, "context": {json.dumps(context)}, "algorithm": "{self.name}"}}'
+
     def _seal(self, values: Sequence[str | None], context: str, version: int, ivs: bytes) -> list[str | None]:
         """As `_seal_utf8`, of text."""
         envelopes = self._seal_utf8(encode_many(values), context, version, ivs)
@@ -176,17 +202,23 @@ class AesGcmEnvelope:
     def _sealer(self, context: str, version: int) -> _Sealer:
         sealer = self._sealers.get((context, version))
         if sealer is None:
-            suffix = (
-                f'", "key_version": {version}, "context": {json.dumps(context)}, "algorithm": "{self.name}"}}'
-            )
             sealer = _Sealer(
-                AESGCM(self._keys.derive(context, version)), suffix, self._usage.counter(context, version)
+                AESGCM(self._keys.derive(context, version)),
+                self.ending(context, version),
+                self._usage.counter(context, version),
             )
             self._sealers[context, version] = sealer
         return sealer
 
     def _parse(self, envelope: str, context: str) -> tuple[str, int]:
-        """The base64 text and the key version of an envelope of any spelling."""
+        """The base64 text and the known key version of an envelope of any spelling."""
+        ciphertext, version = self._members(envelope, context)
+        if version not in self._keys.versions:
+            known = ", ".join(str(known) for known in self._keys.versions)
+            raise DecryptionError(f"the envelope's key version is unknown: there are keys of {known}")
+        return ciphertext, version
+
+    def _members(self, envelope: str, context: str) -> tuple[str, int]:
         members = _parse_object(envelope)
         if members.get("algorithm") != self.name:
             raise DecryptionError(f"the envelope's algorithm is not {self.name}")
@@ -196,9 +228,6 @@ class AesGcmEnvelope:
         # True is an int, and equal to 1.
         if type(version) is not int:
             raise DecryptionError("malformed envelope: key_version is not an integer")
-        if version not in self._keys.versions:
-            known = ", ".join(str(known) for known in self._keys.versions)
-            raise DecryptionError(f"the envelope's key version is unknown: there are keys of {known}")
         ciphertext = members.get("ciphertext")
         if not isinstance(ciphertext, str):
             raise DecryptionError("malformed envelope: ciphertext is not a string")

@@ -32,6 +32,17 @@ def search_token(keys: KeyRing, value: str, context: str, version: int | None = 
     return cast(str, _tokens(keys, [value], context, keys.current_version if version is None else version)[0])
 
 
+def search_tokens_of_every_version(keys: KeyRing, value: str, context: str) -> list[str]:
+    """The tokens that a column may hold for a value, one of each readable key version: the current one first.
+
+    Raises:
+        TypeError: the value is not a str.
+        UnencodableTextError: it holds lone surrogates.
+    """
+    versions = sorted(keys.versions, key=lambda version: (version != keys.current_version, version))
+    return [search_token(keys, value, context, version) for version in versions]
+
+
 def search_tokens_many(keys: KeyRing, values: Sequence[str | None], context: str) -> list[str | None]:
     """The search tokens of many values of one context, under the current key version; None stays None.
 

@@ -15,6 +15,7 @@ from alphapulse_encryption.jobs import (
     repair_mismatched,
     replan_ranges,
     restore_plaintext,
+    rotate_keys,
     settings,
     stages,
     switch,
@@ -33,9 +34,15 @@ def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
         settings.build(),
         replan_ranges.build(),
         repair_mismatched.build(),
+        rotate_keys.build(),
     ]
 
 
 def build_sensors() -> list[dg.SensorDefinition]:
     """All sensors; each is stopped until somebody starts it."""
     return [catch_up.build()]
+
+
+def build_schedules() -> list[dg.ScheduleDefinition]:
+    """All schedules; each is stopped until somebody starts it."""
+    return [rotate_keys.build_schedule()]

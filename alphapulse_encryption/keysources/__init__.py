@@ -16,6 +16,7 @@ __all__ = ["KeySource", "MasterKeyNotFound", "load_key_ring"]
 
 KEY_SOURCE_VARIABLE = "ALPHAPULSE_ENCRYPTION_KEY_SOURCE"
 KEY_VERSION_VARIABLE = "ALPHAPULSE_ENCRYPTION_KEY_VERSION"
+READABLE_VERSIONS_VARIABLE = "ALPHAPULSE_ENCRYPTION_READABLE_KEY_VERSIONS"
 
 # Every version costs a look-up at the source.
 MAX_KEY_VERSION = 1000
@@ -43,9 +44,10 @@ _SOURCES: dict[str, Callable[[Mapping[str, str]], KeySource]] = {
 def load_key_ring(environ: Mapping[str, str] | None = None) -> KeyRing:
     """The key ring that the environment describes.
 
-    Readable are the versions 1 to the current one, each with its own master key where the source
-    has one and with the common master key otherwise, and the next version if it has a key of its
-    own: processes that still write the old version then read what others write with the new one.
+    Readable are the current version and those that `ALPHAPULSE_ENCRYPTION_READABLE_KEY_VERSIONS` lists, each with its
+    own master key where the source has one and with the common master key otherwise. Where nothing is listed: the
+    versions 1 to the current one, as far as there are keys, and the next version if it has a key of its own. Processes
+    that still write the old version then read what others write with the new one.
 
     Args:
         environ: the variables; None for those of the process.
@@ -59,14 +61,18 @@ def load_key_ring(environ: Mapping[str, str] | None = None) -> KeyRing:
     source = _key_source(environ)
     current = _key_version(environ)
     common = _find(source, None)
-    own = {version: _find(source, version) for version in range(1, current + 2)}
+    listed = _listed_versions(environ)
+    wanted = {current, *listed} if listed else range(1, current + 2)
+    own = {version: _find(source, version) for version in sorted(wanted)}
     keys: dict[int, bytes] = {}
     origins: dict[int, str] = {}
     for version, found in own.items():
         if isinstance(found, bytes):
             keys[version], origins[version] = found, source.place(version)
-        elif isinstance(common, bytes) and version <= current:
+        elif isinstance(common, bytes) and (listed or version <= current):
             keys[version], origins[version] = common, source.place(None)
+        elif version in listed:
+            raise found
     if current not in keys and isinstance(common, MasterKeyNotFound):
         raise common
     return KeyRing(keys, current, origins)
@@ -90,10 +96,25 @@ def _key_source(environ: Mapping[str, str]) -> KeySource:
 
 
 def _key_version(environ: Mapping[str, str]) -> int:
-    text = environ.get(KEY_VERSION_VARIABLE) or "1"
+    version = _version(environ.get(KEY_VERSION_VARIABLE) or "1")
+    if version is None:
+        raise ConfigurationError(f"{KEY_VERSION_VARIABLE} must be a whole number from 1 to {MAX_KEY_VERSION}")
+    return version
+
+
+def _listed_versions(environ: Mapping[str, str]) -> frozenset[int]:
+    versions = {
+        _version(text) for text in environ.get(READABLE_VERSIONS_VARIABLE, "").replace(",", " ").split()
+    }
+    if None in versions:
+        raise ConfigurationError(
+            f"{READABLE_VERSIONS_VARIABLE} must be whole numbers from 1 to {MAX_KEY_VERSION}, for example 1,2"
+        )
+    return frozenset(version for version in versions if version is not None)
+
+
+def _version(text: str) -> int | None:
     # str.isdecimal alone accepts digits of other scripts.
     digits = text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_KEY_VERSION))
     version = int(text) if digits else 0
-    if not 1 <= version <= MAX_KEY_VERSION:
-        raise ConfigurationError(f"{KEY_VERSION_VARIABLE} must be a whole number from 1 to {MAX_KEY_VERSION}")
-    return version
+    return version if 1 <= version <= MAX_KEY_VERSION else None

@@ -98,6 +98,7 @@ def replan_ranges(database: Database, table: Table, actor: Actor, *, count: int)
 _FORGET = (
     "DELETE FROM public.encryption_verifications WHERE table_name = %s",
     "DELETE FROM public.encryption_quarantine WHERE table_name = %s",
+    "DELETE FROM public.encryption_rotation_ranges WHERE table_name = %s",
     "DELETE FROM public.encryption_ranges WHERE table_name = %s",
     "UPDATE public.encryption_migrations SET status = 'pending', completed_at = NULL, error_message = NULL "
     "WHERE table_name = %s",

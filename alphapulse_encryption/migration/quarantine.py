@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 
@@ -13,6 +13,9 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.migration.batches import Key
 
 Connection = psycopg.Connection[Any]
+
+# Which step could not do it.
+Step = Literal["backfill", "rotate"]
 
 # So many are named in a message; all of them are in the table.
 NAMED = 10
@@ -69,34 +72,40 @@ class Quarantined:
 
 
 def quarantine(
-    connection: Connection, table: Table, number: int, key: Key, reason: str, run_id: str | None
+    connection: Connection,
+    table: Table,
+    number: int,
+    key: Key,
+    reason: str,
+    run_id: str | None,
+    step: Step = "backfill",
 ) -> None:
     """Set a row aside."""
     connection.execute(
-        "INSERT INTO public.encryption_quarantine (table_name, batch_range, key, reason, run_id) "
-        "VALUES (%s, %s, %s, %s, %s) ON CONFLICT (table_name, key) DO UPDATE "
+        "INSERT INTO public.encryption_quarantine (table_name, batch_range, key, step, reason, run_id) "
+        "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (table_name, key, step) DO UPDATE "
         "SET batch_range = excluded.batch_range, reason = excluded.reason, since = excluded.since, "
         "run_id = excluded.run_id",
-        [table.key, number, list(key), reason, run_id],
+        [table.key, number, list(key), step, reason, run_id],
     )
 
 
-def release(connection: Connection, table: Table, number: int) -> None:
-    """Forget what was set aside of a range: it is tried again from now on."""
+def release(connection: Connection, table: Table, number: int, step: Step = "backfill") -> None:
+    """Forget what a step had set aside of a range: it is tried again from now on."""
     connection.execute(
-        "DELETE FROM public.encryption_quarantine WHERE table_name = %s AND batch_range = %s",
-        [table.key, number],
+        "DELETE FROM public.encryption_quarantine WHERE table_name = %s AND batch_range = %s AND step = %s",
+        [table.key, number, step],
     )
 
 
 def read_quarantine(
-    connection: Connection, table: Table, number: int | None = None
+    connection: Connection, table: Table, number: int | None = None, *, step: Step = "backfill"
 ) -> tuple[Quarantined, ...]:
-    """What is set aside of a table, or of one of its ranges."""
+    """What a step has set aside of a table, or of one of its ranges."""
     rows = connection.execute(
         "SELECT key, reason, since FROM public.encryption_quarantine "
-        "WHERE table_name = %s AND (%s::int IS NULL OR batch_range = %s::int) ORDER BY since, key",
-        [table.key, number, number],
+        "WHERE table_name = %s AND (%s::int IS NULL OR batch_range = %s::int) AND step = %s ORDER BY since, key",
+        [table.key, number, number, step],
     ).fetchall()
     return tuple(Quarantined(tuple(key), reason, since) for key, reason, since in rows)
 

@@ -1,4 +1,4 @@
-"""Reads pending rows of a batch range and encrypts them, a batch or two ahead of the writer.
+"""Reads the rows of a batch range that are to be worked on and encrypts them, a batch or two ahead of the writer.
 
 The two threads and the connection are the reader's own: while the server works on a batch's UPDATE, the next one is
 encrypted, and the one behind it is read.
@@ -11,12 +11,11 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
+from psycopg.sql import Composed
 
-from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.crypto.tokens import search_tokens_many_utf8
 from alphapulse_encryption.migration import sql, wire
 from alphapulse_encryption.migration.batches import Key, read_columns
 from alphapulse_encryption.migration.database import TextArray, without_values
@@ -37,7 +36,7 @@ class Batch:
     Args:
         arrays: in the order that :func:`sql.update_batch` expects: the key's columns come first.
         key_width: number of the key's columns.
-        ciphertexts: which of the arrays hold them, in the order of the plaintext columns.
+        ciphertexts: which of the arrays hold them, in the order of the columns worked on.
     """
 
     arrays: list[TextArray]
@@ -58,7 +57,7 @@ class Batch:
         return [*self.key(0), *self.key(-1)]
 
     def values(self, rows: Sequence[int] | None = None) -> list[int]:
-        """Per plaintext column, how many values there are, in all rows or in some of them."""
+        """Per column worked on, how many values there are, in all rows or in some of them."""
         columns = [self.arrays[at].items for at in self.ciphertexts]
         if rows is None:
             return [len(items) - items.count(None) for items in columns]
@@ -92,14 +91,27 @@ Item = Batch | Unreadable
 Columns = list[list[bytes | None]]
 
 
+class Source(Protocol):
+    """What to read, and what to make of it; a part of :class:`engine.Work`."""
+
+    def select(self, definition: TableDefinition, condition: Composed) -> Composed:
+        """A batch in key order."""
+
+    def wanted(self, definition: TableDefinition) -> Composed:
+        """The condition for a row to be read."""
+
+    def encrypt(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
+        """What a batch that was read becomes, encrypted by this cipher and no other."""
+
+
 class Reader:
     """Iterates over the batches of a range; a context manager that ends its threads.
 
     Args:
         connection: in autocommit mode, used by nobody else meanwhile.
         definition: the table.
-        cipher: the catalogue's envelope format, which counts what it encrypts.
-        keys: for search tokens.
+        source: what to read, and what to make of it.
+        cipher: encrypts, and counts it beforehand.
         start: read behind this key; None from the beginning.
         upper: read up to this key; None to the end.
         batch_size: asked for each batch: how many rows.
@@ -110,8 +122,8 @@ class Reader:
         self,
         connection: Connection,
         definition: TableDefinition,
+        source: Source,
         cipher: MeteredCipher,
-        keys: KeyRing,
         start: Key | None,
         upper: Key | None,
         batch_size: Callable[[], int],
@@ -120,8 +132,8 @@ class Reader:
     ) -> None:
         self._connection = connection
         self._definition = definition
+        self._source = source
         self._cipher = cipher
-        self._keys = keys
         self._position = self._from = start
         self._upper = upper
         self._batch_size = batch_size
@@ -135,8 +147,8 @@ class Reader:
         self._following: Reader | None = None
         self._started = False
         self._threads = [
-            threading.Thread(target=self._read_on, name="backfill reader", daemon=True),
-            threading.Thread(target=self._encrypt_on, name="backfill encryption", daemon=True),
+            threading.Thread(target=self._read_on, name="reader", daemon=True),
+            threading.Thread(target=self._encrypt_on, name="encryption", daemon=True),
         ]
 
     def __enter__(self) -> Reader:
@@ -166,14 +178,13 @@ class Reader:
     def reads(
         self,
         definition: TableDefinition,
-        cipher: MeteredCipher,
-        keys: KeyRing,
+        source: Source,
         start: Key | None,
         upper: Key | None,
     ) -> bool:
-        """Whether it was made to read just this, and with these keys."""
-        ours = (self._definition.shape(), self._from, self._upper)
-        return ours == (definition.shape(), start, upper) and self._cipher is cipher and self._keys is keys
+        """Whether it was made to read just this, and to make the same of it."""
+        ours = (self._definition.shape(), self._source, self._from, self._upper)
+        return ours == (definition.shape(), source, start, upper)
 
     def _start(self) -> None:
         if not self._started:
@@ -210,7 +221,13 @@ class Reader:
         try:
             while True:
                 read = self._read.get()
-                self._ready.put(self._encrypt(read) if isinstance(read, list) else read)
+                made = (
+                    self._source.encrypt(self._definition, read, self._cipher)
+                    if isinstance(read, list)
+                    else [read]
+                )
+                for item in made:
+                    self._ready.put(item)
                 if read is None or isinstance(read, BaseException):
                     return
         except BaseException as error:
@@ -248,24 +265,13 @@ class Reader:
         # encrypting a hundred rows.
         behind_a_key = self._position is not None
         if behind_a_key not in self._queries:
-            statement = sql.select_pending(self._definition, condition)
+            statement = self._source.select(self._definition, condition)
             self._queries[behind_a_key] = wire.numbered(self._connection, statement)
         return read_columns(self._connection, self._queries[behind_a_key], parameters, limit)
 
     def _skip(self, reason: str) -> Unreadable:
         condition, parameters = sql.within(self._definition, self._position, self._upper)
-        query = sql.select_pending_key(self._definition, condition)
+        query = sql.select_first_key(self._definition, condition, self._source.wanted(self._definition))
         key: Key = tuple(self._connection.execute(query, parameters).fetchall()[0])
         self._position = key
         return Unreadable(key, f"its values cannot be read ({reason})")
-
-    def _encrypt(self, columns: Columns) -> Batch:
-        width = len(self._definition.key)
-        arrays = [TextArray(column) for column in columns[: width + 1]]
-        ciphertexts: list[int] = []
-        for column, values in zip(self._definition.plaintext_columns, columns[width + 1 :], strict=True):
-            ciphertexts.append(len(arrays))
-            arrays.append(TextArray(self._cipher.encrypt_many_utf8(values, column.context)))
-            if column.searchable:
-                arrays.append(TextArray(search_tokens_many_utf8(self._keys, values, column.context)))
-        return Batch(arrays, width, ciphertexts)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import LiteralString
 
-from psycopg.sql import SQL, Composable, Composed, Identifier
+from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Column
 from alphapulse_encryption.migration.definition import TableDefinition
@@ -81,34 +81,95 @@ def row_pending(definition: TableDefinition, alias: LiteralString = "t") -> Comp
 
 def select_pending(definition: TableDefinition, condition: Composed) -> Composed:
     """A batch of pending rows in key order: key, xmin, and each column's value where it is pending."""
+    values = [
+        SQL("CASE WHEN {} THEN {}::text END").format(column_pending(column), Identifier("t", column.name))
+        for column in definition.plaintext_columns
+    ]
+    return _select_batch(definition, condition, row_pending(definition), values)
+
+
+def _select_batch(
+    definition: TableDefinition, condition: Composed, wanted: Composed, values: Sequence[Composed]
+) -> Composed:
     return SQL(
-        "SELECT {key}, t.xmin::text, {values} FROM {table} t WHERE {condition} AND {pending} "
+        "SELECT {key}, t.xmin::text, {values} FROM {table} t WHERE {condition} AND {wanted} "
         "ORDER BY {order} LIMIT %s"
     ).format(
         key=key_text(definition),
-        values=SQL(", ").join(
-            SQL("CASE WHEN {} THEN {}::text END").format(column_pending(column), Identifier("t", column.name))
-            for column in definition.plaintext_columns
-        ),
+        values=SQL(", ").join(values),
         table=definition.identifier,
         condition=condition,
-        pending=row_pending(definition),
+        wanted=wanted,
         order=key_list(definition),
     )
 
 
-def select_pending_key(definition: TableDefinition, condition: Composed) -> Composed:
-    """The key of the first pending row, whose values may be unreadable."""
-    return SQL("SELECT {key} FROM {table} t WHERE {condition} AND {pending} ORDER BY {order} LIMIT 1").format(
+def select_first_key(definition: TableDefinition, condition: Composed, wanted: Composed) -> Composed:
+    """The key of the first row that is wanted, whose values may be unreadable."""
+    return SQL("SELECT {key} FROM {table} t WHERE {condition} AND {wanted} ORDER BY {order} LIMIT 1").format(
         key=key_text(definition),
         table=definition.identifier,
         condition=condition,
-        pending=row_pending(definition),
+        wanted=wanted,
         order=key_list(definition),
     )
 
 
-def update_batch(definition: TableDefinition, *, skip_locked: bool = False) -> Composed:
+def column_outdated(column: Column, endings: Mapping[str, str], *, plaintext: bool) -> Composed:
+    """A value is outdated when its ciphertext may be of another key version than the current one.
+
+    Told by how it ends; another program's spelling has to be looked at. Pending values are not outdated: they are
+    encrypted anew, from their plaintext.
+
+    Args:
+        column: the column.
+        endings: by context, how ciphertexts of the current version end.
+        plaintext: whether the plaintext column is there.
+    """
+    ending = endings[column.context]
+    # "C" compares bytes; what a text is like under another collation does not matter here.
+    outdated = SQL(
+        '({encrypted} IS NOT NULL AND right({encrypted}, {length}) COLLATE "C" <> {ending})'
+    ).format(encrypted=Identifier("t", column.encrypted), length=Literal(len(ending)), ending=Literal(ending))
+    if not plaintext:
+        return outdated
+    return SQL("({} AND NOT {})").format(outdated, column_pending(column))
+
+
+def row_outdated(definition: TableDefinition, endings: Mapping[str, str]) -> Composed:
+    """A row is outdated when one of its values is."""
+    outdated: list[Composable] = [
+        column_outdated(column, endings, plaintext=column in definition.plaintext_columns)
+        for column in definition.encrypted_columns
+    ]
+    return SQL("({})").format(SQL(" OR ").join(outdated or [SQL("false")]))
+
+
+def select_outdated(definition: TableDefinition, condition: Composed, endings: Mapping[str, str]) -> Composed:
+    """A batch of outdated rows in key order: key, xmin, and each column's ciphertext where it is outdated."""
+    values = [
+        SQL("CASE WHEN {} THEN {}::text END").format(
+            column_outdated(column, endings, plaintext=column in definition.plaintext_columns),
+            Identifier("t", column.encrypted),
+        )
+        for column in definition.encrypted_columns
+    ]
+    return _select_batch(definition, condition, row_outdated(definition, endings), values)
+
+
+def select_by_token(definition: TableDefinition, column: Column) -> Composed:
+    """Keys of the rows that carry a search token (the parameter)."""
+    return SQL("SELECT {key} FROM {table} t WHERE {search} = %s ORDER BY {order} LIMIT 2").format(
+        key=key_text(definition),
+        table=definition.identifier,
+        search=Identifier("t", column.search),
+        order=key_list(definition),
+    )
+
+
+def update_batch(
+    definition: TableDefinition, columns: Sequence[Column] | None = None, *, skip_locked: bool = False
+) -> Composed:
     """One UPDATE per row for all its columns, of rows nobody has changed since they were read.
 
     Parameters: one ``text[]`` per key column, one of xmin, per column one of ciphertexts and, where it is
@@ -117,6 +178,7 @@ def update_batch(definition: TableDefinition, *, skip_locked: bool = False) -> C
 
     Args:
         definition: the table.
+        columns: which columns' ciphertexts and tokens; None for all that have their plaintext.
         skip_locked: leave rows alone that another transaction holds; takes the two keys twice.
     """
     arrays: list[Composable] = []
@@ -127,7 +189,7 @@ def update_batch(definition: TableDefinition, *, skip_locked: bool = False) -> C
     arrays.append(SQL("%s::text[]::xid[]"))
     names.append(Identifier("x"))
     assignments: list[Composable] = []
-    for number, column in enumerate(definition.plaintext_columns):
+    for number, column in enumerate(definition.plaintext_columns if columns is None else columns):
         for target, name in ((column.encrypted, f"c{number}"), (column.search, f"s{number}")):
             if target == column.search and not column.searchable:
                 continue
@@ -195,17 +257,20 @@ def keys_written_now(definition: TableDefinition) -> Composed:
     )
 
 
-def count_pending(definition: TableDefinition, condition: Composed) -> Composed:
-    """How many rows of a part of the table are pending; served by the pending index once it is there."""
-    return SQL("SELECT count(*) FROM {} t WHERE {} AND {}").format(
-        definition.identifier, condition, row_pending(definition)
-    )
-
-
 def any_pending(definition: TableDefinition, condition: Composed) -> Composed:
     """Whether any row of a part of the table is pending."""
+    return any_of(definition, condition, row_pending(definition))
+
+
+def count_of(definition: TableDefinition, condition: Composed, wanted: Composed) -> Composed:
+    """How many rows of a part of the table are wanted."""
+    return SQL("SELECT count(*) FROM {} t WHERE {} AND {}").format(definition.identifier, condition, wanted)
+
+
+def any_of(definition: TableDefinition, condition: Composed, wanted: Composed) -> Composed:
+    """Whether any row of a part of the table is wanted."""
     return SQL("SELECT EXISTS (SELECT FROM {} t WHERE {} AND {})").format(
-        definition.identifier, condition, row_pending(definition)
+        definition.identifier, condition, wanted
     )
 
 

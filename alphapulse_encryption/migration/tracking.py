@@ -24,6 +24,7 @@ from alphapulse_encryption.migration.database import Actor
 Connection = psycopg.Connection[Any]
 Authority = Literal["plaintext", "ciphertext"]
 Status = Literal["pending", "in_progress", "completed", "failed"]
+KeyState = Literal["current", "readable", "retired"]
 
 # Any constant does; it only has to be ours, so that two processes do not create the tables at once.
 _BOOKKEEPING_LOCK = 0x616C7068_61656E63
@@ -107,6 +108,35 @@ BEGIN
              WHERE u.context = $1 AND u.key_version = $2);
 END $$;
 REVOKE ALL ON FUNCTION public.encryption_report_key_usage FROM PUBLIC;
+CREATE TABLE IF NOT EXISTS public.encryption_key_versions (
+    key_version int PRIMARY KEY,
+    state text NOT NULL CHECK (state IN ('current', 'readable', 'retired')),
+    since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    changed_by text NOT NULL,
+    run_id text,
+    counted_at timestamptz,
+    found jsonb);
+CREATE UNIQUE INDEX IF NOT EXISTS encryption_one_current_key_version
+    ON public.encryption_key_versions (state) WHERE state = 'current';
+INSERT INTO public.encryption_key_versions (key_version, state, since, changed_by)
+    SELECT key_version, CASE WHEN key_version = max(key_version) OVER () THEN 'current' ELSE 'readable' END,
+           first_used_at, 'first use'
+      FROM public.encryption_key_checks WHERE NOT EXISTS (SELECT FROM public.encryption_key_versions);
+CREATE TABLE IF NOT EXISTS public.encryption_rotation_ranges (
+    table_name text NOT NULL,
+    batch_range int NOT NULL,
+    to_version int NOT NULL,
+    status text NOT NULL DEFAULT 'pending'
+        CHECK (status IN ('pending', 'in_progress', 'completed', 'failed')),
+    position text[],
+    rows_processed bigint NOT NULL DEFAULT 0,
+    values_processed bigint NOT NULL DEFAULT 0,
+    started_at timestamptz,
+    updated_at timestamptz,
+    completed_at timestamptz,
+    waiting_for text,
+    error_message text,
+    PRIMARY KEY (table_name, batch_range, to_version));
 CREATE TABLE IF NOT EXISTS public.encryption_backups (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     taken_at timestamptz NOT NULL,
@@ -159,7 +189,12 @@ CREATE TABLE IF NOT EXISTS public.encryption_quarantine (
     reason text NOT NULL,
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
     run_id text,
-    PRIMARY KEY (table_name, key));
+    step text NOT NULL DEFAULT 'backfill',
+    PRIMARY KEY (table_name, key, step));
+ALTER TABLE public.encryption_quarantine
+    ADD COLUMN IF NOT EXISTS step text NOT NULL DEFAULT 'backfill',
+    DROP CONSTRAINT IF EXISTS encryption_quarantine_pkey,
+    ADD CONSTRAINT encryption_quarantine_pkey PRIMARY KEY (table_name, key, step);
 CREATE TABLE IF NOT EXISTS public.encryption_tuning (
     relation regclass PRIMARY KEY,
     table_name text NOT NULL,
@@ -210,6 +245,8 @@ BOOKKEEPING_TABLES = (
     "encryption_row_counts",
     "encryption_key_checks",
     "encryption_key_usage",
+    "encryption_key_versions",
+    "encryption_rotation_ranges",
     "encryption_backups",
     "encryption_approvals",
     "encryption_definitions",
@@ -233,10 +270,11 @@ def bookkeeping_exists(connection: Connection) -> bool:
 def _is_current(connection: Connection) -> bool:
     """Whether the tables have the columns that were added to them since."""
     row = connection.execute(
-        "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'public.encryption_backups'::regclass "
-        "AND attname = 'uploaded_to')"
+        "SELECT count(*) FROM pg_attribute WHERE (attrelid, attname) IN "
+        "(('public.encryption_backups'::regclass, 'uploaded_to'), "
+        "('public.encryption_quarantine'::regclass, 'step'))"
     ).fetchone()
-    return row is not None and bool(row[0])
+    return row is not None and row[0] == 2
 
 
 def ensure_bookkeeping(connection: Connection) -> None:
@@ -374,25 +412,36 @@ def ensure_key(connection: Connection, keys: KeyRing) -> None:
     The bookkeeping is made where it is missing, once the key is known to be the right one.
 
     Raises:
-        RefusedError: the key-check value of a version differs from the stored one.
+        RefusedError: as :func:`check_key`.
         ConfigurationError: as :func:`ensure_bookkeeping`.
     """
     check_key(connection, keys)
     ensure_bookkeeping(connection)
+    if not key_versions(connection):
+        with connection.transaction():
+            remember_key(connection, keys)
+            connection.execute(
+                "INSERT INTO public.encryption_key_versions (key_version, state, changed_by) "
+                "VALUES (%s, 'current', 'first use') ON CONFLICT DO NOTHING",
+                [keys.current_version],
+            )
+    # Somebody else may have begun at the same moment, with another key.
+    check_key(connection, keys)
+
+
+def remember_key(connection: Connection, keys: KeyRing) -> None:
+    """Keep the key-check value of the current version, where there is none."""
     version = keys.current_version
     connection.execute(
         "INSERT INTO public.encryption_key_checks (key_version, check_value) VALUES (%s, %s) "
         "ON CONFLICT DO NOTHING",
         [version, keys.check_value(version)],
     )
-    # Somebody else may have begun at the same moment, with another key.
-    check_key(connection, keys)
 
 
 def stored_key_checks(connection: Connection) -> dict[int, str]:
     """The key-check value of every version that this database was begun with, ascending; empty where it was not."""
-    known = connection.execute("SELECT to_regclass('public.encryption_key_checks') IS NOT NULL").fetchone()
-    if known != (True,):
+    if not _exists(connection, "encryption_key_checks"):
         return {}
     stored = connection.execute(
         "SELECT key_version, check_value FROM public.encryption_key_checks ORDER BY key_version"
@@ -400,11 +449,65 @@ def stored_key_checks(connection: Connection) -> dict[int, str]:
     return dict(stored.fetchall())
 
 
+def _exists(connection: Connection, table: str) -> bool:
+    return connection.execute(
+        "SELECT to_regclass('public.' || %s::text) IS NOT NULL", [table]
+    ).fetchone() == (True,)
+
+
+@dataclass(frozen=True)
+class KeyVersion:
+    """Where a key version stands in this database.
+
+    Args:
+        number: the version.
+        state: ``current`` for the one that is written; ``readable`` while values of it may be there; ``retired`` once
+            none was found.
+        since: when it came to be so.
+        changed_by: who brought it there.
+    """
+
+    number: int
+    state: KeyState
+    since: datetime
+    changed_by: str
+
+
+def key_versions(connection: Connection) -> tuple[KeyVersion, ...]:
+    """Every key version this database knows, ascending; empty where it was never begun."""
+    if not _exists(connection, "encryption_key_versions"):
+        return ()
+    rows = connection.execute(
+        "SELECT key_version, state, since, changed_by FROM public.encryption_key_versions ORDER BY key_version"
+    )
+    return tuple(KeyVersion(*row) for row in rows)
+
+
+def retired_versions(connection: Connection) -> frozenset[int]:
+    """The key versions that no value should have."""
+    return frozenset(v.number for v in key_versions(connection) if v.state == "retired")
+
+
 def check_key(connection: Connection, keys: KeyRing) -> None:
-    """Hold the key ring against the stored key-check values without writing.
+    """Hold the key ring against the database without writing.
 
     Raises:
-        RefusedError: as :func:`ensure_key`.
+        RefusedError: the key-check value of a version differs from the stored one; another version is current in the
+            database; or there is no key of a version that is not retired.
+    """
+    check_key_values(connection, keys)
+    versions = key_versions(connection)
+    for version in versions:
+        if version.state == "current" and version.number != keys.current_version:
+            raise RefusedError(_other_version(version, keys.current_version))
+    check_readable(versions, keys)
+
+
+def check_key_values(connection: Connection, keys: KeyRing) -> None:
+    """Hold the keys of the key ring against the stored key-check values, whatever version is current.
+
+    Raises:
+        RefusedError: one differs.
     """
     for version, check in stored_key_checks(connection).items():
         if version in keys.versions and keys.check_value(version) != check:
@@ -412,6 +515,35 @@ def check_key(connection: Connection, keys: KeyRing) -> None:
                 f"The master key of version {version}, from {keys.origin(version)}, is not the one this database was "
                 "begun with. Nothing was written. Put the original key back there; a new key needs a new key version."
             )
+
+
+def check_readable(versions: Iterable[KeyVersion], keys: KeyRing) -> None:
+    """Hold the key ring against the versions that values may have.
+
+    Raises:
+        RefusedError: there is no key of one of them.
+    """
+    missing = [v.number for v in versions if v.state != "retired" and v.number not in keys.versions]
+    if missing:
+        raise RefusedError(
+            f"There is no key of version {', '.join(map(str, missing))}, and this database may hold values of it: "
+            "it is not retired. Make its key readable again (ALPHAPULSE_ENCRYPTION_READABLE_KEY_VERSIONS, or the "
+            "key source); nothing was changed."
+        )
+
+
+def _other_version(current: KeyVersion, ours: int) -> str:
+    if ours < current.number:
+        return (
+            f"This database's current key version is {current.number}, since {current.since:%Y-%m-%d %H:%M} UTC, "
+            f"and the environment says {ours}: what was written now would be of an old version. Set "
+            f"ALPHAPULSE_ENCRYPTION_KEY_VERSION={current.number}; nothing was changed."
+        )
+    return (
+        f"This database's current key version is {current.number}, and the environment says {ours}, to which no "
+        "rotation was begun. Run --rotate-keys first (job rotate_keys), or set "
+        f"ALPHAPULSE_ENCRYPTION_KEY_VERSION={current.number}; nothing was changed."
+    )
 
 
 @dataclass(frozen=True)

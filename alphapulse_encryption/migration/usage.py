@@ -119,6 +119,14 @@ class MeteredCipher:
         """See `EnvelopeFormat.decrypt_many`."""
         return self._cipher.decrypt_many(envelopes, context)
 
+    def key_version(self, envelope: str, context: str) -> int:
+        """See `EnvelopeFormat.key_version`."""
+        return self._cipher.key_version(envelope, context)
+
+    def ending(self, context: str, version: int) -> str:
+        """See `EnvelopeFormat.ending`."""
+        return self._cipher.ending(context, version)
+
     def reserve(self, context: str, messages: int) -> None:
         """See to it that so many messages of a context are counted in the database, under the current key version.
 

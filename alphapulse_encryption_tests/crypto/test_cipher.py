@@ -23,9 +23,16 @@ def test_round_trip_and_null() -> None:
     assert CIPHER.generate_search_token("x", "c") == search_token(RING, "x", "c")
 
 
+def test_a_lookup_asks_for_the_tokens_of_every_version() -> None:
+    ring = KeyRing({1: bytes(32), 2: bytes(range(32)), 3: bytes(32)}, 2)
+    cipher = SearchableCipher(AesGcmEnvelope(ring), ring)
+    assert cipher.generate_search_tokens("x", "c") == [search_token(ring, "x", "c", v) for v in (2, 1, 3)]
+    assert cipher.generate_search_tokens(None, "c") == []
+
+
 @pytest.mark.parametrize("value", [1, 1.5, True, b"x", {"a": 1}])
 def test_other_types_are_refused_by_name(value: Any) -> None:
-    for use in (CIPHER.encrypt, CIPHER.generate_search_token):
+    for use in (CIPHER.encrypt, CIPHER.generate_search_token, CIPHER.generate_search_tokens):
         with pytest.raises(TypeError, match=rf"not {type(value).__name__}: .*alphapulse_encryption\.orm"):
             use(value, "c")
     with pytest.raises(TypeError, match=f"an envelope is text, not {type(value).__name__}"):

@@ -248,3 +248,21 @@ def test_unknown_format() -> None:
         ConfigurationError, match="unknown envelope format 'AES-256-CBC': known are AES-256-GCM"
     ):
         get_format("AES-256-CBC", RING)
+
+
+@given(st.text(), st.sampled_from(["user_pii", 'a "quoted" \\ one', "東京"]), st.sampled_from([1, 2]))
+def test_the_key_version_is_told_without_opening(value: str, context: str, version: int) -> None:
+    """By the ending of what this format writes, and by looking into what others have written."""
+    envelope = AesGcmEnvelope(KeyRing(_TWO, version)).encrypt(value, context)
+    reader = AesGcmEnvelope(KeyRing({3: bytes(32)}, 3))
+    assert [envelope.endswith(reader.ending(context, v)) for v in (version, 3 - version)] == [True, False]
+    respelt = json.dumps({"search_token": "x", **dict(reversed(json.loads(envelope).items()))}, indent=1)
+    for spelling in (envelope, respelt):
+        assert reader.key_version(spelling, context) == version
+        with pytest.raises(DecryptionError, match="context is not"):
+            reader.key_version(spelling, "another")
+        with pytest.raises(DecryptionError, match="malformed"):
+            reader.key_version(spelling[:-1], context)
+
+
+_TWO = {1: bytes(32), 2: bytes(range(32))}

@@ -11,6 +11,7 @@ from alphapulse_encryption.keysources.env import EnvironmentKeySource
 COMMON, FIRST, SECOND = (bytes([number] * 32) for number in (1, 2, 3))
 MASTER_KEY = "ALPHAPULSE_ENCRYPTION_MASTER_KEY"
 KEY_VERSION = "ALPHAPULSE_ENCRYPTION_KEY_VERSION"
+READABLE = "ALPHAPULSE_ENCRYPTION_READABLE_KEY_VERSIONS"
 KEY_SOURCE = "ALPHAPULSE_ENCRYPTION_KEY_SOURCE"
 
 
@@ -50,6 +51,36 @@ def test_versions_with_keys_of_their_own_need_no_common_key() -> None:
 def test_the_next_version_is_readable_before_it_is_current() -> None:
     keys = load_key_ring({MASTER_KEY: text(COMMON), f"{MASTER_KEY}_V2": text(SECOND)})
     assert (keys.versions, keys.current_version) == ((1, 2), 1)
+
+
+def test_listed_versions_are_readable() -> None:
+    """Where one master key serves all: nobody guesses that there is a next version, nor that an old one is done."""
+    environ = {MASTER_KEY: text(COMMON), READABLE: "1,2"}
+    keys = load_key_ring(environ)
+    assert (keys.versions, keys.current_version) == ((1, 2), 1)
+    assert check_values(environ) == expected(v1=COMMON, v2=COMMON)
+    keys = load_key_ring(environ | {KEY_VERSION: "2"})
+    assert (keys.versions, keys.current_version) == ((1, 2), 2)
+    keys = load_key_ring(environ | {KEY_VERSION: "7", READABLE: " 7 "})
+    assert (keys.versions, keys.current_version) == ((7,), 7)
+    # The current one is always among them, and a key of its own goes before the common one.
+    environ = {MASTER_KEY: text(COMMON), f"{MASTER_KEY}_V2": text(SECOND), KEY_VERSION: "3", READABLE: "2"}
+    assert check_values(environ) == {
+        version: value for version, value in expected(v1=FIRST, v2=SECOND, v3=COMMON).items() if version > 1
+    }
+    # Without a list, versions that have no key are left out; with one, they are missing.
+    del environ[MASTER_KEY]
+    with pytest.raises(ConfigurationError, match=f"{MASTER_KEY}(_V3)? is not set"):
+        load_key_ring(environ)
+    environ = {f"{MASTER_KEY}_V2": text(SECOND), KEY_VERSION: "2", READABLE: "1 2"}
+    with pytest.raises(ConfigurationError, match=f"^{MASTER_KEY}_V1 is not set"):
+        load_key_ring(environ)
+
+
+@pytest.mark.parametrize("value", ["0", "1;2", "1-3", "all", "1,,x", "1001", "٣"])
+def test_malformed_lists_of_versions(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{READABLE} must be whole numbers from 1 to 1000"):
+        load_key_ring({MASTER_KEY: text(COMMON), READABLE: value})
 
 
 def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -373,7 +373,7 @@ def test_rows_that_are_held_for_long_are_left_for_later(
 
 def test_two_processes_on_one_range(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second is turned away, also when asked again; another range is free."""
-    monkeypatch.setattr("alphapulse_encryption.migration.backfill.TRIES", 2)
+    monkeypatch.setattr("alphapulse_encryption.migration.engine.TRIES", 2)
     make(database_url, 20, ranges=2)
     with support.application(database_url, autocommit=False) as application:
         application.execute("SELECT FROM notes WHERE id = 1 FOR UPDATE")

@@ -14,6 +14,7 @@ from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.migration.definition import TableDefinition
 from alphapulse_encryption.migration.repair import RepairResult, repair_mismatched
 from alphapulse_encryption.migration.verify import NAMED_OFFENDERS
+from alphapulse_encryption.migration.versions import begin_rotation
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS, run
 
@@ -181,8 +182,17 @@ def test_refusals(notes_url: str, behind: support.Connection) -> None:
     with pytest.raises(RefusedError, match="not the one this database was begun with"):
         repaired(notes_url, keys=support.OTHER_KEYS)
     newer = KeyRing({1: support.MASTER_KEY, 2: bytes(32)}, 2)
+    with pytest.raises(RefusedError, match="to which no rotation was begun"):
+        repaired(notes_url, keys=newer)
+    begin_rotation(Database(notes_url), newer, ACTOR)
     with pytest.raises(RefusedError, match="verified before the table's columns or the key changed"):
         repaired(notes_url, keys=newer)
+    assert cleared(notes_url) == set()
+
+
+def test_refusals_once_switched(notes_url: str, behind: support.Connection) -> None:
+    behind.execute(DAMAGE)
+    support.verify(notes_url, ENTRY)
     with Database(notes_url).session("switch") as connection:
         tracking.set_state(connection, ENTRY, authority="ciphertext", stage="columns", set_aside={})
     with pytest.raises(RefusedError, match="ciphertext of notes is the right side"):

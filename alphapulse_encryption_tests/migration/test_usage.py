@@ -17,8 +17,10 @@ from alphapulse_encryption.errors import KeyExhausted
 from alphapulse_encryption.migration import preflight
 from alphapulse_encryption.migration.backfill import Pace, Progress, Stopped, backfill_range
 from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.rotate import rotate_range
 from alphapulse_encryption.migration.switch import revert_to_plaintext
 from alphapulse_encryption.migration.usage import BLOCK, MeteredCipher, metered, read_usage
+from alphapulse_encryption.migration.versions import begin_rotation
 from alphapulse_encryption_tests.migration import support, walk
 from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS, run, value
 
@@ -76,6 +78,12 @@ class Seen:
 
     def decrypt_many(self, envelopes: Any, context: str) -> list[str | None]:
         return CIPHER.decrypt_many(envelopes, context)
+
+    def key_version(self, envelope: str, context: str) -> int:
+        return CIPHER.key_version(envelope, context)
+
+    def ending(self, context: str, version: int) -> str:
+        return CIPHER.ending(context, version)
 
 
 def test_a_backfill_counts_what_it_encrypts_beforehand(database_url: str) -> None:
@@ -274,6 +282,22 @@ def test_nobody_waits_for_an_application_that_does_not_commit(database_url: str)
         support.backfill(database_url, ENTRY)
         assert used(database_url)[0] == 40
     assert used(database_url)[0] == 45
+
+
+def test_a_rotation_counts_under_the_new_version(database_url: str) -> None:
+    make(database_url)
+    support.backfill(database_url, ENTRY)
+    newer = KeyRing({1: support.MASTER_KEY, 2: bytes(range(32))}, 2)
+    database, cipher = Database(database_url), get_format(CIPHER.name, newer)
+    begin_rotation(database, newer, ACTOR)
+    result = rotate_range(database, ENTRY, 0, cipher, newer, ACTOR)
+    assert result.rows == 40
+    assert {usage.context: usage.key_version for usage in result.key_usage} == {"ctx_mail": 2, "ctx_text": 2}
+    with database.connect() as connection:
+        assert read_usage(connection) == (
+            *(KeyUsage("ctx_mail", 1, 40), KeyUsage("ctx_mail", 2, 40)),
+            *(KeyUsage("ctx_text", 1, 50), KeyUsage("ctx_text", 2, 50)),
+        )
 
 
 def test_a_revert_counts_what_it_encrypts_again(sample_url: str) -> None:

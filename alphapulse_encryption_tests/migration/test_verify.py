@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
+from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration import columns, tracking
@@ -26,13 +27,17 @@ from alphapulse_encryption.migration.verify import (
     verify_changed,
     verify_range,
 )
+from alphapulse_encryption.migration.versions import begin_rotation
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests.crypto import independent
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, MASTER_KEY, OTHER_KEYS, run
 
 ENTRY = support.table("notes", support.searchable("mail", "idx_notes_mail"), "secret", "bare")
-KINDS = ("pending", "quarantined", "mismatched", "undecryptable", "token_mismatched")
+KINDS = ("pending", "quarantined", "mismatched", "undecryptable", "token_mismatched", "retired_key")
 ROWS = 40
+SECOND_KEY = bytes(range(1, 33))
+NEWER = KeyRing({1: MASTER_KEY, 2: SECOND_KEY}, 2)
 
 
 @pytest.fixture
@@ -264,12 +269,49 @@ def test_results_are_worth_nothing_after_a_change(notes_url: str) -> None:
     assert support.verification(notes_url, ENTRY).passed
 
 
-def test_tokens_of_an_older_key_version_are_right(notes_url: str) -> None:
-    """As long as their value is the column's: after a new version has begun, before everything is rotated."""
-    newer = KeyRing({1: MASTER_KEY, 2: bytes(32)}, 2)
-    for number in range(3):
-        verify_range(Database(notes_url), ENTRY, number, CIPHER, newer, ACTOR)
-    assert support.verification(notes_url, ENTRY, newer).passed
+def test_each_version_with_its_own_tokens(notes_url: str, behind: support.Connection) -> None:
+    """A token belongs to the key version of its ciphertext: after a rotation has begun, and before all is rotated."""
+    begin_rotation(Database(notes_url), NEWER, ACTOR)
+    cipher = get_format("AES-256-GCM", NEWER)
+
+    def verified() -> TableVerification:
+        for number in range(3):
+            verify_range(Database(notes_url), ENTRY, number, cipher, NEWER, ACTOR)
+        return support.verification(notes_url, ENTRY, NEWER)
+
+    assert verified().passed
+    texts = support.texts(notes_url, ENTRY, "mail")
+    for key, (version, token_version) in {"3": (2, 2), "4": (2, 1), "5": (1, 2)}.items():
+        value = texts[(key,)]
+        assert value is not None
+        master_keys = {1: MASTER_KEY, 2: SECOND_KEY}
+        envelope, token = (
+            independent.derive(master_keys[v], "test_search", v) for v in (version, token_version)
+        )
+        behind.execute(
+            "UPDATE notes SET mail_encrypted = %s, mail_search = %s WHERE id = %s",
+            [
+                independent.seal(envelope, bytes(12), value, "test_search", version),
+                independent.token(token, value),
+                key,
+            ],
+        )
+    found = verified()
+    assert named(found) == {("mail", "token_mismatched", "4"), ("mail", "token_mismatched", "5")}
+
+
+def test_values_of_a_retired_version(notes_url: str, behind: support.Connection) -> None:
+    """Right, and readable here; but whoever was told that the version is retired may have removed its key."""
+    behind.execute("UPDATE notes SET secret_encrypted = NULL, secret = NULL")
+    begin_rotation(Database(notes_url), NEWER, ACTOR)
+    behind.execute("UPDATE encryption_key_versions SET state = 'retired' WHERE key_version = 1")
+    verify_range(Database(notes_url), ENTRY, 0, get_format("AES-256-GCM", NEWER), NEWER, ACTOR)
+    rows = support.value(notes_url, "SELECT row_count FROM encryption_verifications WHERE batch_range = 0")
+    counts = support.value(
+        notes_url, "SELECT columns -> 'mail' FROM encryption_verifications WHERE batch_range = 0"
+    )
+    assert rows > 0
+    assert (counts["retired_key"], counts["matching"]) == (rows, 0)
 
 
 def test_wrong_key_is_refused(notes_url: str) -> None:

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from psycopg import Rollback, errors
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
+from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration import sql
 from alphapulse_encryption.migration.backfill import Pace, backfill_range
@@ -35,12 +36,14 @@ class Interleaved:
 
     Args:
         moments: called one after the other, each at one batch and column.
+        cipher: the real one.
     """
 
     name = CIPHER.name
 
-    def __init__(self, moments: Sequence[Meanwhile]) -> None:
+    def __init__(self, moments: Sequence[Meanwhile], cipher: EnvelopeFormat = CIPHER) -> None:
         self._moments = list(moments)
+        self._cipher = cipher
 
     @property
     def left(self) -> Sequence[Meanwhile]:
@@ -52,22 +55,28 @@ class Interleaved:
             self._moments.pop(0)()
 
     def encrypt(self, value: str, context: str) -> str:
-        return CIPHER.encrypt(value, context)
+        return self._cipher.encrypt(value, context)
 
     def encrypt_many(self, values: Sequence[str | None], context: str) -> list[str | None]:
         self._meanwhile()
-        return CIPHER.encrypt_many(values, context)
+        return self._cipher.encrypt_many(values, context)
 
     def encrypt_many_utf8(self, values: Sequence[bytes | None], context: str) -> list[bytes | None]:
         self._meanwhile()
-        return CIPHER.encrypt_many_utf8(values, context)
+        return self._cipher.encrypt_many_utf8(values, context)
 
     def decrypt(self, envelope: str, context: str) -> str:
-        return CIPHER.decrypt(envelope, context)
+        return self._cipher.decrypt(envelope, context)
 
     def decrypt_many(self, envelopes: Sequence[str | None], context: str) -> list[str | None]:
         self._meanwhile()
-        return CIPHER.decrypt_many(envelopes, context)
+        return self._cipher.decrypt_many(envelopes, context)
+
+    def key_version(self, envelope: str, context: str) -> int:
+        return self._cipher.key_version(envelope, context)
+
+    def ending(self, context: str, version: int) -> str:
+        return self._cipher.ending(context, version)
 
 
 def backfill(

@@ -1,0 +1,54 @@
+"""After the migration, ``--rotate-keys``: encrypt again what is of an older key version, per table and batch range."""
+
+import dagster as dg
+from dagster._core.definitions.metadata import RawMetadataValue
+
+from alphapulse_encryption.assets.groups import TARGET_POOL, UPKEEP
+from alphapulse_encryption.migration.engine import RangeResult
+from alphapulse_encryption.migration.rotate import rotate_range
+from alphapulse_encryption.resources.border import counted, materialized, safely
+from alphapulse_encryption.resources.partitions import Partitions, parts_by_table
+from alphapulse_encryption.resources.target import Target
+from alphapulse_encryption.resources.workers import PaceConfig, figures, work_through
+
+NAME = "rotated_data"
+
+
+def build(partitions: Partitions) -> dg.AssetsDefinition:
+    """The asset ``rotated_data``, per table and batch range."""
+
+    @dg.asset(
+        name=NAME,
+        deps=["encrypted_data"],
+        partitions_def=partitions.by_table_and_range,
+        backfill_policy=partitions.one_run_per_table,
+        group_name=UPKEEP,
+        kinds={"postgres"},
+        pool=TARGET_POOL,
+        description="**Key rotation, a part of it.** Encrypts again what is of another key version than the current "
+        "one in a batch range, search tokens included, in short transactions, while the application goes on. The job "
+        "`rotate_keys` does it for all; here single partitions can be run again. Begins no rotation. A range in which "
+        "everything is current changes nothing.",
+    )
+    def asset(context: dg.AssetExecutionContext, config: PaceConfig, target: Target) -> None:
+        with safely():
+            work_through(
+                context,
+                config,
+                target,
+                NAME,
+                parts_by_table(context.partition_keys),
+                rotate_range,
+                lambda part, result: materialized(context, part.partition, describe(result)),
+            )
+
+    return asset
+
+
+def describe(result: RangeResult) -> dict[str, RawMetadataValue]:
+    """The metadata of a range's partition."""
+    return {
+        "outcome": f"{counted(result.rows, 'row')} encrypted again" if result.changed else "nothing to do",
+        "rows_rotated": result.rows,
+        **figures(result),
+    }
