@@ -21,10 +21,10 @@ ARGS ?=
 HAS_BROWSER = $(BIN)/python -m alphapulse_encryption_tests.browser.chromium
 GET_BROWSER := Debian: apt install chromium chromium-driver; macOS: brew install chromium chromedriver
 
-.PHONY: help setup demo demo-drop ui psql test lint format stress bench browser screenshots lock clean distclean
+.PHONY: help setup demo demo-drop ui psql test lint format stress bench bench-crypto bench-lookup browser screenshots lock clean distclean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create .venv with the locked dependencies (done by the other targets by themselves)
 
@@ -85,6 +85,12 @@ screenshots: setup ## Take the pictures in docs/images, on a demo of their own
 
 bench: setup ## Measure the backfill against the machine's limit (ROWS="200000 1000000", ARGS=--check)
 	@$(BIN)/python benchmarks/backfill.py $(if $(ROWS),--rows $(ROWS)) $(ARGS)
+
+bench-crypto: setup ## Measure the ciphers against the bare primitives, and their import (ARGS=--check)
+	@$(BIN)/python benchmarks/crypto.py $(ARGS)
+
+bench-lookup: setup ## Measure a lookup by e-mail on ciphertext against one on plaintext (ROWS=1000000, ARGS=--check)
+	@$(BIN)/python benchmarks/lookup.py $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
 lock: setup ## Resolve requirements.lock again (UPGRADE=1 to take newer versions)
 	@uv=$$(command -v uv || command -v $(BIN)/uv) || { echo "No uv here: $(BIN)/python -m pip install uv" >&2; exit 1; }; \

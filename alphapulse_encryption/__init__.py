@@ -6,10 +6,20 @@ migration engine; the types for SQLAlchemy are in `alphapulse_encryption.orm`.
 
 from alphapulse_encryption.runtime import (
     decrypt_field,
+    decrypt_fields,
     encrypt_field,
+    encrypt_fields,
     get_cipher,
     get_searchable_cipher,
     reset_ciphers,
 )
 
-__all__ = ["decrypt_field", "encrypt_field", "get_cipher", "get_searchable_cipher", "reset_ciphers"]
+__all__ = [
+    "decrypt_field",
+    "decrypt_fields",
+    "encrypt_field",
+    "encrypt_fields",
+    "get_cipher",
+    "get_searchable_cipher",
+    "reset_ciphers",
+]

@@ -1,7 +1,7 @@
 """The application's ciphers, one of each per process, with the keys that the environment describes."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import overload
 
@@ -81,6 +81,16 @@ def report_key_usage(send: Callable[[str, int, int], int]) -> tuple[KeyUsage, ..
         if warning is not None:
             _logger.warning("%s", warning)
     return sums
+
+
+def encrypt_fields(values: Sequence[str | None], context: str) -> list[str | None]:
+    """The envelopes of many values of one context; see `FieldCipher.encrypt_many`."""
+    return _cipher().encrypt_many(values, context)
+
+
+def decrypt_fields(envelopes: Sequence[str | None], context: str) -> list[str | None]:
+    """The values in many envelopes of one context; see `FieldCipher.decrypt_many`."""
+    return _cipher().decrypt_many(envelopes, context)
 
 
 def reset_ciphers() -> None:

@@ -1,14 +1,19 @@
-"""The ciphers an application works with: one value at a time, None stays None."""
+"""The ciphers an application works with, for one value and for many; None stays None."""
 
+from collections.abc import Sequence
 from typing import overload
 
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.crypto.tokens import search_token, search_tokens_of_every_version
+from alphapulse_encryption.crypto.tokens import (
+    search_token,
+    search_tokens_many,
+    search_tokens_of_every_version,
+)
 
 
 class FieldCipher:
-    """Encrypts and decrypts single values. Safe to share between threads.
+    """Encrypts and decrypts values. Safe to share between threads, and across a fork.
 
     Args:
         envelope: the format to read and write.
@@ -50,6 +55,17 @@ class FieldCipher:
         if not isinstance(envelope, str):
             raise TypeError(f"an envelope is text, not {type(envelope).__name__}")
         return self._envelope.decrypt(envelope, context)
+
+    def encrypt_many(self, values: Sequence[str | None], context: str) -> list[str | None]:
+        """The envelopes of many values of one context, faster than one by one; raises what `encrypt` raises."""
+        return self._envelope.encrypt_many(values, context)
+
+    def decrypt_many(self, envelopes: Sequence[str | None], context: str) -> list[str | None]:
+        """The values in many envelopes of one context; raises what `decrypt` raises, at the first failure."""
+        for envelope in envelopes:
+            if envelope is not None and not isinstance(envelope, str):
+                raise TypeError(f"an envelope is text, not {type(envelope).__name__}")
+        return self._envelope.decrypt_many(envelopes, context)
 
 
 class SearchableCipher(FieldCipher):
@@ -93,3 +109,7 @@ class SearchableCipher(FieldCipher):
             UnencodableTextError: it holds lone surrogates.
         """
         return [] if value is None else search_tokens_of_every_version(self._keys, value, context)
+
+    def generate_search_token_many(self, values: Sequence[str | None], context: str) -> list[str | None]:
+        """The tokens that the search column holds for many values; raises what `generate_search_token` raises."""
+        return search_tokens_many(self._keys, values, context)

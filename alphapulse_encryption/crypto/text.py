@@ -8,6 +8,16 @@ class UnencodableTextError(ValueError):
     """The value holds lone surrogates, which UTF-8 cannot represent (RFC 3629 section 3)."""
 
 
+def encode(value: str) -> bytes:
+    """The UTF-8 form of a text; raises what `encode_many` raises."""
+    try:
+        return str.encode(value)
+    except (UnicodeEncodeError, TypeError):
+        pass
+    # Raised here and not above, so that no chained exception carries the value.
+    _explain_unencodable([value])
+
+
 def encode_many(values: Sequence[str | None]) -> list[bytes | None]:
     """The UTF-8 form of texts; None stays None.
 
@@ -15,9 +25,9 @@ def encode_many(values: Sequence[str | None]) -> list[bytes | None]:
         TypeError: a value is not a str.
         UnencodableTextError: a value holds lone surrogates.
     """
-    encode = str.encode
+    to_utf8 = str.encode
     try:
-        return [None if value is None else encode(value) for value in values]
+        return [None if value is None else to_utf8(value) for value in values]
     except (UnicodeEncodeError, TypeError):
         pass
     # Raised here and not above, so that no chained exception carries the value.

@@ -89,7 +89,9 @@ def test_importing_the_types_loads_no_engine() -> None:
 def test_everything_promised_is_exported() -> None:
     assert set(alphapulse_encryption.__all__) == {
         "decrypt_field",
+        "decrypt_fields",
         "encrypt_field",
+        "encrypt_fields",
         "get_cipher",
         "get_searchable_cipher",
         "reset_ciphers",

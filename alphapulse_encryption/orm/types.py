@@ -24,23 +24,25 @@ types here raise errors that it does not wrap; for those of other types, create 
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_UP, Context, Decimal
 from typing import Any, ClassVar, NoReturn, TypeVar
 from uuid import UUID
 
-from sqlalchemy import String, Text
+from sqlalchemy import Boolean, ColumnClause, String, Text, func
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DontWrapMixin, InvalidRequestError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import ColumnElement, operators
-from sqlalchemy.sql.elements import Null
+from sqlalchemy.sql.elements import BinaryExpression, Null
 from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from alphapulse_encryption.crypto.text import UnencodableTextError
 from alphapulse_encryption.errors import ConfigurationError, DecryptionError
-from alphapulse_encryption.runtime import get_cipher, get_searchable_cipher
+from alphapulse_encryption.runtime import encrypt_field, get_cipher, get_searchable_cipher
 
 __all__ = [
     "EncryptedBoolean",
@@ -75,6 +77,7 @@ _FLOAT_MAX_DIGITS = 17
 _FLOAT_CONTEXT = Context(prec=2000)
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class EncryptedTypeError(DontWrapMixin, TypeError):
@@ -89,13 +92,16 @@ class _UnquotedConfigurationError(DontWrapMixin, ConfigurationError):
     """A ConfigurationError that SQLAlchemy raises as it is, instead of with the statement's parameters."""
 
 
-class _NullTestsOnly(TypeDecorator.Comparator[Any]):
+class NullTestsOnly(TypeDecorator.Comparator[Any]):
     """Refuses every operator on an encrypted column but the tests for NULL."""
 
     __slots__ = ()
 
     def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
         equality = op in {operators.eq, operators.ne, operators.is_, operators.is_not}
+        compared = ColumnsCompared.if_so(self.expr, op, other)
+        if compared is not None:
+            return compared
         if equality and all(operand is None or isinstance(operand, Null) for operand in other):
             return super().operate(op, *other, **kwargs)
         self._refuse(op)
@@ -144,6 +150,32 @@ class _EqualityOnly(TypeDecorator.Comparator[Any]):
         )
 
 
+class ColumnsCompared(BinaryExpression[bool]):
+    """An encrypted column compared with a column: refused when it is compiled.
+
+    Not when it is built: SQLAlchemy itself compares columns where it keeps them in lists and dictionaries.
+    """
+
+    inherit_cache = True
+
+    @classmethod
+    def if_so(
+        cls, column: ColumnElement[Any], op: OperatorType, other: tuple[Any, ...]
+    ) -> "ColumnsCompared | None":
+        """The comparison, if it is one of two columns."""
+        if op not in {operators.eq, operators.ne} or not isinstance(other[0], ColumnClause):
+            return None
+        return cls(column, other[0], op, type_=Boolean())
+
+
+@compiles(ColumnsCompared)
+def _refuse_columns_compared(element: ColumnsCompared, compiler: object, **_: Any) -> NoReturn:
+    raise InvalidRequestError(
+        f"the encrypted column {_name(element.left)} cannot be compared with another column: equal values have "
+        "different envelopes. Compare search columns, or compare after loading."
+    )
+
+
 def _name(expression: Any) -> str:
     return str(getattr(expression, "name", None) or "of this expression")
 
@@ -165,6 +197,22 @@ class _ContextType(TypeDecorator[T]):
         super().__init__()
         self.context = context
 
+    def _guarded(self, value: Any, use: Callable[[Any, str], R]) -> R:
+        """What `use` makes of a value and the context, with errors that quote nothing and that nobody wraps."""
+        failure: Exception
+        try:
+            return use(value, self.context)
+        except (EncryptedTypeError, EncryptedValueError):
+            raise
+        except ConfigurationError as error:
+            failure = _UnquotedConfigurationError(str(error))
+        except UnencodableTextError as error:
+            failure = self._wrong_value(str(error))
+        except (ValueError, ArithmeticError, RecursionError):
+            failure = self._wrong_value("the value has no text form in PostgreSQL")
+        # Not raised above: a chained exception could carry the value.
+        raise failure
+
     def _wrong_type(self, value: object, expected: str) -> EncryptedTypeError:
         return EncryptedTypeError(f"{self!r} takes {expected}, not {type(value).__name__}")
 
@@ -178,7 +226,7 @@ class _ContextType(TypeDecorator[T]):
 class _Encrypted(_ContextType[T]):
     """A column of envelopes. Subclasses say how a value is written as text and read back."""
 
-    comparator_factory = _NullTestsOnly
+    comparator_factory = NullTestsOnly
 
     def _render(self, value: Any) -> str:
         raise self._wrong_type(value, "nothing")
@@ -196,19 +244,44 @@ class _Encrypted(_ContextType[T]):
         """
         if value is None:
             return None
-        failure: Exception
-        try:
-            return get_cipher().encrypt(self._render(value), self.context)
-        except (EncryptedTypeError, EncryptedValueError):
-            raise
-        except ConfigurationError as error:
-            failure = _UnquotedConfigurationError(str(error))
-        except UnencodableTextError as error:
-            failure = self._wrong_value(str(error))
-        except (ValueError, ArithmeticError, RecursionError):
-            failure = self._wrong_value("the value has no text form in PostgreSQL")
-        # Not raised above: a chained exception could carry the value.
-        raise failure
+        return self._guarded(value, self._seal)
+
+    def _seal(self, value: Any, context: str) -> str:
+        return encrypt_field(self._render(value), context)
+
+    def seal_text(self, text: str) -> str:
+        """The envelope of a value's text form. Raises EncryptedValueError and ConfigurationError."""
+        return self._guarded(text, encrypt_field)
+
+    def search_tokens(self, value: Any) -> list[str]:
+        """The tokens under which a value is found, of every readable key version, the current one first; none for None.
+
+        Raises:
+            EncryptedTypeError, EncryptedValueError, ConfigurationError: as `process_bind_param`.
+        """
+        return [] if value is None else self._guarded(value, self._tokens)
+
+    def _tokens(self, value: Any, context: str) -> list[str]:
+        return get_searchable_cipher().generate_search_tokens(self._render(value), context)
+
+    def search_token(self, value: Any) -> str | None:
+        """The token that is stored beside a value; None for None. Raises what `search_tokens` raises."""
+        return None if value is None else self._guarded(value, self._token)
+
+    def _token(self, value: Any, context: str) -> str:
+        return _search_token(self._render(value), context)
+
+    def text_of(self, value: Any) -> str:
+        """The PostgreSQL text form of a value, which is what is encrypted. Raises what `search_tokens` raises."""
+        return self._guarded(value, lambda value, _: self._render(value))
+
+    def json_of(self, column: ColumnElement[Any]) -> ColumnElement[str]:
+        """A plaintext column of this type as JSON text, which no setting of a session has a say in."""
+        return sql_cast(func.to_json(column), Text)
+
+    def parse_json(self, text: str) -> T:
+        """What `json_of` gave, as a value. Raises ValueError for what this type cannot represent."""
+        return self._parse(json.loads(text) if text.startswith('"') else text)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> T | None:
         """The value in an envelope.
@@ -318,6 +391,12 @@ class EncryptedNumeric(_Encrypted[Decimal]):
     def _parse(self, text: str) -> Decimal:
         return Decimal(text)
 
+    def compare_values(self, x: Any, y: Any) -> bool:
+        """Whether two values are the same, digits included: 1.5 over 1.50 is a change, unless the scale is given."""
+        if self.scale is None and isinstance(x, Decimal) and isinstance(y, Decimal):
+            return x.compare_total(y) == 0
+        return bool(x == y)
+
     def __repr__(self) -> str:
         scale = "" if self.scale is None else f", scale={self.scale}"
         return f"{type(self).__name__}({self.context!r}{scale})"
@@ -394,6 +473,11 @@ class EncryptedDateTime(_Encrypted[datetime]):
             raise ValueError
         return value
 
+    def parse_json(self, text: str) -> datetime:
+        """As for other types; JSON has the offset of the session's time zone."""
+        value = super().parse_json(text)
+        return value.astimezone(UTC) if self.timezone else value
+
     def __repr__(self) -> str:
         timezone = "" if self.timezone else ", timezone=False"
         return f"{type(self).__name__}({self.context!r}{timezone})"
@@ -426,6 +510,8 @@ class EncryptedJSON(_Encrypted[Any]):
 
     Args:
         context: the context of the column, as in the catalogue.
+        binary: False for a plaintext column of the type `json`, which keeps the text as it was written: values are
+            written as the engine's JSON serializer (`json.dumps`) writes them, so that both sides agree.
     """
 
     # Values are dicts and lists.
@@ -433,8 +519,27 @@ class EncryptedJSON(_Encrypted[Any]):
 
     cache_ok = True
 
+    def __init__(self, context: str, binary: bool = True) -> None:
+        super().__init__(context)
+        self.binary = binary
+
     def _render(self, value: Any) -> str:
-        return self._jsonb_text(value)
+        return self._jsonb_text(value) if self.binary else self._json_text(value)
+
+    def _json_text(self, value: Any) -> str:
+        return json.dumps(value, allow_nan=False, default=self._refuse)
+
+    def _refuse(self, value: object) -> NoReturn:
+        raise self._wrong_type(value, "what JSON can hold")
+
+    def compare_values(self, x: Any, y: Any) -> bool:
+        """Whether two values are the same JSON: 1 and true, which Python calls equal, are not."""
+        if x is None or y is None:
+            return x is y
+        try:
+            return bool(x == y) and self._render(x) == self._render(y)
+        except (TypeError, ValueError, ArithmeticError, RecursionError):
+            return False
 
     def _jsonb_text(self, value: Any) -> str:
         """As `value::jsonb::text` prints it: keys by length and then by bytes, numbers positional."""
@@ -471,6 +576,14 @@ class EncryptedJSON(_Encrypted[Any]):
     def _parse(self, text: str) -> Any:
         return json.loads(text)
 
+    def parse_json(self, text: str) -> Any:
+        """The plaintext is JSON already."""
+        return self._parse(text)
+
+    def __repr__(self) -> str:
+        binary = "" if self.binary else ", binary=False"
+        return f"{type(self).__name__}({self.context!r}{binary})"
+
 
 class EncryptedBytes(_Encrypted[bytes]):
     r"""`bytea`, as `\x` and hexadecimal digits.
@@ -485,6 +598,10 @@ class EncryptedBytes(_Encrypted[bytes]):
         if not isinstance(value, bytes | bytearray | memoryview):
             raise self._wrong_type(value, "bytes")
         return "\\x" + value.hex()
+
+    def json_of(self, column: ColumnElement[Any]) -> ColumnElement[str]:
+        """As for other types, in hexadecimal digits whatever `bytea_output` says."""
+        return sql_cast(func.to_json("\\x" + func.encode(column, "hex")), Text)
 
     def _parse(self, text: str) -> bytes:
         if not text.startswith("\\x"):
@@ -522,14 +639,11 @@ class SearchToken(_ContextType[str]):
             return None
         if not isinstance(value, str):
             raise self._wrong_type(value, "str")
-        failure: Exception
-        try:
-            return get_searchable_cipher().generate_search_token(value, self.context)
-        except ConfigurationError as error:
-            failure = _UnquotedConfigurationError(str(error))
-        except UnencodableTextError as error:
-            failure = self._wrong_value(str(error))
-        raise failure
+        return self._guarded(value, _search_token)
+
+
+def _search_token(text: str, context: str) -> str:
+    return get_searchable_cipher().generate_search_token(text, context)
 
 
 def _jsonb_key_order(member: tuple[str, Any]) -> tuple[int, bytes]:

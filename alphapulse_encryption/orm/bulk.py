@@ -1,0 +1,132 @@
+"""Writing past the ORM: values for statements on the table, and rows for COPY."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple, cast
+
+from sqlalchemy import Column, Table
+from sqlalchemy import inspect as inspect_class
+from sqlalchemy.orm import Mapper
+from sqlalchemy.types import JSON
+
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.orm.columns import EncryptedColumn
+from alphapulse_encryption.orm.types import EncryptedValueError
+from alphapulse_encryption.runtime import encrypt_fields, get_searchable_cipher
+
+_BATCH = 1_000
+
+
+def encrypted_values(model: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of all columns that go with some attributes, by the keys of the table's columns.
+
+    For statements on the table that nothing else completes, such as the `set_` of an upsert. Values stay Python
+    values, and the statement encrypts them; tokens are made here.
+
+    Args:
+        model: the mapped class.
+        values: by attribute; those that are not encrypted are returned as they are.
+
+    Raises:
+        EncryptedTypeError, EncryptedValueError, ConfigurationError: of a value, as when it is written.
+    """
+    kinds = _kinds(model)
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        kind = kinds.get(name)
+        for key in (name,) if kind is None else kind.attribute.keys:
+            search = kind is not None and key == kind.attribute.search
+            given[key] = kind.kind.search_token(value) if kind is not None and search else value
+    return given
+
+
+class CopyRows(NamedTuple):
+    """What `COPY` takes.
+
+    Args:
+        columns: names of the columns in the database.
+        rows: one tuple for each row, in that order.
+    """
+
+    columns: tuple[str, ...]
+    rows: Iterator[tuple[Any, ...]]
+
+
+def copy_rows(model: type[Any], attributes: Sequence[str], rows: Iterable[Sequence[Any]]) -> CopyRows:
+    """Rows for `COPY … FROM STDIN`, encrypted in batches, with all columns that the phase of the table writes.
+
+        columns, rows = copy_rows(User, ["username", "email"], source)
+        names = sql.SQL(", ").join(map(sql.Identifier, columns))
+        with cursor.copy(sql.SQL("COPY users ({}) FROM STDIN").format(names)) as copy:
+            for row in rows:
+                copy.write_row(row)
+
+    Args:
+        model: the mapped class.
+        attributes: names of the attributes that a row has, in order. Attributes that are left out get what the
+            database gives them, not the default of the declaration.
+        rows: their Python values; None is NULL.
+
+    Raises:
+        ConfigurationError: there is no such attribute.
+        EncryptedTypeError, EncryptedValueError: of a value, as when it is written; raised while rows are taken.
+    """
+    kinds, table = _kinds(model), _table(model)
+    unknown = [name for name in attributes if name not in inspect_class(model).columns]
+    if unknown:
+        raise ConfigurationError(f"{model.__name__} has no column attribute {', '.join(unknown)}")
+    columns: list[Column[Any]] = []
+    for name in attributes:
+        kind = kinds.get(name)
+        keys = (name,) if kind is None else kind.attribute.keys
+        columns += [inspect_class(model).columns[name] if kind is None else table.c[key] for key in keys]
+    names = tuple(column.name for column in columns)
+    sources = [kinds.get(name) or inspect_class(model).columns[name] for name in attributes]
+    return CopyRows(names, _rows(sources, table, rows))
+
+
+def _rows(
+    sources: list[EncryptedColumn | Column[Any]], table: Table, rows: Iterable[Sequence[Any]]
+) -> Iterator[tuple[Any, ...]]:
+    source = iter(rows)
+    while batch := list(islice(source, _BATCH)):
+        columns: list[Sequence[Any]] = []
+        for kind, values in zip(sources, zip(*batch, strict=True), strict=True):
+            if isinstance(kind, EncryptedColumn):
+                columns += _columns(kind, values, table)
+            elif isinstance(kind.type, JSON):
+                columns.append([None if value is None else json.dumps(value) for value in values])
+            else:
+                columns.append(values)
+        yield from zip(*columns, strict=True)
+
+
+def _columns(kind: EncryptedColumn, values: Sequence[Any], table: Table) -> list[Sequence[Any]]:
+    """The columns of one attribute, in the order of its keys."""
+    attribute = kind.attribute
+    if None in values and attribute.reads_ciphertext and not table.c[attribute.name].nullable:
+        raise EncryptedValueError(f"{attribute} is required (nullable=False) and cannot be written as None")
+    texts = [None if value is None else kind.checked_text(value) for value in values]
+    columns: list[Sequence[Any]] = []
+    for key in attribute.keys:
+        if key == attribute.encrypted:
+            columns.append(encrypt_fields(texts, kind.kind.context))
+        elif key == attribute.search:
+            columns.append(get_searchable_cipher().generate_search_token_many(texts, kind.kind.context))
+        else:
+            # COPY has a text form for every type; only JSON's Python values are not adapted by themselves.
+            columns.append(texts if isinstance(table.c[key].type, JSON) else values)
+    return columns
+
+
+def _table(model: type[Any]) -> Table:
+    mapper: Mapper[Any] = inspect_class(model)
+    return cast(Table, mapper.local_table)
+
+
+def _kinds(model: type[Any]) -> dict[str, EncryptedColumn]:
+    kinds = [column.type for column in _table(model).c if isinstance(column.type, EncryptedColumn)]
+    return {kind.attribute.name: kind for kind in kinds}

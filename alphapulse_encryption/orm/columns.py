@@ -1,0 +1,371 @@
+"""The column of envelopes as a declared attribute has it: how values are written, read and compared.
+
+Belongs here: what happens between Python values and that one column, and what a comparison with it means in terms of
+its neighbours. Which columns an attribute has is decided in `declaration`; that all of them are written together is
+seen to in `writes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn, cast
+
+from sqlalchemy import Column, Text, and_, false, func, or_, type_coerce
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import PassiveFlag
+from sqlalchemy.orm.base import LoaderCallableStatus
+from sqlalchemy.sql import ClauseElement, ColumnElement, operators
+from sqlalchemy.sql.elements import Null
+from sqlalchemy.sql.operators import OperatorType
+from sqlalchemy.types import TypeDecorator
+
+from alphapulse_encryption.errors import DecryptionError
+from alphapulse_encryption.orm.limits import Limit
+from alphapulse_encryption.orm.phases import Phase
+from alphapulse_encryption.orm.types import ColumnsCompared, EncryptedValueError, NullTestsOnly, _Encrypted
+
+# What a plaintext begins with where it stands in for an envelope, which begins with a brace.
+_PLAINTEXT_MARK = "="
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One declared attribute in one phase, and the columns it has then, by their keys in the mapped table.
+
+    Args:
+        table: the table's name, for messages.
+        column: the name of its plaintext column, for messages.
+        phase: that of its table.
+        name: of the attribute, and the key of the column that it is read from.
+        encrypted: key of the column of envelopes.
+        plaintext: key of the plaintext column; None where the phase does not name it.
+        search: key of the search column; None where the attribute is not searchable.
+    """
+
+    table: str
+    column: str
+    phase: Phase
+    name: str
+    encrypted: str
+    plaintext: str | None
+    search: str | None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of all its columns, that of the column that is read first."""
+        others = (self.plaintext, self.encrypted, self.search)
+        return (self.name, *(key for key in others if key is not None and key != self.name))
+
+    @property
+    def reads_ciphertext(self) -> bool:
+        """Whether the attribute is read from the column of envelopes."""
+        return self.encrypted == self.name
+
+    def __str__(self) -> str:
+        return f"{self.table}.{self.column}"
+
+
+class Unreadable:
+    """Stands where a value could not be read, until somebody asks for it. Holds neither value nor ciphertext.
+
+    In a mapped instance it becomes the attribute's loader, so that access raises. In a row of a Core statement on the
+    table itself it stays, and whatever is done with it raises.
+
+    Args:
+        place: table and column, and the row where it is known.
+        reason: of the failure.
+    """
+
+    __slots__ = ("_place", "_reason")
+
+    def __init__(self, place: str, reason: str) -> None:
+        self._place = place
+        self._reason = reason
+
+    def of_row(self, key: str) -> Unreadable:
+        """The same, naming the row."""
+        return Unreadable(f"{self._place} of the row {key}", self._reason)
+
+    def error(self) -> DecryptionError:
+        """The error to raise."""
+        return DecryptionError(f"{self._place} cannot be read: {self._reason}")
+
+    def __call__(self, state: object, passive: PassiveFlag) -> LoaderCallableStatus:
+        """As the loader of an instance's attribute: SQLAlchemy calls it on access."""
+        if not passive & PassiveFlag.SQL_OK:
+            return LoaderCallableStatus.PASSIVE_NO_RESULT
+        raise self.error()
+
+    def __reduce__(self) -> tuple[type[Unreadable], tuple[str, str]]:
+        return Unreadable, (self._place, self._reason)
+
+    def __repr__(self) -> str:
+        return f"<{self._place} cannot be read>"
+
+    def _raise(self, *_: object) -> NoReturn:
+        raise self.error()
+
+
+for _name in (
+    *(
+        "str",
+        "bytes",
+        "bool",
+        "int",
+        "float",
+        "index",
+        "complex",
+        "format",
+        "hash",
+        "len",
+        "iter",
+        "contains",
+    ),
+    *("eq", "ne", "lt", "le", "gt", "ge", "getitem", "neg", "pos", "abs", "round"),
+    *(
+        "add",
+        "radd",
+        "sub",
+        "rsub",
+        "mul",
+        "rmul",
+        "truediv",
+        "rtruediv",
+        "floordiv",
+        "rfloordiv",
+        "mod",
+        "rmod",
+    ),
+):
+    setattr(Unreadable, f"__{_name}__", Unreadable._raise)
+
+
+class _Operators(TypeDecorator.Comparator[Any]):
+    """Operators on the column itself, for statements on the table; attributes have their own."""
+
+    __slots__ = ()
+
+    def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
+        compared = ColumnsCompared.if_so(self.expr, op, other)
+        if compared is not None:
+            return compared
+        kind = cast(EncryptedColumn, self.type)
+        return kind.compare(op, other, lambda key: neighbour(self.expr, kind.attribute, key))
+
+    def reverse_operate(self, op: OperatorType, other: Any, **kwargs: Any) -> ColumnElement[Any]:
+        cast(EncryptedColumn, self.type).refuse(op)
+
+
+def neighbour(column: Any, attribute: Attribute, key: str) -> ColumnElement[Any]:
+    """Another column of the same attribute, in the table, alias or subquery that its column of envelopes is in.
+
+    Raises:
+        InvalidRequestError: it was not selected there.
+    """
+    if key == attribute.encrypted:
+        return type_coerce(column, Text)
+    source = getattr(column, "table", None)
+    for base in column.base_columns:
+        if source is not None and isinstance(base, Column) and key in base.table.c:
+            found = source.corresponding_column(base.table.c[key])
+            if found is not None:
+                return found  # type: ignore[no-any-return]
+    raise InvalidRequestError(
+        f"{attribute} in the phase {attribute.phase} goes with the column {key!r}, which the subquery does not "
+        "select: add it there, or compare and select the attribute inside."
+    )
+
+
+class EncryptedColumn(TypeDecorator[Any]):
+    """The type of a declared attribute's column of envelopes.
+
+    Args:
+        kind: the declared type.
+        attribute: what it belongs to.
+        limit: what the plaintext column refuses.
+    """
+
+    impl = Text
+    cache_ok = True
+    comparator_factory = _Operators
+
+    def __init__(self, kind: _Encrypted[Any], attribute: Attribute, limit: Limit) -> None:
+        super().__init__()
+        self.kind = kind
+        self.attribute = attribute
+        self.limit = limit
+        # Events of the declared type, as of `MutableDict.as_mutable`, reach the column through this.
+        self.impl = kind  # type: ignore[assignment]
+        self.hashable = kind.hashable
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        """Values to envelopes; raises what `checked_text` raises, and ConfigurationError where a key is missing."""
+
+        kind = self.kind
+        if not self.limit.exists:
+            return lambda value: kind.process_bind_param(value, dialect)
+        return lambda value: None if value is None else kind.seal_text(self.checked_text(value))
+
+    def checked_text(self, value: Any) -> str:
+        """The text form of a value, once the plaintext column would have taken it.
+
+        Raises:
+            EncryptedTypeError, EncryptedValueError: the value is of another type, or the column cannot hold it; the
+                message names the column, never the value.
+        """
+        text = self.kind.text_of(value)
+        problem = self.limit.problem(text)
+        if problem:
+            raise EncryptedValueError(f"{self.attribute}: {problem}")
+        return text
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        """Envelopes to values, and plaintext where it stands in for one."""
+
+        def process(stored: str | None) -> Any:
+            try:
+                return self.read(stored, dialect)
+            except DecryptionError as error:
+                return Unreadable(str(self.attribute), str(error))
+
+        return process
+
+    def read(self, stored: str | None, dialect: Dialect) -> Any:
+        """The value of what `column_expression` selects.
+
+        Raises:
+            DecryptionError: it cannot be read.
+            ConfigurationError: a key is missing or malformed.
+        """
+        if stored is None or not stored.startswith(_PLAINTEXT_MARK) or not self.attribute.plaintext:
+            return self.kind.process_result_value(stored, dialect)
+        try:
+            return self.kind.parse_json(stored[len(_PLAINTEXT_MARK) :])
+        except (ValueError, ArithmeticError, RecursionError):
+            pass
+        raise DecryptionError(f"{self.kind!r}: the plaintext is not one that this type can represent")
+
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """What is selected for the column: in the phase `dual`, the plaintext where the value is pending."""
+        if self.attribute.plaintext is None or not self.attribute.reads_ciphertext:
+            return column
+        return type_coerce(self.reading(lambda key: neighbour(column, self.attribute, key)), self)
+
+    def reading(self, column_of: Callable[[str], ColumnElement[Any]]) -> ColumnElement[Any]:
+        """The envelope, or the marked plaintext where there is none."""
+        encrypted = column_of(self.attribute.encrypted)
+        if self.attribute.plaintext is None:
+            return encrypted
+        plaintext = self.kind.json_of(column_of(self.attribute.plaintext))
+        return func.coalesce(encrypted, sql_cast(_PLAINTEXT_MARK, Text).concat(plaintext), type_=Text)
+
+    def compare(
+        self, op: OperatorType, other: tuple[Any, ...], column_of: Callable[[str], ColumnElement[Any]]
+    ) -> ColumnElement[Any]:
+        """An operator on the attribute.
+
+        Args:
+            op: SQLAlchemy's operator.
+            other: its other operands.
+            column_of: the attribute's column of a key, without operators of its own.
+
+        Raises:
+            InvalidRequestError: ciphertext cannot be compared so.
+            EncryptedTypeError, EncryptedValueError, ConfigurationError: of a value, as when it is written.
+        """
+        attribute = self.attribute
+        pending = None
+        if attribute.plaintext is not None:
+            pending = column_of(attribute.encrypted).is_(None), column_of(attribute.plaintext)
+        if op in _NULL_TESTS and all(operand is None or isinstance(operand, Null) for operand in other):
+            absent: ColumnElement[bool] = column_of(attribute.encrypted).is_(None)
+            if pending is not None:
+                absent = and_(absent, pending[1].is_(None))
+            return absent if op in _POSITIVE else ~absent
+        if op not in _LOOKUPS or attribute.search is None:
+            self.refuse(op)
+        values = list(other[0]) if op in _LISTS and isinstance(other[0], _COLLECTIONS) else list(other)
+        if any(isinstance(value, ClauseElement) or hasattr(value, "__clause_element__") for value in values):
+            raise InvalidRequestError(
+                f"{attribute} is compared by search tokens, which are made when the query is built: compare it with "
+                "values, not with bound parameters, columns or subqueries."
+            )
+        given = [value for value in values if value is not None]
+        tokens = [token for value in given for token in self.kind.search_tokens(value)]
+        search = column_of(attribute.search)
+        if op is operators.eq and len(tokens) == 1:
+            found = search == tokens[0]  # costs SQLAlchemy much less than IN
+        elif op in _POSITIVE:
+            found = search.in_(tokens)
+        elif len(given) < len(values):
+            return false()  # as SQL has it: NOT IN (NULL) is never true
+        else:
+            found = search.not_in(tokens)
+        if pending is None:
+            return found
+        absent, plaintext = pending
+        return or_(found, and_(absent, plaintext.in_(given) if op in _POSITIVE else plaintext.not_in(given)))
+
+    def refuse(self, op: OperatorType) -> NoReturn:
+        """Refuse an operator.
+
+        Raises:
+            InvalidRequestError: always; the message names the attribute and what works.
+        """
+        attribute = self.attribute
+        name = getattr(op, "__name__", "this operator")
+        possible = "=, <>, IN and IS NULL" if attribute.search else "IS NULL"
+        advice = "Compare after loading" + (
+            "." if attribute.search else ", or declare it with search=True for =."
+        )
+        raise InvalidRequestError(
+            f"{attribute} is encrypted in the phase {attribute.phase} and supports {possible} only, not {name}. "
+            f"{advice}"
+        )
+
+    def compare_values(self, x: Any, y: Any) -> bool:
+        """Whether two values are the same, as the declared type has it."""
+        return self.kind.compare_values(x, y)
+
+    def __repr__(self) -> str:
+        return f"EncryptedColumn({self.kind!r})"
+
+
+_LISTS = frozenset({operators.in_op, operators.not_in_op})
+_POSITIVE = frozenset({operators.eq, operators.is_, operators.in_op})
+_NULL_TESTS = frozenset({operators.eq, operators.ne, operators.is_, operators.is_not})
+_LOOKUPS = _LISTS | {operators.eq, operators.ne}
+_COLLECTIONS = (list, tuple, set, frozenset)
+
+
+class SelectedValue(TypeDecorator[Any]):
+    """The type of an attribute selected by itself: a value that cannot be read raises when its row is read.
+
+    Args:
+        column: the type of its column.
+    """
+
+    impl = Text
+    cache_ok = True
+    comparator_factory = NullTestsOnly
+
+    def __init__(self, column: EncryptedColumn) -> None:
+        super().__init__()
+        self.column = column
+        self.hashable = column.hashable
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        """The value.
+
+        Raises:
+            DecryptionError: it cannot be read; the message names table and column.
+            ConfigurationError: a key is missing or malformed.
+        """
+        try:
+            return self.column.read(value, dialect)
+        except DecryptionError as error:
+            reason = str(error)
+        raise Unreadable(str(self.column.attribute), reason).error()

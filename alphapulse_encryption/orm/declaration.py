@@ -1,0 +1,305 @@
+"""`encrypted(...)`: one declaration for the columns that an encrypted attribute has on its whole journey.
+
+Declared once, it becomes the columns of the table's phase when its class is made:
+
+| phase       | the attribute `email`      | beside it, written together with it              |
+|-------------|----------------------------|--------------------------------------------------|
+| `off`       | column `email`             | nothing                                          |
+| `plaintext` | column `email`             | `email_encrypted`, `email_search`                |
+| `dual`      | column `email_encrypted`   | `email_search`, and column `email` as `email_plaintext` |
+| `encrypted` | column `email_encrypted`   | `email_search`                                   |
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import CHAR, Column, DateTime, Numeric, String
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, column_property
+from sqlalchemy.types import JSON, TypeEngine
+
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.orm.attributes import INFO, DeclaredComparator, EncryptedComparator
+from alphapulse_encryption.orm.columns import Attribute, EncryptedColumn
+from alphapulse_encryption.orm.limits import limit_of
+from alphapulse_encryption.orm.phases import Phase, phase_of
+from alphapulse_encryption.orm.types import (
+    SEARCH_COLUMN_LENGTH,
+    EncryptedDateTime,
+    EncryptedFloat,
+    EncryptedJSON,
+    EncryptedNumeric,
+    _Encrypted,
+)
+from alphapulse_encryption.orm.writes import keep_written_together
+
+ENCRYPTED_SUFFIX = "_encrypted"
+SEARCH_SUFFIX = "_search"
+PLAINTEXT_SUFFIX = "_plaintext"
+
+
+def encrypted(
+    kind: TypeEngine[Any],
+    plaintext: TypeEngine[Any] | type[TypeEngine[Any]],
+    *,
+    search: bool = False,
+    nullable: bool | None = None,
+    default: Any = None,
+    name: str | None = None,
+    deferred: bool = False,
+) -> Mapped[Any]:
+    """Declare an encrypted attribute of a mapped class, in place of `mapped_column`.
+
+    Args:
+        kind: its encrypted type, with the context that the catalogue gives the column.
+        plaintext: the type of its plaintext column.
+        search: whether the catalogue gives it a search index: equality works on ciphertext then.
+        nullable: whether it may be None; where left out, that is for the annotation to say, as with `mapped_column`.
+        default: what an INSERT without it writes, a value or a function. There is no `server_default`: the server
+            cannot encrypt one.
+        name: of the plaintext column, where it is not the attribute's.
+        deferred: load it on access only.
+
+    Raises:
+        ConfigurationError: the types do not go together, or, when the class is made, it is not one that this works
+            with, or there is no such phase.
+    """
+    plain = plaintext() if isinstance(plaintext, type) else plaintext
+    fitting = _fitting(kind, plain)
+    if search and not _searchable(fitting):
+        raise ConfigurationError(
+            f"{kind!r} cannot be declared with search=True: equal values of it have several text forms, and a token is "
+            "that of one."
+        )
+    declaration = _Declaration(fitting, plain, search, nullable, default, name, deferred)
+    return typing.cast(Mapped[Any], declaration)
+
+
+def _fitting(kind: TypeEngine[Any], plain: TypeEngine[Any]) -> _Encrypted[Any]:
+    """The encrypted type whose text is that of the plaintext column."""
+    if not isinstance(kind, _Encrypted):
+        raise ConfigurationError(
+            "encrypted() takes one of the encrypted types first, and then that of the plaintext"
+        )
+    if isinstance(plain, CHAR):
+        raise ConfigurationError(
+            f"{kind!r} beside {plain!r}: PostgreSQL pads char(n) with blanks, and the two sides would differ. Use "
+            "String where the column is varchar or text; make the column varchar first where it is not."
+        )
+    if isinstance(kind, EncryptedNumeric) and isinstance(plain, Numeric) and plain.precision is not None:
+        scale = plain.scale or 0
+        if kind.scale is None:
+            return EncryptedNumeric(kind.context, scale=scale)
+        if kind.scale != scale:
+            raise ConfigurationError(f"{kind!r} has another scale than its plaintext column, {plain!r}")
+    if (
+        isinstance(kind, EncryptedDateTime)
+        and isinstance(plain, DateTime)
+        and kind.timezone != plain.timezone
+    ):
+        raise ConfigurationError(
+            f"{kind!r} beside {plain!r}: both need the same timezone, for their values are aware or naive"
+        )
+    if isinstance(kind, EncryptedJSON) and isinstance(plain, JSON):
+        binary = isinstance(plain.dialect_impl(PGDialect()), JSONB)  # type: ignore[no-untyped-call]
+        if binary != kind.binary:
+            raise ConfigurationError(
+                f"{kind!r} beside {plain!r}: a column of the type {'jsonb' if binary else 'json'} needs "
+                f"EncryptedJSON({kind.context!r}{'' if binary else ', binary=False'})"
+            )
+    return kind
+
+
+def _searchable(kind: _Encrypted[Any]) -> bool:
+    unscaled = isinstance(kind, EncryptedNumeric) and kind.scale is None
+    return not unscaled and not isinstance(kind, EncryptedFloat | EncryptedJSON)
+
+
+class _Declaration:
+    """What stands in a class body until the class is made."""
+
+    def __init__(
+        self,
+        kind: _Encrypted[Any],
+        plain: TypeEngine[Any],
+        search: bool,
+        nullable: bool | None,
+        default: Any,
+        name: str | None,
+        deferred: bool,
+    ) -> None:
+        self.kind = kind
+        self.plain = plain
+        self.search = search
+        self.nullable = nullable
+        self.default = default
+        self.column = name
+        self.deferred = deferred
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        # Called before the class is mapped; annotations are there already.
+        if self.nullable is None:
+            self.nullable = _annotated_nullable(owner, name)
+        if _table_of(owner) is not None:
+            self.declare(owner, name)
+        else:
+            _expand_in_subclasses(owner, self, name)
+
+    def declare(self, owner: type, name: str) -> None:
+        """Give a class that is about to be mapped the columns of its table's phase."""
+        table = _table_of(owner)
+        if table is None or "__table__" in vars(owner):
+            raise ConfigurationError(
+                f"encrypted() needs a declarative class with __tablename__: {owner.__name__} has none"
+            )
+        if issubclass(owner, MappedAsDataclass):
+            raise ConfigurationError(
+                f"encrypted() does not work with dataclass mappings: make {owner.__name__} a plain declarative class"
+            )
+        phase = phase_of(table)
+        column = self.column or name
+        attribute = Attribute(
+            table=table,
+            column=column,
+            phase=phase,
+            name=name,
+            encrypted=name + ENCRYPTED_SUFFIX if phase is Phase.PLAINTEXT else name,
+            plaintext={Phase.PLAINTEXT: name, Phase.DUAL: name + PLAINTEXT_SUFFIX}.get(phase),
+            search=name + SEARCH_SUFFIX if self.search else None,
+        )
+        encrypted_type = EncryptedColumn(self.kind, attribute, limit_of(self.plain))
+        if phase is Phase.OFF:
+            setattr(
+                owner, name, column_property(self._main(column, name, self.plain), deferred=self.deferred)
+            )
+            return
+        comparator = EncryptedComparator if attribute.reads_ciphertext else DeclaredComparator
+        main = (
+            self._main(column + ENCRYPTED_SUFFIX, name, encrypted_type)
+            if attribute.reads_ciphertext
+            else self._main(column, name, self.plain)
+        )
+        info = {INFO: encrypted_type}
+        setattr(
+            owner,
+            name,
+            column_property(main, comparator_factory=comparator, deferred=self.deferred, info=info),
+        )
+        others: dict[str, tuple[str, TypeEngine[Any]]] = {}
+        if attribute.search is not None:
+            others[attribute.search] = column + SEARCH_SUFFIX, String(SEARCH_COLUMN_LENGTH)
+        if phase is Phase.PLAINTEXT:
+            others[attribute.encrypted] = column + ENCRYPTED_SUFFIX, encrypted_type
+        elif attribute.plaintext is not None:
+            others[attribute.plaintext] = column, self.plain
+        for key, (column_name, kind) in others.items():
+            if hasattr(owner, key):
+                raise ConfigurationError(
+                    f"{owner.__name__}.{key} is declared beside encrypted(): it comes with {owner.__name__}.{name}, "
+                    "remove it"
+                )
+            companion = Column(
+                column_name, kind, key=key, nullable=True, default=_companion(encrypted_type, key)
+            )
+            # What is selected for the attribute may need the plaintext; nothing else is read.
+            unread = self.deferred or key != attribute.plaintext
+            setattr(owner, key, column_property(companion, deferred=unread))
+        keep_written_together(owner, name, encrypted_type)
+
+    def _main(self, column: str, key: str, kind: TypeEngine[Any]) -> Column[Any]:
+        return Column(column, kind, key=key, nullable=bool(self.nullable), default=self.default)
+
+
+def _companion(kind: EncryptedColumn, key: str) -> Callable[[Any], Any]:
+    """What an INSERT writes to a column beside the one that is read: the same value, or its token."""
+    attribute = kind.attribute
+
+    def value(context: Any) -> Any:
+        given = _given(context, attribute.name)
+        return kind.kind.search_token(given) if key == attribute.search else given
+
+    return value
+
+
+def _given(context: Any, key: str) -> Any:
+    """What an INSERT gives a column; None where it is an SQL expression or left to the server: the value stays pending.
+
+    SQLAlchemy's own view of one of several rows (`VALUES (…), (…)`) fails where the ORM made the statement.
+    """
+    parameters = context.get_current_parameters(isolate_multiinsert_groups=False)
+    # The second row and all later ones have columns of their own, counted from 0.
+    index = getattr(context.current_column, "index", None)
+    if index is None:
+        return parameters.get(f"{key}_m0", parameters.get(key))
+    return parameters.get(f"{key}_m{index + 1}")
+
+
+def _table_of(owner: type) -> str | None:
+    """What phases call the table of a class: `name`, or `schema.name` outside `public`."""
+    name = getattr(owner, "__tablename__", None)
+    if not isinstance(name, str):
+        return None
+    arguments = getattr(owner, "__table_args__", None)
+    options = arguments[-1] if isinstance(arguments, tuple) and arguments else arguments
+    schema = options.get("schema") if isinstance(options, dict) else None
+    if schema is None and issubclass(owner, DeclarativeBase):
+        schema = owner.metadata.schema
+    return name if schema in {None, "public"} else f"{schema}.{name}"
+
+
+def _expand_in_subclasses(owner: type, declaration: _Declaration, name: str) -> None:
+    """Declare the attribute in every mapped class that is made of a mixin or an abstract class."""
+    declared: dict[str, _Declaration] = vars(owner).get("__encrypted_attributes__", {})
+    declared[name] = declaration
+    if len(declared) > 1:
+        return
+    owner.__encrypted_attributes__ = declared  # type: ignore[attr-defined]
+    inherited = vars(owner).get("__init_subclass__")
+
+    def initialize(cls: type, **arguments: Any) -> None:
+        if _table_of(cls) is not None and not any("__mapper__" in vars(base) for base in cls.__mro__[1:-1]):
+            if "__mapper__" in vars(cls):
+                raise ConfigurationError(
+                    f"{cls.__name__} was mapped before its mixin {owner.__name__} had its say: name the mixin before "
+                    "the declarative base"
+                )
+            for attribute, waiting in declared.items():
+                if attribute not in vars(cls):
+                    waiting.declare(cls, attribute)
+        if inherited is not None:
+            inherited.__get__(None, cls)(**arguments)
+        else:
+            inherit: Any = super(owner, cls)
+            inherit.__init_subclass__(**arguments)
+
+    owner.__init_subclass__ = classmethod(initialize)  # type: ignore[assignment, arg-type]
+
+
+_OPTIONAL = re.compile(r"\bOptional\b|\bNone\b")
+
+
+def _annotated_nullable(owner: type, name: str) -> bool:
+    """Whether the annotation of an attribute allows None; True where there is none, as with `mapped_column`."""
+    annotation = inspect.get_annotations(owner).get(name)
+    if annotation is None:
+        return True
+    if isinstance(annotation, str):
+        return _OPTIONAL.search(annotation) is not None
+    return any(_allows_none(argument) for argument in typing.get_args(annotation))
+
+
+def _allows_none(annotation: Any) -> bool:
+    if annotation is None or annotation is types.NoneType:
+        return True
+    if isinstance(annotation, str | typing.ForwardRef):
+        return _OPTIONAL.search(str(annotation)) is not None
+    return typing.get_origin(annotation) in {typing.Union, types.UnionType} and any(
+        _allows_none(argument) for argument in typing.get_args(annotation)
+    )

@@ -1,0 +1,225 @@
+"""Which side of an encrypted attribute this process reads and writes: its phase, set in one place.
+
+Belongs here: the phases, where they come from, and holding them against the database. What a phase makes of a
+declaration is in `declaration`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Engine, text
+
+from alphapulse_encryption.errors import ConfigurationError, RefusedError
+
+PHASE_VARIABLE = "ALPHAPULSE_ENCRYPTION_PHASE"
+
+
+class Phase(StrEnum):
+    """What a process does with the encrypted attributes of a table, in the order of the journey."""
+
+    OFF = "off"
+    """Plaintext columns only: the encrypted columns need not exist and are not named."""
+    PLAINTEXT = "plaintext"
+    """Reads plaintext, writes both sides."""
+    DUAL = "dual"
+    """Reads ciphertext, and plaintext where the value is pending; writes both sides."""
+    ENCRYPTED = "encrypted"
+    """Ciphertext only: the plaintext columns need not exist and are not named."""
+
+
+class _Configuration:
+    """The phases of this process; a table's is settled when its first attribute is declared."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.default: Phase | None = None
+        self.tables: dict[str, Phase] = {}
+        self.declared: dict[str, Phase] = {}
+
+
+_configuration = _Configuration()
+
+
+def configure(phase: Phase | str | None = None, tables: Mapping[str, Phase | str] | None = None) -> None:
+    """Set the phase of this process, before the models are declared.
+
+    What is set here goes before the environment variable ``ALPHAPULSE_ENCRYPTION_PHASE``; where neither says
+    anything of a table, its phase is ``off``.
+
+    Args:
+        phase: of all tables that `tables` does not name; None leaves that to the environment.
+        tables: phases of single tables, by name, or ``schema.name`` outside ``public``: the switch goes table by
+            table, and so may the phases.
+
+    Raises:
+        ConfigurationError: there is no such phase, or a table was declared in another one already.
+    """
+    default = None if phase is None else _parse(phase, "configure(phase=...)")
+    named = {
+        name: _parse(value, f"configure(tables={{{name!r}: ...}})") for name, value in (tables or {}).items()
+    }
+    with _configuration.lock:
+        for table, declared in _configuration.declared.items():
+            wanted = _phase(table, default, named)
+            if wanted is not declared:
+                raise ConfigurationError(
+                    f"configure() comes too late for {table}: its model was declared in the phase {declared}, not "
+                    f"{wanted}. Call it before the models are imported; nothing was changed."
+                )
+        _configuration.default = default
+        _configuration.tables = named
+
+
+def phase_of(table: str) -> Phase:
+    """The phase of a table in this process; it cannot change any more from then on.
+
+    Args:
+        table: its name, or ``schema.name`` outside ``public``.
+
+    Raises:
+        ConfigurationError: the environment variable names no phase.
+    """
+    with _configuration.lock:
+        phase = _phase(table, _configuration.default, _configuration.tables)
+        _configuration.declared[table] = phase
+    return phase
+
+
+def reset_phases() -> None:
+    """Forget what was configured and which tables were declared: for tests that declare models in several phases."""
+    with _configuration.lock:
+        _configuration.default = None
+        _configuration.tables = {}
+        _configuration.declared = {}
+
+
+def _phase(table: str, default: Phase | None, named: Mapping[str, Phase]) -> Phase:
+    if table in named:
+        return named[table]
+    if default is not None:
+        return default
+    environment = _from_environment()
+    return environment.get(table) or environment.get("") or Phase.OFF
+
+
+def _from_environment() -> dict[str, Phase]:
+    """Phases by table, that of all others under the empty name: ``dual`` or ``plaintext,users=dual``."""
+    phases: dict[str, Phase] = {}
+    for entry in os.environ.get(PHASE_VARIABLE, "").split(","):
+        table, separator, phase = entry.rpartition("=")
+        if entry.strip():
+            name = table.strip()
+            if (separator and not name) or name in phases:
+                raise ConfigurationError(
+                    f"{PHASE_VARIABLE} must be one phase, or a list as in plaintext,users=dual that names each "
+                    "table once."
+                )
+            phases[name] = _parse(phase.strip(), PHASE_VARIABLE)
+    return phases
+
+
+def _parse(phase: Phase | str, name: str) -> Phase:
+    try:
+        return Phase(phase)
+    except ValueError:
+        pass
+    raise ConfigurationError(f"{name} must be one of {', '.join(Phase)}.")
+
+
+class _State(NamedTuple):
+    """Where the database says a table stands, and the phases that are right then."""
+
+    words: str
+    allowed: tuple[Phase, ...]
+    advice: str
+
+
+_NOT_BEGUN = _State("it has no encrypted columns yet", (Phase.OFF,), "Run --add-columns first")
+_REVERTED = _State(
+    "it was reverted to plaintext, and its ciphertext may be older than its plaintext",
+    (Phase.OFF, Phase.PLAINTEXT),
+    "Begin again with --add-columns before anything reads ciphertext",
+)
+_PLAINTEXT_RIGHT = _State(
+    "its plaintext is right, and ciphertext alone is refused",
+    (Phase.OFF, Phase.PLAINTEXT, Phase.DUAL),
+    "Run --switch-to-encrypted once every instance is in the phase dual",
+)
+_CIPHERTEXT_RIGHT = _State(
+    "its ciphertext is right, and the plaintext of what is written encrypted is gone",
+    (Phase.DUAL, Phase.ENCRYPTED),
+    "To go back, bring every instance to the phase dual and run --revert-to-plaintext",
+)
+_DROPPED = _State(
+    "its plaintext columns were dropped",
+    (Phase.ENCRYPTED,),
+    "To go back, run --restore-plaintext",
+)
+_RESTORING = _State(
+    "its plaintext columns are being rebuilt and are not complete",
+    (Phase.DUAL, Phase.ENCRYPTED),
+    "Bring every instance to the phase dual before the restore ends",
+)
+
+_READ_STATES = text(
+    "SELECT table_name, authority, stage, coalesce((set_aside ->> 'unguarded')::boolean, false) "
+    "FROM public.encryption_tables"
+)
+
+
+def check_phases(bind: Engine | Connection) -> dict[str, Phase]:
+    """Hold the phase of every declared table against the database; call it when an instance starts.
+
+    It reads ``encryption_tables``, which the application's role needs ``SELECT`` on. With an asynchronous engine:
+    ``await connection.run_sync(check_phases)``.
+
+    Args:
+        bind: the database that the models are used with.
+
+    Returns:
+        The phases, by table.
+
+    Raises:
+        RefusedError: a table's phase contradicts where the migration stands; the message names all of them and says
+            which phases are right now, and what to do.
+    """
+    if isinstance(bind, Engine):
+        with bind.connect() as connection:
+            return check_phases(connection)
+    states = _read_states(bind)
+    declared = dict(_configuration.declared)
+    problems = []
+    for table, phase in sorted(declared.items()):
+        state = states.get(table, _NOT_BEGUN)
+        if phase not in state.allowed:
+            problems.append(
+                f"table {table} is used in the phase {phase}, but {state.words}: "
+                f"{' or '.join(state.allowed)} is right now. {state.advice}, or set {PHASE_VARIABLE} accordingly"
+            )
+    if problems:
+        raise RefusedError("; ".join(problems) + ". Nothing was changed.")
+    return declared
+
+
+def _read_states(connection: Connection) -> dict[str, _State]:
+    exists: Any = connection.execute(
+        text("SELECT to_regclass('public.encryption_tables') IS NOT NULL")
+    ).scalar_one()
+    if not exists:
+        return {}
+    return {row[0]: _state(*row[1:]) for row in connection.execute(_READ_STATES)}
+
+
+def _state(authority: str, stage: str, unguarded: bool) -> _State:
+    if stage == "dropped":
+        return _DROPPED
+    if stage == "restoring":
+        return _RESTORING
+    if unguarded:
+        return _REVERTED
+    return _CIPHERTEXT_RIGHT if authority == "ciphertext" else _PLAINTEXT_RIGHT
