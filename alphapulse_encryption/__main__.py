@@ -43,6 +43,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--migrate-data", action="store_true", help="step 3: encrypt what is pending, build indexes"
     )
     steps.add_argument("--verify", action="store_true", help="step 4: decrypt and compare every value")
+    steps.add_argument(
+        "--live-check",
+        action="store_true",
+        help="validation: write, read and look at the raw columns of live rows; nothing remains",
+    )
+    steps.add_argument(
+        "--benchmark-queries",
+        action="store_true",
+        help="validation: time queries on the encrypted and the plaintext columns; reads only",
+    )
     steps.add_argument("--create-views", action="store_true", help="step 6: create the compatibility views")
     steps.add_argument(
         "--switch-to-encrypted", action="store_true", help="step 7: make the encrypted columns the right side"
@@ -159,6 +169,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="with --backup: restore it into a scratch database and compare",
     )
     options.add_argument("--confirm", action="store_true", help="needed with --drop-unencrypted")
+    options.add_argument(
+        "--hold",
+        action="store_true",
+        help="with --restore-plaintext: stop before the plaintext becomes right, until no instance of the application "
+        "writes ciphertext alone; run it again without",
+    )
     approval = parser.add_argument_group(
         "approval (with --approve-drop --table T, or --erase-dropped --table T)"
     )
@@ -249,6 +265,8 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
         if not any(getattr(options, step) for step in takers):
             flags = " or ".join("--" + step.replace("_", "-") for step in takers)
             parser.error(f"--{name.replace('_', '-')} goes with {flags}")
+    if options.hold and not options.restore_plaintext:
+        parser.error("--hold goes with --restore-plaintext")
     if options.restore_drill and not options.backup:
         parser.error("--restore-drill goes with --backup")
     if options.erase_dropped and (len(options.table) != 1 or not options.confirmation):
@@ -320,6 +338,8 @@ STEPS = (
     "repair_mismatched",
     "migrate_data",
     "verify",
+    "live_check",
+    "benchmark_queries",
     "create_views",
     "switch_to_encrypted",
     "revoke_approval",
@@ -556,6 +576,7 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
             verification=_chosen(options, VERIFICATION_OPTIONS),
             rotation=_chosen(options, BACKFILL_OPTIONS),
             operator=options.operator or "",
+            hold=options.hold,
         )
         for name in STEPS:
             if not getattr(options, name):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import MigrationError
-from alphapulse_encryption.jobs import erase_dropped, rotate_keys, stages
+from alphapulse_encryption.jobs import benchmark_queries, erase_dropped, live_check, rotate_keys, stages
 from alphapulse_encryption.jobs.once import TABLES_CHANGED
 from alphapulse_encryption.launch import Launcher, Outcome
 from alphapulse_encryption.migration.approvals import describe
@@ -41,6 +41,7 @@ class Steps:
         verification: configuration of the verification.
         rotation: configuration of the key rotation.
         operator: name of the person who drops, or takes an approval back.
+        hold: stop a restore before the plaintext becomes right.
         show: prints a line.
     """
 
@@ -55,6 +56,7 @@ class Steps:
     verification: Mapping[str, object] = field(default_factory=dict)
     rotation: Mapping[str, object] = field(default_factory=dict)
     operator: str = ""
+    hold: bool = False
     show: Callable[[str], None] = print
     changed: bool = field(default=False, init=False)
     seconds: dict[str, float] = field(default_factory=dict, init=False)
@@ -215,6 +217,21 @@ class Steps:
         self.changed |= bool(created)
         return self._ended(outcome)
 
+    def live_check(self) -> bool:
+        """Validation script: write, read, look at the raw column."""
+        return self._report("live_check", "check", live_check.REPORT)
+
+    def benchmark_queries(self) -> bool:
+        """Validation script: encrypted against plaintext."""
+        return self._report("benchmark_queries", "benchmark", benchmark_queries.REPORT)
+
+    def _report(self, name: str, op: str, report: str) -> bool:
+        config = {"tables": list(self.tables)}
+        outcome = self._timed(name, lambda: self.launcher.job(name, op, config))
+        for line in outcome.output.get(report, ()):
+            self.show(line)
+        return self._ended(outcome)
+
     def switch_to_encrypted(self) -> bool:
         """Step 7."""
         return self._job("switch_to_ciphertext", "switch", "✓ Switched to the encrypted columns")
@@ -244,7 +261,10 @@ class Steps:
 
     def restore_plaintext(self) -> bool:
         """Rollback after the drop."""
-        return self._job("restore_plaintext", "restore", "✓ Restored the plaintext columns")
+        done = "✓ Restored the plaintext columns"
+        if self.hold:
+            done = "✓ Brought the plaintext columns back, and held before they are right"
+        return self._job("restore_plaintext", "restore", done, {"hold": self.hold})
 
     def approve_drop(
         self, approver: str, reason: str, confirmation: str, valid_hours: float | None = None

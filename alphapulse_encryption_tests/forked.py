@@ -19,15 +19,19 @@ from pathlib import Path
 
 _LOADED_ONCE = [
     "alembic.context",
+    "argon2",
     "dagster",
     "dagster._core.execution.api",
     "dagster._core.storage.event_log",
     "dagster._core.workspace.load",
     "dagster_postgres",
+    "fastapi",
     "psycopg",
     "pydantic",
     "rich.progress",
+    "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.postgresql.psycopg2",
+    "uvicorn",
 ]
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(_LOADED_ONCE)
@@ -57,6 +61,24 @@ class Program:
     def running(self) -> bool:
         return self._process.is_alive()
 
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._said(0)
+
+    @property
+    def errors(self) -> str:
+        """What it has printed to stderr so far."""
+        return self._said(1)
+
+    def _said(self, which: int) -> str:
+        path = self._paths[which]
+        return path.read_text() if path.exists() else ""
+
+    def stop(self) -> None:
+        """Ask it to end (SIGTERM)."""
+        self._process.terminate()
+
     def kill(self) -> None:
         """kill -9."""
         self._process.kill()
@@ -72,7 +94,7 @@ class Program:
         if status is None:
             raise subprocess.TimeoutExpired(self._command, timeout or 0)
         with self._output:
-            output, errors = (path.read_text() if path.exists() else "" for path in self._paths)
+            output, errors = self.output, self.errors
         return subprocess.CompletedProcess(self._command, status, output, errors)
 
 

@@ -63,6 +63,7 @@ USAGE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("--approve-drop",), "--approve-drop takes one --table and --approver, --reason and --confirmation"),
     (("--verify", "--reason", "x"), "--reason: only with --approve-drop"),
     (("--verify", "--restore-drill"), "--restore-drill goes with --backup"),
+    (("--verify", "--hold"), "--hold goes with --restore-plaintext"),
     (("--erase-dropped",), "--erase-dropped takes one --table and --confirmation"),
     (("--erase-dropped", "--table", "sessions"), "--erase-dropped takes one --table and --confirmation"),
     (

@@ -1,7 +1,8 @@
 """What a person or the command line launches.
 
-Belongs here: the jobs behind the guide's flags, and the op jobs for what must never happen by "Materialize all":
-switch, approval, drop, erasure and their undoing. Does not belong here: how any of it is done (``migration``).
+Belongs here: the jobs behind the guide's flags, its validation scripts among them, and the op jobs for what must never
+happen by "Materialize all": switch, approval, drop, erasure and their undoing. Does not belong here: how any of it is
+done (``migration``).
 """
 
 import dagster as dg
@@ -9,9 +10,11 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from alphapulse_encryption.jobs import (
     approve_drop,
+    benchmark_queries,
     catch_up,
     drop_unencrypted,
     erase_dropped,
+    live_check,
     repair_mismatched,
     replan_ranges,
     restore_plaintext,
@@ -26,6 +29,8 @@ def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
     """All jobs, in the guide's order."""
     return [
         *stages.build(),
+        live_check.build(),
+        benchmark_queries.build(),
         *switch.build(),
         *approve_drop.build(),
         drop_unencrypted.build(),

@@ -28,6 +28,14 @@ class TablesConfig(dg.Config):
     )
 
 
+class AnyTablesConfig(dg.Config):
+    """Which tables, where it does no harm to look at all of them."""
+
+    tables: list[str] = Field(
+        default=[], description="Tables by the names of the catalogue; none: all of them."
+    )
+
+
 def no_tables(op: str) -> dict[str, Any]:
     """The configuration that the launchpad begins with: no table, to be filled in."""
     return {"ops": {op: {"config": {"tables": []}}}}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import dagster as dg
+from pydantic import Field
 
 from alphapulse_encryption.assets import plaintext_dropped
 from alphapulse_encryption.assets.groups import TARGET_POOL
@@ -12,7 +13,6 @@ from alphapulse_encryption.jobs.once import (
     TABLES_CHANGED,
     TablesConfig,
     named_tables,
-    no_tables,
     what_to_type,
 )
 from alphapulse_encryption.migration.fill import FillProgress
@@ -22,10 +22,20 @@ from alphapulse_encryption.resources.partitions import range_name
 from alphapulse_encryption.resources.target import Target
 
 
+class RestoreConfig(TablesConfig):
+    """Which tables, and how far."""
+
+    hold: bool = Field(
+        default=False,
+        description="Stop before the plaintext becomes right, so that every instance of the application can be "
+        "brought to the phase dual; run again without it to end the restore.",
+    )
+
+
 @dg.op(
     name="restore", pool=TARGET_POOL, description="Rebuild the dropped plaintext columns of the named tables."
 )
-def restore_plaintext(context: dg.OpExecutionContext, config: TablesConfig, target: Target) -> None:
+def restore_plaintext(context: dg.OpExecutionContext, config: RestoreConfig, target: Target) -> None:
     """Restore table by table."""
     with safely():
         changed: list[str] = []
@@ -36,11 +46,15 @@ def restore_plaintext(context: dg.OpExecutionContext, config: TablesConfig, targ
                 target.cipher,
                 target.key_ring,
                 actor(context),
+                hold=config.hold,
                 on_progress=_log_by_range(context),
             )
             if result.changed:
                 changed.append(table.key)
-                context.log.info(f"{table.key}: restored {', '.join(result.columns)}, {result.rows} rows")
+                done = "held before the plaintext is right" if result.held else "the plaintext is right"
+                context.log.info(
+                    f"{table.key}: restored {', '.join(result.columns)}, {result.rows} rows; {done}"
+                )
                 context.log_event(
                     dg.AssetObservation(
                         asset_key=plaintext_dropped.ASSET_KEY,
@@ -76,9 +90,11 @@ def build() -> dg.JobDefinition:
     """The job ``restore_plaintext``."""
     return dg.GraphDefinition(name="restore_plaintext", node_defs=[restore_plaintext]).to_job(
         tags=NEVER_AGAIN,
-        config=no_tables("restore"),
+        config={"ops": {"restore": {"config": {"tables": [], "hold": False}}}},
         executor_def=dg.in_process_executor,
         description="**Rollback after the drop.** Decrypts the ciphertext into new plaintext columns, with the types, "
         "defaults, constraints, indexes and privileges that the drop saved. Online; can be stopped and run again. Then "
-        "every value is verified." + what_to_type("restore", EXAMPLE),
+        "every value is verified. Where instances write ciphertext alone, run it with `hold` first, and without it "
+        "when all are in the phase dual: at its end ciphertext alone is refused."
+        + what_to_type("restore", EXAMPLE),
     )

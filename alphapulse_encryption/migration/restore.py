@@ -46,6 +46,7 @@ class RestoreResult:
         indexes: names of indexes built by this call, those of constraints included.
         constraints: names of constraints added by this call.
         lost_grants: privileges on columns that could not be given back because their role is gone.
+        held: whether it stopped before the plaintext became right.
         seconds: duration.
     """
 
@@ -57,6 +58,7 @@ class RestoreResult:
     indexes: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
     lost_grants: tuple[str, ...] = ()
+    held: bool = False
     seconds: float = 0.0
 
 
@@ -67,6 +69,7 @@ def restore_plaintext(
     keys: KeyRing,
     actor: Actor,
     *,
+    hold: bool = False,
     on_progress: Callable[[FillProgress], None] | None = None,
 ) -> RestoreResult:
     """Rebuild the dropped plaintext columns: types, values, indexes, constraints, comments and privileges.
@@ -81,6 +84,9 @@ def restore_plaintext(
         cipher: the catalogue's envelope format.
         keys: held against the key this database was begun with.
         actor: who does it.
+        hold: stop when all is back but the ciphertext still right. Writers of ciphertext alone go on until then, and
+            are refused afterwards: this is where they are exchanged for such as write both sides. The next call,
+            without it, ends the restore.
         on_progress: called after each batch that was filled.
 
     Raises:
@@ -116,6 +122,8 @@ def restore_plaintext(
             built = _build_indexes(connection, definition, what)
             added = _add_constraints(connection, definition, what)
             _add_statistics(connection, definition, what)
+            if hold:
+                return _result(started, what, filler, built, added, lost, held=True)
             switch.hand_back(connection, filler, actor)
         switch.put_back_not_null(connection, definition)
         in_short_transaction(connection, doing, lambda: _finish(connection, definition, actor))
@@ -123,6 +131,19 @@ def restore_plaintext(
     # The drop took the pending index with it.
     indexes.build_search_indexes(database, table, actor)
     _verify(database, table, cipher, keys, actor)
+    return _result(started, what, filler, built, added, lost)
+
+
+def _result(
+    started: float,
+    what: SavedTable,
+    filler: Filler,
+    built: tuple[str, ...],
+    added: tuple[str, ...],
+    lost: tuple[str, ...],
+    *,
+    held: bool = False,
+) -> RestoreResult:
     return RestoreResult(
         changed=True,
         columns=tuple(column.name for column in what.columns),
@@ -132,6 +153,7 @@ def restore_plaintext(
         indexes=built,
         constraints=added,
         lost_grants=lost,
+        held=held,
         seconds=time.monotonic() - started,
     )
 

@@ -29,7 +29,7 @@ from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.orm.attributes import INFO, DeclaredComparator, EncryptedComparator
 from alphapulse_encryption.orm.columns import Attribute, EncryptedColumn
 from alphapulse_encryption.orm.limits import limit_of
-from alphapulse_encryption.orm.phases import Phase, phase_of
+from alphapulse_encryption.orm.phases import Phase, phase_of, refuse_unknown_phases
 from alphapulse_encryption.orm.types import (
     SEARCH_COLUMN_LENGTH,
     EncryptedDateTime,
@@ -71,6 +71,7 @@ def encrypted(
         ConfigurationError: the types do not go together, or, when the class is made, it is not one that this works
             with, or there is no such phase.
     """
+    refuse_unknown_phases()
     plain = plaintext() if isinstance(plaintext, type) else plaintext
     fitting = _fitting(kind, plain)
     if search and not _searchable(fitting):

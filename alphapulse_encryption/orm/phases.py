@@ -90,6 +90,19 @@ def phase_of(table: str) -> Phase:
     return phase
 
 
+def refuse_unknown_phases() -> None:
+    """Refuse an environment variable that names no phase, before a class is made.
+
+    Whatever is raised while a class is being made, Python 3.11 wraps in a RuntimeError.
+
+    Raises:
+        ConfigurationError: the environment variable names no phase, and nothing was configured in its place.
+    """
+    with _configuration.lock:
+        if _configuration.default is None:
+            _from_environment()
+
+
 def reset_phases() -> None:
     """Forget what was configured and which tables were declared: for tests that declare models in several phases."""
     with _configuration.lock:
@@ -158,12 +171,12 @@ _CIPHERTEXT_RIGHT = _State(
 _DROPPED = _State(
     "its plaintext columns were dropped",
     (Phase.ENCRYPTED,),
-    "To go back, run --restore-plaintext",
+    "To go back, run --restore-plaintext --hold",
 )
 _RESTORING = _State(
     "its plaintext columns are being rebuilt and are not complete",
     (Phase.DUAL, Phase.ENCRYPTED),
-    "Bring every instance to the phase dual before the restore ends",
+    "Bring every instance to the phase dual, then end it with --restore-plaintext",
 )
 
 _READ_STATES = text(

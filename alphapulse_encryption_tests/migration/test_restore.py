@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration import restore as restore_module
 from alphapulse_encryption.migration import saved, switch
@@ -351,3 +352,46 @@ def test_progress_is_reported(sample_url: str, postgres: EmbeddedPostgres, tmp_p
     )
     assert {progress.batch_range for progress in seen} == set(range(walk.RANGES))
     assert (seen[-1].rows, seen[-1].values) == (result.rows, result.values)
+
+
+def test_held_until_nobody_writes_ciphertext_alone(approved_url: str) -> None:
+    """The application's instances are exchanged while both kinds of write are accepted."""
+    before = dict(walk.query(approved_url, "SELECT id, email FROM users"))
+    walk.drop(approved_url, USERS)
+
+    def hold() -> RestoreResult:
+        return restore_plaintext(Database(approved_url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR, hold=True)
+
+    def write(email: str, number: int, *more: str) -> None:
+        """Ciphertext and token, and what else is named."""
+        walk.query(
+            approved_url,
+            f"UPDATE users SET email_encrypted = %s, email_search = %s{''.join(more)} WHERE id = %s RETURNING id",
+            walk.CIPHER.encrypt(email, "user_pii"),
+            search_token(walk.KEYS, email, "user_pii"),
+            number,
+        )
+
+    first = hold()
+    assert (first.held, first.changed, first.rows) == (True, True, len(before))
+    assert dict(walk.query(approved_url, "SELECT id, email FROM users")) == before
+    write("alone@x.example", 100)
+    write("both@x.example", 101, ", email = 'both@x.example'")
+    assert walk.query(approved_url, "SELECT id, email FROM users WHERE id IN (100, 101) ORDER BY id") == [
+        (100, None),
+        (101, "both@x.example"),
+    ]
+    again = hold()
+    assert (again.held, again.rows, again.indexes, again.constraints) == (True, 1, (), ())
+
+    write("later@x.example", 102)
+    ended = restored(approved_url, USERS)
+    assert (ended.held, ended.changed) == (False, True)
+    assert dict(walk.query(approved_url, "SELECT id, email FROM users")) == before | {
+        100: "alone@x.example",
+        101: "both@x.example",
+        102: "later@x.example",
+    }
+    with pytest.raises(psycopg.errors.CheckViolation):
+        write("refused@x.example", 103)
+    assert walk.verify(approved_url, USERS).passed

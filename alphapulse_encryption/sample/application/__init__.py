@@ -1,0 +1,10 @@
+"""A small AlphaPulse: an HTTP API on the sample's five tables, to be read and copied.
+
+    ALPHAPULSE_ENCRYPTION_PHASE=dual python -m alphapulse_encryption.sample.application
+
+What is encrypted is declared once, in `models`; nothing else knows of it. An instance is brought from one phase to the
+next by starting it again with another `ALPHAPULSE_ENCRYPTION_PHASE`, and by nothing else.
+
+`people` and `trading` are what the application does, `api` is what it looks like from outside, `database` where its
+sessions come from. It needs `pip install 'alphapulse-encryption[application]'`.
+"""

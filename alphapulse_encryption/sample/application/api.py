@@ -1,0 +1,353 @@
+"""The HTTP API. Each request is one transaction."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from alphapulse_encryption.sample.application import people, trading
+from alphapulse_encryption.sample.application.database import get_db_session
+from alphapulse_encryption.sample.application.models import Position, TradingAccount, User
+
+app = FastAPI(title="AlphaPulse sample application")
+
+_log = logging.getLogger(__name__)
+# PostgreSQL manual, appendix A.
+_UNIQUE_VIOLATION = "23505"
+
+Amount = Annotated[Decimal, Field(gt=0, max_digits=18, decimal_places=8)]
+
+
+class _Shown(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Registration(BaseModel):
+    """Somebody new."""
+
+    username: str = Field(min_length=1, max_length=64)
+    email: str = Field(min_length=3, max_length=320)
+    password: str = Field(min_length=8, max_length=1000)
+    first_name: str | None = None
+    last_name: str | None = None
+    phone_number: str | None = None
+    address: dict[str, Any] | None = None
+
+
+class Credentials(BaseModel):
+    """An address and a password."""
+
+    email: str
+    password: str
+
+
+class Profile(_Shown):
+    """What a person sees of themselves."""
+
+    id: int
+    username: str
+    email: str
+    first_name: str | None
+    last_name: str | None
+    phone_number: str | None
+    address: dict[str, Any] | None = Field(validation_alias="address_data")
+
+
+class ProfileChange(BaseModel):
+    """What is to be changed; what is left out stays."""
+
+    email: str | None = None
+    phone_number: str | None = None
+    address: dict[str, Any] | None = None
+
+
+class NewAccount(BaseModel):
+    """An account at an exchange, with money on it."""
+
+    account_number: str
+    exchange: str = "kraken"
+    currency: str = "USD"
+    deposit: Amount
+
+
+class Account(_Shown):
+    """An account with its balances."""
+
+    account_number: str
+    exchange: str
+    currency: str
+    balance: Decimal
+    available_balance: Decimal
+
+
+class Order(BaseModel):
+    """Something to be bought or sold."""
+
+    symbol: str = Field(min_length=1, max_length=32)
+    side: Literal["buy", "sell"]
+    quantity: Amount
+    price: Amount
+    fee: Annotated[Decimal, Field(ge=0, max_digits=18, decimal_places=8)] = Decimal(0)
+    order_id: str
+
+
+class FilledOrder(_Shown):
+    """A trade."""
+
+    id: int
+    position_id: int | None
+    symbol: str
+    side: str
+    order_id: str
+    quantity: Decimal
+    price: Decimal
+    fee: Decimal | None
+    execution_details: Any
+
+
+class OpenPosition(_Shown):
+    """A position."""
+
+    id: int
+    symbol: str
+    size: Decimal
+    entry_price: Decimal
+    current_price: Decimal | None
+    unrealized_pnl: float | None
+    realized_pnl: float
+    notes: dict[str, Any]
+    status: str
+
+
+class Mark(BaseModel):
+    """The market's price of a position, and a note on it."""
+
+    price: Amount
+    note: str | None = None
+
+
+class NewKey(BaseModel):
+    """A key to be made."""
+
+    name: str = Field(min_length=1, max_length=64)
+    permissions: list[Literal["read", "trade", "manage"]]
+
+
+class Key(_Shown):
+    """What is kept of a key."""
+
+    id: uuid.UUID
+    name: str
+    permissions: list[str]
+    usage_stats: dict[str, int] | None
+    expires_at: datetime | None
+
+
+def _session() -> Iterator[Session]:
+    with get_db_session() as session, session.begin():
+        yield session
+
+
+# The transaction ends before the answer goes out: who has read an answer finds what it says.
+Transaction = Annotated[Session, Depends(_session, scope="function")]
+_bearer = HTTPBearer(auto_error=False)
+
+
+class _Identified:
+    """Whose key came with the request, which has to permit this."""
+
+    def __init__(self, permission: str) -> None:
+        self._permission = permission
+
+    def __call__(
+        self,
+        request: Request,
+        session: Transaction,
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    ) -> User:
+        if credentials is None:
+            raise people.NotAllowed
+        endpoint = f"{request.method} {request.scope['route'].path}"
+        return people.identify(session, credentials.credentials, self._permission, endpoint)
+
+
+Reader = Annotated[User, Depends(_Identified("read"), scope="function")]
+Trader = Annotated[User, Depends(_Identified("trade"), scope="function")]
+Manager = Annotated[User, Depends(_Identified("manage"), scope="function")]
+
+
+@app.exception_handler(people.NotAllowed)
+def not_allowed(_: Request, __: Exception) -> JSONResponse:
+    """Neither what was wrong nor whether there is such a person."""
+    return JSONResponse({"detail": "Not allowed."}, status_code=401)
+
+
+@app.exception_handler(trading.NotPossible)
+def not_possible(_: Request, error: Exception) -> JSONResponse:
+    """What the account cannot do."""
+    return JSONResponse({"detail": str(error)}, status_code=409)
+
+
+@app.exception_handler(IntegrityError)
+def refused(request: Request, error: Exception) -> JSONResponse:
+    """A name, an address or a number that somebody has already; the database's message would tell it, with the value.
+
+    Whatever else the database refuses is a fault of ours: its code goes into the log, its message, which can hold the
+    row, does not.
+    """
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    if state == _UNIQUE_VIOLATION:
+        return JSONResponse({"detail": "Taken already."}, status_code=409)
+    _log.error("%s was refused by the database: SQLSTATE %s", request.scope["route"].path, state)
+    return JSONResponse({"detail": "Something went wrong."}, status_code=500)
+
+
+@app.post("/users", status_code=201)
+def register(new: Registration, session: Transaction) -> Profile:
+    """Register."""
+    user = User(
+        username=new.username,
+        email=new.email,
+        password_hash=people.hash_password(new.password),
+        first_name=new.first_name,
+        last_name=new.last_name,
+        phone_number=new.phone_number,
+        address_data=new.address,
+    )
+    session.add(user)
+    session.flush()
+    return Profile.model_validate(user)
+
+
+@app.post("/login")
+def log_in(credentials: Credentials, session: Transaction) -> dict[str, str]:
+    """Log in; the key goes into the header `Authorization: Bearer …` of what follows."""
+    return {"key": people.log_in(session, credentials.email, credentials.password)}
+
+
+@app.get("/me")
+def profile(user: Reader) -> Profile:
+    """Oneself."""
+    return Profile.model_validate(user)
+
+
+@app.patch("/me")
+def change_profile(change: ProfileChange, user: Manager) -> Profile:
+    """Change an address or a number."""
+    for name in change.model_fields_set:
+        setattr(user, "address_data" if name == "address" else name, getattr(change, name))
+    return Profile.model_validate(user)
+
+
+@app.post("/accounts", status_code=201)
+def open_account(new: NewAccount, user: Manager, session: Transaction) -> Account:
+    """Open an account."""
+    account = TradingAccount(
+        user_id=user.id,
+        exchange=new.exchange,
+        currency=new.currency,
+        account_number=new.account_number,
+        balance=new.deposit,
+        available_balance=new.deposit,
+        api_key_reference=f"vault:secret/exchanges/{new.exchange}",
+    )
+    session.add(account)
+    session.flush()
+    return Account.model_validate(account)
+
+
+@app.get("/accounts")
+def accounts(user: Reader, session: Transaction) -> list[Account]:
+    """One's accounts with their balances."""
+    return [Account.model_validate(account) for account in trading.accounts_of(session, user)]
+
+
+def _account(session: Session, user: User, number: str, *, lock: bool = False) -> TradingAccount:
+    account = trading.account_of(session, user, number, lock=lock)
+    if account is None:
+        raise HTTPException(404, "There is no such account.")
+    return account
+
+
+@app.post("/accounts/{number}/trades", status_code=201)
+def place_trade(number: str, order: Order, user: Trader, session: Transaction) -> FilledOrder:
+    """Buy or sell."""
+    account = _account(session, user, number, lock=True)
+    return FilledOrder.model_validate(trading.trade(session, account, **order.model_dump()))
+
+
+@app.get("/accounts/{number}/trades")
+def trades(number: str, user: Reader, session: Transaction) -> list[FilledOrder]:
+    """An account's trades."""
+    account = _account(session, user, number)
+    return [FilledOrder.model_validate(one) for one in trading.trades_of(session, account)]
+
+
+@app.get("/accounts/{number}/positions")
+def positions(number: str, user: Reader, session: Transaction) -> list[OpenPosition]:
+    """An account's positions."""
+    account = _account(session, user, number)
+    return [OpenPosition.model_validate(one) for one in trading.positions_of(session, account)]
+
+
+@app.patch("/positions/{position_id}")
+def mark_position(position_id: int, mark: Mark, user: Trader, session: Transaction) -> OpenPosition:
+    """Mark a position to the market."""
+    position: Position | None = trading.position_of(session, user, position_id)
+    if position is None:
+        raise HTTPException(404, "There is no such position.")
+    trading.mark(position, mark.price, mark.note)
+    return OpenPosition.model_validate(position)
+
+
+@app.get("/report")
+def report(user: Reader, session: Transaction) -> dict[str, Any]:
+    """All accounts: balances, turnover by symbol, and what positions gained."""
+    found = {}
+    for account in trading.accounts_of(session, user):
+        held = trading.positions_of(session, account)
+        found[account.account_number] = {
+            "balance": str(account.balance),
+            "turnover": {
+                symbol: {
+                    "trades": t.trades,
+                    "bought": str(t.bought),
+                    "sold": str(t.sold),
+                    "fees": str(t.fees),
+                }
+                for symbol, t in trading.turnover(trading.trades_of(session, account)).items()
+            },
+            "realized_pnl": sum(position.realized_pnl for position in held),
+        }
+    return {"user": user.username, "accounts": found}
+
+
+@app.post("/api-keys", status_code=201)
+def make_key(new: NewKey, user: Manager, session: Transaction) -> dict[str, Any]:
+    """Make a key; it is shown this once."""
+    kept, key = people.make_key(session, user, new.name, list(new.permissions))
+    return {"key": key, **Key.model_validate(kept).model_dump(mode="json")}
+
+
+@app.get("/api-keys")
+def keys(user: Reader, session: Transaction) -> list[Key]:
+    """One's keys, and what was called with them."""
+    return [Key.model_validate(key) for key in people.keys_of(session, user)]
+
+
+@app.delete("/api-keys/{key_id}", status_code=204)
+def revoke_key(key_id: uuid.UUID, user: Manager, session: Transaction) -> None:
+    """Take a key away."""
+    if not people.revoke_key(session, user, key_id):
+        raise HTTPException(404, "There is no such key.")
