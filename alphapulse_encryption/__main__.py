@@ -123,6 +123,11 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="read the master key of every version and compare it with what this database was begun with; reads only",
     )
+    steps.add_argument(
+        "--key-usage",
+        action="store_true",
+        help="show how many values each key has encrypted, and how many it may; reads only",
+    )
     running = parser.add_argument_group("running backfills (at once, also of other processes)")
     running.add_argument("--pause", action="store_true", help="have every backfill wait at its next batch")
     running.add_argument("--resume", action="store_true", help="let them go on")
@@ -305,6 +310,7 @@ WITHOUT_STEPS = (
     "backup_identity",
     "approvals",
     "check_key",
+    "key_usage",
     "key_versions",
     "reinstate_key_version",
     "pause",
@@ -312,7 +318,7 @@ WITHOUT_STEPS = (
     "set",
     "settings",
 )
-ALONE = ("backup_identity", "approvals", "check_key", "key_versions", "reinstate_key_version")
+ALONE = ("backup_identity", "approvals", "check_key", "key_usage", "key_versions", "reinstate_key_version")
 
 # Options of --migrate-data, named as in the configuration of encrypted_data; those of --verify among them.
 BACKFILL_OPTIONS = ("batch_size", "workers", "work_mem", "autovacuum_off")
@@ -361,6 +367,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _print_approvals()
         if options.check_key:
             return _check_key()
+        if options.key_usage:
+            return _print_key_usage()
         if options.reinstate_key_version:
             return _reinstate_key_version(options.reinstate_key_version)
         if any(getattr(options, name) for name in WITHOUT_STEPS if name != "key_versions"):
@@ -436,6 +444,26 @@ def _check_key() -> int:
             f"! version {version}: this database was begun with it, and there is no key of that version to read it"
         )
     return 1 if any(found.get(version, check) != check for version, check in (stored or {}).items()) else 0
+
+
+def _print_key_usage() -> int:
+    from alphapulse_encryption.crypto.usage import MOST_MESSAGES
+    from alphapulse_encryption.migration.usage import read_usage
+    from alphapulse_encryption.resources.environment import target_database
+
+    with target_database().session("read how much the keys are used") as connection:
+        usages = read_usage(connection)
+    for usage in usages:
+        share = usage.messages / MOST_MESSAGES
+        print(
+            f"{'✓' if usage.warning() is None else '!'} {usage.context}, version {usage.key_version}: "
+            f"{usage.messages:,} values encrypted ({share:.4%} of 2^32)"
+        )
+    for warning in filter(None, (usage.warning() for usage in usages)):
+        print(warning)
+    if not usages:
+        print("Nothing has been encrypted yet.")
+    return 0
 
 
 def _print_key_versions(catalogue: Catalogue, tables: tuple[str, ...]) -> int:

@@ -21,6 +21,10 @@ class RefusedError(MigrationError):
     """The step would not be safe now; nothing was changed (exit status 1)."""
 
 
+class KeyExhausted(RefusedError):
+    """A derived key has encrypted as many messages as it safely can; nothing more was encrypted."""
+
+
 class DatabaseFailure(MigrationError):
     """PostgreSQL refused a statement. Carries the SQLSTATE, never the server's DETAIL, which quotes rows.
 

@@ -1,12 +1,19 @@
 """The application's ciphers, one of each per process, with the keys that the environment describes."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import overload
 
 from alphapulse_encryption.crypto.cipher import FieldCipher, SearchableCipher
 from alphapulse_encryption.crypto.envelope import AES_256_GCM, get_format
+from alphapulse_encryption.crypto.usage import KeyUsage, UsageBook
 from alphapulse_encryption.keysources import load_key_ring
+
+_logger = logging.getLogger("alphapulse_encryption")
+
+# Outlives the ciphers: what was encrypted before new keys are loaded counts as well.
+_usage = UsageBook()
 
 
 def get_cipher() -> FieldCipher:
@@ -49,6 +56,33 @@ def decrypt_field(envelope: str | None, context: str) -> str | None:
     return _cipher().decrypt(envelope, context)
 
 
+def key_usage() -> tuple[KeyUsage, ...]:
+    """How many values this process has encrypted, by context and key version; a forked child begins anew."""
+    return _usage.usage()
+
+
+def report_key_usage(send: Callable[[str, int, int], int]) -> tuple[KeyUsage, ...]:
+    """Add what this process has encrypted since its last report to what all processes have.
+
+    To be called from time to time and at the end of the process. A key that has encrypted 2^32 values in all, as far as
+    this process was told, is refused from then on; from 2^31 on a warning is logged (logger `alphapulse_encryption`).
+
+    Args:
+        send: called with context, key version and number of values, for each key with news. It has to run
+            `SELECT encryption_report_key_usage(context, key_version, messages)` in the migrated database, commit, and
+            return what that returns, the sum of all processes. If it raises, its values are reported the next time.
+
+    Returns:
+        The sums, of the keys that there was news of.
+    """
+    sums = _usage.report(send)
+    for usage in sums:
+        warning = usage.warning()
+        if warning is not None:
+            _logger.warning("%s", warning)
+    return sums
+
+
 def encrypt_fields(values: Sequence[str | None], context: str) -> list[str | None]:
     """The envelopes of many values of one context; see `FieldCipher.encrypt_many`."""
     return _cipher().encrypt_many(values, context)
@@ -70,4 +104,4 @@ def reset_ciphers() -> None:
 @cache
 def _cipher() -> SearchableCipher:
     keys = load_key_ring()
-    return SearchableCipher(get_format(AES_256_GCM, keys), keys)
+    return SearchableCipher(get_format(AES_256_GCM, keys, _usage), keys)

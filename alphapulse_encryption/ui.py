@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from alphapulse_encryption import settings
+from alphapulse_encryption.children import environment_without_keys
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.resources.instance import open_instance, packaged_file, prepare_dagster_home
 from alphapulse_encryption.sample.postgres import embedded
@@ -121,6 +122,11 @@ def serve(host: str, port: int) -> int:
 @contextlib.contextmanager
 def _services(host: str, port: int, stop: _Stop) -> Iterator[tuple[_Service, _Service]]:
     environment = {**os.environ, "DAGSTER_HOME": str(prepare_dagster_home())}
+    # Runs and sensors are the daemon's: the one that serves the network needs no key, and gets none.
+    environments = {
+        "dagster-webserver": environment_without_keys(environment),
+        "dagster-daemon": environment,
+    }
     workspace = ["--workspace", str(packaged_file("workspace.yaml")), "--code-server-log-level", "warning"]
     commands = {
         "dagster-webserver": [
@@ -134,7 +140,7 @@ def _services(host: str, port: int, stop: _Stop) -> Iterator[tuple[_Service, _Se
         for name, command in commands.items():
             process = subprocess.Popen(
                 [sys.executable, *command, *workspace],
-                env=environment,
+                env=environments[name],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )

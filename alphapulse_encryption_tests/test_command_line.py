@@ -196,6 +196,18 @@ def test_flags_together_then_switch_drop_and_restore(theirs: Place) -> None:
         *("verify_data", "verify_tables", "create_views"),
     ]
 
+    people = another.ROWS[table]
+    mails, birthdays = (
+        sum(row[column] is not None for row in another.plaintexts(theirs.url, table)) for column in (1, 2)
+    )
+    used = theirs.succeeds("--key-usage")
+    assert len(used) == sum(len(columns) for *_, columns in another.TABLES.values())
+    assert used[:2] == [
+        f"✓ customer_birthday, version 1: {birthdays} values encrypted (0.0000% of 2^32)",
+        f"✓ customer_mail, version 1: {mails} values encrypted (0.0000% of 2^32)",
+    ]
+    assert 0 < mails < birthdays == people
+
     approve = ("--approve-drop", "--table", table, *APPROVAL, "--confirmation")
     early = theirs.fails(1, *approve, table)
     assert "✗" in early.stdout and "Switch it first" in early.stdout

@@ -12,14 +12,20 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
+import bech32
 import psycopg
 import pytest
 
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.migration.backup import backup_identity
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import forked
 from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS
 from alphapulse_encryption_tests.crypto import independent
+from alphapulse_encryption_tests.leaks import Processes, Scanner
+from alphapulse_encryption_tests.migration import walk
 from alphapulse_encryption_tests.vectors import MASTER_KEY
 
 GUIDE = [
@@ -57,6 +63,8 @@ class Home:
         # Started by a test, the server need not outlive a crash of the machine; started by the demo, it does.
         self.server = EmbeddedPostgres(server_dir, settings=UNSAFE_SETTINGS)
         self.said = ""
+        # What every process gets in its environment.
+        self.variables: dict[str, str] = {}
 
     def run(
         self,
@@ -85,6 +93,7 @@ class Home:
             "ALPHAPULSE_STATE_DIR": str(self.state),
             "ALPHAPULSE_BATCH_RANGES": "2",
             "COLUMNS": "200",
+            **self.variables,
             **variables,
         }
         if not alone:
@@ -124,9 +133,17 @@ def appears_in_order(lines: Sequence[str], text: str) -> bool:
 
 
 def test_demo_again_and_drop(home: Home) -> None:
+    with Processes() as processes:
+        _walk(home)
+    _the_key_is_in_its_file_only(home, processes)
+
+
+def _walk(home: Home) -> None:
     not_yet = home.run("--drop", alone=True)
     assert (not_yet.returncode, not_yet.stdout) == (1, "")
     assert "run make demo first" in not_yet.stderr
+    # In its file and in the environment, from where children could have it.
+    home.variables = {"ALPHAPULSE_ENCRYPTION_MASTER_KEY": home.key, **CREDENTIALS}
 
     first = home.succeeds("--rows", "2000")
     assert appears_in_order(GUIDE, first), first
@@ -186,7 +203,6 @@ def test_demo_again_and_drop(home: Home) -> None:
 
     _by_hand(home, first)
     assert home.query(USERS, SHAPE) == [[users], shape]
-    _the_key_is_in_its_file_only(home)
 
 
 def _by_hand(home: Home, first: str) -> None:
@@ -221,18 +237,55 @@ def _key(text: str) -> bytes:
     return base64.urlsafe_b64decode(text)
 
 
-def _the_key_is_in_its_file_only(home: Home) -> None:
-    key = home.key
-    forms = [key.encode(), _key(key), _key(key).hex().encode()]
-    assert not any(form.decode() in home.said for form in (forms[0], forms[2]))
-    holding = []
-    files = [path for path in home.state.rglob("*") if path.is_file()]
-    for path in files:
-        content = path.read_bytes()
-        holding += [path.name for form in forms if form in content]
-    assert holding == ["sample_master_key"]
-    assert any(path.name.endswith(".dump.age") for path in files)
-    assert (home.state / "sample_master_key").stat().st_mode & 0o777 == 0o600
+# Of stores that hold keys elsewhere: the demo needs them as little as its children do. No other process has them.
+CREDENTIALS = {
+    name: f"canary/of+{os.urandom(10).hex()}"
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "VAULT_TOKEN")
+}
+# Every program that the demo starts, PostgreSQL's servers among them.
+WITHOUT_KEYS = ("postgres", "pg_ctl", "initdb", "pg_dump", "pg_restore", "psql", "sh", "useradd")
+
+
+def secrets(master_key: bytes) -> dict[str, bytes | str]:
+    """The master key and every key derived from it."""
+    contexts = {column.context for table in walk.CATALOGUE.tables for column in table.columns}
+    assert len(contexts) == 16
+    found: dict[str, bytes | str] = {
+        f"key of {context}, version {version}": independent.derive(master_key, context, version)
+        for context in (*contexts, "\x00key-check-value", "alphapulse_encryption backup")
+        for version in (1, 2)
+    }
+    identity = backup_identity(KeyRing({1: master_key}, 1))
+    found |= CREDENTIALS
+    found |= {"master key": master_key, "identity": identity, "identity in small letters": identity.lower()}
+    digits = cast(list[int], bech32.bech32_decode(identity)[1])
+    found["identity's bytes"] = bytes(cast(list[int], bech32.convertbits(digits, 5, 8, False)))
+    return found
+
+
+def _the_key_is_in_its_file_only(home: Home, processes: Processes) -> None:
+    """Nor is any derived key anywhere: run storage, bookkeeping, files, logs, terminal, process list, environments."""
+    scanner = Scanner(secrets(_key(home.key)))
+    key_file = home.state / "sample_master_key"
+    found = scanner.text(home.said, "terminal")
+    with home.server:
+        for database in ("dagster", "alphapulse"):
+            found += scanner.database(home.server.url(database))
+    found += scanner.files(home.state, leave_out=[key_file])
+    found += processes.with_secrets(scanner)
+    found += processes.that_were_given(scanner, WITHOUT_KEYS)
+    assert not found, "\n".join(sorted({f"{find.secret} in {find.place}" for find in found}))
+    # What was looked at is what there is to look at, and is looked at with open eyes.
+    assert {find.secret for find in scanner.data(key_file.read_bytes(), "")} == {"master key"}
+    files = {path.name for path in home.state.rglob("*") if path.is_file()}
+    assert {"dagster.yaml", home.server.log_file.name, "PG_VERSION"} <= files
+    assert any(name.endswith(".dump.age") for name in files)
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    seen = {process.program for process in processes.seen}
+    if Path("/proc/self/environ").exists():
+        assert {"postgres", "pg_dump"} <= seen
+        given = {find.secret for find in processes.that_were_given(scanner, seen - {*WITHOUT_KEYS})}
+        assert given == {"master key", *CREDENTIALS}, "the demo's own process had them"
 
 
 BAD_INPUT: tuple[tuple[list[str], dict[str, str], str], ...] = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -12,7 +12,6 @@ import pytest
 
 from alphapulse_encryption.__main__ import main
 from alphapulse_encryption.catalogue import Catalogue, load_catalogue
-from alphapulse_encryption.jobs import build_jobs
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import another
 from alphapulse_encryption_tests.migration import walk
@@ -24,16 +23,44 @@ VARIABLE = "ALPHAPULSE_ENCRYPTION_MASTER_KEY"
 TABLE = "sessions"
 SAYS = f"The master key of version 1, from the environment variable {VARIABLE}, is not the one this database was begun"
 
-# What uses no key, and changes nothing that a key could spoil.
+PARTITION = f"00|{TABLE}"
+NAMED = {"tables": [TABLE]}
+# Every job that is no step on the data: it uses no key, and changes nothing that another key could spoil.
 NO_STEPS = {"change_settings", "list_approvals", "revoke_approval"}
-CONFIG: Mapping[str, Mapping[str, object]] = {
-    "approve_drop": {"table": TABLE, "approver": "Ada", "reason": "done", "confirmation": TABLE},
-    "erase_dropped": {"table": TABLE, "confirmation": TABLE},
+# Every other job: its op with its configuration, and its partition.
+STEPS: Mapping[str, tuple[str, Mapping[str, object], str | None]] = {
+    "run_preflight": ("preflight", {}, None),
+    "take_backup": ("backup", {"restore_drill": True}, None),
+    "add_columns": ("encrypted_columns", {}, TABLE),
+    "migrate_data": ("encrypted_data", {"autovacuum_off": True}, PARTITION),
+    "build_indexes": ("search_indexes", {"reindex": True}, TABLE),
+    "verify_data": ("verified_data", {}, PARTITION),
+    "verify_tables": ("verified_table", {}, TABLE),
+    "create_views": ("compatibility_views", {}, TABLE),
+    "switch_to_ciphertext": ("switch", NAMED, None),
+    "revert_to_plaintext": ("revert", NAMED, None),
+    "approve_drop": (
+        "approve",
+        {"table": TABLE, "approver": "Ada", "reason": "done", "confirmation": TABLE},
+        None,
+    ),
+    "drop_unencrypted": ("drop", NAMED, None),
+    "erase_dropped": ("erase", {"table": TABLE, "confirmation": TABLE}, None),
+    "restore_plaintext": ("restore", NAMED, None),
+    "replan_ranges": ("replan", NAMED, None),
+    "repair_mismatched": ("repair", NAMED, None),
+    "rotate_keys": ("begin", NAMED, None),
+    "rotated_data": ("rotated_data", {"autovacuum_off": True}, PARTITION),
 }
-
-
-# Of a job of several ops, the one that is configured.
-FIRST_OP = {"rotate_keys": "begin"}
+# Of the assets, the one that no job makes by itself.
+WITHOUT_A_JOB = "rotated_data"
+# By hand, at the command line; what they launch is above.
+FLAGS = (
+    *(("--preflight",), ("--backup",), ("--add-columns",), ("--migrate-data",), ("--verify",)),
+    *(("--create-views",), ("--switch-to-encrypted",), ("--drop-unencrypted", "--confirm")),
+    *(("--revert-to-plaintext",), ("--restore-plaintext",), ("--repair-mismatched",), ("--replan",)),
+    ("--rotate-keys",),
+)
 
 
 @pytest.fixture
@@ -61,36 +88,18 @@ def dropped(theirs: Place, catalogue: Catalogue) -> None:
     walk.drop(theirs.url, catalogue.table(TABLE), catalogue)
 
 
-def runs(definitions: dg.Definitions, instance: dg.DagsterInstance) -> dict[str, dg.ExecuteInProcessResult]:
-    """One run of every asset that can be materialized and of every job that is none of assets."""
-    everything = definitions.resolve_implicit_global_asset_job_def()
-    graph = definitions.resolve_asset_graph()
-    results = {}
-    for key in sorted(graph.materializable_asset_keys):
-        partitions = graph.get(key).partitions_def
-        names = {
-            None: None,
-            dg.MultiPartitionsDefinition: f"00|{TABLE}",
-            dg.StaticPartitionsDefinition: TABLE,
-        }
-        name = names[None if partitions is None else type(partitions)]  # type: ignore[index]
-        tuned = {"ops": {"encrypted_data": {"config": {"autovacuum_off": True}}}}
-        results[key.to_user_string()] = everything.execute_in_process(
-            instance=instance,
-            asset_selection=[key],
-            partition_key=name,
-            run_config=tuned if key == dg.AssetKey("encrypted_data") else None,
-            raise_on_error=False,
-        )
-    for job in build_jobs():
-        if isinstance(job, dg.JobDefinition) and job.name not in NO_STEPS:
-            config = CONFIG.get(job.name, {"tables": [TABLE]})
-            results[job.name] = definitions.resolve_job_def(job.name).execute_in_process(
-                instance=instance,
-                run_config={"ops": {FIRST_OP.get(job.name, job.nodes[0].name): {"config": dict(config)}}},
-                raise_on_error=False,
-            )
-    return results
+def run(definitions: dg.Definitions, instance: dg.DagsterInstance, job: str) -> dg.ExecuteInProcessResult:
+    """One run of a job, as the UI's button starts it."""
+    op, config, partition = STEPS[job]
+    alone = job == WITHOUT_A_JOB
+    found = definitions.resolve_implicit_global_asset_job_def() if alone else definitions.resolve_job_def(job)
+    return found.execute_in_process(
+        instance=instance,
+        run_config={"ops": {op: {"config": dict(config)}}} if config else {},
+        asset_selection=[dg.AssetKey(job)] if alone else None,
+        partition_key=partition,
+        raise_on_error=False,
+    )
 
 
 def problem(result: dg.ExecuteInProcessResult) -> str:
@@ -99,18 +108,61 @@ def problem(result: dg.ExecuteInProcessResult) -> str:
     return str(failure.user_failure_data.description)
 
 
-@pytest.mark.parametrize("state", [begun, approved, dropped])
-def test_every_step_refuses(theirs: Place, state: Callable[[Place, Catalogue], None]) -> None:
+def test_every_job_is_here(theirs: Place) -> None:
+    """A job that is not listed above is tested by nobody; nor is an asset that no job makes."""
+    definitions = theirs.definitions()
+    jobs = {job.name for job in definitions.resolve_all_job_defs() if not job.name.startswith("__")}
+    assert jobs | {WITHOUT_A_JOB} == {*STEPS, *NO_STEPS}
+    assets = {key.to_user_string() for key in definitions.resolve_asset_graph().materializable_asset_keys}
+    assert assets <= {op for op, _, _ in STEPS.values()}
+    assert len(assets) == 9
+
+
+@pytest.mark.parametrize(
+    ("state", "jobs"),
+    [
+        pytest.param(begun, tuple(STEPS), id="begun"),
+        # Again, where they have more to do.
+        pytest.param(
+            approved,
+            ("approve_drop", "drop_unencrypted", "revert_to_plaintext", "take_backup"),
+            id="approved",
+        ),
+        pytest.param(
+            dropped,
+            ("add_columns", "migrate_data", "erase_dropped", "restore_plaintext", "rotated_data"),
+            id="dropped",
+        ),
+    ],
+)
+def test_every_step_refuses(
+    theirs: Place, state: Callable[[Place, Catalogue], None], jobs: Sequence[str]
+) -> None:
     catalogue = load_catalogue(theirs.catalogue_file())
     state(theirs, catalogue)
+    before, files = theirs.dump(), sorted(theirs.state.rglob("backups/*"))
+    theirs.master_key = WRONG
+    definitions = theirs.definitions()
+    with theirs.instance() as instance:
+        results = {job: run(definitions, instance, job) for job in jobs}
+    assert {job: SAYS in problem(result) for job, result in results.items()} == dict.fromkeys(jobs, True)
+    assert theirs.dump() == before
+    assert sorted(theirs.state.rglob("backups/*")) == files
+
+
+def test_the_command_line_refuses_before_it_starts_a_run(
+    theirs: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun(theirs, load_catalogue(theirs.catalogue_file()))
     before = theirs.dump()
     theirs.master_key = WRONG
-    with theirs.instance() as instance:
-        results = runs(theirs.definitions(), instance)
-    assert {"encrypted_columns", "encrypted_data", "switch_to_ciphertext", "drop_unencrypted"} <= set(results)
-    assert {name: SAYS in problem(result) for name, result in results.items()} == dict.fromkeys(results, True)
+    for flags in FLAGS:
+        with theirs.in_environment():
+            assert main([*flags, "--table", TABLE]) == 1, flags
+        printed = capsys.readouterr()
+        assert SAYS in printed.err and printed.out == "", flags
     assert theirs.dump() == before
-    assert not list(theirs.state.glob("backups/*.part*"))
+    assert theirs.run_count() == 0
 
 
 def check_key(theirs: Place, capsys: pytest.CaptureFixture[str], **extra: str | None) -> tuple[int, str]:
@@ -168,7 +220,9 @@ def test_check_key_without_a_database(theirs: Place, capsys: pytest.CaptureFixtu
     assert (status, "ALPHAPULSE_DATABASE_URL is not a PostgreSQL URL" in said) == (2, True)
 
 
-def test_check_key_goes_alone(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("flag", ["--check-key", "--key-usage"])
+def test_what_goes_alone(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     for others in (["--verify"], ["--pause"], ["--backup-identity"]):
         with pytest.raises(SystemExit, match="2"):
-            main(["--check-key", *others])
+            main([flag, *others])
+        assert "to be given without a step" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.text import encode, encode_many
+from alphapulse_encryption.crypto.usage import MessageCounter, UsageBook
 from alphapulse_encryption.errors import ConfigurationError, DecryptionError
 
 AES_256_GCM = "AES-256-GCM"
@@ -45,6 +46,7 @@ class EnvelopeFormat(Protocol):
         Raises:
             TypeError: the value is not a str.
             UnencodableTextError: it holds lone surrogates.
+            KeyExhausted: its key has encrypted as many messages as it safely can.
         """
 
     def encrypt_many(self, values: Sequence[str | None], context: str) -> list[str | None]:
@@ -83,8 +85,13 @@ class EnvelopeFormat(Protocol):
         """
 
 
-def get_format(name: str, keys: KeyRing) -> EnvelopeFormat:
+def get_format(name: str, keys: KeyRing, usage: UsageBook | None = None) -> EnvelopeFormat:
     """The envelope format of that name.
+
+    Args:
+        name: as a catalogue selects it.
+        keys: the key ring.
+        usage: where it counts what it encrypts; by default in a book of its own.
 
     Raises:
         ConfigurationError: there is no such format; the message lists the known ones.
@@ -92,7 +99,7 @@ def get_format(name: str, keys: KeyRing) -> EnvelopeFormat:
     make = _FORMATS.get(name)
     if make is None:
         raise ConfigurationError(f"unknown envelope format {name!r}: known are {', '.join(_FORMATS)}")
-    return make(keys)
+    return make(keys, usage if usage is not None else UsageBook())
 
 
 class _Sealer(NamedTuple):
@@ -101,6 +108,7 @@ class _Sealer(NamedTuple):
     encrypt: Callable[[bytes, bytes, None], bytes]
     decrypt: Callable[[bytes, bytes, None], bytes]
     suffix: str
+    counter: MessageCounter
 
 
 class AesGcmEnvelope:
@@ -108,12 +116,14 @@ class AesGcmEnvelope:
 
     Args:
         keys: the key ring; writes use its current version.
+        usage: where it counts what it encrypts.
     """
 
     name = AES_256_GCM
 
-    def __init__(self, keys: KeyRing) -> None:
+    def __init__(self, keys: KeyRing, usage: UsageBook | None = None) -> None:
         self._keys = keys
+        self._usage = usage if usage is not None else UsageBook()
         self._version = keys.current_version
         self._sealers: dict[tuple[str, int], _Sealer] = {}
 
@@ -121,8 +131,10 @@ class AesGcmEnvelope:
         """See `EnvelopeFormat.encrypt`."""
         # One value goes the short way: lists for one cost as much as encrypting it.
         sealer = self._sealers.get((context, self._version)) or self._sealer(context, self._version)
+        plaintext = encode(value)
+        sealer.counter.count(1)
         iv = os.urandom(IV_BYTES)
-        sealed = sealer.encrypt(iv, encode(value), None)
+        sealed = sealer.encrypt(iv, plaintext, None)
         payload = b2a_base64(iv + sealed[-TAG_BYTES:] + sealed[:-TAG_BYTES], newline=False)
         return f"{_PREFIX}{payload.decode('ascii')}{sealer.suffix}"
 
@@ -147,7 +159,7 @@ class AesGcmEnvelope:
 
     def decrypt_many(self, envelopes: Sequence[str | None], context: str) -> list[str | None]:
         """See `EnvelopeFormat.decrypt_many`."""
-        _, decrypt, suffix = self._sealer(context, self._version)
+        _, decrypt, suffix, _ = self._sealer(context, self._version)
         end = -len(suffix)
         values: list[str | None] = []
         append = values.append
@@ -162,7 +174,7 @@ class AesGcmEnvelope:
                 else:
                     # Parsed once for a run of envelopes of the same key version.
                     ciphertext, version = self._parse(envelope, context)
-                    _, decrypt, suffix = self._sealer(context, version)
+                    _, decrypt, suffix, _ = self._sealer(context, version)
                     end = -len(suffix)
                 # As `_open` does it: to call it for each value would take a tenth of the time.
                 payload = a2b_base64(ciphertext, strict_mode=True)
@@ -201,7 +213,8 @@ class AesGcmEnvelope:
         self, values: Sequence[bytes | None], context: str, version: int, ivs: bytes
     ) -> list[bytes | None]:
         """Encrypt under the given IVs, 12 bytes for each value; never use an IV twice."""
-        encrypt, _, suffix = self._sealer(context, version)
+        encrypt, _, suffix, counter = self._sealer(context, version)
+        counter.count(len(values) - values.count(None))
         prefix, end = _PREFIX.encode(), suffix.encode()
         to_base64 = b2a_base64
         envelopes: list[bytes | None] = []
@@ -222,7 +235,12 @@ class AesGcmEnvelope:
         sealer = self._sealers.get((context, version))
         if sealer is None:
             aead = AESGCM(self._keys.derive(context, version))
-            sealer = _Sealer(aead.encrypt, aead.decrypt, self.ending(context, version))
+            sealer = _Sealer(
+                aead.encrypt,
+                aead.decrypt,
+                self.ending(context, version),
+                self._usage.counter(context, version),
+            )
             self._sealers[context, version] = sealer
         return sealer
 
@@ -250,7 +268,7 @@ class AesGcmEnvelope:
         return ciphertext, version
 
 
-_FORMATS: dict[str, Callable[[KeyRing], EnvelopeFormat]] = {AES_256_GCM: AesGcmEnvelope}
+_FORMATS: dict[str, Callable[[KeyRing, UsageBook], EnvelopeFormat]] = {AES_256_GCM: AesGcmEnvelope}
 
 
 def _parse_object(envelope: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from alphapulse_encryption.migration.engine import (
 from alphapulse_encryption.migration.quarantine import Step
 from alphapulse_encryption.migration.reader import Batch, Item
 from alphapulse_encryption.migration.sessions import Sessions
+from alphapulse_encryption.migration.usage import MeteredCipher
 
 __all__ = [
     "LARGEST_BATCH",
@@ -77,6 +78,7 @@ def backfill_range(
 
     Raises:
         RefusedError: wrong key; columns not added; another process works on this range.
+        KeyExhausted: a key may not encrypt that many more values; what is written stays.
         RowsQuarantined: some rows could not be encrypted; they are named by key, and all others are encrypted.
         ConfigurationError: the table, its key or a column is missing, or a setting in the database means nothing.
         DatabaseFailure: the server refused; the range is marked as failed, what is written stays.
@@ -119,13 +121,15 @@ class _Backfill:
     def wanted(self, definition: TableDefinition) -> Composed:
         return sql.row_pending(definition)
 
-    def encrypt(self, definition: TableDefinition, columns: list[list[bytes | None]]) -> list[Item]:
+    def encrypt(
+        self, definition: TableDefinition, columns: list[list[bytes | None]], cipher: MeteredCipher
+    ) -> list[Item]:
         width = len(definition.key)
         arrays = [TextArray(column) for column in columns[: width + 1]]
         ciphertexts: list[int] = []
         for column, values in zip(definition.plaintext_columns, columns[width + 1 :], strict=True):
             ciphertexts.append(len(arrays))
-            arrays.append(TextArray(self.cipher.encrypt_many_utf8(values, column.context)))
+            arrays.append(TextArray(cipher.encrypt_many_utf8(values, column.context)))
             if column.searchable:
                 arrays.append(TextArray(search_tokens_many_utf8(self.keys, values, column.context)))
         return [Batch(arrays, width, ciphertexts)]

@@ -20,7 +20,9 @@ from psycopg.sql import Composed
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.crypto.usage import KeyUsage
 from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.migration import sql, tracking, wire
 from alphapulse_encryption.migration.batches import Key
@@ -45,6 +47,7 @@ from alphapulse_encryption.migration.quarantine import (
 from alphapulse_encryption.migration.reader import Batch, Item, Reader, Unreadable
 from alphapulse_encryption.migration.sessions import Sessions, quick_switches
 from alphapulse_encryption.migration.tuning import Tuned
+from alphapulse_encryption.migration.usage import MeteredCipher
 
 Connection = psycopg.Connection[Any]
 
@@ -117,6 +120,7 @@ class RangeResult:
         left_pending: rows that are to be worked on still because they kept changing.
         resumed: whether an earlier, interrupted call was continued.
         seconds_held_back: how much of the duration it waited because the server showed distress.
+        key_usage: messages under each key that this range used, of all processes so far.
     """
 
     rows: int = 0
@@ -127,6 +131,7 @@ class RangeResult:
     left_pending: int = 0
     resumed: bool = False
     seconds_held_back: float = 0.0
+    key_usage: tuple[KeyUsage, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -160,6 +165,10 @@ class Work(Protocol):
     def step(self) -> Step:
         """Its name, as messages, the audit log and the quarantine have it."""
 
+    @property
+    def cipher(self) -> EnvelopeFormat:
+        """The catalogue's envelope format, for reading; what encrypts is made of it for each worker."""
+
     def admit(self, connection: Connection) -> bool:
         """Whether the table is in a state to be worked on; no, where there is nothing to do for good.
 
@@ -181,8 +190,10 @@ class Work(Protocol):
     def wanted(self, definition: TableDefinition) -> Composed:
         """The condition for a row ``t`` to be worked on."""
 
-    def encrypt(self, definition: TableDefinition, columns: list[list[bytes | None]]) -> list[Item]:
-        """What a batch that was read becomes, called in a thread of its own."""
+    def encrypt(
+        self, definition: TableDefinition, columns: list[list[bytes | None]], cipher: MeteredCipher
+    ) -> list[Item]:
+        """What a batch that was read becomes, encrypted by this cipher alone; called in a thread of its own."""
 
     def refused(
         self, connection: Connection, definition: TableDefinition, batch: Batch, error: psycopg.Error
@@ -447,6 +458,7 @@ class _Run:
             reader,
             definition,
             self.work,
+            self._metered,
             start,
             upper,
             lambda: sessions.batch_size,
@@ -611,7 +623,16 @@ class _Run:
             left_pending=left_pending,
             resumed=resumed,
             seconds_held_back=self.held_back,
+            key_usage=self._key_usage() if self.counters.rows else (),
         )
+
+    def _key_usage(self) -> tuple[KeyUsage, ...]:
+        contexts = {column.context for column in self.table.columns}
+        return tuple(usage for usage in self._metered.usage() if usage.context in contexts)
+
+    @property
+    def _metered(self) -> MeteredCipher:
+        return self.sessions.metered(self.work.cipher, self.keys)
 
     def record_failure(self, error: MigrationError) -> None:
         """Mark the range as failed where it had begun; the error itself is what the caller shows."""

@@ -21,7 +21,6 @@ from psycopg.sql import SQL, Composable, Composed, Identifier
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from alphapulse_encryption.catalogue import Column
-from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.errors import DecryptionError, RefusedError
@@ -30,6 +29,7 @@ from alphapulse_encryption.migration.batches import Key, Row, key_of, read_batch
 from alphapulse_encryption.migration.database import TextArray, mark_as_engine
 from alphapulse_encryption.migration.definition import TableDefinition
 from alphapulse_encryption.migration.saved import verbatim
+from alphapulse_encryption.migration.usage import MeteredCipher
 
 Connection = psycopg.Connection[Any]
 
@@ -77,14 +77,14 @@ class Filler:
     Args:
         connection: an open session; each batch is a transaction of its own, or a savepoint in the caller's.
         definition: the table, with its plaintext columns.
-        cipher: the catalogue's envelope format.
+        cipher: the catalogue's envelope format, which counts what it encrypts.
         keys: for search tokens.
         on_progress: called after each batch.
     """
 
     connection: Connection
     definition: TableDefinition
-    cipher: EnvelopeFormat
+    cipher: MeteredCipher
     keys: KeyRing
     on_progress: Callable[[FillProgress], None] | None = None
     rows: int = 0

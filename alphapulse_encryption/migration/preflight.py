@@ -16,6 +16,7 @@ import psycopg
 
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.migration import tracking
 from alphapulse_encryption.migration.database import LOG_SETTINGS, Database
@@ -25,6 +26,7 @@ from alphapulse_encryption.migration.limits import Limits
 from alphapulse_encryption.migration.partitions import read_parts, refuse_partition
 from alphapulse_encryption.migration.sql import GUARD_INSERT, GUARDS
 from alphapulse_encryption.migration.throttle import NotAvailable, ReplicationLag
+from alphapulse_encryption.migration.usage import read_usage
 
 Connection = psycopg.Connection[Any]
 Level = Literal["ok", "warning", "blocker"]
@@ -108,6 +110,7 @@ def check(database: Database, catalogue: Catalogue, keys: KeyRing) -> PreflightR
     with database.session("run the preflight") as connection:
         findings += _server(connection)
         findings.append(_key(connection, keys))
+        findings += _key_usage(connection, catalogue, keys)
         for table in catalogue.tables:
             try:
                 state = (
@@ -178,6 +181,23 @@ def _key(connection: Connection, keys: KeyRing) -> Finding:
     except MigrationError as error:
         return Finding("blocker", "key", error.args[0])
     return Finding("ok", "key", f"version {keys.current_version} is readable and 32 bytes long")
+
+
+def _key_usage(connection: Connection, catalogue: Catalogue, keys: KeyRing) -> list[Finding]:
+    contexts = {column.context for table in catalogue.tables for column in table.columns}
+    ours = [
+        usage
+        for usage in read_usage(connection)
+        if usage.key_version == keys.current_version and usage.context in contexts
+    ]
+    warned = [(usage, warning) for usage in ours if (warning := usage.warning()) is not None]
+    if ours and not warned:
+        most = max(usage.messages for usage in ours)
+        return [Finding("ok", "key usage", f"at most {most:,} of {MOST_MESSAGES:,} values under one key")]
+    return [
+        Finding("blocker" if usage.messages >= MOST_MESSAGES else "warning", "key usage", warning)
+        for usage, warning in warned
+    ]
 
 
 def _table(connection: Connection, definition: TableDefinition) -> list[Finding]:

@@ -15,6 +15,7 @@ from typing import IO, cast
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from alphapulse_encryption.children import bare_environment
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.database import Database
 
@@ -41,7 +42,9 @@ def find_program(name: str, bin_dir: Path | None, server: int) -> str:
             f"{name} is not {f'in {bin_dir}' if bin_dir else 'on the PATH'}. Install PostgreSQL's client "
             f"programs of version {server} or newer."
         )
-    said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+    said = subprocess.run(
+        [found, "--version"], env=bare_environment(), capture_output=True, text=True, check=False
+    ).stdout
     number = re.search(r"\s(\d+)", said)
     if number is None or int(number[1]) < server:
         raise ConfigurationError(
@@ -62,8 +65,7 @@ def connection_environment(database: Database) -> tuple[dict[str, str], dict[str
     Raises:
         ConfigurationError: an option is a secret and has no variable.
     """
-    kept = ("PATH", "HOME", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT")
-    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    environment = bare_environment()
     environment |= {name: value for name, value in os.environ.items() if name.startswith("PG")}
     options = {o.keyword.decode(): o for o in psycopg.pq.Conninfo.get_defaults()}
     rest = {}

@@ -21,6 +21,7 @@ from alphapulse_encryption.migration.batches import Key, read_columns
 from alphapulse_encryption.migration.database import TextArray, without_values
 from alphapulse_encryption.migration.definition import TableDefinition
 from alphapulse_encryption.migration.quarantine import concerns_a_row
+from alphapulse_encryption.migration.usage import MeteredCipher
 
 Connection = psycopg.Connection[Any]
 
@@ -99,8 +100,8 @@ class Source(Protocol):
     def wanted(self, definition: TableDefinition) -> Composed:
         """The condition for a row to be read."""
 
-    def encrypt(self, definition: TableDefinition, columns: Columns) -> list[Item]:
-        """What a batch that was read becomes."""
+    def encrypt(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
+        """What a batch that was read becomes, encrypted by this cipher and no other."""
 
 
 class Reader:
@@ -110,6 +111,7 @@ class Reader:
         connection: in autocommit mode, used by nobody else meanwhile.
         definition: the table.
         source: what to read, and what to make of it.
+        cipher: encrypts, and counts it beforehand.
         start: read behind this key; None from the beginning.
         upper: read up to this key; None to the end.
         batch_size: asked for each batch: how many rows.
@@ -121,6 +123,7 @@ class Reader:
         connection: Connection,
         definition: TableDefinition,
         source: Source,
+        cipher: MeteredCipher,
         start: Key | None,
         upper: Key | None,
         batch_size: Callable[[], int],
@@ -130,6 +133,7 @@ class Reader:
         self._connection = connection
         self._definition = definition
         self._source = source
+        self._cipher = cipher
         self._position = self._from = start
         self._upper = upper
         self._batch_size = batch_size
@@ -217,7 +221,11 @@ class Reader:
         try:
             while True:
                 read = self._read.get()
-                made = self._source.encrypt(self._definition, read) if isinstance(read, list) else [read]
+                made = (
+                    self._source.encrypt(self._definition, read, self._cipher)
+                    if isinstance(read, list)
+                    else [read]
+                )
                 for item in made:
                     self._ready.put(item)
                 if read is None or isinstance(read, BaseException):

@@ -27,6 +27,7 @@ from alphapulse_encryption.migration.ddl import in_short_transaction, outside_tr
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.fill import NAMED_OFFENDERS, Filler, FillProgress
 from alphapulse_encryption.migration.saved import SavedColumn, SavedConstraint, SavedIndex, SavedTable
+from alphapulse_encryption.migration.usage import metered
 
 Connection = psycopg.Connection[Any]
 
@@ -96,7 +97,7 @@ def restore_plaintext(
     """
     started = time.monotonic()
     doing = f"restore the plaintext of {table.key}"
-    with database.session(doing) as connection:
+    with metered(database, cipher, keys) as metering, database.session(doing) as connection:
         plan_by_key(connection)
         state = tracking.require_state(connection, table)
         tracking.check_key(connection, keys)
@@ -113,7 +114,7 @@ def restore_plaintext(
         if state.stage == "dropped":
             lost = in_short_transaction(connection, doing, lambda: _begin(connection, table, what, actor))
         definition = read_table(connection, table)
-        filler = Filler(connection, definition, cipher, keys, on_progress)
+        filler = Filler(connection, definition, metering, keys, on_progress)
         built: tuple[str, ...] = ()
         added: tuple[str, ...] = ()
         if tracking.require_state(connection, table).authority == "ciphertext":

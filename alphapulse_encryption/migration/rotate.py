@@ -28,6 +28,7 @@ from alphapulse_encryption.migration.engine import Pace, Progress, RangeResult, 
 from alphapulse_encryption.migration.quarantine import Step
 from alphapulse_encryption.migration.reader import Batch, Columns, Item, Unreadable
 from alphapulse_encryption.migration.sessions import Sessions
+from alphapulse_encryption.migration.usage import MeteredCipher
 
 Connection = psycopg.Connection[Any]
 
@@ -63,6 +64,7 @@ def rotate_range(
 
     Raises:
         RefusedError: wrong key; the rotation was not begun; columns not added; another process works on this range.
+        KeyExhausted: a key may not encrypt that many more values; what is written stays.
         RowsQuarantined: some rows could not be encrypted again: a value does not open, or its new token is another
             row's in a unique index. They are named by key, and all others are done.
         ConfigurationError: the table, its key or a column is missing, or a setting in the database means nothing.
@@ -113,7 +115,7 @@ class _Rotation:
     def wanted(self, definition: TableDefinition) -> Composed:
         return sql.row_outdated(definition, self._endings)
 
-    def encrypt(self, definition: TableDefinition, columns: Columns) -> list[Item]:
+    def encrypt(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
         width = len(definition.key)
         arrays = [list(column) for column in columns[: width + 1]]
         ciphertexts: list[int] = []
@@ -121,7 +123,7 @@ class _Rotation:
         for column, envelopes in zip(definition.encrypted_columns, columns[width + 1 :], strict=True):
             values = encode_many(self._open(column, envelopes, faults))
             ciphertexts.append(len(arrays))
-            arrays.append(self.cipher.encrypt_many_utf8(values, column.context))
+            arrays.append(cipher.encrypt_many_utf8(values, column.context))
             if column.searchable:
                 arrays.append(search_tokens_many_utf8(self.keys, values, column.context))
         items: list[Item] = [

@@ -10,11 +10,14 @@ from typing import Any, Self
 
 import psycopg
 
+from alphapulse_encryption.crypto.envelope import EnvelopeFormat
+from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.migration.batches import plan_by_key
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.migration.reader import Reader
 from alphapulse_encryption.migration.throttle import Lookout, Throttle, indicators
 from alphapulse_encryption.migration.tuning import Tuned
+from alphapulse_encryption.migration.usage import MeteredCipher
 
 Connection = psycopg.Connection[Any]
 
@@ -43,6 +46,7 @@ class Sessions:
         self._reader: Connection | None = None
         self._throttle: Throttle | None = None
         self._ahead: Reader | None = None
+        self._metered: tuple[EnvelopeFormat, KeyRing, MeteredCipher] | None = None
         self._pids: list[int] = []
         # Rows per batch, as the ranges so far have found it to suit.
         self.batch_size = FIRST_BATCH
@@ -91,12 +95,25 @@ class Sessions:
         self._throttle.on_wait = on_wait
         yield self._throttle
 
+    def metered(self, cipher: EnvelopeFormat, keys: KeyRing) -> MeteredCipher:
+        """The cipher that encrypts for this worker, with a connection of its own; what it reserves serves all ranges.
+
+        Args:
+            cipher: the catalogue's envelope format.
+            keys: its key ring.
+        """
+        if self._metered is None or self._metered[:2] != (cipher, keys):
+            metering = MeteredCipher(self.database, cipher, keys)
+            self._open.callback(metering.close)
+            self._metered = (cipher, keys, metering)
+        return self._metered[2]
+
     def close(self) -> None:
         """Close everything; the server gives up what the sessions held."""
         ahead = self.take_ahead()
         if ahead is not None:
             ahead.close()
-        self._writer = self._reader = self._throttle = None
+        self._writer = self._reader = self._throttle = self._metered = None
         self._open.close()
 
     def _connect(self) -> Connection:

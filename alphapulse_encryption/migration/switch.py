@@ -27,6 +27,7 @@ from alphapulse_encryption.migration.definition import TableDefinition, read_tab
 from alphapulse_encryption.migration.fill import Filler, FillProgress
 from alphapulse_encryption.migration.partitions import lock_partitions
 from alphapulse_encryption.migration.saved import NotNull, SetAside
+from alphapulse_encryption.migration.usage import metered
 
 Connection = psycopg.Connection[Any]
 
@@ -332,7 +333,10 @@ def revert_to_plaintext(
         DatabaseFailure: the server refused.
     """
     started = time.monotonic()
-    with database.session(f"revert {table.key} to plaintext") as connection:
+    with (
+        metered(database, cipher, keys) as metering,
+        database.session(f"revert {table.key} to plaintext") as connection,
+    ):
         plan_by_key(connection)
         state = tracking.require_state(connection, table)
         tracking.check_key(connection, keys)
@@ -344,7 +348,7 @@ def revert_to_plaintext(
         if state.unguarded:
             return RevertResult(False, 0, 0, (), time.monotonic() - started)
         definition = read_table(connection, table)
-        filler = Filler(connection, definition, cipher, keys, on_progress)
+        filler = Filler(connection, definition, metering, keys, on_progress)
         if state.authority == "ciphertext":
             fill_all(connection, filler)
             hand_back(connection, filler, actor)

@@ -87,6 +87,27 @@ CREATE TABLE IF NOT EXISTS public.encryption_key_checks (
     key_version int PRIMARY KEY,
     check_value text NOT NULL,
     first_used_at timestamptz NOT NULL DEFAULT now());
+CREATE TABLE IF NOT EXISTS public.encryption_key_usage (
+    context text NOT NULL,
+    key_version int NOT NULL,
+    source text NOT NULL CHECK (source IN ('engine', 'application')),
+    messages bigint NOT NULL CHECK (messages >= 0),
+    first_used_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (context, key_version, source));
+CREATE OR REPLACE FUNCTION public.encryption_report_key_usage(context text, key_version int, messages bigint)
+    RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF $1 IS NULL OR $2 IS NULL OR $3 IS NULL OR $3 < 0 THEN
+        RAISE EXCEPTION 'encryption_report_key_usage takes a context, a key version and a number of messages';
+    END IF;
+    INSERT INTO public.encryption_key_usage AS u VALUES ($1, $2, 'application', $3)
+        ON CONFLICT ON CONSTRAINT encryption_key_usage_pkey
+        DO UPDATE SET messages = u.messages + excluded.messages, updated_at = clock_timestamp();
+    RETURN (SELECT sum(u.messages) FROM public.encryption_key_usage u
+             WHERE u.context = $1 AND u.key_version = $2);
+END $$;
+REVOKE ALL ON FUNCTION public.encryption_report_key_usage FROM PUBLIC;
 CREATE TABLE IF NOT EXISTS public.encryption_key_versions (
     key_version int PRIMARY KEY,
     state text NOT NULL CHECK (state IN ('current', 'readable', 'retired')),
@@ -223,6 +244,7 @@ BOOKKEEPING_TABLES = (
     "encryption_verifications",
     "encryption_row_counts",
     "encryption_key_checks",
+    "encryption_key_usage",
     "encryption_key_versions",
     "encryption_rotation_ranges",
     "encryption_backups",

@@ -105,6 +105,8 @@ def work_through(
             context.log.error(f"{part.partition}: {outcome.args[0]}")
             failed.append(f"{part.partition}: {outcome.args[0]}")
         else:
+            for warning in filter(None, (usage.warning() for usage in outcome.key_usage)):
+                context.log.warning(warning)
             done(part, outcome)
     if failed:
         raise MigrationError(
@@ -244,4 +246,8 @@ def figures(result: RangeResult) -> dict[str, RawMetadataValue]:
         "seconds": round(result.seconds, 3),
         "seconds_held_back": round(result.seconds_held_back, 3),
         "rows_per_second": round(result.rows / result.seconds) if result.seconds else 0,
+        # Of the 2^32 that each may.
+        "values_encrypted_by_key": {
+            f"{usage.context}, version {usage.key_version}": usage.messages for usage in result.key_usage
+        },
     }

@@ -42,6 +42,7 @@ import psycopg
 from psycopg import sql
 
 from alphapulse_encryption import settings
+from alphapulse_encryption.children import bare_environment, environment_without_keys
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, MigrationError
 
 SAMPLE_DATABASE = "alphapulse"
@@ -395,7 +396,11 @@ class EmbeddedPostgres:
     def _check_version(self) -> None:
         major = (self._cluster / "PG_VERSION").read_text().strip()
         binaries = subprocess.run(
-            [_bin_dir() / "postgres", "--version"], capture_output=True, text=True, check=False
+            [_bin_dir() / "postgres", "--version"],
+            env=bare_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
         ).stdout
         if f" {major}." not in binaries:
             raise ConfigurationError(
@@ -439,8 +444,6 @@ class EmbeddedPostgres:
         become: dict[str, Any] = {}
         if account:
             become = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-        # PGPORT, PGDATA and the like are meant for other servers.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         try:
             # pg_ctl hands its own output on to the server, so a pipe would never end.
             with tempfile.TemporaryFile() as out:
@@ -449,7 +452,8 @@ class EmbeddedPostgres:
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,
-                    env={**environment, "LC_ALL": "C"},
+                    # PGPORT, PGDATA and the like are meant for other servers, and keys for nobody but us.
+                    env={**bare_environment(), "LC_ALL": "C"},
                     cwd="/",
                     umask=0o077,
                     check=False,
@@ -514,7 +518,9 @@ def _system_account() -> pwd.struct_passwd:
             return pwd.getpwnam(_SYSTEM_USER)
         try:
             command = ["useradd", "--system", "--no-create-home", _SYSTEM_USER]
-            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+            subprocess.run(
+                command, env=bare_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=True
+            )
         except OSError:
             break
         except subprocess.CalledProcessError:
@@ -595,11 +601,12 @@ def _quoted(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
-def _run_child(command: Sequence[str], *, own_session: bool) -> int:
+def _run_child(command: Sequence[str], environment: Mapping[str, str], *, own_session: bool) -> int:
     """Run a command to its end; its exit status, or 128 + the signal it died of.
 
     Args:
         command: the program and its arguments.
+        environment: all of its environment.
         own_session: put it into a session of its own and hand every request to end on to all its
             processes, once (from a terminal they would each get it twice), SIGINT first. Otherwise it
             stays in the terminal's foreground, which signals it by itself.
@@ -617,7 +624,7 @@ def _run_child(command: Sequence[str], *, own_session: bool) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, forward)
     try:
-        child.append(subprocess.Popen(command, start_new_session=own_session))
+        child.append(subprocess.Popen(command, env=dict(environment), start_new_session=own_session))
     except OSError as error:
         raise ConfigurationError(f"{command[0]} cannot be run: {error.strerror}.") from None
     if asked and own_session:
@@ -659,11 +666,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 with server:
                     server.ensure_database(SAMPLE_DATABASE)
                     program = str(server.bin_dir() / "psql")
-                    return _run_child([program, server.url(SAMPLE_DATABASE), *child], own_session=False)
+                    command = [program, server.url(SAMPLE_DATABASE), *child]
+                    return _run_child(command, environment_without_keys(), own_session=False)
             if not child:
                 parser.error("run needs a command: run -- COMMAND...")
             with server:
-                return _run_child(child, own_session=True)
+                # Whatever it is, it is the caller's: with the environment that the caller gave it.
+                return _run_child(child, os.environ, own_session=True)
     except MigrationError as error:
         print(error, file=sys.stderr)
         return error.exit_status

@@ -34,12 +34,14 @@ class Demonstration:
     Args:
         address: of the UI.
         database_url: of the sample database.
-        master_key: of the sample, as the environment variable would hold it.
+        master_key: of the sample, as the environment variable holds it for the UI.
+        pid: of ``make ui``.
     """
 
     address: str
     database_url: str
     master_key: str
+    pid: int
 
 
 @contextlib.contextmanager
@@ -64,10 +66,13 @@ def demonstration(*demo_arguments: str) -> Iterator[Demonstration]:
         # Held in this process: the server stays up between the demo and the UI, and for the tests.
         with EmbeddedPostgres(Path(state, "postgres"), settings=UNSAFE_SETTINGS) as server:
             _walk(demo_arguments, environment)
-            with _ui(Path(state, "ui.log"), environment) as address:
-                yield Demonstration(
-                    address, server.url(SAMPLE_DATABASE), Path(state, _MASTER_KEY_FILE).read_text().strip()
-                )
+            # From now on it is in the environment only, as that of a database of one's own.
+            key_file = Path(state, _MASTER_KEY_FILE)
+            key = key_file.read_text().strip()
+            key_file.unlink()
+            environment["ALPHAPULSE_ENCRYPTION_MASTER_KEY"] = key
+            with _ui(Path(state, "ui.log"), environment) as (address, pid):
+                yield Demonstration(address, server.url(SAMPLE_DATABASE), key, pid)
 
 
 def _walk(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
@@ -77,7 +82,7 @@ def _walk(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def _ui(log: Path, environment: dict[str, str]) -> Iterator[str]:
+def _ui(log: Path, environment: dict[str, str]) -> Iterator[tuple[str, int]]:
     port = _free_port()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -94,7 +99,7 @@ def _ui(log: Path, environment: dict[str, str]) -> Iterator[str]:
                     f"The UI ended with {process.returncode}:\n{log.read_text(errors='replace')}"
                 )
             time.sleep(_POLL)
-        yield f"http://localhost:{port}"
+        yield f"http://localhost:{port}", process.pid
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(_STOP_TIMEOUT)

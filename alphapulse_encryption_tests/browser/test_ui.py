@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from psycopg.rows import dict_row
@@ -13,6 +15,7 @@ from alphapulse_encryption_tests.browser import launchpad
 from alphapulse_encryption_tests.browser.demonstration import Demonstration
 from alphapulse_encryption_tests.browser.pages import GREEN, Pages
 from alphapulse_encryption_tests.crypto import independent
+from alphapulse_encryption_tests.leaks import Scanner
 
 # One demo for all of them: with pytest-xdist they stay together.
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
@@ -87,6 +90,22 @@ def test_one_partition_can_be_run_again(pages: Pages, demo: Demonstration) -> No
         assert outcome == "nothing to do"
         assert users(connection) == encrypted
         assert ranges(connection) == untouched
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc here")
+def test_only_what_runs_steps_has_the_key(demo: Demonstration) -> None:
+    """The web server and its code server have none; runs, as the tests above start them, are the daemon's."""
+    scanner = Scanner({"master key": base64.urlsafe_b64decode(demo.master_key)})
+    services = {"dagster_webserver": 0, "dagster._daemon": 0}
+    for service in psutil.Process(demo.pid).children():
+        (name,) = {name for name in services if name in service.cmdline()}
+        for process in (service, *service.children(recursive=True)):
+            services[name] += 1
+            given = Path(f"/proc/{process.pid}/environ").read_bytes()
+            assert b"ALPHAPULSE_STATE_DIR=" in given
+            assert bool(scanner.data(given, name)) == (name == "dagster._daemon"), (name, process.cmdline())
+            assert scanner.data("\0".join(process.cmdline()).encode(), name) == []
+    assert min(services.values()) >= 2, services
 
 
 def test_nobody_can_materialize_the_drop(pages: Pages) -> None:

@@ -148,7 +148,7 @@ def test_refused_when_the_catalogue_changed(approved_url: str, unchanged: Unchan
 def test_refused_when_the_key_changed(approved_url: str, unchanged: Unchanged) -> None:
     newer = KeyRing({1: bytes(range(32)), 2: bytes(range(1, 33))}, 2)
     unchanged.refuses(
-        "was approved, the master key changed", lambda: walk.drop(approved_url, USERS, keys=newer)
+        "environment says 2, to which no rotation", lambda: walk.drop(approved_url, USERS, keys=newer)
     )
     other = KeyRing({1: bytes(range(1, 33))}, 1)
     unchanged.refuses(

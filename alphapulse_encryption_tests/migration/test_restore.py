@@ -259,7 +259,7 @@ def test_killed_in_the_middle_it_goes_on_and_loses_no_write(
     begin(sample_url)
     with Database(sample_url).session("fill") as connection:
         definition = read_table(connection, USERS)
-        filler = Filler(connection, definition, walk.CIPHER, walk.KEYS)
+        filler = Filler(connection, definition, walk.metered(sample_url), walk.KEYS)
         filler.fill(None, ("100",))
         found = saved.latest(connection, USERS)
         assert found is not None

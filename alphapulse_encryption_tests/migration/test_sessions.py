@@ -45,7 +45,7 @@ def result_of(url: str, number: int, sessions: Sessions, **options: object) -> R
 
 def has_read_ahead(url: str) -> bool:
     """Whether a session of ours has read rows beyond the range that is done, and sits idle."""
-    query = f"SELECT bool_and(state = 'idle') AND bool_or(query = 'COMMIT') {OURS}"
+    query = f"SELECT bool_and(state = 'idle') AND bool_or(query LIKE '%COMMIT') {OURS}"
     return bool(support.value(url, query))
 
 
@@ -65,7 +65,8 @@ def test_ranges_one_after_another(database_url: str) -> None:
             assert work(database_url, number, sessions) == 10
             assert lock_is_free(database_url, number)
             pids.append(run(database_url, f"SELECT array_agg(pid ORDER BY pid) {OURS}"))
-    assert len(pids[0][0][0]) == 3
+    # The one that writes, the one that reads, the one that counts messages, and the one that looks out.
+    assert len(pids[0][0][0]) == 4
     assert pids == [pids[0]] * RANGES
     support.assert_encrypted(database_url, ENTRY)
     support.until(lambda: support.value(database_url, f"SELECT count(*) {OURS}") == 0, "they are closed")

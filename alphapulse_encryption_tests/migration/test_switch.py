@@ -245,7 +245,7 @@ def test_a_revert_killed_before_not_null_is_continued(sample_url: str, postgres:
     before = walk.schema(sample_url, postgres.bin_dir(), ACCOUNTS)
     walk.switch(sample_url, ACCOUNTS)
     with Database(sample_url).session("hand back") as connection:
-        filler = Filler(connection, read_table(connection, ACCOUNTS), walk.CIPHER, walk.KEYS)
+        filler = Filler(connection, read_table(connection, ACCOUNTS), walk.metered(sample_url), walk.KEYS)
         switch.hand_back(connection, filler, walk.ACTOR)
     with pytest.raises(RefusedError, match="on its way back"):
         switched(sample_url, ACCOUNTS)
@@ -269,7 +269,7 @@ def test_not_null_comes_back_without_a_look_at_the_rows(sample_url: str) -> None
     notices: list[str] = []
     with Database(sample_url).session("revert") as connection:
         definition = read_table(connection, ACCOUNTS)
-        filler = Filler(connection, definition, walk.CIPHER, walk.KEYS)
+        filler = Filler(connection, definition, walk.metered(sample_url), walk.KEYS)
         switch.hand_back(connection, filler, walk.ACTOR)
         switch.put_back_not_null(connection, definition)
         connection.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))

@@ -22,6 +22,7 @@ from alphapulse_encryption.migration.database import Actor, Database
 from alphapulse_encryption.migration.drop import DropResult, drop_plaintext
 from alphapulse_encryption.migration.indexes import build_search_indexes
 from alphapulse_encryption.migration.switch import switch_to_ciphertext
+from alphapulse_encryption.migration.usage import MeteredCipher
 from alphapulse_encryption.migration.verify import TableVerification, verify_range, verify_table
 
 KEYS = KeyRing({1: bytes(range(32))}, 1)
@@ -29,6 +30,11 @@ CIPHER = get_format("AES-256-GCM", KEYS)
 ACTOR = Actor("tests", "run-1")
 CATALOGUE = load_catalogue()
 RANGES = 2
+
+
+def metered(url: str) -> MeteredCipher:
+    """What a filler encrypts with."""
+    return MeteredCipher(Database(url), CIPHER, KEYS)
 
 
 def query(url: str, text: str, *parameters: object) -> list[tuple[Any, ...]]:

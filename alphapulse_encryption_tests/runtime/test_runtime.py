@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import psycopg
 import pytest
 
 import alphapulse_encryption
@@ -14,7 +15,10 @@ from alphapulse_encryption import (
     get_searchable_cipher,
     reset_ciphers,
 )
-from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.crypto.usage import KeyUsage
+from alphapulse_encryption.errors import ConfigurationError, KeyExhausted
+from alphapulse_encryption.migration.tracking import ensure_bookkeeping
+from alphapulse_encryption.runtime import key_usage, report_key_usage
 from alphapulse_encryption_tests.vectors import ENVELOPES, MASTER_KEY, TOKENS
 
 VARIABLE = "ALPHAPULSE_ENCRYPTION_MASTER_KEY"
@@ -92,3 +96,41 @@ def test_everything_promised_is_exported() -> None:
         "get_searchable_cipher",
         "reset_ciphers",
     }
+
+
+def test_what_this_process_has_encrypted_is_added_up_in_the_database(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        ensure_bookkeeping(connection)
+
+        def send(context: str, version: int, messages: int) -> int:
+            row = connection.execute(
+                "SELECT encryption_report_key_usage(%s, %s, %s)", [context, version, messages]
+            ).fetchone()
+            assert row is not None
+            return int(row[0])
+
+        report_key_usage(send)
+        connection.execute("TRUNCATE encryption_key_usage")
+        before = {usage.context: usage.messages for usage in key_usage()}
+        for value in ("x", "y", None):
+            encrypt_field(value, "reported")
+        reset_ciphers()
+        encrypt_field("z", "reported")
+        assert {u.context: u.messages for u in key_usage()} == {**before, "reported": 3}
+        assert report_key_usage(send) == (KeyUsage("reported", 1, 3),)
+        assert report_key_usage(send) == ()
+        assert connection.execute("SELECT * FROM encryption_key_usage").fetchall()[0][:4] == (
+            *("reported", 1, "application"),
+            3,
+        )
+        assert not caplog.records
+        send("reported", 1, 2**32 - 5)
+        encrypt_field("the last but one", "reported")
+        report_key_usage(send)
+        assert [record.name for record in caplog.records] == ["alphapulse_encryption"]
+        assert "Plan a rotation" in caplog.text
+        encrypt_field("the last one", "reported")
+        with pytest.raises(KeyExhausted, match="context reported, version 1, may not encrypt more"):
+            encrypt_field("one too many", "reported")

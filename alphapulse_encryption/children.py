@@ -1,0 +1,28 @@
+"""What programs that we start get of our environment: never a master key, nor what leads to one.
+
+A child's environment is its own: it outlives changes of ours, and a core dump or `/proc` shows it.
+"""
+
+import os
+from collections.abc import Mapping
+
+# What PostgreSQL's programs need of it.
+_NEEDED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+
+# Keys; credentials of the stores that hold them, which backups to S3 use as well.
+_SECRET = ("ALPHAPULSE_ENCRYPTION_MASTER_KEY", "AWS_", "VAULT_")
+
+
+def bare_environment() -> dict[str, str]:
+    """For programs that work for us: nothing but what any program needs."""
+    return {name: os.environ[name] for name in _NEEDED if name in os.environ}
+
+
+def environment_without_keys(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """For programs that a person uses, or that need our other settings.
+
+    Args:
+        environ: the variables; None for those of the process.
+    """
+    environ = os.environ if environ is None else environ
+    return {name: value for name, value in environ.items() if not name.startswith(_SECRET)}

@@ -1,0 +1,184 @@
+"""How many messages each derived key has encrypted in this process, and how many are enough.
+
+AES-GCM with random IVs of 96 bits may encrypt at most 2^32 messages under one key (NIST SP 800-38D section 8.3). A
+derived key is that of one context and key version.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from alphapulse_encryption.errors import KeyExhausted
+
+MOST_MESSAGES = 2**32
+# Half of it: time enough to rotate, at any pace that has taken years to get here.
+WARNING_FROM = 2**31
+
+
+@dataclass(frozen=True, order=True)
+class KeyUsage:
+    """What one derived key has encrypted.
+
+    Args:
+        context: its context.
+        key_version: its key version.
+        messages: how many values.
+    """
+
+    context: str
+    key_version: int
+    messages: int
+
+    def warning(self, *, warning_from: int = WARNING_FROM, most: int = MOST_MESSAGES) -> str | None:
+        """What to tell an operator; None while there is nothing to worry about."""
+        if self.messages < warning_from:
+            return None
+        if self.messages >= most:
+            return exhausted(self.context, self.key_version, most)
+        return (
+            f"The key of context {self.context}, version {self.key_version}, has encrypted {self.messages:,} of the "
+            f"{most:,} messages that it may. Plan a rotation to a new key version."
+        )
+
+
+def exhausted(context: str, key_version: int, most: int = MOST_MESSAGES) -> str:
+    """Why a key encrypts nothing more, and what to do."""
+    return (
+        f"The key of context {context}, version {key_version}, may not encrypt more than {most:,} messages in all "
+        "(NIST SP 800-38D section 8.3). Rotate to a new key version; what it has encrypted stays readable."
+    )
+
+
+class MessageCounter:
+    """Counts the messages of one derived key. Safe to share between threads; a forked child begins at 0.
+
+    Args:
+        context: of the key.
+        key_version: of the key.
+        most: refuse to go beyond so many, those that others were told to have encrypted included.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_elsewhere",
+        "_here",
+        "_lock",
+        "_most",
+        "_reported",
+        "context",
+        "key_version",
+    )
+
+    def __init__(self, context: str, key_version: int, most: int) -> None:
+        self.context = context
+        self.key_version = key_version
+        self._most = most
+        self._here = 0
+        self._reported = 0
+        self._elsewhere = 0
+        self._lock = threading.Lock()
+
+    def count(self, messages: int) -> None:
+        """Count messages that are about to be encrypted.
+
+        Raises:
+            KeyExhausted: they would be too many; none of them is counted.
+        """
+        with self._lock:
+            here = self._here + messages
+            if here + self._elsewhere > self._most:
+                raise KeyExhausted(exhausted(self.context, self.key_version, self._most))
+            self._here = here
+
+    @property
+    def messages(self) -> int:
+        """Counted in this process."""
+        return self._here
+
+    @property
+    def unreported(self) -> int:
+        """Those of them that nobody has been told of."""
+        with self._lock:
+            return self._here - self._reported
+
+    def reported(self, messages: int, total: int) -> None:
+        """So many were told of; ``total`` is what all processes together have encrypted by then."""
+        with self._lock:
+            self._reported += messages
+            self._elsewhere = max(self._elsewhere, total - self._reported)
+
+    def begin_anew(self) -> None:
+        """In a forked child: its parent reports what is counted so far."""
+        self._lock = threading.Lock()
+        self._elsewhere += self._here
+        self._here = self._reported = 0
+
+
+class UsageBook:
+    """The counters of a process, one for each derived key.
+
+    Args:
+        most: how many messages a key may encrypt.
+    """
+
+    def __init__(self, most: int = MOST_MESSAGES) -> None:
+        self._most = most
+        self._counters: dict[tuple[str, int], MessageCounter] = {}
+        self._reporting = threading.Lock()
+        _books.add(self)
+
+    def counter(self, context: str, key_version: int) -> MessageCounter:
+        """The counter of a key: always the same one."""
+        counter = self._counters.get((context, key_version))
+        if counter is None:
+            # Of two threads that come at once, both get the first one's.
+            counter = self._counters.setdefault(
+                (context, key_version), MessageCounter(context, key_version, self._most)
+            )
+        return counter
+
+    def usage(self) -> tuple[KeyUsage, ...]:
+        """What this process has encrypted, by key."""
+        counters = list(self._counters.values())
+        return tuple(sorted(KeyUsage(c.context, c.key_version, c.messages) for c in counters if c.messages))
+
+    def report(self, send: Callable[[str, int, int], int]) -> tuple[KeyUsage, ...]:
+        """Tell of what was encrypted since the last report, one thread after another.
+
+        Args:
+            send: called with context, key version and number of messages; adds them where all processes do, commits,
+                and returns the sum there. Where it raises, its messages are told of again the next time.
+
+        Returns:
+            The sums, of the keys that there was news of.
+        """
+        sums = []
+        with self._reporting:
+            for counter in list(self._counters.values()):
+                messages = counter.unreported
+                if messages:
+                    total = send(counter.context, counter.key_version, messages)
+                    counter.reported(messages, total)
+                    sums.append(KeyUsage(counter.context, counter.key_version, total))
+        return tuple(sorted(sums))
+
+    def begin_anew(self) -> None:
+        """In a forked child, which has one thread; the locks may have been held by another one."""
+        self._reporting = threading.Lock()
+        for counter in self._counters.values():
+            counter.begin_anew()
+
+
+_books: weakref.WeakSet[UsageBook] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for book in _books:
+        book.begin_anew()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,88 @@
+"""Programs that we start are told no key: what they were really given is read from the kernel."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests import forked
+from alphapulse_encryption_tests.leaks import Scanner
+from alphapulse_encryption_tests.migration import walk
+from alphapulse_encryption_tests.migration.test_drill import backup_with_drill, programs
+
+KEYS = {
+    "ALPHAPULSE_ENCRYPTION_MASTER_KEY": bytes(range(1, 33)),
+    "ALPHAPULSE_ENCRYPTION_MASTER_KEY_V2": bytes(range(2, 34)),
+}
+SECRETS: dict[str, str] = {
+    **{name: base64.b64encode(key).decode() for name, key in KEYS.items()},
+    "AWS_SECRET_ACCESS_KEY": "canary-of-AWS-4d7f1c09b2e8",
+    "AWS_SESSION_TOKEN": "canary-of-AWS-s-8b1e66f03a9d",
+    "VAULT_TOKEN": "hvs.canary-of-Vault-5a1c7e03d9",
+    "VAULT_SECRET_ID": "canary-of-a-role-77d1e0",
+}
+SCANNER = Scanner({**SECRETS, **KEYS})
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc here")
+
+
+def test_the_scanner_would_find_them() -> None:
+    environment = "\0".join(f"{name}={text}" for name, text in SECRETS.items())
+    assert {find.secret for find in SCANNER.text(environment, "here")} == set(SECRETS)
+
+
+def test_backup_and_restore_drill(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in SECRETS.items():
+        monkeypatch.setenv(name, text)
+    given = tmp_path / "given"
+    given.mkdir()
+    walk.encrypt(sample_url, walk.CATALOGUE.table("users"))
+    wrapped = programs(postgres, tmp_path / "bin")
+    for program in wrapped.iterdir():
+        # Told from within, by the process that then becomes the program.
+        lines = program.read_text().splitlines(keepends=True)
+        record = f'cat /proc/$$/environ /proc/$$/cmdline > "{given}/{program.name}-$1-$$"\n'
+        program.write_text("".join([lines[0], record, *lines[1:]]))
+    assert backup_with_drill(sample_url, tmp_path / "backups", wrapped).drill is not None
+
+    called = sorted(path.name.rpartition("-")[0] for path in given.iterdir())
+    assert [name for name in called if name.endswith("--version")] == [
+        "pg_dump---version",
+        "pg_restore---version",
+    ]
+    assert "pg_restore---list" in called
+    assert len(called) == 5, called
+    assert SCANNER.files(given) == []
+    assert all(b"PATH=" in path.read_bytes() for path in given.iterdir())
+
+
+def test_psql_and_the_embedded_server(server_dir: Path) -> None:
+    """Both started by one command, as ``make psql`` does."""
+    state = server_dir.parent
+    outputs = {"psql": state / "of-psql", "server": state / "of-server"}
+    postmaster = f"$(head -1 {server_dir}/cluster/postmaster.pid)"
+    server_dir.parent.chmod(0o755)
+    done = forked.run(
+        "alphapulse_encryption.sample.postgres",
+        [
+            "psql",
+            *("-c", f"\\! cat /proc/$PPID/environ /proc/$PPID/cmdline > {outputs['psql']}"),
+            *("-c", f"\\! cat /proc/{postmaster}/environ > {outputs['server']}"),
+        ],
+        {
+            "PATH": "/usr/bin:/bin:/usr/sbin:/sbin",
+            "ALPHAPULSE_STATE_DIR": str(state),
+            "PAGER": "cat",
+            **SECRETS,
+        },
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert b"PAGER=cat" in outputs["psql"].read_bytes(), "what a person set for psql reaches it"
+    for name, path in outputs.items():
+        assert b"PATH=" in path.read_bytes()
+        assert SCANNER.data(path.read_bytes(), name) == []
