@@ -50,6 +50,8 @@ STEPS: Mapping[str, tuple[str, Mapping[str, object], str | None]] = {
     "replan_ranges": ("replan", NAMED, None),
     "repair_mismatched": ("repair", NAMED, None),
     "rotate_keys": ("begin", NAMED, None),
+    "live_check": ("check", NAMED, None),
+    "benchmark_queries": ("benchmark", NAMED, None),
     "rotated_data": ("rotated_data", {"autovacuum_off": True}, PARTITION),
 }
 # Of the assets, the one that no job makes by itself.
@@ -59,7 +61,7 @@ FLAGS = (
     *(("--preflight",), ("--backup",), ("--add-columns",), ("--migrate-data",), ("--verify",)),
     *(("--create-views",), ("--switch-to-encrypted",), ("--drop-unencrypted", "--confirm")),
     *(("--revert-to-plaintext",), ("--restore-plaintext",), ("--repair-mismatched",), ("--replan",)),
-    ("--rotate-keys",),
+    *(("--rotate-keys",), ("--live-check",), ("--benchmark-queries",)),
 )
 
 
