@@ -20,7 +20,7 @@ from psycopg.sql import SQL, Composed, Identifier, Literal
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.crypto.tokens import search_token
+from alphapulse_encryption.crypto.tokens import search_tokens_of_every_version
 from alphapulse_encryption.migration import sql, tracking
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
@@ -210,7 +210,9 @@ class _Questions:
         return lambda side, row: self._ask(side, statements[side], row.key)
 
     def _by_value(self, column: Column) -> _Ask:
-        by_token = self._select("encrypted", SQL("{} = %s").format(Identifier("t", column.search)))
+        # One for each key version that a row may have.
+        is_token = SQL("{} = %s").format(Identifier("t", column.search))
+        by_token = self._select("encrypted", SQL(" OR ").join([is_token] * len(self.keys.versions)))
         live = self.definition.columns.get(column.name)
         type_ = SQL(live.type if live else "text")
         by_value = self._select("plaintext", SQL("{} = %s::{}").format(Identifier("t", column.name), type_))
@@ -220,8 +222,9 @@ class _Questions:
             if side == "plaintext":
                 self._ask(side, by_value, [value])
             else:
-                # An application computes it for every lookup.
-                self._ask(side, by_token, [search_token(self.keys, value, column.context)])
+                # An application computes them for every lookup.
+                tokens = search_tokens_of_every_version(self.keys, value, column.context)
+                self._ask(side, by_token, tokens)
 
         return ask
 
