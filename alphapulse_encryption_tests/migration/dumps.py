@@ -27,6 +27,7 @@ _STATISTICS = re.compile(r"(?P<head>CREATE STATISTICS .* ON )(?P<columns>.*)(?P<
 _VALUE = re.compile(r"'(?:[^']|'')*'|[^',]+")
 _WORD = r'(?:"(?:[^"]|"")*"|\w+)'
 _NAME = re.compile(_WORD)
+_OF_THE_BOOKKEEPING = ("encryption_audit_is_append_only", "encryption_report_key_usage")
 
 
 def dump(url: str, bin_dir: Path, leave_out: Collection[str] = ()) -> Counter[str]:
@@ -43,7 +44,7 @@ def dump(url: str, bin_dir: Path, leave_out: Collection[str] = ()) -> Counter[st
     return Counter(
         _canonical(statement, set(leave_out))
         for statement in _statements(text)
-        if "encryption_audit_is_append_only" not in statement
+        if not any(function in statement for function in _OF_THE_BOOKKEEPING)
     )
 
 
