@@ -33,7 +33,7 @@ GRAPH: dict[str, tuple[str, set[str], dict[str, list[str]], set[str]]] = {
     "verified_table": ("step_4_verify", {"verified_data"}, BY_TABLE, {"postgres"}),
     "compatibility_views": ("step_6_views", {"verified_table"}, BY_TABLE, {"postgres"}),
     "plaintext_dropped": ("step_8_drop", {"verified_table", "compatibility_views"}, BY_TABLE, set()),
-    "rotated_data": ("upkeep", {"encrypted_data"}, BY_RANGE, {"postgres"}),
+    "rotated_data": ("upkeep", {"verified_table"}, BY_RANGE, {"postgres"}),
 }
 ASSET_JOBS = {
     "run_preflight": "preflight",
@@ -122,7 +122,7 @@ def test_the_graph(definitions: dg.Definitions) -> None:
         ("verified_table", "users", "verified_data", {f"{number}|users" for number in RANGES}),
         ("compatibility_views", "users", "verified_table", {"users"}),
         ("plaintext_dropped", "users", "verified_table", {"users"}),
-        ("rotated_data", "03|users", "encrypted_data", {"03|users"}),
+        ("rotated_data", "03|users", "verified_table", {"users"}),
     ],
 )
 def test_which_partitions_depend_on_which(

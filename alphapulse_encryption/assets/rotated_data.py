@@ -7,7 +7,7 @@ from alphapulse_encryption.assets.groups import TARGET_POOL, UPKEEP
 from alphapulse_encryption.migration.engine import RangeResult
 from alphapulse_encryption.migration.rotate import rotate_range
 from alphapulse_encryption.resources.border import counted, materialized, safely
-from alphapulse_encryption.resources.partitions import Partitions, parts_by_table
+from alphapulse_encryption.resources.partitions import Partitions, over_ranges, parts_by_table
 from alphapulse_encryption.resources.target import Target
 from alphapulse_encryption.resources.workers import PaceConfig, figures, work_through
 
@@ -19,7 +19,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
 
     @dg.asset(
         name=NAME,
-        deps=["encrypted_data"],
+        deps=[over_ranges("verified_table")],
         partitions_def=partitions.by_table_and_range,
         backfill_policy=partitions.one_run_per_table,
         group_name=UPKEEP,

@@ -28,8 +28,10 @@ STAGES = {
     "step_6_views": ["compatibility_views"],
     "step_8_drop": ["plaintext_dropped"],
 }
+# No stage of the guide: it may come at any time after them.
+UPKEEP, ROTATION = "upkeep", "rotated_data"
 MATERIALIZABLE = sorted(
-    asset for assets in STAGES.values() for asset in assets if asset != "plaintext_dropped"
+    [ROTATION] + [asset for assets in STAGES.values() for asset in assets if asset != "plaintext_dropped"]
 )
 TABLES = ["trading_accounts", "positions", "trades", "users", "api_keys"]
 RANGES = [f"{number:02d}" for number in range(16)]
@@ -38,6 +40,7 @@ RANGES = [f"{number:02d}" for number in range(16)]
 def test_the_graph_shows_the_stages_of_the_guide_from_left_to_right(pages: Pages) -> None:
     pages.open_graph()
     groups = pages.groups()
+    assert groups.pop(UPKEEP).left > groups["step_4_verify"].right
     assert sorted(groups, key=lambda name: groups[name].left) == list(STAGES)
     for left, right in zip(list(STAGES), list(STAGES)[1:], strict=False):
         assert groups[left].right < groups[right].left, (left, right)
@@ -45,6 +48,7 @@ def test_the_graph_shows_the_stages_of_the_guide_from_left_to_right(pages: Pages
 
     pages.expand_groups()
     groups, assets = pages.groups(), pages.assets()
+    assert groups[UPKEEP].holds(assets.pop(ROTATION))
     assert sorted(assets, key=lambda name: assets[name].left) == [
         asset for stage in STAGES.values() for asset in stage
     ]

@@ -230,7 +230,9 @@ def test_a_dump_that_fails_leaves_nothing(
     with psycopg.connect(sample_url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {role} LOGIN")
         connection.execute(f"GRANT SELECT ON users TO {role}")
-        connection.execute(f"GRANT SELECT, INSERT ON encryption_key_checks TO {role}")
+        connection.execute(
+            f"GRANT SELECT, INSERT ON encryption_key_checks, encryption_key_versions TO {role}"
+        )
     limited = Database(sample_url.replace("postgres@", f"{role}@", 1))
     try:
         with pytest.raises(RefusedError, match="permission denied") as caught:
