@@ -332,8 +332,22 @@ class Pages:
             How it ended, such as ``Success``.
         """
         self._open(f"/runs/{run}")
-        ends = " or ".join(f"normalize-space(text())='{end}'" for end in ("Success", "Failure", "Canceled"))
-        return self._find(f"//*[contains(@class, 'BaseTag')]//*[{ends}]").text
+        ends = ("Success", "Failure", "Canceled")
+        named = " or ".join(f"normalize-space(text())='{end}'" for end in ends)
+
+        def ended(driver: WebDriver) -> str | None:
+            # The page hears of a run's end in two ways, and for a moment goes back to the slower one's "Started".
+            found = self._still(
+                lambda: [
+                    e.text
+                    for e in driver.find_elements(By.XPATH, f"//*[contains(@class, 'BaseTag')]//*[{named}]")
+                ]
+            )
+            return next((text for text in found if text in ends), None)
+
+        outcome = self._wait(ended)
+        assert outcome is not None
+        return outcome
 
     def open_runs(self) -> None:
         """Open the list of runs."""
