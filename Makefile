@@ -52,7 +52,7 @@ psql: setup ## Open psql on the sample database (ARGS='-c "SELECT ..."')
 
 test: lint ## Run every check and the tests, except the long ones
 	@if [ -n "$${CI:-}" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(MAKE) browser || true; fi; \
-	chosen="not stress"; \
+	chosen="not stress and not long"; \
 	$(HAS_BROWSER) || { chosen="$$chosen and not browser"; \
 	  echo "Left out: the browser tests, for want of a Chromium with its chromedriver ($(GET_BROWSER))."; }; \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "$$chosen" $(ARGS)
@@ -67,8 +67,8 @@ format: setup ## Format the code and apply ruff's safe fixes
 	@$(BIN)/python -m ruff format
 	@$(BIN)/python -m ruff check --fix
 
-stress: setup ## Kill a hundred processes and write for a quarter of an hour (SEED=4711 to repeat it)
-	@$(BIN)/python -m pytest -m stress $(if $(SEED),--seed $(SEED)) $(ARGS)
+stress: setup ## Kill a hundred processes, write for a quarter of an hour, and run the long tests (SEED=4711 to repeat it)
+	@$(BIN)/python -m pytest -m "stress or long" $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 browser: setup ## Install Chromium for the browser tests, where there is none (as root, with apt-get)
 	@if $(HAS_BROWSER); then exit 0; fi; \

@@ -174,6 +174,7 @@ def _runs_are_in_the_instance(theirs: Place) -> None:
             assert instance.get_materialized_partitions(dg.AssetKey(asset)) == partitions, asset
 
 
+@pytest.mark.long
 def test_flags_together_then_switch_drop_and_restore(theirs: Place) -> None:
     table = "crm.Kunde"
     before = another.plaintexts(theirs.url, table)
@@ -307,6 +308,7 @@ def _columns(url: str) -> set[tuple[Any, ...]]:
     )
 
 
+@pytest.mark.long
 def test_damage_is_found_and_named_by_its_key(theirs: Place) -> None:
     theirs.succeeds("--add-columns", "--migrate-data", "--table", "sessions", "--table", "crm.order_lines")
     canary = "CANARY-7f3a"

@@ -154,7 +154,9 @@ LOOK = settings(
 )
 
 
-@pytest.mark.parametrize("kind", list(SHAPES))
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.long] if kind != "bigint key" else []) for kind in SHAPES]
+)
 def test_any_sequence_of_steps_and_transactions(database_url: str, kind: str) -> None:
     explore(Migration, database_url, kind, examples=10)
 
