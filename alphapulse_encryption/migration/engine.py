@@ -64,8 +64,6 @@ RETRYABLE = frozenset(
         "40P01",  # deadlock_detected
     }
 )
-# … after which it is tried without the rows that somebody else holds.
-LOCKED = "55P03"  # lock_not_available
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,8 @@ def transaction(connection: Connection, *first: bytes) -> Iterator[list[bytes]]:
         if last:
             script(connection, *last)
         return
-    script(connection, b"BEGIN", *first)
     try:
+        script(connection, b"BEGIN", *first)
         yield last
         # In one exchange with what fails, COMMIT is not reached.
         script(connection, *last, b"COMMIT")
