@@ -1,0 +1,269 @@
+"""What a rehearsal measures: the stages write it, the prediction and the report read it, Dagster keeps it as JSON.
+
+Free of values, keys and addresses: it ends up in run metadata and in a page that is passed around.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Measure(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Stage(StrEnum):
+    """The stages, in their order; values are the names of the job's ops."""
+
+    CLONE = "clone"
+    BASELINE = "baseline"
+    PREFLIGHT = "preflight"
+    COLUMNS = "columns"
+    BACKFILL = "backfill"
+    INDEXES = "indexes"
+    VERIFY = "verify"
+    VIEWS = "views"
+    BACKUP = "backup"
+    SWITCH = "switch"
+    APPROVAL = "approval"
+    DROP = "drop"
+    ERASURE = "erasure"
+    RESTORE = "restore"
+    VERIFY_AGAIN = "verify_again"
+    AFTERWARDS = "afterwards"
+    REMOVAL = "removal"
+
+
+class TableSize(_Measure):
+    """Sizes of one table, in bytes.
+
+    Args:
+        rows: by the planner's statistics where it is a production database, counted where it is a clone.
+        heap: the table itself, its TOAST included.
+        indexes: all its indexes.
+    """
+
+    rows: int
+    heap: int
+    indexes: int
+
+
+class Sizes(_Measure):
+    """Sizes of a database, in bytes; of the catalogue's tables one by one.
+
+    Args:
+        database: of everything in it.
+        tables: by the table's key.
+    """
+
+    database: int
+    tables: dict[str, TableSize]
+
+
+class TableWork(_Measure):
+    """What a stage did to one table.
+
+    Args:
+        rows: rows that it worked on.
+        values: values that it encrypted, decrypted or brought back.
+        seconds: duration; where several workers share a table, from the first's begin to the last's end.
+        ranges: of each batch range with rows, the rows and the seconds of work.
+        seconds_held_back: how much of it the engine waited because the server showed distress, over all workers.
+        changed_meanwhile: rows that the application changed under the engine's hands.
+        quarantined: rows set aside.
+    """
+
+    rows: int = 0
+    values: int = 0
+    seconds: float = 0.0
+    ranges: tuple[tuple[int, float], ...] = ()
+    seconds_held_back: float = 0.0
+    changed_meanwhile: int = 0
+    quarantined: int = 0
+
+
+class Latency(_Measure):
+    """Requests of one kind during one stage; milliseconds, from when the request was due to its answer.
+
+    Args:
+        kind: what it does, for example "look up by search column".
+        way: through the runtime library, with its phase, or plain SQL: for example "library, dual".
+        requests: all of them, failed ones included.
+        errors: those that failed.
+        wrong_answers: those whose answer was not what had been written.
+    """
+
+    kind: str
+    way: str
+    requests: int
+    errors: int
+    wrong_answers: int
+    p50: float
+    p95: float
+    p99: float
+    longest: float
+
+
+class Moment(_Measure):
+    """A short time of traffic, for the plot of latency over time.
+
+    Args:
+        at: its begin.
+        seconds: its length.
+        requests, errors: as in :class:`Latency`.
+        p50, p99, longest: milliseconds; None without a request.
+    """
+
+    at: datetime
+    seconds: float
+    requests: int
+    errors: int
+    p50: float | None
+    p99: float | None
+    longest: float | None
+
+
+class Traffic(_Measure):
+    """The traffic during one stage.
+
+    Args:
+        phases: of the application's instances.
+        overall: of all requests together; its kind and way are "all".
+        by_kind: of each kind and way.
+        moments: in the order of time.
+        lock_waits: sessions of the traffic that were seen waiting for a lock, by what they waited for.
+        longest_lock_wait: seconds.
+        error_kinds: number of failed requests by class and SQLSTATE, without messages.
+    """
+
+    phases: tuple[str, ...]
+    overall: Latency
+    by_kind: tuple[Latency, ...]
+    moments: tuple[Moment, ...]
+    lock_waits: dict[str, int]
+    longest_lock_wait: float
+    error_kinds: dict[str, int]
+
+
+class Fault(_Measure):
+    """A fault that was provoked.
+
+    Args:
+        kind: "worker killed", "connections dropped", "server restarted" or "key source unavailable".
+        at: when.
+        seconds_away: how long the outage itself lasted.
+        seconds_lost: from the fault until the work went on, the outage included.
+        survived: whether the stage came to its end with nothing lost.
+        what: a sentence for the report.
+    """
+
+    kind: str
+    at: datetime
+    seconds_away: float
+    seconds_lost: float
+    survived: bool
+    what: str
+
+
+class Finding(_Measure):
+    """Something that would block or surprise on the day.
+
+    Args:
+        level: "blocker" ends the migration, "warning" needs a decision, "note" is good to know.
+        subject: what it is about: a table, a column, a setting.
+        what: what was found.
+        advice: what to do about it, a command where there is one; may be empty.
+    """
+
+    level: Literal["blocker", "warning", "note"]
+    subject: str
+    what: str
+    advice: str = ""
+
+
+class StageMeasure(_Measure):
+    """One stage.
+
+    Args:
+        stage: which.
+        started, ended: with their time zone.
+        seconds: duration of the migration's own work, without what the rehearsal does around it.
+        tables: by the table's key.
+        wal: bytes of WAL that the server wrote meanwhile, the traffic's included.
+        sizes: after the stage.
+        traffic: None where there was none.
+        faults: in their order.
+        findings: in the order of their weight.
+        attempts: how often the stage was begun.
+    """
+
+    stage: Stage
+    started: datetime
+    ended: datetime
+    seconds: float
+    tables: dict[str, TableWork] = {}
+    wal: int = 0
+    sizes: Sizes | None = None
+    traffic: Traffic | None = None
+    faults: tuple[Fault, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    attempts: int = 1
+
+
+class Circumstances(_Measure):
+    """What must be the same for two rehearsals to be compared, and what the prediction needs to know.
+
+    Args:
+        source: name of the staging database (never its address).
+        cloned_by: "template" or "dump and restore".
+        server_version: of PostgreSQL where the clone was.
+        cores: of the machine that ran the engine.
+        workers: batch ranges worked on at once.
+        batch_ranges: per table.
+        rate: requests per second of the traffic; 0 without.
+        version: of this package.
+    """
+
+    source: str
+    cloned_by: str
+    server_version: str
+    cores: int
+    workers: int
+    batch_ranges: int
+    rate: float
+    version: str
+
+
+class Rehearsal(_Measure):
+    """A whole rehearsal, also one that ended early.
+
+    Args:
+        run_id: Dagster's run.
+        started, ended: with their time zone.
+        before: sizes of the clone before anything was done to it.
+        stages: those that came to an end.
+        failed_stage: the one that did not; None where all did.
+        failure: its message, free of values.
+        source_unchanged: whether the source's tables had the same checksums before and after; None where they were not
+            compared.
+        production: sizes of production, given or read from its statistics; None where they are not known.
+    """
+
+    run_id: str
+    started: datetime
+    ended: datetime
+    circumstances: Circumstances
+    before: Sizes
+    stages: tuple[StageMeasure, ...]
+    failed_stage: Stage | None = None
+    failure: str = ""
+    source_unchanged: bool | None = None
+    production: Sizes | None = None
+
+    def stage(self, stage: Stage) -> StageMeasure | None:
+        """The measurements of a stage, None where it did not come to an end."""
+        return next((measure for measure in self.stages if measure.stage is stage), None)
