@@ -68,7 +68,7 @@ format: setup ## Format the code and apply ruff's safe fixes
 	@$(BIN)/python -m ruff check --fix
 
 stress: setup ## Kill a hundred processes, write for a quarter of an hour, and run the long tests (SEED=4711 to repeat it)
-	@$(BIN)/python -m pytest -m "stress or long" $(if $(SEED),--seed $(SEED)) $(ARGS)
+	@$(BIN)/python -m pytest --timeout 0 -o faulthandler_timeout=0 -m "stress or long" $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 browser: setup ## Install Chromium for the browser tests, where there is none (as root, with apt-get)
 	@if $(HAS_BROWSER); then exit 0; fi; \
