@@ -239,6 +239,8 @@ def _end_abandoned_runs(instance: dg.DagsterInstance) -> None:
 
 def _is_running(name: str, pid: str) -> bool:
     try:
-        return _process_name(psutil.Process(int(pid))) == name
+        process = psutil.Process(int(pid))
+        # One that was killed keeps its number until its parent asks for it, which in a container may be never.
+        return process.status() != psutil.STATUS_ZOMBIE and _process_name(process) == name
     except (psutil.NoSuchProcess, ValueError):
         return False
