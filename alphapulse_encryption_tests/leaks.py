@@ -32,6 +32,7 @@ _ESCAPED = re.compile(rb'\\(["\\])')
 _SECONDS_BETWEEN_LOOKS = 0.03
 _LOOKS_AT_A_NEW_ONE = 10
 _LOOKS_BETWEEN = 20
+_PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -249,11 +250,13 @@ class Seen:
 
 
 class Processes:
-    """Every process of the machine, looked at again and again while the ``with`` block runs (Linux)."""
+    """Every process that begins while the ``with`` block runs, looked at again and again (Linux).
+
+    What was there before has never heard of the secrets, and the kernel may make a reader of it wait.
+    """
 
     def __init__(self) -> None:
         self.seen: set[Seen] = set()
-        self.looks = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="looks at processes", daemon=True)
 
@@ -263,15 +266,18 @@ class Processes:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join()
+        self._thread.join(_PATIENCE)
+        assert not self._thread.is_alive(), "looking at processes hangs"
 
     def _watch(self) -> None:
+        others = _pids() - {os.getpid()}
         looked_at: dict[int, int] = {}
         known: set[tuple[int, bytes]] = set()
         while not self._ended.wait(_SECONDS_BETWEEN_LOOKS):
-            self.looks += 1
-            pids = {int(name) for name in os.listdir("/proc") if name.isdecimal()}
-            looked_at = {pid: looked_at.get(pid, 0) + 1 for pid in pids}
+            pids = _pids()
+            # A number that was given back may come again.
+            others &= pids
+            looked_at = {pid: looked_at.get(pid, 0) + 1 for pid in pids - others}
             for pid, times in looked_at.items():
                 # Most become another program soon after they begin, or never.
                 if times > _LOOKS_AT_A_NEW_ONE and times % _LOOKS_BETWEEN:
@@ -295,6 +301,10 @@ class Processes:
         for seen in self.seen:
             if seen.program in set(programs):
                 yield from scanner.data(seen.environment or b"", f"environment of {seen.program}")
+
+
+def _pids() -> set[int]:
+    return {int(name) for name in os.listdir("/proc") if name.isdecimal()}
 
 
 def _environment(pid: int) -> bytes | None:
