@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import dagster as dg
 from dagster._core.definitions.metadata import RawMetadataValue
 
 from alphapulse_encryption.rehearsal import history
+from alphapulse_encryption.rehearsal.clone import directory
 from alphapulse_encryption.rehearsal.measures import Rehearsal
 
 
@@ -18,6 +21,11 @@ def conclude(context: dg.OpExecutionContext, rehearsal: Rehearsal) -> None:
     """
     context.log.info(in_a_line(rehearsal))
     history.keep(context, rehearsal, _metadata(rehearsal))
+
+
+def report_page(run_id: str) -> Path:
+    """Where a rehearsal's report is."""
+    return directory(run_id) / "index.html"
 
 
 def in_a_line(rehearsal: Rehearsal) -> str:
