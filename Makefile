@@ -21,7 +21,7 @@ ARGS ?=
 HAS_BROWSER = $(BIN)/python -m alphapulse_encryption_tests.browser.chromium
 GET_BROWSER := Debian: apt install chromium chromium-driver; macOS: brew install chromium chromedriver
 
-.PHONY: help setup demo demo-drop ui psql test lint format stress bench bench-crypto bench-lookup browser screenshots lock clean distclean
+.PHONY: help setup demo demo-drop rehearsal ui psql test lint format stress bench bench-crypto bench-lookup browser screenshots lock clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ demo: setup ## Walk the whole migration on the sample database, up to the views 
 
 demo-drop: setup ## Walk through approval, drop and restore, after `make demo`
 	@$(BIN)/python -m alphapulse_encryption.demo --drop $(if $(ROWS),--rows $(ROWS)) $(ARGS)
+
+rehearsal: setup ## Rehearse the migration on a clone of a staging copy of the sample (ROWS=50000)
+	@$(BIN)/python -m alphapulse_encryption --rehearse $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
 ui: setup ## Open Dagster's UI on the instance that `make demo` used (PORT=3000)
 	@exec $(BIN)/python -m alphapulse_encryption.ui $(if $(PORT),--port $(PORT)) $(ARGS)

@@ -9,12 +9,13 @@ from contextlib import ExitStack
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Catalogue, load_catalogue
-from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.errors import ConfigurationError, MigrationError
 
 PROGRAM = "python -m alphapulse_encryption"
 LARGEST_BATCH_SIZE = 100_000
 MOST_WORKERS = 16
 MOST_HOURS = 168
+SMALLEST_SAMPLE = 1_000
 LONGEST_NUMBER = 18
 
 _EPILOG = """\
@@ -128,6 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="show how many values each key has encrypted, and how many it may; reads only",
     )
+    _add_rehearsal(parser)
     running = parser.add_argument_group("running backfills (at once, also of other processes)")
     running.add_argument("--pause", action="store_true", help="have every backfill wait at its next batch")
     running.add_argument("--resume", action="store_true", help="let them go on")
@@ -193,10 +195,39 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_rehearsal(parser: argparse.ArgumentParser) -> None:
+    rehearsal = parser.add_argument_group("rehearsal, on a clone of ALPHAPULSE_STAGING_DATABASE_URL")
+    rehearsal.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="the whole migration there and back on a clone, measured; the database itself is only read",
+    )
+    rehearsal.add_argument(
+        "--rows",
+        type=_rows,
+        metavar="N",
+        help="size of the sample's staging copy, which is rehearsed where no staging database is named",
+    )
+    rehearsal.add_argument(
+        "--source-is-not-production",
+        action="store_true",
+        help="the staging database is not production, though its name says so, or it is a physical copy",
+    )
+    rehearsal.add_argument(
+        "--keep-clone", action="store_true", help="leave the clone there; you remove it yourself"
+    )
+
+
 def _number(text: str) -> int:
     if text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError("must be the number of an approval, as --approvals shows it")
+
+
+def _rows(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER and int(text) >= SMALLEST_SAMPLE:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number of at least {SMALLEST_SAMPLE}")
 
 
 def _key_version(text: str) -> int:
@@ -233,6 +264,9 @@ def _batch_size(text: str) -> int:
 
 
 def _goes_without_steps(parser: argparse.ArgumentParser, options: argparse.Namespace) -> bool:
+    for name in REHEARSAL_ONLY:
+        if getattr(options, name) and not options.rehearse:
+            parser.error(f"--{name.replace('_', '-')} goes with --rehearse")
     alone = [name for name in WITHOUT_STEPS if getattr(options, name)]
     if not alone:
         return False
@@ -307,6 +341,7 @@ def _check_approval(parser: argparse.ArgumentParser, options: argparse.Namespace
 
 # What is done at once, without a run of Dagster's.
 WITHOUT_STEPS = (
+    "rehearse",
     "backup_identity",
     "approvals",
     "check_key",
@@ -318,7 +353,14 @@ WITHOUT_STEPS = (
     "set",
     "settings",
 )
-ALONE = ("backup_identity", "approvals", "check_key", "key_usage", "key_versions", "reinstate_key_version")
+ALONE = (
+    *("rehearse", "backup_identity", "approvals", "check_key", "key_usage", "key_versions"),
+    "reinstate_key_version",
+)
+
+REHEARSAL_ONLY = ("rows", "source_is_not_production", "keep_clone")
+# Options of --rehearse, named as in the job's configuration.
+REHEARSAL_OPTIONS = ("workers", "batch_size", "source_is_not_production", "keep_clone")
 
 # Options of --migrate-data, named as in the configuration of encrypted_data; those of --verify among them.
 BACKFILL_OPTIONS = ("batch_size", "workers", "work_mem", "autovacuum_off")
@@ -361,6 +403,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     check_usage(parser, options)
     try:
+        if options.rehearse:
+            return _rehearse(options)
         if options.backup_identity:
             return _print_backup_identity()
         if options.approvals:
@@ -386,6 +430,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\n{PROGRAM}: stopped. What is done stays done; run the same again to go on.", file=sys.stderr)
         return 130
+
+
+def _rehearse(options: argparse.Namespace) -> int:
+    catalogue = load_catalogue(settings.catalogue_path())
+    tables = list(dict.fromkeys(options.table))
+    for name in tables:
+        catalogue.table(name)
+    if options.rows and settings.staging_database_url() is not None:
+        raise ConfigurationError(
+            "--rows is the size of the sample's staging copy, and ALPHAPULSE_STAGING_DATABASE_URL names another "
+            "database: leave one of them out."
+        )
+    from alphapulse_encryption.rehearse import rehearse
+
+    config = {**_chosen(options, REHEARSAL_OPTIONS), **({"tables": tables} if tables else {})}
+    return 0 if rehearse(config, options.rows) else 1
 
 
 def _print_backup_identity() -> int:

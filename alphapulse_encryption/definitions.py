@@ -9,6 +9,7 @@ from alphapulse_encryption import settings
 from alphapulse_encryption.assets import build_assets
 from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.jobs import build_jobs, build_schedules, build_sensors
+from alphapulse_encryption.rehearsal import job as rehearsal
 from alphapulse_encryption.resources.partitions import Partitions
 from alphapulse_encryption.resources.target import Target
 
@@ -20,17 +21,18 @@ def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.
         resource_overrides: resources to use in place of ours, by name.
 
     Raises:
-        ConfigurationError: the catalogue, ``ALPHAPULSE_BATCH_RANGES`` or ``ALPHAPULSE_ROTATION_SCHEDULE`` is not valid.
+        ConfigurationError: the catalogue, ``ALPHAPULSE_BATCH_RANGES``, ``ALPHAPULSE_ROTATION_SCHEDULE`` or
+            ``ALPHAPULSE_REHEARSAL_SCHEDULE`` is not valid.
     """
     partitions = Partitions(load_catalogue(settings.catalogue_path()), settings.batch_ranges())
     with warnings.catch_warnings():
         # Backfill policies and mappings between partitions are still marked as beta.
         warnings.simplefilter("ignore", dg.BetaWarning)
         return dg.Definitions(
-            assets=build_assets(partitions),
-            jobs=build_jobs(),
-            sensors=build_sensors(),
-            schedules=build_schedules(),
+            assets=[*build_assets(partitions), *rehearsal.build_assets()],
+            jobs=[*build_jobs(), rehearsal.build_job()],
+            sensors=[*build_sensors(), rehearsal.build_sensor()],
+            schedules=[*build_schedules(), rehearsal.build_schedule()],
             resources={"target": Target(), **(resource_overrides or {})},
             executor=dg.in_process_executor,
         )

@@ -6,7 +6,7 @@ import os
 import platform
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -94,9 +94,22 @@ class Launcher:
                 break
         return _together(outcomes)
 
-    def job(self, name: str, op: str, config: Mapping[str, Any]) -> Outcome:
-        """Run an op job with the configuration of its op."""
-        return self._run(name, {"ops": {op: {"config": dict(config)}}}, {})
+    def job(
+        self,
+        name: str,
+        op: str,
+        config: Mapping[str, Any],
+        on_event: Callable[[dg.DagsterEvent], None] | None = None,
+    ) -> Outcome:
+        """Run an op job.
+
+        Args:
+            name: of the job.
+            op: its op, or the first of them.
+            config: of that op.
+            on_event: told what Dagster tells of the run, as it happens.
+        """
+        return self._run(name, {"ops": {op: {"config": dict(config)}}}, {}, on_event)
 
     def _tags(self, stage: Stage, table: str) -> dict[str, str]:
         first = last = table
@@ -105,7 +118,13 @@ class Launcher:
         # The first one is for the list of runs.
         return {"table": table, ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
 
-    def _run(self, name: str, run_config: Mapping[str, Any], tags: Mapping[str, str]) -> Outcome:
+    def _run(
+        self,
+        name: str,
+        run_config: Mapping[str, Any],
+        tags: Mapping[str, str],
+        on_event: Callable[[dg.DagsterEvent], None] | None = None,
+    ) -> Outcome:
         reconstructable = self._repository.get_reconstructable_job(name)
         job = reconstructable.get_definition()
         run = self.instance.create_run_for_job(
@@ -116,9 +135,19 @@ class Launcher:
             job_code_origin=reconstructable.get_python_origin(),
             repository_load_data=reconstructable.repository.get_definition().repository_load_data,
         )
+        if on_event is not None:
+            self.instance.add_event_listener(run.run_id, _listener(on_event))
         with _stopped_from_the_ui(self.instance, run.run_id):
             result = execute_run(reconstructable, run, self.instance, raise_on_error=False)
         return _outcome(result)
+
+
+def _listener(on_event: Callable[[dg.DagsterEvent], None]) -> Callable[[dg.EventLogEntry], None]:
+    def listen(entry: dg.EventLogEntry) -> None:
+        if entry.dagster_event is not None:
+            on_event(entry.dagster_event)
+
+    return listen
 
 
 # The steps' log goes to the instance; the terminal shows what the guide shows.

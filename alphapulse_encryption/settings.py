@@ -15,6 +15,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 DEFAULT_BATCH_RANGES = 16
 DEFAULT_ROTATION_SCHEDULE = "0 3 * * 0"
+DEFAULT_REHEARSAL_SCHEDULE = "0 2 * * 6"
 # Range names have a fixed width, and a grid of tables x ranges has to stay readable.
 MAX_BATCH_RANGES = 999
 
@@ -50,6 +51,21 @@ def staging_database_url() -> str | None:
         ConfigurationError: it is set to something else than a PostgreSQL URL (never echoed).
     """
     return _postgres_url("ALPHAPULSE_STAGING_DATABASE_URL")
+
+
+def rehearsal_server_url() -> str | None:
+    """A database on the server where rehearsals make their clones (`ALPHAPULSE_REHEARSAL_SERVER_URL`), None for the
+    staging database's own server.
+
+    Raises:
+        ConfigurationError: it is set to something else than a PostgreSQL URL (never echoed).
+    """
+    return _postgres_url("ALPHAPULSE_REHEARSAL_SERVER_URL")
+
+
+def rehearsal_schedule() -> str:
+    """When the schedule of rehearsals runs (`ALPHAPULSE_REHEARSAL_SCHEDULE`, cron), default Saturdays at two."""
+    return _variable("ALPHAPULSE_REHEARSAL_SCHEDULE") or DEFAULT_REHEARSAL_SCHEDULE
 
 
 def restore_drill_url() -> str | None:

@@ -15,6 +15,7 @@ from dagster._core.definitions.dependency import NodeHandle
 from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.definitions import build_defs
 from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.rehearsal.measures import Stage
 from alphapulse_encryption.resources.instance import packaged_file
 
 TABLES = ["trading_accounts", "positions", "trades", "users", "api_keys"]
@@ -24,6 +25,7 @@ BY_RANGE = {"batch_range": RANGES, "table": TABLES}
 
 # Asset: group, what it depends on, dimensions of its partitions, kinds.
 GRAPH: dict[str, tuple[str, set[str], dict[str, list[str]], set[str]]] = {
+    "staging_rehearsal": ("rehearsal", set(), {}, set()),
     "preflight": ("step_1_prepare", set(), {}, {"postgres"}),
     "backup": ("step_1_prepare", {"preflight"}, {}, {"postgres", "age"}),
     "encrypted_columns": ("step_2_columns", {"preflight", "backup"}, BY_TABLE, {"postgres"}),
@@ -45,6 +47,8 @@ ASSET_JOBS = {
     "verify_tables": "verified_table",
     "create_views": "compatibility_views",
 }
+# Reported by jobs; nobody can make them.
+EXTERNAL = {"plaintext_dropped", "staging_rehearsal"}
 # Jobs that a person starts on purpose, with their ops.
 OP_JOBS = {
     "switch_to_ciphertext": "switch",
@@ -61,6 +65,7 @@ OP_JOBS = {
     "rotate_keys": "begin reencrypt verify retire",
     "live_check": "check",
     "benchmark_queries": "benchmark",
+    "staging_rehearsal": " ".join(Stage),
 }
 
 
@@ -95,10 +100,9 @@ def test_the_graph(definitions: dg.Definitions) -> None:
     assert found == GRAPH
     groups = [group for group, *_ in GRAPH.values()]
     assert groups == sorted(groups)
-    # An external asset: the drop reports it, and nothing can make it.
     for name in GRAPH:
         node = graph.get(dg.AssetKey(name))
-        made_here = name != "plaintext_dropped"
+        made_here = name not in EXTERNAL
         assert (node.is_executable, node.is_materializable, node.is_external) == (
             made_here,
             made_here,
@@ -149,7 +153,7 @@ def test_the_jobs(definitions: dg.Definitions) -> None:
     for name, asset in ASSET_JOBS.items():
         assert {node.name for node in jobs[name].nodes} == {asset}
         assert jobs[name].asset_layer.executable_asset_keys == {dg.AssetKey(asset)}
-    everything = {name for name in GRAPH if name != "plaintext_dropped"}
+    everything = set(GRAPH) - EXTERNAL
     assert {node.name for node in jobs["__ASSET_JOB"].nodes} == everything
 
     for name, ops in OP_JOBS.items():
@@ -168,7 +172,8 @@ def test_the_jobs(definitions: dg.Definitions) -> None:
 def test_only_a_person_reaches_the_drop(definitions: dg.Definitions) -> None:
     repository = definitions.get_repository_def()
     dropping = {job.name for job in repository.get_all_jobs() if "drop" in {node.name for node in job.nodes}}
-    assert dropping == {"drop_unencrypted"}
+    # A rehearsal drops on a clone that it made itself.
+    assert dropping == {"drop_unencrypted", "staging_rehearsal"}
     # Materialize all, of the graph or of a part of it, is a run of this job, or a backfill of its assets.
     everything = repository.get_implicit_global_asset_job_def()
     assert dg.AssetKey("plaintext_dropped") not in everything.asset_layer.executable_asset_keys
@@ -177,7 +182,7 @@ def test_only_a_person_reaches_the_drop(definitions: dg.Definitions) -> None:
     assert repository.get_job("approve_drop").partitions_def is None
     by_themselves = {target.job_name for sensor in repository.sensor_defs for target in sensor.targets}
     by_themselves |= {schedule.job_name for schedule in repository.schedule_defs}
-    assert by_themselves == {"migrate_data", "rotate_keys"}
+    assert by_themselves == {"migrate_data", "rotate_keys", "staging_rehearsal"}
     graph = repository.asset_graph
     assert [
         key for key in graph.get_all_asset_keys() if graph.get(key).automation_condition is not None
@@ -188,19 +193,38 @@ def test_only_a_person_reaches_the_drop(definitions: dg.Definitions) -> None:
     }
 
 
-def test_the_schedule_of_rotations(definitions: dg.Definitions, monkeypatch: pytest.MonkeyPatch) -> None:
-    (schedule,) = definitions.get_repository_def().schedule_defs
-    assert (schedule.name, schedule.job_name, schedule.cron_schedule) == (
-        *("key_rotation", "rotate_keys"),
-        "0 3 * * 0",
-    )
+@pytest.mark.parametrize(
+    ("name", "job", "cron", "variable"),
+    [
+        ("key_rotation", "rotate_keys", "0 3 * * 0", "ALPHAPULSE_ROTATION_SCHEDULE"),
+        ("staging_rehearsal_schedule", "staging_rehearsal", "0 2 * * 6", "ALPHAPULSE_REHEARSAL_SCHEDULE"),
+    ],
+)
+def test_the_schedules(
+    definitions: dg.Definitions,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    job: str,
+    cron: str,
+    variable: str,
+) -> None:
+    schedule = definitions.get_repository_def().get_schedule_def(name)
+    assert (schedule.job_name, schedule.cron_schedule) == (job, cron)
     assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
-    monkeypatch.setenv("ALPHAPULSE_ROTATION_SCHEDULE", "30 2 1 * *")
-    (schedule,) = build_defs().get_repository_def().schedule_defs
-    assert schedule.cron_schedule == "30 2 1 * *"
-    monkeypatch.setenv("ALPHAPULSE_ROTATION_SCHEDULE", "sometimes")
-    with pytest.raises(ConfigurationError, match=r"^ALPHAPULSE_ROTATION_SCHEDULE is not a cron schedule"):
+    assert len(definitions.get_repository_def().schedule_defs) == 2
+    monkeypatch.setenv(variable, "30 2 1 * *")
+    assert build_defs().get_repository_def().get_schedule_def(name).cron_schedule == "30 2 1 * *"
+    monkeypatch.setenv(variable, "sometimes")
+    with pytest.raises(ConfigurationError, match=f"^{variable} is not a cron schedule"):
         build_defs()
+
+
+def test_which_sensors_run_by_themselves(definitions: dg.Definitions) -> None:
+    """The one that removes what rehearsals left behind: marked clones, nothing else."""
+    sensors = definitions.get_repository_def().sensor_defs
+    running = {sensor.name for sensor in sensors if sensor.default_status is dg.DefaultSensorStatus.RUNNING}
+    assert running == {"rehearsal_leftovers"}
+    assert not definitions.get_repository_def().get_sensor_def("rehearsal_leftovers").targets
 
 
 def test_partitions_follow_catalogue_and_ranges(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -248,5 +272,5 @@ def test_loading_needs_no_key_no_database_and_starts_nothing(server_dir: Path) -
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "23\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "24\n", "")
     assert not state.exists()

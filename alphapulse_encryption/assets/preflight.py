@@ -3,7 +3,6 @@
 import dagster as dg
 
 from alphapulse_encryption.assets.groups import PREPARE, TARGET_POOL
-from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration import preflight
 from alphapulse_encryption.migration.preflight import readable_size
 from alphapulse_encryption.resources.border import safely
@@ -28,11 +27,7 @@ def build() -> dg.AssetsDefinition:
             report = preflight.check(target.database, target.catalogue, target.key_ring)
             for finding in report.findings:
                 context.log.info(str(finding))
-            if report.blockers:
-                raise RefusedError(
-                    "The preflight found what blocks the migration:\n"
-                    + "\n".join(f"- {finding.subject}: {finding.message}" for finding in report.blockers)
-                )
+            preflight.refuse_blockers(report)
             return dg.MaterializeResult(
                 metadata={
                     "findings": dg.MetadataValue.table(

@@ -1,6 +1,6 @@
 """Step 4, summed up per table: what later steps depend on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -9,6 +9,7 @@ from dagster._core.definitions.metadata import RawMetadataValue
 from alphapulse_encryption.assets.groups import TARGET_POOL, VERIFY
 from alphapulse_encryption.checks import verification
 from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.database import Actor
 from alphapulse_encryption.migration.tracking import bookkeeping_exists, table_state
 from alphapulse_encryption.migration.verify import TableVerification, count_rows, verify_table
 from alphapulse_encryption.resources.border import actor, materialized, safely
@@ -37,27 +38,37 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
     def asset(context: dg.AssetExecutionContext, target: Target) -> Iterator[Yielded]:
         with safely():
             target.refuse_another_key()
-            results = _results(context, target)
-            refused: list[str] = []
+            results = verified_tables(actor(context), target)
             for key in context.partition_keys:
-                result = results.get(key)
-                if result is None:
-                    refused.append(f"{key}: its encrypted columns were never added")
-                elif result.passed:
-                    materialized(context, key, _metadata(result))
-                else:
-                    refused += [f"{key}: {reason}" for reason in result.reasons]
-                    refused += [f"{key}.{offender}" for offender in result.offenders]
+                if key in results and results[key].passed:
+                    materialized(context, key, _metadata(results[key]))
             yield from verification.evaluate(results)
             # Raised, not returned as a failed check: the asset would have been materialized by then.
-            if refused:
-                raise RefusedError("Not verified:\n" + "\n".join(f"- {line}" for line in refused))
+            refuse_unverified(results, context.partition_keys)
             yield dg.MaterializeResult()
 
     return asset
 
 
-def _results(context: dg.AssetExecutionContext, target: Target) -> dict[str, TableVerification]:
+def refuse_unverified(results: Mapping[str, TableVerification], keys: Iterable[str]) -> None:
+    """Refuse where one of the tables did not pass.
+
+    Raises:
+        RefusedError: says of each which values, and why.
+    """
+    refused: list[str] = []
+    for key in keys:
+        result = results.get(key)
+        if result is None:
+            refused.append(f"{key}: its encrypted columns were never added")
+        elif not result.passed:
+            refused += [f"{key}: {reason}" for reason in result.reasons]
+            refused += [f"{key}.{offender}" for offender in result.offenders]
+    if refused:
+        raise RefusedError("Not verified:\n" + "\n".join(f"- {line}" for line in refused))
+
+
+def verified_tables(who: Actor, target: Target) -> dict[str, TableVerification]:
     """Of every table that was begun; rows are counted where they were not since the last verification."""
     results: dict[str, TableVerification] = {}
     with target.database.session("sum up the verification") as connection:
@@ -68,7 +79,7 @@ def _results(context: dg.AssetExecutionContext, target: Target) -> dict[str, Tab
                 continue
             result = verify_table(connection, table, target.key_ring)
             if result.since is not None and result.missing_rows is None:
-                count_rows(target.database, table, target.key_ring, actor(context))
+                count_rows(target.database, table, target.key_ring, who)
                 result = verify_table(connection, table, target.key_ring)
             results[table.key] = result
     return results

@@ -16,13 +16,13 @@ from alphapulse_encryption.errors import ConfigurationError, MigrationError, Ref
 from alphapulse_encryption.jobs.once import NEVER_AGAIN
 from alphapulse_encryption.migration.engine import RangeResult
 from alphapulse_encryption.migration.rotate import rotate_range
-from alphapulse_encryption.migration.tracking import key_versions, read_ranges, table_state
+from alphapulse_encryption.migration.tracking import key_versions, table_state
 from alphapulse_encryption.migration.verify import Problem, RangeVerification, count_rows
 from alphapulse_encryption.migration.versions import begin_rotation, retire_versions
 from alphapulse_encryption.resources.border import actor, counted, safely
-from alphapulse_encryption.resources.partitions import TablePart, range_name
+from alphapulse_encryption.resources.partitions import TablePart
 from alphapulse_encryption.resources.target import Target
-from alphapulse_encryption.resources.workers import PaceConfig, work_through
+from alphapulse_encryption.resources.workers import PaceConfig, parts_of, work_through
 
 JOB, BEGIN = "rotate_keys", "begin"
 # In the metadata of the ops' outputs, for whoever launched the job.
@@ -81,7 +81,9 @@ def reencrypt(context: dg.OpExecutionContext, target: Target, plan: Plan) -> Pla
             _materialized(context, rotated_data.NAME, part, rotated_data.describe(result))
 
         config = PaceConfig(**{name: plan[name] for name in PaceConfig.model_fields})
-        work_through(context, config, target, rotated_data.NAME, _parts(target, plan), rotate_range, done)
+        work_through(
+            context, config, target, rotated_data.NAME, parts_of(target, plan["tables"]), rotate_range, done
+        )
         for table in plan["tables"]:
             context.log.info(f"{table}: {counted(rows[table], 'row')} encrypted again")
         context.add_output_metadata({ROWS: dict(rows)})
@@ -103,7 +105,7 @@ def verify(context: dg.OpExecutionContext, target: Target, plan: Plan) -> Plan:
             return plan
         wrong: list[str] = []
         for part, outcome in verified_data.verified_parts(
-            actor(context), plan["workers"], target, _parts(target, plan)
+            actor(context), plan["workers"], target, parts_of(target, plan["tables"])
         ):
             if isinstance(outcome, MigrationError):
                 wrong.append(f"{part.partition}: {outcome.args[0]}")
@@ -148,15 +150,6 @@ def retire(context: dg.OpExecutionContext, target: Target, plan: Plan) -> None:
 
 def _tables(catalogue: Catalogue, names: list[str]) -> list[Table]:
     return [catalogue.table(name) for name in dict.fromkeys(names or catalogue.keys)]
-
-
-def _parts(target: Target, plan: Plan) -> list[TablePart]:
-    with target.database.session("read the batch ranges") as connection:
-        return [
-            TablePart(f"{range_name(found.number)}|{key}", key, found.number)
-            for key in plan["tables"]
-            for found in read_ranges(connection, target.catalogue.table(key))
-        ]
 
 
 def _materialized(

@@ -169,10 +169,12 @@ class Database:
     Args:
         conninfo: a PostgreSQL URL or connection string; never shown.
         application_name: what ``pg_stat_activity`` shows for our sessions.
+        variable: the environment variable that its address comes from, for messages.
     """
 
     conninfo: str = field(repr=False)
     application_name: str = "alphapulse_encryption"
+    variable: str = "ALPHAPULSE_DATABASE_URL"
 
     def connect(self, *, autocommit: bool = True) -> psycopg.Connection[tuple[Any, ...]]:
         """Open a session with the settings above.
@@ -187,7 +189,7 @@ class Database:
         except psycopg.Error as error:
             raise DatabaseUnreachable(
                 f"The database cannot be reached ({_connection_problem(error)}). "
-                "Check ALPHAPULSE_DATABASE_URL, that the server runs, and that the role may log in."
+                f"Check {self.variable}, that the server runs, and that the role may log in."
             ) from None
         try:
             self._set_up(connection)

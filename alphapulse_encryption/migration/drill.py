@@ -38,7 +38,7 @@ _PREFIX = "encryption_drill"
 # While we hold our locks for pg_dump's sake, it may wait behind somebody who waits for us: that has to end.
 LOCK_WAIT = "60s"
 # What would reach beyond the scratch database, or names roles and disks that another server does not have.
-_LEFT_OUT = (
+LEFT_OUT = (
     *("--no-owner", "--no-privileges", "--no-tablespaces", "--no-security-labels"),
     *("--no-publications", "--no-subscriptions"),
 )
@@ -197,7 +197,7 @@ def rehearse(
         DatabaseFailure: there can be no scratch database.
     """
     with original.session("read the database's locale") as connection:
-        like = _locale(connection)
+        like = locale_options(connection)
     with scratch_database(server, like) as scratch:
         _restore(scratch, pg_restore, file, identity)
         with scratch.session("compare the restored database") as connection:
@@ -232,7 +232,7 @@ def _differences(
 
 def _restore(scratch: Database, pg_restore: str, file: IO[bytes], identity: str) -> None:
     environment, options = connection_environment(scratch)
-    command = [pg_restore, "--exit-on-error", "--no-password", *_LEFT_OUT]
+    command = [pg_restore, "--exit-on-error", "--no-password", *LEFT_OUT]
     command.append(f"--dbname={make_conninfo(dbname=environment['PGDATABASE'], **options)}")
     file.seek(0)
     with child(command, environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as (process, said):
@@ -318,7 +318,7 @@ SELECT pg_encoding_to_char(encoding), datcollate, datctype, to_jsonb(d) ->> 'dat
 """
 
 
-def _locale(connection: Connection) -> Composable:
+def locale_options(connection: Connection) -> Composable:
     """The options of ``CREATE DATABASE`` that make a database sort and encode as this one."""
     row = connection.execute(_LOCALE).fetchone()
     encoding, collate, ctype, provider, locale, rules = row if row is not None else (None,) * 6

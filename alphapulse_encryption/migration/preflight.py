@@ -17,7 +17,7 @@ import psycopg
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
-from alphapulse_encryption.errors import ConfigurationError, MigrationError
+from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration import tracking
 from alphapulse_encryption.migration.database import LOG_SETTINGS, Database
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
@@ -130,7 +130,7 @@ def check(database: Database, catalogue: Catalogue, keys: KeyRing) -> PreflightR
             growth += _growth(connection, definition)
         findings.append(_backup(connection))
         findings += _logging(connection)
-        findings += _long_transactions(connection)
+        findings += long_transactions(connection)
         findings += _replicas(connection)
         free = _free_disk(connection)
         database_bytes = _one(connection, "SELECT pg_database_size(current_database())")
@@ -144,6 +144,19 @@ def check(database: Database, catalogue: Catalogue, keys: KeyRing) -> PreflightR
         estimated_seconds=rows / ASSUMED_ROWS_PER_SECOND,
         seconds=time.monotonic() - started,
     )
+
+
+def refuse_blockers(report: PreflightReport) -> None:
+    """Refuse where the checklist has something that blocks the migration.
+
+    Raises:
+        RefusedError: names all of it.
+    """
+    if report.blockers:
+        raise RefusedError(
+            "The preflight found what blocks the migration:\n"
+            + "\n".join(f"- {finding.subject}: {finding.message}" for finding in report.blockers)
+        )
 
 
 def _one(connection: Connection, query: str) -> Any:
@@ -440,7 +453,8 @@ def _logging(connection: Connection) -> list[Finding]:
     return [Finding("ok", "logging", "our sessions leave no parameter values in the server's log")]
 
 
-def _long_transactions(connection: Connection) -> list[Finding]:
+def long_transactions(connection: Connection) -> list[Finding]:
+    """Transactions of others in this database that have been open for long."""
     rows = connection.execute(
         "SELECT pid, coalesce(application_name, ''), now() - xact_start FROM pg_stat_activity "
         "WHERE datname = current_database() AND xact_start < now() - %s AND pid <> pg_backend_pid()",

@@ -71,6 +71,7 @@ class TableWork(_Measure):
         rows: rows that it worked on.
         values: values that it encrypted, decrypted or brought back.
         seconds: duration; where several workers share a table, from the first's begin to the last's end.
+        locked_seconds: how much of it nobody else could read or write the table, where that is known.
         ranges: of each batch range with rows, the rows and the seconds of work.
         seconds_held_back: how much of it the engine waited because the server showed distress, over all workers.
         changed_meanwhile: rows that the application changed under the engine's hands.
@@ -80,6 +81,7 @@ class TableWork(_Measure):
     rows: int = 0
     values: int = 0
     seconds: float = 0.0
+    locked_seconds: float = 0.0
     ranges: tuple[tuple[int, float], ...] = ()
     seconds_held_back: float = 0.0
     changed_meanwhile: int = 0
@@ -251,6 +253,7 @@ class Rehearsal(_Measure):
         source_unchanged: whether the source's tables had the same checksums before and after; None where they were not
             compared.
         production: sizes of production, given or read from its statistics; None where they are not known.
+        findings: those of the stage that did not come to an end; those of the others are with them.
     """
 
     run_id: str
@@ -263,6 +266,7 @@ class Rehearsal(_Measure):
     failure: str = ""
     source_unchanged: bool | None = None
     production: Sizes | None = None
+    findings: tuple[Finding, ...] = ()
 
     def stage(self, stage: Stage) -> StageMeasure | None:
         """The measurements of a stage, None where it did not come to an end."""

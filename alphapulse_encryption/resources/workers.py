@@ -21,9 +21,10 @@ from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.database import Actor, Database
 from alphapulse_encryption.migration.engine import LARGEST_BATCH, Pace, Progress, RangeResult, Stopped
 from alphapulse_encryption.migration.sessions import Sessions
+from alphapulse_encryption.migration.tracking import read_ranges
 from alphapulse_encryption.migration.tuning import Tuned, restore_abandoned, tuned
 from alphapulse_encryption.resources.border import actor
-from alphapulse_encryption.resources.partitions import TablePart
+from alphapulse_encryption.resources.partitions import TablePart, range_name
 from alphapulse_encryption.resources.target import Target
 
 # Each observation is a row in Dagster's storage; more often than this nobody looks.
@@ -75,11 +76,21 @@ class PaceConfig(dg.Config):
     )
 
 
+def parts_of(target: Target, keys: Sequence[str]) -> list[TablePart]:
+    """The batch ranges of these tables, as they were planned."""
+    with target.database.session("read the batch ranges") as connection:
+        return [
+            TablePart(f"{range_name(found.number)}|{key}", key, found.number)
+            for key in keys
+            for found in read_ranges(connection, target.catalogue.table(key))
+        ]
+
+
 def work_through(
     context: Context,
     config: PaceConfig,
     target: Target,
-    asset: str,
+    asset: str | None,
     parts: Sequence[TablePart],
     work: Work,
     done: Callable[[TablePart, RangeResult], None],
@@ -90,7 +101,8 @@ def work_through(
         context: of the asset or the op that runs.
         config: the pace.
         target: the target.
-        asset: name of the asset whose partitions they are, where their progress is seen.
+        asset: name of the asset whose partitions they are, where their progress is seen; None where they are of
+            another database than the assets tell of.
         parts: the ranges.
         work: what to do to each.
         done: called with each that is done, in the order in which they end.
@@ -116,7 +128,12 @@ def work_through(
 
 
 def _worked_on(
-    context: Context, config: PaceConfig, target: Target, asset: str, parts: Sequence[TablePart], work: Work
+    context: Context,
+    config: PaceConfig,
+    target: Target,
+    asset: str | None,
+    parts: Sequence[TablePart],
+    work: Work,
 ) -> Iterator[tuple[TablePart, RangeResult | MigrationError]]:
     """Each part with its result, in the order in which they end."""
     database, catalogue, cipher, keys = target.database, target.catalogue, target.cipher, target.key_ring
@@ -205,7 +222,7 @@ def _next(ahead: queue.SimpleQueue[TablePart]) -> TablePart | None:
         return None
 
 
-def _observer(context: Context, asset: str, part: TablePart) -> Callable[[Progress], None]:
+def _observer(context: Context, asset: str | None, part: TablePart) -> Callable[[Progress], None]:
     last = time.monotonic()
     waiting_for: str | None = None
 
@@ -218,6 +235,8 @@ def _observer(context: Context, asset: str, part: TablePart) -> Callable[[Progre
         waiting_for = progress.waiting_for
         if waiting_for is not None:
             context.log.warning(f"{part.partition} holds back: {waiting_for}")
+        if asset is None:
+            return
         context.log_event(
             dg.AssetObservation(
                 asset_key=asset,

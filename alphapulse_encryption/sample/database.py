@@ -105,6 +105,22 @@ def load_sample(conninfo: str, rows: int = DEFAULT_ROWS, seed: int = DEFAULT_SEE
     return SampleCounts(counts, loaded=True)
 
 
+def loaded_sample(conninfo: str) -> int | None:
+    """How many rows the sample in a database was loaded with; None where there is no sample.
+
+    Raises:
+        ConfigurationError: the database cannot be reached.
+    """
+    with _connect(conninfo) as connection:
+        row = connection.execute(
+            "SELECT min(obj_description(oid, 'pg_class')) FROM pg_class "
+            "WHERE relnamespace = 'public'::regnamespace AND relname = ANY (%s) "
+            "AND starts_with(obj_description(oid, 'pg_class'), %s) HAVING count(*) = %s",
+            [list(TABLES), _MARKER, len(TABLES)],
+        ).fetchone()
+    return None if row is None else int(row[0].removeprefix(_MARKER).partition(" ")[0])
+
+
 @contextlib.contextmanager
 def _connect(conninfo: str) -> Iterator[psycopg.Connection]:
     try:

@@ -241,6 +241,22 @@ class EmbeddedPostgres:
                 f"Creating the database {name} failed (SQLSTATE {error.sqlstate}).", error.sqlstate
             ) from None
 
+    def drop_database(self, name: str) -> None:
+        """Drop a database, whoever is connected to it. The server must run.
+
+        Raises:
+            DatabaseFailure: PostgreSQL refused.
+        """
+        try:
+            with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+                connection.execute(
+                    sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+                )
+        except psycopg.Error as error:
+            raise DatabaseFailure(
+                f"Dropping the database {name} failed (SQLSTATE {error.sqlstate}).", error.sqlstate
+            ) from None
+
     # Lease and lock
 
     def _holds_lease(self) -> bool:

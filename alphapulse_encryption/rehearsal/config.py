@@ -1,0 +1,72 @@
+"""The configuration of a rehearsal, as the launchpad shows it."""
+
+from __future__ import annotations
+
+import dagster as dg
+from pydantic import Field
+
+from alphapulse_encryption.migration.engine import LARGEST_BATCH
+from alphapulse_encryption.resources.workers import PaceConfig
+
+DEFAULT_APPROVER = "staging rehearsal"
+
+
+class RehearsalConfig(dg.Config):
+    """What is rehearsed, and how. Addresses and keys are the environment's."""
+
+    tables: list[str] = Field(
+        default=[], description="Tables by the names of the catalogue; none: all of them."
+    )
+    workers: int = Field(
+        default=1, ge=1, le=16, description="How many batch ranges are encrypted and verified at once."
+    )
+    batch_size: int | None = Field(
+        default=None, ge=1, le=LARGEST_BATCH * 10, description="Rows per batch. Unset: adapted to the server."
+    )
+    target_seconds: float | None = Field(
+        default=None, gt=0, le=60, description="How long one batch's transaction is to take, in seconds."
+    )
+    approver: str = Field(
+        default=DEFAULT_APPROVER,
+        description="Name for the approval of the drop, in the clone's audit log.",
+    )
+    observe_seconds: float = Field(
+        default=10,
+        ge=0,
+        le=3600,
+        description="How long the application is watched before the first and after the last step, in seconds; not "
+        "at all where there is no traffic.",
+    )
+    production_rows: dict[str, int] = Field(
+        default={},
+        description="Rows of production by table, for the prediction. Unset: read from the statistics of "
+        "ALPHAPULSE_DATABASE_URL, where that is set.",
+    )
+    production_bytes: dict[str, int] = Field(
+        default={},
+        description="Bytes of production by table, indexes included; where unset, in the clone's proportion.",
+    )
+    source_is_not_production: bool = Field(
+        default=False,
+        description="The staging database is not production, though its name says so, or it is a physical copy.",
+    )
+    compare_source: bool = Field(
+        default=True,
+        description="Compute checksums of the staging database before and after: reads all of its catalogued tables.",
+    )
+    keep_clone: bool = Field(
+        default=False, description="Leave the clone there at the end; you remove it yourself."
+    )
+    keep_failed_hours: float = Field(
+        default=2,
+        ge=0,
+        le=168,
+        description="How long the clone of a failed rehearsal is kept, so that it can be re-executed from failure.",
+    )
+
+    @property
+    def pace(self) -> PaceConfig:
+        """The pace of the backfill."""
+        return PaceConfig(
+            workers=self.workers, batch_size=self.batch_size, target_seconds=self.target_seconds
+        )

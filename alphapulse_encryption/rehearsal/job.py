@@ -1,0 +1,396 @@
+"""The job ``staging_rehearsal``: a step for each stage, its schedule, and the sensor that removes leftovers."""
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.graph_definition import GraphDefinition
+from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._utils.schedules import is_valid_cron_string
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.catalogue import Table, load_catalogue
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.jobs.once import NEVER_AGAIN
+from alphapulse_encryption.migration.limits import change_limits, read_limits
+from alphapulse_encryption.migration.switch import revert_to_plaintext
+from alphapulse_encryption.migration.tracking import bookkeeping_exists, table_state
+from alphapulse_encryption.rehearsal import clone as clones
+from alphapulse_encryption.rehearsal import history, source
+from alphapulse_encryption.rehearsal.conclusion import conclude
+from alphapulse_encryption.rehearsal.config import RehearsalConfig
+from alphapulse_encryption.rehearsal.leftovers import remove_leftovers
+from alphapulse_encryption.rehearsal.measures import (
+    Circumstances,
+    Finding,
+    Rehearsal,
+    Sizes,
+    Stage,
+    StageMeasure,
+)
+from alphapulse_encryption.rehearsal.sizes import count_rows, production_sizes, read_sizes
+from alphapulse_encryption.rehearsal.stages import PARTS, Passed, Rehearsing, wal_position
+from alphapulse_encryption.rehearsal.target import RehearsalTarget, rehearsed
+from alphapulse_encryption.resources.border import actor, safely
+from alphapulse_encryption.sample.postgres import embedded
+
+JOB = "staging_rehearsal"
+SCHEDULE = "staging_rehearsal_schedule"
+SENSOR = "rehearsal_leftovers"
+FIRST = Stage.CLONE.value
+SECONDS_BETWEEN_LOOKS = 300
+
+_UNDER_WAY = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+@dg.op(
+    name=f"rehearse_{FIRST}",
+    description="Clone the staging database, which is only read. Removes what earlier rehearsals left behind first.",
+)
+def clone(context: dg.OpExecutionContext, config: RehearsalConfig) -> dict[str, Any]:
+    """The first stage: everything after it works on the clone."""
+    started = datetime.now(UTC)
+    name = clones.clone_name(context.run_id)
+    opened = _Opened(context, config, name, started)
+    try:
+        with safely():
+            return opened.clone().model_dump(mode="json")
+    except dg.Failure as failure:
+        opened.remove()
+        if opened.begun:
+            conclude(context, opened.failed(str(failure.description)))
+        raise
+    except (DagsterExecutionInterruptedError, KeyboardInterrupt):
+        opened.remove()
+        raise
+
+
+class _Opened:
+    """The first stage at work: there is no clone yet."""
+
+    def __init__(
+        self, context: dg.OpExecutionContext, config: RehearsalConfig, name: str, started: datetime
+    ) -> None:
+        self.context = context
+        self.config = config
+        self.name = name
+        self.started = started
+        self.findings: list[Finding] = []
+        self.server: clones.Server | None = None
+        # From then on it is a rehearsal: what is refused before, never began.
+        self.begun = False
+        self.cloned_by = "not cloned"
+        self.server_version = "unknown"
+        self.source_name = "unknown"
+
+    def clone(self) -> Passed:
+        """Look at the source, clone it, and measure it."""
+        target = RehearsalTarget(clone=self.name, tables=self.config.tables)
+        tables = target.catalogue.tables
+        _check_names(self.config)
+        staging = source.source_database()
+        found, production = source.refuse_production(staging, declared=self.config.source_is_not_production)
+        self.source_name = found.name
+        with staging.session("look at the staging database") as connection:
+            self.findings += source.refuse_unrehearsable(connection, tables)
+        # What the day needs is needed now: keys that cannot be read are known before a long copy.
+        target.cipher  # noqa: B018
+        self.server = target.server
+        with self.server.session("look at the server for the clone") as connection:
+            there = source.identity(connection)
+            self.server_version = connection.info.parameter_status("server_version") or "unknown"
+        if production is not None and there.same_server(production):
+            self._find(
+                "warning",
+                "clone",
+                f"it is made on the server of {source.PRODUCTION_VARIABLE}, which it slows down.",
+                f"Name another server with {clones.SERVER_VARIABLE}.",
+            )
+        for leftover in remove_leftovers(self.context.instance, self.server, at_once=True):
+            self._find("note", "clone", str(leftover))
+        before = source.checksums(staging, tables) if self.config.compare_source else {}
+        self.begun = True
+        position = wal_position(self.server)
+        mark = clones.Mark(
+            run=self.context.run_id,
+            process=clones.this_process(),
+            at=datetime.now(UTC),
+            keep_failed_hours=self.config.keep_failed_hours,
+            attempts={Stage.CLONE: 1},
+        )
+        cloning = datetime.now(UTC)
+        made = clones.make(
+            *(staging, self.server, self.name, mark, tables),
+            same_server=there.same_server(found),
+            bin_dir=clones.programs_directory(self.server),
+        )
+        seconds = (datetime.now(UTC) - cloning).total_seconds()
+        self.cloned_by = made.by
+        self.findings += made.findings
+        self._set_back(target)
+        with target.database.session("measure the clone") as connection:
+            sizes = read_sizes(connection, tables, rows=count_rows(connection, tables))
+        known, more = production_sizes(
+            tables, self.config.production_rows, self.config.production_bytes, sizes
+        )
+        self.findings += more
+        self.context.log.info(f"Cloned {found.name} as {self.name} in {seconds:.1f} s, by {made.by}")
+        measure = StageMeasure(
+            stage=Stage.CLONE,
+            started=self.started,
+            ended=datetime.now(UTC),
+            seconds=seconds,
+            wal=max(wal_position(self.server) - position, 0),
+            sizes=sizes,
+            findings=tuple(self.findings),
+        )
+        return Passed(
+            run=self.context.run_id,
+            clone=self.name,
+            started=self.started,
+            config=self.config.model_dump(mode="json"),
+            circumstances=self._circumstances(),
+            before=sizes,
+            production=known,
+            source=dict(before),
+            stages=(measure,),
+        )
+
+    def _set_back(self, target: RehearsalTarget) -> None:
+        """Bring a clone of a migration that was begun to where a rehearsal begins."""
+        database = target.database
+        who = actor(self.context)
+        with database.session("look how far the migration is") as connection:
+            if not bookkeeping_exists(connection):
+                return
+            paused = read_limits(connection).paused
+            states = {table.key: table_state(connection, table) for table in target.catalogue.tables}
+        if paused:
+            change_limits(database, {"paused": "false"}, who)
+            self._find("note", "paused", "backfills are paused on the staging database; not so on its clone.")
+        for table in target.catalogue.tables:
+            state = states[table.key]
+            if state is not None and state.authority == "ciphertext":
+                revert_to_plaintext(database, table, target.cipher, target.key_ring, who)
+                self._find(
+                    "note", table.key, "is switched on the staging database; its clone was reverted first."
+                )
+
+    def _find(self, level: str, subject: str, what: str, advice: str = "") -> None:
+        self.findings.append(
+            Finding.model_validate({"level": level, "subject": subject, "what": what, "advice": advice})
+        )
+        self.context.log.info(f"{subject}: {what}")
+
+    def _circumstances(self) -> Circumstances:
+        return Circumstances(
+            source=self.source_name,
+            cloned_by=self.cloned_by,
+            server_version=self.server_version,
+            cores=os.cpu_count() or 1,
+            workers=self.config.workers,
+            batch_ranges=settings.batch_ranges(),
+            rate=0.0,
+            version=version("alphapulse-encryption"),
+        )
+
+    def failed(self, why: str) -> Rehearsal:
+        """As a rehearsal that ended here."""
+        return Rehearsal(
+            run_id=self.context.run_id,
+            started=self.started,
+            ended=datetime.now(UTC),
+            circumstances=self._circumstances(),
+            before=Sizes(database=0, tables={}),
+            stages=(),
+            failed_stage=Stage.CLONE,
+            failure=why,
+            findings=tuple(self.findings),
+        )
+
+    def remove(self) -> None:
+        """Nobody can go on with what this op began: run again, it makes another clone."""
+        if self.server is not None:
+            clones.remove_quietly(self.server, self.name)
+
+
+def _check_names(config: RehearsalConfig) -> None:
+    catalogue = load_catalogue(settings.catalogue_path())
+    for key in (*config.production_rows, *config.production_bytes):
+        catalogue.table(key)
+
+
+def _stage(stage: Stage) -> dg.OpDefinition:
+    """The op of a stage on the clone."""
+
+    @dg.op(name=f"rehearse_{stage}", description=_DESCRIPTIONS[stage])
+    def op(context: dg.OpExecutionContext, passed: dict[str, Any]) -> dict[str, Any]:
+        at = Rehearsing(context, stage, Passed.model_validate(passed))
+        gone = False
+        try:
+            with safely():
+                try:
+                    after = at.passed.after(at.perform())
+                except clones.CloneIsGone:
+                    gone = True
+                    raise
+                if stage is Stage.REMOVAL:
+                    conclude(context, _rehearsal(context, after, unchanged=_unchanged(after)))
+                return after.model_dump(mode="json")
+        except dg.Failure as failure:
+            if not gone:
+                conclude(
+                    context,
+                    _rehearsal(context, at.passed).model_copy(
+                        update={
+                            "failed_stage": stage,
+                            "failure": str(failure.description),
+                            "findings": tuple(at.findings),
+                        }
+                    ),
+                )
+            raise
+        except (DagsterExecutionInterruptedError, KeyboardInterrupt):
+            clones.remove_quietly(at.target.server, at.passed.clone)
+            raise
+
+    return op
+
+
+def _rehearsal(context: dg.OpExecutionContext, passed: Passed, *, unchanged: bool | None = None) -> Rehearsal:
+    return Rehearsal(
+        run_id=context.run_id,
+        started=passed.started,
+        ended=datetime.now(UTC),
+        circumstances=passed.circumstances,
+        before=passed.before,
+        stages=passed.stages,
+        source_unchanged=unchanged,
+        production=passed.production,
+    )
+
+
+def _unchanged(passed: Passed) -> bool | None:
+    """Whether the source's tables have the checksums they had before."""
+    if not passed.source:
+        return None
+    tables: tuple[Table, ...] = rehearsed(
+        load_catalogue(settings.catalogue_path()), RehearsalConfig(**passed.config).tables
+    ).tables
+    return dict(source.checksums(source.source_database(), tables)) == passed.source
+
+
+_DESCRIPTIONS: Mapping[Stage, str] = {
+    Stage.BASELINE: "Watch the application on the clone, before anything is done to it.",
+    Stage.PREFLIGHT: "Pre-migration checklist, on the clone; ends the rehearsal if anything would block the migration.",
+    Stage.COLUMNS: "Step 2: encrypted columns and guards.",
+    Stage.BACKFILL: "Step 3: encrypt every value, while old instances of the application still write plaintext.",
+    Stage.INDEXES: "Step 3, after the data: indexes and statistics, then what the old instances left pending.",
+    Stage.VERIFY: "Step 4: decrypt and compare every value.",
+    Stage.VIEWS: "Step 6: compatibility views.",
+    Stage.BACKUP: "A backup of the clone, restored and compared; in a directory of the rehearsal's own.",
+    Stage.SWITCH: "Step 7: the encrypted columns become the right side; verified again.",
+    Stage.APPROVAL: "Step 8, first half: approve the drop of every table's plaintext, on the clone.",
+    Stage.DROP: "Step 8: drop the plaintext columns of the clone.",
+    Stage.ERASURE: "After step 8: rewrite the clone's tables, and look for what remains.",
+    Stage.RESTORE: "Rollback after the drop: rebuild the plaintext columns from the ciphertext.",
+    Stage.VERIFY_AGAIN: "Verify what was restored.",
+    Stage.AFTERWARDS: "Rollback to its end: revert to plaintext, then watch the application again.",
+    Stage.REMOVAL: "Remove the clone and its backup, hold the staging database against its checksums, and report.",
+}
+
+
+def _graph() -> GraphDefinition:
+    stages = {stage: _stage(stage) for stage in PARTS}
+
+    @dg.graph(name=JOB)
+    def rehearsal() -> None:
+        # Names of definitions have to differ over all jobs; those of a job's own nodes need not.
+        passed = clone.alias(FIRST)()
+        for stage, op in stages.items():
+            passed = op.alias(stage.value)(passed)
+
+    return rehearsal
+
+
+def build_job() -> dg.JobDefinition:
+    """The job ``staging_rehearsal``."""
+    return _graph().to_job(
+        tags=NEVER_AGAIN,
+        executor_def=dg.in_process_executor,
+        description="**Test in staging.** Clones the staging database (`ALPHAPULSE_STAGING_DATABASE_URL`, which is "
+        "only read), goes the whole way there and back on the clone, the drop included, measures it, removes the "
+        "clone, and reports: asset `staging_rehearsal`. The target database is not touched. A failed step can be "
+        "re-executed from failure as long as the clone is kept (`keep_failed_hours`).",
+    )
+
+
+def build_schedule() -> dg.ScheduleDefinition:
+    """The schedule ``staging_rehearsal_schedule``, stopped until somebody starts it.
+
+    Raises:
+        ConfigurationError: the schedule asked for means nothing.
+    """
+    cron = settings.rehearsal_schedule()
+    if not is_valid_cron_string(cron):
+        raise ConfigurationError(
+            "ALPHAPULSE_REHEARSAL_SCHEDULE is not a cron schedule: five fields, for example 0 2 * * 6."
+        )
+
+    @dg.schedule(
+        name=SCHEDULE,
+        job_name=JOB,
+        cron_schedule=cron,
+        default_status=dg.DefaultScheduleStatus.STOPPED,
+        description="Rehearses the migration on a clone of the staging database (ALPHAPULSE_REHEARSAL_SCHEDULE says "
+        "when). Leaves a turn out while a rehearsal is under way.",
+    )
+    def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        if context.instance.get_runs(dg.RunsFilter(job_name=JOB, statuses=_UNDER_WAY), limit=1):
+            return dg.SkipReason("A rehearsal is under way.")
+        return dg.RunRequest()
+
+    return schedule
+
+
+def build_sensor() -> dg.SensorDefinition:
+    """The sensor ``rehearsal_leftovers``, running: it touches marked clones only."""
+
+    @dg.sensor(
+        name=SENSOR,
+        minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Removes the clones of rehearsals that were cancelled or crashed, and of those that failed once "
+        "they were kept for their time. Only databases that a rehearsal made and marked.",
+    )
+    def sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        with safely():
+            if _has_no_clones():
+                return dg.SkipReason("Nothing was ever rehearsed here.")
+            try:
+                removed = remove_leftovers(context.instance, clones.server())
+            except ConfigurationError as error:
+                return dg.SkipReason(error.args[0])
+            return dg.SkipReason("; ".join(map(str, removed)) or "There is nothing left over.")
+
+    return sensor
+
+
+def _has_no_clones() -> bool:
+    """Whether there is no server for clones: the embedded one is not made, or started, for a look."""
+    named = settings.rehearsal_server_url() or settings.staging_database_url()
+    return named is None and not embedded().is_running()
+
+
+def build_assets() -> list[dg.AssetSpec]:
+    """The history."""
+    return [history.build_asset()]

@@ -1,0 +1,521 @@
+"""The stages of a rehearsal: what each does on the clone, with the functions that the assets and jobs call.
+
+Each part of a stage runs while one deployment of the application does (``phases``). What it worked on, and for how
+long, it tells its :class:`Rehearsing`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import dagster as dg
+from pydantic import BaseModel, ConfigDict
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.assets import verified_data, verified_table
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.errors import MigrationError, RefusedError
+from alphapulse_encryption.jobs.erase_dropped import report_lines
+from alphapulse_encryption.migration import preflight as checklist
+from alphapulse_encryption.migration.approvals import approve_drop, two_person_rule
+from alphapulse_encryption.migration.backfill import RangeResult, backfill_range
+from alphapulse_encryption.migration.backup import take_backup
+from alphapulse_encryption.migration.catch_up import pending_ranges
+from alphapulse_encryption.migration.columns import add_encrypted_columns
+from alphapulse_encryption.migration.database import Actor
+from alphapulse_encryption.migration.drop import drop_plaintext
+from alphapulse_encryption.migration.erase import erase_dropped
+from alphapulse_encryption.migration.indexes import build_search_indexes
+from alphapulse_encryption.migration.limits import change_limits
+from alphapulse_encryption.migration.quarantine import read_quarantine
+from alphapulse_encryption.migration.restore import restore_plaintext
+from alphapulse_encryption.migration.switch import revert_to_plaintext, switch_to_ciphertext
+from alphapulse_encryption.migration.views import create_views
+from alphapulse_encryption.rehearsal import clone as clones
+from alphapulse_encryption.rehearsal import load as loads
+from alphapulse_encryption.rehearsal.config import RehearsalConfig
+from alphapulse_encryption.rehearsal.measures import (
+    Circumstances,
+    Finding,
+    Sizes,
+    Stage,
+    StageMeasure,
+    TableWork,
+)
+from alphapulse_encryption.rehearsal.phases import DEPLOYMENTS
+from alphapulse_encryption.rehearsal.sizes import read_sizes
+from alphapulse_encryption.rehearsal.source import circumstances_there, source_database
+from alphapulse_encryption.rehearsal.target import RehearsalTarget
+from alphapulse_encryption.resources.border import actor
+from alphapulse_encryption.resources.partitions import TablePart
+from alphapulse_encryption.resources.workers import parts_of, work_through
+
+# How long both phases of a rolling deployment are watched, at most.
+ROLLING_SECONDS = 2.0
+REASON = "staging rehearsal"
+
+
+class Passed(BaseModel):
+    """What a stage hands on to the next: small, and as JSON, so that a step can be run again by itself.
+
+    Args:
+        run: that made the clone.
+        clone: name of the database.
+        started: when the rehearsal began.
+        config: of the run.
+        circumstances, before, production, stages: as in :class:`measures.Rehearsal`.
+        source: checksums of the staging database before, by table; empty where they are not compared.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str
+    clone: str
+    started: datetime
+    config: dict[str, Any]
+    circumstances: Circumstances
+    before: Sizes
+    production: Sizes | None = None
+    source: dict[str, str] = {}
+    stages: tuple[StageMeasure, ...] = ()
+
+    def after(self, measure: StageMeasure) -> Passed:
+        """With one more stage, in the place of an earlier attempt."""
+        kept = tuple(stage for stage in self.stages if stage.stage is not measure.stage)
+        return self.model_copy(update={"stages": (*kept, measure)})
+
+
+@dataclass
+class Rehearsing:
+    """One stage at work.
+
+    Args:
+        context: of its op.
+        stage: which.
+        passed: by the stages before.
+    """
+
+    context: dg.OpExecutionContext
+    stage: Stage
+    passed: Passed
+    work: dict[str, TableWork] = field(default_factory=dict, init=False)
+    findings: list[Finding] = field(default_factory=list, init=False)
+    seconds: float = field(default=0.0, init=False)
+
+    @cached_property
+    def config(self) -> RehearsalConfig:
+        return RehearsalConfig(**self.passed.config)
+
+    @cached_property
+    def target(self) -> RehearsalTarget:
+        return RehearsalTarget(clone=self.passed.clone, tables=self.config.tables)
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        return self.target.catalogue.tables
+
+    @property
+    def who(self) -> Actor:
+        return actor(self.context)
+
+    @contextmanager
+    def working(self, table: Table | None = None) -> Iterator[None]:
+        """The migration's own work: its seconds count."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - began
+            self.seconds += seconds
+            if table is not None:
+                self.add(table.key, TableWork(seconds=seconds))
+
+    def add(self, key: str, work: TableWork) -> None:
+        """Add to what was done to a table."""
+        self.work[key] = added(self.work.get(key, TableWork()), work)
+
+    def find(self, level: str, subject: str, what: str, advice: str = "") -> None:
+        """Add a finding, and say it."""
+        self.findings.append(
+            Finding.model_validate({"level": level, "subject": subject, "what": what, "advice": advice})
+        )
+        self.context.log.info(f"{subject}: {what}")
+
+    def watch(self, longest: float | None = None) -> None:
+        """Let the application run by itself for a while, where there is one."""
+        if loads.has_traffic(self.config):
+            seconds = self.config.observe_seconds
+            time.sleep(seconds if longest is None else min(seconds, longest))
+
+    def perform(self) -> StageMeasure:
+        """Do what the stage does, and measure it.
+
+        Raises:
+            MigrationError: as the functions of the migration do; or the clone is gone.
+        """
+        server = self.target.server
+        load = loads.Load()
+        with clones.held(server, self.passed.clone, self.stage) as mark:
+            started = datetime.now(UTC)
+            position = wal_position(server)
+            for phases, part in zip(DEPLOYMENTS[self.stage], PARTS[self.stage], strict=True):
+                with loads.under_load(load, self.target.database, self.target, phases, self.config):
+                    part(self)
+            written = wal_position(server) - position
+            sizes = None if self.stage is Stage.REMOVAL else self._sizes()
+        weights = {"blocker": 0, "warning": 1, "note": 2}
+        return StageMeasure(
+            stage=self.stage,
+            started=started,
+            ended=datetime.now(UTC),
+            seconds=self.seconds,
+            tables=self.work,
+            wal=max(written, 0),
+            sizes=sizes,
+            traffic=loads.together(load.traffic),
+            faults=tuple(load.faults),
+            findings=tuple(sorted(self.findings, key=lambda finding: weights[finding.level])),
+            attempts=mark.attempts[self.stage],
+        )
+
+    def _sizes(self) -> Sizes:
+        with self.target.database.session("read the size of the clone") as connection:
+            rows = {key: size.rows for key, size in self.passed.before.tables.items()}
+            return read_sizes(connection, self.tables, rows=rows)
+
+
+def added(one: TableWork, other: TableWork) -> TableWork:
+    """Two parts of a stage's work on one table."""
+    return TableWork(
+        rows=one.rows + other.rows,
+        values=one.values + other.values,
+        seconds=one.seconds + other.seconds,
+        locked_seconds=one.locked_seconds + other.locked_seconds,
+        ranges=one.ranges + other.ranges,
+        seconds_held_back=one.seconds_held_back + other.seconds_held_back,
+        changed_meanwhile=one.changed_meanwhile + other.changed_meanwhile,
+        quarantined=one.quarantined + other.quarantined,
+    )
+
+
+def wal_position(server: clones.Server) -> int:
+    """How many bytes of WAL the server has written (PostgreSQL manual, 9.28.3)."""
+    with server.session("read the position in the write-ahead log") as connection:
+        row = connection.execute(
+            "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
+        ).fetchone()
+    return int(row[0]) if row is not None else 0
+
+
+@dataclass
+class _Span:
+    """From the first's begin to the last's end."""
+
+    begin: float
+    end: float
+
+    def stretched(self, begin: float, end: float) -> _Span:
+        return _Span(min(self.begin, begin), max(self.end, end))
+
+
+@dataclass
+class _Spans:
+    """How long each table was worked on, by however many workers."""
+
+    tables: dict[str, _Span] = field(default_factory=dict)
+
+    def ended(self, key: str, seconds: float) -> None:
+        """A range of it has just ended, after so many seconds."""
+        end = time.monotonic()
+        span = self.tables.get(key, _Span(end - seconds, end))
+        self.tables[key] = span.stretched(end - seconds, end)
+
+    def tell(self, at: Rehearsing) -> None:
+        for key, span in self.tables.items():
+            at.add(key, TableWork(seconds=span.end - span.begin))
+
+
+def watch(at: Rehearsing) -> None:
+    """Nothing is done: the application runs by itself."""
+    at.watch()
+
+
+def roll(at: Rehearsing) -> None:
+    """Nothing is done: a deployment is rolling."""
+    at.watch(ROLLING_SECONDS)
+
+
+def preflight(at: Rehearsing) -> None:
+    """The pre-migration checklist, on the clone; and what only the staging database itself shows."""
+    with at.working():
+        report = checklist.check(at.target.database, at.target.catalogue, at.target.key_ring)
+    for found in (*report.blockers, *report.warnings):
+        # The rehearsal takes its own.
+        if found.subject != "backup":
+            at.find(found.level, found.subject, found.message)
+    with source_database().session("look at the staging database") as connection:
+        at.findings += circumstances_there(connection, at.tables)
+    checklist.refuse_blockers(report)
+
+
+def columns(at: Rehearsing) -> None:
+    """Step 2."""
+    for table in at.tables:
+        with at.working(table):
+            result = add_encrypted_columns(
+                at.target.database, table, at.target.key_ring, at.who, batch_ranges=at.target.batch_ranges
+            )
+        at.context.log.info(f"{table.key}: columns added: {len(result.added)}")
+
+
+def backfill(at: Rehearsing) -> None:
+    """Step 3."""
+    try:
+        _encrypt(at, parts_of(at.target, [table.key for table in at.tables]))
+    finally:
+        _find_quarantined(at)
+
+
+def _encrypt(at: Rehearsing, parts: list[TablePart]) -> None:
+    spans = _Spans()
+
+    def done(part: TablePart, result: RangeResult) -> None:
+        spans.ended(part.table, result.seconds)
+        at.add(
+            part.table,
+            TableWork(
+                rows=result.rows,
+                values=result.values,
+                ranges=((result.rows, result.seconds),) if result.rows else (),
+                seconds_held_back=result.seconds_held_back,
+                changed_meanwhile=result.changed_meanwhile,
+            ),
+        )
+
+    try:
+        with at.working():
+            work_through(at.context, at.config.pace, at.target, None, parts, backfill_range, done)
+    finally:
+        spans.tell(at)
+
+
+def _find_quarantined(at: Rehearsing) -> None:
+    with at.target.database.session("look for rows that were set aside") as connection:
+        for table in at.tables:
+            aside = read_quarantine(connection, table)
+            if aside:
+                at.add(table.key, TableWork(quarantined=len(aside)))
+                at.find(
+                    "blocker",
+                    table.key,
+                    f"{len(aside):,} rows could not be encrypted and were set aside; the first at {aside[0]}",
+                    "Correct these rows: SELECT key, reason FROM encryption_quarantine shows them on the day.",
+                )
+
+
+def indexes(at: Rehearsing) -> None:
+    """Step 3, after the data; then what old instances had left pending."""
+    for table in at.tables:
+        with at.working(table):
+            build_search_indexes(at.target.database, table, at.who, on_wait=at.context.log.info)
+    pending = pending_ranges(at.target.database, at.tables)
+    if pending:
+        every = parts_of(at.target, [table.key for table in at.tables])
+        _encrypt(at, [part for part in every if (part.table, part.batch_range) in set(pending)])
+
+
+def verify(at: Rehearsing) -> None:
+    """Step 4."""
+    spans = _Spans()
+    failed: list[str] = []
+    parts = parts_of(at.target, [table.key for table in at.tables])
+    with at.working():
+        for part, outcome in verified_data.verified_parts(at.who, at.config.workers, at.target, parts):
+            if isinstance(outcome, MigrationError):
+                failed.append(f"{part.partition}: {outcome.args[0]}")
+                continue
+            spans.ended(part.table, outcome.seconds)
+            at.add(
+                part.table,
+                TableWork(
+                    rows=outcome.rows,
+                    values=outcome.values,
+                    ranges=((outcome.rows, outcome.seconds),) if outcome.rows else (),
+                ),
+            )
+        spans.tell(at)
+        if failed:
+            raise MigrationError(
+                f"{len(failed)} batch ranges could not be verified:\n"
+                + "\n".join(f"- {line}" for line in failed)
+            )
+        results = verified_table.verified_tables(at.who, at.target)
+        verified_table.refuse_unverified(results, at.target.catalogue.keys)
+
+
+def views(at: Rehearsing) -> None:
+    """Step 6."""
+    for table in at.tables:
+        with at.working(table):
+            create_views(at.target.database, table, at.who)
+
+
+def backup(at: Rehearsing) -> None:
+    """A backup of the clone and its restore drill, in a directory of the rehearsal's own."""
+    with at.working():
+        take_backup(
+            at.target.database,
+            at.tables,
+            at.target.key_ring,
+            at.who,
+            directory=clones.backup_directory(at.passed.run),
+            bin_dir=clones.programs_directory(at.target.server),
+            recipients=settings.backup_recipients(),
+            drill_server=at.target.server.database,
+        )
+
+
+def switch(at: Rehearsing) -> None:
+    """Step 7."""
+    for table in at.tables:
+        with at.working(table):
+            switch_to_ciphertext(at.target.database, table, at.target.key_ring, at.who)
+
+
+def approval(at: Rehearsing) -> None:
+    """Step 8, first half: in the name of the person whom the configuration names."""
+    database = at.target.database
+    with database.session("read the two-person rule") as connection:
+        rule = two_person_rule(connection, "names")
+    if rule == "roles":
+        change_limits(database, {"two_person_rule": "names"}, at.who)
+        at.find(
+            "note",
+            "two-person rule",
+            "the drop was rehearsed over one database role; on the day it takes two (two_person_rule=roles).",
+        )
+    for table in at.tables:
+        with at.working(table):
+            approve_drop(
+                *(database, at.target.catalogue, table, at.target.key_ring, at.who),
+                approver=at.config.approver,
+                reason=REASON,
+                confirmation=table.key,
+            )
+
+
+def drop(at: Rehearsing) -> None:
+    """Step 8, second half."""
+    for table in at.tables:
+        with at.working(table):
+            result = drop_plaintext(
+                *(
+                    at.target.database,
+                    at.target.catalogue,
+                    table,
+                    at.target.cipher,
+                    at.target.key_ring,
+                    at.who,
+                ),
+                operator=f"{at.config.approver}, second person",
+            )
+        at.add(table.key, TableWork(rows=result.changed_rows))
+
+
+def erasure(at: Rehearsing) -> None:
+    """After step 8."""
+    for table in at.tables:
+        with at.working(table):
+            result = erase_dropped(
+                *(at.target.database, table, at.target.cipher, at.target.key_ring, at.who),
+                confirmation=table.key,
+            )
+        at.add(table.key, TableWork(locked_seconds=result.locked_seconds))
+        for line in report_lines(result):
+            at.context.log.info(line)
+        for place in result.remaining:
+            at.find("warning", table.key, f"after the erasure, dropped values remain: {place.name}.")
+        if not result.statistics_rewritten:
+            at.find(
+                "note",
+                table.key,
+                "this role may not rewrite the planner's statistics, which keep single values.",
+                "Let a superuser run --erase-dropped.",
+            )
+
+
+def restore_held(at: Rehearsing) -> None:
+    """The way back, up to its end, while the application writes ciphertext alone."""
+    _restore(at, hold=True)
+
+
+def restore_end(at: Rehearsing) -> None:
+    """The end of the way back: plaintext is right again."""
+    _restore(at, hold=False)
+
+
+def _restore(at: Rehearsing, *, hold: bool) -> None:
+    for table in at.tables:
+        with at.working(table):
+            result = restore_plaintext(
+                *(at.target.database, table, at.target.cipher, at.target.key_ring, at.who), hold=hold
+            )
+        at.add(table.key, TableWork(rows=result.rows, values=result.values))
+
+
+def revert(at: Rehearsing) -> None:
+    """Guards and views go; afterwards nothing of the migration is in the application's way."""
+    for table in at.tables:
+        with at.working(table):
+            result = revert_to_plaintext(
+                at.target.database, table, at.target.cipher, at.target.key_ring, at.who
+            )
+        at.add(table.key, TableWork(rows=result.rows, values=result.values))
+
+
+def removal(at: Rehearsing) -> None:
+    """The clone goes, and its backup with it."""
+    if at.config.keep_clone:
+        clones.keep(at.target.server, at.passed.clone)
+        at.find(
+            "note",
+            "clone",
+            f"kept, as the configuration asks: the database {at.passed.clone}.",
+            f'DROP DATABASE "{at.passed.clone}"',
+        )
+        return
+    if not clones.remove(at.target.server, at.passed.clone):
+        raise RefusedError(f"The clone {at.passed.clone} is gone already.")
+
+
+Part = Callable[[Rehearsing], None]
+
+# What each stage does, under each of its deployments.
+PARTS: Mapping[Stage, tuple[Part, ...]] = MappingProxyType(
+    {
+        Stage.BASELINE: (watch,),
+        Stage.PREFLIGHT: (preflight,),
+        Stage.COLUMNS: (columns,),
+        Stage.BACKFILL: (backfill,),
+        Stage.INDEXES: (indexes,),
+        Stage.VERIFY: (verify,),
+        Stage.VIEWS: (views,),
+        Stage.BACKUP: (backup,),
+        # The switch changes the table's definition, which the approval wants verified as it is then.
+        Stage.SWITCH: (switch, verify),
+        Stage.APPROVAL: (approval,),
+        Stage.DROP: (drop,),
+        Stage.ERASURE: (erasure,),
+        Stage.RESTORE: (restore_held, roll, restore_end),
+        Stage.VERIFY_AGAIN: (verify,),
+        Stage.AFTERWARDS: (revert, watch),
+        Stage.REMOVAL: (removal,),
+    }
+)

@@ -1,0 +1,59 @@
+"""The clone as a target: what the assets' code works on during a rehearsal."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+
+from pydantic import Field
+
+from alphapulse_encryption.catalogue import Catalogue
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.keysources import load_key_ring
+from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.rehearsal.clone import Server, server
+from alphapulse_encryption.rehearsal.source import is_sample
+from alphapulse_encryption.resources.environment import key_environment
+from alphapulse_encryption.resources.target import Target
+
+
+class RehearsalTarget(Target):
+    """A clone, with the environment's keys and the rehearsed part of the catalogue.
+
+    Args:
+        clone: name of the database.
+        tables: keys of the rehearsed tables; none: all of them.
+    """
+
+    clone: str
+    tables: list[str] = Field(default=[])
+
+    @cached_property
+    def server(self) -> Server:
+        """Where it is."""
+        return server()
+
+    @property
+    def database(self) -> Database:
+        return self.server.clone(self.clone)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return rehearsed(super().catalogue, self.tables)
+
+    @cached_property
+    def key_ring(self) -> KeyRing:
+        """The environment's; the sample's own key opens nothing but the sample."""
+        return load_key_ring(key_environment() if is_sample() else os.environ)
+
+
+def rehearsed(catalogue: Catalogue, tables: list[str]) -> Catalogue:
+    """The part of a catalogue that is rehearsed.
+
+    Raises:
+        ConfigurationError: a table is not in it.
+    """
+    if not tables:
+        return catalogue
+    entries = tuple(catalogue.table(name) for name in dict.fromkeys(tables))
+    return catalogue.model_copy(update={"tables": entries})
