@@ -38,9 +38,11 @@ from alphapulse_encryption.rehearsal.measures import Latency, Traffic
 from alphapulse_encryption.rehearsal.samples import Sample
 from alphapulse_encryption.rehearsal.tables import Values, read_shape
 from alphapulse_encryption.rehearsal.targets import (
+    UNREADABLE,
     Book,
     Remembered,
     Target,
+    has_no_value,
     named,
     open_book,
     readable,
@@ -305,7 +307,13 @@ class Client:
 
     def _report(self, target: Target, way: Way, rows: list[Remembered]) -> bool:
         first = self._pick(rows)
-        found = self._ask(lambda session, _: way.read_on(session, first.key, ROWS_OF_A_REPORT))
+        try:
+            found = self._ask(lambda session, _: way.read_on(session, first.key, ROWS_OF_A_REPORT))
+        except UNREADABLE as error:
+            if not has_no_value(error):
+                raise
+            # Another row holds what Python has no value for: no report has ever gone past it.
+            found = self._ask(lambda session, _: way.read(session, [first.key]))
         return first.key in found and all(row.agrees(found[row.key]) for row in rows if row.key in found)
 
     def _update(self, target: Target, way: Way, rows: list[Remembered]) -> bool:

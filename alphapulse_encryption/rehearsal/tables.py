@@ -182,8 +182,12 @@ def read_shape(connection: Connection, table: Table) -> Shape:
     live = definition.columns
     fields: list[Field] = []
     left_out: list[str] = []
+    # The same at every step of the migration.
+    others = sorted(live.keys() - engines - sensitive.keys())
+    attributes = {name: f"sensitive{number}" for number, name in enumerate(sensitive)}
+    attributes |= {name: f"other{number}" for number, name in enumerate(others)}
     names = [*key, *(n for n in live if n not in key and n not in engines), *dropped]
-    for number, name in enumerate(dict.fromkeys(names)):
+    for name in dict.fromkeys(names):
         column = live.get(name) or LiveColumn(name, dropped[name], False, None, False)
         if column.generated and name not in key:
             continue
@@ -195,7 +199,7 @@ def read_shape(connection: Connection, table: Table) -> Shape:
         fields.append(
             Field(
                 name=name,
-                attribute=f"c{number}",
+                attribute=attributes[name],
                 type=kind or NullType(),
                 sensitive=sensitive.get(name) if kind is not None and _representable(kind) else None,
                 required=column.not_null or name in dropped,

@@ -12,6 +12,7 @@ from sqlalchemy import Column, Engine, MetaData, Table, func, select, tablesampl
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from alphapulse_encryption.errors import DecryptionError
 from alphapulse_encryption.migration.database import connection_was_lost
 from alphapulse_encryption.orm import EncryptedTypeError, EncryptedValueError
 from alphapulse_encryption.rehearsal.tables import Field, Shape, Values, digest
@@ -122,7 +123,7 @@ class Target:
         """Find out which requests the table allows, in transactions that are rolled back."""
         way, name = self.library[0], self.shape.table.key
         if not self.book.rows:
-            self.left_out.append(f"table {name}: it has no rows")
+            self.left_out.append(f"table {name}: it has no rows that can be read")
             return
 
         def update(fields: Sequence[Field]) -> Callable[[Session], None]:
@@ -227,25 +228,37 @@ def readable(way: Way, session: Session, keys: Sequence[Key]) -> dict[Key, Value
         return {}
     try:
         return way.read(session, keys)
-    except Exception as error:
-        if was_lost(error):
+    except UNREADABLE as error:
+        if not has_no_value(error):
             raise
         session.rollback()
     found: dict[Key, Values] = {}
     for key in keys:
         try:
             found |= way.read(session, [key])
-        except Exception as error:
-            if was_lost(error):
+        except UNREADABLE as error:
+            if not has_no_value(error):
                 raise
             session.rollback()
     return found
 
 
+# What says so: the driver, of plaintext, and the runtime library, of ciphertext.
+UNREADABLE = (DBAPIError, psycopg.DataError, DecryptionError)
+
+
+def has_no_value(error: BaseException) -> bool:
+    """Whether an error is about what was read, and not about reading it."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return isinstance(cause, DecryptionError) or (
+        isinstance(cause, psycopg.DataError) and cause.sqlstate is None
+    )
+
+
 def _writable(field: Field, values: Sequence[Any]) -> list[Any]:
     """Those that may be written to other rows; there are such that can be read alone, such as JSON's 1e400."""
     kind = field.encrypted_type()
-    found = []
+    found: list[Any] = []
     for value in values:
         if value is None:
             if not field.required and not field.unique:

@@ -154,22 +154,17 @@ def traffic(
     if config.rate <= 0 or not phases:
         yield Running(None)
         return
-    process = _take()
-    try:
-        process.order(
-            "begin",
+    running = Running(
+        _begin(
             {
                 "url": url,
                 "catalogue": catalogue.model_dump(mode="json", by_alias=True),
                 "phases": [_phase(phase) for phase in phases],
                 "config": config.model_dump(mode="json"),
                 "environment": {n: v for n, v in environment.items() if n.upper().startswith(_SENT)},
-            },
+            }
         )
-    except BaseException:
-        process.end()
-        raise
-    running = Running(process)
+    )
     try:
         yield running
         running.measured()
@@ -188,6 +183,10 @@ def _phase(phase: Phase | str) -> str:
         return Phase(phase).value
     except ValueError:
         raise ConfigurationError(f"There is no phase {phase!r}; there are {', '.join(Phase)}.") from None
+
+
+class _Ended(MigrationError):
+    """The process that makes the traffic is not there any more."""
 
 
 class _Process:
@@ -239,7 +238,7 @@ class _Process:
     def _answer(self) -> Mapping[str, Any]:
         line = self._answers.readline()
         if not line:
-            raise MigrationError(
+            raise _Ended(
                 f"The process that makes the rehearsal's traffic ended by itself (status {self._process.wait()})."
             )
         answer: Mapping[str, Any] = json.loads(line)
@@ -258,14 +257,19 @@ _lock = threading.Lock()
 _kept: list[_Process] = []
 
 
-def _take() -> _Process:
+def _begin(order: Mapping[str, Any]) -> _Process:
+    """A process that has begun: the one that is kept, or a new one where there is none or it is gone."""
     with _lock:
-        while _kept:
-            process = _kept.pop()
-            if process.is_running:
-                return process
-            process.end()
-    return _Process()
+        kept = _kept.pop() if _kept else None
+    process = kept or _Process()
+    try:
+        process.order("begin", order)
+    except BaseException as error:
+        process.end()
+        if kept is None or not isinstance(error, _Ended):
+            raise
+        return _begin(order)
+    return process
 
 
 def _keep(process: _Process) -> None:

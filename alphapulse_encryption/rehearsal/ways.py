@@ -7,6 +7,7 @@ those of an ORM: load, change, flush. Plain SQL is what the application sent bef
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from sqlalchemy import Column as SqlColumn
@@ -14,6 +15,7 @@ from sqlalchemy import Engine, MetaData, Table, delete, insert, select, tuple_, 
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
 from sqlalchemy.schema import FetchedValue
 
+from alphapulse_encryption.errors import DecryptionError
 from alphapulse_encryption.orm import Phase, check_phases, configure, encrypted, reset_phases
 from alphapulse_encryption.rehearsal.tables import Shape, Values
 
@@ -43,7 +45,7 @@ class Way(Protocol):
         """Keys of rows with a value, at most ``MOST_FOUND``."""
 
     def read_on(self, session: Session, key: Key, limit: int) -> dict[Key, Values]:
-        """Rows from a key on, in its order."""
+        """Rows from a key on, in its order; without those that the library cannot read, as it lets applications."""
 
     def update(self, session: Session, key: Key, values: Values) -> None:
         """Change a row.
@@ -104,8 +106,14 @@ class Library:
         return [self._key_of(row) for row in session.scalars(found)]
 
     def read_on(self, session: Session, key: Key, limit: int) -> dict[Key, Values]:
-        found = select(self._model).where(tuple_(*self._columns) >= key).order_by(*self._columns).limit(limit)
-        return {self._key_of(row): self._values(row) for row in session.scalars(found)}
+        wanted = (
+            select(self._model).where(tuple_(*self._columns) >= key).order_by(*self._columns).limit(limit)
+        )
+        found = {}
+        for row in session.scalars(wanted):
+            with suppress(DecryptionError):
+                found[self._key_of(row)] = self._values(row)
+        return found
 
     def update(self, session: Session, key: Key, values: Values) -> None:
         row = self._load(session, key)
