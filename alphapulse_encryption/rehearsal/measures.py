@@ -140,6 +140,9 @@ class Traffic(_Measure):
         lock_waits: sessions of the traffic that were seen waiting for a lock, by what they waited for.
         longest_lock_wait: seconds.
         error_kinds: number of failed requests by class and SQLSTATE, without messages.
+        retried: requests whose connection was lost and that were made once more, as applications do; those that
+            succeeded then are no errors, and their latency has all of it.
+        left_out: what the traffic could not do on these tables, and why.
     """
 
     phases: tuple[str, ...]
@@ -149,6 +152,8 @@ class Traffic(_Measure):
     lock_waits: dict[str, int]
     longest_lock_wait: float
     error_kinds: dict[str, int]
+    retried: int = 0
+    left_out: tuple[str, ...] = ()
 
 
 class Fault(_Measure):
