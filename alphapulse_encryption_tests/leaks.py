@@ -257,10 +257,12 @@ class Processes:
 
     def __init__(self) -> None:
         self.seen: set[Seen] = set()
+        self._others: set[int] = set()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="looks at processes", daemon=True)
 
     def __enter__(self) -> Processes:
+        self._others = _pids() - {os.getpid()}
         self._thread.start()
         return self
 
@@ -270,13 +272,13 @@ class Processes:
         assert not self._thread.is_alive(), "looking at processes hangs"
 
     def _watch(self) -> None:
-        others = _pids() - {os.getpid()}
+        others = self._others
         looked_at: dict[int, int] = {}
         known: set[tuple[int, bytes]] = set()
         while not self._ended.wait(_SECONDS_BETWEEN_LOOKS):
             pids = _pids()
             # A number that was given back may come again.
-            others &= pids
+            others = others & pids
             looked_at = {pid: looked_at.get(pid, 0) + 1 for pid in pids - others}
             for pid, times in looked_at.items():
                 # Most become another program soon after they begin, or never.
