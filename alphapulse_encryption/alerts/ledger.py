@@ -7,7 +7,7 @@ twice. The cursor holds names and times, never a value.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Self
@@ -132,7 +132,9 @@ class Ledger:
                     for key, s in self.standing.items()
                 },
                 "told": {
-                    channel: {key: [t.title, t.state, t.at.isoformat(), t.silent] for key, t in entries.items()}
+                    channel: {
+                        key: [t.title, t.state, t.at.isoformat(), t.silent] for key, t in entries.items()
+                    }
                     for channel, entries in self.told.items()
                 },
                 "marks": [[mark.at.isoformat(), mark.transaction] for mark in self.marks],

@@ -248,7 +248,9 @@ def _waiting(approval: Approval, now: datetime) -> Finding:
     soon = not approval.expired and approval.expires_at - now < EXPIRES_SOON
     if approval.expired:
         what = f"Approval {approval.id} of the drop of {approval.table} has ended at {until}, unused."
-        remedy = f"If it is to go: verify, back up and approve again (--approve-drop --table {approval.table})."
+        remedy = (
+            f"If it is to go: verify, back up and approve again (--approve-drop --table {approval.table})."
+        )
     else:
         what = (
             f"Approval {approval.id} of the drop of {approval.table} waits to be used"
