@@ -582,13 +582,13 @@ def _reinstate_key_version(version: int) -> int:
 
 
 def _test_alerts() -> int:
-    from alphapulse_encryption.alerts.delivery import VARIABLES, configured_channels, deliver, test_message
+    from alphapulse_encryption.alerts.delivery import VARIABLES, configured_channels, deliver, trial_message
     from alphapulse_encryption.errors import ConfigurationError
 
     channels = configured_channels()
     if not channels:
         raise ConfigurationError(f"No channel is configured for alerts: set {VARIABLES}.")
-    message = test_message(settings.alert_label())
+    message = trial_message(settings.alert_label())
     results = deliver([(channel, message) for channel in channels])
     for name, problem in results.items():
         print(f"✓ {name}: delivered" if problem is None else f"✗ {name}: not delivered: {problem}")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 # What PostgreSQL's programs need of it.
 _NEEDED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 
-# Keys; credentials of the stores that hold them, which backups to S3 use as well; where alerts go, which is a secret too:
+# Keys; credentials of the stores that hold them, which backups to S3 use as well; where alerts go:
 # whoever knows a webhook's address can post to it.
 _SECRET = (
     "ALPHAPULSE_ENCRYPTION_MASTER_KEY",

@@ -21,7 +21,7 @@ from email.utils import formatdate, make_msgid
 from typing import Protocol
 
 import requests
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_any
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
@@ -288,7 +288,7 @@ def configured_channels() -> tuple[Channel, ...]:
 def deliver(
     messages: Sequence[tuple[Channel, Message]],
     *,
-    sleep: Callable[[float], object] = time.sleep,
+    sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, str | None]:
     """Send to each channel its message, side by side; one that fails does not keep the others.
@@ -322,7 +322,7 @@ def deliver(
 
 
 def _persistently(
-    send: Callable[[], None], sleep: Callable[[float], object], clock: Callable[[], float]
+    send: Callable[[], None], sleep: Callable[[float], None], clock: Callable[[], float]
 ) -> None:
     begun = clock()
 
@@ -341,14 +341,14 @@ def _persistently(
 
     Retrying(
         retry=retry_if_exception(worth_another),
-        stop=stop_after_attempt(ATTEMPTS) | out_of_time,
+        stop=stop_any(stop_after_attempt(ATTEMPTS), out_of_time),
         wait=pause,
         sleep=sleep,
         reraise=True,
     )(send)
 
 
-def test_message(label: str | None) -> Message:
+def trial_message(label: str | None) -> Message:
     """What ``--test-alerts`` sends."""
     about = f" ({label})" if label else ""
     return Message(

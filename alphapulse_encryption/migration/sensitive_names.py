@@ -63,8 +63,9 @@ _DOCUMENT_KINDS = _words("text bytes number")
 _ANY_VALUE = _words("text bytes number json")
 
 _PEOPLE = _words(
-    "user customer client person people contact employee staff member patient student applicant candidate beneficiary "
-    "subscriber tenant guest owner recipient payee payer lead kunde benutzer mitarbeiter cliente usuario utilisateur"
+    "user customer client person people contact employee staff member patient student applicant candidate "
+    "beneficiary subscriber tenant guest owner recipient payee payer lead kunde benutzer mitarbeiter cliente "
+    "usuario utilisateur"
 )
 _TRADING = _words("position trade order fill execution portfolio holding deal transaction account")
 
@@ -75,10 +76,10 @@ _RULES = (
         "likely",
         _words(
             "password passwd passphrase passcode pwd secret clientsecret apisecret apikey apitoken accesskey "
-            "accesstoken refreshtoken authtoken bearertoken sessiontoken sessionid privatekey secretkey signingkey encryptionkey "
-            "sshkey pgpkey token otp otpsecret totp totpsecret twofactorsecret mfasecret recoverycode backupcode "
-            "securityanswer securityquestion pin pincode credential cookie seedphrase mnemonic apikeyreference "
-            "connectionstring dsn passwort kennwort contrasena motdepasse"
+            "accesstoken refreshtoken authtoken bearertoken sessiontoken sessionid privatekey secretkey signingkey "
+            "encryptionkey sshkey pgpkey token otp otpsecret totp totpsecret twofactorsecret mfasecret "
+            "recoverycode backupcode securityanswer securityquestion pin pincode credential cookie seedphrase "
+            "mnemonic apikeyreference connectionstring dsn passwort kennwort contrasena motdepasse"
         ),
         _words("text bytes json number uuid"),
     ),
@@ -88,8 +89,8 @@ _RULES = (
         "likely",
         _words(
             "email emailaddress mail mailaddress phone phonenumber telephone telephonenumber mobile mobilenumber "
-            "cellphone fax faxnumber msisdn whatsapp telegram skype imessage telefon telefonnummer "
-            "handynummer correo telefono courriel mobil tel rufnummer"
+            "cellphone fax faxnumber msisdn whatsapp telegram skype imessage telefon telefonnummer handynummer "
+            "correo telefono courriel mobil tel rufnummer"
         ),
         _ANY_VALUE,
     ),
@@ -119,9 +120,9 @@ _RULES = (
         "bank",
         "likely",
         _words(
-            "iban bic swift accountnumber bankaccount bankaccountnumber routingnumber sortcode cardnumber creditcard "
-            "creditcardnumber debitcard pan cvv cvc cvc2 cardholder kontonummer bankverbindung walletaddress wallet "
-            "cardexpiry clabe"
+            "iban bic swift accountnumber bankaccount bankaccountnumber routingnumber sortcode cardnumber "
+            "creditcard creditcardnumber debitcard pan cvv cvc cvc2 cardholder kontonummer bankverbindung "
+            "walletaddress wallet cardexpiry clabe"
         ),
         _ANY_VALUE,
     ),
@@ -130,9 +131,9 @@ _RULES = (
         "likely",
         _words(
             "address addressdata addressline street streetaddress streetname housenumber postcode postalcode zip "
-            "zipcode postaladdress homeaddress billingaddress shippingaddress pobox adresse anschrift strasse hausnummer plz "
-            "postleitzahl direccion calle codigopostal latitude longitude latlong latlng geolocation gpslocation "
-            "coordinate"
+            "zipcode postaladdress homeaddress billingaddress shippingaddress pobox adresse anschrift strasse "
+            "hausnummer plz postleitzahl direccion calle codigopostal latitude longitude latlong latlng "
+            "geolocation gpslocation coordinate"
         ),
         _words("text bytes number json geometry"),
     ),
@@ -162,8 +163,8 @@ _RULES = (
         "origin",
         "likely",
         _words(
-            "gender sex ethnicity race religion nationality citizenship maritalstatus sexualorientation politicalparty "
-            "tradeunion geschlecht nationalitaet staatsangehoerigkeit familienstand"
+            "gender sex ethnicity race religion nationality citizenship maritalstatus sexualorientation "
+            "politicalparty tradeunion geschlecht nationalitaet staatsangehoerigkeit familienstand"
         ),
         _words("text number other"),
     ),
@@ -171,7 +172,8 @@ _RULES = (
         "network",
         "possible",
         _words(
-            "ip ipaddress remoteaddr remoteip clientip macaddress deviceid devicefingerprint useragent imei imsi idfa"
+            "ip ipaddress remoteaddr remoteip clientip macaddress deviceid devicefingerprint useragent imei imsi "
+            "idfa"
         ),
         _words("text network uuid number bytes"),
     ),
@@ -188,8 +190,8 @@ _RULES = (
         "money",
         "possible",
         _words(
-            "price entryprice currentprice exitprice quantity qty size amount fee cost volume orderid orderreference "
-            "stoploss takeprofit"
+            "price entryprice currentprice exitprice quantity qty size amount fee cost volume orderid "
+            "orderreference stoploss takeprofit"
         ),
         _DOCUMENT_KINDS,
         _TRADING,
@@ -207,8 +209,8 @@ _RULES = (
 # What a name ends in that says: derived from the value, about it, or encrypted already.
 _NOT_THE_VALUE = _words(
     "hash hashed digest checksum hmac encrypted ciphertext search masked redacted anonymized enabled verified "
-    "confirmed valid required count counter total type kind status state format currency flag version length domain at until "
-    "attempt expiry expires policy template setting preference consent optin source"
+    "confirmed valid required count counter total type kind status state format currency flag version length "
+    "domain at until attempt expiry expires policy template setting preference consent optin source"
 )
 _POINTS_ELSEWHERE = _words("id fk ref oid uid uuid")
 
