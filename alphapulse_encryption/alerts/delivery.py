@@ -21,7 +21,7 @@ from email.utils import formatdate, make_msgid
 from typing import Protocol
 
 import requests
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_any
+from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
@@ -246,7 +246,8 @@ def _mail_error(error: OSError | smtplib.SMTPException) -> DeliveryError:
         case smtplib.SMTPNotSupportedError():
             return DeliveryError("the server does not offer STARTTLS, or no log-in", again=False)
         case smtplib.SMTPServerDisconnected():
-            return DeliveryError("the server ended the connection", again=True)
+            # smtplib says this of an answer that does not come as well.
+            return DeliveryError("the server ended the connection, or does not answer", again=True)
         case smtplib.SMTPException():
             return DeliveryError(type(error).__name__, again=False)
         case ssl.SSLError():
@@ -336,12 +337,14 @@ def _persistently(
             return False
         return (error.after or 0) <= LONGEST_PAUSE_SECONDS
 
-    def out_of_time(state: RetryCallState) -> bool:
+    def enough(state: RetryCallState) -> bool:
+        if state.attempt_number >= ATTEMPTS:
+            return True
         return clock() - begun + state.upcoming_sleep + CONNECT_SECONDS + ANSWER_SECONDS > PATIENCE_SECONDS
 
     Retrying(
         retry=retry_if_exception(worth_another),
-        stop=stop_any(stop_after_attempt(ATTEMPTS), out_of_time),
+        stop=enough,
         wait=pause,
         sleep=sleep,
         reraise=True,

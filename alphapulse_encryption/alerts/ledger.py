@@ -182,7 +182,7 @@ class Ledger:
                 changed.append(item)
             elif finding.reminds and now - before.at >= remind_after:
                 reminded.append(item)
-        ended = [(key, entry) for key, entry in told.items() if key not in self.standing and not entry.silent]
+        ended = [(k, told[k]) for k in sorted(told) if k not in self.standing and not told[k].silent]
         return _at_most(News(tuple(begun), tuple(changed), tuple(reminded), tuple(ended)))
 
     def delivered(self, channel: str, news: News, now: datetime) -> None:
