@@ -182,7 +182,9 @@ _FOREIGN = re.compile(r"[a-z][a-z0-9+.-]*://\S+|\S+@\S+|[A-Za-z0-9+/_-]{40,}={0,
 
 
 def _scrubbed(text: str) -> str:
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # What announces a list says little without the first of it.
+    line = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     line = _FOREIGN.sub("…", line)
     line = "".join(character for character in line if character.isprintable())
     line = line if len(line) <= LONGEST_PROBLEM else line[: LONGEST_PROBLEM - 1] + "…"

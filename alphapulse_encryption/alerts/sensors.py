@@ -14,7 +14,8 @@ from alphapulse_encryption.alerts.delivery import VARIABLES, Channel, Message, c
 from alphapulse_encryption.alerts.ledger import Ledger, News, add_mark
 from alphapulse_encryption.alerts.outcome import outcome
 from alphapulse_encryption.alerts.wording import written
-from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.errors import ConfigurationError, MigrationError
+from alphapulse_encryption.migration.database import DatabaseUnreachable
 from alphapulse_encryption.migration.drift import look_for_drift
 from alphapulse_encryption.migration.findings import Finding
 from alphapulse_encryption.migration.overdue import (
@@ -125,6 +126,11 @@ def _tick(alert: _Alert, channels: Sequence[Channel], ledger: Ledger, target: Ta
     findings: Sequence[Finding] = ()
     try:
         findings = alert.look(target, ledger)
+    except DatabaseUnreachable as error:
+        blind = _blind(alert, error)
+    except ConfigurationError:
+        # A person is at it, and sees the tick.
+        raise
     except MigrationError as error:
         blind = _blind(alert, error)
     now = datetime.now(UTC)

@@ -247,7 +247,7 @@ def uncatalogued(connection: Connection, catalogue: Catalogue) -> list[Finding]:
             f"uncatalogued:{key}",
             f"{key}: columns that look sensitive",
             f"{_columns_of(key, [f'{name} ({why.category}, {why.confidence})' for name, why in columns])} not in the "
-            f"catalogue and look{'' if len(columns) > 1 else 's'} sensitive by {'their names and types' if len(columns) > 1 else 'name and type'}.",
+            f"catalogue and look{'' if len(columns) > 1 else 's'} sensitive by name and type.",
             "Add what is sensitive to the catalogue and migrate it (--preflight --add-columns --migrate-data "
             "--verify); leave what is not, it is told of once.",
             state=_state([name for name, _ in columns]),
