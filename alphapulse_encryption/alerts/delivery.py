@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import EmailMessage
@@ -30,6 +30,8 @@ from alphapulse_encryption.settings import MailServer
 ATTEMPTS = 3
 # Dagster ends a sensor's tick after a minute. Channels are told side by side, and none begins anew after this.
 PATIENCE_SECONDS = 25.0
+# Each step of a conversation has its own time limit; this is that of all of them together.
+LONGEST_SECONDS = 30.0
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 8.0
 # Whoever asks for more patience than this is asked at the next tick.
@@ -184,11 +186,15 @@ class Email:
 
     def send(self, message: Message) -> None:
         """See `Channel.send`. It has arrived when the server took it for one recipient at least."""
+        taken = False
         try:
             with self._connected() as connection:
                 connection.send_message(self._written(message))
+                taken = True
         except (OSError, smtplib.SMTPException) as error:
-            raise _mail_error(error) from None
+            # How a server takes its leave does not matter.
+            if not taken:
+                raise _mail_error(error) from None
 
     @contextmanager
     def _connected(self) -> Iterator[smtplib.SMTP]:
@@ -317,9 +323,15 @@ def deliver(
             return f"unexpected {type(error).__name__}"
         return None
 
-    with ThreadPoolExecutor(max_workers=len(messages)) as pool:
-        results = [(channel.name, pool.submit(send, channel, message)) for channel, message in messages]
-    return {name: result.result() for name, result in results}
+    pool = ThreadPoolExecutor(max_workers=len(messages))
+    results = {channel.name: pool.submit(send, channel, message) for channel, message in messages}
+    wait(results.values(), timeout=LONGEST_SECONDS)
+    # Whoever is that slow may have it all the same; better twice than never.
+    pool.shutdown(wait=False)
+    return {
+        name: result.result() if result.done() else f"not done within {LONGEST_SECONDS:g} s"
+        for name, result in results.items()
+    }
 
 
 def _persistently(

@@ -15,7 +15,7 @@ import dagster as dg
 from alphapulse_encryption import settings
 from alphapulse_encryption.alerts.delivery import VARIABLES, Channel, Message, configured_channels, deliver
 from alphapulse_encryption.alerts.outcome import outcome
-from alphapulse_encryption.alerts.wording import COMMAND, subject
+from alphapulse_encryption.alerts.wording import COMMAND, plain, subject
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.jobs.stages import STAGES
 from alphapulse_encryption.resources.border import safely
@@ -186,7 +186,6 @@ def _scrubbed(text: str) -> str:
     # What announces a list says little without the first of it.
     line = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     line = _FOREIGN.sub("…", line)
-    line = "".join(character for character in line if character.isprintable())
     line = line if len(line) <= LONGEST_PROBLEM else line[: LONGEST_PROBLEM - 1] + "…"
     return line if line.endswith((".", "…", "!", "?")) else f"{line}."
 
@@ -219,5 +218,5 @@ def _remedy(job: str, steps: Sequence[tuple[str, str]], tables: Sequence[str]) -
 
 def _message(lines: Sequence[str]) -> Message:
     plural = "" if len(lines) == 1 else "s"
-    text = "\n".join(f"- {line}" for line in lines)
+    text = "\n".join(f"- {plain(line)}" for line in lines)
     return Message(subject(settings.alert_label(), "runs", f"{len(lines)} failed run{plural}"), text)

@@ -49,8 +49,13 @@ def written(news: News, label: str | None, about: str, link: str | None) -> Mess
     return Message(subject(label, about, ", ".join(counts)), "\n".join(lines))
 
 
+def plain(text: str) -> str:
+    """One line of a message: a name of a table may hold anything, a line's end too."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def _section(heading: str, lines: Iterable[str]) -> list[str]:
-    entries = [f"- {line}" for line in lines]
+    entries = [f"- {plain(line)}" for line in lines]
     return [heading, *entries] if entries else []
 
 

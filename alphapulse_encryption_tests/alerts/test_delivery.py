@@ -277,6 +277,22 @@ def test_they_are_told_side_by_side() -> None:
     assert deliver([(Patient("a"), MESSAGE), (Patient("b"), MESSAGE)]) == {"a": None, "b": None}
 
 
+def test_one_that_takes_for_ever_does_not_keep_the_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "LONGEST_SECONDS", 0.1)
+    end = threading.Event()
+
+    class Endless:
+        name = "endless"
+
+        def send(self, _: Message) -> None:
+            end.wait()
+
+    try:
+        assert deliver([(Endless(), MESSAGE)]) == {"endless": "not done within 0.1 s"}
+    finally:
+        end.set()
+
+
 def test_an_error_that_nobody_thought_of_quotes_nothing() -> None:
     class Broken:
         name = "broken"

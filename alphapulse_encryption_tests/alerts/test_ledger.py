@@ -177,6 +177,14 @@ def test_the_words() -> None:
     assert message.text.splitlines()[:2] == ["Over:", "- a, in short (told of at 2026-01-01 00:00 UTC)"]
 
 
+def test_a_name_that_would_be_a_line_of_its_own() -> None:
+    ledger = Ledger()
+    ledger.looked([finding("a\n- b\u2028\x1b[1m c")], START)
+    message = written(ledger.news("webhook", START, DAY), None, "drift", None)
+    assert message.text.splitlines()[1].startswith("- A - b [1m c is wrong. First seen")
+    assert len(message.text.splitlines()) == 3
+
+
 def test_marks_are_few_and_one_is_old_enough() -> None:
     marks: list[Mark] = []
     for minute in range(300):

@@ -50,9 +50,8 @@ class Watched:
             return str(answer.skip_message)
         assert isinstance(answer, dg.SensorResult) and not answer.run_requests
         self.cursors[name] = answer.cursor
-        reason = answer.skip_reason
-        assert reason is not None
-        shown = reason if isinstance(reason, str) else str(reason.skip_message)
+        assert isinstance(answer.skip_reason, dg.SkipReason)
+        shown = str(answer.skip_reason.skip_message)
         for secret in (CANARY, self.front.url, self.place.url):
             assert secret not in f"{shown} {answer.cursor} {self.posted.texts}"
         return shown
@@ -218,8 +217,9 @@ def test_failed_runs(watched: Watched) -> None:
     lines = text.splitlines()[1:]
     assert lines[0] == (
         f"- materialization of encrypted_data of users, run {first}: step encrypted_data: 1 of 1 batch ranges failed: "
-        "- 00|users: Table users has no encrypted columns yet. Run the step encrypted_columns (--add-columns --table users) first. To do: correct what it says, "
-        "and run it again; it goes on where it was (python -m alphapulse_encryption --migrate-data --table users). "
+        "- 00|users: Table users has no encrypted columns yet. Run the step encrypted_columns (--add-columns --table "
+        "users) first. To do: correct what it says, and run it again; it goes on where it was (python -m "
+        "alphapulse_encryption --migrate-data --table users). "
         f"http://dagster.example.com:3000/runs/{first}"
     )
     assert f"of trades, run {second}:" in lines[1]
