@@ -129,6 +129,11 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="show how many values each key has encrypted, and how many it may; reads only",
     )
+    steps.add_argument(
+        "--test-alerts",
+        action="store_true",
+        help="send a test message to every channel that alerts are configured for",
+    )
     _add_rehearsal(parser)
     running = parser.add_argument_group("running backfills (at once, also of other processes)")
     running.add_argument("--pause", action="store_true", help="have every backfill wait at its next batch")
@@ -348,6 +353,7 @@ WITHOUT_STEPS = (
     "key_usage",
     "key_versions",
     "reinstate_key_version",
+    "test_alerts",
     "pause",
     "resume",
     "set",
@@ -355,7 +361,7 @@ WITHOUT_STEPS = (
 )
 ALONE = (
     *("rehearse", "backup_identity", "approvals", "check_key", "key_usage", "key_versions"),
-    "reinstate_key_version",
+    *("reinstate_key_version", "test_alerts"),
 )
 
 REHEARSAL_ONLY = ("rows", "source_is_not_production", "keep_clone")
@@ -413,6 +419,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _check_key()
         if options.key_usage:
             return _print_key_usage()
+        if options.test_alerts:
+            return _test_alerts()
         if options.reinstate_key_version:
             return _reinstate_key_version(options.reinstate_key_version)
         if any(getattr(options, name) for name in WITHOUT_STEPS if name != "key_versions"):
@@ -571,6 +579,20 @@ def _reinstate_key_version(version: int) -> int:
         else f"Nothing to do: {version} is not retired"
     )
     return 0
+
+
+def _test_alerts() -> int:
+    from alphapulse_encryption.alerts.delivery import VARIABLES, configured_channels, deliver, trial_message
+    from alphapulse_encryption.errors import ConfigurationError
+
+    channels = configured_channels()
+    if not channels:
+        raise ConfigurationError(f"No channel is configured for alerts: set {VARIABLES}.")
+    message = trial_message(settings.alert_label())
+    results = deliver([(channel, message) for channel in channels])
+    for name, problem in results.items():
+        print(f"✓ {name}: delivered" if problem is None else f"✗ {name}: not delivered: {problem}")
+    return 1 if any(results.values()) else 0
 
 
 def _change_settings(options: argparse.Namespace) -> int:

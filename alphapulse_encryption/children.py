@@ -1,4 +1,4 @@
-"""What programs that we start get of our environment: never a master key, nor what leads to one.
+"""What programs that we start get of our environment: never a master key, what leads to one, or a mailbox's password.
 
 A child's environment is its own: it outlives changes of ours, and a core dump or `/proc` shows it.
 """
@@ -9,8 +9,15 @@ from collections.abc import Mapping
 # What PostgreSQL's programs need of it.
 _NEEDED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 
-# Keys; credentials of the stores that hold them, which backups to S3 use as well.
-_SECRET = ("ALPHAPULSE_ENCRYPTION_MASTER_KEY", "AWS_", "VAULT_")
+# Keys; credentials of the stores that hold them, which backups to S3 use as well; where alerts go:
+# whoever knows a webhook's address can post to it.
+_SECRET = (
+    "ALPHAPULSE_ENCRYPTION_MASTER_KEY",
+    "AWS_",
+    "VAULT_",
+    "ALPHAPULSE_ALERT_WEBHOOK_URL",
+    "ALPHAPULSE_SMTP_URL",
+)
 
 
 def bare_environment() -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import dagster as dg
 
 from alphapulse_encryption import settings
+from alphapulse_encryption.alerts import sensors as alerts
 from alphapulse_encryption.assets import build_assets
 from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.jobs import build_jobs, build_schedules, build_sensors
@@ -31,7 +32,7 @@ def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.
         return dg.Definitions(
             assets=[*build_assets(partitions), *rehearsal.build_assets()],
             jobs=[*build_jobs(), rehearsal.build_job()],
-            sensors=[*build_sensors(), rehearsal.build_sensor()],
+            sensors=[*build_sensors(), rehearsal.build_sensor(), *alerts.build_sensors()],
             schedules=[*build_schedules(), rehearsal.build_schedule()],
             resources={"target": Target(), **(resource_overrides or {})},
             executor=dg.in_process_executor,

@@ -5,7 +5,12 @@ key sources read them themselves.
 """
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit
 
 import platformdirs
 
@@ -122,6 +127,173 @@ def batch_ranges() -> int:
 def rotation_schedule() -> str:
     """When the schedule of key rotations runs (`ALPHAPULSE_ROTATION_SCHEDULE`, cron), default Sundays at three."""
     return _variable("ALPHAPULSE_ROTATION_SCHEDULE") or DEFAULT_ROTATION_SCHEDULE
+
+
+def alert_webhook_url() -> str | None:
+    """Where alerts are posted (`ALPHAPULSE_ALERT_WEBHOOK_URL`), None for no webhook. A secret.
+
+    Raises:
+        ConfigurationError: it is not an HTTP URL (never echoed).
+    """
+    return _http_url("ALPHAPULSE_ALERT_WEBHOOK_URL")
+
+
+def alert_recipients() -> tuple[str, ...]:
+    """Whom alerts are mailed to (`ALPHAPULSE_ALERT_EMAIL_TO`), separated by blanks or commas.
+
+    Raises:
+        ConfigurationError: one of them is no address.
+    """
+    name = "ALPHAPULSE_ALERT_EMAIL_TO"
+    return tuple(_address(name, text) for text in (_variable(name) or "").replace(",", " ").split())
+
+
+def alert_sender() -> str | None:
+    """What address alerts are mailed from (`ALPHAPULSE_ALERT_EMAIL_FROM`).
+
+    Raises:
+        ConfigurationError: it is no address.
+    """
+    name = "ALPHAPULSE_ALERT_EMAIL_FROM"
+    text = _variable(name)
+    return None if text is None else _address(name, text)
+
+
+def _address(name: str, text: str) -> str:
+    local, separator, domain = text.rpartition("@")
+    if not (local and separator and domain) or not text.isprintable() or set(text) & set(' <>",;:'):
+        raise ConfigurationError(f"{name} is not an e-mail address, as in alerts@example.com.")
+    return text
+
+
+@dataclass(frozen=True)
+class MailServer:
+    """A server that takes mail.
+
+    Args:
+        host: its name.
+        port: its port.
+        security: ``tls`` from the beginning, ``starttls`` before anything is said, or ``offered``: STARTTLS where the
+            server offers it.
+        user: whom to log in as, None for nobody.
+        password: theirs.
+    """
+
+    host: str
+    port: int
+    security: Literal["tls", "starttls", "offered"]
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+
+_MAIL_SCHEMES: Mapping[str, tuple[Literal["tls", "starttls", "offered"], int]] = {
+    "smtps": ("tls", 465),
+    "smtp+starttls": ("starttls", 587),
+    "smtp": ("offered", 25),
+}
+
+
+def mail_server() -> MailServer | None:
+    """The server that alerts are mailed by (`ALPHAPULSE_SMTP_URL`), None where unset. Holds a password.
+
+    Raises:
+        ConfigurationError: it is not such a URL (never echoed).
+    """
+    name = "ALPHAPULSE_SMTP_URL"
+    text = _variable(name)
+    if text is None:
+        return None
+    try:
+        url = urlsplit(text)
+        security, port = _MAIL_SCHEMES[url.scheme]
+        server = MailServer(
+            host=url.hostname or "",
+            port=url.port or port,
+            security=security,
+            user=unquote(url.username) if url.username else None,
+            password=unquote(url.password) if url.password else None,
+        )
+    except (ValueError, KeyError):
+        server = None
+    if server is None or not server.host or url.path.strip("/") or url.query or url.fragment:
+        raise ConfigurationError(
+            f"{name} is not a mail server's URL: smtp+starttls://user:password@host:587, smtps://… for TLS from the "
+            "beginning, or smtp://host:25. What has a meaning in URLs is written %40, %3A, %2F in a password."
+        )
+    if (server.user is None) != (server.password is None):
+        raise ConfigurationError(f"{name} needs a user and a password, or neither.")
+    return server
+
+
+def ui_url() -> str | None:
+    """Where people find Dagster's UI (`ALPHAPULSE_UI_URL`), for links in alerts; None for no links.
+
+    Raises:
+        ConfigurationError: it is not an HTTP URL.
+    """
+    url = _http_url("ALPHAPULSE_UI_URL")
+    return None if url is None else url.rstrip("/")
+
+
+def _http_url(name: str) -> str | None:
+    text = _variable(name)
+    if text is None:
+        return None
+    try:
+        url = urlsplit(text)
+        valid = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+    except ValueError:
+        valid = False
+    if not valid or not text.isascii() or any(character.isspace() for character in text):
+        raise ConfigurationError(f"{name} is not a URL: it must begin with https:// or http://.")
+    return text
+
+
+def alert_label() -> str | None:
+    """What alerts call this database (`ALPHAPULSE_ALERT_LABEL`), as in production; None for nothing."""
+    text = _variable("ALPHAPULSE_ALERT_LABEL")
+    return None if text is None else " ".join(text.split())[:_LONGEST_LABEL]
+
+
+_LONGEST_LABEL = 60
+
+
+def alert_reminder() -> timedelta:
+    """After how long an alert that stands is told again (`ALPHAPULSE_ALERT_REMIND_HOURS`, default 24).
+
+    Raises:
+        ConfigurationError: it is not a number of hours.
+    """
+    return timedelta(hours=_amount("ALPHAPULSE_ALERT_REMIND_HOURS", 24, "hours"))
+
+
+def alert_pending_after() -> timedelta:
+    """How long a row may wait for its ciphertext (`ALPHAPULSE_ALERT_PENDING_HOURS`, default 1).
+
+    Raises:
+        ConfigurationError: it is not a number of hours.
+    """
+    return timedelta(hours=_amount("ALPHAPULSE_ALERT_PENDING_HOURS", 1, "hours"))
+
+
+def alert_rotate_after() -> timedelta:
+    """How long a key version may be the current one (`ALPHAPULSE_ALERT_KEY_DAYS`, default 365).
+
+    Raises:
+        ConfigurationError: it is not a number of days.
+    """
+    return timedelta(days=_amount("ALPHAPULSE_ALERT_KEY_DAYS", 365, "days"))
+
+
+def _amount(name: str, default: float, unit: str) -> float:
+    text = _variable(name)
+    if text is None:
+        return default
+    # float() alone would also take "nan", "1e3" and "1_0".
+    plain = text.isascii() and text.replace(".", "", 1).isdigit() and len(text) <= len("99999.99")
+    if not plain or float(text) <= 0:
+        raise ConfigurationError(f"{name} must be a number of {unit}, more than 0.")
+    return float(text)
 
 
 def catalogue_path() -> Path | None:

@@ -23,6 +23,8 @@ SECRETS: dict[str, str] = {
     "AWS_SESSION_TOKEN": "canary-of-AWS-s-8b1e66f03a9d",
     "VAULT_TOKEN": "hvs.canary-of-Vault-5a1c7e03d9",
     "VAULT_SECRET_ID": "canary-of-a-role-77d1e0",
+    "ALPHAPULSE_ALERT_WEBHOOK_URL": "https://hooks.example.com/canary-of-a-webhook-2f6b",
+    "ALPHAPULSE_SMTP_URL": "smtps://alerts:canary-of-a-mailbox-90ae@mail.example.com",
 }
 SCANNER = Scanner({**SECRETS, **KEYS})
 

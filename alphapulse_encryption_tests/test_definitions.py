@@ -193,6 +193,23 @@ def test_only_a_person_reaches_the_drop(definitions: dg.Definitions) -> None:
     }
 
 
+def test_the_sensors(definitions: dg.Definitions) -> None:
+    sensors = {sensor.name: sensor for sensor in definitions.get_repository_def().sensor_defs}
+    # What they launch: alerts tell a person, and launch nothing.
+    assert {name: [target.job_name for target in sensor.targets] for name, sensor in sensors.items()} == {
+        "pending_rows": ["migrate_data"],
+        "rehearsal_leftovers": [],
+        "alert_failed_runs": [],
+        "alert_drift": [],
+        "alert_old_pending_rows": [],
+        "alert_keys": [],
+        "alert_approvals": [],
+    }
+    running = {name for name, s in sensors.items() if s.default_status is dg.DefaultSensorStatus.RUNNING}
+    assert running == {"rehearsal_leftovers"}
+    assert all(sensor.description for sensor in sensors.values())
+
+
 @pytest.mark.parametrize(
     ("name", "job", "cron", "variable"),
     [

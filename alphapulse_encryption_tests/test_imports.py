@@ -36,6 +36,12 @@ def test_the_application() -> None:
         assert tops(modules).isdisjoint({"boto3", "botocore", "hvac", "requests", "urllib3"})
 
 
+def test_trying_the_alerts() -> None:
+    modules = loaded_by("import alphapulse_encryption.__main__, alphapulse_encryption.alerts.delivery")
+    assert "requests" in modules
+    assert tops(modules).isdisjoint({"dagster", "psycopg", "psycopg2"})
+
+
 def test_only_the_chosen_key_source() -> None:
     for source, library, other in (("aws", "boto3", "hvac"), ("vault", "hvac", "boto3")):
         modules = loaded_by(

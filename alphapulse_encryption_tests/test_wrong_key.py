@@ -224,7 +224,7 @@ def test_check_key_without_a_database(theirs: Place, capsys: pytest.CaptureFixtu
     assert (status, "ALPHAPULSE_DATABASE_URL is not a PostgreSQL URL" in said) == (2, True)
 
 
-@pytest.mark.parametrize("flag", ["--check-key", "--key-usage"])
+@pytest.mark.parametrize("flag", ["--check-key", "--key-usage", "--test-alerts"])
 def test_what_goes_alone(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     for others in (["--verify"], ["--pause"], ["--backup-identity"]):
         with pytest.raises(SystemExit, match="2"):

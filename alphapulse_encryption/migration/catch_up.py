@@ -25,25 +25,27 @@ def pending_ranges(database: Database, tables: Iterable[Table]) -> list[tuple[st
         ConfigurationError: a table or column is missing.
         DatabaseFailure: the server refused.
     """
-    found: list[tuple[str, int]] = []
     with database.session("look for pending rows") as connection:
         plan_by_key(connection)
-        for table in tables:
-            state = (
-                tracking.table_state(connection, table) if tracking.bookkeeping_exists(connection) else None
-            )
-            if state is None or state.stage != "columns":
-                continue
-            definition = read_table(connection, table)
-            if not has_pending_index(connection, definition):
-                continue
-            for batch_range in tracking.read_ranges(connection, table):
-                if batch_range.status != "completed" or batch_range.is_empty:
-                    continue
-                condition, parameters = sql.within(definition, batch_range.lower, batch_range.upper)
-                row = connection.execute(sql.any_pending(definition, condition), parameters).fetchone()
-                if row is not None and row[0]:
-                    found.append((table.key, batch_range.number))
+        return [(table.key, number) for table in tables for number in pending_in(connection, table)]
+
+
+def pending_in(connection: psycopg.Connection[Any], table: Table) -> list[int]:
+    """Those ranges of one table; the session follows the primary key (:func:`.batches.plan_by_key`)."""
+    state = tracking.table_state(connection, table) if tracking.bookkeeping_exists(connection) else None
+    if state is None or state.stage != "columns":
+        return []
+    definition = read_table(connection, table)
+    if not has_pending_index(connection, definition):
+        return []
+    found = []
+    for batch_range in tracking.read_ranges(connection, table):
+        if batch_range.status != "completed" or batch_range.is_empty:
+            continue
+        condition, parameters = sql.within(definition, batch_range.lower, batch_range.upper)
+        row = connection.execute(sql.any_pending(definition, condition), parameters).fetchone()
+        if row is not None and row[0]:
+            found.append(batch_range.number)
     return found
 
 

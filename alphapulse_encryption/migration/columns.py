@@ -25,7 +25,7 @@ from alphapulse_encryption.migration import plan, tracking
 from alphapulse_encryption.migration.clear import clear_unguarded
 from alphapulse_encryption.migration.database import WRITER, WRITER_SETTING, Actor, Database
 from alphapulse_encryption.migration.ddl import in_short_transaction
-from alphapulse_encryption.migration.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.names import short_name
 from alphapulse_encryption.migration.partitions import lock_partitions, read_parts, refuse_partition
 from alphapulse_encryption.migration.sql import GUARD_INSERT, GUARD_MENTION, GUARD_UPDATE, GUARDS
@@ -132,12 +132,25 @@ def _wanted_columns(table: Table) -> list[tuple[str, str]]:
     return wanted
 
 
+def unsuitable_columns(definition: TableDefinition) -> list[str]:
+    """Encrypted and search columns that are there with a type which does not hold what they are for."""
+    return [
+        name
+        for name, type_ in _wanted_columns(definition.table)
+        if name in definition.columns and not _is_suitable(definition.columns[name], type_)
+    ]
+
+
+def _is_suitable(column: LiveColumn, type_: str) -> bool:
+    return not column.generated and column.type in _ADOPTED[type_]
+
+
 def _check_types(definition: TableDefinition) -> None:
     for name, type_ in _wanted_columns(definition.table):
         found = definition.columns.get(name)
         if found is None:
             continue
-        if found.generated or found.type not in _ADOPTED[type_]:
+        if not _is_suitable(found, type_):
             raise ConfigurationError(
                 f"Column {definition.table.key}.{name} exists with the type {found.type}"
                 f"{' (generated)' if found.generated else ''}, where {type_} is needed. Rename or drop it; "

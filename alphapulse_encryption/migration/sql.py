@@ -312,6 +312,13 @@ def count_unchanged(definition: TableDefinition) -> Composed:
     )
 
 
+def count_pending_unchanged(definition: TableDefinition) -> Composed:
+    """How many pending rows were not changed since a transaction (the first parameter), up to a limit (the second)."""
+    return SQL("SELECT count(*) FROM (SELECT FROM {} t WHERE {} AND NOT {} LIMIT %s) AS old").format(
+        definition.identifier, row_pending(definition), _changed_since()
+    )
+
+
 def _changed_since() -> Composed:
     # age() is a distance modulo 2^32 from the next transaction: in one statement it begins at 0, because nothing is
     # visible that began after it. A row keeps its xmin when it is frozen (PostgreSQL manual, 24.1.5).

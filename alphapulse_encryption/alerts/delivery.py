@@ -1,0 +1,373 @@
+"""Delivery: a webhook as Slack has it, and e-mail; either, both or none, as the environment says.
+
+Addresses of webhooks are secrets: whoever knows one can post to it. So neither they nor passwords are in any
+representation, log line or error, and of what a library or a server says only the kind of trouble is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import smtplib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.message import EmailMessage
+from email.utils import formatdate, make_msgid
+from typing import Protocol
+
+import requests
+from tenacity import RetryCallState, Retrying, retry_if_exception
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.errors import ConfigurationError, MigrationError
+from alphapulse_encryption.settings import MailServer
+
+ATTEMPTS = 3
+# Dagster ends a sensor's tick after a minute. Channels are told side by side, and none begins anew after this.
+PATIENCE_SECONDS = 25.0
+# Each step of a conversation has its own time limit; this is that of all of them together.
+LONGEST_SECONDS = 30.0
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 8.0
+# Whoever asks for more patience than this is asked at the next tick.
+LONGEST_PAUSE_SECONDS = 6.0
+PAUSES_SECONDS = (0.5, 2.0)
+
+VARIABLES = (
+    "ALPHAPULSE_ALERT_WEBHOOK_URL, or ALPHAPULSE_SMTP_URL with ALPHAPULSE_ALERT_EMAIL_TO and "
+    "ALPHAPULSE_ALERT_EMAIL_FROM"
+)
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a person gets.
+
+    Args:
+        subject: one line.
+        text: all of it, the subject apart; plain text.
+    """
+
+    subject: str
+    text: str
+
+
+class DeliveryError(MigrationError):
+    """A message did not arrive; says why in words of ours.
+
+    Args:
+        message: why.
+        again: whether another try may help.
+        after: seconds to wait before it, where the server said so.
+    """
+
+    def __init__(self, message: str, *, again: bool, after: float | None = None) -> None:
+        super().__init__(message)
+        self.again = again
+        self.after = after
+
+
+class Channel(Protocol):
+    """A way to a person."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in ticks and at the terminal; tells no address."""
+
+    def send(self, message: Message) -> None:
+        """Try once.
+
+        Raises:
+            DeliveryError: it did not arrive.
+        """
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """An incoming webhook: JSON ``{"text": …}`` by POST, as Slack, Mattermost and others take it.
+
+    Args:
+        url: its address, a secret.
+    """
+
+    url: str = field(repr=False)
+    name: str = field(default="webhook", init=False)
+
+    def send(self, message: Message) -> None:
+        """See `Channel.send`. Redirects are not followed: a POST would become a GET, and nothing arrive."""
+        try:
+            with (
+                _unlogged("urllib3.connectionpool"),
+                requests.post(
+                    self.url,
+                    json={"text": _escaped(f"{message.subject}\n{message.text}")},
+                    timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
+                    allow_redirects=False,
+                    # What it answers beyond its status is not read.
+                    stream=True,
+                ) as answer,
+            ):
+                status, after = answer.status_code, answer.headers.get("Retry-After")
+        except requests.RequestException as error:
+            raise DeliveryError(_http_trouble(error), again=_may_pass(error)) from None
+        if not 200 <= status < 300:
+            again = status in {408, 425, 429} or status >= 500
+            raise DeliveryError(f"HTTP status {status}", again=again, after=_seconds(after))
+
+
+def _escaped(text: str) -> str:
+    # The three characters that mean something in Slack's text: without this, a table's name could notify a channel.
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _seconds(header: str | None) -> float | None:
+    # RFC 9110 section 10.2.3; of its two forms the date is not honoured, and the usual pause serves.
+    return float(header) if header is not None and header.isascii() and header.isdigit() else None
+
+
+def _http_trouble(error: requests.RequestException) -> str:
+    match error:
+        case requests.exceptions.SSLError():
+            return "its TLS certificate is not accepted, or it does not speak TLS"
+        case requests.exceptions.ProxyError():
+            return "the proxy does not serve"
+        case requests.exceptions.ConnectTimeout():
+            return f"no connection within {CONNECT_SECONDS:g} s"
+        case requests.exceptions.Timeout():
+            return f"no answer within {ANSWER_SECONDS:g} s"
+        case requests.exceptions.ConnectionError():
+            return "it cannot be reached, or ended the connection"
+        case _:
+            return f"{type(error).__name__}"
+
+
+def _may_pass(error: requests.RequestException) -> bool:
+    temporary = (requests.exceptions.ConnectionError, requests.exceptions.Timeout)
+    return isinstance(error, temporary) and not isinstance(error, requests.exceptions.SSLError)
+
+
+@contextmanager
+def _unlogged(name: str) -> Iterator[None]:
+    """Keep what a library logs in this thread out of the log: it would quote the address."""
+    thread = threading.get_ident()
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger = logging.getLogger(name)
+    logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
+
+
+@dataclass(frozen=True)
+class Email:
+    """Mail by SMTP.
+
+    A password is sent over TLS only, and certificates are checked (``SSL_CERT_FILE`` names further authorities).
+
+    Args:
+        server: the mail server.
+        sender: what address it comes from.
+        recipients: whom it goes to.
+    """
+
+    server: MailServer = field(repr=False)
+    sender: str = field(repr=False)
+    recipients: tuple[str, ...] = field(repr=False)
+    name: str = field(default="e-mail", init=False)
+
+    def send(self, message: Message) -> None:
+        """See `Channel.send`. It has arrived when the server took it for one recipient at least."""
+        taken = False
+        try:
+            with self._connected() as connection:
+                connection.send_message(self._written(message))
+                taken = True
+        except (OSError, smtplib.SMTPException) as error:
+            # How a server takes its leave does not matter.
+            if not taken:
+                raise _mail_error(error) from None
+
+    @contextmanager
+    def _connected(self) -> Iterator[smtplib.SMTP]:
+        context = ssl.create_default_context()
+        host, port = self.server.host, self.server.port
+        connection: smtplib.SMTP
+        if self.server.security == "tls":
+            connection = smtplib.SMTP_SSL(host, port, timeout=ANSWER_SECONDS, context=context)
+        else:
+            connection = smtplib.SMTP(host, port, timeout=ANSWER_SECONDS)
+        with connection:
+            secure = self.server.security == "tls"
+            connection.ehlo_or_helo_if_needed()
+            if not secure and (self.server.security == "starttls" or connection.has_extn("starttls")):
+                connection.starttls(context=context)
+                connection.ehlo()
+                secure = True
+            if self.server.user is not None and self.server.password is not None:
+                if not secure:
+                    raise DeliveryError(
+                        "the server offers no TLS, without which no password is sent", again=False
+                    )
+                connection.login(self.server.user, self.server.password)
+            yield connection
+
+    def _written(self, message: Message) -> EmailMessage:
+        mail = EmailMessage()
+        mail["Subject"] = " ".join(message.subject.split())
+        mail["From"] = self.sender
+        mail["To"] = ", ".join(self.recipients)
+        mail["Date"] = formatdate()
+        # Not this machine's name.
+        mail["Message-ID"] = make_msgid(domain=self.sender.rpartition("@")[2])
+        # Vacation notices and the like are not sent in answer (RFC 3834).
+        mail["Auto-Submitted"] = "auto-generated"
+        mail.set_content(message.text)
+        return mail
+
+
+def _mail_error(error: OSError | smtplib.SMTPException) -> DeliveryError:
+    match error:
+        case smtplib.SMTPAuthenticationError():
+            # 454 is a temporary failure (RFC 4954 section 6).
+            return DeliveryError(
+                f"the log-in is not accepted (SMTP status {error.smtp_code})", again=error.smtp_code == 454
+            )
+        case smtplib.SMTPRecipientsRefused():
+            codes = sorted({code for code, _ in error.recipients.values()})
+            status = ", ".join(map(str, codes))
+            return DeliveryError(
+                f"no recipient is accepted (SMTP status {status})", again=all(400 <= c < 500 for c in codes)
+            )
+        case smtplib.SMTPResponseException():
+            return DeliveryError(f"SMTP status {error.smtp_code}", again=400 <= error.smtp_code < 500)
+        case smtplib.SMTPNotSupportedError():
+            return DeliveryError("the server does not offer STARTTLS, or no log-in", again=False)
+        case smtplib.SMTPServerDisconnected():
+            # smtplib says this of an answer that does not come as well.
+            return DeliveryError("the server ended the connection, or does not answer", again=True)
+        case smtplib.SMTPException():
+            return DeliveryError(type(error).__name__, again=False)
+        case ssl.SSLError():
+            return DeliveryError("its TLS certificate is not accepted, or it does not speak TLS", again=False)
+        case TimeoutError():
+            return DeliveryError(f"no answer within {ANSWER_SECONDS:g} s", again=True)
+        case socket.gaierror():
+            return DeliveryError("its host is not known", again=True)
+        case ConnectionRefusedError():
+            return DeliveryError("connection refused", again=True)
+        case _:
+            return DeliveryError("it cannot be reached, or ended the connection", again=True)
+
+
+def configured_channels() -> tuple[Channel, ...]:
+    """The channels that the environment names; none where it names none.
+
+    Raises:
+        ConfigurationError: a variable is malformed, or one of those for e-mail is missing.
+    """
+    channels: list[Channel] = []
+    url = settings.alert_webhook_url()
+    if url is not None:
+        channels.append(Webhook(url))
+    server, sender, recipients = settings.mail_server(), settings.alert_sender(), settings.alert_recipients()
+    wanted = {
+        "ALPHAPULSE_SMTP_URL": server,
+        "ALPHAPULSE_ALERT_EMAIL_TO": recipients,
+        "ALPHAPULSE_ALERT_EMAIL_FROM": sender,
+    }
+    missing = [name for name, value in wanted.items() if not value]
+    if server is not None and sender is not None and recipients:
+        channels.append(Email(server, sender, recipients))
+    elif recipients or sender is not None or server is not None:
+        raise ConfigurationError(f"Alerts by e-mail need {' and '.join(missing)} as well.")
+    return tuple(channels)
+
+
+def deliver(
+    messages: Sequence[tuple[Channel, Message]],
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, str | None]:
+    """Send to each channel its message, side by side; one that fails does not keep the others.
+
+    What may pass is tried again, after the pause that the server asks for; not for longer than a sensor's tick lasts.
+
+    Args:
+        messages: what to send where.
+        sleep: waits so many seconds.
+        clock: seconds, ever growing.
+
+    Returns:
+        By the channels' names, why the message did not arrive; None where it did.
+    """
+    if not messages:
+        return {}
+
+    def send(channel: Channel, message: Message) -> str | None:
+        try:
+            _persistently(lambda: channel.send(message), sleep, clock)
+        except DeliveryError as error:
+            return str(error)
+        except Exception as error:
+            # Its text could quote an address.
+            return f"unexpected {type(error).__name__}"
+        return None
+
+    pool = ThreadPoolExecutor(max_workers=len(messages))
+    results = {channel.name: pool.submit(send, channel, message) for channel, message in messages}
+    wait(results.values(), timeout=LONGEST_SECONDS)
+    # Whoever is that slow may have it all the same; better twice than never.
+    pool.shutdown(wait=False)
+    return {
+        name: result.result() if result.done() else f"not done within {LONGEST_SECONDS:g} s"
+        for name, result in results.items()
+    }
+
+
+def _persistently(
+    send: Callable[[], None], sleep: Callable[[float], None], clock: Callable[[], float]
+) -> None:
+    begun = clock()
+
+    def pause(state: RetryCallState) -> float:
+        usual = PAUSES_SECONDS[min(state.attempt_number, len(PAUSES_SECONDS)) - 1]
+        error = state.outcome.exception() if state.outcome is not None else None
+        return usual if not isinstance(error, DeliveryError) or error.after is None else error.after
+
+    def worth_another(error: BaseException) -> bool:
+        if not isinstance(error, DeliveryError) or not error.again:
+            return False
+        return (error.after or 0) <= LONGEST_PAUSE_SECONDS
+
+    def enough(state: RetryCallState) -> bool:
+        if state.attempt_number >= ATTEMPTS:
+            return True
+        return clock() - begun + state.upcoming_sleep + CONNECT_SECONDS + ANSWER_SECONDS > PATIENCE_SECONDS
+
+    Retrying(
+        retry=retry_if_exception(worth_another),
+        stop=enough,
+        wait=pause,
+        sleep=sleep,
+        reraise=True,
+    )(send)
+
+
+def trial_message(label: str | None) -> Message:
+    """What ``--test-alerts`` sends."""
+    about = f" ({label})" if label else ""
+    return Message(
+        f"AlphaPulse encryption{about}: test of the alerts",
+        "This is what --test-alerts sends. Alerts arrive here once their sensors are started in Dagster's UI, under "
+        "Automation.",
+    )
