@@ -199,7 +199,7 @@ class _Opened:
             cores=os.cpu_count() or 1,
             workers=self.config.workers,
             batch_ranges=settings.batch_ranges(),
-            rate=0.0,
+            rate=self.config.traffic.rate,
             version=version("alphapulse-encryption"),
         )
 

@@ -49,8 +49,8 @@ def drop(here: Place, name: str) -> None:
 
 
 def rehearse(here: Place, instance: dg.DagsterInstance, **config: object) -> Outcome:
-    """One rehearsal, in this process."""
-    return Launcher(instance, here.ranges).job(JOB, FIRST, config)
+    """One rehearsal, in this process; without traffic, where none is asked for."""
+    return Launcher(instance, here.ranges).job(JOB, FIRST, {"traffic": {"rate": 0}, **config})
 
 
 def last(instance: dg.DagsterInstance) -> Rehearsal:

@@ -131,14 +131,14 @@ def test_failed_and_executed_again_from_failure(small: Place, monkeypatch: pytes
         (failed,) = history.read(instance)
         assert (failed.failed_stage, failed.run_id) == (Stage.VIEWS, outcome.run_id)
         assert failed.failure.startswith("Unexpected ValueError")
-        assert [measure.stage for measure in failed.stages] == list(Stage)[:6]
+        assert [measure.stage for measure in failed.stages] == list(Stage)[:7]
         assert "secret" not in failed.model_dump_json()
         (clone,) = clones(small)
         assert clone == f"alphapulse_rehearsal_{outcome.run_id[:8]}"
 
         again = execute_again(instance, outcome.run_id)
         assert again.success
-        assert {event.step_key for event in again.all_events if event.is_step_start} == set(list(Stage)[6:])
+        assert {event.step_key for event in again.all_events if event.is_step_start} == set(list(Stage)[7:])
         found = last(instance)
     assert (found.failed_stage, found.run_id, found.source_unchanged) == (None, again.run_id, True)
     assert [measure.stage for measure in found.stages] == list(Stage)
