@@ -473,7 +473,13 @@ def _rehearse(options: argparse.Namespace) -> int:
     config = {**_chosen(options, REHEARSAL_OPTIONS), **({"tables": tables} if tables else {})}
     if options.rate is not None:
         config["traffic"] = {"rate": options.rate}
-    return 0 if rehearse(config, options.rows) else 1
+    try:
+        return 0 if rehearse(config, options.rows) else 1
+    except KeyboardInterrupt:
+        print(
+            f"\n{PROGRAM}: stopped. The clone is removed, or will be by the next rehearsal.", file=sys.stderr
+        )
+        return 130
 
 
 def _print_backup_identity() -> int:

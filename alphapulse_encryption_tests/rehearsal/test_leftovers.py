@@ -17,6 +17,7 @@ from alphapulse_encryption.rehearsal import clone as clones_
 from alphapulse_encryption.rehearsal import history
 from alphapulse_encryption.rehearsal.leftovers import remove_leftovers
 from alphapulse_encryption.rehearsal.measures import Stage
+from alphapulse_encryption.resources.processes import this_process
 from alphapulse_encryption_tests.migration.walk import query
 from alphapulse_encryption_tests.place import Place
 from alphapulse_encryption_tests.rehearsal.circle import JOB, clones, contents, drop
@@ -88,7 +89,7 @@ def test_which_are_left_over(small: Place) -> None:
             "running": a_run(small, instance, status.STARTED),
             "crashed": a_run(small, instance, status.STARTED),
             "crashed_here": a_run(small, instance, status.STARTED),
-            "queued": a_run(small, instance, status.QUEUED),
+            "to_begin": a_run(small, instance, status.NOT_STARTED),
             "at_work": a_run(small, instance, status.STARTED),
         }
         instance.report_run_canceled(runs["cancelled"])
@@ -101,9 +102,9 @@ def test_which_are_left_over(small: Place) -> None:
         marks["failed_long_ago"] = mark(runs["failed_long_ago"].run_id, keep_failed_hours=0)
         marks["crashed"] = mark(runs["crashed"].run_id, hours=1)
         marks["crashed_here"] = mark(
-            runs["crashed_here"].run_id, process=clones_.this_process().replace("/", "/9", 1)
+            runs["crashed_here"].run_id, process=this_process().replace("/", "/9", 1)
         )
-        marks["queued"] = mark(runs["queued"].run_id, hours=99)
+        marks["to_begin"] = mark(runs["to_begin"].run_id, hours=99)
         marks["at_work"] = mark(runs["at_work"].run_id, hours=99)
         marks["unknown"] = mark("of another instance")
         names = {name: f"alphapulse_rehearsal_{name}" for name in marks}
@@ -119,7 +120,7 @@ def test_which_are_left_over(small: Place) -> None:
                 }
                 # The next rehearsal does not wait until a failed one is old.
                 assert removed(small, instance, at_once=True) == {names["failed"]: "it failed"}
-                assert set(clones(small)) == {names[n] for n in ("at_work", "queued", "running", "unknown")}
+                assert set(clones(small)) == {names[n] for n in ("at_work", "to_begin", "running", "unknown")}
             assert removed(small, instance) == {names["at_work"]: "its process is gone"}
 
 
@@ -205,7 +206,7 @@ def test_killed_in_every_stage(small: Place, delay: float) -> None:
 
 
 def test_killed_while_the_clone_is_made(small: Place) -> None:
-    """By the server: nobody is there any more who would mark it, so it is not made."""
+    """Nobody is there any more who would say what it is."""
     query(small.url, "CREATE TABLE filler AS SELECT n, repeat('x', 500) FROM generate_series(1, 60000) n")
     program = small.start(*QUIET)
     with psycopg.connect(small.postgres.url("postgres"), autocommit=True) as connection:
@@ -220,16 +221,17 @@ def test_killed_while_the_clone_is_made(small: Place) -> None:
         program.ended()
         while connection.execute(looking).fetchone() is not None:
             time.sleep(0.05)
-    for name in clones(small):
-        # Made to its end in that moment: then it is marked.
-        assert name in _marked(small)
     small.succeeds(*QUIET)
     assert clones(small) == []
 
 
-def _marked(here: Place) -> set[str]:
-    rows = query(
-        here.url,
-        "SELECT datname FROM pg_database WHERE shobj_description(oid, 'pg_database') LIKE 'alphapulse_encryption:%'",
-    )
-    return {name for (name,) in rows}
+def test_one_that_was_made_and_nobody_there_any_more(small: Place) -> None:
+    """It has no comment yet, but what it was born with; as long as somebody makes it, it is left alone."""
+    name = "alphapulse_rehearsal_00000001"
+    with databases(small, {name: None}), small.instance() as instance:
+        assert removed(small, instance, at_once=True) == {}
+        query(small.url, f"ALTER DATABASE {name} CONNECTION LIMIT {clones_.BIRTHMARK}")
+        with psycopg.connect(small.postgres.url("postgres")) as maker:
+            maker.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
+            assert removed(small, instance, at_once=True) == {}
+        assert removed(small, instance) == {name: "its making was interrupted"}

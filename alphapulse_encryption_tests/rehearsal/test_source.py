@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
@@ -16,9 +18,9 @@ TARGET = "ALPHAPULSE_DATABASE_URL"
 NOBODY = "postgresql://nobody@127.0.0.1:1/nothing"
 
 
-def check(small: Place, *, declared: bool = False, **changes: str | None) -> None:
+def check(small: Place, changes: Mapping[str, str | None] | None = None, *, declared: bool = False) -> None:
     """What the first stage asks."""
-    small.extra = {**small.extra, **changes}
+    small.extra = {**small.extra, **(changes or {})}
     with small.in_environment():
         source.refuse_production(source.source_database(), declared=declared)
 
@@ -75,12 +77,12 @@ def test_a_name_that_says_production(small: Place) -> None:
 
 def test_a_production_that_cannot_be_asked(small: Place) -> None:
     with pytest.raises(RefusedError, match=f"{TARGET} cannot be reached"):
-        check(small, **{TARGET: NOBODY})
+        check(small, {TARGET: NOBODY})
     # Somebody says that it is another one, and the addresses are not the same.
     check(small, declared=True)
     same = f"{small.url}&connect_timeout=1"
     with pytest.raises(RefusedError, match="are the same database"):
-        check(small, declared=True, **{TARGET: same})
+        check(small, {TARGET: same}, declared=True)
 
 
 def test_a_physical_copy_is_told_from_the_original(small: Place) -> None:
@@ -119,7 +121,7 @@ def test_its_sessions_cannot_write(small: Place) -> None:
         pytest.raises(Exception, match="25006"),
         database.session("write") as connection,
     ):
-        connection.execute("DELETE FROM sessions")
+        connection.execute("DELETE FROM public.sessions")
     assert value(small.url, "SELECT count(*) FROM sessions") == 60
     options = source.read_only(f"{small.url}&options=-c%20work_mem%3D7MB", STAGING)
     with options.session("look") as connection:
