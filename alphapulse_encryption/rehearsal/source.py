@@ -241,20 +241,28 @@ SELECT n_live_tup, n_dead_tup FROM pg_stat_all_tables WHERE schemaname = %s AND 
 """
 
 
-def circumstances_there(connection: Connection, tables: Iterable[Table]) -> tuple[Finding, ...]:
-    """What a clone does not show: bloat, and long transactions of others."""
+def circumstances_there(
+    connection: Connection, tables: Iterable[Table], where: str = "the staging database"
+) -> tuple[Finding, ...]:
+    """What a clone does not show: bloat, and long transactions of others.
+
+    Args:
+        connection: to the database.
+        tables: those of the catalogue.
+        where: what it is called in a finding.
+    """
     findings = [
         Finding(
             level="warning",
             subject=table.key,
-            what=f"is bloated: {dead:,} dead rows beside {live:,} live ones on the staging database.",
+            what=f"is bloated: {dead:,} dead rows beside {live:,} live ones on {where}.",
             advice=f"VACUUM {table.key} before the day, and see why autovacuum does not keep up.",
         )
         for table in tables
         for live, dead in connection.execute(_BLOAT, [table.schema_name, table.name])
     ]
     findings += [
-        Finding(level="warning", subject=found.subject, what=f"on the staging database: {found.message}")
+        Finding(level="warning", subject=found.subject, what=f"on {where}: {found.message}")
         for found in long_transactions(connection)
     ]
     return tuple(findings)

@@ -14,7 +14,9 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 
 from alphapulse_encryption.rehearsal import history, stages
 from alphapulse_encryption.rehearsal.measures import Stage
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import another
+from alphapulse_encryption_tests.conftest import fresh_database
 from alphapulse_encryption_tests.migration.walk import query, value
 from alphapulse_encryption_tests.place import Place
 from alphapulse_encryption_tests.rehearsal.circle import FIRST, JOB, STAGING, clones, contents, last, rehearse
@@ -215,6 +217,32 @@ def test_what_the_clone_says_of_another_key(small: Place) -> None:
     (begun, *_) = found.stages
     assert any("was begun on the staging database" in finding.what for finding in begun.findings)
     assert contents(small.url) == before
+
+
+def test_what_production_tells(small: Place, postgres: EmbeddedPostgres) -> None:
+    """It is looked at and never changed: its size, and what the checklist finds there alone."""
+    for url in fresh_database(postgres, value(small.url, "SELECT current_database()")):
+        query(url, 'CREATE VIEW addresses AS SELECT "E-Mail" FROM crm."Kunde"')
+        query(url, "INSERT INTO crm.order_lines SELECT o, 4, 1, 'x' FROM generate_series(1, 500) o")
+        query(url, "ANALYZE")
+        small.extra["ALPHAPULSE_DATABASE_URL"] = url
+        before, dump = contents(url), small.dump(url)
+        with small.instance() as instance:
+            outcome = rehearse(
+                small, instance, tables=["crm.Kunde", "crm.order_lines"], production_rows={"crm.Kunde": 100}
+            )
+            assert outcome.problems == ()
+            found = last(instance)
+        assert (contents(url), small.dump(url)) == (before, dump)
+    assert found.production is not None
+    assert {table: size.rows for table, size in found.production.tables.items()} == {
+        "crm.Kunde": 100,
+        "crm.order_lines": 590,
+    }
+    (clone, _, preflight, *_) = found.stages
+    assert any("on the server of ALPHAPULSE_DATABASE_URL" in finding.what for finding in clone.findings)
+    (there,) = [finding for finding in preflight.findings if "on production" in finding.what]
+    assert (there.subject, "addresses" in there.what) == ("crm.Kunde.E-Mail", True)
 
 
 def test_names_of_steps(small: Place) -> None:
