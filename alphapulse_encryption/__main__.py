@@ -16,6 +16,7 @@ LARGEST_BATCH_SIZE = 100_000
 MOST_WORKERS = 16
 MOST_HOURS = 168
 SMALLEST_SAMPLE = 1_000
+HIGHEST_RATE = 1_000
 LONGEST_NUMBER = 18
 
 _EPILOG = """\
@@ -214,6 +215,12 @@ def _add_rehearsal(parser: argparse.ArgumentParser) -> None:
         help="size of the sample's staging copy, which is rehearsed where no staging database is named",
     )
     rehearsal.add_argument(
+        "--rate",
+        type=_rate,
+        metavar="N",
+        help="requests per second that the application makes on the clone meanwhile; 0 for none (default: 20)",
+    )
+    rehearsal.add_argument(
         "--source-is-not-production",
         action="store_true",
         help="the staging database is not production, though its name says so, or it is a physical copy",
@@ -227,6 +234,17 @@ def _number(text: str) -> int:
     if text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError("must be the number of an approval, as --approvals shows it")
+
+
+def _rate(text: str) -> int:
+    if (
+        text.isascii()
+        and text.isdigit()
+        and len(text) <= len(str(HIGHEST_RATE))
+        and int(text) <= HIGHEST_RATE
+    ):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number up to {HIGHEST_RATE}")
 
 
 def _rows(text: str) -> int:
@@ -270,7 +288,7 @@ def _batch_size(text: str) -> int:
 
 def _goes_without_steps(parser: argparse.ArgumentParser, options: argparse.Namespace) -> bool:
     for name in REHEARSAL_ONLY:
-        if getattr(options, name) and not options.rehearse:
+        if getattr(options, name) not in (None, False) and not options.rehearse:
             parser.error(f"--{name.replace('_', '-')} goes with --rehearse")
     alone = [name for name in WITHOUT_STEPS if getattr(options, name)]
     if not alone:
@@ -364,7 +382,7 @@ ALONE = (
     *("reinstate_key_version", "test_alerts"),
 )
 
-REHEARSAL_ONLY = ("rows", "source_is_not_production", "keep_clone")
+REHEARSAL_ONLY = ("rows", "rate", "source_is_not_production", "keep_clone")
 # Options of --rehearse, named as in the job's configuration.
 REHEARSAL_OPTIONS = ("workers", "batch_size", "source_is_not_production", "keep_clone")
 
@@ -453,7 +471,15 @@ def _rehearse(options: argparse.Namespace) -> int:
     from alphapulse_encryption.rehearse import rehearse
 
     config = {**_chosen(options, REHEARSAL_OPTIONS), **({"tables": tables} if tables else {})}
-    return 0 if rehearse(config, options.rows) else 1
+    if options.rate is not None:
+        config["traffic"] = {"rate": options.rate}
+    try:
+        return 0 if rehearse(config, options.rows) else 1
+    except KeyboardInterrupt:
+        print(
+            f"\n{PROGRAM}: stopped. The clone is removed, or will be by the next rehearsal.", file=sys.stderr
+        )
+        return 130
 
 
 def _print_backup_identity() -> int:

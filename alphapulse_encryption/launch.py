@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,6 @@ from functools import cached_property
 from typing import Any
 
 import dagster as dg
-import psutil
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.execution.api import execute_run
 from dagster._core.remote_origin import RemoteRepositoryOrigin
@@ -23,6 +21,7 @@ from dagster._core.workspace.load import location_origins_from_yaml_paths
 from alphapulse_encryption.jobs.stages import PER_RANGE, WHOLE_DATABASE, Stage
 from alphapulse_encryption.resources.instance import open_instance, packaged_file
 from alphapulse_encryption.resources.partitions import range_name
+from alphapulse_encryption.resources.processes import is_running, this_process
 
 _MODULE = "alphapulse_encryption.definitions"
 _REPOSITORY = "__repository__"
@@ -130,7 +129,7 @@ class Launcher:
         run = self.instance.create_run_for_job(
             job_def=job,
             run_config={**run_config, **_QUIET},
-            tags={**job.run_tags, **tags, _PROCESS_TAG: _this_process()},
+            tags={**job.run_tags, **tags, _PROCESS_TAG: this_process()},
             remote_job_origin=self._origin.get_job_origin(name),
             job_code_origin=reconstructable.get_python_origin(),
             repository_load_data=reconstructable.repository.get_definition().repository_load_data,
@@ -237,15 +236,6 @@ def _stopped_from_the_ui(instance: dg.DagsterInstance, run_id: str) -> Iterator[
 _PROCESS_TAG = ".dagster/alphapulse_encryption_process"
 
 
-def _this_process() -> str:
-    return _process_name(psutil.Process())
-
-
-def _process_name(process: psutil.Process) -> str:
-    # A number is used again by another process, and so is the name of a machine: its start tells them apart.
-    return f"{platform.node()}/{process.pid}/{process.create_time():.2f}"
-
-
 _UNDER_WAY = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
@@ -258,18 +248,7 @@ def _end_abandoned_runs(instance: dg.DagsterInstance) -> None:
     """Runs of a command that was killed would otherwise look under way for ever."""
     unfinished = instance.get_runs(dg.RunsFilter(statuses=_UNDER_WAY))
     for run in unfinished:
-        name = run.tags.get(_PROCESS_TAG, "")
-        host, _, rest = name.partition("/")
-        if host == platform.node() and not _is_running(name, rest.partition("/")[0]):
+        if is_running(run.tags.get(_PROCESS_TAG, "")) is False:
             # Nobody else gives back its place in the pool: without a daemon, later commands would wait for ever.
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             instance.report_run_failed(run, "The command that ran it was killed. Run the same step again.")
-
-
-def _is_running(name: str, pid: str) -> bool:
-    try:
-        process = psutil.Process(int(pid))
-        # One that was killed keeps its number until its parent asks for it, which in a container may be never.
-        return process.status() != psutil.STATUS_ZOMBIE and _process_name(process) == name
-    except (psutil.NoSuchProcess, ValueError):
-        return False

@@ -236,14 +236,6 @@ def test_the_schedules(
         build_defs()
 
 
-def test_which_sensors_run_by_themselves(definitions: dg.Definitions) -> None:
-    """The one that removes what rehearsals left behind: marked clones, nothing else."""
-    sensors = definitions.get_repository_def().sensor_defs
-    running = {sensor.name for sensor in sensors if sensor.default_status is dg.DefaultSensorStatus.RUNNING}
-    assert running == {"rehearsal_leftovers"}
-    assert not definitions.get_repository_def().get_sensor_def("rehearsal_leftovers").targets
-
-
 def test_partitions_follow_catalogue_and_ranges(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "catalogue.yaml"
     path.write_text(

@@ -175,15 +175,19 @@ def sample_values(
     encoding = _python_encoding(connection)
     patterns: dict[bytes, str] = {}
     counts: dict[str, int] = {}
-    for column in definition.table.columns:
-        if column.name not in types:
-            continue
-        envelopes = _sampled(connection, definition, column)
+    sampled = {
+        column: _sampled(connection, definition, column)
+        for column in definition.table.columns
+        if column.name in types
+    }
+    # What every envelope says in the clear: the format's own words, and the contexts.
+    said = b"".join(envelopes[0].encode() for envelopes in sampled.values() if envelopes)
+    for column, envelopes in sampled.items():
         texts = [text for text in cipher.decrypt_many(envelopes, column.context) if text]
         # The smallest and the largest are the likeliest in a histogram, the longest are told best from chance,
         # and the others are any.
         forms = {text: disk_form(text, types[column.name], encoding) for text in sorted(texts)}
-        every = [form for found in forms.values() for form in found]
+        every = [form for found in forms.values() for form in found if form[0] not in said]
         longest = sorted(every, key=lambda form: -len(form[0]))[: VALUES_PER_COLUMN // 3]
         any_other = sorted(every, key=lambda form: form[0][::-1])
         wanted = dict.fromkeys([*every[:1], *every[-1:], *longest, *any_other])

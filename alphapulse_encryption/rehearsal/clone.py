@@ -1,14 +1,14 @@
 """The clone: a scratch database that a rehearsal works on, and what tells it from any other.
 
-It is recognised by its name and by its mark, a comment that says which run made it and when; nothing else is ever
-dropped. While a stage works on it, a session holds a lock for it, so that nobody takes it for a leftover.
+It is recognised by its name and by its mark, a comment that says which run made it and when (or, until it has that, the
+connection limit it was made with); nothing else is ever dropped. While a stage works on it, a session holds a lock for
+it, so that nobody takes it for a leftover.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import shutil
 import subprocess
 import time
@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, cast
 
-import psutil
 import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Identifier, Literal
@@ -38,11 +37,14 @@ from alphapulse_encryption.migration.programs import (
 )
 from alphapulse_encryption.rehearsal.measures import Finding, Stage
 from alphapulse_encryption.rehearsal.source import APPLICATION, STAGING_VARIABLE, is_sample
+from alphapulse_encryption.resources.processes import is_running, this_process
 from alphapulse_encryption.sample.postgres import embedded
 
 Connection = psycopg.Connection[Any]
 
 PREFIX = "alphapulse_rehearsal_"
+# A clone's connection limit, which limits nobody: it has that from its first moment, its comment from the next.
+BIRTHMARK = 271_828
 _MARK = "alphapulse_encryption: clone of a staging rehearsal. "
 SERVER_VARIABLE = "ALPHAPULSE_REHEARSAL_SERVER_URL"
 # CREATE DATABASE … TEMPLATE needs the source to itself: so often it is tried, with these pauses.
@@ -81,22 +83,7 @@ class Mark(BaseModel):
     @property
     def alive(self) -> bool | None:
         """Whether its process is; None for one on another machine, which cannot be looked for."""
-        host, _, rest = self.process.partition("/")
-        if host != platform.node():
-            return None
-        try:
-            return _process_name(psutil.Process(int(rest.partition("/")[0]))) == self.process
-        except (psutil.NoSuchProcess, ValueError):
-            return False
-
-
-def this_process() -> str:
-    """This process's name, which no other one has after it."""
-    return _process_name(psutil.Process())
-
-
-def _process_name(process: psutil.Process) -> str:
-    return f"{platform.node()}/{process.pid}/{process.create_time():.2f}"
+        return is_running(self.process)
 
 
 @dataclass(frozen=True)
@@ -215,6 +202,8 @@ def make(
         with contextlib.suppress(psycopg.Error):
             connection.execute("SELECT set_config('client_connection_check_interval', '1s', false)")
         _refuse_without_createdb(connection)
+        # Held while it is made: until it is marked, nobody takes it for a leftover.
+        _lock(connection, name)
         if same_server:
             why_not = _from_template(connection, source, name)
             if why_not is None:
@@ -230,12 +219,16 @@ def make(
         with source.session("read the staging database's locale") as there:
             version = max(there.info.server_version, connection.info.server_version) // 10_000
             like = locale_options(there)
-        connection.execute(SQL("CREATE DATABASE {} TEMPLATE template0 {}").format(Identifier(name), like))
+        connection.execute(
+            SQL("CREATE DATABASE {} TEMPLATE template0 CONNECTION LIMIT {} {}").format(
+                Identifier(name), Literal(BIRTHMARK), like
+            )
+        )
         _dress(connection, source, on, name, mark)
-    _dump_and_restore(source, on.clone(name), bin_dir, version)
-    with on.clone(name).session("take statistics of the clone") as connection:
-        for table in tables:
-            connection.execute(SQL("ANALYZE {}").format(Identifier(table.schema_name, table.name)))
+        _dump_and_restore(source, on.clone(name), bin_dir, version)
+        with on.clone(name).session("take statistics of the clone") as scratch:
+            for table in tables:
+                scratch.execute(SQL("ANALYZE {}").format(Identifier(table.schema_name, table.name)))
     findings.append(
         Finding(
             level="note",
@@ -263,7 +256,9 @@ def _from_template(connection: Connection, source: Database, name: str) -> str |
     with source.session("look at the staging database") as there:
         row = there.execute("SELECT current_database()").fetchone()
     template = str(row[0]) if row is not None else ""
-    statement = SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(template))
+    statement = SQL("CREATE DATABASE {} TEMPLATE {} CONNECTION LIMIT {}").format(
+        Identifier(name), Identifier(template), Literal(BIRTHMARK)
+    )
     for attempt in range(_TRIES):
         try:
             connection.execute(statement)
@@ -362,6 +357,16 @@ def read_marks(connection: Connection) -> Mapping[str, Mark]:
     return marks
 
 
+def read_newborn(connection: Connection) -> tuple[str, ...]:
+    """The clones of that server that were made, and not marked yet."""
+    rows = connection.execute(
+        "SELECT datname FROM pg_database WHERE starts_with(datname, %s) AND datconnlimit = %s "
+        "AND shobj_description(oid, 'pg_database') IS NULL",
+        [PREFIX, BIRTHMARK],
+    )
+    return tuple(name for (name,) in rows)
+
+
 class CloneIsGone(RefusedError):
     """There is nothing left to go on with."""
 
@@ -415,10 +420,11 @@ def remove(on: Server, name: str) -> bool:
     """
     with on.session("remove the clone") as connection:
         mark = read_marks(connection).get(name)
-        if mark is None:
+        if mark is None and name not in read_newborn(connection):
             return False
         drop(connection, name)
-    remove_backups(mark.run)
+    if mark is not None:
+        remove_backups(mark.run)
     return True
 
 

@@ -6,6 +6,7 @@ import dagster as dg
 from pydantic import Field
 
 from alphapulse_encryption.migration.engine import LARGEST_BATCH
+from alphapulse_encryption.rehearsal.traffic import TrafficConfig
 from alphapulse_encryption.resources.workers import PaceConfig
 
 DEFAULT_APPROVER = "staging rehearsal"
@@ -53,6 +54,10 @@ class RehearsalConfig(dg.Config):
     compare_source: bool = Field(
         default=True,
         description="Compute checksums of the staging database before and after: reads all of its catalogued tables.",
+    )
+    traffic: TrafficConfig = Field(
+        default_factory=TrafficConfig,
+        description="The application's requests on the clone, while the stages are at work; rate 0 for none.",
     )
     keep_clone: bool = Field(
         default=False, description="Leave the clone there at the end; you remove it yourself."

@@ -35,6 +35,7 @@ from alphapulse_encryption.rehearsal.sizes import count_rows, production_sizes, 
 from alphapulse_encryption.rehearsal.stages import PARTS, Passed, Rehearsing, wal_position
 from alphapulse_encryption.rehearsal.target import RehearsalTarget, rehearsed
 from alphapulse_encryption.resources.border import actor, safely
+from alphapulse_encryption.resources.processes import this_process
 from alphapulse_encryption.sample.postgres import embedded
 
 JOB = "staging_rehearsal"
@@ -67,7 +68,7 @@ def clone(context: dg.OpExecutionContext, config: RehearsalConfig) -> dict[str, 
     except dg.Failure as failure:
         opened.remove()
         if opened.begun:
-            conclude(context, opened.failed(str(failure.description)))
+            _report_failed(context, opened.failed(str(failure.description)))
         raise
     except (DagsterExecutionInterruptedError, KeyboardInterrupt):
         opened.remove()
@@ -122,7 +123,7 @@ class _Opened:
         position = wal_position(self.server)
         mark = clones.Mark(
             run=self.context.run_id,
-            process=clones.this_process(),
+            process=this_process(),
             at=datetime.now(UTC),
             keep_failed_hours=self.config.keep_failed_hours,
             attempts={Stage.CLONE: 1},
@@ -199,7 +200,7 @@ class _Opened:
             cores=os.cpu_count() or 1,
             workers=self.config.workers,
             batch_ranges=settings.batch_ranges(),
-            rate=0.0,
+            rate=self.config.traffic.rate,
             version=version("alphapulse-encryption"),
         )
 
@@ -248,7 +249,7 @@ def _stage(stage: Stage) -> dg.OpDefinition:
                 return after.model_dump(mode="json")
         except dg.Failure as failure:
             if not gone:
-                conclude(
+                _report_failed(
                     context,
                     _rehearsal(context, at.passed).model_copy(
                         update={
@@ -264,6 +265,14 @@ def _stage(stage: Stage) -> dg.OpDefinition:
             raise
 
     return op
+
+
+def _report_failed(context: dg.OpExecutionContext, rehearsal: Rehearsal) -> None:
+    """Report it, whatever comes of that: the run tells why the rehearsal failed, not why its report did."""
+    try:
+        conclude(context, rehearsal)
+    except Exception as error:
+        context.log.warning(f"The failed rehearsal could not be reported ({type(error).__name__}).")
 
 
 def _rehearsal(context: dg.OpExecutionContext, passed: Passed, *, unchanged: bool | None = None) -> Rehearsal:

@@ -8,7 +8,15 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
-from alphapulse_encryption.rehearsal.clone import Mark, Server, claimed, drop, read_marks, remove_backups
+from alphapulse_encryption.rehearsal.clone import (
+    Mark,
+    Server,
+    claimed,
+    drop,
+    read_marks,
+    read_newborn,
+    remove_backups,
+)
 
 # A run whose process is on another machine counts as crashed after this long without a stage at work.
 SILENCE = timedelta(minutes=15)
@@ -55,6 +63,12 @@ def remove_leftovers(
     """
     removed = []
     with on.session("look for leftover clones") as connection:
+        for name in read_newborn(connection):
+            with claimed(connection, name) as free:
+                # Marked meanwhile, it is looked at below.
+                if free and name in read_newborn(connection):
+                    drop(connection, name)
+                    removed.append(Leftover(name, "that began it", "its making was interrupted"))
         for name, mark in read_marks(connection).items():
             with claimed(connection, name) as free:
                 why = _why_left_over(instance, mark, at_once=at_once) if free else None

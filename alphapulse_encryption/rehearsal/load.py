@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
 from alphapulse_encryption.rehearsal.measures import Fault, Latency, Moment, Traffic
-from alphapulse_encryption.resources.target import Target
+from alphapulse_encryption.rehearsal.target import RehearsalTarget
+from alphapulse_encryption.rehearsal.traffic import traffic
 
 
 @dataclass
@@ -27,12 +28,12 @@ class Load:
 
 def has_traffic(config: RehearsalConfig) -> bool:
     """Whether anybody asks for anything during the rehearsal."""
-    return False
+    return config.traffic.rate > 0
 
 
 @contextmanager
 def under_load(
-    load: Load, clone: Database, target: Target, phases: Sequence[str], config: RehearsalConfig
+    load: Load, clone: Database, target: RehearsalTarget, phases: Sequence[str], config: RehearsalConfig
 ) -> Iterator[None]:
     """The application in these phases, for the length of the block.
 
@@ -42,8 +43,15 @@ def under_load(
         target: its catalogue and keys.
         phases: side by side; none: nobody asks for anything.
         config: the rehearsal's.
+
+    Raises:
+        MigrationError: the traffic does not work, or the block failed.
     """
-    yield
+    with traffic(clone.conninfo, target.catalogue, phases, config.traffic, target.environment) as running:
+        yield
+    measured = running.measured()
+    if measured is not None:
+        load.traffic.append(measured)
 
 
 def together(parts: Sequence[Traffic]) -> Traffic | None:

@@ -151,12 +151,12 @@ def refuse_production(source: Database, *, declared: bool) -> tuple[Identity, Id
             f"The staging database {found.name} is a physical copy or a replica of {PRODUCTION_VARIABLE}'s. If it is "
             "not production, say so in the run's configuration (source_is_not_production: true); nothing was created."
         )
-    for what, name in _names(source, found):
-        if _PRODUCTION.search(name):
-            raise RefusedError(
-                f"The {what} of the staging database, {name}, says that it is production. If it is not, say so in the "
-                "run's configuration (source_is_not_production: true, --source-is-not-production); nothing was created."
-            )
+    sign = production_sign(source.conninfo, found.name)
+    if sign is not None:
+        raise RefusedError(
+            f"The {sign} of the staging database says that it is production. If it is not, say so in the run's "
+            "configuration (source_is_not_production: true, --source-is-not-production); nothing was created."
+        )
     return found, production
 
 
@@ -179,14 +179,22 @@ def _address(url: str) -> tuple[str, ...]:
     return tuple(str(given.get(name) or "") for name in ("host", "hostaddr", "port", "dbname", "service"))
 
 
-def _names(source: Database, found: Identity) -> Iterable[tuple[str, str]]:
-    given = conninfo_to_dict(source.conninfo)
-    for host in str(given.get("host") or "").split(","):
-        # A directory with a socket is no host.
-        if not host.startswith(("/", "@")):
-            yield "host", host
-    yield "service", str(given.get("service") or "")
-    yield "name", found.name
+def production_sign(conninfo: str, name: str) -> str | None:
+    """What of an address says that it is production: its host, its service or its database; None where nothing does.
+
+    Args:
+        conninfo: the address.
+        name: of the database, as the server has it.
+    """
+    given = conninfo_to_dict(conninfo)
+    # A directory with a socket is no host.
+    hosts = [host for host in str(given.get("host") or "").split(",") if not host.startswith(("/", "@"))]
+    names = [
+        *(("host", host) for host in hosts),
+        ("service", str(given.get("service") or "")),
+        ("name", name),
+    ]
+    return next((f"{what} {text}" for what, text in names if _PRODUCTION.search(text)), None)
 
 
 def refuse_unrehearsable(connection: Connection, tables: Iterable[Table]) -> tuple[Finding, ...]:
@@ -233,20 +241,28 @@ SELECT n_live_tup, n_dead_tup FROM pg_stat_all_tables WHERE schemaname = %s AND 
 """
 
 
-def circumstances_there(connection: Connection, tables: Iterable[Table]) -> tuple[Finding, ...]:
-    """What a clone does not show: bloat, and long transactions of others."""
+def circumstances_there(
+    connection: Connection, tables: Iterable[Table], where: str = "the staging database"
+) -> tuple[Finding, ...]:
+    """What a clone does not show: bloat, and long transactions of others.
+
+    Args:
+        connection: to the database.
+        tables: those of the catalogue.
+        where: what it is called in a finding.
+    """
     findings = [
         Finding(
             level="warning",
             subject=table.key,
-            what=f"is bloated: {dead:,} dead rows beside {live:,} live ones on the staging database.",
+            what=f"is bloated: {dead:,} dead rows beside {live:,} live ones on {where}.",
             advice=f"VACUUM {table.key} before the day, and see why autovacuum does not keep up.",
         )
         for table in tables
         for live, dead in connection.execute(_BLOAT, [table.schema_name, table.name])
     ]
     findings += [
-        Finding(level="warning", subject=found.subject, what=f"on the staging database: {found.message}")
+        Finding(level="warning", subject=found.subject, what=f"on {where}: {found.message}")
         for found in long_transactions(connection)
     ]
     return tuple(findings)

@@ -51,7 +51,12 @@ from alphapulse_encryption.rehearsal.measures import (
 )
 from alphapulse_encryption.rehearsal.phases import DEPLOYMENTS
 from alphapulse_encryption.rehearsal.sizes import read_sizes
-from alphapulse_encryption.rehearsal.source import circumstances_there, source_database
+from alphapulse_encryption.rehearsal.source import (
+    PRODUCTION_VARIABLE,
+    circumstances_there,
+    read_only,
+    source_database,
+)
 from alphapulse_encryption.rehearsal.target import RehearsalTarget
 from alphapulse_encryption.resources.border import actor
 from alphapulse_encryption.resources.partitions import TablePart
@@ -263,6 +268,30 @@ def preflight(at: Rehearsing) -> None:
     with source_database().session("look at the staging database") as connection:
         at.findings += circumstances_there(connection, at.tables)
     checklist.refuse_blockers(report)
+    _look_at_production(at, report)
+
+
+def _look_at_production(at: Rehearsing, report: checklist.PreflightReport) -> None:
+    """What the checklist finds there and not on the clone: other privileges, dependants, settings."""
+    url = settings.database_url()
+    if url is None:
+        return
+    production = read_only(url, PRODUCTION_VARIABLE)
+    known = {(found.subject, found.message) for found in report.findings}
+    try:
+        there = checklist.check(production, at.target.catalogue, at.target.key_ring)
+        with production.session("look at production") as connection:
+            at.findings += circumstances_there(connection, at.tables, "production")
+    except MigrationError as error:
+        at.find("note", "production", f"could not be looked at: {error.args[0]}")
+        return
+    for found in (*there.blockers, *there.warnings):
+        # How long a transaction is changes from one look to the next.
+        if (found.subject, found.message) not in known and found.subject not in (
+            "backup",
+            "long transaction",
+        ):
+            at.find(found.level, found.subject, f"on production: {found.message}")
 
 
 def columns(at: Rehearsing) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cached_property
 
 from pydantic import Field
@@ -41,10 +42,15 @@ class RehearsalTarget(Target):
     def catalogue(self) -> Catalogue:
         return rehearsed(super().catalogue, self.tables)
 
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The variables that the key source reads; the sample's own key opens nothing but the sample."""
+        return key_environment() if is_sample() else os.environ
+
     @cached_property
     def key_ring(self) -> KeyRing:
-        """The environment's; the sample's own key opens nothing but the sample."""
-        return load_key_ring(key_environment() if is_sample() else os.environ)
+        """The key ring, read once by each stage."""
+        return load_key_ring(self.environment)
 
 
 def rehearsed(catalogue: Catalogue, tables: list[str]) -> Catalogue:
