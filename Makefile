@@ -95,9 +95,6 @@ bench-crypto: setup ## Measure the ciphers against the bare primitives, and thei
 bench-lookup: setup ## Measure a lookup by e-mail on ciphertext against one on plaintext (ROWS=1000000, ARGS=--check)
 	@$(BIN)/python benchmarks/lookup.py $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
-bench-prediction: setup ## Predict a migration of 500,000 rows from a rehearsal on 50,000, then run it (ARGS=--check)
-	@$(BIN)/python benchmarks/prediction.py $(ARGS)
-
 lock: setup ## Resolve requirements.lock again (UPGRADE=1 to take newer versions)
 	@uv=$$(command -v uv || command -v $(BIN)/uv) || { echo "No uv here: $(BIN)/python -m pip install uv" >&2; exit 1; }; \
 	"$$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \

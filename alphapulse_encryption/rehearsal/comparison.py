@@ -24,6 +24,10 @@ LEAST_NOISE = 0.3
 LEAST_SECONDS = 1.0
 # Milliseconds, below which a slower request is nobody's concern.
 LEAST_LATENCY = 5.0
+# Share of a stage's seconds that faults cannot have cost.
+LEAST_LEFT = 0.25
+# Seconds, of anything; more, and floating point gets into trouble.
+LONGEST = 1e12
 # Sizes are not noisy.
 LEAST_GROWTH = 0.1
 # How often the median absolute deviation goes into the standard deviation of a normal distribution.
@@ -92,14 +96,18 @@ def compare(rehearsal: Rehearsal, history: Sequence[Rehearsal]) -> Comparison:
 
 
 def seconds_per_row(measure: StageMeasure) -> float | None:
-    """Pace of a stage: its seconds by the rows that it worked on, without what provoked faults cost; None without rows."""
+    """Seconds of a stage, without what provoked faults cost, by the rows that it worked on; None without rows."""
     rows = sum(work.rows for work in measure.tables.values())
     return own_seconds(measure) / rows if rows else None
 
 
 def own_seconds(measure: StageMeasure) -> float:
-    """Seconds of a stage without those that provoked faults cost."""
-    return max(0.0, measure.seconds - sum(fault.seconds_lost for fault in measure.faults))
+    """Seconds of a stage without those that provoked faults cost.
+
+    Faults in several ranges at once cost, added up, more than the stage took longer: some of it is always left.
+    """
+    lost = sum(fault.seconds_lost for fault in measure.faults)
+    return min(max(LEAST_LEFT * measure.seconds, measure.seconds - lost), LONGEST)
 
 
 def growth(rehearsal: Rehearsal) -> float | None:
@@ -205,7 +213,9 @@ def _times_worse(now: float | None, past: Sequence[float], least: float) -> floa
 
 
 def _as_before(past: Sequence[float]) -> str:
-    return "that of the rehearsal before" if len(past) == 1 else f"the median of {len(past)} rehearsals before"
+    return (
+        "that of the rehearsal before" if len(past) == 1 else f"the median of {len(past)} rehearsals before"
+    )
 
 
 def _differences(

@@ -125,7 +125,10 @@ def grouped(groups: Mapping[str, Mapping[str, float]], parts: Sequence[str], xla
         for number, (part, colour) in enumerate(zip(parts, SERIES, strict=False)):
             positions = [position - 0.4 + (number + 0.5) * height for position in range(len(groups))]
             axes.barh(
-                positions, [_drawn(group.get(part, 0.0)) for group in groups.values()], height * 0.9, color=colour
+                positions,
+                [_drawn(group.get(part, 0.0)) for group in groups.values()],
+                height * 0.9,
+                color=colour,
             )
         _label_bars(axes, list(groups))
         axes.set_xlabel(xlabel)
@@ -174,7 +177,9 @@ def steps(
             above.plot(places, drawn, marker="o", markersize=3, color=colour, label=label)
         for label, value in limits:
             above.axhline(_drawn(value), color=BAD, linewidth=0.9, linestyle=(0, (5, 3)))
-            above.annotate(label, (1, _drawn(value)), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+            above.annotate(
+                label, (1, _drawn(value)), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+            )
         above.set_ylim(bottom=0)
         above.set_ylabel(ylabels[0])
         above.grid(axis="y")
@@ -213,7 +218,9 @@ def over_time(
         last_label = -1.0
         for number, band in enumerate(bands):
             shade = BAD if band.marked else GRID
-            axes.axvspan(band.begin, band.end, color=shade, alpha=0.28 if number % 2 == 0 else 0.1, linewidth=0)
+            axes.axvspan(
+                band.begin, band.end, color=shade, alpha=0.28 if number % 2 == 0 else 0.1, linewidth=0
+            )
             middle = (band.begin + band.end) / 2
             place = (middle - begin) / (end - begin) if end > begin else 0.0
             if place - last_label >= _LABEL_ROOM:
@@ -236,7 +243,11 @@ def over_time(
             lowest = min(known, default=0.1) if lowest is None else min(lowest, *known, lowest)
         if errors:
             axes.scatter(
-                [x for x, _ in errors], [lowest or 0.1] * len(errors), marker="x", color=BAD, label="failed requests"
+                [x for x, _ in errors],
+                [lowest or 0.1] * len(errors),
+                marker="x",
+                color=BAD,
+                label="failed requests",
             )
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
@@ -248,7 +259,7 @@ def over_time(
         axes.grid(axis="y")
         axes.spines[["top", "right"]].set_visible(False)
         if lowest is not None or errors:
-            axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=3)
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)
     return written.svg
 
 
@@ -303,7 +314,8 @@ def _figure(title: str, height: float) -> Iterator[tuple[Figure, _Written]]:
     from matplotlib.figure import Figure
 
     written = _Written()
-    style: dict[str, Any] = _STYLE | {"svg.hashsalt": title}
+    # Its stubs know every key by name.
+    style: Any = _STYLE | {"svg.hashsalt": title}
     with mpl.rc_context(style):
         # Without pyplot, which keeps figures and chooses a window system.
         figure = Figure(figsize=(WIDTH, height), layout="constrained")

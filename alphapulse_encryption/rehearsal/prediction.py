@@ -24,9 +24,9 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from alphapulse_encryption.rehearsal.comparison import alike, own_seconds
+from alphapulse_encryption.rehearsal.comparison import LONGEST, alike, own_seconds
 from alphapulse_encryption.rehearsal.measures import (
     Rehearsal,
     Sizes,
@@ -50,8 +50,10 @@ _WRITING = frozenset({Stage.BACKFILL, Stage.RESTORE})
 
 # For each e-fold of a table's size; see above.
 LEAST_GROWTH, LIKELY_GROWTH, MOST_GROWTH = 0.0, 0.08, 0.25
-# How much of a stage's seconds is fixed, where only one table was measured and nothing tells: from none to all but this.
+# How much of a stage's seconds is fixed, where nothing tells: one table, or the whole database.
 _UNKNOWN_FIXED = 0.1
+# The share of the shortest that is taken to be fixed at most: something is always done per row.
+_MOST_FIXED = 0.95
 # How far off the fixed part may be.
 _FIXED_DOUBT = 0.4
 # Standard deviation of the logarithm of real by predicted, until predictions were held against what came; and as how
@@ -59,6 +61,8 @@ _FIXED_DOUBT = 0.4
 _PRIOR_ERROR, _PRIOR_WEIGHT = 0.15, 4
 # Of a normal distribution, for nine out of ten.
 _NINE_OF_TEN = 1.645
+# Bytes of a database with nothing in it, which takes nobody any time.
+_EMPTY_DATABASE = 7 * 2**20
 # Beyond this, in seconds or bytes, a figure is no help to anybody, and floating point gets into trouble.
 _LARGEST = 1e18
 
@@ -97,16 +101,18 @@ class StagePrediction:
         seconds: in all.
         tables: seconds by the table's key; empty where the stage goes through the whole database at once.
         wal: bytes of write-ahead log.
+        locked: of the seconds, those during which nobody else can use the table, by its key; empty where it stays open.
     """
 
     stage: Stage
     seconds: Span
     tables: Mapping[str, Span]
     wal: Span
+    locked: Mapping[str, Span] = field(default_factory=dict)
 
     @property
     def locks(self) -> bool:
-        return self.stage in LOCKING
+        return bool(self.locked)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class Prediction:
         stages: in their order, those of the way back included.
         seconds: of the day, the way back not included.
         online: of that, beside the running application.
-        locked: of that, in stages that hold locks.
+        locked: of that, while a table is locked.
         locked_tables: of the tables that are locked one after another, the seconds of each.
         way_back: seconds to have the plaintext back after the drop.
         largest: bytes of the database at its largest.
@@ -141,7 +147,14 @@ class Prediction:
     unknown: tuple[Stage, ...]
     unrehearsed: tuple[str, ...]
 
+    @property
+    def growth(self) -> Span:
+        """Bytes that the database needs at its largest beside those it has."""
+        now, largest = self.sizes.database, self.largest
+        return Span(*(max(0.0, size - now) for size in (largest.low, largest.likely, largest.high)))
+
     def stage(self, stage: Stage) -> StagePrediction | None:
+        """The prediction of a stage; None where there is none."""
         return next((found for found in self.stages if found.stage is stage), None)
 
 
@@ -196,7 +209,9 @@ class Accuracy:
     def sentence(self) -> str:
         """For a person."""
         if not self.trials:
-            return "No earlier rehearsal under the same circumstances could be held against its prediction yet."
+            return (
+                "No earlier rehearsal under the same circumstances could be held against its prediction yet."
+            )
         count = len(self.trials)
         held = sum(trial.held for trial in self.trials)
         typical = statistics.median(abs(trial.error) for trial in self.trials)
@@ -219,14 +234,20 @@ def predict(rehearsal: Rehearsal, sizes: Sizes, accuracy: Accuracy | None = None
         if measure is not None:
             stages.append(_stage(rehearsal, measure, sizes, spread))
     day = [found for found in stages if found.stage in DAY]
-    erasure = next((found for found in stages if found.stage is Stage.ERASURE), None)
+    locked: dict[str, Span] = {}
+    for found in day:
+        for key, span in found.locked.items():
+            locked[key] = locked.get(key, Span()) + span
+    total, under_locks = _total(found.seconds for found in day), _total(locked.values())
     return Prediction(
         sizes=sizes,
         stages=tuple(stages),
-        seconds=_total(found.seconds for found in day),
-        online=_total(found.seconds for found in day if not found.locks),
-        locked=_total(found.seconds for found in day if found.locks),
-        locked_tables=dict(erasure.tables) if erasure else {},
+        seconds=total,
+        online=_span(
+            total.low - under_locks.low, total.likely - under_locks.likely, total.high - under_locks.high
+        ),
+        locked=under_locks,
+        locked_tables=locked,
         way_back=_total(found.seconds for found in stages if found.stage in WAY_BACK),
         largest=_largest(rehearsal, sizes),
         wal=_total(found.wal for found in day),
@@ -292,9 +313,7 @@ def held_against(earlier: Rehearsal, actual: Rehearsal, so_far: Accuracy | None 
             stages[found.stage] = own_seconds(measure) / found.seconds.likely
     if not span.likely or not real:
         return None
-    rows, rows_before = (
-        sum(table.rows for table in one.before.tables.values()) for one in (actual, earlier)
-    )
+    rows, rows_before = (sum(table.rows for table in one.before.tables.values()) for one in (actual, earlier))
     return Trial(
         run_id=actual.run_id,
         predicted=span,
@@ -338,11 +357,15 @@ class _Parts:
 
 
 def _stage(rehearsal: Rehearsal, measure: StageMeasure, sizes: Sizes, spread: float) -> StagePrediction:
+    if measure.stage is Stage.ERASURE and any(
+        work.locked_seconds is not None for work in measure.tables.values()
+    ):
+        return _erasure(rehearsal, measure, sizes, spread)
     tables: dict[str, Span] = {}
-    overhead = Span()
+    scatter = 0.0
     # Of each second, what is left without what provoked faults cost.
-    share = own_seconds(measure) / measure.seconds if measure.seconds else 1.0
-    works = {key: work for key, work in measure.tables.items() if key in rehearsal.before.tables}
+    share = min(1.0, own_seconds(measure) / measure.seconds) if measure.seconds else 1.0
+    works = {key: _bounded(work) for key, work in measure.tables.items() if key in rehearsal.before.tables}
     if measure.stage in _CONSTANT or not works:
         seconds = own_seconds(measure)
         if measure.stage in _CONSTANT:
@@ -353,25 +376,67 @@ def _stage(rehearsal: Rehearsal, measure: StageMeasure, sizes: Sizes, spread: fl
         else:
             overhead = _whole(rehearsal, seconds, sizes)
     elif any(work.ranges for work in works.values()):
-        tables, overhead = _by_range(rehearsal, measure, works, share, sizes)
+        tables, overhead, scatter = _by_range(rehearsal, measure, works, share, sizes)
     else:
         tables, overhead = _by_table(rehearsal, measure, works, share, sizes)
-    scatter = math.hypot(spread, _scatter(works))
-    tables = {key: span.widened(scatter) for key, span in tables.items()}
-    overhead = overhead.widened(scatter)
+    off = math.hypot(spread, scatter)
+    tables = {key: span.widened(off) for key, span in tables.items()}
+    overhead = overhead.widened(off)
     return StagePrediction(
         stage=measure.stage,
         seconds=_total((*tables.values(), overhead)),
         tables=tables,
         wal=_in_proportion(rehearsal, float(measure.wal), sizes).widened(spread),
+        locked=tables if measure.stage in LOCKING else {},
     )
+
+
+def _bounded(work: TableWork) -> TableWork:
+    return work.model_copy(
+        update={
+            "seconds": min(work.seconds, LONGEST),
+            "ranges": tuple((rows, min(seconds, LONGEST)) for rows, seconds in work.ranges),
+        }
+    )
+
+
+def _erasure(rehearsal: Rehearsal, measure: StageMeasure, sizes: Sizes, spread: float) -> StagePrediction:
+    """Writing tables anew, under their locks, apart from looking for what remains, without any.
+
+    That goes through all files of the database, which grow with it, and through what there is of the write-ahead log,
+    which does not.
+    """
+    written = {
+        key: work.model_copy(update={"seconds": work.locked_seconds or 0.0})
+        for key, work in measure.tables.items()
+    }
+    under_lock = sum(work.seconds for work in written.values())
+    rewriting = _stage(
+        rehearsal,
+        measure.model_copy(
+            update={
+                "seconds": under_lock,
+                "tables": {
+                    key: work.model_copy(update={"locked_seconds": None}) for key, work in written.items()
+                },
+            }
+        ),
+        sizes,
+        spread,
+    )
+    looking = max(0.0, own_seconds(measure) - under_lock)
+    times = _times(rehearsal, sizes)
+    looked = _span(*sorted((looking, looking * math.sqrt(times), looking * times))).widened(spread)
+    return replace(rewriting, seconds=_total((rewriting.seconds, looked)))
 
 
 def _whole(rehearsal: Rehearsal, seconds: float, sizes: Sizes) -> Span:
     """A stage that goes through the whole database at once: nothing tells what of it is fixed."""
     times = _times(rehearsal, sizes)
     fixed = _UNKNOWN_FIXED * seconds
-    ends = sorted((seconds * times, fixed + (seconds - fixed) * times, 2 * fixed + (seconds - 2 * fixed) * times))
+    ends = sorted(
+        (seconds * times, fixed + (seconds - fixed) * times, 2 * fixed + (seconds - 2 * fixed) * times)
+    )
     return _span(*ends)
 
 
@@ -381,8 +446,8 @@ def _by_range(
     works: Mapping[str, TableWork],
     share: float,
     sizes: Sizes,
-) -> tuple[dict[str, Span], Span]:
-    """Tables gone through range by range."""
+) -> tuple[dict[str, Span], Span, float]:
+    """Tables gone through range by range; by table, for none of them, and the relative error of both."""
     workers = max(1, rehearsal.circumstances.workers)
     begin: dict[str, float] = {}
     points: list[_Point] = []
@@ -399,27 +464,30 @@ def _by_range(
                 size=rows / len(ranges) * (work.values / work.rows if work.rows else 1.0),
                 seconds=sum(seconds for _, seconds in ranges) / len(ranges),
                 number=len(ranges),
-                at_least=min(seconds for _, seconds in ranges),
+                error=_relative_error(ranges),
             )
         )
     per_range = _fixed(points)
     parts = {}
     for point in points:
-        fixed = min(per_range, point.at_least)
+        fixed = min(per_range, _MOST_FIXED * point.seconds)
+        growing = point.seconds - fixed
+        # Where a range is mostly fixed, what is left of it is mostly error.
+        doubt = math.hypot(_FIXED_DOUBT * min(fixed, growing), _NINE_OF_TEN * point.error * fixed)
         parts[point.key] = _Parts(
             rows=round(point.rows * point.number),
             fixed=begin[point.key] + point.number * fixed,
-            growing=point.number * max(0.0, point.seconds - fixed),
-            doubt=_FIXED_DOUBT * point.number * min(fixed, point.seconds - fixed),
+            growing=point.number * growing,
+            doubt=point.number * doubt,
         )
     tables = {
-        key: span.times(1 / workers)
-        for key, span in _grown(parts, measure.stage, rehearsal, sizes).items()
+        key: span.times(1 / workers) for key, span in _grown(parts, measure.stage, rehearsal, sizes).items()
     }
     busy = sum(seconds * share for work in works.values() for _, seconds in work.ranges) / workers
     # Opening sessions, counting rows, workers that wait for the last one.
     rest = max(0.0, own_seconds(measure) - busy)
-    return tables, _span(rest, rest, rest * max(1.0, min(_times(rehearsal, sizes), 2.0)))
+    overhead = _span(rest, rest, rest * max(1.0, min(_times(rehearsal, sizes), 2.0)))
+    return tables, overhead, _scatter(points)
 
 
 def _without_begin(
@@ -451,8 +519,6 @@ def _by_table(
                 rows=size.rows,
                 size=size.heap + size.indexes,
                 seconds=work.seconds * share,
-                number=1,
-                at_least=work.seconds * share,
             )
         )
     fixed = _fixed(points)
@@ -478,16 +544,16 @@ class _Point:
         rows: how many.
         size: values or bytes of them.
         seconds: that they took.
-        number: of ranges.
-        at_least: what the fixed part cannot be more than.
+        number: of ranges, of which the others are means.
+        error: relative standard error of the seconds.
     """
 
     key: str
     rows: float
     size: float
     seconds: float
-    number: int
-    at_least: float
+    number: int = 1
+    error: float = 0.0
 
 
 def _fixed(points: Sequence[_Point]) -> float:
@@ -495,7 +561,7 @@ def _fixed(points: Sequence[_Point]) -> float:
     used = [point for point in points if point.seconds > 0]
     if not used:
         return 0.0
-    bound = min(point.at_least for point in used)
+    bound = _MOST_FIXED * min(point.seconds for point in used)
     if len({round(point.rows) for point in used}) == 1:
         return _UNKNOWN_FIXED * bound if used[0].rows else bound
     return min(bound, _least_squares(used))
@@ -526,9 +592,7 @@ def _least_squares(points: Sequence[_Point]) -> float:
     return constant if math.isfinite(constant) else 0.0
 
 
-def _grown(
-    parts: Mapping[str, _Parts], stage: Stage, rehearsal: Rehearsal, sizes: Sizes
-) -> dict[str, Span]:
+def _grown(parts: Mapping[str, _Parts], stage: Stage, rehearsal: Rehearsal, sizes: Sizes) -> dict[str, Span]:
     """Seconds by table for other sizes; tables without rows in the rehearsal take the pace of the others."""
     rows = sum(part.rows for part in parts.values())
     pace = sum(part.growing for part in parts.values()) / rows if rows else 0.0
@@ -558,9 +622,7 @@ def _growth(stage: Stage, rows: int) -> Callable[[float], Span]:
         factors = [1.0, 1.0, 1.0]
         if stage in _WRITING:
             # A smaller table is no faster than this, however small.
-            factors = [
-                max(0.5, 1 + rate * folds) for rate in (LEAST_GROWTH, LIKELY_GROWTH, MOST_GROWTH)
-            ]
+            factors = [max(0.5, 1 + rate * folds) for rate in (LEAST_GROWTH, LIKELY_GROWTH, MOST_GROWTH)]
         if stage is Stage.INDEXES and rows > 1:
             sorting = max(0.1, 1 + folds / math.log(rows))
             factors = [1.0, (1 + sorting) / 2, sorting]
@@ -569,18 +631,20 @@ def _growth(stage: Stage, rows: int) -> Callable[[float], Span]:
     return growth
 
 
-def _scatter(works: Mapping[str, TableWork]) -> float:
+def _relative_error(ranges: Sequence[tuple[int, float]]) -> float:
+    """Of the mean of what ranges took, by their scatter."""
+    paces = [seconds / rows for rows, seconds in ranges]
+    mean = statistics.fmean(paces)
+    if len(paces) < 2 or not mean:
+        return 0.0
+    return min(statistics.stdev(paces) / mean, 10.0) / math.sqrt(len(paces))
+
+
+def _scatter(points: Sequence[_Point]) -> float:
     """Relative standard error of what all ranges took together."""
-    squares = total = 0.0
-    for work in works.values():
-        paces = [seconds / rows for rows, seconds in work.ranges if rows > 0]
-        if len(paces) > 1:
-            seconds = sum(seconds for _, seconds in work.ranges)
-            mean = statistics.fmean(paces)
-            if mean > 0:
-                squares += (min(statistics.stdev(paces) / mean, 10.0) * seconds) ** 2 / len(paces)
-                total += seconds
-    return math.sqrt(squares) / total if total else 0.0
+    total = sum(point.seconds * point.number for point in points)
+    off = math.sqrt(sum((point.error * point.seconds * point.number) ** 2 for point in points))
+    return off / total if total else 0.0
 
 
 # Room.
@@ -603,7 +667,8 @@ def _largest(rehearsal: Rehearsal, sizes: Sizes) -> Span:
             # Each table is written anew before the old one goes.
             extra = max(
                 (
-                    (after.heap + after.indexes) * _times_of_table(rehearsal.before.tables[key], sizes.tables[key])
+                    (after.heap + after.indexes)
+                    * _times_of_table(rehearsal.before.tables[key], sizes.tables[key])
                     for key, after in measure.sizes.tables.items()
                     if key in rehearsal.before.tables and key in sizes.tables
                 ),
@@ -623,13 +688,15 @@ def _times_of_table(before: TableSize, wanted: TableSize) -> float:
 
 
 def _times(rehearsal: Rehearsal, sizes: Sizes) -> float:
-    """How many times the rehearsed database, by the bytes of the catalogue's tables or, without them, by rows."""
+    """How many times the rehearsed database: by its bytes or, where those are not known, by the rows."""
     ours = [size for key, size in rehearsal.before.tables.items() if key in sizes.tables]
     theirs = [sizes.tables[key] for key in rehearsal.before.tables if key in sizes.tables]
-    if sizes.database and rehearsal.before.database and sum(size.heap for size in theirs):
-        return sizes.database / rehearsal.before.database
+    before = rehearsal.before.database - _EMPTY_DATABASE
+    if before > 0 and any(size.heap > 0 for size in theirs):
+        return max(0, sizes.database - _EMPTY_DATABASE) / before
     rows = sum(size.rows for size in ours)
-    return sum(size.rows for size in theirs) / rows if rows else 0.0
+    wanted = sum(size.rows for size in theirs)
+    return wanted / rows if rows else 0.0
 
 
 def _in_proportion(rehearsal: Rehearsal, amount: float, sizes: Sizes) -> Span:

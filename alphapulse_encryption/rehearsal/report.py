@@ -11,15 +11,29 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alphapulse_encryption.rehearsal import plots, prediction, runbook, wording
-from alphapulse_encryption.rehearsal.comparison import Comparison, compare, growth, own_seconds, seconds_per_row
-from alphapulse_encryption.rehearsal.measures import Finding, Latency, Rehearsal, Stage, StageMeasure, TableWork
-from alphapulse_encryption.rehearsal.prediction import Accuracy, Prediction, Span
+from alphapulse_encryption.rehearsal.comparison import (
+    Comparison,
+    compare,
+    growth,
+    own_seconds,
+    seconds_per_row,
+)
+from alphapulse_encryption.rehearsal.measures import (
+    Finding,
+    Latency,
+    Rehearsal,
+    Stage,
+    StageMeasure,
+    TableWork,
+)
+from alphapulse_encryption.rehearsal.prediction import Accuracy, Prediction, Span, Trial
 from alphapulse_encryption.rehearsal.verdict import (
     MOST_TIMES_P99,
     MOST_TIMES_SIZE,
@@ -46,6 +60,8 @@ _OTHERS = "all others"
 # Stages that get through rows, whose pace means something.
 _PACED = (Stage.BACKFILL, Stage.VERIFY, Stage.RESTORE, Stage.VERIFY_AGAIN)
 _SHOWN_IN_HISTORY = 30
+# Beyond, a plot's time is in minutes.
+_SECONDS_SHOWN = 180
 
 
 def write(rehearsal: Rehearsal, history: Sequence[Rehearsal], directory: Path) -> Path:
@@ -105,34 +121,34 @@ def history_page(history: Sequence[Rehearsal], directory: Path | None = None) ->
     unique = {one.run_id: one for one in history}
     in_order = sorted(unique.values(), key=lambda one: wording.in_utc(one.started))
     shown = in_order[-_SHOWN_IN_HISTORY:]
+    judged = prediction.accuracy(in_order)
+    trials = {trial.run_id: trial for trial in judged.trials}
     rows = []
     for one in shown:
         comparison = compare(one, in_order)
         rows.append(
-            {
-                "rehearsal": one,
-                "verdict": judge(one, comparison.worse),
-                "comparison": comparison,
-                "link": _link(one, directory),
-                "rows": sum(table.rows for table in one.before.tables.values()),
-                "seconds": sum(own_seconds(measure) for measure in one.stages if measure.stage in prediction.DAY),
-                "paces": {stage: _pace(one, stage) for stage in _PACED},
-                "ratio": p99_ratio(one),
-                "growth": growth(one),
-                "trial": None,
-            }
+            _Row(
+                rehearsal=one,
+                verdict=judge(one, comparison.worse),
+                comparison=comparison,
+                link=_link(one, directory),
+                rows=sum(table.rows for table in one.before.tables.values()),
+                seconds=sum(
+                    own_seconds(measure) for measure in one.stages if measure.stage in prediction.DAY
+                ),
+                paces={stage: _pace(one, stage) for stage in _PACED},
+                ratio=p99_ratio(one),
+                growth=growth(one),
+                trial=trials.get(one.run_id),
+            )
         )
-    judged = prediction.accuracy(in_order)
-    trials = {trial.run_id: trial for trial in judged.trials}
-    for row in rows:
-        row["trial"] = trials.get(row["rehearsal"].run_id)
     return _template("history.html").render(
         rows=rows,
         left_out=len(in_order) - len(shown),
         latest=rows[-1] if rows else None,
         accuracy=judged,
         paced=_PACED,
-        plots=_history_plots([row["rehearsal"] for row in rows]),
+        plots=_history_plots(shown),
     )
 
 
@@ -153,7 +169,7 @@ def metadata(
     if path is not None:
         shown["report"] = dg.MetadataValue.path(str(path))
     shown |= {name: figure for name, figure in _numbers(found).items() if figure is not None}
-    tables = {
+    tables: dict[str, list[dict[str, str | int | float | bool | None]]] = {
         "stages": [_stage_record(measure) for measure in rehearsal.stages],
         "findings": [
             {"weight": found.level, "subject": found.subject, "finding": found.what, "advice": found.advice}
@@ -217,15 +233,27 @@ def _figures(found: _Found) -> list[tuple[str, str, str]]:
     figures = []
     if predicted.stages:
         figures.append(
-            (f"Predicted for {what}", wording.duration(predicted.seconds.likely), wording.span_of_time(predicted.seconds))
+            (
+                f"Predicted for {what}",
+                wording.duration(predicted.seconds.likely),
+                wording.span_of_time(predicted.seconds),
+            )
         )
         figures.append(
-            ("Of that, locks are held", wording.duration(predicted.locked.likely), "drop and erasure; table by table")
+            (
+                "Of that, locks are held",
+                wording.duration(predicted.locked.likely),
+                "drop and erasure; table by table",
+            )
         )
     ratio = p99_ratio(rehearsal)
     if ratio is not None:
         figures.append(
-            ("p99 in the backfill", f"{ratio:.1f} × before", f"at most {MOST_TIMES_P99:g} × is wanted")
+            (
+                "p99 in the backfill",
+                f"{ratio:.1f} times before",
+                f"at most {MOST_TIMES_P99:g} times is wanted",
+            )
         )
     requests = sum(one.traffic.overall.requests for one in rehearsal.stages if one.traffic is not None)
     if requests:
@@ -237,7 +265,11 @@ def _figures(found: _Found) -> list[tuple[str, str, str]]:
     grown = growth(rehearsal)
     if grown is not None:
         figures.append(
-            ("Database at its largest", f"{grown:.2f} × before", f"the guide: {1 + GUIDE_GROWTH:g} ×, have 2 × free")
+            (
+                "Database at its largest",
+                f"{grown:.2f} times before",
+                f"the guide reckons with {1 + GUIDE_GROWTH:g} times",
+            )
         )
     unchanged = {True: "unchanged", False: "CHANGED", None: "not compared"}[rehearsal.source_unchanged]
     removed = "removed" if rehearsal.stage(Stage.REMOVAL) is not None else "not known to be removed"
@@ -253,13 +285,13 @@ def _predicted(found: _Found) -> dict[str, Any]:
         "stages": predicted.stages,
         "rows": sum(table.rows for table in predicted.sizes.tables.values()),
         "tables": predicted.sizes.tables,
-        "plot": plots.ranges(spans, "seconds (logarithmic)", "Predicted duration of each stage") if spans else "",
+        "plot": plots.ranges(spans, "seconds (logarithmic)", "Predicted duration of each stage")
+        if spans
+        else "",
         "latest": latest if latest is not None and latest.run_id == found.rehearsal.run_id else None,
         "rule": 2 * predicted.sizes.database,
-        "needed": Span(
-            *(max(0.0, end - predicted.sizes.database) for end in (predicted.largest.low, predicted.largest.likely, predicted.largest.high))
-        ),
-    }  # fmt: skip
+        "needed": predicted.growth,
+    }
 
 
 def _timings(rehearsal: Rehearsal) -> dict[str, Any]:
@@ -278,16 +310,18 @@ def _timings(rehearsal: Rehearsal) -> dict[str, Any]:
         bar[whole] = max(0.0, measure.seconds - added * share)
         bars[str(measure.stage)] = bar
     paces = {
-        str(stage): {key: pace for key in keys if (pace := _rows_per_second(rehearsal, stage, key))}
+        str(stage): by_key
         for stage in _PACED
-        if rehearsal.stage(stage) is not None
+        if (by_key := {key: pace for key in keys if (pace := _rows_per_second(rehearsal, stage, key))})
     }
     by_table = {
-        key: {stage: pace[key] for stage, pace in paces.items() if key in pace}
+        key: {stage: by_key[key] for stage, by_key in paces.items() if key in by_key}
         for key in keys
-        if any(key in pace for pace in paces.values())
+        if any(key in by_key for by_key in paces.values())
     }
-    used = [part for part in (*parts[: _MOST_PARTS - 1], whole) if any(bar.get(part) for bar in bars.values())]
+    used = [
+        part for part in (*parts[: _MOST_PARTS - 1], whole) if any(bar.get(part) for bar in bars.values())
+    ]
     return {
         "plot": plots.stacked(bars, used, "seconds", "Seconds of each stage, by table") if bars else "",
         "parts": used,
@@ -295,6 +329,7 @@ def _timings(rehearsal: Rehearsal) -> dict[str, Any]:
         if by_table
         else "",
         "pace_parts": list(paces),
+        "by_table": any(measure.tables for measure in rehearsal.stages),
         "total": sum(measure.seconds for measure in rehearsal.stages),
         "details": [_stage_details(rehearsal, measure) for measure in rehearsal.stages],
     }
@@ -324,7 +359,9 @@ def _space(rehearsal: Rehearsal) -> dict[str, Any]:
     indexes = [sum(table.indexes for table in one.tables.values()) for one in sizes]
     biggest = max(1, *(one.database for one in sizes))
     unit, words = next(
-        (unit, words) for unit, words in ((2**30, "GB"), (2**20, "MB"), (2**10, "kB"), (1, "bytes")) if biggest >= unit
+        (unit, words)
+        for unit, words in ((2**30, "GB"), (2**20, "MB"), (2**10, "kB"), (1, "bytes"))
+        if biggest >= unit
     )
     tables = []
     for key, size in before.tables.items():
@@ -364,24 +401,29 @@ def _traffic(rehearsal: Rehearsal) -> dict[str, Any] | None:
         return None
     begin = min(wording.in_utc(measure.started) for measure in seen)
 
-    def minutes(at: Any) -> float:
-        return float((wording.in_utc(at) - begin).total_seconds()) / 60
+    whole = (max(wording.in_utc(measure.ended) for measure in seen) - begin).total_seconds()
+    unit, words = (60.0, "minutes") if whole > _SECONDS_SHOWN else (1.0, "seconds")
+
+    def since(at: datetime) -> float:
+        return (wording.in_utc(at) - begin).total_seconds() / unit
 
     percentiles: dict[str, list[tuple[float, float | None]]] = {"p50": [], "p99": [], "longest": []}
     errors = []
     for measure in seen:
         assert measure.traffic is not None  # noqa: S101
         for found in measure.traffic.moments:
-            x = minutes(found.at) + found.seconds / 120
+            x = since(found.at) + found.seconds / 2 / unit
             for label, points in percentiles.items():
                 points.append((x, getattr(found, label)))
             if found.errors:
                 errors.append((x, found.errors))
         for points in percentiles.values():
             # Between two stages nobody measured.
-            points.append((minutes(measure.ended), None))
+            points.append((since(measure.ended), None))
     bands = [
-        plots.Band(str(one.stage), minutes(one.started), max(minutes(one.ended), minutes(one.started)), bool(one.faults))
+        plots.Band(
+            str(one.stage), since(one.started), max(since(one.ended), since(one.started)), bool(one.faults)
+        )
         for one in seen
     ]
     drawn = any(y is not None for points in percentiles.values() for _, y in points)
@@ -393,7 +435,12 @@ def _traffic(rehearsal: Rehearsal) -> dict[str, Any] | None:
     return {
         "stages": seen,
         "plot": plots.over_time(
-            lines, bands, errors, "minutes", "milliseconds (logarithmic)", "Latency over time, with the stages marked"
+            lines,
+            bands,
+            errors,
+            words,
+            "milliseconds (logarithmic)",
+            "Latency over time, with the stages marked",
         )
         if drawn or errors
         else "",
@@ -496,8 +543,24 @@ def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 # The history.
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A rehearsal in the history; ``seconds`` are those of the day's stages."""
+
+    rehearsal: Rehearsal
+    verdict: Verdict
+    comparison: Comparison
+    link: str
+    rows: int
+    seconds: float
+    paces: Mapping[Stage, float | None]
+    ratio: float | None
+    growth: float | None
+    trial: Trial | None
+
+
 def _history_plots(shown: Sequence[Rehearsal]) -> list[tuple[str, str]]:
-    if len(shown) < 2:  # noqa: PLR2004
+    if len(shown) < 2:
         return []
     labels = [wording.in_utc(one.started).strftime("%m-%d %H:%M") for one in shown]
     per_row = [
@@ -552,11 +615,13 @@ def _markdown(found: _Found) -> str:
     verdict = found.verdict
     lines = [f"**{verdict.level}**"]
     for reason in verdict.reasons:
-        advice = f" {reason.advice}" if reason.advice else ""
-        lines.append(f"- {reason.level}: {_plain(reason.what + '.' if not reason.what.endswith('.') else reason.what)}{_plain(advice)}")  # fmt: skip
+        advice = f" {_plain(reason.advice)}" if reason.advice else ""
+        lines.append(f"- {reason.level}: {_plain(reason.what)}.{advice}")
     if found.prediction.stages:
         what = (
-            "production" if found.rehearsal.production is not None else f"{EXAMPLE_TIMES} times the rehearsed rows"
+            "production"
+            if found.rehearsal.production is not None
+            else f"{EXAMPLE_TIMES} times the rehearsed rows"
         )
         lines.append(
             f"\nPredicted for {what}: {wording.duration(found.prediction.seconds.likely)} "
@@ -635,7 +700,14 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     for filter_ in (
-        *(wording.duration, wording.size, wording.number, wording.milliseconds, wording.moment, wording.share),
+        *(
+            wording.duration,
+            wording.size,
+            wording.number,
+            wording.milliseconds,
+            wording.moment,
+            wording.share,
+        ),
         *(wording.span_of_time, wording.span_of_size),
     ):
         environment.filters[filter_.__name__] = filter_

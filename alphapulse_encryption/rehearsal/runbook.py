@@ -63,7 +63,7 @@ def the_day(rehearsal: Rehearsal) -> tuple[Step, ...]:
         Step(
             "Encrypt and verify",
             (f"{PROGRAM} --migrate-data{workers}{narrowed}", f"{PROGRAM} --verify{workers}{narrowed}"),
-            f"Beside the running application. To hold it: {PROGRAM} --pause, and --resume. Stopped or killed, run it again.",
+            "Beside the running application. --pause holds it, --resume lets it go on. Was it killed? Run it again.",
             (Stage.BACKFILL, Stage.INDEXES, Stage.VERIFY),
         ),
         Step(

@@ -14,7 +14,7 @@
 - a finding is a warning, or a stage needed more than one attempt;
 - requests failed while a fault was provoked;
 - the 99th percentile of the latency during the backfill is more than three times that before it;
-- it was rehearsed without traffic, or nobody looked whether the source was unchanged, or it is not known that the clone was removed;
+- it was rehearsed without traffic, or nobody looked whether the source was unchanged, or the clone may still be there;
 - at its peak the database needs more than the guide's twice its size;
 - something got worse since the rehearsals before.
 
@@ -159,9 +159,7 @@ def _course(rehearsal: Rehearsal) -> list[Reason]:
         reasons.append(Reason("blocker", f"these stages were not rehearsed: {', '.join(missing)}"))
     for measure in rehearsal.stages:
         if measure.attempts > 1:
-            reasons.append(
-                Reason("warning", f"the stage {measure.stage} needed {measure.attempts} attempts")
-            )
+            reasons.append(Reason("warning", f"the stage {measure.stage} needed {measure.attempts} attempts"))
     return reasons
 
 
@@ -212,7 +210,9 @@ def _traffic(rehearsal: Rehearsal) -> list[Reason]:
         wrong, errors = traffic.overall.wrong_answers, traffic.overall.errors
         if wrong:
             reasons.append(
-                Reason("blocker", f"the application got {_requests(wrong)} answered wrongly in {measure.stage}")
+                Reason(
+                    "blocker", f"the application got {_requests(wrong)} answered wrongly in {measure.stage}"
+                )
             )
         if errors and measure.faults:
             reasons.append(
@@ -223,10 +223,15 @@ def _traffic(rehearsal: Rehearsal) -> list[Reason]:
                 )
             )
         elif errors:
-            reasons.append(Reason("blocker", f"{_requests(errors)} of the application failed in {measure.stage}"))
+            reasons.append(
+                Reason("blocker", f"{_requests(errors)} of the application failed in {measure.stage}")
+            )
     if not any(traffic.overall.requests for _, traffic in seen):
         reasons.append(
-            Reason("warning", "it was rehearsed without traffic, so nothing is known about the application's latency")
+            Reason(
+                "warning",
+                "it was rehearsed without traffic, so nothing is known about the application's latency",
+            )
         )
     ratio = p99_ratio(rehearsal)
     if ratio is not None and ratio > MOST_TIMES_P99:

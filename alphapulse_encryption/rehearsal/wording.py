@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 
 from alphapulse_encryption.rehearsal.prediction import Span
 
+# An en dash: nothing is to be read as a minus.
+UNKNOWN = "\u2013"
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _CENTURY = 36_525 * _DAY
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
@@ -49,7 +51,7 @@ def size(amount: float | None) -> str:
 def number(amount: float | None) -> str:
     """A number with separators, to three digits or so."""
     if amount is None or math.isnan(amount):
-        return "–"
+        return UNKNOWN
     if math.isinf(amount):
         return "∞"
     if amount == int(amount) or abs(amount) >= 100:
@@ -60,7 +62,7 @@ def number(amount: float | None) -> str:
 def milliseconds(amount: float | None) -> str:
     """A latency in milliseconds, without the unit."""
     if amount is None or math.isnan(amount):
-        return "–"
+        return UNKNOWN
     if amount >= 1e9:
         return "> 10⁹"
     return f"{amount:,.0f}" if amount >= 99.5 else f"{amount:.1f}"
@@ -91,7 +93,7 @@ def in_utc(at: datetime) -> datetime:
 def share(part: float | None) -> str:
     """A share as a percentage, with its sign."""
     if part is None or math.isnan(part):
-        return "–"
+        return UNKNOWN
     if part >= 1e4:
         return "> +1,000,000 %"
     return f"{part * 100:+,.0f} %"
