@@ -192,7 +192,7 @@ def _new_findings(rehearsal: Rehearsal, earlier: Sequence[Rehearsal]) -> list[st
 
 
 def _findings(rehearsal: Rehearsal) -> list[Finding]:
-    return [finding for measure in rehearsal.stages for finding in measure.findings]
+    return [finding for _, finding in verdict.all_findings(rehearsal)]
 
 
 def _signature(finding: Finding) -> tuple[str, str, str]:

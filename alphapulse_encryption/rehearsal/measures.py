@@ -76,7 +76,6 @@ class TableWork(_Measure):
         seconds_held_back: how much of it the engine waited because the server showed distress, over all workers.
         changed_meanwhile: rows that the application changed under the engine's hands.
         quarantined: rows set aside.
-        locked_seconds: of the duration, while nobody else could use the table; None where it was not measured.
     """
 
     rows: int = 0

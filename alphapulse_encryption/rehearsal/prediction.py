@@ -357,9 +357,7 @@ class _Parts:
 
 
 def _stage(rehearsal: Rehearsal, measure: StageMeasure, sizes: Sizes, spread: float) -> StagePrediction:
-    if measure.stage is Stage.ERASURE and any(
-        work.locked_seconds is not None for work in measure.tables.values()
-    ):
+    if measure.stage is Stage.ERASURE and any(work.locked_seconds for work in measure.tables.values()):
         return _erasure(rehearsal, measure, sizes, spread)
     tables: dict[str, Span] = {}
     scatter = 0.0
@@ -407,8 +405,7 @@ def _erasure(rehearsal: Rehearsal, measure: StageMeasure, sizes: Sizes, spread: 
     which does not.
     """
     written = {
-        key: work.model_copy(update={"seconds": work.locked_seconds or 0.0})
-        for key, work in measure.tables.items()
+        key: work.model_copy(update={"seconds": work.locked_seconds}) for key, work in measure.tables.items()
     }
     under_lock = sum(work.seconds for work in written.values())
     rewriting = _stage(
@@ -417,7 +414,7 @@ def _erasure(rehearsal: Rehearsal, measure: StageMeasure, sizes: Sizes, spread: 
             update={
                 "seconds": under_lock,
                 "tables": {
-                    key: work.model_copy(update={"locked_seconds": None}) for key, work in written.items()
+                    key: work.model_copy(update={"locked_seconds": 0.0}) for key, work in written.items()
                 },
             }
         ),
@@ -575,10 +572,10 @@ def _least_squares(points: Sequence[_Point]) -> float:
     """
     import numpy as np
 
-    columns = np.array([[1.0, point.rows, point.size] for point in points])
+    columns = np.array([[1.0, point.rows, point.size] for point in points], dtype=float)
     scale = columns.max(axis=0)
     scale[scale == 0] = 1.0
-    seconds = np.array([point.seconds for point in points])
+    seconds = np.array([point.seconds for point in points], dtype=float)
     matrix = columns / scale / seconds[:, None]
     best, constant = math.inf, 0.0
     for chosen in itertools.chain.from_iterable(itertools.combinations(range(3), n) for n in (1, 2, 3)):

@@ -39,6 +39,7 @@ from alphapulse_encryption.rehearsal.verdict import (
     MOST_TIMES_SIZE,
     Level,
     Verdict,
+    all_findings,
     judge,
     p99_ratio,
     peak,
@@ -446,6 +447,7 @@ def _traffic(rehearsal: Rehearsal) -> dict[str, Any] | None:
         else "",
         "ratio": p99_ratio(rehearsal),
         "kinds": _kinds(rehearsal),
+        "left_out": list(dict.fromkeys(what for one in seen if one.traffic for what in one.traffic.left_out)),
         "error_kinds": _added(one.traffic.error_kinds for one in seen if one.traffic),
         "lock_waits": _added(one.traffic.lock_waits for one in seen if one.traffic),
     }
@@ -468,9 +470,8 @@ def _kinds(rehearsal: Rehearsal) -> list[dict[str, Any]]:
 def _findings(rehearsal: Rehearsal) -> list[tuple[Stage, Finding]]:
     """Each once, by weight."""
     found: dict[tuple[str, str, str], tuple[Stage, Finding]] = {}
-    for measure in rehearsal.stages:
-        for finding in measure.findings:
-            found.setdefault((finding.level, finding.subject, finding.what), (measure.stage, finding))
+    for stage, finding in all_findings(rehearsal):
+        found.setdefault((finding.level, finding.subject, finding.what), (stage, finding))
     return sorted(found.values(), key=lambda one: _WEIGHTS.index(one[1].level))
 
 

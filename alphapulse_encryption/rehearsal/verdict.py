@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from alphapulse_encryption.rehearsal.measures import Rehearsal, Sizes, Stage, StageMeasure
+from alphapulse_encryption.rehearsal.measures import Finding, Rehearsal, Sizes, Stage, StageMeasure
 
 MOST_TIMES_P99 = 3.0
 # The guide's "ensure 2x current database size available".
@@ -127,6 +127,14 @@ def peak(rehearsal: Rehearsal) -> Sizes | None:
     return max(sizes, key=lambda found: found.database, default=None)
 
 
+def all_findings(rehearsal: Rehearsal) -> list[tuple[Stage, Finding]]:
+    """What was found, with its stage, in the order in which it was; that of the stage that failed last."""
+    found = [(measure.stage, finding) for measure in rehearsal.stages for finding in measure.findings]
+    if rehearsal.failed_stage is not None:
+        found += [(rehearsal.failed_stage, finding) for finding in rehearsal.findings]
+    return found
+
+
 def _p99(measure: StageMeasure | None) -> float | None:
     if measure is None or measure.traffic is None or not measure.traffic.overall.requests:
         return None
@@ -140,7 +148,9 @@ def _course(rehearsal: Rehearsal) -> list[Reason]:
         reasons.append(
             Reason(
                 "blocker",
-                f"the stage {rehearsal.failed_stage} failed: {rehearsal.failure or 'no message was left'}",
+                f"the stage {rehearsal.failed_stage} failed: {rehearsal.failure or 'no message was left'}".rstrip(
+                    "."
+                ),
                 "Remove the cause and rehearse again.",
             )
         )
@@ -251,13 +261,12 @@ def _requests(count: int) -> str:
 
 def _findings(rehearsal: Rehearsal) -> list[Reason]:
     reasons: list[Reason] = []
-    for measure in rehearsal.stages:
-        for finding in measure.findings:
-            if finding.level == "note":
-                continue
-            reason = Reason(finding.level, f"{finding.subject}: {finding.what}", finding.advice)
-            if reason not in reasons:
-                reasons.append(reason)
+    for _, finding in all_findings(rehearsal):
+        if finding.level == "note":
+            continue
+        reason = Reason(finding.level, f"{finding.subject}: {finding.what}".removesuffix("."), finding.advice)
+        if reason not in reasons:
+            reasons.append(reason)
     return reasons
 
 

@@ -81,7 +81,7 @@ def safe(text: str) -> Page:
         assert not name.startswith("on"), name
         if name in ("src", "href", "xlink:href", "action"):
             # Of the page itself: a report of another run, a place in it, a part of a plot.
-            assert re.fullmatch(r"data:,|#[\w-]+|[\w-]+/index\.html", value or ""), value
+            assert re.fullmatch(r"data:,|#[\w-]+|[\w-]+/index\.html|\.\./history\.html", value or ""), value
     assert not re.search(r"url\((?!#)|@import", text)
     return page
 
@@ -258,7 +258,7 @@ traffics = st.builds(
 )  # fmt: skip
 works = st.builds(
     TableWork, rows=counts, values=counts, seconds=seconds, ranges=tuples(st.tuples(counts, seconds), 5),
-    seconds_held_back=seconds, changed_meanwhile=counts, quarantined=counts, locked_seconds=st.none() | seconds,
+    seconds_held_back=seconds, changed_meanwhile=counts, quarantined=counts, locked_seconds=seconds,
 )  # fmt: skip
 faults = st.builds(
     Fault,

@@ -70,7 +70,7 @@ def without(whole: Rehearsal, stage: Stage) -> Rehearsal:
 
 
 NOT_READY: dict[str, tuple[Callable[[], Rehearsal], str]] = {
-    "failed": (lambda: made_up.failed(Stage.DROP), "the stage drop failed: The disk is full."),
+    "failed": (lambda: made_up.failed(Stage.DROP), "the stage drop failed: The disk is full"),
     "missing": (lambda: without(good(), Stage.RESTORE), "not rehearsed: restore"),
     "blocker": (
         lambda: made_up.with_stage(good(), Stage.PREFLIGHT, findings=(finding("blocker"),)),
