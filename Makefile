@@ -21,7 +21,7 @@ ARGS ?=
 HAS_BROWSER = $(BIN)/python -m alphapulse_encryption_tests.browser.chromium
 GET_BROWSER := Debian: apt install chromium chromium-driver; macOS: brew install chromium chromedriver
 
-.PHONY: help setup demo demo-drop rehearsal ui psql test lint format stress bench bench-crypto bench-lookup browser screenshots lock clean distclean
+.PHONY: help setup demo demo-drop rehearsal ui psql test lint format stress bench bench-crypto bench-lookup bench-prediction browser screenshots lock clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,11 +95,14 @@ bench-crypto: setup ## Measure the ciphers against the bare primitives, and thei
 bench-lookup: setup ## Measure a lookup by e-mail on ciphertext against one on plaintext (ROWS=1000000, ARGS=--check)
 	@$(BIN)/python benchmarks/lookup.py $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
+bench-prediction: setup ## Predict a migration of 500,000 rows from a rehearsal on 50,000, then run it (ROWS=50000, ARGS=--check)
+	@$(BIN)/python benchmarks/prediction.py $(if $(ROWS),--rows $(ROWS)) $(ARGS)
+
 lock: setup ## Resolve requirements.lock again (UPGRADE=1 to take newer versions)
 	@uv=$$(command -v uv || command -v $(BIN)/uv) || { echo "No uv here: $(BIN)/python -m pip install uv" >&2; exit 1; }; \
 	"$$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --no-strip-extras --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
-	  --extra s3 --extra aws --extra vault --extra application --extra plots --group dev --group benchmarks $(if $(UPGRADE),--upgrade) pyproject.toml --output-file requirements.lock
+	  --extra s3 --extra aws --extra vault --extra application --group dev --group benchmarks $(if $(UPGRADE),--upgrade) pyproject.toml --output-file requirements.lock
 
 clean: ## Stop the embedded PostgreSQL and remove its data, backups and caches
 	@if [ -x $(BIN)/python ] && [ -d .alphapulse ]; then $(BIN)/python -m alphapulse_encryption.sample.postgres stop; fi

@@ -11,7 +11,7 @@ from pydantic import Field
 from alphapulse_encryption import settings
 from alphapulse_encryption.assets.groups import TARGET_POOL
 from alphapulse_encryption.jobs.once import NEVER_AGAIN, AnyTablesConfig, named_tables
-from alphapulse_encryption.jobs.query_plot import NO_PLOT, plot
+from alphapulse_encryption.jobs.query_plot import plot
 from alphapulse_encryption.migration.query_benchmark import (
     DEFAULT_REPETITIONS,
     QueryBenchmark,
@@ -60,9 +60,7 @@ def benchmark_queries(context: dg.OpExecutionContext, config: BenchmarkConfig, t
             "times": dg.MetadataValue.table([_record(t) for m in found for t in m.timings] or [_NOTHING])
         }
         picture = plot(found)
-        if picture is None:
-            report.append(NO_PLOT)
-        elif picture:
+        if picture:
             path = _keep(picture, context.run.run_id)
             report.append(f"Plot: {path}")
             metadata[PLOT_FILE] = dg.MetadataValue.path(path)

@@ -7,24 +7,21 @@ from collections.abc import Sequence
 
 from alphapulse_encryption.migration.query_benchmark import QueryBenchmark
 
-NO_PLOT = "No plot was drawn: pip install 'alphapulse-encryption[plots]'"
-
 _COLOURS = {"plaintext": "#9a9a9a", "encrypted": "#4c72b0"}
 _COLUMNS = 3
 _INCHES = 3.2
 
 
-def plot(found: Sequence[QueryBenchmark]) -> bytes | None:
+def plot(found: Sequence[QueryBenchmark]) -> bytes:
     """Draw the cumulative distributions.
 
     Returns:
-        A PNG; empty where there is nothing to draw, None where matplotlib is not installed.
+        A PNG; empty where there is nothing to draw.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
+    # It takes longer to load than everything else that Dagster loads of this package.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     pairs = [(measured.table, pair) for measured in found for pair in measured.pairs()]
     if not pairs:
         return b""

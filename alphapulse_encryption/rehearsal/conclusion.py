@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
 from dagster._core.definitions.metadata import RawMetadataValue
 
-from alphapulse_encryption.rehearsal import history
+from alphapulse_encryption.rehearsal import history, report
 from alphapulse_encryption.rehearsal.clone import directory
 from alphapulse_encryption.rehearsal.measures import Rehearsal
+from alphapulse_encryption.rehearsal.verdict import judge
 
 
 def conclude(context: dg.OpExecutionContext, rehearsal: Rehearsal) -> None:
@@ -20,12 +22,30 @@ def conclude(context: dg.OpExecutionContext, rehearsal: Rehearsal) -> None:
         rehearsal: what was measured.
     """
     context.log.info(in_a_line(rehearsal))
-    history.keep(context, rehearsal, _metadata(rehearsal))
+    past = history.read(context.instance)
+    history.keep(context, rehearsal, _metadata(rehearsal, past, _write(context, rehearsal, past)))
 
 
 def report_page(run_id: str) -> Path:
     """Where a rehearsal's report is."""
-    return directory(run_id) / "index.html"
+    return directory(run_id) / report.REPORT
+
+
+def history_page() -> Path:
+    """Where rehearsals are shown side by side."""
+    return directory(report.HISTORY)
+
+
+def _write(context: dg.OpExecutionContext, rehearsal: Rehearsal, past: Sequence[Rehearsal]) -> Path | None:
+    """The pages; what was measured is kept without them, too."""
+    try:
+        page = report.write(rehearsal, past, report_page(rehearsal.run_id).parent)
+        report.write_history([*past, rehearsal], history_page().parent)
+    except OSError as error:
+        context.log.warning(f"The report could not be written: {error.strerror}")
+        return None
+    context.log.info(f"Report: {page}")
+    return page
 
 
 def in_a_line(rehearsal: Rehearsal) -> str:
@@ -33,12 +53,13 @@ def in_a_line(rehearsal: Rehearsal) -> str:
     seconds = (rehearsal.ended - rehearsal.started).total_seconds()
     if rehearsal.failed_stage is not None:
         return f"The rehearsal failed in {rehearsal.failed_stage}, because: {rehearsal.failure}"
-    return f"The rehearsal went all the way there and back in {seconds:.0f} s."
+    return f"The rehearsal went all the way there and back in {seconds:.0f} s. {judge(rehearsal).sentence}"
 
 
-def _metadata(rehearsal: Rehearsal) -> dict[str, RawMetadataValue]:
+def _metadata(
+    rehearsal: Rehearsal, past: Sequence[Rehearsal], page: Path | None
+) -> dict[str, RawMetadataValue]:
     return {
-        "verdict": in_a_line(rehearsal),
         "seconds": (rehearsal.ended - rehearsal.started).total_seconds(),
-        **{f"seconds_{measure.stage}": measure.seconds for measure in rehearsal.stages},
+        **report.metadata(rehearsal, past, page),
     }

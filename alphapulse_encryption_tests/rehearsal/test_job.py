@@ -33,6 +33,10 @@ def test_the_whole_circle(sample: Place) -> None:
         told = {key.to_user_string() for key in instance.event_log_storage.all_asset_keys()}
     # Nothing is told of the assets of the target.
     assert told == {"staging_rehearsal"}
+    # There is a page of it, and one of all of them.
+    page = here.state / "rehearsals" / outcome.run_id / "index.html"
+    assert "unchanged: its tables had the same checksums" in page.read_text()
+    assert f'href="{outcome.run_id}/index.html"' in (page.parent.parent / "history.html").read_text()
     # The source is as it was, and nothing is left beside it.
     assert (contents(sample.url), sample.dump()) == (before, dump)
     databases = query(sample.url, "SELECT datname FROM pg_database")
