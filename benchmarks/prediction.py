@@ -4,8 +4,8 @@
 
 Rehearses the migration of the sample with so many rows, on a PostgreSQL server of its own, predicts from that the
 migration of so many times the rows, by nothing but its sizes, and then really goes through it: the same job with the
-same functions, on another server of its own, so that neither finds what the other has left in caches and in the write-ahead
-log. Stage by stage it prints what was predicted, with the range, what it took, and the one by the other.
+same functions, on another server of its own, so that neither finds what the other left in caches and in the
+write-ahead log. Stage by stage it prints what was predicted, with the range, what it took, and the one by the other.
 
 The small rehearsal is held once more after the large one, so that one sees what the machine's moods alone do: with the
 same rows, one should take as long as the other. Each of the two predicts; what is judged is the mean of both.

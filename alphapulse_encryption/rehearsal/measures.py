@@ -38,6 +38,14 @@ class Stage(StrEnum):
     REMOVAL = "removal"
 
 
+# What is done on the day, in its order, and what only if it has to be undone.
+DAY = (
+    *(Stage.PREFLIGHT, Stage.COLUMNS, Stage.BACKFILL, Stage.INDEXES, Stage.VERIFY, Stage.VIEWS, Stage.BACKUP),
+    *(Stage.SWITCH, Stage.APPROVAL, Stage.DROP, Stage.ERASURE),
+)
+WAY_BACK = (Stage.RESTORE, Stage.VERIFY_AGAIN)
+
+
 class TableSize(_Measure):
     """Sizes of one table, in bytes.
 

@@ -28,6 +28,8 @@ from dataclasses import dataclass, field, replace
 
 from alphapulse_encryption.rehearsal.comparison import LONGEST, alike, own_seconds
 from alphapulse_encryption.rehearsal.measures import (
+    DAY,
+    WAY_BACK,
     Rehearsal,
     Sizes,
     Stage,
@@ -36,12 +38,6 @@ from alphapulse_encryption.rehearsal.measures import (
     TableWork,
 )
 
-# What is done on the day, in its order, and what is only for the case that it has to be undone.
-DAY = (
-    *(Stage.PREFLIGHT, Stage.COLUMNS, Stage.BACKFILL, Stage.INDEXES, Stage.VERIFY, Stage.VIEWS, Stage.BACKUP),
-    *(Stage.SWITCH, Stage.APPROVAL, Stage.DROP, Stage.ERASURE),
-)
-WAY_BACK = (Stage.RESTORE, Stage.VERIFY_AGAIN)
 # The application waits for a lock: for a moment in the drop, for as long as it takes in the erasure.
 LOCKING = frozenset({Stage.DROP, Stage.ERASURE})
 # These look into the catalogues and change them; no row is touched.

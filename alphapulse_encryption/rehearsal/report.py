@@ -26,6 +26,7 @@ from alphapulse_encryption.rehearsal.comparison import (
     seconds_per_row,
 )
 from alphapulse_encryption.rehearsal.measures import (
+    DAY,
     Finding,
     Latency,
     Rehearsal,
@@ -134,9 +135,7 @@ def history_page(history: Sequence[Rehearsal], directory: Path | None = None) ->
                 comparison=comparison,
                 link=_link(one, directory),
                 rows=sum(table.rows for table in one.before.tables.values()),
-                seconds=sum(
-                    own_seconds(measure) for measure in one.stages if measure.stage in prediction.DAY
-                ),
+                seconds=sum(own_seconds(measure) for measure in one.stages if measure.stage in DAY),
                 paces={stage: _pace(one, stage) for stage in _PACED},
                 ratio=p99_ratio(one),
                 growth=growth(one),

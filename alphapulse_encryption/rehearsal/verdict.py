@@ -28,11 +28,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from alphapulse_encryption.rehearsal.measures import Finding, Rehearsal, Sizes, Stage, StageMeasure
+from alphapulse_encryption.rehearsal.measures import DAY, Finding, Rehearsal, Sizes, Stage, StageMeasure
 
 MOST_TIMES_P99 = 3.0
 # The guide's "ensure 2x current database size available".
 MOST_TIMES_SIZE = 2.0
+# Of what needs a decision, so many are named in the verdict.
+_MOST_SUBJECTS = 6
 # In production nobody removes the clone, and a rehearsal is only complete with all others.
 REQUIRED = tuple(Stage)
 
@@ -122,8 +124,13 @@ def p99_ratio(rehearsal: Rehearsal) -> float | None:
 
 
 def peak(rehearsal: Rehearsal) -> Sizes | None:
-    """The sizes after the stage at whose end the database was largest; None where no sizes were taken."""
-    sizes = [measure.sizes for measure in rehearsal.stages if measure.sizes is not None]
+    """The sizes after the day's stage at whose end the database was largest; None where no sizes were taken.
+
+    What a restore adds, before the next vacuum takes the old row versions away, is not of the day.
+    """
+    sizes = [
+        measure.sizes for measure in rehearsal.stages if measure.sizes is not None and measure.stage in DAY
+    ]
     return max(sizes, key=lambda found: found.database, default=None)
 
 
@@ -261,12 +268,26 @@ def _requests(count: int) -> str:
 
 def _findings(rehearsal: Rehearsal) -> list[Reason]:
     reasons: list[Reason] = []
-    for _, finding in all_findings(rehearsal):
-        if finding.level == "note":
-            continue
-        reason = Reason(finding.level, f"{finding.subject}: {finding.what}".removesuffix("."), finding.advice)
-        if reason not in reasons:
-            reasons.append(reason)
+    warned: dict[str, None] = {}
+    count = 0
+    for finding in dict.fromkeys(finding for _, finding in all_findings(rehearsal)):
+        if finding.level == "blocker":
+            what = f"{finding.subject}: {finding.what}".removesuffix(".")
+            reasons.append(Reason("blocker", what, finding.advice))
+        elif finding.level == "warning":
+            count += 1
+            warned[finding.subject] = None
+    if count:
+        shown = [*warned][:_MOST_SUBJECTS]
+        more = f" and {len(warned) - len(shown)} more" if len(warned) > len(shown) else ""
+        needs = "finding needs" if count == 1 else "findings need"
+        reasons.append(
+            Reason(
+                "warning",
+                f"{count} {needs} a decision: {', '.join(shown)}{more}",
+                'See "What would block or surprise".',
+            )
+        )
     return reasons
 
 

@@ -7,10 +7,17 @@ from dataclasses import astuple
 
 import pytest
 
-from alphapulse_encryption.rehearsal.measures import Fault, Rehearsal, Sizes, Stage, TableSize, TableWork
-from alphapulse_encryption.rehearsal.prediction import (
+from alphapulse_encryption.rehearsal.measures import (
     DAY,
     WAY_BACK,
+    Fault,
+    Rehearsal,
+    Sizes,
+    Stage,
+    TableSize,
+    TableWork,
+)
+from alphapulse_encryption.rehearsal.prediction import (
     Accuracy,
     Span,
     accuracy,

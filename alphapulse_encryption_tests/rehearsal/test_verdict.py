@@ -94,7 +94,7 @@ NOT_READY: dict[str, tuple[Callable[[], Rehearsal], str]] = {
 WARNINGS: dict[str, tuple[Callable[[], Rehearsal], str]] = {
     "warning": (
         lambda: made_up.with_stage(good(), Stage.PREFLIGHT, findings=(finding("warning"),)),
-        "3 views",
+        "1 finding needs a decision: trades",
     ),
     "attempts": (lambda: made_up.with_stage(good(), Stage.VERIFY, attempts=2), "needed 2 attempts"),
     "failed under faults": (
