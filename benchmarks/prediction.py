@@ -47,7 +47,8 @@ def rehearse_here(rows: int, workers: int, to: Path) -> int:
     from alphapulse_encryption.rehearsal import history
     from alphapulse_encryption.rehearse import rehearse
 
-    if not rehearse({"workers": workers}, rows):
+    # Traffic takes its share of the machine, and more of it the longer a stage takes.
+    if not rehearse({"workers": workers, "traffic": {"rate": 0}}, rows):
         return 1
     with launcher(settings.batch_ranges()) as found:
         (kept,) = history.read(found.instance)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from alphapulse_encryption_tests.browser import launchpad
-from alphapulse_encryption_tests.browser.chromium import find_programs, open_browser
+from alphapulse_encryption_tests.browser.chromium import Programs, find_programs, open_browser
 from alphapulse_encryption_tests.browser.demonstration import demonstration
 from alphapulse_encryption_tests.browser.pages import Pages
 
 WIDTH, HEIGHT = 1600, 1000
 # The graph is wide and low.
 GRAPH_HEIGHT = 640
+REPORT_HEIGHT = 1300
 
 
 def graph(pages: Pages) -> Iterator[tuple[str, bytes]]:
@@ -80,8 +82,15 @@ def _step(
 SERIES = ((graph, "graph", GRAPH_HEIGHT), (rest, "rest", HEIGHT), (drop_and_restore, "drop", HEIGHT))
 
 
+def rehearsal(programs: Programs, page: Path) -> bytes:
+    """The picture of a rehearsal's report: its beginning, with the verdict and the prediction."""
+    with open_browser(programs, WIDTH, REPORT_HEIGHT) as driver:
+        driver.get(page.resolve().as_uri())
+        return base64.b64decode(driver.get_screenshot_as_base64())
+
+
 def main() -> int:
-    """Take the pictures on a fresh demo.
+    """Take the pictures on a fresh demo; or that of a report.
 
     Returns:
         The exit status: 2 where there is no browser.
@@ -89,6 +98,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make screenshots", description="Take the README's pictures.")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--only", choices=[series for _, series, _ in SERIES], help="one series of pictures")
+    parser.add_argument(
+        "--rehearsal",
+        type=Path,
+        metavar="PAGE",
+        help="nothing but the picture of this report (make rehearsal)",
+    )
     options = parser.parse_args()
     directory: Path = options.directory
     programs = find_programs()
@@ -96,6 +111,11 @@ def main() -> int:
         print("There is no Chromium with its chromedriver: make browser.", file=sys.stderr)
         return 2
     directory.mkdir(parents=True, exist_ok=True)
+    if options.rehearsal is not None:
+        picture = directory / "rehearsal.png"
+        picture.write_bytes(rehearsal(programs, options.rehearsal))
+        print(picture)
+        return 0
     with demonstration() as demo:
         for pictures, series, height in SERIES:
             if options.only not in (None, series):
