@@ -369,7 +369,7 @@ def _stage(rehearsal: Rehearsal, measure: StageMeasure, sizes: Sizes, spread: fl
             overhead = _span(*[max(0.0, seconds - sum(span.likely for span in tables.values()))] * 3)
         else:
             overhead = _whole(rehearsal, seconds, sizes)
-    elif any(work.ranges for work in works.values()):
+    elif _gone_through(rehearsal, works):
         tables, overhead, scatter = _by_range(rehearsal, measure, works, share, sizes)
     else:
         tables, overhead = _by_table(rehearsal, measure, works, share, sizes)
@@ -383,6 +383,13 @@ def _stage(rehearsal: Rehearsal, measure: StageMeasure, sizes: Sizes, spread: fl
         wal=_in_proportion(rehearsal, float(measure.wal), sizes).widened(spread),
         locked=tables if measure.stage in LOCKING else {},
     )
+
+
+def _gone_through(rehearsal: Rehearsal, works: Mapping[str, TableWork]) -> bool:
+    """Whether a stage went through its tables range by range, and not just through what was left pending of them."""
+    tables = rehearsal.before.tables
+    rows = sum(tables[key].rows for key in works)
+    return rows > 0 and sum(done for work in works.values() for done, _ in work.ranges) >= rows / 2
 
 
 def _bounded(work: TableWork) -> TableWork:
@@ -468,7 +475,7 @@ def _by_range(
         # Where a range is mostly fixed, what is left of it is mostly error.
         doubt = math.hypot(_FIXED_DOUBT * min(fixed, growing), _NINE_OF_TEN * point.error * fixed)
         parts[point.key] = _Parts(
-            rows=round(point.rows * point.number),
+            rows=rehearsal.before.tables[point.key].rows,
             fixed=begin[point.key] + point.number * fixed,
             growing=point.number * growing,
             doubt=point.number * doubt,

@@ -221,7 +221,8 @@ def _faults(rehearsal: Rehearsal) -> list[Reason]:
 
 
 def _traffic(rehearsal: Rehearsal) -> list[Reason]:
-    reasons = []
+    reasons: list[Reason] = []
+    failed: dict[Stage, int] = {}
     seen = [(measure, measure.traffic) for measure in rehearsal.stages if measure.traffic is not None]
     for measure, traffic in seen:
         wrong, errors = traffic.overall.wrong_answers, traffic.overall.errors
@@ -240,9 +241,12 @@ def _traffic(rehearsal: Rehearsal) -> list[Reason]:
                 )
             )
         elif errors:
-            reasons.append(
-                Reason("blocker", f"{_requests(errors)} of the application failed in {measure.stage}")
-            )
+            failed[measure.stage] = errors
+    if failed:
+        what = f"{_requests(sum(failed.values()))} of the application failed in {', '.join(failed)}"
+        reasons.append(
+            Reason("blocker", what, "See the kinds of errors below, under The application meanwhile.")
+        )
     if not any(traffic.overall.requests for _, traffic in seen):
         reasons.append(
             Reason(

@@ -180,6 +180,30 @@ def test_looking_for_remnants_is_outside_the_window() -> None:
     assert with_.online.likely > without.online.likely + 20
 
 
+def test_what_was_left_pending_is_not_the_whole_table() -> None:
+    # After the indexes, the few rows that old instances wrote meanwhile are encrypted: one of each range.
+    whole = made_up.rehearsal(SMALL)
+    indexes = whole.stage(Stage.INDEXES)
+    assert indexes is not None
+    caught_up = made_up.with_stage(
+        whole,
+        Stage.INDEXES,
+        seconds=indexes.seconds + 0.1 * len(indexes.tables),
+        tables={
+            key: work.model_copy(
+                update={"seconds": work.seconds + 0.1, "rows": 2, "ranges": ((1, 0.05), (1, 0.05))}
+            )
+            for key, work in indexes.tables.items()
+        },
+    )
+    with_, without = (
+        predict(one, made_up.sizes(SMALL * TIMES)).stage(Stage.INDEXES) for one in (caught_up, whole)
+    )
+    assert with_ is not None
+    assert without is not None
+    assert without.seconds.likely < with_.seconds.likely < 3 * without.seconds.likely
+
+
 def test_room() -> None:
     rehearsed = made_up.rehearsal(SMALL)
     wanted = made_up.sizes(SMALL * TIMES)
