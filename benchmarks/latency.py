@@ -125,7 +125,8 @@ def show(number: int, parts: dict[str, Part]) -> None:
         print(
             f"{number:5d}  {name:<7} {part.seconds:6.1f} s {overall.requests:6d} requests   "
             f"p50 {overall.p50:7.1f}  p95 {overall.p95:7.1f}  p99 {overall.p99:7.1f}  "
-            f"longest {overall.longest:7.1f} ms   {overall.errors} failed, {overall.wrong_answers} wrong",
+            f"longest {overall.longest:7.1f} ms   {overall.errors} failed, {overall.wrong_answers} wrong"
+            + "".join(f", {number} {kind}" for kind, number in part.traffic.error_kinds.items()),
             flush=True,
         )
 

@@ -6,8 +6,8 @@ Belongs here: reading that from a database that knows nothing of any traffic. Wh
 from __future__ import annotations
 
 import json
-import random
 import re
+import secrets
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -91,15 +91,15 @@ class Field:
         context = self.sensitive.context if self.sensitive is not None else ""
         return _encrypted(self.type, context)
 
-    def fresh(self, value: Any, chance: random.Random) -> Any:
-        """A value that no other row has, made of one that suits; None where none can be made."""
+    def fresh(self, value: Any) -> Any:
+        """A value that no other row has, nor ever had, made of one that suits; None where none can be made."""
         if isinstance(self.type, UuidType):
-            return uuid.UUID(int=chance.getrandbits(128), version=4)
+            return uuid.uuid4()
         if isinstance(self.type, String) and isinstance(value, str):
             length = self.type.length
             if length is not None and length < _DIGITS:
                 return None
-            return f"{chance.randrange(10**_DIGITS):0{_DIGITS}d}{value}"[:length]
+            return f"{secrets.randbelow(10**_DIGITS):0{_DIGITS}d}{value}"[:length]
         return None
 
 
@@ -133,7 +133,7 @@ class Shape:
         """The columns that are encrypted."""
         return tuple(field for field in self.fields if field.sensitive is not None)
 
-    def new_row(self, copied: Values, chance: random.Random) -> Values | None:
+    def new_row(self, copied: Values) -> Values | None:
         """The values of a new row made of another one's, by attribute; None where it would have no key of its own."""
         row: Values = {}
         is_new = False
@@ -143,7 +143,7 @@ class Shape:
                 is_new = True
                 continue
             if field.unique or (field.in_key and isinstance(field.type, UuidType)):
-                value = None if value is None and not field.required else field.fresh(value, chance)
+                value = None if value is None and not field.required else field.fresh(value)
                 if value is None and field.required:
                     return None
                 is_new = is_new or field.in_key
