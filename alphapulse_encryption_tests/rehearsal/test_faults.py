@@ -17,13 +17,15 @@ from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.backfill import Pace, backfill_range
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.rehearsal.faults import Done, FaultConfig, Faults, Part, provoked, without_keys
-from alphapulse_encryption.rehearsal.measures import Fault
+from alphapulse_encryption.rehearsal.measures import Fault, Stage
 from alphapulse_encryption.rehearsal.traffic import TrafficConfig, traffic
 from alphapulse_encryption.sample.database import load_sample
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS
 from alphapulse_encryption_tests.crypto import independent
 from alphapulse_encryption_tests.migration import support, walk
+from alphapulse_encryption_tests.place import Place
+from alphapulse_encryption_tests.rehearsal.circle import last, rehearse
 
 MASTER_KEY = bytes(range(32))
 ENVIRONMENT = {"ALPHAPULSE_ENCRYPTION_MASTER_KEY": base64.b64encode(MASTER_KEY).decode()}
@@ -148,6 +150,40 @@ def test_a_server_that_is_others_as_well_is_not_restarted(sample_url: str) -> No
         pass
 
 
+def test_a_rehearsal_survives_faults_and_says_what_they_cost(small: Place) -> None:
+    faults = {
+        "worker_killed": 1,
+        "connections_dropped": 1,
+        "key_source_unavailable": 1,
+        "key_source_seconds": 0.2,
+    }
+    traffic = {"rate": 20, "clients": 4}
+    with small.instance() as instance:
+        outcome = rehearse(
+            small, instance, faults=faults, traffic=traffic, observe_seconds=0.1, compare_source=False
+        )
+        assert (outcome.problems, outcome.succeeded) == ((), True)
+        found = last(instance)
+        backfill = found.stage(Stage.BACKFILL)
+        assert backfill is not None
+        assert [fault.kind for fault in backfill.faults] == [
+            "worker killed",
+            "connections dropped",
+            "key source unavailable",
+        ]
+        assert all(fault.survived for fault in backfill.faults)
+        for measure in found.stages:
+            if measure.traffic is not None:
+                told = measure.traffic
+                assert (told.overall.errors, told.overall.wrong_answers, told.error_kinds) == (0, 0, {}), (
+                    measure
+                )
+        refused = rehearse(small, instance, faults={"server_restarted": 1}, compare_source=False)
+        assert not refused.succeeded
+        assert "the staging database and Dagster's own storage is on it as well" in last(instance).failure
+    assert small.postgres.is_running()
+
+
 def test_more_faults_than_ranges_are_refused(sample_url: str) -> None:
     with (
         pytest.raises(ConfigurationError, match="8 faults are too many for 8 batch ranges"),
@@ -167,9 +203,9 @@ def test_what_is_no_fault_of_ours_ends_the_backfill(sample_url: str) -> None:
         sample_url,
         "ALTER TABLE trades ADD CONSTRAINT never CHECK (order_id_encrypted IS NULL OR id % 70 > 0) NOT VALID",
     )
-    with faults_on(sample_url, FaultConfig(worker_killed=1)) as faults:
-        with pytest.raises(MigrationError, match="8 of 8 batch ranges failed:\n- trades, batch range 0"):
-            faults.encrypt(PARTS, lambda part, done: None)
+    all_failed = pytest.raises(MigrationError, match="8 of 8 batch ranges failed:\n- trades, batch range 0")
+    with faults_on(sample_url, FaultConfig(worker_killed=1)) as faults, all_failed:
+        faults.encrypt(PARTS, lambda part, done: None)
     assert [fault.survived for fault in faults.measured()] == [True]
 
 
