@@ -4,8 +4,9 @@
 
 A PostgreSQL server of the benchmark's own, with fsync on, holds the sample. Each round takes a fresh copy of it, lets
 the rehearsal's traffic run for a while, then beside the engine while that encrypts all five tables with one worker,
-then for a while after it. Old and new instances of the application are at work side by side (phases off and plaintext,
-and plain SQL), as they are while production is encrypted. Latency counts from when a request was due.
+then for a while after it. The engine rests as in rehearsals (--rest-ratio 0: not at all). Old and new instances of the
+application are at work side by side (phases off and plaintext, and plain SQL), as they are while production is
+encrypted. Latency counts from when a request was due.
 
 With --check the exit status is 1 if p99 during the backfill is not below 3 times that before it, or if a request failed
 or was answered wrongly.
@@ -35,6 +36,7 @@ from alphapulse_encryption.migration.backfill import Pace, backfill_range
 from alphapulse_encryption.migration.columns import add_encrypted_columns
 from alphapulse_encryption.migration.database import Actor, Database
 from alphapulse_encryption.migration.sessions import Sessions
+from alphapulse_encryption.rehearsal.config import REST_RATIO
 from alphapulse_encryption.rehearsal.measures import Traffic
 from alphapulse_encryption.rehearsal.traffic import TrafficConfig, traffic
 from alphapulse_encryption.sample.database import load_sample
@@ -138,7 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=50, help="requests per second")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15, help="length of the parts before and after")
-    parser.add_argument("--rest-ratio", type=float, default=None, help="of the engine; none by default")
+    parser.add_argument(
+        "--rest-ratio", type=float, default=REST_RATIO, help="of the engine; as rehearsals do"
+    )
     parser.add_argument("--target-seconds", type=float, default=None, help="of a batch")
     parser.add_argument("--batch-size", type=int, default=None, help="rows of a batch")
     parser.add_argument("--check", action="store_true", help="exit with 1 if the requirement is not met")
