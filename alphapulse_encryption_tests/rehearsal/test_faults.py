@@ -150,6 +150,7 @@ def test_a_server_that_is_others_as_well_is_not_restarted(sample_url: str) -> No
         pass
 
 
+@pytest.mark.long
 def test_a_rehearsal_survives_faults_and_says_what_they_cost(small: Place) -> None:
     faults = {
         "worker_killed": 1,
