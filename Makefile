@@ -21,7 +21,7 @@ ARGS ?=
 HAS_BROWSER = $(BIN)/python -m alphapulse_encryption_tests.browser.chromium
 GET_BROWSER := Debian: apt install chromium chromium-driver; macOS: brew install chromium chromedriver
 
-.PHONY: help setup demo demo-drop rehearsal ui psql test lint format stress bench bench-crypto bench-lookup bench-prediction browser screenshots lock clean distclean
+.PHONY: help setup demo demo-drop rehearsal ui psql test lint format stress bench bench-crypto bench-lookup bench-latency bench-prediction browser screenshots lock clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +97,9 @@ bench-lookup: setup ## Measure a lookup by e-mail on ciphertext against one on p
 
 bench-prediction: setup ## Predict a migration of 500,000 rows from a rehearsal on 50,000, then run it (ROWS=50000, ARGS=--check)
 	@$(BIN)/python benchmarks/prediction.py $(if $(ROWS),--rows $(ROWS)) $(ARGS)
+
+bench-latency: setup ## Measure what the application notices of a backfill: p99 before, during, after (ARGS=--check)
+	@$(BIN)/python benchmarks/latency.py $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
 lock: setup ## Resolve requirements.lock again (UPGRADE=1 to take newer versions)
 	@uv=$$(command -v uv || command -v $(BIN)/uv) || { echo "No uv here: $(BIN)/python -m pip install uv" >&2; exit 1; }; \

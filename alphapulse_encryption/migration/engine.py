@@ -46,6 +46,7 @@ from alphapulse_encryption.migration.quarantine import (
 )
 from alphapulse_encryption.migration.reader import Batch, Item, Reader, Unreadable
 from alphapulse_encryption.migration.sessions import Sessions, quick_switches
+from alphapulse_encryption.migration.throttle import Throttle
 from alphapulse_encryption.migration.tuning import Tuned
 from alphapulse_encryption.migration.usage import MeteredCipher
 
@@ -73,11 +74,13 @@ class Pace:
     Args:
         batch_size: rows per batch, kept as it is.
         target_seconds: duration of one batch's transaction to aim at, in seconds.
+        rest_ratio: seconds of rest for each second that a batch took.
         session: what is tuned; given to the sessions that do the work.
     """
 
     batch_size: int | None = None
     target_seconds: float | None = None
+    rest_ratio: float | None = None
     session: Tuned = field(default_factory=Tuned)
 
 
@@ -118,6 +121,7 @@ class RangeResult:
         left_pending: rows that are to be worked on still because they kept changing.
         resumed: whether an earlier, interrupted call was continued.
         seconds_held_back: how much of the duration it waited because the server showed distress.
+        seconds_rested: how much of it was rest between batches, as the settings ask for.
         key_usage: messages under each key that this range used, of all processes so far.
     """
 
@@ -129,6 +133,7 @@ class RangeResult:
     left_pending: int = 0
     resumed: bool = False
     seconds_held_back: float = 0.0
+    seconds_rested: float = 0.0
     key_usage: tuple[KeyUsage, ...] = ()
 
     @property
@@ -307,6 +312,7 @@ class _Run:
     connected: bool = False
     begun: bool = False
     held_back: float = 0.0
+    rested: float = 0.0
 
     @property
     def batch_size(self) -> int:
@@ -419,7 +425,7 @@ class _Run:
             self._reader(reader, definition, start, upper) as items,
         ):
             self._read_ahead(writer, reader, definition, items)
-            waited_before = throttle.waited
+            waited_before, rested_before = throttle.waited, throttle.rested
             for item in items:
                 limits = throttle.wait()
                 if isinstance(item, Unreadable):
@@ -427,9 +433,18 @@ class _Run:
                     continue
                 began = time.monotonic()
                 self._write(writer, definition, item)
-                self._adapt(len(item), time.monotonic() - began, limits)
+                took = time.monotonic() - began
+                self._adapt(len(item), took, limits)
                 self._report()
+                self._rest(throttle, took, limits)
             self.held_back += throttle.waited - waited_before
+            self.rested += throttle.rested - rested_before
+
+    def _rest(self, throttle: Throttle, worked: float, limits: Limits) -> None:
+        ratio = limits.rest_ratio if self.pace.rest_ratio is None else self.pace.rest_ratio
+        if ratio:
+            reason = f"rests {ratio:g} s for each second of work (setting rest_ratio)"
+            throttle.rest(worked * ratio, lambda: self._report(reason))
 
     def _reader(
         self, reader: Connection, definition: TableDefinition, start: Key | None, upper: Key | None
@@ -621,6 +636,7 @@ class _Run:
             left_pending=left_pending,
             resumed=resumed,
             seconds_held_back=self.held_back,
+            seconds_rested=self.rested,
             key_usage=self._key_usage() if self.counters.rows else (),
         )
 

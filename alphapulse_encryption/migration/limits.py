@@ -27,6 +27,13 @@ class Limits(BaseModel):
     paused: bool = Field(default=False, description="every backfill waits at its next batch")
     batch_size: int = Field(default=0, ge=0, le=100_000, description="rows per batch; 0 adapts it")
     target_seconds: float = Field(default=0.25, gt=0, le=60, description="duration of a batch to aim at")
+    rest_ratio: float = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="seconds of rest for each second of work, so that the application has the machine to itself in "
+        "between; the backfill takes so much longer",
+    )
     max_blocked_sessions: int = Field(
         default=0, ge=0, description="wait while more sessions than this wait for a lock of ours"
     )

@@ -288,6 +288,7 @@ class Throttle:
     clock: Callable[[], float] = time.monotonic
     sight: Sight = field(default_factory=lambda: Sight(Limits(), None), init=False)
     waited: float = field(default=0.0, init=False)
+    rested: float = field(default=0.0, init=False)
     pauses: int = field(default=0, init=False)
     _error: psycopg.Error | None = field(default=None, init=False)
     _ended: threading.Event = field(default_factory=threading.Event, init=False)
@@ -312,6 +313,20 @@ class Throttle:
         self.pauses += 1
         self.on_wait(None)
         return self.sight.limits
+
+    def rest(self, seconds: float, on_rest: Callable[[], None]) -> None:
+        """Leave the machine to others for a while.
+
+        Args:
+            seconds: how long.
+            on_rest: called from time to time during a long rest; ends it by raising.
+        """
+        until = self.clock() + seconds
+        while (left := until - self.clock()) > 0:
+            self.sleep(min(left, SECONDS_BETWEEN_LOOKS / 2))
+            if left > SECONDS_BETWEEN_LOOKS / 2:
+                on_rest()
+        self.rested += seconds
 
     def take_look(self) -> None:
         """Ask the indicators now."""

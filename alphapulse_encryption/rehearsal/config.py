@@ -6,9 +6,12 @@ import dagster as dg
 from pydantic import Field
 
 from alphapulse_encryption.migration.engine import LARGEST_BATCH
+from alphapulse_encryption.rehearsal.faults import FaultConfig
 from alphapulse_encryption.rehearsal.traffic import TrafficConfig
 from alphapulse_encryption.resources.workers import PaceConfig
 
+# So that the application keeps its answers quick on two cores (`make bench-latency`).
+REST_RATIO = 2.0
 DEFAULT_APPROVER = "staging rehearsal"
 
 
@@ -26,6 +29,13 @@ class RehearsalConfig(dg.Config):
     )
     target_seconds: float | None = Field(
         default=None, gt=0, le=60, description="How long one batch's transaction is to take, in seconds."
+    )
+    rest_ratio: float = Field(
+        default=REST_RATIO,
+        ge=0,
+        le=100,
+        description="Seconds of rest of the backfill for each second of work, which the application has the machine to "
+        "itself. What is predicted is predicted with it: on the day, --set rest_ratio=... to the same.",
     )
     approver: str = Field(
         default=DEFAULT_APPROVER,
@@ -59,6 +69,10 @@ class RehearsalConfig(dg.Config):
         default_factory=TrafficConfig,
         description="The application's requests on the clone, while the stages are at work; rate 0 for none.",
     )
+    faults: FaultConfig = Field(
+        default_factory=FaultConfig,
+        description="What is to go wrong while the clone is encrypted; nothing by default.",
+    )
     keep_clone: bool = Field(
         default=False, description="Leave the clone there at the end; you remove it yourself."
     )
@@ -73,5 +87,8 @@ class RehearsalConfig(dg.Config):
     def pace(self) -> PaceConfig:
         """The pace of the backfill."""
         return PaceConfig(
-            workers=self.workers, batch_size=self.batch_size, target_seconds=self.target_seconds
+            workers=self.workers,
+            batch_size=self.batch_size,
+            target_seconds=self.target_seconds,
+            rest_ratio=self.rest_ratio,
         )

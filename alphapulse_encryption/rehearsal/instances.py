@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, BinaryIO
 
 import psycopg
@@ -121,7 +121,10 @@ class Load:
         return targets
 
     def start(self) -> None:
-        """Begin."""
+        """Begin, with all sessions open."""
+        with ExitStack() as connections:
+            for _ in self.clients:
+                connections.enter_context(self.engine.connect())
         working = [client for client in self.clients if client.has_work]
         self._waits.start()
         self.began = time.time()

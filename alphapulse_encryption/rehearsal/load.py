@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
-from alphapulse_encryption.rehearsal.measures import Fault, Latency, Moment, Traffic
+from alphapulse_encryption.rehearsal.measures import Latency, Moment, Traffic
 from alphapulse_encryption.rehearsal.target import RehearsalTarget
 from alphapulse_encryption.rehearsal.traffic import traffic
 
@@ -19,11 +19,9 @@ class Load:
 
     Args:
         traffic: of each deployment that had some.
-        faults: that were provoked.
     """
 
     traffic: list[Traffic] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
 
 
 def has_traffic(config: RehearsalConfig) -> bool:
@@ -75,6 +73,8 @@ def together(parts: Sequence[Traffic]) -> Traffic | None:
         lock_waits=_added([part.lock_waits for part in parts]),
         longest_lock_wait=max(part.longest_lock_wait for part in parts),
         error_kinds=_added([part.error_kinds for part in parts]),
+        retried=sum(part.retried for part in parts),
+        left_out=tuple(dict.fromkeys(note for part in parts for note in part.left_out)),
     )
 
 

@@ -25,7 +25,7 @@ from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.jobs.erase_dropped import report_lines
 from alphapulse_encryption.migration import preflight as checklist
 from alphapulse_encryption.migration.approvals import approve_drop, two_person_rule
-from alphapulse_encryption.migration.backfill import RangeResult, backfill_range
+from alphapulse_encryption.migration.backfill import Pace, RangeResult, backfill_range
 from alphapulse_encryption.migration.backup import take_backup
 from alphapulse_encryption.migration.catch_up import pending_ranges
 from alphapulse_encryption.migration.columns import add_encrypted_columns
@@ -41,8 +41,10 @@ from alphapulse_encryption.migration.views import create_views
 from alphapulse_encryption.rehearsal import clone as clones
 from alphapulse_encryption.rehearsal import load as loads
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
+from alphapulse_encryption.rehearsal.faults import Done, provoked
 from alphapulse_encryption.rehearsal.measures import (
     Circumstances,
+    Fault,
     Finding,
     Sizes,
     Stage,
@@ -50,6 +52,7 @@ from alphapulse_encryption.rehearsal.measures import (
     TableWork,
 )
 from alphapulse_encryption.rehearsal.phases import DEPLOYMENTS
+from alphapulse_encryption.rehearsal.servers import also_on, is_embedded, restart_embedded
 from alphapulse_encryption.rehearsal.sizes import read_sizes
 from alphapulse_encryption.rehearsal.source import (
     PRODUCTION_VARIABLE,
@@ -112,6 +115,7 @@ class Rehearsing:
     passed: Passed
     work: dict[str, TableWork] = field(default_factory=dict, init=False)
     findings: list[Finding] = field(default_factory=list, init=False)
+    faults: list[Fault] = field(default_factory=list, init=False)
     seconds: float = field(default=0.0, init=False)
 
     @cached_property
@@ -185,7 +189,7 @@ class Rehearsing:
             wal=max(written, 0),
             sizes=sizes,
             traffic=loads.together(load.traffic),
-            faults=tuple(load.faults),
+            faults=tuple(self.faults),
             findings=tuple(sorted(self.findings, key=lambda finding: weights[finding.level])),
             attempts=mark.attempts[self.stage],
         )
@@ -305,9 +309,13 @@ def columns(at: Rehearsing) -> None:
 
 
 def backfill(at: Rehearsing) -> None:
-    """Step 3."""
+    """Step 3, through all the faults that were asked for."""
+    parts = parts_of(at.target, [table.key for table in at.tables])
     try:
-        _encrypt(at, parts_of(at.target, [table.key for table in at.tables]))
+        if at.config.faults.kinds:
+            _encrypt_through_faults(at, parts)
+        else:
+            _encrypt(at, parts)
     finally:
         _find_quarantined(at)
 
@@ -333,6 +341,40 @@ def _encrypt(at: Rehearsing, parts: list[TablePart]) -> None:
             work_through(at.context, at.config.pace, at.target, None, parts, backfill_range, done)
     finally:
         spans.tell(at)
+
+
+def _encrypt_through_faults(at: Rehearsing, parts: list[TablePart]) -> None:
+    spans = _Spans()
+
+    def done(part: tuple[str, int], result: Done) -> None:
+        spans.ended(part[0], result.seconds)
+        at.add(
+            part[0],
+            TableWork(
+                rows=result.rows,
+                values=result.values,
+                ranges=((result.rows, result.seconds),) if result.rows else (),
+                seconds_held_back=result.seconds_held_back,
+                changed_meanwhile=result.changed_meanwhile,
+            ),
+        )
+
+    pace = at.config.pace
+    server = at.target.server
+    with provoked(
+        *(at.config.faults, at.target.database, at.target.catalogue, at.target.environment, at.who),
+        pace=Pace(pace.batch_size, pace.target_seconds, pace.rest_ratio),
+        workers=pace.workers,
+        restart=restart_embedded if is_embedded(server) else None,
+        shared_with=also_on(server) if at.config.faults.server_restarted else "",
+        tell=at.context.log.warning,
+    ) as faults:
+        try:
+            with at.working():
+                faults.encrypt([(part.table, part.batch_range) for part in parts], done)
+        finally:
+            spans.tell(at)
+    at.faults += faults.measured()
 
 
 def _find_quarantined(at: Rehearsing) -> None:

@@ -6,8 +6,8 @@ Belongs here: reading that from a database that knows nothing of any traffic. Wh
 from __future__ import annotations
 
 import json
-import random
 import re
+import secrets
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.saved import latest
+from alphapulse_encryption.migration.tracking import bookkeeping_exists, table_state
 from alphapulse_encryption.orm import (
     EncryptedBoolean,
     EncryptedBytes,
@@ -91,15 +92,15 @@ class Field:
         context = self.sensitive.context if self.sensitive is not None else ""
         return _encrypted(self.type, context)
 
-    def fresh(self, value: Any, chance: random.Random) -> Any:
-        """A value that no other row has, made of one that suits; None where none can be made."""
+    def fresh(self, value: Any) -> Any:
+        """A value that no other row has, nor ever had, made of one that suits; None where none can be made."""
         if isinstance(self.type, UuidType):
-            return uuid.UUID(int=chance.getrandbits(128), version=4)
+            return uuid.uuid4()
         if isinstance(self.type, String) and isinstance(value, str):
             length = self.type.length
             if length is not None and length < _DIGITS:
                 return None
-            return f"{chance.randrange(10**_DIGITS):0{_DIGITS}d}{value}"[:length]
+            return f"{secrets.randbelow(10**_DIGITS):0{_DIGITS}d}{value}"[:length]
         return None
 
 
@@ -133,7 +134,7 @@ class Shape:
         """The columns that are encrypted."""
         return tuple(field for field in self.fields if field.sensitive is not None)
 
-    def new_row(self, copied: Values, chance: random.Random) -> Values | None:
+    def new_row(self, copied: Values) -> Values | None:
         """The values of a new row made of another one's, by attribute; None where it would have no key of its own."""
         row: Values = {}
         is_new = False
@@ -143,7 +144,7 @@ class Shape:
                 is_new = True
                 continue
             if field.unique or (field.in_key and isinstance(field.type, UuidType)):
-                value = None if value is None and not field.required else field.fresh(value, chance)
+                value = None if value is None and not field.required else field.fresh(value)
                 if value is None and field.required:
                     return None
                 is_new = is_new or field.in_key
@@ -174,8 +175,9 @@ def read_shape(connection: Connection, table: Table) -> Shape:
         RefusedError: another session holds it exclusively.
     """
     definition = read_table(connection, table, plaintext=False)
-    dropped = _dropped_types(connection, definition)
+    dropped = _dropped(connection, definition)
     unique = _unique_columns(connection, definition)
+    set_aside = _not_null_set_aside(connection, table)
     sensitive = {column.name: column for column in table.columns}
     engines = {name for column in table.columns for name in column.derived}
     key = [column.name for column in definition.key]
@@ -188,7 +190,7 @@ def read_shape(connection: Connection, table: Table) -> Shape:
     attributes |= {name: f"other{number}" for number, name in enumerate(others)}
     names = [*key, *(n for n in live if n not in key and n not in engines), *dropped]
     for name in dict.fromkeys(names):
-        column = live.get(name) or LiveColumn(name, dropped[name], False, None, False)
+        column = live.get(name) or dropped[name]
         if column.generated and name not in key:
             continue
         kind = type_of(column.type)
@@ -202,7 +204,7 @@ def read_shape(connection: Connection, table: Table) -> Shape:
                 attribute=attributes[name],
                 type=kind or NullType(),
                 sensitive=sensitive.get(name) if kind is not None and _representable(kind) else None,
-                required=column.not_null or name in dropped,
+                required=column.not_null or name in set_aside,
                 in_key=name in key,
                 given=column.default is not None or column.generated,
                 unique=name in unique,
@@ -218,19 +220,28 @@ def read_shape(connection: Connection, table: Table) -> Shape:
     )
 
 
-def _dropped_types(connection: Connection, definition: TableDefinition) -> dict[str, str]:
-    """The types of the plaintext columns that are not there any more."""
+def _dropped(connection: Connection, definition: TableDefinition) -> dict[str, LiveColumn]:
+    """The plaintext columns that are not there any more, as they were."""
     missing = [column.name for column in definition.table.columns if column.name not in definition.columns]
     if not missing:
         return {}
     saved = latest(connection, definition.table)
-    types = {column.name: column.type for column in saved[1].columns} if saved is not None else {}
-    unknown = [name for name in missing if name not in types]
+    columns = {column.name: column for column in saved[1].columns} if saved is not None else {}
+    unknown = [name for name in missing if name not in columns]
     if unknown:
         raise ConfigurationError(
             f"Table {definition.table.key} has no column {unknown[0]}, and no drop has saved its definition."
         )
-    return {name: types[name] for name in missing}
+    return {
+        name: LiveColumn(name, columns[name].type, columns[name].not_null is not None, None, False)
+        for name in missing
+    }
+
+
+def _not_null_set_aside(connection: Connection, table: Table) -> set[str]:
+    """The columns that were NOT NULL before the switch, and may not be NULL on both sides since."""
+    state = table_state(connection, table) if bookkeeping_exists(connection) else None
+    return set(state.set_aside.get("not_null") or ()) if state is not None else set()
 
 
 def _unique_columns(connection: Connection, definition: TableDefinition) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 import psycopg
@@ -18,7 +19,7 @@ from alphapulse_encryption.orm import EncryptedTypeError, EncryptedValueError
 from alphapulse_encryption.rehearsal.tables import Field, Shape, Values, digest
 from alphapulse_encryption.rehearsal.ways import Key, Plain, Way
 
-# Each request is tried out on so many rows before the traffic begins.
+# Each request is tried out so often at least before the traffic begins.
 _TRIALS = 3
 
 
@@ -101,7 +102,7 @@ class Target:
         values = {f.attribute: chance.choice(self.book.donors[f.attribute]) for f in fields}
         for f in fields:
             if f.unique:
-                values[f.attribute] = f.fresh(values[f.attribute], chance)
+                values[f.attribute] = f.fresh(values[f.attribute])
         return values
 
     def new_row(self, chance: random.Random) -> Values:
@@ -110,7 +111,7 @@ class Target:
         Raises:
             NoKeyOfItsOwn: it cannot be made.
         """
-        row = self.shape.new_row(chance.choice(self.book.templates), chance) if self.book.templates else None
+        row = self.shape.new_row(chance.choice(self.book.templates)) if self.book.templates else None
         if row is None:
             raise NoKeyOfItsOwn
         return row
@@ -120,27 +121,33 @@ class Target:
         return _remembered(self.shape, key, row, inserted=True)
 
     def try_out(self, engine: Engine, chance: random.Random) -> None:
-        """Find out which requests the table allows, in transactions that are rolled back."""
-        way, name = self.library[0], self.shape.table.key
+        """Find out which requests the table allows, in transactions that are rolled back.
+
+        All ways are gone once, so that the first request does not pay for what is done once in a process: deriving
+        keys, making statements.
+        """
+        name = self.shape.table.key
         if not self.book.rows:
             self.left_out.append(f"table {name}: it has no rows that can be read")
             return
 
         def update(fields: Sequence[Field]) -> Callable[[Session], None]:
             def attempt(session: Session) -> None:
-                for row in self.book.rows[:_TRIALS]:
+                for way, row in zip(ways, cycle(self.book.rows[:_TRIALS]), strict=False):
                     way.update(session, row.key, self.new_values(chance, fields))
 
             return attempt
 
         def insert(session: Session) -> None:
-            for _ in range(_TRIALS):
+            for way in ways:
                 way.delete(session, way.insert(session, self.new_row(chance)))
+
+        ways = self.ways * -(-_TRIALS // len(self.ways))
 
         possible = []
         for f in self.shape.sensitive:
             donors = self.book.donors[f.attribute]
-            if donors and f.unique and f.fresh(donors[0], chance) is None:
+            if donors and f.unique and f.fresh(donors[0]) is None:
                 self.left_out.append(f"update of {name}.{f.name}: no other value would be unique")
             elif donors:
                 possible.append(f)

@@ -67,6 +67,12 @@ class PaceConfig(dg.Config):
         le=60,
         description="How long one batch's transaction is to take, in seconds. Unset: as the settings say.",
     )
+    rest_ratio: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="Seconds of rest for each second of work. Unset: as the settings say, which is none at first.",
+    )
     workers: int = Field(default=1, ge=1, le=16, description="How many batch ranges are worked on at once.")
     work_mem: str | None = Field(
         default=None, description="Memory of one sort or hash in our sessions, for example 256MB."
@@ -160,7 +166,7 @@ def _worked_on(
                 cipher,
                 keys,
                 actor(context),
-                pace=Pace(config.batch_size, config.target_seconds),
+                pace=Pace(config.batch_size, config.target_seconds, config.rest_ratio),
                 on_progress=on_progress,
                 sessions=sessions,
                 following=following.batch_range if following and following.table == part.table else None,
@@ -264,6 +270,7 @@ def figures(result: RangeResult) -> dict[str, RawMetadataValue]:
         "resumed": result.resumed,
         "seconds": round(result.seconds, 3),
         "seconds_held_back": round(result.seconds_held_back, 3),
+        "seconds_rested": round(result.seconds_rested, 3),
         "rows_per_second": round(result.rows / result.seconds) if result.seconds else 0,
         # Of the 2^32 that each may.
         "values_encrypted_by_key": {

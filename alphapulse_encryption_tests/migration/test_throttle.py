@@ -19,6 +19,7 @@ from alphapulse_encryption.migration import backfill, throttle
 from alphapulse_encryption.migration.backfill import Pace, Progress
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.migration.limits import Limits, change_limits, read_limits
+from alphapulse_encryption.migration.sessions import Sessions
 from alphapulse_encryption.migration.throttle import Normal, NotAvailable, Sight, Stop, Throttle
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS
@@ -323,6 +324,56 @@ def test_free_disk(database_url: str) -> None:
     data = support.value(database_url, "SELECT current_setting('data_directory')")
     assert asked == [Path(data)]
     assert throttle.free_bytes(Path(data)) is not None
+
+
+def test_a_backfill_rests_for_as_long_as_the_setting_says_now(database_url: str) -> None:
+    make(database_url)
+    database = Database(database_url)
+    seen: list[Progress] = []
+
+    def note(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.rows == 150:
+            change_limits(database, {"rest_ratio": "0"}, ACTOR)
+            # Heard of at the next look, which is over before the next batch.
+            support.until(heard, "the look")
+
+    def heard() -> bool:
+        return bool(sessions._throttle and sessions._throttle.sight.limits.rest_ratio == 0)
+
+    change_limits(database, {"rest_ratio": "4"}, ACTOR)
+    with Sessions(database) as sessions:
+        result = backfill.backfill_range(
+            *(database, ENTRY, 0, CIPHER, KEYS, ACTOR), pace=Pace(50), on_progress=note, sessions=sessions
+        )
+    assert (result.rows, len(seen)) == (300, 6)
+    # After three batches at the most, and after two at least.
+    assert 0 < result.seconds_rested < result.seconds
+    run(database_url, "UPDATE notes SET body = body || '.'")
+    again = backfill.backfill_range(*(database, ENTRY, 0, CIPHER, KEYS, ACTOR), pace=Pace(50, rest_ratio=2))
+    assert (again.rows, again.seconds_rested > 0) == (300, True)
+    run(database_url, "UPDATE notes SET body = body || '.'")
+    unrested = backfill.backfill_range(*(database, ENTRY, 0, CIPHER, KEYS, ACTOR), pace=Pace(50))
+    assert (unrested.rows, unrested.seconds_rested) == (300, 0)
+
+
+def test_a_long_rest_can_be_ended() -> None:
+    now = 0.0
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        slept.append(seconds)
+        now += seconds
+
+    told: list[int] = []
+    resting = Throttle(lambda: Sight(Limits(), None), lambda reason: None, sleep, lambda: now)
+    resting.rest(1.2, lambda: told.append(1))
+    assert sum(slept) == pytest.approx(1.2)
+    assert (len(told), resting.rested) == (2, 1.2)
+    with pytest.raises(backfill.Stopped):
+        resting.rest(60, lambda: (_ for _ in ()).throw(backfill.Stopped("enough")))
+    assert now < 2
 
 
 def test_a_wait_tells_its_reason_until_it_is_over() -> None:
