@@ -34,7 +34,7 @@ def test_the_whole_circle(sample: Place) -> None:
     # Nothing is told of the assets of the target.
     assert told == {"staging_rehearsal"}
     # There is a page of it, and one of all of them.
-    page = here.state / "rehearsals" / outcome.run_id / "index.html"
+    page = sample.state / "rehearsals" / outcome.run_id / "index.html"
     assert "unchanged: its tables had the same checksums" in page.read_text()
     assert f'href="{outcome.run_id}/index.html"' in (page.parent.parent / "history.html").read_text()
     # The source is as it was, and nothing is left beside it.
