@@ -288,7 +288,9 @@ def _batch_size(text: str) -> int:
 
 def _goes_without_steps(parser: argparse.ArgumentParser, options: argparse.Namespace) -> bool:
     for name in REHEARSAL_ONLY:
-        if getattr(options, name) not in (None, False) and not options.rehearse:
+        given = getattr(options, name)
+        # A rate of 0 is one, too.
+        if given is not None and given is not False and not options.rehearse:
             parser.error(f"--{name.replace('_', '-')} goes with --rehearse")
     alone = [name for name in WITHOUT_STEPS if getattr(options, name)]
     if not alone:

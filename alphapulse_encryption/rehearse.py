@@ -10,13 +10,16 @@ from dagster._core.events import DagsterEventType
 from alphapulse_encryption import settings
 from alphapulse_encryption.launch import launcher
 from alphapulse_encryption.rehearsal import history
-from alphapulse_encryption.rehearsal.conclusion import in_a_line, report_page
+from alphapulse_encryption.rehearsal.conclusion import history_page, in_a_line, report_page
 from alphapulse_encryption.rehearsal.job import FIRST, JOB
 from alphapulse_encryption.rehearsal.source import STAGING_DATABASE, is_sample
+from alphapulse_encryption.rehearsal.verdict import Level, judge
 from alphapulse_encryption.resources.environment import uses_sample
 from alphapulse_encryption.sample.database import DEFAULT_ROWS, load_sample, loaded_sample
 from alphapulse_encryption.sample.key import make_sample_key
 from alphapulse_encryption.sample.postgres import embedded, embedded_url
+
+SHOWN_REASONS = 20
 
 
 def rehearse(config: Mapping[str, object], rows: int | None) -> bool:
@@ -28,7 +31,7 @@ def rehearse(config: Mapping[str, object], rows: int | None) -> bool:
             one that is there, or for the demo's size.
 
     Returns:
-        Whether the rehearsal went all the way.
+        Whether the rehearsal went all the way, and nothing that it found makes the day not ready.
 
     Raises:
         MigrationError: it could not begin.
@@ -45,11 +48,17 @@ def rehearse(config: Mapping[str, object], rows: int | None) -> bool:
         for problem in outcome.problems:
             print(f"✗ {problem}")
         return False
-    print(f"{'✓' if outcome.succeeded else '✗'} {in_a_line(last)}")
-    page = report_page(outcome.run_id)
-    if page.exists():
-        print(f"  Report: {page}")
-    return outcome.succeeded
+    verdict = judge(last)
+    ready = outcome.succeeded and verdict.level is not Level.NOT_READY
+    print(f"{'✓' if ready else '✗'} {in_a_line(last)}")
+    for reason in verdict.reasons[:SHOWN_REASONS]:
+        print(f"  {'✗' if reason.level == 'blocker' else '!'} {reason.what}")
+    if len(verdict.reasons) > SHOWN_REASONS:
+        print(f"  … and {len(verdict.reasons) - SHOWN_REASONS} more, in the report")
+    for what, page in (("Report", report_page(outcome.run_id)), ("All rehearsals", history_page())):
+        if page.exists():
+            print(f"  {what}: {page}")
+    return ready
 
 
 def _tell(event: dg.DagsterEvent) -> None:

@@ -42,6 +42,8 @@ def test_on_a_bare_machine(server_dir: Path) -> None:
         assert "Loaded the sample's staging copy: 1,000 rows" in said
         assert LINE.findall(said) == list(Stage)
         assert "✓ The rehearsal went all the way there and back" in said
+        (page,) = re.findall(r"^  Report: (.*)$", said, re.MULTILINE)
+        assert Path(page).read_text().startswith("<!DOCTYPE html>")
         # Of another size, it is made anew; otherwise it is left as it is.
         assert "Loaded the sample's staging copy: 1,100 rows" in rehearse("--rows", "1100")
         assert "The sample's staging copy is there: 1,100 rows" in rehearse()

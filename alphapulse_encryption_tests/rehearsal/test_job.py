@@ -132,7 +132,7 @@ def test_failed_and_executed_again_from_failure(small: Place, monkeypatch: pytes
 
         with monkeypatch.context() as patch:
             patch.setattr(stages, "PARTS", failing(Stage.VIEWS, refuse))
-            outcome = rehearse(small, instance)
+            outcome = rehearse(small, instance, tables=["sessions"])
         assert not outcome.succeeded
         (failed,) = history.read(instance)
         assert (failed.failed_stage, failed.run_id) == (Stage.VIEWS, outcome.run_id)
@@ -172,7 +172,7 @@ def test_a_retry_without_its_clone_says_what_to_do(small: Place, monkeypatch: py
 
         with monkeypatch.context() as patch:
             patch.setattr(stages, "PARTS", failing(Stage.BASELINE, refuse))
-            outcome = rehearse(small, instance)
+            outcome = rehearse(small, instance, tables=["sessions"])
         (name,) = clones(small)
         query(small.postgres.url("postgres"), f"DROP DATABASE {name}")
         again = execute_again(instance, outcome.run_id)
@@ -194,7 +194,7 @@ def test_cancelled(small: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(stages, "PARTS", failing(Stage.BACKUP, interrupt))
     with small.instance() as instance:
-        outcome = rehearse(small, instance)
+        outcome = rehearse(small, instance, tables=["sessions"])
         assert (outcome.succeeded, outcome.interrupted) == (False, True)
         assert history.read(instance) == ()
     assert clones(small) == []

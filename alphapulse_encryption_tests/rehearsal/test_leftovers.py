@@ -22,7 +22,7 @@ from alphapulse_encryption_tests.migration.walk import query
 from alphapulse_encryption_tests.place import Place
 from alphapulse_encryption_tests.rehearsal.circle import JOB, clones, contents, drop
 
-QUIET = ("--rehearse", "--rate", "0")
+QUIET = ("--rehearse", "--rate", "0", "--table", "sessions")
 
 
 @contextlib.contextmanager
