@@ -12,6 +12,9 @@ from alphapulse_encryption.rehearsal.measures import Latency, Moment, Traffic
 from alphapulse_encryption.rehearsal.target import RehearsalTarget
 from alphapulse_encryption.rehearsal.traffic import traffic
 
+# Seeds of one rehearsal are apart from those of the next one's.
+_MOST_DEPLOYMENTS, _MOST_SALTS = 10, 1_000_000
+
 
 @dataclass
 class Load:
@@ -19,9 +22,12 @@ class Load:
 
     Args:
         traffic: of each deployment that had some.
+        salt: another one for each attempt at each stage: with the same choices, a later one would insert values that an
+            earlier one has inserted already.
     """
 
     traffic: list[Traffic] = field(default_factory=list)
+    salt: int = 0
 
 
 def has_traffic(config: RehearsalConfig) -> bool:
@@ -45,7 +51,9 @@ def under_load(
     Raises:
         MigrationError: the traffic does not work, or the block failed.
     """
-    with traffic(clone.conninfo, target.catalogue, phases, config.traffic, target.environment) as running:
+    seed = config.traffic.seed * _MOST_SALTS + load.salt * _MOST_DEPLOYMENTS + len(load.traffic)
+    requests = config.traffic.model_copy(update={"seed": seed})
+    with traffic(clone.conninfo, target.catalogue, phases, requests, target.environment) as running:
         yield
     measured = running.measured()
     if measured is not None:

@@ -170,8 +170,8 @@ class Rehearsing:
             MigrationError: as the functions of the migration do; or the clone is gone.
         """
         server = self.target.server
-        load = loads.Load()
         with clones.held(server, self.passed.clone, self.stage) as mark:
+            load = loads.Load(salt=mark.attempts[self.stage] * len(Stage) + list(Stage).index(self.stage))
             started = datetime.now(UTC)
             position = wal_position(server)
             for phases, part in zip(DEPLOYMENTS[self.stage], PARTS[self.stage], strict=True):
