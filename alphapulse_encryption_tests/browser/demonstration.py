@@ -16,7 +16,7 @@ from pathlib import Path
 
 from alphapulse_encryption.sample.postgres import SAMPLE_DATABASE, EmbeddedPostgres
 from alphapulse_encryption_tests import forked
-from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS
+from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS, place_for_servers
 
 # With this name, what a killed process leaves is removed by the next test session.
 _PREFIX = "alphapulse-tests-"
@@ -54,7 +54,9 @@ def demonstration(*demo_arguments: str) -> Iterator[Demonstration]:
     Raises:
         RuntimeError: one of them failed; with what it printed.
     """
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as state:
+    with tempfile.TemporaryDirectory(
+        prefix=_PREFIX, dir=place_for_servers(), ignore_cleanup_errors=True
+    ) as state:
         environment = {
             **{
                 name: value
