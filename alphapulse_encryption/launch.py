@@ -236,7 +236,8 @@ def _stopped_from_the_ui(instance: dg.DagsterInstance, run_id: str) -> Iterator[
         yield
     finally:
         ended.set()
-        thread.join()
+        # It may be asking a server that does not answer any more; the run does not depend on it.
+        thread.join(_SECONDS_BETWEEN_LOOKS)
 
 
 # Tags of this prefix are not shown in lists of runs.

@@ -48,8 +48,8 @@ _LONG_FIRST = (
     "test_bad_input.py",
 )
 _PREFIX = "alphapulse-tests-"
-# A file system in memory, where Linux has one, and how many bytes it and the memory have to have left to be used: making
-# a database, which most tests do, takes a third of the time there.
+# A file system in memory, where Linux has one, and how many bytes it and the memory have to have left to be used:
+# making a database, which most tests do, takes a third of the time there.
 _IN_MEMORY = Path("/dev/shm")
 _ENOUGH = 6 << 30
 

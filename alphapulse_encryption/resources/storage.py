@@ -31,8 +31,8 @@ _LIFE = 60
 class AlphaPulseStorage(DagsterPostgresStorage):
     """Runs, events and schedules in PostgreSQL, with a fallback that `dagster.yaml` cannot express.
 
-    A few sessions are kept for the next statement. Dagster opens one for every statement, hundreds in a short run, which
-    costs the server more than the statements do. One that is kept is tried before it is used: it may be dead.
+    A few sessions are kept for the next statement. Dagster opens one for every statement, hundreds in a short run,
+    which costs the server more than the statements do. One that is kept is tried before it is used: it may be dead.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class AlphaPulseStorage(DagsterPostgresStorage):
             pool_pre_ping=True,
             pool_use_lifo=True,
         )
-        for storage in (self.run_storage, self.event_log_storage, self.schedule_storage):
+        for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
             storage._engine = sessions
         # The instance that is closed tells the parts, not the whole.
-        self.run_storage.dispose = sessions.dispose
+        setattr(self._run_storage, "dispose", sessions.dispose)  # noqa: B010
 
     @classmethod
     def config_type(cls) -> dict[str, Field]:
