@@ -304,7 +304,7 @@ def _run(options: argparse.Namespace) -> int:
         demo = Demo(Database(embedded_url(SAMPLE_DATABASE)), catalogue, keys, console)
         tables = (DROPPED_TABLE,) if options.drop else catalogue.keys
         steps = Steps(
-            stack.enter_context(launcher(ranges, brief=True)),
+            stack.enter_context(launcher(ranges)),
             demo.database,
             catalogue,
             keys,

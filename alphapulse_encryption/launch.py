@@ -13,6 +13,7 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.reconstruct import ReconstructableRepository
+from dagster._core.definitions.repository_definition import RepositoryDefinition
 from dagster._core.execution.api import execute_run
 from dagster._core.remote_origin import RemoteRepositoryOrigin
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
@@ -52,6 +53,17 @@ class Outcome:
         return [(key, entries[name]) for key, entries in self.partitions.items() if name in entries]
 
 
+class _Repository(ReconstructableRepository):
+    """The definitions, built once for all runs of a launcher: Dagster would build them anew for every run."""
+
+    _built: RepositoryDefinition
+
+    def get_definition(self) -> RepositoryDefinition:
+        if not hasattr(self, "_built"):
+            self._built = super().get_definition()
+        return self._built
+
+
 @dataclass
 class Launcher:
     """Launches jobs on an instance.
@@ -64,7 +76,7 @@ class Launcher:
     instance: dg.DagsterInstance
     ranges: int
     _repository: ReconstructableRepository = field(
-        default_factory=lambda: ReconstructableRepository.for_module(_MODULE, "defs")
+        default_factory=lambda: _Repository.for_module(_MODULE, "defs")
     )
 
     @cached_property
@@ -189,26 +201,21 @@ def _together(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 @contextmanager
-def launcher(ranges: int, *, brief: bool = False) -> Iterator[Launcher]:
+def launcher(ranges: int) -> Iterator[Launcher]:
     """A launcher on the instance that ``make ui`` shows.
 
     Args:
         ranges: how many batch ranges every table has.
-        brief: keep connections to Dagster's storage open between events, which saves time where all runs are
-            short. One that dies fails an event, so not for runs that last.
 
     Raises:
         ConfigurationError: the instance cannot be opened.
     """
     with open_instance() as instance:
-        if brief:
-            instance.optimize_for_webserver(_STATEMENT_TIMEOUT_MS, _RECYCLE_SECONDS, _OVERFLOW)
         _end_abandoned_runs(instance)
         yield Launcher(instance, ranges)
 
 
 _SECONDS_BETWEEN_LOOKS = 3.0
-_STATEMENT_TIMEOUT_MS, _RECYCLE_SECONDS, _OVERFLOW = 60_000, 300, 20
 
 
 @contextmanager
@@ -229,7 +236,8 @@ def _stopped_from_the_ui(instance: dg.DagsterInstance, run_id: str) -> Iterator[
         yield
     finally:
         ended.set()
-        thread.join()
+        # It may be asking a server that does not answer any more; the run does not depend on it.
+        thread.join(_SECONDS_BETWEEN_LOOKS)
 
 
 # Tags of this prefix are not shown in lists of runs.

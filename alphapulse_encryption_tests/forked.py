@@ -8,6 +8,7 @@ exit status and the output that it would have, and as easily killed. What is loa
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -20,17 +21,26 @@ from pathlib import Path
 _LOADED_ONCE = [
     "alembic.context",
     "argon2",
+    "bech32",
+    "cryptography.hazmat.primitives.ciphers.aead",
+    "cryptography.hazmat.primitives.kdf.hkdf",
     "dagster",
+    "dagster._core.definitions.external_asset",
     "dagster._core.execution.api",
     "dagster._core.storage.event_log",
     "dagster._core.workspace.load",
     "dagster_postgres",
     "fastapi",
+    "platformdirs",
+    "psutil",
     "psycopg",
     "pydantic",
+    "pyrage",
+    "requests",
     "rich.progress",
     "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.postgresql.psycopg2",
+    "tenacity",
     "uvicorn",
 ]
 _forkserver = multiprocessing.get_context("forkserver")
@@ -106,6 +116,8 @@ def run(
 
 
 def _run(module: str, arguments: list[str], environment: dict[str, str], output: str, errors: str) -> None:
+    # What was loaded before is never garbage here: looking at it would copy all of it into this process.
+    gc.freeze()
     for descriptor, path in enumerate((os.devnull, output, errors)):
         opened = os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT)
         os.dup2(opened, descriptor)

@@ -23,10 +23,38 @@ _DRIVER = "postgresql+psycopg2"
 # A server that is just being restarted is back after a few seconds.
 _ATTEMPTS = 4
 _CONNECT_TIMEOUT = 10
+# Sessions that are kept, and their longest life in seconds: a network may forget one without a word.
+_KEPT = 2
+_LIFE = 60
 
 
 class AlphaPulseStorage(DagsterPostgresStorage):
-    """Runs, events and schedules in PostgreSQL, with a fallback that `dagster.yaml` cannot express."""
+    """Runs, events and schedules in PostgreSQL, with a fallback that `dagster.yaml` cannot express.
+
+    A few sessions are kept for the next statement. Dagster opens one for every statement, hundreds in a short run,
+    which costs the server more than the statements do. One that is kept is tried before it is used: it may be dead.
+    """
+
+    def __init__(
+        self,
+        postgres_url: str,
+        should_autocreate_tables: bool = True,
+        inst_data: ConfigurableClassData | None = None,
+    ) -> None:
+        super().__init__(postgres_url, should_autocreate_tables, inst_data)
+        sessions = sqlalchemy.create_engine(
+            postgres_url,
+            isolation_level="AUTOCOMMIT",
+            pool_size=_KEPT,
+            max_overflow=-1,
+            pool_recycle=_LIFE,
+            pool_pre_ping=True,
+            pool_use_lifo=True,
+        )
+        for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
+            storage._engine = sessions
+        # The instance that is closed tells the parts, not the whole.
+        setattr(self._run_storage, "dispose", sessions.dispose)  # noqa: B010
 
     @classmethod
     def config_type(cls) -> dict[str, Field]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from alphapulse_encryption.sample.postgres import SAMPLE_DATABASE, EmbeddedPostgres
 from alphapulse_encryption_tests import forked
-from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS
+from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS, place_for_servers
 
 # With this name, what a killed process leaves is removed by the next test session.
 _PREFIX = "alphapulse-tests-"
@@ -25,6 +25,7 @@ _ANNOUNCEMENT = "Dagster's UI is at"
 _POLL = 0.1  # seconds
 # Seconds. The UI has an orderly end, and takes half a minute at most for it.
 _STOP_TIMEOUT = 90
+_START_TIMEOUT = 300
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ def demonstration(*demo_arguments: str) -> Iterator[Demonstration]:
     Raises:
         RuntimeError: one of them failed; with what it printed.
     """
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as state:
+    with tempfile.TemporaryDirectory(
+        prefix=_PREFIX, dir=place_for_servers(), ignore_cleanup_errors=True
+    ) as state:
         environment = {
             **{
                 name: value
@@ -92,11 +95,12 @@ def _ui(log: Path, environment: dict[str, str]) -> Iterator[tuple[str, int]]:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+    give_up = time.monotonic() + _START_TIMEOUT
     try:
         while _ANNOUNCEMENT not in log.read_text(errors="replace"):
-            if process.poll() is not None:
+            if process.poll() is not None or time.monotonic() > give_up:
                 raise RuntimeError(
-                    f"The UI ended with {process.returncode}:\n{log.read_text(errors='replace')}"
+                    f"The UI did not begin (status {process.poll()}):\n{log.read_text(errors='replace')}"
                 )
             time.sleep(_POLL)
         yield f"http://localhost:{port}", process.pid

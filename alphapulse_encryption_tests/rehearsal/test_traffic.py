@@ -104,18 +104,14 @@ def test_every_kind_of_request_is_right_in_every_phase_and_side_by_side(sample_u
             switch_to_ciphertext(Database(sample_url), table, walk.KEYS, walk.ACTOR)
         wait_for_writes(sample_url, 5)
     fine(running)
+    # Written as ciphertext alone, by nobody but the traffic, and readable by who knows the format and nothing else.
+    alone = "SELECT order_id_encrypted FROM trades WHERE order_id IS NULL AND order_id_encrypted IS NOT NULL"
     with busy(sample_url, "dual", "encrypted", catalogue=SOME) as running:
         wait_for_writes(sample_url, 10)
+        support.until(lambda: bool(support.run(sample_url, alone)), "a row that is ciphertext alone")
     assert {one.way for one in fine(running).by_kind} == {"library, dual", "library, encrypted"}
-
-    # Written as ciphertext alone, by nobody but the traffic, and readable by who knows the format and nothing else.
-    alone = support.run(
-        sample_url,
-        "SELECT order_id_encrypted FROM trades WHERE order_id IS NULL AND order_id_encrypted IS NOT NULL",
-    )
-    assert alone
     key = independent.derive(bytes(range(32)), "trade_order", 1)
-    assert all(independent.open_envelope(key, envelope) for (envelope,) in alone)
+    assert all(independent.open_envelope(key, envelope) for (envelope,) in support.run(sample_url, alone))
 
 
 def test_dropped_columns_keep_their_types(sample_url: str) -> None:

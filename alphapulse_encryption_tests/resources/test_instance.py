@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import LiteralString
 
+import dagster as dg
 import psycopg
 import pytest
+from psycopg.sql import SQL
 
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.resources.instance import open_instance, packaged_file, prepare_dagster_home
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests.migration.support import until
 from alphapulse_encryption_tests.place import Place, place
 
 
@@ -56,3 +60,24 @@ def test_the_storage_is_ours_and_its_address_is_kept_nowhere(here: Place) -> Non
         assert not instance.telemetry_enabled
         assert instance.run_retries_max_retries == 0
         assert not instance.run_retries_retry_on_asset_or_op_failure
+
+
+def test_sessions_are_kept_and_a_dead_one_is_replaced(here: Place) -> None:
+    with psycopg.connect(here.dagster_url, autocommit=True) as connection:
+
+        def theirs(query: LiteralString) -> list[int]:
+            others = " FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            return [number for (number,) in connection.execute(SQL(query + others)).fetchall()]
+
+        with here.instance() as instance:
+            assert instance.get_runs() == []
+            kept = theirs("SELECT pid")
+            assert len(kept) == 1
+            # Runs and events have their own storages.
+            assert instance.get_runs_count() == 0
+            assert instance.get_materialized_partitions(dg.AssetKey("nothing")) == set()
+            assert theirs("SELECT pid") == kept
+            assert theirs("SELECT pg_terminate_backend(pid, 10000)::int") == [1]
+            assert instance.get_runs() == []
+            assert len(theirs("SELECT pid")) == 1
+        until(lambda: theirs("SELECT pid") == [], "the instance's sessions have ended")
