@@ -29,6 +29,7 @@ STAGES = {
     "step_8_drop": ["plaintext_dropped"],
 }
 # No stage of the guide: it may come at any time after them.
+REHEARSAL = "rehearsal"
 UPKEEP, ROTATION = "upkeep", "rotated_data"
 MATERIALIZABLE = sorted(
     [ROTATION] + [asset for assets in STAGES.values() for asset in assets if asset != "plaintext_dropped"]
@@ -41,6 +42,7 @@ def test_the_graph_shows_the_stages_of_the_guide_from_left_to_right(pages: Pages
     pages.open_graph()
     groups = pages.groups()
     assert groups.pop(UPKEEP).left > groups["step_4_verify"].right
+    assert groups.pop(REHEARSAL)
     assert sorted(groups, key=lambda name: groups[name].left) == list(STAGES)
     for left, right in zip(list(STAGES), list(STAGES)[1:], strict=False):
         assert groups[left].right < groups[right].left, (left, right)
@@ -49,6 +51,7 @@ def test_the_graph_shows_the_stages_of_the_guide_from_left_to_right(pages: Pages
     pages.expand_groups()
     groups, assets = pages.groups(), pages.assets()
     assert groups[UPKEEP].holds(assets.pop(ROTATION))
+    assert groups[REHEARSAL].holds(assets.pop("staging_rehearsal"))
     assert sorted(assets, key=lambda name: assets[name].left) == [
         asset for stage in STAGES.values() for asset in stage
     ]
