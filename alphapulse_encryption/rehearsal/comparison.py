@@ -40,6 +40,7 @@ DECISIVE = {
     "cores": "cores",
     "workers": "workers",
     "batch_ranges": "batch ranges",
+    "rest_ratio": "rest of the backfill",
     "rate": "requests per second",
 }
 OTHERS = {"version": "version of this package", "server_version": "PostgreSQL", "cloned_by": "way of cloning"}

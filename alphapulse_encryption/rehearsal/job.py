@@ -202,6 +202,7 @@ class _Opened:
             batch_ranges=settings.batch_ranges(),
             rate=self.config.traffic.rate,
             version=version("alphapulse-encryption"),
+            rest_ratio=self.config.rest_ratio,
         )
 
     def failed(self, why: str) -> Rehearsal:

@@ -241,6 +241,7 @@ class Circumstances(_Measure):
         batch_ranges: per table.
         rate: requests per second of the traffic; 0 without.
         version: of this package.
+        rest_ratio: seconds of rest of the backfill for each second of its work.
     """
 
     source: str
@@ -251,6 +252,7 @@ class Circumstances(_Measure):
     batch_ranges: int
     rate: float
     version: str
+    rest_ratio: float = 0.0
 
 
 class Rehearsal(_Measure):

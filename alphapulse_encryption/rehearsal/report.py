@@ -505,6 +505,7 @@ def _circumstances(rehearsal: Rehearsal) -> list[tuple[str, str]]:
         ("Workers", str(told.workers)),
         ("Batch ranges per table", str(told.batch_ranges)),
         ("Requests per second", wording.number(told.rate)),
+        ("Rest of the backfill per second of work", wording.number(told.rest_ratio)),
         ("Version of alphapulse_encryption", told.version),
         ("Run", rehearsal.run_id),
         ("Began", wording.moment(rehearsal.started)),

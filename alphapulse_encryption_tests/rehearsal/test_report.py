@@ -197,7 +197,7 @@ def commands(rehearsal: Rehearsal) -> list[list[str]]:
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_the_commands_of_the_day_are_ones_the_command_line_takes(workers: int) -> None:
-    whole = made_up.rehearsal(circumstances=made_up.circumstances(workers=workers))
+    whole = made_up.rehearsal(circumstances=made_up.circumstances(workers=workers, rest_ratio=1.5))
     parser = build_parser()
     done = set()
     for program, module, name, *arguments in commands(whole):
@@ -209,6 +209,7 @@ def test_the_commands_of_the_day_are_ones_the_command_line_takes(workers: int) -
         done |= {argument for argument in arguments if argument.startswith("--")}
     assert {"--drop-unencrypted", "--confirm", "--operator", "--restore-drill", "--hold"} <= done
     assert ("--workers" in done) == (workers > 1)
+    assert "rest_ratio=1.5" in {argument for command in commands(whole) for argument in command}
 
 
 @pytest.mark.parametrize("table", ["audit.Log Entries", "a'b;rm -rf", "-x", "$(id)"])
