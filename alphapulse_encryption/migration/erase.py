@@ -25,6 +25,8 @@ from alphapulse_encryption.migration.ddl import LOCK_TIMEOUT, outside_transactio
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.partitions import Part, read_parts
 from alphapulse_encryption.migration.traces import (
+    OTHER_FILES,
+    WAL,
     KnownValues,
     Place,
     look_everywhere,
@@ -36,6 +38,25 @@ from alphapulse_encryption.migration.traces import (
 Connection = psycopg.Connection[Any]
 
 _STATISTICS = ("pg_statistic", "pg_statistic_ext_data")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What it took to look for known values, before and after.
+
+    Args:
+        seconds: duration.
+        database: bytes of the database's own files.
+        wal: bytes of write-ahead log.
+        most_wal: bytes of write-ahead log that the server means to keep at most; 0 where it sets no limit.
+        other: bytes of the server's other files.
+    """
+
+    seconds: float = 0.0
+    database: int = 0
+    wal: int = 0
+    most_wal: int = 0
+    other: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +73,7 @@ class ErasureResult:
         unsearchable: columns of which no value could be looked for.
         places: what is where now.
         locked_seconds: how long the table was rewritten, under its lock.
+        look: what looking for the values took.
         seconds: duration.
     """
 
@@ -64,6 +86,7 @@ class ErasureResult:
     unsearchable: tuple[str, ...]
     places: tuple[Place, ...]
     locked_seconds: float
+    look: Look
     seconds: float
 
     @property
@@ -117,7 +140,9 @@ def erase_dropped(
         values = sample_values(
             connection, definition, {column.name: column.type for column in dropped[1].columns}, cipher
         )
-        before = _before(connection, parts, values)
+        began = time.monotonic()
+        before, looked_before = _before(connection, parts, values)
+        looking = time.monotonic() - began
         size = definition.total_bytes
         without_limits(connection)
         locked = _rewrite_table(connection, definition, parts)
@@ -125,10 +150,12 @@ def erase_dropped(
         statistics = all([_rewrite_catalogue(connection, name) for name in _STATISTICS])
         checkpointed = _checkpoint(connection)
         oids = [part.oid for part in parts]
+        began = time.monotonic()
         places = [
             replace(place, before=before.get(place.name)) if place.erasable else place
             for place in look_everywhere(connection, open_data_files(connection), definition, oids, values)
         ]
+        looking += time.monotonic() - began
         result = ErasureResult(
             table=table.key,
             bytes_before=size,
@@ -139,6 +166,7 @@ def erase_dropped(
             unsearchable=values.unsearchable,
             places=tuple(places),
             locked_seconds=locked,
+            look=_look(connection, looking, looked_before, places),
             seconds=time.monotonic() - started,
         )
         tracking.audit(
@@ -151,11 +179,25 @@ def erase_dropped(
     return result
 
 
-def _before(connection: Connection, parts: Sequence[Part], values: KnownValues) -> dict[str, int]:
-    """How many known values can be seen while they are still there: shows what the later look is worth."""
+def _before(connection: Connection, parts: Sequence[Part], values: KnownValues) -> tuple[dict[str, int], int]:
+    """How many known values can be seen while they are still there, which shows what the later look is worth; bytes."""
     _checkpoint(connection)
     files = open_data_files(connection)
-    return {} if files is None else look_into_table(connection, files, [part.oid for part in parts], values)
+    return (
+        ({}, 0) if files is None else look_into_table(connection, files, [part.oid for part in parts], values)
+    )
+
+
+def _look(connection: Connection, seconds: float, before: int, places: Sequence[Place]) -> Look:
+    wal, other = (sum(place.bytes for place in places if place.name == name) for name in (WAL, OTHER_FILES))
+    row = connection.execute("SELECT pg_size_bytes(current_setting('max_wal_size'))").fetchone()
+    return Look(
+        seconds=seconds,
+        database=before + sum(place.bytes for place in places) - wal - other,
+        wal=wal,
+        most_wal=0 if row is None else row[0],
+        other=other,
+    )
 
 
 def _rewrite_table(connection: Connection, definition: TableDefinition, parts: Sequence[Part]) -> float:

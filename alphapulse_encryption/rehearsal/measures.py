@@ -84,6 +84,10 @@ class TableWork(_Measure):
         seconds_held_back: how much of it the engine waited because the server showed distress, over all workers.
         changed_meanwhile: rows that the application changed under the engine's hands.
         quarantined: rows set aside.
+        looking: seconds of looking for remnants after an erasure, without any lock.
+        looked_database, looked_wal, looked_other: bytes that were looked through for it: of the database's own files,
+            of write-ahead log, and of other files of the server.
+        most_wal: bytes of write-ahead log that the server means to keep at most.
     """
 
     rows: int = 0
@@ -94,6 +98,11 @@ class TableWork(_Measure):
     seconds_held_back: float = 0.0
     changed_meanwhile: int = 0
     quarantined: int = 0
+    looking: float = 0.0
+    looked_database: int = 0
+    looked_wal: int = 0
+    looked_other: int = 0
+    most_wal: int = 0
 
 
 class Latency(_Measure):

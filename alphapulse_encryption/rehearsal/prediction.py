@@ -404,8 +404,8 @@ def _bounded(work: TableWork) -> TableWork:
 def _erasure(rehearsal: Rehearsal, measure: StageMeasure, sizes: Sizes, spread: float) -> StagePrediction:
     """Writing tables anew, under their locks, apart from looking for what remains, without any.
 
-    That goes through all files of the database, which grow with it, and through what there is of the write-ahead log,
-    which does not.
+    For each table, that goes through all files of the database, which grow with it, and through what there is of the
+    write-ahead log, which grows until the server keeps no more of it.
     """
     written = {
         key: work.model_copy(update={"seconds": work.locked_seconds}) for key, work in measure.tables.items()
@@ -424,10 +424,35 @@ def _erasure(rehearsal: Rehearsal, measure: StageMeasure, sizes: Sizes, spread: 
         sizes,
         spread,
     )
-    looking = max(0.0, own_seconds(measure) - under_lock)
-    times = _times(rehearsal, sizes)
-    looked = _span(*sorted((looking, looking * math.sqrt(times), looking * times))).widened(spread)
-    return replace(rewriting, seconds=_total((rewriting.seconds, looked)))
+    rest = max(0.0, own_seconds(measure) - under_lock)
+    looking = min(rest, sum(work.looking for work in measure.tables.values()))
+    looked = _looking(looking, list(measure.tables.values()), _times(rehearsal, sizes))
+    # Statistics are rewritten, and a checkpoint is made of what the table's rewriting left to be written.
+    around = _whole(rehearsal, rest - looking, sizes)
+    return replace(
+        rewriting, seconds=_total((rewriting.seconds, looked.widened(spread), around.widened(spread)))
+    )
+
+
+def _looking(seconds: float, works: Sequence[TableWork], times: float) -> Span:
+    """Of a database so many times as large, by the bytes that are looked through."""
+    bytes_ = sum(work.looked_database + work.looked_wal + work.looked_other for work in works)
+    if not bytes_:
+        return _span(*sorted((seconds, seconds * math.sqrt(times), seconds * times)))
+
+    def taken(wal_times: Callable[[TableWork], float]) -> float:
+        wanted = sum(
+            work.looked_database * times + work.looked_wal * wal_times(work) + work.looked_other
+            for work in works
+        )
+        return seconds * wanted / bytes_
+
+    def until_full(work: TableWork) -> float:
+        # What is there already stays: segments are recycled.
+        most = max(work.most_wal / work.looked_wal, 1.0) if work.looked_wal else 1.0
+        return min(times, most)
+
+    return _span(*sorted((taken(lambda _: 1.0), taken(until_full), taken(lambda _: times))))
 
 
 def _whole(rehearsal: Rehearsal, seconds: float, sizes: Sizes) -> Span:

@@ -211,6 +211,11 @@ def added(one: TableWork, other: TableWork) -> TableWork:
         seconds_held_back=one.seconds_held_back + other.seconds_held_back,
         changed_meanwhile=one.changed_meanwhile + other.changed_meanwhile,
         quarantined=one.quarantined + other.quarantined,
+        looking=one.looking + other.looking,
+        looked_database=one.looked_database + other.looked_database,
+        looked_wal=one.looked_wal + other.looked_wal,
+        looked_other=one.looked_other + other.looked_other,
+        most_wal=max(one.most_wal, other.most_wal),
     )
 
 
@@ -508,7 +513,17 @@ def erasure(at: Rehearsing) -> None:
                 *(at.target.database, table, at.target.cipher, at.target.key_ring, at.who),
                 confirmation=table.key,
             )
-        at.add(table.key, TableWork(locked_seconds=result.locked_seconds))
+        at.add(
+            table.key,
+            TableWork(
+                locked_seconds=result.locked_seconds,
+                looking=result.look.seconds,
+                looked_database=result.look.database,
+                looked_wal=result.look.wal,
+                looked_other=result.look.other,
+                most_wal=result.look.most_wal,
+            ),
+        )
         for line in report_lines(result):
             at.context.log.info(line)
         for place in result.remaining:

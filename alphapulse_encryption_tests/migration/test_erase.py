@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from psycopg.sql import SQL, Identifier, Literal
 
 from alphapulse_encryption.errors import RefusedError
@@ -141,7 +143,7 @@ def test_the_engines_own_look_finds_what_was_dropped_by_either_way(dropped_url: 
         assert seen[0][HEAP] == ("found", 2)
         assert seen[0][TOAST] == ("found", 1)
         assert seen[0][traces.STATISTICS][0] == "found"
-        before = traces.look_into_table(connection, files, [definition.oid], values)
+        before, _ = traces.look_into_table(connection, files, [definition.oid], values)
         assert (before[HEAP], before[TOAST]) == (2, 1)
 
 
@@ -290,10 +292,28 @@ def test_what_cannot_be_told_from_chance_is_not_looked_for(type_: str, text: str
 
 
 def test_a_value_across_two_chunks_is_found() -> None:
-    found, size = traces.look_through(
-        iter([b"...can", b"a", b"ry...", b"other"]), [b"canary", b"no", b"other"]
-    )
+    patterns = traces.ManyPatterns([b"canary", b"no", b"other"])
+    found, size = patterns.look_through(iter([b"...can", b"a", b"ry...", b"other"]))
     assert (found, size) == ({0, 2}, 17)
+
+
+def of_two_bytes(least: int, most: int) -> st.SearchStrategy[bytes]:
+    return st.lists(st.sampled_from([b"a", b"b"]), min_size=least, max_size=most).map(b"".join)
+
+
+@given(st.lists(of_two_bytes(1, 5), max_size=6), st.lists(of_two_bytes(0, 9), max_size=6))
+def test_many_patterns_at_once_are_found_like_each_by_itself(
+    patterns: list[bytes], chunks: list[bytes]
+) -> None:
+    whole = b"".join(chunks)
+    found, size = traces.ManyPatterns(patterns).look_through(iter(chunks))
+    assert found == {n for n, pattern in enumerate(patterns) if pattern in whole}
+    assert size == len(whole)
+
+
+def test_a_pattern_within_another_is_found() -> None:
+    patterns = traces.ManyPatterns([b"abcd", b"bc", b"cdef"])
+    assert patterns.look_through(iter([b"xabcdef"])) == ({0, 1, 2}, 7)
 
 
 def test_another_servers_directory_is_not_taken_for_this_one(tmp_path: Path) -> None:

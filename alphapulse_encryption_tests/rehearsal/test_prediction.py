@@ -180,6 +180,44 @@ def test_looking_for_remnants_is_outside_the_window() -> None:
     assert with_.online.likely > without.online.likely + 20
 
 
+def test_looking_grows_with_the_database_and_with_the_log_until_that_is_full() -> None:
+    whole = made_up.rehearsal(SMALL)
+    erasure = whole.stage(Stage.ERASURE)
+    assert erasure is not None
+
+    def looked(seconds: float, database: int, wal: int, most_wal: int) -> Rehearsal:
+        return made_up.with_stage(
+            whole,
+            Stage.ERASURE,
+            seconds=erasure.seconds + seconds * len(erasure.tables),
+            tables={
+                key: work.model_copy(
+                    update={
+                        "seconds": work.seconds + seconds,
+                        "locked_seconds": work.seconds,
+                        "looking": seconds,
+                        "looked_database": database,
+                        "looked_wal": wal,
+                        "most_wal": most_wal,
+                    }
+                )
+                for key, work in erasure.tables.items()
+            },
+        )
+
+    def likely(rehearsal: Rehearsal) -> float:
+        found = predict(rehearsal, made_up.sizes(SMALL * TIMES)).stage(Stage.ERASURE)
+        assert found is not None
+        return found.seconds.likely / len(erasure.tables)
+
+    without = likely(looked(0.0, 0, 0, 0))
+    # Ten seconds: of a database that becomes so many times as large,
+    assert likely(looked(10.0, 1_000, 0, 0)) == pytest.approx(without + 10 * TIMES, rel=0.1)
+    # or of a log that is full as it is, or half full.
+    assert likely(looked(10.0, 0, 1_000, 1_000)) == pytest.approx(without + 10, rel=0.02)
+    assert likely(looked(10.0, 0, 500, 1_000)) == pytest.approx(without + 20, rel=0.02)
+
+
 def test_what_was_left_pending_is_not_the_whole_table() -> None:
     # After the indexes, the few rows that old instances wrote meanwhile are encrypted: one of each range.
     whole = made_up.rehearsal(SMALL)
