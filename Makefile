@@ -53,8 +53,10 @@ ui: setup ## Open Dagster's UI on the instance that `make demo` used (PORT=3000)
 psql: setup ## Open psql on the sample database (ARGS='-c "SELECT ..."')
 	@exec $(BIN)/python -m alphapulse_encryption.sample.postgres psql $(ARGS)
 
+# Hundreds of processes load the code: compiled once, it is kept, whatever the environment says of that.
 test: lint ## Run every check and the tests, except the long ones
-	@if [ -n "$${CI:-}" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(MAKE) browser || true; fi; \
+	@unset PYTHONDONTWRITEBYTECODE; \
+	if [ -n "$${CI:-}" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(MAKE) browser || true; fi; \
 	chosen="not stress and not long"; \
 	$(HAS_BROWSER) || { chosen="$$chosen and not browser"; \
 	  echo "Left out: the browser tests, for want of a Chromium with its chromedriver ($(GET_BROWSER))."; }; \

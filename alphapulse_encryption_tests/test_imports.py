@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from alphapulse_encryption_tests.forked import LOADED_ONCE
+
 
 def loaded_by(statements: str, **variables: str) -> set[str]:
     """Names of the modules that a fresh process has after the statements."""
@@ -66,6 +68,29 @@ def test_the_engine() -> None:
     assert "alphapulse_encryption.migration.backfill" in modules
     assert tops(modules).isdisjoint({"dagster", "psycopg2", "sqlalchemy", "rich"})
     assert "alphapulse_encryption.keysources" not in modules - loaded_by("import alphapulse_encryption")
+
+
+WATCHED = """
+import importlib, os, sys
+asked = set()
+class Environment(type(os.environ)):
+    def __getitem__(self, name):
+        asked.add(name)
+        return super().__getitem__(name)
+os.environ.__class__ = Environment
+for name in {names!r}:
+    importlib.import_module(name)
+assert os.environ.get("PATH") and "PATH" in asked
+print(sorted(name for name in asked if name.startswith(("ALPHAPULSE_", "PG"))))
+"""
+
+
+def test_loading_looks_at_nothing_in_the_environment() -> None:
+    """So that a fork of a process that has loaded all of it is as good as a process that loads it itself."""
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED.format(names=LOADED_ONCE)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
 COMMAND = """
