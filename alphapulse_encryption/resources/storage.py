@@ -4,7 +4,7 @@
 looked up in each of them and is written down nowhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import sqlalchemy
@@ -26,6 +26,9 @@ _CONNECT_TIMEOUT = 10
 # Sessions that are kept, and their longest life in seconds: a network may forget one without a word.
 _KEPT = 2
 _LIFE = 60
+# What Dagster asks PostgreSQL's catalogue before every other statement: whether its tables have a column yet.
+_ASKED_OF_RUNS = ("has_run_stats_index_cols", "has_backfill_id_column")
+_ASKED_OF_EVENTS = ("has_asset_key_col",)
 
 
 class AlphaPulseStorage(DagsterPostgresStorage):
@@ -33,6 +36,7 @@ class AlphaPulseStorage(DagsterPostgresStorage):
 
     A few sessions are kept for the next statement. Dagster opens one for every statement, hundreds in a short run,
     which costs the server more than the statements do. One that is kept is tried before it is used: it may be dead.
+    What columns its tables have is kept, too.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class AlphaPulseStorage(DagsterPostgresStorage):
         )
         for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
             storage._engine = sessions
+        _ask_once(self._run_storage, _ASKED_OF_RUNS)
+        _ask_once(self._event_log_storage, _ASKED_OF_EVENTS)
         # The instance that is closed tells the parts, not the whole.
         setattr(self._run_storage, "dispose", sessions.dispose)  # noqa: B010
 
@@ -77,6 +83,25 @@ class AlphaPulseStorage(DagsterPostgresStorage):
             should_autocreate_tables=config_value["should_autocreate_tables"],
             inst_data=inst_data,
         )
+
+
+def _ask_once(storage: object, questions: tuple[str, ...]) -> None:
+    """Have a storage keep what it finds out: a column comes with a newer Dagster, and stays."""
+    for name in questions:
+        # The method of the object hides the one of its class.
+        setattr(storage, name, kept(getattr(storage, name)))
+
+
+def kept(ask: Callable[..., bool]) -> Callable[..., bool]:
+    """The same question, which is not asked any more once the answer was yes."""
+    known: set[tuple[object, ...]] = set()
+
+    def answer(*of: object) -> bool:
+        if of not in known and ask(*of):
+            known.add(of)
+        return of in known
+
+    return answer
 
 
 def storage_url() -> str:

@@ -9,10 +9,12 @@ from typing import LiteralString
 import dagster as dg
 import psycopg
 import pytest
+import sqlalchemy
 from psycopg.sql import SQL
 
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.resources.instance import open_instance, packaged_file, prepare_dagster_home
+from alphapulse_encryption.resources.storage import kept
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration.support import until
 from alphapulse_encryption_tests.place import Place, place
@@ -81,3 +83,26 @@ def test_sessions_are_kept_and_a_dead_one_is_replaced(here: Place) -> None:
             assert instance.get_runs() == []
             assert len(theirs("SELECT pid")) == 1
         until(lambda: theirs("SELECT pid") == [], "the instance's sessions have ended")
+
+
+def test_what_columns_there_are_is_asked_once(here: Place) -> None:
+    with here.instance() as instance:
+        asked: list[str] = []
+
+        def listen(*arguments: object) -> None:
+            asked.append(str(arguments[2]))
+
+        sessions = getattr(instance.run_storage, "_engine")  # noqa: B009
+        sqlalchemy.event.listen(sessions, "before_cursor_execute", listen)
+        for _ in range(3):
+            assert instance.get_run_records() == []
+            assert instance.get_asset_records([dg.AssetKey("nothing")]) == []
+        of_columns = [statement for statement in asked if "pg_attribute" in statement]
+        # Of the runs' table, and of two columns of the assets'.
+        assert len(of_columns) == 3 < len(asked)
+
+
+def test_only_a_yes_is_kept() -> None:
+    answers = iter([False, True, False])
+    ask = kept(lambda _: next(answers))
+    assert [ask("one"), ask("one"), ask("one"), ask("other")] == [False, True, True, False]
