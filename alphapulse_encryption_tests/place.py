@@ -177,7 +177,9 @@ def place(
         if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [_DAGSTER_TEMPLATE]).rowcount:
             _make_template(found, connection)
         connection.execute(
-            SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(_DAGSTER_TEMPLATE))
+            SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY").format(
+                Identifier(name), Identifier(_DAGSTER_TEMPLATE)
+            )
         )
         try:
             yield found
