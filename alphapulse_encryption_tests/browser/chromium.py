@@ -36,6 +36,8 @@ _ARGUMENTS = (
     "--force-device-scale-factor=1",
     "--lang=en-US",
 )
+# What pages keep in a browser; what a tab keeps ends with it.
+_KEPT_OF_A_VISIT = "cookies,local_storage,indexeddb,cache_storage,service_workers"
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,40 @@ def open_browser(programs: Programs, width: int, height: int) -> Iterator[webdri
         with _no_proxy():
             driver = webdriver.Chrome(options=options, service=service)
         try:
-            # The size of a headless window includes a title bar that nobody sees.
-            driver.execute_cdp_cmd(
-                "Emulation.setDeviceMetricsOverride",
-                {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
-            )
+            set_size(driver, width, height)
             yield driver
         finally:
             driver.quit()
+
+
+def set_size(driver: webdriver.Chrome, width: int, height: int) -> None:
+    """Give the page a size in pixels: that of a headless window includes a title bar that nobody sees."""
+    driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+    )
+
+
+def begin_anew(driver: webdriver.Chrome, address: str, width: int, height: int) -> None:
+    """Make the browser one that has never been at an address, except that it need not load its files again.
+
+    Args:
+        driver: the browser; it has one new tab afterwards.
+        address: scheme, host and port.
+        width: of the page, in pixels.
+        height: of the page, in pixels.
+    """
+    before = driver.window_handles
+    driver.switch_to.new_window("tab")
+    (new,) = set(driver.window_handles) - set(before)
+    for handle in before:
+        driver.switch_to.window(handle)
+        driver.close()
+    driver.switch_to.window(new)
+    driver.execute_cdp_cmd(
+        "Storage.clearDataForOrigin", {"origin": address, "storageTypes": _KEPT_OF_A_VISIT}
+    )
+    set_size(driver, width, height)
 
 
 @contextlib.contextmanager

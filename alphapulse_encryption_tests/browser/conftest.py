@@ -1,16 +1,20 @@
-"""One walk through the demo and one UI for all tests with a browser; a fresh browser for each of them."""
+"""One walk through the demo, one UI and one browser for all tests; to each of them the browser is a new one."""
 
 from collections.abc import Iterator
 
 import pytest
+from selenium import webdriver
 
-from alphapulse_encryption_tests.browser.chromium import Programs, find_programs, open_browser
+from alphapulse_encryption_tests.browser.chromium import Programs, begin_anew, find_programs, open_browser
 from alphapulse_encryption_tests.browser.demonstration import Demonstration, demonstration
 from alphapulse_encryption_tests.browser.pages import Pages
 
 ROWS = 2_000
+# The last one goes on to the end, one before it has two ends.
+RANGES = 5
+WIDTH, HEIGHT = 1600, 1000
 # So wide that the graph writes the names of all assets in full.
-WIDTH, HEIGHT = 3200, 1200
+WIDTH_OF_GRAPHS = 3200
 
 
 @pytest.fixture(scope="session")
@@ -24,12 +28,26 @@ def programs() -> Programs:
 @pytest.fixture(scope="session")
 def demo(programs: Programs) -> Iterator[Demonstration]:
     """The UI on the instance that the demo has just used."""
-    with demonstration("--rows", str(ROWS)) as shown:
+    with demonstration("--rows", str(ROWS), ranges=RANGES) as shown:
         yield shown
 
 
-@pytest.fixture
-def pages(programs: Programs, demo: Demonstration) -> Iterator[Pages]:
-    """The UI's pages in a browser of the test's own."""
+@pytest.fixture(scope="session")
+def visitor(programs: Programs) -> Iterator[webdriver.Chrome]:
+    """The browser for the UI."""
     with open_browser(programs, WIDTH, HEIGHT) as driver:
-        yield Pages(driver, demo.address)
+        yield driver
+
+
+@pytest.fixture
+def pages(visitor: webdriver.Chrome, demo: Demonstration) -> Pages:
+    """The UI's pages as somebody finds them who has never been there."""
+    begin_anew(visitor, demo.address, WIDTH, HEIGHT)
+    return Pages(visitor, demo.address)
+
+
+@pytest.fixture
+def wide_pages(visitor: webdriver.Chrome, demo: Demonstration) -> Pages:
+    """The same, in a window for the graph."""
+    begin_anew(visitor, demo.address, WIDTH_OF_GRAPHS, HEIGHT)
+    return Pages(visitor, demo.address)

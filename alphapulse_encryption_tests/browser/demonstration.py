@@ -46,11 +46,12 @@ class Demonstration:
 
 
 @contextlib.contextmanager
-def demonstration(*demo_arguments: str) -> Iterator[Demonstration]:
+def demonstration(*demo_arguments: str, ranges: int | None = None) -> Iterator[Demonstration]:
     """Run ``python -m alphapulse_encryption.demo`` to its end, then ``python -m alphapulse_encryption.ui``.
 
     Args:
         demo_arguments: of the demo.
+        ranges: how many batch ranges every table has; None for as many as by default.
 
     Raises:
         RuntimeError: one of them failed; with what it printed.
@@ -66,6 +67,8 @@ def demonstration(*demo_arguments: str) -> Iterator[Demonstration]:
             },
             "ALPHAPULSE_STATE_DIR": state,
         }
+        if ranges is not None:
+            environment["ALPHAPULSE_BATCH_RANGES"] = str(ranges)
         # Held in this process: the server stays up between the demo and the UI, and for the tests.
         with EmbeddedPostgres(Path(state, "postgres"), settings=UNSAFE_SETTINGS) as server:
             _walk(demo_arguments, environment)

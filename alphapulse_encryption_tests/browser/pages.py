@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
+import requests
 from selenium.common.exceptions import (
     ElementClickInterceptedException,
     ElementNotInteractableException,
@@ -30,6 +31,10 @@ T = TypeVar("T")
 TIMEOUT = 120
 LOCATION = "alphapulse_encryption"
 GREEN = "var(--color-accent-green)"
+
+_STATUS = "query($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
+_ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
+_BLINK, _MOMENT = 0.1, 0.25  # seconds
 
 _DIALOG = "//*[@role='dialog']"
 _PASSING = (
@@ -122,6 +127,9 @@ class Pages:
     def __init__(self, driver: WebDriver, address: str) -> None:
         self._driver = driver
         self._address = address
+        self._asking = requests.Session()
+        # Whatever proxy the environment names is for elsewhere.
+        self._asking.trust_env = False
 
     def picture(self) -> bytes:
         """What is to be seen once everything is there, as PNG."""
@@ -286,6 +294,14 @@ class Pages:
             The configuration that it begins with.
         """
         self.open_job(job)
+        return self.go_on_to_launchpad()
+
+    def go_on_to_launchpad(self) -> str:
+        """From a job to its launchpad.
+
+        Returns:
+            The configuration that it begins with.
+        """
         self._click("//a[normalize-space()='Launchpad']")
         return self._wait(self._config)
 
@@ -326,11 +342,14 @@ class Pages:
     # Runs, jobs, checks
 
     def wait_for_end(self, run: str) -> str:
-        """Wait on the run's page until it has ended.
+        """Wait until a run has ended, and open its page.
 
         Returns:
             How it ended, such as ``Success``.
         """
+        # The page of a run that goes on is drawn all the time.
+        self._driver.get("about:blank")
+        self._wait(lambda _: self._status(run) in _ENDED, _MOMENT)
         self._open(f"/runs/{run}")
         ends = ("Success", "Failure", "Canceled")
         named = " or ".join(f"normalize-space(text())='{end}'" for end in ends)
@@ -348,6 +367,13 @@ class Pages:
         outcome = self._wait(ended)
         assert outcome is not None
         return outcome
+
+    def _status(self, run: str) -> str:
+        answer = self._asking.post(
+            f"{self._address}/graphql", json={"query": _STATUS, "variables": {"run": run}}, timeout=TIMEOUT
+        )
+        answer.raise_for_status()
+        return str(answer.json()["data"]["runOrError"]["status"])
 
     def open_runs(self) -> None:
         """Open the list of runs."""
@@ -381,8 +407,8 @@ class Pages:
     def _button(self, words: str) -> str:
         return f"//button[contains(normalize-space(), '{words}')]"
 
-    def _wait(self, look: Callable[[WebDriver], T]) -> T:
-        wait = WebDriverWait(self._driver, TIMEOUT, poll_frequency=0.1, ignored_exceptions=_PASSING)
+    def _wait(self, look: Callable[[WebDriver], T], pause: float = _BLINK) -> T:
+        wait = WebDriverWait(self._driver, TIMEOUT, poll_frequency=pause, ignored_exceptions=_PASSING)
         # Typed for what is found, which is never false: an empty list or a missing element is waited for.
         found: Any = wait.until(look)
         return found  # type: ignore[no-any-return]
