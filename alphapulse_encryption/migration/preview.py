@@ -59,6 +59,9 @@ LockMode = Literal[
 # How long a lock is held: for a moment, whatever the table's size; for a batch; or while all rows are read.
 Length = Literal["moment", "batch", "table"]
 
+# A table without statistics: empty up to so many bytes, and as many rows as fit, of so many bytes.
+_EMPTY, _USUAL_ROW = 16_384, 150
+
 _INDEX_ENTRY = (
     67  # bytes of a token's entry in a B-tree: 8 + 45, aligned, its pointer, and a page nine tenths full
 )
@@ -346,10 +349,18 @@ def _told(finding: preflight.Finding) -> Finding:
 
 
 def _timed(table: TablePlan, durations: Durations) -> TablePlan:
+    with_rows = [one for one in table.ranges if not one.empty]
+    share = sum(one.status != "completed" for one in with_rows) / len(with_rows) if with_rows else 1.0
+
+    def expected(name: StepName) -> Span | None:
+        span = durations.steps.get((table.table, name))
+        if span is None or name != "data":
+            return span
+        # Of what is done already, only the look whether it is.
+        return Span(low=share * span.low, likely=share * span.likely, high=share * span.high)
+
     steps = [
-        step
-        if step.done
-        else step.model_copy(update={"seconds": durations.steps.get((table.table, step.name))})
+        step if step.done else step.model_copy(update={"seconds": expected(step.name)})
         for step in table.steps
     ]
     return table.model_copy(update={"steps": tuple(steps)})
@@ -369,6 +380,10 @@ def _table(connection: Connection, entry: Table, batch_ranges: int) -> tuple[Tab
     definition = read_table(connection, entry, plaintext=state is None or state.stage == "columns")
     refuse_partition(connection, definition)
     heap, index_bytes, count = connection.execute(_SIZES, {"table": definition.oid}).fetchall()[0]
+    findings: list[Finding] = []
+    if not definition.estimated_rows and heap > _EMPTY:
+        definition = replace(definition, estimated_rows=heap // _USUAL_ROW)
+        findings.append(_never_analysed(entry))
     work = Work(
         key=entry.key,
         rows=definition.estimated_rows,
@@ -379,7 +394,6 @@ def _table(connection: Connection, entry: Table, batch_ranges: int) -> tuple[Tab
         tokens=sum(column.searchable for column in entry.columns),
     )
     ranges, note = _ranges(connection, definition, batch_ranges, begun=begun)
-    findings: list[Finding] = []
     steps = _steps(connection, definition, state, ranges, findings)
     data_left = not next(step.done for step in steps if step.name == "data")
     found = TablePlan(
@@ -408,6 +422,15 @@ def _table(connection: Connection, entry: Table, batch_ranges: int) -> tuple[Tab
         growth=_growth(connection, definition, work) if data_left else None,
     )
     return found, work, findings
+
+
+def _never_analysed(entry: Table) -> Finding:
+    return Finding(
+        level="warning",
+        subject=entry.key,
+        message="was never analysed: its rows, and with them durations and growth, are guessed from its size. "
+        f"ANALYZE {entry.schema_name}.{entry.name}, and ask again.",
+    )
 
 
 def _ranges(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +69,8 @@ def everything(url: str, bin_dir: Path) -> tuple[str, list[support.Row]]:
         counts = [
             connection.execute(
                 sql.SQL(
-                    "SELECT %s, count(*), sum(hashtextextended(t::text, 0)), max(xmin::text::bigint) FROM pg_catalog.{} t"
+                    "SELECT %s, count(*), sum(hashtextextended(t::text, 0)), max(xmin::text::bigint) "
+                    "FROM pg_catalog.{} t"
                 ).format(sql.Identifier(name)),
                 [name],
             ).fetchall()[0]
@@ -119,16 +119,21 @@ def test_asking_changes_nothing_and_takes_no_privilege(
     # Once it is begun, it needs to read the bookkeeping.
     walk.encrypt(sample_url, walk.CATALOGUE.table("users"))
     for name in BOOKKEEPING_TABLES:
-        run(sample_url, sql.SQL("GRANT SELECT ON {} TO {}").format(sql.Identifier(name), sql.Identifier(PLANNER)))
+        run(
+            sample_url,
+            sql.SQL("GRANT SELECT ON {} TO {}").format(sql.Identifier(name), sql.Identifier(PLANNER)),
+        )
     before = everything(sample_url, postgres.bin_dir())
     begun = plan(planner)
     users = next(table for table in begun.tables if table.table == "users")
     assert [step.name for step in users.steps if step.done] == ["columns", "data", "indexes"]
     assert len(users.ranges) == walk.RANGES and users.ranges_note == "as they were cut"
     assert everything(sample_url, postgres.bin_dir()) == before
-    with replace(Database(sample_url), read_only=True).session("try to write") as connection:
-        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-            connection.execute("CREATE TABLE public.anything ()")
+    with (
+        replace(Database(sample_url), read_only=True).session("try to write") as connection,
+        pytest.raises(psycopg.errors.ReadOnlySqlTransaction),
+    ):
+        connection.execute("CREATE TABLE public.anything ()")
 
 
 def test_every_planned_statement_is_executed_and_no_other(
