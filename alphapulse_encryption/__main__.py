@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Catalogue, load_catalogue
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
+
+if TYPE_CHECKING:
+    from alphapulse_encryption.migration.limits import Limits
+    from alphapulse_encryption.migration.tracking import KeyVersion
+    from alphapulse_encryption.migration.versions import TableVersions
 
 PROGRAM = "python -m alphapulse_encryption"
 LARGEST_BATCH_SIZE = 100_000
@@ -35,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    _add_reports(parser)
     steps = parser.add_argument_group("steps")
     steps.add_argument(
         "--preflight", action="store_true", help="check what would block the migration; reads only"
@@ -136,13 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="send a test message to every channel that alerts are configured for",
     )
     _add_rehearsal(parser)
-    running = parser.add_argument_group("running backfills (at once, also of other processes)")
-    running.add_argument("--pause", action="store_true", help="have every backfill wait at its next batch")
-    running.add_argument("--resume", action="store_true", help="let them go on")
-    running.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting (see --settings)"
-    )
-    running.add_argument("--settings", action="store_true", help="show the settings")
+    _add_settings(parser)
     options = parser.add_argument_group("options")
     options.add_argument(
         "--table",
@@ -199,6 +200,44 @@ def build_parser() -> argparse.ArgumentParser:
         "another one than the approver's (setting two_person_rule)",
     )
     return parser
+
+
+def _add_reports(parser: argparse.ArgumentParser) -> None:
+    reports = parser.add_argument_group("reports (read only, without a run)")
+    reports.add_argument(
+        "--plan",
+        action="store_true",
+        help="what would be done: statements, batch ranges, durations, growth, locks, obstacles",
+    )
+    reports.add_argument(
+        "--status", action="store_true", help="where it stands: per table and column, who works, what is left"
+    )
+    reports.add_argument("--watch", action="store_true", help="with --status: again and again, until Ctrl-C")
+    reports.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON document on standard output; with " + ", ".join(_flag(name) for name in JSON_TAKERS),
+    )
+    reports.add_argument(
+        "--json-schema",
+        action="store_true",
+        help="print the JSON schema of that document instead; with "
+        + ", ".join(_flag(name) for name in SCHEMA_TAKERS),
+    )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    running = parser.add_argument_group("running backfills (at once, also of other processes)")
+    running.add_argument("--pause", action="store_true", help="have every backfill wait at its next batch")
+    running.add_argument("--resume", action="store_true", help="let them go on")
+    running.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting (see --settings)"
+    )
+    running.add_argument("--settings", action="store_true", help="show the settings")
 
 
 def _add_rehearsal(parser: argparse.ArgumentParser) -> None:
@@ -286,6 +325,23 @@ def _batch_size(text: str) -> int:
     raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {LARGEST_BATCH_SIZE}")
 
 
+def _check_reports(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.watch and not options.status:
+        parser.error("--watch goes with --status")
+    if options.watch and (options.json or options.json_schema):
+        parser.error("--watch is for people: ask for --json as often as you like")
+    for given, takers in (("json", JSON_TAKERS), ("json_schema", SCHEMA_TAKERS)):
+        if not getattr(options, given):
+            continue
+        if not any(getattr(options, name) for name in takers):
+            parser.error(f"{_flag(given)} goes with {' or '.join(map(_flag, takers))}")
+        others = [name for name in (*STEPS, *WITHOUT_STEPS) if getattr(options, name)]
+        if len(others) > 1:
+            parser.error(
+                f"{_flag(given)} goes with one report alone, not with {', '.join(map(_flag, others))}"
+            )
+
+
 def _goes_without_steps(parser: argparse.ArgumentParser, options: argparse.Namespace) -> bool:
     for name in REHEARSAL_ONLY:
         given = getattr(options, name)
@@ -307,6 +363,7 @@ def _goes_without_steps(parser: argparse.ArgumentParser, options: argparse.Names
 
 def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse combinations that mean nothing; ends the process with status 2."""
+    _check_reports(parser, options)
     if _goes_without_steps(parser, options):
         return
     if not any(getattr(options, name) for name in STEPS):
@@ -366,6 +423,8 @@ def _check_approval(parser: argparse.ArgumentParser, options: argparse.Namespace
 
 # What is done at once, without a run of Dagster's.
 WITHOUT_STEPS = (
+    "plan",
+    "status",
     "rehearse",
     "backup_identity",
     "approvals",
@@ -380,9 +439,14 @@ WITHOUT_STEPS = (
     "settings",
 )
 ALONE = (
+    *("plan", "status"),
     *("rehearse", "backup_identity", "approvals", "check_key", "key_usage", "key_versions"),
     *("reinstate_key_version", "test_alerts"),
 )
+
+# Reports that can be had as JSON, and those whose document has a schema.
+JSON_TAKERS = ("plan", "status", "preflight", "approvals", "settings", "key_usage", "key_versions")
+SCHEMA_TAKERS = ("plan", "status")
 
 REHEARSAL_ONLY = ("rows", "rate", "source_is_not_production", "keep_clone")
 # Options of --rehearse, named as in the job's configuration.
@@ -429,28 +493,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     check_usage(parser, options)
     try:
-        if options.rehearse:
-            return _rehearse(options)
-        if options.backup_identity:
-            return _print_backup_identity()
-        if options.approvals:
-            return _print_approvals()
-        if options.check_key:
-            return _check_key()
-        if options.key_usage:
-            return _print_key_usage()
-        if options.test_alerts:
-            return _test_alerts()
-        if options.reinstate_key_version:
-            return _reinstate_key_version(options.reinstate_key_version)
-        if any(getattr(options, name) for name in WITHOUT_STEPS if name != "key_versions"):
-            return _change_settings(options)
+        for name, do in _OF_THE_WHOLE.items():
+            if getattr(options, name):
+                return do(options)
         catalogue = load_catalogue(settings.catalogue_path())
         tables = tuple(dict.fromkeys(options.table)) or catalogue.keys
         for name in tables:
             catalogue.table(name)
-        if options.key_versions:
-            return _print_key_versions(catalogue, tables)
+        for name, report in _OF_TABLES.items():
+            if getattr(options, name) and (name != "preflight" or options.json):
+                return report(options, catalogue, tables)
         return _run(options, catalogue, tables)
     except MigrationError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
@@ -484,7 +536,7 @@ def _rehearse(options: argparse.Namespace) -> int:
         return 130
 
 
-def _print_backup_identity() -> int:
+def _print_backup_identity(_: argparse.Namespace) -> int:
     from alphapulse_encryption.keysources import load_key_ring
     from alphapulse_encryption.migration.backup import backup_identity
     from alphapulse_encryption.resources.environment import key_environment
@@ -493,12 +545,72 @@ def _print_backup_identity() -> int:
     return 0
 
 
-def _print_approvals() -> int:
+def _print_schema(options: argparse.Namespace) -> int:
+    from alphapulse_encryption.migration.preview import Plan
+    from alphapulse_encryption.migration.status import Status
+    from alphapulse_encryption.reports.documents import print_schema
+
+    print_schema(Plan if options.plan else Status)
+    return 0
+
+
+def _print_plan(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> int:
+    from alphapulse_encryption.reports.documents import print_document
+    from alphapulse_encryption.reports.plan import read_plan, show_plan
+    from alphapulse_encryption.reports.terminal import console
+
+    plan = read_plan(catalogue, tables)
+    if options.json:
+        print_document(plan)
+    else:
+        show_plan(plan, console())
+    return 1 if plan.blockers else 0
+
+
+def _print_status(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> int:
+    from alphapulse_encryption.migration.status import read_status
+    from alphapulse_encryption.reports.documents import print_document
+    from alphapulse_encryption.reports.status import show_status, watch
+    from alphapulse_encryption.reports.terminal import console
+    from alphapulse_encryption.resources.environment import target_database
+
+    database = target_database()
+    if options.watch:
+        watch(database, catalogue, tables, console())
+        return 0
+    status = read_status(database, catalogue, tables)
+    if options.json:
+        print_document(status)
+    else:
+        show_status(status, console())
+    return 0
+
+
+def _print_preflight(_: argparse.Namespace, catalogue: Catalogue, __: tuple[str, ...]) -> int:
+    """The findings as JSON; read directly, so that no run is seen in the UI."""
+    from dataclasses import replace
+
+    from alphapulse_encryption.keysources import load_key_ring
+    from alphapulse_encryption.migration.preflight import check
+    from alphapulse_encryption.reports.documents import print_members
+    from alphapulse_encryption.resources.environment import key_environment, target_database
+
+    keys = load_key_ring(key_environment())
+    report = check(replace(target_database(), read_only=True), catalogue, keys)
+    print_members("preflight", {"report": report})
+    return 1 if report.blockers else 0
+
+
+def _print_approvals(options: argparse.Namespace) -> int:
     from alphapulse_encryption.migration.approvals import list_approvals
+    from alphapulse_encryption.reports.documents import print_members
     from alphapulse_encryption.resources.environment import target_database
 
     with target_database().session("list the approvals") as connection:
         approvals = list_approvals(connection)
+    if options.json:
+        print_members("approvals", {"approvals": approvals})
+        return 0
     for approval in approvals:
         print(approval)
     if not approvals:
@@ -506,7 +618,7 @@ def _print_approvals() -> int:
     return 0
 
 
-def _check_key() -> int:
+def _check_key(_: argparse.Namespace) -> int:
     from alphapulse_encryption.keysources import load_key_ring
     from alphapulse_encryption.migration.database import DatabaseUnreachable
     from alphapulse_encryption.migration.tracking import stored_key_checks
@@ -542,13 +654,18 @@ def _check_key() -> int:
     return 1 if any(found.get(version, check) != check for version, check in (stored or {}).items()) else 0
 
 
-def _print_key_usage() -> int:
+def _print_key_usage(options: argparse.Namespace) -> int:
     from alphapulse_encryption.crypto.usage import MOST_MESSAGES
     from alphapulse_encryption.migration.usage import read_usage
+    from alphapulse_encryption.reports.documents import print_members
     from alphapulse_encryption.resources.environment import target_database
 
     with target_database().session("read how much the keys are used") as connection:
         usages = read_usage(connection)
+    if options.json:
+        warnings = [warning for usage in usages if (warning := usage.warning()) is not None]
+        print_members("key-usage", {"most_messages": MOST_MESSAGES, "usage": usages, "warnings": warnings})
+        return 0
     for usage in usages:
         share = usage.messages / MOST_MESSAGES
         print(
@@ -562,17 +679,25 @@ def _print_key_usage() -> int:
     return 0
 
 
-def _print_key_versions(catalogue: Catalogue, tables: tuple[str, ...]) -> int:
+def _print_key_versions(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> int:
     from alphapulse_encryption.crypto.envelope import get_format
     from alphapulse_encryption.keysources import load_key_ring
     from alphapulse_encryption.migration.tracking import key_versions
     from alphapulse_encryption.migration.versions import count_versions
+    from alphapulse_encryption.reports.documents import print_members
     from alphapulse_encryption.resources.environment import key_environment, target_database
 
     keys = load_key_ring(key_environment())
     database = target_database()
     with database.session("read the key versions") as connection:
         versions = key_versions(connection)
+    cipher = get_format(catalogue.format, keys)
+    if options.json:
+        found = (
+            count_versions(database, [catalogue.table(name) for name in tables], cipher) if versions else []
+        )
+        print_members("key-versions", {"versions": versions, "tables": found})
+        return 1 if _late(versions, found) else 0
     if not versions:
         print("This database has not been begun with any key version.")
         return 0
@@ -584,22 +709,27 @@ def _print_key_versions(catalogue: Catalogue, tables: tuple[str, ...]) -> int:
         )
     if keys.current_version not in {v.number for v in versions if v.state == "current"}:
         print(f"! ALPHAPULSE_ENCRYPTION_KEY_VERSION says {keys.current_version} (see --rotate-keys)")
-    cipher = get_format(catalogue.format, keys)
     counts = count_versions(database, [catalogue.table(name) for name in tables], cipher)
     for count in counts:
         print(f"{count.table}: {count}")
-    retired = {version.number for version in versions if version.state == "retired"}
-    late = sorted({number for count in counts for number in count.versions} & retired)
+    late = _late(versions, counts)
     for number in late:
         print(f"! version {number} is retired, and values of it were written since: run --rotate-keys again")
     return 1 if late else 0
 
 
-def _reinstate_key_version(version: int) -> int:
+def _late(versions: Sequence[KeyVersion], counts: Sequence[TableVersions]) -> list[int]:
+    """Key versions that are retired, and of which there are values all the same."""
+    retired = {version.number for version in versions if version.state == "retired"}
+    return sorted({number for count in counts for number in count.versions} & retired)
+
+
+def _reinstate_key_version(options: argparse.Namespace) -> int:
     from alphapulse_encryption.migration.database import Actor
     from alphapulse_encryption.migration.versions import reinstate_version
     from alphapulse_encryption.resources.environment import target_database
 
+    version = options.reinstate_key_version
     changed = reinstate_version(target_database(), version, Actor("command line"))
     print(
         f"✓ Key version {version} is readable again"
@@ -609,7 +739,7 @@ def _reinstate_key_version(version: int) -> int:
     return 0
 
 
-def _test_alerts() -> int:
+def _test_alerts(_: argparse.Namespace) -> int:
     from alphapulse_encryption.alerts.delivery import VARIABLES, configured_channels, deliver, trial_message
     from alphapulse_encryption.errors import ConfigurationError
 
@@ -625,16 +755,59 @@ def _test_alerts() -> int:
 
 def _change_settings(options: argparse.Namespace) -> int:
     from alphapulse_encryption.migration.database import Actor
-    from alphapulse_encryption.migration.limits import Limits, change_limits
+    from alphapulse_encryption.migration.limits import change_limits
     from alphapulse_encryption.resources.environment import target_database
 
     changes = dict(text.partition("=")[::2] for text in options.set)
     if options.pause or options.resume:
         changes["paused"] = "true" if options.pause else "false"
-    limits = change_limits(target_database(), changes, Actor("command line"))
-    for name, field in Limits.model_fields.items():
-        print(f"{name} = {getattr(limits, name)}    # {field.description}")
+    _show_settings(change_limits(target_database(), changes, Actor("command line")))
     return 0
+
+
+def _print_settings(options: argparse.Namespace) -> int:
+    from alphapulse_encryption.migration.limits import Limits, read_limits
+    from alphapulse_encryption.migration.tracking import bookkeeping_exists
+    from alphapulse_encryption.reports.documents import print_members
+    from alphapulse_encryption.resources.environment import target_database
+
+    with target_database().session("read the settings of running backfills") as connection:
+        limits = read_limits(connection) if bookkeeping_exists(connection) else Limits()
+    if options.json:
+        described = {name: field.description for name, field in Limits.model_fields.items()}
+        print_members("settings", {"settings": limits, "descriptions": described})
+    else:
+        _show_settings(limits)
+    return 0
+
+
+def _show_settings(limits: Limits) -> None:
+    for name, field in type(limits).model_fields.items():
+        print(f"{name} = {getattr(limits, name)}    # {field.description}")
+
+
+# In this order: what changes settings shows them as well.
+_OF_THE_WHOLE: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "rehearse": _rehearse,
+    "backup_identity": _print_backup_identity,
+    "json_schema": _print_schema,
+    "approvals": _print_approvals,
+    "check_key": _check_key,
+    "key_usage": _print_key_usage,
+    "test_alerts": _test_alerts,
+    "reinstate_key_version": _reinstate_key_version,
+    "pause": _change_settings,
+    "resume": _change_settings,
+    "set": _change_settings,
+    "settings": _print_settings,
+}
+_OF_TABLES: Mapping[str, Callable[[argparse.Namespace, Catalogue, tuple[str, ...]], int]] = {
+    "plan": _print_plan,
+    "status": _print_status,
+    "key_versions": _print_key_versions,
+    # With --json; else it is a step.
+    "preflight": _print_preflight,
+}
 
 
 def _check_backup(options: argparse.Namespace) -> None:

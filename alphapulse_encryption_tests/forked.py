@@ -13,6 +13,7 @@ import gc
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -94,6 +95,11 @@ class Program:
     def stop(self) -> None:
         """Ask it to end (SIGTERM)."""
         self._process.terminate()
+
+    def interrupt(self) -> None:
+        """What Ctrl-C sends."""
+        if self._process.pid is not None:
+            os.kill(self._process.pid, signal.SIGINT)
 
     def kill(self) -> None:
         """kill -9."""

@@ -367,21 +367,40 @@ def valid_approval(
             f"{_why_closed(approvals[0]) if approvals else ''}. A person has to approve it (job "
             "approve_drop); nothing was changed."
         )
-    changed = [
-        what
-        for what, same in (
-            ("the table's definition", found.definition == _bound_definition(connection, definition)),
-            ("the catalogue's entry", found.catalogue_entry == catalogue.fingerprint(table.key)),
-            ("the master key", found.key_check == keys.check_value(keys.current_version)),
-        )
-        if not same
-    ]
+    changed = changed_since(connection, catalogue, definition, keys.check_value(keys.current_version), found)
     if changed:
         raise RefusedError(
             f"Since the plaintext drop of {table.key} was approved, {' and '.join(changed)} changed. Verify "
             "and approve it again (--verify, job approve_drop); nothing was dropped."
         )
     return found
+
+
+def changed_since(
+    connection: Connection,
+    catalogue: Catalogue,
+    definition: TableDefinition,
+    key_check: str,
+    approval: Approval,
+) -> list[str]:
+    """What of that which an approval binds is another one now; empty where it still holds.
+
+    Args:
+        connection: an open session.
+        catalogue: as it is now.
+        definition: of the table, as it is now.
+        key_check: identifies the current master key.
+        approval: which one.
+    """
+    return [
+        what
+        for what, same in (
+            ("the table's definition", approval.definition == _bound_definition(connection, definition)),
+            ("the catalogue's entry", approval.catalogue_entry == catalogue.fingerprint(approval.table)),
+            ("the master key", approval.key_check == key_check),
+        )
+        if not same
+    ]
 
 
 def _why_closed(last: Approval) -> str:

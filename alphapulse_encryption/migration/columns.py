@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, LiteralString
 
 import psycopg
@@ -29,6 +29,7 @@ from alphapulse_encryption.migration.definition import LiveColumn, TableDefiniti
 from alphapulse_encryption.migration.names import short_name
 from alphapulse_encryption.migration.partitions import lock_partitions, read_parts, refuse_partition
 from alphapulse_encryption.migration.sql import GUARD_INSERT, GUARD_MENTION, GUARD_UPDATE, GUARDS
+from alphapulse_encryption.migration.tracking import Authority
 
 Connection = psycopg.Connection[Any]
 
@@ -161,24 +162,39 @@ def _check_types(definition: TableDefinition) -> None:
 def _add_missing(connection: Connection, table: Table, actor: Actor) -> tuple[str, ...]:
     definition = read_table(connection, table)
     tracking.register_table(connection, table)
-    missing = [(name, type_) for name, type_ in _wanted_columns(table) if name not in definition.columns]
-    if missing:
+    names = missing_columns(definition)
+    if names:
         lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
-        connection.execute(
-            SQL("ALTER TABLE {} {}").format(
-                definition.identifier,
-                SQL(", ").join(
-                    SQL("ADD COLUMN {} {}").format(
-                        Identifier(name),
-                        SQL("text") if type_ == ENCRYPTED_TYPE else SQL("character varying(64)"),
-                    )
-                    for name, type_ in missing
-                ),
+        connection.execute(add_columns_statement(definition, names))
+        tracking.audit(connection, actor, "add_columns", table, columns=list(names))
+    return names
+
+
+def missing_columns(definition: TableDefinition) -> tuple[str, ...]:
+    """Encrypted and search columns that are not there yet."""
+    return tuple(name for name, _ in _wanted_columns(definition.table) if name not in definition.columns)
+
+
+def add_columns_statement(definition: TableDefinition, names: Sequence[str]) -> Composed:
+    """Adds encrypted and search columns: nullable and without a default, so that nothing is rewritten."""
+    types = dict(_wanted_columns(definition.table))
+    return SQL("ALTER TABLE {} {}").format(
+        definition.identifier,
+        SQL(", ").join(
+            SQL("ADD COLUMN {} {}").format(
+                Identifier(name),
+                SQL("text") if types[name] == ENCRYPTED_TYPE else SQL("character varying(64)"),
             )
-        )
-        names = [name for name, _ in missing]
-        tracking.audit(connection, actor, "add_columns", table, columns=names)
-    return tuple(name for name, _ in missing)
+            for name in names
+        ),
+    )
+
+
+def with_columns(definition: TableDefinition) -> TableDefinition:
+    """The table as it is once its encrypted columns are added."""
+    types = dict(_wanted_columns(definition.table))
+    added = {name: LiveColumn(name, types[name], False, None, False) for name in missing_columns(definition)}
+    return replace(definition, columns={**definition.columns, **added})
 
 
 def guard_name(table: Table) -> str:
@@ -197,26 +213,41 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
     """
     table = definition.table
     state = tracking.require_state(connection, table, lock=True)
-    body = guard_function(definition.plaintext_columns, table.key)
-    triggers = _triggers(definition)
-    made_of = [body, state.authority, repr(definition.plaintext_columns)]
-    made_of += [trigger.condition.as_string(connection) for trigger in triggers]
-    comment = "alphapulse_encryption " + hashlib.sha256("".join(made_of).encode()).hexdigest()
-    if guard_in_place(connection, definition) and _guard_comments(connection, definition) == {comment}:
+    if guard_is_current(connection, definition, state.authority):
         return False
-    obsolete = _guard_triggers(connection, definition) - {trigger.name for trigger in triggers}
+    obsolete = _obsolete_triggers(connection, definition)
     # Taking a trigger away needs the stronger lock, and it is better asked for at once than in addition.
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE" if obsolete else "SHARE ROW EXCLUSIVE")
-    _drop_triggers(connection, definition, obsolete)
-    function = SQL("public.{}").format(Identifier(guard_name(table)))
-    connection.execute(
+    for statement in guard_statements(connection, definition, state.authority):
+        connection.execute(statement)
+    tracking.audit(connection, actor, "guard", table, authority=state.authority)
+    return True
+
+
+def guard_is_current(connection: Connection, definition: TableDefinition, authority: Authority) -> bool:
+    """Whether the guard is in place, and made for these columns and this authority."""
+    if not guard_in_place(connection, definition):
+        return False
+    return _guard_comments(connection, definition) == {_guard_comment(connection, definition, authority)}
+
+
+def guard_statements(
+    connection: Connection, definition: TableDefinition, authority: Authority
+) -> list[Composed]:
+    """What creates or renews the guard: the function, its triggers, and away with those of other columns."""
+    body = guard_function(definition.plaintext_columns, definition.table.key)
+    comment = _guard_comment(connection, definition, authority)
+    triggers = _triggers(definition)
+    function = SQL("public.{}").format(Identifier(guard_name(definition.table)))
+    statements = _drop_triggers(definition, _obsolete_triggers(connection, definition))
+    statements.append(
         SQL(
             "CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql "
             "SET search_path = pg_catalog AS {}"
         ).format(function, Literal(body))
     )
     for trigger in triggers:
-        connection.execute(
+        statements.append(
             SQL(
                 "CREATE OR REPLACE TRIGGER {name} BEFORE {event} ON {table} FOR EACH ROW "
                 "WHEN ({condition}) EXECUTE FUNCTION {function}({authority}, {argument})"
@@ -226,11 +257,11 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
                 table=definition.identifier,
                 condition=trigger.condition,
                 function=function,
-                authority=Literal(state.authority),
+                authority=Literal(authority),
                 argument=Literal(trigger.argument),
             )
         )
-        connection.execute(
+        statements.append(
             SQL("COMMENT ON TRIGGER {} ON {} IS {}").format(
                 Identifier(trigger.name), definition.identifier, Literal(comment)
             )
@@ -238,9 +269,19 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
     # One that was disabled on a single partition, too: before PostgreSQL 15 this does not reach partitions.
     for part in read_parts(connection, definition.oid):
         enabled = SQL(", ").join(SQL("ENABLE TRIGGER {}").format(Identifier(t.name)) for t in triggers)
-        connection.execute(SQL("ALTER TABLE {} {}").format(part.identifier, enabled))
-    tracking.audit(connection, actor, "guard", table, authority=state.authority)
-    return True
+        statements.append(SQL("ALTER TABLE {} {}").format(part.identifier, enabled))
+    return statements
+
+
+def _guard_comment(connection: Connection, definition: TableDefinition, authority: Authority) -> str:
+    body = guard_function(definition.plaintext_columns, definition.table.key)
+    made_of = [body, authority, repr(definition.plaintext_columns)]
+    made_of += [trigger.condition.as_string(connection) for trigger in _triggers(definition)]
+    return "alphapulse_encryption " + hashlib.sha256("".join(made_of).encode()).hexdigest()
+
+
+def _obsolete_triggers(connection: Connection, definition: TableDefinition) -> set[str]:
+    return _guard_triggers(connection, definition) - {trigger.name for trigger in _triggers(definition)}
 
 
 def guard_in_place(connection: Connection, definition: TableDefinition) -> bool:
@@ -274,15 +315,28 @@ def _guard_comments(connection: Connection, definition: TableDefinition) -> set[
 def drop_guard(connection: Connection, definition: TableDefinition) -> None:
     """Take the guard away, in the caller's transaction."""
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
-    _drop_triggers(connection, definition, _guard_triggers(connection, definition))
-    connection.execute(
-        SQL("DROP FUNCTION IF EXISTS public.{}()").format(Identifier(guard_name(definition.table)))
-    )
+    for statement in drop_guard_statements(definition, _guard_triggers(connection, definition)):
+        connection.execute(statement)
 
 
-def _drop_triggers(connection: Connection, definition: TableDefinition, names: Iterable[str]) -> None:
-    for name in names:
-        connection.execute(SQL("DROP TRIGGER {} ON {}").format(Identifier(name), definition.identifier))
+def drop_guard_statements(
+    definition: TableDefinition, triggers: Iterable[str] | None = None
+) -> list[Composed]:
+    """What takes the guard away.
+
+    Args:
+        definition: the table.
+        triggers: names of those that are there; None for all that a guard has.
+    """
+    names = {trigger.name for trigger in _triggers(definition)} if triggers is None else triggers
+    function = SQL("DROP FUNCTION IF EXISTS public.{}()").format(Identifier(guard_name(definition.table)))
+    return [*_drop_triggers(definition, names), function]
+
+
+def _drop_triggers(definition: TableDefinition, names: Iterable[str]) -> list[Composed]:
+    return [
+        SQL("DROP TRIGGER {} ON {}").format(Identifier(name), definition.identifier) for name in sorted(names)
+    ]
 
 
 _BY_ENGINE = SQL("current_setting({}, true) IS NOT DISTINCT FROM {}").format(

@@ -170,11 +170,13 @@ class Database:
         conninfo: a PostgreSQL URL or connection string; never shown.
         application_name: what ``pg_stat_activity`` shows for our sessions.
         variable: the environment variable that its address comes from, for messages.
+        read_only: whether its sessions refuse to write, whatever they run.
     """
 
     conninfo: str = field(repr=False)
     application_name: str = "alphapulse_encryption"
     variable: str = "ALPHAPULSE_DATABASE_URL"
+    read_only: bool = False
 
     def connect(self, *, autocommit: bool = True) -> psycopg.Connection[tuple[Any, ...]]:
         """Open a session with the settings above.
@@ -201,6 +203,8 @@ class Database:
 
     def _set_up(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         settings = {**TEXT_FORM_SETTINGS, **SAFETY_SETTINGS}
+        if self.read_only:
+            settings["default_transaction_read_only"] = "on"
         _configure(connection, settings)
         try:
             _configure(connection, LOG_SETTINGS)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg.sql import SQL, Composable, Identifier
+from psycopg.sql import SQL, Composable, Composed, Identifier
 
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
@@ -273,19 +273,56 @@ def _lock(connection: Connection, definition: TableDefinition) -> None:
 
 
 def _alter(connection: Connection, definition: TableDefinition, what: saved.SavedTable) -> None:
-    encrypted = {column.name: column.encrypted for column in definition.table.columns}
     columns.drop_guard(connection, definition)
+    for statement in _removal(definition, what):
+        connection.execute(statement)
+
+
+def drop_statements(definition: TableDefinition, what: saved.SavedTable) -> list[Composed]:
+    """What the drop of a table executes, and the ciphertext's NOT NULL after it.
+
+    Args:
+        definition: the table as it is after the switch.
+        what: what goes with its plaintext columns.
+    """
+    names = {c.name for c in what.columns if c.not_null is not None and not c.encrypted_was_required}
+    required = [column.encrypted for column in definition.table.columns if column.name in names]
+    return [
+        *columns.drop_guard_statements(definition),
+        *_removal(definition, what),
+        *(
+            statement
+            for name in required
+            for statement in (
+                saved.validate_check(definition, saved.required_check(name)),
+                *_not_null_for_check(definition, name),
+            )
+        ),
+    ]
+
+
+def _removal(definition: TableDefinition, what: saved.SavedTable) -> list[Composed]:
+    encrypted = {column.name: column.encrypted for column in definition.table.columns}
+    statements: list[Composed] = []
     actions: list[Composable] = []
     for column in what.columns:
         for schema, name in column.sequences:
             # A sequence goes with the column that owns it, and its position with it.
-            connection.execute(SQL("ALTER SEQUENCE {} OWNED BY NONE").format(Identifier(schema, name)))
+            statements.append(SQL("ALTER SEQUENCE {} OWNED BY NONE").format(Identifier(schema, name)))
         if column.not_null is not None and not column.encrypted_was_required:
             condition = SQL("{} IS NOT NULL").format(Identifier(encrypted[column.name]))
             actions.append(saved.add_check(saved.required_check(encrypted[column.name]), condition))
     # Without CASCADE: what we did not expect stops it.
     actions += [SQL("DROP COLUMN {}").format(Identifier(column.name)) for column in what.columns]
-    connection.execute(saved.alter(definition, actions))
+    return [*statements, saved.alter(definition, actions)]
+
+
+def _not_null_for_check(definition: TableDefinition, encrypted: str) -> tuple[Composed, Composed]:
+    check = saved.required_check(encrypted)
+    return (
+        saved.alter(definition, [SQL("ALTER COLUMN {} SET NOT NULL").format(Identifier(encrypted))]),
+        saved.alter(definition, [SQL("DROP CONSTRAINT {}").format(Identifier(check))]),
+    )
 
 
 def _require_ciphertext(connection: Connection, table: Table, actor: Actor) -> tuple[str, ...]:
@@ -301,11 +338,9 @@ def _require_ciphertext(connection: Connection, table: Table, actor: Actor) -> t
             continue
         switch.validate(connection, definition, name)
 
-        def finish(encrypted: str = column.encrypted, name: str = name) -> None:
-            connection.execute(
-                saved.alter(definition, [SQL("ALTER COLUMN {} SET NOT NULL").format(Identifier(encrypted))])
-            )
-            connection.execute(saved.alter(definition, [SQL("DROP CONSTRAINT {}").format(Identifier(name))]))
+        def finish(encrypted: str = column.encrypted) -> None:
+            for statement in _not_null_for_check(definition, encrypted):
+                connection.execute(statement)
             tracking.audit(connection, actor, "set_not_null", table, column=encrypted)
 
         in_short_transaction(connection, f"set {table.key}.{column.encrypted} NOT NULL", finish)

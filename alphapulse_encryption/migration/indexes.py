@@ -284,6 +284,9 @@ def _comment(definition: TableDefinition) -> str:
     return f"alphapulse_encryption {definition.shape()}"
 
 
+# What a statement goes on with, or not.
+_BESIDE, _ONLY, _NOT = SQL("CONCURRENTLY "), SQL("ONLY "), SQL("")
+
 State = OneOf["missing", "unfinished", "outdated", "valid"]
 
 _LOOK = """
@@ -352,6 +355,64 @@ def build_index(connection: Connection, definition: TableDefinition, index: Want
     )
 
 
+def index_statements(
+    connection: Connection, definition: TableDefinition, index: WantedIndex
+) -> list[Composed]:
+    """What :func:`build_index` would execute, as the index and those of the partitions stand; executes nothing.
+
+    Raises:
+        ConfigurationError: a name is taken.
+    """
+    parts = read_parts(connection, definition.oid)
+    statements: list[Composed] = []
+    state = _look(connection, definition.oid, definition.table.schema_name, definition, index)
+    if state == "valid":
+        return []
+    afresh = definition.partitioned and state == "outdated"
+    if afresh:
+        statements.append(_drop_statement(definition.table.schema_name, index.name, _NOT))
+    return statements + _statements_of_part(connection, parts, parts[0], definition, index, afresh=afresh)
+
+
+def _statements_of_part(
+    connection: Connection,
+    parts: tuple[Part, ...],
+    part: Part,
+    definition: TableDefinition,
+    index: WantedIndex,
+    *,
+    afresh: bool,
+    attached: bool = False,
+) -> list[Composed]:
+    """As :func:`_complete` goes about it."""
+    statements: list[Composed] = []
+    state = "missing" if afresh else _look(connection, part.oid, part.schema_name, definition, index)
+    if part.leaf:
+        if state == "valid" or attached:
+            return []
+        if state != "missing":
+            statements.append(_drop_statement(part.schema_name, index.name, _BESIDE))
+        statements.append(_create(part, index, _BESIDE, _NOT))
+        if index.comment is not None:
+            statements.append(_comment_statement(part, index))
+        return statements
+    if state == "missing" and not attached:
+        statements.append(_create(part, index, _NOT, _ONLY))
+        if index.comment is not None:
+            statements.append(_comment_statement(part, index))
+    for child in (p for p in parts if p.parent == part.oid):
+        name = None if afresh else _attached_to(connection, child, part, index)
+        below = replace(index, name=name or part_index(child, index.name))
+        if name is not None:
+            below = replace(below, comment=None)
+        statements += _statements_of_part(
+            connection, parts, child, definition, below, afresh=afresh, attached=name is not None
+        )
+        if name is None:
+            statements.append(_attach_statement(part, index, child, below))
+    return statements
+
+
 def _complete(
     connection: Connection,
     parts: tuple[Part, ...],
@@ -369,7 +430,7 @@ def _complete(
 
     def create() -> None:
         if _look(connection, part.oid, part.schema_name, definition, index) == "missing":
-            connection.execute(_create(part, index, SQL(""), SQL("ONLY")))
+            connection.execute(_create(part, index, _NOT, _ONLY))
             if index.comment is not None:
                 _set_comment(connection, part, index)
 
@@ -406,12 +467,20 @@ def _attached_to(connection: Connection, child: Part, parent: Part, index: Wante
 def _attach(
     connection: Connection, parent: Part, index: WantedIndex, child: Part, below: WantedIndex
 ) -> None:
-    statement = SQL("ALTER INDEX {} ATTACH PARTITION {}").format(
-        Identifier(parent.schema_name, index.name), Identifier(child.schema_name, below.name)
-    )
+    statement = _attach_statement(parent, index, child, below)
     in_short_transaction(
         connection, f"attach the index {below.name} to {index.name}", lambda: connection.execute(statement)
     )
+
+
+def _attach_statement(parent: Part, index: WantedIndex, child: Part, below: WantedIndex) -> Composed:
+    return SQL("ALTER INDEX {} ATTACH PARTITION {}").format(
+        Identifier(parent.schema_name, index.name), Identifier(child.schema_name, below.name)
+    )
+
+
+def _drop_statement(schema: str, name: str, beside: SQL) -> Composed:
+    return SQL("DROP INDEX {}IF EXISTS {}").format(beside, Identifier(schema, name))
 
 
 def _drop_tree(connection: Connection, definition: TableDefinition, index: WantedIndex) -> None:
@@ -419,15 +488,13 @@ def _drop_tree(connection: Connection, definition: TableDefinition, index: Wante
 
     def drop() -> None:
         lock_parts(connection, read_parts(connection, definition.oid), "ACCESS EXCLUSIVE")
-        connection.execute(
-            SQL("DROP INDEX IF EXISTS {}").format(Identifier(definition.table.schema_name, index.name))
-        )
+        connection.execute(_drop_statement(definition.table.schema_name, index.name, _NOT))
 
     in_short_transaction(connection, f"drop the outdated index {index.name}", drop)
 
 
 def _drop_beside(connection: Connection, schema: str, name: str) -> None:
-    statement = SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(Identifier(schema, name))
+    statement = _drop_statement(schema, name, _BESIDE)
     outside_transaction(
         connection, f"drop the unfinished index {name}", lambda: connection.execute(statement)
     )
@@ -442,10 +509,8 @@ def _build_beside(
     def build() -> None:
         # What is there was left by an interrupted build, or by the try before this one.
         if _look(connection, part.oid, part.schema_name, definition, index) != "missing":
-            connection.execute(
-                SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(Identifier(part.schema_name, index.name))
-            )
-        connection.execute(_create(part, index, SQL("CONCURRENTLY"), SQL("")))
+            connection.execute(_drop_statement(part.schema_name, index.name, _BESIDE))
+        connection.execute(_create(part, index, _BESIDE, _NOT))
 
     try:
         outside_transaction(connection, f"build the index {index.name}", build)
@@ -458,22 +523,24 @@ def _build_beside(
 
 
 def _create(part: Part, index: WantedIndex, beside: SQL, only: SQL) -> Composed:
-    return SQL("CREATE {unique} INDEX {beside} {name} ON {only} {table} ({columns}) {condition}").format(
-        unique=SQL("UNIQUE" if index.unique else ""),
+    return SQL("CREATE {unique}INDEX {beside}{name} ON {only}{table} ({columns}){condition}").format(
+        unique=SQL("UNIQUE " if index.unique else ""),
         beside=beside,
         name=Identifier(index.name),
         only=only,
         table=part.identifier,
         columns=SQL(", ").join(Identifier(column) for column in index.columns),
-        condition=SQL("WHERE {}").format(index.condition(part.name)) if index.condition else SQL(""),
+        condition=SQL(" WHERE {}").format(index.condition(part.name)) if index.condition else SQL(""),
     )
 
 
 def _set_comment(connection: Connection, part: Part, index: WantedIndex) -> None:
-    connection.execute(
-        SQL("COMMENT ON INDEX {} IS {}").format(
-            Identifier(part.schema_name, index.name), Literal(index.comment)
-        )
+    connection.execute(_comment_statement(part, index))
+
+
+def _comment_statement(part: Part, index: WantedIndex) -> Composed:
+    return SQL("COMMENT ON INDEX {} IS {}").format(
+        Identifier(part.schema_name, index.name), Literal(index.comment)
     )
 
 

@@ -121,14 +121,22 @@ def _take_ranges(connection: Connection, table: Table, count: int) -> int:
     return before
 
 
-def _insert(connection: Connection, table: Table, boundaries: list[list[str]], count: int) -> None:
-    lowers: list[list[str] | None] = [None, *boundaries]
-    uppers: list[list[str] | None] = [*boundaries, None]
+def cut(
+    connection: Connection, definition: TableDefinition, count: int
+) -> list[tuple[list[str] | None, list[str] | None]]:
+    """The ranges that a table would be cut into now: lower and upper key of each, None where it is open; reads only."""
+    return _between(_boundaries(connection, definition, count), count)
+
+
+def _between(boundaries: list[list[str]], count: int) -> list[tuple[list[str] | None, list[str] | None]]:
     if not boundaries:
         # Nothing to go by: the last range holds everything, those before it are empty for good.
-        lowers = [[] for _ in range(count - 1)] + [None]
-        uppers = [[] for _ in range(count - 1)] + [None]
-    for number, (lower, upper) in enumerate(zip(lowers, uppers, strict=True)):
+        return [*(([], []) for _ in range(count - 1)), (None, None)]
+    return list(zip([None, *boundaries], [*boundaries, None], strict=True))
+
+
+def _insert(connection: Connection, table: Table, boundaries: list[list[str]], count: int) -> None:
+    for number, (lower, upper) in enumerate(_between(boundaries, count)):
         connection.execute(
             "INSERT INTO public.encryption_ranges (table_name, batch_range, lower_key, upper_key) "
             "VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",

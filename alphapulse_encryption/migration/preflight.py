@@ -46,11 +46,19 @@ ASSUMED_ROWS_PER_SECOND = 20_000
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the checklist."""
+    """One line of the checklist.
+
+    Args:
+        level: how bad it is.
+        subject: the table, the column or what else it is about.
+        message: a sentence.
+        of_role: whether it is about the role that asks, and not so for another one.
+    """
 
     level: Level
     subject: str
     message: str
+    of_role: bool = False
 
     def __str__(self) -> str:
         sign = {"ok": "✓", "warning": "!", "blocker": "✗"}[self.level]
@@ -92,13 +100,13 @@ class PreflightReport:
         return tuple(finding for finding in self.findings if finding.level == "warning")
 
 
-def check(database: Database, catalogue: Catalogue, keys: KeyRing) -> PreflightReport:
+def check(database: Database, catalogue: Catalogue, keys: KeyRing | None) -> PreflightReport:
     """Go through the checklist for every table of the catalogue.
 
     Args:
         database: the target.
         catalogue: what is to be encrypted.
-        keys: the key ring; held against the key the database was begun with.
+        keys: the key ring; held against the key the database was begun with. None leaves the key out.
 
     Raises:
         ConfigurationError: the database cannot be reached.
@@ -109,8 +117,9 @@ def check(database: Database, catalogue: Catalogue, keys: KeyRing) -> PreflightR
     rows = current = growth = 0
     with database.session("run the preflight") as connection:
         findings += _server(connection)
-        findings.append(_key(connection, keys))
-        findings += _key_usage(connection, catalogue, keys)
+        if keys is not None:
+            findings.append(_key(connection, keys))
+            findings += _key_usage(connection, catalogue, keys)
         for table in catalogue.tables:
             try:
                 state = (
@@ -183,6 +192,7 @@ def _server(connection: Connection) -> list[Finding]:
                 "blocker",
                 "privileges",
                 "the bookkeeping needs CREATE on the schema public: GRANT CREATE ON SCHEMA public TO this role.",
+                of_role=True,
             )
         )
     return findings
@@ -230,6 +240,7 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
                 table.key,
                 "columns and triggers can be added by the table's owner only. "
                 "Connect as its owner or as a member of that role.",
+                of_role=True,
             )
         )
     if secured and not bypasses and (forced or not owns):
@@ -238,6 +249,7 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
                 "blocker",
                 table.key,
                 "row-level security would hide rows from this role. Use a role with BYPASSRLS.",
+                of_role=True,
             )
         )
     try:
@@ -397,6 +409,15 @@ def _dependants(connection: Connection, definition: TableDefinition) -> list[tup
 
 
 def _growth(connection: Connection, definition: TableDefinition) -> int:
+    # Every row is written once more: the old version stays until vacuum reclaims it.
+    return encrypted_bytes(connection, definition) + definition.total_bytes
+
+
+def encrypted_bytes(connection: Connection, definition: TableDefinition) -> int:
+    """Bytes that the table's encrypted and search columns take, by the planner's statistics of the plaintext's width.
+
+    Where this role may not see those, or there are none, a usual width is taken.
+    """
     widths = dict(
         connection.execute(
             "SELECT attname, (avg_width * (1 - null_frac))::float8 FROM pg_stats "
@@ -411,8 +432,7 @@ def _growth(connection: Connection, definition: TableDefinition) -> int:
         width = float(widths.get(column.name, _DEFAULT_WIDTH))
         per_row += (width + _ENVELOPE_BYTES) * 4 / 3 + _JSON_BYTES + len(column.context)
         per_row += _TOKEN_BYTES if column.searchable else 0
-    # Every row is written once more: the old version stays until vacuum reclaims it.
-    return int(definition.estimated_rows * per_row) + definition.total_bytes
+    return int(definition.estimated_rows * per_row)
 
 
 def _backup(connection: Connection) -> Finding:

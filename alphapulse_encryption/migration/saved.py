@@ -512,6 +512,11 @@ def add_check(name: str, condition: Composable) -> Composed:
     return SQL("ADD CONSTRAINT {} CHECK ({}) NOT VALID").format(Identifier(name), condition)
 
 
+def validate_check(definition: TableDefinition, name: str) -> Composed:
+    """Has the server look at the rows that a check does not bind yet; readers and writers go on."""
+    return alter(definition, [SQL("VALIDATE CONSTRAINT {}").format(Identifier(name))])
+
+
 def comment_on(kind: LiteralString, name: Composable, comment: str | None) -> Composed:
     """``COMMENT ON kind name IS …``."""
     return SQL("COMMENT ON {} {} IS {}").format(SQL(kind), name, SqlLiteral(comment))

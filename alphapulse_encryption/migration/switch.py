@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg.sql import SQL, Composable, Identifier
+from psycopg.sql import SQL, Composable, Composed, Identifier
 
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
@@ -184,7 +184,7 @@ SELECT c.relname, format('the exclusion constraint %%I', x.conname)
 def _refuse_uncarried(connection: Connection, definition: TableDefinition) -> None:
     """Refuse where a guarantee of the plaintext columns would silently be lost."""
     table = definition.table
-    wanted = {i.name for i in indexes.wanted_indexes(connection, definition) if not i.pending_only}
+    refuse_uncarriable(connection, definition)
     valid = {
         name: unique
         for name, unique in connection.execute(
@@ -193,6 +193,21 @@ def _refuse_uncarried(connection: Connection, definition: TableDefinition) -> No
             [definition.oid],
         )
     }
+    for want in indexes.wanted_indexes(connection, definition):
+        if not want.pending_only and (want.name not in valid or (want.unique and not valid[want.name])):
+            raise RefusedError(
+                f"The {'unique ' if want.unique else ''}index {want.name} of {table.key} is missing or "
+                f"invalid. Build it first (asset search_indexes); nothing was changed."
+            )
+
+
+def refuse_uncarriable(connection: Connection, definition: TableDefinition) -> None:
+    """Refuse where no step of ours could carry a guarantee of the plaintext columns over.
+
+    Raises:
+        RefusedError: names it, and says what to do.
+    """
+    table = definition.table
     for index in indexes.unique_indexes(connection, definition):
         if not index.portable:
             raise RefusedError(
@@ -217,12 +232,6 @@ def _refuse_uncarried(connection: Connection, definition: TableDefinition) -> No
             f"Partition {partition} of {table.key} has a rule of its own, {rule}, which the ciphertext cannot take "
             "over. Make it one of the partitioned table, or drop it; nothing was changed."
         )
-    for want in indexes.wanted_indexes(connection, definition):
-        if want.name in wanted and (want.name not in valid or (want.unique and not valid[want.name])):
-            raise RefusedError(
-                f"The {'unique ' if want.unique else ''}index {want.name} of {table.key} is missing or "
-                f"invalid. Build it first (asset search_indexes); nothing was changed."
-            )
     for (name,) in connection.execute(_DOMAINS, [definition.oid, names]):
         raise RefusedError(
             f"The type of {table.key}.{name} is a domain that forbids NULL, so the plaintext could not be "
@@ -236,27 +245,72 @@ def _require_either(
 ) -> None:
     """The check that takes over from NOT NULL, validated while writers go on."""
     name = saved.presence_check(column)
-    either = SQL("{} IS NOT NULL OR {} IS NOT NULL").format(
-        Identifier(column.name), Identifier(column.encrypted)
-    )
 
     def add() -> None:
         if saved.constraint_state(connection, definition, name) is None:
             lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
-            connection.execute(saved.alter(definition, [saved.add_check(name, either)]))
+            connection.execute(_add_presence_check(definition, column))
             tracking.audit(connection, actor, "add_check", definition.table, constraint=name)
 
     in_short_transaction(connection, f"add the check {name}", add)
     validate(connection, definition, name)
 
 
+def _add_presence_check(definition: TableDefinition, column: Column) -> Composed:
+    either = SQL("{} IS NOT NULL OR {} IS NOT NULL").format(
+        Identifier(column.name), Identifier(column.encrypted)
+    )
+    return saved.alter(definition, [saved.add_check(saved.presence_check(column), either)])
+
+
 def validate(connection: Connection, definition: TableDefinition, name: str) -> None:
     """Validate a constraint of the table where that is still to be done; writers go on meanwhile."""
     if saved.constraint_state(connection, definition, name) is False:
-        statement = saved.alter(definition, [SQL("VALIDATE CONSTRAINT {}").format(Identifier(name))])
+        statement = saved.validate_check(definition, name)
         in_short_transaction(
             connection, f"validate the constraint {name}", lambda: connection.execute(statement)
         )
+
+
+def switch_statements(connection: Connection, definition: TableDefinition) -> list[Composed]:
+    """What a switch of the table would execute, as it is now; executes nothing.
+
+    Args:
+        connection: an open session.
+        definition: the table, with its encrypted columns.
+    """
+    statements: list[Composed] = []
+    for column in definition.plaintext_columns:
+        if definition.columns[column.name].not_null:
+            name = saved.presence_check(column)
+            state = saved.constraint_state(connection, definition, name)
+            if state is None:
+                statements.append(_add_presence_check(definition, column))
+            if not state:
+                statements.append(saved.validate_check(definition, name))
+    actions = _relax(what_is_set_aside(connection, definition))
+    if actions:
+        statements.append(saved.alter(definition, actions))
+    return statements + columns.guard_statements(connection, definition, "ciphertext")
+
+
+def what_is_set_aside(connection: Connection, definition: TableDefinition) -> SetAside:
+    """What a switch takes off the plaintext columns."""
+    return SetAside(
+        defaults={
+            column.name: live.default
+            for column in definition.plaintext_columns
+            if (live := definition.columns[column.name]).default is not None
+        },
+        not_null=saved.read_not_null(connection, definition),
+    )
+
+
+def _relax(taken: SetAside) -> list[Composable]:
+    return [
+        *(SQL("ALTER COLUMN {} DROP NOT NULL").format(Identifier(name)) for name in taken.not_null),
+        *(SQL("ALTER COLUMN {} DROP DEFAULT").format(Identifier(name)) for name in taken.defaults),
+    ]
 
 
 def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | None:
@@ -265,18 +319,8 @@ def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | No
         return None
     definition = read_table(connection, table)
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
-    taken = SetAside(
-        defaults={
-            column.name: live.default
-            for column in definition.plaintext_columns
-            if (live := definition.columns[column.name]).default is not None
-        },
-        not_null=saved.read_not_null(connection, definition),
-    )
-    actions: list[Composable] = [
-        *(SQL("ALTER COLUMN {} DROP NOT NULL").format(Identifier(name)) for name in taken.not_null),
-        *(SQL("ALTER COLUMN {} DROP DEFAULT").format(Identifier(name)) for name in taken.defaults),
-    ]
+    taken = what_is_set_aside(connection, definition)
+    actions = _relax(taken)
     for column in definition.plaintext_columns:
         if column.name in taken.not_null and not saved.constraint_state(
             connection, definition, saved.presence_check(column)

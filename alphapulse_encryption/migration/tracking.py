@@ -303,6 +303,13 @@ def ensure_bookkeeping(connection: Connection) -> None:
             )
 
 
+def missing_bookkeeping(connection: Connection) -> tuple[str, ...]:
+    """The text that :func:`ensure_bookkeeping` would execute; empty where there is nothing to do."""
+    if bookkeeping_exists(connection) and _is_current(connection):
+        return ()
+    return (_TABLES.strip(),)
+
+
 def audit(
     connection: Connection, actor: Actor, action: str, table: Table | None = None, **details: object
 ) -> None:
@@ -447,6 +454,12 @@ def stored_key_checks(connection: Connection) -> dict[int, str]:
         "SELECT key_version, check_value FROM public.encryption_key_checks ORDER BY key_version"
     )
     return dict(stored.fetchall())
+
+
+def current_key_check(connection: Connection) -> str | None:
+    """The key-check value of the database's current key version; None where it was not begun."""
+    current = [version.number for version in key_versions(connection) if version.state == "current"]
+    return stored_key_checks(connection).get(current[0]) if current else None
 
 
 def _exists(connection: Connection, table: str) -> bool:

@@ -608,13 +608,18 @@ def verify_table(connection: Connection, table: Table, keys: KeyRing) -> TableVe
         RefusedError: the table's encrypted columns were never added.
         ConfigurationError: the table is missing.
     """
+    return sum_up(connection, table, keys.check_value(keys.current_version))
+
+
+def sum_up(connection: Connection, table: Table, key_check: str) -> TableVerification:
+    """As :func:`verify_table`, for who has no key: the current one is told by its key-check value."""
     tracking.require_state(connection, table)
     definition = read_table(connection, table, plaintext=False)
     rows = connection.execute(
         _RESULTS,
         {
             "definition": definition.shape(),
-            "key_check": keys.check_value(keys.current_version),
+            "key_check": key_check,
             "fresh_for": FRESH_FOR,
             "most_transactions": MOST_TRANSACTIONS,
             "table": table.key,

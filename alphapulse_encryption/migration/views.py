@@ -222,9 +222,7 @@ def _renew(
     """Bring a view and its privileges up to what they are to be; returns whether anything had to be done."""
     view = _find(connection, definition.table, name)
     invoker = connection.info.server_version >= _SECURITY_INVOKER_SINCE
-    made_as_wanted = (
-        view is not None and view.comment == _mark(columns) and view.invoker == invoker and not view.barrier
-    )
+    made_as_wanted = view is not None and _made_as_wanted(view, columns, invoker=invoker)
     kept: list[_Grant] = []
     if not made_as_wanted:
         if view is not None:
@@ -240,21 +238,68 @@ def _renew(
                 )
             else:
                 columns = gained
-        identifier = Identifier(definition.table.schema_name, name)
-        options = SQL("WITH (security_invoker = true)") if invoker else SQL("")
-        connection.execute(
-            SQL("CREATE OR REPLACE VIEW {} {} AS {}").format(identifier, options, _query(definition, columns))
-        )
-        connection.execute(SQL("COMMENT ON VIEW {} IS {}").format(identifier, Literal(_mark(columns))))
+        for statement in _create(definition, name, columns, invoker=invoker):
+            connection.execute(statement)
     granted = _grant(connection, definition, name, columns, kept)
     if not made_as_wanted or granted:
         tracking.audit(connection, actor, "create_view", definition.table, view=name, granted=granted)
     return not made_as_wanted or bool(granted)
 
 
+def view_statements(connection: Connection, definition: TableDefinition) -> list[Composed]:
+    """What :func:`create_views` would execute; executes nothing.
+
+    Args:
+        connection: an open session.
+        definition: the table, with its encrypted columns.
+
+    Raises:
+        ConfigurationError: a name is taken, or too long.
+    """
+    full, safe = view_names(definition.table)
+    invoker = connection.info.server_version >= _SECURITY_INVOKER_SINCE
+    statements: list[Composed] = []
+    for name, columns in ((full, _full(definition)), (safe, _safe(definition))):
+        view = _find(connection, definition.table, name)
+        wanted, kept = columns, list[_Grant]()
+        present = _grants_by_default(connection, definition)
+        if view is not None:
+            present = _grants_of(connection, view.oid)
+        if view is None:
+            statements += _create(definition, name, wanted, invoker=invoker)
+        elif not _made_as_wanted(view, columns, invoker=invoker):
+            gained = _extended(connection, definition, view, columns)
+            if gained is None:
+                kept, present = present, _grants_by_default(connection, definition)
+                statements.append(_drop_statement(definition, name))
+            wanted = gained or columns
+            statements += _create(definition, name, wanted, invoker=invoker)
+        owner = view.owner if view is not None and not kept else _owner(connection, definition)
+        missing = _missing_grants(connection, definition, wanted, kept, present, owner)
+        statements += _grant_statements(definition, name, missing)
+    return statements
+
+
+def _made_as_wanted(view: _View, columns: Columns, *, invoker: bool) -> bool:
+    return view.comment == _mark(columns) and view.invoker == invoker and not view.barrier
+
+
+def _create(definition: TableDefinition, name: str, columns: Columns, *, invoker: bool) -> list[Composed]:
+    identifier = Identifier(definition.table.schema_name, name)
+    options = SQL(" WITH (security_invoker = true)") if invoker else SQL("")
+    return [
+        SQL("CREATE OR REPLACE VIEW {}{} AS {}").format(identifier, options, _query(definition, columns)),
+        SQL("COMMENT ON VIEW {} IS {}").format(identifier, Literal(_mark(columns))),
+    ]
+
+
+def _drop_statement(definition: TableDefinition, name: str) -> Composed:
+    return SQL("DROP VIEW {}").format(Identifier(definition.table.schema_name, name))
+
+
 def _drop(connection: Connection, definition: TableDefinition, name: str, why: str) -> None:
     try:
-        connection.execute(SQL("DROP VIEW {}").format(Identifier(definition.table.schema_name, name)))
+        connection.execute(_drop_statement(definition, name))
     except psycopg.errors.DependentObjectsStillExist:
         raise RefusedError(
             f"The view {name} {why}, and other objects depend on it. Drop those first, and run the step again; the "
@@ -288,7 +333,7 @@ def _extended(
         for oid in (definition.oid, view.oid)
     )
     sources = {name: source for source, name in columns}
-    if any(name not in sources or of_table[sources[name]] != type_ for name, type_ in of_view.items()):
+    if any(name not in sources or of_table.get(sources[name]) != type_ for name, type_ in of_view.items()):
         return None
     return [(sources[name], name) for name in of_view] + [
         column for column in columns if column[1] not in of_view
@@ -335,7 +380,22 @@ def _grant(
     Those are the ones it had before it was made anew, and SELECT to whoever may read all that the view reads: it reads
     with their rights.
     """
-    table = definition.table
+    (found,) = _look(connection, definition.table, name)
+    present = _grants_of(connection, found.oid)
+    missing = _missing_grants(connection, definition, columns, kept, present, found.owner)
+    for statement in _grant_statements(definition, name, missing):
+        connection.execute(statement)
+    return sorted({grant.grantee or "PUBLIC" for grant in missing})
+
+
+def _missing_grants(
+    connection: Connection,
+    definition: TableDefinition,
+    columns: Columns,
+    kept: list[_Grant],
+    present: list[_Grant],
+    owner: str,
+) -> list[_Grant]:
     shown = {name for _, name in columns}
     wanted = [grant for grant in kept if grant.column is None or grant.column in shown]
     by_column: dict[str | None, set[str]] = {}
@@ -348,24 +408,44 @@ def _grant(
     wanted += [
         _Grant(grantee, "SELECT", None, False) for grantee, names in by_column.items() if read <= names
     ]
-    view = Identifier(table.schema_name, name)
-    (found,) = _look(connection, table, name)
-    present = _grants_of(connection, found.oid)
-    missing = [
+    return [
         grant
         for grant in dict.fromkeys(wanted)
-        if grant.grantee != found.owner
-        and grant not in present
-        and replace(grant, grantable=True) not in present
+        if grant.grantee != owner and grant not in present and replace(grant, grantable=True) not in present
     ]
-    for grant in missing:
-        connection.execute(
-            SQL("GRANT {} {} ON {} TO {} {}").format(
-                _PRIVILEGES[grant.privilege],
-                SQL("({})").format(Identifier(grant.column)) if grant.column is not None else SQL(""),
-                view,
-                SQL("PUBLIC") if grant.grantee is None else Identifier(grant.grantee),
-                SQL("WITH GRANT OPTION" if grant.grantable else ""),
-            )
+
+
+def _grant_statements(definition: TableDefinition, name: str, grants: list[_Grant]) -> list[Composed]:
+    view = Identifier(definition.table.schema_name, name)
+    return [
+        SQL("GRANT {}{} ON {} TO {}{}").format(
+            _PRIVILEGES[grant.privilege],
+            SQL(" ({})").format(Identifier(grant.column)) if grant.column is not None else SQL(""),
+            view,
+            SQL("PUBLIC") if grant.grantee is None else Identifier(grant.grantee),
+            SQL(" WITH GRANT OPTION" if grant.grantable else ""),
         )
-    return sorted({grant.grantee or "PUBLIC" for grant in missing})
+        for grant in grants
+    ]
+
+
+def _owner(connection: Connection, definition: TableDefinition) -> str:
+    """Whose a view is once it is made: the table's owner's, whose rights the migration has."""
+    row = connection.execute(
+        "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = %s", [definition.oid]
+    ).fetchone()
+    return "" if row is None else str(row[0])
+
+
+# ALTER DEFAULT PRIVILEGES of the owner, for all schemas (0) or the table's.
+_DEFAULT_GRANTS = """
+SELECT r.rolname, x.privilege_type, NULL::name, x.is_grantable
+  FROM pg_class c JOIN pg_default_acl d ON d.defaclrole = c.relowner AND d.defaclnamespace IN (0, c.relnamespace)
+ CROSS JOIN aclexplode(d.defaclacl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
+ WHERE c.oid = %s AND d.defaclobjtype = 'r' AND x.grantee <> c.relowner
+"""
+
+
+def _grants_by_default(connection: Connection, definition: TableDefinition) -> list[_Grant]:
+    """What a view has been granted as soon as it is made."""
+    return [_Grant(*row) for row in connection.execute(_DEFAULT_GRANTS, [definition.oid])]

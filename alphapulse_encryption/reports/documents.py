@@ -1,0 +1,46 @@
+"""Reports as JSON: one document on standard output, with a version of its own that grows when its members change."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, TypeAdapter
+
+Kind = Literal["preflight", "approvals", "settings", "key-usage", "key-versions"]
+
+
+def print_document(document: BaseModel) -> None:
+    """Print a report that is a model of its own."""
+    sys.stdout.write(document.model_dump_json(indent=2) + "\n")
+
+
+def print_schema(document: type[BaseModel]) -> None:
+    """Print the JSON schema of such a report."""
+    sys.stdout.write(json.dumps(document.model_json_schema(mode="serialization"), indent=2) + "\n")
+
+
+def print_members(kind: Kind, members: Mapping[str, object]) -> None:
+    """Print a report that is put together here: dataclasses, models, moments and plain values."""
+    document = {
+        "version": 1,
+        "kind": kind,
+        "at": datetime.now(UTC),
+        **{name: _plain(value) for name, value in members.items()},
+    }
+    text = TypeAdapter(dict[str, Any]).dump_json(document, indent=2).decode()
+    sys.stdout.write(text + "\n")
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(one) for one in value]
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    return value

@@ -1,0 +1,134 @@
+"""Plan, status and the other reports as commands: one document on standard output, nothing changed, no run made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from alphapulse_encryption.migration.preview import Plan
+from alphapulse_encryption.migration.status import Status
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests import another
+from alphapulse_encryption_tests.migration import support
+from alphapulse_encryption_tests.place import Place, place
+
+# Nobody listens there.
+NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
+
+
+@pytest.fixture
+def theirs(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> Iterator[Place]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(another.SCHEMA.encode())
+    with place(
+        postgres, database_url, server_dir.parent, another.MASTER_KEY_TEXT, another.CATALOGUE
+    ) as found:
+        yield found
+
+
+def document(theirs: Place, *arguments: str, **changes: str | None) -> Any:
+    """What is on standard output, all of it, as JSON."""
+    return json.loads("\n".join(theirs.succeeds(*arguments, **changes)))
+
+
+def test_before_anything_exists(theirs: Place) -> None:
+    # Neither Dagster's storage nor its home: a read needs none, and makes none.
+    without = {"DAGSTER_POSTGRES_URL": NOWHERE}
+    before = theirs.dump()
+    theirs.environment()
+    files = sorted(theirs.state.iterdir())
+    planned = document(theirs, "--plan", "--json", **without)
+    plan = Plan.model_validate(planned)
+    assert [table.table for table in plan.tables] == list(another.TABLES)
+    assert plan.version == planned["version"] == 1 and planned["kind"] == "plan"
+    assert len(plan.bookkeeping) == 1 and not plan.blockers
+    for table in plan.tables:
+        assert len(table.ranges) == theirs.ranges and table.rows == another.ROWS[table.table]
+    narrowed = document(theirs, "--plan", "--json", "--table", "crm.Kunde", **without)
+    assert [table["table"] for table in narrowed["tables"]] == ["crm.Kunde"]
+    found = Status.model_validate(document(theirs, "--status", "--json", **without))
+    assert not found.begun and {table.stage for table in found.tables} == {"not begun"}
+    assert document(theirs, "--approvals", "--json", **without)["approvals"] == []
+    assert document(theirs, "--key-usage", "--json", **without)["usage"] == []
+    assert document(theirs, "--key-versions", "--json", **without)["versions"] == []
+    assert document(theirs, "--settings", "--json", **without)["settings"]["paused"] is False
+    checked = document(theirs, "--preflight", "--json", **without)
+    assert {finding["level"] for finding in checked["report"]["findings"]} == {"ok", "warning"}
+    for one in ("--plan", "--status"):
+        schema = document(theirs, one, "--json-schema", **without)
+        assert schema["properties"]["version"]["const"] == 1
+    # All the settings by words, too, without making the bookkeeping.
+    assert theirs.succeeds("--settings", **without)[0].startswith("paused = False")
+    lines = theirs.succeeds("--plan", **without)
+    assert lines[0].startswith("Plan for 3 tables, 6 columns: about 200 rows")
+    statements = [s.sql for table in plan.tables for step in table.steps for s in step.statements]
+    text = "\n".join(lines)
+    assert len(statements) > 50 and all(statement.strip() in text for statement in statements)
+    words = [line for line in lines if not any(line in statement for statement in statements)]
+    assert max(len(line) for line in words if '"' not in line and "CREATE" not in line) <= 120
+    assert "nothing was begun" in theirs.succeeds("--status", **without)[0]
+    assert theirs.dump() == before
+    assert theirs.run_count() == 0
+    assert sorted(theirs.state.iterdir()) == files
+
+
+def test_blockers_end_it_with_one(theirs: Place) -> None:
+    with psycopg.connect(theirs.url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE crm.child () INHERITS (crm.order_lines)")
+        connection.execute("ALTER TABLE sessions DROP CONSTRAINT sessions_pkey")
+    ended = theirs.fails(1, "--plan", "--json", ALPHAPULSE_ENCRYPTION_MASTER_KEY=None)
+    assert ended.stderr == ""
+    plan = Plan.model_validate_json(ended.stdout)
+    assert {finding.subject for finding in plan.blockers} == {"key", "sessions", "crm.order_lines"}
+    # What can be planned is planned.
+    assert [table.table for table in plan.tables] == ["crm.order_lines", "crm.Kunde"]
+    assert theirs.fails(1, "--preflight", "--json").stderr == ""
+
+
+def test_errors_are_not_on_standard_output(theirs: Place) -> None:
+    for arguments in (("--plan", "--json"), ("--status", "--json"), ("--approvals", "--json")):
+        ended = theirs.fails(2, *arguments, ALPHAPULSE_DATABASE_URL=NOWHERE)
+        assert ended.stdout == ""
+        assert "cannot be reached" in ended.stderr and "nobody" not in ended.stderr
+    unknown = theirs.fails(2, "--status", "--json", "--table", "nothing")
+    assert unknown.stdout == "" and "unknown table" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--json",),
+        ("--json", "--add-columns"),
+        ("--json", "--plan", "--status"),
+        ("--json", "--preflight", "--backup"),
+        ("--json", "--settings", "--pause"),
+        ("--json", "--check-key"),
+        ("--json-schema", "--approvals"),
+        ("--plan", "--add-columns"),
+        ("--plan", "--status"),
+        ("--watch",),
+        ("--watch", "--plan"),
+        ("--watch", "--status", "--json"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    from alphapulse_encryption.__main__ import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_watching_ends_with_nothing_wrong(theirs: Place) -> None:
+    watching = theirs.start("--status", "--watch")
+    support.until(lambda: "tables verified" in watching.output or not watching.running, "a picture")
+    watching.interrupt()
+    ended = watching.ended()
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "0 of 3 tables verified" in ended.stdout
