@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from alphapulse_encryption import settings
+from alphapulse_encryption import settings, uncaught
 from alphapulse_encryption.catalogue import Catalogue, load_catalogue
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 
@@ -884,4 +884,6 @@ def _chosen(options: argparse.Namespace, names: Sequence[str]) -> dict[str, obje
 
 
 if __name__ == "__main__":
+    uncaught.tell_no_texts()
+    uncaught.leave_no_core()
     sys.exit(main())

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from alphapulse_encryption import settings
+from alphapulse_encryption import settings, uncaught
 from alphapulse_encryption.alerts import sensors as alerts
 from alphapulse_encryption.assets import build_assets
 from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.jobs import build_jobs, build_schedules, build_sensors
 from alphapulse_encryption.rehearsal import job as rehearsal
+from alphapulse_encryption.resources.border import loading
 from alphapulse_encryption.resources.partitions import Partitions
 from alphapulse_encryption.resources.target import Target
 
@@ -42,4 +43,7 @@ def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.
 @dg.definitions
 def defs() -> dg.Definitions:
     """What the code location holds."""
-    return build_defs()
+    # Whatever loads it holds keys from then on.
+    uncaught.leave_no_core()
+    with loading():
+        return build_defs()

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from alphapulse_encryption import settings
+from alphapulse_encryption import settings, uncaught
 from alphapulse_encryption.children import environment_without_keys
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.resources.instance import open_instance, packaged_file, prepare_dagster_home
@@ -207,4 +207,6 @@ def _check_port(host: str, port: int) -> None:
 
 
 if __name__ == "__main__":
+    uncaught.tell_no_texts()
+    uncaught.leave_no_core()
     sys.exit(main())

@@ -6,11 +6,9 @@ representation, log line or error, and of what a library or a server says only t
 
 from __future__ import annotations
 
-import logging
 import smtplib
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -26,6 +24,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception
 from alphapulse_encryption import settings
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.settings import MailServer
+from alphapulse_encryption.unlogged import unlogged
 
 ATTEMPTS = 3
 # Dagster ends a sensor's tick after a minute. Channels are told side by side, and none begins anew after this.
@@ -102,7 +101,7 @@ class Webhook:
         """See `Channel.send`. Redirects are not followed: a POST would become a GET, and nothing arrive."""
         try:
             with (
-                _unlogged("urllib3.connectionpool"),
+                unlogged("urllib3.connectionpool"),
                 requests.post(
                     self.url,
                     json={"text": _escaped(f"{message.subject}\n{message.text}")},
@@ -149,22 +148,6 @@ def _http_trouble(error: requests.RequestException) -> str:
 def _may_pass(error: requests.RequestException) -> bool:
     temporary = (requests.exceptions.ConnectionError, requests.exceptions.Timeout)
     return isinstance(error, temporary) and not isinstance(error, requests.exceptions.SSLError)
-
-
-@contextmanager
-def _unlogged(name: str) -> Iterator[None]:
-    """Keep what a library logs in this thread out of the log: it would quote the address."""
-    thread = threading.get_ident()
-
-    def others(record: logging.LogRecord) -> bool:
-        return record.thread != thread
-
-    logger = logging.getLogger(name)
-    logger.addFilter(others)
-    try:
-        yield
-    finally:
-        logger.removeFilter(others)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.keysources.base import MasterKeyNotFound, parse_secret, which_key, with_version
+from alphapulse_encryption.unlogged import unlogged
 
 SECRET = "alphapulse/encryption/master_key"  # noqa: S105 - its name
 
@@ -63,7 +61,8 @@ class SecretsManagerKeySource:
 
         response: dict[str, Any] = {}
         try:
-            with _no_bodies_in_the_log():
+            # Responses, which hold the key, and requests with the session's token.
+            with unlogged("botocore"):
                 response = client.get_secret_value(SecretId=with_version(SECRET, version))
         except refused.ClientError as error:
             raise _explained(error, version, place) from None
@@ -162,19 +161,3 @@ def _not_reached(error: Exception, version: int | None, place: str) -> Configura
         f"AWS Secrets Manager does not answer when asked for {place} ({key}; {reason}): check the network, AWS_REGION "
         "and AWS_ENDPOINT_URL."
     )
-
-
-@contextmanager
-def _no_bodies_in_the_log() -> Iterator[None]:
-    """Keep botocore from logging the response, and the key with it, where somebody logs at DEBUG."""
-    thread = threading.get_ident()
-
-    def of_others(_: logging.LogRecord) -> bool:
-        return threading.get_ident() != thread
-
-    logger = logging.getLogger("botocore.parsers")
-    logger.addFilter(of_others)
-    try:
-        yield
-    finally:
-        logger.removeFilter(of_others)

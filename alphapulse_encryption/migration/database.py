@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import psycopg
 from psycopg import sql
@@ -44,12 +44,27 @@ SAFETY_SETTINGS = {
     "row_security": "off",
 }
 
-# Keep values out of the server's log where the role may say so (19.8 "Error Reporting and Logging").
+# Keep values out of the server's log (19.8 "Error Reporting and Logging"). Our statements hold none, their parameters
+# and what the server says of them may; so statements may still be logged, for whoever audits them. A module's settings
+# are set where it is loaded.
+LOG_SETTINGS_FOR_ALL = {
+    "log_parameter_max_length_on_error": "0",
+    # Plans show parameters as constants.
+    "debug_print_parse": "off",
+    "debug_print_rewritten": "off",
+    "debug_print_plan": "off",
+}
+# These take a superuser, or from PostgreSQL 15 on the privilege SET; what a role may not set, preflight tells.
 LOG_SETTINGS = {
     "log_parameter_max_length": "0",
-    "log_parameter_max_length_on_error": "0",
+    # What a cast or a trigger of the application refuses, it quotes; we tell of the error without its text. Of what
+    # is less than LOG nothing is written then, of connections and checkpoints everything.
+    "log_min_messages": "log",
     "log_error_verbosity": "terse",
     "log_min_error_statement": "panic",
+    "auto_explain.log_min_duration": "-1",
+    "auto_explain.log_parameter_max_length": "0",
+    "pgaudit.log_parameter": "off",
 }
 
 WRITER_SETTING = "alphapulse_encryption.writer"
@@ -178,6 +193,9 @@ class Database:
     variable: str = "ALPHAPULSE_DATABASE_URL"
     read_only: bool = False
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a Database holds an address with a password, and cannot be pickled or copied")
+
     def connect(self, *, autocommit: bool = True) -> psycopg.Connection[tuple[Any, ...]]:
         """Open a session with the settings above.
 
@@ -206,13 +224,7 @@ class Database:
         if self.read_only:
             settings["default_transaction_read_only"] = "on"
         _configure(connection, settings)
-        try:
-            _configure(connection, LOG_SETTINGS)
-        except psycopg.errors.InsufficientPrivilege:
-            for name, value in LOG_SETTINGS.items():
-                # What this role may not set, preflight tells the operator.
-                with suppress(psycopg.errors.InsufficientPrivilege):
-                    _configure(connection, {name: value})
+        keep_values_out_of_the_log(connection)
         connection.adapters.register_dumper(TextArray, _TextArrayDumper)
         connection.cursor_factory = _Cursor
         connection.server_cursor_factory = _ServerCursor
@@ -237,6 +249,32 @@ def _configure(connection: psycopg.Connection[Any], settings: Mapping[str, str])
         "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
         [list(settings), list(settings.values())],
     )
+
+
+_SET_WHERE_KNOWN = (
+    "SELECT name, set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value) "
+    "WHERE current_setting(name, true) IS NOT NULL"
+)
+# GRANT SET ON PARAMETER.
+SET_PRIVILEGES = 150_000
+
+
+def keep_values_out_of_the_log(connection: psycopg.Connection[Any]) -> dict[str, str]:
+    """Have the server log nothing of this session that could quote a value, as far as the role may say so.
+
+    Returns:
+        What was set.
+    """
+    wanted, query = dict(LOG_SETTINGS_FOR_ALL), _SET_WHERE_KNOWN
+    if connection.info.parameter_status("is_superuser") == "on":
+        wanted |= LOG_SETTINGS
+    elif connection.info.server_version >= SET_PRIVILEGES:
+        wanted |= LOG_SETTINGS
+        query += " AND (name = ANY(%s) OR has_parameter_privilege(name, 'SET'))"
+    parameters = [list(wanted), list(wanted.values())]
+    if query is not _SET_WHERE_KNOWN:
+        parameters.append(list(LOG_SETTINGS_FOR_ALL))
+    return dict(connection.execute(query.encode(), parameters).fetchall())
 
 
 MARK_AS_ENGINE = f"SELECT set_config('{WRITER_SETTING}', '{WRITER}', true)".encode()
@@ -269,7 +307,7 @@ def failure(doing: str, error: psycopg.Error) -> DatabaseFailure:
         why = "the connection to the database was lost" if lost else f"{type(error).__name__} in the driver"
         return DatabaseFailure(f"Could not {doing}: {why}.", None)
     text = f"Could not {doing}: the database refused ({without_values(error)})."
-    if state in _VALUE_FREE and error.diag.message_primary:
+    if state in _VALUE_FREE and error.diag.message_primary and not _said_by_a_function(error):
         text += f" It says: {error.diag.message_primary}."
     return DatabaseFailure(text, state)
 
@@ -299,6 +337,9 @@ def without_values(error: psycopg.Error) -> str:
     """An error's kind, SQLSTATE and the objects it concerns."""
     parts = [f"{type(error).__name__}, SQLSTATE {error.sqlstate}"]
     diagnostics = error.diag
+    if diagnostics.source_function == _RAISE:
+        # Whoever wrote RAISE chose what it calls the table or the constraint.
+        return f"{parts[0]}, raised by a function"
     for label, value in (
         ("schema", diagnostics.schema_name),
         ("table", diagnostics.table_name),
@@ -308,6 +349,19 @@ def without_values(error: psycopg.Error) -> str:
         if value:
             parts.append(f"{label} {value}")
     return ", ".join(parts)
+
+
+# Of PL/pgSQL (src/pl/plpgsql/src/pl_exec.c).
+_RAISE = "exec_stmt_raise"
+
+
+def _said_by_a_function(error: psycopg.Error) -> bool:
+    """Whether the words may be those of a trigger or function, which quote what they like under any SQLSTATE.
+
+    The server's own context of a message begins with "while", as in "while locking tuple (0,1)".
+    """
+    lines = (error.diag.context or "").splitlines()
+    return error.diag.source_function == _RAISE or any(not line.startswith("while ") for line in lines)
 
 
 # SQLSTATEs (PostgreSQL manual, appendix A) whose primary message names objects, roles or settings only.

@@ -231,7 +231,7 @@ def _differences(
 
 
 def _restore(scratch: Database, pg_restore: str, file: IO[bytes], identity: str) -> None:
-    environment, options = connection_environment(scratch)
+    environment, options = connection_environment(scratch, unlogged=True)
     command = [pg_restore, "--exit-on-error", "--no-password", *LEFT_OUT]
     command.append(f"--dbname={make_conninfo(dbname=environment['PGDATABASE'], **options)}")
     file.seek(0)

@@ -20,6 +20,7 @@ from alphapulse_encryption.errors import ConfigurationError, MigrationError, Ref
 from alphapulse_encryption.migration import tracking
 from alphapulse_encryption.migration.backup import Backup
 from alphapulse_encryption.migration.database import Actor, Database
+from alphapulse_encryption.unlogged import unlogged
 
 ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
 
@@ -146,7 +147,8 @@ def upload_backup(
     }
     if bucket.kms_key is not None:
         extra["SSEKMSKeyId"] = bucket.kms_key
-    with _told(bucket, backup):
+    # Uploads run in threads of boto3's; at DEBUG it logs requests with the session's token.
+    with _told(bucket, backup), unlogged("botocore", threads_of_its_own=True):
         client.upload_file(
             backup.location,
             bucket.name,
@@ -154,7 +156,8 @@ def upload_backup(
             ExtraArgs=extra,
             Config=TransferConfig(multipart_threshold=part_bytes + 1, multipart_chunksize=part_bytes),
         )
-    encryption = check_upload(backup, bucket, client=client, checksum=checksum)
+    with unlogged("botocore"):
+        encryption = check_upload(backup, bucket, client=client, checksum=checksum)
     location = f"s3://{bucket.name}/{key}"
     with database.session("record the upload") as connection, connection.transaction():
         connection.execute(

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import psycopg
+from psycopg import sql
 
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration import tracking
-from alphapulse_encryption.migration.database import LOG_SETTINGS, Database
+from alphapulse_encryption.migration.database import LOG_SETTINGS, SET_PRIVILEGES, Database
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.indexes import unique_indexes
 from alphapulse_encryption.migration.limits import Limits
@@ -448,29 +450,74 @@ def _backup(connection: Connection) -> Finding:
     )
 
 
+# What makes the server keep values of our sessions, by the setting that prevents it.
+_RECORDED = {
+    "log_parameter_max_length": "the server logs statements with their parameters",
+    "log_min_messages": "the server logs its errors, which quote the values that a cast or a trigger refuses",
+    "auto_explain.log_min_duration": "auto_explain logs plans, which show parameters",
+    "pgaudit.log_parameter": "pgaudit logs the parameters of statements",
+}
+
+
 def _logging(connection: Connection) -> list[Finding]:
-    settings = dict(
-        connection.execute(
-            "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)",
-            [["log_statement", "log_min_duration_statement", "log_min_duration_sample", *LOG_SETTINGS]],
-        ).fetchall()
+    records = _records_values(connection)
+    if not records:
+        return [Finding("ok", "logging", "our sessions leave no values in the server's log")]
+    role = connection.info.user
+    return [
+        Finding(
+            "warning",
+            "logging",
+            f"{_RECORDED[name]}, and this role may not turn that off for its sessions: values can end up in the "
+            "server's log when plaintext is put back (revert, restore), in a live check, and where a value is refused. "
+            + _remedy(connection, role, name),
+        )
+        for name in records
+    ]
+
+
+def _records_values(connection: Connection) -> list[str]:
+    """The settings that would keep values out of the server's log, and do not."""
+    names = [*_STATEMENTS_LOGGED, *LOG_SETTINGS, "pgaudit.log"]
+    rows = connection.execute(
+        "SELECT name, current_setting(name, true) FROM unnest(%s::text[]) AS s (name)", [names]
     )
-    records = (
-        settings.get("log_statement") in {"all", "mod"}
-        or settings.get("log_min_duration_statement", "-1") != "-1"
-        or settings.get("log_min_duration_sample", "-1") != "-1"
+    settings = {name: value for name, value in rows if value is not None}
+    statements = any(settings.get(name, off) not in off for name, off in _STATEMENTS_LOGGED.items())
+    found = {
+        "log_parameter_max_length": statements and settings.get("log_parameter_max_length") != "0",
+        "log_min_messages": settings.get("log_min_messages") not in {"log", "fatal", "panic"},
+        "auto_explain.log_min_duration": settings.get("auto_explain.log_min_duration", "-1") != "-1",
+        "pgaudit.log_parameter": settings.get("pgaudit.log_parameter", "off") == "on"
+        and settings.get("pgaudit.log", "none") != "none",
+    }
+    return [name for name, recorded in found.items() if recorded]
+
+
+# Settings by which statements get into the log, and their values by which none with parameters does.
+_STATEMENTS_LOGGED: Mapping[str, tuple[str, ...]] = {
+    "log_statement": ("none", "ddl"),
+    "log_min_duration_statement": ("-1",),
+    "log_min_duration_sample": ("-1",),
+    "log_transaction_sample_rate": ("0",),
+}
+
+
+def _remedy(connection: Connection, role: str, name: str) -> str:
+    known = LOG_SETTINGS[name]
+    for_the_role = (
+        sql.SQL("ALTER ROLE {} SET {} = {}")
+        .format(sql.Identifier(role), sql.SQL(name), sql.Literal(known))
+        .as_string(connection)
     )
-    if records and settings.get("log_parameter_max_length") != "0":
-        return [
-            Finding(
-                "warning",
-                "logging",
-                "the server logs statements with their parameters, and this role may not turn that off for its "
-                "sessions: ciphertext and the application's own plaintext end up in the server's log. Set "
-                "log_parameter_max_length = 0, or GRANT SET ON PARAMETER log_parameter_max_length.",
-            )
-        ]
-    return [Finding("ok", "logging", "our sessions leave no parameter values in the server's log")]
+    if connection.info.server_version < SET_PRIVILEGES:
+        return f"Let a superuser run: {for_the_role}"
+    granted = (
+        sql.SQL("GRANT SET ON PARAMETER {} TO {}")
+        .format(sql.SQL(name), sql.Identifier(role))
+        .as_string(connection)
+    )
+    return f"Let a superuser run: {granted} (or {for_the_role})"
 
 
 def long_transactions(connection: Connection) -> list[Finding]:

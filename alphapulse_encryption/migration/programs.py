@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from alphapulse_encryption.children import bare_environment
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.database import Database, keep_values_out_of_the_log
 
 # What a child says is kept up to here, to find out what went wrong; it may quote values and is never shown.
 _STDERR_BYTES = 64 * 1024
@@ -54,10 +54,16 @@ def find_program(name: str, bin_dir: Path | None, server: int) -> str:
     return found
 
 
-def connection_environment(database: Database) -> tuple[dict[str, str], dict[str, str]]:
+def connection_environment(
+    database: Database, *, unlogged: bool = False
+) -> tuple[dict[str, str], dict[str, str]]:
     """How a child is told of the database: libpq's variables and nothing else of ours, master keys least of all.
 
     A command line is seen by every user of the machine, an environment by its owner.
+
+    Args:
+        database: whose address the child gets.
+        unlogged: the child writes values; the server is to log none of them, as far as the role may say so.
 
     Returns:
         The child's environment, and the connection options for which libpq has no variable and which are no secret.
@@ -83,6 +89,10 @@ def connection_environment(database: Database) -> tuple[dict[str, str], dict[str
     environment["LC_ALL"] = "C"
     environment["PGAPPNAME"] = f"{database.application_name} backup"
     environment.setdefault("PGCONNECT_TIMEOUT", "10")
+    if unlogged:
+        with database.session("look what may be set") as connection:
+            wanted = [f"-c {name}={value}" for name, value in keep_values_out_of_the_log(connection).items()]
+        environment["PGOPTIONS"] = " ".join([environment.get("PGOPTIONS", ""), *wanted]).strip()
     return environment, rest
 
 

@@ -308,7 +308,7 @@ def _dump_and_restore(source: Database, clone: Database, bin_dir: Path | None, v
     """From the one to the other through a pipe: nothing on a disk of ours, passwords in no command."""
     pg_dump, pg_restore = (find_program(name, bin_dir, version) for name in ("pg_dump", "pg_restore"))
     reading, options = connection_environment(source)
-    writing, others = connection_environment(clone)
+    writing, others = connection_environment(clone, unlogged=True)
     dump = [pg_dump, "--format=custom", "--compress=0", "--no-password"]
     dump += [f"--dbname={make_conninfo(**options)}"] if options else []
     restore = [pg_restore, "--exit-on-error", "--no-password", *LEFT_OUT]

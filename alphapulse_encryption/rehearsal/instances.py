@@ -28,9 +28,10 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from alphapulse_encryption import uncaught
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import MigrationError
-from alphapulse_encryption.migration.database import TEXT_FORM_SETTINGS, Database
+from alphapulse_encryption.migration.database import TEXT_FORM_SETTINGS, Database, keep_values_out_of_the_log
 from alphapulse_encryption.orm import Phase
 from alphapulse_encryption.rehearsal import samples
 from alphapulse_encryption.rehearsal.locks import LockWaits
@@ -380,6 +381,8 @@ def _engine(url: str, clients: int) -> Engine:
             "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
             [list(TEXT_FORM_SETTINGS), list(TEXT_FORM_SETTINGS.values())],
         )
+        # The values are real ones; an application's own sessions would leave theirs in the log.
+        keep_values_out_of_the_log(connection)
         connection.autocommit = False
         return connection
 
@@ -493,4 +496,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    uncaught.tell_no_texts()
+    uncaught.leave_no_core()
     main()

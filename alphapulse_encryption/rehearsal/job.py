@@ -236,7 +236,8 @@ def _stage(stage: Stage) -> dg.OpDefinition:
 
     @dg.op(name=f"rehearse_{stage}", description=_DESCRIPTIONS[stage])
     def op(context: dg.OpExecutionContext, passed: dict[str, Any]) -> dict[str, Any]:
-        at = Rehearsing(context, stage, Passed.model_validate(passed))
+        with safely():
+            at = Rehearsing(context, stage, Passed.model_validate(passed))
         gone = False
         try:
             with safely():
@@ -365,9 +366,10 @@ def build_schedule() -> dg.ScheduleDefinition:
         "when). Leaves a turn out while a rehearsal is under way.",
     )
     def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        if context.instance.get_runs(dg.RunsFilter(job_name=JOB, statuses=_UNDER_WAY), limit=1):
-            return dg.SkipReason("A rehearsal is under way.")
-        return dg.RunRequest()
+        with safely():
+            if context.instance.get_runs(dg.RunsFilter(job_name=JOB, statuses=_UNDER_WAY), limit=1):
+                return dg.SkipReason("A rehearsal is under way.")
+            return dg.RunRequest()
 
     return schedule
 

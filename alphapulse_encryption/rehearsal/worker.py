@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from alphapulse_encryption import uncaught
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.errors import MigrationError
@@ -118,4 +119,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    uncaught.tell_no_texts()
+    uncaught.leave_no_core()
     main()

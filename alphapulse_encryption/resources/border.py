@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 
 import dagster as dg
 from dagster._core.definitions.metadata import RawMetadataValue
 
+from alphapulse_encryption import uncaught
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.database import Actor
 
@@ -26,22 +25,34 @@ def safely() -> Iterator[None]:
     """
     try:
         yield
-    except dg.Failure:
-        raise
+    except dg.Failure as failure:
+        # As it was raised: not what led to it.
+        raise failure from None
     except MigrationError as error:
-        raise dg.Failure(description=error.args[0], allow_retries=False) from None
+        raise dg.Failure(description=str(error), allow_retries=False) from None
     except Exception as error:
+        where = "\n".join(f"- `{place}`" for place in uncaught.places(error.__traceback__))
         raise dg.Failure(
-            description=f"Unexpected {type(error).__name__}. Its text is not kept, because it could quote data.",
-            metadata={"where": dg.MetadataValue.md(_places(error.__traceback__))},
+            description=uncaught.kind(error),
+            metadata={"where": dg.MetadataValue.md(where)},
             allow_retries=False,
         ) from None
 
 
-def _places(trace: TracebackType | None) -> str:
-    return "\n".join(
-        f"- `{frame.filename}:{frame.lineno}` in `{frame.name}`" for frame in traceback.extract_tb(trace)
-    )
+@contextmanager
+def loading() -> Iterator[None]:
+    """The same for what Dagster loads: it shows, and keeps, why a code location could not be loaded.
+
+    Raises:
+        MigrationError: in place of any other error.
+    """
+    try:
+        yield
+    except MigrationError as error:
+        raise error from None
+    except Exception as error:
+        where = "".join(f"\n- {place}" for place in uncaught.places(error.__traceback__))
+        raise MigrationError(f"{uncaught.kind(error)} Where:{where}") from None
 
 
 def actor(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> Actor:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import traceback
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, RefusedError
-from alphapulse_encryption.migration.database import Database, TextArray, mark_as_engine
+from alphapulse_encryption.migration.database import LOG_SETTINGS, Database, TextArray, mark_as_engine
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests.leaks import Find, Scanner
 from alphapulse_encryption_tests.migration import support
 
 CANARY = "canary-7f3a@secret.example"
@@ -100,6 +105,110 @@ def test_errors_tell_the_code_and_the_constraint_and_no_value(
     assert "add a person" in str(caught.value)
     assert named in str(caught.value)
     assert "canary" not in told(caught.value).replace(statement, "")
+
+
+@pytest.mark.parametrize("code", ["insufficient_privilege", "lock_not_available", "undefined_column"])
+def test_words_of_a_trigger_are_not_repeated_whatever_their_code(database_url: str, code: str) -> None:
+    body = f"""RAISE EXCEPTION '%', NEW.email USING ERRCODE = '{code}', TABLE = NEW.email, CONSTRAINT = NEW.email,
+        SCHEMA = NEW.email, COLUMN = NEW.email, DETAIL = NEW.email, HINT = NEW.email"""
+    support.run(database_url, "CREATE TABLE people (email text)")
+    support.run(
+        database_url,
+        f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; END $$",
+    )
+    support.run(
+        database_url,
+        "CREATE TRIGGER refuse BEFORE INSERT ON people FOR EACH ROW EXECUTE FUNCTION refuse()",
+    )
+    with (
+        pytest.raises(DatabaseFailure) as caught,
+        Database(database_url).session("add a person") as connection,
+    ):
+        support.ask(connection, "INSERT INTO public.people VALUES (%s)", CANARY)
+    assert "raised by a function" in str(caught.value)
+    assert "canary" not in told(caught.value)
+    # Of the server's own words, those that name objects are.
+    with (
+        pytest.raises(DatabaseFailure, match='column "nonsense" does not exist'),
+        Database(database_url).session("look") as connection,
+    ):
+        connection.execute("SELECT nonsense")
+
+
+_SAYING_TOO_MUCH = """
+CREATE TABLE people (email text UNIQUE, born text);
+CREATE FUNCTION say() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    RAISE WARNING 'born %', NEW.born;
+    IF NEW.email IS NULL THEN RAISE EXCEPTION 'refused: %', NEW.born; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER say BEFORE INSERT ON people FOR EACH ROW EXECUTE FUNCTION say();
+INSERT INTO people VALUES ('a', 'b')
+"""
+_EVERYTHING_LOGGED = {
+    "log_statement": "all",
+    "log_min_duration_statement": "0",
+    "log_parameter_max_length": "-1",
+    "log_parameter_max_length_on_error": "-1",
+    "log_error_verbosity": "verbose",
+    "log_min_error_statement": "debug5",
+    "log_min_messages": "debug1",
+    "debug_print_plan": "on",
+    "debug_print_parse": "on",
+    "session_preload_libraries": "auto_explain",
+    "auto_explain.log_min_duration": "0",
+    "auto_explain.log_verbose": "on",
+}
+_ROLE = "writes_no_log"
+
+
+@pytest.mark.parametrize("who", ["superuser", "granted", "set for the role"])
+def test_what_the_server_logs_of_our_sessions(
+    postgres: EmbeddedPostgres, database_url: str, who: str
+) -> None:
+    support.run(database_url, _SAYING_TOO_MUCH)
+    canary = f"canary-{secrets.token_hex(8)}"
+    scanner = Scanner({"value": canary})
+
+    def logged(connection: psycopg.Connection[Any]) -> list[Find]:
+        before = postgres.log_file.stat().st_size
+        for statement in (
+            "INSERT INTO public.people VALUES (%s::text, %s::text)",
+            "INSERT INTO public.people VALUES ('a', %s::text || %s::text)",
+            "INSERT INTO public.people VALUES (NULL, %s::text || %s::text)",
+            "SELECT %s::text::numeric, %s::text",
+            "SELECT count(*) FROM public.people WHERE email = %s::text OR born = %s::text",
+        ):
+            with contextlib.suppress(psycopg.Error):
+                connection.execute(statement.encode(), [canary, canary])
+        with postgres.log_file.open("rb") as file:
+            file.seek(before)
+            text = file.read()
+        assert b"INSERT INTO public.people" in text, "statements are logged still"
+        return scanner.data(text, "log")
+
+    with support.application(database_url) as admin:
+        admin.execute(f"CREATE ROLE {_ROLE} LOGIN IN ROLE pg_write_all_data, pg_read_all_data".encode())
+        try:
+            support.with_settings(database_url, _EVERYTHING_LOGGED)
+            url = database_url
+            if who != "superuser":
+                url = database_url.replace("//postgres@", f"//{_ROLE}@")
+                assert url != database_url
+                with Database(url).connect() as connection:
+                    assert logged(connection), "a role that may not turn it off leaves values there"
+            for name, value in LOG_SETTINGS.items() if who != "superuser" else ():
+                remedy = f"GRANT SET ON PARAMETER {name} TO {_ROLE}"
+                if who == "set for the role":
+                    remedy = f"ALTER ROLE {_ROLE} SET {name} = '{value}'"
+                admin.execute(remedy.encode())
+            with psycopg.connect(database_url, autocommit=True) as connection:
+                assert logged(connection), "this would find them"
+            with Database(url).connect() as connection:
+                assert logged(connection) == []
+        finally:
+            admin.execute(f"DROP OWNED BY {_ROLE}".encode())
+            admin.execute(f"DROP ROLE {_ROLE}".encode())
 
 
 def test_our_own_errors_pass_unchanged(database_url: str) -> None:

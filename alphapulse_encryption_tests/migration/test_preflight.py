@@ -11,7 +11,7 @@ import pytest
 
 from alphapulse_encryption.catalogue import Catalogue, Table, load_catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.database import LOG_SETTINGS, Database
 from alphapulse_encryption.migration.preflight import Finding, PreflightReport, check
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import KEYS, OTHER_KEYS, run
@@ -255,19 +255,57 @@ def test_uniqueness_that_cannot_be_carried(notes_url: str) -> None:
     assert "one_secret" in messages[0]
 
 
-def test_logging_that_this_role_cannot_turn_off(notes_url: str) -> None:
-    assert found(report(notes_url), "ok", "logging")
-    support.with_settings(notes_url, {"log_min_duration_statement": "0"})
-    assert found(report(notes_url), "ok", "logging")  # a superuser's sessions leave no parameters
+@pytest.mark.parametrize(
+    ("settings", "parameter", "says"),
+    [
+        (
+            {"log_min_duration_statement": "0", "log_parameter_max_length": "-1"},
+            "log_parameter_max_length",
+            "logs statements with their parameters",
+        ),
+        (
+            {"log_statement": "mod", "log_parameter_max_length": "8"},
+            "log_parameter_max_length",
+            "logs statements with their parameters",
+        ),
+        ({"log_min_messages": "warning"}, "log_min_messages", "logs its errors"),
+        (
+            {"auto_explain.log_min_duration": "0"},
+            "auto_explain.log_min_duration",
+            "auto_explain logs plans",
+        ),
+        (
+            {"pgaudit.log": "write", "pgaudit.log_parameter": "on"},
+            "pgaudit.log_parameter",
+            "pgaudit logs the parameters",
+        ),
+    ],
+)
+def test_logging_that_this_role_cannot_turn_off(
+    notes_url: str, settings: dict[str, str], parameter: str, says: str
+) -> None:
+    support.with_settings(notes_url, settings)
+    assert found(report(notes_url), "ok", "logging")  # a superuser's sessions leave no values
     with role(
         notes_url, f"GRANT CREATE ON SCHEMA public TO {ROLE}", f"ALTER TABLE notes OWNER TO {ROLE}"
     ) as url:
-        # The tests' server logs no parameters by itself.
-        support.with_settings(notes_url, {"log_parameter_max_length": "-1"})
-        assert "logs statements with their parameters" in found(report(url), "warning", "logging")[0]
-        run(notes_url, f"GRANT SET ON PARAMETER log_parameter_max_length TO {ROLE}")
-        assert found(report(url), "ok", "logging")
-        run(notes_url, f"REVOKE SET ON PARAMETER log_parameter_max_length FROM {ROLE}")
+        (warning,) = found(report(url), "warning", "logging")
+        assert says in warning
+        for remedy in (
+            f'GRANT SET ON PARAMETER {parameter} TO "{ROLE}"',
+            f'ALTER ROLE "{ROLE}" SET {parameter} = ',
+        ):
+            assert remedy in warning
+            # What it says is what helps.
+            run(notes_url, remedy + (LOG_SETTINGS[parameter] if remedy.endswith("= ") else ""))
+            assert found(report(url), "ok", "logging")
+            run(
+                notes_url,
+                f"REVOKE SET ON PARAMETER {parameter} FROM {ROLE}"
+                if remedy.startswith("GRANT")
+                else f"ALTER ROLE {ROLE} RESET {parameter}",
+            )
+            assert found(report(url), "ok", "logging") == []
 
 
 def test_long_transaction(notes_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

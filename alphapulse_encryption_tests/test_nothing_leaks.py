@@ -1,0 +1,307 @@
+"""Every command, on a database full of canaries, through all kinds of failures: no value, key or password gets out.
+
+The server logs whatever it can, and so does Dagster.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+from werkzeug.wrappers import Response
+
+from alphapulse_encryption_tests import canaries
+from alphapulse_encryption_tests.alerts.servers import webhook
+from alphapulse_encryption_tests.canaries import Canaries, Watch, silent
+from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS
+from alphapulse_encryption_tests.crypto import independent
+from alphapulse_encryption_tests.keysources.servers import serving
+from alphapulse_encryption_tests.leaks import Find, Scanner
+from alphapulse_encryption_tests.migration import support
+from alphapulse_encryption_tests.place import Place, place
+
+TARGET = "target"
+# What stands in the way of a write, and says why with the value; and what clears it away.
+OBSTACLES = {
+    "users": (
+        """CREATE FUNCTION refuse_user() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            RAISE WARNING 'warned: %', NEW.email;
+            IF NEW.id = 3 THEN RAISE EXCEPTION 'refused: %', NEW.email
+                USING ERRCODE = '23514', DETAIL = NEW.last_name, HINT = NEW.first_name; END IF;
+            RETURN NEW; END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE ON users FOR EACH ROW
+            WHEN (NEW.email_encrypted IS NOT NULL) EXECUTE FUNCTION refuse_user()""",
+        "DROP FUNCTION refuse_user CASCADE",
+    ),
+    "trades": (
+        "ALTER TABLE trades ADD CONSTRAINT refuse CHECK (id % 7 <> 0 OR order_id_encrypted IS NULL)",
+        "ALTER TABLE trades DROP CONSTRAINT refuse",
+    ),
+    "positions": (
+        "CREATE UNIQUE INDEX refuse ON positions ((metadata->>'k')) "
+        "WHERE metadata_encrypted IS NOT NULL AND id <= 3",
+        "DROP INDEX refuse",
+    ),
+    "api_keys": (
+        """CREATE FUNCTION refuse_key() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NEW.permissions_encrypted IS NOT NULL AND left(NEW.id::text, 1) < '4' THEN
+                PERFORM (NEW.permissions->>'k')::int; END IF;
+            RETURN NEW; END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION refuse_key()""",
+        "DROP FUNCTION refuse_key CASCADE",
+    ),
+    "trading_accounts": (
+        "CREATE DOMAIN short AS text CHECK (length(value) < 5);"
+        """CREATE FUNCTION refuse_account() RETURNS trigger LANGUAGE plpgsql AS $$
+        DECLARE name short; BEGIN
+            IF NEW.account_number_encrypted IS NOT NULL AND NEW.id = 2 THEN name := NEW.account_number; END IF;
+            RETURN NEW; END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE ON trading_accounts FOR EACH ROW EXECUTE FUNCTION refuse_account()""",
+        "DROP FUNCTION refuse_account CASCADE; DROP DOMAIN short",
+    ),
+}
+
+
+@dataclass
+class Stage:
+    """Where it happens.
+
+    Args:
+        place: where commands run.
+        url: of the target, for a superuser.
+        canaries: what must not get out.
+        said: what commands printed.
+    """
+
+    place: Place
+    url: str
+    canaries: Canaries
+    scanner: Scanner
+    said: list[str] = field(default_factory=list)
+
+    def run(self, status: int, *arguments: str, **changes: str | None) -> str:
+        """A command that ends like this; what it says."""
+        return self.ended(self.place.run(*arguments, **changes), status)
+
+    def ended(self, done: subprocess.CompletedProcess[str], status: int | None = None) -> str:
+        said = done.stdout + done.stderr
+        self.said.append(said)
+        assert status is None or done.returncode == status, self._safe(said)
+        return said
+
+    def _safe(self, said: str) -> str:
+        # What a failing test shows is kept, too.
+        for name, text in self.canaries.secrets.items():
+            if isinstance(text, str):
+                said = said.replace(text, f"<{name}>")
+        return said
+
+    def silently(self, statement: str, *parameters: object) -> None:
+        """A statement of which the server logs nothing."""
+        with silent(self.url) as connection, connection.transaction():
+            connection.execute("SELECT set_config('alphapulse_encryption.writer', 'engine', true)")
+            connection.execute(statement.encode(), parameters or None)
+
+    def everywhere(self, watch: Watch) -> list[Find]:
+        """All that is found, in every place where there is something to look at."""
+        server, scanner = self.place.postgres, self.scanner
+        found = scanner.text("\n".join(self.said), "terminal")
+        found += watch.found()
+        found += watch.processes.that_were_given(
+            self.without_password, {seen.program for seen in watch.processes.seen} - {"python", "python3"}
+        )
+        found += scanner.database(self.place.dagster_url)
+        found += canaries.in_files_of(server, self.dagster_database, scanner)
+        found += canaries.in_the_target(self.url, scanner)
+        found += canaries.in_statistics(self.url, scanner)
+        found += canaries.in_the_log(server, scanner)
+        return found
+
+    @property
+    def dagster_database(self) -> str:
+        with psycopg.connect(self.place.dagster_url) as connection:
+            return connection.info.dbname
+
+    @property
+    def without_password(self) -> Scanner:
+        # libpq's programs are given it, in an environment that nobody else can read.
+        return Scanner({name: text for name, text in self.canaries.secrets.items() if name != "password"})
+
+
+@contextmanager
+def stage(directory: Path) -> Iterator[tuple[Stage, Watch]]:
+    private = directory.parent / "private"
+    folders = {name: private / name for name in ("state", "home", "tmp", "dagster")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    with canaries.talkative_server(directory, UNSAFE_SETTINGS) as server:
+        url, hatched = canaries.make_target(server, TARGET)
+        (folders["dagster"] / "dagster.yaml").write_text(canaries.DAGSTER_YAML)
+        with place(server, canaries.address(url, hatched), folders["state"], hatched.key()) as found:
+            found.extra = {
+                "HOME": str(folders["home"]),
+                "TMPDIR": str(folders["tmp"]),
+                "DAGSTER_HOME": str(folders["dagster"]),
+                # Extensions are a superuser's to make.
+                "ALPHAPULSE_RESTORE_DRILL_URL": server.url("postgres"),
+            }
+            scanner = Scanner(hatched.secrets)
+            yield Stage(found, url, hatched, scanner), Watch(url, scanner, [private], directory)
+
+
+def up_to_a_verified_table(at: Stage) -> None:
+    """Steps 1 to 4, each row refused that something stands in the way of."""
+    assert "our sessions leave no values in the server's log" in at.run(0, "--preflight", "--add-columns")
+    for obstacle, _ in OBSTACLES.values():
+        at.silently(obstacle)
+    said = at.run(1, "--migrate-data")
+    for table in OBSTACLES:
+        assert f"{table}" in said
+    for _, remedy in OBSTACLES.values():
+        at.silently(remedy)
+    at.run(0, "--migrate-data", "--verify")
+    # Somebody wrote plaintext where the ciphertext goes; another value beside its ciphertext.
+    at.silently("UPDATE users SET email_encrypted = email WHERE id = 7")
+    at.silently("UPDATE users SET email_encrypted = '{' || email WHERE id = 8")
+    at.silently("UPDATE users SET address_data_encrypted = address_data::text WHERE id = 9")
+    assert "✗ users.email" in at.run(1, "--verify", "--table", "users")
+    at.run(0, "--repair-mismatched", "--migrate-data", "--verify", "--table", "users")
+
+
+def keys_that_are_not_right(at: Stage) -> None:
+    """Wrong and malformed keys, and sources that answer with the key in an error page."""
+    wrong = base64.b64encode(secrets.token_bytes(32)).decode()
+    at.run(1, "--verify", ALPHAPULSE_ENCRYPTION_MASTER_KEY=wrong)
+    at.run(2, "--check-key", ALPHAPULSE_ENCRYPTION_MASTER_KEY=f"{at.canaries.key()}?")
+    key = at.canaries.key()
+    with serving(
+        Response(f"<h1>{key}</h1>", status=500, headers={"x-amzn-ErrorType": key}, content_type="text/html")
+    ) as front:
+        common = {"ALPHAPULSE_ENCRYPTION_MASTER_KEY": None, "NO_PROXY": "127.0.0.1"}
+        at.run(
+            2,
+            "--check-key",
+            **common,
+            ALPHAPULSE_ENCRYPTION_KEY_SOURCE="aws",
+            AWS_ENDPOINT_URL=front.url,
+            AWS_REGION="eu-central-1",
+            AWS_ACCESS_KEY_ID="AKIAEXAMPLE",
+            AWS_SECRET_ACCESS_KEY=at.canaries.password,
+            AWS_SESSION_TOKEN=at.canaries.password,
+            AWS_MAX_ATTEMPTS="1",
+        )
+        at.run(
+            2,
+            "--check-key",
+            **common,
+            ALPHAPULSE_ENCRYPTION_KEY_SOURCE="vault",
+            VAULT_ADDR=front.url,
+            VAULT_TOKEN=at.canaries.password,
+        )
+    nowhere = at.place.url.replace(canaries.ROLE, "nobody", 1)
+    at.run(2, "--verify", ALPHAPULSE_DATABASE_URL=nowhere)
+    at.run(2, "--verify", ALPHAPULSE_DATABASE_URL=f"{at.place.url}&nonsense={at.canaries.password}")
+    at.run(2, "--verify", ALPHAPULSE_DATABASE_URL=f"mysql://{at.canaries.password}")
+    at.run(2, "--verify", DAGSTER_POSTGRES_URL=f"{at.place.dagster_url}&nonsense={at.canaries.password}")
+
+
+def there_and_back(at: Stage) -> None:
+    """Validation, views, backup, switch, drop, erasure, and back again, with values that do not fit."""
+    at.run(
+        0,
+        *("--live-check", "--benchmark-queries", "--create-views", "--backup", "--restore-drill"),
+        *("--switch-to-encrypted", "--verify"),
+    )
+    table = ("--table", "users")
+    at.run(
+        0,
+        *("--approve-drop", "--approver", "Ada", "--reason", "it serves", "--confirmation", "users", *table),
+    )
+    at.run(0, "--drop-unencrypted", "--confirm", "--operator", "Grace", *table)
+    at.run(0, "--erase-dropped", "--confirmation", "users", *table)
+    key = independent.derive(at.canaries.keys[1], "user_address", 1)
+    no_json = at.canaries.values["users.address_data"]
+    sealed = independent.seal(key, secrets.token_bytes(12), no_json, "user_address", 1)
+    at.silently("UPDATE users SET address_data_encrypted = %s WHERE id = 11", sealed)
+    assert "cannot be put back" in at.run(1, "--restore-plaintext", *table)
+    at.silently(
+        "UPDATE users SET address_data_encrypted = (SELECT address_data_encrypted FROM users WHERE id = 12) "
+        "WHERE id = 11"
+    )
+    at.run(0, "--restore-plaintext", *table)
+    at.run(0, "--live-check", "--table", "users")
+    at.run(0, "--revert-to-plaintext")
+
+
+def interrupted(at: Stage, arguments: tuple[str, ...], interrupt: Callable[[Stage], None]) -> None:
+    """A command that is interrupted as soon as it writes."""
+    running = at.place.start(*arguments, ALPHAPULSE_ENCRYPTION_KEY_VERSION="2", **keys(at))
+
+    def writes() -> bool:
+        with silent(at.url) as connection:
+            cursor = connection.execute(
+                "SELECT FROM pg_stat_activity WHERE usename = %s AND query ILIKE 'UPDATE%%unnest%%'",
+                [canaries.ROLE],
+            )
+            return cursor.rowcount > 0 or not running.running
+
+    support.until(writes, "it writes")
+    if interrupt is kill:
+        running.kill()
+    else:
+        interrupt(at)
+    at.ended(running.ended())
+
+
+def keys(at: Stage) -> dict[str, str | None]:
+    return {"ALPHAPULSE_ENCRYPTION_MASTER_KEY_V2": at.canaries.key(2)}
+
+
+def kill(_: Stage) -> None:
+    """kill -9."""
+
+
+def end_sessions(at: Stage) -> None:
+    with silent(at.url) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [canaries.ROLE]
+        )
+
+
+def rotation(at: Stage) -> None:
+    """A rotation whose sessions are ended, that is killed, and that then ends."""
+    at.run(0, "--add-columns", "--migrate-data", "--verify")
+    for interrupt in (end_sessions, kill):
+        interrupted(at, ("--rotate-keys",), interrupt)
+    at.run(0, "--rotate-keys", ALPHAPULSE_ENCRYPTION_KEY_VERSION="2", **keys(at))
+
+
+def alerts(at: Stage) -> None:
+    with webhook() as (posted, front):
+        at.run(
+            0,
+            "--test-alerts",
+            ALPHAPULSE_ALERT_WEBHOOK_URL=f"{front.url}/{at.canaries.password}",
+            NO_PROXY="127.0.0.1",
+        )
+        assert posted.texts
+        at.said += posted.texts
+
+
+def test_every_command(server_dir: Path) -> None:
+    with stage(server_dir) as (at, watch):
+        with watch:
+            up_to_a_verified_table(at)
+            keys_that_are_not_right(at)
+            there_and_back(at)
+            rotation(at)
+            alerts(at)
+        found = at.everywhere(watch)
+        what = sorted({f"{find.secret} ({find.form}) in {find.place}" for find in found})
+        assert not what, "\n".join(what)
