@@ -6,6 +6,7 @@ asked by the preflight, and which envelope formats exist is known to `crypto.env
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Hashable
 from pathlib import Path
@@ -304,7 +305,9 @@ def _parse(text: str, path: Path) -> object:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigurationError(f"catalogue {path}: {place}not valid YAML: {error.problem}") from None
+        # The name of a tag or an alias, which may be anything where the file is no catalogue.
+        problem = re.sub(r"'[^']{3,}'", "that is written there", error.problem or "")
+        raise ConfigurationError(f"catalogue {path}: {place}not valid YAML: {problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigurationError(f"catalogue {path}: not valid YAML") from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import secrets
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,6 +69,10 @@ OBSTACLES = {
 }
 
 
+# Our own, and what Dagster copies compute logs with, where they are kept; our `dagster.yaml` keeps none.
+_WITH_OUR_ENVIRONMENT = {"python", "python3", Path(sys.executable).name, "tail"}
+
+
 @dataclass
 class Stage:
     """Where it happens.
@@ -84,6 +89,18 @@ class Stage:
     canaries: Canaries
     scanner: Scanner
     said: list[str] = field(default_factory=list)
+    watch: Watch | None = None
+
+    def watch_saw(self, what: Path | int | str) -> bool:
+        """Whether a file, a process or a statement was looked at."""
+        assert self.watch is not None
+        match what:
+            case Path():
+                return what in self.watch.files
+            case int():
+                return any(seen.pid == what for seen in self.watch.processes.seen.copy())
+            case str():
+                return any(what in query for _, query in self.watch.sessions.copy())
 
     def run(self, status: int, *arguments: str, **changes: str | None) -> str:
         """A command that ends like this; what it says."""
@@ -114,7 +131,7 @@ class Stage:
         found = scanner.text("\n".join(self.said), "terminal")
         found += watch.found()
         found += watch.processes.that_were_given(
-            self.without_password, {seen.program for seen in watch.processes.seen} - {"python", "python3"}
+            self.without_password, {seen.program for seen in watch.processes.seen} - _WITH_OUR_ENVIRONMENT
         )
         found += scanner.database(self.place.dagster_url)
         found += canaries.in_files_of(server, self.dagster_database, scanner)
@@ -305,3 +322,90 @@ def test_every_command(server_dir: Path) -> None:
         found = at.everywhere(watch)
         what = sorted({f"{find.secret} ({find.form}) in {find.place}" for find in found})
         assert not what, "\n".join(what)
+        # There was something to look at, and it was looked at with open eyes.
+        assert {find.secret for find in at.scanner.database(at.url)} >= set(canaries.columns())
+        assert b"UPDATE" in at.place.postgres.log_file.read_bytes()
+        assert {"pg_dump", "pg_restore"} <= {seen.program for seen in watch.processes.seen}
+        assert any(path.suffix == ".err" for path in watch.files), "compute logs"
+        assert any(".dump.age" in path.name for path in watch.files)
+        assert any("unnest" in query for _, query in watch.sessions)
+        with psycopg.connect(at.place.dagster_url) as connection:
+            logged = connection.execute("SELECT count(*) FROM event_logs WHERE dagster_event_type IS NULL")
+            assert logged.fetchall()[0][0] > 10
+
+
+def _in_a_file(at: Stage, secret: str) -> None:
+    path = Path(at.place.environment()["TMPDIR"], "for a moment")
+    path.write_text(f"value: {secret}")
+    support.until(lambda: at.watch_saw(path), "the file is seen")
+    path.unlink()
+
+
+def _in_a_process(at: Stage, secret: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()", secret], stdin=subprocess.PIPE) as process:
+        support.until(lambda: at.watch_saw(process.pid), "the process is seen")
+        process.communicate(b"\n")
+
+
+def _in_a_child_s_environment(at: Stage, secret: str) -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, env={"SECRET": secret}) as process:
+        support.until(lambda: at.watch_saw(process.pid), "the process is seen")
+        process.communicate()
+
+
+def _in_a_session(at: Stage, secret: str) -> None:
+    with psycopg.connect(at.place.url, application_name="alphapulse_encryption") as connection:
+        connection.execute(f"SELECT '{secret}' /* looked at */".encode())
+        support.until(lambda: at.watch_saw("/* looked at */"), "the session is seen")
+
+
+def _in_the_server_s_log(at: Stage, secret: str) -> None:
+    with psycopg.connect(at.place.url) as connection:
+        connection.execute("SELECT %s::text", [secret])
+
+
+def _in_a_table(at: Stage, secret: str) -> None:
+    at.silently("CREATE TABLE IF NOT EXISTS leaked (it text)")
+    at.silently("INSERT INTO leaked VALUES (%s)", f"behind {secret}")
+
+
+def _in_dagster_s_storage(at: Stage, secret: str) -> None:
+    with silent(at.place.dagster_url) as connection:
+        connection.execute("INSERT INTO kvs (key, value) VALUES ('leaked', %s)", [secret])
+
+
+def _in_dagster_s_files(at: Stage, secret: str) -> None:
+    with silent(at.place.dagster_url) as connection:
+        connection.execute("INSERT INTO kvs (key, value) VALUES ('removed', %s)", [secret])
+        connection.execute("DELETE FROM kvs WHERE key = 'removed'")
+
+
+def _at_the_terminal(at: Stage, secret: str) -> None:
+    at.said.append(f"said {secret}.")
+
+
+def test_each_place_is_looked_at(server_dir: Path) -> None:
+    """What is put there on purpose is found, and there alone."""
+    places: dict[str, Callable[[Stage, str], None]] = {
+        "file ": _in_a_file,
+        "command line of ": _in_a_process,
+        "environment of cat": _in_a_child_s_environment,
+        "pg_stat_activity": _in_a_session,
+        "the server's log": _in_the_server_s_log,
+        "column public.leaked.it": _in_a_table,
+        "column public.kvs.value": _in_dagster_s_storage,
+        "base/": _in_dagster_s_files,
+        "terminal": _at_the_terminal,
+    }
+    with stage(server_dir) as (at, watch):
+        chosen = dict(zip(places, at.canaries.values.items(), strict=False))
+        with watch:
+            at.watch = watch
+            for name, leak in places.items():
+                leak(at, chosen[name][1])
+        found = at.everywhere(watch)
+        for name, (column, _) in chosen.items():
+            assert any(name in find.place for find in found if find.secret == column), (name, column)
+        assert {find.secret.removesuffix(" in capitals") for find in found} == {
+            column for column, _ in chosen.values()
+        }
