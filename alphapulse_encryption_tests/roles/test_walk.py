@@ -48,7 +48,7 @@ def plaintexts(url: str) -> dict[str, Mapping[Any, str | None]]:
 
 def decrypted(url: str, version: int = 1) -> dict[str, Mapping[Any, str | None]]:
     """What the envelopes hold, all of one key version, by eyes that do not belong to the package."""
-    found = {}
+    found: dict[str, Mapping[Any, str | None]] = {}
     for table in TABLES:
         for column in table.columns:
             key = independent.derive(KEY, column.context, version)
