@@ -43,6 +43,8 @@ ONE_PART = ("shop", "petra_plans", "vera_verifies", "mia_migrates", "ada_approve
 # What is done without a run: who may, and of the others, what the server says.
 AT_ONCE = {
     ("--approvals",): ALLOWED["planner"],
+    ("--plan",): ALLOWED["planner"],
+    ("--status",): ALLOWED["planner"],
     ("--settings",): ALLOWED["planner"],
     ("--key-usage",): ALLOWED["planner"],
     ("--key-versions",): {"bob_backs_up", *ALLOWED["verifier"]},
