@@ -240,7 +240,20 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     running.add_argument("--settings", action="store_true", help="show the settings")
 
 
+def _add_roles(parser: argparse.ArgumentParser) -> None:
+    roles = parser.add_argument_group("least privilege")
+    roles.add_argument(
+        "--roles-sql",
+        action="store_true",
+        help="print SQL that creates the roles, for a database administrator to run with psql; reads only",
+    )
+    roles.add_argument(
+        "--role-prefix", metavar="TEXT", help="what their names begin with (default: alphapulse_)"
+    )
+
+
 def _add_rehearsal(parser: argparse.ArgumentParser) -> None:
+    _add_roles(parser)
     rehearsal = parser.add_argument_group("rehearsal, on a clone of ALPHAPULSE_STAGING_DATABASE_URL")
     rehearsal.add_argument(
         "--rehearse",
@@ -348,6 +361,8 @@ def _goes_without_steps(parser: argparse.ArgumentParser, options: argparse.Names
         # A rate of 0 is one, too.
         if given is not None and given is not False and not options.rehearse:
             parser.error(f"--{name.replace('_', '-')} goes with --rehearse")
+    if options.role_prefix is not None and not options.roles_sql:
+        parser.error("--role-prefix goes with --roles-sql")
     alone = [name for name in WITHOUT_STEPS if getattr(options, name)]
     if not alone:
         return False
@@ -433,6 +448,7 @@ WITHOUT_STEPS = (
     "key_versions",
     "reinstate_key_version",
     "test_alerts",
+    "roles_sql",
     "pause",
     "resume",
     "set",
@@ -441,7 +457,7 @@ WITHOUT_STEPS = (
 ALONE = (
     *("plan", "status"),
     *("rehearse", "backup_identity", "approvals", "check_key", "key_usage", "key_versions"),
-    *("reinstate_key_version", "test_alerts"),
+    *("reinstate_key_version", "test_alerts", "roles_sql"),
 )
 
 # Reports that can be had as JSON, and those whose document has a schema.
@@ -724,6 +740,17 @@ def _late(versions: Sequence[KeyVersion], counts: Sequence[TableVersions]) -> li
     return sorted({number for count in counts for number in count.versions} & retired)
 
 
+def _print_roles_sql(options: argparse.Namespace) -> int:
+    from alphapulse_encryption.migration.roles import DEFAULT_PREFIX, roles_sql
+    from alphapulse_encryption.resources.environment import target_database
+
+    prefix = DEFAULT_PREFIX if options.role_prefix is None else options.role_prefix
+    catalogue = load_catalogue(settings.catalogue_path())
+    with target_database().session("look at who owns what") as connection:
+        print(roles_sql(connection, catalogue, prefix), end="")
+    return 0
+
+
 def _reinstate_key_version(options: argparse.Namespace) -> int:
     from alphapulse_encryption.migration.database import Actor
     from alphapulse_encryption.migration.versions import reinstate_version
@@ -795,6 +822,7 @@ _OF_THE_WHOLE: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "check_key": _check_key,
     "key_usage": _print_key_usage,
     "test_alerts": _test_alerts,
+    "roles_sql": _print_roles_sql,
     "reinstate_key_version": _reinstate_key_version,
     "pause": _change_settings,
     "resume": _change_settings,
@@ -826,6 +854,7 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
     from alphapulse_encryption.keysources import load_key_ring
     from alphapulse_encryption.migration.definition import check_catalogue
     from alphapulse_encryption.migration.plan import check_ranges
+    from alphapulse_encryption.migration.roles import refuse_unless_allowed
     from alphapulse_encryption.migration.tracking import check_key, check_key_values
     from alphapulse_encryption.resources.environment import key_environment, target_database
 
@@ -835,6 +864,9 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
     database = target_database()
     # The steps look at all this themselves; here it is known before the first of them has begun.
     with database.session("check the configuration") as connection:
+        for name in STEPS:
+            if getattr(options, name):
+                refuse_unless_allowed(connection, name, [catalogue.table(key) for key in tables])
         # A rotation that begins has another current version than the database.
         (check_key_values if options.rotate_keys else check_key)(connection, keys)
         check_catalogue(connection, catalogue, tables)

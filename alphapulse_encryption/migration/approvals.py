@@ -14,7 +14,7 @@ from psycopg.sql import SQL
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration import indexes, saved, switch, tracking, verify
+from alphapulse_encryption.migration import indexes, roles, saved, switch, tracking, verify
 from alphapulse_encryption.migration.backup import Backup, check_backup, latest_backup, read_backup
 from alphapulse_encryption.migration.database import Actor, Database
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
@@ -135,6 +135,7 @@ def approve_drop(
     """
     _check_words(table, approver, reason, confirmation, valid_for)
     with database.session(f"approve the drop of {table.key}") as connection:
+        roles.refuse_unless_allowed(connection, "approve_drop", (table,))
         tracking.check_key(connection, keys)
         definition, verification = refuse_unless_droppable(connection, table, keys)
         backup = latest_backup(connection, table)

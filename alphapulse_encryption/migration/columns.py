@@ -24,7 +24,7 @@ from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration import plan, tracking
 from alphapulse_encryption.migration.clear import clear_unguarded
 from alphapulse_encryption.migration.database import WRITER, WRITER_SETTING, Actor, Database
-from alphapulse_encryption.migration.ddl import in_short_transaction
+from alphapulse_encryption.migration.ddl import give_to_owner, in_short_transaction
 from alphapulse_encryption.migration.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.names import short_name
 from alphapulse_encryption.migration.partitions import lock_partitions, read_parts, refuse_partition
@@ -246,6 +246,11 @@ def guard_statements(
             "SET search_path = pg_catalog AS {}"
         ).format(function, Literal(body))
     )
+    # Whoever writes to the table needs no right on it; whoever makes partitions of the table does: that is its owner.
+    owner, given = give_to_owner(connection, SQL("FUNCTION {}()").format(function), definition.oid)
+    statements += given
+    statements.append(SQL("REVOKE ALL ON FUNCTION {}() FROM PUBLIC").format(function))
+    statements.append(SQL("GRANT EXECUTE ON FUNCTION {}() TO {}").format(function, Identifier(owner)))
     for trigger in triggers:
         statements.append(
             SQL(
@@ -339,9 +344,12 @@ def _drop_triggers(definition: TableDefinition, names: Iterable[str]) -> list[Co
     ]
 
 
-_BY_ENGINE = SQL("current_setting({}, true) IS NOT DISTINCT FROM {}").format(
-    Literal(WRITER_SETTING), Literal(WRITER)
-)
+# Anybody can set the setting; only who may write the engine's bookkeeping is believed. Of the two, the application's
+# writes pay for the first alone.
+_BY_ENGINE = SQL(
+    "(current_setting({}, true) IS NOT DISTINCT FROM {} "
+    "AND has_table_privilege('public.encryption_ranges'::regclass, 'UPDATE'))"
+).format(Literal(WRITER_SETTING), Literal(WRITER))
 
 
 def _stored(column: Column) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg.sql import SQL, Composed, Identifier
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from alphapulse_encryption.errors import RefusedError
@@ -77,6 +78,34 @@ def outside_transaction(
                 connection.execute("SELECT set_config('lock_timeout', '5s', false)")
 
     return _retrying(doing, attempt, attempts)
+
+
+_OWNER = """
+SELECT pg_get_userbyid(relowner),
+       pg_get_userbyid(relowner) <> current_user
+         AND pg_has_role(relowner, 'USAGE') AND has_schema_privilege(relowner, relnamespace, 'CREATE')
+         AND has_schema_privilege(relowner, 'public', 'CREATE')
+  FROM pg_class WHERE oid = %s
+"""
+
+
+def give_to_owner(connection: Connection, what: Composed, table: int) -> tuple[str, list[Composed]]:
+    """What lets something that was created for a table belong to the table's owner, as its indexes do.
+
+    Otherwise it would belong to whoever happened to run the step, and a colleague, as good a member of the table's
+    owner, could not renew it. Left as it is where that owner may create nothing there.
+
+    Args:
+        connection: an open session of whoever creates it.
+        what: its kind and name, as in ``VIEW public.v_users``.
+        table: the table's oid.
+
+    Returns:
+        The table's owner, and the statements; none where nothing has to be done, or can be.
+    """
+    owner, possible = connection.execute(_OWNER, [table]).fetchall()[0]
+    statement = SQL("ALTER {} OWNER TO {}").format(what, Identifier(owner))
+    return str(owner), [statement] if possible else []
 
 
 _WITHOUT_LIMITS = """

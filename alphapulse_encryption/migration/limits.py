@@ -74,7 +74,7 @@ def read_limits(connection: Connection) -> Limits:
 
 
 def change_limits(database: Database, changes: Mapping[str, str], actor: Actor) -> Limits:
-    """Change settings.
+    """Change settings; reads only, where there is nothing to change.
 
     Args:
         database: the target.
@@ -85,7 +85,11 @@ def change_limits(database: Database, changes: Mapping[str, str], actor: Actor) 
         ConfigurationError: an unknown name, or a value that does not suit it; nothing was changed.
     """
     values = _validated(changes).model_dump(include=set(changes))
-    with database.session("change the settings of running backfills") as connection:
+    with database.session(
+        f"{'change' if values else 'read'} the settings of running backfills"
+    ) as connection:
+        if not values:
+            return read_limits(connection) if tracking.bookkeeping_exists(connection) else Limits()
         tracking.ensure_bookkeeping(connection)
         with connection.transaction():
             for name, value in values.items():

@@ -20,7 +20,7 @@ from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
-from alphapulse_encryption.migration import tracking
+from alphapulse_encryption.migration import roles, tracking
 from alphapulse_encryption.migration.database import LOG_SETTINGS, SET_PRIVILEGES, Database
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.indexes import unique_indexes
@@ -119,6 +119,7 @@ def check(database: Database, catalogue: Catalogue, keys: KeyRing | None) -> Pre
     rows = current = growth = 0
     with database.session("run the preflight") as connection:
         findings += _server(connection)
+        findings += _privileges(connection, catalogue)
         if keys is not None:
             findings.append(_key(connection, keys))
             findings += _key_usage(connection, catalogue, keys)
@@ -188,15 +189,56 @@ def _server(connection: Connection) -> list[Finding]:
         findings.append(Finding("blocker", "server", "is a read-only replica. Connect to the primary."))
     # Of a list of privileges, any one would do.
     allowed = "SELECT has_schema_privilege('public', 'CREATE') AND has_schema_privilege('public', 'USAGE')"
-    if not _one(connection, allowed):
+    if not tracking.bookkeeping_exists(connection) and not _one(connection, allowed):
         findings.append(
             Finding(
                 "blocker",
                 "privileges",
-                "the bookkeeping needs CREATE on the schema public: GRANT CREATE ON SCHEMA public TO this role.",
+                "the bookkeeping needs CREATE on the schema public: GRANT CREATE ON SCHEMA public TO this role, or "
+                "have an administrator run what --roles-sql prints.",
                 of_role=True,
             )
         )
+    return findings
+
+
+def _privileges(connection: Connection, catalogue: Catalogue) -> list[Finding]:
+    """Which steps are for the role in use, what it lacks for the others, and what it could do beyond them."""
+    name = roles.current_role(connection)
+    if roles.is_superuser(connection):
+        return [
+            Finding(
+                "warning",
+                "privileges",
+                f"the role {name} is a superuser: nothing is refused to it, not even a drop without an approval. "
+                "--roles-sql prints SQL for roles that have what they need and no more.",
+            )
+        ]
+    findings = []
+    steps_lacking: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    allowed = []
+    for step, needs in roles.STEPS.items():
+        flag = f"--{step.replace('_', '-')}"
+        missing = roles.missing_privileges(connection, step, catalogue.tables)
+        if missing:
+            steps_lacking.setdefault((needs.role, missing), []).append(flag)
+        else:
+            allowed.append(flag)
+    if allowed:
+        findings.append(Finding("ok", "privileges", f"the role {name} may run {', '.join(allowed)}"))
+    findings += [
+        Finding(
+            "warning",
+            "privileges",
+            f"the role {name} may not run {', '.join(flags)}, which {'are' if len(flags) > 1 else 'is'} for a member "
+            f"of {roles.DEFAULT_PREFIX}{role}: it lacks {roles.shortened(missing)}.",
+        )
+        for (role, missing), flags in steps_lacking.items()
+    ]
+    findings += [
+        Finding("warning", "privileges", f"the role {name} has more than it needs: {what}.")
+        for what in roles.too_much(connection)
+    ]
     return findings
 
 
@@ -235,7 +277,9 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
         [definition.oid],
     ).fetchone()
     owns, secured, bypasses, forced = owner or (False, False, False, False)
-    if not owns:
+    # Of a role that only looks, it is told with the privileges.
+    takes_part = roles.may_write_bookkeeping(connection)
+    if not owns and takes_part:
         findings.append(
             Finding(
                 "blocker",
@@ -245,7 +289,7 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
                 of_role=True,
             )
         )
-    if secured and not bypasses and (forced or not owns):
+    if takes_part and secured and not bypasses and (forced or not owns):
         findings.append(
             Finding(
                 "blocker",
@@ -410,6 +454,25 @@ def _dependants(connection: Connection, definition: TableDefinition) -> list[tup
     return [(column, what) for column, what in rows if what is not None]
 
 
+def _widths(connection: Connection, definition: TableDefinition) -> dict[str, float]:
+    """Bytes of each column's values, NULLs counted as nothing, where the table was analysed."""
+    named = [definition.table.schema_name, definition.table.name]
+    # Of a table that it may not read, a role that plans sees the widths all the same: in the catalogue itself.
+    if _one(connection, "SELECT has_column_privilege('pg_catalog.pg_statistic', 'stawidth', 'SELECT')"):
+        query = (
+            "SELECT a.attname, max(s.stawidth * (1 - s.stanullfrac))::float8 FROM pg_statistic s "
+            "JOIN pg_attribute a ON a.attrelid = s.starelid AND a.attnum = s.staattnum "
+            "JOIN pg_class c ON c.oid = s.starelid JOIN pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE n.nspname = %s AND c.relname = %s GROUP BY 1"
+        )
+    else:
+        query = (
+            "SELECT attname, (avg_width * (1 - null_frac))::float8 FROM pg_stats "
+            "WHERE schemaname = %s AND tablename = %s"
+        )
+    return dict(connection.execute(query.encode(), named).fetchall())
+
+
 def _growth(connection: Connection, definition: TableDefinition) -> int:
     # Every row is written once more: the old version stays until vacuum reclaims it.
     return encrypted_bytes(connection, definition) + definition.total_bytes
@@ -420,13 +483,7 @@ def encrypted_bytes(connection: Connection, definition: TableDefinition) -> int:
 
     Where this role may not see those, or there are none, a usual width is taken.
     """
-    widths = dict(
-        connection.execute(
-            "SELECT attname, (avg_width * (1 - null_frac))::float8 FROM pg_stats "
-            "WHERE schemaname = %s AND tablename = %s",
-            [definition.table.schema_name, definition.table.name],
-        ).fetchall()
-    )
+    widths = _widths(connection, definition)
     per_row = 0.0
     for column in definition.table.columns:
         if column.name not in definition.columns:

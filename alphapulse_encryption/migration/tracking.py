@@ -29,7 +29,9 @@ KeyState = Literal["current", "readable", "retired"]
 # Any constant does; it only has to be ours, so that two processes do not create the tables at once.
 _BOOKKEEPING_LOCK = 0x616C7068_61656E63
 
-_TABLES = """
+# Creates what is missing, and brings what is older up to this version; may be run again at any time. Whoever runs it
+# owns what it creates: where duties are separated, that is not the role that migrates (see roles).
+BOOKKEEPING_SQL = """
 CREATE TABLE IF NOT EXISTS public.encryption_migrations (
     table_name text NOT NULL,
     column_name text NOT NULL,
@@ -225,6 +227,57 @@ END $$;
 CREATE OR REPLACE TRIGGER encryption_append_only BEFORE UPDATE OR DELETE OR TRUNCATE
     ON public.encryption_audit_log FOR EACH STATEMENT
     EXECUTE FUNCTION public.encryption_audit_is_append_only();
+CREATE OR REPLACE FUNCTION public.encryption_approval_is_final() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF has_table_privilege(TG_RELID, 'UPDATE') THEN
+        RETURN NEW;
+    END IF;
+    IF OLD.consumed_at IS NOT NULL OR OLD.revoked_at IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('approval %s was used or revoked before', OLD.id);
+    END IF;
+    IF NEW.consumed_at IS NOT NULL THEN
+        IF OLD.expires_at <= clock_timestamp() THEN
+            RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+                MESSAGE = format('approval %s has expired', OLD.id);
+        END IF;
+        IF OLD.database_role = session_user AND EXISTS (SELECT FROM public.encryption_settings s
+                WHERE s.name = 'two_person_rule' AND s.value = '"roles"') THEN
+            RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+                MESSAGE = format('approval %s was given over the role that wants to use it', OLD.id);
+        END IF;
+        NEW.consumed_at := clock_timestamp();
+    ELSE
+        NEW.consumed_by := NULL;
+    END IF;
+    IF NEW.revoked_at IS NOT NULL THEN
+        NEW.revoked_at := clock_timestamp();
+    ELSE
+        NEW.revoked_by := NULL;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE TRIGGER encryption_approval_is_final BEFORE UPDATE ON public.encryption_approvals
+    FOR EACH ROW EXECUTE FUNCTION public.encryption_approval_is_final();
+CREATE OR REPLACE FUNCTION public.encryption_setting_is_allowed() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF has_table_privilege(TG_RELID, 'INSERT') THEN
+        RETURN NEW;
+    END IF;
+    IF NEW.name = 'two_person_rule' OR (TG_OP = 'UPDATE' AND OLD.name = 'two_person_rule') THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = 'two_person_rule is for the owner of encryption_settings to change';
+    END IF;
+    NEW.changed_at := now();
+    NEW.changed_by := session_user;
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE TRIGGER encryption_setting_is_allowed BEFORE INSERT OR UPDATE ON public.encryption_settings
+    FOR EACH ROW EXECUTE FUNCTION public.encryption_setting_is_allowed();
+REVOKE ALL ON FUNCTION public.encryption_audit_is_append_only, public.encryption_approval_is_final,
+    public.encryption_setting_is_allowed FROM PUBLIC;
 """
 
 _MIGRATIONS_COLUMNS = {
@@ -268,13 +321,16 @@ def bookkeeping_exists(connection: Connection) -> bool:
 
 
 def _is_current(connection: Connection) -> bool:
-    """Whether the tables have the columns that were added to them since."""
+    """Whether the tables have the columns and triggers that were added to them since."""
     row = connection.execute(
-        "SELECT count(*) FROM pg_attribute WHERE (attrelid, attname) IN "
+        "SELECT (SELECT count(*) FROM pg_attribute WHERE (attrelid, attname) IN "
         "(('public.encryption_backups'::regclass, 'uploaded_to'), "
-        "('public.encryption_quarantine'::regclass, 'step'))"
+        "('public.encryption_quarantine'::regclass, 'step'))) + "
+        "(SELECT count(*) FROM pg_trigger WHERE (tgrelid, tgname) IN "
+        "(('public.encryption_approvals'::regclass, 'encryption_approval_is_final'), "
+        "('public.encryption_settings'::regclass, 'encryption_setting_is_allowed')))"
     ).fetchone()
-    return row is not None and row[0] == 2
+    return row is not None and row[0] == 4
 
 
 def ensure_bookkeeping(connection: Connection) -> None:
@@ -282,13 +338,25 @@ def ensure_bookkeeping(connection: Connection) -> None:
 
     Raises:
         ConfigurationError: a table of the name ``encryption_migrations`` is there and is another one.
+        RefusedError: something is missing, and the role in use may not create it.
     """
     if bookkeeping_exists(connection) and _is_current(connection):
         return
+    try:
+        _create_bookkeeping(connection)
+    except psycopg.errors.InsufficientPrivilege:
+        raise RefusedError(
+            "The bookkeeping (the tables public.encryption_…) is missing or older than this program, and the role in "
+            "use may not create or change it. Have a database administrator run what --roles-sql prints: it does so, "
+            "and may be run again at any time. Nothing was changed."
+        ) from None
+
+
+def _create_bookkeeping(connection: Connection) -> None:
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_BOOKKEEPING_LOCK])
         connection.execute("SELECT set_config('client_min_messages', 'warning', true)")
-        connection.execute(_TABLES)
+        connection.execute(BOOKKEEPING_SQL)
         found = {
             name
             for (name,) in connection.execute(
@@ -307,7 +375,7 @@ def missing_bookkeeping(connection: Connection) -> tuple[str, ...]:
     """The text that :func:`ensure_bookkeeping` would execute; empty where there is nothing to do."""
     if bookkeeping_exists(connection) and _is_current(connection):
         return ()
-    return (_TABLES.strip(),)
+    return (BOOKKEEPING_SQL.strip(),)
 
 
 def audit(

@@ -26,7 +26,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration import tracking
 from alphapulse_encryption.migration.database import Actor, Database
-from alphapulse_encryption.migration.ddl import in_short_transaction
+from alphapulse_encryption.migration.ddl import give_to_owner, in_short_transaction
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.names import LONGEST_NAME
 
@@ -238,7 +238,7 @@ def _renew(
                 )
             else:
                 columns = gained
-        for statement in _create(definition, name, columns, invoker=invoker):
+        for statement in _create(connection, definition, name, columns, invoker=invoker):
             connection.execute(statement)
     granted = _grant(connection, definition, name, columns, kept)
     if not made_as_wanted or granted:
@@ -266,14 +266,14 @@ def view_statements(connection: Connection, definition: TableDefinition) -> list
         if view is not None:
             present = _grants_of(connection, view.oid)
         if view is None:
-            statements += _create(definition, name, wanted, invoker=invoker)
+            statements += _create(connection, definition, name, wanted, invoker=invoker)
         elif not _made_as_wanted(view, columns, invoker=invoker):
             gained = _extended(connection, definition, view, columns)
             if gained is None:
                 kept, present = present, _grants_by_default(connection, definition)
                 statements.append(_drop_statement(definition, name))
             wanted = gained or columns
-            statements += _create(definition, name, wanted, invoker=invoker)
+            statements += _create(connection, definition, name, wanted, invoker=invoker)
         owner = view.owner if view is not None and not kept else _owner(connection, definition)
         missing = _missing_grants(connection, definition, wanted, kept, present, owner)
         statements += _grant_statements(definition, name, missing)
@@ -284,12 +284,15 @@ def _made_as_wanted(view: _View, columns: Columns, *, invoker: bool) -> bool:
     return view.comment == _mark(columns) and view.invoker == invoker and not view.barrier
 
 
-def _create(definition: TableDefinition, name: str, columns: Columns, *, invoker: bool) -> list[Composed]:
+def _create(
+    connection: Connection, definition: TableDefinition, name: str, columns: Columns, *, invoker: bool
+) -> list[Composed]:
     identifier = Identifier(definition.table.schema_name, name)
     options = SQL(" WITH (security_invoker = true)") if invoker else SQL("")
     return [
         SQL("CREATE OR REPLACE VIEW {}{} AS {}").format(identifier, options, _query(definition, columns)),
         SQL("COMMENT ON VIEW {} IS {}").format(identifier, Literal(_mark(columns))),
+        *give_to_owner(connection, SQL("VIEW {}").format(identifier), definition.oid)[1],
     ]
 
 

@@ -27,7 +27,12 @@ _STATISTICS = re.compile(r"(?P<head>CREATE STATISTICS .* ON )(?P<columns>.*)(?P<
 _VALUE = re.compile(r"'(?:[^']|'')*'|[^',]+")
 _WORD = r'(?:"(?:[^"]|"")*"|\w+)'
 _NAME = re.compile(_WORD)
-_OF_THE_BOOKKEEPING = ("encryption_audit_is_append_only", "encryption_report_key_usage")
+_OF_THE_BOOKKEEPING = (
+    "encryption_audit_is_append_only",
+    "encryption_approval_is_final",
+    "encryption_setting_is_allowed",
+    "encryption_report_key_usage",
+)
 
 
 def dump(url: str, bin_dir: Path, leave_out: Collection[str] = ()) -> Counter[str]:
@@ -99,10 +104,10 @@ def is_index(statement: str, names: Collection[str]) -> bool:
 
 
 def is_guard(statement: str, *tables: Table) -> bool:
-    """Whether a statement is of the guard: its function, its triggers, or a comment on one."""
+    """Whether a statement is of the guard: its function, who may use that, its triggers, or a comment on one."""
     if re.match(r"(CREATE|COMMENT ON) TRIGGER zzz_encryption_guard_\w+ ", statement):
         return True
-    found = re.match(rf"(?:CREATE|ALTER) FUNCTION public\.({_WORD})\(\)", statement)
+    found = re.match(rf"(?:CREATE|ALTER|REVOKE ALL ON) FUNCTION public\.({_WORD})\(\)", statement)
     return found is not None and found[1].strip('"') in {guard_name(table) for table in tables}
 
 

@@ -14,6 +14,7 @@ from psycopg import sql
 from alphapulse_encryption.catalogue import Catalogue, Table, load_catalogue
 from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.migration import views
 from alphapulse_encryption.migration.approvals import Approval, TwoPersonRule, approve_drop
 from alphapulse_encryption.migration.backfill import backfill_range
 from alphapulse_encryption.migration.backup import BackupResult, take_backup
@@ -78,6 +79,11 @@ def switch(url: str, table: Table) -> None:
     verify(url, table)
     switch_to_ciphertext(Database(url), table, KEYS, ACTOR)
     assert verify(url, table).passed
+
+
+def create_views(url: str, table: Table) -> None:
+    """Step 6."""
+    views.create_views(Database(url), table, ACTOR)
 
 
 def backup(url: str, tables: tuple[Table, ...], directory: Path, bin_dir: Path) -> BackupResult:
