@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, LiteralString, Self
 
 import psycopg
 from psycopg import sql
@@ -131,11 +131,22 @@ def _percent_safe(query: sql.Composed) -> sql.Composed:
     return sql.Composed(parts)
 
 
+# At the end of our statements: pg_stat_statements keeps it, and tells them from the application's by nothing else.
+OF_THIS_TOOL: LiteralString = "/* alphapulse_encryption */"
+_MARK = sql.SQL(" " + OF_THIS_TOOL)
+
+
+def _marked(query: Any) -> Any:
+    if isinstance(query, bytes):
+        return query + b" " + OF_THIS_TOOL.encode()
+    return f"{query} {OF_THIS_TOOL}" if isinstance(query, str) else query + _MARK
+
+
 class _Cursor(psycopg.Cursor[tuple[Any, ...]]):
     def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
         if params is not None and isinstance(query, sql.Composed):
             query = _percent_safe(query)
-        return super().execute(query, params, **options)
+        return super().execute(_marked(query), params, **options)
 
 
 class _ServerCursor(psycopg.ServerCursor[tuple[Any, ...]]):
