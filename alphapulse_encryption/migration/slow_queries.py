@@ -117,10 +117,6 @@ class SlowQueries:
             )
         return tuple(remarks)
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return dataclasses.asdict(self) | {"worst_mean_ms": self.worst_mean_ms, "remarks": self.remarks}
-
 
 def slow_queries(database: Database, tables: Sequence[Table]) -> SlowQueries:
     """Read what the statements on these tables cost. Changes nothing.

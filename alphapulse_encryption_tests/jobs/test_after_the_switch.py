@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,10 @@ def test_slow_queries(theirs: Place) -> None:
             in (lines[2])
         )
         assert any("of this tool took" in line for line in theirs.succeeds("--slow-queries"))
+
+        document = json.loads("\n".join(theirs.succeeds("--slow-queries", "--json", "--limit", "1")))
+        assert (document["kind"], document["remarks"]) == ("slow-queries", [])
+        assert len(document["report"]["queries"]) == 1 and document["report"]["since"].startswith("20")
 
         with theirs.instance() as instance:
             for seconds in (0.0, 0.01):
