@@ -214,6 +214,11 @@ class RunLog(logging.Handler):
     put into their texts. What steps of ours log is written as they log it, for it is made to be shown.
     """
 
+    def __init__(self, level: int | str = logging.NOTSET) -> None:
+        super().__init__(level)
+        # What a run over many partitions says of each as it is done, Dagster says again at its end.
+        self._told: set[tuple[object, ...]] = set()
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; never raises."""
         meta: Mapping[str, Any] | None = getattr(record, "dagster_meta", None)
@@ -222,6 +227,8 @@ class RunLog(logging.Handler):
         try:
             event = meta.get("dagster_event")
             if event is None:
+                if record.levelno < logging.INFO:
+                    return
                 note(
                     "message",
                     level=record.levelname.lower(),
@@ -231,6 +238,11 @@ class RunLog(logging.Handler):
             elif (name := _EVENTS.get(event.event_type_value)) is not None:
                 level = "error" if name in {"run_failed", "step_failed"} else "info"
                 fields: dict[str, Any] = {"level": level, **_whose(meta), **_told(event)}
+                if name == "done":
+                    subject = (fields.get("run_id"), fields.get("asset"), fields.get("partition"))
+                    if subject in self._told:
+                        return
+                    self._told.add(subject)
                 note(name, **fields)
         except Exception as error:
             with contextlib.suppress(Exception):

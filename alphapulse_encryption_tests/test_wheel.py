@@ -78,7 +78,8 @@ def test_what_it_says_of_itself(wheel: Path) -> None:
     assert metadata["Requires-Python"] == PROJECT["requires-python"] == ">=3.11"
     assert metadata["Summary"] == PROJECT["description"]
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert metadata.get_payload() == (ROOT / "README.md").read_text()
+    readme = metadata.get_payload(decode=True)
+    assert isinstance(readme, bytes) and readme == (ROOT / "README.md").read_bytes()
     extras = PROJECT["optional-dependencies"]
     assert set(metadata.get_all("Provides-Extra", [])) == set(extras) >= {"s3", "aws", "vault", "application"}
     required = metadata.get_all("Requires-Dist", [])
