@@ -21,7 +21,7 @@ ARGS ?=
 HAS_BROWSER = $(BIN)/python -m alphapulse_encryption_tests.browser.chromium
 GET_BROWSER := Debian: apt install chromium chromium-driver; macOS: brew install chromium chromedriver
 
-.PHONY: help setup demo demo-drop rehearsal ui psql test lint format stress bench bench-crypto bench-lookup bench-latency bench-prediction browser screenshots lock clean distclean
+.PHONY: help setup demo demo-drop rehearsal ui psql test lint format stress wheel-check bench bench-crypto bench-lookup bench-latency bench-prediction browser screenshots lock clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ format: setup ## Format the code and apply ruff's safe fixes
 stress: setup ## Kill a hundred processes, write for a quarter of an hour, and run the long tests (SEED=4711 to repeat it)
 	@$(BIN)/python -m pytest --timeout 0 -o faulthandler_timeout=0 -m "stress or long" $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+wheel-check: setup ## Install the package from scratch, with its dependencies from the registry, and check its wheel
+	@$(BIN)/python -m pytest --timeout 0 -o faulthandler_timeout=0 -m "long or not long" alphapulse_encryption_tests/test_wheel.py $(ARGS)
+
 browser: setup ## Install Chromium for the browser tests, where there is none (as root, with apt-get)
 	@if $(HAS_BROWSER); then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
@@ -109,9 +112,9 @@ lock: setup ## Resolve requirements.lock again (UPGRADE=1 to take newer versions
 	  --no-strip-extras --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
 	  --extra s3 --extra aws --extra vault --extra application --group dev --group benchmarks $(if $(UPGRADE),--upgrade) pyproject.toml --output-file requirements.lock
 
-clean: ## Stop the embedded PostgreSQL and remove its data, backups and caches
+clean: ## Stop the embedded PostgreSQL and remove its data, backups, logs and caches
 	@if [ -x $(BIN)/python ] && [ -d .alphapulse ]; then $(BIN)/python -m alphapulse_encryption.sample.postgres stop; fi
-	@rm -rf .alphapulse .tmp_dagster_home_* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	@rm -rf .alphapulse logs/migration .tmp_dagster_home_* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## The same, and remove .venv

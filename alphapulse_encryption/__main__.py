@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from alphapulse_encryption import settings, uncaught
+from alphapulse_encryption import logfiles, settings, uncaught
 from alphapulse_encryption.catalogue import Catalogue, load_catalogue
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 
@@ -24,12 +24,23 @@ MOST_HOURS = 168
 SMALLEST_SAMPLE = 1_000
 HIGHEST_RATE = 1_000
 LONGEST_NUMBER = 18
+MOST_SHOWN = 1_000
 
 _EPILOG = """\
 Several of the steps may be given at once; they run in the order above. Every run is seen in Dagster's UI (make ui).
 Exit status: 0 done; 1 something is not migrated, not verified or refused (the message says what); 2 wrong usage or
 configuration. The database is ALPHAPULSE_DATABASE_URL, or the embedded sample database where that is unset.
 """
+
+
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for: that reads files."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"alphapulse-encryption {version('alphapulse-encryption')}")
+        parser.exit()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     _add_reports(parser)
     steps = parser.add_argument_group("steps")
     steps.add_argument(
@@ -102,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="rollback after the drop: rebuild the plaintext columns",
     )
+    _add_after_the_migration(steps)
     steps.add_argument(
         "--rotate-keys",
         action="store_true",
@@ -212,6 +225,14 @@ def _add_reports(parser: argparse.ArgumentParser) -> None:
     reports.add_argument(
         "--status", action="store_true", help="where it stands: per table and column, who works, what is left"
     )
+    reports.add_argument(
+        "--slow-queries",
+        action="store_true",
+        help="step 7: what statements on encrypted tables cost, from pg_stat_statements, slowest first",
+    )
+    reports.add_argument(
+        "--limit", type=_limit, metavar="N", help="with --slow-queries: how many to show (default: 20)"
+    )
     reports.add_argument("--watch", action="store_true", help="with --status: again and again, until Ctrl-C")
     reports.add_argument(
         "--json",
@@ -228,6 +249,18 @@ def _add_reports(parser: argparse.ArgumentParser) -> None:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _add_after_the_migration(steps: argparse._ArgumentGroup) -> None:
+    steps.add_argument(
+        "--rebuild-indexes",
+        choices=("all", "encrypted"),
+        help="after the migration: build the tables' indexes anew, concurrently: all of them, or only those with an "
+        "encrypted or search column in them",
+    )
+    steps.add_argument(
+        "--analyze", action="store_true", help="after the migration: take the planner's statistics anew"
+    )
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -305,6 +338,17 @@ def _rows(text: str) -> int:
     raise argparse.ArgumentTypeError(f"must be a whole number of at least {SMALLEST_SAMPLE}")
 
 
+def _limit(text: str) -> int:
+    if (
+        text.isascii()
+        and text.isdigit()
+        and len(text) <= len(str(MOST_SHOWN))
+        and 1 <= int(text) <= MOST_SHOWN
+    ):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST_SHOWN}")
+
+
 def _key_version(text: str) -> int:
     if text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER and int(text) > 0:
         return int(text)
@@ -341,6 +385,8 @@ def _batch_size(text: str) -> int:
 def _check_reports(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.watch and not options.status:
         parser.error("--watch goes with --status")
+    if options.limit is not None and not options.slow_queries:
+        parser.error("--limit goes with --slow-queries")
     if options.watch and (options.json or options.json_schema):
         parser.error("--watch is for people: ask for --json as often as you like")
     for given, takers in (("json", JSON_TAKERS), ("json_schema", SCHEMA_TAKERS)):
@@ -440,6 +486,7 @@ def _check_approval(parser: argparse.ArgumentParser, options: argparse.Namespace
 WITHOUT_STEPS = (
     "plan",
     "status",
+    "slow_queries",
     "rehearse",
     "backup_identity",
     "approvals",
@@ -455,13 +502,22 @@ WITHOUT_STEPS = (
     "settings",
 )
 ALONE = (
-    *("plan", "status"),
+    *("plan", "status", "slow_queries"),
     *("rehearse", "backup_identity", "approvals", "check_key", "key_usage", "key_versions"),
     *("reinstate_key_version", "test_alerts", "roles_sql"),
 )
 
 # Reports that can be had as JSON, and those whose document has a schema.
-JSON_TAKERS = ("plan", "status", "preflight", "approvals", "settings", "key_usage", "key_versions")
+JSON_TAKERS = (
+    "plan",
+    "status",
+    "slow_queries",
+    "preflight",
+    "approvals",
+    "settings",
+    "key_usage",
+    "key_versions",
+)
 SCHEMA_TAKERS = ("plan", "status")
 
 REHEARSAL_ONLY = ("rows", "rate", "source_is_not_production", "keep_clone")
@@ -496,7 +552,12 @@ STEPS = (
     "erase_dropped",
     "revert_to_plaintext",
     "restore_plaintext",
+    "rebuild_indexes",
+    "analyze",
 )
+
+# Told of in the log files, as the steps are: what changes something, or does a lot.
+LOGGED = ("rehearse", "reinstate_key_version", "pause", "resume", "set")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -508,6 +569,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     check_usage(parser, options)
+    flags = [_flag(name) for name in (*STEPS, *LOGGED) if getattr(options, name)]
+    if not flags:
+        return _main(options, {})
+    with logfiles.command(flags, options.table) as told:
+        told["exit_status"] = status = _main(options, told)
+    return status
+
+
+def _main(options: argparse.Namespace, told: dict[str, object]) -> int:
+    """Do what the options ask for.
+
+    Args:
+        options: checked.
+        told: what the log files are to tell of the end.
+    """
     try:
         for name, do in _OF_THE_WHOLE.items():
             if getattr(options, name):
@@ -521,6 +597,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return report(options, catalogue, tables)
         return _run(options, catalogue, tables)
     except MigrationError as error:
+        told["message"] = str(error)
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
@@ -599,6 +676,40 @@ def _print_status(options: argparse.Namespace, catalogue: Catalogue, tables: tup
         print_document(status)
     else:
         show_status(status, console())
+    return 0
+
+
+def _print_slow_queries(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> int:
+    from dataclasses import replace
+
+    from alphapulse_encryption.migration.slow_queries import DEFAULT_LIMIT, slow_queries
+    from alphapulse_encryption.reports.documents import print_members
+    from alphapulse_encryption.resources.environment import target_database
+
+    found = slow_queries(
+        replace(target_database(), read_only=True), [catalogue.table(name) for name in tables]
+    )
+    shown = found.queries[: options.limit or DEFAULT_LIMIT]
+    if options.json:
+        found = replace(found, queries=shown)
+        print_members("slow-queries", {"report": found, "remarks": found.remarks})
+        return 0
+    since = "" if found.since is None else f" since {found.since:%Y-%m-%d %H:%M} UTC"
+    print(f"Statements on {', '.join(tables)}{since}, slowest first:")
+    for query in shown:
+        print(f"{query.mean_ms:10,.2f} ms in {query.calls:,} calls ({query.total_ms:,.0f} ms): {query.shown}")
+        for hint in query.hints:
+            print(f"              ! {hint}")
+    if not shown:
+        print("  none was counted.")
+    left = len(found.queries) - len(shown)
+    if left:
+        print(f"  … and {left} more: --limit {len(found.queries)}")
+    if found.own:
+        total = sum(query.total_ms for query in found.own)
+        print(f"{len(found.own)} statements of this tool took {total:,.0f} ms; they are not listed.")
+    for remark in found.remarks:
+        print(f"! {remark}")
     return 0
 
 
@@ -832,6 +943,7 @@ _OF_THE_WHOLE: Mapping[str, Callable[[argparse.Namespace], int]] = {
 _OF_TABLES: Mapping[str, Callable[[argparse.Namespace, Catalogue, tuple[str, ...]], int]] = {
     "plan": _print_plan,
     "status": _print_status,
+    "slow_queries": _print_slow_queries,
     "key_versions": _print_key_versions,
     # With --json; else it is a step.
     "preflight": _print_preflight,
@@ -904,6 +1016,8 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
                 succeeded = steps.revoke_approval(options.revoke_approval, options.reason or "")
             elif name == "erase_dropped":
                 succeeded = steps.erase_dropped(options.confirmation)
+            elif name == "rebuild_indexes":
+                succeeded = steps.rebuild_indexes(options.rebuild_indexes)
             else:
                 succeeded = getattr(steps, name)()
             if not succeeded:

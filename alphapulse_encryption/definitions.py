@@ -23,8 +23,8 @@ def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.
         resource_overrides: resources to use in place of ours, by name.
 
     Raises:
-        ConfigurationError: the catalogue, ``ALPHAPULSE_BATCH_RANGES``, ``ALPHAPULSE_ROTATION_SCHEDULE`` or
-            ``ALPHAPULSE_REHEARSAL_SCHEDULE`` is not valid.
+        ConfigurationError: the catalogue, ``ALPHAPULSE_BATCH_RANGES``, ``ALPHAPULSE_ROTATION_SCHEDULE``,
+            ``ALPHAPULSE_SLOW_QUERIES_SCHEDULE`` or ``ALPHAPULSE_REHEARSAL_SCHEDULE`` is not valid.
     """
     partitions = Partitions(load_catalogue(settings.catalogue_path()), settings.batch_ranges())
     with warnings.catch_warnings():

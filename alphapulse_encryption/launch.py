@@ -20,6 +20,7 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from dagster._core.workspace.load import location_origins_from_yaml_paths
 
 from alphapulse_encryption.jobs.stages import PER_RANGE, WHOLE_DATABASE, Stage
+from alphapulse_encryption.logfiles import note
 from alphapulse_encryption.resources.instance import open_instance, packaged_file
 from alphapulse_encryption.resources.partitions import range_name
 from alphapulse_encryption.resources.processes import is_running, this_process
@@ -259,4 +260,6 @@ def _end_abandoned_runs(instance: dg.DagsterInstance) -> None:
         if is_running(run.tags.get(_PROCESS_TAG, "")) is False:
             # Nobody else gives back its place in the pool: without a daemon, later commands would wait for ever.
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-            instance.report_run_failed(run, "The command that ran it was killed. Run the same step again.")
+            why = "The command that ran it was killed. Run the same step again."
+            instance.report_run_failed(run, why)
+            note("run_failed", level="error", message=why, run_id=run.run_id, job=run.job_name)

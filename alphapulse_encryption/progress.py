@@ -24,7 +24,7 @@ from rich.text import Text
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.migration.waits import build_waits_for
+from alphapulse_encryption.migration.waits import build_waits_for, under_way
 
 Connection = psycopg.Connection[Any]
 # Rows done and rows in all, since the beginning of the bar.
@@ -99,14 +99,20 @@ def verified(tables: Sequence[Table]) -> Callable[[Connection], Count]:
 
 @contextmanager
 def index_builds(
-    database: Database, tables: Sequence[Table], console: Console | None = None
+    database: Database,
+    tables: Sequence[Table],
+    console: Console | None = None,
+    what: str = "building indexes",
 ) -> Iterator[None]:
-    """Show whom an index build waits for while the block runs; nothing where the output is not a terminal.
+    """Show how far index builds or ANALYZE are, and whom they wait for, while the block runs.
+
+    Nothing is shown where the output is not a terminal.
 
     Args:
         database: asked over a connection of its own.
         tables: whose indexes are built.
         console: where to show it; standard error where None.
+        what: for the label.
     """
     console = console or Console(stderr=True)
     if not console.is_terminal:
@@ -114,7 +120,7 @@ def index_builds(
         return
     bar = Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True)
     done = threading.Event()
-    watcher = threading.Thread(target=_watch_builds, args=(database, tables, bar, done), daemon=True)
+    watcher = threading.Thread(target=_watch_builds, args=(what, database, tables, bar, done), daemon=True)
     with bar:
         watcher.start()
         try:
@@ -124,13 +130,15 @@ def index_builds(
             watcher.join()
 
 
-def _watch_builds(database: Database, tables: Sequence[Table], bar: Progress, done: threading.Event) -> None:
-    task = bar.add_task("building indexes", total=None)
+def _watch_builds(
+    what: str, database: Database, tables: Sequence[Table], bar: Progress, done: threading.Event
+) -> None:
+    task = bar.add_task(what, total=None)
     try:
         with database.session("watch the index builds") as connection:
             while not done.wait(_SECONDS_BETWEEN_LOOKS):
-                reason = build_waits_for(connection, tables)
-                bar.update(task, description=f"building indexes: {reason}" if reason else "building indexes")
+                doing = build_waits_for(connection, tables) or under_way(connection, tables)
+                bar.update(task, description=what if doing is None else f"{what}: {doing}")
     except MigrationError:
         return
 

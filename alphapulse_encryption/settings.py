@@ -21,6 +21,7 @@ _PACKAGE = Path(__file__).resolve().parent
 DEFAULT_BATCH_RANGES = 16
 DEFAULT_ROTATION_SCHEDULE = "0 3 * * 0"
 DEFAULT_REHEARSAL_SCHEDULE = "0 2 * * 6"
+DEFAULT_SLOW_QUERIES_SCHEDULE = "0 * * * *"
 # Range names have a fixed width, and a grid of tables x ranges has to stay readable.
 MAX_BATCH_RANGES = 999
 
@@ -127,6 +128,11 @@ def batch_ranges() -> int:
 def rotation_schedule() -> str:
     """When the schedule of key rotations runs (`ALPHAPULSE_ROTATION_SCHEDULE`, cron), default Sundays at three."""
     return _variable("ALPHAPULSE_ROTATION_SCHEDULE") or DEFAULT_ROTATION_SCHEDULE
+
+
+def slow_queries_schedule() -> str:
+    """When the schedule of slow queries runs (`ALPHAPULSE_SLOW_QUERIES_SCHEDULE`, cron), default every hour."""
+    return _variable("ALPHAPULSE_SLOW_QUERIES_SCHEDULE") or DEFAULT_SLOW_QUERIES_SCHEDULE
 
 
 def alert_webhook_url() -> str | None:
@@ -315,6 +321,34 @@ def state_dir() -> Path:
     if (checkout / "pyproject.toml").is_file():
         return checkout / ".alphapulse"
     return platformdirs.user_state_path("alphapulse_encryption")
+
+
+def log_dir() -> Path:
+    """Where log files go (`ALPHAPULSE_LOG_DIR`); it need not exist yet.
+
+    Default: `logs/migration` in the source checkout that the package runs from, beside `.alphapulse`; where there is
+    none, or `ALPHAPULSE_STATE_DIR` names another place, in the state directory.
+    """
+    text = _variable("ALPHAPULSE_LOG_DIR")
+    if text:
+        return Path(text).expanduser().absolute()
+    state = state_dir()
+    return (state.parent if state == _PACKAGE.parent / ".alphapulse" else state) / "logs" / "migration"
+
+
+def log_days() -> int:
+    """How long log files are kept, in days (`ALPHAPULSE_LOG_DAYS`, default 90).
+
+    Raises:
+        ConfigurationError: it is not a whole number of days, at least 1.
+    """
+    name = "ALPHAPULSE_LOG_DAYS"
+    text = _variable(name)
+    if text is None:
+        return 90
+    if not text.isascii() or not text.isdigit() or len(text) > len("99999") or int(text) < 1:
+        raise ConfigurationError(f"{name} must be a whole number of days, at least 1.")
+    return int(text)
 
 
 def dagster_home() -> Path:

@@ -299,6 +299,16 @@ class Steps:
             self.show(f"✓ Revoked approval {number}")
         return self._ended(outcome)
 
+    def analyze(self) -> bool:
+        """Post-migration: statistics."""
+        with index_builds(self.database, self._entries, what="analyzing"):
+            return self._job("analyze_tables", "analyze", "✓ Analyzed")
+
+    def rebuild_indexes(self, choice: str) -> bool:
+        """Post-migration: indexes built anew."""
+        with index_builds(self.database, self._entries, what="rebuilding indexes"):
+            return self._job("reindex_tables", "rebuild", "✓ Rebuilt the indexes", {"indexes": choice})
+
     def _job(self, name: str, op: str, done: str, more: Mapping[str, object] | None = None) -> bool:
         # One run per table: a table that is refused does not hide what became of those before it.
         for table in self.tables:

@@ -34,6 +34,7 @@ GRAPH: dict[str, tuple[str, set[str], dict[str, list[str]], set[str]]] = {
     "verified_data": ("step_4_verify", {"encrypted_data", "search_indexes"}, BY_RANGE, {"postgres"}),
     "verified_table": ("step_4_verify", {"verified_data"}, BY_TABLE, {"postgres"}),
     "compatibility_views": ("step_6_views", {"verified_table"}, BY_TABLE, {"postgres"}),
+    "slow_encrypted_queries": ("step_7_monitor", {"compatibility_views"}, {}, {"postgres"}),
     "plaintext_dropped": ("step_8_drop", {"verified_table", "compatibility_views"}, BY_TABLE, set()),
     "rotated_data": ("upkeep", {"verified_table"}, BY_RANGE, {"postgres"}),
 }
@@ -46,6 +47,7 @@ ASSET_JOBS = {
     "verify_data": "verified_data",
     "verify_tables": "verified_table",
     "create_views": "compatibility_views",
+    "look_for_slow_queries": "slow_encrypted_queries",
 }
 # Reported by jobs; nobody can make them.
 EXTERNAL = {"plaintext_dropped", "staging_rehearsal"}
@@ -65,6 +67,8 @@ OP_JOBS = {
     "rotate_keys": "begin reencrypt verify retire",
     "live_check": "check",
     "benchmark_queries": "benchmark",
+    "analyze_tables": "analyze",
+    "reindex_tables": "rebuild",
     "staging_rehearsal": " ".join(Stage),
 }
 
@@ -182,7 +186,7 @@ def test_only_a_person_reaches_the_drop(definitions: dg.Definitions) -> None:
     assert repository.get_job("approve_drop").partitions_def is None
     by_themselves = {target.job_name for sensor in repository.sensor_defs for target in sensor.targets}
     by_themselves |= {schedule.job_name for schedule in repository.schedule_defs}
-    assert by_themselves == {"migrate_data", "rotate_keys", "staging_rehearsal"}
+    assert by_themselves == {"migrate_data", "rotate_keys", "staging_rehearsal", "look_for_slow_queries"}
     graph = repository.asset_graph
     assert [
         key for key in graph.get_all_asset_keys() if graph.get(key).automation_condition is not None
@@ -213,6 +217,7 @@ def test_the_sensors(definitions: dg.Definitions) -> None:
 @pytest.mark.parametrize(
     ("name", "job", "cron", "variable"),
     [
+        ("slow_queries", "look_for_slow_queries", "0 * * * *", "ALPHAPULSE_SLOW_QUERIES_SCHEDULE"),
         ("key_rotation", "rotate_keys", "0 3 * * 0", "ALPHAPULSE_ROTATION_SCHEDULE"),
         ("staging_rehearsal_schedule", "staging_rehearsal", "0 2 * * 6", "ALPHAPULSE_REHEARSAL_SCHEDULE"),
     ],
@@ -228,7 +233,7 @@ def test_the_schedules(
     schedule = definitions.get_repository_def().get_schedule_def(name)
     assert (schedule.job_name, schedule.cron_schedule) == (job, cron)
     assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
-    assert len(definitions.get_repository_def().schedule_defs) == 2
+    assert len(definitions.get_repository_def().schedule_defs) == 3
     monkeypatch.setenv(variable, "30 2 1 * *")
     assert build_defs().get_repository_def().get_schedule_def(name).cron_schedule == "30 2 1 * *"
     monkeypatch.setenv(variable, "sometimes")
@@ -281,5 +286,5 @@ def test_loading_needs_no_key_no_database_and_starts_nothing(server_dir: Path) -
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "24\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "27\n", "")
     assert not state.exists()

@@ -15,6 +15,7 @@ from alphapulse_encryption.assets import (
     preflight,
     rotated_data,
     search_indexes,
+    slow_encrypted_queries,
     verified_data,
     verified_table,
 )
@@ -32,6 +33,7 @@ def build_assets(partitions: Partitions) -> list[dg.AssetsDefinition | dg.AssetS
         verified_data.build(partitions),
         verified_table.build(partitions),
         compatibility_views.build(partitions),
+        slow_encrypted_queries.build(),
         plaintext_dropped.build(partitions),
         rotated_data.build(partitions),
     ]

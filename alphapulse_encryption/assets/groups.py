@@ -5,6 +5,7 @@ COLUMNS = "step_2_columns"
 MIGRATE = "step_3_migrate"
 VERIFY = "step_4_verify"
 VIEWS = "step_6_views"
+MONITOR = "step_7_monitor"
 DROP = "step_8_drop"
 UPKEEP = "upkeep"
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from alphapulse_encryption.assets.groups import TARGET_POOL, VERIFY
 from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.logfiles import note
 from alphapulse_encryption.migration.database import Actor
 from alphapulse_encryption.migration.verify import PROBLEMS, RangeVerification, Stopped, verify_range
 from alphapulse_encryption.resources.border import actor, materialized, safely
@@ -74,6 +75,7 @@ def verified_parts(
             raise Stopped("Stopped. Run the partition again.")
 
     def work(part: TablePart) -> RangeVerification | MigrationError:
+        note("range_started", run_id=who.run_id, asset=NAME, partition=part.partition)
         try:
             return verify_range(
                 database,

@@ -8,6 +8,7 @@ done (``migration``).
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from alphapulse_encryption.assets import slow_encrypted_queries
 from alphapulse_encryption.jobs import (
     approve_drop,
     benchmark_queries,
@@ -22,6 +23,7 @@ from alphapulse_encryption.jobs import (
     settings,
     stages,
     switch,
+    tune_tables,
 )
 
 
@@ -40,6 +42,8 @@ def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
         replan_ranges.build(),
         repair_mismatched.build(),
         rotate_keys.build(),
+        slow_encrypted_queries.build_job(),
+        *tune_tables.build(),
     ]
 
 
@@ -50,4 +54,4 @@ def build_sensors() -> list[dg.SensorDefinition]:
 
 def build_schedules() -> list[dg.ScheduleDefinition]:
     """All schedules; each is stopped until somebody starts it."""
-    return [rotate_keys.build_schedule()]
+    return [rotate_keys.build_schedule(), slow_encrypted_queries.build_schedule()]

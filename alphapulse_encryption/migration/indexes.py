@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, LiteralString
 from typing import Literal as OneOf
 
@@ -582,12 +583,20 @@ class ReindexResult:
     seconds: float
 
 
-# Of the table, its partitions and their TOAST tables.
+IndexChoice = OneOf["all", "encrypted"]
+
+# Of the table, its partitions and their TOAST tables; with the columns that keys, conditions and expressions name.
 _ALL_INDEXES = """
 WITH part AS (
     SELECT c.oid, c.reltoastrelid FROM pg_class c
      WHERE c.oid = %(table)s OR c.oid IN (SELECT relid FROM pg_partition_tree(%(table)s)))
-SELECT n.nspname, i.relname, i.oid, x.indisvalid, pg_relation_size(i.oid)
+SELECT n.nspname, i.relname, i.oid, x.indisvalid, pg_relation_size(i.oid),
+       EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = x.indrelid AND a.attname = ANY(%(columns)s)
+                  AND (a.attnum = ANY (x.indkey::int2[]) OR EXISTS (
+                      SELECT FROM pg_depend d
+                       WHERE d.classid = 'pg_class'::regclass AND d.objid = i.oid
+                         AND d.refclassid = 'pg_class'::regclass AND d.refobjid = x.indrelid
+                         AND d.refobjsubid = a.attnum)))
   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_namespace n ON n.oid = i.relnamespace
  WHERE x.indrelid IN (SELECT oid FROM part UNION SELECT reltoastrelid FROM part WHERE reltoastrelid <> 0)
    AND i.relkind = 'i'
@@ -598,15 +607,23 @@ _TRANSIENT = re.compile(r"_cc(new|old)[0-9]*$")
 
 
 def reindex(
-    database: Database, table: Table, actor: Actor, *, on_wait: Callable[[str], None] | None = None
+    database: Database,
+    table: Table,
+    actor: Actor,
+    *,
+    choice: IndexChoice = "all",
+    on_wait: Callable[[str], None] | None = None,
+    progress: bool = False,
 ) -> ReindexResult:
-    """Build all valid indexes of a table anew, beside the application, after dropping what an earlier call left.
+    """Build valid indexes of a table anew, beside the application, after dropping what an earlier call left.
 
     Args:
         database: the target.
         table: the catalogue's entry.
         actor: who does it.
+        choice: all of them, at once; or those that have an encrypted or search column in them, one after the other.
         on_wait: told, from another thread, for which session a build waits.
+        progress: tell it how far the builds are, too.
 
     Raises:
         RefusedError: columns not added, or a lock could not be had.
@@ -615,33 +632,37 @@ def reindex(
     """
     started = time.monotonic()
     doing = f"reindex {table.key}"
-    with database.session(doing) as connection, telling(database, table, on_wait):
+    with database.session(doing) as connection, telling(database, table, on_wait, progress=progress):
         tracking.require_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
         before = _all_indexes(connection, definition)
         leftovers: list[str] = []
-        statement = SQL("REINDEX TABLE CONCURRENTLY {}").format(definition.identifier)
 
         def clean() -> None:
             leftovers.extend(_drop_leftovers(connection, definition))
 
-        def work() -> None:
-            clean()
-            connection.execute(statement)
+        def audited() -> tuple[str, ...]:
+            # An index that was built anew is another one under the same name.
+            old = {entry.oid for entry in before.values()}
+            done = _all_indexes(connection, definition)
+            reindexed = tuple(name for (_, name), e in done.items() if e.valid and e.oid not in old)
+            if reindexed or leftovers:
+                tracking.audit(connection, actor, "reindex", table, indexes=reindexed, leftovers=leftovers)
+            return reindexed
 
         try:
-            outside_transaction(connection, doing, work)
+            outside_transaction(connection, doing, clean)
+            for statement in _reindexing(connection, definition, choice):
+                _build_anew(connection, doing, statement, clean)
         except (psycopg.Error, RefusedError):
             if not connection.broken:
                 clean()
+                audited()
             raise
+        reindexed = audited()
         after = _all_indexes(connection, definition)
-        # An index that was built anew is another one under the same name.
-        old = {entry.oid for entry in before.values()}
-        reindexed = [name for (_, name), entry in after.items() if entry.valid and entry.oid not in old]
-        tracking.audit(connection, actor, "reindex", table, indexes=reindexed, leftovers=leftovers)
     return ReindexResult(
-        reindexed=tuple(reindexed),
+        reindexed=reindexed,
         leftovers=tuple(leftovers),
         bytes_before=sum(entry.bytes for entry in before.values()),
         bytes_after=sum(entry.bytes for entry in after.values()),
@@ -649,16 +670,41 @@ def reindex(
     )
 
 
+def _reindexing(
+    connection: Connection, definition: TableDefinition, choice: IndexChoice
+) -> Iterator[Composed]:
+    if choice == "all":
+        yield SQL("REINDEX TABLE CONCURRENTLY {}").format(definition.identifier)
+        return
+    for (schema, name), entry in _all_indexes(connection, definition).items():
+        if entry.valid and entry.encrypted:
+            yield SQL("REINDEX INDEX CONCURRENTLY {}").format(Identifier(schema, name))
+
+
+def _build_anew(connection: Connection, doing: str, statement: Composed, clean: Callable[[], None]) -> None:
+    """One statement; a try that follows another one begins with what that one left."""
+    tries = count()
+
+    def work() -> None:
+        if next(tries):
+            clean()
+        connection.execute(statement)
+
+    outside_transaction(connection, doing, work)
+
+
 @dataclass(frozen=True)
 class _Entry:
     oid: int
     valid: bool
     bytes: int
+    encrypted: bool
 
 
 def _all_indexes(connection: Connection, definition: TableDefinition) -> dict[tuple[str, str], _Entry]:
-    rows = connection.execute(_ALL_INDEXES, {"table": definition.oid})
-    return {(schema, name): _Entry(oid, valid, size) for schema, name, oid, valid, size in rows}
+    columns = [name for column in definition.table.columns for name in (column.encrypted, column.search)]
+    rows = connection.execute(_ALL_INDEXES, {"table": definition.oid, "columns": columns})
+    return {(schema, name): _Entry(*entry) for schema, name, *entry in rows}
 
 
 def _drop_leftovers(connection: Connection, definition: TableDefinition) -> list[str]:

@@ -18,7 +18,7 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from alphapulse_encryption.migration.database import TEXT_ARRAY_OID, TextArray
+from alphapulse_encryption.migration.database import OF_THIS_TOOL, TEXT_ARRAY_OID, TextArray
 
 Connection = psycopg.Connection[Any]
 Parameter = TextArray | str | int
@@ -41,7 +41,7 @@ def numbered(connection: Connection, query: sql.Composed) -> bytes:
         else:
             yield part.as_string(connection)
 
-    return "".join(flat(query)).encode()
+    return f"{''.join(flat(query))} {OF_THIS_TOOL}".encode()
 
 
 def execute(

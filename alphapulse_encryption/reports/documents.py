@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter
 
-Kind = Literal["preflight", "approvals", "settings", "key-usage", "key-versions"]
+Kind = Literal["preflight", "approvals", "settings", "key-usage", "key-versions", "slow-queries"]
 
 
 def print_document(document: BaseModel) -> None:

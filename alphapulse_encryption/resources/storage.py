@@ -4,12 +4,13 @@
 looked up in each of them and is written down nowhere.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import sqlalchemy
 import tenacity
-from dagster import Field
+from dagster import BetaWarning, Field
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
@@ -46,6 +47,10 @@ class AlphaPulseStorage(DagsterPostgresStorage):
         inst_data: ConfigurableClassData | None = None,
     ) -> None:
         super().__init__(postgres_url, should_autocreate_tables, inst_data)
+        # Whoever opens the instance comes by here. Dagster still marks `python_logs` in dagster.yaml as beta.
+        warnings.filterwarnings(
+            "ignore", message="Handling yaml-defined logging configuration", category=BetaWarning
+        )
         sessions = sqlalchemy.create_engine(
             postgres_url,
             isolation_level="AUTOCOMMIT",

@@ -18,6 +18,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.logfiles import note
 from alphapulse_encryption.migration.database import Actor, Database
 from alphapulse_encryption.migration.engine import LARGEST_BATCH, Pace, Progress, RangeResult, Stopped
 from alphapulse_encryption.migration.sessions import Sessions
@@ -152,6 +153,7 @@ def _worked_on(
         part: TablePart, following: TablePart | None, sessions: Sessions
     ) -> RangeResult | MigrationError:
         observe = _observer(context, asset, part)
+        note("range_started", run_id=context.run.run_id, job=context.run.job_name, partition=part.partition)
 
         def on_progress(progress: Progress) -> None:
             observe(progress)

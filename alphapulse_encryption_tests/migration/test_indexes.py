@@ -390,6 +390,57 @@ def test_reindex_of_every_partition(database_url: str) -> None:
     assert not build(database_url).changed
 
 
+def test_reindex_of_encrypted_columns_only(notes_url: str) -> None:
+    """In keys, INCLUDE, expressions and conditions; one after the other, with progress told of."""
+    build(notes_url)
+    run(notes_url, "CREATE INDEX by_expression ON notes (length(secret_encrypted))")
+    run(notes_url, "CREATE INDEX by_condition ON notes (tenant) WHERE mail_search IS NOT NULL")
+    run(notes_url, "CREATE INDEX included ON notes (tenant) INCLUDE (name_search)")
+    run(notes_url, "CREATE INDEX plain ON notes (tenant) WHERE name <> 'x'")
+    nodes = "SELECT relname, relfilenode FROM pg_class WHERE relname = ANY(%s)"
+    before: dict[str, int] = dict(run(notes_url, nodes, list(indexes(notes_url))))
+    told: list[str] = []
+    with support.application(notes_url, autocommit=False) as application:
+        application.execute("UPDATE notes SET tenant = 2 WHERE id = 1")
+        with support.Background(
+            lambda: reindex(
+                Database(notes_url), ENTRY, ACTOR, choice="encrypted", on_wait=told.append, progress=True
+            )
+        ) as working:
+            support.until(lambda: any("waits for session" in line for line in told), "it says so")
+            application.commit()
+            result = working.result()
+    assert set(result.reindexed) == {
+        "idx_mail",
+        "idx_name",
+        PENDING,
+        "by_expression",
+        "by_condition",
+        "included",
+    }
+    after: dict[str, int] = dict(run(notes_url, nodes, list(before)))
+    assert {name for name, node in before.items() if after[name] != node} == set(result.reindexed)
+
+
+def test_what_an_interrupted_reindex_did_stays_and_is_told(notes_url: str) -> None:
+    """Of several indexes one after the other, ended in the second."""
+    build(notes_url)
+    run(notes_url, "CREATE FUNCTION pause(text) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT $1'")
+    run(notes_url, "CREATE INDEX idx_mail_2 ON notes (pause(mail_search))")
+    run(
+        notes_url,
+        "CREATE OR REPLACE FUNCTION pause(text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS "
+        "'BEGIN RAISE EXCEPTION ''no''; END'",
+    )
+    with pytest.raises(DatabaseFailure, match="Could not reindex notes"):
+        reindex(Database(notes_url), ENTRY, ACTOR, choice="encrypted")
+    [(details,)] = run(notes_url, "SELECT details FROM encryption_audit_log WHERE action = 'reindex'")
+    assert details["indexes"] == ["idx_mail"]
+    assert [name for name in details["leftovers"] if name.startswith("idx_mail_2_cc")]
+    assert run(notes_url, "SELECT relname FROM pg_class WHERE relname ~ '_cc(new|old)'") == []
+    assert all(valid for _, valid, _ in indexes(notes_url).values())
+
+
 def test_reindex_before_its_time(database_url: str) -> None:
     run(database_url, "CREATE TABLE notes (id int PRIMARY KEY, mail text, name text, secret int)")
     with pytest.raises(RefusedError, match="no encrypted columns yet"):

@@ -1,0 +1,280 @@
+"""Log files for support, ``logs/migration/``: what was done, when, by whom and how fast; never a value, key or address.
+
+One file a day (UTC), one JSON object a line, written by commands and by the runs that the UI or a schedule launches
+alike, several processes at once. The handlers of the standard library that rotate rename the file, which only one
+process may do; here a new day has a new name, nothing is renamed, and each line is appended by one call of the system.
+
+A log that cannot be written, because the disk is full or read-only, never stops what it tells of: that is said once, on
+standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import logging
+import os
+import platform
+import re
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from alphapulse_encryption import settings
+
+_PREFIX, _SUFFIX = "migration-", ".jsonl"
+_NAME = re.compile(rf"{_PREFIX}(\d{{4}}-\d{{2}}-\d{{2}}){re.escape(_SUFFIX)}")
+_DIRECTORY_MODE, _FILE_MODE = 0o700, 0o600
+# One call writes a line of this length undivided; what is longer is a mistake, and is cut.
+_LONGEST_MESSAGE = 8_000
+# Our messages have none. Somebody's message that has is worth less than what it would show.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"]*@[^\s'\"]*", re.IGNORECASE)
+
+# What Dagster calls its events, and what they are called here. Others tell of its own machinery.
+_EVENTS: Mapping[str, str] = {
+    "PIPELINE_START": "run_started",
+    "PIPELINE_SUCCESS": "run_succeeded",
+    "PIPELINE_FAILURE": "run_failed",
+    "PIPELINE_CANCELING": "run_is_being_stopped",
+    "PIPELINE_CANCELED": "run_stopped",
+    "STEP_START": "step_started",
+    "STEP_SUCCESS": "step_succeeded",
+    "STEP_FAILURE": "step_failed",
+    "STEP_SKIPPED": "step_skipped",
+    "STEP_UP_FOR_RETRY": "step_tried_again_later",
+    "ASSET_MATERIALIZATION": "done",
+    "ASSET_OBSERVATION": "progress",
+    "ASSET_CHECK_EVALUATION": "checked",
+}
+# The words among the metadata that say how it went; of all other metadata, numbers only.
+_WORDS = ("outcome", "holds_back_because")
+_TAGS = {"table": "table", "dagster/partition": "partition"}
+
+
+class LogFile:
+    """The file of the day.
+
+    Args:
+        directory: where; made when needed.
+        days: how long files are kept, in days.
+    """
+
+    def __init__(self, directory: Path, days: int) -> None:
+        self.directory = directory
+        self._days = days
+        self._lock = threading.Lock()
+        self._day: str | None = None
+        self._torn = False
+        self._warned = False
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Append one entry; never raises."""
+        now = datetime.now(UTC)
+        try:
+            line = json.dumps({"at": _time(now), **entry}, ensure_ascii=False, default=str) + "\n"
+            with self._lock:
+                self._append(f"{now:%Y-%m-%d}", line.encode(errors="replace"))
+        except (OSError, ValueError, TypeError) as error:
+            self._warn(error)
+
+    def _append(self, day: str, line: bytes) -> None:
+        if day != self._day:
+            self._begin(day)
+        path = self.directory / f"{_PREFIX}{day}{_SUFFIX}"
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        file = os.open(path, flags, _FILE_MODE)
+        try:
+            # The rest of a line that a full disk has cut is left behind as a line of its own.
+            data = b"\n" + line if self._torn else line
+            self._torn = os.write(file, data) < len(data)
+            if self._torn:
+                raise OSError(28, "No space left on device")
+        finally:
+            os.close(file)
+
+    def _begin(self, day: str) -> None:
+        if not self.directory.is_dir():
+            self.directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+            # Whatever the umask says.
+            self.directory.chmod(_DIRECTORY_MODE)
+        self._remove_old()
+        self._day = day
+
+    def _remove_old(self) -> None:
+        oldest = f"{datetime.now(UTC) - timedelta(days=self._days):%Y-%m-%d}"
+        for path in self.directory.iterdir():
+            found = _NAME.fullmatch(path.name)
+            if found and found[1] < oldest:
+                # Another process may remove it, too.
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def _warn(self, error: Exception) -> None:
+        with self._lock:
+            if self._warned:
+                return
+            self._warned = True
+        why = error.strerror if isinstance(error, OSError) else type(error).__name__
+        with contextlib.suppress(OSError, ValueError):
+            print(
+                f"alphapulse_encryption: the log files in {self.directory} cannot be written ({why}); everything else "
+                "goes on. ALPHAPULSE_LOG_DIR names another directory.",
+                file=sys.stderr,
+            )
+
+
+def _time(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+_files: dict[tuple[Path, int], LogFile] = {}
+_making = threading.Lock()
+
+
+def _file() -> LogFile:
+    place = (settings.log_dir(), settings.log_days())
+    with _making:
+        return _files.setdefault(place, LogFile(*place))
+
+
+def note(event: str, *, level: str = "info", message: str | None = None, **fields: object) -> None:
+    """Write an entry. Never raises, and costs nothing worth mentioning beside what it tells of.
+
+    Args:
+        event: what happened, in one word.
+        level: ``info``, ``warning`` or ``error``.
+        message: in words, without any value.
+        **fields: what belongs to it; None leaves one out.
+    """
+    try:
+        entry = {
+            "level": level,
+            "event": event,
+            **{name: value for name, value in fields.items() if value is not None},
+            **({} if message is None else {"message": _safe(message)}),
+            **_who(),
+        }
+        _file().write(entry)
+    except Exception as error:
+        # Of a setting that is not valid, the command itself tells.
+        with contextlib.suppress(Exception):
+            LogFile(Path(), 1)._warn(error)
+
+
+def _safe(message: str) -> str:
+    text = _ADDRESS.sub("(an address)", message)
+    return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + " …"
+
+
+def _who() -> dict[str, object]:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())  # a container's user may have no name
+    return {"user": user, "host": platform.node(), "pid": os.getpid()}
+
+
+@contextlib.contextmanager
+def command(flags: list[str], tables: list[str]) -> Iterator[dict[str, object]]:
+    """Tell of a command from its beginning to its end.
+
+    Args:
+        flags: those of the steps; never what was given with them.
+        tables: names of tables.
+
+    Yields:
+        What the end is to tell besides, to be filled in.
+    """
+    began = datetime.now(UTC)
+    told: dict[str, object] = {}
+    note("command_started", flags=flags, tables=tables or None)
+    try:
+        yield told
+    finally:
+        seconds = round((datetime.now(UTC) - began).total_seconds(), 3)
+        failed = told.get("exit_status") != 0
+        note(
+            "command_ended",
+            level="error" if failed else "info",
+            message=str(told.pop("message")) if "message" in told else None,
+            flags=flags,
+            seconds=seconds,
+            **told,
+        )
+
+
+class RunLog(logging.Handler):
+    """What Dagster tells of a run, into the log files: ``dagster.yaml`` names this class, under ``python_logs``.
+
+    Of events only what is listed above is written, and of their metadata numbers: not what Dagster or a driver may have
+    put into their texts. What steps of ours log is written as they log it, for it is made to be shown.
+    """
+
+    def __init__(self, level: int | str = logging.NOTSET) -> None:
+        super().__init__(level)
+        # What a run over many partitions says of each as it is done, Dagster says again at its end.
+        self._told: set[tuple[object, ...]] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; never raises."""
+        meta: Mapping[str, Any] | None = getattr(record, "dagster_meta", None)
+        if meta is None:
+            return
+        try:
+            event = meta.get("dagster_event")
+            if event is None:
+                if record.levelno < logging.INFO:
+                    return
+                note(
+                    "message",
+                    level=record.levelname.lower(),
+                    message=str(meta.get("orig_message", "")),
+                    **_whose(meta),
+                )
+            elif (name := _EVENTS.get(event.event_type_value)) is not None:
+                level = "error" if name in {"run_failed", "step_failed"} else "info"
+                fields: dict[str, Any] = {"level": level, **_whose(meta), **_told(event)}
+                if name == "done":
+                    subject = (fields.get("run_id"), fields.get("asset"), fields.get("partition"))
+                    if subject in self._told:
+                        return
+                    self._told.add(subject)
+                note(name, **fields)
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                _file()._warn(error)
+
+
+def _whose(meta: Mapping[str, Any]) -> dict[str, object]:
+    tags = meta.get("job_tags") or {}
+    return {
+        "run_id": meta.get("run_id"),
+        "job": meta.get("job_name"),
+        "step": meta.get("step_key"),
+        **{name: tags[tag] for tag, name in _TAGS.items() if tag in tags},
+    }
+
+
+def _told(event: Any) -> dict[str, Any]:
+    data = event.event_specific_data
+    failure = getattr(data, "user_failure_data", None)
+    if failure is not None:
+        return {"message": failure.description}
+    if getattr(data, "error", None) is not None:
+        return {"error": data.error.cls_name}
+    if event.event_type_value == "ASSET_CHECK_EVALUATION":
+        return {"asset": data.asset_key.to_user_string(), "check": data.check_name, "passed": data.passed}
+    subject = getattr(data, "materialization", None) or getattr(data, "asset_observation", None)
+    if subject is None:
+        return {}
+    values = {name: getattr(value, "value", None) for name, value in subject.metadata.items()}
+    return {
+        "asset": subject.asset_key.to_user_string(),
+        **({"partition": subject.partition} if subject.partition else {}),
+        **{name: values[name] for name in _WORDS if isinstance(values.get(name), str)},
+        "figures": {n: v for n, v in values.items() if isinstance(v, int | float)} or None,
+    }
