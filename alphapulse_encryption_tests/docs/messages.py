@@ -38,6 +38,11 @@ def parsed(package: Path = _PACKAGE) -> dict[str, ast.Module]:
     }
 
 
+def with_module(modules: dict[str, ast.Module], name: str, source: str) -> dict[str, ast.Module]:
+    """The modules, and one more."""
+    return {**modules, name: ast.parse(source)}
+
+
 def error_classes(modules: dict[str, ast.Module]) -> set[str]:
     """The names of all errors that operators see."""
     classes = [
@@ -100,7 +105,7 @@ def reasons_not_verified(modules: dict[str, ast.Module]) -> Iterator[Message]:
             values = [node.value.elt]
         for value in values:
             for text in _texts(value, modules[name], modules):
-                yield Message(text, f"{name}:{node.lineno}", "reason")
+                yield Message(text, f"{name}:{value.lineno}", "reason")
 
 
 def returned(modules: dict[str, ast.Module], name: str) -> Iterator[Message]:

@@ -1,4 +1,4 @@
-"""The parts of the manual that follow from the code: ``python -m alphapulse_encryption_tests.docs.reference`` writes them."""
+"""Writes the parts of the manual that follow from the code (``make docs-reference``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command that the pages show is run, by the walk here or by a test that is named; or it is said why it cannot be.
+"""Every command that the pages show is run, by the walk here or by a test that is named, or it is said why not.
 
 The walk follows the guide, and then the pages for when something goes wrong, in one database of the sample's.
 """
@@ -6,6 +6,7 @@ The walk follows the guide, and then the pages for when something goes wrong, in
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import re
 import shlex
@@ -29,7 +30,7 @@ from alphapulse_encryption_tests.place import Place, place
 pytestmark = pytest.mark.xdist_group("the manual's commands")
 
 # In this order, each going on from where the one before ended.
-WALKED = ("docs/guide.md", "docs/rollback.md", "docs/key-rotation.md", "docs/disasters.md")
+WALKED = ("docs/guide.md", "docs/rollback.md", "docs/disasters.md", "docs/key-rotation.md")
 
 # Programs that are not here, or would reach for what is not ours.
 NOT_HERE = {
@@ -74,15 +75,15 @@ def walked(there: Place, tmp_path_factory: pytest.TempPathFactory) -> Walk:
     }
     walk = Walk(there, tmp_path_factory.mktemp("walk"), addresses, frozenset(NOT_HERE))
     original = {table.key: plaintexts(url, table.key) for table in load_catalogue().tables}
-    guide, rollback, rotation, disasters = (page(name) for name in WALKED)
+    guide, rollback, disasters, rotation = (page(name) for name in WALKED)
 
     walk.follow(guide)
     assert set(engine.columns_of(url, "users")).isdisjoint(sensitive("users"))
-    assert {key: decrypted(walk, key) for key in original} == original
+    assert {key: decrypted(walk, key, url) for key in original} == original
     assert versions(url) == {1}
 
     walk.follow(rollback)
-    assert plaintexts(url, "users") == original["users"] == decrypted(walk, "users")
+    assert plaintexts(url, "users") == original["users"] == decrypted(walk, "users", url)
     states = dict(engine.query(url, "SELECT table_name, authority FROM encryption_tables"))
     assert (states["users"], states["trades"], states["positions"]) == (
         "plaintext",
@@ -90,12 +91,15 @@ def walked(there: Place, tmp_path_factory: pytest.TempPathFactory) -> Walk:
         "ciphertext",
     )
 
-    walk.follow(rotation)
-    assert versions(url) == {2}
-    assert {key: decrypted(walk, key) for key in original} == original
-
+    first_key = there.environment()["ALPHAPULSE_ENCRYPTION_MASTER_KEY"]
     walk.follow(disasters)
+    assert there.environment()["ALPHAPULSE_ENCRYPTION_MASTER_KEY"] != first_key
     assert {key: plaintexts(restored, key) for key in original} == original
+    assert {key: decrypted(walk, key, restored) for key in original} == original
+
+    walk.follow(rotation)
+    assert versions(restored) == {2}
+    assert {key: decrypted(walk, key, restored) for key in original} == original
     return walk
 
 
@@ -107,14 +111,14 @@ def plaintexts(url: str, key: str) -> list[tuple[Any, ...]]:
     return engine.contents(url, key, ["id", *sensitive(key)])
 
 
-def decrypted(walk: Walk, key: str) -> list[tuple[Any, ...]]:
+def decrypted(walk: Walk, key: str, url: str) -> list[tuple[Any, ...]]:
     """A table's values from its ciphertext, in the order and the form of :func:`plaintexts`."""
     columns = {column.name: column for column in load_catalogue().table(key).columns}
     names = sorted(["id", *columns])
     encrypted = [columns[name].encrypted if name in columns else name for name in names]
     selected = ", ".join(f"{name}::text" for name in encrypted)
     found = []
-    for row in engine.query(walk.place.url, f"SELECT {selected} FROM {key}"):
+    for row in engine.query(url, f"SELECT {selected} FROM {key}"):
         found.append(
             tuple(
                 value if value is None or name not in columns else _opened(walk, value)
@@ -124,19 +128,16 @@ def decrypted(walk: Walk, key: str) -> list[tuple[Any, ...]]:
     return sorted(found, key=repr)
 
 
-_derived: dict[tuple[bytes, str, int], bytes] = {}
-
-
 def _opened(walk: Walk, envelope: str) -> str:
     members = json.loads(envelope)
-    version, context = members["key_version"], members["context"]
     environment = walk.place.environment()
     name = "ALPHAPULSE_ENCRYPTION_MASTER_KEY"
-    text = environment.get(f"{name}_V{version}", environment[name])
-    master = base64.urlsafe_b64decode(text)
-    key = _derived.setdefault((master, context, version), b"") or independent.derive(master, context, version)
-    _derived[master, context, version] = key
+    master_key = environment.get(f"{name}_V{members['key_version']}", environment[name])
+    key = _derived(base64.urlsafe_b64decode(master_key), members["context"], members["key_version"])
     return independent.open_envelope(key, envelope)
+
+
+_derived = functools.cache(independent.derive)
 
 
 def versions(url: str) -> set[int]:

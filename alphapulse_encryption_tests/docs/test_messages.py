@@ -79,9 +79,8 @@ def test_no_message_is_overlooked() -> None:
 
 
 def test_a_message_that_is_new_is_missed() -> None:
-    new = messages.ast.parse(
-        'class NewError(RefusedError): ...\nraise NewError(f"The moon is {phase} tonight.")'
-    )
-    (message,) = (m for m in messages.errors({**MODULES, "new.py": new}) if m.place.startswith("new.py"))
+    source = 'class NewError(RefusedError): ...\nraise NewError(f"The moon is {phase} tonight.")'
+    modules = messages.with_module(MODULES, "new.py", source)
+    (message,) = (m for m in messages.errors(modules) if m.place.startswith("new.py"))
     assert message.text == "The moon is … tonight."
     assert not has_entry(message, phrases(page("docs/messages.md")))

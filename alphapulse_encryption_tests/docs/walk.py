@@ -1,4 +1,4 @@
-"""Runs what the manual shows, as an operator does who follows it: page by page, on a database that the commands change."""
+"""Runs what the manual shows, as an operator does who follows it, on a database that the commands change."""
 
 from __future__ import annotations
 
