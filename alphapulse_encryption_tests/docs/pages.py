@@ -32,12 +32,14 @@ class Block:
         line: of its first line of content.
         language: as written at the fence.
         text: without the fences and its indentation.
+        heading: the one it stands under.
     """
 
     page: str
     line: int
     language: str
     text: str
+    heading: str = ""
 
     @property
     def commands(self) -> list[str]:
@@ -72,15 +74,18 @@ class Page:
         blocks: list[Block] = []
         opened: re.Match[str] | None = None
         inside: list[str] = []
+        heading = ""
         for number, line in enumerate(self.text.splitlines(), start=1):
             if opened is None:
                 opened = _FENCE.match(line)
                 if opened is None:
                     prose.append((number, line))
+                    titled = _HEADING.match(line)
+                    heading = titled[2] if titled else heading
                 inside = []
             elif line.strip().startswith(opened["fence"]) and not line.strip().strip(opened["fence"][0]):
                 text = "\n".join(one.removeprefix(opened["indent"]) for one in inside) + "\n"
-                blocks.append(Block(self.name, number - len(inside), opened["language"], text))
+                blocks.append(Block(self.name, number - len(inside), opened["language"], text, heading))
                 opened = None
             else:
                 inside.append(line)

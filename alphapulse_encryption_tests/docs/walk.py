@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,11 +78,19 @@ class Walk:
     def __post_init__(self) -> None:
         self._connect(self.place.url)
 
-    def follow(self, page: Page) -> None:
-        """Run all that the page shows, in its order."""
+    def follow(self, page: Page, happens: Mapping[str, Callable[[], None]] | None = None) -> None:
+        """Run all that the page shows, in its order.
+
+        Args:
+            page: the page.
+            happens: what happens before the commands under a heading.
+        """
+        left = dict(happens or {})
         for block in page.blocks:
             if block.language in SHELL:
+                left.pop(block.heading, lambda: None)()
                 self._run_block(block)
+        assert not left, f"{page.name} has no {', '.join(left)}"
 
     def _run_block(self, block: Block) -> None:
         if BACKUP in block.text:
@@ -96,7 +105,7 @@ class Walk:
 
     def _run(self, command: str, where: str) -> None:
         for shown, real in self.addresses.items():
-            command = command.replace(shown, real)
+            command = command.replace(shown, shlex.quote(real))
         if watched := _WATCH.match(command):
             command = watched["command"]
         ours = own(command)
@@ -105,6 +114,7 @@ class Walk:
             self.flags |= ours.flags
         elif exported := _EXPORT.match(command):
             done = in_shell(self.place, self.directory, f'{command}\nprintf %s "${exported["name"]}"')
+            assert done.stdout, f"{where}: {command} sets nothing"
             self.place.extra[exported["name"]] = done.stdout
             if exported["name"] == "ALPHAPULSE_DATABASE_URL":
                 self._connect(done.stdout)
