@@ -41,6 +41,8 @@ NOT_HERE = {
 }
 # Options of ours that the walk leaves out, and the tests that run them.
 RUN_BY_OTHERS = {
+    "--json": "test_reports.py",
+    "--json-schema": "test_reports.py",
     "--rehearse": "rehearsal/test_command.py",
     "--test-alerts": "alerts/test_delivery.py",
 }
