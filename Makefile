@@ -21,7 +21,7 @@ ARGS ?=
 HAS_BROWSER = $(BIN)/python -m alphapulse_encryption_tests.browser.chromium
 GET_BROWSER := Debian: apt install chromium chromium-driver; macOS: brew install chromium chromedriver
 
-.PHONY: help setup demo demo-drop rehearsal ui psql test lint format stress wheel-check bench bench-crypto bench-lookup bench-latency bench-prediction browser screenshots lock clean distclean
+.PHONY: help setup demo demo-drop rehearsal ui psql test lint format stress wheel-check bench bench-crypto bench-lookup bench-latency bench-prediction browser screenshots docs docs-serve docs-reference lock clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +91,15 @@ browser: setup ## Install Chromium for the browser tests, where there is none (a
 screenshots: setup ## Take the pictures in docs/images, on a demo of their own
 	@$(BIN)/python -m alphapulse_encryption_tests.browser.screenshots docs/images
 
+docs: setup ## Build the operator's manual into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+docs-serve: setup ## Show the operator's manual, as it is being written (PORT=8000)
+	@NO_MKDOCS_2_WARNING=1 exec $(BIN)/python -m mkdocs serve --strict --dev-addr 127.0.0.1:$(or $(PORT),8000)
+
+docs-reference: setup ## Write the manual's lists of options and settings anew, from the code
+	@$(BIN)/python -m alphapulse_encryption_tests.docs.reference
+
 bench: setup ## Measure the backfill against the machine's limit (ROWS="200000 1000000", ARGS=--check)
 	@$(BIN)/python benchmarks/backfill.py $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
@@ -110,11 +119,11 @@ lock: setup ## Resolve requirements.lock again (UPGRADE=1 to take newer versions
 	@uv=$$(command -v uv || command -v $(BIN)/uv) || { echo "No uv here: $(BIN)/python -m pip install uv" >&2; exit 1; }; \
 	"$$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --no-strip-extras --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
-	  --extra s3 --extra aws --extra vault --extra application --group dev --group benchmarks $(if $(UPGRADE),--upgrade) pyproject.toml --output-file requirements.lock
+	  --extra s3 --extra aws --extra vault --extra application --group dev --group benchmarks --group docs $(if $(UPGRADE),--upgrade) pyproject.toml --output-file requirements.lock
 
 clean: ## Stop the embedded PostgreSQL and remove its data, backups, logs and caches
 	@if [ -x $(BIN)/python ] && [ -d .alphapulse ]; then $(BIN)/python -m alphapulse_encryption.sample.postgres stop; fi
-	@rm -rf .alphapulse logs/migration .tmp_dagster_home_* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	@rm -rf .alphapulse logs/migration .tmp_dagster_home_* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist site
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## The same, and remove .venv

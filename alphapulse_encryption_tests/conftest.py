@@ -33,6 +33,7 @@ UNSAFE_SETTINGS = {
 _LONG_FIRST = (
     "test_demo.py",
     "test_command_line.py",
+    "docs/test_commands.py",
     "migration/test_killed.py",
     "rehearsal",
     "jobs",

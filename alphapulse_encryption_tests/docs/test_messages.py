@@ -1,0 +1,93 @@
+"""The runbook has an entry for whatever the package may tell an operator, and none for what it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from alphapulse_encryption_tests.docs import messages
+from alphapulse_encryption_tests.docs.messages import VARIES, Message
+from alphapulse_encryption_tests.docs.pages import Page, page, pages
+
+# A phrase of fewer letters would be found by chance.
+SHORTEST = 12
+
+MODULES = messages.parsed()
+REFUSALS = [
+    *messages.errors(MODULES),
+    *messages.findings(MODULES, "migration/preflight.py"),
+    *messages.reasons_not_verified(MODULES),
+]
+ALERTS = [
+    *messages.findings(MODULES, "migration/drift.py"),
+    *messages.findings(MODULES, "migration/overdue.py"),
+    *messages.findings(MODULES, "alerts/"),
+    *messages.reasons_to_wait(MODULES),
+    *messages.returned(MODULES, "crypto/usage.py"),
+]
+# Errors that carry another one's text, or what a library calls its own.
+ELSEWHERE = {"alerts/delivery.py", "orm/types.py", "migration/fill.py"}
+
+
+def phrases(of: Page) -> set[str]:
+    """What the first cells of its tables have in backquotes."""
+    found = set()
+    for first, *_ in of.rows():
+        found |= {messages.plain(text) for text in first.split("`")[1::2]}
+    return found - {""}
+
+
+def sentences(of: Page) -> set[str]:
+    """Of those, what is long enough to be part of a message and nothing else."""
+    return {phrase for phrase in phrases(of) if " " in phrase and letters(phrase) >= SHORTEST}
+
+
+def has_entry(message: Message, among: Iterable[str]) -> bool:
+    return any(phrase in message.text for phrase in among)
+
+
+def letters(phrase: str) -> int:
+    return len(phrase.replace(VARIES, "").strip())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("docs/messages.md", REFUSALS), ("docs/alerts.md", ALERTS)], ids=["messages", "alerts"]
+)
+def test_every_message_has_its_entry_and_every_entry_its_message(name: str, told: list[Message]) -> None:
+    of = page(name)
+    known = phrases(of)
+    texts = {message.text for message in told}
+    # A page of its own may say what its messages mean.
+    everywhere = known.union(*(sentences(other) for other in pages()))
+    without = [f"{m.place} {m.kind}: {m.text}" for m in told if m.text and not has_entry(m, everywhere)]
+    assert not without, f"no table of {name}, or of a page of its own, has a row for:\n" + "\n".join(without)
+    # The problems of single values, and what is met elsewhere, are tables of their own.
+    stale = {p for p in known if not any(p in text for text in texts)} - _of_other_tables(of)
+    assert not stale, f"{name} has entries for what is not said any more: {sorted(stale)}"
+    short = {p for p in known - _of_other_tables(of) if letters(p) < SHORTEST and p not in texts}
+    assert not short, f"{name}: too short to tell messages apart: {sorted(short)}"
+
+
+def _of_other_tables(of: Page) -> set[str]:
+    return {cell for first, *_ in of.rows() for cell in first.split("`")[1::2] if " " not in cell}
+
+
+def test_no_message_is_overlooked() -> None:
+    found = list(messages.errors(MODULES))
+    # Every class is seen in use, and of nearly every use the text is known.
+    assert {"RefusedError", "ConfigurationError", "MigrationError", "KeyExhausted", "DatabaseFailure"} <= {
+        message.kind for message in found
+    }
+    assert len(found) > 250
+    unknown = [message.place for message in found if not message.text]
+    assert {place.partition(":")[0] for place in unknown} <= ELSEWHERE, unknown
+    assert len(ALERTS) > 15
+
+
+def test_a_message_that_is_new_is_missed() -> None:
+    source = 'class NewError(RefusedError): ...\nraise NewError(f"The moon is {phase} tonight.")'
+    modules = messages.with_module(MODULES, "new.py", source)
+    (message,) = (m for m in messages.errors(modules) if m.place.startswith("new.py"))
+    assert message.text == "The moon is … tonight."
+    assert not has_entry(message, phrases(page("docs/messages.md")))
