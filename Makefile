@@ -103,11 +103,15 @@ bench-prediction: setup ## Predict a migration of 500,000 rows from a rehearsal 
 bench-latency: setup ## Measure what the application notices of a backfill: p99 before, during, after (ARGS=--check)
 	@$(BIN)/python benchmarks/latency.py $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
-lock: setup ## Resolve requirements.lock again (UPGRADE=1 to take newer versions)
+lock: setup ## Resolve requirements.lock and the image's locks again (UPGRADE=1 to take newer versions)
 	@uv=$$(command -v uv || command -v $(BIN)/uv) || { echo "No uv here: $(BIN)/python -m pip install uv" >&2; exit 1; }; \
-	"$$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	  --no-strip-extras --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
-	  --extra s3 --extra aws --extra vault --extra application --extra celery --extra kubernetes --group dev --group benchmarks $(if $(UPGRADE),--upgrade) pyproject.toml --output-file requirements.lock
+	resolve() { "$$uv" pip compile --quiet --universal --generate-hashes --no-strip-extras --no-emit-index-url \
+	  --no-emit-find-links --no-annotate --custom-compile-command "make lock" "$$@"; }; \
+	resolve --python-version 3.11 --extra s3 --extra aws --extra vault --extra application --extra celery \
+	  --extra kubernetes --group dev --group benchmarks $(if $(UPGRADE),--upgrade) pyproject.toml --output-file requirements.lock; \
+	resolve --python-version 3.11 --extra s3 --extra aws --extra vault --extra celery --extra kubernetes \
+	  --constraint requirements.lock pyproject.toml --output-file deploy/docker/requirements.lock; \
+	echo hatchling | resolve --python-version 3.11 --constraint requirements.lock - --output-file deploy/docker/build.lock
 
 clean: ## Stop the embedded PostgreSQL and remove its data, backups and caches
 	@if [ -x $(BIN)/python ] && [ -d .alphapulse ]; then $(BIN)/python -m alphapulse_encryption.sample.postgres stop; fi

@@ -16,9 +16,12 @@ import dagster as dg
 import sqlalchemy
 from celery import Celery
 from dagster import Field
+from dagster import _check as check
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
 from dagster._core.storage.tags import MAX_RETRIES_TAG
-from dagster._serdes import ConfigurableClassData
+from dagster._grpc.types import ExecuteRunArgs
+from dagster._serdes import ConfigurableClassData, pack_value
+from dagster_celery.config import TASK_EXECUTE_JOB_NAME
 from dagster_celery.launcher import CeleryRunLauncher
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -53,7 +56,10 @@ def backend_url() -> str:
 def app_settings() -> dict[str, Any]:
     """What launchers and workers have in common."""
     return {
+        # A worker has no more runs than it executes: those in reserve would be lost with it. A message that a broker
+        # delivers once more meanwhile finds that its run is being executed.
         "worker_prefetch_multiplier": 1,
+        "task_acks_late": True,
         "task_default_queue": QUEUE,
         "broker_transport_options": {
             "max_retries": 3,
@@ -105,8 +111,19 @@ class AlphaPulseCeleryRunLauncher(CeleryRunLauncher):
         run = context.dagster_run
         if safe_to_repeat(run) and MAX_RETRIES_TAG not in run.tags:
             self._instance.add_run_tags(run.run_id, {MAX_RETRIES_TAG: str(RUNS_ANEW)})
+        arguments = ExecuteRunArgs(
+            job_origin=check.not_none(run.job_code_origin),
+            run_id=run.run_id,
+            instance_ref=self._instance.get_ref(),
+            set_exit_code_on_failure=True,
+        )
+        task = self.celery.signature(
+            TASK_EXECUTE_JOB_NAME,
+            kwargs={"execute_job_args_packed": pack_value(arguments)},
+            immutable=True,
+        )
         try:
-            super().launch_run(context)
+            self._launch_celery_task_run(run=run, task_signature=task, routing_key=TASK_EXECUTE_JOB_NAME)
         except Exception as error:
             # Dagster keeps its text and stack, which quote addresses.
             raise ConfigurationError(

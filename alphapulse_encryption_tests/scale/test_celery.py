@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import pytest
 
 from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
-from alphapulse_encryption_tests import another
+from alphapulse_encryption_tests import another, forked
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.place import Place, place
 from alphapulse_encryption_tests.scale.services import Service, configure, daemon, worker
@@ -62,6 +63,16 @@ class Watch:
                 if begun:
                     with suppress(ProcessLookupError):
                         self.sessions[run.run_id] = os.getsid(int(begun[1]))
+
+    def until_ended(self, command: forked.Program) -> subprocess.CompletedProcess[str]:
+        """Watch until a command ends."""
+
+        def ended() -> bool:
+            self.look()
+            return not command.running
+
+        support.until(ended, "the command ends")
+        return command.ended()
 
     def share(self, run: dg.DagsterRun) -> list[int]:
         """The batch ranges of a run."""
@@ -134,18 +145,7 @@ def _one_is_killed(here: Place, watch: Watch, first: Service, second: Service) -
     assert killed is not None
     table = CATALOGUE.table("trades")
     written = support.texts(here.url, table, table.columns[0].encrypted)
-
-    def look() -> bool:
-        watch.look()
-        return not command.running
-
-    try:
-        support.until(look, "the command ends")
-    except BaseException:
-        print(command.output, first.text, (here.state / "daemon.log").read_text())
-        print(watch.ranges("trades"), support.run(here.dagster_url, "select * from concurrency_slots"), support.run(here.dagster_url, "select * from pending_steps"))
-        raise
-    done = command.ended()
+    done = watch.until_ended(command)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert "✓ Migrated trades" in done.stdout
 
@@ -183,12 +183,7 @@ def _pools_hold(here: Place, watch: Watch, workers: set[int]) -> None:
         pools.set_concurrency_slots(pool, 1)
         command = here.start("--migrate-data", "--table", table, "--runs", "2", "--batch-size", "20")
 
-        def look(command: object = command) -> bool:
-            watch.look()
-            return not command.running  # type: ignore[attr-defined]
-
-        support.until(look, "the command ends")
-        done = command.ended()
+        done = watch.until_ended(command)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
         assert {watch.sessions[run.run_id] for run in watch.runs(table)} == workers
         assert watch.overlaps(table) == 0
@@ -226,7 +221,9 @@ def _commands_come_and_go(here: Place, watch: Watch) -> None:
     here.run("--resume")
     here.succeeds("--migrate-data", "--table", "users", "--runs", "1")
     support.assert_encrypted(here.url, CATALOGUE.table("users"))
-    verified = here.succeeds("--verify", "--table", "users", "--table", "trades", "--runs", "2")
+    verified = here.succeeds(
+        *("--verify", "--runs", "2", "--table", "users", "--table", "trades", "--table", "positions")
+    )
     assert "  Failed: 0" in verified
     assert {run.status for run in watch.runs("users", "verify_data")} == {dg.DagsterRunStatus.SUCCESS}
 
@@ -246,8 +243,6 @@ def _nothing_is_told(here: Place, services: list[Service]) -> None:
 
 def test_a_worker_says_what_it_lacks(here: Place) -> None:
     def fails(**changes: str | None) -> str:
-        from alphapulse_encryption_tests import forked
-
         done = forked.run("alphapulse_encryption.worker", [], here.environment(**changes))
         assert (done.returncode, done.stdout) == (2, "")
         return done.stderr
