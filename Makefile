@@ -21,7 +21,7 @@ ARGS ?=
 HAS_BROWSER = $(BIN)/python -m alphapulse_encryption_tests.browser.chromium
 GET_BROWSER := Debian: apt install chromium chromium-driver; macOS: brew install chromium chromedriver
 
-.PHONY: help setup demo demo-drop rehearsal ui psql test lint format stress bench bench-crypto bench-lookup bench-latency bench-prediction browser screenshots lock clean distclean
+.PHONY: help setup demo demo-drop rehearsal ui psql test lint format stress bench bench-crypto bench-lookup bench-latency bench-prediction sizing browser screenshots lock clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,6 +99,9 @@ bench-lookup: setup ## Measure a lookup by e-mail on ciphertext against one on p
 
 bench-prediction: setup ## Predict a migration of 500,000 rows from a rehearsal on 50,000, then run it (ROWS=50000, ARGS=--check)
 	@$(BIN)/python benchmarks/prediction.py $(if $(ROWS),--rows $(ROWS)) $(ARGS)
+
+sizing: setup ## Compute how long tables of a million to ten billion rows take, and what bounds them (ARGS="--results FILE")
+	@$(BIN)/python benchmarks/sizing.py $(ARGS)
 
 bench-latency: setup ## Measure what the application notices of a backfill: p99 before, during, after (ARGS=--check)
 	@$(BIN)/python benchmarks/latency.py $(if $(ROWS),--rows $(ROWS)) $(ARGS)

@@ -34,6 +34,7 @@ _LONG_FIRST = (
     "test_demo.py",
     "test_command_line.py",
     "migration/test_killed.py",
+    "scale",
     "rehearsal",
     "jobs",
     "test_backup.py",

@@ -26,6 +26,7 @@ from pathlib import Path
 
 DAY = 86_400.0
 MIB = 1 << 20
+MOST_MESSAGES = 2**32
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,21 @@ class Constants:
         worker_us: processor time of a worker, in microseconds.
         verified_us: time of a verification by one worker, in microseconds.
         wal_bytes: write-ahead log, full-page images included.
-        growth_bytes: what table, TOAST and indexes grow by, before a vacuum has given back the old row versions.
-        index_growth: how much longer a row takes for each tenfold size of the table, beyond a million rows, as a
-            share: indexes get deeper, and less of them is in memory. 0.13 is what README's 1,000,000 rows took longer than
-            its 200,000 (floor: 54,000 against 48,000), per factor of five.
+        growth_bytes: what table, TOAST and indexes grow by, without a vacuum meanwhile: the old row versions are there
+            still. (Before: 400 bytes a row, indexes included.)
+        index_growth: how much longer the server takes for a row of a table five times as large, as a share: what the
+            floor of 1,000,000 rows (48,000 a second) took longer than that of 200,000 (54,000).
+        same_key: columns that share a context, and with it a derived key.
         points: measured rates, by number of workers.
     """
 
     server_us: float = 1e6 / 54_000
     worker_us: float = 11.3
-    verified_us: float = 20.0
+    verified_us: float = 32.0
     wal_bytes: int = 2_113
-    growth_bytes: int = 1_900
+    growth_bytes: int = 1_480
     index_growth: float = 0.125
+    same_key: int = 3
     points: tuple[tuple[int, int], ...] = ((1, 35_000), (2, 52_000))
 
 
@@ -70,14 +73,29 @@ class Limits:
 
 @dataclass(frozen=True)
 class Size:
-    """A table to be sized, and what is recommended for it."""
+    """A table to be sized, and what is recommended for it.
+
+    Args:
+        rows: of the table, over all primaries.
+        workers: over all primaries.
+        machines: that they run on.
+        limits: of each primary.
+        how: in words.
+        primaries: among which the rows are divided.
+    """
 
     rows: int
     workers: int
-    limits: Limits
     machines: int
-    ranges: int
-    note: str
+    limits: Limits
+    how: str
+    primaries: int = 1
+
+    def of_one_primary(self) -> Size:
+        """What each primary has to do."""
+        return replace(
+            self, rows=self.rows // self.primaries, workers=self.workers // self.primaries, primaries=1
+        )
 
 
 def rate(constants: Constants, workers: int, lanes: int = 1, rows: int = 200_000) -> float:
@@ -86,8 +104,8 @@ def rate(constants: Constants, workers: int, lanes: int = 1, rows: int = 200_000
     Args:
         constants: what was measured.
         workers: backfill workers, each with a processor of its own.
-        lanes: see :class:`Limits`; the queue's time is divided by it, but no row takes less than its own time (Seidmann's
-            approximation of a queue with several servers).
+        lanes: see :class:`Limits`; the queue's time is divided by it, but no row takes less than its own time
+            (Seidmann's approximation of a queue with several servers).
         rows: of the table.
     """
     demand = constants.server_us * slowdown(constants, rows)
@@ -120,35 +138,39 @@ def bound(constants: Constants, size: Size) -> tuple[float, str]:
 
 SERVER = Limits(lanes=4, wal_mib=200, replica_mib=80)
 SIZES = (
-    Size(1_000_000, 1, Limits(), 1, 16, "the command alone"),
-    Size(10_000_000, 2, Limits(), 1, 16, "`--workers 2`"),
-    Size(100_000_000, 4, replace(SERVER, wal_mib=math.inf), 1, 64, "`--workers 4`, a replica that keeps up"),
-    Size(1_000_000_000, 8, SERVER, 2, 256, "two machines, `max_wal_mib_per_second=200`"),
-    Size(10_000_000_000, 8, SERVER, 2, 999, "the same, and a table in partitions"),
-    Size(10_000_000_000, 32, replace(SERVER, lanes=16), 8, 999, "four primaries, a quarter each"),
+    Size(1_000_000, 1, 1, Limits(), "the command alone"),
+    Size(10_000_000, 2, 1, Limits(), "`--workers 2`"),
+    Size(100_000_000, 4, 1, SERVER, "`--workers 4`, on a machine of their own"),
+    Size(1_000_000_000, 8, 2, SERVER, "two machines; 256 batch ranges"),
+    Size(10_000_000_000, 8, 2, SERVER, "two machines; 999 batch ranges, the table in partitions"),
+    Size(10_000_000_000, 32, 8, SERVER, "four primaries, a quarter each", primaries=4),
 )
 
 
 def table(constants: Constants) -> list[str]:
     """The table of sizes, as Markdown."""
     lines = [
-        "| rows | workers, machines | rows/s | bounded by | backfill | verification | WAL | more disk | how |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| rows | workers, machines | rows/s | bounded by | backfill | verification | WAL | more disk | keys | how |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for size in SIZES:
-        found, reason = bound(constants, size)
-        primaries = 4 if "four primaries" in size.note else 1
-        if primaries > 1:
-            share = replace(size, rows=size.rows // primaries, workers=size.workers // primaries)
-            found, reason = bound(constants, replace(share, limits=SERVER))
-            found *= primaries
-        verified = size.workers * 1e6 / constants.verified_us
-        lines.append(
-            f"| {size.rows:,} | {size.workers}, {size.machines} | {found:,.0f} | {reason} | {span(size.rows / found)} | "
-            f"{span(size.rows / verified)} | {volume(size.rows * constants.wal_bytes)} | "
-            f"{volume(size.rows * constants.growth_bytes)} | {size.note} |"
+        part = size.of_one_primary()
+        found, reason = bound(constants, part)
+        verified = part.workers * 1e6 / constants.verified_us
+        cells = (
+            *(f"{size.rows:,}", f"{size.workers}, {size.machines}", f"{found * size.primaries:,.0f}", reason),
+            *(span(part.rows / found), span(part.rows / verified)),
+            *(volume(size.rows * each) for each in (constants.wal_bytes, constants.growth_bytes)),
+            f"{size.primaries * keys(constants, part.rows)}",
+            size.how,
         )
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def keys(constants: Constants, rows: int) -> int:
+    """Key versions that so many rows of one database take: none may encrypt more than 2^32 values of a context."""
+    return math.ceil(rows * constants.same_key / MOST_MESSAGES)
 
 
 def fit(constants: Constants) -> list[str]:
