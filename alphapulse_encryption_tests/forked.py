@@ -97,14 +97,9 @@ class Program:
         self._process.terminate()
 
     def interrupt(self) -> None:
-<<<<<<< HEAD
         """What Ctrl-C sends."""
         if self._process.pid is not None:
             os.kill(self._process.pid, signal.SIGINT)
-=======
-        """Ctrl-C."""
-        os.kill(self._process.pid or 0, signal.SIGINT)
->>>>>>> 3181f90 (Spread backfills and verifications over workers on several machines)
 
     def kill(self) -> None:
         """kill -9."""
