@@ -130,6 +130,7 @@ def test_two_workers(here: Place) -> None:
         here.succeeds("--add-columns", "--table", "trades", "--table", "positions", "--table", "users")
         _one_is_killed(here, watch, first, second)
         second = stack.enter_context(worker(here, "third"))
+        support.until(lambda: "takes runs" in second.text, "it is ready")
         _pools_hold(here, watch, {first.process.pid, second.process.pid})
         _commands_come_and_go(here, watch)
         _nothing_is_told(here, [overseer, first, second])
@@ -179,7 +180,8 @@ def _one_is_killed(here: Place, watch: Watch, first: Service, second: Service) -
 
 
 def _pools_hold(here: Place, watch: Watch, workers: set[int]) -> None:
-    rest(here.url, 3)
+    # Longer than the other worker needs to see that there is a run for it, too.
+    rest(here.url, 60)
     pools = watch.instance.event_log_storage
     for pool, table in (("target_database", "positions"), ("table/users", "users")):
         pools.set_concurrency_slots(pool, 1)
@@ -250,10 +252,11 @@ def test_a_worker_says_what_it_lacks(here: Place) -> None:
         return done.stderr
 
     nobody = "postgresql://canary_user:canary_password@127.0.0.1:9/canary"
-    for variable in ("ALPHAPULSE_CELERY_BROKER_URL", "ALPHAPULSE_CELERY_BACKEND_URL"):
-        said = fails(**{variable: nobody})
-        assert variable in said and "canary" not in said
-        said = fails(**{variable: "canary://x"})
+    for variable, url in (
+        ("ALPHAPULSE_CELERY_BROKER_URL", nobody),
+        ("ALPHAPULSE_CELERY_BACKEND_URL", "canary://x"),
+    ):
+        said = fails(**{variable: url})
         assert variable in said and "canary" not in said
     assert "ALPHAPULSE_RUN_LAUNCHER=celery" in fails(ALPHAPULSE_RUN_LAUNCHER=None, DAGSTER_HOME=None)
 
