@@ -1,7 +1,5 @@
 """Pools of tables: a step waits for a place, gives it back, and needs no other's."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from pathlib import Path
