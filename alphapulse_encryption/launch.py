@@ -40,7 +40,7 @@ from alphapulse_encryption.resources.instance import open_instance, packaged_fil
 from alphapulse_encryption.resources.leases import SECONDS_TO_COME_BACK, held_leases
 from alphapulse_encryption.resources.partitions import range_name
 from alphapulse_encryption.resources.processes import PROCESS_TAG, is_running, this_process
-from alphapulse_encryption.resources.running import WORKER_TAG, executing
+from alphapulse_encryption.resources.running import RUN_AGAIN, WORKER_TAG, executing, safe_to_repeat
 
 _MODULE = "alphapulse_encryption.definitions"
 _REPOSITORY = "__repository__"
@@ -220,6 +220,8 @@ class Launcher:
             workspace = process.create_request_context()
             for tags in shares:
                 _, run = self._created(name, run_config, tags, make_new_run_id())
+                if safe_to_repeat(run):
+                    self.instance.add_run_tags(run.run_id, RUN_AGAIN)
                 self.instance.submit_run(run.run_id, workspace)
                 waits.append(_Awaited(run.run_id, _what(name, tags)))
                 self.tell(f"  Submitted {waits[-1]}")

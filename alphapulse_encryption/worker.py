@@ -84,7 +84,9 @@ def _work(name: str, runs: int, verbose: bool) -> int:
         )
     try:
         from alphapulse_encryption.resources import celery_runs
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"celery", "dagster_celery", "kombu"}:
+            raise
         raise ConfigurationError(
             "Workers need Celery: pip install 'alphapulse-encryption[celery]'."
         ) from None

@@ -30,14 +30,10 @@ from alphapulse_encryption import settings
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.resources.leases import SECONDS_TO_COME_BACK, held_leases
 from alphapulse_encryption.resources.processes import PROCESS_TAG
+from alphapulse_encryption.resources.running import RUN_AGAIN, safe_to_repeat
 from alphapulse_encryption.resources.storage import storage_url
 
 QUEUE = "dagster"
-# How often a run is begun anew whose worker is gone.
-RUNS_ANEW = 3
-# Jobs and assets that go on where a killed one was, and destroy nothing: these alone are run again by themselves.
-SAFE_TO_REPEAT = frozenset({"migrate_data", "verify_data"})
-ASSETS_SAFE_TO_REPEAT = frozenset({"encrypted_data", "verified_data"})
 
 # Delivered messages stay in the queue's table of the PostgreSQL broker; they are removed after so many days.
 _DAYS_KEPT = 7
@@ -110,7 +106,7 @@ class AlphaPulseCeleryRunLauncher(CeleryRunLauncher):
         """Put a run into the queue; one that is safe to repeat may be run again if its worker dies."""
         run = context.dagster_run
         if safe_to_repeat(run) and MAX_RETRIES_TAG not in run.tags:
-            self._instance.add_run_tags(run.run_id, {MAX_RETRIES_TAG: str(RUNS_ANEW)})
+            self._instance.add_run_tags(run.run_id, RUN_AGAIN)
         arguments = ExecuteRunArgs(
             job_origin=check.not_none(run.job_code_origin),
             run_id=run.run_id,
@@ -160,13 +156,6 @@ class AlphaPulseCeleryRunLauncher(CeleryRunLauncher):
     ) -> str | None:
         """Nothing: Celery knows no more of a run than its events."""
         return None
-
-
-def safe_to_repeat(run: dg.DagsterRun) -> bool:
-    """Whether a run of which it is not known how far it came may be run again by itself."""
-    if run.asset_selection is not None:
-        return {key.to_user_string() for key in run.asset_selection} <= ASSETS_SAFE_TO_REPEAT
-    return run.job_name in SAFE_TO_REPEAT
 
 
 def prepare_broker(app: Celery) -> None:

@@ -9,17 +9,31 @@ import threading
 from collections.abc import Iterator
 
 import dagster as dg
+from dagster._core.storage.tags import MAX_RETRIES_TAG
 
 from alphapulse_encryption.resources.leases import run_lease
 
 # What lists of runs show: the worker that executes, or last executed, a run.
 WORKER_TAG = "worker"
 
+# Has the daemon run a run again whose worker is gone, three times at most; not one of which a step failed.
+RUN_AGAIN = {MAX_RETRIES_TAG: "3"}
+# Jobs and assets that go on where a killed one was, and destroy nothing: these alone are run again by themselves.
+_SAFE_JOBS = frozenset({"migrate_data", "verify_data"})
+_SAFE_ASSETS = frozenset({"encrypted_data", "verified_data"})
+
 _SECONDS_BETWEEN_LOOKS = 3.0
 # Somebody has asked for its end; or has taken it for dead, and another run may go on with its work.
 _ENDED_ELSEWHERE = frozenset(
     {dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE}
 )
+
+
+def safe_to_repeat(run: dg.DagsterRun) -> bool:
+    """Whether a run of which it is not known how far it came may be run again by itself."""
+    if run.asset_selection is not None:
+        return {key.to_user_string() for key in run.asset_selection} <= _SAFE_ASSETS
+    return run.job_name in _SAFE_JOBS
 
 
 @contextlib.contextmanager

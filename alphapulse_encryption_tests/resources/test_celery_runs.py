@@ -21,10 +21,10 @@ from alphapulse_encryption.resources.celery_runs import (
     AlphaPulseCeleryRunLauncher,
     WithoutAddresses,
     prepare_broker,
-    safe_to_repeat,
 )
 from alphapulse_encryption.resources.instance import packaged_file
 from alphapulse_encryption.resources.leases import run_lease
+from alphapulse_encryption.resources.running import safe_to_repeat
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption.worker import build_app
 from alphapulse_encryption_tests.place import Place, place
