@@ -21,7 +21,7 @@ ARGS ?=
 HAS_BROWSER = $(BIN)/python -m alphapulse_encryption_tests.browser.chromium
 GET_BROWSER := Debian: apt install chromium chromium-driver; macOS: brew install chromium chromedriver
 
-.PHONY: help setup demo demo-drop rehearsal ui psql test lint format stress wheel-check bench bench-crypto bench-lookup bench-latency bench-prediction browser screenshots docs docs-serve docs-reference lock clean distclean
+.PHONY: help setup demo demo-drop rehearsal ui psql test lint format stress wheel-check bench bench-crypto bench-lookup bench-latency bench-prediction sizing browser screenshots docs docs-serve docs-reference lock clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -112,14 +112,21 @@ bench-lookup: setup ## Measure a lookup by e-mail on ciphertext against one on p
 bench-prediction: setup ## Predict a migration of 500,000 rows from a rehearsal on 50,000, then run it (ROWS=50000, ARGS=--check)
 	@$(BIN)/python benchmarks/prediction.py $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
+sizing: setup ## Compute how long tables of a million to ten billion rows take, and what bounds them (ARGS="--results FILE")
+	@$(BIN)/python benchmarks/sizing.py $(ARGS)
+
 bench-latency: setup ## Measure what the application notices of a backfill: p99 before, during, after (ARGS=--check)
 	@$(BIN)/python benchmarks/latency.py $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
-lock: setup ## Resolve requirements.lock again (UPGRADE=1 to take newer versions)
+lock: setup ## Resolve requirements.lock and the image's locks again (UPGRADE=1 to take newer versions)
 	@uv=$$(command -v uv || command -v $(BIN)/uv) || { echo "No uv here: $(BIN)/python -m pip install uv" >&2; exit 1; }; \
-	"$$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	  --no-strip-extras --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
-	  --extra s3 --extra aws --extra vault --extra application --group dev --group benchmarks --group docs $(if $(UPGRADE),--upgrade) pyproject.toml --output-file requirements.lock
+	resolve() { "$$uv" pip compile --quiet --universal --generate-hashes --no-strip-extras --no-emit-index-url \
+	  --no-emit-find-links --no-annotate --custom-compile-command "make lock" "$$@"; }; \
+	resolve --python-version 3.11 --extra s3 --extra aws --extra vault --extra application --extra celery \
+	  --extra kubernetes --group dev --group benchmarks --group docs $(if $(UPGRADE),--upgrade) pyproject.toml --output-file requirements.lock; \
+	resolve --python-version 3.11 --extra s3 --extra aws --extra vault --extra celery --extra kubernetes \
+	  --constraint requirements.lock pyproject.toml --output-file deploy/docker/requirements.lock; \
+	echo hatchling | resolve --python-version 3.11 --constraint requirements.lock - --output-file deploy/docker/build.lock
 
 clean: ## Stop the embedded PostgreSQL and remove its data, backups, logs and caches
 	@if [ -x $(BIN)/python ] && [ -d .alphapulse ]; then $(BIN)/python -m alphapulse_encryption.sample.postgres stop; fi

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PROGRAM = "python -m alphapulse_encryption"
 LARGEST_BATCH_SIZE = 100_000
 MOST_WORKERS = 16
+MOST_RUNS = 999
 MOST_HOURS = 168
 SMALLEST_SAMPLE = 1_000
 HIGHEST_RATE = 1_000
@@ -175,6 +176,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="batch ranges encrypted, verified or encrypted again at once (default: 1)",
     )
     options.add_argument(
+        "--runs",
+        type=_runs,
+        metavar="N",
+        help="with workers on other machines: runs that the batch ranges of each table are spread over (default: 4)",
+    )
+    options.add_argument(
         "--work-mem", metavar="SIZE", help="memory of one sort or hash in our sessions, for example 256MB"
     )
     options.add_argument(
@@ -271,6 +278,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting (see --settings)"
     )
     running.add_argument("--settings", action="store_true", help="show the settings")
+    running.add_argument(
+        "--stop-runs",
+        action="store_true",
+        help="stop every run that is queued or under way, on whatever machine; what is done stays done",
+    )
 
 
 def _add_roles(parser: argparse.ArgumentParser) -> None:
@@ -374,6 +386,12 @@ def _workers(text: str) -> int:
     raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST_WORKERS}")
 
 
+def _runs(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= len(str(MOST_RUNS)) and 1 <= int(text) <= MOST_RUNS:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST_RUNS}")
+
+
 def _batch_size(text: str) -> int:
     # int() refuses thousands of digits with words of its own.
     digits = text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_BATCH_SIZE))
@@ -435,7 +453,7 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
         )
     if options.confirm and not options.drop_unencrypted:
         parser.error("--confirm goes with --drop-unencrypted")
-    for name in (*BACKFILL_OPTIONS, "reindex"):
+    for name in (*BACKFILL_OPTIONS, "reindex", "runs"):
         if getattr(options, name) in (None, False):
             continue
         takers = [step for step, names in OPTIONS_OF.items() if name in names]
@@ -496,6 +514,7 @@ WITHOUT_STEPS = (
     "reinstate_key_version",
     "test_alerts",
     "roles_sql",
+    "stop_runs",
     "pause",
     "resume",
     "set",
@@ -504,7 +523,7 @@ WITHOUT_STEPS = (
 ALONE = (
     *("plan", "status", "slow_queries"),
     *("rehearse", "backup_identity", "approvals", "check_key", "key_usage", "key_versions"),
-    *("reinstate_key_version", "test_alerts", "roles_sql"),
+    *("reinstate_key_version", "test_alerts", "roles_sql", "stop_runs"),
 )
 
 # Reports that can be had as JSON, and those whose document has a schema.
@@ -528,8 +547,8 @@ REHEARSAL_OPTIONS = ("workers", "batch_size", "source_is_not_production", "keep_
 BACKFILL_OPTIONS = ("batch_size", "workers", "work_mem", "autovacuum_off")
 VERIFICATION_OPTIONS = ("workers",)
 OPTIONS_OF = {
-    "migrate_data": (*BACKFILL_OPTIONS, "reindex"),
-    "verify": VERIFICATION_OPTIONS,
+    "migrate_data": (*BACKFILL_OPTIONS, "reindex", "runs"),
+    "verify": (*VERIFICATION_OPTIONS, "runs"),
     "rotate_keys": BACKFILL_OPTIONS,
 }
 
@@ -600,8 +619,10 @@ def _main(options: argparse.Namespace, told: dict[str, object]) -> int:
         told["message"] = str(error)
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        print(f"\n{PROGRAM}: stopped. What is done stays done; run the same again to go on.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        # Empty but for a command that only waited for others (LeftRunning).
+        said = str(stop) or "stopped. What is done stays done; run the same again to go on."
+        print(f"\n{PROGRAM}: {said}", file=sys.stderr)
         return 130
 
 
@@ -877,6 +898,17 @@ def _reinstate_key_version(options: argparse.Namespace) -> int:
     return 0
 
 
+def _stop_runs(_: argparse.Namespace) -> int:
+    from alphapulse_encryption.launch import stop_runs
+
+    told = stop_runs()
+    for line in told:
+        print(line)
+    if not told:
+        print("No run is queued or under way.")
+    return 0
+
+
 def _test_alerts(_: argparse.Namespace) -> int:
     from alphapulse_encryption.alerts.delivery import VARIABLES, configured_channels, deliver, trial_message
     from alphapulse_encryption.errors import ConfigurationError
@@ -934,6 +966,7 @@ _OF_THE_WHOLE: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "key_usage": _print_key_usage,
     "test_alerts": _test_alerts,
     "roles_sql": _print_roles_sql,
+    "stop_runs": _stop_runs,
     "reinstate_key_version": _reinstate_key_version,
     "pause": _change_settings,
     "resume": _change_settings,
@@ -992,7 +1025,7 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
 
     with ExitStack() as stack:
         steps = Steps(
-            stack.enter_context(launcher(ranges)),
+            stack.enter_context(launcher(ranges, options.runs)),
             database,
             catalogue,
             keys,

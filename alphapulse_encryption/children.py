@@ -17,6 +17,9 @@ _SECRET = (
     "VAULT_",
     "ALPHAPULSE_ALERT_WEBHOOK_URL",
     "ALPHAPULSE_SMTP_URL",
+    # They would reach the queue, and whoever can fill it launches runs.
+    "ALPHAPULSE_CELERY_BROKER_URL",
+    "ALPHAPULSE_CELERY_BACKEND_URL",
 )
 
 

@@ -41,3 +41,7 @@ class DatabaseFailure(MigrationError):
 
 class DecryptionError(MigrationError):
     """A stored value is not a readable envelope, or not one for this column and key."""
+
+
+class LeftRunning(KeyboardInterrupt):
+    """Somebody stopped a command that waited for runs on other machines: they go on. The text says how to stop them."""

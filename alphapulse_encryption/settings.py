@@ -378,3 +378,54 @@ def dagster_postgres_url() -> str | None:
             "(postgresql:// and postgres:// are taken for it)."
         )
     return f"postgresql+psycopg2://{rest}"
+
+
+RunLauncher = Literal["local", "celery"]
+
+
+def run_launcher() -> RunLauncher:
+    """Where runs are executed (`ALPHAPULSE_RUN_LAUNCHER`): `local`, the default, or `celery`.
+
+    Raises:
+        ConfigurationError: it is another word.
+    """
+    name = "ALPHAPULSE_RUN_LAUNCHER"
+    text = _variable(name) or "local"
+    if text == "celery":
+        return "celery"
+    if text != "local":
+        raise ConfigurationError(f"{name} must be local (runs on this machine) or celery (runs on workers).")
+    return "local"
+
+
+def celery_broker_url() -> str | None:
+    """Where runs wait for workers (`ALPHAPULSE_CELERY_BROKER_URL`), None for Dagster's own storage. A secret.
+
+    Raises:
+        ConfigurationError: it is no URL of a broker (never echoed).
+    """
+    return _celery_url("ALPHAPULSE_CELERY_BROKER_URL", "sqla", ("amqp", "amqps", "pyamqp"))
+
+
+def celery_backend_url() -> str | None:
+    """Where Celery keeps results (`ALPHAPULSE_CELERY_BACKEND_URL`), None for Dagster's own storage. A secret.
+
+    Raises:
+        ConfigurationError: it is no URL of a result backend (never echoed).
+    """
+    return _celery_url("ALPHAPULSE_CELERY_BACKEND_URL", "db", ("rpc",))
+
+
+def _celery_url(name: str, prefix: str, others: tuple[str, ...]) -> str | None:
+    url = _variable(name)
+    if url is None:
+        return None
+    scheme, separator, rest = url.partition("://")
+    if scheme.removeprefix(f"{prefix}+") in {"postgresql", "postgres", "postgresql+psycopg2"} and rest:
+        return f"{prefix}+postgresql+psycopg2://{rest}"
+    if separator and scheme in {*others, "redis", "rediss", "sentinel"}:
+        return url
+    raise ConfigurationError(
+        f"{name} is not a URL that can be used: postgresql://user:password@host:5432/database, "
+        f"redis://…, rediss://… or {others[0]}://…"
+    )

@@ -35,6 +35,7 @@ _LONG_FIRST = (
     "test_command_line.py",
     "docs/test_commands.py",
     "migration/test_killed.py",
+    "scale",
     "rehearsal",
     "jobs",
     "test_backup.py",

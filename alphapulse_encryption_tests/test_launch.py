@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from alphapulse_encryption import launch
-from alphapulse_encryption.resources.processes import process_name
+from alphapulse_encryption.resources.processes import PROCESS_TAG, process_name
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.place import Place, place
@@ -33,7 +33,7 @@ def command() -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.mark.parametrize("state", ["alive", "killed", "killed, and its parent has not asked"])
 def test_runs_of_killed_commands(here: Place, command: subprocess.Popen[bytes], state: str) -> None:
-    tag = {launch._PROCESS_TAG: process_name(psutil.Process(command.pid))}
+    tag = {PROCESS_TAG: process_name(psutil.Process(command.pid))}
     with here.instance() as instance:
         run_id = instance.create_run_for_job(
             here.definitions().resolve_job_def("live_check"), status=dg.DagsterRunStatus.STARTED, tags=tag

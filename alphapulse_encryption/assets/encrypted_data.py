@@ -7,6 +7,7 @@ from alphapulse_encryption.assets.groups import MIGRATE, TARGET_POOL
 from alphapulse_encryption.migration.backfill import RangeResult, backfill_range
 from alphapulse_encryption.resources.border import counted, materialized, safely
 from alphapulse_encryption.resources.partitions import Partitions, over_ranges, parts_by_table
+from alphapulse_encryption.resources.pools import in_table_pools
 from alphapulse_encryption.resources.target import Target
 from alphapulse_encryption.resources.workers import PaceConfig, figures, work_through
 
@@ -30,13 +31,14 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         "changes nothing.",
     )
     def asset(context: dg.AssetExecutionContext, config: PaceConfig, target: Target) -> None:
-        with safely():
+        parts = parts_by_table(context.partition_keys)
+        with safely(), in_table_pools(context, [part.table for part in parts]):
             work_through(
                 context,
                 config,
                 target,
                 NAME,
-                parts_by_table(context.partition_keys),
+                parts,
                 backfill_range,
                 lambda part, result: materialized(context, part.partition, _metadata(result)),
             )

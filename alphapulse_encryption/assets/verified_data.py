@@ -15,6 +15,7 @@ from alphapulse_encryption.migration.database import Actor
 from alphapulse_encryption.migration.verify import PROBLEMS, RangeVerification, Stopped, verify_range
 from alphapulse_encryption.resources.border import actor, materialized, safely
 from alphapulse_encryption.resources.partitions import Partitions, TablePart, over_ranges, parts_by_table
+from alphapulse_encryption.resources.pools import in_table_pools
 from alphapulse_encryption.resources.target import Target
 
 NAME = "verified_data"
@@ -43,9 +44,9 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         "`verified_table`. Shown as unsynced once the range was backfilled again: verify it again then.",
     )
     def asset(context: dg.AssetExecutionContext, config: VerificationConfig, target: Target) -> None:
-        with safely():
+        parts = parts_by_table(context.partition_keys)
+        with safely(), in_table_pools(context, [part.table for part in parts]):
             failed: list[str] = []
-            parts = parts_by_table(context.partition_keys)
             for part, outcome in verified_parts(actor(context), config.workers, target, parts):
                 if isinstance(outcome, MigrationError):
                     context.log.error(f"{part.partition}: {outcome.args[0]}")

@@ -21,6 +21,7 @@ from alphapulse_encryption.migration.verify import Problem, RangeVerification, c
 from alphapulse_encryption.migration.versions import begin_rotation, retire_versions
 from alphapulse_encryption.resources.border import actor, counted, safely
 from alphapulse_encryption.resources.partitions import TablePart
+from alphapulse_encryption.resources.pools import in_table_pools
 from alphapulse_encryption.resources.target import Target
 from alphapulse_encryption.resources.workers import PaceConfig, parts_of, work_through
 
@@ -81,9 +82,9 @@ def reencrypt(context: dg.OpExecutionContext, target: Target, plan: Plan) -> Pla
             _materialized(context, rotated_data.NAME, part, rotated_data.describe(result))
 
         config = PaceConfig(**{name: plan[name] for name in PaceConfig.model_fields})
-        work_through(
-            context, config, target, rotated_data.NAME, parts_of(target, plan["tables"]), rotate_range, done
-        )
+        parts = parts_of(target, plan["tables"])
+        with in_table_pools(context, plan["tables"]):
+            work_through(context, config, target, rotated_data.NAME, parts, rotate_range, done)
         for table in plan["tables"]:
             context.log.info(f"{table}: {counted(rows[table], 'row')} encrypted again")
         context.add_output_metadata({ROWS: dict(rows)})

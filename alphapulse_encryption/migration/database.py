@@ -44,6 +44,15 @@ SAFETY_SETTINGS = {
     "row_security": "off",
 }
 
+# A machine that is lost says no good-bye: after a minute of silence the server ends its sessions, and gives up the
+# locks they hold, so that another machine can go on (19.3.2 "TCP Settings"). Without effect on Unix-domain sockets.
+DEAD_PEER_SETTINGS = {
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "60s",
+}
+
 # Keep values out of the server's log (19.8 "Error Reporting and Logging"). Our statements hold none, their parameters
 # and what the server says of them may; so statements may still be logged, for whoever audits them. A module's settings
 # are set where it is loaded.
@@ -242,7 +251,7 @@ class Database:
         return connection
 
     def _set_up(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
-        settings = {**TEXT_FORM_SETTINGS, **SAFETY_SETTINGS}
+        settings = {**TEXT_FORM_SETTINGS, **SAFETY_SETTINGS, **DEAD_PEER_SETTINGS}
         if self.read_only:
             settings["default_transaction_read_only"] = "on"
         _configure(connection, settings)

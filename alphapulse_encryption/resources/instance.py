@@ -14,6 +14,7 @@ from alphapulse_encryption import settings
 from alphapulse_encryption.errors import ConfigurationError
 
 _HOME_VARIABLE = "DAGSTER_HOME"
+_CONFIGURATIONS = {"local": "dagster.yaml", "celery": "dagster-celery.yaml"}
 
 
 def packaged_file(name: str) -> Path:
@@ -22,20 +23,21 @@ def packaged_file(name: str) -> Path:
 
 
 def prepare_dagster_home() -> Path:
-    """Make the instance's directory, with our `dagster.yaml` in it.
+    """Make the instance's directory, with our `dagster.yaml` in it, the one for `ALPHAPULSE_RUN_LAUNCHER`.
 
     A directory given by `DAGSTER_HOME` keeps the `dagster.yaml` it has; in our own one it is renewed,
     so that it always suits the installed version.
 
     Raises:
-        ConfigurationError: the directory cannot be made or written.
+        ConfigurationError: the directory cannot be made or written, or the variable means nothing.
     """
     home = settings.dagster_home()
+    configuration = _CONFIGURATIONS[settings.run_launcher()]
     given = bool(os.environ.get(_HOME_VARIABLE, "").strip())
     try:
         home.mkdir(parents=True, exist_ok=True)
         target = home / DAGSTER_CONFIG_YAML_FILENAME
-        wanted = packaged_file(DAGSTER_CONFIG_YAML_FILENAME).read_bytes()
+        wanted = packaged_file(configuration).read_bytes()
         if not target.exists() or (not given and target.read_bytes() != wanted):
             # Another process may read or write it at the same time: it is replaced as a whole.
             unfinished = target.with_name(f"{target.name}.{os.getpid()}")

@@ -6,6 +6,9 @@ import platform
 
 import psutil
 
+# Marks the runs that a command executes itself. Tags of this prefix are not shown in lists of runs.
+PROCESS_TAG = ".dagster/alphapulse_encryption_process"
+
 
 def this_process() -> str:
     """The name of this process: machine, number and start."""
