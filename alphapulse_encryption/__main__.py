@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alphapulse_encryption import logfiles, settings, uncaught
@@ -23,6 +24,7 @@ MOST_WORKERS = 16
 MOST_RUNS = 999
 MOST_HOURS = 168
 SMALLEST_SAMPLE = 1_000
+LARGEST_SAMPLE = 100_000
 HIGHEST_RATE = 1_000
 LONGEST_NUMBER = 18
 MOST_SHOWN = 1_000
@@ -242,6 +244,28 @@ def _add_reports(parser: argparse.ArgumentParser) -> None:
     )
     reports.add_argument("--watch", action="store_true", help="with --status: again and again, until Ctrl-C")
     reports.add_argument(
+        "--discover",
+        action="store_true",
+        help="propose a catalogue for this database, by names, types and the form of sampled values; shows none",
+    )
+    reports.add_argument(
+        "--schema",
+        action="append",
+        default=[],
+        metavar="S",
+        help="with --discover: only this schema; may be given several times",
+    )
+    reports.add_argument(
+        "--sample",
+        type=_sample,
+        metavar="N",
+        help="with --discover: rows of each table whose values are looked at; 0 for none (default: 1000)",
+    )
+    reports.add_argument(
+        "--output", metavar="FILE", help="with --discover: write the catalogue there; it must not exist"
+    )
+    reports.add_argument("--force", action="store_true", help="with --output: replace the file")
+    reports.add_argument(
         "--json",
         action="store_true",
         help="one JSON document on standard output; with " + ", ".join(_flag(name) for name in JSON_TAKERS),
@@ -333,6 +357,17 @@ def _number(text: str) -> int:
     raise argparse.ArgumentTypeError("must be the number of an approval, as --approvals shows it")
 
 
+def _sample(text: str) -> int:
+    if (
+        text.isascii()
+        and text.isdigit()
+        and len(text) <= len(str(LARGEST_SAMPLE))
+        and int(text) <= LARGEST_SAMPLE
+    ):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number up to {LARGEST_SAMPLE}")
+
+
 def _rate(text: str) -> int:
     if (
         text.isascii()
@@ -405,6 +440,15 @@ def _check_reports(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("--watch goes with --status")
     if options.limit is not None and not options.slow_queries:
         parser.error("--limit goes with --slow-queries")
+    if not options.discover:
+        for name in ("schema", "sample", "output"):
+            # A sample of 0 is one, too.
+            if getattr(options, name) not in (None, []):
+                parser.error(f"{_flag(name)} goes with --discover")
+    if options.force and not options.output:
+        parser.error("--force goes with --output")
+    if options.discover and options.table:
+        parser.error("--discover looks at whole schemas: --schema, not --table")
     if options.watch and (options.json or options.json_schema):
         parser.error("--watch is for people: ask for --json as often as you like")
     for given, takers in (("json", JSON_TAKERS), ("json_schema", SCHEMA_TAKERS)):
@@ -505,6 +549,7 @@ WITHOUT_STEPS = (
     "plan",
     "status",
     "slow_queries",
+    "discover",
     "rehearse",
     "backup_identity",
     "approvals",
@@ -521,7 +566,7 @@ WITHOUT_STEPS = (
     "settings",
 )
 ALONE = (
-    *("plan", "status", "slow_queries"),
+    *("plan", "status", "slow_queries", "discover"),
     *("rehearse", "backup_identity", "approvals", "check_key", "key_usage", "key_versions"),
     *("reinstate_key_version", "test_alerts", "roles_sql", "stop_runs"),
 )
@@ -531,13 +576,14 @@ JSON_TAKERS = (
     "plan",
     "status",
     "slow_queries",
+    "discover",
     "preflight",
     "approvals",
     "settings",
     "key_usage",
     "key_versions",
 )
-SCHEMA_TAKERS = ("plan", "status")
+SCHEMA_TAKERS = ("plan", "status", "discover")
 
 REHEARSAL_ONLY = ("rows", "rate", "source_is_not_production", "keep_clone")
 # Options of --rehearse, named as in the job's configuration.
@@ -660,11 +706,41 @@ def _print_backup_identity(_: argparse.Namespace) -> int:
 
 
 def _print_schema(options: argparse.Namespace) -> int:
+    from alphapulse_encryption.migration.discover import Discovery
     from alphapulse_encryption.migration.preview import Plan
     from alphapulse_encryption.migration.status import Status
     from alphapulse_encryption.reports.documents import print_schema
 
-    print_schema(Plan if options.plan else Status)
+    print_schema(Plan if options.plan else Status if options.status else Discovery)
+    return 0
+
+
+def _discover(options: argparse.Namespace) -> int:
+    from alphapulse_encryption.migration.discover import SAMPLED_ROWS, as_yaml, discover
+    from alphapulse_encryption.reports.discovery import refuse_existing, show_discovery, write_catalogue
+    from alphapulse_encryption.reports.documents import print_document
+    from alphapulse_encryption.reports.terminal import console
+    from alphapulse_encryption.resources.environment import target_database
+
+    path = Path(options.output) if options.output else None
+    if path is not None:
+        refuse_existing(path, force=options.force)
+    sample = SAMPLED_ROWS if options.sample is None else options.sample
+    schemas = tuple(dict.fromkeys(options.schema))
+    found = discover(target_database(), schemas=schemas, sample=sample)
+    # Comments alone are no catalogue.
+    if path is not None and found.catalogue is not None:
+        write_catalogue(found, path, force=options.force)
+    if options.json:
+        print_document(found)
+    elif path is None:
+        sys.stdout.write(as_yaml(found))
+    else:
+        show_discovery(found, console())
+        print(f"Nothing to write: {path}" if found.catalogue is None else f"✓ Wrote {path}")
+    if found.catalogue is None:
+        print(f"{PROGRAM}: nothing that looks sensitive could be put into a catalogue.", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -961,6 +1037,7 @@ _OF_THE_WHOLE: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "rehearse": _rehearse,
     "backup_identity": _print_backup_identity,
     "json_schema": _print_schema,
+    "discover": _discover,
     "approvals": _print_approvals,
     "check_key": _check_key,
     "key_usage": _print_key_usage,

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.migration.preview import Plan
 from alphapulse_encryption.migration.status import Status
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
@@ -59,7 +60,7 @@ def test_before_anything_exists(theirs: Place) -> None:
     assert document(theirs, "--settings", "--json", **without)["settings"]["paused"] is False
     checked = document(theirs, "--preflight", "--json", **without)
     assert {finding["level"] for finding in checked["report"]["findings"]} == {"ok", "warning"}
-    for one in ("--plan", "--status"):
+    for one in ("--plan", "--status", "--discover"):
         schema = document(theirs, one, "--json-schema", **without)
         assert schema["properties"]["version"]["const"] == 1
     # All the settings by words, too, without making the bookkeeping.
@@ -114,6 +115,13 @@ def test_errors_are_not_on_standard_output(theirs: Place) -> None:
         ("--watch",),
         ("--watch", "--plan"),
         ("--watch", "--status", "--json"),
+        ("--schema", "crm", "--plan"),
+        ("--sample", "0", "--status"),
+        ("--output", "x.yaml", "--plan"),
+        ("--discover", "--force"),
+        ("--discover", "--table", "users"),
+        ("--discover", "--sample", "many"),
+        ("--discover", "--status"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,3 +140,38 @@ def test_watching_ends_with_nothing_wrong(theirs: Place) -> None:
     ended = watching.ended()
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "0 of 3 tables verified" in ended.stdout
+
+
+def test_a_catalogue_is_proposed(theirs: Place) -> None:
+    without = {"DAGSTER_POSTGRES_URL": NOWHERE, "ALPHAPULSE_ENCRYPTION_MASTER_KEY": None}
+    printed = "\n".join(theirs.succeeds("--discover", **without)) + "\n"
+    file = theirs.state / "proposed.yaml"
+    told = theirs.succeeds("--discover", "--output", str(file), **without)
+    assert told[-1] == f"✓ Wrote {file}"
+    assert file.read_text() == printed
+    proposed = load_catalogue(file)
+    assert set(proposed.keys) == {"sessions", "crm.order_lines", "crm.Kunde"}
+    assert {column.name for column in proposed.table("crm.Kunde").columns} == {"E-Mail", "geburts Tag"}
+    # What is there is left alone.
+    file.write_text("mine")
+    refused = theirs.fails(2, "--discover", "--output", str(file), **without)
+    assert refused.stdout == "" and "is there already, and was left alone" in refused.stderr
+    assert file.read_text() == "mine"
+    found = document(
+        theirs, "--discover", "--json", "--schema", "crm", "--output", str(file), "--force", **without
+    )
+    assert found["kind"] == "discovery" and found["version"] == 1 and found["schemas"] == ["crm"]
+    assert set(load_catalogue(file).keys) == {"crm.order_lines", "crm.Kunde"}
+    assert sorted(path.name for path in theirs.state.iterdir() if "proposed" in path.name) == [
+        "proposed.yaml"
+    ]
+    # And goes on to be planned.
+    plan = theirs.run("--plan", "--json", ALPHAPULSE_ENCRYPTION_CATALOGUE=str(file))
+    assert plan.returncode == 0 and len(json.loads(plan.stdout)["tables"]) == 2
+    with psycopg.connect(theirs.url, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA empty")
+    nothing = theirs.fails(1, "--discover", "--json", "--schema", "empty")
+    assert json.loads(nothing.stdout)["catalogue"] is None
+    assert "nothing that looks sensitive" in nothing.stderr
+    unknown = theirs.fails(2, "--discover", "--schema", "nothing")
+    assert (unknown.stdout, "There is no schema nothing" in unknown.stderr) == ("", True)
