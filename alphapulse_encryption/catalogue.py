@@ -4,6 +4,7 @@ Only what the file says is checked here. Whether the database has these tables a
 asked by the preflight, and which envelope formats exist is known to `crypto.envelope`.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -256,6 +257,10 @@ class Catalogue(BaseModel):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+# A process has one; tests have some.
+_CATALOGUES_KEPT = 8
+
+
 def load_catalogue(path: Path | None = None) -> Catalogue:
     """Read and check a catalogue.
 
@@ -273,6 +278,12 @@ def load_catalogue(path: Path | None = None) -> Catalogue:
         raise ConfigurationError(f"catalogue {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"catalogue {path}: is not UTF-8 text (byte {error.start})") from None
+    return _checked(text, path)
+
+
+@functools.lru_cache(maxsize=_CATALOGUES_KEPT)
+def _checked(text: str, path: Path) -> Catalogue:
+    """The catalogue that a text is. Each step of a run asks for it, some of them many times, and nobody changes it."""
     document = _parse(text, path)
     if not isinstance(document, dict):
         raise ConfigurationError(f"catalogue {path}: must be a mapping with the key tables")

@@ -78,6 +78,14 @@ def test_names_and_keys(tmp_path: Path) -> None:
     assert files.columns[0].encrypted == 'Blood "Type"_encrypted'
 
 
+def test_a_file_is_checked_once_until_it_changes(tmp_path: Path) -> None:
+    path = write(tmp_path, VALID)
+    first = load_catalogue(path)
+    assert load_catalogue(path) is first
+    changed = load_catalogue(write(tmp_path, VALID.replace("phone_number", "fax")))
+    assert [column.name for column in changed.table("users").columns] == ["email", "fax"]
+
+
 def test_unknown_table_lists_the_known_ones(tmp_path: Path) -> None:
     catalogue = load_catalogue(write(tmp_path, VALID))
     with pytest.raises(ConfigurationError, match=r"unknown table 'Users'.*users, clinic\.Patient Files"):
