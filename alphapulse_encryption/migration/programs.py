@@ -108,7 +108,7 @@ def child(
     """A child process whose stderr is read beside, so that it never blocks; killed if the block fails.
 
     Yields:
-        The process, and a function that waits for the end of what it says, and returns it.
+        The process, and a function that returns what it said, once it has ended.
 
     Raises:
         ConfigurationError: it cannot be run.
@@ -128,7 +128,8 @@ def child(
             said.extend(line[: _STDERR_BYTES - len(said)])
 
     def heard() -> str:
-        listener.join()
+        # Something that it started may be left, and keep its stderr open for as long as it likes.
+        listener.join(_EXIT_TIMEOUT)
         return said.decode(errors="replace")
 
     listener = threading.Thread(target=listen, name="stderr of a child", daemon=True)
@@ -144,8 +145,10 @@ def child(
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
         process.wait(_EXIT_TIMEOUT)
-        listener.join()
-        errors.close()
+        listener.join(_EXIT_TIMEOUT)
+        # Closing waits for who reads.
+        if not listener.is_alive():
+            errors.close()
 
 
 def kind_of_failure(said: str) -> str:

@@ -24,6 +24,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
 from typing import IO, Any, cast
 
 import dagster as dg
@@ -36,6 +37,8 @@ from alphapulse_encryption.orm import Phase
 from alphapulse_encryption.rehearsal.measures import Traffic
 
 _MODULE = "alphapulse_encryption.rehearsal.instances"
+# Seconds: its connections, and the last requests, may have to wait for a server that is being restarted.
+_ANSWER_TIMEOUT = 600
 
 # What says where keys are and how servers are reached; it goes to the process through a pipe.
 _SENT = (
@@ -236,6 +239,12 @@ class _Process:
         return answer
 
     def _answer(self) -> Mapping[str, Any]:
+        # One line for each order: nothing of it was read before.
+        if not wait([self._answers.fileno()], _ANSWER_TIMEOUT):
+            raise MigrationError(
+                f"The process that makes the rehearsal's traffic has not answered for {_ANSWER_TIMEOUT} s: its last "
+                "requests wait for something, or the machine is overloaded. Rehearse again, with less traffic (--rate)."
+            )
         line = self._answers.readline()
         if not line:
             raise _Ended(

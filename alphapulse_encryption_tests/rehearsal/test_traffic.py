@@ -16,13 +16,20 @@ import psycopg
 import pytest
 
 from alphapulse_encryption.catalogue import Catalogue, Table
-from alphapulse_encryption.errors import ConfigurationError, RefusedError
+from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.migration.switch import switch_to_ciphertext
 from alphapulse_encryption.rehearsal.instances import APPLICATION_NAME, FINAL, KINDS
 from alphapulse_encryption.rehearsal.measures import Traffic
 from alphapulse_encryption.rehearsal.samples import Sample, latency, moments
-from alphapulse_encryption.rehearsal.traffic import MixConfig, Running, TrafficConfig, _kept, traffic
+from alphapulse_encryption.rehearsal.traffic import (
+    MixConfig,
+    Running,
+    TrafficConfig,
+    _kept,
+    _Process,
+    traffic,
+)
 from alphapulse_encryption_tests.crypto import independent
 from alphapulse_encryption_tests.migration import support, walk
 
@@ -335,11 +342,22 @@ def test_the_load_ends_with_its_parent_and_shows_nobody_address_or_key(sample_ur
         parent.wait()
     sessions = f"{APPLICATION_NAME}%"
     support.until(lambda: support.value(sample_url, SESSIONS, sessions) == 0, "the end of all sessions")
-    with pytest.raises(ProcessLookupError):
+    with pytest.raises((ProcessLookupError, FileNotFoundError)):
         # Nobody waits for it but init, or nobody: a zombie is as good as gone.
         while "Z" not in Path(f"/proc/{child}/status").read_text().split("State:")[1][:4]:
             os.kill(child, 0)
         raise ProcessLookupError
+
+
+def test_a_process_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alphapulse_encryption.rehearsal.traffic._ANSWER_TIMEOUT", 0.2)
+    process = _Process()
+    try:
+        os.kill(process.pid, signal.SIGSTOP)
+        with pytest.raises(MigrationError, match=r"has not answered for 0\.2 s"):
+            process.order("end")
+    finally:
+        process.end()
 
 
 def test_one_process_serves_one_block_after_another(sample_url: str) -> None:
