@@ -33,6 +33,9 @@ LOADED_ONCE = [
     "dagster._core.workspace.load",
     "dagster_postgres",
     "fastapi",
+    "jinja2",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
     "platformdirs",
     "psutil",
     "psycopg",
@@ -50,6 +53,8 @@ LOADED_ONCE = [
     "alphapulse_encryption.progress",
     "alphapulse_encryption.steps",
 ]
+# Seconds. No program of a test takes that long; less than a test may take, so that it is known which one hangs.
+PATIENCE = 600.0
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(LOADED_ONCE)
 
@@ -105,16 +110,16 @@ class Program:
         """kill -9."""
         self._process.kill()
 
-    def ended(self, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    def ended(self, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """Wait for its end: status, output and errors, as `subprocess.run` has them.
 
         Raises:
-            TimeoutExpired: it still runs after so many seconds.
+            TimeoutExpired: it still runs after so many seconds; with what it has printed.
         """
         self._process.join(timeout)
         status = self._process.exitcode
         if status is None:
-            raise subprocess.TimeoutExpired(self._command, timeout or 0)
+            raise subprocess.TimeoutExpired(self._command, timeout, self.output, self.errors)
         with self._output:
             output, errors = self.output, self.errors
         return subprocess.CompletedProcess(self._command, status, output, errors)
@@ -137,6 +142,8 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], output:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv[1:] = arguments
+    # Another module may have loaded it.
+    sys.modules.pop(module, None)
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
