@@ -383,9 +383,11 @@ class Load:
         traffic: where requests go.
         clients: how many.
         known: addresses of people who were there before.
+        rest: how long each rests before it does something else, in seconds: the machine is there for others, too.
     """
 
-    def __init__(self, traffic: Traffic, clients: int, known: Sequence[str]) -> None:
+    def __init__(self, traffic: Traffic, clients: int, known: Sequence[str], rest: float = 0.0) -> None:
+        self._rest = rest
         self.clients = [Client(traffic, number, known) for number in range(clients)]
         self.failures: list[str] = []
         self._stop = threading.Event()
@@ -398,7 +400,7 @@ class Load:
         ]
 
     def _work(self, client: Client, busy: threading.Lock) -> None:
-        while not self._stop.is_set():
+        while not self._stop.wait(self._rest):
             self._go.wait()
             with busy:
                 # Cleared while this one waited for its turn.

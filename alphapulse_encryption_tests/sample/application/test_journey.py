@@ -157,6 +157,7 @@ def carry(
     *,
     clients: int,
     pause: int,
+    rest: float = 0.0,
     guarded: bool = True,
     hold: bool = True,
 ) -> tuple[Load, Traffic]:
@@ -168,6 +169,7 @@ def carry(
         bin_dir: PostgreSQL's programs.
         clients: how many threads ask.
         pause: requests between two events.
+        rest: how long each of them does nothing between two things, in seconds.
         guarded: False takes the guard away when it has just been made.
         hold: False restores in one go, while instances write ciphertext alone.
 
@@ -175,7 +177,7 @@ def carry(
         AssertionError: a request failed, an answer was wrong, or a value is not what it has to be.
     """
     known = [email for (email,) in walk.query(url, "SELECT email FROM users") if 3 <= len(email) <= 320]
-    with traffic(url, "off") as found, Load(found, clients, known) as load:
+    with traffic(url, "off") as found, Load(found, clients, known, rest) as load:
         journey = Journey(url, found, load, pause)
         load.more(pause)
 
@@ -217,7 +219,7 @@ def carry(
 
 
 def test_there_and_back_again(sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
-    load, found = carry(sample_url, tmp_path, postgres.bin_dir(), clients=3, pause=15)
+    load, found = carry(sample_url, tmp_path, postgres.bin_dir(), clients=3, pause=15, rest=0.05)
     assert set(found.answered) == {"off", "plaintext", "dual", "encrypted"}
     assert load.people
 
