@@ -62,9 +62,21 @@ class Home:
         self.state = server_dir.parent
         # Started by a test, the server need not outlive a crash of the machine; started by the demo, it does.
         self.server = EmbeddedPostgres(server_dir, settings=UNSAFE_SETTINGS)
+        self._holder = EmbeddedPostgres(server_dir, settings=UNSAFE_SETTINGS)
+        self._kept_up = False
         self.said = ""
         # What every process gets in its environment.
         self.variables: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def kept_up(self) -> Iterator[None]:
+        """The server outlives its users for a while: each start and each stop takes as long as some of them."""
+        with self._holder:
+            self._kept_up = True
+            try:
+                yield
+            finally:
+                self._kept_up = False
 
     def run(
         self,
@@ -77,7 +89,7 @@ class Home:
         with contextlib.nullcontext() if alone else self.server:
             done = self._run(module, arguments, variables or {}, alone)
         self.said += done.stdout + done.stderr
-        assert not self.server.is_running()
+        assert self.server.is_running() == self._kept_up
         return done
 
     def _run(
@@ -145,64 +157,66 @@ def _walk(home: Home) -> None:
     # In its file and in the environment, from where children could have it.
     home.variables = {"ALPHAPULSE_ENCRYPTION_MASTER_KEY": home.key, **CREDENTIALS}
 
-    first = home.succeeds("--rows", "2000")
-    assert appears_in_order(GUIDE, first), first
-    assert len(RESULTS.findall(first)) == 1
-    assert "Loaded: 2,000 rows" in first
-    for shown in (
-        "before and after",
-        "search token",
-        "Timings",
-        "make ui",
-        "make demo-drop",
-        "--approve-drop",
-    ):
-        assert shown in first
-    assert first.count("Timings") == 1
-    assert "Nothing was changed" not in first
-    (users,), shape, rows, (searched,) = home.query(
-        USERS,
-        SHAPE,
-        "SELECT email, email_encrypted, email_search FROM users WHERE email IS NOT NULL",
-        "SELECT email FROM users WHERE id = 100",
-    )
-    email_key = independent.derive(_key(home.key), "user_pii", 1)
-    for email, envelope, token in rows:
-        assert independent.open_envelope(email_key, str(envelope)) == email
-        assert token == independent.token(email_key, str(email))
-        assert json.loads(str(envelope))["algorithm"] == "AES-256-GCM"
-    assert f"{searched[0]}  →  token {independent.token(email_key, str(searched[0]))}" in first
+    with home.kept_up():
+        first = home.succeeds("--rows", "2000")
+        assert appears_in_order(GUIDE, first), first
+        assert len(RESULTS.findall(first)) == 1
+        assert "Loaded: 2,000 rows" in first
+        for shown in (
+            "before and after",
+            "search token",
+            "Timings",
+            "make ui",
+            "make demo-drop",
+            "--approve-drop",
+        ):
+            assert shown in first
+        assert first.count("Timings") == 1
+        assert "Nothing was changed" not in first
+        (users,), shape, rows, (searched,) = home.query(
+            USERS,
+            SHAPE,
+            "SELECT email, email_encrypted, email_search FROM users WHERE email IS NOT NULL",
+            "SELECT email FROM users WHERE id = 100",
+        )
+        email_key = independent.derive(_key(home.key), "user_pii", 1)
+        for email, envelope, token in rows:
+            assert independent.open_envelope(email_key, str(envelope)) == email
+            assert token == independent.token(email_key, str(email))
+            assert json.loads(str(envelope))["algorithm"] == "AES-256-GCM"
+        assert f"{searched[0]}  →  token {independent.token(email_key, str(searched[0]))}" in first
 
-    # Again: it changes nothing, and says so.
-    everything = "SELECT md5(string_agg(u::text, ',' ORDER BY id)) FROM users u"
-    logged = "SELECT count(*) FROM encryption_audit_log"
-    before = home.query(everything, logged)
+        # Again: it changes nothing, and says so.
+        everything = "SELECT md5(string_agg(u::text, ',' ORDER BY id)) FROM users u"
+        logged = "SELECT count(*) FROM encryption_audit_log"
+        before = home.query(everything, logged)
     second = home.succeeds("--rows", "2000", alone=True)
-    assert "Nothing was changed" in second
-    assert len(RESULTS.findall(second)) == 1
-    assert "✓ Added" not in second and "✓ Created" not in second and "✓ Migrated" not in second
-    assert home.query(everything, logged) == before
+    with home.kept_up():
+        assert "Nothing was changed" in second
+        assert len(RESULTS.findall(second)) == 1
+        assert "✓ Added" not in second and "✓ Created" not in second and "✓ Migrated" not in second
+        assert home.query(everything, logged) == before
 
-    dropped = home.succeeds("--drop")
-    assert appears_in_order(
-        [
-            "✓ Switched to the encrypted columns: users",
-            "✓ Dropped the unencrypted columns: users",
-            "✓ Restored the plaintext columns: users",
-            "  Successful: 6",
-            "✓ The row of users with id 100 reads as it did before the drop",
-        ],
-        dropped,
-    ), dropped
-    assert "There is no approval for dropping the plaintext of users" in dropped
-    assert home.query(USERS, SHAPE) == [[users], shape]
+        dropped = home.succeeds("--drop")
+        assert appears_in_order(
+            [
+                "✓ Switched to the encrypted columns: users",
+                "✓ Dropped the unencrypted columns: users",
+                "✓ Restored the plaintext columns: users",
+                "  Successful: 6",
+                "✓ The row of users with id 100 reads as it did before the drop",
+            ],
+            dropped,
+        ), dropped
+        assert "There is no approval for dropping the plaintext of users" in dropped
+        assert home.query(USERS, SHAPE) == [[users], shape]
 
-    other_key = home.run("--rows", "2000", variables={"ALPHAPULSE_ENCRYPTION_MASTER_KEY": MASTER_KEY})
-    assert other_key.returncode == 1
-    assert "is not the one this database was begun with" in other_key.stdout
+        other_key = home.run("--rows", "2000", variables={"ALPHAPULSE_ENCRYPTION_MASTER_KEY": MASTER_KEY})
+        assert other_key.returncode == 1
+        assert "is not the one this database was begun with" in other_key.stdout
 
-    _by_hand(home, first)
-    assert home.query(USERS, SHAPE) == [[users], shape]
+        _by_hand(home, first)
+        assert home.query(USERS, SHAPE) == [[users], shape]
 
 
 def _by_hand(home: Home, first: str) -> None:
