@@ -142,8 +142,9 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], output:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv[1:] = arguments
-    # Another module may have loaded it.
-    sys.modules.pop(module, None)
+    # Another module may have loaded it. Of a package, what is run is a module in it, which nobody loads.
+    if not hasattr(sys.modules.get(module), "__path__"):
+        sys.modules.pop(module, None)
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
