@@ -27,7 +27,7 @@ ALERTS = [
     *messages.returned(MODULES, "crypto/usage.py"),
 ]
 # Errors that carry another one's text, or what a library calls its own.
-ELSEWHERE = {"alerts/delivery.py", "orm/types.py", "migration/fill.py"}
+ELSEWHERE = {"alerts/delivery.py", "jobs/tune_tables.py", "migration/fill.py", "orm/types.py"}
 
 
 def phrases(of: Page) -> set[str]:
