@@ -42,8 +42,57 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+_ITEM = re.compile(r"^(?P<indent> *)(?P<marker>(?:[-*+]|\d+\.) +)\S")
+
+
+def as_python_markdown_has_lists(text: str) -> str:
+    """What belongs to a list's item is indented by as much as its text is, everywhere but here, where it is by four."""
+    lines: list[str] = []
+    # Of each item that is open: where its text begins, and whether it is of more than one block.
+    items: list[list[int]] = []
+    fence = ""
+    for line in text.splitlines():
+        stripped = line.lstrip(" ")
+        indent = len(line) - len(stripped)
+        if not stripped:
+            lines.append(line)
+            if items:
+                items[-1][1] = 1
+            continue
+        after_blank = not lines or not lines[-1].strip()
+        item = _ITEM.match(line) if not fence else None
+        # A paragraph may go on without being indented; anything else ends the items that it is left of.
+        ended = not fence and (
+            after_blank or item is not None or stripped.startswith(("#", "|", "```", "<!--"))
+        )
+        while ended and items and indent < items[-1][0]:
+            several = items.pop()[1]
+            if items:
+                items[-1][1] |= several
+            if item is not None and several and not after_blank:
+                lines.append("")
+                after_blank = True
+        depth = len(items)
+        if item is not None:
+            if not after_blank and lines and not _ITEM.match(lines[-1]) and not _within_item(lines[-1]):
+                lines.append("")
+            items.append([indent + len(item["marker"]), 0])
+            lines.append(" " * 4 * depth + stripped)
+            continue
+        if stripped.startswith("```"):
+            fence = "" if fence else "```"
+        own = items[-1][0] if items else 0
+        lines.append(" " * (4 * depth + max(indent - own, 0)) + stripped if items else line)
+    return "\n".join(lines) + "\n"
+
+
+def _within_item(line: str) -> bool:
+    return line.startswith("    ")
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links to the README lead to its page; what lies in the repository only is named without a link."""
+    markdown = as_python_markdown_has_lists(markdown)
     if page.file.src_uri == README:
         return markdown
     up = "../" * (len(PurePosixPath(page.file.src_uri).parts) - 1)

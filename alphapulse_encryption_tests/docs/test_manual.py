@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from alphapulse_encryption_tests.docs.pages import DOCS, ROOT
+from alphapulse_encryption_tests.docs.pages import DOCS, ROOT, pages
 
 
 def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
@@ -70,6 +70,20 @@ def test_every_page_is_there_and_in_the_navigation(site: Path) -> None:
     assert (site / "search" / "search_index.json").stat().st_size > 10_000
 
 
+def test_pages_are_shown_as_they_are_written(site: Path) -> None:
+    for of in pages():
+        written = (
+            len(re.findall(r"^ *(?:[-*+]|\d+\.) +\S", of.prose, re.MULTILINE)),
+            len(re.findall(r"^ *\|(?:[ :]*-+[ :]*\|)+ *$", of.prose, re.MULTILINE)),
+            len(of.blocks),
+        )
+        name = "readme.html" if of.path.name == "README.md" else f"{of.path.stem}.html"
+        shown = re.search(r"<article.*</article", (site / name).read_text(), re.DOTALL)
+        assert shown is not None
+        blocks = re.findall(r'<div class="[^"]*highlight', shown[0])
+        assert (shown[0].count("<li>"), shown[0].count("<table>"), len(blocks)) == written, of.name
+
+
 def test_nothing_is_asked_of_the_network(site: Path) -> None:
     asked = _Asked()
     for path in site.rglob("*.html"):
@@ -81,11 +95,14 @@ def test_nothing_is_asked_of_the_network(site: Path) -> None:
 
 
 def test_a_warning_ends_the_build(tmp_path: Path) -> None:
-    for name in ("mkdocs.yml", "mkdocs_hooks.py", "README.md"):
+    for name in ("mkdocs.yml", "mkdocs_hooks.py"):
         shutil.copy(ROOT / name, tmp_path)
     docs = tmp_path / "docs"
-    docs.mkdir()
-    config = (tmp_path / "mkdocs.yml").read_text().partition("\nnav:\n")[0] + "\nnav:\n  - index.md\n"
+    (docs / "stylesheets").mkdir(parents=True)
+    shutil.copy(DOCS / "stylesheets" / "extra.css", docs / "stylesheets")
+    config = (tmp_path / "mkdocs.yml").read_text().partition("\nnav:\n")[
+        0
+    ] + "\nnav:\n  - index.md\n  - readme.md\n"
     (tmp_path / "mkdocs.yml").write_text(config)
     (tmp_path / "README.md").write_text(
         "# Front\n\n[The manual](docs/index.md), [code](alphapulse_encryption/)\n"

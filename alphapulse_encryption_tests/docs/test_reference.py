@@ -12,7 +12,11 @@ from alphapulse_encryption_tests.docs.pages import DOCS, ROOT, page
 
 _VARIABLE = re.compile(r"\b(?:ALPHAPULSE|VAULT|DAGSTER)_[A-Z0-9_]*[A-Z0-9]")
 # Words of the code that look like variables.
-_OTHERS = {"DAGSTER_CONFIG_YAML_FILENAME", "DAGSTER_DATABASE", "ALPHAPULSE_ENCRYPTION"}
+_OTHERS = {
+    *("ALPHAPULSE_ENCRYPTION", "DAGSTER_CONFIG_YAML_FILENAME", "DAGSTER_DATABASE"),
+    # Dagster's own, between it and the runs that it starts.
+    *("DAGSTER_CLI_API_GRPC_CONTAINER_CONTEXT", "DAGSTER_CONTAINER_CONTEXT", "DAGSTER_CURRENT_IMAGE"),
+}
 
 
 @pytest.mark.parametrize("name", reference.PARTS)
