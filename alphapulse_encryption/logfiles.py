@@ -28,6 +28,7 @@ from alphapulse_encryption import settings
 
 _PREFIX, _SUFFIX = "migration-", ".jsonl"
 _NAME = re.compile(rf"{_PREFIX}(\d{{4}}-\d{{2}}-\d{{2}}){re.escape(_SUFFIX)}")
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _DIRECTORY_MODE, _FILE_MODE = 0o700, 0o600
 # One call writes a line of this length undivided; what is longer is a mistake, and is cut.
 _LONGEST_MESSAGE = 8_000
@@ -85,8 +86,12 @@ class LogFile:
         if day != self._day:
             self._begin(day)
         path = self.directory / f"{_PREFIX}{day}{_SUFFIX}"
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        file = os.open(path, flags, _FILE_MODE)
+        try:
+            file = os.open(path, _FLAGS, _FILE_MODE)
+        except FileNotFoundError:
+            # Somebody has tidied up.
+            self._begin(day)
+            file = os.open(path, _FLAGS, _FILE_MODE)
         try:
             # The rest of a line that a full disk has cut is left behind as a line of its own.
             data = b"\n" + line if self._torn else line

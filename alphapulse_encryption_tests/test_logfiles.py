@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import resource
+import shutil
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -139,6 +140,13 @@ def test_what_cannot_be_written_stops_nothing(
     monkeypatch.setenv("ALPHAPULSE_LOG_DAYS", "seven")
     note("message")
     assert capsys.readouterr().out == ""
+
+
+def test_a_directory_that_was_removed_comes_back(logs: Path) -> None:
+    note("message")
+    shutil.rmtree(logs)
+    note("message")
+    assert len(entries(logs)) == 1
 
 
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
