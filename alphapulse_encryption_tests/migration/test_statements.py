@@ -106,7 +106,7 @@ PIECES = [
     *("where", "and", "*", "-", "/"),
     *("'canary'", "E'\\'canary'", "$$canary$$", "$t$canary$t$", "U&'canary'", "'", "$t$", "$$", "$", "\\"),
     *("--canary\n", "-- canary ' \r", "/*canary*/", "/*/*canary*/canary*/", "/*+ canary */", "/*", "*/", "--"),
-    *('"canary"', '"a""canary"', '"', "4711", "47.11e3", "0x4711", "4711_", "4_711"),
+    *('"canary"', '"a""canary"', '"', " 4711", " 47.11e3", " 0x4711", " 4711_", " 4_711"),
 ]  # fmt: skip
 
 
