@@ -51,6 +51,8 @@ _EVENTS: Mapping[str, str] = {
     "ASSET_OBSERVATION": "progress",
     "ASSET_CHECK_EVALUATION": "checked",
 }
+# The logger of `context.log`.
+_OF_STEPS = "dagster"
 # The words among the metadata that say how it went; of all other metadata, numbers only.
 _WORDS = ("outcome", "holds_back_because")
 _TAGS = {"table": "table", "dagster/partition": "partition"}
@@ -232,7 +234,8 @@ class RunLog(logging.Handler):
         try:
             event = meta.get("dagster_event")
             if event is None:
-                if record.levelno < logging.INFO:
+                # Loggers of libraries come by here, too, where `managed_python_loggers` names them.
+                if record.levelno < logging.INFO or record.name != _OF_STEPS:
                     return
                 note(
                     "message",

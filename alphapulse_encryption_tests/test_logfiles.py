@@ -190,6 +190,9 @@ def test_what_is_not_of_a_run_is_left_out(logs: Path) -> None:
     broken = logging.makeLogRecord({"msg": "canary"})
     broken.dagster_meta = {"dagster_event": object()}
     RunLog().emit(broken)
+    of_a_library = logging.makeLogRecord({"name": "botocore", "levelno": logging.ERROR, "msg": "canary"})
+    of_a_library.dagster_meta = {"dagster_event": None, "orig_message": "canary"}
+    RunLog().emit(of_a_library)
     assert not logs.exists()
 
 
