@@ -635,7 +635,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     check_usage(parser, options)
     flags = [_flag(name) for name in (*STEPS, *LOGGED) if getattr(options, name)]
-    if not flags:
+    if not flags or options.json:
         return _main(options, {})
     with logfiles.command(flags, options.table) as told:
         told["exit_status"] = status = _main(options, told)

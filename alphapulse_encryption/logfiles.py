@@ -28,6 +28,7 @@ from alphapulse_encryption import settings
 
 _PREFIX, _SUFFIX = "migration-", ".jsonl"
 _NAME = re.compile(rf"{_PREFIX}(\d{{4}}-\d{{2}}-\d{{2}}){re.escape(_SUFFIX)}")
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _DIRECTORY_MODE, _FILE_MODE = 0o700, 0o600
 # One call writes a line of this length undivided; what is longer is a mistake, and is cut.
 _LONGEST_MESSAGE = 8_000
@@ -50,6 +51,8 @@ _EVENTS: Mapping[str, str] = {
     "ASSET_OBSERVATION": "progress",
     "ASSET_CHECK_EVALUATION": "checked",
 }
+# The logger of `context.log`.
+_OF_STEPS = "dagster"
 # The words among the metadata that say how it went; of all other metadata, numbers only.
 _WORDS = ("outcome", "holds_back_because")
 _TAGS = {"table": "table", "dagster/partition": "partition"}
@@ -85,8 +88,12 @@ class LogFile:
         if day != self._day:
             self._begin(day)
         path = self.directory / f"{_PREFIX}{day}{_SUFFIX}"
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        file = os.open(path, flags, _FILE_MODE)
+        try:
+            file = os.open(path, _FLAGS, _FILE_MODE)
+        except FileNotFoundError:
+            # Somebody has tidied up.
+            self._begin(day)
+            file = os.open(path, _FLAGS, _FILE_MODE)
         try:
             # The rest of a line that a full disk has cut is left behind as a line of its own.
             data = b"\n" + line if self._torn else line
@@ -227,7 +234,8 @@ class RunLog(logging.Handler):
         try:
             event = meta.get("dagster_event")
             if event is None:
-                if record.levelno < logging.INFO:
+                # Loggers of libraries come by here, too, where `managed_python_loggers` names them.
+                if record.levelno < logging.INFO or record.name != _OF_STEPS:
                     return
                 note(
                     "message",

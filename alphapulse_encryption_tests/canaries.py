@@ -67,6 +67,11 @@ storage:
 python_logs:
   managed_python_loggers: [root]
   python_log_level: DEBUG
+  dagster_handler_config:
+    handlers:
+      log_files:
+        class: alphapulse_encryption.logfiles.RunLog
+        level: DEBUG
 telemetry: {enabled: false}
 nux: {enabled: false}
 """

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import resource
+import shutil
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -141,6 +142,13 @@ def test_what_cannot_be_written_stops_nothing(
     assert capsys.readouterr().out == ""
 
 
+def test_a_directory_that_was_removed_comes_back(logs: Path) -> None:
+    note("message")
+    shutil.rmtree(logs)
+    note("message")
+    assert len(entries(logs)) == 1
+
+
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "target"
     target.write_text("precious")
@@ -182,6 +190,9 @@ def test_what_is_not_of_a_run_is_left_out(logs: Path) -> None:
     broken = logging.makeLogRecord({"msg": "canary"})
     broken.dagster_meta = {"dagster_event": object()}
     RunLog().emit(broken)
+    of_a_library = logging.makeLogRecord({"name": "botocore", "levelno": logging.ERROR, "msg": "canary"})
+    of_a_library.dagster_meta = {"dagster_event": None, "orig_message": "canary"}
+    RunLog().emit(of_a_library)
     assert not logs.exists()
 
 

@@ -46,6 +46,8 @@ _FLAGS: Mapping[str, str] = {
     "replan_ranges": "--replan",
     "live_check": "--live-check",
     "benchmark_queries": "--benchmark-queries",
+    "analyze_tables": "--analyze",
+    "reindex_tables": "--rebuild-indexes encrypted",
 }
 # Partitions that are run again in the UI are of no job of ours; their step has the asset's name.
 _JOB_OF: Mapping[str, str] = {

@@ -182,6 +182,8 @@ STEPS: Mapping[str, Needs] = {
     "revert_to_plaintext": _MIGRATES_AND_CREATES,
     "restore_plaintext": _MIGRATES_AND_CREATES,
     "rotate_keys": _MIGRATES,
+    "rebuild_indexes": _MIGRATES,
+    "analyze": _MIGRATES,
 }
 
 

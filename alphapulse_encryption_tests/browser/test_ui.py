@@ -31,8 +31,11 @@ STAGES = {
 # No stage of the guide: it may come at any time after them.
 REHEARSAL = "rehearsal"
 UPKEEP, ROTATION = "upkeep", "rotated_data"
+# Beside the drop, not before it: neither depends on the other.
+MONITOR, SLOW = "step_7_monitor", "slow_encrypted_queries"
 MATERIALIZABLE = sorted(
-    [ROTATION] + [asset for assets in STAGES.values() for asset in assets if asset != "plaintext_dropped"]
+    [ROTATION, SLOW]
+    + [asset for assets in STAGES.values() for asset in assets if asset != "plaintext_dropped"]
 )
 TABLES = ["trading_accounts", "positions", "trades", "users", "api_keys"]
 RANGES = [f"{number:02d}" for number in range(conftest.RANGES)]
@@ -43,6 +46,7 @@ def test_the_graph_shows_the_stages_of_the_guide_from_left_to_right(wide_pages: 
     pages.open_graph()
     groups = pages.groups()
     assert groups.pop(UPKEEP).left > groups["step_4_verify"].right
+    assert groups.pop(MONITOR).left > groups["step_6_views"].right
     del groups[REHEARSAL]
     assert sorted(groups, key=lambda name: groups[name].left) == list(STAGES)
     for left, right in zip(list(STAGES), list(STAGES)[1:], strict=False):
@@ -52,6 +56,7 @@ def test_the_graph_shows_the_stages_of_the_guide_from_left_to_right(wide_pages: 
     pages.expand_groups()
     groups, assets = pages.groups(), pages.assets()
     assert groups[UPKEEP].holds(assets.pop(ROTATION))
+    assert groups[MONITOR].holds(assets.pop(SLOW))
     assert groups[REHEARSAL].holds(assets.pop("staging_rehearsal"))
     assert sorted(assets, key=lambda name: assets[name].left) == [
         asset for stage in STAGES.values() for asset in stage

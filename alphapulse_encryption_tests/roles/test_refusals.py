@@ -29,6 +29,7 @@ COMMANDS = {
     "revoke_approval": ("--revoke-approval", "1"),
     "drop_unencrypted": ("--drop-unencrypted", "--confirm", "--operator", "Grace"),
     "erase_dropped": ("--erase-dropped", "--confirmation", "users"),
+    "rebuild_indexes": ("--rebuild-indexes", "encrypted"),
 }
 # Who may run it, of the log-ins with one part each.
 ALLOWED = {
