@@ -137,6 +137,8 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], output:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv[1:] = arguments
+    # As if it had not been loaded: the interpreter warns of a program that others have loaded as a module.
+    sys.modules.pop(module, None)
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
