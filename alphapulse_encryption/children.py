@@ -4,7 +4,10 @@ A child's environment is its own: it outlives changes of ours, and a core dump o
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 # What PostgreSQL's programs need of it.
 _NEEDED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
@@ -36,3 +39,21 @@ def environment_without_keys(environ: Mapping[str, str] | None = None) -> dict[s
     """
     environ = os.environ if environ is None else environ
     return {name: value for name, value in environ.items() if not name.startswith(_SECRET)}
+
+
+def find_fonts() -> None:
+    """Before matplotlib is loaded: have it look for fonts, which it does once and keeps, in a bare process.
+
+    It starts ``fc-list`` for that, with the environment of the process that it is in.
+    """
+    import matplotlib
+
+    cache = matplotlib.get_cachedir()
+    if not any(Path(cache).glob("fontlist-*.json")):
+        subprocess.run(
+            [sys.executable, "-c", "import matplotlib.font_manager"],
+            env={**bare_environment(), "MPLCONFIGDIR": cache},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )

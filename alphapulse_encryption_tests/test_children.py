@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +91,21 @@ def test_psql_and_the_embedded_server(server_dir: Path) -> None:
     for name, path in outputs.items():
         assert b"PATH=" in path.read_bytes()
         assert SCANNER.data(path.read_bytes(), name) == []
+
+
+def test_the_search_for_fonts(tmp_path: Path) -> None:
+    """Matplotlib's, at its first use on a machine."""
+    program = tmp_path / "bin" / "fc-list"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\ncat /proc/$$/environ > "{tmp_path}/given"\necho --format\n')
+    program.chmod(0o755)
+    environment = {"PATH": f"{program.parent}:/usr/bin:/bin", "HOME": str(tmp_path), **SECRETS}
+    load = "import matplotlib.backends.backend_agg, matplotlib.font_manager"
+    for first in ("from alphapulse_encryption.children import find_fonts; find_fonts()", "pass"):
+        done = subprocess.run(
+            [sys.executable, "-c", f"{first}; {load}"], env=environment, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found = SCANNER.data((tmp_path / "given").read_bytes(), "fc-list")
+        assert bool(found) == (first == "pass"), "by itself it gets all of it"
+        shutil.rmtree(tmp_path / ".cache")

@@ -6,19 +6,25 @@ The server logs whatever it can, and so does Dagster.
 from __future__ import annotations
 
 import base64
+import json
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psycopg
+import pytest
+import requests
 from werkzeug.wrappers import Response
 
 from alphapulse_encryption_tests import canaries
-from alphapulse_encryption_tests.alerts.servers import webhook
+from alphapulse_encryption_tests.alerts.servers import mail_server, webhook
+from alphapulse_encryption_tests.alerts.test_daemon import start
+from alphapulse_encryption_tests.browser.demonstration import ui
 from alphapulse_encryption_tests.canaries import Canaries, Watch, silent
 from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS
 from alphapulse_encryption_tests.crypto import independent
@@ -109,11 +115,11 @@ class Stage:
     def ended(self, done: subprocess.CompletedProcess[str], status: int | None = None) -> str:
         said = done.stdout + done.stderr
         self.said.append(said)
-        assert status is None or done.returncode == status, self._safe(said)
+        assert status is None or done.returncode == status, self.safe(said)
         return said
 
-    def _safe(self, said: str) -> str:
-        # What a failing test shows is kept, too.
+    def safe(self, said: str) -> str:
+        """For what a failing test shows, which is kept, too."""
         for name, text in self.canaries.secrets.items():
             if isinstance(text, str):
                 said = said.replace(text, f"<{name}>")
@@ -311,6 +317,30 @@ def alerts(at: Stage) -> None:
         at.said += posted.texts
 
 
+def look_around(at: Stage) -> None:
+    """What is asked for while all this goes on."""
+    for arguments in (
+        ("--plan",),
+        ("--plan", "--json"),
+        ("--status",),
+        ("--status", "--json"),
+        ("--preflight", "--json"),
+        ("--approvals",),
+        ("--key-usage",),
+        ("--key-versions",),
+        ("--settings",),
+        ("--nonsense", "--table"),
+    ):
+        at.ended(at.place.run(*arguments, ALPHAPULSE_ENCRYPTION_KEY_VERSION="2", **keys(at)))
+
+
+def nothing_is_found(at: Stage, watch: Watch) -> None:
+    """Anywhere, when the watch has ended."""
+    found = at.everywhere(watch)
+    what = sorted({f"{find.secret} ({find.form}) in {find.place}" for find in found})
+    assert not what, "\n".join(what)
+
+
 def test_every_command(server_dir: Path) -> None:
     with stage(server_dir) as (at, watch):
         with watch:
@@ -318,10 +348,9 @@ def test_every_command(server_dir: Path) -> None:
             keys_that_are_not_right(at)
             there_and_back(at)
             rotation(at)
+            look_around(at)
             alerts(at)
-        found = at.everywhere(watch)
-        what = sorted({f"{find.secret} ({find.form}) in {find.place}" for find in found})
-        assert not what, "\n".join(what)
+        nothing_is_found(at, watch)
         # There was something to look at, and it was looked at with open eyes.
         assert {find.secret for find in at.scanner.database(at.url)} >= set(canaries.columns())
         assert b"UPDATE" in at.place.postgres.log_file.read_bytes()
@@ -409,3 +438,195 @@ def test_each_place_is_looked_at(server_dir: Path) -> None:
         assert {find.secret.removesuffix(" in capitals") for find in found} == {
             column for column, _ in chosen.values()
         }
+
+
+@pytest.mark.long
+def test_every_step_interrupted(server_dir: Path) -> None:
+    """Each command, its sessions ended and itself killed as soon as it is at work, and then run to its end."""
+    table = ("--table", "users")
+    approval = ("--approver", "Ada", "--reason", "it serves", "--confirmation", "users")
+    steps: tuple[tuple[str, ...], ...] = (
+        ("--preflight",),
+        ("--add-columns",),
+        ("--replan",),
+        ("--migrate-data", "--workers", "2", "--autovacuum-off", "--reindex"),
+        ("--verify", "--workers", "2"),
+        ("--live-check",),
+        ("--benchmark-queries",),
+        ("--create-views",),
+        ("--backup", "--restore-drill"),
+        ("--switch-to-encrypted",),
+        ("--verify",),
+        ("--approve-drop", *approval, *table),
+        ("--drop-unencrypted", "--confirm", "--operator", "Grace", *table),
+        ("--erase-dropped", "--confirmation", "users", *table),
+        ("--restore-plaintext", *table),
+        ("--revert-to-plaintext",),
+    )
+    with stage(server_dir) as (at, watch):
+        with watch:
+            for step in steps:
+                for interrupt in (end_sessions, kill):
+                    running = at.place.start(*step)
+                    support.until(lambda: at_work(at) or not running.running, "it is at work")  # noqa: B023
+                    running.kill() if interrupt is kill else interrupt(at)
+                    at.ended(running.ended())
+                said = at.ended(at.place.run(*step))
+                # An approval may have been given before the interruption.
+                assert "✗" not in said or step[0] in {"--approve-drop", "--drop-unencrypted"}, at.safe(said)
+        nothing_is_found(at, watch)
+
+
+def at_work(at: Stage) -> bool:
+    with silent(at.url) as connection:
+        cursor = connection.execute(
+            "SELECT FROM pg_stat_activity WHERE usename = %s AND query NOT LIKE '%%set_config%%' AND query <> ''",
+            [canaries.ROLE],
+        )
+        return cursor.rowcount > 0
+
+
+@pytest.mark.long
+def test_rehearsals(server_dir: Path) -> None:
+    """One that goes all the way, with traffic, and one that fails."""
+    with stage(server_dir) as (at, watch):
+        staging = {
+            "ALPHAPULSE_STAGING_DATABASE_URL": at.place.url,
+            "ALPHAPULSE_DATABASE_URL": None,
+            # Extensions are a superuser's to make.
+            "ALPHAPULSE_REHEARSAL_SERVER_URL": at.place.postgres.url("postgres"),
+        }
+        with watch:
+            said = at.ended(at.place.run("--rehearse", "--rate", "5", "--workers", "2", **staging))
+            assert "all the way there and back" in said, at.safe(said)
+            at.silently("CREATE VIEW addresses AS SELECT email FROM users")
+            said = at.ended(at.place.run("--rehearse", "--rate", "0", "--table", "users", **staging))
+            assert "The rehearsal failed" in said, at.safe(said)
+        assert any(path.name == "index.html" for path in watch.files)
+        nothing_is_found(at, watch)
+
+
+_RUN = """mutation($selector: JobOrPipelineSelector!, $config: RunConfigData, $tags: [ExecutionTag!]) {
+  launchRun(executionParams: {selector: $selector, runConfigData: $config, mode: "default",
+    executionMetadata: {tags: $tags}}) {
+    __typename
+    ... on LaunchRunSuccess { run { runId } }
+    ... on PythonError { message stack }
+    ... on RunConfigValidationInvalid { errors { message } }
+  }
+}"""
+_LOGS = """query($run: ID!) {
+  runOrError(runId: $run) { ... on Run { status runConfigYaml tags { key value } } }
+  logsForRun(runId: $run, limit: 1000) { ... on EventConnection { events {
+    __typename
+    ... on MessageEvent { message stepKey }
+    ... on ExecutionStepFailureEvent { error { message stack errorChain { error { message stack } } }
+      failureMetadata { metadataEntries { ...metadata } } }
+    ... on MaterializationEvent { metadataEntries { ...metadata } }
+    ... on ObservationEvent { metadataEntries { ...metadata } }
+    ... on ExecutionStepOutputEvent { metadataEntries { ...metadata } }
+  } } }
+}
+fragment metadata on MetadataEntry {
+  label description
+  ... on TextMetadataEntry { text } ... on MarkdownMetadataEntry { mdStr } ... on JsonMetadataEntry { jsonString }
+  ... on PathMetadataEntry { path } ... on TableMetadataEntry { table { records } }
+}"""
+
+
+@dataclass
+class Page:
+    """The UI, asked as its pages ask."""
+
+    address: str
+    said: list[str]
+
+    def ask(self, query: str, **variables: object) -> dict[str, Any]:
+        answer = requests.post(
+            f"{self.address}/graphql", json={"query": query, "variables": variables}, timeout=60
+        )
+        self.said.append(answer.text)
+        data: dict[str, Any] = answer.json()["data"]
+        return data
+
+    def run(self, job: str, config: Mapping[str, object], **tags: str) -> str:
+        """A run to its end; its status."""
+        selector = {
+            "repositoryLocationName": "alphapulse_encryption",
+            "repositoryName": "__repository__",
+            "pipelineName": job,
+        }
+        launched = self.ask(
+            _RUN,
+            selector=selector,
+            config=json.dumps(config),
+            tags=[{"key": key.replace("__", "/"), "value": value} for key, value in tags.items()],
+        )["launchRun"]
+        if launched["__typename"] != "LaunchRunSuccess":
+            return str(launched["__typename"])
+        run = launched["run"]["runId"]
+        ended = {"SUCCESS", "FAILURE", "CANCELED"}
+        support.until(lambda: self.ask(_LOGS, run=run)["runOrError"]["status"] in ended, f"{job} ends")
+        return str(self.ask(_LOGS, run=run)["runOrError"]["status"])
+
+
+@pytest.mark.long
+def test_the_ui_and_the_daemon(server_dir: Path) -> None:
+    """Runs in processes of their own, sensors at work, and what the UI's pages are told."""
+    with stage(server_dir) as (at, watch), webhook() as (posted, front), mail_server() as box:
+        at.place.extra |= {
+            "ALPHAPULSE_ALERT_WEBHOOK_URL": f"{front.url}/{at.canaries.password}",
+            "ALPHAPULSE_SMTP_URL": f"smtp://127.0.0.1:{box.port}",
+            "ALPHAPULSE_ALERT_EMAIL_TO": "ada@example.com",
+            "ALPHAPULSE_ALERT_EMAIL_FROM": "alerts@example.com",
+            "NO_PROXY": "127.0.0.1,localhost",
+        }
+        log = at.place.state.parent / "ui.log"
+        with watch, at.place.instance() as instance:
+            for name in ("alert_failed_runs", "alert_drift", "pending_rows", "alert_keys"):
+                start(instance, name)
+            with ui(log, at.place.environment()) as (address, _):
+                _in_the_ui(at, Page(address, at.said))
+                support.until(
+                    lambda: any("failed" in text or "run " in text for text in posted.texts),
+                    "failures are told of",
+                )
+                for path in ("/runs", "/assets", "/locations", "/automation"):
+                    at.said.append(requests.get(address + path, timeout=60).text)
+        at.said += posted.texts
+        at.said += [mail.as_string() for mail in box.mails]
+        assert box.mails
+        nothing_is_found(at, watch)
+
+
+def _in_the_ui(at: Stage, page: Page) -> None:
+    every = {"dagster__asset_partition_range_start": "trading_accounts"}
+    every |= {"dagster__asset_partition_range_end": "api_keys"}
+    assert page.run("run_preflight", {}) == "SUCCESS"
+    assert page.run("add_columns", {}, **every) == "SUCCESS"
+    for obstacle, _ in OBSTACLES.values():
+        at.silently(obstacle)
+    ranges = {
+        "dagster__asset_partition_range_start": "00|trading_accounts",
+        "dagster__asset_partition_range_end": "01|api_keys",
+    }
+    assert page.run("migrate_data", {}, **ranges) == "FAILURE"
+    for _, remedy in OBSTACLES.values():
+        at.silently(remedy)
+    assert page.run("migrate_data", {}, **ranges) == "SUCCESS"
+    assert page.run("build_indexes", {}, **every) == "SUCCESS"
+    at.silently("UPDATE users SET email_encrypted = email WHERE id = 7")
+    page.run("verify_data", {}, **ranges)
+    assert page.run("verify_tables", {}, **every) == "FAILURE"
+    users = {"config": {"tables": ["users"]}}
+    assert page.run("switch_to_ciphertext", {"ops": {"switch": users}}) == "FAILURE"
+    assert page.run("drop_unencrypted", {"ops": {"drop": users}}) == "FAILURE"
+    assert page.run("repair_mismatched", {"ops": {"repair": users}}) == "SUCCESS"
+    # A guard is gone, and somebody writes: drift.
+    at.silently("ALTER TABLE users DISABLE TRIGGER zzz_encryption_guard_update")
+    assert page.run("migrate_data", {}, **ranges) in {"SUCCESS", "FAILURE"}
+    page.run("live_check", {"ops": {"check": {"config": {"tables": []}}}})
+    page.run("take_backup", {})
+    page.run("restore_plaintext", {"ops": {"restore": users}})
+    page.run("revert_to_plaintext", {"ops": {"revert": {"config": {"tables": ["trades", "nobody"]}}}})
+    page.run("switch_to_ciphertext", {"ops": {"switch": {"config": {"tables": 7}}}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
+from alphapulse_encryption.children import find_fonts
 from alphapulse_encryption.migration.query_benchmark import QueryBenchmark
 
 _COLOURS = {"plaintext": "#9a9a9a", "encrypted": "#4c72b0"}
@@ -19,6 +20,7 @@ def plot(found: Sequence[QueryBenchmark]) -> bytes:
         A PNG; empty where there is nothing to draw.
     """
     # It takes longer to load than everything else that Dagster loads of this package.
+    find_fonts()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

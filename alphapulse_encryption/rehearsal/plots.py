@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from alphapulse_encryption.children import find_fonts
 from alphapulse_encryption.rehearsal.prediction import Span
 
 if TYPE_CHECKING:
@@ -309,6 +310,7 @@ class _Written:
 @contextlib.contextmanager
 def _figure(title: str, height: float) -> Iterator[tuple[Figure, _Written]]:
     """A figure, and where its SVG is once it is drawn."""
+    find_fonts()
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -77,7 +77,7 @@ def demonstration(*demo_arguments: str, ranges: int | None = None) -> Iterator[D
             key = key_file.read_text().strip()
             key_file.unlink()
             environment["ALPHAPULSE_ENCRYPTION_MASTER_KEY"] = key
-            with _ui(Path(state, "ui.log"), environment) as (address, pid):
+            with ui(Path(state, "ui.log"), environment) as (address, pid):
                 yield Demonstration(address, server.url(SAMPLE_DATABASE), key, pid)
 
 
@@ -88,7 +88,19 @@ def _walk(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def _ui(log: Path, environment: dict[str, str]) -> Iterator[tuple[str, int]]:
+def ui(log: Path, environment: dict[str, str]) -> Iterator[tuple[str, int]]:
+    """Run ``python -m alphapulse_encryption.ui``.
+
+    Args:
+        log: where what it prints is kept.
+        environment: all of it.
+
+    Yields:
+        Its address and its process id.
+
+    Raises:
+        RuntimeError: it did not begin; with what it printed.
+    """
     port = _free_port()
     with log.open("wb") as output:
         process = subprocess.Popen(
