@@ -622,7 +622,7 @@ STEPS = (
 )
 
 # Told of in the log files, as the steps are: what changes something, or does a lot.
-LOGGED = ("rehearse", "reinstate_key_version", "pause", "resume", "set")
+LOGGED = ("rehearse", "reinstate_key_version", "pause", "resume", "set", "stop_runs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

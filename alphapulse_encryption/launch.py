@@ -33,6 +33,7 @@ from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load import location_origins_from_yaml_paths
 from dagster._core.workspace.load_target import EmptyWorkspaceTarget
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
+from sqlalchemy.exc import SQLAlchemyError
 
 from alphapulse_encryption.errors import ConfigurationError, LeftRunning, RefusedError
 from alphapulse_encryption.jobs.stages import PER_RANGE, WHOLE_DATABASE, Stage
@@ -87,6 +88,19 @@ class _Repository(ReconstructableRepository):
         return self._built
 
 
+def _repository_here() -> ReconstructableRepository:
+    # In a container of Dagster's Helm chart these say how runs that are launched from here get one of their own.
+    context = os.environ.get("DAGSTER_CLI_API_GRPC_CONTAINER_CONTEXT") or os.environ.get(
+        "DAGSTER_CONTAINER_CONTEXT"
+    )
+    return _Repository.for_module(
+        _MODULE,
+        "defs",
+        container_image=os.environ.get("DAGSTER_CURRENT_IMAGE"),
+        container_context=json.loads(context) if context else None,
+    )
+
+
 @dataclass
 class Launcher:
     """Launches jobs on an instance.
@@ -102,7 +116,7 @@ class Launcher:
     ranges: int
     runs: int = RUNS_PER_TABLE
     tell: Callable[[str], None] = print
-    _repository: ReconstructableRepository = field(default_factory=lambda: _repository_here())  # noqa: PLW0108 - defined below
+    _repository: ReconstructableRepository = field(default_factory=_repository_here)
 
     @cached_property
     def _origin(self) -> RemoteRepositoryOrigin:
@@ -216,41 +230,37 @@ class Launcher:
     ) -> list[Outcome]:
         """Have others execute runs of a job, one for each set of tags, and wait for all of them."""
         self._look_for_daemon()
-        waits = []
-        with WorkspaceProcessContext(self.instance, EmptyWorkspaceTarget()) as process:
-            workspace = process.create_request_context()
-            for tags in shares:
-                _, run = self._created(name, run_config, tags, make_new_run_id())
-                if safe_to_repeat(run):
-                    self.instance.add_run_tags(run.run_id, RUN_AGAIN)
-                self.instance.submit_run(run.run_id, workspace)
-                waits.append(_Awaited(run.run_id, _what(name, tags)))
-                self.tell(f"  Submitted {waits[-1]}")
-        return self._awaited(waits, on_event)
+        waits: list[_Awaited] = []
+        with _leaving(waits):
+            with WorkspaceProcessContext(self.instance, EmptyWorkspaceTarget()) as process:
+                workspace = process.create_request_context()
+                for tags in shares:
+                    _, run = self._created(name, run_config, tags, make_new_run_id())
+                    if safe_to_repeat(run):
+                        self.instance.add_run_tags(run.run_id, RUN_AGAIN)
+                    waits.append(_Awaited(run.run_id, _what(name, tags)))
+                    self.instance.submit_run(run.run_id, workspace)
+                    self.tell(f"  Submitted {waits[-1]}")
+            return self._awaited(waits, on_event)
 
     def _awaited(
         self, waits: Sequence[_Awaited], on_event: Callable[[dg.DagsterEvent], None] | None = None
     ) -> list[Outcome]:
-        try:
-            while under_way := [awaited for awaited in waits if not awaited.ended]:
-                runs = {
-                    run.run_id: run
-                    for run in self.instance.get_runs(
-                        dg.RunsFilter(run_ids=[awaited.run_id for awaited in under_way])
-                    )
-                }
+        answers = True
+        while under_way := [awaited for awaited in waits if not awaited.ended]:
+            try:
+                found = self.instance.get_runs(dg.RunsFilter(run_ids=[a.run_id for a in under_way]))
+                runs = {run.run_id: run for run in found}
                 for awaited in under_way:
                     self._look_at(awaited, runs.get(awaited.run_id), on_event)
-                if not all(awaited.ended for awaited in waits):
-                    time.sleep(_SECONDS_BETWEEN_LOOKS)
-        except KeyboardInterrupt:
-            left = [str(awaited) for awaited in waits if not awaited.ended]
-            raise LeftRunning(
-                "no longer waiting. These runs go on without this command, or wait for a worker:\n"
-                + "\n".join(f"  {line}" for line in left)
-                + "\n--stop-runs stops them, and so does Terminate in the UI; --pause has every backfill wait. The "
-                "same command again waits for them, and then does what is left."
-            ) from None
+                answers = True
+            except SQLAlchemyError:
+                # Its text would name the server.
+                if answers:
+                    self.tell("! Dagster's storage does not answer. The runs go on; it is asked again.")
+                answers = False
+            if not all(awaited.ended for awaited in waits):
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
         return [self._ended(awaited) for awaited in waits]
 
     def _look_at(
@@ -312,7 +322,8 @@ class Launcher:
             self.tell("  Runs of an earlier command are under way; first they are waited for:")
             for awaited in waits:
                 self.tell(f"  {awaited}")
-            self._awaited(waits)
+            with _leaving(waits):
+                self._awaited(waits)
 
     def _look_for_daemon(self) -> None:
         try:
@@ -340,25 +351,31 @@ class _Awaited:
         return f"{self.what} (run {self.run_id[:8]})"
 
 
+@contextmanager
+def _leaving(waits: Sequence[_Awaited]) -> Iterator[None]:
+    """Say of a command that is interrupted what goes on without it.
+
+    Raises:
+        LeftRunning: in place of an interruption.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = [str(awaited) for awaited in waits if not awaited.ended]
+        raise LeftRunning(
+            "no longer waiting. These runs go on without this command, or wait for a worker:\n"
+            + "\n".join(f"  {line}" for line in left)
+            + "\n--stop-runs stops them, and so does Terminate in the UI; --pause has every backfill wait. The same "
+            "command again waits for them, and then does what is left."
+        ) from None
+
+
 def _what(job: str, tags: Mapping[str, str]) -> str:
     if "table" not in tags:
         return job
     first = tags.get(ASSET_PARTITION_RANGE_START_TAG, "").partition("|")
     last = tags.get(ASSET_PARTITION_RANGE_END_TAG, "").partition("|")
     return f"{job} {tags['table']}" + (f", ranges {first[0]} to {last[0]}" if first[1] else "")
-
-
-def _repository_here() -> ReconstructableRepository:
-    # In a container of Dagster's Helm chart these say how runs that are launched from here get one of their own.
-    context = os.environ.get("DAGSTER_CLI_API_GRPC_CONTAINER_CONTEXT") or os.environ.get(
-        "DAGSTER_CONTAINER_CONTEXT"
-    )
-    return _Repository.for_module(
-        _MODULE,
-        "defs",
-        container_image=os.environ.get("DAGSTER_CURRENT_IMAGE"),
-        container_context=json.loads(context) if context else None,
-    )
 
 
 def _listener(on_event: Callable[[dg.DagsterEvent], None]) -> Callable[[dg.EventLogEntry], None]:

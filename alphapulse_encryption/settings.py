@@ -352,9 +352,17 @@ def log_days() -> int:
 
 
 def dagster_home() -> Path:
-    """Dagster's instance directory: `DAGSTER_HOME`, else `dagster_home` in the state directory."""
+    """Dagster's instance directory: `DAGSTER_HOME`, else `dagster_home` in the state directory.
+
+    Of each run launcher another one: they have configurations of their own, and are used side by side.
+
+    Raises:
+        ConfigurationError: as :func:`run_launcher`.
+    """
     text = _variable("DAGSTER_HOME")
-    return Path(text).expanduser().absolute() if text else state_dir() / "dagster_home"
+    if text:
+        return Path(text).expanduser().absolute()
+    return state_dir() / ("dagster_home" if run_launcher() == "local" else f"dagster_home_{run_launcher()}")
 
 
 def dagster_postgres_url() -> str | None:

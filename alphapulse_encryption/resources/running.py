@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 from dagster._core.storage.tags import MAX_RETRIES_TAG
+from sqlalchemy.exc import SQLAlchemyError
 
 from alphapulse_encryption.resources.leases import run_lease
 
@@ -23,10 +24,8 @@ _SAFE_JOBS = frozenset({"migrate_data", "verify_data"})
 _SAFE_ASSETS = frozenset({"encrypted_data", "verified_data"})
 
 _SECONDS_BETWEEN_LOOKS = 3.0
-# Somebody has asked for its end; or has taken it for dead, and another run may go on with its work.
-_ENDED_ELSEWHERE = frozenset(
-    {dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE}
-)
+# Somebody has taken it for dead, and another run may go on with its work.
+_ENDED = frozenset({dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE})
 
 
 def safe_to_repeat(run: dg.DagsterRun) -> bool:
@@ -50,9 +49,16 @@ def executing(instance: dg.DagsterInstance, run_id: str) -> Iterator[bool]:
         ended = threading.Event()
 
         def watch() -> None:
+            looks = 0
             while not ended.wait(_SECONDS_BETWEEN_LOOKS):
-                run = instance.get_run_by_id(run_id)
-                if run is not None and run.status in _ENDED_ELSEWHERE:
+                try:
+                    run = instance.get_run_by_id(run_id)
+                except SQLAlchemyError:
+                    continue
+                status = None if run is None else run.status
+                # One that has failed by itself is about to leave the block, and is not here at the next look.
+                looks = looks + 1 if status in _ENDED else 0
+                if status is dg.DagsterRunStatus.CANCELING or looks > 1:
                     os.kill(os.getpid(), signal.SIGINT)
                     return
 

@@ -158,6 +158,18 @@ def test_what_is_no_broker(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
         assert "canary" not in str(caught.value)
 
 
+def test_one_command_may_execute_its_runs_itself(here: Place) -> None:
+    with here.instance() as instance:
+        assert isinstance(instance.run_launcher, AlphaPulseCeleryRunLauncher)
+        here.extra["ALPHAPULSE_RUN_LAUNCHER"] = "local"
+        with here.instance() as local:
+            assert not isinstance(local.run_launcher, AlphaPulseCeleryRunLauncher)
+            # Neither takes the other's configuration away, and both know the same runs.
+            assert local.root_directory != instance.root_directory
+            run = local.create_run_for_job(here.definitions().resolve_job_def("live_check"))
+        assert instance.get_run_by_id(run.run_id) is not None
+
+
 def test_an_unknown_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALPHAPULSE_RUN_LAUNCHER", "canary")
     with pytest.raises(ConfigurationError, match="ALPHAPULSE_RUN_LAUNCHER"):

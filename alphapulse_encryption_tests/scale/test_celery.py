@@ -189,8 +189,10 @@ def _pools_hold(here: Place, watch: Watch, workers: set[int]) -> None:
 
         done = watch.until_ended(command)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
-        assert {watch.sessions[run.run_id] for run in watch.runs(table)} == workers
         assert watch.overlaps(table) == 0
+        took_part = {watch.sessions[run.run_id] for run in watch.runs(table)}
+        # With no place in the database's pool, the queue keeps the second run; at the table's, it waits on its worker.
+        assert took_part <= workers if table == "positions" else took_part == workers
         pools.set_concurrency_slots(pool, 4)
         support.assert_encrypted(here.url, CATALOGUE.table(table))
     rest(here.url, 0)
