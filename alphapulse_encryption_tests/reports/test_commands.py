@@ -39,7 +39,7 @@ def document(theirs: Place, *arguments: str, **changes: str | None) -> Any:
 
 def test_before_anything_exists(theirs: Place) -> None:
     # Neither Dagster's storage nor its home: a read needs none, and makes none.
-    without = {"DAGSTER_POSTGRES_URL": NOWHERE}
+    without = {"DAGSTER_POSTGRES_URL": NOWHERE, "DAGSTER_HOME": str(theirs.state / "nowhere")}
     before = theirs.dump()
     theirs.environment()
     files = sorted(theirs.state.iterdir())
@@ -75,6 +75,8 @@ def test_before_anything_exists(theirs: Place) -> None:
     assert "nothing was begun" in theirs.succeeds("--status", **without)[0]
     assert theirs.dump() == before
     assert theirs.run_count() == 0
+    # Nor does it mind one that is down.
+    assert theirs.succeeds("--plan", DAGSTER_POSTGRES_URL=NOWHERE) == lines
     assert sorted(theirs.state.iterdir()) == files
 
 
