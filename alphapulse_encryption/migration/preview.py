@@ -533,7 +533,7 @@ def _lock_of(text: str) -> Lock | None:
         case ("CREATE", _) if " TRIGGER " in text[:32]:
             return _MOMENT_BESIDE_READERS
         case ("COMMENT", _) if text.startswith("COMMENT ON TRIGGER"):
-            return Lock(mode="SHARE UPDATE EXCLUSIVE", held="moment")
+            return _READING
         case ("CREATE", _) if " VIEW " in text[:32]:
             return _READING
         case _:

@@ -12,7 +12,9 @@ import pytest
 from psycopg import sql
 
 from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.migration.columns import add_encrypted_columns
 from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.indexes import build_search_indexes
 from alphapulse_encryption.migration.preview import Plan, StepName, make_plan
 from alphapulse_encryption.migration.switch import switch_to_ciphertext
 from alphapulse_encryption.migration.tracking import BOOKKEEPING_TABLES
@@ -177,3 +179,170 @@ def test_every_planned_statement_is_executed_and_no_other(
         assert all(step.done and not step.statements for step in steps)
     run(sample_url, "DROP OWNED BY plan_analyst")
     run(sample_url, "DROP ROLE plan_analyst")
+
+
+def test_what_is_half_done_is_planned_from_there(sample_url: str) -> None:
+    users, database = walk.CATALOGUE.table("users"), Database(sample_url)
+
+    def goes_on(promised: Plan) -> None:
+        assert promised.bookkeeping == ()
+        add_encrypted_columns(database, users, walk.KEYS, walk.ACTOR, batch_ranges=walk.RANGES)
+        assert said(sample_url) == statements(promised, "columns", table="users") != []
+        build_search_indexes(database, users, walk.ACTOR)
+        assert said(sample_url) == statements(promised, "indexes", table="users") != []
+        create_views(database, users, walk.ACTOR)
+        assert said(sample_url) == statements(promised, "views", table="users") != []
+        (now,) = plan(sample_url, users).tables
+        assert all(now.step(name).done for name in ("columns", "indexes", "views"))
+
+    walk.encrypt(sample_url, users)
+    create_views(database, users, walk.ACTOR)
+    run(sample_url, WITNESS)
+    run(sample_url, "DROP TRIGGER zzz_encryption_guard_insert ON users")
+    run(sample_url, "DROP INDEX idx_user_email_search")
+    run(
+        sample_url,
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'users_encryption_pending'::regclass",
+    )
+    run(sample_url, "ALTER TABLE users ADD COLUMN nickname text")
+    said(sample_url)
+    promised = plan(sample_url, users)
+    indexes = statements(promised, "indexes", table="users")
+    assert indexes[0].startswith('CREATE UNIQUE INDEX CONCURRENTLY "idx_user_email_search"')
+    assert indexes[1] == 'DROP INDEX CONCURRENTLY IF EXISTS "public"."users_encryption_pending"'
+    goes_on(promised)
+
+    # A search column is gone, and with it all that depended on it.
+    run(sample_url, "ALTER TABLE users DROP COLUMN email_search CASCADE")
+    said(sample_url)
+    promised = plan(sample_url, users)
+    columns = statements(promised, "columns", table="users")
+    assert columns[0] == 'ALTER TABLE "public"."users" ADD COLUMN "email_search" character varying(64)'
+    goes_on(promised)
+
+
+def test_a_partitioned_table(database_url: str) -> None:
+    run(
+        database_url,
+        "CREATE TABLE notes (id int, region text, mail text, note text, PRIMARY KEY (id, region), "
+        "UNIQUE (mail, region, id)) PARTITION BY LIST (region)",
+    )
+    run(database_url, "CREATE TABLE north PARTITION OF notes FOR VALUES IN ('north')")
+    run(database_url, "CREATE TABLE south PARTITION OF notes FOR VALUES IN ('south') PARTITION BY RANGE (id)")
+    run(database_url, "CREATE TABLE south_a PARTITION OF south FOR VALUES FROM (MINVALUE) TO (100)")
+    run(database_url, "CREATE TABLE south_b PARTITION OF south DEFAULT")
+    run(database_url, "INSERT INTO notes SELECT n, 'south', 'm' || n, 'x' FROM generate_series(1, 300) AS n")
+    entry = support.table("notes", support.searchable("mail", "idx_notes_mail"), "note")
+    run(database_url, WITNESS)
+    promised = plan(database_url, entry)
+    walk.encrypt(database_url, entry)
+    executed = said(database_url)
+    assert executed == [*promised.bookkeeping, *statements(promised, "columns", "indexes", table="notes")]
+    assert sum("ATTACH PARTITION" in text for text in executed) == 12
+    assert promised.tables[0].step("drop").note.startswith("will be refused")
+    # One part of an index is gone with its partition, which comes again.
+    run(database_url, "DROP TABLE south_b")
+    run(database_url, "COMMENT ON INDEX notes_encryption_pending IS 'of another catalogue'")
+    run(database_url, "CREATE TABLE south_b PARTITION OF south DEFAULT")
+    said(database_url)
+    again = plan(database_url, entry)
+    assert not again.tables[0].step("indexes").done
+    build_search_indexes(Database(database_url), entry, walk.ACTOR)
+    assert said(database_url) == statements(again, "indexes", table="notes")
+    assert plan(database_url, entry).tables[0].step("indexes").done
+
+
+# The server's names of the modes, weakest first.
+MODES = [
+    "AccessShareLock",
+    "RowShareLock",
+    "RowExclusiveLock",
+    "ShareUpdateExclusiveLock",
+    "ShareLock",
+    "ShareRowExclusiveLock",
+    "ExclusiveLock",
+    "AccessExclusiveLock",
+]
+
+
+def test_locks_are_those_that_the_server_takes(sample_url: str) -> None:
+    run(sample_url, "CREATE SEQUENCE fees OWNED BY trades.fee")
+    (found,) = plan(sample_url, walk.CATALOGUE.table("trades")).tables
+    # Without rows none is in the way of a constraint.
+    run(sample_url, "TRUNCATE trades")
+    checked = 0
+    with psycopg.connect(sample_url) as connection:
+        for step in found.steps:
+            for statement in step.statements:
+                if "CONCURRENTLY" in statement.sql:
+                    # As good as that, and possible in a transaction.
+                    connection.execute(statement.sql.replace("CONCURRENTLY ", "").encode())
+                    connection.commit()
+                    continue
+                connection.execute(statement.sql.encode())
+                held = [
+                    mode
+                    for (mode,) in connection.execute(
+                        "SELECT mode FROM pg_locks WHERE pid = pg_backend_pid() AND relation = 'trades'::regclass"
+                    )
+                ]
+                connection.commit()
+                strongest = max(held, key=MODES.index, default="").removesuffix("Lock").upper()
+                said_to_be = (statement.lock.mode if statement.lock else "").replace(" ", "")
+                assert strongest == said_to_be, statement.sql
+                checked += 1
+    assert checked > 40
+
+
+def test_growth_is_as_it_comes(sample_url: str) -> None:
+    def sizes() -> tuple[int, int, int]:
+        sums = [
+            walk.value(sample_url, f"SELECT sum({what}(oid))::bigint FROM pg_class WHERE relname = 'trades'")
+            for what in ("pg_table_size", "pg_indexes_size")
+        ]
+        return sums[0], sums[1], walk.value(sample_url, "SELECT pg_current_wal_lsn() - '0/0'::pg_lsn")
+
+    entry = walk.CATALOGUE.table("trades")
+    (found,) = plan(sample_url, entry).tables
+    assert found.growth is not None
+    before = sizes()
+    walk.encrypt(sample_url, entry)
+    after = sizes()
+    table, indexes, wal = (float(now - then) for now, then in zip(after, before, strict=True))
+    for real, span in ((table, found.growth.table), (indexes, found.growth.indexes), (wal, found.growth.wal)):
+        assert span.low <= real <= span.high, (real, span)
+    assert found.growth.table.likely == pytest.approx(table, rel=0.3)
+
+
+def test_a_table_without_statistics_is_guessed_and_said_to_be(database_url: str) -> None:
+    run(database_url, "CREATE TABLE notes (id int PRIMARY KEY, note text)")
+    run(database_url, "INSERT INTO notes SELECT n, repeat('x', 100) FROM generate_series(1, 5000) AS n")
+    entry = support.table("notes", "note")
+    found = plan(database_url, entry)
+    assert 1_000 < found.tables[0].rows < 20_000
+    assert any("was never analysed" in finding.message for finding in found.findings)
+    run(database_url, "ANALYZE notes")
+    found = plan(database_url, entry)
+    assert found.tables[0].rows == 5_000
+    assert not any("was never analysed" in finding.message for finding in found.findings)
+
+
+def test_ranges_are_cut_as_they_were_planned(sample_url: str) -> None:
+    entry = walk.CATALOGUE.table("trades")
+    (before,) = plan(sample_url, entry, ranges=5).tables
+    add_encrypted_columns(Database(sample_url), entry, walk.KEYS, walk.ACTOR, batch_ranges=5)
+    (after,) = plan(sample_url, entry, ranges=5).tables
+    assert [(r.lower, r.upper, r.empty) for r in before.ranges] == [
+        (r.lower, r.upper, r.empty) for r in after.ranges
+    ]
+    stored = run(sample_url, "SELECT upper_key FROM encryption_ranges ORDER BY batch_range")
+    assert [r.upper for r in before.ranges] == [tuple(key) if key else None for (key,) in stored]
+    assert {r.status for r in before.ranges} == {"planned"} and {r.status for r in after.ranges} == {
+        "pending"
+    }
+    # Half of the ranges done: half of the time.
+    walk.backfill(sample_url, entry)
+    (half,) = plan(sample_url, entry, ranges=5).tables
+    ours, theirs = half.step("data").seconds, before.step("data").seconds
+    assert ours is not None and theirs is not None
+    assert ours.likely == pytest.approx(theirs.likely * 3 / 5)

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from alphapulse_encryption.__main__ import main
 from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.migration.preview import Plan
 from alphapulse_encryption.migration.status import Status
@@ -37,9 +38,22 @@ def document(theirs: Place, *arguments: str, **changes: str | None) -> Any:
     return json.loads("\n".join(theirs.succeeds(*arguments, **changes)))
 
 
-def test_before_anything_exists(theirs: Place) -> None:
+def printed(
+    theirs: Place, capsys: pytest.CaptureFixture[str], *arguments: str, **changes: str
+) -> tuple[int, str]:
+    """Status and standard output of the command in this process, which has its libraries loaded."""
+    with theirs.in_environment(), pytest.MonkeyPatch.context() as environment:
+        for name, text in changes.items():
+            environment.setenv(name, text)
+        status = main(arguments)
+    said = capsys.readouterr()
+    assert said.err == ""
+    return status, said.out
+
+
+def test_before_anything_exists(theirs: Place, capsys: pytest.CaptureFixture[str]) -> None:
     # Neither Dagster's storage nor its home: a read needs none, and makes none.
-    without = {"DAGSTER_POSTGRES_URL": NOWHERE}
+    without = {"DAGSTER_POSTGRES_URL": NOWHERE, "DAGSTER_HOME": str(theirs.state / "nowhere")}
     before = theirs.dump()
     theirs.environment()
     files = sorted(theirs.state.iterdir())
@@ -50,21 +64,27 @@ def test_before_anything_exists(theirs: Place) -> None:
     assert len(plan.bookkeeping) == 1 and not plan.blockers
     for table in plan.tables:
         assert len(table.ranges) == theirs.ranges and table.rows == another.ROWS[table.table]
-    narrowed = document(theirs, "--plan", "--json", "--table", "crm.Kunde", **without)
-    assert [table["table"] for table in narrowed["tables"]] == ["crm.Kunde"]
+
+    def read(*arguments: str) -> Any:
+        status, text = printed(theirs, capsys, *arguments, **without)
+        assert status == 0
+        return json.loads(text)
+
+    assert [table["table"] for table in read("--plan", "--json", "--table", "crm.Kunde")["tables"]] == [
+        "crm.Kunde"
+    ]
     found = Status.model_validate(document(theirs, "--status", "--json", **without))
     assert not found.begun and {table.stage for table in found.tables} == {"not begun"}
-    assert document(theirs, "--approvals", "--json", **without)["approvals"] == []
-    assert document(theirs, "--key-usage", "--json", **without)["usage"] == []
-    assert document(theirs, "--key-versions", "--json", **without)["versions"] == []
-    assert document(theirs, "--settings", "--json", **without)["settings"]["paused"] is False
-    checked = document(theirs, "--preflight", "--json", **without)
+    assert read("--approvals", "--json")["approvals"] == []
+    assert read("--key-usage", "--json")["usage"] == []
+    assert read("--key-versions", "--json")["versions"] == []
+    assert read("--settings", "--json")["settings"]["paused"] is False
+    checked = read("--preflight", "--json")
     assert {finding["level"] for finding in checked["report"]["findings"]} == {"ok", "warning"}
     for one in ("--plan", "--status", "--discover"):
-        schema = document(theirs, one, "--json-schema", **without)
-        assert schema["properties"]["version"]["const"] == 1
+        assert read(one, "--json-schema")["properties"]["version"]["const"] == 1
     # All the settings by words, too, without making the bookkeeping.
-    assert theirs.succeeds("--settings", **without)[0].startswith("paused = False")
+    assert printed(theirs, capsys, "--settings", **without)[1].startswith("paused = False")
     lines = theirs.succeeds("--plan", **without)
     assert lines[0].startswith("Plan for 3 tables, 6 columns: about 200 rows")
     statements = [s.sql for table in plan.tables for step in table.steps for s in step.statements]
@@ -72,9 +92,11 @@ def test_before_anything_exists(theirs: Place) -> None:
     assert len(statements) > 50 and all(statement.strip() in text for statement in statements)
     words = [line for line in lines if not any(line in statement for statement in statements)]
     assert max(len(line) for line in words if '"' not in line and "CREATE" not in line) <= 120
-    assert "nothing was begun" in theirs.succeeds("--status", **without)[0]
+    assert "nothing was begun" in printed(theirs, capsys, "--status", **without)[1]
     assert theirs.dump() == before
     assert theirs.run_count() == 0
+    # Nor does it mind one that is down.
+    assert theirs.succeeds("--plan", DAGSTER_POSTGRES_URL=NOWHERE) == lines
     assert sorted(theirs.state.iterdir()) == files
 
 
@@ -125,8 +147,6 @@ def test_errors_are_not_on_standard_output(theirs: Place) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    from alphapulse_encryption.__main__ import main
-
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
