@@ -40,9 +40,7 @@ NOT_HERE = {
     "dagster": "Dagster's own; that its pools hold our runs back is tested in scale/test_celery.py",
     "docker": "a daemon; what the Dockerfile does is tested in scale/test_deploy.py",
     "helm": "a cluster; the values are held against the chart's models in scale/test_deploy.py",
-    "jq": "seldom installed; the lines it reads are tested in test_logfiles.py",
     "kubectl": "a cluster; the manifests are held against Kubernetes' schemas in scale/test_deploy.py",
-    "tail": "does not end; the files it shows are tested in test_logfiles.py",
     "vault": "a Vault; the key source is tested against a server of ours (keysources/test_vault.py)",
 }
 # Options of ours that the walk leaves out; other tests run them.
