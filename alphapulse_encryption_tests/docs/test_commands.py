@@ -60,7 +60,7 @@ BLOCKS_RUN_BY_OTHERS = {
 # Of the sample, as many tables as there are ways to go; more would only take longer.
 CATALOGUE = load_catalogue()
 CATALOGUE = CATALOGUE.model_copy(
-    update={"tables": tuple(CATALOGUE.table(key) for key in ("trades", "users", "api_keys"))}
+    update={"tables": tuple(CATALOGUE.table(key) for key in ("trades", "users"))}
 )
 
 BLOCKS = [block for of in pages() for block in of.blocks if block.language in SHELL]
@@ -100,11 +100,7 @@ def walked(there: Place, tmp_path_factory: pytest.TempPathFactory) -> Walk:
     walk.follow(rollback)
     assert plaintexts(url, "users") == original["users"] == decrypted(walk, "users", url)
     states = dict(engine.query(url, "SELECT table_name, authority FROM encryption_tables"))
-    assert (states["users"], states["trades"], states["api_keys"]) == (
-        "plaintext",
-        "plaintext",
-        "ciphertext",
-    )
+    assert (states["users"], states["trades"]) == ("plaintext", "plaintext")
 
     first_key = there.environment()["ALPHAPULSE_ENCRYPTION_MASTER_KEY"]
     with place(there.postgres, restored, there.state, "", there.catalogue) as another:
