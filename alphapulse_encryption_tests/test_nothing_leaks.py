@@ -75,8 +75,9 @@ OBSTACLES = {
 }
 
 
-# Our own, and what Dagster copies compute logs with, where they are kept; our `dagster.yaml` keeps none.
-_WITH_OUR_ENVIRONMENT = {"python", "python3", Path(sys.executable).name, "tail"}
+# Our own; what Dagster copies compute logs with, where they are kept, which our `dagster.yaml` does not; and what its
+# croniter asks for the kind of the interpreter.
+_WITH_OUR_ENVIRONMENT = {"python", "python3", Path(sys.executable).name, "tail", "file"}
 
 
 @dataclass
@@ -329,6 +330,9 @@ def look_around(at: Stage) -> None:
         ("--key-usage",),
         ("--key-versions",),
         ("--settings",),
+        ("--slow-queries", "--limit", "100"),
+        ("--roles-sql",),
+        ("--analyze", "--rebuild-indexes", "--table", "users"),
         ("--nonsense", "--table"),
     ):
         at.ended(at.place.run(*arguments, ALPHAPULSE_ENCRYPTION_KEY_VERSION="2", **keys(at)))

@@ -28,6 +28,9 @@ CANARY = "canary-8d41b07e"
 OTHERS: dict[str, tuple[str, dict[str, object], str | None]] = {
     "change_settings": ("change", {"settings": {"paused": "false"}}, None),
     "list_approvals": ("list", {}, None),
+    "look_for_slow_queries": ("slow_encrypted_queries", {}, None),
+    "analyze_tables": ("analyze", {"tables": [TABLE]}, None),
+    "reindex_tables": ("rebuild", {"tables": [TABLE], "indexes": "all"}, None),
     "revoke_approval": ("revoke", {"approval": 1}, None),
 }
 PLAN = {**PaceConfig().model_dump(), "tables": [TABLE], "all": True, "changed": True}
@@ -139,13 +142,13 @@ def test_every_sensor_and_schedule(theirs: Place, monkeypatch: pytest.MonkeyPatc
             assert "Unexpected KeyError" in said and CANARY not in said, sensor.name
         monkeypatch.setattr(dg.DagsterInstance, "get_runs", leak)
         for schedule in repository.schedule_defs:
-            if schedule.name == "key_rotation":
-                continue  # has no function: it launches a job at its time, and nothing else
+            if schedule.name in {"key_rotation", "slow_queries"}:
+                continue  # have no function: they launch a job at their time, and nothing else
             with dg.build_schedule_context(instance=instance, repository_def=repository) as ticking:
                 said = kept(lambda: schedule.evaluate_tick(ticking))  # noqa: B023
             assert "Unexpected KeyError" in said and CANARY not in said, schedule.name
         assert {schedule.name for schedule in repository.schedule_defs} == {
-            "key_rotation",
+            *("key_rotation", "slow_queries"),
             "staging_rehearsal_schedule",
         }
     assert len(list(repository.sensor_defs)) >= 7
