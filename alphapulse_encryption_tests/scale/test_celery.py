@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -56,7 +57,8 @@ class Watch:
         return list(self.instance.get_runs(dg.RunsFilter(job_name=job, tags={"table": table})))
 
     def look(self) -> None:
-        """Note whose process each run is."""
+        """Note whose process each run is; not so often that it keeps those from their work."""
+        time.sleep(0.1)
         for run in self.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
             for entry in self.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
                 begun = re.match(r"Started process for run \(pid: (\d+)\)", entry.message)
@@ -65,13 +67,9 @@ class Watch:
                         self.sessions[run.run_id] = os.getsid(int(begun[1]))
 
     def until_ended(self, command: forked.Program) -> subprocess.CompletedProcess[str]:
-        """Watch until a command ends."""
-
-        def ended() -> bool:
+        """Watch until a command ends, however long a busy machine takes for it."""
+        while command.running:
             self.look()
-            return not command.running
-
-        support.until(ended, "the command ends")
         return command.ended()
 
     def share(self, run: dg.DagsterRun) -> list[int]:
