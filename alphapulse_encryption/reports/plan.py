@@ -158,7 +158,7 @@ def show_plan(plan: Plan, out: Console) -> None:
         _table(table, out)
     if plan.bookkeeping:
         out.print()
-        out.rule("Bookkeeping, made with the first step", align="left")
+        out.rule("Bookkeeping, made before the first of these", align="left")
         for text in plan.bookkeeping:
             _verbatim(text, out)
 

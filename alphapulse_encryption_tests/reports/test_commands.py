@@ -56,6 +56,8 @@ def test_before_anything_exists(theirs: Place, capsys: pytest.CaptureFixture[str
     without = {"DAGSTER_POSTGRES_URL": NOWHERE, "DAGSTER_HOME": str(theirs.state / "nowhere")}
     before = theirs.dump()
     theirs.environment()
+    # Where commands keep their log files.
+    (theirs.state / "logs").mkdir(exist_ok=True)
     files = sorted(theirs.state.iterdir())
     planned = document(theirs, "--plan", "--json", **without)
     plan = Plan.model_validate(planned)
