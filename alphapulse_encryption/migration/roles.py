@@ -182,8 +182,8 @@ STEPS: Mapping[str, Needs] = {
     "revert_to_plaintext": _MIGRATES_AND_CREATES,
     "restore_plaintext": _MIGRATES_AND_CREATES,
     "rotate_keys": _MIGRATES,
-    "rebuild_indexes": _MIGRATES,
-    "analyze": _MIGRATES,
+    "rebuild_indexes": Needs("migrator", "own", (_AUDIT,), creates=True),
+    "analyze": Needs("migrator", "own", (_AUDIT,)),
 }
 
 
@@ -192,10 +192,12 @@ def missing_privileges(connection: Connection, step: str, tables: Iterable[Table
 
     Args:
         connection: an open session.
-        step: a key of :data:`STEPS`.
+        step: a key of :data:`STEPS`; nothing is asked for another one.
         tables: the tables it is for; those that are not there are left out.
     """
-    needs = STEPS[step]
+    needs = STEPS.get(step)
+    if needs is None:
+        return ()
     missing = _missing_on_data(connection, needs, tables)
     if tracking.bookkeeping_exists(connection):
         reads = tuple(Grant(table, "SELECT") for table in tracking.BOOKKEEPING_TABLES)

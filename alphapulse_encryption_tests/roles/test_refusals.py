@@ -28,6 +28,7 @@ COMMANDS = {
     "approve_drop": APPROVAL,
     "revoke_approval": ("--revoke-approval", "1"),
     "drop_unencrypted": ("--drop-unencrypted", "--confirm", "--operator", "Grace"),
+    "rebuild_indexes": ("--rebuild-indexes", "all"),
     "erase_dropped": ("--erase-dropped", "--confirmation", "users"),
     "rebuild_indexes": ("--rebuild-indexes", "encrypted"),
 }
