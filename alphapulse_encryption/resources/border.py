@@ -52,7 +52,9 @@ def loading() -> Iterator[None]:
         raise error from None
     except Exception as error:
         where = "".join(f"\n- {place}" for place in uncaught.places(error.__traceback__))
-        raise MigrationError(f"The definitions cannot be loaded. {uncaught.kind(error)} Where:{where}") from None
+        raise MigrationError(
+            f"The definitions cannot be loaded. {uncaught.kind(error)} Where:{where}"
+        ) from None
 
 
 def actor(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> Actor:
