@@ -59,6 +59,8 @@ _PRIOR_ERROR, _PRIOR_WEIGHT = 0.15, 4
 _NINE_OF_TEN = 1.645
 # Bytes of a database with nothing in it, which takes nobody any time.
 _EMPTY_DATABASE = 7 * 2**20
+# Nothing that was measured takes less; what does would overflow the fit of relative errors.
+_LEAST_SECONDS = 1e-9
 # Beyond this, in seconds or bytes, a figure is no help to anybody, and floating point gets into trouble.
 _LARGEST = 1e18
 
@@ -583,7 +585,7 @@ class _Point:
 
 def _fixed(points: Sequence[_Point]) -> float:
     """Seconds that do not depend on rows, the same for each point."""
-    used = [point for point in points if point.seconds > 0]
+    used = [point for point in points if point.seconds > _LEAST_SECONDS]
     if not used:
         return 0.0
     bound = _MOST_FIXED * min(point.seconds for point in used)

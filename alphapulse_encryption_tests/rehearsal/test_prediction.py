@@ -359,3 +359,17 @@ def test_a_span_is_widened_around_what_is_likely() -> None:
     assert wider.low < 1 < wider.likely == 2
     assert wider.high > 4
     assert Span().widened(3) == Span()
+
+
+def test_seconds_that_no_clock_can_measure_are_no_reason_to_fail() -> None:
+    whole = made_up.rehearsal(SMALL)
+    backfill = whole.stage(Stage.BACKFILL)
+    assert backfill is not None
+    tables = {
+        key: work.model_copy(
+            update={"seconds": 1e-320, "ranges": tuple((rows, 1e-320) for rows, _ in work.ranges)}
+        )
+        for key, work in backfill.tables.items()
+    }
+    nothing = made_up.with_stage(whole, Stage.BACKFILL, seconds=1e-300, tables=tables)
+    assert math.isfinite(predict(nothing, made_up.sizes(SMALL * TIMES)).seconds.high)

@@ -30,7 +30,6 @@ COMMANDS = {
     "drop_unencrypted": ("--drop-unencrypted", "--confirm", "--operator", "Grace"),
     "rebuild_indexes": ("--rebuild-indexes", "all"),
     "erase_dropped": ("--erase-dropped", "--confirmation", "users"),
-    "rebuild_indexes": ("--rebuild-indexes", "encrypted"),
 }
 # Who may run it, of the log-ins with one part each.
 ALLOWED = {
