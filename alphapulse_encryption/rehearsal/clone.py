@@ -422,9 +422,10 @@ def remove(on: Server, name: str) -> bool:
         mark = read_marks(connection).get(name)
         if mark is None and name not in read_newborn(connection):
             return False
+        if mark is not None:
+            # By its clone a rehearsal's backup is found: killed in between, it would stay for ever.
+            remove_backups(mark.run)
         drop(connection, name)
-    if mark is not None:
-        remove_backups(mark.run)
     return True
 
 

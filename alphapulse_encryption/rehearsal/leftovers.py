@@ -74,8 +74,9 @@ def remove_leftovers(
                 why = _why_left_over(instance, mark, at_once=at_once) if free else None
                 if why is None:
                     continue
-                drop(connection, name)
+                # First, for without its clone nobody would find it.
                 remove_backups(mark.run)
+                drop(connection, name)
                 removed.append(Leftover(name, mark.run, why))
     return tuple(removed)
 

@@ -48,7 +48,7 @@ def in_table_pools(context: Context, tables: Sequence[str]) -> Iterator[None]:
         taken: list[str] = []
         try:
             for pool in sorted({table_pool(table) for table in tables}):
-                claim = f"{context.op_handle.name}[{pool}]"
+                claim = f"{context.op_execution_context.op_handle.name}[{pool}]"
                 waiting = False
                 while not places.claim(pool, claim):
                     if not waiting:

@@ -109,7 +109,9 @@ def test_a_range_that_fails_leaves_the_others_done_and_tells_no_value(sample: Pl
     with sample.instance() as instance:
         said = failure(sample.materialize(instance, "encrypted_data", (PARTS[0], PARTS[-1])))
         assert "1 of 4 batch ranges failed" in said
-        assert "02|users" in said and "SQLSTATE 23505" in said and "one_email" in said
+        assert "02|users" in said and "SQLSTATE 23505" in said
+        # What a trigger calls a constraint may be a value as well.
+        assert "raised by a function" in said and "one_email" not in said
 
         good = {"00|users", "01|users", "03|users"}
         assert instance.get_materialized_partitions(DATA) == good

