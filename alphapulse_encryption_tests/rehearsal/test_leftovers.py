@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier, Literal
 
-from alphapulse_encryption.migration.database import DatabaseFailure
+from alphapulse_encryption.errors import DatabaseFailure
 from alphapulse_encryption.rehearsal import clone as clones_
 from alphapulse_encryption.rehearsal import history
 from alphapulse_encryption.rehearsal.leftovers import remove_leftovers
