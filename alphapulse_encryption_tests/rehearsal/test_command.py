@@ -11,6 +11,7 @@ import pytest
 
 from alphapulse_encryption.__main__ import main
 from alphapulse_encryption.rehearsal.measures import Stage
+from alphapulse_encryption.rehearse import _make_staging_copy
 from alphapulse_encryption.sample.database import loaded_sample
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import forked
@@ -22,7 +23,7 @@ from alphapulse_encryption_tests.rehearsal.circle import clones
 LINE = re.compile(r"✓ (\w+) +\d+\.\d s")
 
 
-def test_on_a_bare_machine(server_dir: Path) -> None:
+def test_on_a_bare_machine(server_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The embedded server, a staging copy of the sample and its key are made; the sample itself is not there."""
     server = EmbeddedPostgres(server_dir, settings=UNSAFE_SETTINGS)
     environment = {
@@ -44,9 +45,16 @@ def test_on_a_bare_machine(server_dir: Path) -> None:
         assert "✓ The rehearsal went all the way there and back" in said
         (page,) = re.findall(r"^  Report: (.*)$", said, re.MULTILINE)
         assert Path(page).read_text().startswith("<!DOCTYPE html>")
-        # Of another size, it is made anew; otherwise it is left as it is.
-        assert "Loaded the sample's staging copy: 1,100 rows" in rehearse("--rows", "1100")
-        assert "The sample's staging copy is there: 1,100 rows" in rehearse()
+        with pytest.MonkeyPatch.context() as patch:
+            for name, text in environment.items():
+                patch.setenv(name, text)
+            for name in os.environ.keys() - environment.keys():
+                patch.delenv(name)
+            # Of another size, it is made anew; otherwise it is left as it is.
+            _make_staging_copy(1100)
+            assert capsys.readouterr().out == "Loaded the sample's staging copy: 1,100 rows\n"
+            _make_staging_copy(None)
+            assert capsys.readouterr().out == "The sample's staging copy is there: 1,100 rows\n"
         url = server.url("alphapulse_staging")
         assert loaded_sample(url) == 1100
         databases = {
