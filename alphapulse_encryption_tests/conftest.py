@@ -31,11 +31,15 @@ UNSAFE_SETTINGS = {
 
 # Files and directories whose tests start many programs.
 _LONG_FIRST = (
-    "test_demo.py",
-    "test_command_line.py",
-    "docs/test_commands.py",
-    "migration/test_killed.py",
     "scale",
+    "docs/test_commands.py",
+    "test_demo.py",
+    "browser",
+    "test_nothing_leaks.py",
+    "roles/test_walk.py",
+    "test_wheel.py",
+    "test_command_line.py",
+    "migration/test_killed.py",
     "rehearsal",
     "jobs",
     "test_backup.py",

@@ -233,6 +233,9 @@ def without_comments(text: str) -> str | None:
     while found := _BEGINNING.search(text, position):
         kept.append(text[position : found.start()])
         position = found.end()
+        if found["name"] == '""':
+            # The server knows no empty name: this is none of its statements, and nobody knows what the rest is.
+            return None
         if found["name"]:
             kept.append(found["name"])
         elif found["block"]:

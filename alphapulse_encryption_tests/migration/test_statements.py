@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alphapulse_encryption.migration.statements import Reader, Statement, TableName, Use, without_comments
@@ -97,16 +97,18 @@ def test_comments_are_told_from_what_looks_like_them() -> None:
     assert without_comments('select "--a", "/*b" -- c\n, d') == 'select "--a", "/*b"  \n, d'
     assert without_comments("a -- '\r b") == "a  \r b"
     assert without_comments('select "a') is None
+    assert without_comments('select ""a""') is None
     assert without_comments("/* a /* b */ c") is None
     assert without_comments("select $1, $23, a$b") == "select $1, $23, a$b"
 
 
+# No quotation mark and no asterisk alone: they end a name or a comment early, and what follows is no value then.
 PIECES = [
     *("users", "email", '"email"', "$1", "=", " ", "\n", ",", "(", ")", "::text", "select", "from"),
-    *("where", "and", "*", "-", "/"),
+    *("where", "and", "-", "/"),
     *("'canary'", "E'\\'canary'", "$$canary$$", "$t$canary$t$", "U&'canary'", "'", "$t$", "$$", "$", "\\"),
     *("--canary\n", "-- canary ' \r", "/*canary*/", "/*/*canary*/canary*/", "/*+ canary */", "/*", "*/", "--"),
-    *('"canary"', '"a""canary"', '"', " 4711", " 47.11e3", " 0x4711", " 4711_", " 4_711"),
+    *('"canary"', '"a""canary"', " 4711", " 47.11e3", " 0x4711", " 4711_", " 4_711"),
 ]  # fmt: skip
 
 
@@ -114,10 +116,7 @@ PIECES = [
 @given(st.lists(st.sampled_from(PIECES), max_size=14))
 def test_no_order_of_pieces_shows_a_value(pieces: list[str]) -> None:
     """The server takes the longest token first, and so nothing here may end earlier than there."""
-    text = "".join(pieces)
-    # An empty comment, and what follows is none any more: it is a name, to the server as well.
-    assume("/**/" not in text)
-    found = READER.read("select id from users where id = $1 " + text)
+    found = READER.read("select id from users where id = $1 " + "".join(pieces))
     if found is not None and found.text is not None:
         assert CANARY not in found.text and "4711" not in found.text
 
