@@ -366,6 +366,12 @@ def test_damage_is_found_and_named_by_its_key(theirs: Place) -> None:
     done_again = "✓ Cleared, to be encrypted again by --migrate-data"
     assert lines[:2] == [f"{done_again}: sessions", f"{done_again}: crm.order_lines"]
     assert lines[-5:] == summary(2, 4)
+    # What another table lacks is named, and is no fault of this one.
+    with psycopg.connect(theirs.url, autocommit=True) as connection:
+        connection.execute("DELETE FROM encryption_verifications WHERE table_name = 'sessions'")
+    lines = theirs.succeeds("--verify", "--table", "crm.order_lines")
+    assert lines == [*summary(1, 2), "  Not verified, and not asked for: sessions"]
+    theirs.succeeds("--verify", "--table", "sessions")
     repaired = query(
         theirs.url, f"SELECT token, token_encrypted FROM sessions WHERE id IN ('{swapped}', '{rewritten}')"
     )
