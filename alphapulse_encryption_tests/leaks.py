@@ -32,7 +32,7 @@ _ESCAPED = re.compile(rb'\\(["\\])')
 _SECONDS_BETWEEN_LOOKS = 0.03
 _LOOKS_AT_A_NEW_ONE = 10
 _LOOKS_BETWEEN = 20
-_PATIENCE = 60.0
+_PATIENCE = 240.0
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def in_short_transaction(
             connection.execute("SELECT set_config('lock_timeout', %s, true)", [lock_timeout])
             return change()
 
-    return _retrying(doing, attempt, attempts)
+    return _retrying(doing, attempt, attempts, lock_timeout)
 
 
 def outside_transaction(
@@ -77,7 +77,7 @@ def outside_transaction(
             if not connection.broken:
                 connection.execute("SELECT set_config('lock_timeout', '5s', false)")
 
-    return _retrying(doing, attempt, attempts)
+    return _retrying(doing, attempt, attempts, lock_timeout)
 
 
 _OWNER = """
@@ -124,7 +124,7 @@ def without_limits(connection: Connection, *, in_transaction: bool = False) -> N
     connection.execute(_WITHOUT_LIMITS, [in_transaction])
 
 
-def _retrying(doing: str, attempt: Callable[[], T], attempts: int) -> T:
+def _retrying(doing: str, attempt: Callable[[], T], attempts: int, lock_timeout: str) -> T:
     retrying = Retrying(
         retry=retry_if_exception_type(_TRY_AGAIN),
         stop=stop_after_attempt(attempts),
@@ -134,7 +134,8 @@ def _retrying(doing: str, attempt: Callable[[], T], attempts: int) -> T:
     try:
         return retrying(attempt)
     except _TRY_AGAIN:
+        kept = f"through {attempts} tries" if attempts > 1 else f"for longer than {lock_timeout}"
         raise RefusedError(
-            f"Could not {doing}: another session kept its lock through {attempts} tries. Nothing was changed. "
+            f"Could not {doing}: another session kept its lock {kept}. Nothing was changed. "
             "Look for long transactions in pg_stat_activity, and run the step again."
         ) from None

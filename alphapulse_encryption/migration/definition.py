@@ -14,7 +14,7 @@ from psycopg.pq import TransactionStatus
 
 from alphapulse_encryption.catalogue import Catalogue, Column, Table
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.migration.ddl import in_short_transaction
+from alphapulse_encryption.migration.ddl import ATTEMPTS, in_short_transaction
 
 Connection = psycopg.Connection[Any]
 
@@ -146,7 +146,9 @@ SELECT a.attname, format_type(a.atttypid, a.atttypmod), operator_schema.nspname
 """
 
 
-def read_table(connection: Connection, table: Table, *, plaintext: bool = True) -> TableDefinition:
+def read_table(
+    connection: Connection, table: Table, *, plaintext: bool = True, attempts: int = ATTEMPTS
+) -> TableDefinition:
     """Read a table's definition.
 
     A look waits for whoever holds the table exclusively: outside a transaction it waits briefly and tries again, as
@@ -156,6 +158,7 @@ def read_table(connection: Connection, table: Table, *, plaintext: bool = True) 
         connection: an open session.
         table: the catalogue's entry.
         plaintext: whether every catalogued plaintext column has to be there (not so after a drop).
+        attempts: how many tries; a report that somebody waits for does with one.
 
     Raises:
         ConfigurationError: the table, one of its catalogued columns or its primary key is missing, or a
@@ -168,7 +171,7 @@ def read_table(connection: Connection, table: Table, *, plaintext: bool = True) 
 
     if connection.info.transaction_status is not TransactionStatus.IDLE:
         return read()
-    return in_short_transaction(connection, f"look at the table {table.key}", read)
+    return in_short_transaction(connection, f"look at the table {table.key}", read, attempts=attempts)
 
 
 def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> TableDefinition:

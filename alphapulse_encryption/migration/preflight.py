@@ -22,6 +22,7 @@ from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration import roles, tracking
 from alphapulse_encryption.migration.database import LOG_SETTINGS, SET_PRIVILEGES, Database
+from alphapulse_encryption.migration.ddl import ATTEMPTS
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.indexes import unique_indexes
 from alphapulse_encryption.migration.limits import Limits
@@ -102,13 +103,16 @@ class PreflightReport:
         return tuple(finding for finding in self.findings if finding.level == "warning")
 
 
-def check(database: Database, catalogue: Catalogue, keys: KeyRing | None) -> PreflightReport:
+def check(
+    database: Database, catalogue: Catalogue, keys: KeyRing | None, *, attempts: int = ATTEMPTS
+) -> PreflightReport:
     """Go through the checklist for every table of the catalogue.
 
     Args:
         database: the target.
         catalogue: what is to be encrypted.
         keys: the key ring; held against the key the database was begun with. None leaves the key out.
+        attempts: how many tries to look at a table that somebody holds.
 
     Raises:
         ConfigurationError: the database cannot be reached.
@@ -131,7 +135,10 @@ def check(database: Database, catalogue: Catalogue, keys: KeyRing | None) -> Pre
                     else None
                 )
                 definition = read_table(
-                    connection, table, plaintext=state is None or state.stage == "columns"
+                    connection,
+                    table,
+                    plaintext=state is None or state.stage == "columns",
+                    attempts=attempts,
                 )
             except MigrationError as error:
                 findings.append(Finding("blocker", table.key, error.args[0]))

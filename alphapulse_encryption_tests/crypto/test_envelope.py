@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from alphapulse_encryption.crypto.envelope import AesGcmEnvelope, get_format
@@ -250,7 +250,6 @@ def test_unknown_format() -> None:
         get_format("AES-256-CBC", RING)
 
 
-@settings(deadline=None)
 @given(st.text(), st.sampled_from(["user_pii", 'a "quoted" \\ one', "東京"]), st.sampled_from([1, 2]))
 def test_the_key_version_is_told_without_opening(value: str, context: str, version: int) -> None:
     """By the ending of what this format writes, and by looking into what others have written."""

@@ -34,7 +34,7 @@ def test_tokens_differ_by_context_and_version() -> None:
 
 
 # Each example derives the keys of a ring of its own.
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.text(), st.sets(st.integers(1, 5), min_size=1), st.data())
 def test_there_is_one_token_of_each_version_the_current_one_first(
     value: str, versions: set[int], data: st.DataObject

@@ -15,7 +15,7 @@ from alphapulse_encryption.crypto.usage import MOST_MESSAGES, WARNING_FROM, KeyU
 from alphapulse_encryption.errors import KeyExhausted
 
 # Seconds: a child that waits for a lock for ever ends with a failure.
-PATIENCE = 20
+PATIENCE = 240
 KEYS = KeyRing({1: bytes(32), 2: bytes(32)}, 1)
 
 

@@ -247,7 +247,7 @@ def test_no_read_fails_and_no_write_is_lost(sample: Place) -> None:
             other.execute("SELECT FROM positions WHERE id = (SELECT max(id) FROM positions) FOR UPDATE")
             program = sample.start("--rotate-keys", "--batch-size", "40", **NEW)
             support.until(
-                lambda: not program.running or support.engine_waits(sample.url, "UPDATE%"),
+                lambda: not program.running or support.engine_waits(sample.url, "UPDATE%", behind=other),
                 "it waits for the row",
             )
             assert program.running, program.ended()

@@ -42,9 +42,9 @@ def test_it_waits_in_short_attempts_and_keeps_nobody_out(notes_url: str) -> None
     with support.application(notes_url, autocommit=False) as other:
         other.execute("LOCK TABLE high IN SHARE UPDATE EXCLUSIVE MODE")
         with support.Background(lambda: analyze(Database(notes_url), ENTRY, ACTOR)) as working:
-            support.until(lambda: support.engine_waits(notes_url, "ANALYZE%"), "it waits")
+            support.until(lambda: support.engine_waits(notes_url, "ANALYZE%", behind=other), "it waits")
             with support.application(notes_url) as application:
-                application.execute("SET lock_timeout TO '1ms'")
+                application.execute("SET lock_timeout TO '1s'")
                 application.execute("UPDATE notes SET word = 'new' WHERE id = 120")
             other.rollback()
             assert working.result().rows == 150

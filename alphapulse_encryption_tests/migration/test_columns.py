@@ -100,7 +100,10 @@ def test_waits_for_the_lock_in_short_turns(notes_url: str) -> None:
     with support.application(notes_url, autocommit=False) as reader:
         reader.execute("SELECT * FROM notes")
         with support.Background(lambda: support.add_columns(notes_url, ENTRY)) as adding:
-            support.until(lambda: support.engine_waits(notes_url, "ALTER TABLE%"), "it waits for the reader")
+            support.until(
+                lambda: support.engine_waits(notes_url, "ALTER TABLE%", behind=reader),
+                "it waits for the reader",
+            )
             assert run(notes_url, "SELECT id FROM notes WHERE id = 1") == [(1,)]  # served between two turns
             assert adding.running
             reader.commit()

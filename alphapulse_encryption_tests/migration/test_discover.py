@@ -208,14 +208,15 @@ def test_a_table_that_somebody_holds_is_not_waited_for(
     club_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LONGEST_WAIT", "50ms")
-    # The preflight waits longer for it, and is not what this is about.
-    monkeypatch.setattr(module, "_checked", lambda _, guesses: list(guesses))
     with psycopg.connect(club_url) as holder:
         holder.execute('LOCK TABLE verein."Mitglied" IN ACCESS EXCLUSIVE MODE')
         found = discover(Database(club_url), schemas=["verein"])
     notes = {table.name: (table.sampled, table.bytes > 0) for table in found.tables}
     assert notes["Mitglied"] == ("values were not looked at: another session holds the table", True)
     assert notes["beitrag"] == ("values of 120 rows were looked at", True)
+    (held,) = [table for table in found.tables if table.name == "Mitglied"]
+    assert not held.possible
+    assert any("another session kept its lock for longer than" in obstacle for obstacle in held.obstacles)
 
 
 @pytest.mark.parametrize(

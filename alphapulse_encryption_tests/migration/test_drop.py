@@ -254,7 +254,10 @@ def test_refused_when_a_row_is_pending_under_the_lock(approved_url: str, postgre
     with psycopg.connect(approved_url) as application:
         application.execute("UPDATE users SET last_name = 'Late' WHERE id = 11")
         with support.Background(lambda: walk.drop(approved_url, USERS)) as dropping:
-            support.until(lambda: support.engine_waits(approved_url, "LOCK TABLE%"), "the drop waits")
+            support.until(
+                lambda: support.engine_waits(approved_url, "LOCK TABLE%", behind=application),
+                "the drop waits",
+            )
             application.commit()
             before = Unchanged(approved_url, postgres.bin_dir()).fingerprint()
             with pytest.raises(RefusedError, match="Values of users are pending: they were written just now"):
@@ -529,7 +532,9 @@ def test_a_table_that_it_refers_to_is_waited_for_before_its_own_is_locked(ready_
         holder.execute("SELECT count(*) FROM other1")
         application.execute("SET lock_timeout TO '200ms'")
         with support.Background(lambda: walk.drop(ready_url, USERS)) as dropping:
-            support.until(lambda: support.engine_waits(ready_url, "LOCK TABLE%"), "the drop waits")
+            support.until(
+                lambda: support.engine_waits(ready_url, "LOCK TABLE%", behind=holder), "the drop waits"
+            )
             for _ in range(20):
                 application.execute("SELECT id FROM users WHERE id = 7")
                 application.execute("UPDATE users SET is_active = is_active WHERE id = 7")

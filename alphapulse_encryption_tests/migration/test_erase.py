@@ -188,7 +188,10 @@ def test_it_waits_for_the_lock_in_short_tries(dropped_url: str) -> None:
     with psycopg.connect(dropped_url) as reader:
         reader.execute("SELECT count(*) FROM users")
         with support.Background(lambda: run_erasure(dropped_url)) as erasing:
-            support.until(lambda: support.engine_waits(dropped_url, "VACUUM%"), "the erasure wants its lock")
+            support.until(
+                lambda: support.engine_waits(dropped_url, "VACUUM%", behind=reader),
+                "the erasure wants its lock",
+            )
             reader.rollback()
             assert erasing.result().remaining == ()
 

@@ -170,7 +170,8 @@ def test_keys_written_by_a_batch_are_found_within_it(database_url: str) -> None:
 
         with support.Background(one_batch) as filling:
             support.until(
-                lambda: support.engine_waits(database_url, "UPDATE%"), "the engine waits for the row"
+                lambda: support.engine_waits(database_url, "UPDATE%", behind=application),
+                "the engine waits for the row",
             )
             application.commit()
             filling.result()

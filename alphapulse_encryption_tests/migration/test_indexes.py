@@ -126,7 +126,10 @@ def test_a_build_that_is_cancelled_is_built_again(notes_url: str) -> None:
     with support.application(notes_url, autocommit=False) as application:
         application.execute("UPDATE notes SET tenant = 2 WHERE id = 1")
         with support.Background(lambda: build(notes_url)) as building:
-            support.until(lambda: support.engine_waits(notes_url, "CREATE%"), "it waits for the application")
+            support.until(
+                lambda: support.engine_waits(notes_url, "CREATE%", behind=application),
+                "it waits for the application",
+            )
             run(
                 notes_url,
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
@@ -231,9 +234,11 @@ def test_writers_are_not_blocked(notes_url: str) -> None:
     with support.application(notes_url, autocommit=False) as slow:
         slow.execute("UPDATE notes SET tenant = 2 WHERE id = 1")
         with support.Background(lambda: build(notes_url)) as building:
-            support.until(lambda: support.engine_waits(notes_url, "CREATE%"), "it waits for the slow one")
+            support.until(
+                lambda: support.engine_waits(notes_url, "CREATE%", behind=slow), "it waits for the slow one"
+            )
             with support.application(notes_url) as quick:
-                quick.execute("SET lock_timeout TO '1ms'")
+                quick.execute("SET lock_timeout TO '5s'")
                 quick.execute("UPDATE notes SET mail = 'new' WHERE id = 2")
                 quick.execute("INSERT INTO notes (id, mail) VALUES (777, 'newer')")
             slow.commit()
@@ -312,7 +317,10 @@ def test_what_an_interrupted_reindex_left_is_dropped(notes_url: str) -> None:
     with support.application(notes_url, autocommit=False) as application:
         application.execute("UPDATE notes SET tenant = 2 WHERE id = 1")
         with support.Background(lambda: reindex(Database(notes_url), ENTRY, ACTOR)) as working:
-            support.until(lambda: support.engine_waits(notes_url, "REINDEX%"), "it waits for the application")
+            support.until(
+                lambda: support.engine_waits(notes_url, "REINDEX%", behind=application),
+                "it waits for the application",
+            )
             run(
                 notes_url,
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
@@ -343,13 +351,18 @@ def test_reindex_that_is_cancelled_cleans_up_itself(notes_url: str) -> None:
     with support.application(notes_url, autocommit=False) as application:
         application.execute("UPDATE notes SET tenant = 2 WHERE id = 1")
         with support.Background(lambda: reindex(Database(notes_url), ENTRY, ACTOR)) as working:
-            support.until(lambda: support.engine_waits(notes_url, "REINDEX%"), "it waits for the application")
+            support.until(
+                lambda: support.engine_waits(notes_url, "REINDEX%", behind=application),
+                "it waits for the application",
+            )
             run(
                 notes_url,
                 "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
                 "AND application_name = 'alphapulse_encryption'",
             )
-            support.until(lambda: support.engine_waits(notes_url, "DROP INDEX%"), "it cleans up")
+            support.until(
+                lambda: support.engine_waits(notes_url, "DROP INDEX%", behind=application), "it cleans up"
+            )
             application.commit()
             with pytest.raises(DatabaseFailure, match="57014"):
                 working.result()
@@ -361,9 +374,11 @@ def test_reindex_lets_writers_go_on(notes_url: str) -> None:
     with support.application(notes_url, autocommit=False) as slow:
         slow.execute("UPDATE notes SET tenant = 2 WHERE id = 1")
         with support.Background(lambda: reindex(Database(notes_url), ENTRY, ACTOR)) as working:
-            support.until(lambda: support.engine_waits(notes_url, "REINDEX%"), "it waits for the slow one")
+            support.until(
+                lambda: support.engine_waits(notes_url, "REINDEX%", behind=slow), "it waits for the slow one"
+            )
             with support.application(notes_url) as quick:
-                quick.execute("SET lock_timeout TO '1ms'")
+                quick.execute("SET lock_timeout TO '5s'")
                 quick.execute("UPDATE notes SET mail = 'new' WHERE id = 2")
             slow.commit()
             assert working.result().reindexed
@@ -453,7 +468,9 @@ def test_what_a_deadlock_left_is_built_again_at_once(notes_url: str) -> None:
         other.execute("SET deadlock_timeout TO '10min'")  # so that it is the engine that notices
         other.execute("UPDATE notes SET tenant = 2 WHERE id = 1")
         with support.Background(lambda: build(notes_url)) as building:
-            support.until(lambda: support.engine_waits(notes_url, "CREATE%"), "it waits for the other")
+            support.until(
+                lambda: support.engine_waits(notes_url, "CREATE%", behind=other), "it waits for the other"
+            )
             # … which now waits for the lock that the build keeps, and gets it when the server has ended the build.
             other.execute("LOCK TABLE notes IN SHARE UPDATE EXCLUSIVE MODE")
             other.rollback()

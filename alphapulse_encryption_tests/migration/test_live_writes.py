@@ -147,7 +147,6 @@ def explore(machine: type[Migration], url: str, kind: str, *, examples: int) -> 
 
 LOOK = settings(
     stateful_step_count=12,
-    deadline=None,
     database=None,
     report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),

@@ -216,7 +216,7 @@ def test_gives_up_and_changes_nothing_then_succeeds(
     with held(sample_url, step.holders[0]) as holding:
         patience["attempts"] = ddl.ATTEMPTS
         with support.Background(lambda: step.act(sample_url)) as acting:
-            support.until(lambda: support.engine_waits(sample_url), "it waits for the holder")
+            support.until(lambda: support.engine_waits(sample_url, behind=holding), "it waits for the holder")
             holding.rollback()
             assert acting.result().changed
     assert shape(sample_url) != before
@@ -251,7 +251,7 @@ def test_a_look_at_a_table_tries_again(sample_url: str, patience: dict[str, Any]
         support.Background(lambda: read_table(connection, USERS)) as looking,
     ):
         for _ in range(2):
-            support.until(lambda: support.engine_waits(sample_url), "it waits for the owner")
+            support.until(lambda: support.engine_waits(sample_url, behind=owner), "it waits for the owner")
             support.until(lambda: not support.engine_waits(sample_url), "it gives up for now")
         owner.rollback()
         assert looking.result().table == USERS
@@ -282,7 +282,10 @@ def test_as_it_is_delivered_nobody_waits_longer_than_that(sample_url: str) -> No
         support.Background(lambda: add_columns(sample_url)) as adding,
     ):
         for query in APPLICATION[:2]:
-            support.until(lambda: support.engine_waits(sample_url, "ALTER TABLE%"), "it waits for the reader")
+            support.until(
+                lambda: support.engine_waits(sample_url, "ALTER TABLE%", behind=reader),
+                "it waits for the reader",
+            )
             application.execute(query)
         assert adding.running
         reader.rollback()
@@ -318,14 +321,14 @@ def test_an_index_is_built_beside_readers_and_writers(sample_url: str) -> None:
                 ) as building,
             ):
                 support.until(
-                    lambda: support.engine_waits(sample_url, "CREATE%INDEX CONCURRENTLY%"),
+                    lambda: support.engine_waits(sample_url, "CREATE%INDEX CONCURRENTLY%", behind=holding),
                     "the build waits for the transaction",
                 )
                 with asking(sample_url) as application:
                     for query in APPLICATION:
                         application.execute(query)
                 assert walk.value(sample_url, valid) == 0
-                assert support.engine_waits(sample_url, "CREATE%INDEX CONCURRENTLY%")
+                assert support.engine_waits(sample_url, "CREATE%INDEX CONCURRENTLY%", behind=holding)
                 support.until(lambda: bool(told), "it is told for whom it waits")  # noqa: B023
                 support.until(lambda: who in terminal.getvalue(), "it is shown")  # noqa: B023
                 holding.rollback()
@@ -345,7 +348,7 @@ def test_a_revert_waits_for_a_writer_without_holding_up_others(sample_url: str) 
         revert = STEPS["revert"].act
         with support.Background(lambda: revert(sample_url)) as reverting:
             support.until(
-                lambda: support.engine_waits(sample_url, "CREATE%INDEX CONCURRENTLY%"),
+                lambda: support.engine_waits(sample_url, "CREATE%INDEX CONCURRENTLY%", behind=writer),
                 "the build waits for the writer",
             )
             with asking(sample_url) as application:
@@ -383,7 +386,7 @@ def test_a_constraint_is_validated_beside_readers_and_writers(sample_url: str) -
             with asking(sample_url) as application:
                 for query in APPLICATION:
                     support.until(
-                        lambda: support.engine_waits(sample_url, "ALTER TABLE%VALIDATE%"),
+                        lambda: support.engine_waits(sample_url, "ALTER TABLE%VALIDATE%", behind=gate),
                         "the validation is halfway",
                     )
                     application.execute(query)

@@ -287,9 +287,12 @@ def test_interrupted_while_a_leaf_is_built(notes_url: str) -> None:
     with support.application(notes_url, autocommit=False) as application:
         application.execute("UPDATE south_b SET secret = 2 WHERE id = 100")
         with support.Background(lambda: build(notes_url)) as building:
-            support.until(lambda: support.engine_waits(notes_url, "CREATE%CONCURRENTLY%"), "it waits")
+            support.until(
+                lambda: support.engine_waits(notes_url, "CREATE%CONCURRENTLY%", behind=application),
+                "it waits",
+            )
             with support.application(notes_url) as quick:
-                quick.execute("SET lock_timeout TO '1ms'")
+                quick.execute("SET lock_timeout TO '5s'")
                 quick.execute("UPDATE notes SET mail = 'new' WHERE id = 101")
             run(
                 notes_url,
@@ -395,7 +398,7 @@ def test_a_row_that_moves_between_reading_and_writing(notes_url: str, change: st
         with support.Background(lambda: support.backfill(notes_url, ENTRY)) as encrypting:
             support.until(
                 lambda: (
-                    support.engine_waits(notes_url, "UPDATE%")
+                    support.engine_waits(notes_url, "UPDATE%", behind=application)
                     or bool(
                         support.value(
                             notes_url, "SELECT count(*) FROM notes WHERE secret_encrypted IS NOT NULL"
@@ -505,7 +508,8 @@ def test_locks_on_all_partitions_wait_once_and_not_each_for_itself(notes_url: st
 
             with support.Background(lock) as locking:
                 support.until(
-                    lambda: support.engine_waits(notes_url, "LOCK%north%"), "it waits for the first"
+                    lambda: support.engine_waits(notes_url, "LOCK%north%", behind=first),
+                    "it waits for the first",
                 )
                 support.until(lambda: support.value(notes_url, WAITED) > 100, "for a while")
                 first.rollback()

@@ -339,7 +339,7 @@ def test_not_while_a_range_is_worked_on(database_url: str, number: int) -> None:
         slow.execute("LOCK TABLE encryption_migrations IN ROW EXCLUSIVE MODE")
         slow.execute("SELECT FROM encryption_migrations FOR UPDATE")
         with support.Background(lambda: support.backfill(database_url, SMALL, number)) as working:
-            support.until(lambda: support.engine_waits(database_url), "it works on the range")
+            support.until(lambda: support.engine_waits(database_url, behind=slow), "it works on the range")
             before = bookkeeping(database_url)
             for count in (2, 4, 9):
                 with pytest.raises(RefusedError, match="are being worked on"):
@@ -367,7 +367,8 @@ def test_a_backfill_that_comes_meanwhile_sees_the_new_ranges(database_url: str) 
         slow.execute("LOCK TABLE encryption_audit_log IN SHARE MODE")
         with support.Background(lambda: replan(database_url, 2)) as planning:
             support.until(
-                lambda: support.engine_waits(database_url, "INSERT%audit%"), "it is about to commit"
+                lambda: support.engine_waits(database_url, "INSERT%audit%", behind=slow),
+                "it is about to commit",
             )
             with support.Background(lambda: support.backfill(database_url, SMALL, 0)) as working:
                 support.until(

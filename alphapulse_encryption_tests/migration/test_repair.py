@@ -167,7 +167,9 @@ def test_the_switch_does_not_come_between(notes_url: str, behind: support.Connec
     with support.application(notes_url, autocommit=False) as switching:
         switching.execute("UPDATE encryption_tables SET authority = 'ciphertext'")
         with support.Background(lambda: repaired(notes_url)) as repairing:
-            support.until(lambda: support.engine_waits(notes_url), "the repair waits for the switch")
+            support.until(
+                lambda: support.engine_waits(notes_url, behind=switching), "the repair waits for the switch"
+            )
             switching.commit()
             with pytest.raises(RefusedError, match="ciphertext of notes is the right side"):
                 repairing.result()

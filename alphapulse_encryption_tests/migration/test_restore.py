@@ -161,7 +161,9 @@ def test_a_build_that_a_deadlock_ended_is_begun_anew(
         somebody_reading(sample_url) as other,
         support.Background(lambda: restored(sample_url, USERS)) as restoring,
     ):
-        support.until(lambda: support.engine_waits(sample_url, "CREATE%"), "it waits for the other")
+        support.until(
+            lambda: support.engine_waits(sample_url, "CREATE%", behind=other), "it waits for the other"
+        )
         # … which now waits for the lock that the build keeps, and gets it when the server has ended the build.
         other.execute("LOCK TABLE users IN SHARE UPDATE EXCLUSIVE MODE")
         other.rollback()
@@ -197,9 +199,11 @@ def test_kill_9_in_the_middle(sample_url: str, postgres: EmbeddedPostgres, tmp_p
     assert 0 < values < rows
 
     second = multiprocessing.get_context("spawn").Process(target=restore_until_killed, args=(sample_url, 0))
-    with somebody_reading(sample_url):
+    with somebody_reading(sample_url) as reader:
         second.start()
-        support.until(lambda: support.engine_waits(sample_url, "CREATE%"), "an index is being built")
+        support.until(
+            lambda: support.engine_waits(sample_url, "CREATE%", behind=reader), "an index is being built"
+        )
         second.kill()
         second.join()
         walk.query(

@@ -112,7 +112,7 @@ PIECES = [
 ]  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.sampled_from(PIECES), max_size=14))
 def test_no_order_of_pieces_shows_a_value(pieces: list[str]) -> None:
     """The server takes the longest token first, and so nothing here may end earlier than there."""

@@ -134,6 +134,16 @@ def test_a_verification_ends_with_the_definition(sample_url: str) -> None:
     assert not any(column.verified for column in of(look(sample_url)).columns)
 
 
+def test_a_table_that_somebody_holds_is_named_and_the_others_are_told_of(sample_url: str) -> None:
+    with support.application(sample_url, autocommit=False) as holder:
+        holder.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+        found = look(sample_url)
+    held = of(found)
+    assert held.stage == "unknown"
+    assert "table users: another session kept its lock for longer than" in (held.problem or "")
+    assert of(found, "trades").stage == "not begun"
+
+
 def test_who_works_and_why_it_waits(sample_url: str) -> None:
     support_keys = walk.KEYS
     add_encrypted_columns(Database(sample_url), USERS, support_keys, walk.ACTOR, batch_ranges=walk.RANGES)

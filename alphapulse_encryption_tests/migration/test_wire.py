@@ -20,7 +20,7 @@ long_texts = st.integers(1020, 1030).map(lambda size: "x" * size)
 
 
 @given(items=st.lists(st.none() | texts | long_texts, max_size=30))
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_what_goes_in_comes_back(database_url: str, items: list[str | None]) -> None:
     with Database(database_url).connect() as connection:
         for given_as in (items, [None if i is None else i.encode() for i in items]):

@@ -123,7 +123,7 @@ def test_what_goes_in_comes_out_on_both_sides(at: Callable[..., Place]) -> None:
     thing = model()
     thing.metadata.create_all(place.engine)
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(ROWS)
     def round_trip(rows: list[dict[str, Any]]) -> None:
         with place.engine.connect() as connection:

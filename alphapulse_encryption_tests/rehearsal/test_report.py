@@ -329,7 +329,6 @@ def rehearsals(draw: st.DrawFn) -> Rehearsal:
 # Not shrunk: that takes minutes, each example being several pages with their plots.
 @settings(
     max_examples=12,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )

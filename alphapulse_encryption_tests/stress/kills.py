@@ -397,7 +397,7 @@ def kill_server_in_a_build(server: EmbeddedPostgres) -> None:
         reader.execute("SELECT count(*) FROM pg_class")
         with working(url, witness.name) as hand:
             support.until(
-                lambda: support.engine_waits(url, "CREATE%INDEX CONCURRENTLY%"),
+                lambda: support.engine_waits(url, "CREATE%INDEX CONCURRENTLY%", behind=reader),
                 "the build waits for the reader",
             )
             kill_server(server)

@@ -448,7 +448,8 @@ class _Steps:
                 lambda: build_search_indexes(Database(self.url), self.shape.entry, ACTOR)
             ) as building:
                 support.until(
-                    lambda: support.engine_waits(self.url, "CREATE%INDEX CONCURRENTLY%"), "the build waits"
+                    lambda: support.engine_waits(self.url, "CREATE%INDEX CONCURRENTLY%", behind=reader),
+                    "the build waits",
                 )
                 self.working.go_on(self.between)
                 reader.rollback()
