@@ -24,6 +24,12 @@ from alphapulse_encryption.migration.views import view_names
 Connection = psycopg.Connection[Any]
 
 EXTENSION = "pg_stat_statements"
+
+
+class NotCounted(ConfigurationError):
+    """The server counts no statements: the extension is not installed, or not loaded."""
+
+
 DEFAULT_LIMIT = 20
 # Reading a statement takes about a millisecond; more than this many on a handful of tables are generated ones.
 MOST_STATEMENTS = 2_000
@@ -126,7 +132,7 @@ def slow_queries(database: Database, tables: Sequence[Table]) -> SlowQueries:
         tables: the catalogue's entries to look at.
 
     Raises:
-        ConfigurationError: ``pg_stat_statements`` is not installed, or not loaded.
+        NotCounted: ``pg_stat_statements`` is not installed, or not loaded.
         RefusedError: the role may not read it.
         DatabaseFailure: the server refused.
     """
@@ -181,10 +187,10 @@ def _installed_in(connection: Connection) -> str:
         "postgresql.conf and restart the server; managed services have it in their parameter groups"
     )
     if row is not None:
-        raise ConfigurationError(
+        raise NotCounted(
             f"The extension {EXTENSION} is there, and the server has not loaded its library: {loading}."
         )
-    raise ConfigurationError(
+    raise NotCounted(
         f"The extension {EXTENSION} is not installed in this database: {loading}. Then run CREATE EXTENSION "
         f"{EXTENSION} there, as a superuser or the database's owner, and GRANT pg_read_all_stats to this role, so "
         "that it sees the statements of others."

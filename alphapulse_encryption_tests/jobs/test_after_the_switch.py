@@ -68,6 +68,13 @@ def nodes(connection: psycopg.Connection[tuple[Any, ...]]) -> dict[str, int]:
 def test_slow_queries(theirs: Place) -> None:
     missing = theirs.fails(2, "--slow-queries")
     assert "pg_stat_statements is not installed in this database" in missing.stderr
+    with theirs.instance() as instance:
+        assert not materialize(theirs, instance).success
+        beside = materialize(theirs, instance, "preflight")
+        assert beside.success
+        assert [event.asset_key for event in beside.get_asset_materialization_events()] == [
+            dg.AssetKey("preflight")
+        ]
     with psycopg.connect(theirs.url, autocommit=True) as connection:
         connection.execute("CREATE EXTENSION pg_stat_statements")
         theirs.succeeds("--add-columns")
@@ -116,10 +123,12 @@ def test_slow_queries(theirs: Place) -> None:
     assert "canary" not in str(before) + str(now)
 
 
-def materialize(theirs: Place, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+def materialize(theirs: Place, instance: dg.DagsterInstance, *others: str) -> dg.ExecuteInProcessResult:
     job = theirs.definitions().resolve_implicit_global_asset_job_def()
     return job.execute_in_process(
-        instance=instance, asset_selection=[dg.AssetKey(ASSET)], raise_on_error=False
+        instance=instance,
+        asset_selection=[dg.AssetKey(name) for name in (ASSET, *others)],
+        raise_on_error=False,
     )
 
 

@@ -331,14 +331,14 @@ def test_a_table_without_statistics_is_guessed_and_said_to_be(database_url: str)
 
 
 def test_a_table_that_somebody_holds_is_not_waited_for_again_and_again(sample_url: str) -> None:
-    users, accounts = walk.CATALOGUE.table("users"), walk.CATALOGUE.table("accounts")
+    users, trades = walk.CATALOGUE.table("users"), walk.CATALOGUE.table("trades")
     with support.application(sample_url, autocommit=False) as holder:
         holder.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
-        found = plan(sample_url, users, accounts)
+        found = plan(sample_url, users, trades)
     (blocker,) = [finding for finding in found.findings if finding.level == "blocker"]
     assert blocker.subject == "users"
     assert "another session kept its lock for longer than" in blocker.message
-    assert [table.table for table in found.tables] == ["accounts"]
+    assert [table.table for table in found.tables] == ["trades"]
 
 
 def test_ranges_are_cut_as_they_were_planned(sample_url: str) -> None:
