@@ -820,7 +820,7 @@ def _print_preflight(_: argparse.Namespace, catalogue: Catalogue, __: tuple[str,
     from alphapulse_encryption.resources.environment import key_environment, target_database
 
     keys = load_key_ring(key_environment())
-    report = check(replace(target_database(), read_only=True), catalogue, keys, attempts=1)
+    report = check(replace(target_database(), read_only=True), catalogue, keys, once=True)
     print_members("preflight", {"report": report})
     return 1 if report.blockers else 0
 

@@ -14,7 +14,7 @@ from psycopg.pq import TransactionStatus
 
 from alphapulse_encryption.catalogue import Catalogue, Column, Table
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.migration.ddl import ATTEMPTS, in_short_transaction
+from alphapulse_encryption.migration.ddl import in_short_transaction
 
 Connection = psycopg.Connection[Any]
 
@@ -147,7 +147,7 @@ SELECT a.attname, format_type(a.atttypid, a.atttypmod), operator_schema.nspname
 
 
 def read_table(
-    connection: Connection, table: Table, *, plaintext: bool = True, attempts: int = ATTEMPTS
+    connection: Connection, table: Table, *, plaintext: bool = True, once: bool = False
 ) -> TableDefinition:
     """Read a table's definition.
 
@@ -158,7 +158,7 @@ def read_table(
         connection: an open session.
         table: the catalogue's entry.
         plaintext: whether every catalogued plaintext column has to be there (not so after a drop).
-        attempts: how many tries; a report that somebody waits for does with one.
+        once: without another try; for a report that somebody waits for.
 
     Raises:
         ConfigurationError: the table, one of its catalogued columns or its primary key is missing, or a
@@ -171,7 +171,12 @@ def read_table(
 
     if connection.info.transaction_status is not TransactionStatus.IDLE:
         return read()
-    return in_short_transaction(connection, f"look at the table {table.key}", read, attempts=attempts)
+    doing = f"look at the table {table.key}"
+    return (
+        in_short_transaction(connection, doing, read, attempts=1)
+        if once
+        else in_short_transaction(connection, doing, read)
+    )
 
 
 def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> TableDefinition:

@@ -563,7 +563,7 @@ def _checked(database: Database, guesses: Sequence[TableGuess]) -> list[TableGue
     if not proposed:
         return list(guesses)
     catalogue = Catalogue.model_validate({"tables": proposed})
-    report = preflight.check(database, catalogue, None, attempts=1)
+    report = preflight.check(database, catalogue, None, once=True)
     found: list[TableGuess] = []
     for guess, entry in entries.items():
         if entry is None:

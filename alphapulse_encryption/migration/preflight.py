@@ -22,7 +22,6 @@ from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration import roles, tracking
 from alphapulse_encryption.migration.database import LOG_SETTINGS, SET_PRIVILEGES, Database
-from alphapulse_encryption.migration.ddl import ATTEMPTS
 from alphapulse_encryption.migration.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.indexes import unique_indexes
 from alphapulse_encryption.migration.limits import Limits
@@ -104,7 +103,7 @@ class PreflightReport:
 
 
 def check(
-    database: Database, catalogue: Catalogue, keys: KeyRing | None, *, attempts: int = ATTEMPTS
+    database: Database, catalogue: Catalogue, keys: KeyRing | None, *, once: bool = False
 ) -> PreflightReport:
     """Go through the checklist for every table of the catalogue.
 
@@ -112,7 +111,7 @@ def check(
         database: the target.
         catalogue: what is to be encrypted.
         keys: the key ring; held against the key the database was begun with. None leaves the key out.
-        attempts: how many tries to look at a table that somebody holds.
+        once: look at a table that somebody holds without another try; for a report that somebody waits for.
 
     Raises:
         ConfigurationError: the database cannot be reached.
@@ -138,7 +137,7 @@ def check(
                     connection,
                     table,
                     plaintext=state is None or state.stage == "columns",
-                    attempts=attempts,
+                    once=once,
                 )
             except MigrationError as error:
                 findings.append(Finding("blocker", table.key, error.args[0]))

@@ -295,7 +295,7 @@ def make_plan(
     """
     reading = replace(database, read_only=True)
     entries = tuple(catalogue.table(key) for key in tables)
-    checked = preflight.check(reading, Catalogue(format=catalogue.format, tables=entries), keys, attempts=1)
+    checked = preflight.check(reading, Catalogue(format=catalogue.format, tables=entries), keys, once=True)
     findings = [_told(finding) for finding in checked.findings]
     plans: list[TablePlan] = []
     works: list[Work] = []
@@ -377,9 +377,7 @@ SELECT coalesce(sum(pg_table_size(p.oid)), 0)::bigint, coalesce(sum(pg_indexes_s
 def _table(connection: Connection, entry: Table, batch_ranges: int) -> tuple[TablePlan, Work, list[Finding]]:
     begun = tracking.bookkeeping_exists(connection)
     state = tracking.table_state(connection, entry) if begun else None
-    definition = read_table(
-        connection, entry, plaintext=state is None or state.stage == "columns", attempts=1
-    )
+    definition = read_table(connection, entry, plaintext=state is None or state.stage == "columns", once=True)
     refuse_partition(connection, definition)
     heap, index_bytes, count = connection.execute(_SIZES, {"table": definition.oid}).fetchall()[0]
     findings: list[Finding] = []

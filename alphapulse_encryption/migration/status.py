@@ -327,7 +327,7 @@ class _Look:
         definition: TableDefinition | None = None
         problem = None
         try:
-            definition = read_table(self.connection, entry, plaintext=False, attempts=1)
+            definition = read_table(self.connection, entry, plaintext=False, once=True)
         except MigrationError as error:
             problem = error.args[0]
         ranges = tracking.read_ranges(self.connection, entry) if state is not None else ()
@@ -508,7 +508,7 @@ class _Look:
 
     def _changed(self, entry: Table, approval: approvals.Approval) -> list[str]:
         try:
-            definition = read_table(self.connection, entry, plaintext=False, attempts=1)
+            definition = read_table(self.connection, entry, plaintext=False, once=True)
             return approvals.changed_since(
                 self.connection, self.catalogue, definition, self._key_check or "", approval
             )
