@@ -6,7 +6,7 @@ import argparse
 import re
 from collections.abc import Callable, Iterator
 
-from alphapulse_encryption.__main__ import build_parser
+from alphapulse_encryption.commands.parser import build_parser
 from alphapulse_encryption.migration.limits import Limits
 from alphapulse_encryption_tests.docs.pages import DOCS
 

@@ -19,8 +19,9 @@ import psycopg
 import pytest
 import yaml
 
-from alphapulse_encryption.__main__ import build_parser, check_usage
 from alphapulse_encryption.catalogue import load_catalogue
+from alphapulse_encryption.commands.parser import build_parser
+from alphapulse_encryption.commands.usage import check_usage
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.conftest import fresh_database
 from alphapulse_encryption_tests.crypto import independent

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from alphapulse_encryption.__main__ import build_parser, check_usage
+from alphapulse_encryption.commands.parser import build_parser
+from alphapulse_encryption.commands.usage import check_usage
 from alphapulse_encryption.rehearsal import plots, report, runbook, wording
 from alphapulse_encryption.rehearsal.measures import (
     Circumstances,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from alphapulse_encryption import __main__
 from alphapulse_encryption.__main__ import main
 from alphapulse_encryption.catalogue import load_catalogue
+from alphapulse_encryption.commands import usage
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.database import Database
 from alphapulse_encryption.migration.preflight import PreflightReport, check
@@ -63,7 +63,7 @@ def theirs(postgres: EmbeddedPostgres, separated: Separated, server_dir: Any) ->
 
 
 def test_every_step_has_its_role() -> None:
-    assert set(STEPS) == set(__main__.STEPS)
+    assert set(STEPS) == set(usage.STEPS)
 
 
 LOGGED = "SELECT id, action, database_role FROM encryption_audit_log ORDER BY id"
