@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from alphapulse_encryption.commands.usage import JSON_TAKERS, PROGRAM, SCHEMA_TAKERS, flag
 
@@ -14,6 +15,7 @@ SMALLEST_SAMPLE = 1_000
 LARGEST_SAMPLE = 100_000
 HIGHEST_RATE = 1_000
 LONGEST_NUMBER = 18
+LARGEST_NUMBER = 10**LONGEST_NUMBER - 1
 MOST_SHOWN = 1_000
 
 _EPILOG = """\
@@ -43,7 +45,75 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    # In the order of the help.
     _add_reports(parser)
+    _add_steps(parser)
+    _add_roles(parser)
+    _add_rehearsal(parser)
+    _add_running(parser)
+    _add_options(parser)
+    _add_approval(parser)
+    return parser
+
+
+def _add_reports(parser: argparse.ArgumentParser) -> None:
+    reports = parser.add_argument_group("reports (read only, without a run)")
+    reports.add_argument(
+        "--plan",
+        action="store_true",
+        help="what would be done: statements, batch ranges, durations, growth, locks, obstacles",
+    )
+    reports.add_argument(
+        "--status", action="store_true", help="where it stands: per table and column, who works, what is left"
+    )
+    reports.add_argument(
+        "--slow-queries",
+        action="store_true",
+        help="step 7: what statements on encrypted tables cost, from pg_stat_statements, slowest first",
+    )
+    reports.add_argument(
+        "--limit",
+        type=_between(1, MOST_SHOWN),
+        metavar="N",
+        help="with --slow-queries: how many to show (default: 20)",
+    )
+    reports.add_argument("--watch", action="store_true", help="with --status: again and again, until Ctrl-C")
+    reports.add_argument(
+        "--discover",
+        action="store_true",
+        help="propose a catalogue for this database, by names, types and the form of sampled values; shows none",
+    )
+    reports.add_argument(
+        "--schema",
+        action="append",
+        default=[],
+        metavar="S",
+        help="with --discover: only this schema; may be given several times",
+    )
+    reports.add_argument(
+        "--sample",
+        type=_up_to(LARGEST_SAMPLE),
+        metavar="N",
+        help="with --discover: rows of each table whose values are looked at; 0 for none (default: 1000)",
+    )
+    reports.add_argument(
+        "--output", metavar="FILE", help="with --discover: write the catalogue there; it must not exist"
+    )
+    reports.add_argument("--force", action="store_true", help="with --output: replace the file")
+    reports.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON document on standard output; with " + ", ".join(flag(name) for name in JSON_TAKERS),
+    )
+    reports.add_argument(
+        "--json-schema",
+        action="store_true",
+        help="print the JSON schema of that document instead; with "
+        + ", ".join(flag(name) for name in SCHEMA_TAKERS),
+    )
+
+
+def _add_steps(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_argument_group("steps")
     steps.add_argument(
         "--preflight", action="store_true", help="check what would block the migration; reads only"
@@ -82,7 +152,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="after step 8, in a maintenance window: rewrite one table, locked meanwhile, and say what remains",
     )
     steps.add_argument(
-        "--revoke-approval", type=_number, metavar="N", help="take approval N back (see --approvals)"
+        "--revoke-approval",
+        type=_whole_number(1, LARGEST_NUMBER, "the number of an approval, as --approvals shows it"),
+        metavar="N",
+        help="take approval N back (see --approvals)",
     )
     steps.add_argument(
         "--replan",
@@ -104,7 +177,15 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="rollback after the drop: rebuild the plaintext columns",
     )
-    _add_after_the_migration(steps)
+    steps.add_argument(
+        "--rebuild-indexes",
+        choices=("all", "encrypted"),
+        help="after the migration: build the tables' indexes anew, concurrently: all of them, or only those with an "
+        "encrypted or search column in them",
+    )
+    steps.add_argument(
+        "--analyze", action="store_true", help="after the migration: take the planner's statistics anew"
+    )
     steps.add_argument(
         "--rotate-keys",
         action="store_true",
@@ -118,7 +199,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     steps.add_argument(
         "--reinstate-key-version",
-        type=_key_version,
+        type=_whole_number(1, LARGEST_NUMBER, "a key version, as --key-versions shows it"),
         metavar="N",
         help="a retired key version is readable again",
     )
@@ -145,8 +226,65 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="send a test message to every channel that alerts are configured for",
     )
-    _add_rehearsal(parser)
-    _add_settings(parser)
+
+
+def _add_roles(parser: argparse.ArgumentParser) -> None:
+    roles = parser.add_argument_group("least privilege")
+    roles.add_argument(
+        "--roles-sql",
+        action="store_true",
+        help="print SQL that creates the roles, for a database administrator to run with psql; reads only",
+    )
+    roles.add_argument(
+        "--role-prefix", metavar="TEXT", help="what their names begin with (default: alphapulse_)"
+    )
+
+
+def _add_rehearsal(parser: argparse.ArgumentParser) -> None:
+    rehearsal = parser.add_argument_group("rehearsal, on a clone of ALPHAPULSE_STAGING_DATABASE_URL")
+    rehearsal.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="the whole migration there and back on a clone, measured; the database itself is only read",
+    )
+    rehearsal.add_argument(
+        "--rows",
+        type=_whole_number(SMALLEST_SAMPLE, LARGEST_NUMBER, f"a whole number of at least {SMALLEST_SAMPLE}"),
+        metavar="N",
+        help="size of the sample's staging copy, which is rehearsed where no staging database is named",
+    )
+    rehearsal.add_argument(
+        "--rate",
+        type=_up_to(HIGHEST_RATE),
+        metavar="N",
+        help="requests per second that the application makes on the clone meanwhile; 0 for none (default: 20)",
+    )
+    rehearsal.add_argument(
+        "--source-is-not-production",
+        action="store_true",
+        help="the staging database is not production, though its name says so, or it is a physical copy",
+    )
+    rehearsal.add_argument(
+        "--keep-clone", action="store_true", help="leave the clone there; you remove it yourself"
+    )
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    running = parser.add_argument_group("running backfills (at once, also of other processes)")
+    running.add_argument("--pause", action="store_true", help="have every backfill wait at its next batch")
+    running.add_argument("--resume", action="store_true", help="let them go on")
+    running.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting (see --settings)"
+    )
+    running.add_argument("--settings", action="store_true", help="show the settings")
+    running.add_argument(
+        "--stop-runs",
+        action="store_true",
+        help="stop every run that is queued or under way, on whatever machine; what is done stays done",
+    )
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     options = parser.add_argument_group("options")
     options.add_argument(
         "--table",
@@ -156,17 +294,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="only this table; may be given several times",
     )
     options.add_argument(
-        "--batch-size", type=_batch_size, metavar="N", help="rows per batch (default: adapted to the server)"
+        "--batch-size",
+        type=_between(1, LARGEST_BATCH_SIZE),
+        metavar="N",
+        help="rows per batch (default: adapted to the server)",
     )
     options.add_argument(
         "--workers",
-        type=_workers,
+        type=_between(1, MOST_WORKERS),
         metavar="N",
         help="batch ranges encrypted, verified or encrypted again at once (default: 1)",
     )
     options.add_argument(
         "--runs",
-        type=_runs,
+        type=_between(1, MOST_RUNS),
         metavar="N",
         help="with workers on other machines: runs that the batch ranges of each table are spread over (default: 4)",
     )
@@ -193,6 +334,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="with --restore-plaintext: stop before the plaintext becomes right, until no instance of the application "
         "writes ciphertext alone; run it again without",
     )
+
+
+def _add_approval(parser: argparse.ArgumentParser) -> None:
     approval = parser.add_argument_group(
         "approval (with --approve-drop --table T, or --erase-dropped --table T)"
     )
@@ -208,181 +352,32 @@ def build_parser() -> argparse.ArgumentParser:
         help="with --drop-unencrypted or --revoke-approval: your name; outside the sample, a drop needs it, and "
         "another one than the approver's (setting two_person_rule)",
     )
-    return parser
 
 
-def _add_reports(parser: argparse.ArgumentParser) -> None:
-    reports = parser.add_argument_group("reports (read only, without a run)")
-    reports.add_argument(
-        "--plan",
-        action="store_true",
-        help="what would be done: statements, batch ranges, durations, growth, locks, obstacles",
-    )
-    reports.add_argument(
-        "--status", action="store_true", help="where it stands: per table and column, who works, what is left"
-    )
-    reports.add_argument(
-        "--slow-queries",
-        action="store_true",
-        help="step 7: what statements on encrypted tables cost, from pg_stat_statements, slowest first",
-    )
-    reports.add_argument(
-        "--limit", type=_limit, metavar="N", help="with --slow-queries: how many to show (default: 20)"
-    )
-    reports.add_argument("--watch", action="store_true", help="with --status: again and again, until Ctrl-C")
-    reports.add_argument(
-        "--discover",
-        action="store_true",
-        help="propose a catalogue for this database, by names, types and the form of sampled values; shows none",
-    )
-    reports.add_argument(
-        "--schema",
-        action="append",
-        default=[],
-        metavar="S",
-        help="with --discover: only this schema; may be given several times",
-    )
-    reports.add_argument(
-        "--sample",
-        type=_sample,
-        metavar="N",
-        help="with --discover: rows of each table whose values are looked at; 0 for none (default: 1000)",
-    )
-    reports.add_argument(
-        "--output", metavar="FILE", help="with --discover: write the catalogue there; it must not exist"
-    )
-    reports.add_argument("--force", action="store_true", help="with --output: replace the file")
-    reports.add_argument(
-        "--json",
-        action="store_true",
-        help="one JSON document on standard output; with " + ", ".join(flag(name) for name in JSON_TAKERS),
-    )
-    reports.add_argument(
-        "--json-schema",
-        action="store_true",
-        help="print the JSON schema of that document instead; with "
-        + ", ".join(flag(name) for name in SCHEMA_TAKERS),
-    )
+def _whole_number(least: int, most: int, what: str) -> Callable[[str], int]:
+    """The type of an option that takes one.
+
+    Args:
+        least: included.
+        most: included.
+        what: it has to be, for people.
+    """
+
+    def read(text: str) -> int:
+        # int() also takes other digits than ours, and refuses thousands of digits with words of its own.
+        if text.isascii() and text.isdigit() and len(text) <= len(str(most)) and least <= int(text) <= most:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"must be {what}")
+
+    return read
 
 
-def _add_after_the_migration(steps: argparse._ArgumentGroup) -> None:
-    steps.add_argument(
-        "--rebuild-indexes",
-        choices=("all", "encrypted"),
-        help="after the migration: build the tables' indexes anew, concurrently: all of them, or only those with an "
-        "encrypted or search column in them",
-    )
-    steps.add_argument(
-        "--analyze", action="store_true", help="after the migration: take the planner's statistics anew"
-    )
+def _between(least: int, most: int) -> Callable[[str], int]:
+    return _whole_number(least, most, f"a whole number from {least} to {most}")
 
 
-def _add_roles(parser: argparse.ArgumentParser) -> None:
-    roles = parser.add_argument_group("least privilege")
-    roles.add_argument(
-        "--roles-sql",
-        action="store_true",
-        help="print SQL that creates the roles, for a database administrator to run with psql; reads only",
-    )
-    roles.add_argument(
-        "--role-prefix", metavar="TEXT", help="what their names begin with (default: alphapulse_)"
-    )
-
-
-def _add_rehearsal(parser: argparse.ArgumentParser) -> None:
-    _add_roles(parser)
-    rehearsal = parser.add_argument_group("rehearsal, on a clone of ALPHAPULSE_STAGING_DATABASE_URL")
-    rehearsal.add_argument(
-        "--rehearse",
-        action="store_true",
-        help="the whole migration there and back on a clone, measured; the database itself is only read",
-    )
-    rehearsal.add_argument(
-        "--rows",
-        type=_rows,
-        metavar="N",
-        help="size of the sample's staging copy, which is rehearsed where no staging database is named",
-    )
-    rehearsal.add_argument(
-        "--rate",
-        type=_rate,
-        metavar="N",
-        help="requests per second that the application makes on the clone meanwhile; 0 for none (default: 20)",
-    )
-    rehearsal.add_argument(
-        "--source-is-not-production",
-        action="store_true",
-        help="the staging database is not production, though its name says so, or it is a physical copy",
-    )
-    rehearsal.add_argument(
-        "--keep-clone", action="store_true", help="leave the clone there; you remove it yourself"
-    )
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    running = parser.add_argument_group("running backfills (at once, also of other processes)")
-    running.add_argument("--pause", action="store_true", help="have every backfill wait at its next batch")
-    running.add_argument("--resume", action="store_true", help="let them go on")
-    running.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting (see --settings)"
-    )
-    running.add_argument("--settings", action="store_true", help="show the settings")
-    running.add_argument(
-        "--stop-runs",
-        action="store_true",
-        help="stop every run that is queued or under way, on whatever machine; what is done stays done",
-    )
-
-
-def _number(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError("must be the number of an approval, as --approvals shows it")
-
-
-def _sample(text: str) -> int:
-    if (
-        text.isascii()
-        and text.isdigit()
-        and len(text) <= len(str(LARGEST_SAMPLE))
-        and int(text) <= LARGEST_SAMPLE
-    ):
-        return int(text)
-    raise argparse.ArgumentTypeError(f"must be a whole number up to {LARGEST_SAMPLE}")
-
-
-def _rate(text: str) -> int:
-    if (
-        text.isascii()
-        and text.isdigit()
-        and len(text) <= len(str(HIGHEST_RATE))
-        and int(text) <= HIGHEST_RATE
-    ):
-        return int(text)
-    raise argparse.ArgumentTypeError(f"must be a whole number up to {HIGHEST_RATE}")
-
-
-def _rows(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER and int(text) >= SMALLEST_SAMPLE:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"must be a whole number of at least {SMALLEST_SAMPLE}")
-
-
-def _limit(text: str) -> int:
-    if (
-        text.isascii()
-        and text.isdigit()
-        and len(text) <= len(str(MOST_SHOWN))
-        and 1 <= int(text) <= MOST_SHOWN
-    ):
-        return int(text)
-    raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST_SHOWN}")
-
-
-def _key_version(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError("must be a key version, as --key-versions shows it")
+def _up_to(most: int) -> Callable[[str], int]:
+    return _whole_number(0, most, f"a whole number up to {most}")
 
 
 def _hours(text: str) -> float:
@@ -391,28 +386,3 @@ def _hours(text: str) -> float:
     if plain and 0 < float(text) <= MOST_HOURS:
         return float(text)
     raise argparse.ArgumentTypeError(f"must be a number of hours, at most {MOST_HOURS}")
-
-
-def _workers(text: str) -> int:
-    if (
-        text.isascii()
-        and text.isdigit()
-        and len(text) <= len(str(MOST_WORKERS))
-        and 1 <= int(text) <= MOST_WORKERS
-    ):
-        return int(text)
-    raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST_WORKERS}")
-
-
-def _runs(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) <= len(str(MOST_RUNS)) and 1 <= int(text) <= MOST_RUNS:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST_RUNS}")
-
-
-def _batch_size(text: str) -> int:
-    # int() refuses thousands of digits with words of its own.
-    digits = text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_BATCH_SIZE))
-    if digits and 1 <= int(text) <= LARGEST_BATCH_SIZE:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {LARGEST_BATCH_SIZE}")
