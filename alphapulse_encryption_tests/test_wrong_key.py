@@ -226,11 +226,3 @@ def test_check_key_without_a_database(theirs: Place, capsys: pytest.CaptureFixtu
     assert not (theirs.state / "new").exists()
     status, said = check_key(theirs, capsys, ALPHAPULSE_DATABASE_URL="mysql://x/y")
     assert (status, "ALPHAPULSE_DATABASE_URL is not a PostgreSQL URL" in said) == (2, True)
-
-
-@pytest.mark.parametrize("flag", ["--check-key", "--key-usage", "--test-alerts"])
-def test_what_goes_alone(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for others in (["--verify"], ["--pause"], ["--backup-identity"]):
-        with pytest.raises(SystemExit, match="2"):
-            main([flag, *others])
-        assert "to be given without a step" in capsys.readouterr().err

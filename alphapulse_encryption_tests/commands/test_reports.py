@@ -124,37 +124,6 @@ def test_errors_are_not_on_standard_output(theirs: Place) -> None:
     assert unknown.stdout == "" and "unknown table" in unknown.stderr
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--json",),
-        ("--json", "--add-columns"),
-        ("--json", "--plan", "--status"),
-        ("--json", "--preflight", "--backup"),
-        ("--json", "--settings", "--pause"),
-        ("--json", "--check-key"),
-        ("--json-schema", "--approvals"),
-        ("--plan", "--add-columns"),
-        ("--plan", "--status"),
-        ("--watch",),
-        ("--watch", "--plan"),
-        ("--watch", "--status", "--json"),
-        ("--schema", "crm", "--plan"),
-        ("--sample", "0", "--status"),
-        ("--output", "x.yaml", "--plan"),
-        ("--discover", "--force"),
-        ("--discover", "--table", "users"),
-        ("--discover", "--sample", "many"),
-        ("--discover", "--status"),
-    ],
-)
-def test_what_does_not_fit_is_refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
-    assert capsys.readouterr().out == ""
-
-
 def test_watching_ends_with_nothing_wrong(theirs: Place) -> None:
     watching = theirs.start("--status", "--watch")
     support.until(lambda: "tables verified" in watching.output or not watching.running, "a picture")
