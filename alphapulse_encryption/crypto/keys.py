@@ -16,6 +16,11 @@ PBKDF2_ITERATIONS = 100_000
 # No catalogue can name it: contexts hold no control characters.
 _CHECK_CONTEXT = "\x00key-check-value"
 
+# What was derived in this process: each step of a run and each tick of a sensor makes a key ring of its own, and the
+# derivations would be most of their work. By a hash, so that no master key is kept when its key ring is gone.
+_KNOWN: dict[bytes, bytes] = {}
+_MOST_KNOWN = 1_000
+
 HOW_TO_MAKE_A_KEY = (
     'make one with: python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
 )
@@ -62,8 +67,8 @@ def _decode(text: str) -> bytes | None:
 class KeyRing:
     """The master keys of all readable versions, and the keys derived from them.
 
-    Derived keys are cached. The cache needs no lock: two threads that meet on a new context
-    derive the same key twice, and a fork never inherits a lock that is held.
+    Derived keys are kept for as long as the process lives, for other key rings too. That needs no lock: two
+    threads that meet on a new context derive the same key twice, and a fork never inherits a lock that is held.
 
     A key ring cannot be pickled or copied, and shows no secret in its repr.
 
@@ -151,10 +156,22 @@ class KeyRing:
             known = ", ".join(str(known) for known in self.versions)
             raise ConfigurationError(f"there is no master key of version {version}, only of {known}")
         salt = f"{context}:v{version}".encode()
-        return hashlib.pbkdf2_hmac("sha256", master_key, salt, PBKDF2_ITERATIONS, DERIVED_KEY_BYTES)
+        return _derive(master_key, salt)
 
     def __repr__(self) -> str:
         return f"KeyRing(versions={self.versions}, current_version={self.current_version})"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a KeyRing holds secrets and cannot be pickled or copied")
+
+
+def _derive(master_key: bytes, salt: bytes) -> bytes:
+    # The master key has a fixed length: no other pair has the same bytes.
+    name = hashlib.sha256(master_key + salt).digest()
+    derived = _KNOWN.get(name)
+    if derived is None:
+        derived = hashlib.pbkdf2_hmac("sha256", master_key, salt, PBKDF2_ITERATIONS, DERIVED_KEY_BYTES)
+        if len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[name] = derived
+    return derived

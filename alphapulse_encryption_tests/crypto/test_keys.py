@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alphapulse_encryption.crypto import keys as module
 from alphapulse_encryption.crypto.keys import KeyRing, parse_master_key
 from alphapulse_encryption.errors import ConfigurationError
 
@@ -60,7 +61,7 @@ def test_derived_key_is_pbkdf2_as_the_design_says() -> None:
 
 
 def test_derived_keys_are_cached_and_the_same_in_all_threads() -> None:
-    keys = KeyRing({1: KEY}, 1)
+    keys = KeyRing({1: os.urandom(32)}, 1)
     found: list[bytes] = []
     threads = [threading.Thread(target=lambda: found.append(keys.derive("c", 1))) for _ in range(4)]
     for thread in threads:
@@ -70,6 +71,20 @@ def test_derived_keys_are_cached_and_the_same_in_all_threads() -> None:
     assert len(found) == 4
     assert set(found) == {keys.derive("c", 1)}
     assert keys.derive("c", 1) is keys.derive("c", 1)
+
+
+def test_another_key_ring_of_the_same_key_need_not_derive_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    master_key = os.urandom(32)
+    first, second = (KeyRing({1: master_key, 2: OTHER}, 1) for _ in range(2))
+    assert first.derive("c", 1) is second.derive("c", 1)
+    assert len({first.derive("c", 1), first.derive("c", 2), first.derive("d", 1)}) == 3
+    # Nor does the process grow with the number of contexts that it has seen, nor keep a master key.
+    monkeypatch.setattr(module, "_MOST_KNOWN", len(module._KNOWN) + 2)
+    for number in range(3):
+        first.derive(f"context {number}", 1)
+    assert len(module._KNOWN) <= 2
+    assert first.derive("c", 1) == hashlib.pbkdf2_hmac("sha256", master_key, b"c:v1", 100_000, 32)
+    assert not any(master_key in name for name in module._KNOWN)
 
 
 def test_versions() -> None:
