@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -13,22 +14,34 @@ from alphapulse_encryption_tests.docs.pages import Page, page, pages
 # A phrase of fewer letters would be found by chance.
 SHORTEST = 12
 
-MODULES = messages.parsed()
-ERRORS = list(messages.errors(MODULES))
-REFUSALS = [
-    *ERRORS,
-    *messages.findings(MODULES, "migration/preflight.py"),
-    *messages.reasons_not_verified(MODULES),
-]
-ALERTS = [
-    *messages.findings(MODULES, "migration/drift.py"),
-    *messages.findings(MODULES, "migration/overdue.py"),
-    *messages.findings(MODULES, "alerts/"),
-    *messages.reasons_to_wait(MODULES),
-    *messages.returned(MODULES, "crypto/usage.py"),
-]
 # Errors that carry another one's text, or what a library calls its own.
 ELSEWHERE = {"alerts/delivery.py", "jobs/tune_tables.py", "migration/fill.py", "orm/types.py"}
+
+# Looked for when a test asks: every process that collects the tests loads this module, and seconds go into it.
+modules = functools.cache(messages.parsed)
+
+
+@functools.cache
+def errors() -> tuple[Message, ...]:
+    return tuple(messages.errors(modules()))
+
+
+def refusals() -> list[Message]:
+    return [
+        *errors(),
+        *messages.findings(modules(), "migration/preflight.py"),
+        *messages.reasons_not_verified(modules()),
+    ]
+
+
+def alerts() -> list[Message]:
+    return [
+        *messages.findings(modules(), "migration/drift.py"),
+        *messages.findings(modules(), "migration/overdue.py"),
+        *messages.findings(modules(), "alerts/"),
+        *messages.reasons_to_wait(modules()),
+        *messages.returned(modules(), "crypto/usage.py"),
+    ]
 
 
 def phrases(of: Page) -> set[str]:
@@ -53,10 +66,13 @@ def letters(phrase: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("docs/messages.md", REFUSALS), ("docs/alerts.md", ALERTS)], ids=["messages", "alerts"]
+    ("name", "ask"), [("docs/messages.md", refusals), ("docs/alerts.md", alerts)], ids=["messages", "alerts"]
 )
-def test_every_message_has_its_entry_and_every_entry_its_message(name: str, told: list[Message]) -> None:
+def test_every_message_has_its_entry_and_every_entry_its_message(
+    name: str, ask: Callable[[], list[Message]]
+) -> None:
     of = page(name)
+    told = ask()
     known = phrases(of)
     texts = {message.text for message in told}
     # A page of its own may say what its messages mean.
@@ -75,7 +91,7 @@ def _of_other_tables(of: Page) -> set[str]:
 
 
 def test_no_message_is_overlooked() -> None:
-    found = ERRORS
+    found = errors()
     # Every class is seen in use, and of nearly every use the text is known.
     assert {"RefusedError", "ConfigurationError", "MigrationError", "KeyExhausted", "DatabaseFailure"} <= {
         message.kind for message in found
@@ -83,12 +99,12 @@ def test_no_message_is_overlooked() -> None:
     assert len(found) > 250
     unknown = [message.place for message in found if not message.text]
     assert {place.partition(":")[0] for place in unknown} <= ELSEWHERE, unknown
-    assert len(ALERTS) > 15
+    assert len(alerts()) > 15
 
 
 def test_a_message_that_is_new_is_missed() -> None:
     source = 'class NewError(RefusedError): ...\nraise NewError(f"The moon is {phase} tonight.")'
-    modules = messages.with_module({"errors.py": MODULES["errors.py"]}, "new.py", source)
-    (message,) = messages.errors(modules)
+    known = messages.with_module({"errors.py": modules()["errors.py"]}, "new.py", source)
+    (message,) = messages.errors(known)
     assert message.text == "The moon is … tonight."
     assert not has_entry(message, phrases(page("docs/messages.md")))
