@@ -3,6 +3,8 @@
 import base64
 import binascii
 import hashlib
+import os
+import threading
 import unicodedata
 from collections.abc import Mapping
 from typing import NoReturn
@@ -20,6 +22,10 @@ _CHECK_CONTEXT = "\x00key-check-value"
 # derivations would be most of their work. By a hash, so that no master key is kept when its key ring is gone.
 _KNOWN: dict[bytes, bytes] = {}
 _MOST_KNOWN = 1_000
+# The threads of a step meet on a new context at once: one derives, and the others wait for it.
+_TURNS: dict[bytes, threading.Lock] = {}
+# A fork would inherit a lock that another thread holds, for ever.
+os.register_at_fork(after_in_child=_TURNS.clear)
 
 HOW_TO_MAKE_A_KEY = (
     'make one with: python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
@@ -67,8 +73,8 @@ def _decode(text: str) -> bytes | None:
 class KeyRing:
     """The master keys of all readable versions, and the keys derived from them.
 
-    Derived keys are kept for as long as the process lives, for other key rings too. That needs no lock: two
-    threads that meet on a new context derive the same key twice, and a fork never inherits a lock that is held.
+    Derived keys are kept for as long as the process lives, for other key rings too. Any number of threads may use
+    one, and of those that meet on a new context one derives its key. A process that is forked meanwhile derives anew.
 
     A key ring cannot be pickled or copied, and shows no secret in its repr.
 
@@ -169,9 +175,14 @@ def _derive(master_key: bytes, salt: bytes) -> bytes:
     # The master key has a fixed length: no other pair has the same bytes.
     name = hashlib.sha256(master_key + salt).digest()
     derived = _KNOWN.get(name)
-    if derived is None:
-        derived = hashlib.pbkdf2_hmac("sha256", master_key, salt, PBKDF2_ITERATIONS, DERIVED_KEY_BYTES)
-        if len(_KNOWN) >= _MOST_KNOWN:
-            _KNOWN.clear()
-        _KNOWN[name] = derived
+    if derived is not None:
+        return derived
+    with _TURNS.setdefault(name, threading.Lock()):
+        derived = _KNOWN.get(name)
+        if derived is None:
+            derived = hashlib.pbkdf2_hmac("sha256", master_key, salt, PBKDF2_ITERATIONS, DERIVED_KEY_BYTES)
+            if len(_KNOWN) >= _MOST_KNOWN:
+                _KNOWN.clear()
+            _KNOWN[name] = derived
+    _TURNS.pop(name, None)
     return derived

@@ -5,7 +5,9 @@ import copy
 import hashlib
 import os
 import pickle
+import signal
 import threading
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -60,17 +62,53 @@ def test_derived_key_is_pbkdf2_as_the_design_says() -> None:
     assert keys.derive("größe", 1) == hashlib.pbkdf2_hmac("sha256", KEY, "größe:v1".encode(), 100_000, 32)
 
 
-def test_derived_keys_are_cached_and_the_same_in_all_threads() -> None:
+def test_derived_keys_are_cached_and_the_same_in_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = KeyRing({1: os.urandom(32)}, 1)
     found: list[bytes] = []
-    threads = [threading.Thread(target=lambda: found.append(keys.derive("c", 1))) for _ in range(4)]
+    times = 0
+    derive = hashlib.pbkdf2_hmac
+
+    def counted(*arguments: Any) -> bytes:
+        nonlocal times
+        times += 1
+        return derive(*arguments)
+
+    monkeypatch.setattr(hashlib, "pbkdf2_hmac", counted)
+    threads = [threading.Thread(target=lambda: found.append(keys.derive("c", 1))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4
+    assert len(found) == 8
     assert set(found) == {keys.derive("c", 1)}
     assert keys.derive("c", 1) is keys.derive("c", 1)
+    assert times == 1
+
+
+def test_a_process_forked_during_a_derivation_derives_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = KeyRing({1: os.urandom(32)}, 1)
+    derive = hashlib.pbkdf2_hmac
+    begun, go_on = threading.Event(), threading.Event()
+
+    def held(*arguments: Any) -> bytes:
+        begun.set()
+        go_on.wait()
+        return derive(*arguments)
+
+    monkeypatch.setattr(hashlib, "pbkdf2_hmac", held)
+    thread = threading.Thread(target=lambda: keys.derive("c", 1))
+    thread.start()
+    begun.wait()
+    monkeypatch.setattr(hashlib, "pbkdf2_hmac", derive)
+    child = os.fork()
+    if child == 0:
+        # Where it waited for a lock that nobody gives back, the alarm would end it.
+        signal.alarm(60)
+        os._exit(0 if len(keys.derive("c", 1)) == 32 else 1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    go_on.set()
+    thread.join()
+    assert status == 0
 
 
 def test_another_key_ring_of_the_same_key_need_not_derive_again(monkeypatch: pytest.MonkeyPatch) -> None:
