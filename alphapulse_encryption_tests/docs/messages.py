@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -128,8 +129,8 @@ def _texts(node: ast.expr, module: ast.Module, modules: dict[str, ast.Module]) -
     if isinstance(node, ast.Name):
         return [
             text
-            for found in ast.walk(module)
-            if isinstance(found, ast.Assign) and node.id in {_name(target) for target in found.targets}
+            for found in _assignments(module)
+            if node.id in {_name(target) for target in found.targets}
             for text in [_text(found.value)]
             if text
         ]
@@ -137,8 +138,8 @@ def _texts(node: ast.expr, module: ast.Module, modules: dict[str, ast.Module]) -
         return [
             text
             for other in modules.values()
-            for function in ast.walk(other)
-            if isinstance(function, ast.FunctionDef) and function.name == _name(node.func)
+            for function in _functions(other)
+            if function.name == _name(node.func)
             for found in ast.walk(function)
             if isinstance(found, ast.Return) and found.value is not None
             for text in [_text(found.value)]
@@ -146,6 +147,16 @@ def _texts(node: ast.expr, module: ast.Module, modules: dict[str, ast.Module]) -
         ]
     text = _text(node)
     return [text] if text else []
+
+
+@functools.cache
+def _assignments(module: ast.Module) -> tuple[ast.Assign, ...]:
+    return tuple(node for node in ast.walk(module) if isinstance(node, ast.Assign))
+
+
+@functools.cache
+def _functions(module: ast.Module) -> tuple[ast.FunctionDef, ...]:
+    return tuple(node for node in ast.walk(module) if isinstance(node, ast.FunctionDef))
 
 
 def _text(node: ast.expr) -> str:

@@ -329,7 +329,7 @@ def rehearsals(draw: st.DrawFn) -> Rehearsal:
 
 # Not shrunk: that takes minutes, each example being several pages with their plots.
 @settings(
-    max_examples=12,
+    max_examples=6,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )

@@ -130,7 +130,11 @@ def test_two_workers(here: Place) -> None:
         second = stack.enter_context(worker(here, "third"))
         support.until(lambda: "takes runs" in second.text, "it is ready")
         _pools_hold(here, watch, {first.process.pid, second.process.pid})
-        _commands_come_and_go(here, watch)
+        verified = here.succeeds(
+            *("--verify", "--runs", "2", "--table", "users", "--table", "trades", "--table", "positions")
+        )
+        assert "  Failed: 0" in verified
+        assert {run.status for run in watch.runs("users", "verify_data")} == {dg.DagsterRunStatus.SUCCESS}
         _nothing_is_told(here, [overseer, first, second])
 
 
@@ -196,8 +200,17 @@ def _pools_hold(here: Place, watch: Watch, workers: set[int]) -> None:
     rest(here.url, 0)
 
 
-def _commands_come_and_go(here: Place, watch: Watch) -> None:
-    support.run(here.url, "UPDATE users SET email = 'x' || email")
+@pytest.mark.long
+def test_commands_come_and_go(here: Place) -> None:
+    with ExitStack() as stack:
+        stack.enter_context(daemon(here))
+        stack.enter_context(worker(here, "first"))
+        watch = Watch(here, stack.enter_context(here.instance()))
+        here.succeeds("--add-columns", "--table", "users")
+        _one_is_killed_and_one_is_left(here, watch)
+
+
+def _one_is_killed_and_one_is_left(here: Place, watch: Watch) -> None:
     here.run("--pause")
     killed = here.start("--migrate-data", "--table", "users", "--runs", "1")
     support.until(lambda: "Begun on" in killed.output, "a worker has taken the run")
@@ -225,11 +238,6 @@ def _commands_come_and_go(here: Place, watch: Watch) -> None:
     here.run("--resume")
     here.succeeds("--migrate-data", "--table", "users", "--runs", "1")
     support.assert_encrypted(here.url, CATALOGUE.table("users"))
-    verified = here.succeeds(
-        *("--verify", "--runs", "2", "--table", "users", "--table", "trades", "--table", "positions")
-    )
-    assert "  Failed: 0" in verified
-    assert {run.status for run in watch.runs("users", "verify_data")} == {dg.DagsterRunStatus.SUCCESS}
 
 
 def _nothing_is_told(here: Place, services: list[Service]) -> None:
