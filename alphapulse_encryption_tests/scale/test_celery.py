@@ -29,6 +29,7 @@ from alphapulse_encryption_tests.scale.services import Service, configure, daemo
 
 CATALOGUE = load_catalogue()
 RANGES = 8
+BATCH = 20
 
 
 @pytest.fixture
@@ -89,12 +90,16 @@ class Watch:
         return {number: (status, rows_, begun, ended) for number, status, rows_, begun, ended in rows}
 
     def in_the_middle(self, table: str, of: Service) -> dg.DagsterRun | None:
-        """A run of this worker's that has done one range and is in the middle of the next."""
+        """A run of this worker's that has done one range and begun the next, with most of it before it."""
         self.look()
         for run in self.runs(table):
             if self.sessions.get(run.run_id) == of.process.pid:
                 states = [self.ranges(table)[number][:2] for number in self.share(run)]
-                if states[0][0] == "completed" and states[1][0] == "in_progress" and states[1][1] > 0:
+                if (
+                    states[0][0] == "completed"
+                    and states[1][0] == "in_progress"
+                    and 0 < states[1][1] <= 2 * BATCH
+                ):
                     return run
         return None
 
@@ -139,14 +144,18 @@ def test_two_workers(here: Place) -> None:
 
 
 def _one_is_killed(here: Place, watch: Watch, first: Service, second: Service) -> None:
-    rest(here.url, 20)
-    command = here.start("--migrate-data", "--table", "trades", "--runs", "4", "--batch-size", "20")
-    support.until(
-        lambda: watch.in_the_middle("trades", second) is not None, "the second worker is in the middle"
-    )
+    rest(here.url, 60)
+    command = here.start("--migrate-data", "--table", "trades", "--runs", "4", "--batch-size", str(BATCH))
+    caught: list[dg.DagsterRun | None] = []
+
+    def in_the_middle() -> bool:
+        caught.append(watch.in_the_middle("trades", second))
+        return caught[-1] is not None
+
+    support.until(in_the_middle, "the second worker is in the middle")
     second.kill()
     rest(here.url, 0)
-    killed = watch.in_the_middle("trades", second)
+    killed = caught[-1]
     assert killed is not None
     table = CATALOGUE.table("trades")
     written = support.texts(here.url, table, table.columns[0].encrypted)
@@ -182,19 +191,27 @@ def _one_is_killed(here: Place, watch: Watch, first: Service, second: Service) -
 
 
 def _pools_hold(here: Place, watch: Watch, workers: set[int]) -> None:
-    # Longer than the other worker needs to see that there is a run for it, too.
+    def taken(table: str) -> set[int]:
+        watch.look()
+        return {watch.sessions[run.run_id] for run in watch.runs(table) if run.run_id in watch.sessions}
+
+    # Long enough to be noticed.
     rest(here.url, 60)
     pools = watch.instance.event_log_storage
     for pool, table in (("target_database", "positions"), ("table/users", "users")):
         pools.set_concurrency_slots(pool, 1)
-        command = here.start("--migrate-data", "--table", table, "--runs", "2", "--batch-size", "20")
-
+        if table == "users":
+            # Both runs are with a worker before either can go on, however slow one of them is to look for one.
+            here.succeeds("--pause")
+        command = here.start("--migrate-data", "--table", table, "--runs", "2", "--batch-size", str(BATCH))
+        if table == "users":
+            support.until(lambda: taken("users") == workers, "each worker has taken a run")
+            here.succeeds("--resume")
         done = watch.until_ended(command)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
         assert watch.overlaps(table) == 0
-        took_part = {watch.sessions[run.run_id] for run in watch.runs(table)}
         # With no place in the database's pool, the queue keeps the second run; at the table's, it waits on its worker.
-        assert took_part <= workers if table == "positions" else took_part == workers
+        assert {watch.sessions[run.run_id] for run in watch.runs(table)} <= workers
         pools.set_concurrency_slots(pool, 4)
         support.assert_encrypted(here.url, CATALOGUE.table(table))
     rest(here.url, 0)
