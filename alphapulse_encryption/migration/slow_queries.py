@@ -24,12 +24,6 @@ from alphapulse_encryption.migration.views import view_names
 Connection = psycopg.Connection[Any]
 
 EXTENSION = "pg_stat_statements"
-
-
-class NotCounted(ConfigurationError):
-    """The server counts no statements: the extension is not installed, or not loaded."""
-
-
 DEFAULT_LIMIT = 20
 # Reading a statement takes about a millisecond; more than this many on a handful of tables are generated ones.
 MOST_STATEMENTS = 2_000
@@ -40,6 +34,10 @@ ROWS_WORTH_AN_INDEX = 10_000
 CALLS_TO_COMPARE = 10
 WORSE_BY_FACTOR = 1.5
 WORSE_BY_MILLISECONDS = 0.5
+
+
+class NotCounted(ConfigurationError):
+    """The server counts no statements: the extension is not installed, or not loaded."""
 
 
 @dataclass(frozen=True)
