@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import psycopg
@@ -20,6 +21,9 @@ from psycopg import sql
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.sample.database import load_sample
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+
+if TYPE_CHECKING:
+    from alphapulse_encryption_tests.place import Place
 
 SAMPLE_ROWS = 3_000
 # Nobody needs the data after a crash of the machine.
@@ -149,6 +153,21 @@ def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
 def sample_url(postgres: EmbeddedPostgres, _sample_template: str) -> Iterator[str]:
     """The address of a database with the sample of about 3,000 rows, dropped after the test."""
     yield from fresh_database(postgres, _sample_template)
+
+
+@pytest.fixture
+def theirs(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> Iterator["Place"]:
+    """Where a command runs on somebody else's database, with a catalogue of their own."""
+    # Loads Dagster, which the programs that need this module for its settings alone do without.
+    from alphapulse_encryption_tests import another
+    from alphapulse_encryption_tests.place import place
+
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(another.SCHEMA.encode())
+    with place(
+        postgres, database_url, server_dir.parent, another.MASTER_KEY_TEXT, another.CATALOGUE
+    ) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -7,19 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
-import psycopg
-import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import another
 from alphapulse_encryption_tests.migration import walk
 from alphapulse_encryption_tests.migration.test_offsite import aws
-from alphapulse_encryption_tests.place import Place, place
+from alphapulse_encryption_tests.place import Place
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -44,16 +40,6 @@ _TRIGGERS = """
 SELECT pg_get_triggerdef(oid), tgenabled, obj_description(oid, 'pg_trigger') FROM pg_trigger
  WHERE NOT tgisinternal ORDER BY 1
 """
-
-
-@pytest.fixture
-def theirs(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> Iterator[Place]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(another.SCHEMA.encode())
-    with place(
-        postgres, database_url, server_dir.parent, another.MASTER_KEY_TEXT, another.CATALOGUE
-    ) as found:
-        yield found
 
 
 def tables(url: str) -> dict[str, list[tuple[object, ...]]]:

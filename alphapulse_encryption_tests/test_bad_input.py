@@ -5,27 +5,14 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
-import pytest
 
-from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import another
-from alphapulse_encryption_tests.place import Place, place
+from alphapulse_encryption_tests.place import Place
 
 CANARY = "canary-5e1f"
 VARIABLE = "ALPHAPULSE_ENCRYPTION_MASTER_KEY"
-
-
-@pytest.fixture
-def theirs(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> Iterator[Place]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(another.SCHEMA.encode())
-    with place(
-        postgres, database_url, server_dir.parent, another.MASTER_KEY_TEXT, another.CATALOGUE
-    ) as found:
-        yield found
 
 
 @contextlib.contextmanager

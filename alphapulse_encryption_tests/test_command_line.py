@@ -5,18 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import psycopg
 import pytest
 
-from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import another
 from alphapulse_encryption_tests.crypto import independent
-from alphapulse_encryption_tests.place import Place, place
+from alphapulse_encryption_tests.place import Place
 
 ADDED = [
     "Adding encrypted columns to tables...",
@@ -66,16 +63,6 @@ NOTHING_TO_DO = [
     *("Creating compatibility views...", "Nothing to do: every view is there."),
 ]
 APPROVAL = ("--approver", "Ada", "--reason", "it has served for a month")
-
-
-@pytest.fixture
-def theirs(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> Iterator[Place]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(another.SCHEMA.encode())
-    with place(
-        postgres, database_url, server_dir.parent, another.MASTER_KEY_TEXT, another.CATALOGUE
-    ) as found:
-        yield found
 
 
 def query(url: str, text: str) -> list[tuple[Any, ...]]:

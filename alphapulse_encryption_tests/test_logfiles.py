@@ -9,21 +9,18 @@ import os
 import resource
 import shutil
 import stat
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psycopg
 import pytest
 
 from alphapulse_encryption import logfiles, settings
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.logfiles import LogFile, RunLog, note
-from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import another
-from alphapulse_encryption_tests.place import Place, place
+from alphapulse_encryption_tests.place import Place
 
 TODAY = datetime.now(UTC)
 
@@ -194,16 +191,6 @@ def test_what_is_not_of_a_run_is_left_out(logs: Path) -> None:
     of_a_library.dagster_meta = {"dagster_event": None, "orig_message": "canary"}
     RunLog().emit(of_a_library)
     assert not logs.exists()
-
-
-@pytest.fixture
-def theirs(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> Iterator[Place]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(another.SCHEMA.encode())
-    with place(
-        postgres, database_url, server_dir.parent, another.MASTER_KEY_TEXT, another.CATALOGUE
-    ) as found:
-        yield found
 
 
 def test_commands_and_runs(theirs: Place) -> None:

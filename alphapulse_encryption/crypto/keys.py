@@ -88,7 +88,7 @@ class KeyRing:
             or no key for the current version.
     """
 
-    __slots__ = ("_check_values", "_current_version", "_derived", "_master_keys", "_origins")
+    __slots__ = ("_current_version", "_derived", "_master_keys", "_origins")
 
     def __init__(
         self, master_keys: Mapping[int, bytes], current_version: int, origins: Mapping[int, str] | None = None
@@ -106,7 +106,6 @@ class KeyRing:
         self._current_version = current_version
         self._origins = dict(origins or {})
         self._derived: dict[tuple[str, int], bytes] = {}
-        self._check_values: dict[int, str] = {}
 
     @property
     def current_version(self) -> int:
@@ -150,11 +149,8 @@ class KeyRing:
         Raises:
             ConfigurationError: no master key of that version.
         """
-        value = self._check_values.get(version)
-        if value is None:
-            digest = hashlib.sha256(self._pbkdf2(_CHECK_CONTEXT, version)).digest()
-            value = self._check_values[version] = base64.b64encode(digest).decode("ascii")
-        return value
+        digest = hashlib.sha256(self._pbkdf2(_CHECK_CONTEXT, version)).digest()
+        return base64.b64encode(digest).decode("ascii")
 
     def _pbkdf2(self, context: str, version: int) -> bytes:
         master_key = self._master_keys.get(version)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -14,23 +12,12 @@ from alphapulse_encryption.__main__ import main
 from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.migration.preview import Plan
 from alphapulse_encryption.migration.status import Status
-from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import another
 from alphapulse_encryption_tests.migration import support
-from alphapulse_encryption_tests.place import Place, place
+from alphapulse_encryption_tests.place import Place
 
 # Nobody listens there.
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
-
-
-@pytest.fixture
-def theirs(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> Iterator[Place]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(another.SCHEMA.encode())
-    with place(
-        postgres, database_url, server_dir.parent, another.MASTER_KEY_TEXT, another.CATALOGUE
-    ) as found:
-        yield found
 
 
 def document(theirs: Place, *arguments: str, **changes: str | None) -> Any:

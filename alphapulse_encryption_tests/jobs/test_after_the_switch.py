@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import psycopg
-import pytest
 
 from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.sample.postgres import EmbeddedPostgres
-from alphapulse_encryption_tests import another
-from alphapulse_encryption_tests.place import Place, place
+from alphapulse_encryption_tests.place import Place
 
 ASSET = "slow_encrypted_queries"
-
-
-@pytest.fixture
-def theirs(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> Iterator[Place]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(another.SCHEMA.encode())
-    with place(
-        postgres, database_url, server_dir.parent, another.MASTER_KEY_TEXT, another.CATALOGUE
-    ) as found:
-        yield found
 
 
 def test_the_commands(theirs: Place) -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import psycopg
-import pytest
 
-from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import another
-from alphapulse_encryption_tests.place import Place, place
+from alphapulse_encryption_tests.place import Place
 
 ACTS = "plaintext alone becomes pending"
 WHOLE = "data is encrypted; decrypted correctly"
@@ -31,16 +28,6 @@ QUESTIONS = [
     "sessions: one row by token",
 ]
 PNG = b"\x89PNG\r\n"
-
-
-@pytest.fixture
-def theirs(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> Iterator[Place]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(another.SCHEMA.encode())
-    with place(
-        postgres, database_url, server_dir.parent, another.MASTER_KEY_TEXT, another.CATALOGUE
-    ) as found:
-        yield found
 
 
 def test_the_commands(theirs: Place) -> None:
