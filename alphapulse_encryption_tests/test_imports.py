@@ -70,8 +70,10 @@ def test_the_engine() -> None:
     assert "alphapulse_encryption.keysources" not in modules - loaded_by("import alphapulse_encryption")
 
 
+# For a new user, matplotlib asks a program for the fonts, which takes no environment but a real one.
 WATCHED = """
 import importlib, os, sys
+import matplotlib.font_manager
 asked = set()
 class Environment(type(os.environ)):
     def __getitem__(self, name):
