@@ -39,10 +39,10 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 demo: setup ## Walk the whole migration on the sample database, up to the views (ROWS=1000000 for a big one)
-	@$(BIN)/python -m alphapulse_encryption.demo $(if $(ROWS),--rows $(ROWS)) $(ARGS)
+	@$(BIN)/python -m alphapulse_encryption.cli.demo $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
 demo-drop: setup ## Walk through approval, drop and restore, after `make demo`
-	@$(BIN)/python -m alphapulse_encryption.demo --drop $(if $(ROWS),--rows $(ROWS)) $(ARGS)
+	@$(BIN)/python -m alphapulse_encryption.cli.demo --drop $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
 rehearsal: setup ## Rehearse the migration on a clone of a staging copy of the sample (ROWS=50000)
 	@$(BIN)/python -m alphapulse_encryption --rehearse $(if $(ROWS),--rows $(ROWS)) $(ARGS)

@@ -9,16 +9,16 @@ from contextlib import ExitStack
 
 from alphapulse_encryption import logfiles, settings, uncaught
 from alphapulse_encryption.catalogue import Catalogue, load_catalogue
-from alphapulse_encryption.commands.keys import (
+from alphapulse_encryption.cli.commands.keys import (
     compare_keys,
     print_backup_identity,
     print_key_usage,
     print_key_versions,
     reinstate_key_version,
 )
-from alphapulse_encryption.commands.parser import build_parser
-from alphapulse_encryption.commands.preparations import print_roles_sql, rehearse_on_a_clone, try_alerts
-from alphapulse_encryption.commands.reports import (
+from alphapulse_encryption.cli.commands.parser import build_parser
+from alphapulse_encryption.cli.commands.preparations import print_roles_sql, rehearse_on_a_clone, try_alerts
+from alphapulse_encryption.cli.commands.reports import (
     print_approvals,
     print_discovery,
     print_json_schema,
@@ -27,8 +27,8 @@ from alphapulse_encryption.commands.reports import (
     print_slow_queries,
     print_status,
 )
-from alphapulse_encryption.commands.running import change_settings, print_settings, stop_all_runs
-from alphapulse_encryption.commands.usage import (
+from alphapulse_encryption.cli.commands.running import change_settings, print_settings, stop_all_runs
+from alphapulse_encryption.cli.commands.usage import (
     BACKFILL_OPTIONS,
     PROGRAM,
     STEPS,
@@ -118,9 +118,9 @@ def _main(options: argparse.Namespace, told: dict[str, object]) -> int:
 
 
 def _check_backup(options: argparse.Namespace) -> None:
-    from alphapulse_encryption.migration.drill import refuse_unless_possible
-    from alphapulse_encryption.migration.offsite import open_client
-    from alphapulse_encryption.resources.environment import backup_bucket, restore_drill_server
+    from alphapulse_encryption.defs.resources.environment import backup_bucket, restore_drill_server
+    from alphapulse_encryption.migration.gates.drill import refuse_unless_possible
+    from alphapulse_encryption.migration.gates.offsite import open_client
 
     if backup_bucket() is not None:
         open_client()
@@ -130,12 +130,12 @@ def _check_backup(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> int:
     from alphapulse_encryption.crypto.envelope import get_format
+    from alphapulse_encryption.defs.resources.environment import key_environment, target_database
     from alphapulse_encryption.keysources import load_key_ring
-    from alphapulse_encryption.migration.definition import check_catalogue
-    from alphapulse_encryption.migration.plan import check_ranges
-    from alphapulse_encryption.migration.roles import refuse_unless_allowed
-    from alphapulse_encryption.migration.tracking import check_key, check_key_values
-    from alphapulse_encryption.resources.environment import key_environment, target_database
+    from alphapulse_encryption.migration.bookkeeping.tracking import check_key, check_key_values
+    from alphapulse_encryption.migration.gates.roles import refuse_unless_allowed
+    from alphapulse_encryption.migration.rows.plan import check_ranges
+    from alphapulse_encryption.migration.schema.definition import check_catalogue
 
     ranges = settings.batch_ranges()
     keys = load_key_ring(key_environment())
@@ -154,8 +154,8 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
     if options.backup:
         _check_backup(options)
     # Dagster takes a second to load: not before all this is known to be right.
-    from alphapulse_encryption.launch import launcher
-    from alphapulse_encryption.steps import Steps
+    from alphapulse_encryption.cli.launch import launcher
+    from alphapulse_encryption.cli.steps import Steps
 
     with ExitStack() as stack:
         steps = Steps(

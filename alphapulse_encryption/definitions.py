@@ -6,14 +6,14 @@ from collections.abc import Mapping
 import dagster as dg
 
 from alphapulse_encryption import settings, uncaught
-from alphapulse_encryption.alerts import sensors as alerts
-from alphapulse_encryption.assets import build_assets
 from alphapulse_encryption.catalogue import load_catalogue
-from alphapulse_encryption.jobs import build_jobs, build_schedules, build_sensors
+from alphapulse_encryption.defs.alerts import sensors as alerts
+from alphapulse_encryption.defs.assets import build_assets
+from alphapulse_encryption.defs.jobs import build_jobs, build_schedules, build_sensors
+from alphapulse_encryption.defs.resources.border import loading
+from alphapulse_encryption.defs.resources.partitions import Partitions
+from alphapulse_encryption.defs.resources.target import Target
 from alphapulse_encryption.rehearsal import job as rehearsal
-from alphapulse_encryption.resources.border import loading
-from alphapulse_encryption.resources.partitions import Partitions
-from alphapulse_encryption.resources.target import Target
 
 
 def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.Definitions:

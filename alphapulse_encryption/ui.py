@@ -21,8 +21,8 @@ from types import FrameType
 
 from alphapulse_encryption import settings, uncaught
 from alphapulse_encryption.children import environment_without_keys
+from alphapulse_encryption.defs.resources.instance import open_instance, packaged_file, prepare_dagster_home
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
-from alphapulse_encryption.resources.instance import open_instance, packaged_file, prepare_dagster_home
 from alphapulse_encryption.sample.postgres import embedded
 
 DEFAULT_PORT = 3000

@@ -18,7 +18,7 @@ import psycopg
 from psycopg.sql import SQL, Composable, Identifier
 
 from alphapulse_encryption.catalogue import Catalogue, load_catalogue
-from alphapulse_encryption.migration.database import LOG_SETTINGS
+from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS
 from alphapulse_encryption.sample.database import load_sample
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.crypto import independent
@@ -62,7 +62,7 @@ _SILENT = {
 DAGSTER_YAML = """
 storage:
   custom:
-    module: alphapulse_encryption.resources.storage
+    module: alphapulse_encryption.defs.resources.storage
     class: AlphaPulseStorage
 python_logs:
   managed_python_loggers: [root]

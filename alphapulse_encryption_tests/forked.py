@@ -58,12 +58,12 @@ LOADED_ONCE = [
     "upath.implementations.local",
     "uvicorn",
     # What the commands are made of.
-    "alphapulse_encryption.commands.reports",
+    "alphapulse_encryption.cli.commands.reports",
     "alphapulse_encryption.definitions",
-    "alphapulse_encryption.progress",
-    "alphapulse_encryption.reports.plan",
-    "alphapulse_encryption.reports.status",
-    "alphapulse_encryption.steps",
+    "alphapulse_encryption.cli.progress",
+    "alphapulse_encryption.cli.reports.plan",
+    "alphapulse_encryption.cli.reports.status",
+    "alphapulse_encryption.cli.steps",
 ]
 # Seconds. No program of a test takes that long; less than a test may take, so that it is known which one hangs.
 PATIENCE = 600.0

@@ -16,7 +16,7 @@ import psycopg
 from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.definitions import build_defs
-from alphapulse_encryption.resources.instance import open_instance
+from alphapulse_encryption.defs.resources.instance import open_instance
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import forked
 

@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from alphapulse_encryption_tests import another
 from alphapulse_encryption_tests.migration import walk
-from alphapulse_encryption_tests.migration.test_offsite import aws
+from alphapulse_encryption_tests.migration.gates.test_offsite import aws
 from alphapulse_encryption_tests.place import Place
 
 README = Path(__file__).parent.parent / "README.md"

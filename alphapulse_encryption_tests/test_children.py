@@ -14,7 +14,7 @@ from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import forked
 from alphapulse_encryption_tests.leaks import Scanner
 from alphapulse_encryption_tests.migration import walk
-from alphapulse_encryption_tests.migration.test_drill import backup_with_drill, programs
+from alphapulse_encryption_tests.migration.gates.test_drill import backup_with_drill, programs
 
 KEYS = {
     "ALPHAPULSE_ENCRYPTION_MASTER_KEY": bytes(range(1, 33)),

@@ -39,7 +39,7 @@ def test_the_application() -> None:
 
 
 def test_trying_the_alerts() -> None:
-    modules = loaded_by("import alphapulse_encryption.__main__, alphapulse_encryption.alerts.delivery")
+    modules = loaded_by("import alphapulse_encryption.__main__, alphapulse_encryption.defs.alerts.delivery")
     assert "requests" in modules
     assert tops(modules).isdisjoint({"dagster", "psycopg", "psycopg2"})
 
@@ -64,8 +64,8 @@ def test_the_engine() -> None:
         "for module in pkgutil.iter_modules(engine.__path__):\n"
         "    importlib.import_module(f'{engine.__name__}.{module.name}')"
     )
-    assert "alphapulse_encryption.migration.drop" in modules
-    assert "alphapulse_encryption.migration.backfill" in modules
+    assert "alphapulse_encryption.migration.steps.drop" in modules
+    assert "alphapulse_encryption.migration.rows.backfill" in modules
     assert tops(modules).isdisjoint({"dagster", "psycopg2", "sqlalchemy", "rich"})
     assert "alphapulse_encryption.keysources" not in modules - loaded_by("import alphapulse_encryption")
 

@@ -22,12 +22,12 @@ import requests
 from werkzeug.wrappers import Response
 
 from alphapulse_encryption_tests import canaries
-from alphapulse_encryption_tests.alerts.servers import mail_server, webhook
-from alphapulse_encryption_tests.alerts.test_daemon import start
 from alphapulse_encryption_tests.browser.demonstration import ui
 from alphapulse_encryption_tests.canaries import Canaries, Watch, silent
 from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS
 from alphapulse_encryption_tests.crypto import independent
+from alphapulse_encryption_tests.defs.alerts.servers import mail_server, webhook
+from alphapulse_encryption_tests.defs.alerts.test_daemon import start
 from alphapulse_encryption_tests.keysources.servers import serving
 from alphapulse_encryption_tests.leaks import Find, Scanner
 from alphapulse_encryption_tests.migration import support

@@ -60,7 +60,7 @@ def test_in_a_thread_in_a_finalizer_and_at_the_end() -> None:
     [
         "alphapulse_encryption",
         "alphapulse_encryption.ui",
-        "alphapulse_encryption.demo",
+        "alphapulse_encryption.cli.demo",
         "alphapulse_encryption.sample.postgres",
         "alphapulse_encryption.sample.database",
     ],

@@ -64,7 +64,7 @@ def test_exactly_the_package(wheel: Path) -> None:
             assert archive.read(name) == (ROOT / name).read_bytes(), name
     package = {name for name in contained if name.startswith(f"{NAME}/")}
     assert package == set(listed)
-    assert {f"{NAME}/catalogue.yaml", f"{NAME}/py.typed", f"{NAME}/resources/dagster.yaml"} <= package
+    assert {f"{NAME}/catalogue.yaml", f"{NAME}/py.typed", f"{NAME}/defs/resources/dagster.yaml"} <= package
     about = f"{NAME}-{PROJECT['version']}.dist-info/"
     assert contained - package == {
         about + name for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")
@@ -157,7 +157,7 @@ from alphapulse_encryption.catalogue import load_catalogue
 catalogue = load_catalogue()
 print(len(catalogue.tables), sum(len(table.columns) for table in catalogue.tables))
 root = files("alphapulse_encryption")
-for name in ("resources/dagster.yaml", "resources/workspace.yaml", "rehearsal/templates/report.html",
+for name in ("defs/resources/dagster.yaml", "defs/resources/workspace.yaml", "rehearsal/report/templates/report.html",
              "sample/schema.sql", "py.typed"):
     assert root.joinpath(name).is_file(), name
 from alphapulse_encryption.definitions import defs

@@ -48,10 +48,10 @@ from psycopg.sql import SQL, Identifier, Literal
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import AES_256_GCM, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.migration.backfill import Pace, Progress, backfill_range
-from alphapulse_encryption.migration.columns import add_encrypted_columns
-from alphapulse_encryption.migration.database import Actor, Database
-from alphapulse_encryption.migration.sessions import Sessions
+from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.rows.backfill import Pace, Progress, backfill_range
+from alphapulse_encryption.migration.rows.sessions import Sessions
+from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 
 RESULTS = Path(__file__).parent / "results"

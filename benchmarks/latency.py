@@ -32,13 +32,13 @@ from psycopg.sql import SQL, Identifier
 from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.migration.backfill import Pace, backfill_range
-from alphapulse_encryption.migration.columns import add_encrypted_columns
-from alphapulse_encryption.migration.database import Actor, Database
-from alphapulse_encryption.migration.sessions import Sessions
+from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.rows.backfill import Pace, backfill_range
+from alphapulse_encryption.migration.rows.sessions import Sessions
+from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
 from alphapulse_encryption.rehearsal.config import REST_RATIO
 from alphapulse_encryption.rehearsal.measures import Traffic
-from alphapulse_encryption.rehearsal.traffic import TrafficConfig, traffic
+from alphapulse_encryption.rehearsal.traffic.traffic import TrafficConfig, traffic
 from alphapulse_encryption.sample.database import load_sample
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 

@@ -30,9 +30,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from alphapulse_encryption.rehearsal.comparison import own_seconds
 from alphapulse_encryption.rehearsal.measures import Rehearsal, Stage
-from alphapulse_encryption.rehearsal.prediction import DAY, Prediction, predict
+from alphapulse_encryption.rehearsal.report.comparison import own_seconds
+from alphapulse_encryption.rehearsal.report.prediction import DAY, Prediction, predict
 
 RESULTS = Path(__file__).parent / "results"
 MOST_OFF = 0.3
@@ -43,9 +43,9 @@ LEAST_SECONDS = 1.0
 def rehearse_here(rows: int, workers: int, to: Path) -> int:
     """The main function of a child: a rehearsal in the state directory that the environment names."""
     from alphapulse_encryption import settings
-    from alphapulse_encryption.launch import launcher
-    from alphapulse_encryption.rehearsal import history
-    from alphapulse_encryption.rehearse import rehearse
+    from alphapulse_encryption.cli.launch import launcher
+    from alphapulse_encryption.cli.rehearse import rehearse
+    from alphapulse_encryption.rehearsal.report import history
 
     # Traffic takes its share of the machine, and more of it the longer a stage takes.
     if not rehearse({"workers": workers, "traffic": {"rate": 0}}, rows):

@@ -8,10 +8,10 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.definitions.metadata import RawMetadataValue
 
-from alphapulse_encryption.rehearsal import history, report
-from alphapulse_encryption.rehearsal.clone import directory
+from alphapulse_encryption.rehearsal.clone.clone import directory
 from alphapulse_encryption.rehearsal.measures import Rehearsal
-from alphapulse_encryption.rehearsal.verdict import judge
+from alphapulse_encryption.rehearsal.report import history, report
+from alphapulse_encryption.rehearsal.report.verdict import judge
 
 
 def conclude(context: dg.OpExecutionContext, rehearsal: Rehearsal) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dagster as dg
 from pydantic import Field
 
-from alphapulse_encryption.migration.engine import LARGEST_BATCH
-from alphapulse_encryption.rehearsal.faults import FaultConfig
-from alphapulse_encryption.rehearsal.traffic import TrafficConfig
-from alphapulse_encryption.resources.workers import PaceConfig
+from alphapulse_encryption.defs.resources.workers import PaceConfig
+from alphapulse_encryption.migration.rows.engine import LARGEST_BATCH
+from alphapulse_encryption.rehearsal.faults.faults import FaultConfig
+from alphapulse_encryption.rehearsal.traffic.traffic import TrafficConfig
 
 # So that the application keeps its answers quick on two cores (`make bench-latency`).
 REST_RATIO = 2.0

@@ -13,16 +13,20 @@ from dagster._utils.schedules import is_valid_cron_string
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Table, load_catalogue
+from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN
+from alphapulse_encryption.defs.resources.border import actor, safely
+from alphapulse_encryption.defs.resources.processes import this_process
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.jobs.once import NEVER_AGAIN
-from alphapulse_encryption.migration.limits import change_limits, read_limits
-from alphapulse_encryption.migration.switch import revert_to_plaintext
-from alphapulse_encryption.migration.tracking import bookkeeping_exists, table_state
-from alphapulse_encryption.rehearsal import clone as clones
-from alphapulse_encryption.rehearsal import history, source
+from alphapulse_encryption.migration.bookkeeping.limits import change_limits, read_limits
+from alphapulse_encryption.migration.bookkeeping.tracking import bookkeeping_exists, table_state
+from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
+from alphapulse_encryption.rehearsal.clone import clone as clones
+from alphapulse_encryption.rehearsal.clone import source
+from alphapulse_encryption.rehearsal.clone.leftovers import remove_leftovers
+from alphapulse_encryption.rehearsal.clone.sizes import count_rows, production_sizes, read_sizes
+from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget, rehearsed
 from alphapulse_encryption.rehearsal.conclusion import conclude
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
-from alphapulse_encryption.rehearsal.leftovers import remove_leftovers
 from alphapulse_encryption.rehearsal.measures import (
     Circumstances,
     Finding,
@@ -31,11 +35,8 @@ from alphapulse_encryption.rehearsal.measures import (
     Stage,
     StageMeasure,
 )
-from alphapulse_encryption.rehearsal.sizes import count_rows, production_sizes, read_sizes
+from alphapulse_encryption.rehearsal.report import history
 from alphapulse_encryption.rehearsal.stages import PARTS, Passed, Rehearsing, wal_position
-from alphapulse_encryption.rehearsal.target import RehearsalTarget, rehearsed
-from alphapulse_encryption.resources.border import actor, safely
-from alphapulse_encryption.resources.processes import this_process
 from alphapulse_encryption.sample.postgres import embedded
 
 JOB = "staging_rehearsal"

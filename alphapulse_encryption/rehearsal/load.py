@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from alphapulse_encryption.migration.database import Database
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
 from alphapulse_encryption.rehearsal.measures import Latency, Moment, Traffic
-from alphapulse_encryption.rehearsal.target import RehearsalTarget
-from alphapulse_encryption.rehearsal.traffic import traffic
+from alphapulse_encryption.rehearsal.traffic.traffic import traffic
 
 # Seeds of one rehearsal are apart from those of the next one's.
 _MOST_DEPLOYMENTS, _MOST_SALTS = 10, 1_000_000

@@ -19,29 +19,41 @@ import dagster as dg
 from pydantic import BaseModel, ConfigDict
 
 from alphapulse_encryption import settings
-from alphapulse_encryption.assets import verified_data, verified_table
 from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.defs.assets import verified_data, verified_table
+from alphapulse_encryption.defs.jobs.erase_dropped import report_lines
+from alphapulse_encryption.defs.resources.border import actor
+from alphapulse_encryption.defs.resources.partitions import TablePart
+from alphapulse_encryption.defs.resources.workers import parts_of, work_through
 from alphapulse_encryption.errors import MigrationError, RefusedError
-from alphapulse_encryption.jobs.erase_dropped import report_lines
-from alphapulse_encryption.migration import preflight as checklist
-from alphapulse_encryption.migration.approvals import approve_drop, two_person_rule
-from alphapulse_encryption.migration.backfill import Pace, RangeResult, backfill_range
-from alphapulse_encryption.migration.backup import take_backup
-from alphapulse_encryption.migration.catch_up import pending_ranges
-from alphapulse_encryption.migration.columns import add_encrypted_columns
-from alphapulse_encryption.migration.database import Actor
-from alphapulse_encryption.migration.drop import drop_plaintext
-from alphapulse_encryption.migration.erase import erase_dropped
-from alphapulse_encryption.migration.indexes import build_search_indexes
-from alphapulse_encryption.migration.limits import change_limits
-from alphapulse_encryption.migration.quarantine import read_quarantine
-from alphapulse_encryption.migration.restore import restore_plaintext
-from alphapulse_encryption.migration.switch import revert_to_plaintext, switch_to_ciphertext
-from alphapulse_encryption.migration.views import create_views
-from alphapulse_encryption.rehearsal import clone as clones
+from alphapulse_encryption.migration.bookkeeping.limits import change_limits
+from alphapulse_encryption.migration.bookkeeping.quarantine import read_quarantine
+from alphapulse_encryption.migration.gates import preflight as checklist
+from alphapulse_encryption.migration.gates.approvals import approve_drop, two_person_rule
+from alphapulse_encryption.migration.gates.backup import take_backup
+from alphapulse_encryption.migration.postgres.database import Actor
+from alphapulse_encryption.migration.rows.backfill import Pace, RangeResult, backfill_range
+from alphapulse_encryption.migration.rows.catch_up import pending_ranges
+from alphapulse_encryption.migration.schema.indexes import build_search_indexes
+from alphapulse_encryption.migration.schema.views import create_views
+from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
+from alphapulse_encryption.migration.steps.drop import drop_plaintext
+from alphapulse_encryption.migration.steps.erase import erase_dropped
+from alphapulse_encryption.migration.steps.restore import restore_plaintext
+from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption.rehearsal import load as loads
+from alphapulse_encryption.rehearsal.clone import clone as clones
+from alphapulse_encryption.rehearsal.clone.servers import also_on, is_embedded, restart_embedded
+from alphapulse_encryption.rehearsal.clone.sizes import read_sizes
+from alphapulse_encryption.rehearsal.clone.source import (
+    PRODUCTION_VARIABLE,
+    circumstances_there,
+    read_only,
+    source_database,
+)
+from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
-from alphapulse_encryption.rehearsal.faults import Done, provoked
+from alphapulse_encryption.rehearsal.faults.faults import Done, provoked
 from alphapulse_encryption.rehearsal.measures import (
     Circumstances,
     Fault,
@@ -51,19 +63,7 @@ from alphapulse_encryption.rehearsal.measures import (
     StageMeasure,
     TableWork,
 )
-from alphapulse_encryption.rehearsal.phases import DEPLOYMENTS
-from alphapulse_encryption.rehearsal.servers import also_on, is_embedded, restart_embedded
-from alphapulse_encryption.rehearsal.sizes import read_sizes
-from alphapulse_encryption.rehearsal.source import (
-    PRODUCTION_VARIABLE,
-    circumstances_there,
-    read_only,
-    source_database,
-)
-from alphapulse_encryption.rehearsal.target import RehearsalTarget
-from alphapulse_encryption.resources.border import actor
-from alphapulse_encryption.resources.partitions import TablePart
-from alphapulse_encryption.resources.workers import parts_of, work_through
+from alphapulse_encryption.rehearsal.traffic.phases import DEPLOYMENTS
 
 # How long both phases of a rolling deployment are watched, at most.
 ROLLING_SECONDS = 2.0

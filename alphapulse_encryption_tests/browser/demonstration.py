@@ -47,7 +47,7 @@ class Demonstration:
 
 @contextlib.contextmanager
 def demonstration(*demo_arguments: str, ranges: int | None = None) -> Iterator[Demonstration]:
-    """Run ``python -m alphapulse_encryption.demo`` to its end, then ``python -m alphapulse_encryption.ui``.
+    """Run ``python -m alphapulse_encryption.cli.demo`` to its end, then ``python -m alphapulse_encryption.ui``.
 
     Args:
         demo_arguments: of the demo.
@@ -82,7 +82,7 @@ def demonstration(*demo_arguments: str, ranges: int | None = None) -> Iterator[D
 
 
 def _walk(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
-    done = forked.run("alphapulse_encryption.demo", arguments, environment)
+    done = forked.run("alphapulse_encryption.cli.demo", arguments, environment)
     if done.returncode:
         raise RuntimeError(f"The demo ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
 

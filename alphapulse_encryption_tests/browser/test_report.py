@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from selenium import webdriver
 
-from alphapulse_encryption.rehearsal import report
 from alphapulse_encryption.rehearsal.measures import Stage
+from alphapulse_encryption.rehearsal.report import report
 from alphapulse_encryption_tests.browser.chromium import Programs, open_browser
 from alphapulse_encryption_tests.rehearsal import made_up
 

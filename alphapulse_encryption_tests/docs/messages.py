@@ -93,7 +93,7 @@ def reasons_to_wait(modules: dict[str, ast.Module]) -> Iterator[Message]:
 
 def reasons_not_verified(modules: dict[str, ast.Module]) -> Iterator[Message]:
     """Why a table is not verified."""
-    name = "migration/verify.py"
+    name = "migration/rows/verify.py"
     for node in ast.walk(modules[name]):
         values: list[ast.expr] = []
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "reasons.append":

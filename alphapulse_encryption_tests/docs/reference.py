@@ -6,8 +6,8 @@ import argparse
 import re
 from collections.abc import Callable, Iterator
 
-from alphapulse_encryption.commands.parser import build_parser
-from alphapulse_encryption.migration.limits import Limits
+from alphapulse_encryption.cli.commands.parser import build_parser
+from alphapulse_encryption.migration.bookkeeping.limits import Limits
 from alphapulse_encryption_tests.docs.pages import DOCS
 
 _PLACE = "<!-- {name}: written by make docs-reference -->\n{text}<!-- end of {name} -->"

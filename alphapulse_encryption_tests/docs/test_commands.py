@@ -20,8 +20,8 @@ import pytest
 import yaml
 
 from alphapulse_encryption.catalogue import load_catalogue
-from alphapulse_encryption.commands.parser import build_parser
-from alphapulse_encryption.commands.usage import check_usage
+from alphapulse_encryption.cli.commands.parser import build_parser
+from alphapulse_encryption.cli.commands.usage import check_usage
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.conftest import fresh_database
 from alphapulse_encryption_tests.crypto import independent
@@ -38,10 +38,10 @@ WALKED = ("docs/guide.md", "docs/rollback.md", "docs/disasters.md", "docs/key-ro
 # Programs that are not here, or would reach for what is not ours.
 NOT_HERE = {
     "aws": "AWS itself; the key source is tested against moto's Secrets Manager (keysources/test_aws.py)",
-    "dagster": "Dagster's own; that its pools hold our runs back is tested in scale/test_celery.py",
-    "docker": "a daemon; what the Dockerfile does is tested in scale/test_deploy.py",
-    "helm": "a cluster; the values are held against the chart's models in scale/test_deploy.py",
-    "kubectl": "a cluster; the manifests are held against Kubernetes' schemas in scale/test_deploy.py",
+    "dagster": "Dagster's own; that its pools hold our runs back is tested in scale_out/test_celery.py",
+    "docker": "a daemon; what the Dockerfile does is tested in scale_out/test_deploy.py",
+    "helm": "a cluster; the values are held against the chart's models in scale_out/test_deploy.py",
+    "kubectl": "a cluster; the manifests are held against Kubernetes' schemas in scale_out/test_deploy.py",
     "vault": "a Vault; the key source is tested against a server of ours (keysources/test_vault.py)",
 }
 # Options of ours that the walk leaves out; other tests run them.
@@ -55,7 +55,7 @@ BLOCKS_RUN_BY_OTHERS = {
     "age -d -i identity.txt backup.dump.age | pg_restore": "test_backup.py",
     "python -m alphapulse_encryption.sample.application": "sample/application/test_journey.py",
     "python -m alphapulse_encryption.ui": "browser/demonstration.py",
-    "python -m alphapulse_encryption.worker": "scale/test_celery.py",
+    "python -m alphapulse_encryption.scale_out.worker": "scale_out/test_celery.py",
 }
 
 # Of the sample, as many tables as there are ways to go; more would only take longer.

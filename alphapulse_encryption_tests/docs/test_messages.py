@@ -15,7 +15,7 @@ from alphapulse_encryption_tests.docs.pages import Page, page, pages
 SHORTEST = 12
 
 # Errors that carry another one's text, or what a library calls its own.
-ELSEWHERE = {"alerts/delivery.py", "jobs/tune_tables.py", "migration/fill.py", "orm/types.py"}
+ELSEWHERE = {"defs/alerts/delivery.py", "defs/jobs/tune_tables.py", "migration/rows/fill.py", "orm/types.py"}
 
 # Looked for when a test asks: every process that collects the tests loads this module, and seconds go into it.
 modules = functools.cache(messages.parsed)
@@ -29,16 +29,16 @@ def errors() -> tuple[Message, ...]:
 def refusals() -> list[Message]:
     return [
         *errors(),
-        *messages.findings(modules(), "migration/preflight.py"),
+        *messages.findings(modules(), "migration/gates/preflight.py"),
         *messages.reasons_not_verified(modules()),
     ]
 
 
 def alerts() -> list[Message]:
     return [
-        *messages.findings(modules(), "migration/drift.py"),
-        *messages.findings(modules(), "migration/overdue.py"),
-        *messages.findings(modules(), "alerts/"),
+        *messages.findings(modules(), "migration/insight/drift.py"),
+        *messages.findings(modules(), "migration/insight/overdue.py"),
+        *messages.findings(modules(), "defs/alerts/"),
         *messages.reasons_to_wait(modules()),
         *messages.returned(modules(), "crypto/usage.py"),
     ]

@@ -11,9 +11,9 @@ from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.keysources import load_key_ring
-from alphapulse_encryption.migration.backfill import Pace, Progress, backfill_range
-from alphapulse_encryption.migration.database import Actor, Database
-from alphapulse_encryption.migration.verify import verify_range
+from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.rows.backfill import Pace, Progress, backfill_range
+from alphapulse_encryption.migration.rows.verify import verify_range
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import another
 from alphapulse_encryption_tests.keysources import test_vault

@@ -21,10 +21,10 @@ from psycopg import sql
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.migration.backfill import Pace, RangeResult, backfill_range
-from alphapulse_encryption.migration.columns import ColumnsResult, add_encrypted_columns
-from alphapulse_encryption.migration.database import Actor, Database
-from alphapulse_encryption.migration.verify import TableVerification, verify_range, verify_table
+from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.rows.backfill import Pace, RangeResult, backfill_range
+from alphapulse_encryption.migration.rows.verify import TableVerification, verify_range, verify_table
+from alphapulse_encryption.migration.steps.columns import ColumnsResult, add_encrypted_columns
 from alphapulse_encryption_tests.crypto import independent
 
 Row = tuple[Any, ...]

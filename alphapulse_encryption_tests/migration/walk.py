@@ -14,17 +14,17 @@ from psycopg import sql
 from alphapulse_encryption.catalogue import Catalogue, Table, load_catalogue
 from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.migration import views
-from alphapulse_encryption.migration.approvals import Approval, TwoPersonRule, approve_drop
-from alphapulse_encryption.migration.backfill import backfill_range
-from alphapulse_encryption.migration.backup import BackupResult, take_backup
-from alphapulse_encryption.migration.columns import add_encrypted_columns
-from alphapulse_encryption.migration.database import Actor, Database
-from alphapulse_encryption.migration.drop import DropResult, drop_plaintext
-from alphapulse_encryption.migration.indexes import build_search_indexes
-from alphapulse_encryption.migration.switch import switch_to_ciphertext
-from alphapulse_encryption.migration.usage import MeteredCipher
-from alphapulse_encryption.migration.verify import TableVerification, verify_range, verify_table
+from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
+from alphapulse_encryption.migration.gates.approvals import Approval, TwoPersonRule, approve_drop
+from alphapulse_encryption.migration.gates.backup import BackupResult, take_backup
+from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.rows.backfill import backfill_range
+from alphapulse_encryption.migration.rows.verify import TableVerification, verify_range, verify_table
+from alphapulse_encryption.migration.schema import views
+from alphapulse_encryption.migration.schema.indexes import build_search_indexes
+from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
+from alphapulse_encryption.migration.steps.drop import DropResult, drop_plaintext
+from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 
 KEYS = KeyRing({1: bytes(range(32))}, 1)
 CIPHER = get_format("AES-256-GCM", KEYS)

@@ -13,12 +13,12 @@ from sqlalchemy import Engine, create_engine
 
 from alphapulse_encryption import reset_ciphers
 from alphapulse_encryption.catalogue import Catalogue
-from alphapulse_encryption.migration.approvals import approve_drop
-from alphapulse_encryption.migration.backup import take_backup
-from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.migration.drop import drop_plaintext
-from alphapulse_encryption.migration.indexes import build_search_indexes
-from alphapulse_encryption.migration.switch import switch_to_ciphertext
+from alphapulse_encryption.migration.gates.approvals import approve_drop
+from alphapulse_encryption.migration.gates.backup import take_backup
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.schema.indexes import build_search_indexes
+from alphapulse_encryption.migration.steps.drop import drop_plaintext
+from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption.orm import reset_phases
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.conftest import fresh_database

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
-from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.migration.switch import revert_to_plaintext
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
 from alphapulse_encryption.orm import Phase, check_phases, configure, reset_phases
 from alphapulse_encryption.orm.phases import phase_of
 from alphapulse_encryption_tests.migration import support

@@ -11,9 +11,9 @@ import dagster as dg
 import psycopg
 from psycopg.sql import SQL, Identifier
 
-from alphapulse_encryption.launch import Launcher, Outcome
-from alphapulse_encryption.rehearsal import history
+from alphapulse_encryption.cli.launch import Launcher, Outcome
 from alphapulse_encryption.rehearsal.measures import Rehearsal
+from alphapulse_encryption.rehearsal.report import history
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration.walk import query
 from alphapulse_encryption_tests.place import Place, place

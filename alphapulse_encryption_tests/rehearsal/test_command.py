@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from alphapulse_encryption.__main__ import main
+from alphapulse_encryption.cli.rehearse import _make_staging_copy
 from alphapulse_encryption.rehearsal.measures import Stage
-from alphapulse_encryption.rehearse import _make_staging_copy
 from alphapulse_encryption.sample.database import loaded_sample
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import forked

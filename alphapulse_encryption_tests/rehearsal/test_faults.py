@@ -14,11 +14,18 @@ import pytest
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.keysources import load_key_ring
-from alphapulse_encryption.migration.backfill import Pace, backfill_range
-from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.rehearsal.faults import Done, FaultConfig, Faults, Part, provoked, without_keys
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.rows.backfill import Pace, backfill_range
+from alphapulse_encryption.rehearsal.faults.faults import (
+    Done,
+    FaultConfig,
+    Faults,
+    Part,
+    provoked,
+    without_keys,
+)
 from alphapulse_encryption.rehearsal.measures import Fault, Stage
-from alphapulse_encryption.rehearsal.traffic import TrafficConfig, traffic
+from alphapulse_encryption.rehearsal.traffic.traffic import TrafficConfig, traffic
 from alphapulse_encryption.sample.database import load_sample
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS

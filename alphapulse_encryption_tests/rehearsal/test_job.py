@@ -12,8 +12,9 @@ import psycopg
 import pytest
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
-from alphapulse_encryption.rehearsal import history, stages
+from alphapulse_encryption.rehearsal import stages
 from alphapulse_encryption.rehearsal.measures import Stage
+from alphapulse_encryption.rehearsal.report import history
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import another
 from alphapulse_encryption_tests.conftest import fresh_database

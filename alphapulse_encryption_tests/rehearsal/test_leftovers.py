@@ -13,12 +13,12 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier, Literal
 
+from alphapulse_encryption.defs.resources.processes import this_process
 from alphapulse_encryption.errors import DatabaseFailure
-from alphapulse_encryption.rehearsal import clone as clones_
-from alphapulse_encryption.rehearsal import history
-from alphapulse_encryption.rehearsal.leftovers import remove_leftovers
+from alphapulse_encryption.rehearsal.clone import clone as clones_
+from alphapulse_encryption.rehearsal.clone.leftovers import remove_leftovers
 from alphapulse_encryption.rehearsal.measures import Stage
-from alphapulse_encryption.resources.processes import this_process
+from alphapulse_encryption.rehearsal.report import history
 from alphapulse_encryption_tests.migration.walk import query
 from alphapulse_encryption_tests.place import Place
 from alphapulse_encryption_tests.rehearsal.circle import JOB, clones, contents, drop

@@ -17,7 +17,7 @@ from alphapulse_encryption.rehearsal.measures import (
     TableSize,
     TableWork,
 )
-from alphapulse_encryption.rehearsal.prediction import (
+from alphapulse_encryption.rehearsal.report.prediction import (
     Accuracy,
     Span,
     accuracy,

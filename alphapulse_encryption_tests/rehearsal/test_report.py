@@ -15,9 +15,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from alphapulse_encryption.commands.parser import build_parser
-from alphapulse_encryption.commands.usage import check_usage
-from alphapulse_encryption.rehearsal import plots, report, runbook, wording
+from alphapulse_encryption.cli.commands.parser import build_parser
+from alphapulse_encryption.cli.commands.usage import check_usage
 from alphapulse_encryption.rehearsal.measures import (
     Circumstances,
     Fault,
@@ -32,7 +31,8 @@ from alphapulse_encryption.rehearsal.measures import (
     TableWork,
     Traffic,
 )
-from alphapulse_encryption.rehearsal.prediction import Span
+from alphapulse_encryption.rehearsal.report import plots, report, runbook, wording
+from alphapulse_encryption.rehearsal.report.prediction import Span
 from alphapulse_encryption_tests.rehearsal import made_up
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}

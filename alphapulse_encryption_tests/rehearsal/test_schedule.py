@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import dagster as dg
 import pytest
 
-from alphapulse_encryption.rehearsal import history
+from alphapulse_encryption.defs.resources.instance import packaged_file, prepare_dagster_home
 from alphapulse_encryption.rehearsal.job import JOB, SCHEDULE
-from alphapulse_encryption.resources.instance import packaged_file, prepare_dagster_home
+from alphapulse_encryption.rehearsal.report import history
 from alphapulse_encryption_tests.place import Place
 from alphapulse_encryption_tests.rehearsal.circle import clones, contents
 

@@ -9,7 +9,8 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
-from alphapulse_encryption.rehearsal import history, source
+from alphapulse_encryption.rehearsal.clone import source
+from alphapulse_encryption.rehearsal.report import history
 from alphapulse_encryption_tests.migration.walk import query, value
 from alphapulse_encryption_tests.place import Place
 from alphapulse_encryption_tests.rehearsal.circle import SERVER, STAGING, clones, contents, rehearse

@@ -17,12 +17,12 @@ import pytest
 
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
-from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.migration.switch import switch_to_ciphertext
-from alphapulse_encryption.rehearsal.instances import APPLICATION_NAME, FINAL, KINDS
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption.rehearsal.measures import Traffic
-from alphapulse_encryption.rehearsal.samples import Sample, latency, moments
-from alphapulse_encryption.rehearsal.traffic import (
+from alphapulse_encryption.rehearsal.traffic.instances import APPLICATION_NAME, FINAL, KINDS
+from alphapulse_encryption.rehearsal.traffic.samples import Sample, latency, moments
+from alphapulse_encryption.rehearsal.traffic.traffic import (
     MixConfig,
     Running,
     TrafficConfig,
@@ -311,7 +311,7 @@ def test_what_fails_in_the_block_ends_the_traffic_and_is_what_is_raised(sample_u
 _PARENT = """
 import sys, time
 from alphapulse_encryption.catalogue import load_catalogue
-from alphapulse_encryption.rehearsal.traffic import TrafficConfig, traffic
+from alphapulse_encryption.rehearsal.traffic.traffic import TrafficConfig, traffic
 url, key = sys.stdin.readline().split()
 environment = {"ALPHAPULSE_ENCRYPTION_MASTER_KEY": key}
 with traffic(url, load_catalogue(), ["off"], TrafficConfig(rate=100), environment) as running:
@@ -350,7 +350,7 @@ def test_the_load_ends_with_its_parent_and_shows_nobody_address_or_key(sample_ur
 
 
 def test_a_process_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alphapulse_encryption.rehearsal.traffic._ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr("alphapulse_encryption.rehearsal.traffic.traffic._ANSWER_TIMEOUT", 0.2)
     process = _Process()
     try:
         os.kill(process.pid, signal.SIGSTOP)

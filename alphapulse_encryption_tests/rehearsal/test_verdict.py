@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from alphapulse_encryption.rehearsal.comparison import compare
 from alphapulse_encryption.rehearsal.measures import Fault, Finding, Rehearsal, Sizes, Stage, StageMeasure
-from alphapulse_encryption.rehearsal.verdict import Level, judge, p99_ratio
+from alphapulse_encryption.rehearsal.report.comparison import compare
+from alphapulse_encryption.rehearsal.report.verdict import Level, judge, p99_ratio
 from alphapulse_encryption_tests.rehearsal import made_up
 
 

@@ -11,8 +11,8 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.catalogue import load_catalogue
-from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.migration.roles import roles_sql
+from alphapulse_encryption.migration.gates.roles import roles_sql
+from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.conftest import fresh_database
 from alphapulse_encryption_tests.migration import walk

@@ -10,10 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from alphapulse_encryption.migration.approvals import revoke
-from alphapulse_encryption.migration.database import WRITER, WRITER_SETTING, Database
-from alphapulse_encryption.migration.tracking import BOOKKEEPING_TABLES
-from alphapulse_encryption.migration.verify import count_rows
+from alphapulse_encryption.migration.bookkeeping.tracking import BOOKKEEPING_TABLES
+from alphapulse_encryption.migration.gates.approvals import revoke
+from alphapulse_encryption.migration.postgres.database import WRITER, WRITER_SETTING, Database
+from alphapulse_encryption.migration.rows.verify import count_rows
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.conftest import fresh_database
 from alphapulse_encryption_tests.migration import walk

@@ -10,12 +10,12 @@ import pytest
 
 from alphapulse_encryption.__main__ import main
 from alphapulse_encryption.catalogue import load_catalogue
-from alphapulse_encryption.commands import usage
+from alphapulse_encryption.cli.commands import usage
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.migration.preflight import PreflightReport, check
-from alphapulse_encryption.migration.roles import STEPS, roles_sql
-from alphapulse_encryption.migration.verify import count_rows
+from alphapulse_encryption.migration.gates.preflight import PreflightReport, check
+from alphapulse_encryption.migration.gates.roles import STEPS, roles_sql
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.rows.verify import count_rows
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import another, test_wrong_key
 from alphapulse_encryption_tests.migration import walk

@@ -11,9 +11,10 @@ import pytest
 from alphapulse_encryption.__main__ import main
 from alphapulse_encryption.catalogue import Catalogue, load_catalogue
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
-from alphapulse_encryption.migration import roles, tracking
-from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.migration.roles import roles_sql
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.gates import roles
+from alphapulse_encryption.migration.gates.roles import roles_sql
+from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support, walk
 from alphapulse_encryption_tests.roles.conftest import PREFIX, Separated, run_script, script_for

@@ -13,11 +13,11 @@ from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests.cli.test_command_line import summary
 from alphapulse_encryption_tests.crypto import independent
 from alphapulse_encryption_tests.migration import support, walk
 from alphapulse_encryption_tests.place import Place, place
 from alphapulse_encryption_tests.roles.conftest import PREFIX, Separated
-from alphapulse_encryption_tests.test_command_line import summary
 
 TABLES = walk.CATALOGUE.tables
 KEY = bytes(range(32))

@@ -17,12 +17,12 @@ from psycopg.sql import SQL, Composable, Composed, Identifier
 
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration import sql
-from alphapulse_encryption.migration.backfill import Pace, backfill_range
-from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.migration.indexes import build_search_indexes
-from alphapulse_encryption.migration.switch import revert_to_plaintext, switch_to_ciphertext
-from alphapulse_encryption.migration.verify import verify_range
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.rows.backfill import Pace, backfill_range
+from alphapulse_encryption.migration.rows.verify import verify_range
+from alphapulse_encryption.migration.schema import sql
+from alphapulse_encryption.migration.schema.indexes import build_search_indexes
+from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS
 from alphapulse_encryption_tests.stress import application

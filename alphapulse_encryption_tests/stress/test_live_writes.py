@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alphapulse_encryption_tests.migration.test_live_writes import explore
+from alphapulse_encryption_tests.migration.rows.test_live_writes import explore
 from alphapulse_encryption_tests.stress import interleaved
 from alphapulse_encryption_tests.stress.application import SHAPES, faults_named
 from alphapulse_encryption_tests.stress.interleaved import Migration

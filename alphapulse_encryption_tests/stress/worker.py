@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
-from alphapulse_encryption.migration.backfill import Pace, backfill_range
-from alphapulse_encryption.migration.columns import add_encrypted_columns
-from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.migration.indexes import build_search_indexes
-from alphapulse_encryption.migration.switch import switch_to_ciphertext
-from alphapulse_encryption.migration.tuning import tuned
-from alphapulse_encryption.migration.verify import verify_range
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.rows.backfill import Pace, backfill_range
+from alphapulse_encryption.migration.rows.tuning import tuned
+from alphapulse_encryption.migration.rows.verify import verify_range
+from alphapulse_encryption.migration.schema.indexes import build_search_indexes
+from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
+from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS
 

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import psycopg
 
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.migration.indexes import build_search_indexes
-from alphapulse_encryption.migration.switch import switch_to_ciphertext
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.schema.indexes import build_search_indexes
+from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, KEYS
 from alphapulse_encryption_tests.stress import application

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.migration.switch import switch_to_ciphertext
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption_tests import forked
 from alphapulse_encryption_tests.migration import support, walk
 

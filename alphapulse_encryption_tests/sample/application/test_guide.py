@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.migration.restore import restore_plaintext
-from alphapulse_encryption.migration.switch import revert_to_plaintext, switch_to_ciphertext
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.steps.restore import restore_plaintext
+from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import forked
 from alphapulse_encryption_tests.migration import support, walk

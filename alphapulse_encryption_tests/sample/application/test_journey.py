@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from alphapulse_encryption.migration.database import Database
-from alphapulse_encryption.migration.indexes import build_search_indexes
-from alphapulse_encryption.migration.restore import restore_plaintext
-from alphapulse_encryption.migration.switch import revert_to_plaintext, switch_to_ciphertext
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.schema.indexes import build_search_indexes
+from alphapulse_encryption.migration.steps.restore import restore_plaintext
+from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.crypto import independent
 from alphapulse_encryption_tests.migration import support, walk

@@ -1,0 +1,254 @@
+"""``--plan``: what would be done, with durations from the rehearsals where there were any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.catalogue import Catalogue
+from alphapulse_encryption.cli.reports.terminal import SIGNS, grid, seconds, span_of_bytes, span_of_seconds
+from alphapulse_encryption.defs.resources.environment import key_environment, target_database
+from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.keysources import load_key_ring
+from alphapulse_encryption.migration.gates.preflight import readable_size
+from alphapulse_encryption.migration.insight import preview
+from alphapulse_encryption.migration.insight.preview import (
+    Durations,
+    Finding,
+    Plan,
+    Span,
+    Step,
+    StepName,
+    TablePlan,
+    Work,
+)
+from alphapulse_encryption.sample.postgres import embedded
+
+if TYPE_CHECKING:
+    from alphapulse_encryption.rehearsal.measures import Rehearsal
+
+# The rehearsal's names of the steps.
+_STAGES: dict[str, StepName] = {
+    "columns": "columns",
+    "backfill": "data",
+    "indexes": "indexes",
+    "verify": "verification",
+    "views": "views",
+    "switch": "switch",
+    "drop": "drop",
+}
+_TITLES: dict[StepName, str] = {
+    "columns": "Encrypted columns and guard",
+    "data": "Backfill",
+    "indexes": "Indexes",
+    "verification": "Verification",
+    "views": "Compatibility views",
+    "switch": "Switch to ciphertext",
+    "drop": "Drop of the plaintext",
+}
+_HELD = {"moment": "for a moment", "batch": "for a batch", "table": "while rows are read"}
+
+
+def read_plan(catalogue: Catalogue, tables: Sequence[str]) -> Plan:
+    """The plan for the database that the environment names.
+
+    Raises:
+        ConfigurationError: the database cannot be reached, or the environment says something wrong.
+        DatabaseFailure: the server refused a question.
+    """
+    database = target_database()
+    unreadable: Finding | None = None
+    keys = None
+    try:
+        keys = load_key_ring(key_environment())
+    except MigrationError as error:
+        unreadable = Finding(level="blocker", subject="key", message=error.args[0])
+    plan = preview.make_plan(
+        database, catalogue, keys, tables, batch_ranges=settings.batch_ranges(), estimate=expected_durations
+    )
+    if unreadable is None:
+        return plan
+    return plan.model_copy(update={"findings": (unreadable, *plan.findings)})
+
+
+def expected_durations(work: Sequence[Work]) -> Durations:
+    """By the newest rehearsal that went all the way, where this instance remembers one; else the usual ones."""
+    usual = preview.usual_durations(work)
+    rehearsals = _rehearsals()
+    newest = next((found for found in reversed(rehearsals) if found.failed_stage is None), None)
+    if newest is None or not any(one.key in newest.before.tables for one in work):
+        return usual
+    return by_rehearsal(newest, rehearsals, work, usual)
+
+
+def by_rehearsal(
+    newest: Rehearsal, rehearsals: Sequence[Rehearsal], work: Sequence[Work], usual: Durations
+) -> Durations:
+    """What a rehearsal predicts for these sizes; tables that it did not know keep the usual durations."""
+    from alphapulse_encryption.rehearsal.measures import Sizes, TableSize
+    from alphapulse_encryption.rehearsal.report.prediction import accuracy, predict
+
+    known = [one for one in work if one.key in newest.before.tables]
+    sizes = Sizes(
+        database=sum(one.heap + one.index_bytes for one in known),
+        tables={one.key: TableSize(rows=one.rows, heap=one.heap, indexes=one.index_bytes) for one in known},
+    )
+    prediction = predict(newest, sizes, accuracy(rehearsals))
+    steps = dict(usual.steps)
+    rows = sum(one.rows for one in known)
+    for stage in prediction.stages:
+        name = _STAGES.get(stage.stage.value)
+        if name is None:
+            continue
+        by_table = sum(span.likely for span in stage.tables.values())
+        for one in known:
+            # What a stage takes beside its tables is shared out among them.
+            own = stage.tables.get(one.key)
+            share = (
+                own.likely / by_table if own is not None and by_table else one.rows / rows if rows else 0.0
+            )
+            steps[one.key, name] = Span(
+                low=share * stage.seconds.low,
+                likely=share * stage.seconds.likely,
+                high=share * stage.seconds.high,
+            )
+    left_out = [one.key for one in work if one.key not in newest.before.tables]
+    source = (
+        f"the rehearsal of {newest.started:%Y-%m-%d %H:%M}, one batch range after the other as there"
+        if newest.circumstances.workers == 1
+        else f"the rehearsal of {newest.started:%Y-%m-%d %H:%M}, with {newest.circumstances.workers} workers"
+    )
+    if left_out:
+        source += f"; it knew nothing of {', '.join(left_out)}"
+    return Durations(steps, source)
+
+
+def _rehearsals() -> tuple[Rehearsal, ...]:
+    """Those that Dagster remembers; none where it was never used here: nothing is made for a plan."""
+    if not (settings.dagster_home() / "dagster.yaml").exists():
+        return ()
+    if settings.dagster_postgres_url() is None and not embedded().exists():
+        return ()
+    from alphapulse_encryption.defs.resources.instance import open_instance
+    from alphapulse_encryption.rehearsal.report import history
+
+    try:
+        with open_instance() as instance:
+            return history.read(instance)
+    except Exception:
+        # Whatever is wrong with Dagster's storage: the plan does not depend on it.
+        return ()
+
+
+def show_plan(plan: Plan, out: Console) -> None:
+    """Print it for a person: the summary, what stands in the way, then each table with every statement."""
+    _summary(plan, out)
+    told = [finding for finding in plan.findings if finding.level != "ok"]
+    if told:
+        out.print()
+        for finding in sorted(told, key=lambda one: one.level):
+            out.print(f"{SIGNS[finding.level]} {finding.subject}: {finding.message}")
+    if plan.tables:
+        out.print()
+        _overview(plan, out)
+    for table in plan.tables:
+        _table(table, out)
+    if plan.bookkeeping:
+        out.print()
+        out.rule("Bookkeeping, made before the first of these", align="left")
+        for text in plan.bookkeeping:
+            _verbatim(text, out)
+
+
+def _summary(plan: Plan, out: Console) -> None:
+    columns = sum(len(table.columns) for table in plan.tables)
+    rows = sum(table.rows for table in plan.tables)
+    size = sum(table.table_bytes + table.index_bytes for table in plan.tables)
+    out.print(
+        f"Plan for {len(plan.tables)} tables, {columns} columns: about {rows:,} rows, {readable_size(size)} with "
+        f"indexes. Nothing was changed."
+    )
+    left = [step for table in plan.tables for step in table.steps if not step.done]
+    statements = sum(len(step.statements) for step in left) + len(plan.bookkeeping)
+    lines = [
+        ("to do", f"{len(left)} steps of {sum(len(t.steps) for t in plan.tables)}, {statements} statements"),
+        ("duration", f"{span_of_seconds(plan.seconds)}, by {plan.seconds_from}"),
+        (
+            "growth",
+            f"tables {span_of_bytes(plan.growth.table)}, indexes {span_of_bytes(plan.growth.indexes)}",
+        ),
+        ("write-ahead log", span_of_bytes(plan.growth.wal)),
+        (
+            "free disk",
+            "cannot be seen from here" if plan.free_bytes is None else readable_size(plan.free_bytes),
+        ),
+        ("blockers", str(len(plan.blockers) or "none")),
+        ("warnings", str(sum(finding.level == "warning" for finding in plan.findings) or "none")),
+    ]
+    facts = grid("", "")
+    facts.show_header = False
+    for name, text in lines:
+        facts.add_row(f"  {name}", text)
+    out.print(facts)
+
+
+def _overview(plan: Plan, out: Console) -> None:
+    shown = grid("table", ">rows", ">size", "stage", ">ranges", ">columns", ">seconds left", "done already")
+    for table in plan.tables:
+        shown.add_row(
+            table.table,
+            f"{table.rows:,}",
+            readable_size(table.table_bytes + table.index_bytes),
+            table.stage,
+            str(len(table.ranges)) if table.ranges else "?",
+            str(len(table.columns)),
+            seconds(sum(step.seconds.likely for step in table.steps if step.seconds is not None)),
+            ", ".join(step.name for step in table.steps if step.done) or "-",
+        )
+    out.print(shown)
+
+
+def _table(table: TablePlan, out: Console) -> None:
+    out.print()
+    out.rule(table.table, align="left")
+    ranges = f"{len(table.ranges)} batch ranges" if table.ranges else "Batch ranges"
+    out.print(f"{ranges}, {table.ranges_note}; key ({', '.join(table.key)}), authority {table.authority}")
+    _ranges(table, out)
+    if table.growth is not None:
+        out.print(
+            f"Growth: table {span_of_bytes(table.growth.table)}, indexes {span_of_bytes(table.growth.indexes)}, "
+            f"write-ahead log {span_of_bytes(table.growth.wal)}"
+        )
+    for step in table.steps:
+        out.print()
+        _step(step, out)
+
+
+def _ranges(table: TablePlan, out: Console) -> None:
+    with_rows = [one for one in table.ranges if not one.empty]
+    if not with_rows:
+        return
+    each = table.rows // len(with_rows)
+    out.print(f"about {each:,} rows each; they end at the keys")
+    ends = [f"({', '.join(one.upper)})" for one in with_rows if one.upper is not None]
+    out.print("  " + ", ".join([*ends, "and the last one is open"]))
+
+
+def _step(step: Step, out: Console) -> None:
+    what = "done" if step.done else span_of_seconds(step.seconds)
+    out.print(f"{'✓' if step.done else '•'} {_TITLES[step.name]} ({step.command}): {what}")
+    if step.note:
+        out.print(f"  {step.note}")
+    for lock in step.locks:
+        if not step.done:
+            out.print(f"  lock {lock.mode}, {_HELD[lock.held]}")
+    for statement in step.statements:
+        _verbatim(statement.sql, out)
+
+
+def _verbatim(text: str, out: Console) -> None:
+    # As it will be executed, so that it can be copied: never folded.
+    out.print(f"{text.strip().removesuffix(';')};", soft_wrap=True)

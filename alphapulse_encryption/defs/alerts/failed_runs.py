@@ -1,0 +1,230 @@
+"""The alert on failed runs: of every job and asset of ours, whoever launched them.
+
+Not Dagster's own run-failure sensor: that one moves on past a run of which nobody could be told, and sends a message
+for each run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import dagster as dg
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.catalogue import Catalogue
+from alphapulse_encryption.defs.alerts.delivery import (
+    VARIABLES,
+    Channel,
+    Message,
+    configured_channels,
+    deliver,
+)
+from alphapulse_encryption.defs.alerts.outcome import outcome
+from alphapulse_encryption.defs.alerts.wording import COMMAND, plain, subject
+from alphapulse_encryption.defs.jobs.stages import STAGES
+from alphapulse_encryption.defs.resources.border import safely
+from alphapulse_encryption.defs.resources.target import Target
+
+NAME = "alert_failed_runs"
+SECONDS_BETWEEN_LOOKS = 30
+# One message does not tell of more; the rest comes with the next.
+MOST_TOLD_AT_ONCE = 20
+LONGEST_PROBLEM = 500
+
+# What runs a job's step again at a terminal.
+_FLAGS: Mapping[str, str] = {
+    "run_preflight": "--preflight",
+    "take_backup": "--backup",
+    "add_columns": "--add-columns",
+    "migrate_data": "--migrate-data",
+    "build_indexes": "--migrate-data",
+    "verify_data": "--verify",
+    "verify_tables": "--verify",
+    "create_views": "--create-views",
+    "switch_to_ciphertext": "--switch-to-encrypted",
+    "revert_to_plaintext": "--revert-to-plaintext",
+    "restore_plaintext": "--restore-plaintext",
+    "drop_unencrypted": "--drop-unencrypted --confirm",
+    "rotate_keys": "--rotate-keys",
+    "repair_mismatched": "--repair-mismatched",
+    "replan_ranges": "--replan",
+    "live_check": "--live-check",
+    "benchmark_queries": "--benchmark-queries",
+    "analyze_tables": "--analyze",
+    "reindex_tables": "--rebuild-indexes encrypted",
+}
+# Partitions that are run again in the UI are of no job of ours; their step has the asset's name.
+_JOB_OF: Mapping[str, str] = {
+    **{stage.asset: stage.job for stage in STAGES},
+    "rotated_data": "rotate_keys",
+}
+_WITHOUT_TABLES = frozenset({"run_preflight", "take_backup"})
+
+
+def build() -> dg.SensorDefinition:
+    """The sensor, stopped until somebody starts it."""
+
+    @dg.sensor(
+        name=NAME,
+        minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        description="Tells of every run that fails from the moment it is started: job, tables, step, and the first "
+        "line of what it said. Runs that somebody stopped are not failed.",
+    )
+    def sensor(context: dg.SensorEvaluationContext, target: Target) -> dg.SensorResult | dg.SkipReason:
+        with safely():
+            channels = configured_channels()
+            if not channels:
+                return dg.SkipReason(f"Nobody is told: set {VARIABLES}.")
+            return _tick(context, channels, target.catalogue)
+
+    return sensor
+
+
+def _tick(
+    context: dg.SensorEvaluationContext, channels: Sequence[Channel], catalogue: Catalogue
+) -> dg.SensorResult:
+    before = _load(context.cursor)
+    latest = _latest(context.instance)
+    # A channel that is new here is told of what fails from now on.
+    after = {channel.name: before.get(channel.name, latest) for channel in channels}
+    records = _failures(context.instance, min(after.values()))
+    ours = _our_jobs(context)
+    sent, reached = {}, {}
+    described: dict[str, str] = {}
+    for channel in channels:
+        mine = [(number, run_id) for number, run_id in records if number > after[channel.name]]
+        lines: list[str] = []
+        for number, run_id in mine:
+            if len(lines) == MOST_TOLD_AT_ONCE:
+                break
+            if run_id not in described:
+                described[run_id] = _describe(context.instance, run_id, ours, catalogue)
+            if described[run_id]:
+                lines.append(described[run_id])
+            reached[channel.name] = number
+        if lines:
+            sent[channel] = _message(lines)
+        else:
+            after[channel.name] = reached.get(channel.name, after[channel.name])
+    results = deliver(list(sent.items()))
+    for name, problem in results.items():
+        if problem is None:
+            after[name] = reached[name]
+    failed = sum(bool(text) for text in described.values())
+    stands = (
+        f"{failed} run{'' if failed == 1 else 's'} failed"
+        if failed
+        else "no run has failed since the last look"
+    )
+    return dg.SensorResult(skip_reason=outcome(results, stands), cursor=json.dumps({"after": after}))
+
+
+def _load(cursor: str | None) -> dict[str, int]:
+    try:
+        return {str(name): int(number) for name, number in json.loads(cursor or "{}")["after"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _latest(instance: dg.DagsterInstance) -> int:
+    newest = instance.fetch_run_status_changes(dg.DagsterEventType.RUN_FAILURE, limit=1).records
+    return newest[0].storage_id if newest else 0
+
+
+def _failures(instance: dg.DagsterInstance, after: int) -> list[tuple[int, str]]:
+    """Numbers and run ids of failures, in the order in which they were recorded."""
+    wanted = dg.RunStatusChangeRecordsFilter(dg.DagsterEventType.RUN_FAILURE, after_storage_id=after)
+    records = instance.fetch_run_status_changes(wanted, limit=10 * MOST_TOLD_AT_ONCE, ascending=True).records
+    return [(record.storage_id, record.run_id) for record in records]
+
+
+def _our_jobs(context: dg.SensorEvaluationContext) -> frozenset[str]:
+    repository = context.repository_def
+    return frozenset(job.name for job in repository.get_all_jobs()) if repository is not None else frozenset()
+
+
+def _describe(instance: dg.DagsterInstance, run_id: str, ours: frozenset[str], catalogue: Catalogue) -> str:
+    """What to tell of a run; nothing where it is of another code location, or removed meanwhile."""
+    run = instance.get_run_by_id(run_id)
+    if run is None or run.job_name not in ours:
+        return ""
+    steps = [*_failed_steps(instance, run_id)]
+    tables = _tables(run, catalogue)
+    of_tables = f" of {', '.join(tables)}" if tables else ""
+    parts = [f"{_job(run, steps)}{of_tables}, run {run_id}:"]
+    parts += [f"step {step}: {problem}" for step, problem in steps[:3]] or [
+        "ended outside of its steps; its page in Dagster's UI says how."
+    ]
+    parts.append(f"To do: {_remedy(run.job_name, steps, tables)}")
+    base = settings.ui_url()
+    if base is not None:
+        parts.append(f"{base}/runs/{run_id}")
+    return " ".join(parts)
+
+
+def _job(run: dg.DagsterRun, steps: Sequence[tuple[str, str]]) -> str:
+    # Runs of partitions from the UI are of a job without a name of its own.
+    hidden = run.job_name.startswith("__")
+    return f"materialization of {steps[0][0]}" if hidden and steps else run.job_name.strip("_")
+
+
+def _failed_steps(instance: dg.DagsterInstance, run_id: str) -> Iterator[tuple[str, str]]:
+    for record in instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records:
+        event = record.event_log_entry.dagster_event
+        if event is None:
+            continue
+        said = event.step_failure_data.user_failure_data
+        # A failure's own description passed our border. Of any other error the text is not ours, and not told.
+        text = said.description if said is not None else None
+        yield (
+            event.step_key or "?",
+            _scrubbed(text) if text else "an unexpected error; the run's page says where.",
+        )
+
+
+# What our messages have no reason to hold: addresses with or without a password, mail addresses, long secrets.
+_FOREIGN = re.compile(r"[a-z][a-z0-9+.-]*://\S+|\S+@\S+|[A-Za-z0-9+/_-]{40,}={0,2}", re.IGNORECASE)
+
+
+def _scrubbed(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # What announces a list says little without the first of it.
+    line = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    line = _FOREIGN.sub("…", line)
+    line = line if len(line) <= LONGEST_PROBLEM else line[: LONGEST_PROBLEM - 1] + "…"
+    return line if line.endswith((".", "…", "!", "?")) else f"{line}."
+
+
+def _tables(run: dg.DagsterRun, catalogue: Catalogue) -> list[str]:
+    """The tables that a run was for, as far as its tags and its configuration name some of the catalogue's."""
+    named: set[str] = set()
+    for name, value in run.tags.items():
+        if name == "table" or name.startswith(("dagster/partition", "dagster/asset_partition_range")):
+            named.add(value.rpartition("|")[2])
+    ops = run.run_config.get("ops")
+    for op in ops.values() if isinstance(ops, Mapping) else ():
+        config = op.get("config") if isinstance(op, Mapping) else None
+        if isinstance(config, Mapping):
+            tables = config.get("tables")
+            named |= {str(table) for table in tables} if isinstance(tables, list) else set()
+            named |= {str(config["table"])} if "table" in config else set()
+    return [key for key in catalogue.keys if key in named]
+
+
+def _remedy(job: str, steps: Sequence[tuple[str, str]], tables: Sequence[str]) -> str:
+    if job.startswith("__") and steps:
+        job = _JOB_OF.get(steps[0][0], job)
+    flag = _FLAGS.get(job)
+    if flag is None:
+        return "correct what it says, and run it again."
+    chosen = "" if job in _WITHOUT_TABLES else "".join(f" --table {table}" for table in tables)
+    return f"correct what it says, and run it again; it goes on where it was ({COMMAND} {flag}{chosen})."
+
+
+def _message(lines: Sequence[str]) -> Message:
+    plural = "" if len(lines) == 1 else "s"
+    text = "\n".join(f"- {plain(line)}" for line in lines)
+    return Message(subject(settings.alert_label(), "runs", f"{len(lines)} failed run{plural}"), text)

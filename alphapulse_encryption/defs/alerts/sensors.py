@@ -1,0 +1,169 @@
+"""The sensors: each looks for one kind of thing, and tells what is new to those channels that have not been told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.defs.alerts import failed_runs
+from alphapulse_encryption.defs.alerts.delivery import (
+    VARIABLES,
+    Channel,
+    Message,
+    configured_channels,
+    deliver,
+)
+from alphapulse_encryption.defs.alerts.ledger import Ledger, News, add_mark
+from alphapulse_encryption.defs.alerts.outcome import outcome
+from alphapulse_encryption.defs.alerts.wording import written
+from alphapulse_encryption.defs.resources.border import safely
+from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.errors import ConfigurationError, MigrationError
+from alphapulse_encryption.migration.gates.findings import Finding
+from alphapulse_encryption.migration.insight.drift import look_for_drift
+from alphapulse_encryption.migration.insight.overdue import (
+    approvals_waiting,
+    current_mark,
+    keys_due,
+    old_pending_rows,
+)
+from alphapulse_encryption.migration.postgres.database import DatabaseUnreachable
+
+# A server that is being restarted, or a table that is locked for a moment, is nobody's concern.
+BLIND_FOR = timedelta(minutes=10)
+
+Look = Callable[[Target, Ledger], Sequence[Finding]]
+
+
+@dataclass(frozen=True)
+class _Alert:
+    name: str
+    about: str
+    seconds: int
+    look: Look
+    description: str
+
+
+def _drift(target: Target, _: Ledger) -> Sequence[Finding]:
+    return look_for_drift(target.database, target.catalogue)
+
+
+def _pending(target: Target, ledger: Ledger) -> Sequence[Finding]:
+    limit = settings.alert_pending_after()
+    mark = current_mark(target.database)
+    ledger.marks = add_mark(ledger.marks, mark, limit)
+    (oldest, *_) = ledger.marks
+    old_enough = oldest if mark.at - oldest.at >= limit else None
+    return old_pending_rows(target.database, target.catalogue.tables, old_enough, limit)
+
+
+def _keys(target: Target, _: Ledger) -> Sequence[Finding]:
+    return keys_due(target.database, settings.alert_rotate_after())
+
+
+def _approvals(target: Target, _: Ledger) -> Sequence[Finding]:
+    return approvals_waiting(target.database)
+
+
+_ALERTS = (
+    _Alert(
+        "alert_drift",
+        "drift",
+        300,
+        _drift,
+        "Tells when plaintext is written without ciphertext to what was done, a guard trigger is missing or disabled, "
+        "a column is gone or of another type, or a column that looks sensitive is not in the catalogue.",
+    ),
+    _Alert(
+        "alert_old_pending_rows",
+        "pending rows",
+        300,
+        _pending,
+        "Tells when rows wait for their ciphertext for longer than `ALPHAPULSE_ALERT_PENDING_HOURS`, were set aside "
+        "for as long, or a backfill stands still. Begins to count when it is started.",
+    ),
+    _Alert(
+        "alert_keys",
+        "keys",
+        3600,
+        _keys,
+        "Tells when a key nears the number of values it may encrypt, and when the current key version is older than "
+        "`ALPHAPULSE_ALERT_KEY_DAYS`.",
+    ),
+    _Alert(
+        "alert_approvals",
+        "approvals",
+        300,
+        _approvals,
+        "Tells of approvals of a drop that wait to be used, end soon, or have ended unused.",
+    ),
+)
+
+
+def build_sensors() -> list[dg.SensorDefinition]:
+    """All alerts; each is stopped until somebody starts it."""
+    return [failed_runs.build(), *(_build(alert) for alert in _ALERTS)]
+
+
+def _build(alert: _Alert) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=alert.name,
+        minimum_interval_seconds=alert.seconds,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        description=f"{alert.description} Once when it begins or changes, again after "
+        "`ALPHAPULSE_ALERT_REMIND_HOURS`, and when it is over.",
+    )
+    def sensor(context: dg.SensorEvaluationContext, target: Target) -> dg.SensorResult | dg.SkipReason:
+        with safely():
+            channels = configured_channels()
+            if not channels:
+                return dg.SkipReason(f"Nobody is told: set {VARIABLES}.")
+            return _tick(alert, channels, Ledger.load(context.cursor), target)
+
+    return sensor
+
+
+def _tick(alert: _Alert, channels: Sequence[Channel], ledger: Ledger, target: Target) -> dg.SensorResult:
+    blind = None
+    findings: Sequence[Finding] = ()
+    try:
+        findings = alert.look(target, ledger)
+    except DatabaseUnreachable as error:
+        blind = _blind(alert, error)
+    except ConfigurationError:
+        # A person is at it, and sees the tick.
+        raise
+    except MigrationError as error:
+        blind = _blind(alert, error)
+    now = datetime.now(UTC)
+    ledger.only(channel.name for channel in channels)
+    ledger.looked(findings, now, blind=blind)
+    news = {channel: ledger.news(channel.name, now, settings.alert_reminder()) for channel in channels}
+    results = deliver([(channel, _written(alert, new)) for channel, new in news.items() if new])
+    for channel, new in news.items():
+        if new and results[channel.name] is None:
+            ledger.delivered(channel.name, new, now)
+    stands = (
+        f"could not look: {blind.what}" if blind else f"{len(findings)} found" if findings else "all is well"
+    )
+    return dg.SensorResult(skip_reason=outcome(results, stands), cursor=ledger.dump())
+
+
+def _written(alert: _Alert, news: News) -> Message:
+    base = settings.ui_url()
+    link = f"{base}/automation" if base else None
+    return written(news, settings.alert_label(), alert.about, link)
+
+
+def _blind(alert: _Alert, error: MigrationError) -> Finding:
+    return Finding(
+        f"look:{alert.name}",
+        f"look for {alert.about}",
+        f"Nobody can look for {alert.about}: {error}",
+        "Correct that; until then nothing of this is told of.",
+        waits=BLIND_FOR,
+    )

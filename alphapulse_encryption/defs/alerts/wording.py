@@ -1,0 +1,71 @@
+"""What a message says: what, where, since when, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from alphapulse_encryption.defs.alerts.delivery import Message
+from alphapulse_encryption.defs.alerts.ledger import Item, News
+
+COMMAND = "python -m alphapulse_encryption"
+
+
+def subject(label: str | None, about: str, what: str) -> str:
+    """``AlphaPulse encryption (production), drift: 2 new``."""
+    return f"AlphaPulse encryption{f' ({label})' if label else ''}, {about}: {what}"
+
+
+def written(news: News, label: str | None, about: str, link: str | None) -> Message:
+    """The message for a channel.
+
+    Args:
+        news: what it is to be told.
+        label: what the database is called.
+        about: what was looked for.
+        link: to the sensor's page; None for no link.
+    """
+    counts = [
+        f"{len(part)} {name}"
+        for part, name in (
+            (news.begun, "new"),
+            (news.changed, "changed"),
+            (news.ended, "over"),
+            (news.reminded, "as before"),
+        )
+        if part
+    ]
+    lines: list[str] = []
+    for heading, items in (("New:", news.begun), ("Changed:", news.changed)):
+        lines += _section(heading, (_line(item) for item in items))
+    lines += _section("Over:", (f"{told.title} (told of at {_moment(told.at)})" for _, told in news.ended))
+    lines += _section("As before:", (_line(item) for item in news.reminded))
+    if news.left:
+        lines.append(f"{news.left:,} more follow in the next message.")
+    if news.begun or news.changed or news.reminded:
+        lines.append(f"Options are those of: {COMMAND}")
+    if link:
+        lines.append(link)
+    return Message(subject(label, about, ", ".join(counts)), "\n".join(lines))
+
+
+def plain(text: str) -> str:
+    """One line of a message: a name of a table may hold anything, a line's end too."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _section(heading: str, lines: Iterable[str]) -> list[str]:
+    entries = [f"- {plain(line)}" for line in lines]
+    return [heading, *entries] if entries else []
+
+
+def _line(item: Item) -> str:
+    finding = item.finding
+    since = (
+        f"Since {_moment(finding.since)}." if finding.since else f"First seen at {_moment(item.first_seen)}."
+    )
+    return f"{finding.what[:1].upper()}{finding.what[1:]} {since} To do: {finding.remedy}"
+
+
+def _moment(at: datetime) -> str:
+    return f"{at:%F %R} UTC"

@@ -1,0 +1,171 @@
+"""Step 7, monitoring, ``--slow-queries``: what the application's statements on encrypted tables cost."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.metadata import RawMetadataValue
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._utils.schedules import is_valid_cron_string
+from pydantic import Field
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.defs.assets.groups import MONITOR, TARGET_POOL
+from alphapulse_encryption.defs.resources.border import safely
+from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration.insight.slow_queries import (
+    DEFAULT_LIMIT,
+    NotCounted,
+    SlowQueries,
+    SlowQuery,
+    Snapshot,
+    Worse,
+    slow_queries,
+    snapshot,
+    worse_than,
+)
+
+NAME = "slow_encrypted_queries"
+JOB = "look_for_slow_queries"
+
+_SNAPSHOT = "counted_so_far"
+# How many statements are remembered for the next comparison: those that take longest altogether.
+_REMEMBERED = 500
+
+
+class SlowQueriesConfig(dg.Config):
+    """What is called slow."""
+
+    slow_ms: float = Field(
+        default=100.0,
+        gt=0,
+        description="A statement whose mean time is at least this, in milliseconds, is slow.",
+    )
+    limit: int = Field(
+        default=DEFAULT_LIMIT, ge=1, le=200, description="How many statements the table shows, slowest first."
+    )
+
+
+def build() -> dg.AssetsDefinition:
+    """The asset ``slow_encrypted_queries``."""
+
+    @dg.asset(
+        name=NAME,
+        deps=["compatibility_views"],
+        group_name=MONITOR,
+        kinds={"postgres"},
+        pool=TARGET_POOL,
+        output_required=False,
+        description="**Step 7, monitoring.** What the application's statements on the catalogue's tables cost, from "
+        "`pg_stat_statements`: a table, slowest first, with hints, and numbers that are plotted over the runs. A "
+        "statement that takes longer since the last run than before it is named. Reads only; texts are kept without "
+        "any constant. Materialize it whenever you like, or start its schedule. Left out of a run that has others, "
+        "with a warning, where the database has no such extension.",
+    )
+    def asset(
+        context: dg.AssetExecutionContext, config: SlowQueriesConfig, target: Target
+    ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
+        with safely():
+            tables = target.catalogue.tables
+            try:
+                found = slow_queries(target.database, tables)
+            except NotCounted as missing:
+                if len(context.job_def.nodes) == 1:
+                    raise
+                # The others were asked for, too: they are not to end as a failed run for want of a help with tuning.
+                context.log.warning(f"Left out. {missing}")
+                return
+            worse = worse_than(found, _last_snapshot(context))
+            for change in worse:
+                context.log.warning(str(change))
+            for remark in found.remarks:
+                context.log.warning(remark)
+            slow = [query for query in found.queries if query.mean_ms >= config.slow_ms]
+            shown = [*found.queries[: config.limit], *found.own[: config.limit]]
+            metadata: dict[str, RawMetadataValue] = {
+                "slow_queries": len(slow),
+                "queries": len(found.queries),
+                "worst_mean_ms": round(found.worst_mean_ms, 3),
+                **{f"total_ms_{t.key}": round(found.total_ms(t.key), 3) for t in tables},
+                "worse_than_last_time": dg.MetadataValue.md(_listed(worse)),
+                "statements": dg.MetadataValue.table([_record(query) for query in shown] or [_NOTHING]),
+                "counted_since": "not known" if found.since is None else f"{found.since:%Y-%m-%d %H:%M} UTC",
+                "remarks": list(found.remarks),
+                _SNAPSHOT: dg.MetadataValue.json(_remembered(found)),
+            }
+            yield dg.MaterializeResult(metadata=metadata)
+
+    return asset
+
+
+_NOTHING = dg.TableRecord({"of": "", "statement": "no statement on an encrypted table was counted"})
+
+
+def _record(query: SlowQuery) -> dg.TableRecord:
+    return dg.TableRecord(
+        {
+            "of": "this tool" if query.own else "application",
+            "mean_ms": round(query.mean_ms, 3),
+            "calls": query.calls,
+            "total_ms": round(query.total_ms, 3),
+            "max_ms": round(query.max_ms, 3),
+            "rows": query.rows,
+            "tables": ", ".join(query.tables),
+            "hints": "; ".join(query.hints),
+            "statement": query.shown,
+            "roles": ", ".join(query.roles),
+            "query_id": query.query_id,
+        }
+    )
+
+
+def _listed(worse: tuple[Worse, ...]) -> str:
+    return "\n".join(f"- {change}" for change in worse) or "none"
+
+
+def _remembered(found: SlowQueries) -> dict[str, list[float]]:
+    counted = sorted(snapshot(found).items(), key=lambda item: -item[1][1])
+    return {query: [calls, total] for query, (calls, total) in counted[:_REMEMBERED]}
+
+
+def _last_snapshot(context: dg.AssetExecutionContext) -> Snapshot:
+    """What the last run has counted; a materialization of another version of this may have no such thing."""
+    event = context.instance.get_latest_materialization_event(context.asset_key)
+    materialization = None if event is None else event.asset_materialization
+    value: Any = None if materialization is None else materialization.metadata.get(_SNAPSHOT)
+    kept = value.value if isinstance(value, dg.JsonMetadataValue) else {}
+    if not isinstance(kept, Mapping):
+        return {}
+    return {str(query): (int(calls), float(total)) for query, (calls, total) in kept.items()}
+
+
+def build_job() -> UnresolvedAssetJobDefinition:
+    """The job ``look_for_slow_queries``, for the schedule."""
+    return dg.define_asset_job(
+        JOB,
+        selection=dg.AssetSelection.assets(NAME),
+        description="Step 7, monitoring: what the application's statements on encrypted tables cost.",
+        executor_def=dg.in_process_executor,
+    )
+
+
+def build_schedule() -> dg.ScheduleDefinition:
+    """The schedule ``slow_queries``, stopped until somebody starts it.
+
+    Raises:
+        ConfigurationError: the schedule asked for means nothing.
+    """
+    cron = settings.slow_queries_schedule()
+    if not is_valid_cron_string(cron):
+        raise ConfigurationError(
+            "ALPHAPULSE_SLOW_QUERIES_SCHEDULE is not a cron schedule: five fields, for example 0 * * * *."
+        )
+    return dg.ScheduleDefinition(
+        name="slow_queries",
+        job_name=JOB,
+        cron_schedule=cron,
+        default_status=dg.DefaultScheduleStatus.STOPPED,
+        description="Looks for slow statements on encrypted tables (ALPHAPULSE_SLOW_QUERIES_SCHEDULE says when), and "
+        "so plots what they cost. Reads only.",
+    )

@@ -1,0 +1,118 @@
+"""Step 4, ``--verify``: decrypt and compare every value, per table and batch range."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import dagster as dg
+from dagster._core.definitions.metadata import RawMetadataValue
+from pydantic import Field
+
+from alphapulse_encryption.defs.assets.groups import TARGET_POOL, VERIFY
+from alphapulse_encryption.defs.resources.border import actor, materialized, safely
+from alphapulse_encryption.defs.resources.partitions import Partitions, TablePart, over_ranges, parts_by_table
+from alphapulse_encryption.defs.resources.pools import in_table_pools
+from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.logfiles import note
+from alphapulse_encryption.migration.postgres.database import Actor
+from alphapulse_encryption.migration.rows.verify import PROBLEMS, RangeVerification, Stopped, verify_range
+
+NAME = "verified_data"
+
+
+class VerificationConfig(dg.Config):
+    """Pace of a verification."""
+
+    workers: int = Field(default=1, ge=1, le=16, description="How many batch ranges are verified at once.")
+
+
+def build(partitions: Partitions) -> dg.AssetsDefinition:
+    """The asset ``verified_data``, per table and batch range."""
+
+    @dg.asset(
+        name=NAME,
+        deps=["encrypted_data", over_ranges("search_indexes")],
+        partitions_def=partitions.by_table_and_range,
+        backfill_policy=partitions.one_run_per_table,
+        group_name=VERIFY,
+        kinds={"postgres"},
+        pool=TARGET_POOL,
+        description="**Step 4.** Decrypts every ciphertext of a batch range and compares it with its plaintext, and "
+        "computes every search token again, against the rows as they are now. Names the primary keys of the first "
+        "offenders, never a value. Materializing it says that the range was looked at; whether a table passed is "
+        "`verified_table`. Shown as unsynced once the range was backfilled again: verify it again then.",
+    )
+    def asset(context: dg.AssetExecutionContext, config: VerificationConfig, target: Target) -> None:
+        parts = parts_by_table(context.partition_keys)
+        with safely(), in_table_pools(context, [part.table for part in parts]):
+            failed: list[str] = []
+            for part, outcome in verified_parts(actor(context), config.workers, target, parts):
+                if isinstance(outcome, MigrationError):
+                    context.log.error(f"{part.partition}: {outcome.args[0]}")
+                    failed.append(f"{part.partition}: {outcome.args[0]}")
+                    continue
+                for offender in outcome.offenders:
+                    context.log.warning(f"{part.table}.{offender}")
+                materialized(context, part.partition, describe(outcome))
+            if failed:
+                raise MigrationError(
+                    f"{len(failed)} batch ranges could not be verified:\n"
+                    + "\n".join(f"- {line}" for line in failed)
+                )
+
+    return asset
+
+
+def verified_parts(
+    who: Actor, workers: int, target: Target, parts: Sequence[TablePart]
+) -> Iterator[tuple[TablePart, RangeVerification | MigrationError]]:
+    """Verify batch ranges, several at once; each with its result, in the order in which they end."""
+    database, catalogue, cipher, keys = target.database, target.catalogue, target.cipher, target.key_ring
+    stopped = threading.Event()
+
+    def on_progress(_rows: int, _seconds: float) -> None:
+        if stopped.is_set():
+            raise Stopped("Stopped. Run the partition again.")
+
+    def work(part: TablePart) -> RangeVerification | MigrationError:
+        note("range_started", run_id=who.run_id, asset=NAME, partition=part.partition)
+        try:
+            return verify_range(
+                database,
+                catalogue.table(part.table),
+                part.batch_range,
+                cipher,
+                keys,
+                who,
+                on_progress=on_progress,
+            )
+        except MigrationError as error:
+            return error
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="verification")
+    running = {pool.submit(work, part): part for part in parts}
+    try:
+        for future in as_completed(running):
+            yield running[future], future.result()
+    finally:
+        # Interrupted: nothing new begins, and what runs ends after its batch, without a result.
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def describe(result: RangeVerification) -> dict[str, RawMetadataValue]:
+    """The metadata of a range's partition."""
+    totals = {
+        kind: sum(getattr(counts, kind) for counts in result.columns.values())
+        for kind in ("matching", "empty", *PROBLEMS)
+    }
+    return {
+        "outcome": "every value matches" if result.passed else "there are values that do not match",
+        "dagster/partition_row_count": result.rows,
+        "values": result.values,
+        **totals,
+        "first_offenders": [str(offender) for offender in result.offenders],
+        "seconds": round(result.seconds, 3),
+        "rows_per_second": round(result.rows / result.seconds) if result.seconds else 0,
+    }

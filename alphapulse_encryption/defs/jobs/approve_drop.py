@@ -1,0 +1,164 @@
+"""The approval of a drop: a person says, on purpose, that the plaintext of a table may go; and takes it back."""
+
+from datetime import timedelta
+
+import dagster as dg
+from pydantic import Field
+
+from alphapulse_encryption.defs.assets.groups import TARGET_POOL
+from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN, what_to_type
+from alphapulse_encryption.defs.resources.border import actor, safely
+from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.migration.gates.approvals import (
+    LONGEST_VALID_FOR,
+    VALID_FOR,
+    Approval,
+    describe,
+    list_approvals,
+    revoke,
+)
+from alphapulse_encryption.migration.gates.approvals import approve_drop as approve
+from alphapulse_encryption.migration.schema.definition import read_table
+
+
+def _hours(duration: timedelta) -> float:
+    return duration / timedelta(hours=1)
+
+
+class ApprovalConfig(dg.Config):
+    """Who approves what, and why."""
+
+    table: str = Field(description="The table whose plaintext columns may be dropped.")
+    approver: str = Field(description="Your name, for the audit log.")
+    reason: str = Field(description="Why now, for the audit log.")
+    confirmation: str = Field(
+        description="The table's name, typed once more. Without it nothing is approved, and the run's log says what "
+        "would be dropped."
+    )
+    valid_hours: float = Field(
+        default=_hours(VALID_FOR),
+        gt=0,
+        le=_hours(LONGEST_VALID_FOR),
+        description="How long the approval may be used, in hours.",
+    )
+
+
+class RevocationConfig(dg.Config):
+    """Which approval is taken back, by whom, and why."""
+
+    approval: int = Field(description="Its number, as the job `list_approvals` and `--approvals` show it.")
+    operator: str = Field(default="", description="Your name, for the audit log.")
+    reason: str = Field(default="", description="Why, for the audit log.")
+
+
+@dg.op(name="approve", pool=TARGET_POOL, description="Record an approval for exactly what is there now.")
+def approve_drop(context: dg.OpExecutionContext, config: ApprovalConfig, target: Target) -> None:
+    """Approve the drop of one table's plaintext."""
+    with safely():
+        catalogue = target.catalogue
+        table = catalogue.table(config.table)
+        with target.database.session(f"describe the drop of {table.key}") as connection:
+            context.log.info(describe(connection, read_table(connection, table, plaintext=False)))
+        approval = approve(
+            target.database,
+            catalogue,
+            table,
+            target.key_ring,
+            actor(context),
+            approver=config.approver,
+            reason=config.reason,
+            confirmation=config.confirmation,
+            valid_for=timedelta(hours=config.valid_hours),
+        )
+        context.log.info(str(approval))
+        context.add_output_metadata({"approval": approval.id, "expires_at": approval.expires_at.isoformat()})
+
+
+@dg.op(name="revoke", pool=TARGET_POOL, description="Take an approval back.")
+def revoke_approval(context: dg.OpExecutionContext, config: RevocationConfig, target: Target) -> None:
+    """Take an approval back before it is used."""
+    with safely():
+        revoked = revoke(
+            target.database, config.approval, actor(context), operator=config.operator, reason=config.reason
+        )
+        context.log.info(str(revoked))
+
+
+@dg.op(name="list", pool=TARGET_POOL, description="Show every approval, the newest first. Reads only.")
+def show_approvals(context: dg.OpExecutionContext, target: Target) -> None:
+    """List the approvals in the run's log, and as a table in the output's metadata."""
+    with safely():
+        with target.database.session("list the approvals") as connection:
+            approvals = list_approvals(connection)
+        for approval in approvals:
+            context.log.info(str(approval))
+        if not approvals:
+            context.log.info("There is no approval.")
+        context.add_output_metadata(
+            {"approvals": dg.MetadataValue.table(records=[_record(approval) for approval in approvals])}
+            if approvals
+            else {"approvals": "none"}
+        )
+
+
+def _record(approval: Approval) -> dg.TableRecord:
+    return dg.TableRecord(
+        {
+            "approval": approval.id,
+            "table": approval.table,
+            "state": str(approval).partition(": ")[2].partition(";")[0],
+            "approver": approval.approver,
+            "database_role": approval.database_role,
+            "reason": approval.reason,
+            "approved_at": approval.approved_at.isoformat(timespec="seconds"),
+        }
+    )
+
+
+def build() -> list[dg.JobDefinition]:
+    """The jobs ``approve_drop``, ``revoke_approval`` and ``list_approvals``."""
+    return [
+        dg.GraphDefinition(name="approve_drop", node_defs=[approve_drop]).to_job(
+            tags=NEVER_AGAIN,
+            # Shown in the launchpad, to be filled in.
+            config={
+                "ops": {
+                    "approve": {
+                        "config": {
+                            "table": "",
+                            "approver": "",
+                            "reason": "",
+                            "confirmation": "",
+                            "valid_hours": _hours(VALID_FOR),
+                        }
+                    }
+                }
+            },
+            executor_def=dg.in_process_executor,
+            description="**Step 8, first half: a person, on purpose.** Refuses unless the table is switched to "
+            "ciphertext, verified since, and backed up. The approval holds for exactly what is there now, expires, "
+            "and is used once; where the two-person rule holds, by somebody else. Launched without a confirmation it "
+            "only says what would be dropped."
+            + what_to_type(
+                "approve",
+                {
+                    "table": "users",
+                    "approver": "Ada Example",
+                    "reason": "it has served for a month",
+                    "confirmation": "",
+                },
+            )
+            + "\n\nand as `confirmation` the name of the table once more.",
+        ),
+        dg.GraphDefinition(name="revoke_approval", node_defs=[revoke_approval]).to_job(
+            tags=NEVER_AGAIN,
+            config={"ops": {"revoke": {"config": {"approval": 0, "operator": "", "reason": ""}}}},
+            executor_def=dg.in_process_executor,
+            description="**Step 8, undone.** Takes an approval back before it is used.",
+        ),
+        dg.GraphDefinition(name="list_approvals", node_defs=[show_approvals]).to_job(
+            tags=NEVER_AGAIN,
+            executor_def=dg.in_process_executor,
+            description="**Step 8.** Lists every approval: open, used, revoked or expired. Reads only.",
+        ),
+    ]

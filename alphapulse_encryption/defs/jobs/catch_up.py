@@ -1,0 +1,50 @@
+"""The sensor that finds rows which became pending again, and has their ranges backfilled."""
+
+import dagster as dg
+
+from alphapulse_encryption.defs.jobs.stages import MIGRATE_DATA
+from alphapulse_encryption.defs.resources.border import safely
+from alphapulse_encryption.defs.resources.partitions import range_name
+from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.migration.postgres.database import Actor
+from alphapulse_encryption.migration.rows.catch_up import pending_ranges
+from alphapulse_encryption.migration.rows.tuning import restore_abandoned
+
+SECONDS_BETWEEN_LOOKS = 60
+
+_UNDER_WAY = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+]
+
+
+def build() -> dg.SensorDefinition:
+    """The sensor ``pending_rows``, stopped until somebody starts it."""
+
+    @dg.sensor(
+        name="pending_rows",
+        job_name=MIGRATE_DATA.job,
+        minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        description="Looks for rows that an application wrote in plaintext after their range was done, by the small "
+        "index on pending rows, and runs just those partitions of `encrypted_data` again. Does nothing while a "
+        "backfill is under way. Also puts back autovacuum where a killed backfill had turned it off.",
+    )
+    def sensor(context: dg.SensorEvaluationContext, target: Target) -> dg.SensorResult | dg.SkipReason:
+        with safely():
+            restore_abandoned(target.database, Actor("sensor pending_rows"))
+            under_way = dg.RunsFilter(job_name=MIGRATE_DATA.job, statuses=_UNDER_WAY)
+            if context.instance.get_runs(under_way, limit=1):
+                return dg.SkipReason("A backfill is under way.")
+            found = pending_ranges(target.database, target.catalogue.tables)
+            if not found:
+                return dg.SkipReason("Nothing is pending.")
+            return dg.SensorResult(
+                run_requests=[
+                    dg.RunRequest(partition_key=f"{range_name(number)}|{table}") for table, number in found
+                ]
+            )
+
+    return sensor

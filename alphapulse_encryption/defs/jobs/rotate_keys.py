@@ -1,0 +1,202 @@
+"""Key rotation as a whole: a version begins, everything is encrypted again and verified, older versions are retired."""
+
+from collections import Counter
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.metadata import RawMetadataValue
+from dagster._utils.schedules import is_valid_cron_string
+from pydantic import Field
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.defs.assets import rotated_data, verified_data
+from alphapulse_encryption.defs.assets.groups import TARGET_POOL
+from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN
+from alphapulse_encryption.defs.resources.border import actor, counted, safely
+from alphapulse_encryption.defs.resources.partitions import TablePart
+from alphapulse_encryption.defs.resources.pools import in_table_pools
+from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.workers import PaceConfig, parts_of, work_through
+from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.migration.bookkeeping.tracking import key_versions, table_state
+from alphapulse_encryption.migration.rows.engine import RangeResult
+from alphapulse_encryption.migration.rows.rotate import rotate_range
+from alphapulse_encryption.migration.rows.verify import Problem, RangeVerification, count_rows
+from alphapulse_encryption.migration.steps.versions import begin_rotation, retire_versions
+
+JOB, BEGIN = "rotate_keys", "begin"
+# In the metadata of the ops' outputs, for whoever launched the job.
+BEGUN, ROWS, VERIFIED = "version_begun", "rows_by_table", "tables_verified"
+RETIRED, REMAINING = "versions_retired", "remaining"
+# What the values of a table lack that was never backfilled, or not to its end, a rotation cannot give them.
+_OF_THE_BACKFILL: frozenset[Problem] = frozenset({"pending", "quarantined"})
+
+Plan = dict[str, Any]
+
+
+class RotationConfig(PaceConfig):
+    """What to rotate, and how fast."""
+
+    tables: list[str] = Field(
+        default=[],
+        description='Tables by the names of the catalogue, for example ["users"]. None: all of them.',
+    )
+
+
+@dg.op(
+    name=BEGIN,
+    pool=TARGET_POOL,
+    description="Make the version of ALPHAPULSE_ENCRYPTION_KEY_VERSION the database's current one, if it is not.",
+)
+def begin(context: dg.OpExecutionContext, config: RotationConfig, target: Target) -> Plan:
+    """Begin, and say which tables there are to work on."""
+    with safely():
+        chosen = _tables(target.catalogue, config.tables)
+        begun = begin_rotation(target.database, target.key_ring, actor(context))
+        if begun.changed:
+            context.log.info(f"Key version {begun.version} is current; before it was {begun.before}")
+            for approval in begun.revoked:
+                context.log.warning(
+                    f"Approval {approval} of a drop is revoked: it was given before the rotation"
+                )
+        with target.database.session("look at the tables") as connection:
+            known = key_versions(connection)
+            tables = [t.key for t in chosen if known and table_state(connection, t) is not None]
+        context.add_output_metadata({BEGUN: begun.version if begun.changed else 0, "tables": tables})
+        return {**config.model_dump(), "tables": tables, "all": not config.tables, "changed": begun.changed}
+
+
+@dg.op(
+    pool=TARGET_POOL,
+    description="Encrypt again what is of older versions, table by table; each batch range is a partition of "
+    "`rotated_data`, which can be run again by itself.",
+)
+def reencrypt(context: dg.OpExecutionContext, target: Target, plan: Plan) -> Plan:
+    """Encrypt again."""
+    with safely():
+        rows: Counter[str] = Counter()
+
+        def done(part: TablePart, result: RangeResult) -> None:
+            rows[part.table] += result.rows
+            _materialized(context, rotated_data.NAME, part, rotated_data.describe(result))
+
+        config = PaceConfig(**{name: plan[name] for name in PaceConfig.model_fields})
+        parts = parts_of(target, plan["tables"])
+        with in_table_pools(context, plan["tables"]):
+            work_through(context, config, target, rotated_data.NAME, parts, rotate_range, done)
+        for table in plan["tables"]:
+            context.log.info(f"{table}: {counted(rows[table], 'row')} encrypted again")
+        context.add_output_metadata({ROWS: dict(rows)})
+        return {**plan, "changed": plan["changed"] or any(rows.values())}
+
+
+@dg.op(
+    pool=TARGET_POOL,
+    description="Decrypt and compare every value of the tables, unless nothing was of an older version.",
+)
+def verify(context: dg.OpExecutionContext, target: Target, plan: Plan) -> Plan:
+    """Verify."""
+    with safely():
+        with target.database.session("look at the key versions") as connection:
+            to_retire = any(version.state == "readable" for version in key_versions(connection))
+        if not (plan["changed"] or to_retire):
+            context.log.info("Nothing was of an older key version")
+            context.add_output_metadata({VERIFIED: []})
+            return plan
+        wrong: list[str] = []
+        for part, outcome in verified_data.verified_parts(
+            actor(context), plan["workers"], target, parts_of(target, plan["tables"])
+        ):
+            if isinstance(outcome, MigrationError):
+                wrong.append(f"{part.partition}: {outcome.args[0]}")
+                continue
+            _materialized(context, verified_data.NAME, part, verified_data.describe(outcome))
+            wrong += _faults(part, outcome)
+        for key in plan["tables"]:
+            count_rows(target.database, target.catalogue.table(key), target.key_ring, actor(context))
+        if wrong:
+            raise RefusedError(
+                "Not verified after the rotation:\n" + "\n".join(f"- {line}" for line in wrong)
+            )
+        context.add_output_metadata({VERIFIED: list(plan["tables"])})
+        return plan
+
+
+@dg.op(
+    pool=TARGET_POOL,
+    description="Retire every older version of which no value is left in any table; say where the others are.",
+)
+def retire(context: dg.OpExecutionContext, target: Target, plan: Plan) -> None:
+    """Retire."""
+    with safely():
+        found = retire_versions(target.database, target.catalogue, target.cipher, actor(context))
+        for version in found.retired:
+            context.log.info(f"Key version {version} is retired: no value of it is left")
+        for version in found.reinstated:
+            context.log.warning(f"Key version {version} was retired, and values of it turned up again")
+        for line in found.describe():
+            context.log.warning(line)
+        left = {count.table: str(count) for count in found.counts}
+        for table, text in left.items():
+            context.log.info(f"{table}: {text}")
+        if found.remaining and plan["all"]:
+            raise RefusedError(
+                "\n".join(found.describe())
+                + "\nRun it again once no instance of the application writes that version any more, and once nothing "
+                "is pending."
+            )
+        context.add_output_metadata({RETIRED: list(found.retired), REMAINING: list(found.describe()), **left})
+
+
+def _tables(catalogue: Catalogue, names: list[str]) -> list[Table]:
+    return [catalogue.table(name) for name in dict.fromkeys(names or catalogue.keys)]
+
+
+def _materialized(
+    context: dg.OpExecutionContext, asset: str, part: TablePart, metadata: dict[str, RawMetadataValue]
+) -> None:
+    context.log_event(dg.AssetMaterialization(asset, partition=part.partition, metadata=metadata))
+
+
+def _faults(part: TablePart, found: RangeVerification) -> list[str]:
+    return [f"{part.table}.{o}" for o in found.offenders if o.problem not in _OF_THE_BACKFILL]
+
+
+@dg.graph(name=JOB)
+def _rotation() -> None:
+    retire(verify(reencrypt(begin())))
+
+
+def build() -> dg.JobDefinition:
+    """The job ``rotate_keys``."""
+    return _rotation.to_job(
+        tags=NEVER_AGAIN,
+        executor_def=dg.in_process_executor,
+        description="**After the migration: key rotation.** Every instance of the application has to be able to read "
+        "the new version, and ALPHAPULSE_ENCRYPTION_KEY_VERSION has to name it: see README, Rotating keys. Encrypts "
+        "all values again under it, online, verifies them, and retires the versions of which nothing is left. Can be "
+        "stopped and run again; does nothing where nothing is of an older version.",
+    )
+
+
+def build_schedule() -> dg.ScheduleDefinition:
+    """The schedule ``key_rotation``, stopped until somebody starts it.
+
+    Raises:
+        ConfigurationError: the schedule asked for means nothing.
+    """
+    cron = settings.rotation_schedule()
+    if not is_valid_cron_string(cron):
+        raise ConfigurationError(
+            "ALPHAPULSE_ROTATION_SCHEDULE is not a cron schedule: five fields, for example 0 3 * * 0."
+        )
+    return dg.ScheduleDefinition(
+        name="key_rotation",
+        job_name=JOB,
+        cron_schedule=cron,
+        default_status=dg.DefaultScheduleStatus.STOPPED,
+        description="Runs `rotate_keys` (ALPHAPULSE_ROTATION_SCHEDULE says when). A rotation begins only where "
+        "ALPHAPULSE_ENCRYPTION_KEY_VERSION names a new version; otherwise what old instances wrote since is caught "
+        "up, or nothing happens.",
+    )

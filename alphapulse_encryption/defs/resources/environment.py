@@ -1,0 +1,83 @@
+"""What the environment says about the target, without Dagster: the command line asks before Dagster is loaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.migration.gates.offsite import Bucket
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.sample.key import read_sample_key
+from alphapulse_encryption.sample.postgres import SAMPLE_DATABASE, embedded, embedded_url
+
+_MASTER_KEY = "ALPHAPULSE_ENCRYPTION_MASTER_KEY"
+_KEY_SOURCE = "ALPHAPULSE_ENCRYPTION_KEY_SOURCE"
+
+
+def uses_sample() -> bool:
+    """Whether the target is the embedded database with the sample."""
+    return settings.database_url() is None
+
+
+def target_database() -> Database:
+    """``ALPHAPULSE_DATABASE_URL``, or the embedded database, which is started if need be.
+
+    Raises:
+        ConfigurationError: the variable is malformed, or the embedded server cannot run here.
+    """
+    return Database(settings.database_url() or embedded_url(SAMPLE_DATABASE))
+
+
+def target_exists() -> bool:
+    """Whether there is a target to ask: the embedded database is made at its first use only."""
+    return not uses_sample() or embedded().exists()
+
+
+def key_environment() -> Mapping[str, str]:
+    """The variables that the key source reads.
+
+    The sample's own key stands in for a missing variable, for the embedded database alone.
+    """
+    sample_key = read_sample_key() if uses_sample() else None
+    if sample_key is None or _MASTER_KEY in os.environ or (os.environ.get(_KEY_SOURCE) or "env") != "env":
+        return os.environ
+    return {**os.environ, _MASTER_KEY: sample_key}
+
+
+def client_programs() -> Path | None:
+    """Where ``pg_dump`` and ``pg_restore`` are; None for those on the path, which suit a database of one's own.
+
+    Where there are none, and for the sample, the embedded PostgreSQL's serve.
+    """
+    on_path = not uses_sample() and shutil.which("pg_dump") and shutil.which("pg_restore")
+    return None if on_path else embedded().bin_dir()
+
+
+def backup_directory() -> Path:
+    """Where backups are kept."""
+    return settings.state_dir() / "backups"
+
+
+def backup_bucket() -> Bucket | None:
+    """Where backups are uploaded to; None where they are not.
+
+    Raises:
+        ConfigurationError: the server-side encryption asked for is not one.
+    """
+    name = settings.backup_bucket()
+    if name is None:
+        return None
+    return Bucket(name, settings.backup_prefix(), settings.backup_encryption(), settings.backup_kms_key())
+
+
+def restore_drill_server() -> Database:
+    """A database of the server on which restore drills make their scratch database.
+
+    Raises:
+        ConfigurationError: the variable is malformed.
+    """
+    url = settings.restore_drill_url()
+    return Database(url) if url is not None else target_database()

@@ -1,0 +1,160 @@
+"""Which runs are being executed somewhere: known to every machine, by what PostgreSQL knows of its sessions.
+
+A process number means nothing on another machine. Whoever executes a run therefore holds a lease: an advisory lock in
+Dagster's storage, which the server gives up with the session, whatever became of the process or its machine. Nobody
+else can take the lease of a run meanwhile, so that no run is executed twice at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import dagster as dg
+import psycopg
+from sqlalchemy.engine import make_url
+
+from alphapulse_encryption.migration.postgres.database import DEAD_PEER_SETTINGS
+
+Connection = psycopg.Connection[Any]
+
+# How often a holder looks whether the server still knows its session, in seconds.
+SECONDS_BETWEEN_LOOKS = 4.0
+# After a restart of the storage's server, its holder is back within this many seconds.
+SECONDS_TO_COME_BACK = 15.0
+
+_APPLICATION_NAME = "alphapulse_encryption run lease"
+_NAME = "hashtextextended('alphapulse_encryption run ' || %s, 0)"
+# A lock named by one bigint shows its halves as classid and objid, with 1 as objsubid (PostgreSQL manual, 53.13).
+_HELD = """
+SELECT r.run_id FROM unnest(%s::text[]) AS r (run_id)
+  CROSS JOIN LATERAL (SELECT hashtextextended('alphapulse_encryption run ' || r.run_id, 0) AS name) AS k
+ WHERE EXISTS (
+    SELECT FROM pg_locks l
+     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND l.classid::bigint = (k.name >> 32) & 4294967295 AND l.objid::bigint = k.name & 4294967295)
+"""
+
+
+def supports_leases(instance: dg.DagsterInstance) -> bool:
+    """Whether the instance's storage is a PostgreSQL."""
+    return _address(instance) is not None
+
+
+def held_leases(instance: dg.DagsterInstance, run_ids: Collection[str]) -> frozenset[str] | None:
+    """Those of the runs that somebody is executing, on whatever machine.
+
+    Returns:
+        None where that cannot be said: the storage is another one, or cannot be reached.
+    """
+    address = _address(instance)
+    if address is None:
+        return None
+    try:
+        with contextlib.closing(_connect(address)) as connection:
+            rows = connection.execute(_HELD.encode(), [list(run_ids)]).fetchall()
+    except psycopg.Error:
+        return None
+    return frozenset(run_id for (run_id,) in rows)
+
+
+@contextlib.contextmanager
+def run_lease(instance: dg.DagsterInstance, run_id: str) -> Iterator[bool]:
+    """Hold a run's lease for the length of the block.
+
+    Args:
+        instance: whose storage knows the run.
+        run_id: of a run, or of one that is about to be created.
+
+    Returns:
+        Whether it could be had; no, where somebody else executes the run. Where the storage is no PostgreSQL, or is
+        away for a moment, it is taken for had: a lease tells others, and is not what keeps data safe.
+    """
+    address = _address(instance)
+    if address is None:
+        yield True
+        return
+    lease = _Lease(address, run_id)
+    if not lease.take():
+        yield False
+        return
+    thread = threading.Thread(target=lease.keep, name="run lease", daemon=True)
+    thread.start()
+    try:
+        yield True
+    finally:
+        lease.ended.set()
+        # It may be asking a server that does not answer any more.
+        thread.join(SECONDS_BETWEEN_LOOKS)
+
+
+class _Lease:
+    def __init__(self, address: str, run_id: str) -> None:
+        self.ended = threading.Event()
+        self._address = address
+        self._run_id = run_id
+        self._connection: Connection | None = None
+
+    def take(self) -> bool:
+        """Take it; False where another session has it."""
+        try:
+            connection = _connect(self._address)
+        except psycopg.Error:
+            return True
+        try:
+            row = connection.execute(
+                f"SELECT pg_try_advisory_lock({_NAME})".encode(), [self._run_id]
+            ).fetchone()
+        except psycopg.Error:
+            connection.close()
+            return True
+        if not (row and row[0]):
+            connection.close()
+            return False
+        self._connection = connection
+        return True
+
+    def keep(self) -> None:
+        """Keep it until the end; take it again where the server ended the session."""
+        while not self.ended.wait(SECONDS_BETWEEN_LOOKS):
+            try:
+                if self._connection is not None:
+                    self._connection.execute("SELECT 1")
+                    continue
+            except psycopg.Error:
+                self._let_go()
+            # The server may still hold the session that we have lost: then it is ours all the same.
+            self.take()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+
+def _address(instance: dg.DagsterInstance) -> str | None:
+    # Of Dagster's storages, those in PostgreSQL have it.
+    url = getattr(instance.run_storage, "postgres_url", None)
+    if url is None:
+        return None
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def _connect(address: str) -> Connection:
+    connection = psycopg.connect(
+        address, autocommit=True, connect_timeout=10, application_name=_APPLICATION_NAME
+    )
+    try:
+        settings = {**DEAD_PEER_SETTINGS, "idle_session_timeout": "0"}
+        connection.execute(
+            "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
+            [list(settings), list(settings.values())],
+        )
+    except BaseException:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,281 @@
+"""Works on many batch ranges in one run: by several workers, seen partition by partition, none failing for another."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Protocol
+
+import dagster as dg
+from dagster._core.definitions.metadata import RawMetadataValue
+from pydantic import Field
+
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.crypto.envelope import EnvelopeFormat
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.defs.resources.border import actor
+from alphapulse_encryption.defs.resources.partitions import TablePart, range_name
+from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.logfiles import note
+from alphapulse_encryption.migration.bookkeeping.tracking import read_ranges
+from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.rows.engine import LARGEST_BATCH, Pace, Progress, RangeResult, Stopped
+from alphapulse_encryption.migration.rows.sessions import Sessions
+from alphapulse_encryption.migration.rows.tuning import Tuned, restore_abandoned, tuned
+
+# Each observation is a row in Dagster's storage; more often than this nobody looks.
+SECONDS_BETWEEN_OBSERVATIONS = 5.0
+
+Context = dg.AssetExecutionContext | dg.OpExecutionContext
+
+
+class Work(Protocol):
+    """What to do to a range: :func:`backfill.backfill_range` or :func:`rotate.rotate_range`."""
+
+    def __call__(
+        self,
+        database: Database,
+        table: Table,
+        number: int,
+        cipher: EnvelopeFormat,
+        keys: KeyRing,
+        actor: Actor,
+        *,
+        pace: Pace | None,
+        on_progress: Callable[[Progress], None] | None,
+        sessions: Sessions | None,
+        following: int | None,
+    ) -> RangeResult: ...
+
+
+class PaceConfig(dg.Config):
+    """Pace of what goes through a table range by range."""
+
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=LARGEST_BATCH * 10,
+        description="Rows per batch. Unset: as the settings in the database say, which adapt it.",
+    )
+    target_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        le=60,
+        description="How long one batch's transaction is to take, in seconds. Unset: as the settings say.",
+    )
+    rest_ratio: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="Seconds of rest for each second of work. Unset: as the settings say, which is none at first.",
+    )
+    workers: int = Field(default=1, ge=1, le=16, description="How many batch ranges are worked on at once.")
+    work_mem: str | None = Field(
+        default=None, description="Memory of one sort or hash in our sessions, for example 256MB."
+    )
+    autovacuum_off: bool = Field(
+        default=False, description="Turn autovacuum off for the tables while the run lasts; always put back."
+    )
+
+
+def parts_of(target: Target, keys: Sequence[str]) -> list[TablePart]:
+    """The batch ranges of these tables, as they were planned."""
+    with target.database.session("read the batch ranges") as connection:
+        return [
+            TablePart(f"{range_name(found.number)}|{key}", key, found.number)
+            for key in keys
+            for found in read_ranges(connection, target.catalogue.table(key))
+        ]
+
+
+def work_through(
+    context: Context,
+    config: PaceConfig,
+    target: Target,
+    asset: str | None,
+    parts: Sequence[TablePart],
+    work: Work,
+    done: Callable[[TablePart, RangeResult], None],
+) -> None:
+    """Work on batch ranges, several at once.
+
+    Args:
+        context: of the asset or the op that runs.
+        config: the pace.
+        target: the target.
+        asset: name of the asset whose partitions they are, where their progress is seen; None where they are of
+            another database than the assets tell of.
+        parts: the ranges.
+        work: what to do to each.
+        done: called with each that is done, in the order in which they end.
+
+    Raises:
+        MigrationError: some failed; names them, and the others are done.
+    """
+    failed: list[str] = []
+    for part, outcome in _worked_on(context, config, target, asset, parts, work):
+        if isinstance(outcome, MigrationError):
+            # The other ranges do not depend on this one.
+            context.log.error(f"{part.partition}: {outcome.args[0]}")
+            failed.append(f"{part.partition}: {outcome.args[0]}")
+        else:
+            for warning in filter(None, (usage.warning() for usage in outcome.key_usage)):
+                context.log.warning(warning)
+            done(part, outcome)
+    if failed:
+        raise MigrationError(
+            f"{len(failed)} of {len(parts)} batch ranges failed:\n"
+            + "\n".join(f"- {line}" for line in failed)
+        )
+
+
+def _worked_on(
+    context: Context,
+    config: PaceConfig,
+    target: Target,
+    asset: str | None,
+    parts: Sequence[TablePart],
+    work: Work,
+) -> Iterator[tuple[TablePart, RangeResult | MigrationError]]:
+    """Each part with its result, in the order in which they end."""
+    database, catalogue, cipher, keys = target.database, target.catalogue, target.cipher, target.key_ring
+    stopped = threading.Event()
+    # Each range looks again; here it is known before anything is tuned.
+    target.refuse_another_key()
+    restore_abandoned(database, actor(context))
+
+    def work_on(
+        part: TablePart, following: TablePart | None, sessions: Sessions
+    ) -> RangeResult | MigrationError:
+        observe = _observer(context, asset, part)
+        note("range_started", run_id=context.run.run_id, job=context.run.job_name, partition=part.partition)
+
+        def on_progress(progress: Progress) -> None:
+            observe(progress)
+            if stopped.is_set():
+                raise Stopped("Stopped; what is done stays done. Run the partition again to go on.")
+
+        try:
+            return work(
+                database,
+                catalogue.table(part.table),
+                part.batch_range,
+                cipher,
+                keys,
+                actor(context),
+                pace=Pace(config.batch_size, config.target_seconds, config.rest_ratio),
+                on_progress=on_progress,
+                sessions=sessions,
+                following=following.batch_range if following and following.table == part.table else None,
+            )
+        except MigrationError as error:
+            return error
+
+    ahead = queue.SimpleQueue[TablePart]()
+    done = queue.SimpleQueue[tuple[TablePart, RangeResult | BaseException]]()
+    for part in parts:
+        ahead.put(part)
+
+    def worker(settings: Tuned) -> None:
+        part = parts[0]
+        try:
+            with Sessions(database, settings) as sessions:
+                following = _next(ahead)
+                while following is not None and not stopped.is_set():
+                    # Taken before it is begun, so that its first rows are read while the last ones of this are written.
+                    part, following = following, _next(ahead)
+                    done.put((part, work_on(part, following, sessions)))
+        except BaseException as error:
+            # Nobody else would tell the one who waits for results.
+            done.put((part, error))
+
+    with ExitStack() as stack:
+        tunings = [
+            stack.enter_context(
+                tuned(
+                    database,
+                    catalogue.table(key),
+                    actor(context),
+                    work_mem=config.work_mem,
+                    autovacuum_off=config.autovacuum_off,
+                )
+            )
+            for key in dict.fromkeys(part.table for part in parts)
+        ]
+        pool = stack.enter_context(ThreadPoolExecutor(config.workers, thread_name_prefix="range worker"))
+        try:
+            for _ in range(min(config.workers, len(parts))):
+                # What is tuned for sessions is the same for every table.
+                pool.submit(worker, tunings[0])
+            for _ in parts:
+                part, outcome = done.get()
+                if isinstance(outcome, BaseException) and not isinstance(outcome, MigrationError):
+                    raise outcome
+                yield part, outcome
+        finally:
+            # Interrupted: nothing new begins, and what runs ends after its batch.
+            stopped.set()
+            pool.shutdown(wait=False)
+
+
+def _next(ahead: queue.SimpleQueue[TablePart]) -> TablePart | None:
+    try:
+        return ahead.get_nowait()
+    except queue.Empty:
+        return None
+
+
+def _observer(context: Context, asset: str | None, part: TablePart) -> Callable[[Progress], None]:
+    last = time.monotonic()
+    waiting_for: str | None = None
+
+    def observe(progress: Progress) -> None:
+        nonlocal last, waiting_for
+        news = progress.waiting_for != waiting_for
+        if not news and time.monotonic() - last < SECONDS_BETWEEN_OBSERVATIONS:
+            return
+        last = time.monotonic()
+        waiting_for = progress.waiting_for
+        if waiting_for is not None:
+            context.log.warning(f"{part.partition} holds back: {waiting_for}")
+        if asset is None:
+            return
+        context.log_event(
+            dg.AssetObservation(
+                asset_key=asset,
+                partition=part.partition,
+                metadata={
+                    "rows": progress.rows,
+                    "values": progress.values,
+                    "rows_per_second": round(progress.rows / progress.seconds) if progress.seconds else 0,
+                    "batch_size": progress.batch_size,
+                    "holds_back_because": progress.waiting_for or "it does not",
+                },
+            )
+        )
+
+    return observe
+
+
+def figures(result: RangeResult) -> dict[str, RawMetadataValue]:
+    """What the metadata of a range's partition has in common, whatever was done to it."""
+    return {
+        "values": result.values,
+        "batches": result.batches,
+        "changed_meanwhile": result.changed_meanwhile,
+        "left_pending": result.left_pending,
+        "resumed": result.resumed,
+        "seconds": round(result.seconds, 3),
+        "seconds_held_back": round(result.seconds_held_back, 3),
+        "seconds_rested": round(result.seconds_rested, 3),
+        "rows_per_second": round(result.rows / result.seconds) if result.seconds else 0,
+        # Of the 2^32 that each may.
+        "values_encrypted_by_key": {
+            f"{usage.context}, version {usage.key_version}": usage.messages for usage in result.key_usage
+        },
+    }

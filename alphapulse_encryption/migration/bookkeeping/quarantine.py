@@ -1,0 +1,116 @@
+"""Rows that could not be encrypted: set aside by key and reason, never by value, so that all others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import psycopg
+
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.migration.bookkeeping.tracking import Key
+
+Connection = psycopg.Connection[Any]
+
+# Which step could not do it.
+Step = Literal["backfill", "rotate"]
+
+# So many are named in a message; all of them are in the table.
+NAMED = 10
+
+# Classes of SQLSTATEs (PostgreSQL manual, appendix A) that speak of a row: the rest of a batch may well go through.
+_CLASSES = frozenset(
+    {
+        "21",  # cardinality_violation
+        "22",  # data_exception
+        "23",  # integrity_constraint_violation
+        "44",  # with_check_option_violation
+        "54",  # program_limit_exceeded
+        "P0",  # raise_exception, in a trigger of the application
+    }
+)
+_DATA_CORRUPTED = "XX001"
+
+
+def concerns_a_row(error: psycopg.Error) -> bool:
+    """Whether an error may be a single row's, so that a batch goes through without it.
+
+    A code that is none of PostgreSQL's comes from a trigger or a function of the application.
+    """
+    state = error.sqlstate
+    if state is None:
+        return False
+    return state[:2] in _CLASSES or state == _DATA_CORRUPTED or not _is_of_postgresql(state)
+
+
+def _is_of_postgresql(state: str) -> bool:
+    try:
+        psycopg.errors.lookup(state)
+    except KeyError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row that could not be encrypted.
+
+    Args:
+        key: its primary key, in text form.
+        reason: what the server or the cipher said, without values.
+        since: when it was set aside.
+    """
+
+    key: Key
+    reason: str
+    since: datetime
+
+    def __str__(self) -> str:
+        return f"key ({', '.join(self.key)}): {self.reason}"
+
+
+def quarantine(
+    connection: Connection,
+    table: Table,
+    number: int,
+    key: Key,
+    reason: str,
+    run_id: str | None,
+    step: Step = "backfill",
+) -> None:
+    """Set a row aside."""
+    connection.execute(
+        "INSERT INTO public.encryption_quarantine (table_name, batch_range, key, step, reason, run_id) "
+        "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (table_name, key, step) DO UPDATE "
+        "SET batch_range = excluded.batch_range, reason = excluded.reason, since = excluded.since, "
+        "run_id = excluded.run_id",
+        [table.key, number, list(key), step, reason, run_id],
+    )
+
+
+def release(connection: Connection, table: Table, number: int, step: Step = "backfill") -> None:
+    """Forget what a step had set aside of a range: it is tried again from now on."""
+    connection.execute(
+        "DELETE FROM public.encryption_quarantine WHERE table_name = %s AND batch_range = %s AND step = %s",
+        [table.key, number, step],
+    )
+
+
+def read_quarantine(
+    connection: Connection, table: Table, number: int | None = None, *, step: Step = "backfill"
+) -> tuple[Quarantined, ...]:
+    """What a step has set aside of a table, or of one of its ranges."""
+    rows = connection.execute(
+        "SELECT key, reason, since FROM public.encryption_quarantine "
+        "WHERE table_name = %s AND (%s::int IS NULL OR batch_range = %s::int) AND step = %s ORDER BY since, key",
+        [table.key, number, number, step],
+    ).fetchall()
+    return tuple(Quarantined(tuple(key), reason, since) for key, reason, since in rows)
+
+
+def named(rows: Sequence[Quarantined]) -> str:
+    """The first of them, for a message."""
+    text = "; ".join(str(row) for row in rows[:NAMED])
+    return f"{text}; and {len(rows) - NAMED} more" if len(rows) > NAMED else text

@@ -1,0 +1,4 @@
+"""Which columns look sensitive, by name and by sampled values.
+
+Nothing here keeps a value.
+"""

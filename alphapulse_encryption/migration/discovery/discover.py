@@ -1,0 +1,677 @@
+"""Proposes a catalogue for a database that nobody has catalogued: by names, types, and what sampled values look like.
+
+Values are read in read-only transactions with a time limit, looked at in memory, and forgotten: what is told of them is
+which form how many of them have. A proposal is a guess with its reasons, for a person to decide on; what is left out
+although something speaks for it is named, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import psycopg
+import yaml
+from psycopg.sql import SQL, Composed, Identifier
+from psycopg.sql import Literal as SqlLiteral
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.discovery.sensitive_names import Category, kind_of, looks_sensitive
+from alphapulse_encryption.migration.discovery.value_patterns import MOST_VALUES, Evidence, look_at, look_into
+from alphapulse_encryption.migration.gates import preflight
+from alphapulse_encryption.migration.gates.preflight import readable_size
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.schema.names import short_name
+
+Connection = psycopg.Connection[Any]
+
+VERSION = 1
+SAMPLED_ROWS = 1_000
+LONGEST_SAMPLE = "10s"
+# How long a table that somebody holds is waited for.
+LONGEST_WAIT = "1s"
+_BLOCK = 8192
+# A longer value is looked at up to here.
+LONGEST_VALUE = 4_096
+# What is at least this likely is proposed; what is at least that likely is named.
+PROPOSED_FROM, NAMED_FROM = 0.5, 0.25
+
+_NAME_SCORES = {"likely": 0.8, "possible": 0.5}
+# A document of whatever: some text in it may be anything.
+_ANY_DOCUMENT = 0.5
+# Values that are the same few again and again identify nobody.
+_FEW_VALUES, _FEW_SCORE = 12, 0.3
+# So many rows have to be there to tell that values repeat.
+_ENOUGH_ROWS = 60
+# What identifies one person or account at a time: of these, a handful of values is none.
+_IDENTIFYING: frozenset[Category] = frozenset({"contact", "bank", "document", "free form"})
+# At least this share of the rows has a value of its own where a lookup by it makes sense.
+_DISTINCT_ENOUGH = 0.5
+
+Kind = Literal["pii", "financial", "credentials"]
+_KINDS: Mapping[Category, Kind] = {"credential": "credentials", "bank": "financial", "money": "financial"}
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ColumnGuess(_Model):
+    """A column that looks sensitive."""
+
+    name: str
+    type: str
+    proposed: bool
+    score: float = Field(description="0 to 1")
+    category: str
+    context: str | None
+    search_index: str | None
+    reasons: tuple[str, ...]
+
+
+class TableGuess(_Model):
+    """A table with such columns."""
+
+    schema_name: str
+    name: str
+    rows: int = Field(description="the planner's estimate")
+    bytes: int = Field(description="with indexes and TOAST")
+    sampled_rows: int
+    sampled: str = Field(description="how values were looked at, or why not")
+    columns: tuple[ColumnGuess, ...]
+    obstacles: tuple[str, ...] = Field(description="what stands in the way of encrypting it as it is")
+    possible: bool = Field(description="whether it is in the proposed catalogue")
+
+
+class Discovery(_Model):
+    """What was looked at, and what is proposed."""
+
+    version: Literal[1] = 1
+    kind: Literal["discovery"] = "discovery"
+    at: datetime
+    schemas: tuple[str, ...]
+    tables_looked_at: int
+    columns_looked_at: int
+    tables: tuple[TableGuess, ...]
+    catalogue: dict[str, Any] | None = Field(
+        description="as YAML would say it; null where nothing is proposed"
+    )
+
+    @property
+    def proposed(self) -> tuple[tuple[TableGuess, ColumnGuess], ...]:
+        """The columns of the proposed catalogue."""
+        return tuple(
+            (table, column)
+            for table in self.tables
+            if table.possible
+            for column in table.columns
+            if column.proposed
+        )
+
+
+_TABLES = """
+SELECT c.oid, n.nspname, c.relname, c.relkind::text, greatest(c.reltuples, 0)::bigint,
+       (SELECT coalesce(sum(greatest(l.relpages, 0)), greatest(c.relpages, 0)) FROM pg_partition_tree(c.oid) p
+          JOIN pg_class l ON l.oid = p.relid)::bigint,
+       (SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_index i
+          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey::int2[])
+         WHERE i.indrelid = c.oid AND i.indisprimary AND i.indisvalid)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p', 'f', 'm') AND NOT c.relispartition AND c.relpersistence <> 't'
+   AND n.nspname <> 'information_schema' AND left(n.nspname, 3) <> 'pg_'
+   AND (%(schemas)s::text[] IS NULL OR n.nspname = ANY (%(schemas)s))
+   AND NOT (n.nspname = 'public' AND c.relname = ANY (%(ours)s))
+   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                                             AND d.deptype = 'e')
+ ORDER BY n.nspname, c.relname
+"""
+
+_COLUMNS = """
+SELECT a.attname, format_type(a.atttypid, a.atttypmod), format_type(b.oid, NULL),
+       a.attgenerated <> '' OR a.attidentity <> '', has_column_privilege(a.attrelid, a.attnum, 'SELECT'),
+       s.n_distinct, coalesce(s.null_frac, 0)::float8,
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indkey[0] = a.attnum AND i.indisunique
+                  AND i.indnkeyatts = 1 AND i.indpred IS NULL),
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indkey[0] = a.attnum),
+       EXISTS (SELECT FROM pg_constraint f WHERE f.conrelid = a.attrelid AND f.contype = 'f'
+                  AND a.attnum = ANY (f.conkey))
+  FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_type t ON t.oid = a.atttypid
+  -- Of a domain, what it is made of.
+  CROSS JOIN LATERAL (
+      WITH RECURSIVE base (oid, next) AS (
+          SELECT t.oid, t.typbasetype UNION ALL
+          SELECT d.oid, d.typbasetype FROM base JOIN pg_type d ON d.oid = base.next WHERE base.next <> 0)
+      SELECT oid FROM base WHERE next = 0) AS b
+  LEFT JOIN pg_stats s ON s.schemaname = n.nspname AND s.tablename = c.relname AND s.attname = a.attname
+   AND s.inherited = (c.relkind = 'p')
+ WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
+ ORDER BY a.attnum
+"""
+
+# Waits for whoever holds the table; the pages as vacuum last counted them do not.
+_BYTES = """
+SELECT coalesce(sum(pg_total_relation_size(relid)), pg_total_relation_size(%(table)s))::bigint
+  FROM pg_partition_tree(%(table)s)
+"""
+
+_SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname = ANY (%s)"
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    type: str
+    base_type: str
+    generated: bool
+    readable: bool
+    n_distinct: float | None
+    null_share: float
+    unique: bool
+    indexed: bool
+    refers: bool
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.base_type)
+
+
+@dataclass(frozen=True)
+class _Table:
+    oid: int
+    schema_name: str
+    name: str
+    relkind: str
+    rows: int
+    bytes: int
+    pages: int
+    key: tuple[str, ...]
+    columns: tuple[_Column, ...]
+
+    @property
+    def label(self) -> str:
+        return self.name if self.schema_name == "public" else f"{self.schema_name}.{self.name}"
+
+
+@dataclass
+class _Sample:
+    """Values of a table, by column; they go no further than the functions below."""
+
+    rows: int = 0
+    note: str = ""
+    values: dict[str, list[str]] = field(default_factory=dict, repr=False)
+    # By column: values that are not NULL, and different ones among them.
+    counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def discover(database: Database, *, schemas: Sequence[str] = (), sample: int = SAMPLED_ROWS) -> Discovery:
+    """Look through a database, and propose what to encrypt.
+
+    Args:
+        database: the target; nothing is written to it.
+        schemas: which ones to look at; all of the application's where none is named.
+        sample: rows of each table whose values are looked at, at most; 0 looks at no value.
+
+    Raises:
+        ConfigurationError: there is no schema of a name, or the database cannot be reached.
+        DatabaseFailure: the server refused a question about its catalogues.
+    """
+    reading = replace(database, read_only=True)
+    guesses: list[TableGuess] = []
+    names = _Names()
+    columns = 0
+    with reading.session("look for sensitive columns") as connection:
+        connection.execute("SELECT set_config('lock_timeout', %s, false)", [LONGEST_WAIT])
+        tables = _read_tables(connection, schemas)
+        names.taken = _relation_names(connection)
+        for table in tables:
+            columns += len(table.columns)
+            guess = _look(connection, table, names, sample)
+            if guess is not None:
+                guesses.append(guess)
+    guesses = _checked(reading, guesses)
+    entries = [entry for guess in guesses if (entry := _entry(guess)) is not None]
+    return Discovery(
+        at=datetime.now(UTC),
+        schemas=tuple(dict.fromkeys(table.schema_name for table in tables)),
+        tables_looked_at=len(tables),
+        columns_looked_at=columns,
+        tables=tuple(guesses),
+        catalogue={"tables": entries} if entries else None,
+    )
+
+
+def _read_tables(connection: Connection, schemas: Sequence[str]) -> list[_Table]:
+    known = {name for (name,) in connection.execute(_SCHEMAS, [list(schemas)])}
+    missing = [name for name in schemas if name not in known]
+    if missing:
+        raise ConfigurationError(
+            f"There is no schema {', '.join(missing)} in the database. Names are exact and case-sensitive."
+        )
+    rows = connection.execute(
+        _TABLES, {"schemas": list(schemas) or None, "ours": list(tracking.BOOKKEEPING_TABLES)}
+    ).fetchall()
+    return [
+        _Table(
+            oid,
+            schema,
+            name,
+            relkind,
+            estimate,
+            _bytes(connection, oid, pages),
+            pages,
+            tuple(key or ()),
+            tuple(_Column(*column) for column in connection.execute(_COLUMNS, [oid])),
+        )
+        for oid, schema, name, relkind, estimate, pages, key in rows
+    ]
+
+
+def _bytes(connection: Connection, oid: int, pages: int) -> int:
+    try:
+        return int(connection.execute(_BYTES, {"table": oid}).fetchall()[0][0])
+    except psycopg.errors.LockNotAvailable:
+        return pages * _BLOCK
+
+
+def _relation_names(connection: Connection) -> set[tuple[str, str]]:
+    rows = connection.execute(
+        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+    )
+    return {(schema, name) for schema, name in rows}
+
+
+def _look(connection: Connection, table: _Table, names: _Names, sample: int) -> TableGuess | None:
+    values = _sample(connection, table, sample)
+    guesses = [
+        guess
+        for column in table.columns
+        if not _is_ours(table, column) and (guess := _guess(table, column, values, names)) is not None
+    ]
+    if not guesses:
+        return None
+    obstacles = [*_obstacles(table), *(reason for guess in guesses for reason in _unfit(table, guess))]
+    fit = [guess for guess in guesses if guess.proposed and not list(_unfit(table, guess))]
+    possible = bool(fit) and not _obstacles(table)
+    columns = tuple(
+        guess if guess in fit else guess.model_copy(update={"proposed": False}) for guess in guesses
+    )
+    return TableGuess(
+        schema_name=table.schema_name,
+        name=table.name,
+        rows=table.rows,
+        bytes=table.bytes,
+        sampled_rows=values.rows,
+        sampled=values.note,
+        columns=columns,
+        obstacles=tuple(obstacles),
+        possible=possible,
+    )
+
+
+# What of the database already belongs to a migration of ours.
+_OURS = re.compile(r"(.+)_(encrypted|search)")
+
+
+def _is_ours(table: _Table, column: _Column) -> bool:
+    found = _OURS.fullmatch(column.name)
+    return found is not None and any(other.name == found[1] for other in table.columns)
+
+
+# Values.
+
+_SAMPLED_KINDS = frozenset({"text", "number", "json", "network", "other"})
+
+
+def _sample(connection: Connection, table: _Table, rows: int) -> _Sample:
+    """Values of some rows, never of more than a time limit allows."""
+    found = _Sample()
+    wanted = [column for column in table.columns if column.kind in _SAMPLED_KINDS]
+    readable = [column for column in wanted if column.readable]
+    if not rows or not wanted:
+        found.note = "values were not looked at"
+        return found
+    if not readable:
+        found.note = "values were not looked at: this role may not read them"
+        return found
+    try:
+        with connection.transaction():
+            connection.execute("SELECT set_config('statement_timeout', %s, true)", [LONGEST_SAMPLE])
+            picked = connection.execute(_select(table, readable, rows)).fetchall()
+    except psycopg.errors.QueryCanceled:
+        found.note = f"values were not looked at: reading a sample took longer than {LONGEST_SAMPLE}"
+        return found
+    except psycopg.errors.LockNotAvailable:
+        found.note = "values were not looked at: another session holds the table"
+        return found
+    except psycopg.Error:
+        # Row-level security, a foreign server, a damaged page: the names still tell something.
+        found.note = "values were not looked at: the server refused"
+        return found
+    found.rows = len(picked)
+    found.note = f"values of {found.rows:,} rows were looked at"
+    if len(readable) < len(wanted):
+        found.note += f", of {len(readable)} of {len(wanted)} columns: the others this role may not read"
+    for number, column in enumerate(readable):
+        present = [row[number] for row in picked if row[number] is not None]
+        different = list(dict.fromkeys(present))
+        found.counts[column.name] = (len(present), len(different))
+        found.values[column.name] = different[:MOST_VALUES]
+    return found
+
+
+def _select(table: _Table, columns: Sequence[_Column], rows: int) -> Composed:
+    shown = SQL(", ").join(
+        SQL("left({}::text, {})").format(Identifier(column.name), SqlLiteral(LONGEST_VALUE))
+        for column in columns
+    )
+    sample: Composed | SQL = SQL("")
+    # A few times as many as are wanted, because pages are chosen and not rows.
+    if table.relkind in ("r", "p") and table.rows > 10 * rows and table.pages > 1_000:
+        percent = min(100.0, max(1e-4, 400.0 * rows / table.rows))
+        sample = SQL("TABLESAMPLE SYSTEM ({})").format(SqlLiteral(percent))
+    return SQL("SELECT {} FROM {} {} LIMIT {}").format(
+        shown, Identifier(table.schema_name, table.name), sample, SqlLiteral(rows)
+    )
+
+
+# Guesses.
+
+
+def _guess(table: _Table, column: _Column, sample: _Sample, names: _Names) -> ColumnGuess | None:
+    if column.kind in ("flag", "technical"):
+        return None
+    score, category, reasons = _by_name(table, column)
+    evidence = _by_values(table, column, sample)
+    if evidence is not None:
+        reasons.append(_in_words(evidence))
+        if evidence.score > score:
+            category = evidence.category
+        score = 1 - (1 - score) * (1 - evidence.score)
+    elif score:
+        doubt = _doubt(column, category, sample)
+        if doubt:
+            reasons.append(doubt)
+            score *= _FEW_SCORE
+    if category is None or score < NAMED_FROM:
+        return None
+    score = round(score, 2)
+    proposed = score >= PROPOSED_FROM
+    searched = _searched(column, sample) if proposed else None
+    if searched is not None:
+        reasons.append(searched)
+    return ColumnGuess(
+        name=column.name,
+        type=column.type,
+        proposed=proposed,
+        score=score,
+        category=category,
+        context=names.context(table, _KINDS.get(category, "pii")) if proposed else None,
+        search_index=names.index(table, column) if searched is not None else None,
+        reasons=tuple(reasons),
+    )
+
+
+def _by_name(table: _Table, column: _Column) -> tuple[float, Category | None, list[str]]:
+    suspicion = looks_sensitive(table.name, column.name, column.base_type)
+    if suspicion is None:
+        return 0.0, None, []
+    score = _NAME_SCORES[suspicion.confidence]
+    if column.kind == "json" and suspicion.category == "free form":
+        score = _ANY_DOCUMENT
+    return score, suspicion.category, [suspicion.reason]
+
+
+def _by_values(table: _Table, column: _Column, sample: _Sample) -> Evidence | None:
+    values = sample.values.get(column.name)
+    if not values:
+        return None
+    if column.kind == "json":
+        return look_into(table.name, values)
+    return look_at(values, numbers=column.kind == "number")
+
+
+def _in_words(evidence: Evidence) -> str:
+    if evidence.inside:
+        return f"{evidence.share:.0%} of {evidence.looked_at} values contain: {evidence.pattern}"
+    return f"{evidence.share:.0%} of {evidence.looked_at} values are: {evidence.pattern}"
+
+
+def _doubt(column: _Column, category: Category | None, sample: _Sample) -> str | None:
+    """Why it may hold something else than its name says."""
+    present, different = sample.counts.get(column.name, (0, 0))
+    if category in _IDENTIFYING and present >= _ENOUGH_ROWS and different <= _FEW_VALUES:
+        return f"only {different} different values in {present} rows"
+    return None
+
+
+def _searched(column: _Column, sample: _Sample) -> str | None:
+    """Why rows are probably looked up by it."""
+    # Two equal numbers or documents can be written in two ways, and have two tokens.
+    if column.kind not in ("text", "uuid") or not (column.unique or column.indexed):
+        return None
+    if column.unique:
+        return "searchable: it is unique"
+    share: float | None = None
+    if column.n_distinct is not None and column.n_distinct < 0:
+        share = -column.n_distinct / max(1e-9, 1 - column.null_share)
+    elif (counts := sample.counts.get(column.name)) and counts[0] >= _ENOUGH_ROWS:
+        share = counts[1] / counts[0]
+    if share is None or share < _DISTINCT_ENOUGH:
+        return None
+    return "searchable: it has an index, and most values are different"
+
+
+class _Names:
+    """Names of contexts and indexes: the same at every look, whatever else is in the database."""
+
+    def __init__(self) -> None:
+        self.taken: set[tuple[str, str]] = set()
+        self._contexts: dict[str, tuple[str, str]] = {}
+
+    def context(self, table: _Table, kind: Kind) -> str:
+        """``users_pii``: one derived key for each table and kind."""
+        name = f"{_plain(table.label)}_{kind}"
+        # Two tables whose names differ in signs only.
+        owner = self._contexts.setdefault(name, (table.schema_name, table.name))
+        if owner != (table.schema_name, table.name):
+            name += "_" + hashlib.sha256(f"{table.schema_name}\0{table.name}".encode()).hexdigest()[:8]
+        return name
+
+    def index(self, table: _Table, column: _Column) -> str:
+        """``idx_users_email_search``."""
+        name = short_name(f"idx_{table.name}_{column.name}_search", prefix="idx_")
+        if (table.schema_name, name) in self.taken:
+            name = short_name(f"idx_{table.name}_{column.name}_search_token", prefix="idx_token_")
+        self.taken.add((table.schema_name, name))
+        return name
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\W+", "_", name).strip("_").lower() or "table"
+
+
+# What stands in the way.
+
+
+def _obstacles(table: _Table) -> list[str]:
+    if table.relkind == "f":
+        return ["it is a foreign table: encrypt it where its rows are"]
+    if table.relkind == "m":
+        return ["it is a materialized view: encrypt what it is made of, and have it made of ciphertext"]
+    if not table.key:
+        return [
+            "it has no primary key, which batches and resumption go by: add one (ALTER TABLE … ADD COLUMN … bigint "
+            "GENERATED ALWAYS AS IDENTITY PRIMARY KEY)"
+        ]
+    return []
+
+
+def _unfit(table: _Table, guess: ColumnGuess) -> Iterable[str]:
+    """Why a column cannot be in a catalogue."""
+    column = next(one for one in table.columns if one.name == guess.name)
+    if not guess.proposed:
+        return
+    if column.generated:
+        yield f"column {column.name} is generated or an identity: encrypt what it is made of"
+    elif column.name in table.key:
+        yield f"column {column.name} is part of the primary key, which is kept in text form: give the table another key"
+    elif column.refers:
+        yield f"column {column.name} is a foreign key, which ciphertext cannot be"
+    elif column.kind == "other" and _is_composite(column):
+        yield f"column {column.name} is of the type {column.type}, which the runtime library cannot read"
+    else:
+        try:
+            Table.model_validate(_entry_of(table.schema_name, table.name, [guess]))
+        except ValidationError as error:
+            yield f"column {column.name} cannot be named in a catalogue: {error.errors()[0]['msg']}"
+
+
+def _is_composite(column: _Column) -> bool:
+    return column.type.startswith("record")
+
+
+def _entry_of(schema: str, name: str, columns: Sequence[ColumnGuess]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": name}
+    if schema != "public":
+        entry["schema"] = schema
+    entry["columns"] = [
+        {"name": column.name, "context": column.context}
+        | ({"search_index": column.search_index} if column.search_index is not None else {})
+        for column in columns
+    ]
+    return entry
+
+
+def _entry(guess: TableGuess) -> dict[str, Any] | None:
+    proposed = [column for column in guess.columns if column.proposed]
+    if not guess.possible or not proposed:
+        return None
+    return _entry_of(guess.schema_name, guess.name, proposed)
+
+
+def _checked(database: Database, guesses: Sequence[TableGuess]) -> list[TableGuess]:
+    """With what the preflight says of the proposal; it knows more than is looked for here."""
+    entries = {guess: _entry(guess) for guess in guesses}
+    proposed = [entry for entry in entries.values() if entry is not None]
+    if not proposed:
+        return list(guesses)
+    catalogue = Catalogue.model_validate({"tables": proposed})
+    report = preflight.check(database, catalogue, None, once=True)
+    found: list[TableGuess] = []
+    for guess, entry in entries.items():
+        if entry is None:
+            found.append(guess)
+            continue
+        key = Table.model_validate(entry).key
+        about = [
+            finding
+            for finding in (*report.blockers, *report.warnings)
+            if not finding.of_role and (finding.subject == key or finding.subject.startswith(f"{key}."))
+        ]
+        blocked = any(finding.level == "blocker" for finding in about)
+        told = [
+            f"{finding.subject.removeprefix(key).removeprefix('.')}: {finding.message}".removeprefix(": ")
+            for finding in about
+        ]
+        found.append(
+            guess.model_copy(
+                update={"obstacles": (*guess.obstacles, *told), "possible": guess.possible and not blocked}
+            )
+        )
+    return found
+
+
+# The catalogue as a file.
+
+
+def as_yaml(discovery: Discovery) -> str:
+    """The proposed catalogue with its reasons as comments; comments alone where nothing is proposed."""
+    tables = len({(table.schema_name, table.name) for table, _ in discovery.proposed})
+    lines = [
+        *_comment(
+            "A proposed catalogue: a guess by names, types and the form of sampled values, for a person to decide on. "
+            f"Looked at: {discovery.tables_looked_at} tables with {discovery.columns_looked_at} columns in the schemas "
+            f"{', '.join(discovery.schemas) or '-'}. Proposed: {len(discovery.proposed)} columns of {tables} tables. "
+            "Beside each column: how sure that is, from 0 to 1, and why.",
+        ),
+        *_comment("A context names the derived key of a column, and must not change once data is encrypted."),
+    ]
+    possible = [table for table in discovery.tables if table.possible]
+    others = [table for table in discovery.tables if not table.possible]
+    if possible:
+        lines.append("tables:")
+    for table in possible:
+        lines += _table_lines(table)
+    if others:
+        lines += ["", *_comment("Not possible as they are:")]
+    for table in others:
+        lines += _comment(f"{_label(table)}: {_size(table)}; {'; '.join(table.obstacles)}", indent="#   ")
+        for column in table.columns:
+            lines += _comment(f"{column.name}: {_why(column)}", indent="#     ")
+    return "\n".join(lines) + "\n"
+
+
+def _table_lines(table: TableGuess) -> list[str]:
+    lines = ["", *_comment(f"{_size(table)}; {table.sampled}", indent="  # ")]
+    for obstacle in table.obstacles:
+        lines += _comment(f"Note: {obstacle}", indent="  # ")
+    lines.append(f"  - name: {_scalar(table.name)}")
+    if table.schema_name != "public":
+        lines.append(f"    schema: {_scalar(table.schema_name)}")
+    lines.append("    columns:")
+    for column in table.columns:
+        if not column.proposed:
+            continue
+        lines += _comment(_why(column), indent="      # ")
+        lines.append(f"      - name: {_scalar(column.name)}")
+        lines.append(f"        context: {_scalar(column.context or '')}")
+        if column.search_index is not None:
+            lines.append(f"        search_index: {_scalar(column.search_index)}")
+    for column in table.columns:
+        if not column.proposed:
+            lines += _comment(f"left out: {column.name} ({_why(column)})", indent="      # ")
+    return lines
+
+
+def _label(table: TableGuess) -> str:
+    return f"{table.schema_name}.{table.name}"
+
+
+def _size(table: TableGuess) -> str:
+    return f"about {table.rows:,} rows, {readable_size(table.bytes)}"
+
+
+def _why(column: ColumnGuess) -> str:
+    return f"{column.score:.2f} {column.category}, {column.type}: {'; '.join(column.reasons)}"
+
+
+def _scalar(text: str) -> str:
+    """A name as YAML reads it back; plain where that will do."""
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text) and yaml.safe_load(text) == text:
+        return text
+    # JSON's form of a text is one of YAML's.
+    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=10_000).strip()
+
+
+_WIDTH = 110
+
+
+def _comment(text: str, indent: str = "# ") -> list[str]:
+    """A comment, folded; a name in it cannot end it."""
+    lines: list[str] = []
+    line = ""
+    for word in re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", "?", text).split(" "):
+        if line and len(indent) + len(line) + len(word) >= _WIDTH:
+            lines.append(indent + line)
+            line = "  " + word
+        else:
+            line = f"{line} {word}" if line else word
+    return [*lines, indent + line]

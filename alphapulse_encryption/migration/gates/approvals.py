@@ -1,0 +1,523 @@
+"""A person's consent to one drop: bound to the state it was given for, for a short time, and used once."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import psycopg
+from psycopg.sql import SQL
+
+from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.limits import read_limits
+from alphapulse_encryption.migration.gates import roles
+from alphapulse_encryption.migration.gates.backup import Backup, check_backup, latest_backup, read_backup
+from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.rows import verify
+from alphapulse_encryption.migration.rows.verify import TableVerification
+from alphapulse_encryption.migration.schema import indexes, saved
+from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+
+Connection = psycopg.Connection[Any]
+
+VALID_FOR = timedelta(hours=24)
+LONGEST_VALID_FOR = timedelta(days=7)
+# What was written after the backup is in the ciphertext only; so it has to be recent.
+BACKUP_NOT_OLDER_THAN = timedelta(hours=24)
+
+# Whom a drop is refused to: a person of the approver's name; whoever uses the approver's database role as well.
+TwoPersonRule = Literal["off", "names", "roles"]
+
+
+@dataclass(frozen=True)
+class Approval:
+    """A row of ``encryption_approvals``.
+
+    Args:
+        id: its number.
+        table: key of the table whose plaintext may be dropped.
+        approver: the person, as they gave their name.
+        database_role: the role that recorded it, which the database vouches for.
+        reason: in the approver's words.
+        approved_at: by the server's clock.
+        expires_at: until then.
+        definition: fingerprint of the table's definition, and of all that would be dropped with its columns.
+        catalogue_entry: fingerprint of the catalogue's entry.
+        key_check: identifies the current master key.
+        verified_at: the verification it relies on.
+        backup_id: the backup it relies on.
+        run_id: the run that recorded it, where there was one.
+        consumed_at: when it was used.
+        consumed_by: by whom, as they gave their name.
+        revoked_at: when it was taken back.
+        revoked_by: by whom, as they gave their name.
+        expired: by the server's clock, when it was read.
+    """
+
+    id: int
+    table: str
+    approver: str
+    database_role: str
+    reason: str
+    approved_at: datetime
+    expires_at: datetime
+    definition: str
+    catalogue_entry: str
+    key_check: str
+    verified_at: datetime
+    backup_id: int
+    run_id: str | None
+    consumed_at: datetime | None
+    consumed_by: str | None
+    revoked_at: datetime | None
+    revoked_by: str | None
+    expired: bool
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it could still be used, if nothing that it binds has changed."""
+        return self.consumed_at is None and self.revoked_at is None and not self.expired
+
+    def __str__(self) -> str:
+        if self.consumed_at is not None:
+            state = f"used by {self.consumed_by} at {self.consumed_at:%F %R} UTC"
+        elif self.revoked_at is not None:
+            state = f"revoked by {self.revoked_by} at {self.revoked_at:%F %R} UTC"
+        else:
+            state = f"{'expired' if self.expired else 'open until'} {self.expires_at:%F %R} UTC"
+        return (
+            f"approval {self.id} of {self.table}: {state}; given by {self.approver} (database role "
+            f"{self.database_role}) at {self.approved_at:%F %R} UTC: {self.reason}"
+        )
+
+
+_SELECT = """
+SELECT id, table_name, approver, database_role, reason, approved_at, expires_at, definition, catalogue_entry,
+       key_check, verified_at, backup_id, run_id, consumed_at, consumed_by, revoked_at, revoked_by,
+       expires_at <= clock_timestamp()
+  FROM public.encryption_approvals
+"""
+
+
+def approve_drop(
+    database: Database,
+    catalogue: Catalogue,
+    table: Table,
+    keys: KeyRing,
+    actor: Actor,
+    *,
+    approver: str,
+    reason: str,
+    confirmation: str,
+    valid_for: timedelta = VALID_FOR,
+) -> Approval:
+    """Record a person's consent to dropping a table's plaintext columns.
+
+    Args:
+        database: the target.
+        catalogue: as it is now; its entry is bound.
+        table: the table.
+        keys: the current key is bound.
+        actor: the program that records it.
+        approver: the person's name.
+        reason: why, in their words.
+        confirmation: the table's key, typed by them.
+        valid_for: how long it may be used.
+
+    Raises:
+        RefusedError: confirmation, name or reason missing; not verified, or rows left out by it; authority not
+            ciphertext; no recent, undamaged backup; other objects depend on the plaintext. Nothing was recorded.
+        ConfigurationError: table or column missing.
+        DatabaseFailure: the server refused.
+    """
+    _check_words(table, approver, reason, confirmation, valid_for)
+    with database.session(f"approve the drop of {table.key}") as connection:
+        roles.refuse_unless_allowed(connection, "approve_drop", (table,))
+        tracking.check_key(connection, keys)
+        definition, verification = refuse_unless_droppable(connection, table, keys)
+        backup = latest_backup(connection, table)
+        if backup is None:
+            raise RefusedError(
+                f"There is no backup of {table.key}. Take one first (asset backup); nothing was changed."
+            )
+        _refuse_stale(connection, table, backup)
+        check_backup(backup)
+        if verification.missing_rows is None:
+            verify.count_rows(database, table, keys, actor)
+            definition, verification = refuse_unless_droppable(connection, table, keys)
+        with connection.transaction():
+            cursor = connection.execute(
+                "INSERT INTO public.encryption_approvals (table_name, approver, reason, expires_at, "
+                "definition, catalogue_entry, key_check, verified_at, backup_id, run_id) "
+                "VALUES (%s, %s, %s, now() + %s, %s, %s, %s, %s, %s, %s) RETURNING id",
+                [
+                    table.key,
+                    approver.strip(),
+                    reason.strip(),
+                    valid_for,
+                    _bound_definition(connection, definition),
+                    catalogue.fingerprint(table.key),
+                    keys.check_value(keys.current_version),
+                    verification.verified_at,
+                    backup.id,
+                    actor.run_id,
+                ],
+            )
+            inserted = connection.execute(_SELECT + " WHERE id = %s", [saved.only_row(cursor)[0]])
+            approval = _approval(saved.only_row(inserted))
+            tracking.audit(
+                connection,
+                actor,
+                "approve_drop",
+                table,
+                approval=approval.id,
+                approver=approval.approver,
+                reason=approval.reason,
+                expires_at=approval.expires_at,
+                backup=backup.id,
+            )
+    return approval
+
+
+def _bound_definition(connection: Connection, definition: TableDefinition) -> str:
+    """The table's definition together with everything that would go with its plaintext columns."""
+    state = tracking.require_state(connection, definition.table)
+    goes = saved.read_saved(connection, definition, saved.set_aside(state))
+    return hashlib.sha256(f"{definition.fingerprint()} {goes.model_dump_json()}".encode()).hexdigest()
+
+
+def _check_words(table: Table, approver: str, reason: str, confirmation: str, valid_for: timedelta) -> None:
+    if confirmation != table.key:
+        raise RefusedError(
+            f"The confirmation is not the name of the table. Type {table.key} exactly; nothing was approved."
+        )
+    if not approver.strip():
+        raise RefusedError("An approval needs the name of the person who gives it; nothing was approved.")
+    if not reason.strip():
+        raise RefusedError("An approval needs a reason; nothing was approved.")
+    if not timedelta() < valid_for <= LONGEST_VALID_FOR:
+        raise RefusedError(
+            f"An approval is valid for more than no time and at most {LONGEST_VALID_FOR.days} days; nothing "
+            "was approved."
+        )
+
+
+def refuse_unless_droppable(
+    connection: Connection, table: Table, keys: KeyRing
+) -> tuple[TableDefinition, TableVerification]:
+    """What an approval and a drop both need of the table itself; takes no lock, and reads no row of it.
+
+    Returns:
+        The table's definition, and its verification.
+
+    Raises:
+        RefusedError: says which of them is missing.
+    """
+    state = tracking.require_state(connection, table)
+    if state.stage == "dropped":
+        raise RefusedError(f"The plaintext of {table.key} is dropped already; nothing was changed.")
+    if state.stage == "restoring":
+        raise RefusedError(
+            f"The plaintext of {table.key} is being restored. Let restore_plaintext end first."
+        )
+    if state.authority != "ciphertext":
+        raise RefusedError(
+            f"The authority of {table.key} is still plaintext: its readers use the plaintext columns. Switch "
+            "it first (switch_to_ciphertext); nothing was changed."
+        )
+    definition = read_table(connection, table)
+    if saved.has_children(connection, definition):
+        raise RefusedError(
+            f"Table {table.key} is partitioned or takes part in inheritance. What its partitions have of "
+            "their own could not be brought back exactly, so its plaintext is not dropped."
+        )
+    verification = verify.verify_table(connection, table, keys)
+    if not verification.passed:
+        raise RefusedError(
+            f"Table {table.key} is not verified: {'; '.join(verification.reasons)}. Run the verification "
+            f"(--verify --table {table.key}); nothing was changed."
+        )
+    refuse_dependants(connection, definition)
+    return definition, verification
+
+
+def refuse_dependants(connection: Connection, definition: TableDefinition) -> None:
+    """Refuse where somebody else's object needs a plaintext column.
+
+    Raises:
+        RefusedError: names them.
+    """
+    depending = saved.dependants(connection, definition)
+    if depending:
+        raise RefusedError(
+            f"Other objects depend on the plaintext columns of {definition.table.key}: "
+            f"{'; '.join(depending)}. Move them to the encrypted columns or the compatibility views, or drop "
+            "them; nothing was changed."
+        )
+
+
+def _refuse_stale(connection: Connection, table: Table, backup: Backup) -> None:
+    row = connection.execute(
+        "SELECT %s < clock_timestamp() - %s", [backup.taken_at, BACKUP_NOT_OLDER_THAN]
+    ).fetchone()
+    if row is None or row[0]:
+        hours = int(BACKUP_NOT_OLDER_THAN.total_seconds() // 3600)
+        raise RefusedError(
+            f"The backup of {table.key} is more than {hours} hours old. Take a new one (asset backup), and approve the "
+            "drop after it; nothing was changed."
+        )
+
+
+def refuse_without_backup(connection: Connection, table: Table, approval: Approval) -> None:
+    """Refuse where the backup that an approval relies on would not serve; reads all of its file.
+
+    Raises:
+        RefusedError: it is not recorded any more, stale, missing or damaged.
+    """
+    backup = read_backup(connection, approval.backup_id)
+    if backup is None:
+        raise RefusedError(
+            f"The backup that approval {approval.id} relies on is not recorded any more; nothing was changed."
+        )
+    _refuse_stale(connection, table, backup)
+    check_backup(backup)
+
+
+def two_person_rule(connection: Connection, default: TwoPersonRule) -> TwoPersonRule:
+    """The rule that holds: the one set by ``two_person_rule`` in the settings, or the default."""
+    chosen = read_limits(connection).two_person_rule
+    return default if chosen == "default" else chosen
+
+
+def refuse_same_person(
+    connection: Connection, approval: Approval, operator: str, rule: TwoPersonRule
+) -> None:
+    """Refuse to the approver what they approved.
+
+    A name is what somebody says of themselves. A database role is what the server vouches for; that two roles are two
+    people is for whoever gives out their passwords to see to.
+
+    Args:
+        connection: that of the drop.
+        approval: the approval.
+        operator: name of who drops.
+        rule: whom to refuse.
+
+    Raises:
+        RefusedError: it is the approver, or who drops has not given their name.
+    """
+    if rule == "off":
+        return
+    turned_off = "Where one person has to do both, turn the rule off (--set two_person_rule=off)"
+    if not operator.strip():
+        raise RefusedError(
+            f"The two-person rule holds: say who drops (--operator NAME, or operator in the job's configuration), who "
+            f"cannot be {approval.approver}, who approved. {turned_off}; nothing was changed."
+        )
+    if _plain_name(operator) == _plain_name(approval.approver):
+        raise RefusedError(
+            f"The two-person rule holds: {approval.approver} approved the drop of {approval.table}, so somebody else "
+            f"has to carry it out. {turned_off}; nothing was changed."
+        )
+    if rule == "roles":
+        role = saved.only_row(connection.execute("SELECT session_user::text"))[0]
+        if role == approval.database_role:
+            raise RefusedError(
+                f"The two-person rule holds for database roles: the drop of {approval.table} was approved over the "
+                f"role {role}, and has to be carried out over another one (ALPHAPULSE_DATABASE_URL); nothing was "
+                "changed."
+            )
+
+
+def _plain_name(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def valid_approval(
+    connection: Connection,
+    catalogue: Catalogue,
+    definition: TableDefinition,
+    keys: KeyRing,
+    *,
+    lock: bool = False,
+) -> Approval:
+    """The approval that a drop may use now: the newest open one, with everything it binds as it was.
+
+    Args:
+        connection: an open session.
+        catalogue: as it is now.
+        definition: the table as it is now.
+        keys: the key ring as it is now.
+        lock: hold the row until the end of the transaction, so that nobody else uses or revokes it.
+
+    Raises:
+        RefusedError: there is none; says why.
+    """
+    table = definition.table
+    query = SQL(_SELECT + " WHERE table_name = %s ORDER BY id DESC {}").format(
+        SQL("FOR UPDATE" if lock else "")
+    )
+    approvals = [_approval(row) for row in connection.execute(query, [table.key])]
+    found = next((approval for approval in approvals if approval.is_open), None)
+    if found is None:
+        raise RefusedError(
+            f"There is no approval for dropping the plaintext of {table.key}"
+            f"{_why_closed(approvals[0]) if approvals else ''}. A person has to approve it (job "
+            "approve_drop); nothing was changed."
+        )
+    changed = changed_since(connection, catalogue, definition, keys.check_value(keys.current_version), found)
+    if changed:
+        raise RefusedError(
+            f"Since the plaintext drop of {table.key} was approved, {' and '.join(changed)} changed. Verify "
+            "and approve it again (--verify, job approve_drop); nothing was dropped."
+        )
+    return found
+
+
+def changed_since(
+    connection: Connection,
+    catalogue: Catalogue,
+    definition: TableDefinition,
+    key_check: str,
+    approval: Approval,
+) -> list[str]:
+    """What of that which an approval binds is another one now; empty where it still holds.
+
+    Args:
+        connection: an open session.
+        catalogue: as it is now.
+        definition: of the table, as it is now.
+        key_check: identifies the current master key.
+        approval: which one.
+    """
+    return [
+        what
+        for what, same in (
+            ("the table's definition", approval.definition == _bound_definition(connection, definition)),
+            ("the catalogue's entry", approval.catalogue_entry == catalogue.fingerprint(approval.table)),
+            ("the master key", approval.key_check == key_check),
+        )
+        if not same
+    ]
+
+
+def _why_closed(last: Approval) -> str:
+    if last.consumed_at is not None:
+        return ": the last one was used already"
+    if last.revoked_at is not None:
+        return ": the last one was revoked"
+    return ": the last one has expired"
+
+
+def consume(connection: Connection, approval: Approval, operator: str) -> None:
+    """Use an approval up, in the transaction of the drop.
+
+    Args:
+        connection: that of the drop.
+        approval: the approval.
+        operator: who drops.
+
+    Raises:
+        RefusedError: it is not open any more.
+    """
+    used = connection.execute(
+        "UPDATE public.encryption_approvals SET consumed_at = clock_timestamp(), consumed_by = %s "
+        "WHERE id = %s AND consumed_at IS NULL AND revoked_at IS NULL AND expires_at > clock_timestamp()",
+        [operator, approval.id],
+    )
+    if used.rowcount != 1:
+        raise RefusedError(f"Approval {approval.id} is not valid any more; nothing was changed.")
+
+
+def revoke(
+    database: Database, approval_id: int, actor: Actor, *, operator: str = "", reason: str = ""
+) -> Approval:
+    """Take an approval back.
+
+    Args:
+        database: the target.
+        approval_id: its number.
+        actor: the program that records it.
+        operator: name of the person who takes it back; the actor's where it is empty.
+        reason: why, in their words.
+
+    Raises:
+        RefusedError: there is none of that number, or it was used or revoked before; nothing was changed.
+        DatabaseFailure: the server refused.
+    """
+    with database.session(f"revoke approval {approval_id}") as connection:
+        if tracking.bookkeeping_exists(connection):
+            with connection.transaction():
+                row = connection.execute(
+                    "UPDATE public.encryption_approvals SET revoked_at = clock_timestamp(), revoked_by = %s "
+                    "WHERE id = %s AND consumed_at IS NULL AND revoked_at IS NULL RETURNING table_name",
+                    [operator.strip() or actor.name, approval_id],
+                ).fetchone()
+                if row is not None:
+                    tracking.audit(
+                        connection,
+                        actor,
+                        "revoke_approval",
+                        approval=approval_id,
+                        of_table=row[0],
+                        operator=operator.strip(),
+                        reason=reason.strip(),
+                    )
+                    revoked = connection.execute(_SELECT + " WHERE id = %s", [approval_id])
+                    return _approval(saved.only_row(revoked))
+        raise RefusedError(
+            f"There is no approval {approval_id} that could be revoked: it does not exist, or was used or revoked "
+            "before; nothing was changed."
+        )
+
+
+def list_approvals(connection: Connection, table: Table | None = None) -> tuple[Approval, ...]:
+    """Every approval, the newest first; of one table where it is given."""
+    if not tracking.bookkeeping_exists(connection):
+        return ()
+    rows = connection.execute(
+        f"{_SELECT} WHERE %(table)s::text IS NULL OR table_name = %(table)s ORDER BY id DESC",
+        {"table": table.key if table else None},
+    )
+    return tuple(_approval(row) for row in rows)
+
+
+def _approval(row: tuple[Any, ...]) -> Approval:
+    return Approval(*row)
+
+
+def describe(connection: Connection, definition: TableDefinition) -> str:
+    """In plain words: what a drop takes away, what stays in its place, and how it is undone."""
+    table = definition.table
+    state = tracking.require_state(connection, table)
+    what = saved.read_saved(connection, definition, saved.set_aside(state))
+    encrypted = {column.name: column.encrypted for column in table.columns}
+    lines = [f"Dropping the plaintext of {table.key} removes"]
+    lines += [f"  column {column.name} ({column.type})" for column in what.columns]
+    lines += [f"  constraint {c.name}: {c.definition}" for c in what.constraints]
+    lines += [f"  index {index.name}" for index in what.indexes]
+    lines += [f"  statistics {statistics.name}" for statistics in what.statistics]
+    required = [encrypted[column.name] for column in what.columns if column.not_null is not None]
+    unique = [want.name for want in indexes.wanted_indexes(connection, definition) if want.unique]
+    if required or unique:
+        lines.append("In their place")
+    if required:
+        lines.append(f"  NOT NULL on {', '.join(required)}")
+    lines += [f"  uniqueness by the index {name}" for name in unique]
+    uncarried = [c.name for c in what.constraints if c.kind in ("c", "f")]
+    if uncarried:
+        lines.append(
+            f"Nothing takes the place of {', '.join(uncarried)}: the database cannot look into ciphertext."
+        )
+    lines += [
+        "It is undone by restore_plaintext, which rebuilds all of this from the ciphertext as it is then, "
+        "as long as the master key is there; or from the encrypted backup with age and pg_restore.",
+        "It erases nothing by itself: the values stay in dead tuples, WAL, replicas and old backups.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,484 @@
+"""A backup that can undo everything: ``pg_dump`` in custom format, encrypted as it is written, and read back.
+
+The file is plain age (https://age-encryption.org/v1): ``age -d -i key.txt FILE | pg_restore`` opens it
+without us, with the identity that :func:`backup_identity` prints. A plaintext dump never touches the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, cast
+
+import bech32
+import psycopg
+import pyrage  # type: ignore[import-untyped,unused-ignore]
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from psycopg.conninfo import make_conninfo
+
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.gates.drill import (
+    LOCK_WAIT,
+    DrillResult,
+    hold_snapshot,
+    refuse_unless_possible,
+    rehearse,
+)
+from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.programs import (
+    PipeWriter,
+    child,
+    connection_environment,
+    find_program,
+    kind_of_failure,
+    without_connection,
+)
+from alphapulse_encryption.migration.schema import saved
+from alphapulse_encryption.migration.schema.definition import read_table
+
+Connection = psycopg.Connection[Any]
+
+_KEY_CONTEXT = "alphapulse_encryption backup"
+_KEY_INFO = b"alphapulse_encryption backup v1"
+_IDENTITY_PREFIX = "age-secret-key-"  # age's specification, section "X25519 recipient stanza"
+
+_SUFFIX = ".dump.age"
+_PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A row of ``encryption_backups``.
+
+    Args:
+        id: its number.
+        taken_at: the moment it speaks of, by the server's clock.
+        location: path of the file.
+        bytes: size of the file.
+        sha256: of the file, hexadecimal.
+        tables: keys of the catalogued tables whose data is in it.
+    """
+
+    id: int
+    taken_at: datetime
+    location: str
+    bytes: int
+    sha256: str
+    tables: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BackupResult:
+    """What :func:`take_backup` did.
+
+    Args:
+        backup: the row recorded.
+        recipients: who can open it, as age's public keys; the first is derived from the master key.
+        listed_entries: entries that ``pg_restore --list`` found in it.
+        drill: what the restore drill compared; None where none was asked for.
+        seconds: duration in all.
+        dump_seconds: of that, of ``pg_dump`` and the encryption.
+        read_back_seconds: of that, of the decryption and the list.
+    """
+
+    backup: Backup
+    recipients: tuple[str, ...]
+    listed_entries: int
+    drill: DrillResult | None
+    seconds: float
+    dump_seconds: float
+    read_back_seconds: float
+
+
+def backup_identity(keys: KeyRing, version: int | None = None) -> str:
+    """The age identity (``AGE-SECRET-KEY-1…``) that opens backups; a secret like the master key itself.
+
+    An X25519 key of HKDF-SHA256 (RFC 5869) over a key derived from the master key under a context of its own.
+
+    Args:
+        keys: the key ring.
+        version: key version the backup was made with; None for the current one.
+
+    Raises:
+        ConfigurationError: no master key of that version.
+    """
+    material = keys.derive(_KEY_CONTEXT, keys.current_version if version is None else version)
+    secret = HKDF(algorithm=SHA256(), length=32, salt=None, info=_KEY_INFO).derive(material)
+    digits = cast(list[int], bech32.convertbits(secret, 8, 5))
+    return str(bech32.bech32_encode(_IDENTITY_PREFIX, digits)).upper()
+
+
+def take_backup(
+    database: Database,
+    catalogue_tables: Sequence[Table],
+    keys: KeyRing,
+    actor: Actor,
+    *,
+    directory: Path,
+    bin_dir: Path | None = None,
+    recipients: Sequence[str] = (),
+    drill_server: Database | None = None,
+) -> BackupResult:
+    """Dump the whole database into an encrypted file, read it back, and record it.
+
+    Nothing is recorded, and no file is left, unless all of it went well, the restore drill included.
+
+    Args:
+        database: the target.
+        catalogue_tables: the tables whose data has to be in it.
+        keys: for the recipient.
+        actor: who does it.
+        directory: where to; made where it is missing.
+        bin_dir: where ``pg_dump`` and ``pg_restore`` are; None looks for them on the PATH.
+        recipients: further age recipients (``age1…``) who can open it without the master key.
+        drill_server: a database on the server to restore on for comparison; None for no restore drill.
+
+    Raises:
+        ConfigurationError: ``pg_dump`` missing or older than the server, an invalid recipient, the directory
+            cannot be written, or the database cannot be reached.
+        RefusedError: the dump failed, or what was written does not hold every table, or does not restore to what
+            the original was.
+    """
+    clock = _Clock()
+    identity = backup_identity(keys)
+    to = [pyrage.x25519.Identity.from_str(identity).to_public(), *(_recipient(text) for text in recipients)]
+    with database.session("take a backup") as connection:
+        tracking.ensure_key(connection, keys)
+        version = connection.info.server_version // 10_000
+        pg_dump, pg_restore = (find_program(name, bin_dir, version) for name in ("pg_dump", "pg_restore"))
+        expected = {table.key: _relations(connection, table) for table in catalogue_tables}
+        taken_at, name = saved.only_row(connection.execute("SELECT clock_timestamp(), current_database()"))
+    if drill_server is not None:
+        refuse_unless_possible(drill_server)
+    environment, options = connection_environment(database)
+    command = [pg_dump, "--format=custom", "--no-password"]
+    command += [f"--dbname={make_conninfo(**options)}"] if options else []
+    path = _path(directory, name)
+    with _new_file(path) as (file, keep):
+        contents = None
+        if drill_server is None:
+            digest = _dump(command, environment, to, file)
+            clock.lap("dump")
+        else:
+            with hold_snapshot(database) as snapshot:
+                command += [f"--snapshot={snapshot.id}", f"--lock-wait-timeout={LOCK_WAIT}"]
+                digest = _dump(command, environment, to, file)
+                clock.lap("dump")
+                contents = snapshot.contents()
+                clock.lap("drill")
+        listing = _list(pg_restore, environment, file, identity)
+        entries = _check_listing(listing, expected)
+        clock.lap("read back")
+        drill = None
+        if drill_server is not None and contents is not None:
+            rehearse(drill_server, database, contents, pg_restore, file, identity)
+            clock.lap("drill")
+            rows = sum(each.rows for each in contents.values())
+            drill = DrillResult(len(contents), rows, clock.seconds["drill"])
+        size = os.fstat(file.fileno()).st_size
+        keep()
+        try:
+            backup_id = _record(
+                *(database, actor, taken_at, path, size, digest),
+                recipients=[str(recipient) for recipient in to],
+                entries=entries,
+                tables=list(expected),
+                drill=drill,
+            )
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+    return BackupResult(
+        backup=Backup(backup_id, taken_at, str(path), size, digest, tuple(expected)),
+        recipients=tuple(str(recipient) for recipient in to),
+        listed_entries=entries,
+        drill=drill,
+        seconds=clock.total(),
+        dump_seconds=clock.seconds["dump"],
+        read_back_seconds=clock.seconds["read back"],
+    )
+
+
+class _Clock:
+    """How long each part took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def total(self) -> float:
+        return time.monotonic() - self._started
+
+
+def latest_backup(connection: Connection, table: Table) -> Backup | None:
+    """The newest recorded backup that holds the table's data."""
+    row = connection.execute(
+        f"{_SELECT} WHERE %s = ANY(tables) ORDER BY id DESC LIMIT 1", [table.key]
+    ).fetchone()
+    return None if row is None else _backup(row)
+
+
+def read_backup(connection: Connection, backup_id: int) -> Backup | None:
+    """The backup of that number."""
+    row = connection.execute(_SELECT + " WHERE id = %s", [backup_id]).fetchone()
+    return None if row is None else _backup(row)
+
+
+_SELECT = "SELECT id, taken_at, location, bytes, sha256, tables FROM public.encryption_backups"
+
+
+def _backup(row: tuple[Any, ...]) -> Backup:
+    return Backup(row[0], row[1], row[2], row[3], row[4], tuple(row[5]))
+
+
+def check_backup(backup: Backup) -> None:
+    """Hold a backup's file against what was recorded: it is there, and not a byte differs.
+
+    Raises:
+        RefusedError: it is missing, cannot be read or was altered.
+    """
+    try:
+        with Path(backup.location).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RefusedError(
+            f"The backup {backup.location} cannot be read ({error.strerror}). Take a new one (asset backup)."
+        ) from None
+    if digest != backup.sha256:
+        raise RefusedError(
+            f"The backup {backup.location} was altered since it was taken: its checksum differs. "
+            "Take a new one (asset backup)."
+        )
+
+
+def _recipient(text: str) -> pyrage.x25519.Recipient:
+    try:
+        return pyrage.x25519.Recipient.from_str(text.strip())
+    except pyrage.RecipientError:
+        raise ConfigurationError(
+            "A backup recipient is not an age public key: it must begin with age1, as age-keygen prints it."
+        ) from None
+
+
+def _relations(connection: Connection, table: Table) -> set[tuple[str, str]]:
+    """Schema and name of the relations that hold the table's rows: itself, or its partitions."""
+    definition = read_table(connection, table, plaintext=False)
+    rows = connection.execute(
+        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE c.relkind = 'r' AND (c.oid = %(oid)s OR c.oid IN (SELECT relid FROM "
+        "pg_partition_tree(%(oid)s)))",
+        {"oid": definition.oid},
+    )
+    return {(schema, name) for schema, name in rows}
+
+
+def _path(directory: Path, name: str) -> Path:
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "database"
+    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    return directory.absolute() / f"{safe}-{moment}{_SUFFIX}"
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
+    """A file that gets its name only when it is kept, readable for its owner alone.
+
+    A lock on it tells it from what a killed process left behind, which is removed.
+    """
+    partial = path.with_name(path.name + _PARTIAL)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in path.parent.glob(f"*{_SUFFIX}{_PARTIAL}"):
+            _remove_abandoned(left)
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The backup directory {path.parent} cannot be written: {error.strerror}."
+        ) from None
+    with os.fdopen(descriptor, "w+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+        def keep() -> None:
+            os.fsync(file.fileno())
+            partial.rename(path)
+            directory = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+        try:
+            yield file, keep
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _remove_abandoned(partial: Path) -> None:
+    try:
+        with partial.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink(missing_ok=True)
+    except (BlockingIOError, FileNotFoundError):
+        return  # another process is writing it, or has just ended
+
+
+class _HashingWriter:
+    """What age writes, on its way to the file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _dump(
+    command: list[str], environment: Mapping[str, str], recipients: Sequence[Any], file: IO[bytes]
+) -> str:
+    """Run pg_dump through age into the file; returns the file's SHA-256."""
+    writer = _HashingWriter(file)
+    with child(command, environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as (process, said):
+        try:
+            pyrage.encrypt_io(process.stdout, writer, list(recipients))
+        except (pyrage.EncryptError, OSError):  # of the header, and of what follows it
+            process.kill()
+            reason = writer.error.strerror if writer.error else "encryption failed"
+            raise RefusedError(
+                f"The backup could not be written: {reason}. No backup was recorded; make room in its "
+                "directory, or choose another."
+            ) from None
+        status = process.wait()
+    if status != 0:
+        raise RefusedError(
+            f"pg_dump failed with exit status {status} ({kind_of_failure(said())}). No backup was recorded, "
+            "and no file is left."
+        )
+    file.flush()
+    os.fsync(file.fileno())
+    return writer.digest.hexdigest()
+
+
+def _list(pg_restore: str, environment: Mapping[str, str], file: IO[bytes], identity: str) -> str:
+    """Decrypt the whole file again and have pg_restore list what is in it.
+
+    Raises:
+        RefusedError: a byte of it is not what was written.
+    """
+    file.seek(0)
+    bare = without_connection(environment)
+    listed: list[bytes] = []
+    with child([pg_restore, "--list"], bare, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as (process, _):
+        entrance, output = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
+        reader = threading.Thread(target=lambda: listed.append(output.read()), name="list", daemon=True)
+        reader.start()
+        try:
+            pyrage.decrypt_io(file, PipeWriter(entrance), [pyrage.x25519.Identity.from_str(identity)])
+        except (pyrage.DecryptError, OSError):  # of the header, and of what follows it
+            raise _damaged() from None
+        with contextlib.suppress(BrokenPipeError):
+            entrance.close()
+        reader.join()
+        status = process.wait()
+    if status != 0:
+        raise _damaged()
+    return b"".join(listed).decode(errors="replace")
+
+
+def _damaged() -> MigrationError:
+    return RefusedError(
+        "The backup that was just written cannot be read back. No backup was recorded, and no file is left: "
+        "check the disk, and take it again."
+    )
+
+
+def _check_listing(listing: str, expected: Mapping[str, set[tuple[str, str]]]) -> int:
+    """Every catalogued table's data is in the list; returns the number of entries.
+
+    A line reads ``4321; 0 16385 TABLE DATA public users owner`` (pg_restore's manual, option ``-l``).
+    """
+    entries = [line for line in listing.splitlines() if line and not line.startswith(";")]
+    data = [line.partition(" TABLE DATA ")[2] for line in entries if " TABLE DATA " in line]
+    for key, relations in expected.items():
+        for schema, name in relations:
+            wanted = " ".join(f"{schema} {name} ".splitlines())
+            if not any(line.startswith(wanted) for line in data):
+                raise RefusedError(
+                    f"The data of table {key} is not in the dump. No backup was recorded, and no file is "
+                    "left: see that the role may read the table."
+                )
+    return len(entries)
+
+
+def _record(
+    database: Database,
+    actor: Actor,
+    taken_at: datetime,
+    path: Path,
+    size: int,
+    digest: str,
+    *,
+    recipients: list[str],
+    entries: int,
+    tables: list[str],
+    drill: DrillResult | None,
+) -> int:
+    compared = None if drill is None else json.dumps(asdict(drill))
+    with database.session("record the backup") as connection, connection.transaction():
+        cursor = connection.execute(
+            "INSERT INTO public.encryption_backups "
+            "(taken_at, location, bytes, sha256, recipient, listed_entries, verified_at, tables, run_id, "
+            "drilled_at, drill) VALUES (%(taken_at)s, %(location)s, %(bytes)s, %(sha256)s, %(recipient)s, "
+            "%(entries)s, clock_timestamp(), %(tables)s, %(run)s, "
+            "CASE WHEN %(drill)s::jsonb IS NOT NULL THEN clock_timestamp() END, %(drill)s) RETURNING id",
+            {
+                "taken_at": taken_at,
+                "location": str(path),
+                "bytes": size,
+                "sha256": digest,
+                "recipient": ",".join(recipients),
+                "entries": entries,
+                "tables": tables,
+                "run": actor.run_id,
+                "drill": compared,
+            },
+        )
+        number = int(saved.only_row(cursor)[0])
+        tracking.audit(
+            *(connection, actor, "backup"),
+            backup=number,
+            bytes=size,
+            sha256=digest,
+            tables=tables,
+            drilled=drill is not None,
+        )
+        return number

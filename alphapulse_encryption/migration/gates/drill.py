@@ -1,0 +1,332 @@
+"""The restore drill: a backup counts for more once it was restored and found equal to the original.
+
+The original goes on being written meanwhile. So a session exports its snapshot (PostgreSQL manual, 9.28.5 "Snapshot
+Synchronization Functions"), ``pg_dump`` dumps under it, and the original's checksums are computed under it as well.
+The dump is then restored into a scratch database, whose checksums have to be the same.
+
+A scratch database is removed whatever happens. One whose process was killed is found by its name and by the lock that
+nobody holds any more, and removed by the next drill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+import psycopg
+import pyrage  # type: ignore[import-untyped,unused-ignore]
+from psycopg.conninfo import make_conninfo
+from psycopg.sql import SQL, Composable, Identifier, Literal
+
+from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.migration.postgres.database import Database, DatabaseUnreachable
+from alphapulse_encryption.migration.postgres.ddl import without_limits
+from alphapulse_encryption.migration.postgres.programs import (
+    PipeWriter,
+    child,
+    connection_environment,
+    kind_of_failure,
+)
+
+Connection = psycopg.Connection[Any]
+
+_PREFIX = "encryption_drill"
+# While we hold our locks for pg_dump's sake, it may wait behind somebody who waits for us: that has to end.
+LOCK_WAIT = "60s"
+# What would reach beyond the scratch database, or names roles and disks that another server does not have.
+LEFT_OUT = (
+    *("--no-owner", "--no-privileges", "--no-tablespaces", "--no-security-labels"),
+    *("--no-publications", "--no-subscriptions"),
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a table holds.
+
+    Args:
+        rows: how many.
+        checksum: the sum of 128 bits of every row's SHA-256, of its text form: does not depend on their order.
+    """
+
+    rows: int
+    checksum: str
+
+
+# Schema and name of a table.
+TableName = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The original as of one moment, for as long as the session lasts.
+
+    Args:
+        id: for ``pg_dump --snapshot``.
+        connection: the session that holds it.
+        tables: those that a dump holds the rows of.
+    """
+
+    id: str
+    connection: Connection
+    tables: tuple[TableName, ...]
+
+    def contents(self) -> dict[TableName, Contents]:
+        """What every table holds at that moment."""
+        return {table: read_contents(self.connection, table) for table in self.tables}
+
+
+@dataclass(frozen=True)
+class DrillResult:
+    """What a drill that succeeded compared.
+
+    Args:
+        tables: how many tables.
+        rows: how many rows in all of them.
+        seconds: duration, of the original's checksums too.
+    """
+
+    tables: int
+    rows: int
+    seconds: float
+
+
+# Ordinary tables and partitions, but for those that come with an extension: pg_dump leaves these to it.
+_TABLES = """
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                      AND d.deptype = 'e')
+ ORDER BY 1, 2
+"""
+
+# The row's text form under the session settings that `Database.connect` makes. Converting to the database's own
+# encoding converts nothing: so every byte counts, those of SQL_ASCII too.
+_CONTENTS = """
+SELECT count(*), coalesce(sum(('x' || substr(h, 1, 16))::bit(64)::bigint), 0)::text || ' '
+              || coalesce(sum(('x' || substr(h, 17, 16))::bit(64)::bigint), 0)::text
+  FROM (SELECT encode(sha256(convert_to(ROW(t.*)::text, getdatabaseencoding())), 'hex') AS h FROM ONLY {} AS t) AS r
+"""
+
+
+def read_tables(connection: Connection) -> tuple[TableName, ...]:
+    """The tables whose rows a dump holds."""
+    return tuple((schema, name) for schema, name in connection.execute(_TABLES))
+
+
+def read_contents(connection: Connection, table: TableName) -> Contents:
+    """Count and checksum of a table's rows, computed by the server."""
+    row = connection.execute(SQL(_CONTENTS).format(Identifier(*table))).fetchone()
+    rows, checksum = row if row is not None else (0, "")
+    return Contents(rows, checksum)
+
+
+@contextlib.contextmanager
+def hold_snapshot(database: Database) -> Iterator[Snapshot]:
+    """A moment of the original that a dump and the checksums can both speak of.
+
+    Its tables keep their form until the end of the block: an ``ALTER TABLE`` waits for us, reads and writes do not.
+
+    Raises:
+        DatabaseFailure: a table is locked by somebody else for too long.
+    """
+    with (
+        database.session("hold a snapshot of the database for the backup") as connection,
+        connection.transaction(),
+    ):
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        without_limits(connection, in_transaction=True)
+        connection.execute("SELECT set_config('lock_timeout', %s, true)", [LOCK_WAIT])
+        row = connection.execute("SELECT pg_export_snapshot()").fetchone()
+        tables = read_tables(connection)
+        if tables:
+            names = SQL(", ").join(SQL("ONLY {}").format(Identifier(*table)) for table in tables)
+            connection.execute(SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
+        yield Snapshot(str(row[0]) if row is not None else "", connection, tables)
+
+
+def refuse_unless_possible(server: Database) -> None:
+    """Find out before a long dump that there could be no drill after it.
+
+    Raises:
+        RefusedError: the role may not create a database there.
+        ConfigurationError: it cannot be reached.
+    """
+    try:
+        with server.session("prepare the restore drill") as connection:
+            row = connection.execute(
+                "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
+            ).fetchone()
+            if row is None or not row[0]:
+                raise RefusedError(
+                    "The restore drill needs a scratch database, and this role may not create one. Give it "
+                    "CREATEDB, or name another server with ALPHAPULSE_RESTORE_DRILL_URL; nothing was done."
+                )
+            _remove_abandoned(connection)
+    except DatabaseUnreachable:
+        raise ConfigurationError(
+            "The server for the restore drill cannot be reached. Check ALPHAPULSE_RESTORE_DRILL_URL (the target's "
+            "own server where it is unset), that the server runs, and that the role may log in."
+        ) from None
+
+
+def rehearse(
+    server: Database,
+    original: Database,
+    expected: Mapping[TableName, Contents],
+    pg_restore: str,
+    file: IO[bytes],
+    identity: str,
+) -> None:
+    """Restore a backup into a scratch database, and compare every table's rows with what they were.
+
+    Args:
+        server: a database of the server to restore on; the scratch database is made beside it.
+        original: whose encoding and locale the scratch database gets.
+        expected: what the original held at the moment of the dump.
+        pg_restore: path of the program.
+        file: the backup.
+        identity: opens it.
+
+    Raises:
+        RefusedError: it cannot be restored, or is not equal; names the tables.
+        DatabaseFailure: there can be no scratch database.
+    """
+    with original.session("read the database's locale") as connection:
+        like = locale_options(connection)
+    with scratch_database(server, like) as scratch:
+        _restore(scratch, pg_restore, file, identity)
+        with scratch.session("compare the restored database") as connection:
+            without_limits(connection)
+            found = {table: read_contents(connection, table) for table in read_tables(connection)}
+    differences = _differences(expected, found)
+    if differences:
+        raise RefusedError(
+            f"The backup was restored, and is not equal to the original: {'; '.join(differences)}. No backup was "
+            "recorded, and no file is left: check the disks, and take it again."
+        )
+
+
+def _differences(
+    expected: Mapping[TableName, Contents], found: Mapping[TableName, Contents]
+) -> tuple[str, ...]:
+    differences = []
+    for table in sorted({*expected, *found}):
+        name, there, restored = ".".join(table), expected.get(table), found.get(table)
+        if there == restored:
+            continue
+        if restored is None:
+            differences.append(f"table {name} is missing")
+        elif there is None:
+            differences.append(f"table {name} was not there")
+        elif there.rows != restored.rows:
+            differences.append(f"table {name} has {restored.rows:,} rows in place of {there.rows:,}")
+        else:
+            differences.append(f"table {name} has other values")
+    return tuple(differences)
+
+
+def _restore(scratch: Database, pg_restore: str, file: IO[bytes], identity: str) -> None:
+    environment, options = connection_environment(scratch, unlogged=True)
+    command = [pg_restore, "--exit-on-error", "--no-password", *LEFT_OUT]
+    command.append(f"--dbname={make_conninfo(dbname=environment['PGDATABASE'], **options)}")
+    file.seek(0)
+    with child(command, environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as (process, said):
+        entrance = cast(IO[bytes], process.stdin)
+        try:
+            pyrage.decrypt_io(file, PipeWriter(entrance), [pyrage.x25519.Identity.from_str(identity)])
+        except (pyrage.DecryptError, OSError):  # of the header, and of what follows it
+            raise RefusedError(
+                "The backup that was just written cannot be decrypted. No backup was recorded, and no file is "
+                "left: check the disk, and take it again."
+            ) from None
+        with contextlib.suppress(BrokenPipeError):
+            entrance.close()
+        status = process.wait()
+    if status != 0:
+        raise RefusedError(
+            f"The restore drill failed: pg_restore ended with exit status {status} ({kind_of_failure(said())}). "
+            "No backup was recorded, and no file is left."
+        )
+
+
+@contextlib.contextmanager
+def scratch_database(server: Database, like: Composable) -> Iterator[Database]:
+    """A new, empty database for the length of the block.
+
+    Args:
+        server: a database beside which it is made.
+        like: options of ``CREATE DATABASE``.
+
+    Raises:
+        DatabaseFailure: the server refuses.
+    """
+    with server.session("make a scratch database for the restore drill") as connection:
+        _remove_abandoned(connection)
+        name = f"{_prefix(connection)}{secrets.token_hex(6)}"
+        # Held for as long as this session lasts; only then does anybody else remove the database.
+        connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
+        without_limits(connection)
+        connection.execute(SQL("CREATE DATABASE {} TEMPLATE template0 {}").format(Identifier(name), like))
+        try:
+            yield Database(make_conninfo(server.conninfo, dbname=name), server.application_name)
+        finally:
+            _remove(server, connection, name)
+
+
+def _remove(server: Database, connection: Connection, name: str) -> None:
+    drop = SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name))
+    try:
+        connection.execute(drop)
+    except psycopg.Error:
+        # The session may be the one that was lost; what cannot be removed now is found by the next drill.
+        with contextlib.suppress(MigrationError), server.session("remove the scratch database") as another:
+            another.execute(drop)
+
+
+def _prefix(connection: Connection) -> str:
+    # Locks are per database: only who is connected to the same one can tell whether a drill is under way.
+    row = connection.execute("SELECT oid FROM pg_database WHERE datname = current_database()").fetchone()
+    return f"{_PREFIX}_{row[0] if row is not None else 0}_"
+
+
+def _remove_abandoned(connection: Connection) -> None:
+    """Remove the scratch databases of drills that were killed, where this role may."""
+    left = connection.execute(
+        "SELECT datname FROM pg_database WHERE starts_with(datname, %s) AND pg_has_role(datdba, 'MEMBER')",
+        [_prefix(connection)],
+    ).fetchall()
+    for (name,) in left:
+        row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [name]).fetchone()
+        if row is None or not row[0]:
+            continue
+        try:
+            connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
+        finally:
+            connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [name])
+
+
+# What of a database's locale is told under other names, or not at all, by older servers (15, 17).
+_LOCALE = """
+SELECT pg_encoding_to_char(encoding), datcollate, datctype, to_jsonb(d) ->> 'datlocprovider',
+       coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale'), to_jsonb(d) ->> 'daticurules'
+  FROM pg_database d WHERE datname = current_database()
+"""
+
+
+def locale_options(connection: Connection) -> Composable:
+    """The options of ``CREATE DATABASE`` that make a database sort and encode as this one."""
+    row = connection.execute(_LOCALE).fetchone()
+    encoding, collate, ctype, provider, locale, rules = row if row is not None else (None,) * 6
+    options = {"ENCODING": encoding, "LC_COLLATE": collate, "LC_CTYPE": ctype}
+    if provider == "i":
+        options |= {"LOCALE_PROVIDER": "icu", "ICU_LOCALE": locale, "ICU_RULES": rules}
+    elif provider == "b":
+        options |= {"LOCALE_PROVIDER": "builtin", "BUILTIN_LOCALE": locale}
+    return SQL(" ").join(
+        SQL("{} {}").format(SQL(name), Literal(value)) for name, value in options.items() if value is not None
+    )

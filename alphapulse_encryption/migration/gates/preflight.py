@@ -1,0 +1,652 @@
+"""The checklist before the migration: what would block it, what would surprise, how much it takes.
+
+Reads only. Each finding names a thing, says what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import psycopg
+from psycopg import sql
+
+from alphapulse_encryption.catalogue import Catalogue
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.crypto.usage import MOST_MESSAGES
+from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.limits import Limits
+from alphapulse_encryption.migration.bookkeeping.usage import read_usage
+from alphapulse_encryption.migration.gates import roles
+from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_PRIVILEGES, Database
+from alphapulse_encryption.migration.rows.throttle import NotAvailable, ReplicationLag
+from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.indexes import unique_indexes
+from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_partition
+from alphapulse_encryption.migration.schema.sql import GUARD_INSERT, GUARDS
+
+Connection = psycopg.Connection[Any]
+Level = Literal["ok", "warning", "blocker"]
+
+OLDEST_SERVER = 140000  # CREATE OR REPLACE TRIGGER (PostgreSQL 14)
+BACKUP_MAX_AGE = timedelta(hours=24)
+LONG_TRANSACTION = timedelta(minutes=5)
+
+# Bytes around a value: IV, tag, the JSON members and the row's own share of an item.
+_ENVELOPE_BYTES = 28
+_JSON_BYTES = 84
+_TOKEN_BYTES = 45
+_DEFAULT_WIDTH = 32  # of a column that was never analysed
+# Rows per second of one worker on two cores, rows of five values, rounded down; staging rehearsals measure it.
+ASSUMED_ROWS_PER_SECOND = 20_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the checklist.
+
+    Args:
+        level: how bad it is.
+        subject: the table, the column or what else it is about.
+        message: a sentence.
+        of_role: whether it is about the role that asks, and not so for another one.
+    """
+
+    level: Level
+    subject: str
+    message: str
+    of_role: bool = False
+
+    def __str__(self) -> str:
+        sign = {"ok": "✓", "warning": "!", "blocker": "✗"}[self.level]
+        return f"{sign} {self.subject}: {self.message}"
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """What :func:`check` found.
+
+    Args:
+        findings: in the order of the checklist.
+        rows: estimated rows of all tables.
+        current_bytes: size of the tables with indexes.
+        growth_bytes: estimated growth, the old row versions included until vacuum reclaims them.
+        free_bytes: free disk where the server keeps its data; None where that cannot be seen from here.
+        estimated_seconds: of one worker.
+        seconds: duration of the check.
+    """
+
+    findings: tuple[Finding, ...]
+    rows: int
+    current_bytes: int
+    growth_bytes: int
+    free_bytes: int | None
+    estimated_seconds: float
+    seconds: float
+
+    @property
+    def blockers(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.level == "blocker")
+
+    @property
+    def passed(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.level == "ok")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.level == "warning")
+
+
+def check(
+    database: Database, catalogue: Catalogue, keys: KeyRing | None, *, once: bool = False
+) -> PreflightReport:
+    """Go through the checklist for every table of the catalogue.
+
+    Args:
+        database: the target.
+        catalogue: what is to be encrypted.
+        keys: the key ring; held against the key the database was begun with. None leaves the key out.
+        once: look at a table that somebody holds without another try; for a report that somebody waits for.
+
+    Raises:
+        ConfigurationError: the database cannot be reached.
+        DatabaseFailure: the server refused a question.
+    """
+    started = time.monotonic()
+    findings: list[Finding] = []
+    rows = current = growth = 0
+    with database.session("run the preflight") as connection:
+        findings += _server(connection)
+        findings += _privileges(connection, catalogue)
+        if keys is not None:
+            findings.append(_key(connection, keys))
+            findings += _key_usage(connection, catalogue, keys)
+        for table in catalogue.tables:
+            try:
+                state = (
+                    tracking.table_state(connection, table)
+                    if tracking.bookkeeping_exists(connection)
+                    else None
+                )
+                definition = read_table(
+                    connection,
+                    table,
+                    plaintext=state is None or state.stage == "columns",
+                    once=once,
+                )
+            except MigrationError as error:
+                findings.append(Finding("blocker", table.key, error.args[0]))
+                continue
+            findings += _table(connection, definition)
+            rows += definition.estimated_rows
+            current += definition.total_bytes
+            growth += _growth(connection, definition)
+        findings.append(_backup(connection))
+        findings += _logging(connection)
+        findings += long_transactions(connection)
+        findings += _replicas(connection)
+        free = _free_disk(connection)
+        database_bytes = _one(connection, "SELECT pg_database_size(current_database())")
+    findings.append(_disk(database_bytes, growth, free))
+    return PreflightReport(
+        findings=tuple(findings),
+        rows=rows,
+        current_bytes=current,
+        growth_bytes=growth,
+        free_bytes=free,
+        estimated_seconds=rows / ASSUMED_ROWS_PER_SECOND,
+        seconds=time.monotonic() - started,
+    )
+
+
+def refuse_blockers(report: PreflightReport) -> None:
+    """Refuse where the checklist has something that blocks the migration.
+
+    Raises:
+        RefusedError: names all of it.
+    """
+    if report.blockers:
+        raise RefusedError(
+            "The preflight found what blocks the migration:\n"
+            + "\n".join(f"- {finding.subject}: {finding.message}" for finding in report.blockers)
+        )
+
+
+def _one(connection: Connection, query: str) -> Any:
+    row = connection.execute(query.encode()).fetchone()
+    return row[0] if row is not None else None
+
+
+def _server(connection: Connection) -> list[Finding]:
+    version = connection.info.server_version
+    findings = []
+    if version < OLDEST_SERVER:
+        findings.append(
+            Finding("blocker", "server", f"PostgreSQL {version // 10000} is too old; 14 or newer is needed.")
+        )
+    else:
+        findings.append(Finding("ok", "server", f"PostgreSQL {version // 10000}.{version % 10000}"))
+    if _one(connection, "SELECT pg_is_in_recovery()"):
+        findings.append(Finding("blocker", "server", "is a read-only replica. Connect to the primary."))
+    # Of a list of privileges, any one would do.
+    allowed = "SELECT has_schema_privilege('public', 'CREATE') AND has_schema_privilege('public', 'USAGE')"
+    if not tracking.bookkeeping_exists(connection) and not _one(connection, allowed):
+        findings.append(
+            Finding(
+                "blocker",
+                "privileges",
+                "the bookkeeping needs CREATE on the schema public: GRANT CREATE ON SCHEMA public TO this role, or "
+                "have an administrator run what --roles-sql prints.",
+                of_role=True,
+            )
+        )
+    return findings
+
+
+def _privileges(connection: Connection, catalogue: Catalogue) -> list[Finding]:
+    """Which steps are for the role in use, what it lacks for the others, and what it could do beyond them."""
+    name = roles.current_role(connection)
+    if roles.is_superuser(connection):
+        return [
+            Finding(
+                "warning",
+                "privileges",
+                f"the role {name} is a superuser: nothing is refused to it, not even a drop without an approval. "
+                "--roles-sql prints SQL for roles that have what they need and no more.",
+            )
+        ]
+    findings = []
+    steps_lacking: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    allowed = []
+    for step, needs in roles.STEPS.items():
+        flag = f"--{step.replace('_', '-')}"
+        missing = roles.missing_privileges(connection, step, catalogue.tables)
+        if missing:
+            steps_lacking.setdefault((needs.role, missing), []).append(flag)
+        else:
+            allowed.append(flag)
+    if allowed:
+        findings.append(Finding("ok", "privileges", f"the role {name} may run {', '.join(allowed)}"))
+    findings += [
+        Finding(
+            "warning",
+            "privileges",
+            f"the role {name} may not run {', '.join(flags)}, which {'are' if len(flags) > 1 else 'is'} for a member "
+            f"of {roles.DEFAULT_PREFIX}{role}: it lacks {roles.shortened(missing)}.",
+        )
+        for (role, missing), flags in steps_lacking.items()
+    ]
+    findings += [
+        Finding("warning", "privileges", f"the role {name} has more than it needs: {what}.")
+        for what in roles.too_much(connection)
+    ]
+    return findings
+
+
+def _key(connection: Connection, keys: KeyRing) -> Finding:
+    try:
+        tracking.check_key(connection, keys)
+    except MigrationError as error:
+        return Finding("blocker", "key", error.args[0])
+    return Finding("ok", "key", f"version {keys.current_version} is readable and 32 bytes long")
+
+
+def _key_usage(connection: Connection, catalogue: Catalogue, keys: KeyRing) -> list[Finding]:
+    contexts = {column.context for table in catalogue.tables for column in table.columns}
+    ours = [
+        usage
+        for usage in read_usage(connection)
+        if usage.key_version == keys.current_version and usage.context in contexts
+    ]
+    warned = [(usage, warning) for usage in ours if (warning := usage.warning()) is not None]
+    if ours and not warned:
+        most = max(usage.messages for usage in ours)
+        return [Finding("ok", "key usage", f"at most {most:,} of {MOST_MESSAGES:,} values under one key")]
+    return [
+        Finding("blocker" if usage.messages >= MOST_MESSAGES else "warning", "key usage", warning)
+        for usage, warning in warned
+    ]
+
+
+def _table(connection: Connection, definition: TableDefinition) -> list[Finding]:
+    table = definition.table
+    findings: list[Finding] = []
+    owner = connection.execute(
+        "SELECT pg_has_role(relowner, 'USAGE'), relrowsecurity, "
+        "  (SELECT rolbypassrls OR rolsuper FROM pg_roles WHERE rolname = current_user), relforcerowsecurity "
+        "FROM pg_class WHERE oid = %s",
+        [definition.oid],
+    ).fetchone()
+    owns, secured, bypasses, forced = owner or (False, False, False, False)
+    # Of a role that only looks, it is told with the privileges.
+    takes_part = roles.may_write_bookkeeping(connection)
+    if not owns and takes_part:
+        findings.append(
+            Finding(
+                "blocker",
+                table.key,
+                "columns and triggers can be added by the table's owner only. "
+                "Connect as its owner or as a member of that role.",
+                of_role=True,
+            )
+        )
+    if takes_part and secured and not bypasses and (forced or not owns):
+        findings.append(
+            Finding(
+                "blocker",
+                table.key,
+                "row-level security would hide rows from this role. Use a role with BYPASSRLS.",
+                of_role=True,
+            )
+        )
+    try:
+        refuse_partition(connection, definition)
+    except ConfigurationError as error:
+        findings.append(Finding("blocker", table.key, error.args[0]))
+    findings += _triggers(connection, definition)
+    if _has_children(connection, definition):
+        findings.append(
+            Finding(
+                "blocker",
+                table.key,
+                "other tables inherit from it, whose rows the guard would not see. List them in the catalogue as "
+                "tables of their own, and end the inheritance.",
+            )
+        )
+    if names := _defaults(connection, definition):
+        findings.append(
+            Finding(
+                "warning",
+                table.key,
+                f"{', '.join(names)} have a default. Until the switch, the guard refuses ciphertext without its "
+                "plaintext, but cannot tell an INSERT that leaves such a column out from one that writes the default "
+                "itself: it keeps both sides, and verification names the row as mismatched. See that no part of the "
+                "application inserts the ciphertext alone before the switch.",
+            )
+        )
+    if definition.partitioned:
+        findings.append(
+            Finding(
+                "warning",
+                table.key,
+                "is partitioned: it can be encrypted, verified and switched, but approve_drop will refuse, because "
+                "what its partitions have of their own could not be brought back exactly.",
+            )
+        )
+    findings += [
+        Finding(
+            "warning",
+            f"{table.key}.{column.name}",
+            "is of the type money, whose text depends on the database's currency: it is encrypted in the form "
+            "$1,234.56, whatever the currency is. numeric does not have that problem.",
+        )
+        for column in definition.plaintext_columns
+        if definition.columns[column.name].type.removesuffix("[]") == "money"
+    ]
+    for index in unique_indexes(connection, definition):
+        if not index.portable:
+            findings.append(
+                Finding(
+                    "warning",
+                    table.key,
+                    f"the uniqueness that {index.name} guarantees cannot be carried over, and switch_to_ciphertext "
+                    f"will refuse: {index.obstacle}.",
+                )
+            )
+    findings += [
+        Finding(
+            "warning", f"{table.key}.{column}", f"{what} depends on the plaintext column and goes with it"
+        )
+        for column, what in _dependants(connection, definition)
+    ]
+    if not any(finding.level == "blocker" for finding in findings):
+        findings.insert(
+            0,
+            Finding(
+                "ok",
+                table.key,
+                f"about {definition.estimated_rows:,} rows, {len(table.columns)} columns to encrypt, "
+                f"key ({', '.join(key.name for key in definition.key)})",
+            ),
+        )
+    return findings
+
+
+# Bits of pg_trigger.tgtype (src/include/catalog/pg_trigger.h): for each row, before, on insert or update.
+_ROW, _BEFORE, _INSERT_OR_UPDATE = 1, 2, 4 | 16
+
+
+def _triggers(connection: Connection, definition: TableDefinition) -> list[Finding]:
+    rows = connection.execute(
+        "SELECT DISTINCT tgname FROM pg_trigger WHERE tgrelid = ANY (%s) AND NOT tgisinternal AND tgenabled <> 'D' "
+        'AND tgname COLLATE "C" > %s AND tgname !~ %s AND tgtype & %s = %s AND tgtype & %s <> 0 ORDER BY 1',
+        [
+            [part.oid for part in read_parts(connection, definition.oid)],
+            GUARD_INSERT,  # the first of them
+            GUARDS,
+            _ROW | _BEFORE,
+            _ROW | _BEFORE,
+            _INSERT_OR_UPDATE,
+        ],
+    ).fetchall()
+    return [
+        Finding(
+            "blocker",
+            definition.table.key,
+            f"the trigger {name} runs after the guard, which would not see what it makes of a row: triggers run in "
+            "the order of their names. Rename it.",
+        )
+        for (name,) in rows
+    ]
+
+
+def _defaults(connection: Connection, definition: TableDefinition) -> list[str]:
+    """The plaintext columns that an INSERT fills without naming them, by their own default or their domain's."""
+    rows = connection.execute(
+        "SELECT a.attname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
+        "WHERE a.attrelid = %s AND a.attname = ANY (%s) AND (a.atthasdef OR t.typdefault IS NOT NULL) "
+        "ORDER BY a.attnum",
+        [definition.oid, [column.name for column in definition.plaintext_columns]],
+    )
+    return [name for (name,) in rows]
+
+
+def _has_children(connection: Connection, definition: TableDefinition) -> bool:
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhparent = %s)", [definition.oid]
+    ).fetchone()
+    return bool(row and row[0]) and not definition.partitioned
+
+
+# What pg_depend records against single columns. Guards and defaults are ours or follow the column by themselves.
+_DEPENDANTS = """
+SELECT DISTINCT a.attname, CASE d.classid
+         WHEN 'pg_constraint'::regclass THEN 'constraint ' || (SELECT conname || CASE WHEN contype = 'f'
+              AND confrelid = d.refobjid THEN ' (foreign key of ' || conrelid::regclass || ')' ELSE '' END
+              FROM pg_constraint WHERE oid = d.objid)
+         WHEN 'pg_class'::regclass THEN (SELECT CASE relkind WHEN 'i' THEN 'index ' ELSE 'relation ' END || relname
+              FROM pg_class WHERE oid = d.objid)
+         WHEN 'pg_rewrite'::regclass THEN 'view ' || (SELECT ev_class::regclass::text FROM pg_rewrite
+              WHERE oid = d.objid)
+         WHEN 'pg_policy'::regclass THEN 'policy ' || (SELECT polname FROM pg_policy WHERE oid = d.objid)
+         WHEN 'pg_trigger'::regclass THEN 'trigger ' || (SELECT tgname FROM pg_trigger WHERE oid = d.objid)
+         WHEN 'pg_attrdef'::regclass THEN 'generated column ' || (SELECT g.attname FROM pg_attrdef f
+              JOIN pg_attribute g ON g.attrelid = f.adrelid AND g.attnum = f.adnum WHERE f.oid = d.objid)
+         WHEN 'pg_statistic_ext'::regclass THEN 'extended statistics ' || (SELECT stxname FROM pg_statistic_ext
+              WHERE oid = d.objid)
+         ELSE pg_describe_object(d.classid, d.objid, d.objsubid) END AS what
+  FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+ WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %s AND a.attname = ANY(%s)
+   AND NOT (d.classid = 'pg_attrdef'::regclass AND EXISTS (SELECT FROM pg_attrdef f WHERE f.oid = d.objid
+            AND f.adnum = d.refobjsubid))
+   AND NOT (d.classid = 'pg_trigger'::regclass AND EXISTS (SELECT FROM pg_trigger t WHERE t.oid = d.objid
+            AND t.tgname LIKE 'zzz\\_encryption\\_guard%%'))
+   AND NOT (d.classid = 'pg_class'::regclass AND EXISTS (SELECT FROM pg_class c WHERE c.oid = d.objid
+            AND c.relname LIKE '%%\\_encryption\\_pending'))
+   AND NOT (d.classid = 'pg_constraint'::regclass AND EXISTS (SELECT FROM pg_constraint c WHERE c.oid = d.objid
+            AND c.contype = 'n'))
+ ORDER BY 1, 2
+"""
+
+
+def _dependants(connection: Connection, definition: TableDefinition) -> list[tuple[str, str]]:
+    names = [column.name for column in definition.plaintext_columns]
+    rows = connection.execute(_DEPENDANTS, [definition.oid, names]).fetchall()
+    return [(column, what) for column, what in rows if what is not None]
+
+
+def _widths(connection: Connection, definition: TableDefinition) -> dict[str, float]:
+    """Bytes of each column's values, NULLs counted as nothing, where the table was analysed."""
+    named = [definition.table.schema_name, definition.table.name]
+    # Of a table that it may not read, a role that plans sees the widths all the same: in the catalogue itself.
+    if _one(connection, "SELECT has_column_privilege('pg_catalog.pg_statistic', 'stawidth', 'SELECT')"):
+        query = (
+            "SELECT a.attname, max(s.stawidth * (1 - s.stanullfrac))::float8 FROM pg_statistic s "
+            "JOIN pg_attribute a ON a.attrelid = s.starelid AND a.attnum = s.staattnum "
+            "JOIN pg_class c ON c.oid = s.starelid JOIN pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE n.nspname = %s AND c.relname = %s GROUP BY 1"
+        )
+    else:
+        query = (
+            "SELECT attname, (avg_width * (1 - null_frac))::float8 FROM pg_stats "
+            "WHERE schemaname = %s AND tablename = %s"
+        )
+    return dict(connection.execute(query.encode(), named).fetchall())
+
+
+def _growth(connection: Connection, definition: TableDefinition) -> int:
+    # Every row is written once more: the old version stays until vacuum reclaims it.
+    return encrypted_bytes(connection, definition) + definition.total_bytes
+
+
+def encrypted_bytes(connection: Connection, definition: TableDefinition) -> int:
+    """Bytes that the table's encrypted and search columns take, by the planner's statistics of the plaintext's width.
+
+    Where this role may not see those, or there are none, a usual width is taken.
+    """
+    widths = _widths(connection, definition)
+    per_row = 0.0
+    for column in definition.table.columns:
+        if column.name not in definition.columns:
+            continue
+        width = float(widths.get(column.name, _DEFAULT_WIDTH))
+        per_row += (width + _ENVELOPE_BYTES) * 4 / 3 + _JSON_BYTES + len(column.context)
+        per_row += _TOKEN_BYTES if column.searchable else 0
+    return int(definition.estimated_rows * per_row)
+
+
+def _backup(connection: Connection) -> Finding:
+    if tracking.bookkeeping_exists(connection):
+        row = connection.execute("SELECT max(verified_at) FROM public.encryption_backups").fetchone()
+        taken: datetime | None = row[0] if row is not None else None
+        if taken is not None and datetime.now(UTC) - taken < BACKUP_MAX_AGE:
+            return Finding("ok", "backup", f"verified at {taken:%Y-%m-%d %H:%M} UTC")
+    return Finding(
+        "warning",
+        "backup",
+        "there is no verified backup of the last 24 hours. Materialize backup; the drop insists on one.",
+    )
+
+
+# What makes the server keep values of our sessions, by the setting that prevents it.
+_RECORDED = {
+    "log_parameter_max_length": "the server logs statements with their parameters",
+    "log_min_messages": "the server logs its errors, which quote the values that a cast or a trigger refuses",
+    "auto_explain.log_min_duration": "auto_explain logs plans, which show parameters",
+    "pgaudit.log_parameter": "pgaudit logs the parameters of statements",
+}
+
+
+def _logging(connection: Connection) -> list[Finding]:
+    records = _records_values(connection)
+    if not records:
+        return [Finding("ok", "logging", "our sessions leave no values in the server's log")]
+    role = connection.info.user
+    return [
+        Finding(
+            "warning",
+            "logging",
+            f"{_RECORDED[name]}, and this role may not turn that off for its sessions: values can end up in the "
+            "server's log when plaintext is put back (revert, restore), in a live check, and where a value is refused. "
+            + _remedy(connection, role, name),
+        )
+        for name in records
+    ]
+
+
+def _records_values(connection: Connection) -> list[str]:
+    """The settings that would keep values out of the server's log, and do not."""
+    names = [*_STATEMENTS_LOGGED, *LOG_SETTINGS, "pgaudit.log"]
+    rows = connection.execute(
+        "SELECT name, current_setting(name, true) FROM unnest(%s::text[]) AS s (name)", [names]
+    )
+    settings = {name: value for name, value in rows if value is not None}
+    statements = any(settings.get(name, off) not in off for name, off in _STATEMENTS_LOGGED.items())
+    found = {
+        "log_parameter_max_length": statements and settings.get("log_parameter_max_length") != "0",
+        "log_min_messages": settings.get("log_min_messages") not in {"log", "fatal", "panic"},
+        "auto_explain.log_min_duration": settings.get("auto_explain.log_min_duration", "-1") != "-1",
+        "pgaudit.log_parameter": settings.get("pgaudit.log_parameter", "off") == "on"
+        and settings.get("pgaudit.log", "none") != "none",
+    }
+    return [name for name, recorded in found.items() if recorded]
+
+
+# Settings by which statements get into the log, and their values by which none with parameters does.
+_STATEMENTS_LOGGED: Mapping[str, tuple[str, ...]] = {
+    "log_statement": ("none", "ddl"),
+    "log_min_duration_statement": ("-1",),
+    "log_min_duration_sample": ("-1",),
+    "log_transaction_sample_rate": ("0",),
+}
+
+
+def _remedy(connection: Connection, role: str, name: str) -> str:
+    known = LOG_SETTINGS[name]
+    for_the_role = (
+        sql.SQL("ALTER ROLE {} SET {} = {}")
+        .format(sql.Identifier(role), sql.SQL(name), sql.Literal(known))
+        .as_string(connection)
+    )
+    if connection.info.server_version < SET_PRIVILEGES:
+        return f"Let a superuser run: {for_the_role}"
+    granted = (
+        sql.SQL("GRANT SET ON PARAMETER {} TO {}")
+        .format(sql.SQL(name), sql.Identifier(role))
+        .as_string(connection)
+    )
+    return f"Let a superuser run: {granted} (or {for_the_role})"
+
+
+def long_transactions(connection: Connection) -> list[Finding]:
+    """Transactions of others in this database that have been open for long."""
+    rows = connection.execute(
+        "SELECT pid, coalesce(application_name, ''), now() - xact_start FROM pg_stat_activity "
+        "WHERE datname = current_database() AND xact_start < now() - %s AND pid <> pg_backend_pid()",
+        [LONG_TRANSACTION],
+    ).fetchall()
+    return [
+        Finding(
+            "warning",
+            "long transaction",
+            f"process {pid} ({name}) has been in a transaction for {str(age).split('.')[0]}: schema changes and "
+            "concurrent index builds wait for it.",
+        )
+        for pid, name, age in rows
+    ]
+
+
+def _replicas(connection: Connection) -> list[Finding]:
+    seen = ReplicationLag().look(connection, Limits())
+    if not isinstance(seen, NotAvailable):
+        return []
+    return [Finding("warning", "replicas", f"the backfill will not hold back for them: {seen.reason}.")]
+
+
+def _free_disk(connection: Connection) -> int | None:
+    # Only a server on this machine can be asked this way, and only if it tells where its data is.
+    if not (connection.info.host or "").startswith("/"):
+        return None
+    try:
+        directory = _one(connection, "SELECT current_setting('data_directory')")
+        parent = Path(directory)
+        status = os.statvfs(parent if parent.exists() else parent.parent)
+    except (OSError, psycopg.errors.InsufficientPrivilege):
+        return None
+    return status.f_bavail * status.f_frsize
+
+
+def _disk(database_bytes: int, growth: int, free: int | None) -> Finding:
+    need = max(database_bytes, growth)
+    told = (
+        f"about {readable_size(growth)} growth is expected; keep {readable_size(need)} free (2x the database)"
+    )
+    if free is None:
+        return Finding(
+            "warning", "disk", f"{told}. The server's free space cannot be seen from here: check it."
+        )
+    if free < growth:
+        return Finding(
+            "blocker",
+            "disk",
+            f"{told}; only {readable_size(free)} are. Make room, or migrate table by table.",
+        )
+    if free < need:
+        return Finding("warning", "disk", f"{told}; {readable_size(free)} are.")
+    return Finding("ok", "disk", f"{told}; {readable_size(free)} are")
+
+
+def readable_size(size: int) -> str:
+    """Bytes as a person reads them: ``12 MB``."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TB"

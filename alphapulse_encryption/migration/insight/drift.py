@@ -1,0 +1,272 @@
+"""What has drifted since the migration: columns, guards and rows that are no longer as the steps left them.
+
+Reads the system catalogues and the bookkeeping; of the tables themselves it asks the small index on pending rows only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+
+from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.tracking import TableState
+from alphapulse_encryption.migration.discovery.sensitive_names import Suspicion, looks_sensitive
+from alphapulse_encryption.migration.gates.findings import Finding
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.rows.batches import plan_by_key
+from alphapulse_encryption.migration.rows.catch_up import has_pending_index, pending_in
+from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.steps.columns import guard_in_place, unsuitable_columns
+
+Connection = psycopg.Connection[Any]
+
+# An old instance writes, the backfill follows: while that goes on it is told of once.
+PENDING_SETTLES = timedelta(minutes=15)
+# So many of one table are named in a message.
+NAMED = 12
+
+
+def look_for_drift(database: Database, catalogue: Catalogue) -> list[Finding]:
+    """Hold the database against the catalogue and the bookkeeping.
+
+    Looked for: plaintext written without ciphertext in ranges that were done; guards missing or disabled; columns gone,
+    of another type, or back after their drop; and columns that look sensitive and are not catalogued.
+
+    Args:
+        database: the target.
+        catalogue: what is sensitive.
+
+    Raises:
+        RefusedError: another session holds a table exclusively.
+        DatabaseFailure: the server refused.
+    """
+    with database.session("look for drift") as connection:
+        plan_by_key(connection)
+        found: list[Finding] = []
+        if tracking.bookkeeping_exists(connection):
+            for table in catalogue.tables:
+                found += _of_table(connection, table)
+        return found + uncatalogued(connection, catalogue)
+
+
+def _of_table(connection: Connection, table: Table) -> list[Finding]:
+    state = tracking.table_state(connection, table)
+    if state is None or state.unguarded:
+        return []
+    try:
+        definition = read_table(connection, table, plaintext=False)
+    except ConfigurationError as error:
+        return [
+            Finding(
+                f"table:{table.key}",
+                f"{table.key}: not as catalogued",
+                str(error),
+                "Its encrypted values cannot be looked after until then.",
+            )
+        ]
+    found = _columns(definition, state)
+    if state.stage != "columns":
+        return found
+    if not _missing_plaintext(definition):
+        found += _guard(connection, definition)
+        found += _pending(connection, definition, state)
+    return found + _verified_otherwise(connection, definition)
+
+
+def _missing_plaintext(definition: TableDefinition) -> list[str]:
+    return [column.name for column in definition.table.columns if column.name not in definition.columns]
+
+
+def _columns(definition: TableDefinition, state: TableState) -> list[Finding]:
+    key = definition.table.key
+    derived = [name for column in definition.table.columns for name in column.derived]
+    gone = [name for name in derived if name not in definition.columns]
+    if state.stage == "columns":
+        gone += _missing_plaintext(definition)
+    back = [c.name for c in definition.plaintext_columns] if state.stage == "dropped" else []
+    unsuitable = unsuitable_columns(definition)
+    found = []
+    if gone:
+        found.append(
+            Finding(
+                f"gone:{key}",
+                f"{key}: columns gone",
+                f"{_columns_of(key, gone)} gone, and not by a step of this migration.",
+                "Find out who dropped or renamed them before anything else is done: if ciphertext is gone whose "
+                "plaintext was dropped, stop writers and restore from the latest backup. A new encrypted column is "
+                f"added by --add-columns --table {key}.",
+                state=_state(gone),
+            )
+        )
+    if unsuitable:
+        found.append(
+            Finding(
+                f"type:{key}",
+                f"{key}: types of encrypted columns",
+                f"{_columns_of(key, unsuitable)} of another type than the migration made.",
+                "Find out who changed it, give it its type back (text; varchar(64) for a search column), and verify: "
+                f"--verify --table {key}.",
+                state=_state(unsuitable),
+            )
+        )
+    if back:
+        found.append(
+            Finding(
+                f"back:{key}",
+                f"{key}: plaintext columns after their drop",
+                f"{_columns_of(key, back)} there again, although the plaintext of {key} was dropped; nothing encrypts "
+                "what is written to it.",
+                "Find out which program or migration added it, and drop it; --restore-plaintext is the way to bring "
+                "plaintext back.",
+                state=_state(back),
+            )
+        )
+    return found
+
+
+def _guard(connection: Connection, definition: TableDefinition) -> list[Finding]:
+    if guard_in_place(connection, definition):
+        return []
+    key = definition.table.key
+    return [
+        Finding(
+            f"guard:{key}",
+            f"{key}: guard",
+            f"A guard trigger of {key} is missing or disabled: nothing keeps an old ciphertext from staying beside "
+            "a new plaintext.",
+            f"Put it back at once (--add-columns --table {key}), find out who took it away, and verify what was "
+            f"written meanwhile (--migrate-data --verify --table {key}).",
+        )
+    ]
+
+
+def _pending(connection: Connection, definition: TableDefinition, state: TableState) -> list[Finding]:
+    table = definition.table
+    if not has_pending_index(connection, definition):
+        return _blind(connection, table)
+    ranges = pending_in(connection, table)
+    if not ranges:
+        return []
+    plural = "s" if len(ranges) > 1 else ""
+    whose = (
+        "an instance of the application still writes plaintext after the switch. Find and restart it in the phase "
+        "encrypted, then "
+        if state.authority == "ciphertext"
+        else ""
+    )
+    return [
+        Finding(
+            f"pending:{table.key}",
+            f"{table.key}: plaintext without ciphertext",
+            f"Plaintext was written to {table.key} without ciphertext after it was done, in batch range{plural} "
+            f"{_listed([f'{number:02d}' for number in ranges])}.",
+            f"{whose[:1].upper() + whose[1:]}{'encrypt' if whose else 'Encrypt'} it: --migrate-data --table "
+            f"{table.key}; the sensor pending_rows, once started, does so by itself.",
+            settles=PENDING_SETTLES,
+        )
+    ]
+
+
+def _blind(connection: Connection, table: Table) -> list[Finding]:
+    """Without the index nobody sees pending rows; it is built before the verification."""
+    verified = connection.execute(
+        "SELECT EXISTS (SELECT FROM public.encryption_verifications WHERE table_name = %s)", [table.key]
+    ).fetchone()
+    if verified != (True,):
+        return []
+    return [
+        Finding(
+            f"index:{table.key}",
+            f"{table.key}: index on pending rows",
+            f"The small index on pending rows of {table.key} is missing or invalid, so that nobody would see plaintext "
+            "that is written without ciphertext.",
+            f"Build it again: --migrate-data --table {table.key}.",
+        )
+    ]
+
+
+def _verified_otherwise(connection: Connection, definition: TableDefinition) -> list[Finding]:
+    key = definition.table.key
+    row = connection.execute(
+        "SELECT max(verified_at) FROM public.encryption_verifications WHERE table_name = %s AND definition <> %s",
+        [key, definition.shape()],
+    ).fetchone()
+    if row is None or row[0] is None:
+        return []
+    return [
+        Finding(
+            f"definition:{key}",
+            f"{key}: definition",
+            f"The catalogued columns of {key}, their types or its primary key are not those that were verified at "
+            f"{row[0]:%F %R} UTC.",
+            f"If that was on purpose, verify again (--verify --table {key}); approvals given before are void.",
+        )
+    ]
+
+
+_UNCATALOGUED = """
+SELECT n.nspname, c.relname, a.attname, format_type(a.atttypid, a.atttypmod)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
+   AND n.nspname <> 'information_schema' AND left(n.nspname, 3) <> 'pg_'
+   AND NOT (n.nspname = 'public' AND c.relname = ANY (%s))
+   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                                             AND d.deptype = 'e')
+ ORDER BY n.nspname, c.relname, a.attnum
+"""
+
+
+def uncatalogued(connection: Connection, catalogue: Catalogue) -> list[Finding]:
+    """Columns that look sensitive by name and type and that the catalogue does not name, by table.
+
+    Tables of extensions and of the bookkeeping are left out, and partitions, which are as their table is.
+    """
+    known = {
+        (table.schema_name, table.name, name)
+        for table in catalogue.tables
+        for column in table.columns
+        for name in (column.name, column.encrypted, column.search)
+    }
+    suspicious: dict[str, list[tuple[str, Suspicion]]] = defaultdict(list)
+    for schema, table, column, type_ in connection.execute(
+        _UNCATALOGUED, [list(tracking.BOOKKEEPING_TABLES)]
+    ):
+        suspicion = looks_sensitive(table, column, type_)
+        if suspicion is not None and (schema, table, column) not in known:
+            suspicious[table if schema == "public" else f"{schema}.{table}"].append((column, suspicion))
+    return [
+        Finding(
+            f"uncatalogued:{key}",
+            f"{key}: columns that look sensitive",
+            f"{_columns_of(key, [f'{name} ({why.category}, {why.confidence})' for name, why in columns])} not in the "
+            f"catalogue and look{'' if len(columns) > 1 else 's'} sensitive by name and type.",
+            "Add what is sensitive to the catalogue and migrate it (--preflight --add-columns --migrate-data "
+            "--verify); leave what is not, it is told of once.",
+            state=_state([name for name, _ in columns]),
+            reminds=False,
+        )
+        for key, columns in suspicious.items()
+    ]
+
+
+def _columns_of(key: str, names: Sequence[str]) -> str:
+    return (
+        f"Column{'s' if len(names) > 1 else ''} {_listed(names)} of {key} {'are' if len(names) > 1 else 'is'}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
+
+
+def _state(names: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(sorted(names)).encode()).hexdigest()[:16]

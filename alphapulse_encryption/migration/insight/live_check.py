@@ -1,0 +1,339 @@
+"""Whether encryption works, tried on the live tables: write a value, read it, look at the raw column, leave nothing.
+
+For each column, one recent row is given its own value again under a fresh envelope, by the statements an application
+sends, so that its triggers and the guard run as they do. The transaction is always rolled back: what is left is
+a dead row version, which holds nothing that was not there before, until the next vacuum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from typing import Literal as OneOf
+
+import psycopg
+from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
+
+from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.crypto.envelope import EnvelopeFormat
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.crypto.tokens import search_token
+from alphapulse_encryption.errors import DecryptionError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.postgres.database import Database, without_values
+from alphapulse_encryption.migration.schema import sql
+from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+
+Connection = psycopg.Connection[Any]
+Verdict = OneOf["yes", "no", "not tried"]
+
+# The last rows by key are looked at for one that has a value and that nobody holds at the moment.
+RECENT_ROWS = 100
+
+ENCRYPTED = "data is encrypted"
+DECRYPTED = "decrypted correctly"
+FOUND = "found by its search token"
+PENDING = "plaintext alone becomes pending"
+REFUSED = "ciphertext alone is refused"
+CLEARED = "the stale plaintext is cleared"
+
+# Classes of SQLSTATE (PostgreSQL manual, appendix A) that say that a value does not fit.
+_DATA_EXCEPTION, _INTEGRITY = "22", "23"
+_CHECK_VIOLATION = "23514"
+
+
+@dataclass(frozen=True)
+class Look:
+    """One thing that was looked at.
+
+    Args:
+        what: one of the constants above.
+        verdict: whether it is so.
+        remark: why it is not, or was not tried; never a value.
+    """
+
+    what: str
+    verdict: Verdict
+    remark: str = ""
+
+    def __str__(self) -> str:
+        remark = f" ({self.remark})" if self.remark else ""
+        return f"{self.what}{remark}" if self.verdict == "yes" else f"{self.what}: {self.verdict}{remark}"
+
+
+@dataclass(frozen=True)
+class ColumnCheck:
+    """What was found out about a column.
+
+    Args:
+        table: key of its table.
+        column: its name.
+        looks: none where no row has a value to try with.
+    """
+
+    table: str
+    column: str
+    looks: tuple[Look, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything is not as it has to be."""
+        return any(look.verdict == "no" for look in self.looks)
+
+    @property
+    def tried(self) -> bool:
+        """Whether there was a value to try with."""
+        return bool(self.looks)
+
+    def __str__(self) -> str:
+        what = "; ".join(map(str, self.looks)) or "no row with a value to try it on"
+        return f"{self.table}.{self.column}: {what}"
+
+
+def live_check(
+    database: Database, table: Table, cipher: EnvelopeFormat, keys: KeyRing
+) -> tuple[ColumnCheck, ...]:
+    """Try every encrypted column of a table as an application would; nothing remains.
+
+    Args:
+        database: the target.
+        table: the catalogue's entry.
+        cipher: the catalogue's envelope format.
+        keys: for search tokens; held against the key this database was begun with.
+
+    Returns:
+        What was found, column by column.
+
+    Raises:
+        RefusedError: the table has no encrypted columns, or was reverted, or the key is another one.
+        ConfigurationError: the table or its key is missing.
+        DatabaseFailure: the server refused something else than a write.
+    """
+    with database.session(f"check the encryption of {table.key}") as connection:
+        state = tracking.require_guarded_state(connection, table)
+        tracking.check_key(connection, keys)
+        definition = read_table(connection, table, plaintext=False)
+        checks = []
+        for column in definition.encrypted_columns:
+            trial = _Trial(connection, definition, column, state.authority, cipher, keys)
+            with connection.transaction(force_rollback=True):
+                checks.append(ColumnCheck(table.key, column.name, tuple(trial.looks())))
+    return tuple(checks)
+
+
+@dataclass(frozen=True)
+class _Row:
+    key: Sequence[str]
+    plaintext: str | None
+    encrypted: str | None
+    search: str | None
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A column tried out, in a transaction that will be rolled back."""
+
+    connection: Connection
+    definition: TableDefinition
+    column: Column
+    authority: tracking.Authority
+    cipher: EnvelopeFormat
+    keys: KeyRing
+
+    @property
+    def _has_plaintext(self) -> bool:
+        return self.column.name in self.definition.columns
+
+    def looks(self) -> Iterator[Look]:
+        recent = self._recent_row()
+        if recent is None:
+            return
+        try:
+            value = recent.plaintext if recent.plaintext is not None else self._opened(recent)
+        except DecryptionError:
+            yield Look(DECRYPTED, "no", "what a row holds already cannot be read")
+            return
+        envelope = self.cipher.encrypt(value, self.column.context)
+        token = search_token(self.keys, value, self.column.context) if self.column.searchable else None
+        both = self._has_plaintext and self.authority == "plaintext"
+        try:
+            self._write(recent, envelope, token, keep_plaintext=both)
+        except psycopg.Error as error:
+            yield Look(ENCRYPTED, "no", f"the database refused the write: {without_values(error)}")
+            return
+        yield from self._written(recent, value, envelope, token)
+        if self._has_plaintext:
+            yield from self._guarded(recent, value, token)
+
+    def _written(self, recent: _Row, value: str, envelope: str, token: str | None) -> Iterator[Look]:
+        found = self._read(recent)
+        raw = found.encrypted
+        if raw is None:
+            yield Look(ENCRYPTED, "no", "what was written is gone again: a trigger changed it")
+            return
+        if found.plaintext not in (None, value):
+            yield Look(ENCRYPTED, "no", "a trigger changed the plaintext beside it: they do not match")
+            return
+        yield Look(ENCRYPTED, "yes" if raw == envelope and raw != value else "no")
+        try:
+            yield Look(DECRYPTED, "yes" if self.cipher.decrypt(raw, self.column.context) == value else "no")
+        except DecryptionError:
+            yield Look(DECRYPTED, "no", "the raw column holds no envelope of this column")
+        if token is not None:
+            yield self._found(recent, token)
+        if self._has_plaintext and self.authority == "ciphertext":
+            yield Look(CLEARED, "yes" if found.plaintext is None else "no")
+
+    def _found(self, recent: _Row, token: str) -> Look:
+        if not self._has_search_index():
+            return Look(FOUND, "not tried", "its index is not built yet: --migrate-data")
+        rows = self.connection.execute(
+            SQL("SELECT FROM {} t WHERE {} = %s AND {}").format(
+                self.definition.identifier, Identifier("t", self.column.search), self._this_row
+            ),
+            [token, *recent.key],
+        )
+        return Look(FOUND, "yes" if rows.rowcount == 1 else "no")
+
+    def _guarded(self, recent: _Row, value: str, token: str | None) -> Iterator[Look]:
+        if self.authority == "plaintext":
+            another = self.cipher.encrypt(value, self.column.context)
+            with self._attempt() as attempt:
+                self._write(recent, another, token, keep_plaintext=False)
+            yield Look(REFUSED, "yes" if attempt.sqlstate == _CHECK_VIOLATION else "no")
+        # After the switch the plaintext is cleared by now, so that its own value is a change.
+        others = [value] if self.authority == "ciphertext" else self._others(recent, value)
+        for other in others:
+            with self._attempt() as attempt:
+                self._write_plaintext(recent, other)
+                after = self._read(recent)
+            if attempt.sqlstate is None:
+                cleared = after.encrypted is None and after.search is None
+                yield Look(PENDING, "yes" if cleared else "no")
+                return
+            if attempt.sqlstate[:2] not in (_DATA_EXCEPTION, _INTEGRITY):
+                yield Look(PENDING, "not tried", f"SQLSTATE {attempt.sqlstate}")
+                return
+        yield Look(PENDING, "not tried", "no other value fits the row's constraints")
+
+    def _others(self, recent: _Row, value: str) -> list[str | None]:
+        """Values to change the plaintext to for a moment, the likeliest to be accepted first."""
+        others: list[str | None] = []
+        if not self.definition.columns[self.column.name].not_null:
+            others.append(None)
+        rows = self.connection.execute(
+            SQL("SELECT {}::text FROM ({}) t").format(Identifier("t", self.column.name), self._recent())
+        )
+        others += [text for (text,) in rows if text is not None and text != value][:1]
+        # For what has to be unique; a type that is no text refuses it.
+        others.append(f"{value}~")
+        return others
+
+    @contextmanager
+    def _attempt(self) -> Iterator[_Attempt]:
+        attempt = _Attempt()
+        try:
+            with self.connection.transaction(force_rollback=True):
+                yield attempt
+        except psycopg.Error as error:
+            if error.sqlstate is None:
+                raise
+            attempt.sqlstate = error.sqlstate
+
+    @property
+    def _this_row(self) -> Composed:
+        return sql.compare_key(self.definition, "=")
+
+    def _recent(self) -> Composed:
+        # No more columns than are needed: rows can be wide.
+        names = [self.column.name] if self._has_plaintext else []
+        names.append(self.column.encrypted)
+        return SQL("SELECT {}, {} FROM {} t ORDER BY {} LIMIT {}").format(
+            sql.key_list(self.definition),
+            SQL(", ").join(Identifier("t", name) for name in names),
+            self.definition.identifier,
+            SQL(", ").join(SQL("{} DESC").format(Identifier("t", key.name)) for key in self.definition.key),
+            Literal(RECENT_ROWS),
+        )
+
+    def _recent_row(self) -> _Row | None:
+        """A recent row that has a value, locked, so that it stays as it is for the moment this takes."""
+        present: list[Composable] = [SQL("{} IS NOT NULL").format(Identifier("t", self.column.encrypted))]
+        if self._has_plaintext:
+            present.append(SQL("{} IS NOT NULL").format(Identifier("t", self.column.name)))
+        has_value = SQL("({})").format(SQL(" OR ").join(present))
+        return self._row(
+            SQL("({key}) IN (SELECT {key} FROM ({recent}) t) AND {has_value} LIMIT 1").format(
+                key=sql.key_list(self.definition), recent=self._recent(), has_value=has_value
+            ),
+            SQL("FOR NO KEY UPDATE OF t SKIP LOCKED"),
+            [],
+        )
+
+    def _read(self, row: _Row) -> _Row:
+        found = self._row(self._this_row, SQL(""), row.key)
+        # Locked by us: nobody else takes it away.
+        assert found is not None  # noqa: S101
+        return found
+
+    def _row(self, condition: Composed, lock: SQL, parameters: Sequence[str]) -> _Row | None:
+        names = [self.column.name if self._has_plaintext else None, self.column.encrypted]
+        names.append(self.column.search if self.column.searchable else None)
+        values = [SQL("{}::text").format(Identifier("t", name)) if name else SQL("NULL") for name in names]
+        found = self.connection.execute(
+            SQL("SELECT {}, {} FROM {} t WHERE {} {}").format(
+                sql.key_text(self.definition),
+                SQL(", ").join(values),
+                self.definition.identifier,
+                condition,
+                lock,
+            ),
+            parameters,
+        ).fetchone()
+        return None if found is None else _Row(found[:-3], *found[-3:])
+
+    def _opened(self, row: _Row) -> str:
+        return self.cipher.decrypt(row.encrypted or "", self.column.context)
+
+    def _write(self, row: _Row, envelope: str, token: str | None, *, keep_plaintext: bool) -> None:
+        """As an application does: ciphertext and token, and the plaintext named beside them or not."""
+        assignments: list[Composable] = [SQL("{} = %s").format(Identifier(self.column.encrypted))]
+        values: list[str | None] = [envelope]
+        if self.column.searchable:
+            assignments.append(SQL("{} = %s").format(Identifier(self.column.search)))
+            values.append(token)
+        if keep_plaintext:
+            name = Identifier(self.column.name)
+            assignments.append(SQL("{} = {}").format(name, name))
+        self._update(row, assignments, values)
+
+    def _write_plaintext(self, row: _Row, value: str | None) -> None:
+        # The text form is read back as the column's own type.
+        type_ = SQL(self.definition.columns[self.column.name].type)
+        assignment = SQL("{} = %s::{}").format(Identifier(self.column.name), type_)
+        self._update(row, [assignment], [value])
+
+    def _update(self, row: _Row, assignments: Sequence[Composable], values: Sequence[str | None]) -> None:
+        self.connection.execute(
+            SQL("UPDATE {} t SET {} WHERE {}").format(
+                self.definition.identifier, SQL(", ").join(assignments), self._this_row
+            ),
+            [*values, *row.key],
+        )
+
+    def _has_search_index(self) -> bool:
+        row = self.connection.execute(
+            "SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] "
+            "WHERE i.indrelid = %s AND i.indisvalid AND a.attname = %s LIMIT 1",
+            [self.definition.oid, self.column.search],
+        ).fetchone()
+        return row is not None
+
+
+@dataclass
+class _Attempt:
+    """How a write ended that was made to be taken back."""
+
+    sqlstate: str | None = None

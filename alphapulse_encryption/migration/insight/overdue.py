@@ -1,0 +1,278 @@
+"""What has waited too long: pending rows, rows set aside, backfills that stand still, keys, approvals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.crypto.usage import MOST_MESSAGES, WARNING_FROM
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.usage import read_usage
+from alphapulse_encryption.migration.gates.approvals import Approval, list_approvals
+from alphapulse_encryption.migration.gates.findings import Finding
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.rows.batches import plan_by_key
+from alphapulse_encryption.migration.rows.catch_up import has_pending_index
+from alphapulse_encryption.migration.schema import sql
+from alphapulse_encryption.migration.schema.definition import read_table
+
+Connection = psycopg.Connection[Any]
+
+# Beyond it nobody needs to know how many rows exactly.
+COUNTED = 10_000
+# An approval that ends soon is told of once more, in time to use it.
+EXPIRES_SOON = timedelta(hours=2)
+# An approval that ended unused is told of for so long.
+EXPIRED_RECENTLY = timedelta(hours=24)
+
+_XID_BITS = 32
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A moment in the database's own reckoning: whatever committed later has a number of its own.
+
+    Args:
+        at: by the server's clock.
+        transaction: the oldest one under way then; a row of an older number was written before, and not since.
+    """
+
+    at: datetime
+    transaction: int
+
+
+def current_mark(database: Database) -> Mark:
+    """The mark of this moment.
+
+    Raises:
+        DatabaseFailure: the server refused.
+    """
+    with database.session("look at the clock") as connection:
+        at, transaction = connection.execute(
+            "SELECT clock_timestamp(), pg_snapshot_xmin(pg_current_snapshot())::text"
+        ).fetchall()[0]
+        return Mark(at, int(transaction))
+
+
+def old_pending_rows(
+    database: Database, tables: Iterable[Table], mark: Mark | None, limit: timedelta
+) -> list[Finding]:
+    """Rows that have waited for their ciphertext for longer than a limit.
+
+    How old a pending row is, the bookkeeping does not know: it is pending from the application's write on. So its last
+    write counts, told by the transaction's number against a mark that was taken that long ago. A row that is written
+    again and again without ever being encrypted looks younger than it is.
+
+    Args:
+        database: the target.
+        tables: the catalogue's entries.
+        mark: one of at least ``limit`` ago; None where there is none yet, and pending rows are not looked for.
+        limit: how long they may wait.
+
+    Raises:
+        RefusedError: another session holds a table exclusively.
+        DatabaseFailure: the server refused.
+    """
+    with database.session("look for old pending rows") as connection:
+        if not tracking.bookkeeping_exists(connection):
+            return []
+        plan_by_key(connection)
+        found: list[Finding] = []
+        for table in tables:
+            state = tracking.table_state(connection, table)
+            if state is None or state.unguarded or state.stage != "columns":
+                continue
+            unfinished = _standing_still(connection, table, limit)
+            if mark is not None and unfinished is None:
+                found += _unchanged(connection, table, mark, limit)
+            found += unfinished or []
+            found += _set_aside(connection, table, limit)
+        return found
+
+
+def _unchanged(connection: Connection, table: Table, mark: Mark, limit: timedelta) -> list[Finding]:
+    try:
+        definition = read_table(connection, table)
+    except ConfigurationError:
+        # Missing, or not as catalogued: that is drift, and told of as such.
+        return []
+    if not has_pending_index(connection, definition):
+        return []
+    rows = connection.execute(
+        sql.count_pending_unchanged(definition), [str(mark.transaction % 2**_XID_BITS), COUNTED + 1]
+    ).fetchall()[0][0]
+    if not rows:
+        return []
+    how_many = f"more than {COUNTED:,} rows" if rows > COUNTED else f"{rows:,} row{'s' if rows > 1 else ''}"
+    return [
+        Finding(
+            f"old:{table.key}",
+            f"{table.key}: rows that wait for their ciphertext",
+            f"{how_many} of {table.key} wait{'' if rows > 1 else 's'} for ciphertext, for longer than {_span(limit)}.",
+            f"Run --migrate-data --table {table.key}; the sensor pending_rows, once started, does so by itself.",
+            since=mark.at,
+        )
+    ]
+
+
+def _standing_still(connection: Connection, table: Table, limit: timedelta) -> list[Finding] | None:
+    """What to tell of a backfill that was begun and is not done; None where it is done, or was never begun."""
+    done, ranges, begun, moved, overdue, reason = connection.execute(
+        "SELECT count(*) FILTER (WHERE status = 'completed'), count(*), count(started_at), max(updated_at), "
+        "max(updated_at) < clock_timestamp() - %s, min(waiting_for) "
+        "FROM public.encryption_ranges WHERE table_name = %s",
+        [limit, table.key],
+    ).fetchall()[0]
+    if done == ranges or not begun:
+        return None
+    if not overdue:
+        return []
+    return [
+        Finding(
+            f"unfinished:{table.key}",
+            f"{table.key}: backfill that stands still",
+            f"The backfill of {table.key} has not moved for longer than {_span(limit)}: {done} of {ranges} batch "
+            f"ranges are done{f'; it holds back: {reason}' if reason else ''}.",
+            f"Go on with --migrate-data --table {table.key}; --settings shows whether it is paused.",
+            since=moved,
+        )
+    ]
+
+
+def _set_aside(connection: Connection, table: Table, limit: timedelta) -> list[Finding]:
+    rows = connection.execute(
+        "SELECT step, count(*), min(since) FROM public.encryption_quarantine WHERE table_name = %s "
+        "GROUP BY step HAVING min(since) < clock_timestamp() - %s ORDER BY step",
+        [table.key, limit],
+    ).fetchall()
+    again = {"backfill": "--migrate-data", "rotate": "--rotate-keys"}
+    return [
+        Finding(
+            f"aside:{table.key}:{step}",
+            f"{table.key}: rows set aside",
+            f"{count:,} row{'s' if count > 1 else ''} of {table.key} {'were' if count > 1 else 'was'} set aside: the "
+            f"{'rotation' if step == 'rotate' else 'backfill'} could not encrypt {'them' if count > 1 else 'it'}.",
+            "encryption_quarantine names them by key and reason. Correct them, and run "
+            f"{again.get(step, '--migrate-data')} --table {table.key} again.",
+            since=since,
+        )
+        for step, count, since in rows
+    ]
+
+
+def keys_due(
+    database: Database,
+    rotate_after: timedelta,
+    *,
+    warning_from: int = WARNING_FROM,
+    most: int = MOST_MESSAGES,
+) -> list[Finding]:
+    """Derived keys near the number of messages that they may encrypt, and a current version that has served for long.
+
+    Args:
+        database: the target.
+        rotate_after: how long a key version may be the current one.
+        warning_from: messages from which on to warn.
+        most: messages that a key may encrypt.
+
+    Raises:
+        DatabaseFailure: the server refused.
+    """
+    with database.session("look at the keys") as connection:
+        usages = read_usage(connection)
+        versions = tracking.key_versions(connection)
+        (now,) = connection.execute("SELECT clock_timestamp()").fetchall()[0]
+    retired = {version.number for version in versions if version.state == "retired"}
+    found = []
+    for usage in usages:
+        warning = usage.warning(warning_from=warning_from, most=most)
+        if warning is not None and usage.key_version not in retired:
+            found.append(
+                Finding(
+                    f"usage:{usage.context}:{usage.key_version}",
+                    f"key of {usage.context}, version {usage.key_version}: how often it was used",
+                    warning,
+                    "Rotate to a new key version (--rotate-keys; the README says in which order).",
+                    state="used up" if usage.messages >= most else "near",
+                )
+            )
+    for version in versions:
+        if version.state == "current" and now - version.since > rotate_after:
+            found.append(
+                Finding(
+                    f"age:{version.number}",
+                    f"key version {version.number}: age",
+                    f"Key version {version.number} has been the current one for longer than {_span(rotate_after)}.",
+                    "Rotate to a new key version (--rotate-keys; the README says in which order).",
+                    since=version.since,
+                )
+            )
+    return found
+
+
+def approvals_waiting(database: Database) -> list[Finding]:
+    """Approvals of a drop that were given and not used: open, about to end, or just ended.
+
+    An approval that ended is not told of where there is a later one of the same table.
+
+    Raises:
+        DatabaseFailure: the server refused.
+    """
+    with database.session("look at the approvals") as connection:
+        approvals = list_approvals(connection)
+        (now,) = connection.execute("SELECT clock_timestamp()").fetchall()[0]
+    found: list[Finding] = []
+    later: set[str] = set()
+    for approval in approvals:
+        if approval.is_open or _has_just_ended(approval, now, later):
+            found.append(_waiting(approval, now))
+        later.add(approval.table)
+    return found
+
+
+def _has_just_ended(approval: Approval, now: datetime, later: set[str]) -> bool:
+    unused = approval.consumed_at is None and approval.revoked_at is None
+    recently = approval.expired and now - approval.expires_at < EXPIRED_RECENTLY
+    return unused and recently and approval.table not in later
+
+
+def _waiting(approval: Approval, now: datetime) -> Finding:
+    until = f"{approval.expires_at:%F %R} UTC"
+    use = f"--drop-unencrypted --confirm --table {approval.table}"
+    title = f"approval {approval.id} of the drop of {approval.table}"
+    soon = not approval.expired and approval.expires_at - now < EXPIRES_SOON
+    if approval.expired:
+        what = f"Approval {approval.id} of the drop of {approval.table} has ended at {until}, unused."
+        remedy = (
+            f"If it is to go: verify, back up and approve again (--approve-drop --table {approval.table})."
+        )
+    else:
+        what = (
+            f"Approval {approval.id} of the drop of {approval.table} waits to be used"
+            f"{', and ends soon, at' if soon else '; it ends at'} {until}."
+        )
+        remedy = f"Use it ({use}), or take it back (--revoke-approval {approval.id})."
+    return Finding(
+        f"approval:{approval.id}",
+        title,
+        what,
+        remedy,
+        state="ended" if approval.expired else "ends soon" if soon else "open",
+        since=approval.approved_at,
+        reminds=not approval.expired,
+        ends_silently=approval.expired,
+    )
+
+
+def _span(length: timedelta) -> str:
+    days, hours = divmod(length / timedelta(hours=1), 24)
+    if days and not hours:
+        return f"{int(days)} day{'s' if days > 1 else ''}"
+    hours += 24 * days
+    return f"{hours:g} hour{'' if hours == 1 else 's'}"

@@ -1,0 +1,661 @@
+"""What the steps would do to a database, told without doing it: statements, ranges, sizes, locks, obstacles.
+
+Everything is read in sessions that cannot write. The statements come from the functions that the steps execute them
+by; what depends on a later state of the table (its encrypted columns, its defaults after the switch) is taken from the
+table as it will be then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import psycopg
+from psycopg.sql import Composed
+from pydantic import BaseModel, ConfigDict, Field
+
+from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.tracking import TableState
+from alphapulse_encryption.migration.gates import preflight
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.rows import plan, verify
+from alphapulse_encryption.migration.schema import indexes, saved, views
+from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.partitions import refuse_partition
+from alphapulse_encryption.migration.steps import columns, drop, switch
+
+Connection = psycopg.Connection[Any]
+
+VERSION = 1
+# Finding the boundaries reads a sample of each table; nobody waits longer for a plan.
+LONGEST_STATEMENT = "60s"
+
+StepName = Literal["columns", "data", "indexes", "verification", "views", "switch", "drop"]
+STEPS: Mapping[StepName, str] = {
+    "columns": "--add-columns",
+    "data": "--migrate-data",
+    "indexes": "--migrate-data",
+    "verification": "--verify",
+    "views": "--create-views",
+    "switch": "--switch-to-encrypted",
+    "drop": "--drop-unencrypted --confirm",
+}
+# Table locks (PostgreSQL manual, 13.3.1), weakest first.
+LockMode = Literal[
+    "ACCESS SHARE", "ROW EXCLUSIVE", "SHARE UPDATE EXCLUSIVE", "SHARE ROW EXCLUSIVE", "ACCESS EXCLUSIVE"
+]
+# How long a lock is held: for a moment, whatever the table's size; for a batch; or while all rows are read.
+Length = Literal["moment", "batch", "table"]
+
+# A table without statistics: empty up to so many bytes, and as many rows as fit, of so many bytes.
+_EMPTY, _USUAL_ROW = 16_384, 150
+
+_INDEX_ENTRY = (
+    67  # bytes of a token's entry in a B-tree: 8 + 45, aligned, its pointer, and a page nine tenths full
+)
+_ROW_OVERHEAD = 60  # bytes of write-ahead log around a new version of a row
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Span(_Model):
+    """A figure with its range: seconds or bytes."""
+
+    low: float
+    likely: float
+    high: float
+
+    @staticmethod
+    def total(spans: Sequence[Span]) -> Span:
+        return Span(
+            low=sum(span.low for span in spans),
+            likely=sum(span.likely for span in spans),
+            high=sum(span.high for span in spans),
+        )
+
+
+class Lock(_Model):
+    """A lock on the table, the strongest of its statement."""
+
+    mode: LockMode
+    held: Length
+
+
+class Statement(_Model):
+    """One statement that changes the schema, word for word."""
+
+    sql: str
+    lock: Lock | None = Field(description="on the catalogued table; null where none is taken")
+
+
+class Step(_Model):
+    """One step for one table. Its locks are those of the statements, or of the work that has none."""
+
+    name: StepName
+    command: str
+    done: bool = Field(description="whether nothing of it is left to do")
+    statements: tuple[Statement, ...] = ()
+    locks: tuple[Lock, ...] = ()
+    seconds: Span | None = Field(default=None, description="expected duration; null where nothing is to do")
+    note: str = ""
+
+
+class Range(_Model):
+    """A batch range: the rows with lower < key <= upper, key values in text form; null leaves that side open."""
+
+    number: int
+    lower: tuple[str, ...] | None
+    upper: tuple[str, ...] | None
+    empty: bool
+    status: str = Field(description="of the backfill; planned where the range is not there yet")
+
+
+class Growth(_Model):
+    """Bytes that come on top, during the migration."""
+
+    table: Span
+    indexes: Span
+    wal: Span
+
+
+class PlannedColumn(_Model):
+    """A column of the catalogue."""
+
+    name: str
+    type: str | None = Field(description="null where the plaintext is not there any more")
+    context: str
+    encrypted: str
+    search: str | None
+    search_index: str | None
+
+
+class TablePlan(_Model):
+    """One table."""
+
+    table: str
+    stage: Literal["not begun", "columns", "reverted", "dropped", "restoring"]
+    authority: tracking.Authority
+    rows: int = Field(description="the planner's estimate")
+    table_bytes: int = Field(description="with TOAST")
+    index_bytes: int
+    partitioned: bool
+    key: tuple[str, ...]
+    columns: tuple[PlannedColumn, ...]
+    ranges: tuple[Range, ...] = Field(description="empty where they cannot be told")
+    ranges_note: str
+    steps: tuple[Step, ...]
+    growth: Growth | None = Field(description="null where no data is left to encrypt")
+
+    def step(self, name: StepName) -> Step:
+        """The step of that name."""
+        return next(step for step in self.steps if step.name == name)
+
+
+class Finding(_Model):
+    """A line of the checklist, or something that a later step will refuse."""
+
+    level: preflight.Level
+    subject: str
+    message: str
+
+
+class Plan(_Model):
+    """What would be done."""
+
+    version: Literal[1] = 1
+    kind: Literal["plan"] = "plan"
+    at: datetime
+    server: str = Field(description="PostgreSQL's version")
+    role: str = Field(description="who asked; its lack of privileges blocks nobody else")
+    tables: tuple[TablePlan, ...]
+    bookkeeping: tuple[str, ...] = Field(
+        description="statements that make the bookkeeping, where it is missing"
+    )
+    findings: tuple[Finding, ...]
+    seconds: Span
+    seconds_from: str = Field(description="what the durations are based on")
+    growth: Growth
+    database_bytes: int | None
+    free_bytes: int | None = Field(description="null where the server's disk cannot be seen")
+
+    @property
+    def blockers(self) -> tuple[Finding, ...]:
+        """What has to be dealt with first."""
+        return tuple(finding for finding in self.findings if finding.level == "blocker")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step's duration depends on.
+
+    Args:
+        key: of the table.
+        rows: by the planner's estimate.
+        heap: bytes of the table, TOAST included.
+        index_bytes: of all its indexes.
+        indexes: how many it has.
+        values: columns to encrypt.
+        tokens: of those, the searchable ones.
+    """
+
+    key: str
+    rows: int
+    heap: int
+    index_bytes: int
+    indexes: int
+    values: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Expected seconds.
+
+    Args:
+        steps: by table and step.
+        source: what they are based on, in a sentence.
+    """
+
+    steps: Mapping[tuple[str, StepName], Span]
+    source: str
+
+
+Estimate = Callable[[Sequence[Work]], Durations]
+
+# Seconds on two cores with a disk of their own, PostgreSQL 18, one worker; rounded up.
+_PER_VALUE = 3e-6
+_PER_ROW_AND_INDEX = 4e-6
+_VERIFIED_VALUE = 4e-6
+_INDEXED_ROW = 2e-6
+_READ_BYTE = 1 / 500e6
+_STATEMENTS = 0.2
+# How far another machine may be off.
+_FASTER, _SLOWER = 0.4, 4.0
+
+
+def usual_durations(work: Sequence[Work]) -> Durations:
+    """Durations as they were on a machine of two cores, with a wide range: no rehearsal has told better."""
+    found: dict[tuple[str, StepName], Span] = {}
+    for one in work:
+        seconds: dict[StepName, float] = {
+            "columns": _STATEMENTS,
+            "data": _STATEMENTS
+            + one.rows * (one.values * _PER_VALUE + (1 + one.indexes) * _PER_ROW_AND_INDEX),
+            "indexes": _STATEMENTS + (1 + one.tokens) * (one.rows * _INDEXED_ROW + one.heap * _READ_BYTE),
+            "verification": _STATEMENTS + one.rows * one.values * _VERIFIED_VALUE,
+            "views": _STATEMENTS,
+            "switch": _STATEMENTS + one.heap * _READ_BYTE,
+            "drop": _STATEMENTS + one.heap * _READ_BYTE,
+        }
+        for name, likely in seconds.items():
+            found[one.key, name] = Span(low=likely * _FASTER, likely=likely, high=likely * _SLOWER)
+    return Durations(
+        found,
+        "what two cores with a disk of their own took, one worker, with a wide range: no rehearsal has measured this "
+        "database yet (--rehearse)",
+    )
+
+
+def make_plan(
+    database: Database,
+    catalogue: Catalogue,
+    keys: KeyRing | None,
+    tables: Sequence[str],
+    *,
+    batch_ranges: int,
+    estimate: Estimate = usual_durations,
+) -> Plan:
+    """Say what the steps would do.
+
+    Args:
+        database: the target; nothing is written to it.
+        catalogue: what is sensitive.
+        keys: the key ring; None where there is none, and the key is not looked at.
+        tables: keys of the tables to plan for.
+        batch_ranges: number of ranges to cut a table into.
+        estimate: how long it will take.
+
+    Raises:
+        ConfigurationError: an unknown table, or the database cannot be reached.
+        DatabaseFailure: the server refused a question.
+    """
+    reading = replace(database, read_only=True)
+    entries = tuple(catalogue.table(key) for key in tables)
+    checked = preflight.check(reading, Catalogue(format=catalogue.format, tables=entries), keys, once=True)
+    findings = [_told(finding) for finding in checked.findings]
+    plans: list[TablePlan] = []
+    works: list[Work] = []
+    with reading.session("plan the migration") as connection:
+        connection.execute("SELECT set_config('statement_timeout', %s, false)", [LONGEST_STATEMENT])
+        for entry in entries:
+            try:
+                found, work, more = _table(connection, entry, batch_ranges)
+            except MigrationError as error:
+                told = Finding(level="blocker", subject=entry.key, message=error.args[0])
+                findings += [] if told in findings else [told]
+                continue
+            plans.append(found)
+            works.append(work)
+            findings += more
+        about = connection.execute(
+            "SELECT current_setting('server_version'), current_user::text, "
+            "CASE WHEN has_database_privilege(current_database(), 'CONNECT') "
+            "THEN pg_database_size(current_database()) END"
+        ).fetchall()[0]
+        bookkeeping = tracking.missing_bookkeeping(connection)
+    durations = estimate(works)
+    timed = [_timed(table, durations) for table in plans]
+    steps = [step for table in timed for step in table.steps]
+    grown = [table.growth for table in timed if table.growth is not None]
+    return Plan(
+        at=datetime.now(UTC),
+        server=str(about[0]),
+        role=about[1],
+        tables=tuple(timed),
+        bookkeeping=bookkeeping,
+        findings=tuple(findings),
+        seconds=Span.total([step.seconds for step in steps if step.seconds is not None]),
+        seconds_from=durations.source,
+        growth=Growth(
+            table=Span.total([growth.table for growth in grown]),
+            indexes=Span.total([growth.indexes for growth in grown]),
+            wal=Span.total([growth.wal for growth in grown]),
+        ),
+        database_bytes=about[2],
+        free_bytes=checked.free_bytes,
+    )
+
+
+def _told(finding: preflight.Finding) -> Finding:
+    if finding.of_role and finding.level == "blocker":
+        # Whoever plans need not be the one who migrates.
+        message = f"the role that asked could not do it: {finding.message}"
+        return Finding(level="warning", subject=finding.subject, message=message)
+    return Finding(level=finding.level, subject=finding.subject, message=finding.message)
+
+
+def _timed(table: TablePlan, durations: Durations) -> TablePlan:
+    with_rows = [one for one in table.ranges if not one.empty]
+    share = sum(one.status != "completed" for one in with_rows) / len(with_rows) if with_rows else 1.0
+
+    def expected(name: StepName) -> Span | None:
+        span = durations.steps.get((table.table, name))
+        if span is None or name != "data":
+            return span
+        # Of what is done already, only the look whether it is.
+        return Span(low=share * span.low, likely=share * span.likely, high=share * span.high)
+
+    steps = [
+        step if step.done else step.model_copy(update={"seconds": expected(step.name)})
+        for step in table.steps
+    ]
+    return table.model_copy(update={"steps": tuple(steps)})
+
+
+_SIZES = """
+SELECT coalesce(sum(pg_table_size(p.oid)), 0)::bigint, coalesce(sum(pg_indexes_size(p.oid)), 0)::bigint,
+       (SELECT count(*) FROM pg_index WHERE indrelid = %(table)s)
+  FROM pg_class p WHERE p.relkind IN ('r', 'p')
+   AND (p.oid = %(table)s OR p.oid IN (SELECT relid FROM pg_partition_tree(%(table)s)))
+"""
+
+
+def _table(connection: Connection, entry: Table, batch_ranges: int) -> tuple[TablePlan, Work, list[Finding]]:
+    begun = tracking.bookkeeping_exists(connection)
+    state = tracking.table_state(connection, entry) if begun else None
+    definition = read_table(connection, entry, plaintext=state is None or state.stage == "columns", once=True)
+    refuse_partition(connection, definition)
+    heap, index_bytes, count = connection.execute(_SIZES, {"table": definition.oid}).fetchall()[0]
+    findings: list[Finding] = []
+    if not definition.estimated_rows and heap > _EMPTY:
+        definition = replace(definition, estimated_rows=heap // _USUAL_ROW)
+        findings.append(_never_analysed(entry))
+    work = Work(
+        key=entry.key,
+        rows=definition.estimated_rows,
+        heap=heap,
+        index_bytes=index_bytes,
+        indexes=count,
+        values=len(entry.columns),
+        tokens=sum(column.searchable for column in entry.columns),
+    )
+    ranges, note = _ranges(connection, definition, batch_ranges, begun=begun)
+    steps = _steps(connection, definition, state, ranges, findings)
+    data_left = not next(step.done for step in steps if step.name == "data")
+    found = TablePlan(
+        table=entry.key,
+        stage="not begun" if state is None else "reverted" if state.unguarded else state.stage,
+        authority="plaintext" if state is None else state.authority,
+        rows=definition.estimated_rows,
+        table_bytes=heap,
+        index_bytes=index_bytes,
+        partitioned=definition.partitioned,
+        key=tuple(key.name for key in definition.key),
+        columns=tuple(
+            PlannedColumn(
+                name=column.name,
+                type=definition.columns[column.name].type if column.name in definition.columns else None,
+                context=column.context,
+                encrypted=column.encrypted,
+                search=column.search if column.searchable else None,
+                search_index=column.search_index,
+            )
+            for column in entry.columns
+        ),
+        ranges=ranges,
+        ranges_note=note,
+        steps=tuple(steps),
+        growth=_growth(connection, definition, work) if data_left else None,
+    )
+    return found, work, findings
+
+
+def _never_analysed(entry: Table) -> Finding:
+    return Finding(
+        level="warning",
+        subject=entry.key,
+        message="was never analysed: its rows, and with them durations and growth, are guessed from its size. "
+        f"ANALYZE {entry.schema_name}.{entry.name}, and ask again.",
+    )
+
+
+def _ranges(
+    connection: Connection, definition: TableDefinition, count: int, *, begun: bool
+) -> tuple[tuple[Range, ...], str]:
+    """The batch ranges as they are or would be, and a word on that."""
+    planned = tracking.read_ranges(connection, definition.table) if begun else ()
+    if planned:
+        return (
+            tuple(
+                Range(number=r.number, lower=r.lower, upper=r.upper, empty=r.is_empty, status=r.status)
+                for r in planned
+            ),
+            "as they were cut",
+        )
+    try:
+        pieces = plan.cut(connection, definition, count)
+    except psycopg.errors.InsufficientPrivilege:
+        return (), f"{count}; this role may not read the key, so where they would be cut is not known"
+    except psycopg.errors.QueryCanceled:
+        return (), f"{count}; where they would be cut takes too long to find now"
+    return (
+        tuple(
+            Range(
+                number=number,
+                lower=tuple(lower) if lower is not None else None,
+                upper=tuple(upper) if upper is not None else None,
+                empty=lower is not None and lower == upper,
+                status="planned",
+            )
+            for number, (lower, upper) in enumerate(pieces)
+        ),
+        "as they would be cut now",
+    )
+
+
+_MOMENT_ALONE = Lock(mode="ACCESS EXCLUSIVE", held="moment")
+_MOMENT_BESIDE_READERS = Lock(mode="SHARE ROW EXCLUSIVE", held="moment")
+_BESIDE_ALL = Lock(mode="SHARE UPDATE EXCLUSIVE", held="table")
+_READING = Lock(mode="ACCESS SHARE", held="moment")
+_BATCH = Lock(mode="ROW EXCLUSIVE", held="batch")
+_BATCH_READ = Lock(mode="ACCESS SHARE", held="batch")
+
+
+def _steps(
+    connection: Connection,
+    definition: TableDefinition,
+    state: TableState | None,
+    ranges: Sequence[Range],
+    findings: list[Finding],
+) -> list[Step]:
+    if state is not None and state.stage != "columns":
+        note = "the plaintext is dropped" if state.stage == "dropped" else "the plaintext is being restored"
+        return [Step(name=name, command=command, done=True, note=note) for name, command in STEPS.items()]
+    as_text = _Texts(connection)
+    authority: tracking.Authority = "plaintext" if state is None else state.authority
+    added = columns.with_columns(definition)
+    steps = [
+        _columns(connection, definition, added, authority, as_text),
+        Step(
+            name="data",
+            command=STEPS["data"],
+            done=_all_done(ranges) and (state is not None and not state.unguarded),
+            locks=(_BATCH,),
+            note="rows that the application changes meanwhile are left to it, and read again",
+        ),
+        _indexes(connection, added, as_text, findings),
+        _verification(connection, definition),
+        _views(connection, added, as_text, findings),
+    ]
+    taken = saved.set_aside(state) if state is not None and authority == "ciphertext" else None
+    steps.append(_switch(connection, added, authority, as_text, findings))
+    steps.append(_drop(connection, added, taken, as_text, findings))
+    return steps
+
+
+class _Texts:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __call__(self, statements: Sequence[Composed], lock: Callable[[str], Lock | None]) -> list[Statement]:
+        texts = [statement.as_string(self._connection) for statement in statements]
+        return [Statement(sql=text, lock=lock(text)) for text in texts]
+
+
+def _all_done(ranges: Sequence[Range]) -> bool:
+    return bool(ranges) and all(one.status == "completed" for one in ranges)
+
+
+def _lock_of(text: str) -> Lock | None:
+    """The lock that a statement of ours takes on the table (PostgreSQL manual, ALTER TABLE, CREATE TRIGGER, …)."""
+    words = text.split(None, 2)
+    match (words[0], words[1]):
+        case ("ALTER", "TABLE") if "VALIDATE CONSTRAINT" in text:
+            return _BESIDE_ALL
+        case ("ALTER", "TABLE") if "ENABLE TRIGGER" in text:
+            return _MOMENT_BESIDE_READERS
+        case ("ALTER", "TABLE") | ("DROP", "TRIGGER"):
+            return _MOMENT_ALONE
+        case ("CREATE", _) if " TRIGGER " in text[:32]:
+            return _MOMENT_BESIDE_READERS
+        case ("COMMENT", _) if text.startswith("COMMENT ON TRIGGER"):
+            return _READING
+        case ("CREATE", _) if " VIEW " in text[:32]:
+            return _READING
+        case _:
+            return None
+
+
+def _index_lock(text: str) -> Lock | None:
+    if "CONCURRENTLY" in text:
+        return _BESIDE_ALL
+    if text.startswith("DROP INDEX"):
+        return _MOMENT_ALONE
+    # The index of a partitioned table is made without its partitions' rows.
+    return None if text.startswith("COMMENT") else Lock(mode="SHARE ROW EXCLUSIVE", held="moment")
+
+
+def _columns(
+    connection: Connection,
+    definition: TableDefinition,
+    added: TableDefinition,
+    authority: tracking.Authority,
+    as_text: _Texts,
+) -> Step:
+    statements: list[Composed] = []
+    if names := columns.missing_columns(definition):
+        statements.append(columns.add_columns_statement(definition, names))
+    if not columns.guard_is_current(connection, added, authority):
+        statements += columns.guard_statements(connection, added, authority)
+    return _step("columns", as_text(statements, _lock_of))
+
+
+def _step(name: StepName, statements: Sequence[Statement], note: str = "") -> Step:
+    return Step(
+        name=name,
+        command=STEPS[name],
+        done=not statements,
+        statements=tuple(statements),
+        locks=tuple(dict.fromkeys(s.lock for s in statements if s.lock is not None)),
+        note=note,
+    )
+
+
+def _indexes(
+    connection: Connection, added: TableDefinition, as_text: _Texts, findings: list[Finding]
+) -> Step:
+    statements: list[Composed] = []
+    for index in indexes.wanted_indexes(connection, added):
+        try:
+            statements += indexes.index_statements(connection, added, index)
+        except ConfigurationError as error:
+            findings.append(Finding(level="blocker", subject=added.table.key, message=error.args[0]))
+    note = "a build waits for transactions that are open; then ANALYZE" if statements else ""
+    return _step("indexes", as_text(statements, _index_lock), note)
+
+
+def _verification(connection: Connection, definition: TableDefinition) -> Step:
+    passed = False
+    current = tracking.current_key_check(connection)
+    if current is not None and tracking.bookkeeping_exists(connection):
+        try:
+            passed = verify.sum_up(connection, definition.table, current).passed
+        except RefusedError:
+            passed = False
+    return Step(name="verification", command=STEPS["verification"], done=passed, locks=(_BATCH_READ,))
+
+
+def _views(connection: Connection, added: TableDefinition, as_text: _Texts, findings: list[Finding]) -> Step:
+    try:
+        statements = views.view_statements(connection, added)
+    except MigrationError as error:
+        findings.append(Finding(level="warning", subject=added.table.key, message=error.args[0]))
+        return Step(
+            name="views", command=STEPS["views"], done=False, note="will be refused, see the warnings"
+        )
+    return _step("views", as_text(statements, _lock_of), "optional")
+
+
+def _switch(
+    connection: Connection,
+    added: TableDefinition,
+    authority: tracking.Authority,
+    as_text: _Texts,
+    findings: list[Finding],
+) -> Step:
+    if authority == "ciphertext":
+        return Step(name="switch", command=STEPS["switch"], done=True, note="the ciphertext is right")
+    note = "needs a verified table"
+    try:
+        switch.refuse_uncarriable(connection, added)
+    except RefusedError as error:
+        message = f"the switch will be refused: {error.args[0].removesuffix('; nothing was changed.')}."
+        findings.append(Finding(level="warning", subject=added.table.key, message=message))
+        note = "will be refused, see the warnings"
+    return _step("switch", as_text(switch.switch_statements(connection, added), _lock_of), note)
+
+
+def _drop(
+    connection: Connection,
+    added: TableDefinition,
+    taken: saved.SetAside | None,
+    as_text: _Texts,
+    findings: list[Finding],
+) -> Step:
+    name: StepName = "drop"
+    if saved.has_children(connection, added):
+        note = "will be refused: the table is partitioned, or takes part in inheritance"
+        return Step(name=name, command=STEPS[name], done=False, note=note)
+    depending = saved.dependants(connection, added)
+    if depending:
+        message = f"the drop will be refused: other objects depend on the plaintext columns: {'; '.join(depending)}."
+        findings.append(Finding(level="warning", subject=added.table.key, message=message))
+    if taken is None:
+        taken = switch.what_is_set_aside(connection, added)
+    what = saved.read_saved(connection, added, taken)
+    statements = as_text(drop.drop_statements(added, what), _lock_of)
+    return _step(name, statements, "needs the switch, a verification, a backup and a person's approval")
+
+
+def _growth(connection: Connection, definition: TableDefinition, work: Work) -> Growth:
+    added = preflight.encrypted_bytes(connection, definition)
+    tokens = work.rows * work.tokens * _INDEX_ENTRY
+    # Every row is written once more: its old version, and the entries of it in all indexes, stay until vacuum comes.
+    written = work.heap + added + work.rows * _ROW_OVERHEAD * (1 + work.indexes)
+    return Growth(
+        table=Span(low=added, likely=added + work.heap, high=added + 1.5 * work.heap),
+        indexes=Span(low=tokens, likely=tokens + work.index_bytes / 2, high=tokens + 1.5 * work.index_bytes),
+        # After each checkpoint the first change of a page logs all of it.
+        wal=Span(
+            low=0.7 * written,
+            likely=written + work.heap + work.index_bytes,
+            high=2 * written + 4 * (work.heap + work.index_bytes) + tokens,
+        ),
+    )

@@ -1,0 +1,443 @@
+"""After the switch: what the statements on encrypted tables cost, as ``pg_stat_statements`` has counted it.
+
+PostgreSQL manual, F.30 "pg_stat_statements"; of its columns only those that versions 14 to 18 have in common.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg.sql import SQL, Identifier
+
+from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.errors import ConfigurationError, RefusedError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.insight.statements import LONGEST_TEXT, Reader, Statement, TableName
+from alphapulse_encryption.migration.postgres.database import OF_THIS_TOOL, Database
+from alphapulse_encryption.migration.schema.views import view_names
+
+Connection = psycopg.Connection[Any]
+
+EXTENSION = "pg_stat_statements"
+DEFAULT_LIMIT = 20
+# Reading a statement takes about a millisecond; more than this many on a handful of tables are generated ones.
+MOST_STATEMENTS = 2_000
+LONGEST_SHOWN = 2_000
+# A smaller table is read as a whole whatever indexes there are.
+ROWS_WORTH_AN_INDEX = 10_000
+# What is compared with an earlier look has to have happened often enough, and to differ by more than chance.
+CALLS_TO_COMPARE = 10
+WORSE_BY_FACTOR = 1.5
+WORSE_BY_MILLISECONDS = 0.5
+
+
+class NotCounted(ConfigurationError):
+    """The server counts no statements: the extension is not installed, or not loaded."""
+
+
+@dataclass(frozen=True)
+class SlowQuery:
+    """A statement, over all its calls.
+
+    Args:
+        query_id: as ``pg_stat_statements`` has it (a 64-bit number; text, because JSON's numbers are shorter).
+        text: without any value; None where it cannot be shown without.
+        roles: who ran it.
+        tables: keys of the catalogue's tables that it names, by themselves or by their views.
+        columns: the encrypted, search and plaintext columns that it names, as ``table.column``.
+        own: whether it is of this tool.
+        calls: how often it was run.
+        total_ms: how long altogether, in milliseconds.
+        mean_ms: how long a call took.
+        max_ms: how long the longest took.
+        rows: how many rows it returned or changed altogether.
+        hints: what could be done about it.
+    """
+
+    query_id: str
+    text: str | None
+    roles: tuple[str, ...]
+    tables: tuple[str, ...]
+    columns: tuple[str, ...]
+    own: bool
+    calls: int
+    total_ms: float
+    mean_ms: float
+    max_ms: float
+    rows: int
+    hints: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """The text, or why there is none; cut where it is long."""
+        if self.text is None:
+            return "(not shown: it holds constants)"
+        return self.text if len(self.text) <= LONGEST_SHOWN else self.text[:LONGEST_SHOWN] + " …"
+
+
+@dataclass(frozen=True)
+class SlowQueries:
+    """What :func:`slow_queries` found.
+
+    Args:
+        since: what was counted since then; None where that is not known.
+        queries: the application's statements, those with the longest mean time first.
+        own: this tool's own ones, in the same order.
+        hidden: how many statements of other roles this one may not read.
+        left_out: how many statements were not looked at, because there are too many.
+    """
+
+    since: datetime | None
+    queries: tuple[SlowQuery, ...]
+    own: tuple[SlowQuery, ...]
+    hidden: int
+    left_out: int
+
+    @property
+    def worst_mean_ms(self) -> float:
+        """Mean time of the slowest of the application's statements; 0 where there is none."""
+        return max((query.mean_ms for query in self.queries), default=0.0)
+
+    def total_ms(self, table: str) -> float:
+        """How long the application's statements on a table took altogether."""
+        return sum(query.total_ms for query in self.queries if table in query.tables)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to know of the completeness of all this."""
+        remarks = []
+        if self.hidden:
+            remarks.append(
+                f"{self.hidden} statements of other roles cannot be seen: GRANT pg_read_all_stats TO this role."
+            )
+        if self.left_out:
+            remarks.append(
+                f"{self.left_out} statements were not looked at: only the {MOST_STATEMENTS} that took longest were."
+            )
+        return tuple(remarks)
+
+
+def slow_queries(database: Database, tables: Sequence[Table]) -> SlowQueries:
+    """Read what the statements on these tables cost. Changes nothing.
+
+    Args:
+        database: the target.
+        tables: the catalogue's entries to look at.
+
+    Raises:
+        NotCounted: ``pg_stat_statements`` is not installed, or not loaded.
+        RefusedError: the role may not read it.
+        DatabaseFailure: the server refused.
+    """
+    with database.session("read pg_stat_statements") as connection:
+        schema = _installed_in(connection)
+        known = _relations(tables)
+        reader = Reader(list(known), _names(connection))
+        facts = {table.key: _facts(connection, table) for table in tables}
+        found: list[SlowQuery] = []
+        rows, hidden, left_out = _statements(connection, schema, [relation.name for relation in known])
+        for query_id, text, roles, calls, total, longest, count in rows:
+            statement = reader.read(text)
+            if statement is None:
+                continue
+            found.append(
+                SlowQuery(
+                    query_id=query_id,
+                    text=statement.text,
+                    roles=tuple(roles),
+                    tables=tuple(sorted({known[name].key for name in statement.tables})),
+                    columns=_columns(statement, known),
+                    own=OF_THIS_TOOL in text,
+                    calls=calls,
+                    total_ms=total,
+                    mean_ms=total / calls if calls else 0.0,
+                    max_ms=longest,
+                    rows=count,
+                    hints=tuple(_hints(statement, known, facts)),
+                )
+            )
+        since = _since(connection, schema)
+    found.sort(key=lambda query: (-query.mean_ms, query.query_id))
+    return SlowQueries(
+        since=since,
+        queries=tuple(query for query in found if not query.own),
+        own=tuple(dataclasses.replace(query, hints=()) for query in found if query.own),
+        hidden=hidden,
+        left_out=left_out,
+    )
+
+
+def _installed_in(connection: Connection) -> str:
+    row = connection.execute(
+        "SELECT n.nspname, current_setting('pg_stat_statements.max', true) IS NOT NULL "
+        "FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = %s",
+        [EXTENSION],
+    ).fetchone()
+    if row is not None and row[1]:
+        return str(row[0])
+    loading = (
+        f"set shared_preload_libraries = '{EXTENSION}' (after a comma, where there is something already) in "
+        "postgresql.conf and restart the server; managed services have it in their parameter groups"
+    )
+    if row is not None:
+        raise NotCounted(
+            f"The extension {EXTENSION} is there, and the server has not loaded its library: {loading}."
+        )
+    raise NotCounted(
+        f"The extension {EXTENSION} is not installed in this database: {loading}. Then run CREATE EXTENSION "
+        f"{EXTENSION} there, as a superuser or the database's owner, and GRANT pg_read_all_stats to this role, so "
+        "that it sees the statements of others."
+    )
+
+
+# What a role may not read has neither text nor number.
+_STATEMENTS: LiteralString = """
+SELECT s.queryid::text, min(s.query), array_agg(DISTINCT coalesce(r.rolname, '')), sum(s.calls)::bigint,
+       sum(s.total_exec_time)::float8, max(s.max_exec_time)::float8, sum(s.rows)::bigint
+  FROM {view} s JOIN pg_database d ON d.oid = s.dbid LEFT JOIN pg_roles r ON r.oid = s.userid
+ WHERE d.datname = current_database() AND s.queryid IS NOT NULL AND length(s.query) <= %s
+   AND EXISTS (SELECT FROM unnest(%s::text[]) AS t (name) WHERE strpos(lower(s.query), lower(t.name)) > 0)
+ GROUP BY s.queryid ORDER BY 5 DESC, 1
+"""
+_HIDDEN: LiteralString = """
+SELECT count(*) FROM {view} s JOIN pg_database d ON d.oid = s.dbid
+ WHERE d.datname = current_database() AND s.queryid IS NULL
+"""
+
+
+def _statements(
+    connection: Connection, schema: str, names: list[str]
+) -> tuple[list[tuple[Any, ...]], int, int]:
+    view = Identifier(schema, EXTENSION)
+    try:
+        rows = connection.execute(SQL(_STATEMENTS).format(view=view), [LONGEST_TEXT, names]).fetchall()
+        hidden = connection.execute(SQL(_HIDDEN).format(view=view)).fetchone()
+    except psycopg.errors.InsufficientPrivilege:
+        raise RefusedError(
+            f"This role may not read {schema}.{EXTENSION}. Let its owner run: GRANT USAGE ON SCHEMA {schema} and "
+            f"GRANT SELECT ON {schema}.{EXTENSION}, and GRANT pg_read_all_stats, to this role."
+        ) from None
+    return rows[:MOST_STATEMENTS], hidden[0] if hidden is not None else 0, max(len(rows) - MOST_STATEMENTS, 0)
+
+
+def _since(connection: Connection, schema: str) -> datetime | None:
+    """When the counting began; a statement that came later, or was evicted meanwhile, is counted since then."""
+    try:
+        row = connection.execute(
+            SQL("SELECT stats_reset FROM {}").format(Identifier(schema, f"{EXTENSION}_info"))
+        ).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
+        return None  # an extension that was not updated with its server
+    return None if row is None else row[0]
+
+
+def _relations(tables: Sequence[Table]) -> dict[TableName, Table]:
+    """The tables and their compatibility views."""
+    known = {}
+    for table in tables:
+        known[TableName(table.schema_name, table.name)] = table
+        try:
+            views = view_names(table)
+        except ConfigurationError:
+            continue  # too long a name has no views
+        known |= {TableName(table.schema_name, view): table for view in views}
+    return known
+
+
+def _names(connection: Connection) -> set[str]:
+    """Names of the database, which a statement may be shown with."""
+    rows = connection.execute(
+        "SELECT nspname::text FROM pg_namespace UNION SELECT relname FROM pg_class "
+        "UNION SELECT attname FROM pg_attribute WHERE attnum > 0 AND NOT attisdropped "
+        "UNION SELECT proname FROM pg_proc UNION SELECT typname FROM pg_type UNION SELECT collname FROM pg_collation"
+    )
+    return {name for (name,) in rows}
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the hints depend on.
+
+    Args:
+        ciphertext: whether the encrypted columns are the right side.
+        rows: estimated number of rows.
+        columns: names of its columns.
+        leading: first columns of its valid indexes; None among them for an expression.
+    """
+
+    ciphertext: bool
+    rows: float
+    columns: frozenset[str]
+    leading: frozenset[str | None]
+
+
+def _facts(connection: Connection, table: Table) -> _Facts:
+    row = connection.execute(
+        "SELECT c.oid, CASE WHEN c.relkind = 'p' THEN coalesce((SELECT sum(greatest(l.reltuples, 0)) FROM "
+        "pg_partition_tree(c.oid) p JOIN pg_class l ON l.oid = p.relid WHERE p.isleaf), 0) "
+        "ELSE greatest(c.reltuples, 0) END::float8 "
+        "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
+        [table.schema_name, table.name],
+    ).fetchone()
+    if row is None:
+        return _Facts(False, 0, frozenset(), frozenset())
+    oid, rows = row
+    columns = connection.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped", [oid]
+    )
+    leading = connection.execute(
+        "SELECT a.attname FROM pg_index x LEFT JOIN pg_attribute a ON a.attrelid = x.indrelid "
+        "AND a.attnum = x.indkey[0] AND a.attnum > 0 WHERE x.indrelid = %s AND x.indisvalid",
+        [oid],
+    )
+    return _Facts(
+        ciphertext=_is_switched(connection, table),
+        rows=rows,
+        columns=frozenset(name for (name,) in columns),
+        leading=frozenset(name for (name,) in leading),
+    )
+
+
+def _is_switched(connection: Connection, table: Table) -> bool:
+    try:
+        state = tracking.table_state(connection, table) if tracking.bookkeeping_exists(connection) else None
+    except psycopg.errors.InsufficientPrivilege:
+        return False  # one who only watches: the hints are worded as before the switch
+    return state is not None and state.authority == "ciphertext"
+
+
+def _columns(statement: Statement, known: Mapping[TableName, Table]) -> tuple[str, ...]:
+    return tuple(
+        sorted(
+            f"{known[name].key}.{column}"
+            for name, column in statement.columns
+            if any(column in {c.name, c.encrypted, c.search} for c in known[name].columns)
+        )
+    )
+
+
+def _hints(statement: Statement, known: Mapping[TableName, Table], facts: Mapping[str, _Facts]) -> list[str]:
+    """What can be said for certain. A view shows envelopes under the plaintext's name, so nothing is said of views."""
+    hints: dict[str, None] = {}
+    named = {name: {column for of, column in statement.columns if of == name} for name in statement.tables}
+    for use in sorted(statement.uses, key=lambda use: (use.column, use.how)):
+        table = known[use.table]
+        if use.table.name != table.name:
+            continue
+        for column in table.columns:
+            hint = None
+            if use.column == column.encrypted:
+                hint = _of_ciphertext(table, column, use.how)
+            elif use.column == column.name and column.search not in named[use.table]:
+                hint = _of_plaintext(table, column, use.how, facts[table.key])
+            if hint is not None:
+                hints[hint] = None
+    if statement.only_conditions and len(statement.tables) == 1:
+        (name,) = statement.tables
+        table, fact = known[name], facts[known[name].key]
+        hint = _of_index(table, statement.only_conditions, fact)
+        if name.name == table.name and hint is not None:
+            hints[hint] = None
+    return list(hints)
+
+
+def _of_ciphertext(table: Table, column: Column, how: str) -> str:
+    instead = (
+        f"ask {column.search} for its token"
+        if column.searchable
+        else f"give {column.name} a search_index in the catalogue"
+    )
+    if how == "equality":
+        return (
+            f"compares {table.key}.{column.encrypted}, which is another text each time a value is encrypted and so "
+            f"equals nothing: {instead}"
+        )
+    return f"sorts or filters by the ciphertext of {table.key}.{column.encrypted}, which says nothing of its value"
+
+
+def _of_plaintext(table: Table, column: Column, how: str, facts: _Facts) -> str | None:
+    if column.name not in facts.columns:
+        return None
+    when = (
+        "which may be missing since the switch"
+        if facts.ciphertext
+        else "which it will not find after the switch"
+    )
+    if how == "equality" and column.searchable:
+        return f"reads {table.key}.{column.name} by equality and not {column.search}: the plaintext, {when}"
+    if how == "equality":
+        return (
+            f"reads {table.key}.{column.name} by equality, the plaintext, {when}; it is not searchable: give it a "
+            "search_index in the catalogue"
+        )
+    return f"sorts or filters by {table.key}.{column.name}, the plaintext, {when}"
+
+
+def _of_index(table: Table, conditions: frozenset[str], facts: _Facts) -> str | None:
+    """Equalities on nothing but columns of the catalogue, none of which any index begins with."""
+    ours = {name for column in table.columns for name in (column.name, column.encrypted, column.search)}
+    if not conditions <= ours & facts.columns or facts.rows < ROWS_WORTH_AN_INDEX:
+        return None
+    if conditions & facts.leading or None in facts.leading:
+        return None
+    return (
+        f"sequential scan expected: no index of {table.key} begins with {' or '.join(sorted(conditions))}, and it has "
+        f"about {facts.rows:,.0f} rows"
+    )
+
+
+Snapshot = Mapping[str, tuple[int, float]]
+
+
+def snapshot(found: SlowQueries) -> dict[str, tuple[int, float]]:
+    """Calls and total time in milliseconds by statement, to compare the next look with."""
+    return {query.query_id: (query.calls, query.total_ms) for query in found.queries}
+
+
+@dataclass(frozen=True)
+class Worse:
+    """A statement that takes longer than before.
+
+    Args:
+        query: the statement.
+        before_ms: its mean time up to the last look.
+        now_ms: its mean time since then.
+        calls: how often it was run since then.
+    """
+
+    query: SlowQuery
+    before_ms: float
+    now_ms: float
+    calls: int
+
+    def __str__(self) -> str:
+        return (
+            f"worse than last time: {self.now_ms:.1f} ms in {self.calls:,} calls since, {self.before_ms:.1f} ms "
+            f"before: {self.query.shown}"
+        )
+
+
+def worse_than(found: SlowQueries, before: Snapshot) -> tuple[Worse, ...]:
+    """The statements whose mean time since an earlier look is longer than it was up to it.
+
+    The counters only grow; where one is smaller than it was, it began anew, and all of it is since then.
+    """
+    worse = []
+    for query in found.queries:
+        if query.query_id not in before:
+            continue
+        calls, total = before[query.query_id]
+        anew = query.calls < calls or query.total_ms < total
+        since = query.calls if anew else query.calls - calls
+        if calls < CALLS_TO_COMPARE or since < CALLS_TO_COMPARE:
+            continue
+        was = total / calls
+        now = (query.total_ms if anew else query.total_ms - total) / since
+        if now > was * WORSE_BY_FACTOR and now - was > WORSE_BY_MILLISECONDS:
+            worse.append(Worse(query, was, now, since))
+    return tuple(sorted(worse, key=lambda w: w.before_ms - w.now_ms))

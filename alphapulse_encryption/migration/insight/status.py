@@ -1,0 +1,633 @@
+"""Where the migration stands, from the bookkeeping and the system's own catalogues: reads only, and no large table.
+
+What a role may not see is named and left out, so that a monitoring role needs SELECT on the bookkeeping and no more.
+Who works is told by the advisory locks that workers hold, not by a status column: that of a killed worker stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import psycopg
+from psycopg.sql import SQL, Composed, Identifier
+from psycopg.sql import Literal as SqlLiteral
+from pydantic import BaseModel, ConfigDict, Field
+
+from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.crypto.usage import MOST_MESSAGES
+from alphapulse_encryption.errors import MigrationError, RefusedError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.limits import read_limits
+from alphapulse_encryption.migration.bookkeeping.tracking import BatchRange, TableState
+from alphapulse_encryption.migration.bookkeeping.usage import read_usage
+from alphapulse_encryption.migration.gates import approvals
+from alphapulse_encryption.migration.gates.backup import latest_backup
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.rows import verify
+from alphapulse_encryption.migration.rows.batches import plan_by_key
+from alphapulse_encryption.migration.rows.catch_up import has_pending_index
+from alphapulse_encryption.migration.schema import sql
+from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+
+Connection = psycopg.Connection[Any]
+
+VERSION = 1
+# Beyond it nobody needs to know how many rows are pending exactly.
+COUNTED = 10_000
+# A table of this many bytes is counted even without the index on pending rows.
+SMALL_TABLE = 8 * 2**20
+LONGEST_STATEMENT = "30s"
+# Ranges that were worked on longer ago than this say nothing of today's rate.
+RECENT = timedelta(hours=1)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Pending(_Model):
+    """Rows that wait for a ciphertext."""
+
+    rows: int | None = Field(description="null where this role cannot see it, or nothing is to be told")
+    how: Literal["counted", "at least", "estimated", "not visible to this role", "nothing to encrypt"]
+
+
+class ColumnStatus(_Model):
+    """A column of the catalogue."""
+
+    name: str
+    status: tracking.Status | Literal["not begun"]
+    records_processed: int
+    pending: int | None = Field(description="values, where they were counted")
+    verified: bool
+    started_at: datetime | None
+    completed_at: datetime | None
+    error_message: str | None
+
+
+class RangeStatus(_Model):
+    """A batch range that is worked on, holds back, failed, or was left in the middle."""
+
+    number: int
+    step: Literal["backfill", "rotation"]
+    status: Literal["running", "holding back", "interrupted", "failed"]
+    rows: int
+    updated_at: datetime | None
+    waiting_for: str | None
+    error_message: str | None
+
+
+class Ranges(_Model):
+    """How many batch ranges are where; empty ones among the completed."""
+
+    total: int = 0
+    completed: int = 0
+    running: int = 0
+    interrupted: int = 0
+    failed: int = 0
+    waiting: int = 0
+
+
+class Verification(_Model):
+    """What the last verification is worth now."""
+
+    valid: bool
+    verified_at: datetime | None = Field(description="the oldest moment that a range's result speaks of")
+    ranges_verified: int
+    faults: int
+    reasons: tuple[str, ...] = Field(description="why it is not valid")
+
+
+class BackupStatus(_Model):
+    """The newest backup that holds the table."""
+
+    id: int
+    taken_at: datetime
+    age_seconds: float
+    fresh: bool = Field(description="recent enough for an approval")
+
+
+class TableStatus(_Model):
+    """One table."""
+
+    table: str
+    stage: Literal["not begun", "columns", "reverted", "dropped", "restoring", "unknown"]
+    authority: tracking.Authority | None
+    rows: int = Field(description="the planner's estimate")
+    bytes: int = Field(description="with indexes and TOAST")
+    columns: tuple[ColumnStatus, ...]
+    pending: Pending
+    ranges: Ranges
+    active: tuple[RangeStatus, ...]
+    rows_done: int
+    rows_left: int | None = Field(description="of the backfill; an estimate")
+    rows_per_second: float | None
+    seconds_left: float | None
+    waiting_for: tuple[str, ...]
+    rotating_to: int | None = Field(description="key version, while ranges are still of an older one")
+    quarantined: int
+    verification: Verification | None
+    backup: BackupStatus | None
+    problem: str | None = Field(description="why less is told of this table")
+
+
+class ApprovalStatus(_Model):
+    """A row of encryption_approvals."""
+
+    id: int
+    table: str
+    state: Literal["open", "void", "used", "revoked", "expired"]
+    approver: str
+    database_role: str
+    approved_at: datetime
+    expires_at: datetime
+    changed: tuple[str, ...] = Field(description="of an open one: what changed since, so that it is void")
+
+
+class KeyVersionStatus(_Model):
+    """A row of encryption_key_versions."""
+
+    number: int
+    state: tracking.KeyState
+    since: datetime
+
+
+class KeyUsageStatus(_Model):
+    """How often a derived key was used."""
+
+    context: str
+    key_version: int
+    messages: int
+    share: float = Field(description="of those it may encrypt")
+
+
+class Worker(_Model):
+    """A session of this program on the server."""
+
+    pid: int
+    role: str | None
+    table: str | None
+    range: int | None
+    since: datetime | None = Field(description="null where this role may not see it")
+
+
+class Status(_Model):
+    """Where the migration stands."""
+
+    version: Literal[1] = 1
+    kind: Literal["status"] = "status"
+    at: datetime = Field(description="by the server's clock")
+    begun: bool
+    role: str
+    paused: bool | None
+    tables: tuple[TableStatus, ...]
+    approvals: tuple[ApprovalStatus, ...]
+    key_versions: tuple[KeyVersionStatus, ...]
+    key_usage: tuple[KeyUsageStatus, ...]
+    workers: tuple[Worker, ...]
+    not_visible: tuple[str, ...] = Field(description="what this role may not see")
+
+    def with_rates_since(self, before: Status) -> Status:
+        """The same, with the rates between two looks in place of those of the bookkeeping."""
+        seconds = (self.at - before.at).total_seconds()
+        rows = {table.table: table.rows_done for table in before.tables}
+        if seconds <= 0:
+            return self
+        tables = []
+        for table in self.tables:
+            rate = (table.rows_done - rows.get(table.table, table.rows_done)) / seconds
+            left = table.rows_left / rate if table.rows_left is not None and rate > 0 else None
+            changes = {"rows_per_second": rate, "seconds_left": left} if rate > 0 else {}
+            tables.append(table.model_copy(update=changes))
+        return self.model_copy(update={"tables": tuple(tables)})
+
+
+def read_status(database: Database, catalogue: Catalogue, tables: Sequence[str]) -> Status:
+    """Look where the migration stands.
+
+    Args:
+        database: the target; nothing is written to it.
+        catalogue: what is sensitive.
+        tables: keys of the tables to tell of.
+
+    Raises:
+        ConfigurationError: an unknown table, or the database cannot be reached.
+        DatabaseFailure: the server refused a question, for example because this role may not read the bookkeeping.
+    """
+    entries = [catalogue.table(key) for key in tables]
+    with replace(database, read_only=True).session("read the status") as connection:
+        connection.execute("SELECT set_config('statement_timeout', %s, false)", [LONGEST_STATEMENT])
+        plan_by_key(connection)
+        now, role = connection.execute("SELECT clock_timestamp(), current_user::text").fetchall()[0]
+        look = _Look(connection, catalogue, now, tracking.bookkeeping_exists(connection))
+        workers = look.workers(entries)
+        found = tuple(look.table(entry, workers) for entry in entries)
+        return Status(
+            at=now,
+            begun=look.begun,
+            role=role,
+            paused=read_limits(connection).paused if look.begun else None,
+            tables=found,
+            approvals=tuple(look.approved(entries)),
+            key_versions=tuple(
+                KeyVersionStatus(number=v.number, state=v.state, since=v.since)
+                for v in tracking.key_versions(connection)
+            ),
+            key_usage=tuple(
+                KeyUsageStatus(
+                    context=usage.context,
+                    key_version=usage.key_version,
+                    messages=usage.messages,
+                    share=usage.messages / MOST_MESSAGES,
+                )
+                for usage in read_usage(connection)
+            ),
+            workers=workers,
+            not_visible=tuple(dict.fromkeys(look.hidden)),
+        )
+
+
+# Advisory locks show the halves of their number (PostgreSQL manual, 53.12 "pg_locks").
+_WORKERS = """
+SELECT a.pid, a.usename::text, a.xact_start, a.backend_start, w.table_name, w.batch_range
+  FROM pg_stat_activity a
+  LEFT JOIN pg_locks l ON l.pid = a.pid AND l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
+       AND l.database = a.datid
+  LEFT JOIN unnest(%(names)s::text[], %(tables)s::text[], %(ranges)s::int[]) AS w (name, table_name, batch_range)
+    ON hashtextextended(w.name, 0) = (l.classid::bigint << 32 | l.objid::bigint)
+ WHERE a.datname = current_database() AND a.application_name = %(application)s AND a.pid <> pg_backend_pid()
+ ORDER BY w.table_name NULLS LAST, w.batch_range, a.pid
+"""
+
+_COLUMNS = """
+SELECT column_name, status, records_processed, started_at, completed_at, error_message
+  FROM public.encryption_migrations WHERE table_name = %s
+"""
+
+_TIMES = """
+SELECT batch_range, started_at, updated_at, completed_at, waiting_for, error_message
+  FROM public.encryption_ranges WHERE table_name = %s
+"""
+
+_ROTATION = """
+SELECT batch_range, to_version, status, rows_processed, updated_at, waiting_for, error_message
+  FROM public.encryption_rotation_ranges r
+ WHERE table_name = %s AND to_version = (SELECT key_version FROM public.encryption_key_versions WHERE state = 'current')
+   AND status <> 'completed' ORDER BY batch_range
+"""
+
+
+@dataclass(frozen=True)
+class _Times:
+    started_at: datetime | None
+    updated_at: datetime | None
+    completed_at: datetime | None
+    waiting_for: str | None
+    error_message: str | None
+
+
+class _Look:
+    """One look, over one connection."""
+
+    def __init__(self, connection: Connection, catalogue: Catalogue, now: datetime, begun: bool) -> None:
+        self.connection = connection
+        self.catalogue = catalogue
+        self.now = now
+        self.begun = begun
+        self.hidden: list[str] = []
+        self._key_check = tracking.current_key_check(connection)
+
+    def workers(self, entries: Sequence[Table]) -> tuple[Worker, ...]:
+        """Our sessions, with what they work on."""
+        locks: list[tuple[str, str, int]] = []
+        for entry in entries if self.begun else ():
+            locks += [
+                (tracking.range_lock(entry, r.number), entry.key, r.number)
+                for r in tracking.read_ranges(self.connection, entry)
+            ]
+        rows = self.connection.execute(
+            _WORKERS,
+            {
+                "names": [name for name, _, _ in locks],
+                "tables": [key for _, key, _ in locks],
+                "ranges": [number for _, _, number in locks],
+                "application": Database.application_name,
+            },
+        )
+        # A session that holds other locks beside that of its range is seen once for each.
+        found: dict[int, Worker] = {}
+        for pid, role, _, since, key, number in rows:
+            if pid not in found or found[pid].table is None:
+                found[pid] = Worker(pid=pid, role=role, table=key, range=number, since=since)
+        return tuple(found.values())
+
+    def table(self, entry: Table, workers: Sequence[Worker]) -> TableStatus:
+        """One table."""
+        state = tracking.table_state(self.connection, entry) if self.begun else None
+        definition: TableDefinition | None = None
+        problem = None
+        try:
+            definition = read_table(self.connection, entry, plaintext=False, once=True)
+        except MigrationError as error:
+            problem = error.args[0]
+        ranges = tracking.read_ranges(self.connection, entry) if state is not None else ()
+        times = self._times(entry) if state is not None else {}
+        working = {w.range for w in workers if w.table == entry.key and w.range is not None}
+        counts = self._pending(definition, state, ranges)
+        rows = definition.estimated_rows if definition is not None else 0
+        left = _rows_left(ranges, rows) if state is not None and state.stage == "columns" else None
+        rate = _rate(ranges, times, self.now)
+        rotation = self._rotation(entry, working) if state is not None else []
+        active = [*_active(ranges, times, working, rotating=bool(rotation)), *(one for _, one in rotation)]
+        verification = self._verification(entry, state, definition)
+        return TableStatus(
+            table=entry.key,
+            stage=_stage(state) if definition is not None else "unknown",
+            authority=state.authority if state is not None else None,
+            rows=rows,
+            bytes=definition.total_bytes if definition is not None else 0,
+            columns=self._columns(entry, counts, verification),
+            pending=counts.pending,
+            ranges=_count(ranges, active),
+            active=tuple(active),
+            rows_done=sum(r.rows_processed for r in ranges) + sum(one.rows for _, one in rotation),
+            rows_left=left,
+            rows_per_second=rate,
+            seconds_left=left / rate if left and rate else None,
+            waiting_for=tuple(dict.fromkeys(one.waiting_for for one in active if one.waiting_for)),
+            rotating_to=rotation[0][0] if rotation else None,
+            quarantined=self._quarantined(entry) if state is not None else 0,
+            verification=verification[0] if verification is not None else None,
+            backup=self._backup(entry) if self.begun else None,
+            problem=problem,
+        )
+
+    def _times(self, entry: Table) -> Mapping[int, _Times]:
+        return {number: _Times(*rest) for number, *rest in self.connection.execute(_TIMES, [entry.key])}
+
+    def _rotation(self, entry: Table, working: set[int]) -> list[tuple[int, RangeStatus]]:
+        return [
+            (
+                version,
+                RangeStatus(
+                    number=number,
+                    step="rotation",
+                    status=_doing(status, waiting, works=number in working),
+                    rows=rows,
+                    updated_at=updated,
+                    waiting_for=waiting if number in working else None,
+                    error_message=error,
+                ),
+            )
+            for number, version, status, rows, updated, waiting, error in self.connection.execute(
+                _ROTATION, [entry.key]
+            )
+            if status != "pending"
+        ]
+
+    def _pending(
+        self, definition: TableDefinition | None, state: TableState | None, ranges: Sequence[BatchRange]
+    ) -> _Counts:
+        if definition is None or (state is not None and state.stage != "columns"):
+            return _Counts(Pending(rows=None, how="nothing to encrypt"), {})
+        estimate = Pending(rows=definition.estimated_rows, how="estimated")
+        if state is None or not all(c.encrypted in definition.columns for c in definition.table.columns):
+            return _Counts(estimate, {})
+        if state.unguarded:
+            return _Counts(estimate, {})
+        indexed = has_pending_index(self.connection, definition)
+        if not indexed and definition.total_bytes > SMALL_TABLE:
+            left = _rows_left(ranges, definition.estimated_rows)
+            return _Counts(Pending(rows=left, how="estimated"), {})
+        try:
+            row = self.connection.execute(_count_pending(definition)).fetchall()[0]
+        except psycopg.errors.InsufficientPrivilege:
+            self.hidden.append(f"pending rows of {definition.table.key} (SELECT on the table)")
+            return _Counts(Pending(rows=None, how="not visible to this role"), {})
+        except psycopg.errors.QueryCanceled:
+            return _Counts(Pending(rows=_rows_left(ranges, definition.estimated_rows), how="estimated"), {})
+        if row[0] > COUNTED:
+            return _Counts(Pending(rows=COUNTED, how="at least"), {})
+        by_column = zip((c.name for c in definition.plaintext_columns), row[1:], strict=True)
+        return _Counts(Pending(rows=row[0], how="counted"), dict(by_column))
+
+    def _columns(
+        self,
+        entry: Table,
+        counts: _Counts,
+        verification: tuple[Verification, Mapping[str, bool]] | None,
+    ) -> tuple[ColumnStatus, ...]:
+        rows = self.connection.execute(_COLUMNS, [entry.key]).fetchall() if self.begun else []
+        kept = {name: rest for name, *rest in rows}
+        found = []
+        for column in entry.columns:
+            status, records, started, completed, error = kept.get(
+                column.name, ("not begun", 0, None, None, None)
+            )
+            found.append(
+                ColumnStatus(
+                    name=column.name,
+                    status=status,
+                    records_processed=records,
+                    pending=counts.columns.get(column.name),
+                    verified=verification is not None and verification[1].get(column.name, False),
+                    started_at=started,
+                    completed_at=completed,
+                    error_message=error,
+                )
+            )
+        return tuple(found)
+
+    def _verification(
+        self, entry: Table, state: TableState | None, definition: TableDefinition | None
+    ) -> tuple[Verification, Mapping[str, bool]] | None:
+        if state is None or definition is None or self._key_check is None:
+            return None
+        rows = self.connection.execute(
+            "SELECT count(*), min(verified_at) FROM public.encryption_verifications WHERE table_name = %s",
+            [entry.key],
+        ).fetchall()[0]
+        if not rows[0]:
+            return None
+        try:
+            result = verify.sum_up(self.connection, entry, self._key_check)
+        except RefusedError:
+            return None
+        return (
+            Verification(
+                valid=result.passed,
+                verified_at=result.verified_at or rows[1],
+                ranges_verified=rows[0],
+                faults=sum(counts.faults for counts in result.columns.values()),
+                reasons=result.reasons,
+            ),
+            {column.name: result.column_passed(column.name) for column in entry.columns},
+        )
+
+    def _quarantined(self, entry: Table) -> int:
+        row = self.connection.execute(
+            "SELECT count(*) FROM public.encryption_quarantine WHERE table_name = %s", [entry.key]
+        ).fetchone()
+        return int(row[0]) if row is not None else 0
+
+    def _backup(self, entry: Table) -> BackupStatus | None:
+        backup = latest_backup(self.connection, entry)
+        if backup is None:
+            return None
+        age = self.now - backup.taken_at
+        return BackupStatus(
+            id=backup.id,
+            taken_at=backup.taken_at,
+            age_seconds=age.total_seconds(),
+            fresh=age < approvals.BACKUP_NOT_OLDER_THAN,
+        )
+
+    def approved(self, entries: Sequence[Table]) -> list[ApprovalStatus]:
+        """Those of the tables, the newest first."""
+        keys = {entry.key: entry for entry in entries}
+        found = []
+        for approval in approvals.list_approvals(self.connection):
+            if approval.table not in keys:
+                continue
+            changed: list[str] = []
+            if approval.is_open:
+                changed = self._changed(keys[approval.table], approval)
+            found.append(
+                ApprovalStatus(
+                    id=approval.id,
+                    table=approval.table,
+                    state=_state_of(approval, changed),
+                    approver=approval.approver,
+                    database_role=approval.database_role,
+                    approved_at=approval.approved_at,
+                    expires_at=approval.expires_at,
+                    changed=tuple(changed),
+                )
+            )
+        return found
+
+    def _changed(self, entry: Table, approval: approvals.Approval) -> list[str]:
+        try:
+            definition = read_table(self.connection, entry, plaintext=False, once=True)
+            return approvals.changed_since(
+                self.connection, self.catalogue, definition, self._key_check or "", approval
+            )
+        except MigrationError:
+            return ["the table's definition"]
+
+
+@dataclass(frozen=True)
+class _Counts:
+    pending: Pending
+    columns: Mapping[str, int]
+
+
+def _count_pending(definition: TableDefinition) -> Composed:
+    """Pending rows up to a limit, and of those how many by column; the index on pending rows answers it."""
+    flags = [sql.column_pending(column) for column in definition.plaintext_columns]
+    names = [Identifier(f"c{number}") for number in range(len(flags))]
+    return SQL("SELECT count(*), {} FROM (SELECT {} FROM {} t WHERE {} LIMIT {}) AS pending").format(
+        SQL(", ").join(SQL("count(*) FILTER (WHERE {})").format(name) for name in names),
+        SQL(", ").join(SQL("{} AS {}").format(flag, name) for flag, name in zip(flags, names, strict=True)),
+        definition.identifier,
+        sql.row_pending(definition),
+        SqlLiteral(COUNTED + 1),
+    )
+
+
+def _stage(
+    state: TableState | None,
+) -> Literal["not begun", "columns", "reverted", "dropped", "restoring"]:
+    if state is None:
+        return "not begun"
+    return "reverted" if state.unguarded else state.stage
+
+
+def _state_of(
+    approval: approvals.Approval, changed: Sequence[str]
+) -> Literal["open", "void", "used", "revoked", "expired"]:
+    if approval.consumed_at is not None:
+        return "used"
+    if approval.revoked_at is not None:
+        return "revoked"
+    if approval.expired:
+        return "expired"
+    return "void" if changed else "open"
+
+
+def _doing(
+    status: str, waiting_for: str | None, *, works: bool
+) -> Literal["running", "holding back", "interrupted", "failed"]:
+    if works:
+        return "holding back" if waiting_for else "running"
+    return "failed" if status == "failed" else "interrupted"
+
+
+def _active(
+    ranges: Sequence[BatchRange], times: Mapping[int, _Times], working: set[int], *, rotating: bool
+) -> list[RangeStatus]:
+    """Ranges of the backfill about which there is something to tell."""
+    found = []
+    for one in ranges:
+        works = one.number in working and not rotating
+        if one.status not in ("in_progress", "failed"):
+            continue
+        when = times[one.number]
+        found.append(
+            RangeStatus(
+                number=one.number,
+                step="backfill",
+                status=_doing(one.status, when.waiting_for, works=works),
+                rows=one.rows_processed,
+                updated_at=when.updated_at,
+                waiting_for=when.waiting_for if works else None,
+                error_message=when.error_message,
+            )
+        )
+    return found
+
+
+def _count(ranges: Sequence[BatchRange], active: Sequence[RangeStatus]) -> Ranges:
+    doing = [one.status for one in active if one.step == "backfill"]
+    return Ranges(
+        total=len(ranges),
+        completed=sum(one.status == "completed" for one in ranges),
+        running=sum(one in ("running", "holding back") for one in doing),
+        interrupted=doing.count("interrupted"),
+        failed=doing.count("failed"),
+        waiting=sum(one.status == "pending" for one in ranges),
+    )
+
+
+def _rows_left(ranges: Sequence[BatchRange], rows: int) -> int:
+    """Rows of the ranges that are not done, if all of them are as large."""
+    with_rows = [one for one in ranges if not one.is_empty]
+    if not with_rows:
+        return rows
+    share = rows / len(with_rows)
+    return round(sum(max(0.0, share - one.rows_processed) for one in with_rows if one.status != "completed"))
+
+
+def _rate(ranges: Sequence[BatchRange], times: Mapping[int, _Times], now: datetime) -> float | None:
+    """Rows per second of the ranges that were worked on lately, while any of them was; None where nobody works."""
+    if not any(one.status == "in_progress" for one in ranges):
+        return None
+    spans: list[tuple[datetime, datetime]] = []
+    rows = 0
+    for one in ranges:
+        when = times[one.number]
+        end = when.completed_at or when.updated_at
+        if when.started_at is None or end is None or now - end > RECENT or end <= when.started_at:
+            continue
+        spans.append((when.started_at, end))
+        rows += one.rows_processed
+    seconds = 0.0
+    covered: datetime | None = None
+    for start, end in sorted(spans):
+        begin = start if covered is None else max(start, covered)
+        seconds += max(0.0, (end - begin).total_seconds())
+        covered = end if covered is None else max(covered, end)
+    return rows / seconds if rows and seconds > 0 else None

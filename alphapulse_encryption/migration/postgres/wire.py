@@ -1,0 +1,125 @@
+"""Executing the statements of the hot path, whose data is large, beside threads that encrypt.
+
+psycopg waits for the socket piece by piece and takes the interpreter back for each piece, in the midst of other
+threads' work: a batch of a few megabytes costs dozens of such changes. libpq's own blocking calls, which psycopg
+offers as :mod:`psycopg.pq`, give the interpreter away once for each statement. Values pass as bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import count
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.errors import error_from_result
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, Format, TransactionStatus
+from psycopg.pq.abc import PGresult
+
+from alphapulse_encryption.migration.postgres.database import OF_THIS_TOOL, TEXT_ARRAY_OID, TextArray
+
+Connection = psycopg.Connection[Any]
+Parameter = TextArray | str | int
+
+
+def numbered(connection: Connection, query: sql.Composed) -> bytes:
+    """A statement for :func:`execute`, put together once for many executions: ``%s`` becomes ``$1``, ``$2``, …"""
+    numbers = count(1)
+
+    def flat(part: sql.Composable) -> Iterator[str]:
+        if isinstance(part, sql.Composed):
+            for inner in part:
+                yield from flat(inner)
+        elif isinstance(part, sql.SQL):
+            # Only here a percent sign means something: names are quoted apart from the text around them.
+            pieces = part.as_string(connection).split("%s")
+            yield pieces[0]
+            for piece in pieces[1:]:
+                yield f"${next(numbers)}{piece}"
+        else:
+            yield part.as_string(connection)
+
+    return f"{''.join(flat(query))} {OF_THIS_TOOL}".encode()
+
+
+def execute(
+    connection: Connection, statement: bytes, parameters: Sequence[Parameter] = (), *, binary: bool = False
+) -> PGresult:
+    """Execute one statement.
+
+    Args:
+        connection: used by nobody else meanwhile.
+        statement: with ``$1``, ``$2``, … for its parameters, which text and numbers need a cast for where the type
+            does not follow from the statement.
+        parameters: their values.
+        binary: the form of the result's values; that of text is the text itself.
+
+    Raises:
+        psycopg.Error: as psycopg's own cursors would.
+    """
+    result = connection.pgconn.exec_params(
+        statement,
+        [p.data if isinstance(p, TextArray) else str(p).encode() for p in parameters],
+        [TEXT_ARRAY_OID if isinstance(p, TextArray) else 0 for p in parameters],
+        [Format.BINARY if isinstance(p, TextArray) else Format.TEXT for p in parameters],
+        Format.BINARY if binary else Format.TEXT,
+    )
+    return _checked(connection, result)
+
+
+def script(connection: Connection, *statements: bytes) -> None:
+    """Execute statements without parameters in one exchange; one that fails ends it.
+
+    Raises:
+        psycopg.Error: as psycopg's own cursors would.
+    """
+    _checked(connection, connection.pgconn.exec_(b"; ".join(statements)))
+
+
+def _checked(connection: Connection, result: PGresult) -> PGresult:
+    if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+        if connection.pgconn.status == ConnStatus.BAD and not result.error_field(DiagnosticField.SQLSTATE):
+            raise psycopg.OperationalError("the connection is lost")
+        raise error_from_result(result)
+    return result
+
+
+@contextmanager
+def transaction(connection: Connection, *first: bytes) -> Iterator[list[bytes]]:
+    """A transaction for the length of a ``with`` block, or a part of the one that the connection is in.
+
+    Each exchange with the server makes this thread wait for the interpreter, which others encrypt with meanwhile.
+
+    Args:
+        connection: used by nobody else meanwhile.
+        first: statements to send along with BEGIN.
+
+    Yields:
+        A list for statements to send along with COMMIT.
+    """
+    last: list[bytes] = []
+    if connection.pgconn.transaction_status == TransactionStatus.INTRANS:
+        if first:
+            script(connection, *first)
+        yield last
+        if last:
+            script(connection, *last)
+        return
+    try:
+        script(connection, b"BEGIN", *first)
+        yield last
+        # In one exchange with what fails, COMMIT is not reached.
+        script(connection, *last, b"COMMIT")
+    except BaseException:
+        # What went wrong is the news; a connection that is lost has nothing to roll back.
+        with suppress(psycopg.Error):
+            script(connection, b"ROLLBACK")
+        raise
+
+
+def columns(result: PGresult) -> list[list[bytes | None]]:
+    """The values of a result, column by column."""
+    value, rows = result.get_value, range(result.ntuples)
+    return [[value(row, column) for row in rows] for column in range(result.nfields)]

@@ -1,0 +1,60 @@
+"""Which ranges have pending rows again: asked of the pending index, in time proportional to the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import psycopg
+
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.rows.batches import plan_by_key
+from alphapulse_encryption.migration.schema import sql
+from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.indexes import pending_index
+
+
+def pending_ranges(database: Database, tables: Iterable[Table]) -> list[tuple[str, int]]:
+    """Keys of tables, and numbers of their completed ranges in which a row is pending.
+
+    Ranges that were not done yet are nobody's surprise, and tables without the pending index are left out: a look
+    at them would read all of them.
+
+    Raises:
+        ConfigurationError: a table or column is missing.
+        DatabaseFailure: the server refused.
+    """
+    with database.session("look for pending rows") as connection:
+        plan_by_key(connection)
+        return [(table.key, number) for table in tables for number in pending_in(connection, table)]
+
+
+def pending_in(connection: psycopg.Connection[Any], table: Table) -> list[int]:
+    """Those ranges of one table; the session follows the primary key (:func:`.batches.plan_by_key`)."""
+    state = tracking.table_state(connection, table) if tracking.bookkeeping_exists(connection) else None
+    if state is None or state.stage != "columns":
+        return []
+    definition = read_table(connection, table)
+    if not has_pending_index(connection, definition):
+        return []
+    found = []
+    for batch_range in tracking.read_ranges(connection, table):
+        if batch_range.status != "completed" or batch_range.is_empty:
+            continue
+        condition, parameters = sql.within(definition, batch_range.lower, batch_range.upper)
+        row = connection.execute(sql.any_pending(definition, condition), parameters).fetchone()
+        if row is not None and row[0]:
+            found.append(batch_range.number)
+    return found
+
+
+def has_pending_index(connection: psycopg.Connection[Any], definition: TableDefinition) -> bool:
+    """Whether the pending index is there and can be used."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
+        "WHERE x.indrelid = %s AND i.relname = %s AND x.indisvalid AND x.indisready)",
+        [definition.oid, pending_index(definition.table)],
+    ).fetchone()
+    return bool(row and row[0])

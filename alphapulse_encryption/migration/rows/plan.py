@@ -1,0 +1,185 @@
+"""Batch ranges: every table is cut once into the same number of parts by quantiles of its primary key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg.sql import SQL, Identifier, Literal
+
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.errors import ConfigurationError, RefusedError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.schema import sql
+from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+
+Connection = psycopg.Connection[Any]
+
+# A sample of this many pages places the boundaries of a large table; a smaller table is read whole.
+SAMPLED_PAGES = 2_000
+
+_QUANTILES = """
+SELECT {names} FROM generate_series(1, %s - 1) AS i
+  JOIN (SELECT {key}, row_number() OVER (ORDER BY {order}) AS position, count(*) OVER () AS total
+          FROM {table} t {sample}) s ({names}, position, total)
+    ON s.position = greatest(1, s.total * i / %s)
+ ORDER BY i
+"""
+
+
+def ensure_ranges(connection: Connection, definition: TableDefinition, count: int) -> int:
+    """Plan the table's batch ranges where that was not done; once planned they stay.
+
+    The first range is open below and the last one above, so that rows inserted later belong somewhere.
+    A large table is not read whole: the boundaries come from a sample of its pages.
+
+    Args:
+        connection: in autocommit mode.
+        definition: the table.
+        count: how many ranges.
+
+    Returns:
+        The number of ranges.
+
+    Raises:
+        ConfigurationError: ranges were planned with another number.
+    """
+    table = definition.table
+    if planned := check_ranges(connection, table, count):
+        return planned
+    boundaries = _boundaries(connection, definition, count)
+    with connection.transaction():
+        _insert(connection, table, boundaries, count)
+    return count
+
+
+def replan_ranges(database: Database, table: Table, actor: Actor, *, count: int) -> int:
+    """Cut the table anew, as its keys are spread now: explicitly, for a table that has grown out of its ranges.
+
+    All ranges are pending afterwards. No progress is lost, because what is encrypted already is not read again
+    where the pending index is there, and written in no case; what ranges were verified is, because those results
+    speak of other rows.
+
+    Args:
+        database: the target.
+        table: the catalogue's entry.
+        actor: who does it.
+        count: how many ranges; other steps ask for as many as ALPHAPULSE_BATCH_RANGES says.
+
+    Returns:
+        The number of ranges.
+
+    Raises:
+        RefusedError: columns not added, the plaintext dropped or being restored, or somebody works on a range or relies
+            on the boundaries now; nothing was changed.
+        ConfigurationError: the table or its key is missing, or ``count`` is not a number of ranges.
+        DatabaseFailure: the server refused.
+    """
+    if count < 1:
+        raise ConfigurationError(f"A table cannot be cut into {count} batch ranges.")
+    with database.session(f"plan the ranges of {table.key} anew") as connection:
+        state = tracking.require_state(connection, table)
+        if state.stage != "columns":
+            raise RefusedError(
+                f"The plaintext of {table.key} is {'dropped' if state.stage == 'dropped' else 'being restored'}, so "
+                "there is nothing to encrypt range by range; nothing was changed."
+            )
+        definition = read_table(connection, table)
+        boundaries = _boundaries(connection, definition, count)
+        with connection.transaction():
+            before = _take_ranges(connection, table, count)
+            for statement in _FORGET:
+                connection.execute(statement, [table.key])
+            _insert(connection, table, boundaries, count)
+            tracking.audit(connection, actor, "replan_ranges", table, ranges=count, before=before)
+    return count
+
+
+_FORGET = (
+    "DELETE FROM public.encryption_verifications WHERE table_name = %s",
+    "DELETE FROM public.encryption_quarantine WHERE table_name = %s",
+    "DELETE FROM public.encryption_rotation_ranges WHERE table_name = %s",
+    "DELETE FROM public.encryption_ranges WHERE table_name = %s",
+    "UPDATE public.encryption_migrations SET status = 'pending', completed_at = NULL, error_message = NULL "
+    "WHERE table_name = %s",
+)
+
+
+def _take_ranges(connection: Connection, table: Table, count: int) -> int:
+    """Keep everybody from the ranges until the end of the transaction; returns how many there are."""
+    before = len(tracking.read_ranges(connection, table))
+    names = [tracking.range_lock(table, number) for number in range(max(before, count))]
+    for name in (tracking.plan_lock(table), *names):
+        row = connection.execute(
+            "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", [name]
+        ).fetchone()
+        if row is None or not row[0]:
+            raise RefusedError(
+                f"The batch ranges of {table.key} are being worked on. Let the runs of the table end, or end them, "
+                "and plan anew then; nothing was changed."
+            )
+    return before
+
+
+def cut(
+    connection: Connection, definition: TableDefinition, count: int
+) -> list[tuple[list[str] | None, list[str] | None]]:
+    """The ranges that a table would be cut into now: lower and upper key of each, None where it is open; reads only."""
+    return _between(_boundaries(connection, definition, count), count)
+
+
+def _between(boundaries: list[list[str]], count: int) -> list[tuple[list[str] | None, list[str] | None]]:
+    if not boundaries:
+        # Nothing to go by: the last range holds everything, those before it are empty for good.
+        return [*(([], []) for _ in range(count - 1)), (None, None)]
+    return list(zip([None, *boundaries], [*boundaries, None], strict=True))
+
+
+def _insert(connection: Connection, table: Table, boundaries: list[list[str]], count: int) -> None:
+    for number, (lower, upper) in enumerate(_between(boundaries, count)):
+        connection.execute(
+            "INSERT INTO public.encryption_ranges (table_name, batch_range, lower_key, upper_key) "
+            "VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+            [table.key, number, lower, upper],
+        )
+
+
+def check_ranges(connection: Connection, table: Table, count: int) -> int:
+    """Hold a number of ranges against the table's planned ones; reads only.
+
+    Returns:
+        How many are planned; 0 before the first time.
+
+    Raises:
+        ConfigurationError: ranges were planned with another number.
+    """
+    planned = len(tracking.read_ranges(connection, table)) if tracking.bookkeeping_exists(connection) else 0
+    if planned not in (0, count):
+        raise ConfigurationError(
+            f"Table {table.key} is cut into {planned} batch ranges, and ALPHAPULSE_BATCH_RANGES asks for "
+            f"{count}. Set it to {planned}: ranges stay as they were planned, until they are planned anew."
+        )
+    return planned
+
+
+def _boundaries(connection: Connection, definition: TableDefinition, count: int) -> list[list[str]]:
+    row = connection.execute(
+        "SELECT coalesce(sum(pg_relation_size(relid)), 0) / current_setting('block_size')::int "
+        "FROM (SELECT relid FROM pg_partition_tree(%s) UNION SELECT %s::oid) AS parts",
+        [definition.oid, definition.oid],
+    ).fetchone()
+    pages = int(row[0]) if row is not None else 0
+    sample = SQL("")
+    if pages > SAMPLED_PAGES:
+        percent = 100.0 * SAMPLED_PAGES / pages
+        sample = SQL("TABLESAMPLE SYSTEM ({}) REPEATABLE (0)").format(Literal(percent))  # type: ignore[assignment]
+    names = SQL(", ").join(Identifier(f"k{number}") for number in range(len(definition.key)))
+    query = SQL(_QUANTILES).format(
+        names=names,
+        key=sql.key_text(definition),
+        order=sql.key_list(definition),
+        table=definition.identifier,
+        sample=sample,
+    )
+    return [list(row) for row in connection.execute(query, [count, count])]

@@ -1,0 +1,362 @@
+"""When to hold back: indicators of the server's health, each with a reason, and the wait until all are well again.
+
+A look costs a few small queries, so it is taken once a second and not before each batch. Indicators know the server
+only through a connection of their own; ``sleep`` and ``clock`` are arguments, so that pacing is tested without
+waiting.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import psycopg
+
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration.bookkeeping.limits import Limits, read_limits
+from alphapulse_encryption.migration.postgres.database import (
+    Database,
+    DatabaseUnreachable,
+    connection_was_lost,
+)
+
+Connection = psycopg.Connection[Any]
+
+SECONDS_BETWEEN_LOOKS = 1.0
+# So many looks are remembered, an hour's: longer than a backfill should go on beside a replica that is stuck.
+MOST_MOMENTS = 3_600
+_MEBIBYTE = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Nothing to hold back for."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Hold back.
+
+    Args:
+        reason: what for, in words for the operator.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class NotAvailable:
+    """This server, or this role, does not tell.
+
+    Args:
+        reason: why not.
+    """
+
+    reason: str
+
+
+Signal = Normal | Stop | NotAvailable
+
+
+class Indicator(Protocol):
+    """Looks at one sign of distress."""
+
+    def look(self, connection: Connection, limits: Limits) -> Signal:
+        """What it says now."""
+
+
+class PauseSwitch:
+    """An operator asked for a pause."""
+
+    def look(self, connection: Connection, limits: Limits) -> Signal:
+        """Stop while the switch is on."""
+        return Stop("paused by an operator (setting paused)") if limits.paused else Normal()
+
+
+# A replica that is being copied, or reports no replay (pg_receivewal), is not behind in anything. Of a role that may
+# not see them, the server tells that there are replicas, and nothing of them (PostgreSQL manual, 27.2.4).
+_REPLICAS = """
+SELECT application_name, state IS NULL, pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::float8,
+       pg_wal_lsn_diff(replay_lsn, '0/0')::float8, extract(epoch FROM replay_lag)::float8
+  FROM pg_stat_replication WHERE state IS NULL OR replay_lsn IS NOT NULL
+"""
+
+
+@dataclass
+class ReplicationLag:
+    """A replica that is behind would be further behind, and serve older data.
+
+    The server's own ``replay_lag`` is measured when a replica has replayed something: of one that is stuck it stays as
+    it was, or is NULL. So the indicator remembers what was written when, and measures for itself how old the first
+    change is that a replica has not replayed yet, as far back as it has looked itself. Either is as exact as replicas
+    report: at the latest every ``wal_receiver_status_interval``, which a limit should not be below.
+
+    Args:
+        clock: seconds.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    # When the server had written how many bytes, oldest first.
+    _written: deque[tuple[float, float]] = field(
+        default_factory=lambda: deque(maxlen=MOST_MOMENTS), init=False
+    )
+
+    def look(self, connection: Connection, limits: Limits) -> Signal:
+        """Stop while the slowest replica replays later, or has more left to replay, than the limits."""
+        seconds, mib = limits.max_replication_lag_seconds, limits.max_replication_lag_mib
+        if not seconds and not mib:
+            return Normal()
+        replicas = connection.execute(_REPLICAS).fetchall()
+        if any(hidden for _, hidden, *_ in replicas):
+            return NotAvailable("this role may not see how far replicas are (GRANT pg_monitor lets it)")
+        if not replicas:
+            return Normal()
+        now, written = self.clock(), max(row[2] for row in replicas)
+        self._written.append((now, written))
+        behind = [
+            (max(self._age(now, replayed), reported or 0.0), (written - replayed) / _MEBIBYTE, name)
+            for name, _, _, replayed, reported in replicas
+            if replayed < written
+        ]
+        late, _, name = max(behind, default=(0.0, 0.0, ""))
+        if seconds and late > seconds:
+            return Stop(f"replica {name} is {late:.0f} s behind (limit {seconds:g} s)")
+        left, name = max(((left, name) for _, left, name in behind), default=(0.0, ""))
+        if mib and left > mib:
+            return Stop(f"replica {name} has {left:.0f} MiB left to replay (limit {mib})")
+        return Normal()
+
+    def _age(self, now: float, replayed: float) -> float:
+        """For how long, at least, there has been something that a replica has not replayed."""
+        return next((now - moment for moment, written in self._written if written > replayed), 0.0)
+
+
+@dataclass
+class BlockedSessions:
+    """The application waits for a lock of ours.
+
+    Args:
+        ours: process numbers of our sessions.
+    """
+
+    ours: Callable[[], Sequence[int]]
+
+    def look(self, connection: Connection, limits: Limits) -> Signal:
+        """Stop while more sessions wait for us than the limit says."""
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+            "AND NOT pid = ANY (%(ours)s::int[]) AND pg_blocking_pids(pid) && %(ours)s::int[]",
+            {"ours": list(self.ours())},
+        ).fetchone()
+        waiting = row[0] if row is not None else 0
+        if waiting <= limits.max_blocked_sessions:
+            return Normal()
+        return Stop(f"{waiting} sessions wait for a lock of ours (limit {limits.max_blocked_sessions})")
+
+
+@dataclass
+class WalRate:
+    """Write-ahead log fills disks, archives and the line to the replicas.
+
+    Args:
+        clock: seconds.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    _last: tuple[float, int] | None = field(default=None, init=False)
+
+    def look(self, connection: Connection, limits: Limits) -> Signal:
+        """Stop while more was written since the last look than the limit says."""
+        row = connection.execute(
+            "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
+        ).fetchone()
+        now = (self.clock(), int(row[0]) if row is not None else 0)
+        last, self._last = self._last, now
+        if not limits.max_wal_mib_per_second or last is None or now[0] <= last[0]:
+            return Normal()
+        rate = (now[1] - last[1]) / _MEBIBYTE / (now[0] - last[0])
+        if rate <= limits.max_wal_mib_per_second:
+            return Normal()
+        return Stop(
+            f"the server writes {rate:.0f} MiB of WAL a second (limit {limits.max_wal_mib_per_second:g})"
+        )
+
+
+@dataclass
+class FreeDisk:
+    """A full disk stops the server.
+
+    Args:
+        free: bytes free in a directory.
+    """
+
+    free: Callable[[Path], int | None] = field(default_factory=lambda: free_bytes)
+
+    def look(self, connection: Connection, limits: Limits) -> Signal:
+        """Stop while less is free than the limit says."""
+        if not limits.min_free_disk_mib:
+            return Normal()
+        if not (connection.info.host or "").startswith("/"):
+            return NotAvailable("the server is on another machine")
+        try:
+            row = connection.execute("SELECT current_setting('data_directory')").fetchone()
+        except psycopg.errors.InsufficientPrivilege:
+            return NotAvailable("this role may not see where the server keeps its data")
+        free = self.free(Path(row[0])) if row is not None else None
+        if free is None:
+            return NotAvailable("the server's data directory cannot be seen from here")
+        if free >= limits.min_free_disk_mib * _MEBIBYTE:
+            return Normal()
+        return Stop(f"{free // _MEBIBYTE} MiB of disk are free (limit {limits.min_free_disk_mib})")
+
+
+def free_bytes(directory: Path) -> int | None:
+    """Bytes free where a directory is; None where that cannot be seen."""
+    try:
+        # The server's directory is closed to others; what holds it is on the same disk.
+        status = os.statvfs(directory if os.access(directory, os.R_OK) else directory.parent)
+    except OSError:
+        return None
+    return status.f_bavail * status.f_frsize
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one look has shown.
+
+    Args:
+        limits: the settings as they were then.
+        reason: why to hold back; None where nothing speaks against going on.
+    """
+
+    limits: Limits
+    reason: str | None
+
+
+@dataclass
+class Lookout:
+    """Asks every indicator, over a connection of its own that is opened again where it was lost.
+
+    Args:
+        database: the target.
+        looks_at: the indicators.
+    """
+
+    database: Database
+    looks_at: Sequence[Indicator]
+    _connection: Connection | None = field(default=None, init=False)
+
+    def __call__(self) -> Sight:
+        """One look."""
+        if self._connection is None or self._connection.closed:
+            self._connection = self.database.connect()
+        limits = read_limits(self._connection)
+        signals = [indicator.look(self._connection, limits) for indicator in self.looks_at]
+        return Sight(limits, next((s.reason for s in signals if isinstance(s, Stop)), None))
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+
+
+def indicators(ours: Callable[[], Sequence[int]]) -> tuple[Indicator, ...]:
+    """All of them, the cheapest and most deliberate first."""
+    return (PauseSwitch(), BlockedSessions(ours), ReplicationLag(), WalRate(), FreeDisk())
+
+
+@dataclass
+class Throttle:
+    """Holds a worker back while an indicator says so.
+
+    Looks are taken in a thread of their own, because a session that waits for a lock of ours waits while our
+    statement runs, not between two of them.
+
+    Args:
+        look: asks all indicators.
+        on_wait: told the reason again and again, and None when the wait is over; ends the wait by raising.
+        sleep: waits for some seconds.
+        clock: seconds.
+    """
+
+    look: Callable[[], Sight]
+    on_wait: Callable[[str | None], None]
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+    sight: Sight = field(default_factory=lambda: Sight(Limits(), None), init=False)
+    waited: float = field(default=0.0, init=False)
+    rested: float = field(default=0.0, init=False)
+    pauses: int = field(default=0, init=False)
+    _error: psycopg.Error | None = field(default=None, init=False)
+    _ended: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def wait(self) -> Limits:
+        """Return when nothing speaks against the next batch, with the settings as they are then.
+
+        Raises:
+            psycopg.Error: an indicator could not be asked.
+        """
+        if self._error is not None:
+            raise self._error
+        reason = self.sight.reason
+        if reason is None:
+            return self.sight.limits
+        began = self.clock()
+        while reason is not None:
+            self.on_wait(reason)
+            self.sleep(SECONDS_BETWEEN_LOOKS / 2)
+            reason = self.sight.reason
+        self.waited += self.clock() - began
+        self.pauses += 1
+        self.on_wait(None)
+        return self.sight.limits
+
+    def rest(self, seconds: float, on_rest: Callable[[], None]) -> None:
+        """Leave the machine to others for a while.
+
+        Args:
+            seconds: how long.
+            on_rest: called from time to time during a long rest; ends it by raising.
+        """
+        until = self.clock() + seconds
+        while (left := until - self.clock()) > 0:
+            self.sleep(min(left, SECONDS_BETWEEN_LOOKS / 2))
+            if left > SECONDS_BETWEEN_LOOKS / 2:
+                on_rest()
+        self.rested += seconds
+
+    def take_look(self) -> None:
+        """Ask the indicators now."""
+        try:
+            self.sight = self.look()
+        except ConfigurationError as error:
+            # A setting that means nothing was meant to mean something: until it is put right, nobody goes on. That
+            # the server is away is not for us to say: the worker itself notices, and knows what to do.
+            reason = None if isinstance(error, DatabaseUnreachable) else str(error.args[0])
+            self.sight = Sight(self.sight.limits, reason)
+        except psycopg.Error as error:
+            if not connection_was_lost(error):
+                self._error = error
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Look again and again while the block runs; once before it begins."""
+        self.take_look()
+        thread = threading.Thread(target=self._look_on, name="throttle", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+
+    def _look_on(self) -> None:
+        while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
+            self.take_look()

@@ -1,0 +1,264 @@
+"""What a table is in the database now: its primary key, its columns and what depends on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.pq import TransactionStatus
+
+from alphapulse_encryption.catalogue import Catalogue, Column, Table
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True)
+class LiveColumn:
+    """A column as ``pg_attribute`` has it; ``type`` is what ``format_type`` prints, modifiers included."""
+
+    name: str
+    type: str
+    not_null: bool
+    default: str | None
+    generated: bool
+
+
+@dataclass(frozen=True)
+class KeyColumn:
+    """A column of the primary key; ``type`` is the type that its text form is cast back to."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class TableDefinition:
+    """A catalogued table together with what the database says of it.
+
+    Args:
+        table: the catalogue's entry.
+        oid: the table's object identifier.
+        key: the primary key's columns, in the index's order.
+        key_operators: schema of the comparison operators of the key's own types; using them by name keeps
+            the comparison the index's own, whatever the search path is.
+        columns: every column, in the table's order.
+        partitioned: whether it is declaratively partitioned.
+        estimated_rows: the planner's estimate (0 where the table was never analysed).
+        total_bytes: size with indexes and TOAST, in bytes.
+    """
+
+    table: Table
+    oid: int
+    key: tuple[KeyColumn, ...]
+    key_operators: str
+    columns: Mapping[str, LiveColumn]
+    partitioned: bool
+    estimated_rows: int
+    total_bytes: int
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        return sql.Identifier(self.table.schema_name, self.table.name)
+
+    @property
+    def plaintext_columns(self) -> tuple[Column, ...]:
+        """The catalogued columns whose plaintext is (still) there."""
+        return tuple(c for c in self.table.columns if c.name in self.columns)
+
+    @property
+    def encrypted_columns(self) -> tuple[Column, ...]:
+        """The catalogued columns that have their encrypted column."""
+        return tuple(c for c in self.table.columns if c.encrypted in self.columns)
+
+    def shape(self) -> str:
+        """A hash of what a verification speaks of: the table, its key, and the catalogued columns' types.
+
+        Unlike :meth:`fingerprint` it stays the same when constraints or other columns change.
+        """
+        concerned = {name for column in self.table.columns for name in (column.name, *column.derived)}
+        return _digest(
+            {
+                "oid": self.oid,
+                "key": [[k.name, k.type] for k in self.key],
+                "columns": sorted([c.name, c.type] for c in self.columns.values() if c.name in concerned),
+            }
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of the columns with types, NOT NULL and defaults, and of the key: changes when they do."""
+        return _digest(
+            {
+                "oid": self.oid,
+                "key": [[k.name, k.type] for k in self.key],
+                "columns": [
+                    [c.name, c.type, c.not_null, c.default, c.generated]
+                    for c in sorted(self.columns.values(), key=lambda c: c.name)
+                ],
+            }
+        )
+
+
+def _digest(what: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+_TABLE = """
+SELECT c.oid, c.relkind,
+       CASE WHEN c.relkind = 'p'
+            THEN (SELECT coalesce(sum(greatest(l.reltuples, 0)), 0) FROM pg_partition_tree(c.oid) p
+                    JOIN pg_class l ON l.oid = p.relid WHERE p.isleaf)
+            ELSE greatest(c.reltuples, 0) END::bigint,
+       CASE WHEN c.relkind = 'p'
+            THEN (SELECT coalesce(sum(pg_total_relation_size(relid)), 0) FROM pg_partition_tree(c.oid))
+            ELSE pg_total_relation_size(c.oid) END::bigint
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')
+"""
+
+_COLUMNS = """
+SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+       pg_get_expr(d.adbin, d.adrelid), a.attgenerated <> '' OR a.attidentity <> ''
+  FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+ WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
+ ORDER BY a.attnum
+"""
+
+_KEY = """
+SELECT a.attname, format_type(a.atttypid, a.atttypmod), operator_schema.nspname
+  FROM pg_index i
+ CROSS JOIN unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY AS k (attnum, opclass, position)
+  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+  JOIN pg_opclass c ON c.oid = k.opclass
+  JOIN pg_amop o ON o.amopfamily = c.opcfamily AND o.amoplefttype = c.opcintype
+                AND o.amoprighttype = c.opcintype AND o.amopstrategy = 3
+  JOIN pg_operator p ON p.oid = o.amopopr
+  JOIN pg_namespace operator_schema ON operator_schema.oid = p.oprnamespace
+ WHERE i.indrelid = %s AND i.indisprimary AND i.indisvalid
+   AND k.position <= i.indnkeyatts
+ ORDER BY k.position
+"""
+
+
+def read_table(
+    connection: Connection, table: Table, *, plaintext: bool = True, once: bool = False
+) -> TableDefinition:
+    """Read a table's definition.
+
+    A look waits for whoever holds the table exclusively: outside a transaction it waits briefly and tries again, as
+    schema changes do. In one, that is up to whoever began it.
+
+    Args:
+        connection: an open session.
+        table: the catalogue's entry.
+        plaintext: whether every catalogued plaintext column has to be there (not so after a drop).
+        once: without another try; for a report that somebody waits for.
+
+    Raises:
+        ConfigurationError: the table, one of its catalogued columns or its primary key is missing, or a
+            catalogued column is part of the key or generated. Names it and says what to do.
+        RefusedError: another session holds the table exclusively.
+    """
+
+    def read() -> TableDefinition:
+        return _read_table(connection, table, plaintext=plaintext)
+
+    if connection.info.transaction_status is not TransactionStatus.IDLE:
+        return read()
+    doing = f"look at the table {table.key}"
+    return (
+        in_short_transaction(connection, doing, read, attempts=1)
+        if once
+        else in_short_transaction(connection, doing, read)
+    )
+
+
+def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> TableDefinition:
+    row = connection.execute(_TABLE, [table.schema_name, table.name]).fetchone()
+    if row is None:
+        raise ConfigurationError(
+            f"Table {table.schema_name}.{table.name} is in the catalogue but not in the database. "
+            "Names are exact and case-sensitive: correct the catalogue, or create the table."
+        )
+    oid, kind, rows, size = row
+    columns = {
+        name: LiveColumn(name, type_, not_null, default, generated)
+        for name, type_, not_null, default, generated in connection.execute(_COLUMNS, [oid])
+    }
+    key_rows = connection.execute(_KEY, [oid]).fetchall()
+    _check_key(table, [name for name, _, _ in key_rows], {schema for _, _, schema in key_rows})
+    if plaintext:
+        _check_columns(table, columns)
+    return TableDefinition(
+        table=table,
+        oid=oid,
+        key=tuple(KeyColumn(name, type_) for name, type_, _ in key_rows),
+        key_operators=key_rows[0][2],
+        columns=columns,
+        partitioned=kind == "p",
+        estimated_rows=rows,
+        total_bytes=size,
+    )
+
+
+def _check_key(table: Table, key: list[str], operator_schemas: set[str]) -> None:
+    if not key:
+        raise ConfigurationError(
+            f"Table {table.key} has no primary key, which batches and resumption go by. Add one, for example "
+            f'ALTER TABLE "{table.schema_name}"."{table.name}" ADD COLUMN id bigint '
+            "GENERATED ALWAYS AS IDENTITY PRIMARY KEY, or take the table out of the catalogue."
+        )
+    if len(operator_schemas) > 1:
+        raise ConfigurationError(
+            f"The primary key of {table.key} mixes types whose operators live in different schemas "
+            f"({', '.join(sorted(operator_schemas))}), so its rows cannot be compared as the index does."
+        )
+    for column in table.columns:
+        if column.name in key:
+            raise ConfigurationError(
+                f"Column {table.key}.{column.name} is part of the primary key. Key values are kept in the "
+                "bookkeeping and cannot be encrypted: give the table another key, or take the column out "
+                "of the catalogue."
+            )
+
+
+def _check_columns(table: Table, columns: Mapping[str, LiveColumn]) -> None:
+    missing = [c.name for c in table.columns if c.name not in columns]
+    if missing:
+        raise ConfigurationError(
+            f"Table {table.key} has no column {', '.join(missing)}, which the catalogue names. "
+            "Names are exact and case-sensitive: correct the catalogue."
+        )
+    for column in table.columns:
+        if columns[column.name].generated:
+            raise ConfigurationError(
+                f"Column {table.key}.{column.name} is a generated or identity column: its value follows "
+                "from others and cannot be encrypted by itself. Take it out of the catalogue."
+            )
+
+
+def check_catalogue(
+    connection: Connection, catalogue: Catalogue, keys: tuple[str, ...] | None = None
+) -> None:
+    """Hold the catalogue against the database.
+
+    Columns whose plaintext was dropped by us are not missing.
+
+    Args:
+        keys: the tables to look at; all of them where None.
+
+    Raises:
+        ConfigurationError: see :func:`read_table`.
+    """
+    for key in keys or catalogue.keys:
+        table = catalogue.table(key)
+        found = read_table(connection, table, plaintext=False)
+        dropped = all(c.encrypted in found.columns and c.name not in found.columns for c in table.columns)
+        if not dropped:
+            _check_columns(table, found.columns)

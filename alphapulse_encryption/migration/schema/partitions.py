@@ -1,0 +1,103 @@
+"""Declaratively partitioned tables: the tree of their partitions, and locks on all of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psycopg
+from psycopg.sql import SQL, Identifier
+
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration.schema.definition import TableDefinition
+
+Connection = psycopg.Connection[Any]
+LockMode = Literal["SHARE", "SHARE ROW EXCLUSIVE", "ACCESS EXCLUSIVE"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table, or one of its partitions.
+
+    Args:
+        oid: its object identifier.
+        schema_name: its schema.
+        name: its name.
+        parent: of which it is a partition; None for the catalogued table itself.
+        leaf: whether it holds rows, and not partitions of its own. (Never a foreign table: none can be a partition of
+            a table that has a primary key.)
+    """
+
+    oid: int
+    schema_name: str
+    name: str
+    parent: int | None
+    leaf: bool
+
+    @property
+    def identifier(self) -> Identifier:
+        return Identifier(self.schema_name, self.name)
+
+
+_PARTS = """
+SELECT c.oid, n.nspname, c.relname, CASE WHEN p.level > 0 THEN p.parentrelid::oid END, c.relkind <> 'p'
+  FROM (SELECT relid, parentrelid, isleaf, level FROM pg_partition_tree(%(table)s)
+         UNION ALL
+        SELECT %(table)s, NULL, true, 0 WHERE NOT EXISTS (SELECT FROM pg_partition_tree(%(table)s))) AS p
+  JOIN pg_class c ON c.oid = p.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+ ORDER BY p.level, n.nspname, c.relname
+"""
+
+
+def read_parts(connection: Connection, oid: int) -> tuple[Part, ...]:
+    """A table and its partitions of every level, parents first; a plain table by itself."""
+    return tuple(Part(*row) for row in connection.execute(_PARTS, {"table": oid}))
+
+
+def refuse_partition(connection: Connection, definition: TableDefinition) -> None:
+    """Refuse a table that is a partition itself: columns are added to the whole only.
+
+    Raises:
+        ConfigurationError: names the table that it belongs to.
+    """
+    table = definition.table
+    row = connection.execute(
+        "SELECT n.nspname, p.relname FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid "
+        "JOIN pg_class p ON p.oid = i.inhparent JOIN pg_namespace n ON n.oid = p.relnamespace "
+        "WHERE c.oid = %s AND c.relispartition",
+        [definition.oid],
+    ).fetchone()
+    if row is not None:
+        raise ConfigurationError(
+            f"Table {table.key} is a partition of {row[0]}.{row[1]}, and has the columns that one has. Put the "
+            "partitioned table into the catalogue in its place."
+        )
+
+
+def lock_parts(connection: Connection, parts: Sequence[Part], mode: LockMode) -> None:
+    """Lock a table and its partitions, parents first, in the caller's transaction.
+
+    ``lock_timeout`` counts for each lock anew; here all of them together wait no longer than it says, because the
+    application queues behind the first while the last is waited for.
+
+    Raises:
+        psycopg.errors.LockNotAvailable: in vain.
+    """
+    row = connection.execute("SELECT setting::int FROM pg_settings WHERE name = 'lock_timeout'").fetchone()
+    allowed = int(row[0]) if row is not None else 0
+    deadline = time.monotonic() + allowed / 1000
+    for part in parts:
+        if allowed:
+            left = max(1, int((deadline - time.monotonic()) * 1000))
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{left}ms"])
+        connection.execute(SQL("LOCK TABLE ONLY {} IN {} MODE").format(part.identifier, SQL(mode)))
+    if allowed:
+        connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{allowed}ms"])
+
+
+def lock_partitions(connection: Connection, definition: TableDefinition, mode: LockMode) -> None:
+    """As :func:`lock_parts`, before a statement that changes a partitioned table; a plain table is left to it."""
+    if definition.partitioned:
+        lock_parts(connection, read_parts(connection, definition.oid), mode)

@@ -1,0 +1,528 @@
+"""What goes with the plaintext columns, written down exactly, so that it can be put back.
+
+A switch sets aside NOT NULL and defaults (:class:`SetAside`); a drop saves everything (:class:`SavedTable`)
+in ``encryption_definitions``. Definitions are the server's own text (``pg_get_indexdef`` and its kin,
+PostgreSQL manual 9.27.5 "System Catalog Information Functions"), taken with an empty search path, so that
+every name in them is qualified.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, LiteralString
+
+import psycopg
+from psycopg.sql import SQL, Composable, Composed, Identifier
+from psycopg.sql import Literal as SqlLiteral
+from pydantic import BaseModel, ConfigDict
+
+from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.errors import DatabaseFailure
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.schema.definition import TableDefinition
+from alphapulse_encryption.migration.schema.indexes import pending_index
+from alphapulse_encryption.migration.schema.names import short_name
+from alphapulse_encryption.migration.schema.sql import GUARDS
+
+Connection = psycopg.Connection[Any]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NotNull(_Model):
+    """A column's NOT NULL.
+
+    Attributes:
+        name: of its constraint; None before PostgreSQL 18, which is the first to name them.
+        definition: of its constraint, None as well.
+        comment: on its constraint.
+    """
+
+    name: str | None = None
+    definition: str | None = None
+    comment: str | None = None
+
+
+class SetAside(_Model):
+    """What the switch took off the plaintext columns.
+
+    Attributes:
+        defaults: default expressions by column.
+        not_null: the columns that were NOT NULL.
+        unguarded: nothing was, but the guard is gone with the views since a revert.
+    """
+
+    defaults: dict[str, str] = {}
+    not_null: dict[str, NotNull] = {}
+    unguarded: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.defaults and not self.not_null
+
+
+def set_aside(state: tracking.TableState) -> SetAside:
+    """What the switch took off the table's plaintext columns."""
+    return SetAside.model_validate(dict(state.set_aside))
+
+
+class Grant(_Model):
+    """A privilege on one column; ``grantee`` None is PUBLIC."""
+
+    grantee: str | None
+    privilege: str
+    grantable: bool
+
+
+class SavedColumn(_Model):
+    """A plaintext column; None and empty where it has the defaults of its type.
+
+    Attributes:
+        name: the column.
+        type: with its modifiers, quoted and qualified.
+        collation: schema and name.
+        default: expression, set aside by the switch or still there.
+        not_null: set aside by the switch.
+        encrypted_was_required: whether the encrypted column was NOT NULL before the drop made it so.
+        comment: on the column.
+        grants: privileges on the column alone.
+        statistics: target.
+        storage: TOAST strategy, one letter as in ``pg_attribute``.
+        compression: method, one letter.
+        options: such as ``n_distinct=100``.
+        sequences: those owned by the column, schema and name.
+    """
+
+    name: str
+    type: str
+    collation: tuple[str, str] | None = None
+    default: str | None = None
+    not_null: NotNull | None = None
+    encrypted_was_required: bool = False
+    comment: str | None = None
+    grants: tuple[Grant, ...] = ()
+    statistics: int | None = None
+    storage: str | None = None
+    compression: str | None = None
+    options: tuple[str, ...] = ()
+    sequences: tuple[tuple[str, str], ...] = ()
+
+
+class SavedIndex(_Model):
+    """An index.
+
+    Attributes:
+        name: the index.
+        definition: its CREATE INDEX, which does not tell the rest.
+        comment: on the index.
+        tablespace: None for the database's own.
+        clustered: whether CLUSTER goes by it.
+        statistics: targets by the number of the index's column, where they were set.
+    """
+
+    name: str
+    definition: str
+    comment: str | None = None
+    tablespace: str | None = None
+    clustered: bool = False
+    statistics: dict[int, int] = {}
+
+
+class SavedConstraint(_Model):
+    """A constraint that involves a plaintext column.
+
+    Attributes:
+        name: the constraint.
+        kind: as in ``pg_constraint.contype``: check, foreign key, unique, exclusion.
+        definition: what follows ADD CONSTRAINT name.
+        validated: whether it holds for every row.
+        deferrable: for unique ones.
+        deferred: initially.
+        comment: on the constraint.
+        index: that enforces it.
+    """
+
+    name: str
+    kind: Literal["c", "f", "u", "x"]
+    definition: str
+    validated: bool = True
+    deferrable: bool = False
+    deferred: bool = False
+    comment: str | None = None
+    index: SavedIndex | None = None
+
+
+class SavedStatistics(_Model):
+    """An extended statistics object; ``target`` None is the default."""
+
+    schema_name: str
+    name: str
+    definition: str
+    owner: str
+    target: int | None = None
+    comment: str | None = None
+
+
+class SavedTable(_Model):
+    """Everything that a drop of a table's plaintext columns takes away."""
+
+    columns: tuple[SavedColumn, ...]
+    constraints: tuple[SavedConstraint, ...] = ()
+    indexes: tuple[SavedIndex, ...] = ()
+    statistics: tuple[SavedStatistics, ...] = ()
+
+    @property
+    def set_aside(self) -> SetAside:
+        """NOT NULL and defaults as the switch had set them aside."""
+        return SetAside(
+            defaults={c.name: c.default for c in self.columns if c.default is not None},
+            not_null={c.name: c.not_null for c in self.columns if c.not_null is not None},
+        )
+
+
+def presence_check(column: Column) -> str:
+    """The check that stands for NOT NULL while the ciphertext is right: one of the two sides is there."""
+    return short_name(f"{column.name}_encryption_present")
+
+
+def required_check(name: str) -> str:
+    """The check that lets a column become NOT NULL without a scan under the lock."""
+    return short_name(f"{name}_encryption_required")
+
+
+def unfilled_index(table: Table) -> str:
+    """The index that answers "whose plaintext is still missing" while plaintext is being put back."""
+    return short_name(f"{table.name}_encryption_unfilled")
+
+
+def verbatim(text: str) -> Composed:
+    """A type, an expression or a definition as the server printed it: quoted and qualified already."""
+    return Composed([SQL(_as_literal(text))])
+
+
+def _as_literal(text: str) -> LiteralString:
+    # Only ever text that the server made, which cannot be quoted once more.
+    return text  # type: ignore[return-value, unused-ignore]
+
+
+def only_row(cursor: psycopg.Cursor[Any]) -> tuple[Any, ...]:
+    """The row of a statement that always returns one."""
+    row = cursor.fetchone()
+    if row is None:
+        raise DatabaseFailure("The database returned no row where there has to be one.")
+    return tuple(row)
+
+
+_COLUMNS = """
+SELECT a.attnum, a.attname, format_type(a.atttypid, a.atttypmod),
+       CASE WHEN a.attcollation <> t.typcollation THEN ARRAY[n.nspname::text, c.collname::text] END,
+       nullif(a.attstattarget, -1),
+       CASE WHEN a.attstorage <> t.typstorage THEN a.attstorage::text END,
+       nullif(a.attcompression::text, ''), coalesce(a.attoptions, '{}'), col_description(a.attrelid, a.attnum)
+  FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+  LEFT JOIN pg_collation c ON c.oid = a.attcollation LEFT JOIN pg_namespace n ON n.oid = c.collnamespace
+ WHERE a.attrelid = %s AND a.attname = ANY(%s) AND a.attnum > 0 AND NOT a.attisdropped
+ ORDER BY a.attnum
+"""
+
+_GRANTS = """
+SELECT a.attname, r.rolname, x.privilege_type, x.is_grantable
+  FROM pg_attribute a CROSS JOIN aclexplode(a.attacl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
+ WHERE a.attrelid = %s AND a.attnum = ANY(%s) AND (x.grantee = 0 OR r.oid IS NOT NULL)
+ ORDER BY 1, 2 NULLS FIRST, 3
+"""
+
+_SEQUENCES = """
+SELECT d.refobjsubid, n.nspname, s.relname
+  FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+  JOIN pg_namespace n ON n.oid = s.relnamespace
+ WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'a'
+   AND d.refobjid = %s AND d.refobjsubid = ANY(%s)
+ ORDER BY 2, 3
+"""
+
+# Objects of this table that depend on one of the columns; they go with it without being asked.
+_INDEXES = """
+SELECT i.relname, pg_get_indexdef(i.oid), obj_description(i.oid, 'pg_class'), s.spcname, x.indisclustered,
+       (SELECT jsonb_object_agg(a.attnum, a.attstattarget) FROM pg_attribute a
+         WHERE a.attrelid = i.oid AND a.attstattarget >= 0),
+       c.conname, c.contype::text, c.oid
+  FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+  LEFT JOIN pg_tablespace s ON s.oid = i.reltablespace
+  LEFT JOIN pg_constraint c ON c.conindid = i.oid AND c.conrelid = x.indrelid AND c.contype IN ('p', 'u', 'x')
+ WHERE x.indrelid = %(table)s AND x.indisvalid AND i.relname <> ALL(%(ours)s)
+   AND (x.indkey::int2[] && %(columns)s::int2[] OR EXISTS (
+        SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = i.oid
+           AND d.refclassid = 'pg_class'::regclass AND d.refobjid = x.indrelid
+           AND d.refobjsubid = ANY(%(columns)s)))
+ ORDER BY i.relname
+"""
+
+_CONSTRAINTS = """
+SELECT c.oid, c.conname, c.contype::text, pg_get_constraintdef(c.oid), c.convalidated, c.condeferrable,
+       c.condeferred, obj_description(c.oid, 'pg_constraint')
+  FROM pg_constraint c
+ WHERE c.conrelid = %(table)s AND c.contype IN ('c', 'f', 'u', 'x') AND c.conname <> ALL(%(ours)s)
+   AND (c.oid = ANY(%(with_index)s) OR c.conkey && %(columns)s::int2[] OR EXISTS (
+        SELECT FROM pg_depend d WHERE d.classid = 'pg_constraint'::regclass AND d.objid = c.oid
+           AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.conrelid
+           AND d.refobjsubid = ANY(%(columns)s)))
+ ORDER BY c.conname
+"""
+
+_STATISTICS = """
+SELECT n.nspname, s.stxname, pg_get_statisticsobjdef(s.oid), pg_get_userbyid(s.stxowner),
+       nullif(s.stxstattarget, -1), obj_description(s.oid, 'pg_statistic_ext')
+  FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace
+ WHERE s.stxrelid = %(table)s
+   AND EXISTS (
+        SELECT FROM pg_depend d WHERE d.classid = 'pg_statistic_ext'::regclass AND d.objid = s.oid
+           AND d.refclassid = 'pg_class'::regclass AND d.refobjid = s.stxrelid
+           AND d.refobjsubid = ANY(%(columns)s))
+ ORDER BY 1, 2
+"""
+
+
+def read_saved(connection: Connection, definition: TableDefinition, set_aside: SetAside) -> SavedTable:
+    """Everything that dropping the table's plaintext columns takes away, but for what is ours."""
+    names = [column.name for column in definition.plaintext_columns]
+    encrypted = {column.name: column.encrypted for column in definition.table.columns}
+    rows = connection.execute(_COLUMNS, [definition.oid, names]).fetchall()
+    numbers = [row[0] for row in rows]
+    grants: dict[str, list[Grant]] = {}
+    for name, grantee, privilege, grantable in connection.execute(_GRANTS, [definition.oid, numbers]):
+        grants.setdefault(name, []).append(Grant(grantee=grantee, privilege=privilege, grantable=grantable))
+    sequences: dict[int, list[tuple[str, str]]] = {}
+    for number, schema, name in connection.execute(_SEQUENCES, [definition.oid, numbers]):
+        sequences.setdefault(number, []).append((schema, name))
+    columns = []
+    for number, name, type_, collation, statistics, storage, compression, options, comment in rows:
+        live = definition.columns[name]
+        encrypted_column = definition.columns.get(encrypted[name])
+        columns.append(
+            SavedColumn(
+                name=name,
+                type=type_,
+                collation=tuple(collation) if collation else None,
+                default=set_aside.defaults.get(name, live.default),
+                not_null=set_aside.not_null.get(name),
+                encrypted_was_required=encrypted_column is not None and encrypted_column.not_null,
+                comment=comment,
+                grants=tuple(grants.get(name, ())),
+                statistics=statistics,
+                storage=storage,
+                compression=compression,
+                options=tuple(options),
+                sequences=tuple(sequences.get(number, ())),
+            )
+        )
+    constraints, indexes = _constraints_and_indexes(connection, definition, numbers)
+    of_table = {"table": definition.oid, "columns": numbers}
+    return SavedTable(
+        columns=tuple(columns),
+        constraints=constraints,
+        indexes=indexes,
+        statistics=tuple(
+            SavedStatistics(
+                schema_name=schema, name=name, definition=text, owner=owner, target=target, comment=comment
+            )
+            for schema, name, text, owner, target, comment in connection.execute(_STATISTICS, of_table)
+        ),
+    )
+
+
+def _constraints_and_indexes(
+    connection: Connection, definition: TableDefinition, numbers: list[int]
+) -> tuple[tuple[SavedConstraint, ...], tuple[SavedIndex, ...]]:
+    table = definition.table
+    indexes: list[SavedIndex] = []
+    of_constraint: dict[int, SavedIndex] = {}
+    for name, text, comment, tablespace, clustered, statistics, constraint, kind, oid in connection.execute(
+        _INDEXES,
+        {"table": definition.oid, "columns": numbers, "ours": [pending_index(table), unfilled_index(table)]},
+    ):
+        index = SavedIndex(
+            name=name,
+            definition=text,
+            comment=comment,
+            tablespace=tablespace,
+            clustered=clustered,
+            statistics=statistics or {},
+        )
+        if constraint is None:
+            indexes.append(index)
+        elif kind != "p":
+            of_constraint[oid] = index
+    ours = [presence_check(column) for column in table.columns]
+    ours += [required_check(column.name) for column in table.columns]
+    constraints = tuple(
+        SavedConstraint(
+            name=name,
+            kind=kind,
+            definition=text,
+            validated=validated,
+            deferrable=deferrable,
+            deferred=deferred,
+            comment=comment,
+            index=of_constraint.get(oid),
+        )
+        for oid, name, kind, text, validated, deferrable, deferred, comment in connection.execute(
+            _CONSTRAINTS,
+            {
+                "table": definition.oid,
+                "columns": numbers,
+                "ours": ours,
+                "with_index": list(of_constraint),
+            },
+        )
+    )
+    return constraints, tuple(indexes)
+
+
+def read_not_null(connection: Connection, definition: TableDefinition) -> dict[str, NotNull]:
+    """The plaintext columns that are NOT NULL, with their constraints where the server names them."""
+    named = {
+        column: NotNull(name=name, definition=text, comment=comment)
+        for column, name, text, comment in connection.execute(
+            "SELECT a.attname, c.conname, pg_get_constraintdef(c.oid), obj_description(c.oid, 'pg_constraint') "
+            "FROM pg_constraint c "
+            "JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1] "
+            "WHERE c.conrelid = %s AND c.contype = 'n'",
+            [definition.oid],
+        )
+    }
+    return {
+        column.name: named.get(column.name, NotNull())
+        for column in definition.plaintext_columns
+        if definition.columns[column.name].not_null
+    }
+
+
+def keep(connection: Connection, table: Table, saved: SavedTable) -> int:
+    """Store what is about to be dropped, in the transaction that drops it.
+
+    Returns:
+        The row's id in ``encryption_definitions``.
+    """
+    cursor = connection.execute(
+        "INSERT INTO public.encryption_definitions (table_name, definition) VALUES (%s, %s) RETURNING id",
+        [table.key, saved.model_dump_json()],
+    )
+    return int(only_row(cursor)[0])
+
+
+def latest(connection: Connection, table: Table) -> tuple[int, SavedTable] | None:
+    """The definition saved by the last drop that was not undone: its id and what it says."""
+    row = connection.execute(
+        "SELECT id, definition FROM public.encryption_definitions "
+        "WHERE table_name = %s AND restored_at IS NULL ORDER BY id DESC LIMIT 1",
+        [table.key],
+    ).fetchone()
+    return None if row is None else (int(row[0]), SavedTable.model_validate(row[1]))
+
+
+def mark_restored(connection: Connection, table: Table) -> None:
+    """The table is as it was before the drop."""
+    connection.execute(
+        "UPDATE public.encryption_definitions SET restored_at = clock_timestamp() "
+        "WHERE table_name = %s AND restored_at IS NULL",
+        [table.key],
+    )
+
+
+# Whatever would make DROP COLUMN ask for CASCADE: objects that depend on a plaintext column and neither
+# belong to the table itself nor are ours. A view is named, not the rule that implements it. And what would go with
+# the column without being asked, and could not be put back exactly.
+_DEPENDANTS = """
+SELECT DISTINCT CASE WHEN r.rulename = '_RETURN' THEN pg_describe_object('pg_class'::regclass, r.ev_class, 0)
+                     WHEN f.oid IS NOT NULL
+                     THEN 'generated ' || pg_describe_object('pg_class'::regclass, f.adrelid, f.adnum)
+                     ELSE pg_describe_object(d.classid, d.objid, d.objsubid) END
+  FROM pg_depend d
+  LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+  LEFT JOIN pg_constraint c ON d.classid = 'pg_constraint'::regclass AND c.oid = d.objid
+  LEFT JOIN pg_attrdef f ON d.classid = 'pg_attrdef'::regclass AND f.oid = d.objid
+  LEFT JOIN pg_trigger g ON d.classid = 'pg_trigger'::regclass AND g.oid = d.objid
+  LEFT JOIN pg_index i ON d.classid = 'pg_class'::regclass AND i.indexrelid = d.objid
+  JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+ WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %(table)s AND d.deptype = 'n'
+   AND a.attname = ANY(%(columns)s)
+   -- A foreign key from the table to itself stands in the way of the column that it refers to.
+   AND (c.conrelid IS DISTINCT FROM d.refobjid OR c.contype = 'f' AND c.confrelid = d.refobjid
+        AND a.attnum = ANY(c.confkey))
+   AND i.indrelid IS DISTINCT FROM d.refobjid
+   AND (f.oid IS NULL OR f.adnum <> d.refobjsubid)
+   AND (g.tgname IS NULL OR g.tgname !~ %(guards)s)
+   AND d.classid <> 'pg_statistic_ext'::regclass
+UNION
+SELECT 'replica identity of ' || i.relname
+  FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+  JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = ANY(x.indkey::int2[])
+ WHERE x.indrelid = %(table)s AND x.indisreplident AND a.attname = ANY(%(columns)s)
+UNION
+SELECT format('security label of %%I by %%s', a.attname, l.provider)
+  FROM pg_seclabel l JOIN pg_attribute a ON a.attrelid = l.objoid AND a.attnum = l.objsubid
+ WHERE l.classoid = 'pg_class'::regclass AND l.objoid = %(table)s AND a.attname = ANY(%(columns)s)
+UNION
+SELECT format('privilege %%s (%%I) granted by %%I, who is not the owner', x.privilege_type, a.attname, r.rolname)
+  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid CROSS JOIN aclexplode(a.attacl) x
+  JOIN pg_roles r ON r.oid = x.grantor
+ WHERE c.oid = %(table)s AND x.grantor <> c.relowner AND a.attname = ANY(%(columns)s)
+ ORDER BY 1
+"""
+
+
+def dependants(connection: Connection, definition: TableDefinition) -> tuple[str, ...]:
+    """The objects that stand in the way of dropping the plaintext columns, as PostgreSQL describes them.
+
+    Views, rules, foreign keys that refer to a column, triggers on single columns, policies, publications, generated
+    columns and functions with parsed bodies; a replica identity, security labels, and privileges that were granted
+    by somebody else than the owner. What a function holds as text is not known to the database, nor to us.
+    """
+    rows = connection.execute(
+        _DEPENDANTS,
+        {
+            "table": definition.oid,
+            "columns": [column.name for column in definition.plaintext_columns],
+            "guards": GUARDS,
+        },
+    )
+    return tuple(name for (name,) in rows)
+
+
+def has_children(connection: Connection, definition: TableDefinition) -> bool:
+    """Whether the table is partitioned, a partition, or takes part in inheritance."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhparent = %(oid)s OR inhrelid = %(oid)s)",
+        {"oid": definition.oid},
+    ).fetchone()
+    return definition.partitioned or bool(row and row[0])
+
+
+def alter(definition: TableDefinition, actions: list[Composable]) -> Composed:
+    """``ALTER TABLE t action, action``: one pass, one lock."""
+    return SQL("ALTER TABLE {} {}").format(definition.identifier, SQL(", ").join(actions))
+
+
+def constraint_state(connection: Connection, definition: TableDefinition, name: str) -> bool | None:
+    """Whether a constraint of the table is validated; None where there is no such constraint."""
+    row = connection.execute(
+        "SELECT convalidated FROM pg_constraint WHERE conrelid = %s AND conname = %s", [definition.oid, name]
+    ).fetchone()
+    return None if row is None else bool(row[0])
+
+
+def add_check(name: str, condition: Composable) -> Composed:
+    """A check that binds new rows at once and the old ones when it is validated."""
+    return SQL("ADD CONSTRAINT {} CHECK ({}) NOT VALID").format(Identifier(name), condition)
+
+
+def validate_check(definition: TableDefinition, name: str) -> Composed:
+    """Has the server look at the rows that a check does not bind yet; readers and writers go on."""
+    return alter(definition, [SQL("VALIDATE CONSTRAINT {}").format(Identifier(name))])
+
+
+def comment_on(kind: LiteralString, name: Composable, comment: str | None) -> Composed:
+    """``COMMENT ON kind name IS …``."""
+    return SQL("COMMENT ON {} {} IS {}").format(SQL(kind), name, SqlLiteral(comment))

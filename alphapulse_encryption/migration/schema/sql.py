@@ -1,0 +1,374 @@
+"""The statements of the data path, by name. Identifiers are always quoted through :mod:`psycopg.sql`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import LiteralString
+
+from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
+
+from alphapulse_encryption.catalogue import Column
+from alphapulse_encryption.migration.schema.definition import TableDefinition
+
+# Triggers of one kind fire in order of their names: the guard has to see what the application's own triggers
+# made of the row, so it comes last.
+GUARD_INSERT = "zzz_encryption_guard_insert"
+GUARD_UPDATE = "zzz_encryption_guard_update"
+# One for each column, told by its number; between the application's triggers and the guard itself.
+GUARD_MENTION = "zzz_encryption_guard_mention_"
+# A regular expression for the names of all of them.
+GUARDS = f"^({GUARD_INSERT}|{GUARD_UPDATE}|{GUARD_MENTION}[0-9]+)$"
+PENDING_INDEX_SUFFIX = "_encryption_pending"
+
+
+def key_list(definition: TableDefinition, alias: LiteralString = "t") -> Composed:
+    """``t.a, t.b``: the key's columns."""
+    return SQL(", ").join(Identifier(alias, key.name) for key in definition.key)
+
+
+def key_text(definition: TableDefinition, alias: LiteralString = "t") -> Composed:
+    """``t.a::text, t.b::text``: the key in the form the bookkeeping keeps."""
+    return SQL(", ").join(SQL("{}::text").format(Identifier(alias, key.name)) for key in definition.key)
+
+
+def compare_key(definition: TableDefinition, operator: LiteralString, alias: LiteralString = "t") -> Composed:
+    """``(t.a, t.b) > (%s::bigint, %s::text)``: a comparison the primary key's index can serve."""
+    return SQL("ROW({columns}) OPERATOR({schema}.{operator}) ROW({values})").format(
+        columns=key_list(definition, alias),
+        schema=Identifier(definition.key_operators),
+        operator=SQL(operator),
+        values=SQL(", ").join(SQL("%s::{}").format(SQL(_type(key.type))) for key in definition.key),
+    )
+
+
+def _type(name: str) -> LiteralString:
+    # format_type() has quoted it already; there is no other way to write a type with its modifiers.
+    return name
+
+
+def within(
+    definition: TableDefinition,
+    lower: Sequence[str] | None,
+    upper: Sequence[str] | None,
+    *,
+    lower_inclusive: bool = False,
+) -> tuple[Composed, list[str]]:
+    """The condition ``lower < key <= upper`` and its parameters; None leaves a side open."""
+    conditions: list[Composable] = []
+    parameters: list[str] = []
+    if lower is not None:
+        conditions.append(compare_key(definition, ">=" if lower_inclusive else ">"))
+        parameters += lower
+    if upper is not None:
+        conditions.append(compare_key(definition, "<="))
+        parameters += upper
+    return SQL(" AND ").join(conditions or [SQL("true")]), parameters
+
+
+def column_pending(column: Column, alias: LiteralString = "t") -> Composed:
+    """A value is pending when its plaintext is there and its ciphertext, or the token it needs, is not."""
+    missing = SQL("{} IS NULL").format(Identifier(alias, column.encrypted))
+    if column.searchable:
+        missing = SQL("({} OR {} IS NULL)").format(missing, Identifier(alias, column.search))
+    return SQL("({} IS NOT NULL AND {})").format(Identifier(alias, column.name), missing)
+
+
+def row_pending(definition: TableDefinition, alias: LiteralString = "t") -> Composed:
+    """A row is pending when one of its values is."""
+    pending: list[Composable] = [column_pending(column, alias) for column in definition.plaintext_columns]
+    return SQL("({})").format(SQL(" OR ").join(pending or [SQL("false")]))
+
+
+def select_pending(definition: TableDefinition, condition: Composed) -> Composed:
+    """A batch of pending rows in key order: key, xmin, and each column's value where it is pending."""
+    values = [
+        SQL("CASE WHEN {} THEN {}::text END").format(column_pending(column), Identifier("t", column.name))
+        for column in definition.plaintext_columns
+    ]
+    return _select_batch(definition, condition, row_pending(definition), values)
+
+
+def _select_batch(
+    definition: TableDefinition, condition: Composed, wanted: Composed, values: Sequence[Composed]
+) -> Composed:
+    return SQL(
+        "SELECT {key}, t.xmin::text, {values} FROM {table} t WHERE {condition} AND {wanted} "
+        "ORDER BY {order} LIMIT %s"
+    ).format(
+        key=key_text(definition),
+        values=SQL(", ").join(values),
+        table=definition.identifier,
+        condition=condition,
+        wanted=wanted,
+        order=key_list(definition),
+    )
+
+
+def select_first_key(definition: TableDefinition, condition: Composed, wanted: Composed) -> Composed:
+    """The key of the first row that is wanted, whose values may be unreadable."""
+    return SQL("SELECT {key} FROM {table} t WHERE {condition} AND {wanted} ORDER BY {order} LIMIT 1").format(
+        key=key_text(definition),
+        table=definition.identifier,
+        condition=condition,
+        wanted=wanted,
+        order=key_list(definition),
+    )
+
+
+def column_outdated(column: Column, endings: Mapping[str, str], *, plaintext: bool) -> Composed:
+    """A value is outdated when its ciphertext may be of another key version than the current one.
+
+    Told by how it ends; another program's spelling has to be looked at. Pending values are not outdated: they are
+    encrypted anew, from their plaintext.
+
+    Args:
+        column: the column.
+        endings: by context, how ciphertexts of the current version end.
+        plaintext: whether the plaintext column is there.
+    """
+    ending = endings[column.context]
+    # "C" compares bytes; what a text is like under another collation does not matter here.
+    outdated = SQL(
+        '({encrypted} IS NOT NULL AND right({encrypted}, {length}) COLLATE "C" <> {ending})'
+    ).format(encrypted=Identifier("t", column.encrypted), length=Literal(len(ending)), ending=Literal(ending))
+    if not plaintext:
+        return outdated
+    return SQL("({} AND NOT {})").format(outdated, column_pending(column))
+
+
+def row_outdated(definition: TableDefinition, endings: Mapping[str, str]) -> Composed:
+    """A row is outdated when one of its values is."""
+    outdated: list[Composable] = [
+        column_outdated(column, endings, plaintext=column in definition.plaintext_columns)
+        for column in definition.encrypted_columns
+    ]
+    return SQL("({})").format(SQL(" OR ").join(outdated or [SQL("false")]))
+
+
+def select_outdated(definition: TableDefinition, condition: Composed, endings: Mapping[str, str]) -> Composed:
+    """A batch of outdated rows in key order: key, xmin, and each column's ciphertext where it is outdated."""
+    values = [
+        SQL("CASE WHEN {} THEN {}::text END").format(
+            column_outdated(column, endings, plaintext=column in definition.plaintext_columns),
+            Identifier("t", column.encrypted),
+        )
+        for column in definition.encrypted_columns
+    ]
+    return _select_batch(definition, condition, row_outdated(definition, endings), values)
+
+
+def select_by_token(definition: TableDefinition, column: Column) -> Composed:
+    """Keys of the rows that carry a search token (the parameter)."""
+    return SQL("SELECT {key} FROM {table} t WHERE {search} = %s ORDER BY {order} LIMIT 2").format(
+        key=key_text(definition),
+        table=definition.identifier,
+        search=Identifier("t", column.search),
+        order=key_list(definition),
+    )
+
+
+def update_batch(
+    definition: TableDefinition, columns: Sequence[Column] | None = None, *, skip_locked: bool = False
+) -> Composed:
+    """One UPDATE per row for all its columns, of rows nobody has changed since they were read.
+
+    Parameters: one ``text[]`` per key column, one of xmin, per column one of ciphertexts and, where it is
+    searchable, one of tokens, then the batch's first and last key. These bounds keep any plan within the
+    batch; ``xmin`` is the compare-and-swap: another transaction's write gives the row another one.
+
+    Args:
+        definition: the table.
+        columns: which columns' ciphertexts and tokens; None for all that have their plaintext.
+        skip_locked: leave rows alone that another transaction holds; takes the two keys twice.
+    """
+    arrays: list[Composable] = []
+    names: list[Composable] = []
+    for number in range(len(definition.key)):
+        arrays.append(SQL("%s::text[]"))
+        names.append(Identifier(f"k{number}"))
+    arrays.append(SQL("%s::text[]::xid[]"))
+    names.append(Identifier("x"))
+    assignments: list[Composable] = []
+    for number, column in enumerate(definition.plaintext_columns if columns is None else columns):
+        for target, name in ((column.encrypted, f"c{number}"), (column.search, f"s{number}")):
+            if target == column.search and not column.searchable:
+                continue
+            arrays.append(SQL("%s::text[]"))
+            names.append(Identifier(name))
+            assignments.append(
+                SQL("{column} = coalesce(d.{new}, t.{column})").format(
+                    column=Identifier(target), new=Identifier(name)
+                )
+            )
+    return SQL(
+        "UPDATE {table} t SET {assignments} FROM (SELECT {arrays}) AS d "
+        "WHERE {first} AND {last} AND {keys} AND t.xmin = d.x {free}"
+    ).format(
+        table=definition.identifier,
+        assignments=SQL(", ").join(assignments),
+        arrays=SQL(", ").join(
+            SQL("unnest({}) AS {}").format(array, name) for array, name in zip(arrays, names, strict=True)
+        ),
+        first=compare_key(definition, ">="),
+        last=compare_key(definition, "<="),
+        keys=same_key(definition),
+        free=_not_locked(definition) if skip_locked else SQL(""),
+    )
+
+
+def _not_locked(definition: TableDefinition) -> Composed:
+    return SQL(
+        "AND ({key}) IN (SELECT {other_key} FROM {table} o WHERE {first} AND {last} FOR NO KEY UPDATE SKIP LOCKED)"
+    ).format(
+        key=key_list(definition),
+        other_key=key_list(definition, "o"),
+        table=definition.identifier,
+        first=compare_key(definition, ">=", "o"),
+        last=compare_key(definition, "<=", "o"),
+    )
+
+
+def same_key(definition: TableDefinition) -> Composed:
+    """``t.a = d.k0::bigint AND t.b = d.k1::text``, by the key's own operators.
+
+    The cast is made here and not of the whole array, because ``unnest`` would take an array of arrays apart
+    down to its elements.
+    """
+    return SQL(" AND ").join(
+        SQL("{} OPERATOR({}.=) {}::{}").format(
+            Identifier("t", key.name),
+            Identifier(definition.key_operators),
+            Identifier("d", f"k{number}"),
+            SQL(_type(key.type)),
+        )
+        for number, key in enumerate(definition.key)
+    )
+
+
+def keys_written_now(definition: TableDefinition) -> Composed:
+    """The keys between two bounds that this very transaction has written."""
+    return SQL(
+        "SELECT {key} FROM {table} t WHERE {first} AND {last} AND t.xmin = pg_current_xact_id()::xid"
+    ).format(
+        key=key_text(definition),
+        table=definition.identifier,
+        first=compare_key(definition, ">="),
+        last=compare_key(definition, "<="),
+    )
+
+
+def any_pending(definition: TableDefinition, condition: Composed) -> Composed:
+    """Whether any row of a part of the table is pending."""
+    return any_of(definition, condition, row_pending(definition))
+
+
+def count_of(definition: TableDefinition, condition: Composed, wanted: Composed) -> Composed:
+    """How many rows of a part of the table are wanted."""
+    return SQL("SELECT count(*) FROM {} t WHERE {} AND {}").format(definition.identifier, condition, wanted)
+
+
+def any_of(definition: TableDefinition, condition: Composed, wanted: Composed) -> Composed:
+    """Whether any row of a part of the table is wanted."""
+    return SQL("SELECT EXISTS (SELECT FROM {} t WHERE {} AND {})").format(
+        definition.identifier, condition, wanted
+    )
+
+
+def select_for_verification(
+    definition: TableDefinition,
+    condition: Composed,
+    columns: Sequence[Column] | None = None,
+    *,
+    with_version: bool = False,
+) -> Composed:
+    """A batch in key order: key, then plaintext, ciphertext and token (or NULL) of some columns, or of all.
+
+    Args:
+        definition: the table.
+        condition: which rows.
+        columns: which columns; None for all.
+        with_version: have each row end in its xmin.
+    """
+    chosen = definition.table.columns if columns is None else columns
+    return SQL("{rows} WHERE {condition} ORDER BY {order} LIMIT %s").format(
+        rows=_select_sides(definition, chosen, SQL("t.xmin::text") if with_version else None),
+        condition=condition,
+        order=key_list(definition),
+    )
+
+
+def select_changed(definition: TableDefinition) -> Composed:
+    """The rows changed since a transaction, all columns as in :func:`select_for_verification`, in no order.
+
+    Parameter: the transaction's number, of 32 bits.
+    """
+    return SQL("{} WHERE {}").format(_select_sides(definition, definition.table.columns), _changed_since())
+
+
+def count_unchanged(definition: TableDefinition) -> Composed:
+    """How many rows there are, and how many of them were not changed since a transaction (the parameter)."""
+    return SQL("SELECT count(*), count(*) FILTER (WHERE NOT {}) FROM {} t").format(
+        _changed_since(), definition.identifier
+    )
+
+
+def count_pending_unchanged(definition: TableDefinition) -> Composed:
+    """How many pending rows were not changed since a transaction (the first parameter), up to a limit (the second)."""
+    return SQL("SELECT count(*) FROM (SELECT FROM {} t WHERE {} AND NOT {} LIMIT %s) AS old").format(
+        definition.identifier, row_pending(definition), _changed_since()
+    )
+
+
+def _changed_since() -> Composed:
+    # age() is a distance modulo 2^32 from the next transaction: in one statement it begins at 0, because nothing is
+    # visible that began after it. A row keeps its xmin when it is frozen (PostgreSQL manual, 24.1.5).
+    return SQL("(age(t.xmin) BETWEEN 0 AND age(%s::xid))").format()
+
+
+def _select_sides(
+    definition: TableDefinition, columns: Sequence[Column], last: Composable | None = None
+) -> Composed:
+    values: list[Composable] = [key_text(definition)]
+    for column in columns:
+        for name, present in (
+            (column.name, column.name in definition.columns),
+            (column.encrypted, True),
+            (column.search, column.searchable),
+        ):
+            values.append(SQL("{}::text").format(Identifier("t", name)) if present else SQL("NULL::text"))
+    if last is not None:
+        values.append(last)
+    return SQL("SELECT {} FROM {} t").format(SQL(", ").join(values), definition.identifier)
+
+
+def clear_values(definition: TableDefinition) -> Composed:
+    """Clear ciphertexts and tokens, of rows nobody has changed since they were read.
+
+    Parameters: one ``text[]`` per key column, one of xmin, per plaintext column a ``bool[]`` of whether to clear its
+    companions, then the first and the last key.
+    """
+    columns = definition.plaintext_columns
+    assignments = [
+        SQL("{column} = CASE WHEN NOT d.{flag} THEN t.{column} END").format(
+            column=Identifier(name), flag=Identifier(f"f{number}")
+        )
+        for number, column in enumerate(columns)
+        for name in column.derived
+    ]
+    arrays = [
+        *(SQL("unnest(%s::text[]) AS {}").format(Identifier(f"k{n}")) for n in range(len(definition.key))),
+        SQL("unnest(%s::text[]::xid[]) AS x"),
+        *(SQL("unnest(%s::bool[]) AS {}").format(Identifier(f"f{n}")) for n in range(len(columns))),
+    ]
+    return SQL(
+        "UPDATE {table} t SET {assignments} FROM (SELECT {arrays}) AS d "
+        "WHERE {first} AND {last} AND {keys} AND t.xmin = d.x RETURNING {key}"
+    ).format(
+        table=definition.identifier,
+        assignments=SQL(", ").join(assignments),
+        arrays=SQL(", ").join(arrays),
+        first=compare_key(definition, ">="),
+        last=compare_key(definition, "<="),
+        keys=same_key(definition),
+        key=key_text(definition),
+    )

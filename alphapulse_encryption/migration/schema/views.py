@@ -1,0 +1,454 @@
+"""Compatibility views: the original column names over the encrypted columns.
+
+``v_<table>`` has every column of the table under its original name, the sensitive ones as envelopes, and the
+search columns; ``v_<table>_safe`` leaves the sensitive ones out. Neither reads a plaintext column, so both go on
+working after the drop.
+
+Both are made with ``security_invoker`` (PostgreSQL manual, CREATE VIEW; from version 15 on): a view that runs with its
+owner's rights would show all rows to whoever may read the view, whatever row-level security says, because policies do
+not hold for owners. Neither is made with ``security_barrier``: that keeps conditions with side effects from seeing
+rows that a view's own WHERE leaves out (manual, 39.5 "Rules and Privileges"), and these views have no WHERE. It would
+only keep conditions such as LIKE from the table's indexes. Those of row-level security are kept apart without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psycopg
+from psycopg.sql import SQL, Composed, Identifier, Literal
+
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.errors import ConfigurationError, RefusedError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.ddl import give_to_owner, in_short_transaction
+from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.names import LONGEST_NAME
+
+Connection = psycopg.Connection[Any]
+# Source column and name in the view.
+Columns = list[tuple[str, str]]
+
+_COMMENT = "alphapulse_encryption: compatibility view"
+_SECURITY_INVOKER_SINCE = 150000
+
+
+@dataclass(frozen=True)
+class ViewsResult:
+    """What :func:`create_views` did.
+
+    Args:
+        created: the views created or renewed now.
+        existing: the views found as they are to be.
+        seconds: duration.
+    """
+
+    created: tuple[str, ...]
+    existing: tuple[str, ...]
+    seconds: float
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.created)
+
+
+def view_names(table: Table) -> tuple[str, str]:
+    """``v_<table>`` and ``v_<table>_safe``.
+
+    Raises:
+        ConfigurationError: the table's name leaves no room for them.
+    """
+    names = (f"v_{table.name}", f"v_{table.name}_safe")
+    if any(len(name.encode()) > LONGEST_NAME for name in names):
+        raise ConfigurationError(
+            f"The name of table {table.key} is too long for the compatibility views: v_<table>_safe has to fit "
+            f"into {LONGEST_NAME} bytes."
+        )
+    return names
+
+
+def create_views(database: Database, table: Table, actor: Actor) -> ViewsResult:
+    """Create the table's two compatibility views, or renew them where the table has changed.
+
+    They run with the rights of whoever reads them (from PostgreSQL 15 on), so that row-level security and privileges of
+    the table hold. Who may read the table, or by single columns all that a view reads of it, may read the view.
+    What was granted on a view besides stays when it is renewed, and so does what others built on it, as long as the
+    view only gains columns.
+
+    Args:
+        database: the target.
+        table: the catalogue's entry.
+        actor: who does it.
+
+    Raises:
+        RefusedError: columns not added, or somebody else's object depends on a view that has to lose a column; before
+            PostgreSQL 15, row-level security on the table.
+        ConfigurationError: a relation of that name is there and is not ours.
+        DatabaseFailure: the server refused.
+    """
+    started = time.monotonic()
+    with database.session(f"create the compatibility views of {table.key}") as connection:
+        tracking.require_guarded_state(connection, table)
+        definition = read_table(connection, table, plaintext=False)
+        _refuse_rows_shown_by_owner(connection, definition)
+        created: list[str] = []
+        existing: list[str] = []
+        full, safe = view_names(table)
+        wanted = ((full, _full(definition)), (safe, _safe(definition)))
+        for name, _ in wanted:
+            _find(connection, table, name)  # a foreign one is told before the other one is made
+        for name, columns in wanted:
+
+            def renew(name: str = name, columns: Columns = columns) -> bool:
+                return _renew(connection, definition, name, columns, actor)
+
+            renewed = in_short_transaction(connection, f"create the view {name}", renew)
+            (created if renewed else existing).append(name)
+    return ViewsResult(tuple(created), tuple(existing), time.monotonic() - started)
+
+
+def drop_views(connection: Connection, definition: TableDefinition) -> tuple[str, ...]:
+    """Drop those of the table's two views that are ours, in the caller's transaction.
+
+    Returns:
+        Their names.
+
+    Raises:
+        RefusedError: somebody else's object depends on one.
+    """
+    dropped = []
+    for name in view_names(definition.table):
+        if any(view.ours for view in _look(connection, definition.table, name)):
+            _drop(connection, definition, name, "has to go")
+            dropped.append(name)
+    return tuple(dropped)
+
+
+def _refuse_rows_shown_by_owner(connection: Connection, definition: TableDefinition) -> None:
+    if connection.info.server_version >= _SECURITY_INVOKER_SINCE:
+        return
+    row = connection.execute(
+        "SELECT relrowsecurity FROM pg_class WHERE oid = %s", [definition.oid]
+    ).fetchone()
+    if row is not None and row[0]:
+        raise RefusedError(
+            f"Table {definition.table.key} has row-level security, and before PostgreSQL 15 a view shows all that its "
+            "owner may see. Its compatibility views would show hidden rows, so they are not created."
+        )
+
+
+def _full(definition: TableDefinition) -> Columns:
+    sensitive = {column.name: column for column in definition.table.columns}
+    added = {name for column in definition.table.columns for name in column.derived}
+    columns = [
+        (sensitive[name].encrypted if name in sensitive else name, name)
+        for name in definition.columns
+        if name not in added
+    ]
+    # After a drop the plaintext columns are gone from the table, not from the view.
+    columns += [(c.encrypted, c.name) for c in definition.table.columns if c.name not in definition.columns]
+    columns += [(c.search, c.search) for c in definition.table.columns if c.searchable]
+    return columns
+
+
+def _safe(definition: TableDefinition) -> Columns:
+    hidden = {name for column in definition.table.columns for name in (column.name, *column.derived)}
+    return [(name, name) for name in definition.columns if name not in hidden]
+
+
+def _mark(columns: Columns) -> str:
+    # Order of columns aside: dropping and restoring plaintext moves them, and the view need not follow.
+    canonical = json.dumps(sorted(columns))
+    return f"{_COMMENT} {hashlib.sha256(canonical.encode()).hexdigest()}"
+
+
+def _query(definition: TableDefinition, columns: Columns) -> Composed:
+    return SQL("SELECT {} FROM {} t").format(
+        SQL(", ").join(
+            SQL("t.{} AS {}").format(Identifier(source), Identifier(name)) for source, name in columns
+        ),
+        definition.identifier,
+    )
+
+
+@dataclass(frozen=True)
+class _View:
+    oid: int
+    ours: bool
+    comment: str | None
+    owner: str
+    invoker: bool
+    barrier: bool
+
+
+_LOOK = """
+SELECT c.oid, c.relkind = 'v' AND coalesce(starts_with(obj_description(c.oid, 'pg_class'), %s), false),
+       obj_description(c.oid, 'pg_class'), pg_get_userbyid(c.relowner),
+       coalesce(c.reloptions && ARRAY['security_invoker=true'], false),
+       coalesce(c.reloptions && ARRAY['security_barrier=true'], false)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
+"""
+
+
+def _look(connection: Connection, table: Table, name: str) -> list[_View]:
+    """What there is under that name: nothing, or one relation."""
+    return [_View(*row) for row in connection.execute(_LOOK, [_COMMENT, table.schema_name, name])]
+
+
+def _find(connection: Connection, table: Table, name: str) -> _View | None:
+    """Our view of that name, if it is there.
+
+    Raises:
+        ConfigurationError: what is there is not ours.
+    """
+    for view in _look(connection, table, name):
+        if not view.ours:
+            raise ConfigurationError(
+                f"{table.schema_name}.{name} exists and is not a compatibility view of ours. Rename it; "
+                "nothing was changed."
+            )
+        return view
+    return None
+
+
+def _renew(
+    connection: Connection, definition: TableDefinition, name: str, columns: Columns, actor: Actor
+) -> bool:
+    """Bring a view and its privileges up to what they are to be; returns whether anything had to be done."""
+    view = _find(connection, definition.table, name)
+    invoker = connection.info.server_version >= _SECURITY_INVOKER_SINCE
+    made_as_wanted = view is not None and _made_as_wanted(view, columns, invoker=invoker)
+    kept: list[_Grant] = []
+    if not made_as_wanted:
+        if view is not None:
+            gained = _extended(connection, definition, view, columns)
+            if gained is None:
+                kept = _grants_of(connection, view.oid)
+                _refuse_triggers(connection, view, name)
+                _drop(
+                    connection,
+                    definition,
+                    name,
+                    f"has to be renewed because {definition.table.key} has changed",
+                )
+            else:
+                columns = gained
+        for statement in _create(connection, definition, name, columns, invoker=invoker):
+            connection.execute(statement)
+    granted = _grant(connection, definition, name, columns, kept)
+    if not made_as_wanted or granted:
+        tracking.audit(connection, actor, "create_view", definition.table, view=name, granted=granted)
+    return not made_as_wanted or bool(granted)
+
+
+def view_statements(connection: Connection, definition: TableDefinition) -> list[Composed]:
+    """What :func:`create_views` would execute; executes nothing.
+
+    Args:
+        connection: an open session.
+        definition: the table, with its encrypted columns.
+
+    Raises:
+        ConfigurationError: a name is taken, or too long.
+    """
+    full, safe = view_names(definition.table)
+    invoker = connection.info.server_version >= _SECURITY_INVOKER_SINCE
+    statements: list[Composed] = []
+    for name, columns in ((full, _full(definition)), (safe, _safe(definition))):
+        view = _find(connection, definition.table, name)
+        wanted, kept = columns, list[_Grant]()
+        present = _grants_by_default(connection, definition)
+        if view is not None:
+            present = _grants_of(connection, view.oid)
+        if view is None:
+            statements += _create(connection, definition, name, wanted, invoker=invoker)
+        elif not _made_as_wanted(view, columns, invoker=invoker):
+            gained = _extended(connection, definition, view, columns)
+            if gained is None:
+                kept, present = present, _grants_by_default(connection, definition)
+                statements.append(_drop_statement(definition, name))
+            wanted = gained or columns
+            statements += _create(connection, definition, name, wanted, invoker=invoker)
+        owner = view.owner if view is not None and not kept else _owner(connection, definition)
+        missing = _missing_grants(connection, definition, wanted, kept, present, owner)
+        statements += _grant_statements(definition, name, missing)
+    return statements
+
+
+def _made_as_wanted(view: _View, columns: Columns, *, invoker: bool) -> bool:
+    return view.comment == _mark(columns) and view.invoker == invoker and not view.barrier
+
+
+def _create(
+    connection: Connection, definition: TableDefinition, name: str, columns: Columns, *, invoker: bool
+) -> list[Composed]:
+    identifier = Identifier(definition.table.schema_name, name)
+    options = SQL(" WITH (security_invoker = true)") if invoker else SQL("")
+    return [
+        SQL("CREATE OR REPLACE VIEW {}{} AS {}").format(identifier, options, _query(definition, columns)),
+        SQL("COMMENT ON VIEW {} IS {}").format(identifier, Literal(_mark(columns))),
+        *give_to_owner(connection, SQL("VIEW {}").format(identifier), definition.oid)[1],
+    ]
+
+
+def _drop_statement(definition: TableDefinition, name: str) -> Composed:
+    return SQL("DROP VIEW {}").format(Identifier(definition.table.schema_name, name))
+
+
+def _drop(connection: Connection, definition: TableDefinition, name: str, why: str) -> None:
+    try:
+        connection.execute(_drop_statement(definition, name))
+    except psycopg.errors.DependentObjectsStillExist:
+        raise RefusedError(
+            f"The view {name} {why}, and other objects depend on it. Drop those first, and run the step again; the "
+            "view was not changed."
+        ) from None
+
+
+def _refuse_triggers(connection: Connection, view: _View, name: str) -> None:
+    triggers = connection.execute(
+        "SELECT tgname FROM pg_trigger WHERE tgrelid = %s ORDER BY 1", [view.oid]
+    ).fetchall()
+    if triggers:
+        raise RefusedError(
+            f"The view {name} has to be made anew, and its triggers ({', '.join(t for (t,) in triggers)}) would go "
+            "with it. Drop them first, and create them again afterwards; the view was not changed."
+        )
+
+
+_TYPES = """
+SELECT attname, atttypid, atttypmod, attcollation FROM pg_attribute
+ WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+"""
+
+
+def _extended(
+    connection: Connection, definition: TableDefinition, view: _View, columns: Columns
+) -> Columns | None:
+    """The wanted columns with those of the view first, as CREATE OR REPLACE VIEW needs them; None where one is lost."""
+    of_table, of_view = (
+        {name: tuple(type_) for name, *type_ in connection.execute(_TYPES, [oid])}
+        for oid in (definition.oid, view.oid)
+    )
+    sources = {name: source for source, name in columns}
+    if any(name not in sources or of_table.get(sources[name]) != type_ for name, type_ in of_view.items()):
+        return None
+    return [(sources[name], name) for name in of_view] + [
+        column for column in columns if column[1] not in of_view
+    ]
+
+
+@dataclass(frozen=True)
+class _Grant:
+    """A privilege on a relation, or on one column of it; ``grantee`` None is PUBLIC."""
+
+    grantee: str | None
+    privilege: str
+    column: str | None
+    grantable: bool
+
+
+_GRANTS = """
+SELECT r.rolname, x.privilege_type, NULL::name, x.is_grantable
+  FROM pg_class c CROSS JOIN aclexplode(c.relacl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
+ WHERE c.oid = %(relation)s AND x.grantee <> c.relowner AND (x.grantee = 0 OR r.oid IS NOT NULL)
+ UNION
+SELECT r.rolname, x.privilege_type, a.attname, x.is_grantable
+  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped
+ CROSS JOIN aclexplode(a.attacl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
+ WHERE c.oid = %(relation)s AND x.grantee <> c.relowner AND (x.grantee = 0 OR r.oid IS NOT NULL)
+ ORDER BY 3 NULLS FIRST, 1 NULLS FIRST, 2
+"""
+# What can be granted on a view or its columns (PostgreSQL manual, 5.8 "Privileges").
+_PRIVILEGES = {
+    name: SQL(name)
+    for name in ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN")
+}
+
+
+def _grants_of(connection: Connection, oid: int) -> list[_Grant]:
+    return [_Grant(*row) for row in connection.execute(_GRANTS, {"relation": oid})]
+
+
+def _grant(
+    connection: Connection, definition: TableDefinition, name: str, columns: Columns, kept: list[_Grant]
+) -> list[str]:
+    """Give the view the privileges that it is to have and has not; returns to whom.
+
+    Those are the ones it had before it was made anew, and SELECT to whoever may read all that the view reads: it reads
+    with their rights.
+    """
+    (found,) = _look(connection, definition.table, name)
+    present = _grants_of(connection, found.oid)
+    missing = _missing_grants(connection, definition, columns, kept, present, found.owner)
+    for statement in _grant_statements(definition, name, missing):
+        connection.execute(statement)
+    return sorted({grant.grantee or "PUBLIC" for grant in missing})
+
+
+def _missing_grants(
+    connection: Connection,
+    definition: TableDefinition,
+    columns: Columns,
+    kept: list[_Grant],
+    present: list[_Grant],
+    owner: str,
+) -> list[_Grant]:
+    shown = {name for _, name in columns}
+    wanted = [grant for grant in kept if grant.column is None or grant.column in shown]
+    by_column: dict[str | None, set[str]] = {}
+    for grant in _grants_of(connection, definition.oid):
+        if grant.privilege == "SELECT" and grant.column is None:
+            wanted.append(grant)
+        elif grant.privilege == "SELECT" and grant.column is not None:
+            by_column.setdefault(grant.grantee, set()).add(grant.column)
+    read = {source for source, _ in columns}
+    wanted += [
+        _Grant(grantee, "SELECT", None, False) for grantee, names in by_column.items() if read <= names
+    ]
+    return [
+        grant
+        for grant in dict.fromkeys(wanted)
+        if grant.grantee != owner and grant not in present and replace(grant, grantable=True) not in present
+    ]
+
+
+def _grant_statements(definition: TableDefinition, name: str, grants: list[_Grant]) -> list[Composed]:
+    view = Identifier(definition.table.schema_name, name)
+    return [
+        SQL("GRANT {}{} ON {} TO {}{}").format(
+            _PRIVILEGES[grant.privilege],
+            SQL(" ({})").format(Identifier(grant.column)) if grant.column is not None else SQL(""),
+            view,
+            SQL("PUBLIC") if grant.grantee is None else Identifier(grant.grantee),
+            SQL(" WITH GRANT OPTION" if grant.grantable else ""),
+        )
+        for grant in grants
+    ]
+
+
+def _owner(connection: Connection, definition: TableDefinition) -> str:
+    """Whose a view is once it is made: the table's owner's, whose rights the migration has."""
+    row = connection.execute(
+        "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = %s", [definition.oid]
+    ).fetchone()
+    return "" if row is None else str(row[0])
+
+
+# ALTER DEFAULT PRIVILEGES of the owner, for all schemas (0) or the table's.
+_DEFAULT_GRANTS = """
+SELECT r.rolname, x.privilege_type, NULL::name, x.is_grantable
+  FROM pg_class c JOIN pg_default_acl d ON d.defaclrole = c.relowner AND d.defaclnamespace IN (0, c.relnamespace)
+ CROSS JOIN aclexplode(d.defaclacl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
+ WHERE c.oid = %s AND d.defaclobjtype = 'r' AND x.grantee <> c.relowner
+"""
+
+
+def _grants_by_default(connection: Connection, definition: TableDefinition) -> list[_Grant]:
+    """What a view has been granted as soon as it is made."""
+    return [_Grant(*row) for row in connection.execute(_DEFAULT_GRANTS, [definition.oid])]

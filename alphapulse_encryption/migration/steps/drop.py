@@ -1,0 +1,352 @@
+"""The drop of a table's plaintext columns: only what a person approved, and only while all of it still holds.
+
+Everything that takes time is done without a lock: the rows changed since the verification are verified, and the
+backup is read. Then one short transaction takes the lock, looks again at all that can be seen in time that does not
+grow with the table, saves what it drops, drops it and uses the approval up.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.sql import SQL, Composable, Composed, Identifier
+
+from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.crypto.envelope import EnvelopeFormat
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.limits import read_limits
+from alphapulse_encryption.migration.gates import approvals
+from alphapulse_encryption.migration.gates.approvals import Approval, TwoPersonRule
+from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
+from alphapulse_encryption.migration.rows import verify
+from alphapulse_encryption.migration.rows.batches import plan_by_key
+from alphapulse_encryption.migration.rows.catch_up import has_pending_index
+from alphapulse_encryption.migration.schema import indexes, saved, sql
+from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.partitions import Part, lock_parts, read_parts
+from alphapulse_encryption.migration.steps import columns, switch
+
+Connection = psycopg.Connection[Any]
+
+# Nothing done under the lock takes long. Should it all the same, or should this process stand still, the server ends
+# the transaction, and the application goes on.
+LONGEST_STATEMENT_UNDER_LOCK = "5s"
+LONGEST_PAUSE_UNDER_LOCK = "5s"
+
+
+@dataclass(frozen=True)
+class DropResult:
+    """What :func:`drop_plaintext` did.
+
+    Args:
+        changed: False where the plaintext was dropped, and all of it finished, before.
+        columns: the columns dropped now.
+        constraints: names of the constraints that went with them.
+        indexes: names of the indexes that went with them.
+        required: encrypted columns that are NOT NULL from now on in their place.
+        changed_rows: rows changed since the verification, which were verified before the lock.
+        approval: the approval used up; None where nothing was dropped now.
+        definition_id: row of ``encryption_definitions`` from which a restore rebuilds them; None as well.
+        seconds: duration.
+    """
+
+    changed: bool
+    columns: tuple[str, ...]
+    constraints: tuple[str, ...]
+    indexes: tuple[str, ...]
+    required: tuple[str, ...]
+    changed_rows: int
+    approval: Approval | None
+    definition_id: int | None
+    seconds: float
+
+
+def drop_plaintext(
+    database: Database,
+    catalogue: Catalogue,
+    table: Table,
+    cipher: EnvelopeFormat,
+    keys: KeyRing,
+    actor: Actor,
+    *,
+    operator: str = "",
+    default_rule: TwoPersonRule = "names",
+) -> DropResult:
+    """Drop the table's plaintext columns.
+
+    Args:
+        database: the target.
+        catalogue: as it is now; the approval is held against it.
+        table: the table.
+        cipher: the catalogue's envelope format.
+        keys: the key ring; the approval is held against it.
+        actor: the program that does it.
+        operator: name of the person who does it.
+        default_rule: the two-person rule, where the settings in the database have none.
+
+    Raises:
+        RefusedError: no valid approval, it was given by the same person, or anything it relies on does not hold now;
+            nothing was changed.
+        ConfigurationError: table or column missing.
+        DatabaseFailure: the server refused; nothing was changed.
+    """
+    started = time.monotonic()
+    doing = f"drop the plaintext of {table.key}"
+    dropped: _Dropped | None = None
+    changed_rows = 0
+    with database.session(doing) as connection:
+        state = tracking.require_state(connection, table)
+        tracking.check_key(connection, keys)
+        if state.stage != "dropped":
+            ask = _Ask(database, catalogue, table, cipher, keys, actor, operator, default_rule)
+            approval, since = _refuse_unless_allowed(connection, ask)
+            changed_rows = _verify_changed(connection, ask, since)
+            plan_by_key(connection)
+            dropped = in_short_transaction(connection, doing, lambda: _drop(connection, ask, approval))
+        required = _require_ciphertext(connection, table, actor)
+    return DropResult(
+        changed=dropped is not None or bool(required),
+        columns=tuple(column.name for column in dropped.what.columns) if dropped else (),
+        constraints=tuple(constraint.name for constraint in dropped.what.constraints) if dropped else (),
+        indexes=tuple(index.name for index in dropped.what.indexes) if dropped else (),
+        required=required,
+        changed_rows=changed_rows,
+        approval=dropped.approval if dropped else None,
+        definition_id=dropped.definition_id if dropped else None,
+        seconds=time.monotonic() - started,
+    )
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """What is asked for."""
+
+    database: Database
+    catalogue: Catalogue
+    table: Table
+    cipher: EnvelopeFormat
+    keys: KeyRing
+    actor: Actor
+    operator: str
+    default_rule: TwoPersonRule
+
+
+@dataclass(frozen=True)
+class _Dropped:
+    what: saved.SavedTable
+    approval: Approval
+    definition_id: int
+
+
+def _refuse_unless_allowed(connection: Connection, ask: _Ask) -> tuple[Approval, int]:
+    """All that can be said without a lock, the cheap reasons to refuse first.
+
+    Returns:
+        The approval, and the transaction since which rows may have changed.
+    """
+    definition = read_table(connection, ask.table)
+    approval = approvals.valid_approval(connection, ask.catalogue, definition, ask.keys)
+    rule = approvals.two_person_rule(connection, ask.default_rule)
+    approvals.refuse_same_person(connection, approval, ask.operator, rule)
+    since = _refuse_unless_ready(connection, ask, approval)
+    _refuse_without_guard(connection, definition)
+    _refuse_without_pending_index(connection, definition)
+    approvals.refuse_without_backup(connection, ask.table, approval)
+    return approval, since
+
+
+def _refuse_unless_ready(connection: Connection, ask: _Ask, approval: Approval) -> int:
+    """The table is droppable still, by the verification that was approved or a later one."""
+    _, verification = approvals.refuse_unless_droppable(connection, ask.table, ask.keys)
+    at, since = verification.verified_at, verification.since
+    if at is None or since is None or at < approval.verified_at:
+        raise RefusedError(
+            f"The verification of {ask.table.key} that approval {approval.id} relies on is not there any more. Verify "
+            f"the table again (--verify --table {ask.table.key}); nothing was changed."
+        )
+    return since
+
+
+def _verify_changed(connection: Connection, ask: _Ask, since: int) -> int:
+    seconds = read_limits(connection).drop_verification_seconds
+    found = verify.verify_changed(ask.database, ask.table, ask.cipher, ask.keys, since, seconds=seconds)
+    if not found.passed:
+        named = "; ".join(str(offender) for offender in found.offenders[:10])
+        raise RefusedError(
+            f"Of the rows of {ask.table.key} changed since the verification, values did not verify: {named}. Encrypt "
+            f"what is pending (--migrate-data --table {ask.table.key}), correct the others, and verify again; nothing "
+            "was dropped."
+        )
+    return found.rows
+
+
+def _refuse_without_guard(connection: Connection, definition: TableDefinition) -> None:
+    key = definition.table.key
+    if not columns.guard_in_place(connection, definition):
+        raise RefusedError(
+            f"The guard triggers of {key} are missing or disabled, so writes since the verification may have gone "
+            f"unnoticed. Renew them (--add-columns --table {key}), verify and approve again; nothing was dropped."
+        )
+
+
+def _refuse_without_pending_index(connection: Connection, definition: TableDefinition) -> None:
+    if not has_pending_index(connection, definition):
+        raise RefusedError(
+            f"The index {indexes.pending_index(definition.table)} is missing or invalid: without it the look "
+            f"for pending values under the lock would read all of {definition.table.key}. Build it first "
+            "(asset search_indexes); nothing was changed."
+        )
+
+
+def _drop(connection: Connection, ask: _Ask, before: Approval) -> _Dropped:
+    table = ask.table
+    state = tracking.require_state(connection, table, lock=True)
+    if state.stage != "columns" or state.authority != "ciphertext":
+        raise RefusedError(f"Table {table.key} was changed by another run meanwhile; nothing was dropped.")
+    _lock(connection, read_table(connection, table))
+    definition = read_table(connection, table)
+    approval = approvals.valid_approval(connection, ask.catalogue, definition, ask.keys, lock=True)
+    if approval.id != before.id:
+        raise RefusedError(
+            f"Table {table.key} was approved anew meanwhile. Run the step again; nothing was dropped."
+        )
+    _refuse_unless_ready(connection, ask, approval)
+    _refuse_without_guard(connection, definition)
+    _refuse_without_pending_index(connection, definition)
+    row = connection.execute(sql.any_pending(definition, SQL("{}").format(SQL("true")))).fetchone()
+    if row is None or row[0]:
+        raise RefusedError(
+            f"Values of {table.key} are pending: they were written just now by an application that still "
+            f"uses the plaintext columns. Encrypt them (--migrate-data --table {table.key}), and find out "
+            "who it is; nothing was dropped."
+        )
+    taken = saved.set_aside(state)
+    what = saved.read_saved(connection, definition, taken)
+    definition_id = saved.keep(connection, table, what)
+    _alter(connection, definition, what)
+    tracking.set_state(connection, table, authority="ciphertext", stage="dropped", set_aside={})
+    approvals.consume(connection, approval, ask.operator.strip() or ask.actor.name)
+    tracking.audit(
+        connection,
+        ask.actor,
+        "drop_plaintext",
+        table,
+        columns=[column.name for column in what.columns],
+        approval=approval.id,
+        approver=approval.approver,
+        operator=ask.operator.strip(),
+        two_person_rule=approvals.two_person_rule(connection, ask.default_rule),
+        definition=definition_id,
+        backup=approval.backup_id,
+    )
+    return _Dropped(what, approval, definition_id)
+
+
+# The other tables that an ALTER TABLE of ours locks: those that a foreign key refers to lose its triggers.
+_REFERRED_TO = """
+SELECT DISTINCT c.confrelid, has_table_privilege(c.confrelid, 'UPDATE, DELETE, TRUNCATE')
+  FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey)
+ WHERE c.contype = 'f' AND c.conrelid = %s AND c.confrelid <> c.conrelid AND a.attname = ANY(%s)
+ ORDER BY 1
+"""
+
+
+def _lock(connection: Connection, definition: TableDefinition) -> None:
+    """Lock all that the drop will need at once, waiting no longer than for one lock in all.
+
+    A table that we may not lock by itself is locked by the drop of the foreign key, which waits for that once more.
+    """
+    connection.execute(
+        "SELECT set_config('statement_timeout', %s, true), "
+        "set_config('idle_in_transaction_session_timeout', %s, true)",
+        [LONGEST_STATEMENT_UNDER_LOCK, LONGEST_PAUSE_UNDER_LOCK],
+    )
+    names = [column.name for column in definition.plaintext_columns]
+    others = connection.execute(_REFERRED_TO, [definition.oid, names]).fetchall()
+    parts: list[Part] = []
+    for oid, allowed in others:
+        parts += read_parts(connection, oid) if allowed else ()
+    # Our own last: the application waits for it from the moment that we do.
+    lock_parts(connection, [*parts, *read_parts(connection, definition.oid)], "ACCESS EXCLUSIVE")
+
+
+def _alter(connection: Connection, definition: TableDefinition, what: saved.SavedTable) -> None:
+    columns.drop_guard(connection, definition)
+    for statement in _removal(definition, what):
+        connection.execute(statement)
+
+
+def drop_statements(definition: TableDefinition, what: saved.SavedTable) -> list[Composed]:
+    """What the drop of a table executes, and the ciphertext's NOT NULL after it.
+
+    Args:
+        definition: the table as it is after the switch.
+        what: what goes with its plaintext columns.
+    """
+    names = {c.name for c in what.columns if c.not_null is not None and not c.encrypted_was_required}
+    required = [column.encrypted for column in definition.table.columns if column.name in names]
+    return [
+        *columns.drop_guard_statements(definition),
+        *_removal(definition, what),
+        *(
+            statement
+            for name in required
+            for statement in (
+                saved.validate_check(definition, saved.required_check(name)),
+                *_not_null_for_check(definition, name),
+            )
+        ),
+    ]
+
+
+def _removal(definition: TableDefinition, what: saved.SavedTable) -> list[Composed]:
+    encrypted = {column.name: column.encrypted for column in definition.table.columns}
+    statements: list[Composed] = []
+    actions: list[Composable] = []
+    for column in what.columns:
+        for schema, name in column.sequences:
+            # A sequence goes with the column that owns it, and its position with it.
+            statements.append(SQL("ALTER SEQUENCE {} OWNED BY NONE").format(Identifier(schema, name)))
+        if column.not_null is not None and not column.encrypted_was_required:
+            condition = SQL("{} IS NOT NULL").format(Identifier(encrypted[column.name]))
+            actions.append(saved.add_check(saved.required_check(encrypted[column.name]), condition))
+    # Without CASCADE: what we did not expect stops it.
+    actions += [SQL("DROP COLUMN {}").format(Identifier(column.name)) for column in what.columns]
+    return [*statements, saved.alter(definition, actions)]
+
+
+def _not_null_for_check(definition: TableDefinition, encrypted: str) -> tuple[Composed, Composed]:
+    check = saved.required_check(encrypted)
+    return (
+        saved.alter(definition, [SQL("ALTER COLUMN {} SET NOT NULL").format(Identifier(encrypted))]),
+        saved.alter(definition, [SQL("DROP CONSTRAINT {}").format(Identifier(check))]),
+    )
+
+
+def _require_ciphertext(connection: Connection, table: Table, actor: Actor) -> tuple[str, ...]:
+    """NOT NULL on the encrypted columns, in place of the checks that the drop added.
+
+    No row is looked at under the lock; continues where an earlier call was interrupted.
+    """
+    definition = read_table(connection, table, plaintext=False)
+    required = []
+    for column in table.columns:
+        name = saved.required_check(column.encrypted)
+        if saved.constraint_state(connection, definition, name) is None:
+            continue
+        switch.validate(connection, definition, name)
+
+        def finish(encrypted: str = column.encrypted) -> None:
+            for statement in _not_null_for_check(definition, encrypted):
+                connection.execute(statement)
+            tracking.audit(connection, actor, "set_not_null", table, column=encrypted)
+
+        in_short_transaction(connection, f"set {table.key}.{column.encrypted} NOT NULL", finish)
+        required.append(column.encrypted)
+    return tuple(required)

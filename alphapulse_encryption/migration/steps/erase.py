@@ -1,0 +1,252 @@
+"""After the drop, in a maintenance window: rewrite the table and the planner's statistics, then look what remains.
+
+``DROP COLUMN`` erases nothing: the values stay in the row versions until these are written anew (PostgreSQL manual,
+``ALTER TABLE``, notes), and in old versions of the planner's statistics. ``VACUUM FULL`` writes both anew. It takes the
+table's ACCESS EXCLUSIVE lock for as long as that lasts: nobody reads or writes the table meanwhile.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psycopg
+from psycopg.sql import SQL, Identifier
+
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.crypto.envelope import EnvelopeFormat
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.ddl import LOCK_TIMEOUT, outside_transaction, without_limits
+from alphapulse_encryption.migration.schema import saved
+from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.partitions import Part, read_parts
+from alphapulse_encryption.migration.steps.traces import (
+    OTHER_FILES,
+    WAL,
+    KnownValues,
+    Place,
+    look_everywhere,
+    look_into_table,
+    open_data_files,
+    sample_values,
+)
+
+Connection = psycopg.Connection[Any]
+
+_STATISTICS = ("pg_statistic", "pg_statistic_ext_data")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What it took to look for known values, before and after.
+
+    Args:
+        seconds: duration.
+        database: bytes of the database's own files.
+        wal: bytes of write-ahead log.
+        most_wal: bytes of write-ahead log that the server means to keep at most; 0 where it sets no limit.
+        other: bytes of the server's other files.
+    """
+
+    seconds: float = 0.0
+    database: int = 0
+    wal: int = 0
+    most_wal: int = 0
+    other: int = 0
+
+
+@dataclass(frozen=True)
+class ErasureResult:
+    """What :func:`erase_dropped` did and saw.
+
+    Args:
+        table: key of the table.
+        bytes_before: size with indexes and TOAST.
+        bytes_after: the same afterwards.
+        statistics_rewritten: whether the planner's statistics were; not every role may.
+        checkpointed: whether the files were made to show what the server has in memory; not every role may.
+        values: how many known values were looked for.
+        unsearchable: columns of which no value could be looked for.
+        places: what is where now.
+        locked_seconds: how long the table was rewritten, under its lock.
+        look: what looking for the values took.
+        seconds: duration.
+    """
+
+    table: str
+    bytes_before: int
+    bytes_after: int
+    statistics_rewritten: bool
+    checkpointed: bool
+    values: int
+    unsearchable: tuple[str, ...]
+    places: tuple[Place, ...]
+    locked_seconds: float
+    look: Look
+    seconds: float
+
+    @property
+    def remaining(self) -> tuple[Place, ...]:
+        """The places that were to be clean and are not."""
+        return tuple(place for place in self.places if place.erasable and place.finding == "found")
+
+
+def erase_dropped(
+    database: Database,
+    table: Table,
+    cipher: EnvelopeFormat,
+    keys: KeyRing,
+    actor: Actor,
+    *,
+    confirmation: str,
+) -> ErasureResult:
+    """Rewrite a table whose plaintext was dropped, and the planner's statistics; then look for known values.
+
+    May be run again at any time, also after it was killed.
+
+    Args:
+        database: the target.
+        table: the table.
+        cipher: opens the values to look for.
+        keys: has to be the key that the table is encrypted with.
+        actor: who does it.
+        confirmation: the table's key, typed by a person.
+
+    Raises:
+        RefusedError: wrong confirmation, the plaintext is not dropped, the table's lock cannot be had, or the role may
+            not rewrite it.
+        DecryptionError: a value cannot be opened.
+        DatabaseFailure: the server refused.
+    """
+    if confirmation != table.key:
+        raise RefusedError(
+            f"The confirmation is not the name of the table. Type {table.key} exactly; nothing was rewritten."
+        )
+    started = time.monotonic()
+    with database.session(f"erase what was dropped from {table.key}") as connection:
+        tracking.check_key(connection, keys)
+        state = tracking.require_state(connection, table)
+        dropped = saved.latest(connection, table)
+        if state.stage != "dropped" or dropped is None:
+            raise RefusedError(
+                f"The plaintext of {table.key} is not dropped, so there is nothing to erase; nothing was rewritten."
+            )
+        definition = read_table(connection, table, plaintext=False)
+        parts = read_parts(connection, definition.oid)
+        values = sample_values(
+            connection, definition, {column.name: column.type for column in dropped[1].columns}, cipher
+        )
+        began = time.monotonic()
+        before, looked_before = _before(connection, parts, values)
+        looking = time.monotonic() - began
+        size = definition.total_bytes
+        without_limits(connection)
+        locked = _rewrite_table(connection, definition, parts)
+        connection.execute(SQL("ANALYZE {}").format(definition.identifier))
+        statistics = all([_rewrite_catalogue(connection, name) for name in _STATISTICS])
+        checkpointed = _checkpoint(connection)
+        oids = [part.oid for part in parts]
+        began = time.monotonic()
+        places = [
+            replace(place, before=before.get(place.name)) if place.erasable else place
+            for place in look_everywhere(connection, open_data_files(connection), definition, oids, values)
+        ]
+        looking += time.monotonic() - began
+        result = ErasureResult(
+            table=table.key,
+            bytes_before=size,
+            bytes_after=read_table(connection, table, plaintext=False).total_bytes,
+            statistics_rewritten=statistics,
+            checkpointed=checkpointed,
+            values=len(values.patterns),
+            unsearchable=values.unsearchable,
+            places=tuple(places),
+            locked_seconds=locked,
+            look=_look(connection, looking, looked_before, places),
+            seconds=time.monotonic() - started,
+        )
+        tracking.audit(
+            *(connection, actor, "erase_dropped", table),
+            bytes_before=result.bytes_before,
+            bytes_after=result.bytes_after,
+            statistics_rewritten=statistics,
+            found_in=[place.name for place in places if place.finding == "found"],
+        )
+    return result
+
+
+def _before(connection: Connection, parts: Sequence[Part], values: KnownValues) -> tuple[dict[str, int], int]:
+    """How many known values can be seen while they are still there, which shows what the later look is worth; bytes."""
+    _checkpoint(connection)
+    files = open_data_files(connection)
+    return (
+        ({}, 0) if files is None else look_into_table(connection, files, [part.oid for part in parts], values)
+    )
+
+
+def _look(connection: Connection, seconds: float, before: int, places: Sequence[Place]) -> Look:
+    wal, other = (sum(place.bytes for place in places if place.name == name) for name in (WAL, OTHER_FILES))
+    row = connection.execute("SELECT pg_size_bytes(current_setting('max_wal_size'))").fetchone()
+    return Look(
+        seconds=seconds,
+        database=before + sum(place.bytes for place in places) - wal - other,
+        wal=wal,
+        most_wal=0 if row is None else row[0],
+        other=other,
+    )
+
+
+def _rewrite_table(connection: Connection, definition: TableDefinition, parts: Sequence[Part]) -> float:
+    started = time.monotonic()
+    for part in parts:
+        if not part.leaf:
+            continue
+        if not _rewrite(connection, part.schema_name, part.name):
+            raise RefusedError(
+                f"The server did not rewrite {part.schema_name}.{part.name}: this role may not vacuum it. Let its "
+                f"owner erase {definition.table.key}."
+            )
+    return time.monotonic() - started
+
+
+def _rewrite_catalogue(connection: Connection, name: str) -> bool:
+    try:
+        return _rewrite(connection, "pg_catalog", name)
+    except (psycopg.errors.InsufficientPrivilege, RefusedError):
+        return False
+
+
+def _rewrite(connection: Connection, schema: str, name: str) -> bool:
+    """``VACUUM FULL``; returns whether the table has another file now. Where a role may not, the server only warns."""
+    before = _file_of(connection, schema, name)
+    outside_transaction(
+        connection,
+        f"rewrite {schema}.{name}",
+        lambda: connection.execute(SQL("VACUUM (FULL) {}").format(Identifier(schema, name))),
+        # Whoever wants the table queues behind us while we wait.
+        lock_timeout=LOCK_TIMEOUT,
+    )
+    return _file_of(connection, schema, name) != before
+
+
+def _file_of(connection: Connection, schema: str, name: str) -> str | None:
+    row = connection.execute(
+        "SELECT pg_relation_filepath(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE n.nspname = %s AND c.relname = %s",
+        [schema, name],
+    ).fetchone()
+    return None if row is None else row[0]
+
+
+def _checkpoint(connection: Connection) -> bool:
+    """Write what the server has in memory to its files, and have it remove those that were replaced."""
+    try:
+        connection.execute("CHECKPOINT")
+    except psycopg.errors.InsufficientPrivilege:
+        return False
+    return True

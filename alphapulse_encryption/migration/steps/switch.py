@@ -1,0 +1,574 @@
+"""Which side is right: over to the ciphertext, and back to the plaintext before it is dropped.
+
+Both directions are online. What needs a look at every row (a check, a fill) is done beforehand or afterwards
+under locks that let the application go on; the change of authority itself is one short transaction that
+alters the catalogue of the database and no row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.sql import SQL, Composable, Composed, Identifier
+
+from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.crypto.envelope import EnvelopeFormat
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.usage import metered
+from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
+from alphapulse_encryption.migration.rows import fill, verify
+from alphapulse_encryption.migration.rows.batches import plan_by_key
+from alphapulse_encryption.migration.rows.fill import Filler, FillProgress
+from alphapulse_encryption.migration.schema import indexes, saved, sql, views
+from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.partitions import lock_partitions
+from alphapulse_encryption.migration.schema.saved import NotNull, SetAside
+from alphapulse_encryption.migration.steps import columns
+
+Connection = psycopg.Connection[Any]
+
+# So many rows that the application cleared at the last moment are filled under the lock itself; where there
+# are more, they are filled without it first.
+FILLED_UNDER_LOCK = 500
+LOOKS = 20
+
+
+@dataclass(frozen=True)
+class SwitchResult:
+    """What :func:`switch_to_ciphertext` did.
+
+    Args:
+        changed: False where the ciphertext was right already.
+        required: columns whose NOT NULL became a check on both sides.
+        defaults: columns whose default was set aside.
+        seconds: duration.
+    """
+
+    changed: bool
+    required: tuple[str, ...]
+    defaults: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RevertResult:
+    """What :func:`revert_to_plaintext` did.
+
+    Args:
+        changed: False where the plaintext was right already.
+        rows: rows whose plaintext was filled from the ciphertext.
+        values: values filled.
+        views: the compatibility views that were removed.
+        seconds: duration.
+    """
+
+    changed: bool
+    rows: int
+    values: int
+    views: tuple[str, ...]
+    seconds: float
+
+
+def switch_to_ciphertext(database: Database, table: Table, keys: KeyRing, actor: Actor) -> SwitchResult:
+    """Let the ciphertext be right from now on: the application reads and writes the encrypted columns.
+
+    NOT NULL on a plaintext column becomes a check that one of both sides is there, its default is set aside,
+    and its uniqueness has to be carried by the search column already.
+
+    Args:
+        database: the target.
+        table: the catalogue's entry.
+        keys: held against the key this database was begun with.
+        actor: who does it.
+
+    Raises:
+        RefusedError: not verified, values pending, or a guarantee that cannot be carried; nothing was
+        changed.
+        ConfigurationError: table or column missing.
+        DatabaseFailure: the server refused.
+    """
+    started = time.monotonic()
+    doing = f"switch {table.key} to ciphertext"
+    with database.session(doing) as connection:
+        state = tracking.require_guarded_state(connection, table)
+        tracking.check_key(connection, keys)
+        if state.authority == "ciphertext":
+            return SwitchResult(False, (), (), time.monotonic() - started)
+        if state.stage == "restoring" or not saved.set_aside(state).is_empty:
+            raise RefusedError(
+                f"Table {table.key} is on its way back to plaintext. Let "
+                f"{'restore_plaintext' if state.stage == 'restoring' else 'revert_to_plaintext'} end first."
+            )
+        definition = read_table(connection, table)
+        _refuse_unless_ready(connection, definition, keys)
+        for column in definition.plaintext_columns:
+            if definition.columns[column.name].not_null:
+                _require_either(connection, definition, column, actor)
+        taken = in_short_transaction(connection, doing, lambda: _switch(connection, table, actor))
+    return SwitchResult(
+        changed=taken is not None,
+        required=tuple(taken.not_null) if taken else (),
+        defaults=tuple(taken.defaults) if taken else (),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _refuse_unless_ready(connection: Connection, definition: TableDefinition, keys: KeyRing) -> None:
+    table = definition.table
+    verification = verify.verify_table(connection, table, keys)
+    if not verification.passed:
+        raise RefusedError(
+            f"Table {table.key} is not verified: {'; '.join(verification.reasons)}. Run the backfill and the "
+            f"verification (--migrate-data --verify --table {table.key}); nothing was changed."
+        )
+    row = connection.execute(sql.any_pending(definition, SQL("{}").format(SQL("true")))).fetchone()
+    if row is None or row[0]:
+        raise RefusedError(
+            f"Values of {table.key} are pending: they were written since the backfill. Run it again "
+            f"(--migrate-data --verify --table {table.key}); nothing was changed."
+        )
+    _refuse_uncarried(connection, definition)
+
+
+_DOMAINS = """
+WITH RECURSIVE t (column_name, oid) AS (
+    SELECT a.attname, a.atttypid FROM pg_attribute a WHERE a.attrelid = %s AND a.attname = ANY(%s)
+    UNION ALL
+    SELECT t.column_name, d.typbasetype FROM t JOIN pg_type d ON d.oid = t.oid WHERE d.typtype = 'd')
+SELECT t.column_name FROM t JOIN pg_type d ON d.oid = t.oid WHERE d.typnotnull ORDER BY 1
+"""
+
+_EXCLUSIONS = """
+SELECT DISTINCT c.conname FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid
+ WHERE c.contype = 'x' AND c.conrelid = %s AND a.attname = ANY(%s)
+   AND (a.attnum = ANY(c.conkey) OR EXISTS (
+        SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.conindid
+           AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.conrelid AND d.refobjsubid = a.attnum))
+ ORDER BY 1
+"""
+
+# From PostgreSQL 18 on.
+_UNPROVEN_NOT_NULL = """
+SELECT c.conname FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
+ WHERE c.contype = 'n' AND NOT c.convalidated AND c.conrelid = %s AND a.attname = ANY(%s) ORDER BY 1
+"""
+
+# What a partition has of its own: it would go on asking for the plaintext of its rows.
+_PARTITION_RULES = """
+SELECT c.relname, format('NOT NULL on %%I', a.attname)
+  FROM pg_partition_tree(%(table)s) p JOIN pg_class c ON c.oid = p.relid
+  JOIN pg_attribute a ON a.attrelid = p.relid
+  JOIN pg_attribute whole ON whole.attrelid = %(table)s AND whole.attname = a.attname
+ WHERE p.level > 0 AND a.attname = ANY(%(columns)s) AND a.attnotnull AND NOT whole.attnotnull
+ UNION ALL
+SELECT c.relname, format('the exclusion constraint %%I', x.conname)
+  FROM pg_partition_tree(%(table)s) p JOIN pg_class c ON c.oid = p.relid
+  JOIN pg_constraint x ON x.conrelid = p.relid AND x.contype = 'x' AND x.conparentid = 0
+  JOIN pg_attribute a ON a.attrelid = p.relid AND a.attname = ANY(%(columns)s)
+ WHERE p.level > 0 AND (a.attnum = ANY(x.conkey) OR EXISTS (
+       SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = x.conindid
+          AND d.refclassid = 'pg_class'::regclass AND d.refobjid = x.conrelid AND d.refobjsubid = a.attnum))
+ ORDER BY 1, 2
+"""
+
+
+def _refuse_uncarried(connection: Connection, definition: TableDefinition) -> None:
+    """Refuse where a guarantee of the plaintext columns would silently be lost."""
+    table = definition.table
+    refuse_uncarriable(connection, definition)
+    valid = {
+        name: unique
+        for name, unique in connection.execute(
+            "SELECT i.relname, x.indisunique FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
+            "WHERE x.indrelid = %s AND x.indisvalid AND x.indisready",
+            [definition.oid],
+        )
+    }
+    for want in indexes.wanted_indexes(connection, definition):
+        if not want.pending_only and (want.name not in valid or (want.unique and not valid[want.name])):
+            raise RefusedError(
+                f"The {'unique ' if want.unique else ''}index {want.name} of {table.key} is missing or "
+                f"invalid. Build it first (asset search_indexes); nothing was changed."
+            )
+
+
+def refuse_uncarriable(connection: Connection, definition: TableDefinition) -> None:
+    """Refuse where no step of ours could carry a guarantee of the plaintext columns over.
+
+    Raises:
+        RefusedError: names it, and says what to do.
+    """
+    table = definition.table
+    for index in indexes.unique_indexes(connection, definition):
+        if not index.portable:
+            raise RefusedError(
+                f"The unique index {index.name} of {table.key} ({', '.join(index.columns)}) cannot be "
+                f"carried over to ciphertext: {index.obstacle}; nothing was changed."
+            )
+    names = [column.name for column in definition.plaintext_columns]
+    for (name,) in connection.execute(_EXCLUSIONS, [definition.oid, names]):
+        raise RefusedError(
+            f"The exclusion constraint {name} of {table.key} cannot be carried over to ciphertext, which "
+            "cannot be compared. Drop it, or take its columns out of the catalogue; nothing was changed."
+        )
+    for (name,) in connection.execute(_UNPROVEN_NOT_NULL, [definition.oid, names]):
+        raise RefusedError(
+            f"The constraint {name} of {table.key} is NOT VALID: rows without a value may be there, and the check "
+            "that takes over would not let them pass. Validate it (ALTER TABLE … VALIDATE CONSTRAINT), or drop it; "
+            "nothing was changed."
+        )
+    of_partitions = {"table": definition.oid, "columns": names}
+    for partition, rule in connection.execute(_PARTITION_RULES, of_partitions):
+        raise RefusedError(
+            f"Partition {partition} of {table.key} has a rule of its own, {rule}, which the ciphertext cannot take "
+            "over. Make it one of the partitioned table, or drop it; nothing was changed."
+        )
+    for (name,) in connection.execute(_DOMAINS, [definition.oid, names]):
+        raise RefusedError(
+            f"The type of {table.key}.{name} is a domain that forbids NULL, so the plaintext could not be "
+            "cleared when the ciphertext is written. Make NOT NULL a constraint of the column instead; "
+            "nothing was changed."
+        )
+
+
+def _require_either(
+    connection: Connection, definition: TableDefinition, column: Column, actor: Actor
+) -> None:
+    """The check that takes over from NOT NULL, validated while writers go on."""
+    name = saved.presence_check(column)
+
+    def add() -> None:
+        if saved.constraint_state(connection, definition, name) is None:
+            lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
+            connection.execute(_add_presence_check(definition, column))
+            tracking.audit(connection, actor, "add_check", definition.table, constraint=name)
+
+    in_short_transaction(connection, f"add the check {name}", add)
+    validate(connection, definition, name)
+
+
+def _add_presence_check(definition: TableDefinition, column: Column) -> Composed:
+    either = SQL("{} IS NOT NULL OR {} IS NOT NULL").format(
+        Identifier(column.name), Identifier(column.encrypted)
+    )
+    return saved.alter(definition, [saved.add_check(saved.presence_check(column), either)])
+
+
+def validate(connection: Connection, definition: TableDefinition, name: str) -> None:
+    """Validate a constraint of the table where that is still to be done; writers go on meanwhile."""
+    if saved.constraint_state(connection, definition, name) is False:
+        statement = saved.validate_check(definition, name)
+        in_short_transaction(
+            connection, f"validate the constraint {name}", lambda: connection.execute(statement)
+        )
+
+
+def switch_statements(connection: Connection, definition: TableDefinition) -> list[Composed]:
+    """What a switch of the table would execute, as it is now; executes nothing.
+
+    Args:
+        connection: an open session.
+        definition: the table, with its encrypted columns.
+    """
+    statements: list[Composed] = []
+    for column in definition.plaintext_columns:
+        if definition.columns[column.name].not_null:
+            name = saved.presence_check(column)
+            state = saved.constraint_state(connection, definition, name)
+            if state is None:
+                statements.append(_add_presence_check(definition, column))
+            if not state:
+                statements.append(saved.validate_check(definition, name))
+    actions = _relax(what_is_set_aside(connection, definition))
+    if actions:
+        statements.append(saved.alter(definition, actions))
+    return statements + columns.guard_statements(connection, definition, "ciphertext")
+
+
+def what_is_set_aside(connection: Connection, definition: TableDefinition) -> SetAside:
+    """What a switch takes off the plaintext columns."""
+    return SetAside(
+        defaults={
+            column.name: live.default
+            for column in definition.plaintext_columns
+            if (live := definition.columns[column.name]).default is not None
+        },
+        not_null=saved.read_not_null(connection, definition),
+    )
+
+
+def _relax(taken: SetAside) -> list[Composable]:
+    return [
+        *(SQL("ALTER COLUMN {} DROP NOT NULL").format(Identifier(name)) for name in taken.not_null),
+        *(SQL("ALTER COLUMN {} DROP DEFAULT").format(Identifier(name)) for name in taken.defaults),
+    ]
+
+
+def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | None:
+    state = tracking.require_state(connection, table, lock=True)
+    if state.authority == "ciphertext":
+        return None
+    definition = read_table(connection, table)
+    lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
+    taken = what_is_set_aside(connection, definition)
+    actions = _relax(taken)
+    for column in definition.plaintext_columns:
+        if column.name in taken.not_null and not saved.constraint_state(
+            connection, definition, saved.presence_check(column)
+        ):
+            raise RefusedError(
+                f"{table.key}.{column.name} became NOT NULL meanwhile. Run the step again; nothing was "
+                "changed."
+            )
+    if actions:
+        connection.execute(saved.alter(definition, actions))
+    tracking.set_state(
+        connection, table, authority="ciphertext", stage=state.stage, set_aside=taken.model_dump()
+    )
+    columns.ensure_guard(connection, definition, actor)
+    tracking.audit(
+        connection,
+        actor,
+        "switch_to_ciphertext",
+        table,
+        not_null=list(taken.not_null),
+        defaults=taken.defaults,
+    )
+    return taken
+
+
+def revert_to_plaintext(
+    database: Database,
+    table: Table,
+    cipher: EnvelopeFormat,
+    keys: KeyRing,
+    actor: Actor,
+    *,
+    on_progress: Callable[[FillProgress], None] | None = None,
+) -> RevertResult:
+    """Let the plaintext be right again, before it was dropped, and leave the table to itself.
+
+    Values that were written as ciphertext only are put into the plaintext columns first. Then the guard, the
+    compatibility views and the index on pending rows are removed. The encrypted columns and their search indexes stay
+    for a retry, which begins with ``add_encrypted_columns``: without the guard nobody sees which ciphertext becomes
+    older than its plaintext, so all of it is made anew then.
+
+    Args:
+        database: the target.
+        table: the catalogue's entry.
+        cipher: the catalogue's envelope format.
+        keys: held against the key this database was begun with.
+        actor: who does it.
+        on_progress: called after each batch that was filled.
+
+    Raises:
+        RefusedError: the plaintext was dropped (``restore_plaintext`` then), or values cannot be put back, or somebody
+            else's object depends on a compatibility view (the plaintext is right already then).
+        ConfigurationError: table or column missing.
+        DatabaseFailure: the server refused.
+    """
+    started = time.monotonic()
+    with (
+        metered(database, cipher, keys) as metering,
+        database.session(f"revert {table.key} to plaintext") as connection,
+    ):
+        plan_by_key(connection)
+        state = tracking.require_state(connection, table)
+        tracking.check_key(connection, keys)
+        if state.stage != "columns":
+            raise RefusedError(
+                f"The plaintext of {table.key} was dropped. Use restore_plaintext, which rebuilds it from "
+                "the ciphertext; nothing was changed."
+            )
+        if state.unguarded:
+            return RevertResult(False, 0, 0, (), time.monotonic() - started)
+        definition = read_table(connection, table)
+        filler = Filler(connection, definition, metering, keys, on_progress)
+        if state.authority == "ciphertext":
+            fill_all(connection, filler)
+            hand_back(connection, filler, actor)
+        if state.authority == "ciphertext" or not saved.set_aside(state).is_empty:
+            put_back_not_null(connection, definition)
+            in_short_transaction(
+                connection,
+                f"revert {table.key} to plaintext",
+                lambda: finish_return(connection, definition, actor, "revert_to_plaintext"),
+            )
+        removed = in_short_transaction(
+            connection,
+            f"take the guard and the views of {table.key} away",
+            lambda: _withdraw(connection, table, actor),
+        )
+    return RevertResult(True, filler.rows, filler.values, removed, time.monotonic() - started)
+
+
+# Of the steps that a retry begins anew, and of approvals given for what is no more.
+_FORGET = (
+    "DELETE FROM public.encryption_verifications WHERE table_name = %(table)s",
+    "DELETE FROM public.encryption_quarantine WHERE table_name = %(table)s",
+    "UPDATE public.encryption_ranges SET status = 'pending', position = NULL, rows_processed = 0, "
+    "values_processed = 0, started_at = NULL, completed_at = NULL, waiting_for = NULL, error_message = NULL "
+    "WHERE table_name = %(table)s",
+    "UPDATE public.encryption_migrations SET status = 'pending', records_processed = 0, started_at = NULL, "
+    "completed_at = NULL, error_message = NULL WHERE table_name = %(table)s",
+    "UPDATE public.encryption_approvals SET revoked_at = clock_timestamp(), revoked_by = %(actor)s "
+    "WHERE table_name = %(table)s AND consumed_at IS NULL AND revoked_at IS NULL",
+)
+
+
+def _withdraw(connection: Connection, table: Table, actor: Actor) -> tuple[str, ...]:
+    """Leave nothing with the table but its encrypted columns and their indexes; returns the views removed."""
+    state = tracking.require_state(connection, table, lock=True)
+    if state.authority != "plaintext" or state.stage != "columns":
+        raise RefusedError(f"Table {table.key} was changed by another run meanwhile. Run the step again.")
+    definition = read_table(connection, table)
+    removed = views.drop_views(connection, definition)
+    columns.drop_guard(connection, definition)
+    connection.execute(
+        SQL("DROP INDEX IF EXISTS {}").format(Identifier(table.schema_name, indexes.pending_index(table)))
+    )
+    for statement in _FORGET:
+        connection.execute(statement, {"table": table.key, "actor": actor.name})
+    tracking.set_state(
+        connection,
+        table,
+        authority="plaintext",
+        stage="columns",
+        set_aside=SetAside(unguarded=True).model_dump(exclude_defaults=True),
+    )
+    tracking.audit(connection, actor, "withdraw", table, views=list(removed))
+    return removed
+
+
+def fill_all(connection: Connection, filler: Filler) -> None:
+    """Fill the table range by range, as it was planned for the backfill."""
+    for batch_range in tracking.read_ranges(connection, filler.definition.table):
+        if not batch_range.is_empty:
+            filler.fill(batch_range.lower, batch_range.upper, batch_range=batch_range.number)
+
+
+def hand_back(connection: Connection, filler: Filler, actor: Actor) -> None:
+    """Fill what is left and let the plaintext be right: defaults are back, NOT NULL as a check for now.
+
+    What is left is told by a partial index, so that the look under the lock costs what it finds. The state
+    remembers NOT NULL until :func:`finish_return`.
+    """
+    definition = filler.definition
+    table = definition.table
+    _build_unfilled_index(connection, definition)
+    for _ in range(LOOKS):
+        if filler.count(FILLED_UNDER_LOCK + 1) > FILLED_UNDER_LOCK:
+            filler.fill(None, None)
+        if in_short_transaction(
+            connection, f"hand {table.key} back to plaintext", lambda: _hand_back(connection, filler, actor)
+        ):
+            return
+    raise RefusedError(
+        f"The application goes on writing ciphertext to {table.key} faster than it can be put back as "
+        "plaintext. Switch the application to the plaintext columns, and run the step again."
+    )
+
+
+def _hand_back(connection: Connection, filler: Filler, actor: Actor) -> bool:
+    definition = filler.definition
+    table = definition.table
+    state = tracking.require_state(connection, table, lock=True)
+    if state.authority == "plaintext":
+        return True
+    lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
+    connection.execute(SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(definition.identifier))
+    if filler.count(FILLED_UNDER_LOCK + 1) > FILLED_UNDER_LOCK:
+        return False
+    filler.fill(None, None)
+    taken = saved.set_aside(state)
+    actions: list[Composable] = [
+        SQL("ALTER COLUMN {} SET DEFAULT {}").format(Identifier(name), saved.verbatim(text))
+        for name, text in taken.defaults.items()
+    ]
+    for column in definition.plaintext_columns:
+        if saved.constraint_state(connection, definition, saved.presence_check(column)) is not None:
+            actions.append(SQL("DROP CONSTRAINT {}").format(Identifier(saved.presence_check(column))))
+    for name in taken.not_null:
+        condition = SQL("{} IS NOT NULL").format(Identifier(name))
+        actions.append(saved.add_check(saved.required_check(name), condition))
+    if actions:
+        connection.execute(saved.alter(definition, actions))
+    connection.execute(
+        SQL("DROP INDEX IF EXISTS {}").format(Identifier(table.schema_name, saved.unfilled_index(table)))
+    )
+    tracking.set_state(
+        connection,
+        table,
+        authority="plaintext",
+        stage=state.stage,
+        set_aside=SetAside(not_null=taken.not_null).model_dump(),
+    )
+    columns.ensure_guard(connection, definition, actor)
+    tracking.audit(connection, actor, "hand_back", table, rows=filler.rows, values=filler.values)
+    return True
+
+
+def put_back_not_null(connection: Connection, definition: TableDefinition) -> None:
+    """Validate the checks that stand for NOT NULL, so that setting it needs no look at the rows."""
+    for column in definition.plaintext_columns:
+        validate(connection, definition, saved.required_check(column.name))
+
+
+def finish_return(connection: Connection, definition: TableDefinition, actor: Actor, action: str) -> None:
+    """NOT NULL proper in place of the checks; the table stands where step 2 had left it. In a transaction."""
+    table = definition.table
+    state = tracking.require_state(connection, table, lock=True)
+    if state.authority != "plaintext":
+        raise RefusedError(f"Table {table.key} was switched to ciphertext meanwhile. Run the step again.")
+    taken = saved.set_aside(state)
+    current = read_table(connection, table)
+    # One after the other: it is by the checks that PostgreSQL knows it need not look at the rows.
+    for name, not_null in taken.not_null.items():
+        if name in current.columns and not current.columns[name].not_null:
+            connection.execute(saved.alter(definition, [set_not_null(name, not_null)]))
+            if not_null.name is not None and not_null.comment is not None:
+                constraint = SQL("{} ON {}").format(Identifier(not_null.name), definition.identifier)
+                connection.execute(saved.comment_on("CONSTRAINT", constraint, not_null.comment))
+    checks: list[Composable] = [
+        SQL("DROP CONSTRAINT IF EXISTS {}").format(Identifier(saved.required_check(name)))
+        for name in taken.not_null
+    ]
+    if checks:
+        connection.execute(saved.alter(definition, checks))
+    tracking.set_state(connection, table, authority="plaintext", stage="columns", set_aside={})
+    tracking.audit(connection, actor, action, table)
+
+
+def set_not_null(name: str, not_null: NotNull) -> Composable:
+    """NOT NULL again, under the name its constraint had."""
+    if not_null.name is None or not_null.definition is None:
+        return SQL("ALTER COLUMN {} SET NOT NULL").format(Identifier(name))
+    return SQL("ADD CONSTRAINT {} {}").format(Identifier(not_null.name), saved.verbatim(not_null.definition))
+
+
+def _build_unfilled_index(connection: Connection, definition: TableDefinition) -> None:
+    table = definition.table
+    row = connection.execute(
+        "SELECT x.indisvalid FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
+        "WHERE x.indrelid = %s AND i.relname = %s",
+        [definition.oid, saved.unfilled_index(table)],
+    ).fetchone()
+    if row is not None and row[0]:
+        return
+    indexes.build_index(
+        connection,
+        definition,
+        indexes.WantedIndex(
+            saved.unfilled_index(table),
+            tuple(key.name for key in definition.key),
+            unique=False,
+            condition=lambda name: fill.row_unfilled(definition, indexes.alias(name)),
+        ),
+    )

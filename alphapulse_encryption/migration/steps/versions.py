@@ -1,0 +1,401 @@
+"""Key versions in the database: which one is written, how many values each still has, and when one is retired.
+
+A version is *current* from the beginning of its rotation on, *readable* while values of it may be there, and *retired*
+once a look at all catalogued tables found none. Retiring destroys nothing: the key stays where it is, and a version of
+which values turn up again is readable again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg.sql import SQL, Composed, Identifier, Literal
+
+from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.crypto.envelope import EnvelopeFormat
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.errors import DecryptionError, RefusedError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.tracking import KeyVersion
+from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.rows.batches import fetch_batch
+from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+
+Connection = psycopg.Connection[Any]
+
+ROWS_PER_BATCH = 5_000
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What :func:`begin_rotation` did.
+
+    Args:
+        version: the current version now.
+        before: the current version before; the same where nothing was begun. None where the database never was.
+        revoked: approvals of a drop that this has voided.
+    """
+
+    version: int
+    before: int | None
+    revoked: tuple[int, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        return self.before is not None and self.before != self.version
+
+
+def begin_rotation(database: Database, keys: KeyRing, actor: Actor) -> Begun:
+    """Make the key ring's current version the database's: from now on the engine writes no other.
+
+    What is of other versions stays as it is, and readable. Approvals of a drop are revoked, and verifications count no
+    more: both were given for values under the version before.
+
+    Args:
+        database: the target.
+        keys: the key ring; its current version is the one to rotate to.
+        actor: who does it.
+
+    Raises:
+        RefusedError: the database's current version is a later one, a key is not the one the database was begun with,
+            or there is no key of a version that values may have; nothing was changed.
+        DatabaseFailure: the server refused.
+    """
+    new = keys.current_version
+    with database.session("begin a key rotation") as connection:
+        tracking.check_key_values(connection, keys)
+        if not tracking.key_versions(connection):
+            return Begun(new, None)
+        tracking.ensure_bookkeeping(connection)
+        with connection.transaction():
+            connection.execute("LOCK TABLE public.encryption_key_versions IN SHARE ROW EXCLUSIVE MODE")
+            versions = tracking.key_versions(connection)
+            current = next(version for version in versions if version.state == "current")
+            if current.number == new:
+                tracking.check_readable(versions, keys)
+                return Begun(new, new)
+            if new < current.number:
+                tracking.check_key(connection, keys)
+            tracking.check_readable(versions, keys)
+            tracking.remember_key(connection, keys)
+            # Once more, now that this one is among them: somebody may have stored another key for it before.
+            tracking.check_key_values(connection, keys)
+            _set_state(connection, current.number, "readable", actor)
+            _set_state(connection, new, "current", actor)
+            revoked = connection.execute(
+                "UPDATE public.encryption_approvals SET revoked_at = clock_timestamp(), revoked_by = %s "
+                "WHERE consumed_at IS NULL AND revoked_at IS NULL RETURNING id",
+                [f"{actor.name}: key rotation"],
+            ).fetchall()
+            approvals = tuple(number for (number,) in revoked)
+            tracking.audit(
+                connection,
+                actor,
+                "begin_key_rotation",
+                from_version=current.number,
+                to_version=new,
+                revoked_approvals=list(approvals),
+            )
+    return Begun(new, current.number, approvals)
+
+
+def _set_state(connection: Connection, version: int, state: tracking.KeyState, actor: Actor) -> None:
+    connection.execute(
+        "INSERT INTO public.encryption_key_versions (key_version, state, changed_by, run_id) "
+        "VALUES (%s, %s, %s, %s) ON CONFLICT (key_version) DO UPDATE SET state = excluded.state, "
+        "since = clock_timestamp(), changed_by = excluded.changed_by, run_id = excluded.run_id",
+        [version, state, actor.name, actor.run_id],
+    )
+
+
+@dataclass
+class Found:
+    """What is of one key version in one table.
+
+    Args:
+        rows: rows with a value of it.
+        values: values.
+    """
+
+    rows: int = 0
+    values: int = 0
+
+    def __str__(self) -> str:
+        values = f"{self.values:,} value{'' if self.values == 1 else 's'}"
+        return f"{values} in {self.rows:,} row{'' if self.rows == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class TableVersions:
+    """What a table's ciphertexts name as their key versions.
+
+    Args:
+        table: the table's key.
+        versions: by version.
+        unreadable: values that are no envelopes of their column, so that they name none.
+    """
+
+    table: str
+    versions: Mapping[int, Found]
+    unreadable: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"version {version}: {found}" for version, found in self.versions.items()]
+        parts += [f"no envelopes: {self.unreadable:,} values"] if self.unreadable else []
+        return "; ".join(parts) or "nothing is encrypted"
+
+    def of(self, version: int) -> Found:
+        """What is of a version."""
+        return self.versions.get(version, Found())
+
+
+@dataclass
+class _Count:
+    versions: dict[int, Found] = field(default_factory=dict)
+    unreadable: int = 0
+
+    def add(self, version: int, rows: int, values: int) -> None:
+        found = self.versions.setdefault(version, Found())
+        found.rows += rows
+        found.values += values
+
+
+def count_versions(
+    database: Database, tables: Iterable[Table], cipher: EnvelopeFormat
+) -> tuple[TableVersions, ...]:
+    """Count what each table has of every key version, all of them at one moment; reads every row, and opens none.
+
+    Args:
+        database: the target.
+        tables: the catalogue's entries; those without encrypted columns are left out.
+        cipher: the catalogue's envelope format.
+
+    Raises:
+        ConfigurationError: a table is missing.
+        DatabaseFailure: the server refused.
+    """
+    with database.session("count the values of each key version") as connection, connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        return tuple(_counted(connection, tables, cipher))
+
+
+def _counted(
+    connection: Connection, tables: Iterable[Table], cipher: EnvelopeFormat
+) -> Iterable[TableVersions]:
+    known = [version.number for version in tracking.key_versions(connection)]
+    for table in tables:
+        definition = read_table(connection, table, plaintext=False)
+        if definition.encrypted_columns:
+            yield _count(connection, definition, cipher, known)
+
+
+def _count(
+    connection: Connection, definition: TableDefinition, cipher: EnvelopeFormat, versions: Sequence[int]
+) -> TableVersions:
+    """Those that end as ours do are counted by the server, rows with any other are looked at here."""
+    count = _Count()
+    # Two numbers for each version, in one row.
+    numbers = connection.execute(_count_ours(definition, cipher, versions)).fetchall()[0]
+    for i, version in enumerate(versions):
+        if numbers[2 * i]:
+            count.add(version, numbers[2 * i], numbers[2 * i + 1])
+    with connection.cursor(name="encryption_key_versions") as cursor:
+        cursor.execute(_select_others(definition, cipher, versions))
+        while rows := fetch_batch(cursor, ROWS_PER_BATCH):
+            for row in rows:
+                _look(definition, cipher, row, count)
+    return TableVersions(definition.table.key, dict(sorted(count.versions.items())), count.unreadable)
+
+
+def _look(
+    definition: TableDefinition, cipher: EnvelopeFormat, row: Sequence[str | None], count: _Count
+) -> None:
+    found: Counter[int] = Counter()
+    for column, envelope in zip(definition.encrypted_columns, row, strict=True):
+        if envelope is None:
+            continue
+        try:
+            found[cipher.key_version(envelope, column.context)] += 1
+        except DecryptionError:
+            count.unreadable += 1
+    for version, values in found.items():
+        count.add(version, 1, values)
+
+
+def _count_ours(definition: TableDefinition, cipher: EnvelopeFormat, versions: Sequence[int]) -> Composed:
+    counts: list[Composed] = []
+    for version in versions:
+        values = [
+            _ends(column.encrypted, cipher.ending(column.context, version))
+            for column in definition.encrypted_columns
+        ]
+        counts.append(SQL("count(*) FILTER (WHERE {})").format(SQL(" OR ").join(values)))
+        counts.append(
+            SQL("coalesce(sum({}), 0)::bigint").format(
+                SQL(" + ").join(SQL("coalesce({}, false)::int").format(value) for value in values)
+            )
+        )
+    return SQL("SELECT {} FROM {} t WHERE NOT {}").format(
+        SQL(", ").join(counts), definition.identifier, _has_others(definition, cipher, versions)
+    )
+
+
+def _select_others(definition: TableDefinition, cipher: EnvelopeFormat, versions: Sequence[int]) -> Composed:
+    columns = [SQL("{}::text").format(Identifier("t", c.encrypted)) for c in definition.encrypted_columns]
+    return SQL("SELECT {} FROM {} t WHERE {}").format(
+        SQL(", ").join(columns), definition.identifier, _has_others(definition, cipher, versions)
+    )
+
+
+def _has_others(definition: TableDefinition, cipher: EnvelopeFormat, versions: Sequence[int]) -> Composed:
+    """The condition that a row has an envelope which ends in no way that we know."""
+    others = [
+        SQL("NOT coalesce({}, true)").format(
+            SQL(" OR ").join(
+                _ends(column.encrypted, cipher.ending(column.context, version)) for version in versions
+            )
+        )
+        for column in definition.encrypted_columns
+    ]
+    return SQL("({})").format(SQL(" OR ").join(others))
+
+
+def _ends(column: str, ending: str) -> Composed:
+    return SQL('(right({}, {}) COLLATE "C" = {})').format(
+        Identifier("t", column), Literal(len(ending)), Literal(ending)
+    )
+
+
+@dataclass(frozen=True)
+class Retirement:
+    """What :func:`retire_versions` found.
+
+    Args:
+        retired: versions retired now.
+        reinstated: retired versions of which values turned up again, and which are readable again.
+        remaining: of versions that are neither current nor retired, what tables still have of them.
+        counts: everything that was counted.
+    """
+
+    retired: tuple[int, ...]
+    reinstated: tuple[int, ...]
+    remaining: Mapping[int, Mapping[str, Found]]
+    counts: tuple[TableVersions, ...]
+
+    def describe(self) -> tuple[str, ...]:
+        """One line for each version that could not be retired."""
+        return tuple(
+            f"Key version {version} is not retired: {', '.join(f'{table} {count}' for table, count in found.items())}"
+            for version, found in self.remaining.items()
+        )
+
+
+def retire_versions(
+    database: Database, catalogue: Catalogue, cipher: EnvelopeFormat, actor: Actor
+) -> Retirement:
+    """Retire every old version of which no catalogued table has a value at this moment, and say what others have.
+
+    Whatever writes an old version afterwards is found by the next verification, and by the next rotation, which makes
+    the version readable again.
+
+    Args:
+        database: the target.
+        catalogue: all of its tables are looked at.
+        cipher: the catalogue's envelope format.
+        actor: who does it.
+
+    Raises:
+        RefusedError: there are encrypted columns that the catalogue no longer names, so that nobody can say what they
+            hold; nothing was changed.
+        ConfigurationError: a table is missing.
+        DatabaseFailure: the server refused.
+    """
+    with database.session("look for uncatalogued encrypted columns") as connection:
+        if not tracking.key_versions(connection):
+            return Retirement((), (), {}, ())
+        _refuse_uncatalogued(connection, catalogue)
+    counts = count_versions(database, catalogue.tables, cipher)
+    retired: list[int] = []
+    reinstated: list[int] = []
+    remaining: dict[int, Mapping[str, Found]] = {}
+    with database.session("retire key versions") as connection, connection.transaction():
+        connection.execute("LOCK TABLE public.encryption_key_versions IN SHARE ROW EXCLUSIVE MODE")
+        for version in tracking.key_versions(connection):
+            found = {
+                count.table: count.of(version.number) for count in counts if count.of(version.number).values
+            }
+            _keep_count(connection, version.number, found)
+            if version.state == "current":
+                continue
+            if found:
+                remaining[version.number] = found
+                if version.state == "retired":
+                    reinstated.append(version.number)
+                    _change(connection, version, "readable", "reinstate_key_version", actor)
+            elif version.state == "readable":
+                retired.append(version.number)
+                _change(connection, version, "retired", "retire_key_version", actor)
+    return Retirement(tuple(retired), tuple(reinstated), remaining, counts)
+
+
+def reinstate_version(database: Database, version: int, actor: Actor) -> bool:
+    """Make a retired version readable again: who lacks its key is refused from then on.
+
+    Returns:
+        Whether it was retired.
+
+    Raises:
+        RefusedError: this database does not know the version.
+        DatabaseFailure: the server refused.
+    """
+    with database.session("reinstate a key version") as connection, connection.transaction():
+        known = {found.number: found for found in tracking.key_versions(connection)}
+        if version not in known:
+            raise RefusedError(f"This database knows no key version {version}; nothing was changed.")
+        if known[version].state != "retired":
+            return False
+        _change(connection, known[version], "readable", "reinstate_key_version", actor)
+    return True
+
+
+def _change(
+    connection: Connection, version: KeyVersion, state: tracking.KeyState, action: str, actor: Actor
+) -> None:
+    _set_state(connection, version.number, state, actor)
+    tracking.audit(connection, actor, action, key_version=version.number)
+
+
+def _keep_count(connection: Connection, version: int, found: Mapping[str, Found]) -> None:
+    connection.execute(
+        "UPDATE public.encryption_key_versions SET counted_at = clock_timestamp(), found = %s WHERE key_version = %s",
+        [json.dumps({table: vars(count) for table, count in found.items()}), version],
+    )
+
+
+_UNCATALOGUED = """
+SELECT m.table_name, m.column_name FROM public.encryption_migrations m
+  JOIN pg_class c ON c.relkind IN ('r', 'p') JOIN pg_namespace n ON n.oid = c.relnamespace
+   AND m.table_name = CASE n.nspname WHEN 'public' THEN c.relname ELSE n.nspname || '.' || c.relname END
+  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = m.column_name || '_encrypted' AND NOT a.attisdropped
+ WHERE NOT EXISTS (SELECT FROM unnest(%s::text[], %s::text[]) AS k (t, c)
+                    WHERE (k.t, k.c) = (m.table_name, m.column_name))
+ ORDER BY 1, 2
+"""
+
+
+def _refuse_uncatalogued(connection: Connection, catalogue: Catalogue) -> None:
+    named = [(table.key, column.name) for table in catalogue.tables for column in table.columns]
+    rows = connection.execute(
+        _UNCATALOGUED, [[table for table, _ in named], [column for _, column in named]]
+    ).fetchall()
+    if rows:
+        raise RefusedError(
+            f"No key version is retired: {', '.join(f'{t}.{c}' for t, c in rows)} has an encrypted column that the "
+            "catalogue does not name, so what it holds is not looked at. Put it back into the catalogue, or drop that "
+            "column."
+        )

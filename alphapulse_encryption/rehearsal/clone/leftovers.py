@@ -1,0 +1,118 @@
+"""Clones of rehearsals that were cancelled, crashed, or failed long ago: found by name and mark, and removed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+from dagster._core.storage.tags import ROOT_RUN_ID_TAG
+
+from alphapulse_encryption.rehearsal.clone.clone import (
+    Mark,
+    Server,
+    claimed,
+    drop,
+    read_marks,
+    read_newborn,
+    remove_backups,
+)
+
+# A run whose process is on another machine counts as crashed after this long without a stage at work.
+SILENCE = timedelta(minutes=15)
+
+
+_TO_BEGIN = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+)
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A clone that was removed.
+
+    Args:
+        name: of the database.
+        run: that made it.
+        why: for people.
+    """
+
+    name: str
+    run: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"removed the clone {self.name} of the rehearsal {self.run}: {self.why}"
+
+
+def remove_leftovers(
+    instance: dg.DagsterInstance, on: Server, *, at_once: bool = False
+) -> tuple[Leftover, ...]:
+    """Remove the clones that nobody will go on with.
+
+    Args:
+        instance: where the runs are known.
+        on: the server.
+        at_once: whether to take those of failed rehearsals as well, which are kept for a while otherwise.
+
+    Raises:
+        ConfigurationError: the server cannot be reached.
+        DatabaseFailure: it refused.
+    """
+    removed = []
+    with on.session("look for leftover clones") as connection:
+        for name in read_newborn(connection):
+            with claimed(connection, name) as free:
+                # Marked meanwhile, it is looked at below.
+                if free and name in read_newborn(connection):
+                    drop(connection, name)
+                    removed.append(Leftover(name, "that began it", "its making was interrupted"))
+        for name, mark in read_marks(connection).items():
+            with claimed(connection, name) as free:
+                why = _why_left_over(instance, mark, at_once=at_once) if free else None
+                if why is None:
+                    continue
+                # First, for without its clone nobody would find it.
+                remove_backups(mark.run)
+                drop(connection, name)
+                removed.append(Leftover(name, mark.run, why))
+    return tuple(removed)
+
+
+def _why_left_over(instance: dg.DagsterInstance, mark: Mark, *, at_once: bool) -> str | None:
+    """Why nobody goes on with a clone that no stage is at work on; None where somebody may."""
+    if mark.keep:
+        return None
+    now = datetime.now(UTC)
+    kept_until = timedelta(hours=mark.keep_failed_hours)
+    runs = _runs(instance, mark.run)
+    if not runs:
+        # Another instance's, or a run whose history was deleted.
+        return "nobody knows its run any more" if now - mark.at > max(kept_until, SILENCE) else None
+    unfinished = [run.dagster_run for run in runs if not run.dagster_run.is_finished]
+    if unfinished:
+        # A re-execution that has not begun yet finds the mark of the run before it.
+        if any(run.status in _TO_BEGIN for run in unfinished) or mark.alive:
+            return None
+        return "its process is gone" if mark.alive is False or now - mark.at > SILENCE else None
+    last = max(runs, key=lambda run: run.end_time or 0)
+    if last.dagster_run.status is dg.DagsterRunStatus.CANCELED:
+        return "it was cancelled"
+    if last.dagster_run.status is dg.DagsterRunStatus.SUCCESS:
+        return "it ended"
+    ended = datetime.fromtimestamp(last.end_time, UTC) if last.end_time is not None else mark.at
+    if at_once or now - ended > kept_until:
+        return "it failed"
+    return None
+
+
+def _runs(instance: dg.DagsterInstance, run_id: str) -> list[dg.RunRecord]:
+    """The run that made a clone, and those that went on with it: they have one root."""
+    found = instance.get_run_records(dg.RunsFilter(run_ids=[run_id]))
+    if not found:
+        return []
+    root = found[0].dagster_run.tags.get(ROOT_RUN_ID_TAG, run_id)
+    others = instance.get_run_records(dg.RunsFilter(tags={ROOT_RUN_ID_TAG: root}))
+    return [*found, *(record for record in others if record.dagster_run.run_id != run_id)]

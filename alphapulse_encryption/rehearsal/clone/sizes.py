@@ -1,0 +1,102 @@
+"""How large things are: of the clone, measured, and of production, from its statistics or as somebody says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import psycopg
+from psycopg.sql import SQL, Identifier
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.migration.postgres.ddl import without_limits
+from alphapulse_encryption.rehearsal.clone.source import PRODUCTION_VARIABLE, read_only
+from alphapulse_encryption.rehearsal.measures import Finding, Sizes, TableSize
+
+Connection = psycopg.Connection[Any]
+
+# Of a partitioned table, those of its partitions; the planner's row estimates are -1 where there never was one.
+_SIZE = """
+SELECT sum(greatest(p.reltuples, 0))::bigint, sum(pg_table_size(p.oid))::bigint, sum(pg_indexes_size(p.oid))::bigint
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_class p ON p.oid = c.oid OR p.oid IN (SELECT relid FROM pg_partition_tree(c.oid))
+ WHERE n.nspname = %s AND c.relname = %s AND p.relkind IN ('r', 'p')
+HAVING count(*) > 0
+"""
+
+
+def read_sizes(
+    connection: Connection, tables: Iterable[Table], *, rows: Mapping[str, int] | None = None
+) -> Sizes:
+    """The sizes of a database.
+
+    Args:
+        connection: to it.
+        tables: those of the catalogue; left out where they are not there.
+        rows: by table, as they were counted; the planner's estimates by default.
+    """
+    whole = connection.execute("SELECT pg_database_size(current_database())").fetchone()
+    found = {}
+    for table in tables:
+        row = connection.execute(_SIZE, [table.schema_name, table.name]).fetchone()
+        if row is not None:
+            counted = (rows or {}).get(table.key, row[0])
+            found[table.key] = TableSize(rows=counted, heap=row[1], indexes=row[2])
+    return Sizes(database=whole[0] if whole is not None else 0, tables=found)
+
+
+def count_rows(connection: Connection, tables: Iterable[Table]) -> dict[str, int]:
+    """The rows of every table; reads all of them."""
+    without_limits(connection)
+    found = {}
+    for table in tables:
+        row = connection.execute(
+            SQL("SELECT count(*) FROM {}").format(Identifier(table.schema_name, table.name))
+        ).fetchone()
+        found[table.key] = int(row[0]) if row is not None else 0
+    return found
+
+
+def production_sizes(
+    tables: Iterable[Table], rows: Mapping[str, int], sizes: Mapping[str, int], clone: Sizes
+) -> tuple[Sizes | None, tuple[Finding, ...]]:
+    """How large production is.
+
+    Args:
+        tables: those of the catalogue.
+        rows: by table, as somebody says.
+        sizes: bytes by table, indexes included, as somebody says.
+        clone: the sizes before, for proportions.
+
+    Returns:
+        The sizes, None where nothing is known of them; and what somebody should know of that.
+    """
+    known: Sizes | None = None
+    findings: tuple[Finding, ...] = ()
+    url = settings.database_url()
+    if url is not None:
+        try:
+            with read_only(url, PRODUCTION_VARIABLE).session("read the size of production") as connection:
+                known = read_sizes(connection, tables)
+        except MigrationError as error:
+            findings = (Finding(level="note", subject="size of production", what=error.args[0]),)
+    if not rows and not sizes:
+        return known, findings
+    found = dict(known.tables) if known is not None else {}
+    for key, small in clone.tables.items():
+        before = found.get(key, small)
+        wanted = rows.get(key, before.rows)
+        bytes_now = before.heap + before.indexes
+        scale = wanted / before.rows if before.rows else 1.0
+        if key in sizes and bytes_now:
+            scale = sizes[key] / bytes_now
+        found[key] = TableSize(
+            rows=wanted, heap=round(before.heap * scale), indexes=round(before.indexes * scale)
+        )
+    rest = (known or clone).database - sum(
+        size.heap + size.indexes for size in (known or clone).tables.values()
+    )
+    total = rest + sum(size.heap + size.indexes for size in found.values())
+    return Sizes(database=max(total, 0), tables=found), findings

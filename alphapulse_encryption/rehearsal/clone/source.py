@@ -1,0 +1,306 @@
+"""What is rehearsed: the staging database. It is only ever read, and never anything that looks like production."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.gates import drill
+from alphapulse_encryption.migration.gates.preflight import long_transactions
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.postgres.ddl import without_limits
+from alphapulse_encryption.rehearsal.measures import Finding
+from alphapulse_encryption.sample.postgres import embedded
+
+Connection = psycopg.Connection[Any]
+
+# The embedded server's copy of the sample, rehearsed where no staging database is named.
+STAGING_DATABASE = "alphapulse_staging"
+APPLICATION = "alphapulse_encryption rehearsal"
+STAGING_VARIABLE = "ALPHAPULSE_STAGING_DATABASE_URL"
+PRODUCTION_VARIABLE = "ALPHAPULSE_DATABASE_URL"
+
+# As a word of a name: in "prod-db1.example.com" and "alphapulse_production", not in "products".
+_PRODUCTION = re.compile(r"(?<![a-z])prod(uction)?(?![a-z])", re.IGNORECASE)
+
+
+def is_sample() -> bool:
+    """Whether the embedded server's copy of the sample is rehearsed."""
+    return settings.staging_database_url() is None
+
+
+def source_database() -> Database:
+    """The staging database, in sessions that cannot write.
+
+    Raises:
+        ConfigurationError: the variable is malformed, or there is no staging copy of the sample yet.
+    """
+    url = settings.staging_database_url()
+    if url is not None:
+        return read_only(url, STAGING_VARIABLE)
+    server = embedded()
+    if server.exists():
+        server.ensure_running()
+        with Database(server.url("postgres"), APPLICATION).session("look for the sample") as connection:
+            found = connection.execute("SELECT FROM pg_database WHERE datname = %s", [STAGING_DATABASE])
+            if found.fetchone() is not None:
+                return read_only(server.url(STAGING_DATABASE), STAGING_VARIABLE)
+    raise ConfigurationError(
+        f"There is nothing to rehearse: {STAGING_VARIABLE} is not set, and the sample has no staging copy yet. Set it, "
+        "or run make rehearsal (python -m alphapulse_encryption --rehearse), which makes that copy."
+    )
+
+
+def read_only(url: str, variable: str) -> Database:
+    """A database whose sessions cannot write, whatever they run.
+
+    Args:
+        url: its address.
+        variable: where that comes from.
+    """
+    options = str(conninfo_to_dict(url).get("options") or "")
+    return Database(
+        make_conninfo(url, options=f"{options} -c default_transaction_read_only=on".strip()),
+        APPLICATION,
+        variable,
+    )
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which server, and which database of it.
+
+    Args:
+        cluster: the system identifier that initdb gave (PostgreSQL manual, 9.28.12 "Control Data Functions"); a
+            physical copy has the same. None where the role may not see it.
+        started: when the server was started, to the microsecond: tells it from its physical copies, and from any
+            other server.
+        oid: of the database.
+        name: of the database.
+    """
+
+    cluster: str | None
+    started: str
+    oid: int
+    name: str
+
+    def same_server(self, other: Identity) -> bool:
+        known = self.cluster is not None and other.cluster is not None
+        return self.started == other.started and (not known or self.cluster == other.cluster)
+
+    def same_database(self, other: Identity) -> bool:
+        return self.same_server(other) and self.oid == other.oid
+
+    def copy_of(self, other: Identity) -> bool:
+        """Whether one was made of the other's files."""
+        return self.cluster is not None and (self.cluster, self.oid) == (other.cluster, other.oid)
+
+
+def identity(connection: Connection) -> Identity:
+    """Which server and database a session is connected to."""
+    try:
+        row = connection.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
+    except psycopg.errors.InsufficientPrivilege:
+        row = None
+    rest = connection.execute(
+        "SELECT pg_postmaster_start_time()::text, oid::bigint, datname FROM pg_database "
+        "WHERE datname = current_database()"
+    ).fetchone()
+    started, oid, name = rest if rest is not None else ("", 0, "")
+    return Identity(None if row is None else str(row[0]), started, oid, name)
+
+
+def refuse_production(source: Database, *, declared: bool) -> tuple[Identity, Identity | None]:
+    """Refuse a source that is production, or looks like it.
+
+    Args:
+        source: as :func:`source_database` gives it.
+        declared: whether somebody said in the run's configuration that it is not production. That helps against
+            likeness; it does not help where it is the same database.
+
+    Returns:
+        Which database it is, and which production is, where that is known.
+
+    Raises:
+        RefusedError: says why; nothing was created.
+        ConfigurationError: it cannot be reached.
+    """
+    with source.session("look which database the rehearsal's source is") as connection:
+        found = identity(connection)
+    production_url = settings.database_url()
+    production = None
+    if production_url is not None:
+        production = _production(production_url, source, declared=declared)
+    if production is not None and found.same_database(production):
+        raise RefusedError(
+            f"{STAGING_VARIABLE} and {PRODUCTION_VARIABLE} are the same database ({found.name}). A rehearsal needs a "
+            "staging database of its own; nothing was created."
+        )
+    if declared:
+        return found, production
+    if production is not None and found.copy_of(production):
+        raise RefusedError(
+            f"The staging database {found.name} is a physical copy or a replica of {PRODUCTION_VARIABLE}'s. If it is "
+            "not production, say so in the run's configuration (source_is_not_production: true); nothing was created."
+        )
+    sign = production_sign(source.conninfo, found.name)
+    if sign is not None:
+        raise RefusedError(
+            f"The {sign} of the staging database says that it is production. If it is not, say so in the run's "
+            "configuration (source_is_not_production: true, --source-is-not-production); nothing was created."
+        )
+    return found, production
+
+
+def _production(url: str, source: Database, *, declared: bool) -> Identity | None:
+    try:
+        with read_only(url, PRODUCTION_VARIABLE).session("look which database production is") as connection:
+            return identity(connection)
+    except MigrationError:
+        if declared and _address(url) != _address(source.conninfo):
+            return None
+        raise RefusedError(
+            f"{PRODUCTION_VARIABLE} cannot be reached, so it cannot be told whether {STAGING_VARIABLE} is another "
+            "database. Let it be reached, or, if it is another one, say so in the run's configuration "
+            "(source_is_not_production: true, --source-is-not-production); nothing was created."
+        ) from None
+
+
+def _address(url: str) -> tuple[str, ...]:
+    given = conninfo_to_dict(url)
+    return tuple(str(given.get(name) or "") for name in ("host", "hostaddr", "port", "dbname", "service"))
+
+
+def production_sign(conninfo: str, name: str) -> str | None:
+    """What of an address says that it is production: its host, its service or its database; None where nothing does.
+
+    Args:
+        conninfo: the address.
+        name: of the database, as the server has it.
+    """
+    given = conninfo_to_dict(conninfo)
+    # A directory with a socket is no host.
+    hosts = [host for host in str(given.get("host") or "").split(",") if not host.startswith(("/", "@"))]
+    names = [
+        *(("host", host) for host in hosts),
+        ("service", str(given.get("service") or "")),
+        ("name", name),
+    ]
+    return next((f"{what} {text}" for what, text in names if _PRODUCTION.search(text)), None)
+
+
+def refuse_unrehearsable(connection: Connection, tables: Iterable[Table]) -> tuple[Finding, ...]:
+    """Refuse a source with nothing left to rehearse.
+
+    Args:
+        connection: to the source.
+        tables: those to rehearse.
+
+    Returns:
+        What of the migration was done there already.
+
+    Raises:
+        RefusedError: a table's plaintext is dropped, or on its way back.
+    """
+    if not tracking.bookkeeping_exists(connection):
+        return ()
+    findings = []
+    for table in tables:
+        state = tracking.table_state(connection, table)
+        if state is None or state.unguarded:
+            continue
+        if state.stage != "columns":
+            raise RefusedError(
+                f"The plaintext of {table.key} is {state.stage} on the staging database, so there is nothing to "
+                "rehearse. Let the staging database be made anew from production, or restore_plaintext end there; "
+                "nothing was created."
+            )
+        findings.append(
+            Finding(
+                level="warning",
+                subject=table.key,
+                what="its migration was begun on the staging database: what is done there already was not measured.",
+                advice="Rehearse on a staging database as production is now.",
+            )
+        )
+    return tuple(findings)
+
+
+# Who is dead in it, as the statistics of the source know: a clone's begin anew.
+_BLOAT = """
+SELECT n_live_tup, n_dead_tup FROM pg_stat_all_tables WHERE schemaname = %s AND relname = %s
+   AND n_dead_tup > 1000 AND n_dead_tup > n_live_tup * 0.2
+"""
+
+
+def circumstances_there(
+    connection: Connection, tables: Iterable[Table], where: str = "the staging database"
+) -> tuple[Finding, ...]:
+    """What a clone does not show: bloat, and long transactions of others.
+
+    Args:
+        connection: to the database.
+        tables: those of the catalogue.
+        where: what it is called in a finding.
+    """
+    findings = [
+        Finding(
+            level="warning",
+            subject=table.key,
+            what=f"is bloated: {dead:,} dead rows beside {live:,} live ones on {where}.",
+            advice=f"VACUUM {table.key} before the day, and see why autovacuum does not keep up.",
+        )
+        for table in tables
+        for live, dead in connection.execute(_BLOAT, [table.schema_name, table.name])
+    ]
+    findings += [
+        Finding(level="warning", subject=found.subject, what=f"on {where}: {found.message}")
+        for found in long_transactions(connection)
+    ]
+    return tuple(findings)
+
+
+_PARTS = """
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind = 'r' AND c.oid IN (SELECT relid FROM pg_partition_tree(%(oid)s) UNION SELECT %(oid)s)
+ ORDER BY 1, 2
+"""
+
+
+def checksums(source: Database, tables: Iterable[Table]) -> Mapping[str, str]:
+    """Of the tables' rows, whatever their order: computed by the server, as the restore drill does.
+
+    Args:
+        source: the staging database.
+        tables: those of the catalogue; of a partitioned one, every partition.
+
+    Returns:
+        By schema and name of the table that holds the rows.
+
+    Raises:
+        DatabaseFailure: the server refused.
+    """
+    found = {}
+    with source.session("compute checksums of the staging database") as connection:
+        without_limits(connection)
+        for table in tables:
+            row = connection.execute(
+                "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+                "WHERE n.nspname = %s AND c.relname = %s",
+                [table.schema_name, table.name],
+            ).fetchone()
+            if row is None:
+                continue
+            for schema, name in connection.execute(_PARTS, {"oid": row[0]}).fetchall():
+                contents = drill.read_contents(connection, (schema, name))
+                found[f"{schema}.{name}"] = f"{contents.rows} {contents.checksum}"
+    return found

@@ -1,0 +1,422 @@
+"""Faults on request, while a rehearsal encrypts: what happens to production on a bad day, and what it costs.
+
+    with provoked(config, clone, …) as faults:
+        faults.encrypt(parts, done)
+    faults.measured()
+
+With faults the backfill is a process of its own (``worker``), which is killed and started again as whoever is on call
+would do it. Each fault comes when a range has just been done and the next one is at work; all of them are spread over
+the ranges. What was lost is counted from the fault to the next batch that was committed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import IO, Any, cast
+
+import dagster as dg
+from pydantic import Field
+
+from alphapulse_encryption.catalogue import Catalogue
+from alphapulse_encryption.children import bare_environment
+from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.keysources import KEY_SOURCE_VARIABLE
+from alphapulse_encryption.migration.postgres.database import Actor, Database, DatabaseUnreachable
+from alphapulse_encryption.migration.rows.backfill import Pace
+from alphapulse_encryption.rehearsal.measures import Fault
+
+WORKER_KILLED = "worker killed"
+CONNECTIONS_DROPPED = "connections dropped"
+SERVER_RESTARTED = "server restarted"
+KEY_SOURCE_UNAVAILABLE = "key source unavailable"
+
+_MODULE = "alphapulse_encryption.rehearsal.faults.worker"
+_APPLICATION_NAME = "alphapulse_encryption rehearsal faults"
+# How long a server that is being restarted is waited for, in seconds.
+PATIENCE = 120.0
+# How soon whoever is on call tries again.
+SECONDS_BETWEEN_TRIES = 0.25
+
+_BY_ITSELF = "it ended by itself."
+
+# A port that nobody listens on: reserved, and never assigned (RFC 6335, section 6).
+_NOBODY = "http://127.0.0.1:1"
+
+
+class FaultConfig(dg.Config):
+    """Faults to provoke during the backfill of a rehearsal, and how often."""
+
+    worker_killed: int = Field(
+        default=0, ge=0, le=20, description="Kill the process that encrypts (SIGKILL), and start it again."
+    )
+    connections_dropped: int = Field(
+        default=0, ge=0, le=20, description="End the engine's sessions on the clone (pg_terminate_backend)."
+    )
+    server_restarted: int = Field(
+        default=0, ge=0, le=20, description="Restart the PostgreSQL server that the clone is on."
+    )
+    key_source_unavailable: int = Field(
+        default=0,
+        ge=0,
+        le=20,
+        description="Start the process that encrypts again while keys cannot be read, until they can.",
+    )
+    key_source_seconds: float = Field(
+        default=2, gt=0, le=600, description="How long keys cannot be read, in seconds."
+    )
+    restart_command: list[str] = Field(
+        default=[],
+        description="Program and arguments that restart the clone's server and return when they have, without a "
+        "shell; not needed for the embedded one.",
+    )
+    restart_shared_server: bool = Field(
+        default=False,
+        description="Restart the server although the staging database, production or Dagster's own storage is on it "
+        "as well: their sessions end, too.",
+    )
+
+    @property
+    def kinds(self) -> list[str]:
+        """The faults, in the order in which they come."""
+        numbers = {
+            WORKER_KILLED: self.worker_killed,
+            CONNECTIONS_DROPPED: self.connections_dropped,
+            SERVER_RESTARTED: self.server_restarted,
+            KEY_SOURCE_UNAVAILABLE: self.key_source_unavailable,
+        }
+        # Not the same one twice in a row, where others are left.
+        return [kind for turn in range(20) for kind, number in numbers.items() if turn < number]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What was done to a batch range.
+
+    Args:
+        rows, values: encrypted by the process that ended it; what one before it had committed is not among them.
+        seconds: of that process.
+        seconds_held_back, changed_meanwhile: as in :class:`engine.RangeResult`.
+    """
+
+    rows: int
+    values: int
+    seconds: float
+    seconds_held_back: float
+    changed_meanwhile: int
+
+
+Part = tuple[str, int]
+
+
+@contextmanager
+def provoked(
+    config: FaultConfig,
+    clone: Database,
+    catalogue: Catalogue,
+    environment: Mapping[str, str],
+    actor: Actor,
+    *,
+    pace: Pace | None = None,
+    workers: int = 1,
+    restart: Callable[[], None] | None = None,
+    shared_with: str = "",
+    tell: Callable[[str], None] = lambda _: None,
+) -> Iterator[Faults]:
+    """Faults for the length of the block, while :meth:`Faults.encrypt` works.
+
+    Args:
+        config: which.
+        clone: what is encrypted; the only database whose sessions are ended.
+        catalogue: its sensitive columns.
+        environment: the variables that the key source reads.
+        actor: who encrypts.
+        pace, workers: of the backfill.
+        restart: restarts the clone's server where that can be done without a command: the embedded one.
+        shared_with: what else is on that server, in words; empty for nothing that matters.
+        tell: called with a sentence about each fault.
+
+    Raises:
+        RefusedError: a restart would concern others, and the configuration does not allow that.
+        ConfigurationError: nobody knows how to restart the server.
+    """
+    if config.server_restarted:
+        if shared_with and not config.restart_shared_server:
+            raise RefusedError(
+                f"The server of the clone is not restarted: {shared_with} is on it as well. Have clones made on "
+                "another one (ALPHAPULSE_REHEARSAL_SERVER_URL), or allow it with restart_shared_server. Nothing was "
+                "encrypted."
+            )
+        if not config.restart_command and restart is None:
+            raise ConfigurationError(
+                "To restart the server of the clone, a restart_command is needed: it is not the embedded one."
+            )
+    order = {
+        "url": clone.conninfo,
+        "catalogue": catalogue.model_dump(mode="json", by_alias=True),
+        "actor": actor.name,
+        "run_id": actor.run_id,
+        "workers": workers,
+        "pace": {
+            name: getattr(pace, name)
+            for name in ("batch_size", "target_seconds", "rest_ratio")
+            if getattr(pace, name, None) is not None
+        },
+    }
+    faults = Faults(config, clone, order, dict(environment), restart, tell)
+    try:
+        yield faults
+    finally:
+        faults.end()
+
+
+@dataclass
+class Faults:
+    """Made by :func:`provoked`."""
+
+    config: FaultConfig
+    clone: Database
+    order: Mapping[str, Any] = field(repr=False)
+    environment: Mapping[str, str] = field(repr=False)
+    restart: Callable[[], None] | None
+    tell: Callable[[str], None]
+    _worker: _Worker | None = field(default=None, init=False)
+    _found: list[Fault] = field(default_factory=list, init=False)
+    # Those that the work has not gone on after yet.
+    _open: list[_Provoked] = field(default_factory=list, init=False)
+    _keys_back: float = field(default=0.0, init=False)
+
+    def measured(self) -> tuple[Fault, ...]:
+        """The faults, in their order."""
+        return tuple(self._found)
+
+    def end(self) -> None:
+        """Nothing encrypts any more; what no work followed was not survived."""
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker = None
+        self._close(self._open, time.time(), survived=False)
+
+    def encrypt(self, parts: Sequence[Part], done: Callable[[Part, Done], None]) -> None:
+        """The backfill of these batch ranges, through all faults.
+
+        Args:
+            parts: table and number of each range.
+            done: called with each that is done.
+
+        Raises:
+            MigrationError: some could not be encrypted; names them, and the others are.
+        """
+        left = dict.fromkeys(parts)
+        failed: list[str] = []
+        coming = self._spread(len(left))
+        while left:
+            worker = self._begin(list(left))
+            for said in worker.lines():
+                if "batch" in said:
+                    self._close([fault for fault in self._open if said["at"] > fault.over], said["at"])
+                    continue
+                table, number = said.get("done") or said["failed"]
+                left.pop((table, number), None)
+                if "failed" in said:
+                    failed.append(f"{table}, batch range {number:02d}: {said['why']}")
+                else:
+                    done((table, number), _done(said))
+                while left and coming and len(parts) - len(left) >= coming[0][0] and worker.is_running:
+                    self._provoke(coming.pop(0)[1], worker)
+            worker.kill()
+            if left:
+                worker.explain_end()
+        # What came after the last batch has cost nothing more.
+        self._close(self._open, time.time())
+        if failed:
+            listed = "\n".join(f"- {line}" for line in failed)
+            raise MigrationError(f"{len(failed)} of {len(parts)} batch ranges failed:\n{listed}")
+
+    def _spread(self, ranges: int) -> list[tuple[int, str]]:
+        """Each fault, and after how many ranges it comes."""
+        kinds = self.config.kinds
+        if len(kinds) >= ranges > 0:
+            raise ConfigurationError(
+                f"{len(kinds)} faults are too many for {ranges} batch ranges: each comes after a range of its own."
+            )
+        return [(max(n + 1, (n + 1) * ranges // (len(kinds) + 1)), kind) for n, kind in enumerate(kinds)]
+
+    def _begin(self, parts: Sequence[Part]) -> _Worker:
+        away = self._keys_back - time.time()
+        environment = without_keys(self.environment) if away > 0 else self.environment
+        self._worker = _Worker({**self.order, "parts": parts, "environment": environment}, has_keys=away <= 0)
+        return self._worker
+
+    def _provoke(self, kind: str, worker: _Worker) -> None:
+        began = time.time()
+        match kind:
+            case "worker killed":
+                worker.kill()
+                what = (
+                    "The process that encrypts was killed in the middle of a batch range, and started again."
+                )
+            case "connections dropped":
+                number = self._drop_connections()
+                what = f"{number} sessions of the process that encrypts were ended by the server."
+            case "server restarted":
+                self._restart()
+                what = "The PostgreSQL server was restarted under the process that encrypts."
+            case _:
+                self._keys_back = began + self.config.key_source_seconds
+                worker.kill()
+                what = (
+                    "The process that encrypts was started again while its keys could not be read, and again "
+                    "until they could."
+                )
+        over = max(time.time(), self._keys_back)
+        self._open.append(_Provoked(kind, began, over, what))
+        self.tell(what)
+
+    def _close(self, faults: Sequence[_Provoked], at: float, *, survived: bool = True) -> None:
+        """The work has gone on after some faults, or never will."""
+        self._open = [fault for fault in self._open if fault not in faults]
+        self._found += [
+            Fault(
+                kind=fault.kind,
+                at=datetime.fromtimestamp(fault.began, UTC),
+                seconds_away=fault.over - fault.began,
+                seconds_lost=max(at, fault.over) - fault.began,
+                survived=survived,
+                what=fault.what,
+            )
+            for fault in faults
+        ]
+
+    def _drop_connections(self) -> int:
+        database = Database(self.clone.conninfo, _APPLICATION_NAME)
+        with database.session("end the engine's sessions on the clone") as connection:
+            row = connection.execute(
+                "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND application_name = %s",
+                [Database("").application_name],
+            ).fetchone()
+        return int(row[0]) if row is not None else 0
+
+    def _restart(self) -> None:
+        if self.config.restart_command:
+            try:
+                subprocess.run(
+                    self.config.restart_command,
+                    env=bare_environment(),
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    check=True,
+                    timeout=PATIENCE,
+                )
+            except (OSError, subprocess.SubprocessError) as error:
+                raise MigrationError(
+                    f"The restart_command did not restart the server ({type(error).__name__}); try it by hand."
+                ) from None
+        elif self.restart is not None:
+            self.restart()
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                Database(self.clone.conninfo, _APPLICATION_NAME).connect().close()
+                return
+            except DatabaseUnreachable:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(SECONDS_BETWEEN_TRIES / 5)
+
+
+@dataclass(frozen=True)
+class _Provoked:
+    """A fault that has just happened; ``began`` and ``over`` in seconds since the epoch."""
+
+    kind: str
+    began: float
+    over: float
+    what: str
+
+
+class _Worker:
+    """The process that encrypts, which ends when this one does.
+
+    Args:
+        order: what it is to do.
+        has_keys: whether it can read its keys.
+    """
+
+    def __init__(self, order: Mapping[str, Any], *, has_keys: bool) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", _MODULE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=bare_environment(),
+            start_new_session=True,
+        )
+        self._orders = cast(IO[bytes], self._process.stdin)
+        self._answers = cast(IO[bytes], self._process.stdout)
+        self._has_keys = has_keys
+        self._was_killed = False
+        self._why = _BY_ITSELF
+        with suppress(BrokenPipeError):
+            self._orders.write(json.dumps(order).encode() + b"\n")
+            self._orders.flush()
+
+    @property
+    def is_running(self) -> bool:
+        return not self._was_killed
+
+    def lines(self) -> Iterator[Mapping[str, Any]]:
+        """What it says of batches and ranges, until its end; nothing more once it was killed."""
+        while not self._was_killed and (line := self._answers.readline()).endswith(b"\n"):
+            said: Mapping[str, Any] = json.loads(line)
+            if "end" in said:
+                return
+            if "refused" in said or "broken" in said:
+                self._why = said.get("refused") or f"it ended with {said['broken']}."
+                continue
+            yield said
+
+    def kill(self) -> None:
+        """SIGKILL, whatever it is at."""
+        if self._process.poll() is None:
+            self._was_killed = True
+            self._process.kill()
+        self._process.wait()
+        for pipe in (self._orders, self._answers):
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+    def explain_end(self) -> None:
+        """Return where another one is to be started in its place.
+
+        Raises:
+            MigrationError: it ended for a reason of its own.
+        """
+        if not self._has_keys:
+            time.sleep(SECONDS_BETWEEN_TRIES)
+        elif not self._was_killed or self._why != _BY_ITSELF:
+            raise MigrationError(f"The process that encrypts does not go on: {self._why}")
+
+
+def _done(said: Mapping[str, Any]) -> Done:
+    return Done(said["rows"], said["values"], said["seconds"], said["held_back"], said["changed_meanwhile"])
+
+
+def without_keys(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which the key source fails as it does when it is away.
+
+    AWS and Vault are looked for where nobody listens; of the environment itself the keys are gone.
+    """
+    source = environment.get(KEY_SOURCE_VARIABLE) or "env"
+    if source == "vault":
+        return {**environment, "VAULT_ADDR": _NOBODY}
+    if source == "aws":
+        return {**environment, "AWS_ENDPOINT_URL": _NOBODY, "AWS_MAX_ATTEMPTS": "1"}
+    return {n: v for n, v in environment.items() if not n.startswith("ALPHAPULSE_ENCRYPTION_MASTER_KEY")}

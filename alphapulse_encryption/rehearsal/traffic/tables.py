@@ -1,0 +1,370 @@
+"""A table as the traffic sees it: which columns are sensitive, of which types, and what may be written to them.
+
+Belongs here: reading that from a database that knows nothing of any traffic. What requests make of it is in ``ways``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from hashlib import blake2b
+from typing import Any
+
+import psycopg
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Date,
+    DateTime,
+    Double,
+    Integer,
+    Numeric,
+    SmallInteger,
+    String,
+    Text,
+)
+from sqlalchemy import Uuid as UuidType
+from sqlalchemy.dialects.postgresql import BYTEA, JSON, JSONB
+from sqlalchemy.types import NullType, TypeEngine
+
+from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration.bookkeeping.tracking import bookkeeping_exists, table_state
+from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
+from alphapulse_encryption.migration.schema.saved import latest
+from alphapulse_encryption.orm import (
+    EncryptedBoolean,
+    EncryptedBytes,
+    EncryptedDate,
+    EncryptedDateTime,
+    EncryptedFloat,
+    EncryptedInteger,
+    EncryptedJSON,
+    EncryptedNumeric,
+    EncryptedString,
+    EncryptedUUID,
+)
+
+Connection = psycopg.Connection[Any]
+Values = dict[str, Any]
+
+# Of a value made unique by what is put before it; so many digits never meet twice.
+_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Field:
+    """A column as an attribute of the application's.
+
+    Args:
+        name: of the column.
+        attribute: of the mapped class; never a name that SQLAlchemy keeps for itself, such as ``metadata``.
+        type: SQLAlchemy's.
+        sensitive: the catalogue's entry, of a column that is encrypted.
+        required: whether it may not be NULL, as far as is known.
+        in_key: whether it is part of the primary key.
+        given: whether the server gives it a value: a default or an identity.
+        unique: whether no two rows may have the same value, or it has to make a combination unique.
+    """
+
+    name: str
+    attribute: str
+    type: TypeEngine[Any]
+    sensitive: Column | None
+    required: bool
+    in_key: bool
+    given: bool
+    unique: bool
+
+    @property
+    def searchable(self) -> bool:
+        """Whether rows can be looked up by it in every phase."""
+        return self.sensitive is not None and self.sensitive.searchable and _has_tokens(self.type)
+
+    def encrypted_type(self) -> Any:
+        """The runtime library's type for it, of a sensitive column."""
+        context = self.sensitive.context if self.sensitive is not None else ""
+        return _encrypted(self.type, context)
+
+    def fresh(self, value: Any) -> Any:
+        """A value that no other row has, nor ever had, made of one that suits; None where none can be made."""
+        if isinstance(self.type, UuidType):
+            return uuid.uuid4()
+        if isinstance(self.type, String) and isinstance(value, str):
+            length = self.type.length
+            if length is not None and length < _DIGITS:
+                return None
+            return f"{secrets.randbelow(10**_DIGITS):0{_DIGITS}d}{value}"[:length]
+        return None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A table.
+
+    Args:
+        table: the catalogue's entry.
+        fields: all columns that an application would write; not the generated ones, nor the engine's.
+        plaintext: whether the plaintext columns are there.
+        rows: by the planner's estimate.
+        partitioned: whether it is.
+        left_out: sensitive columns that no request names, and why.
+    """
+
+    table: Table
+    fields: tuple[Field, ...]
+    plaintext: bool
+    rows: int
+    partitioned: bool
+    left_out: tuple[str, ...]
+
+    @property
+    def key(self) -> tuple[Field, ...]:
+        """The primary key's columns, in its order."""
+        return tuple(field for field in self.fields if field.in_key)
+
+    @property
+    def sensitive(self) -> tuple[Field, ...]:
+        """The columns that are encrypted."""
+        return tuple(field for field in self.fields if field.sensitive is not None)
+
+    def new_row(self, copied: Values) -> Values | None:
+        """The values of a new row made of another one's, by attribute; None where it would have no key of its own."""
+        row: Values = {}
+        is_new = False
+        for field in self.fields:
+            value = copied.get(field.attribute)
+            if field.in_key and field.given:
+                is_new = True
+                continue
+            if field.unique or (field.in_key and isinstance(field.type, UuidType)):
+                value = None if value is None and not field.required else field.fresh(value)
+                if value is None and field.required:
+                    return None
+                is_new = is_new or field.in_key
+            row[field.attribute] = value
+        return row if is_new else None
+
+
+# Columns that unique indexes other than the primary key's begin with or consist of; expressions are column 0. Search
+# columns stand for the columns they belong to.
+_UNIQUE = """
+SELECT i.indexrelid, array_agg(a.attname::text ORDER BY k.position)
+  FROM pg_index i CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, position)
+  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+ WHERE i.indrelid = %s AND i.indisunique AND NOT i.indisprimary AND k.position <= i.indnkeyatts
+ GROUP BY i.indexrelid ORDER BY i.indexrelid
+"""
+
+
+def read_shape(connection: Connection, table: Table) -> Shape:
+    """Read what the traffic needs to know of a table.
+
+    Args:
+        connection: one of :class:`migration.database.Database`.
+        table: the catalogue's entry.
+
+    Raises:
+        ConfigurationError: there is no such table, or it has no primary key.
+        RefusedError: another session holds it exclusively.
+    """
+    definition = read_table(connection, table, plaintext=False)
+    dropped = _dropped(connection, definition)
+    unique = _unique_columns(connection, definition)
+    set_aside = _not_null_set_aside(connection, table)
+    sensitive = {column.name: column for column in table.columns}
+    engines = {name for column in table.columns for name in column.derived}
+    key = [column.name for column in definition.key]
+    live = definition.columns
+    fields: list[Field] = []
+    left_out: list[str] = []
+    # The same at every step of the migration.
+    others = sorted(live.keys() - engines - sensitive.keys())
+    attributes = {name: f"sensitive{number}" for number, name in enumerate(sensitive)}
+    attributes |= {name: f"other{number}" for number, name in enumerate(others)}
+    names = [*key, *(n for n in live if n not in key and n not in engines), *dropped]
+    for name in dict.fromkeys(names):
+        column = live.get(name) or dropped[name]
+        if column.generated and name not in key:
+            continue
+        kind = type_of(column.type)
+        if name in sensitive and (kind is None or not _representable(kind)):
+            left_out.append(f"column {table.key}.{name}: the runtime library has no type for {column.type}")
+            if not column.not_null:
+                continue
+        fields.append(
+            Field(
+                name=name,
+                attribute=attributes[name],
+                type=kind or NullType(),
+                sensitive=sensitive.get(name) if kind is not None and _representable(kind) else None,
+                required=column.not_null or name in set_aside,
+                in_key=name in key,
+                given=column.default is not None or column.generated,
+                unique=name in unique,
+            )
+        )
+    return Shape(
+        table=table,
+        fields=tuple(fields),
+        plaintext=all(column.name in live for column in table.columns),
+        rows=definition.estimated_rows,
+        partitioned=definition.partitioned,
+        left_out=tuple(left_out),
+    )
+
+
+def _dropped(connection: Connection, definition: TableDefinition) -> dict[str, LiveColumn]:
+    """The plaintext columns that are not there any more, as they were."""
+    missing = [column.name for column in definition.table.columns if column.name not in definition.columns]
+    if not missing:
+        return {}
+    saved = latest(connection, definition.table)
+    columns = {column.name: column for column in saved[1].columns} if saved is not None else {}
+    unknown = [name for name in missing if name not in columns]
+    if unknown:
+        raise ConfigurationError(
+            f"Table {definition.table.key} has no column {unknown[0]}, and no drop has saved its definition."
+        )
+    return {
+        name: LiveColumn(name, columns[name].type, columns[name].not_null is not None, None, False)
+        for name in missing
+    }
+
+
+def _not_null_set_aside(connection: Connection, table: Table) -> set[str]:
+    """The columns that were NOT NULL before the switch, and may not be NULL on both sides since."""
+    state = table_state(connection, table) if bookkeeping_exists(connection) else None
+    return set(state.set_aside.get("not_null") or ()) if state is not None else set()
+
+
+def _unique_columns(connection: Connection, definition: TableDefinition) -> set[str]:
+    """The columns that need a fresh value in a new row; of several that are unique together, one that can have it."""
+    of_search = {column.search: column.name for column in definition.table.columns if column.searchable}
+    of_search |= {column.encrypted: column.name for column in definition.table.columns}
+    found: set[str] = set()
+    for _, columns in connection.execute(_UNIQUE, [definition.oid]):
+        names = [of_search.get(name, name) for name in columns]
+        if found.intersection(names):
+            continue
+        fresh = [name for name in names if _can_be_fresh(definition.columns.get(name))]
+        found.add(fresh[-1] if fresh else names[-1])
+    return found
+
+
+def _can_be_fresh(column: LiveColumn | None) -> bool:
+    return column is None or isinstance(type_of(column.type), String | UuidType)
+
+
+_PLAIN_TYPES: Mapping[str, Callable[[], TypeEngine[Any]]] = {
+    "text": Text,
+    "character varying": String,
+    "smallint": SmallInteger,
+    "integer": Integer,
+    "bigint": BigInteger,
+    "numeric": Numeric,
+    "double precision": Double,
+    "boolean": Boolean,
+    "date": Date,
+    "timestamp with time zone": lambda: DateTime(timezone=True),
+    "timestamp without time zone": DateTime,
+    "uuid": UuidType,
+    "jsonb": lambda: JSONB(none_as_null=True),
+    "json": lambda: JSON(none_as_null=True),
+    "bytea": BYTEA,
+}
+_LENGTH = re.compile(r"character varying\((\d+)\)")
+_DIGITS_OF = re.compile(r"numeric\((\d+),(-?\d+)\)")
+_PRECISION = re.compile(r"(timestamp)\(\d\)( with(?:out)? time zone)")
+
+
+def type_of(name: str) -> TypeEngine[Any] | None:
+    """SQLAlchemy's type for what ``format_type`` prints; None where an application would need one of its own."""
+    name = _PRECISION.sub(r"\1\2", name.removeprefix("pg_catalog."))
+    if name in _PLAIN_TYPES:
+        return _PLAIN_TYPES[name]()
+    if match := _LENGTH.fullmatch(name):
+        return String(int(match[1]))
+    if match := _DIGITS_OF.fullmatch(name):
+        return Numeric(int(match[1]), int(match[2]))
+    return None
+
+
+def _encrypted(plain: TypeEngine[Any], context: str) -> TypeEngine[Any]:
+    match plain:
+        case String():
+            return EncryptedString(context)
+        case Integer():
+            return EncryptedInteger(context)
+        case Double():
+            return EncryptedFloat(context)
+        case Numeric():
+            return EncryptedNumeric(context, scale=plain.scale)
+        case Boolean():
+            return EncryptedBoolean(context)
+        case Date():
+            return EncryptedDate(context)
+        case DateTime():
+            return EncryptedDateTime(context, timezone=plain.timezone)
+        case UuidType():
+            return EncryptedUUID(context)
+        case JSON():
+            return EncryptedJSON(context, binary=isinstance(plain, JSONB))
+        case BYTEA():
+            return EncryptedBytes(context)
+        case _:
+            raise ConfigurationError(f"The runtime library has no type for {plain!r}.")
+
+
+def _representable(plain: TypeEngine[Any]) -> bool:
+    try:
+        _encrypted(plain, "any")
+    except ConfigurationError:
+        return False
+    return True
+
+
+def _has_tokens(plain: TypeEngine[Any]) -> bool:
+    unscaled = isinstance(plain, Numeric) and plain.scale is None
+    return not unscaled and not isinstance(plain, Double | JSON)
+
+
+def digest(value: Any) -> bytes:
+    """What is remembered of a value: the same for equal values of one column, however they were read."""
+    return blake2b(_text(value).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _text(value: Any) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case Decimal() if value.is_finite():
+            return f"number {value:f}"
+        case datetime() if value.tzinfo is not None:
+            return f"moment {value.timestamp()!r}"
+        case memoryview():
+            return f"{bytes(value)!r}"
+        case dict() | list():
+            return json.dumps(_comparable(value), sort_keys=True)
+        case _:
+            return f"{type(value).__name__} {value!r}"
+
+
+def _comparable(value: Any) -> Any:
+    """A JSON value whose numbers are texts: what is written as 1.5e19 is kept, and read, as a whole number."""
+    match value:
+        case dict():
+            return {name: _comparable(one) for name, one in value.items()}
+        case list():
+            return [_comparable(one) for one in value]
+        case int() | float() if not isinstance(value, bool):
+            number = Decimal(repr(value))
+            return f"{abs(number) if not number else number.normalize():f}"
+        case _:
+            return value

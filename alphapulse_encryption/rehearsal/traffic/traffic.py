@@ -1,0 +1,299 @@
+"""Traffic in the application's shapes, on any database with a catalogue, for the length of a ``with`` block.
+
+    with traffic(url, catalogue, ("off", "plaintext"), config, key_environment()) as running:
+        ...
+    running.measured()
+
+Several phases are old and new instances side by side. Every client owns rows that nobody else writes, remembers what it
+wrote to them, and holds every answer against that, whichever way it was written and is read: through the runtime
+library in each of the phases, and, where the phase ``off`` is among them, in plain SQL. What is remembered outlasts the
+block, so that what was written in one stage has to be read in the next.
+
+The requests are made by a process of its own (``instances``), because a benchmark in a process that encrypts measures
+that process. It is kept, idle and without connections, from one block to the next: to start it takes most of a second,
+to give it work a tenth.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
+from typing import IO, Any, cast
+
+import dagster as dg
+from pydantic import Field
+
+from alphapulse_encryption.catalogue import Catalogue
+from alphapulse_encryption.children import bare_environment
+from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.orm import Phase
+from alphapulse_encryption.rehearsal.measures import Traffic
+
+_MODULE = "alphapulse_encryption.rehearsal.traffic.instances"
+# Seconds: its connections, and the last requests, may have to wait for a server that is being restarted.
+_ANSWER_TIMEOUT = 600
+
+# What says where keys are and how servers are reached; it goes to the process through a pipe.
+_SENT = (
+    "ALPHAPULSE_ENCRYPTION_",
+    "AWS_",
+    "VAULT_",
+    "PG",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_",
+)
+
+
+class MixConfig(dg.Config):
+    """How often requests are of which kind, relative to each other; 0 leaves a kind out."""
+
+    read: float = Field(default=40, ge=0, description="Read a row by its key.")
+    look_up: float = Field(default=20, ge=0, description="Look rows up by a search column.")
+    update: float = Field(default=25, ge=0, description="Change up to three sensitive columns of a row.")
+    insert: float = Field(default=6, ge=0, description="Insert a row like another one.")
+    delete: float = Field(default=4, ge=0, description="Delete a row that the traffic has inserted.")
+    report: float = Field(default=5, ge=0, description="Read a hundred rows in the order of their keys.")
+
+
+class TrafficConfig(dg.Config):
+    """The application's load during a rehearsal."""
+
+    rate: float = Field(
+        default=20,
+        ge=0,
+        le=1000,
+        description="Requests per second, whether earlier ones were answered or not; 0 for no traffic. One core makes "
+        "about 200, and what the process that makes them cannot make in time counts as latency.",
+    )
+    clients: int = Field(
+        default=8,
+        ge=1,
+        le=64,
+        description="Sessions at work at once; requests wait their turn behind one of them.",
+    )
+    library_share: float = Field(
+        default=0.7,
+        ge=0,
+        le=1,
+        description="How many of the requests go through the runtime library; the others are plain SQL, as long as "
+        "instances in the phase off are at work.",
+    )
+    mix: MixConfig = Field(default_factory=MixConfig, description="How often requests are of which kind.")
+    seed: int = Field(default=1, description="Of the choices, to repeat them.")
+
+
+class Running:
+    """Traffic that was begun.
+
+    Args:
+        process: that makes it; None without traffic.
+    """
+
+    def __init__(self, process: _Process | None) -> None:
+        self._process = process
+        self._measured: Traffic | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether requests are being made."""
+        return self._process is not None
+
+    def measured(self) -> Traffic | None:
+        """What was measured; None where the rate was 0. Ends the traffic if nobody has yet.
+
+        Raises:
+            MigrationError: the traffic ended by itself.
+        """
+        process, self._process = self._process, None
+        if process is not None:
+            try:
+                answer = process.order("end")
+            except BaseException:
+                process.end()
+                raise
+            _keep(process)
+            self._measured = Traffic.model_validate(answer["measured"])
+        return self._measured
+
+    def abandon(self) -> None:
+        """End the traffic at once, whatever it is at."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.end()
+
+
+@contextmanager
+def traffic(
+    url: str,
+    catalogue: Catalogue,
+    phases: Sequence[Phase | str],
+    config: TrafficConfig,
+    environment: Mapping[str, str],
+) -> Iterator[Running]:
+    """Traffic for the length of the block.
+
+    Args:
+        url: the database.
+        catalogue: its sensitive columns.
+        phases: of the application's instances, which run side by side; with ``off``, plain SQL as well.
+        config: how much of what.
+        environment: the variables that the key source reads.
+
+    Raises:
+        ConfigurationError: there is no such phase, or a key or a table is missing.
+        RefusedError: a phase contradicts where the migration stands.
+        MigrationError: the traffic does not work, or ended by itself; from the end of the block.
+    """
+    if config.rate <= 0 or not phases:
+        yield Running(None)
+        return
+    running = Running(
+        _begin(
+            {
+                "url": url,
+                "catalogue": catalogue.model_dump(mode="json", by_alias=True),
+                "phases": [_phase(phase) for phase in phases],
+                "config": config.model_dump(mode="json"),
+                "environment": {n: v for n, v in environment.items() if n.upper().startswith(_SENT)},
+            }
+        )
+    )
+    try:
+        yield running
+        running.measured()
+    finally:
+        # Of a stage that has failed nobody wants to know how quick it was.
+        running.abandon()
+
+
+def warm_up() -> None:
+    """Have the process started while something else is done, so that the first traffic need not wait for it."""
+    _keep(_Process())
+
+
+def _phase(phase: Phase | str) -> str:
+    try:
+        return Phase(phase).value
+    except ValueError:
+        raise ConfigurationError(f"There is no phase {phase!r}; there are {', '.join(Phase)}.") from None
+
+
+class _Ended(MigrationError):
+    """The process that makes the traffic is not there any more."""
+
+
+class _Process:
+    """The process that makes the traffic, which ends when this one does."""
+
+    def __init__(self) -> None:
+        environment = bare_environment() | {n: os.environ[n] for n in ("PYTHONPATH",) if n in os.environ}
+        # In a session of its own: what a terminal sends is for the parent to act on.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", _MODULE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
+        self._orders = cast(IO[bytes], self._process.stdin)
+        self._answers = cast(IO[bytes], self._process.stdout)
+        self._is_ready = False
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def order(self, what: str, details: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Send an order and wait for the answer.
+
+        Raises:
+            MigrationError: as the answer says, or there is none.
+        """
+        if not self._is_ready:
+            self._answer()
+            self._is_ready = True
+        with suppress(BrokenPipeError):
+            self._orders.write(json.dumps({what: details}).encode() + b"\n")
+            self._orders.flush()
+        answer = self._answer()
+        if "refused" in answer:
+            kind = {1: RefusedError, 2: ConfigurationError}.get(answer["status"], MigrationError)
+            raise kind(answer["refused"])
+        if "broken" in answer:
+            raise MigrationError(f"The traffic of the rehearsal does not work: {answer['broken']}.")
+        return answer
+
+    def _answer(self) -> Mapping[str, Any]:
+        # One line for each order: nothing of it was read before.
+        if not wait([self._answers.fileno()], _ANSWER_TIMEOUT):
+            raise MigrationError(
+                f"The process that makes the rehearsal's traffic has not answered for {_ANSWER_TIMEOUT} s: its last "
+                "requests wait for something, or the machine is overloaded. Rehearse again, with less traffic (--rate)."
+            )
+        line = self._answers.readline()
+        if not line:
+            raise _Ended(
+                f"The process that makes the rehearsal's traffic ended by itself (status {self._process.wait()})."
+            )
+        answer: Mapping[str, Any] = json.loads(line)
+        return answer
+
+    def end(self) -> None:
+        """Have it end, whatever it is at."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._orders, self._answers):
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+
+_lock = threading.Lock()
+_kept: list[_Process] = []
+
+
+def _begin(order: Mapping[str, Any]) -> _Process:
+    """A process that has begun: the one that is kept, or a new one where there is none or it is gone."""
+    with _lock:
+        kept = _kept.pop() if _kept else None
+    process = kept or _Process()
+    try:
+        process.order("begin", order)
+    except BaseException as error:
+        process.end()
+        if kept is None or not isinstance(error, _Ended):
+            raise
+        return _begin(order)
+    return process
+
+
+def _keep(process: _Process) -> None:
+    with _lock:
+        if not _kept:
+            atexit.register(_end_kept)
+        _kept.append(process)
+
+
+def _end_kept() -> None:
+    with _lock:
+        while _kept:
+            _kept.pop().end()
+
+
+if hasattr(os, "register_at_fork"):
+    # Of the parent's process a fork could read nothing that is for it.
+    os.register_at_fork(after_in_child=_kept.clear)

@@ -1,0 +1,210 @@
+"""A worker: takes runs from the queue and executes them, on as many machines as you like.
+
+``python -m alphapulse_encryption.scale_out.worker``. Every worker needs the same package, catalogue and settings as
+the command line, and reaches the same target, Dagster storage, broker and key source. It may be killed at any moment:
+its runs are noticed and go on elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from alphapulse_encryption import settings, uncaught
+from alphapulse_encryption.errors import ConfigurationError, MigrationError
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+MOST_RUNS = 64
+_LONGEST_NAME = 60
+
+_log = logging.getLogger("alphapulse_encryption.scale_out.worker")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's parser. No address is an argument: arguments of a process are seen by everybody."""
+    parser = argparse.ArgumentParser(
+        prog="python -m alphapulse_encryption.scale_out.worker",
+        description="Takes runs from the queue and executes them.",
+        epilog="A first Ctrl-C or SIGTERM: no new runs, and those under way are waited for. A second one, or kill -9: "
+        "the daemon notices, and other workers go on with them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--name", type=_name, help="as the list of runs shows it (default: the machine's name)"
+    )
+    parser.add_argument(
+        "--concurrent-runs",
+        type=_number,
+        default=1,
+        metavar="N",
+        help="how many runs at once, each a process of its own (default: %(default)s)",
+    )
+    parser.add_argument("--verbose", action="store_true", help="log what Celery does, too")
+    return parser
+
+
+def _name(text: str) -> str:
+    if text.isascii() and len(text) <= _LONGEST_NAME and text.replace("-", "").replace("_", "").isalnum():
+        return text
+    raise argparse.ArgumentTypeError(f"up to {_LONGEST_NAME} letters, digits, - and _")
+
+
+def _number(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= len(str(MOST_RUNS)) and 1 <= int(text) <= MOST_RUNS:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST_RUNS}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Work until a signal arrives.
+
+    Returns:
+        The exit status: 0 when stopped by a signal, 2 on wrong usage or configuration.
+    """
+    options = build_parser().parse_args(arguments)
+    try:
+        return _work(options.name or platform.node(), options.concurrent_runs, options.verbose)
+    except MigrationError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+
+
+def _work(name: str, runs: int, verbose: bool) -> int:
+    if settings.run_launcher() != "celery" and not os.environ.get("DAGSTER_HOME", "").strip():
+        raise ConfigurationError(
+            "Nobody sends runs to a worker of this instance: set ALPHAPULSE_RUN_LAUNCHER=celery, here and wherever "
+            "runs are launched."
+        )
+    try:
+        from alphapulse_encryption.scale_out import celery_runs
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"celery", "dagster_celery", "kombu"}:
+            raise
+        raise ConfigurationError(
+            "Workers need Celery: pip install 'alphapulse-encryption[celery]'."
+        ) from None
+    from alphapulse_encryption.defs.resources.instance import open_instance
+
+    broker, backend = celery_runs.broker_url(), celery_runs.backend_url()
+    celery_runs.check_reachable(broker, "ALPHAPULSE_CELERY_BROKER_URL")
+    celery_runs.check_reachable(backend, "ALPHAPULSE_CELERY_BACKEND_URL")
+    with open_instance():
+        # Whatever is wrong with it is known now, and not with the first run.
+        pass
+    _configure_logging(celery_runs.WithoutAddresses(broker, backend), verbose)
+    app = build_app(name)
+    celery_runs.prepare_broker(app)
+    _load()
+    _log.info("Worker %s takes runs, %d at once. Ctrl-C: no new ones.", name, runs)
+    worker = app.Worker(
+        hostname=f"{name}@{platform.node()}",
+        concurrency=runs,
+        pool="prefork",
+        queues=[celery_runs.QUEUE],
+        # A fresh process for every run: keys and sessions of one do not outlive it.
+        max_tasks_per_child=1,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        quiet=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+def build_app(name: str) -> Celery:
+    """The application whose tasks are runs.
+
+    Args:
+        name: of the worker, as the list of runs shows it.
+    """
+    from dagster_celery.config import TASK_EXECUTE_JOB_NAME
+    from dagster_celery.make_app import make_app
+
+    from alphapulse_encryption.scale_out import celery_runs
+
+    app: Celery = make_app(  # type: ignore[no-untyped-call]
+        {
+            "broker": celery_runs.broker_url(),
+            "backend": celery_runs.backend_url(),
+            "config_source": {**celery_runs.app_settings(), "task_track_started": True},
+        }
+    )
+
+    @app.task(name=TASK_EXECUTE_JOB_NAME)  # type: ignore[untyped-decorator]
+    def execute_job(execute_job_args_packed: Any) -> int:
+        from dagster._grpc.types import ExecuteRunArgs
+        from dagster._serdes import unpack_value
+
+        try:
+            run_id = unpack_value(execute_job_args_packed, as_type=ExecuteRunArgs).run_id
+            return execute(run_id, name)
+        except Exception as error:
+            # Celery would keep its text, which could quote data.
+            _log.error("A run could not be executed: %s", type(error).__name__)
+            return 1
+
+    return app
+
+
+def execute(run_id: str, worker: str) -> int:
+    """Execute a run that was taken from the queue, unless another worker does.
+
+    Args:
+        run_id: of the run.
+        worker: name of this one.
+
+    Returns:
+        0 where it succeeded, or there was nothing to do; 1 where it failed.
+    """
+    import dagster as dg
+    from dagster._cli.api import _execute_run_command_body
+    from dagster._utils.interrupts import capture_interrupts
+
+    from alphapulse_encryption.defs.resources.instance import open_instance
+    from alphapulse_encryption.defs.resources.running import WORKER_TAG, executing
+
+    with capture_interrupts(), open_instance() as instance, executing(instance, run_id) as ours:
+        # Looked up now that nobody else can begin it.
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished or not ours:
+            _log.info("Run %s is left alone: it has ended, or another worker executes it.", run_id[:8])
+            return 0
+        if run.status is dg.DagsterRunStatus.CANCELING:
+            instance.report_run_canceled(run, "Stopped before a worker took it.")
+            return 0
+        _log.info("Run %s begins.", run_id[:8])
+        instance.add_run_tags(run_id, {WORKER_TAG: worker})
+        status = _execute_run_command_body(run_id, instance, lambda _event: None, True)
+        _log.info("Run %s ends, %s.", run_id[:8], "failed" if status else "done")
+        return status
+
+
+def _load() -> None:
+    # Once here, and not in the process of every run.
+    from alphapulse_encryption import definitions
+
+    definitions.build_defs()
+
+
+def _configure_logging(filtered: logging.Filter, verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.addFilter(filtered)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO if verbose else logging.WARNING)
+    _log.setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    uncaught.tell_no_texts()
+    uncaught.leave_no_core()
+    sys.exit(main())

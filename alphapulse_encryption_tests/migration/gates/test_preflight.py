@@ -1,0 +1,336 @@
+"""The checklist: each thing that can be wrong is provoked once, and found."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+import pytest
+
+from alphapulse_encryption.catalogue import Catalogue, Table, load_catalogue
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.migration.gates.preflight import Finding, PreflightReport, check
+from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, Database
+from alphapulse_encryption_tests.migration import support
+from alphapulse_encryption_tests.migration.support import KEYS, OTHER_KEYS, run
+
+ENTRY = support.table("notes", support.searchable("mail", "idx_mail"), "secret")
+ROLE = "preflight_tester"
+
+
+def report(url: str, *entries: Table, keys: KeyRing = KEYS) -> PreflightReport:
+    return check(Database(url), Catalogue(tables=entries or (ENTRY,)), keys)
+
+
+def found(of: PreflightReport, level: str, subject: str) -> list[str]:
+    return [f.message for f in of.findings if (f.level, f.subject) == (level, subject)]
+
+
+def state(url: str) -> list[support.Row]:
+    """Everything that the server has in its catalogue of relations, columns and triggers."""
+    return [
+        *run(url, "SELECT oid, xmin::text, relname FROM pg_class WHERE oid >= 16384 ORDER BY oid"),
+        *run(
+            url,
+            "SELECT attrelid, xmin::text, attname FROM pg_attribute WHERE attrelid >= 16384 ORDER BY 1, attnum",
+        ),
+        *run(url, "SELECT oid, xmin::text, tgname FROM pg_trigger ORDER BY oid"),
+    ]
+
+
+@pytest.fixture
+def notes_url(database_url: str) -> str:
+    run(database_url, "CREATE TABLE notes (id int PRIMARY KEY, mail text, secret numeric, other text)")
+    run(database_url, "INSERT INTO notes SELECT i, 'm' || i, i, 'x' FROM generate_series(1, 100) AS i")
+    run(database_url, "ANALYZE notes")
+    return database_url
+
+
+@contextlib.contextmanager
+def role(url: str, *grants: str) -> Iterator[str]:
+    """The address for a role that owns nothing; roles belong to the whole server."""
+    with support.application(url) as connection:
+        connection.execute(f"CREATE ROLE {ROLE} LOGIN".encode())
+        try:
+            for grant in grants:
+                connection.execute(grant.encode())
+            yield url.replace(f"//{urlsplit(url).username or 'postgres'}@", f"//{ROLE}@", 1)
+        finally:
+            connection.execute(f"REASSIGN OWNED BY {ROLE} TO postgres".encode())
+            connection.execute(f"DROP OWNED BY {ROLE}".encode())
+            connection.execute(f"DROP ROLE {ROLE}".encode())
+
+
+def test_nothing_is_wrong_and_nothing_is_changed(notes_url: str) -> None:
+    before = state(notes_url)
+    result = report(notes_url)
+    assert result.blockers == ()
+    assert {finding.subject for finding in result.warnings} <= {"privileges", "backup", "disk"}
+    assert found(result, "ok", "notes") == ["about 100 rows, 2 columns to encrypt, key (id)"]
+    assert found(result, "ok", "key")
+    assert found(result, "ok", "server")[0].startswith("PostgreSQL 18")
+    assert state(notes_url) == before
+
+
+def test_the_sample_has_no_blocker(sample_url: str) -> None:
+    result = check(Database(sample_url), load_catalogue(), KEYS)
+    assert result.blockers == ()
+    assert result.rows == 3_000
+    sizes = support.value(
+        sample_url,
+        "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relname = ANY(%s) AND relkind = 'r'",
+        list(load_catalogue().keys),
+    )
+    assert result.current_bytes == int(sizes)
+    before = int(sizes)
+    for table in load_catalogue().tables:
+        support.encrypt(sample_url, table)
+    grown = support.value(
+        sample_url,
+        "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relname = ANY(%s) AND relkind = 'r'",
+        list(load_catalogue().keys),
+    )
+    assert 0.5 < result.growth_bytes / (int(grown) - before) < 4
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("DROP TABLE notes", "not in the database"),
+        ('ALTER TABLE notes RENAME TO "Notes"', "not in the database"),
+        ("ALTER TABLE notes DROP COLUMN secret", "has no column secret"),
+        ("ALTER TABLE notes DROP CONSTRAINT notes_pkey", "has no primary key"),
+        (
+            "ALTER TABLE notes DROP CONSTRAINT notes_pkey, ADD PRIMARY KEY (id, mail)",
+            "part of the primary key",
+        ),
+        (
+            "ALTER TABLE notes DROP secret; ALTER TABLE notes ADD secret int GENERATED ALWAYS AS (id * 2) STORED",
+            "generated or identity column",
+        ),
+    ],
+)
+def test_catalogue_and_database_disagree(notes_url: str, statement: str, message: str) -> None:
+    run(notes_url, "CREATE TABLE fine (id int PRIMARY KEY, v text)")
+    run(notes_url, statement)
+    result = report(notes_url, ENTRY, support.table("fine", "v"))
+    assert len(result.blockers) == 1
+    assert message in found(result, "blocker", "notes")[0]
+    assert found(result, "ok", "fine")  # the others are looked at all the same
+
+
+def test_columns_that_an_insert_fills_by_itself(notes_url: str) -> None:
+    run(notes_url, "CREATE DOMAIN nothing AS text DEFAULT ''")
+    run(
+        notes_url,
+        "ALTER TABLE notes ALTER secret SET DEFAULT 0, ALTER mail TYPE nothing, ALTER other SET DEFAULT 1",
+    )
+    [message] = found(report(notes_url), "warning", "notes")
+    assert message.startswith("mail, secret have a default.")
+    assert "inserts the ciphertext alone" in message
+    run(notes_url, "ALTER TABLE notes ALTER secret DROP DEFAULT, ALTER mail TYPE text")
+    assert found(report(notes_url), "warning", "notes") == []
+
+
+def test_money_is_encrypted_in_one_form_and_warned_of(database_url: str) -> None:
+    run(database_url, "CREATE TABLE notes (id int PRIMARY KEY, mail text, secret money)")
+    run(database_url, "INSERT INTO notes VALUES (1, 'm', 1234.56), (2, 'm', -0.5)")
+    (warning,) = found(report(database_url), "warning", "notes.secret")
+    assert "is of the type money" in warning
+    support.encrypt(database_url, ENTRY)
+    envelopes = support.texts(database_url, ENTRY, "secret_encrypted")
+    values = {key: support.opened(str(envelope), "test_context") for key, envelope in envelopes.items()}
+    assert values == {("1",): "$1,234.56", ("2",): "-$0.50"}
+    assert support.verify(database_url, ENTRY).passed
+
+
+def test_partitioned_table(database_url: str) -> None:
+    run(
+        database_url, "CREATE TABLE notes (id int PRIMARY KEY, mail text, secret int) PARTITION BY RANGE (id)"
+    )
+    run(database_url, "CREATE TABLE notes_1 PARTITION OF notes FOR VALUES FROM (1) TO (100)")
+    assert report(database_url).blockers == ()
+    assert found(report(database_url), "ok", "notes")
+    assert "approve_drop will refuse" in found(report(database_url), "warning", "notes")[0]
+
+
+def test_another_key(notes_url: str) -> None:
+    support.add_columns(notes_url, ENTRY)
+    assert report(notes_url).blockers == ()
+    [blocker] = report(notes_url, keys=OTHER_KEYS).blockers
+    assert blocker.subject == "key"
+    assert "not the one this database was begun with" in blocker.message
+
+
+def test_role_that_does_not_own_the_table(notes_url: str) -> None:
+    with role(notes_url, f"GRANT ALL ON notes TO {ROLE}", f"GRANT CREATE ON SCHEMA public TO {ROLE}") as url:
+        [message] = found(report(url), "blocker", "notes")
+        assert "by the table's owner only" in message
+        run(notes_url, f"ALTER TABLE notes OWNER TO {ROLE}")
+        assert report(url).blockers == ()
+
+
+def test_role_that_may_not_create_the_bookkeeping(notes_url: str) -> None:
+    with role(notes_url, f"ALTER TABLE notes OWNER TO {ROLE}") as url:
+        assert "GRANT CREATE ON SCHEMA public" in found(report(url), "blocker", "privileges")[0]
+        run(notes_url, f"GRANT CREATE ON SCHEMA public TO {ROLE}")
+        assert found(report(url), "blocker", "privileges") == []
+
+
+def test_row_level_security(notes_url: str) -> None:
+    run(notes_url, "ALTER TABLE notes ENABLE ROW LEVEL SECURITY")
+    with role(notes_url, f"GRANT ALL ON notes TO {ROLE}", f"GRANT CREATE ON SCHEMA public TO {ROLE}") as url:
+
+        def hidden() -> bool:
+            return any("row-level security" in message for message in found(report(url), "blocker", "notes"))
+
+        assert hidden()
+        run(notes_url, f"ALTER TABLE notes OWNER TO {ROLE}")
+        assert not hidden()  # the owner sees all rows,
+        run(notes_url, "ALTER TABLE notes FORCE ROW LEVEL SECURITY")
+        assert hidden()  # unless even he is subject to it
+        run(notes_url, f"ALTER ROLE {ROLE} BYPASSRLS")
+        assert not hidden()
+    assert report(notes_url).blockers == ()  # a superuser
+
+
+DEPENDANTS = [
+    ("CREATE VIEW names AS SELECT id, mail FROM notes", "mail", "view public.names"),
+    ("CREATE MATERIALIZED VIEW sums AS SELECT sum(secret) FROM notes", "secret", "view public.sums"),
+    ("CREATE INDEX by_secret ON notes (secret)", "secret", "index by_secret"),
+    ("CREATE INDEX by_lower ON notes (lower(mail))", "mail", "index by_lower"),
+    ("CREATE INDEX certain ON notes (id) WHERE secret > 5", "secret", "index certain"),
+    ("ALTER TABLE notes ADD CONSTRAINT positive CHECK (secret > 0)", "secret", "constraint positive"),
+    ("ALTER TABLE notes ADD CONSTRAINT one_mail UNIQUE (mail)", "mail", "constraint one_mail"),
+    (
+        "ALTER TABLE notes ADD UNIQUE (mail); CREATE TABLE likes (mail text REFERENCES notes (mail))",
+        "mail",
+        "constraint likes_mail_fkey (foreign key of public.likes)",
+    ),
+    (
+        "CREATE TABLE mails (m text PRIMARY KEY); "
+        "ALTER TABLE notes ADD CONSTRAINT known FOREIGN KEY (mail) REFERENCES mails NOT VALID",
+        "mail",
+        "constraint known",
+    ),
+    (
+        "ALTER TABLE notes ADD half numeric GENERATED ALWAYS AS (secret / 2) STORED",
+        "secret",
+        "generated column half",
+    ),
+    ("CREATE POLICY mine ON notes USING (mail = current_user)", "mail", "policy mine"),
+    (
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
+        "CREATE TRIGGER watch AFTER UPDATE OF secret ON notes FOR EACH ROW EXECUTE FUNCTION f()",
+        "secret",
+        "trigger watch",
+    ),
+    ("CREATE STATISTICS both_columns ON mail, secret FROM notes", "mail", "extended statistics both_columns"),
+]
+
+
+@pytest.mark.parametrize(("statement", "column", "what"), DEPENDANTS, ids=[what for _, _, what in DEPENDANTS])
+def test_dependants(notes_url: str, statement: str, column: str, what: str) -> None:
+    for part in statement.split("; ") if "BEGIN" not in statement else [statement]:
+        run(notes_url, part)
+    messages = found(report(notes_url), "warning", f"notes.{column}")
+    assert f"{what} depends on the plaintext column and goes with it" in messages
+
+
+def test_what_is_ours_is_no_dependant(notes_url: str) -> None:
+    run(notes_url, "ALTER TABLE notes ALTER mail SET DEFAULT 'x', ALTER mail SET NOT NULL")
+    run(notes_url, "CREATE INDEX by_other ON notes (other)")
+    support.encrypt(notes_url, ENTRY)
+    result = report(notes_url)
+    assert [finding for finding in result.findings if finding.subject.startswith("notes.")] == []
+
+
+def test_uniqueness_that_cannot_be_carried(notes_url: str) -> None:
+    run(notes_url, "CREATE UNIQUE INDEX one_secret ON notes (secret)")
+    run(notes_url, "CREATE UNIQUE INDEX one_mail ON notes (mail)")
+    messages = [m for m in found(report(notes_url), "warning", "notes") if "carried over" in m]
+    assert len(messages) == 1
+    assert "one_secret" in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "parameter", "says"),
+    [
+        (
+            {"log_min_duration_statement": "0", "log_parameter_max_length": "-1"},
+            "log_parameter_max_length",
+            "logs statements with their parameters",
+        ),
+        (
+            {"log_statement": "mod", "log_parameter_max_length": "8"},
+            "log_parameter_max_length",
+            "logs statements with their parameters",
+        ),
+        ({"log_min_messages": "warning"}, "log_min_messages", "logs its errors"),
+        (
+            {"auto_explain.log_min_duration": "0"},
+            "auto_explain.log_min_duration",
+            "auto_explain logs plans",
+        ),
+        (
+            {"pgaudit.log": "write", "pgaudit.log_parameter": "on"},
+            "pgaudit.log_parameter",
+            "pgaudit logs the parameters",
+        ),
+    ],
+)
+def test_logging_that_this_role_cannot_turn_off(
+    notes_url: str, settings: dict[str, str], parameter: str, says: str
+) -> None:
+    support.with_settings(notes_url, settings)
+    assert found(report(notes_url), "ok", "logging")  # a superuser's sessions leave no values
+    with role(
+        notes_url, f"GRANT CREATE ON SCHEMA public TO {ROLE}", f"ALTER TABLE notes OWNER TO {ROLE}"
+    ) as url:
+        (warning,) = found(report(url), "warning", "logging")
+        assert says in warning
+        for remedy in (
+            f'GRANT SET ON PARAMETER {parameter} TO "{ROLE}"',
+            f'ALTER ROLE "{ROLE}" SET {parameter} = ',
+        ):
+            assert remedy in warning
+            # What it says is what helps.
+            run(notes_url, remedy + (LOG_SETTINGS[parameter] if remedy.endswith("= ") else ""))
+            assert found(report(url), "ok", "logging")
+            run(
+                notes_url,
+                f"REVOKE SET ON PARAMETER {parameter} FROM {ROLE}"
+                if remedy.startswith("GRANT")
+                else f"ALTER ROLE {ROLE} RESET {parameter}",
+            )
+            assert found(report(url), "ok", "logging") == []
+
+
+def test_long_transaction(notes_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alphapulse_encryption.migration.gates.preflight.LONG_TRANSACTION", timedelta(0))
+    with support.application(notes_url, autocommit=False) as connection:
+        connection.execute("SELECT 1 FROM notes")
+        messages = found(report(notes_url), "warning", "long transaction")
+        assert any(str(connection.info.backend_pid) in message for message in messages)
+        connection.rollback()
+    assert found(report(notes_url), "warning", "long transaction") == []
+
+
+def test_backup(notes_url: str) -> None:
+    assert "no verified backup" in found(report(notes_url), "warning", "backup")[0]
+    support.add_columns(notes_url, ENTRY)
+    insert = (
+        "INSERT INTO encryption_backups (taken_at, location, bytes, sha256, recipient, listed_entries, "
+        "verified_at, tables) VALUES (now(), 'x', 1, 'x', 'x', 1, now() - %s * interval '1 hour', '{notes}')"
+    )
+    run(notes_url, insert, 25)
+    assert "no verified backup" in found(report(notes_url), "warning", "backup")[0]
+    run(notes_url, insert, 23)
+    assert found(report(notes_url), "ok", "backup")[0].startswith("verified at")
+
+
+def test_how_a_finding_is_shown() -> None:
+    shown = [str(Finding(level, "notes", "is so")) for level in ("ok", "warning", "blocker")]
+    assert shown == ["✓ notes: is so", "! notes: is so", "✗ notes: is so"]

@@ -1,0 +1,71 @@
+"""What stands in the way of a drop: whatever PostgreSQL would refuse to part with, or could not be put back exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from psycopg import errors
+
+from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.schema.definition import read_table
+from alphapulse_encryption.migration.schema.saved import dependants
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests.migration import support, walk
+
+USERS = walk.CATALOGUE.table("users")
+
+# What to make, and how the refusal names it. None of them is in the other's way.
+OBJECTS = {
+    "CREATE VIEW theirs AS SELECT id, email FROM users": "view public.theirs",
+    "CREATE VIEW by_join AS SELECT u.id FROM users u JOIN api_keys k ON k.name = u.last_name": "view public.by_join",
+    "CREATE MATERIALIZED VIEW kept AS SELECT upper(last_name) FROM users": "materialized view public.kept",
+    "CREATE RULE watched AS ON UPDATE TO users WHERE OLD.email > '' DO ALSO DELETE FROM api_keys": "rule watched",
+    "ALTER TABLE api_keys ADD owner text CONSTRAINT by_mail REFERENCES users (email)": "constraint by_mail",
+    "ALTER TABLE users ADD invited_by text CONSTRAINT invited REFERENCES users (email)": "constraint invited",
+    "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
+    "CREATE TRIGGER on_mail AFTER UPDATE OF email ON users EXECUTE FUNCTION f()": "trigger on_mail",
+    "CREATE FUNCTION g() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
+    "CREATE TRIGGER on_name AFTER UPDATE ON users FOR EACH ROW WHEN (NEW.last_name = 'x') "
+    "EXECUTE FUNCTION g()": "trigger on_name",
+    "CREATE POLICY own ON users USING (email = current_user)": "policy own",
+    "CREATE POLICY checked ON users FOR INSERT WITH CHECK (last_name IS NOT NULL)": "policy checked",
+    "CREATE PUBLICATION few FOR TABLE users (id, email)": "publication of table public.users in publication few",
+    "CREATE PUBLICATION part FOR TABLE users WHERE (email > 'x')": "publication of table public.users in",
+    "ALTER TABLE users ADD loud text GENERATED ALWAYS AS (upper(last_name)) STORED": "generated column loud",
+    "ALTER TABLE users ADD quiet text GENERATED ALWAYS AS (lower(last_name)) VIRTUAL": "generated column quiet",
+    "CREATE FUNCTION mails() RETURNS SETOF text BEGIN ATOMIC SELECT email FROM users; END": "function public.mails()",
+    "ALTER TABLE users REPLICA IDENTITY USING INDEX users_email_key": "replica identity of users_email_key",
+    "SET allow_system_table_mods = on; INSERT INTO pg_seclabel VALUES "
+    "('users'::regclass, 'pg_class'::regclass, 3, 'selinux', 'secret')": "security label of email by selinux",
+    "GRANT SELECT (email) ON users TO pg_monitor WITH GRANT OPTION; SET ROLE pg_monitor; "
+    "GRANT SELECT (email) ON users TO pg_read_all_stats": "privilege SELECT (email) granted by pg_monitor",
+}
+
+
+@pytest.mark.parametrize(("statement", "name"), OBJECTS.items(), ids=list(OBJECTS.values()))
+def test_it_is_named(sample_url: str, statement: str, name: str) -> None:
+    with Database(sample_url).session("look") as connection:
+        definition = read_table(connection, USERS)
+        assert dependants(connection, definition) == ()
+    support.run(sample_url, statement)
+    with Database(sample_url).session("look") as connection:
+        (found,) = dependants(connection, definition)
+    assert found.startswith(name)
+
+
+def test_neither_approved_nor_dropped(sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+    walk.switch(sample_url, USERS)
+    walk.backup(sample_url, (USERS,), tmp_path, postgres.bin_dir())
+    support.run(sample_url, "ALTER TABLE users ADD invited_by text REFERENCES users (email)")
+    with pytest.raises(RefusedError, match=r"users_invited_by_fkey on table public\.users"):
+        walk.approve(sample_url, USERS)
+    support.run(sample_url, "ALTER TABLE users DROP invited_by")
+    walk.approve(sample_url, USERS)
+    support.run(sample_url, "CREATE POLICY own ON users USING (email = current_user)")
+    with pytest.raises(RefusedError, match="policy own on table"):
+        walk.drop(sample_url, USERS)
+    # PostgreSQL is of the same opinion.
+    with pytest.raises(errors.DependentObjectsStillExist):
+        support.run(sample_url, "ALTER TABLE users DROP email")

@@ -1,0 +1,402 @@
+"""The undo of a drop: the same schema and values as before, or newer values, and never a write lost."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.crypto.tokens import search_token
+from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
+from alphapulse_encryption.migration.rows.fill import Filler, FillProgress
+from alphapulse_encryption.migration.schema import saved
+from alphapulse_encryption.migration.schema.definition import read_table
+from alphapulse_encryption.migration.steps import restore as restore_module
+from alphapulse_encryption.migration.steps import switch
+from alphapulse_encryption.migration.steps.restore import RestoreResult, restore_plaintext
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests.migration import dumps, support, walk
+
+USERS = walk.CATALOGUE.table("users")
+
+
+def dropped(url: str, table: Table, bin_dir: Path, directory: Path, catalogue: Catalogue) -> None:
+    walk.switch(url, table)
+    walk.backup(url, (table,), directory, bin_dir)
+    walk.approve(url, table, catalogue)
+    walk.drop(url, table, catalogue)
+
+
+def restored(url: str, table: Table) -> RestoreResult:
+    return restore_plaintext(Database(url), table, walk.CIPHER, walk.KEYS, walk.ACTOR)
+
+
+RICH = """
+CREATE SCHEMA "Sales";
+CREATE DOMAIN "Sales".grade AS text CHECK (VALUE ~ '^[A-F]$');
+CREATE TYPE "Sales"."Mood" AS ENUM ('so so', 'glad');
+CREATE TABLE "Sales".other (code text PRIMARY KEY);
+INSERT INTO "Sales".other VALUES ('a'), ('b');
+CREATE TABLE "Sales"."Deals" (
+    region uuid, "No" int,
+    "Note" varchar(40) COLLATE "C" DEFAULT 'it''s, "x"' NOT NULL,
+    code text CONSTRAINT known REFERENCES "Sales".other DEFERRABLE INITIALLY DEFERRED,
+    amounts numeric(8, 2)[],
+    day date, at timestamptz(3), span interval, raw bytea, flag boolean, label char(5),
+    mood "Sales"."Mood" DEFAULT 'glad', grade "Sales".grade, serial serial,
+    plain int,
+    PRIMARY KEY (region, "No"),
+    CONSTRAINT one_label UNIQUE (label) INCLUDE (plain),
+    CONSTRAINT "sensible day" CHECK (day > '1900-01-01' AND (plain > 0 OR flag)));
+ALTER TABLE "Sales"."Deals" ADD CONSTRAINT old_note CHECK ("Note" <> 'legacy') NOT VALID;
+COMMENT ON CONSTRAINT "sensible day" ON "Sales"."Deals" IS 'no ''ancient'' ones';
+COMMENT ON COLUMN "Sales"."Deals"."Note" IS 'E''s "note"';
+ALTER TABLE "Sales"."Deals" ALTER "Note" SET STATISTICS 250, ALTER raw SET STORAGE EXTERNAL,
+    ALTER code SET (n_distinct = -0.5, n_distinct_inherited = 3), ALTER "Note" SET COMPRESSION pglz;
+CREATE INDEX "by Note" ON "Sales"."Deals" (lower("Note"), plain DESC) WHERE flag;
+COMMENT ON INDEX "Sales"."by Note" IS 'for the report';
+CREATE INDEX by_plain ON "Sales"."Deals" (plain);
+CREATE INDEX by_day ON "Sales"."Deals" USING btree (day, plain) WITH (fillfactor = 70);
+ALTER TABLE "Sales"."Deals" CLUSTER ON by_day;
+CREATE STATISTICS "Sales".day_and_plain ON day, plain FROM "Sales"."Deals";
+COMMENT ON STATISTICS "Sales".day_and_plain IS 'planner''s';
+ALTER STATISTICS "Sales".day_and_plain SET STATISTICS 321;
+ALTER STATISTICS "Sales".day_and_plain OWNER TO pg_monitor;
+ALTER INDEX "Sales"."by Note" ALTER COLUMN 1 SET STATISTICS 77;
+COMMENT ON CONSTRAINT "Deals_Note_not_null" ON "Sales"."Deals" IS 'the writer''s duty';
+ALTER TABLE "Sales"."Deals" REPLICA IDENTITY FULL;
+ALTER TABLE "Sales"."Deals" ADD CONSTRAINT hoped CHECK (length(code) < 9) NOT ENFORCED;
+CREATE POLICY plain_only ON "Sales"."Deals" USING (plain > 0);
+CREATE PUBLICATION all_of_it FOR TABLE "Sales"."Deals";
+CREATE FUNCTION "Sales".note_it() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+CREATE TRIGGER noted AFTER UPDATE ON "Sales"."Deals" FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
+    EXECUTE FUNCTION "Sales".note_it();
+CREATE VIEW "Sales".plain AS SELECT region, plain FROM "Sales"."Deals";
+GRANT SELECT ("Note"), UPDATE ("Note", plain) ON "Sales"."Deals" TO pg_monitor WITH GRANT OPTION;
+GRANT SELECT (day) ON "Sales"."Deals" TO PUBLIC;
+INSERT INTO "Sales"."Deals" (region, "No", "Note", code, amounts, day, at, span, raw, flag, label, mood,
+                             grade, plain)
+SELECT gen_random_uuid(), i, 'n ' || i, CASE WHEN i % 3 = 0 THEN 'a' END, ARRAY[i, NULL, 1.5],
+       date '2024-02-29' - i, timestamptz '2024-01-01 12:00+05' + i * interval '1.0015 s',
+       i * interval '1 mon 2 s', decode(md5(i::text), 'hex'), i % 2 = 0, 'l' || i,
+       CASE WHEN i % 2 = 0 THEN 'so so' ELSE 'glad' END::"Sales"."Mood",
+       CASE WHEN i > 3 THEN 'B' END, i
+  FROM generate_series(1, 40) AS i;
+"""
+
+DEALS = Table.model_validate(
+    {
+        "name": "Deals",
+        "schema": "Sales",
+        "columns": [
+            {"name": name, "context": f"deal_{name}"}
+            for name in (
+                "Note",
+                "code",
+                "amounts",
+                "day",
+                "at",
+                "span",
+                "raw",
+                "flag",
+                "mood",
+                "grade",
+                "serial",
+            )
+        ]
+        + [{"name": "label", "context": "deal_label", "search_index": "deals_label_search"}],
+    }
+)
+
+
+def test_every_kind_of_definition_comes_back(
+    database_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    walk.query(database_url, RICH)
+    catalogue = Catalogue(tables=(DEALS,))
+    key = '"Sales"."Deals"'
+    before = dumps.dump(database_url, postgres.bin_dir())
+    sequence = walk.value(database_url, 'SELECT last_value FROM "Sales"."Deals_serial_seq"')
+    dropped(database_url, DEALS, postgres.bin_dir(), tmp_path, catalogue)
+    assert "day" not in walk.columns_of(database_url, key)
+
+    result = restored(database_url, DEALS)
+
+    after = dumps.dump(database_url, postgres.bin_dir(), dumps.added_columns(DEALS))
+    assert before - after == {}
+    names = {"deals_label_search", "Deals_encryption_pending"}
+    assert all(dumps.is_guard(s, DEALS) or dumps.is_index(s, names) for s in after - before)
+    assert walk.value(database_url, 'SELECT last_value FROM "Sales"."Deals_serial_seq"') == sequence
+    assert set(result.constraints) == {"known", "one_label", "sensible day", "old_note", "hoped"}
+    assert result.lost_grants == ()
+    assert walk.verify(database_url, DEALS).passed
+
+
+@contextlib.contextmanager
+def somebody_reading(url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A transaction that has seen the table as it is: an index built from now on waits for its end."""
+    with support.application(url, autocommit=False) as connection:
+        connection.execute("SET deadlock_timeout TO '10min'")  # so that it is the engine that notices
+        connection.commit()
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        connection.execute("SELECT 1")
+        yield connection
+
+
+def test_a_build_that_a_deadlock_ended_is_begun_anew(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """The server ends a build to dissolve a deadlock, and leaves an invalid index."""
+    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+    with (
+        somebody_reading(sample_url) as other,
+        support.Background(lambda: restored(sample_url, USERS)) as restoring,
+    ):
+        support.until(
+            lambda: support.engine_waits(sample_url, "CREATE%", behind=other), "it waits for the other"
+        )
+        # … which now waits for the lock that the build keeps, and gets it when the server has ended the build.
+        other.execute("LOCK TABLE users IN SHARE UPDATE EXCLUSIVE MODE")
+        other.rollback()
+        result = restoring.result()
+    assert set(result.indexes) == {"users_last_name_idx", "users_phone_number_idx", "users_email_key"}
+    assert walk.value(sample_url, "SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
+
+
+def restore_until_killed(url: str, batches: int) -> None:
+    """In a process of its own: killed by itself after so many batches, or by somebody else."""
+    seen = 0
+
+    def on_progress(_: FillProgress) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == batches:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    restore_plaintext(Database(url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR, on_progress=on_progress)
+
+
+def test_kill_9_in_the_middle(sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+    before = dumps.dump(sample_url, postgres.bin_dir())
+    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'alphapulse_encryption'"
+    filled = "SELECT count(*) FILTER (WHERE email IS NOT NULL), count(*) FROM users"
+
+    first = multiprocessing.get_context("spawn").Process(target=restore_until_killed, args=(sample_url, 1))
+    first.start()
+    first.join()
+    assert first.exitcode == -signal.SIGKILL
+    ((values, rows),) = walk.query(sample_url, filled)
+    assert 0 < values < rows
+
+    second = multiprocessing.get_context("spawn").Process(target=restore_until_killed, args=(sample_url, 0))
+    with somebody_reading(sample_url) as reader:
+        second.start()
+        support.until(
+            lambda: support.engine_waits(sample_url, "CREATE%", behind=reader), "an index is being built"
+        )
+        second.kill()
+        second.join()
+        walk.query(
+            sample_url,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'alphapulse_encryption'",
+        )
+        support.until(lambda: walk.value(sample_url, sessions) == 0, "its session has ended")
+    assert walk.value(sample_url, "SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 1
+    assert walk.query(sample_url, "SELECT authority, stage FROM encryption_tables") == [
+        ("ciphertext", "restoring")
+    ]
+
+    assert restored(sample_url, USERS).rows == 0
+    after = dumps.dump(sample_url, postgres.bin_dir(), dumps.added_columns(USERS))
+    assert before - after == {}
+    names = {"idx_user_email_search", "users_encryption_pending"}
+    assert all(dumps.is_guard(s, USERS) or dumps.is_index(s, names) for s in after - before)
+
+
+def test_newer_ciphertext_is_what_comes_back(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+    walk.query(
+        sample_url,
+        "UPDATE users SET address_data_encrypted = %s, last_name_encrypted = NULL WHERE id = 9",
+        walk.CIPHER.encrypt('{"b":1,  "a": "\u00e4"}', "user_address"),
+    )
+    walk.query(sample_url, "DELETE FROM users WHERE id = 10")
+
+    result = restored(sample_url, USERS)
+
+    assert result.reencrypted == 1
+    row = walk.query(sample_url, "SELECT address_data::text, last_name FROM users WHERE id = 9")
+    assert row == [('{"a": "\u00e4", "b": 1}', None)]
+    assert walk.value(sample_url, "SELECT count(*) FROM users WHERE id = 10") == 0
+    assert walk.verify(sample_url, USERS).passed
+
+
+def begin(url: str) -> None:
+    with Database(url).session("begin") as connection:
+        found = saved.latest(connection, USERS)
+        assert found is not None
+        what = found[1]
+        in_short_transaction(
+            connection, "begin", lambda: restore_module._begin(connection, USERS, what, walk.ACTOR)
+        )
+
+
+def test_killed_in_the_middle_it_goes_on_and_loses_no_write(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    columns = walk.columns_of(sample_url, "users")
+    schema = walk.schema(sample_url, postgres.bin_dir(), USERS)
+    contents = walk.contents(sample_url, "users", [name for name in columns if name != "last_name"])
+    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+    begin(sample_url)
+    with Database(sample_url).session("fill") as connection:
+        definition = read_table(connection, USERS)
+        filler = Filler(connection, definition, walk.metered(sample_url), walk.KEYS)
+        filler.fill(None, ("100",))
+        found = saved.latest(connection, USERS)
+        assert found is not None
+        restore_module._build_indexes(connection, definition, found[1])
+    # The application, meanwhile: over a filled value, and over one that is not filled yet.
+    for key in (50, 200):
+        walk.query(
+            sample_url,
+            "UPDATE users SET last_name_encrypted = %s WHERE id = %s",
+            walk.CIPHER.encrypt("Meanwhile", "user_personal"),
+            key,
+        )
+    with pytest.raises(RefusedError, match="being restored"):
+        walk.approve(sample_url, USERS)
+    with pytest.raises(RefusedError, match="restore_plaintext"):
+        switch.revert_to_plaintext(Database(sample_url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR)
+
+    result = restored(sample_url, USERS)
+
+    assert 0 < result.rows < len(contents)
+    assert walk.schema(sample_url, postgres.bin_dir(), USERS) == schema
+    kept = walk.contents(sample_url, "users", [name for name in columns if name != "last_name"])
+    assert kept == contents
+    names = walk.query(sample_url, "SELECT last_name FROM users WHERE id IN (50, 200)")
+    assert names == [("Meanwhile",), ("Meanwhile",)]
+    assert walk.verify(sample_url, USERS).passed
+
+
+def test_an_interrupted_index_build_is_done_again(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    schema = walk.schema(sample_url, postgres.bin_dir(), USERS)
+    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+    begin(sample_url)
+    walk.query(sample_url, "CREATE INDEX users_last_name_idx ON users (last_name)")
+    walk.query(
+        sample_url,
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'users_last_name_idx'::regclass",
+    )
+    result = restored(sample_url, USERS)
+    assert "users_last_name_idx" in result.indexes
+    assert walk.schema(sample_url, postgres.bin_dir(), USERS) == schema
+
+
+def test_a_value_that_cannot_be_read_is_named_and_the_ciphertext_stays_right(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+    walk.query(sample_url, "UPDATE users SET first_name_encrypted = 'x' WHERE id = 12")
+    with pytest.raises(RefusedError, match=r"first_name at key \(12\)"):
+        restored(sample_url, USERS)
+    assert walk.query(sample_url, "SELECT authority, stage FROM encryption_tables") == [
+        ("ciphertext", "restoring")
+    ]
+    walk.query(
+        sample_url,
+        "UPDATE users SET first_name_encrypted = %s WHERE id = 12",
+        walk.CIPHER.encrypt("Corrected", "user_personal"),
+    )
+    restored(sample_url, USERS)
+    assert walk.value(sample_url, "SELECT first_name FROM users WHERE id = 12") == "Corrected"
+
+
+def test_a_privilege_of_a_role_that_is_gone_is_told(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    walk.query(sample_url, "CREATE ROLE short_lived; GRANT SELECT (email) ON users TO short_lived")
+    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+    walk.query(sample_url, "DROP ROLE short_lived")
+    assert restored(sample_url, USERS).lost_grants == ("SELECT (email) to short_lived",)
+
+
+def test_columns_of_the_same_name_or_another_catalogue_are_refused(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+    with pytest.raises(RefusedError, match="two_factor_secret"):
+        restored(sample_url, USERS.model_copy(update={"columns": USERS.columns[:-1]}))
+    walk.query(sample_url, "ALTER TABLE users ADD email text")
+    with pytest.raises(RefusedError, match="email"):
+        restored(sample_url, USERS)
+    assert walk.value(sample_url, "SELECT stage FROM encryption_tables") == "dropped"
+
+
+def test_progress_is_reported(sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+    seen: list[FillProgress] = []
+    result = restore_plaintext(
+        Database(sample_url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR, on_progress=seen.append
+    )
+    assert {progress.batch_range for progress in seen} == set(range(walk.RANGES))
+    assert (seen[-1].rows, seen[-1].values) == (result.rows, result.values)
+
+
+def test_held_until_nobody_writes_ciphertext_alone(approved_url: str) -> None:
+    """The application's instances are exchanged while both kinds of write are accepted."""
+    before = dict(walk.query(approved_url, "SELECT id, email FROM users"))
+    walk.drop(approved_url, USERS)
+
+    def hold() -> RestoreResult:
+        return restore_plaintext(Database(approved_url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR, hold=True)
+
+    def write(email: str, number: int, *more: str) -> None:
+        """Ciphertext and token, and what else is named."""
+        walk.query(
+            approved_url,
+            f"UPDATE users SET email_encrypted = %s, email_search = %s{''.join(more)} WHERE id = %s RETURNING id",
+            walk.CIPHER.encrypt(email, "user_pii"),
+            search_token(walk.KEYS, email, "user_pii"),
+            number,
+        )
+
+    first = hold()
+    assert (first.held, first.changed, first.rows) == (True, True, len(before))
+    assert dict(walk.query(approved_url, "SELECT id, email FROM users")) == before
+    write("alone@x.example", 100)
+    write("both@x.example", 101, ", email = 'both@x.example'")
+    assert walk.query(approved_url, "SELECT id, email FROM users WHERE id IN (100, 101) ORDER BY id") == [
+        (100, None),
+        (101, "both@x.example"),
+    ]
+    again = hold()
+    assert (again.held, again.rows, again.indexes, again.constraints) == (True, 1, (), ())
+
+    write("later@x.example", 102)
+    ended = restored(approved_url, USERS)
+    assert (ended.held, ended.changed) == (False, True)
+    assert dict(walk.query(approved_url, "SELECT id, email FROM users")) == before | {
+        100: "alone@x.example",
+        101: "both@x.example",
+        102: "later@x.example",
+    }
+    with pytest.raises(psycopg.errors.CheckViolation):
+        write("refused@x.example", 103)
+    assert walk.verify(approved_url, USERS).passed

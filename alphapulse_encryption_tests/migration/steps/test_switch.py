@@ -1,0 +1,331 @@
+"""Over to the ciphertext and back: what the application may write, and what the columns promise meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.crypto.tokens import search_token
+from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.rows.fill import Filler
+from alphapulse_encryption.migration.schema.definition import read_table
+from alphapulse_encryption.migration.schema.views import create_views
+from alphapulse_encryption.migration.steps import switch
+from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
+from alphapulse_encryption.migration.steps.switch import (
+    RevertResult,
+    SwitchResult,
+    revert_to_plaintext,
+    switch_to_ciphertext,
+)
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests.migration import walk
+
+USERS = walk.CATALOGUE.table("users")
+ACCOUNTS = walk.CATALOGUE.table("trading_accounts")
+
+
+def switched(url: str, table: Table) -> SwitchResult:
+    return switch_to_ciphertext(Database(url), table, walk.KEYS, walk.ACTOR)
+
+
+def reverted(url: str, table: Table) -> RevertResult:
+    return revert_to_plaintext(Database(url), table, walk.CIPHER, walk.KEYS, walk.ACTOR)
+
+
+def envelope(value: str, context: str) -> str:
+    return walk.CIPHER.encrypt(value, context)
+
+
+def authority(url: str, table: Table) -> str:
+    row = walk.query(url, "SELECT authority FROM encryption_tables WHERE table_name = %s", table.key)
+    return str(row[0][0])
+
+
+def test_it_needs_a_verification_and_nothing_pending(sample_url: str) -> None:
+    walk.encrypt(sample_url, USERS)
+    with pytest.raises(RefusedError, match="not verified"):
+        switched(sample_url, USERS)
+    walk.verify(sample_url, USERS)
+    walk.query(sample_url, "UPDATE users SET last_name = 'Pending' WHERE id = 5")
+    with pytest.raises(RefusedError, match="pending"):
+        switched(sample_url, USERS)
+    assert authority(sample_url, USERS) == "plaintext"
+    checks = "SELECT count(*) FROM pg_constraint WHERE conname LIKE '%_encryption_%'"
+    assert walk.value(sample_url, checks) == 0
+
+
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [
+        ("CREATE UNIQUE INDEX one_phone ON users (phone_number)", "one_phone"),
+        ("CREATE UNIQUE INDEX some_mail ON users (email) WHERE is_active", "some_mail"),
+        ("CREATE UNIQUE INDEX both_names ON users (email, first_name)", "both_names"),
+        ("ALTER TABLE users ADD CONSTRAINT apart EXCLUDE (lower(email) WITH =) WHERE (id > 100)", "apart"),
+    ],
+)
+def test_uniqueness_that_tokens_cannot_carry_is_refused(sample_url: str, index: str, reason: str) -> None:
+    walk.query(sample_url, "UPDATE users SET phone_number = NULL")
+    walk.query(sample_url, index)
+    walk.encrypt(sample_url, USERS)
+    walk.verify(sample_url, USERS)
+    with pytest.raises(RefusedError, match=reason):
+        switched(sample_url, USERS)
+    assert authority(sample_url, USERS) == "plaintext"
+
+
+def test_the_index_that_carries_uniqueness_has_to_be_there(sample_url: str) -> None:
+    walk.encrypt(sample_url, USERS)
+    walk.verify(sample_url, USERS)
+    walk.query(sample_url, "DROP INDEX idx_user_email_search")
+    with pytest.raises(RefusedError, match="idx_user_email_search"):
+        switched(sample_url, USERS)
+
+
+def test_a_domain_that_forbids_null_is_refused(sample_url: str) -> None:
+    walk.query(sample_url, "CREATE DOMAIN name_ AS text NOT NULL; CREATE DOMAIN last_ AS name_")
+    walk.query(sample_url, "DELETE FROM users WHERE last_name IS NULL")
+    walk.query(sample_url, "ALTER TABLE users ALTER last_name TYPE last_")
+    walk.encrypt(sample_url, USERS)
+    walk.verify(sample_url, USERS)
+    with pytest.raises(RefusedError, match="domain"):
+        switched(sample_url, USERS)
+
+
+def test_not_null_becomes_a_check_and_defaults_are_set_aside(sample_url: str) -> None:
+    walk.encrypt(sample_url, ACCOUNTS)
+    walk.verify(sample_url, ACCOUNTS)
+    result = switched(sample_url, ACCOUNTS)
+    assert result.changed
+    assert set(result.required) == {"account_number", "balance", "available_balance"}
+    assert set(result.defaults) == {"balance", "available_balance"}
+    nullable = (
+        "SELECT count(*) FROM pg_attribute WHERE attrelid = 'trading_accounts'::regclass "
+        "AND attname = ANY(%s) AND NOT attnotnull AND NOT atthasdef"
+    )
+    assert walk.value(sample_url, nullable, ["account_number", "balance", "available_balance"]) == 3
+    valid = "SELECT count(*) FROM pg_constraint WHERE conname LIKE '%%_encryption_present' AND convalidated"
+    assert walk.value(sample_url, valid.replace("%%", "%")) == 3
+    with pytest.raises(psycopg.errors.CheckViolation):
+        walk.query(sample_url, "UPDATE trading_accounts SET balance = NULL, balance_encrypted = NULL")
+
+    again = switched(sample_url, ACCOUNTS)
+    assert not again.changed and not again.required
+
+
+def test_ciphertext_alone_is_accepted_and_clears_the_old_plaintext(sample_url: str) -> None:
+    walk.switch(sample_url, USERS)
+    walk.query(
+        sample_url,
+        "UPDATE users SET email_encrypted = %s, email_search = %s WHERE id = 7",
+        envelope("new@example.com", "user_pii"),
+        search_token(walk.KEYS, "new@example.com", "user_pii"),
+    )
+    assert walk.value(sample_url, "SELECT email FROM users WHERE id = 7") is None
+    walk.query(sample_url, "UPDATE users SET last_name = 'Old App' WHERE id = 8")
+    assert walk.value(sample_url, "SELECT last_name_encrypted FROM users WHERE id = 8") is None
+
+
+def test_a_switch_killed_after_its_checks_is_continued(sample_url: str) -> None:
+    walk.encrypt(sample_url, ACCOUNTS)
+    walk.verify(sample_url, ACCOUNTS)
+    with Database(sample_url).session("begin") as connection:
+        definition = read_table(connection, ACCOUNTS)
+        switch._require_either(connection, definition, ACCOUNTS.columns[0], walk.ACTOR)
+    assert switched(sample_url, ACCOUNTS).changed
+    assert authority(sample_url, ACCOUNTS) == "ciphertext"
+
+
+def test_a_revert_puts_everything_back(sample_url: str, postgres: EmbeddedPostgres) -> None:
+    columns = walk.columns_of(sample_url, "users")
+    before = walk.schema(sample_url, postgres.bin_dir(), USERS)
+    walk.switch(sample_url, USERS)
+    walk.query(
+        sample_url,
+        "UPDATE users SET email_encrypted = %s, email_search = %s, last_name_encrypted = NULL WHERE id = 7",
+        envelope("new@example.com", "user_pii"),
+        search_token(walk.KEYS, "new@example.com", "user_pii"),
+    )
+    rows = walk.contents(
+        sample_url, "users", [name for name in columns if name not in ("email", "last_name")]
+    )
+
+    result = reverted(sample_url, USERS)
+
+    assert (result.changed, result.rows, result.values) == (True, 1, 1)
+    assert authority(sample_url, USERS) == "plaintext"
+    assert walk.schema(sample_url, postgres.bin_dir(), USERS) == before
+    assert walk.query(sample_url, "SELECT email, last_name FROM users WHERE id = 7") == [
+        ("new@example.com", None)
+    ]
+    assert (
+        walk.contents(sample_url, "users", [name for name in columns if name not in ("email", "last_name")])
+        == rows
+    )
+    assert not reverted(sample_url, USERS).changed
+
+
+def triggers(url: str) -> list[str]:
+    rows = walk.query(
+        url, "SELECT tgname FROM pg_trigger WHERE tgrelid = 'users'::regclass AND NOT tgisinternal"
+    )
+    return [name for (name,) in rows]
+
+
+def relations(url: str) -> set[str]:
+    names = ("v_users", "v_users_safe", "users_encryption_pending", "idx_user_email_search")
+    rows = walk.query(url, "SELECT relname FROM pg_class WHERE relname = ANY(%s)", list(names))
+    return {name for (name,) in rows}
+
+
+def test_a_revert_leaves_the_encrypted_columns_alone(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    walk.switch(sample_url, USERS)
+    create_views(Database(sample_url), USERS, walk.ACTOR)
+    walk.backup(sample_url, (USERS,), tmp_path, postgres.bin_dir())
+    walk.approve(sample_url, USERS)
+
+    assert set(reverted(sample_url, USERS).views) == {"v_users", "v_users_safe"}
+
+    assert triggers(sample_url) == []
+    assert walk.value(sample_url, "SELECT count(*) FROM pg_proc WHERE proname LIKE 'encryption_guard%'") == 0
+    assert relations(sample_url) == {"idx_user_email_search"}
+    assert walk.value(sample_url, "SELECT count(*) FROM users WHERE email_encrypted IS NULL") == 0
+    assert walk.query(sample_url, "SELECT revoked_by FROM encryption_approvals") == [("tests",)]
+    for step in (walk.backfill, switched, lambda url, table: create_views(Database(url), table, walk.ACTOR)):
+        with pytest.raises(RefusedError, match=r"reverted to plaintext\. Begin again"):
+            step(sample_url, USERS)
+
+
+def test_the_next_try_trusts_no_ciphertext_that_nobody_watched_over(sample_url: str) -> None:
+    walk.switch(sample_url, USERS)
+    reverted(sample_url, USERS)
+    walk.query(sample_url, "UPDATE users SET first_name = 'Newer' WHERE id = 9")
+    walk.query(sample_url, "UPDATE users SET email = 'newer@x.example', email_search = 'stale' WHERE id = 10")
+    rows = walk.value(sample_url, "SELECT count(*) FROM users")
+
+    result = add_encrypted_columns(
+        Database(sample_url), USERS, walk.KEYS, walk.ACTOR, batch_ranges=walk.RANGES
+    )
+
+    assert (result.added, result.guards_created, result.cleared) == ((), True, rows)
+    assert (
+        walk.value(sample_url, "SELECT count(*) FROM users WHERE email_encrypted || email_search <> ''") == 0
+    )
+    assert not add_encrypted_columns(
+        Database(sample_url), USERS, walk.KEYS, walk.ACTOR, batch_ranges=walk.RANGES
+    ).changed
+    walk.encrypt(sample_url, USERS)
+    assert walk.verify(sample_url, USERS).passed
+    sealed = walk.value(sample_url, "SELECT first_name_encrypted FROM users WHERE id = 9")
+    assert walk.CIPHER.decrypt(sealed, "user_personal") == "Newer"
+    processed = "SELECT sum(rows_processed) FROM encryption_ranges WHERE table_name = 'users'"
+    assert walk.value(sample_url, processed) == rows
+
+
+def test_what_others_built_on_the_views_stays_and_the_plaintext_is_right(sample_url: str) -> None:
+    walk.switch(sample_url, USERS)
+    create_views(Database(sample_url), USERS, walk.ACTOR)
+    walk.query(sample_url, "CREATE VIEW report AS SELECT count(*) FROM v_users_safe")
+    with pytest.raises(RefusedError, match="v_users_safe has to go, and other objects depend on it"):
+        reverted(sample_url, USERS)
+    assert authority(sample_url, USERS) == "plaintext"
+    assert relations(sample_url) > {"v_users", "v_users_safe"} and triggers(sample_url)
+    walk.query(sample_url, "DROP VIEW report")
+    assert reverted(sample_url, USERS).changed
+    assert not triggers(sample_url)
+
+
+def test_a_revert_killed_before_not_null_is_continued(sample_url: str, postgres: EmbeddedPostgres) -> None:
+    before = walk.schema(sample_url, postgres.bin_dir(), ACCOUNTS)
+    walk.switch(sample_url, ACCOUNTS)
+    with Database(sample_url).session("hand back") as connection:
+        filler = Filler(connection, read_table(connection, ACCOUNTS), walk.metered(sample_url), walk.KEYS)
+        switch.hand_back(connection, filler, walk.ACTOR)
+    with pytest.raises(RefusedError, match="on its way back"):
+        switched(sample_url, ACCOUNTS)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        walk.query(sample_url, "UPDATE trading_accounts SET balance = NULL WHERE id = 1")
+
+    assert reverted(sample_url, ACCOUNTS).changed
+
+    assert walk.schema(sample_url, postgres.bin_dir(), ACCOUNTS) == before
+    with Database(sample_url).session("read") as connection:
+        state = tracking.require_state(connection, ACCOUNTS)
+    assert (state.authority, state.stage, dict(state.set_aside)) == (
+        "plaintext",
+        "columns",
+        {"unguarded": True},
+    )
+
+
+def test_not_null_comes_back_without_a_look_at_the_rows(sample_url: str) -> None:
+    walk.switch(sample_url, ACCOUNTS)
+    notices: list[str] = []
+    with Database(sample_url).session("revert") as connection:
+        definition = read_table(connection, ACCOUNTS)
+        filler = Filler(connection, definition, walk.metered(sample_url), walk.KEYS)
+        switch.hand_back(connection, filler, walk.ACTOR)
+        switch.put_back_not_null(connection, definition)
+        connection.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
+        connection.execute("SET client_min_messages = debug1")
+        with connection.transaction():
+            switch.finish_return(connection, definition, walk.ACTOR, "revert_to_plaintext")
+    proven = [text for text in notices if "sufficient to prove" in text]
+    assert len(proven) == 3
+    assert not any("verifying table" in text for text in notices)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [("", "malformed"), ("x", "malformed"), (envelope("7", "user_pii"), "context")],
+    # An envelope is another one each time; the processes that share the tests have to name them alike.
+    ids=["nothing", "no envelope", "another column's"],
+)
+def test_a_value_that_cannot_be_read_is_named_and_nothing_is_handed_back(
+    sample_url: str, damage: str, reason: str
+) -> None:
+    walk.switch(sample_url, ACCOUNTS)
+    walk.query(sample_url, "UPDATE trading_accounts SET balance_encrypted = %s WHERE id = 3", damage)
+    with pytest.raises(RefusedError, match=r"balance at key \(3\)") as caught:
+        reverted(sample_url, ACCOUNTS)
+    assert reason in str(caught.value)
+    assert authority(sample_url, ACCOUNTS) == "ciphertext"
+
+
+@pytest.mark.parametrize("text", ["not a number", "1.00000000001", "1e40"])
+def test_a_value_that_does_not_fit_is_named_and_never_shown(sample_url: str, text: str) -> None:
+    walk.switch(sample_url, ACCOUNTS)
+    for key, value in ((3, text), (4, "2.5")):
+        walk.query(
+            sample_url,
+            "UPDATE trading_accounts SET balance_encrypted = %s WHERE id = %s",
+            envelope(value, "account_balance"),
+            key,
+        )
+    with pytest.raises(RefusedError, match=r"at key \(3\)") as caught:
+        reverted(sample_url, ACCOUNTS)
+    assert text not in str(caught.value)
+    assert "(4)" not in str(caught.value)
+    rows = walk.query(sample_url, "SELECT balance::text FROM trading_accounts WHERE id IN (3, 4) ORDER BY id")
+    assert rows == [(None,), ("2.5000000000",)]
+
+
+def test_another_text_form_of_the_same_value_is_encrypted_again(sample_url: str) -> None:
+    walk.switch(sample_url, ACCOUNTS)
+    walk.query(
+        sample_url,
+        "UPDATE trading_accounts SET balance_encrypted = %s WHERE id = 3",
+        envelope("0012.5", "account_balance"),
+    )
+    reverted(sample_url, ACCOUNTS)
+    plain, encrypted = walk.query(
+        sample_url, "SELECT balance::text, balance_encrypted FROM trading_accounts WHERE id = 3"
+    )[0]
+    assert plain == walk.CIPHER.decrypt(encrypted, "account_balance") == "12.5000000000"
