@@ -12,7 +12,7 @@ from alphapulse_encryption.defs.assets import build_assets
 from alphapulse_encryption.defs.jobs import build_jobs, build_schedules, build_sensors
 from alphapulse_encryption.defs.resources.border import loading
 from alphapulse_encryption.defs.resources.partitions import Partitions
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.rehearsal import job as rehearsal
 
 
@@ -35,7 +35,7 @@ def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.
             jobs=[*build_jobs(), rehearsal.build_job()],
             sensors=[*build_sensors(), rehearsal.build_sensor(), *alerts.build_sensors()],
             schedules=[*build_schedules(), rehearsal.build_schedule()],
-            resources={"target": Target(), **(resource_overrides or {})},
+            resources={"target": TargetResource(), **(resource_overrides or {})},
             executor=dg.in_process_executor,
         )
 

@@ -45,13 +45,14 @@ from typing import Any
 import psycopg
 from psycopg.sql import SQL, Identifier, Literal
 
-from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.catalogue import Catalogue, Column, Table
 from alphapulse_encryption.crypto.envelope import AES_256_GCM, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.rows.backfill import Pace, Progress, backfill_range
 from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
+from alphapulse_encryption.migration.target import Target
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 
 RESULTS = Path(__file__).parent / "results"
@@ -184,12 +185,9 @@ def engine(job: Job) -> list[int]:
                 before = progress.rows
 
             backfill_range(
-                database,
+                Target(database, Catalogue(tables=(TABLE,)), cipher, KEYS, ACTOR),
                 TABLE,
                 number,
-                cipher,
-                KEYS,
-                ACTOR,
                 pace=pace,
                 on_progress=note,
                 sessions=sessions,
@@ -361,7 +359,11 @@ class Bench:
         url = self._server.url(name)
         try:
             if guarded:
-                add_encrypted_columns(Database(url), TABLE, KEYS, ACTOR, batch_ranges=RANGES)
+                add_encrypted_columns(
+                    Target.of(Database(url), Catalogue(tables=(TABLE,)), KEYS, ACTOR),
+                    TABLE,
+                    batch_ranges=RANGES,
+                )
             else:
                 with psycopg.connect(url) as connection:
                     for column in TABLE.columns:

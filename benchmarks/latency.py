@@ -30,12 +30,12 @@ import psycopg
 from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.catalogue import load_catalogue
-from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.rows.backfill import Pace, backfill_range
 from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
+from alphapulse_encryption.migration.target import Target
 from alphapulse_encryption.rehearsal.config import REST_RATIO
 from alphapulse_encryption.rehearsal.measures import Traffic
 from alphapulse_encryption.rehearsal.traffic.traffic import TrafficConfig, traffic
@@ -69,17 +69,14 @@ class Part(NamedTuple):
 
 def encrypt(url: str, pace: Pace) -> None:
     """The backfill of everything, by one worker."""
-    database, cipher = Database(url), get_format(CATALOGUE.format, KEYS)
-    with Sessions(database, pace.session) as sessions:
+    target = Target.of(Database(url), CATALOGUE, KEYS, ACTOR)
+    with Sessions(target.database, pace.session) as sessions:
         for table in CATALOGUE.tables:
             for number, following in itertools.zip_longest(range(RANGES), range(1, RANGES)):
                 backfill_range(
-                    database,
+                    target,
                     table,
                     number,
-                    cipher,
-                    KEYS,
-                    ACTOR,
                     pace=pace,
                     sessions=sessions,
                     following=following,
@@ -154,7 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             server.ensure_database(TEMPLATE)
             load_sample(server.url(TEMPLATE), rows=options.rows)
             for table in CATALOGUE.tables:
-                add_encrypted_columns(Database(server.url(TEMPLATE)), table, KEYS, ACTOR, batch_ranges=RANGES)
+                add_encrypted_columns(
+                    Target.of(Database(server.url(TEMPLATE)), CATALOGUE, KEYS, ACTOR),
+                    table,
+                    batch_ranges=RANGES,
+                )
             with psycopg.connect(server.url(TEMPLATE), autocommit=True) as connection:
                 connection.execute("VACUUM ANALYZE")
                 connection.execute("CHECKPOINT")

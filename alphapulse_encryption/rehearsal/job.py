@@ -182,7 +182,7 @@ class _Opened:
         for table in target.catalogue.tables:
             state = states[table.key]
             if state is not None and state.authority == "ciphertext":
-                revert_to_plaintext(database, table, target.cipher, target.key_ring, who)
+                revert_to_plaintext(target.by(who), table)
                 self._find(
                     "note", table.key, "is switched on the staging database; its clone was reverted first."
                 )

@@ -269,7 +269,7 @@ def roll(at: Rehearsing) -> None:
 def preflight(at: Rehearsing) -> None:
     """The pre-migration checklist, on the clone; and what only the staging database itself shows."""
     with at.working():
-        report = checklist.check(at.target.database, at.target.catalogue, at.target.key_ring)
+        report = checklist.check(at.target.database, at.tables, at.target.key_ring)
     for found in (*report.blockers, *report.warnings):
         # The rehearsal takes its own.
         if found.subject != "backup":
@@ -288,7 +288,7 @@ def _look_at_production(at: Rehearsing, report: checklist.PreflightReport) -> No
     production = read_only(url, PRODUCTION_VARIABLE)
     known = {(found.subject, found.message) for found in report.findings}
     try:
-        there = checklist.check(production, at.target.catalogue, at.target.key_ring)
+        there = checklist.check(production, at.tables, at.target.key_ring)
         with production.session("look at production") as connection:
             at.findings += circumstances_there(connection, at.tables, "production")
     except MigrationError as error:
@@ -307,9 +307,7 @@ def columns(at: Rehearsing) -> None:
     """Step 2."""
     for table in at.tables:
         with at.working(table):
-            result = add_encrypted_columns(
-                at.target.database, table, at.target.key_ring, at.who, batch_ranges=at.target.batch_ranges
-            )
+            result = add_encrypted_columns(at.target.by(at.who), table, batch_ranges=at.target.batch_ranges)
         at.context.log.info(f"{table.key}: columns added: {len(result.added)}")
 
 
@@ -447,10 +445,8 @@ def backup(at: Rehearsing) -> None:
     """A backup of the clone and its restore drill, in a directory of the rehearsal's own."""
     with at.working():
         take_backup(
-            at.target.database,
+            at.target.by(at.who),
             at.tables,
-            at.target.key_ring,
-            at.who,
             directory=clones.backup_directory(at.passed.run),
             bin_dir=clones.programs_directory(at.target.server),
             recipients=settings.backup_recipients(),
@@ -462,7 +458,7 @@ def switch(at: Rehearsing) -> None:
     """Step 7."""
     for table in at.tables:
         with at.working(table):
-            switch_to_ciphertext(at.target.database, table, at.target.key_ring, at.who)
+            switch_to_ciphertext(at.target.by(at.who), table)
 
 
 def approval(at: Rehearsing) -> None:
@@ -480,7 +476,8 @@ def approval(at: Rehearsing) -> None:
     for table in at.tables:
         with at.working(table):
             approve_drop(
-                *(database, at.target.catalogue, table, at.target.key_ring, at.who),
+                at.target.by(at.who),
+                table,
                 approver=at.config.approver,
                 reason=REASON,
                 confirmation=table.key,
@@ -492,15 +489,7 @@ def drop(at: Rehearsing) -> None:
     for table in at.tables:
         with at.working(table):
             result = drop_plaintext(
-                *(
-                    at.target.database,
-                    at.target.catalogue,
-                    table,
-                    at.target.cipher,
-                    at.target.key_ring,
-                    at.who,
-                ),
-                operator=f"{at.config.approver}, second person",
+                at.target.by(at.who), table, operator=f"{at.config.approver}, second person"
             )
         at.add(table.key, TableWork(rows=result.changed_rows))
 
@@ -509,10 +498,7 @@ def erasure(at: Rehearsing) -> None:
     """After step 8."""
     for table in at.tables:
         with at.working(table):
-            result = erase_dropped(
-                *(at.target.database, table, at.target.cipher, at.target.key_ring, at.who),
-                confirmation=table.key,
-            )
+            result = erase_dropped(at.target.by(at.who), table, confirmation=table.key)
         at.add(
             table.key,
             TableWork(
@@ -550,9 +536,7 @@ def restore_end(at: Rehearsing) -> None:
 def _restore(at: Rehearsing, *, hold: bool) -> None:
     for table in at.tables:
         with at.working(table):
-            result = restore_plaintext(
-                *(at.target.database, table, at.target.cipher, at.target.key_ring, at.who), hold=hold
-            )
+            result = restore_plaintext(at.target.by(at.who), table, hold=hold)
         at.add(table.key, TableWork(rows=result.rows, values=result.values))
 
 
@@ -560,9 +544,7 @@ def revert(at: Rehearsing) -> None:
     """Guards and views go; afterwards nothing of the migration is in the application's way."""
     for table in at.tables:
         with at.working(table):
-            result = revert_to_plaintext(
-                at.target.database, table, at.target.cipher, at.target.key_ring, at.who
-            )
+            result = revert_to_plaintext(at.target.by(at.who), table)
         at.add(table.key, TableWork(rows=result.rows, values=result.values))
 
 

@@ -11,7 +11,7 @@ from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.keysources import load_key_ring
-from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.rows.backfill import Pace, Progress, backfill_range
 from alphapulse_encryption.migration.rows.verify import verify_range
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
@@ -20,6 +20,7 @@ from alphapulse_encryption_tests.keysources import test_vault
 from alphapulse_encryption_tests.keysources.conftest import client
 from alphapulse_encryption_tests.keysources.test_aws import NAME, text
 from alphapulse_encryption_tests.migration import support, walk
+from alphapulse_encryption_tests.migration.support import target
 
 ACTOR = Actor("tests")
 VARIABLE = "ALPHAPULSE_ENCRYPTION_MASTER_KEY"
@@ -77,7 +78,9 @@ def test_a_run_keeps_its_key_and_the_next_is_refused(
         batches.append(progress.rows)
 
     cipher = get_format("AES-256-GCM", keys)
-    backfill_range(Database(database_url), table, 0, cipher, keys, ACTOR, pace=Pace(10), on_progress=replace)
+    backfill_range(
+        target(database_url, keys=keys, cipher=cipher), table, 0, pace=Pace(10), on_progress=replace
+    )
     assert len(batches) > 2
     # Every value, those after the change as well, is under the key with which the run began.
     assert another.decrypted(database_url, "sessions") == another.plaintexts(database_url, "sessions")
@@ -86,7 +89,7 @@ def test_a_run_keeps_its_key_and_the_next_is_refused(
     other = load_key_ring()
     refusal = rf"of version 1, from {source.place}, is not the one"
     with pytest.raises(RefusedError, match=refusal):
-        backfill_range(Database(database_url), table, 0, get_format("AES-256-GCM", other), other, ACTOR)
+        backfill_range(target(database_url, keys=other), table, 0)
     with pytest.raises(RefusedError, match=refusal):
-        verify_range(Database(database_url), table, 0, get_format("AES-256-GCM", other), other, ACTOR)
+        verify_range(target(database_url, keys=other), table, 0)
     assert walk.dump(database_url, postgres.bin_dir(), "--restrict-key", "x") == before

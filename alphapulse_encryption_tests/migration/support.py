@@ -18,13 +18,14 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import sql
 
-from alphapulse_encryption.catalogue import Column, Table
-from alphapulse_encryption.crypto.envelope import get_format
+from alphapulse_encryption.catalogue import Catalogue, Column, Table
+from alphapulse_encryption.crypto.envelope import EnvelopeFormat, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.rows.backfill import Pace, RangeResult, backfill_range
 from alphapulse_encryption.migration.rows.verify import TableVerification, verify_range, verify_table
 from alphapulse_encryption.migration.steps.columns import ColumnsResult, add_encrypted_columns
+from alphapulse_encryption.migration.target import Target
 from alphapulse_encryption_tests.crypto import independent
 
 Row = tuple[Any, ...]
@@ -35,6 +36,22 @@ KEYS = KeyRing({1: MASTER_KEY}, 1)
 OTHER_KEYS = KeyRing({1: bytes(32)}, 1)
 CIPHER = get_format("AES-256-GCM", KEYS)
 ACTOR = Actor("tests", "run-7")
+# For steps that look at one table alone.
+CATALOGUE = Catalogue(tables=(Table(name="notes", columns=(Column(name="body", context="test_context"),)),))
+
+
+def target(
+    of: str | Database,
+    *,
+    catalogue: Catalogue = CATALOGUE,
+    keys: KeyRing = KEYS,
+    cipher: EnvelopeFormat | None = None,
+    actor: Actor = ACTOR,
+) -> Target:
+    """What a step works on: a database or its address, and what the tests have in common."""
+    database = Database(of) if isinstance(of, str) else of
+    return Target(database, catalogue, cipher or get_format("AES-256-GCM", keys), keys, actor)
+
 
 # The design: "always taken under".
 DESIGN_SETTINGS = {
@@ -115,12 +132,12 @@ def with_settings(url: str, settings: dict[str, str]) -> None:
 
 
 def add_columns(url: str, entry: Table, *, ranges: int = 1, keys: KeyRing = KEYS) -> ColumnsResult:
-    return add_encrypted_columns(Database(url), entry, keys, ACTOR, batch_ranges=ranges)
+    return add_encrypted_columns(target(url, keys=keys), entry, batch_ranges=ranges)
 
 
 def backfill(url: str, entry: Table, number: int = 0, *, batch_size: int | None = None) -> RangeResult:
     """One batch range."""
-    return backfill_range(Database(url), entry, number, CIPHER, KEYS, ACTOR, pace=Pace(batch_size))
+    return backfill_range(target(url), entry, number, pace=Pace(batch_size))
 
 
 def backfill_all(url: str, entry: Table, *, batch_size: int | None = None) -> list[RangeResult]:
@@ -144,7 +161,7 @@ def verify(url: str, entry: Table) -> TableVerification:
     for (number,) in run(
         url, "SELECT batch_range FROM public.encryption_ranges WHERE table_name = %s ORDER BY 1", entry.key
     ):
-        verify_range(database, entry, number, CIPHER, KEYS, ACTOR)
+        verify_range(target(database), entry, number)
     return verification(url, entry)
 
 

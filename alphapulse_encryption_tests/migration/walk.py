@@ -12,7 +12,7 @@ import psycopg
 from psycopg import sql
 
 from alphapulse_encryption.catalogue import Catalogue, Table, load_catalogue
-from alphapulse_encryption.crypto.envelope import get_format
+from alphapulse_encryption.crypto.envelope import EnvelopeFormat, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.gates.approvals import Approval, TwoPersonRule, approve_drop
@@ -25,6 +25,7 @@ from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
 from alphapulse_encryption.migration.steps.drop import DropResult, drop_plaintext
 from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
+from alphapulse_encryption.migration.target import Target
 
 KEYS = KeyRing({1: bytes(range(32))}, 1)
 CIPHER = get_format("AES-256-GCM", KEYS)
@@ -33,9 +34,22 @@ CATALOGUE = load_catalogue()
 RANGES = 2
 
 
+def target(
+    of: str | Database,
+    *,
+    catalogue: Catalogue = CATALOGUE,
+    keys: KeyRing = KEYS,
+    cipher: EnvelopeFormat | None = None,
+    actor: Actor = ACTOR,
+) -> Target:
+    """What a step works on: a database or its address, and what the tests have in common."""
+    database = Database(of) if isinstance(of, str) else of
+    return Target(database, catalogue, cipher or get_format("AES-256-GCM", keys), keys, actor)
+
+
 def metered(url: str) -> MeteredCipher:
     """What a filler encrypts with."""
-    return MeteredCipher(Database(url), CIPHER, KEYS)
+    return MeteredCipher(target(url))
 
 
 def query(url: str, text: str, *parameters: object) -> list[tuple[Any, ...]]:
@@ -53,7 +67,7 @@ def value(url: str, text: str, *parameters: object) -> Any:
 def encrypt(url: str, table: Table) -> None:
     """Steps 2 and 3: columns, backfill, indexes."""
     database = Database(url)
-    add_encrypted_columns(database, table, KEYS, ACTOR, batch_ranges=RANGES)
+    add_encrypted_columns(target(database), table, batch_ranges=RANGES)
     backfill(url, table)
     build_search_indexes(database, table, ACTOR)
 
@@ -61,14 +75,14 @@ def encrypt(url: str, table: Table) -> None:
 def backfill(url: str, table: Table) -> None:
     """Step 3 alone."""
     for number in range(RANGES):
-        backfill_range(Database(url), table, number, CIPHER, KEYS, ACTOR)
+        backfill_range(target(url), table, number)
 
 
 def verify(url: str, table: Table) -> TableVerification:
     """Step 4."""
     database = Database(url)
     for number in range(RANGES):
-        verify_range(database, table, number, CIPHER, KEYS, ACTOR)
+        verify_range(target(database), table, number)
     with database.session("read the verification") as connection:
         return verify_table(connection, table, KEYS)
 
@@ -77,7 +91,7 @@ def switch(url: str, table: Table) -> None:
     """Everything up to a verified table whose ciphertext is right."""
     encrypt(url, table)
     verify(url, table)
-    switch_to_ciphertext(Database(url), table, KEYS, ACTOR)
+    switch_to_ciphertext(target(url), table)
     assert verify(url, table).passed
 
 
@@ -87,16 +101,13 @@ def create_views(url: str, table: Table) -> None:
 
 
 def backup(url: str, tables: tuple[Table, ...], directory: Path, bin_dir: Path) -> BackupResult:
-    return take_backup(Database(url), tables, KEYS, ACTOR, directory=directory, bin_dir=bin_dir)
+    return take_backup(target(url), tables, directory=directory, bin_dir=bin_dir)
 
 
 def approve(url: str, table: Table, catalogue: Catalogue = CATALOGUE) -> Approval:
     return approve_drop(
-        Database(url),
-        catalogue,
+        target(url, catalogue=catalogue),
         table,
-        KEYS,
-        ACTOR,
         approver="Ada",
         reason="the encrypted columns serve for a month",
         confirmation=table.key,
@@ -113,14 +124,7 @@ def drop(
     default_rule: TwoPersonRule = "names",
 ) -> DropResult:
     return drop_plaintext(
-        Database(url),
-        catalogue,
-        table,
-        get_format("AES-256-GCM", keys),
-        keys,
-        ACTOR,
-        operator=operator,
-        default_rule=default_rule,
+        target(url, keys=keys, catalogue=catalogue), table, operator=operator, default_rule=default_rule
     )
 
 

@@ -23,6 +23,7 @@ from alphapulse_encryption.orm import reset_phases
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.conftest import fresh_database
 from alphapulse_encryption_tests.migration import support
+from alphapulse_encryption_tests.migration.support import target
 from alphapulse_encryption_tests.orm import models
 
 STAGES = ("plain", "columns", "switched", "dropped")
@@ -78,20 +79,24 @@ def _bring_to(url: str, stage: str, directory: Path, bin_dir: Path) -> None:
     if stage == "columns":
         return
     support.verify(url, entry)
-    switch_to_ciphertext(database, entry, keys, actor)
+    switch_to_ciphertext(target(database, keys=keys, actor=actor), entry)
     if stage == "switched":
         return
     support.verify(url, entry)
     catalogue = Catalogue(tables=(entry,))
-    take_backup(database, (entry,), keys, actor, directory=directory, bin_dir=bin_dir)
+    take_backup(target(database, keys=keys, actor=actor), (entry,), directory=directory, bin_dir=bin_dir)
     approve_drop(
-        *(database, catalogue, entry, keys, actor),
+        target(database, keys=keys, actor=actor, catalogue=catalogue),
+        entry,
         approver="Ada",
         reason="the encrypted columns serve for a month",
         confirmation=entry.key,
     )
     drop_plaintext(
-        *(database, catalogue, entry, support.CIPHER, keys, actor), operator="Grace", default_rule="names"
+        support.target(database, keys=keys, actor=actor, catalogue=catalogue),
+        entry,
+        operator="Grace",
+        default_rule="names",
     )
 
 

@@ -9,7 +9,6 @@ import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
-from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
 from alphapulse_encryption.orm import Phase, check_phases, configure, reset_phases
 from alphapulse_encryption.orm.phases import phase_of
@@ -82,7 +81,7 @@ def test_a_phase_that_contradicts_the_database_is_refused(at: Callable[..., Plac
     begun = {"restoring": "dropped", "reverted": "switched"}.get(stage, stage)
     place = at("off", begun)
     if stage == "reverted":
-        revert_to_plaintext(Database(place.url), models.ENTRY, support.CIPHER, support.KEYS, support.ACTOR)
+        revert_to_plaintext(support.target(place.url), models.ENTRY)
     if stage == "restoring":
         support.run(place.url, "UPDATE encryption_tables SET stage = 'restoring'")
     for phase in Phase:

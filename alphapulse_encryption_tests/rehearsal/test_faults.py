@@ -70,7 +70,7 @@ def encrypted_beside_traffic(url: str, config: FaultConfig, **options: object) -
     assert (measured.overall.errors, measured.overall.wrong_answers, measured.error_kinds) == (0, 0, {})
     # What the application wrote in plaintext behind the backfill.
     for number in range(RANGES):
-        backfill_range(Database(url), TRADES.tables[0], number, walk.CIPHER, walk.KEYS, walk.ACTOR)
+        backfill_range(walk.target(url), TRADES.tables[0], number)
     key = independent.derive(MASTER_KEY, "trade_order", 1)
     rows = support.run(url, "SELECT order_id, order_id_encrypted FROM trades")
     assert len(rows) > 900

@@ -17,7 +17,6 @@ import pytest
 
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
-from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption.rehearsal.measures import Traffic
 from alphapulse_encryption.rehearsal.traffic.instances import APPLICATION_NAME, FINAL, KINDS
@@ -108,7 +107,7 @@ def test_every_kind_of_request_is_right_in_every_phase_and_side_by_side(sample_u
     assert {one.way for one in fine(running).by_kind} == {"library, plaintext", "library, dual"}
     with busy(sample_url, "dual", catalogue=SOME) as running:
         for table in SOME.tables:
-            switch_to_ciphertext(Database(sample_url), table, walk.KEYS, walk.ACTOR)
+            switch_to_ciphertext(walk.target(sample_url), table)
         wait_for_writes(sample_url, 5)
     fine(running)
     # Written as ciphertext alone, by nobody but the traffic, and readable by who knows the format and nothing else.
@@ -128,7 +127,7 @@ def test_dropped_columns_keep_their_types(sample_url: str) -> None:
     with busy(sample_url, "dual", catalogue=TRADES) as running:
         wait_for_writes(sample_url, 5)
     fine(running)
-    switch_to_ciphertext(Database(sample_url), table, walk.KEYS, walk.ACTOR)
+    switch_to_ciphertext(walk.target(sample_url), table)
     support.run(
         sample_url,
         "INSERT INTO encryption_definitions (table_name, definition) VALUES ('trades', %s)",

@@ -202,7 +202,7 @@ def begun(
         walk.switch(found.of(ALL_IN_ONE), USERS)
         walk.create_views(found.of(MIGRATOR), USERS)
         walk.backup(found.of(BACKUP), (USERS,), tmp_path_factory.mktemp("backup"), postgres.bin_dir())
-        count_rows(Database(found.of(VERIFIER)), USERS, walk.KEYS, walk.ACTOR)
+        count_rows(walk.target(found.of(VERIFIER)), USERS)
         first = walk.approve(found.of(APPROVER), USERS)
         revoke(Database(found.of(APPROVER)), first.id, walk.ACTOR)
         walk.approve(found.of(APPROVER), USERS)

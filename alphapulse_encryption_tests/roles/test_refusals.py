@@ -114,7 +114,7 @@ def test_an_approval_by_who_migrates_names_the_privilege_and_the_role(
 ) -> None:
     walk.switch(separated.of("jack_of_all"), USERS)
     walk.backup(separated.of("bob_backs_up"), (USERS,), theirs.state / "backups", theirs.postgres.bin_dir())
-    count_rows(Database(separated.of("vera_verifies")), USERS, walk.KEYS, walk.ACTOR)
+    count_rows(walk.target(separated.of("vera_verifies")), USERS)
     theirs.url = separated.of("mia_migrates")
     with theirs.in_environment():
         assert main([*APPROVAL, "--table", "users"]) == 1
@@ -163,7 +163,7 @@ def test_every_job_of_a_planner_but_the_checklist_fails_in_words(
 
 
 def findings(url: str) -> PreflightReport:
-    return check(Database(url), walk.CATALOGUE, walk.KEYS)
+    return check(Database(url), walk.CATALOGUE.tables, walk.KEYS)
 
 
 def about_privileges(report: PreflightReport, level: str) -> str:

@@ -24,7 +24,7 @@ from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption_tests.migration import support
-from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS
+from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, target
 from alphapulse_encryption_tests.stress import application
 from alphapulse_encryption_tests.stress.application import SHAPES, Event, Mode, Oracle, Shape, faults_named
 
@@ -88,7 +88,7 @@ def backfill(
         Moments that did not come.
     """
     cipher = Interleaved(moments)
-    backfill_range(Database(url), shape.entry, number, cipher, KEYS, ACTOR, pace=Pace(batch_size=batch_size))
+    backfill_range(target(url, cipher=cipher), shape.entry, number, pace=Pace(batch_size=batch_size))
     return cipher.left
 
 
@@ -302,7 +302,7 @@ class Migration(RuleBasedStateMachine):
     def verifies(self, wanted: list[Transaction]) -> None:
         cipher = Interleaved([self._moment(transaction) for transaction in wanted])
         for number in range(self.ranges):
-            verify_range(Database(self.url), self.shape.entry, number, cipher, KEYS, ACTOR)
+            verify_range(target(self.url, cipher=cipher), self.shape.entry, number)
 
     @precondition(lambda self: self.authority == "plaintext")
     @rule(prepared=st.booleans())
@@ -312,7 +312,7 @@ class Migration(RuleBasedStateMachine):
             self.builds_indexes()
             self._nothing_is_lost()
         try:
-            switch_to_ciphertext(Database(self.url), self.shape.entry, KEYS, ACTOR)
+            switch_to_ciphertext(target(self.url), self.shape.entry)
             self.authority = "ciphertext"
         except RefusedError:
             assert not prepared
@@ -320,7 +320,7 @@ class Migration(RuleBasedStateMachine):
     @precondition(lambda self: self.authority == "ciphertext")
     @rule()
     def reverts(self) -> None:
-        revert_to_plaintext(Database(self.url), self.shape.entry, CIPHER, KEYS, ACTOR)
+        revert_to_plaintext(target(self.url), self.shape.entry)
         # Nothing is promised of the ciphertext until the guard is back.
         support.add_columns(self.url, self.shape.entry, ranges=self.ranges)
         self.authority = "plaintext"

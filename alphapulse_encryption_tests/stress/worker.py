@@ -20,7 +20,7 @@ from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
 from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption_tests.migration import support
-from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS
+from alphapulse_encryption_tests.migration.support import ACTOR, target
 
 ROWS = 6_000
 RANGES = 2
@@ -70,7 +70,7 @@ def migrate(url: str, name: str, tell: Callable[..., None] = say) -> None:
     """
     database, entry = Database(url), table(name)
     tell("columns")
-    add_encrypted_columns(database, entry, KEYS, ACTOR, batch_ranges=RANGES)
+    add_encrypted_columns(target(database), entry, batch_ranges=RANGES)
     tell("backfill")
 
     with (
@@ -80,12 +80,9 @@ def migrate(url: str, name: str, tell: Callable[..., None] = say) -> None:
 
         def fill(number: int) -> None:
             backfill_range(
-                database,
+                target(database),
                 entry,
                 number,
-                CIPHER,
-                KEYS,
-                ACTOR,
                 pace=Pace(batch_size=BATCH, session=tuning),
                 on_progress=lambda progress: tell("batch", number, progress.rows),
             )
@@ -95,9 +92,9 @@ def migrate(url: str, name: str, tell: Callable[..., None] = say) -> None:
     build_search_indexes(database, entry, ACTOR)
     tell("verify")
     for number in range(RANGES):
-        verify_range(database, entry, number, CIPHER, KEYS, ACTOR)
+        verify_range(target(database), entry, number)
     tell("switch")
-    switch_to_ciphertext(database, entry, KEYS, ACTOR)
+    switch_to_ciphertext(target(database), entry)
     tell("done")
 
 

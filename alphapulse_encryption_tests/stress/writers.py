@@ -22,7 +22,7 @@ from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption_tests.migration import support
-from alphapulse_encryption_tests.migration.support import ACTOR, KEYS
+from alphapulse_encryption_tests.migration.support import ACTOR, target
 from alphapulse_encryption_tests.stress import application
 from alphapulse_encryption_tests.stress.application import SHAPES, Event, Mode, Oracle, Shape
 
@@ -460,9 +460,7 @@ class _Steps:
         self.backfill()
         support.verify(self.url, self.shape.entry)
         try:
-            self.take(
-                "switch", lambda: switch_to_ciphertext(Database(self.url), self.shape.entry, KEYS, ACTOR)
-            )
+            self.take("switch", lambda: switch_to_ciphertext(target(self.url), self.shape.entry))
         except RefusedError:
             return False
         return True

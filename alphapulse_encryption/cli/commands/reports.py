@@ -130,7 +130,7 @@ def print_preflight(_: argparse.Namespace, catalogue: Catalogue, __: tuple[str, 
     from alphapulse_encryption.migration.gates.preflight import check
 
     keys = load_key_ring(key_environment())
-    report = check(replace(target_database(), read_only=True), catalogue, keys, once=True)
+    report = check(replace(target_database(), read_only=True), catalogue.tables, keys, once=True)
     print_members("preflight", {"report": report})
     return 1 if report.blockers else 0
 

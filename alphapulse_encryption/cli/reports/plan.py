@@ -67,7 +67,11 @@ def read_plan(catalogue: Catalogue, tables: Sequence[str]) -> Plan:
     except MigrationError as error:
         unreadable = Finding(level="blocker", subject="key", message=error.args[0])
     plan = preview.make_plan(
-        database, catalogue, keys, tables, batch_ranges=settings.batch_ranges(), estimate=expected_durations
+        database,
+        [catalogue.table(key) for key in tables],
+        keys,
+        batch_ranges=settings.batch_ranges(),
+        estimate=expected_durations,
     )
     if unreadable is None:
         return plan

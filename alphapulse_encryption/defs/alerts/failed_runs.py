@@ -25,7 +25,7 @@ from alphapulse_encryption.defs.alerts.outcome import outcome
 from alphapulse_encryption.defs.alerts.wording import COMMAND, plain, subject
 from alphapulse_encryption.defs.jobs.stages import STAGES
 from alphapulse_encryption.defs.resources.border import safely
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 
 NAME = "alert_failed_runs"
 SECONDS_BETWEEN_LOOKS = 30
@@ -73,7 +73,9 @@ def build() -> dg.SensorDefinition:
         description="Tells of every run that fails from the moment it is started: job, tables, step, and the first "
         "line of what it said. Runs that somebody stopped are not failed.",
     )
-    def sensor(context: dg.SensorEvaluationContext, target: Target) -> dg.SensorResult | dg.SkipReason:
+    def sensor(
+        context: dg.SensorEvaluationContext, target: TargetResource
+    ) -> dg.SensorResult | dg.SkipReason:
         with safely():
             channels = configured_channels()
             if not channels:

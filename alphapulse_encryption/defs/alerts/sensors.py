@@ -21,7 +21,7 @@ from alphapulse_encryption.defs.alerts.ledger import Ledger, News, add_mark
 from alphapulse_encryption.defs.alerts.outcome import outcome
 from alphapulse_encryption.defs.alerts.wording import written
 from alphapulse_encryption.defs.resources.border import safely
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.migration.gates.findings import Finding
 from alphapulse_encryption.migration.insight.drift import look_for_drift
@@ -36,7 +36,7 @@ from alphapulse_encryption.migration.postgres.database import DatabaseUnreachabl
 # A server that is being restarted, or a table that is locked for a moment, is nobody's concern.
 BLIND_FOR = timedelta(minutes=10)
 
-Look = Callable[[Target, Ledger], Sequence[Finding]]
+Look = Callable[[TargetResource, Ledger], Sequence[Finding]]
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class _Alert:
     description: str
 
 
-def _drift(target: Target, _: Ledger) -> Sequence[Finding]:
+def _drift(target: TargetResource, _: Ledger) -> Sequence[Finding]:
     return look_for_drift(target.database, target.catalogue)
 
 
-def _pending(target: Target, ledger: Ledger) -> Sequence[Finding]:
+def _pending(target: TargetResource, ledger: Ledger) -> Sequence[Finding]:
     limit = settings.alert_pending_after()
     mark = current_mark(target.database)
     ledger.marks = add_mark(ledger.marks, mark, limit)
@@ -61,11 +61,11 @@ def _pending(target: Target, ledger: Ledger) -> Sequence[Finding]:
     return old_pending_rows(target.database, target.catalogue.tables, old_enough, limit)
 
 
-def _keys(target: Target, _: Ledger) -> Sequence[Finding]:
+def _keys(target: TargetResource, _: Ledger) -> Sequence[Finding]:
     return keys_due(target.database, settings.alert_rotate_after())
 
 
-def _approvals(target: Target, _: Ledger) -> Sequence[Finding]:
+def _approvals(target: TargetResource, _: Ledger) -> Sequence[Finding]:
     return approvals_waiting(target.database)
 
 
@@ -117,7 +117,9 @@ def _build(alert: _Alert) -> dg.SensorDefinition:
         description=f"{alert.description} Once when it begins or changes, again after "
         "`ALPHAPULSE_ALERT_REMIND_HOURS`, and when it is over.",
     )
-    def sensor(context: dg.SensorEvaluationContext, target: Target) -> dg.SensorResult | dg.SkipReason:
+    def sensor(
+        context: dg.SensorEvaluationContext, target: TargetResource
+    ) -> dg.SensorResult | dg.SkipReason:
         with safely():
             channels = configured_channels()
             if not channels:
@@ -127,7 +129,9 @@ def _build(alert: _Alert) -> dg.SensorDefinition:
     return sensor
 
 
-def _tick(alert: _Alert, channels: Sequence[Channel], ledger: Ledger, target: Target) -> dg.SensorResult:
+def _tick(
+    alert: _Alert, channels: Sequence[Channel], ledger: Ledger, target: TargetResource
+) -> dg.SensorResult:
     blind = None
     findings: Sequence[Finding] = ()
     try:

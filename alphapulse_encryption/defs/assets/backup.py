@@ -13,7 +13,7 @@ from alphapulse_encryption.defs.resources.environment import (
     client_programs,
     restore_drill_server,
 )
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.gates import offsite
 from alphapulse_encryption.migration.gates.backup import BackupResult, take_backup
 
@@ -43,7 +43,7 @@ def build() -> dg.AssetsDefinition:
         "where `ALPHAPULSE_BACKUP_S3_BUCKET` is set. The drop insists on a recent one.",
     )
     def asset(
-        context: dg.AssetExecutionContext, config: BackupConfig, target: Target
+        context: dg.AssetExecutionContext, config: BackupConfig, target: TargetResource
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with safely():
             bucket = backup_bucket()
@@ -51,10 +51,8 @@ def build() -> dg.AssetsDefinition:
             client = offsite.open_client() if bucket is not None else None
             database = target.database
             result = take_backup(
-                database,
+                target.by(actor(context)),
                 target.catalogue.tables,
-                target.key_ring,
-                actor(context),
                 directory=backup_directory(),
                 bin_dir=client_programs(),
                 recipients=settings.backup_recipients(),

@@ -5,7 +5,7 @@ import dagster as dg
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL, VIEWS
 from alphapulse_encryption.defs.resources.border import actor, counted, materialized, safely
 from alphapulse_encryption.defs.resources.partitions import Partitions
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.schema.views import create_views
 
 
@@ -23,7 +23,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         description="**Step 6.** `v_<table>` has the original column names over the encrypted columns, "
         "`v_<table>_safe` leaves the sensitive ones out. Both go on working after the drop.",
     )
-    def asset(context: dg.AssetExecutionContext, target: Target) -> None:
+    def asset(context: dg.AssetExecutionContext, target: TargetResource) -> None:
         with safely():
             target.refuse_another_key()
             for key in context.partition_keys:

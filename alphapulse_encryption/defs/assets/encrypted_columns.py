@@ -5,7 +5,7 @@ import dagster as dg
 from alphapulse_encryption.defs.assets.groups import COLUMNS, TARGET_POOL
 from alphapulse_encryption.defs.resources.border import actor, counted, materialized, safely
 from alphapulse_encryption.defs.resources.partitions import Partitions
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
 
 
@@ -24,15 +24,11 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         "rewriting the table, and the guard triggers that from now on keep every write of the application "
         "consistent. Cuts the table into its batch ranges. Nothing that is there already is changed.",
     )
-    def asset(context: dg.AssetExecutionContext, target: Target) -> None:
+    def asset(context: dg.AssetExecutionContext, target: TargetResource) -> None:
         with safely():
             for key in context.partition_keys:
                 result = add_encrypted_columns(
-                    target.database,
-                    target.catalogue.table(key),
-                    target.key_ring,
-                    actor(context),
-                    batch_ranges=target.batch_ranges,
+                    target.by(actor(context)), target.catalogue.table(key), batch_ranges=target.batch_ranges
                 )
                 for name in result.added:
                     context.log.info(f"Added column {key}.{name}")

@@ -7,7 +7,7 @@ from alphapulse_encryption.defs.assets.groups import MIGRATE, TARGET_POOL
 from alphapulse_encryption.defs.resources.border import counted, materialized, safely
 from alphapulse_encryption.defs.resources.partitions import Partitions, over_ranges, parts_by_table
 from alphapulse_encryption.defs.resources.pools import in_table_pools
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.defs.resources.workers import PaceConfig, figures, work_through
 from alphapulse_encryption.migration.rows.backfill import RangeResult, backfill_range
 
@@ -30,7 +30,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         "time: it goes on where it was, and rows that became pending again are found. A range with nothing pending "
         "changes nothing.",
     )
-    def asset(context: dg.AssetExecutionContext, config: PaceConfig, target: Target) -> None:
+    def asset(context: dg.AssetExecutionContext, config: PaceConfig, target: TargetResource) -> None:
         parts = parts_by_table(context.partition_keys)
         with safely(), in_table_pools(context, [part.table for part in parts]):
             work_through(

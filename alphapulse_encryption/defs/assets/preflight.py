@@ -4,7 +4,7 @@ import dagster as dg
 
 from alphapulse_encryption.defs.assets.groups import PREPARE, TARGET_POOL
 from alphapulse_encryption.defs.resources.border import safely
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.gates.preflight import readable_size
 
@@ -22,9 +22,9 @@ def build() -> dg.AssetsDefinition:
         "columns, row-level security, logging of values, backup, disk and duration. Fails if anything would block "
         "the migration; what would only surprise is listed.",
     )
-    def asset(context: dg.AssetExecutionContext, target: Target) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    def asset(context: dg.AssetExecutionContext, target: TargetResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with safely():
-            report = preflight.check(target.database, target.catalogue, target.key_ring)
+            report = preflight.check(target.database, target.catalogue.tables, target.key_ring)
             for finding in report.findings:
                 context.log.info(str(finding))
             preflight.refuse_blockers(report)

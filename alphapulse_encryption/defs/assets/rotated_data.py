@@ -7,7 +7,7 @@ from alphapulse_encryption.defs.assets.groups import TARGET_POOL, UPKEEP
 from alphapulse_encryption.defs.resources.border import counted, materialized, safely
 from alphapulse_encryption.defs.resources.partitions import Partitions, over_ranges, parts_by_table
 from alphapulse_encryption.defs.resources.pools import in_table_pools
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.defs.resources.workers import PaceConfig, figures, work_through
 from alphapulse_encryption.migration.rows.engine import RangeResult
 from alphapulse_encryption.migration.rows.rotate import rotate_range
@@ -31,7 +31,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         "`rotate_keys` does it for all; here single partitions can be run again. Begins no rotation. A range in which "
         "everything is current changes nothing.",
     )
-    def asset(context: dg.AssetExecutionContext, config: PaceConfig, target: Target) -> None:
+    def asset(context: dg.AssetExecutionContext, config: PaceConfig, target: TargetResource) -> None:
         parts = parts_by_table(context.partition_keys)
         with safely(), in_table_pools(context, [part.table for part in parts]):
             work_through(

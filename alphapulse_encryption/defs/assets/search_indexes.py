@@ -6,7 +6,7 @@ from pydantic import Field
 from alphapulse_encryption.defs.assets.groups import MIGRATE, TARGET_POOL
 from alphapulse_encryption.defs.resources.border import actor, materialized, safely
 from alphapulse_encryption.defs.resources.partitions import Partitions, over_ranges
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes, reindex
 
 
@@ -34,7 +34,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         "column is) and the small one that finds pending rows, `CONCURRENTLY`, then runs `ANALYZE`. An index left "
         "invalid by an interrupted build is built again.",
     )
-    def asset(context: dg.AssetExecutionContext, config: IndexConfig, target: Target) -> None:
+    def asset(context: dg.AssetExecutionContext, config: IndexConfig, target: TargetResource) -> None:
         with safely():
             target.refuse_another_key()
             for key in context.partition_keys:

@@ -12,7 +12,7 @@ from pydantic import Field
 from alphapulse_encryption import settings
 from alphapulse_encryption.defs.assets.groups import MONITOR, TARGET_POOL
 from alphapulse_encryption.defs.resources.border import safely
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.insight.slow_queries import (
     DEFAULT_LIMIT,
@@ -64,7 +64,7 @@ def build() -> dg.AssetsDefinition:
         "with a warning, where the database has no such extension.",
     )
     def asset(
-        context: dg.AssetExecutionContext, config: SlowQueriesConfig, target: Target
+        context: dg.AssetExecutionContext, config: SlowQueriesConfig, target: TargetResource
     ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
         with safely():
             tables = target.catalogue.tables

@@ -12,7 +12,7 @@ from alphapulse_encryption.defs.assets.groups import TARGET_POOL, VERIFY
 from alphapulse_encryption.defs.resources.border import actor, materialized, safely
 from alphapulse_encryption.defs.resources.partitions import Partitions, TablePart, over_ranges, parts_by_table
 from alphapulse_encryption.defs.resources.pools import in_table_pools
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.logfiles import note
 from alphapulse_encryption.migration.postgres.database import Actor
@@ -43,7 +43,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         "offenders, never a value. Materializing it says that the range was looked at; whether a table passed is "
         "`verified_table`. Shown as unsynced once the range was backfilled again: verify it again then.",
     )
-    def asset(context: dg.AssetExecutionContext, config: VerificationConfig, target: Target) -> None:
+    def asset(context: dg.AssetExecutionContext, config: VerificationConfig, target: TargetResource) -> None:
         parts = parts_by_table(context.partition_keys)
         with safely(), in_table_pools(context, [part.table for part in parts]):
             failed: list[str] = []
@@ -65,10 +65,10 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
 
 
 def verified_parts(
-    who: Actor, workers: int, target: Target, parts: Sequence[TablePart]
+    who: Actor, workers: int, target: TargetResource, parts: Sequence[TablePart]
 ) -> Iterator[tuple[TablePart, RangeVerification | MigrationError]]:
     """Verify batch ranges, several at once; each with its result, in the order in which they end."""
-    database, catalogue, cipher, keys = target.database, target.catalogue, target.cipher, target.key_ring
+    working = target.by(who)
     stopped = threading.Event()
 
     def on_progress(_rows: int, _seconds: float) -> None:
@@ -79,13 +79,7 @@ def verified_parts(
         note("range_started", run_id=who.run_id, asset=NAME, partition=part.partition)
         try:
             return verify_range(
-                database,
-                catalogue.table(part.table),
-                part.batch_range,
-                cipher,
-                keys,
-                who,
-                on_progress=on_progress,
+                working, working.catalogue.table(part.table), part.batch_range, on_progress=on_progress
             )
         except MigrationError as error:
             return error

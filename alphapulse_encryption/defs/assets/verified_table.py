@@ -10,7 +10,7 @@ from alphapulse_encryption.defs.assets.groups import TARGET_POOL, VERIFY
 from alphapulse_encryption.defs.checks import verification
 from alphapulse_encryption.defs.resources.border import actor, materialized, safely
 from alphapulse_encryption.defs.resources.partitions import Partitions, over_ranges
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.tracking import bookkeeping_exists, table_state
 from alphapulse_encryption.migration.postgres.database import Actor
@@ -35,7 +35,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         "of every range was decrypted and matches, nothing is pending, and neither the table's definition nor the "
         "key has changed since. Later steps look at the database again themselves.",
     )
-    def asset(context: dg.AssetExecutionContext, target: Target) -> Iterator[Yielded]:
+    def asset(context: dg.AssetExecutionContext, target: TargetResource) -> Iterator[Yielded]:
         with safely():
             target.refuse_another_key()
             results = verified_tables(actor(context), target)
@@ -68,7 +68,7 @@ def refuse_unverified(results: Mapping[str, TableVerification], keys: Iterable[s
         raise RefusedError("Not verified:\n" + "\n".join(f"- {line}" for line in refused))
 
 
-def verified_tables(who: Actor, target: Target) -> dict[str, TableVerification]:
+def verified_tables(who: Actor, target: TargetResource) -> dict[str, TableVerification]:
     """Of every table that was begun; rows are counted where they were not since the last verification."""
     results: dict[str, TableVerification] = {}
     with target.database.session("sum up the verification") as connection:
@@ -79,7 +79,7 @@ def verified_tables(who: Actor, target: Target) -> dict[str, TableVerification]:
                 continue
             result = verify_table(connection, table, target.key_ring)
             if result.since is not None and result.missing_rows is None:
-                count_rows(target.database, table, target.key_ring, who)
+                count_rows(target.by(who), table)
                 result = verify_table(connection, table, target.key_ring)
             results[table.key] = result
     return results

@@ -8,7 +8,7 @@ from pydantic import Field
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL
 from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN, what_to_type
 from alphapulse_encryption.defs.resources.border import actor, safely
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.gates.approvals import (
     LONGEST_VALID_FOR,
     VALID_FOR,
@@ -52,19 +52,15 @@ class RevocationConfig(dg.Config):
 
 
 @dg.op(name="approve", pool=TARGET_POOL, description="Record an approval for exactly what is there now.")
-def approve_drop(context: dg.OpExecutionContext, config: ApprovalConfig, target: Target) -> None:
+def approve_drop(context: dg.OpExecutionContext, config: ApprovalConfig, target: TargetResource) -> None:
     """Approve the drop of one table's plaintext."""
     with safely():
-        catalogue = target.catalogue
-        table = catalogue.table(config.table)
+        table = target.catalogue.table(config.table)
         with target.database.session(f"describe the drop of {table.key}") as connection:
             context.log.info(describe(connection, read_table(connection, table, plaintext=False)))
         approval = approve(
-            target.database,
-            catalogue,
+            target.by(actor(context)),
             table,
-            target.key_ring,
-            actor(context),
             approver=config.approver,
             reason=config.reason,
             confirmation=config.confirmation,
@@ -75,7 +71,7 @@ def approve_drop(context: dg.OpExecutionContext, config: ApprovalConfig, target:
 
 
 @dg.op(name="revoke", pool=TARGET_POOL, description="Take an approval back.")
-def revoke_approval(context: dg.OpExecutionContext, config: RevocationConfig, target: Target) -> None:
+def revoke_approval(context: dg.OpExecutionContext, config: RevocationConfig, target: TargetResource) -> None:
     """Take an approval back before it is used."""
     with safely():
         revoked = revoke(
@@ -85,7 +81,7 @@ def revoke_approval(context: dg.OpExecutionContext, config: RevocationConfig, ta
 
 
 @dg.op(name="list", pool=TARGET_POOL, description="Show every approval, the newest first. Reads only.")
-def show_approvals(context: dg.OpExecutionContext, target: Target) -> None:
+def show_approvals(context: dg.OpExecutionContext, target: TargetResource) -> None:
     """List the approvals in the run's log, and as a table in the output's metadata."""
     with safely():
         with target.database.session("list the approvals") as connection:

@@ -12,8 +12,8 @@ from alphapulse_encryption import settings
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL
 from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN, AnyTablesConfig, named_tables
 from alphapulse_encryption.defs.jobs.query_plot import plot
-from alphapulse_encryption.defs.resources.border import safely
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.border import actor, safely
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.insight.query_benchmark import (
     DEFAULT_REPETITIONS,
     QueryBenchmark,
@@ -44,14 +44,14 @@ class BenchmarkConfig(AnyTablesConfig):
     pool=TARGET_POOL,
     description="Ask the same questions of the encrypted and the plaintext columns. Reads only.",
 )
-def benchmark_queries(context: dg.OpExecutionContext, config: BenchmarkConfig, target: Target) -> None:
+def benchmark_queries(
+    context: dg.OpExecutionContext, config: BenchmarkConfig, target: TargetResource
+) -> None:
     """Measure table by table."""
     with safely():
         found: list[QueryBenchmark] = []
         for table in named_tables(target.catalogue, config.tables or list(target.catalogue.keys)):
-            measured = benchmark(
-                target.database, table, target.cipher, target.key_ring, repetitions=config.repetitions
-            )
+            measured = benchmark(target.by(actor(context)), table, repetitions=config.repetitions)
             for line in report_lines([measured]):
                 context.log.info(line)
             found.append(measured)

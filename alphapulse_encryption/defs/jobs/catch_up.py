@@ -5,7 +5,7 @@ import dagster as dg
 from alphapulse_encryption.defs.jobs.stages import MIGRATE_DATA
 from alphapulse_encryption.defs.resources.border import safely
 from alphapulse_encryption.defs.resources.partitions import range_name
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.rows.catch_up import pending_ranges
 from alphapulse_encryption.migration.rows.tuning import restore_abandoned
@@ -32,7 +32,9 @@ def build() -> dg.SensorDefinition:
         "index on pending rows, and runs just those partitions of `encrypted_data` again. Does nothing while a "
         "backfill is under way. Also puts back autovacuum where a killed backfill had turned it off.",
     )
-    def sensor(context: dg.SensorEvaluationContext, target: Target) -> dg.SensorResult | dg.SkipReason:
+    def sensor(
+        context: dg.SensorEvaluationContext, target: TargetResource
+    ) -> dg.SensorResult | dg.SkipReason:
         with safely():
             restore_abandoned(target.database, Actor("sensor pending_rows"))
             under_way = dg.RunsFilter(job_name=MIGRATE_DATA.job, statuses=_UNDER_WAY)

@@ -15,7 +15,7 @@ from alphapulse_encryption.defs.jobs.once import (
 )
 from alphapulse_encryption.defs.resources.border import actor, safely
 from alphapulse_encryption.defs.resources.environment import uses_sample
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.steps.drop import drop_plaintext
 
 
@@ -34,19 +34,15 @@ class DropConfig(TablesConfig):
     pool=TARGET_POOL,
     description="Drop the plaintext columns of the named tables, each with its own approval.",
 )
-def drop_unencrypted(context: dg.OpExecutionContext, config: DropConfig, target: Target) -> None:
+def drop_unencrypted(context: dg.OpExecutionContext, config: DropConfig, target: TargetResource) -> None:
     """Drop table by table; the first refusal ends it, with the tables before it done."""
     with safely():
         catalogue = target.catalogue
         changed: list[str] = []
         for table in named_tables(catalogue, config.tables):
             result = drop_plaintext(
-                target.database,
-                catalogue,
+                target.by(actor(context)),
                 table,
-                target.cipher,
-                target.key_ring,
-                actor(context),
                 operator=config.operator,
                 default_rule="off" if uses_sample() else "names",
             )

@@ -6,7 +6,7 @@ from pydantic import Field
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL
 from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN, TABLES_CHANGED, what_to_type
 from alphapulse_encryption.defs.resources.border import actor, safely
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.steps.erase import ErasureResult
 from alphapulse_encryption.migration.steps.erase import erase_dropped as erase
@@ -27,16 +27,13 @@ class ErasureConfig(dg.Config):
 @dg.op(
     name="erase", pool=TARGET_POOL, description="Rewrite the table and the planner's statistics, then look."
 )
-def erase_dropped(context: dg.OpExecutionContext, config: ErasureConfig, target: Target) -> None:
+def erase_dropped(context: dg.OpExecutionContext, config: ErasureConfig, target: TargetResource) -> None:
     """Erase what was dropped from one table, and report what remains where."""
     with safely():
         table = target.catalogue.table(config.table)
         result = erase(
-            target.database,
+            target.by(actor(context)),
             table,
-            target.cipher,
-            target.key_ring,
-            actor(context),
             confirmation=config.confirmation,
         )
         report = report_lines(result)

@@ -4,8 +4,8 @@ import dagster as dg
 
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL
 from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN, AnyTablesConfig, named_tables
-from alphapulse_encryption.defs.resources.border import safely
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.border import actor, safely
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.insight.live_check import ColumnCheck
 from alphapulse_encryption.migration.insight.live_check import live_check as check
@@ -19,12 +19,12 @@ REPORT = "report"
     pool=TARGET_POOL,
     description="Write, read and look at the raw column, for every column of the named tables; leave nothing behind.",
 )
-def live_check(context: dg.OpExecutionContext, config: AnyTablesConfig, target: Target) -> None:
+def live_check(context: dg.OpExecutionContext, config: AnyTablesConfig, target: TargetResource) -> None:
     """Check table by table."""
     with safely():
         checks: list[ColumnCheck] = []
         for table in named_tables(target.catalogue, config.tables or list(target.catalogue.keys)):
-            found = check(target.database, table, target.cipher, target.key_ring)
+            found = check(target.by(actor(context)), table)
             for column in found:
                 context.log.info(line(column))
             checks += found

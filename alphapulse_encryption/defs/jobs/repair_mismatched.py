@@ -11,7 +11,7 @@ from alphapulse_encryption.defs.jobs.once import (
     no_tables,
 )
 from alphapulse_encryption.defs.resources.border import actor, counted, safely
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.rows.repair import repair_mismatched as repair
 
 
@@ -20,12 +20,12 @@ from alphapulse_encryption.migration.rows.repair import repair_mismatched as rep
     pool=TARGET_POOL,
     description="Clear what the last verification of the named tables found mismatched or undecryptable.",
 )
-def repair_mismatched(context: dg.OpExecutionContext, config: TablesConfig, target: Target) -> None:
+def repair_mismatched(context: dg.OpExecutionContext, config: TablesConfig, target: TargetResource) -> None:
     """Repair table by table."""
     with safely():
         changed: list[str] = []
         for table in named_tables(target.catalogue, config.tables):
-            result = repair(target.database, table, target.cipher, target.key_ring, actor(context))
+            result = repair(target.by(actor(context)), table)
             for column, count in result.values.items():
                 context.log.info(f"{table.key}.{column}: {counted(count, 'value')} cleared")
             if result.changed_meanwhile:

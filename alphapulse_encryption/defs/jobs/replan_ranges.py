@@ -11,12 +11,12 @@ from alphapulse_encryption.defs.jobs.once import (
     no_tables,
 )
 from alphapulse_encryption.defs.resources.border import actor, safely
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.rows.plan import replan_ranges as replan
 
 
 @dg.op(name="replan", pool=TARGET_POOL, description="Cut the named tables anew into batch ranges.")
-def replan_ranges(context: dg.OpExecutionContext, config: TablesConfig, target: Target) -> None:
+def replan_ranges(context: dg.OpExecutionContext, config: TablesConfig, target: TargetResource) -> None:
     """Plan table by table."""
     with safely():
         target.refuse_another_key()

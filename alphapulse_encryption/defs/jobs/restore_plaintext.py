@@ -17,7 +17,7 @@ from alphapulse_encryption.defs.jobs.once import (
 )
 from alphapulse_encryption.defs.resources.border import actor, counted, safely
 from alphapulse_encryption.defs.resources.partitions import range_name
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.rows.fill import FillProgress
 from alphapulse_encryption.migration.steps.restore import restore_plaintext as restore
 
@@ -35,17 +35,14 @@ class RestoreConfig(TablesConfig):
 @dg.op(
     name="restore", pool=TARGET_POOL, description="Rebuild the dropped plaintext columns of the named tables."
 )
-def restore_plaintext(context: dg.OpExecutionContext, config: RestoreConfig, target: Target) -> None:
+def restore_plaintext(context: dg.OpExecutionContext, config: RestoreConfig, target: TargetResource) -> None:
     """Restore table by table."""
     with safely():
         changed: list[str] = []
         for table in named_tables(target.catalogue, config.tables):
             result = restore(
-                target.database,
+                target.by(actor(context)),
                 table,
-                target.cipher,
-                target.key_ring,
-                actor(context),
                 hold=config.hold,
                 on_progress=_log_by_range(context),
             )

@@ -16,7 +16,7 @@ from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN
 from alphapulse_encryption.defs.resources.border import actor, counted, safely
 from alphapulse_encryption.defs.resources.partitions import TablePart
 from alphapulse_encryption.defs.resources.pools import in_table_pools
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.defs.resources.workers import PaceConfig, parts_of, work_through
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.tracking import key_versions, table_state
@@ -49,11 +49,11 @@ class RotationConfig(PaceConfig):
     pool=TARGET_POOL,
     description="Make the version of ALPHAPULSE_ENCRYPTION_KEY_VERSION the database's current one, if it is not.",
 )
-def begin(context: dg.OpExecutionContext, config: RotationConfig, target: Target) -> Plan:
+def begin(context: dg.OpExecutionContext, config: RotationConfig, target: TargetResource) -> Plan:
     """Begin, and say which tables there are to work on."""
     with safely():
         chosen = _tables(target.catalogue, config.tables)
-        begun = begin_rotation(target.database, target.key_ring, actor(context))
+        begun = begin_rotation(target.by(actor(context)))
         if begun.changed:
             context.log.info(f"Key version {begun.version} is current; before it was {begun.before}")
             for approval in begun.revoked:
@@ -72,7 +72,7 @@ def begin(context: dg.OpExecutionContext, config: RotationConfig, target: Target
     description="Encrypt again what is of older versions, table by table; each batch range is a partition of "
     "`rotated_data`, which can be run again by itself.",
 )
-def reencrypt(context: dg.OpExecutionContext, target: Target, plan: Plan) -> Plan:
+def reencrypt(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -> Plan:
     """Encrypt again."""
     with safely():
         rows: Counter[str] = Counter()
@@ -95,7 +95,7 @@ def reencrypt(context: dg.OpExecutionContext, target: Target, plan: Plan) -> Pla
     pool=TARGET_POOL,
     description="Decrypt and compare every value of the tables, unless nothing was of an older version.",
 )
-def verify(context: dg.OpExecutionContext, target: Target, plan: Plan) -> Plan:
+def verify(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -> Plan:
     """Verify."""
     with safely():
         with target.database.session("look at the key versions") as connection:
@@ -114,7 +114,7 @@ def verify(context: dg.OpExecutionContext, target: Target, plan: Plan) -> Plan:
             _materialized(context, verified_data.NAME, part, verified_data.describe(outcome))
             wrong += _faults(part, outcome)
         for key in plan["tables"]:
-            count_rows(target.database, target.catalogue.table(key), target.key_ring, actor(context))
+            count_rows(target.by(actor(context)), target.catalogue.table(key))
         if wrong:
             raise RefusedError(
                 "Not verified after the rotation:\n" + "\n".join(f"- {line}" for line in wrong)
@@ -127,10 +127,10 @@ def verify(context: dg.OpExecutionContext, target: Target, plan: Plan) -> Plan:
     pool=TARGET_POOL,
     description="Retire every older version of which no value is left in any table; say where the others are.",
 )
-def retire(context: dg.OpExecutionContext, target: Target, plan: Plan) -> None:
+def retire(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -> None:
     """Retire."""
     with safely():
-        found = retire_versions(target.database, target.catalogue, target.cipher, actor(context))
+        found = retire_versions(target.by(actor(context)))
         for version in found.retired:
             context.log.info(f"Key version {version} is retired: no value of it is left")
         for version in found.reinstated:

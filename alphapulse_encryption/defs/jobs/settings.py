@@ -5,7 +5,7 @@ from pydantic import Field
 
 from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN
 from alphapulse_encryption.defs.resources.border import actor, safely
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.bookkeeping.limits import Limits, change_limits
 
 _KNOWN = "\n".join(
@@ -20,7 +20,7 @@ class SettingsConfig(dg.Config):
 
 
 @dg.op(name="change", description="Change settings that running backfills read at once.")
-def change_settings(context: dg.OpExecutionContext, config: SettingsConfig, target: Target) -> None:
+def change_settings(context: dg.OpExecutionContext, config: SettingsConfig, target: TargetResource) -> None:
     """Change them, and log them as they are then."""
     with safely():
         limits = change_limits(target.database, config.settings, actor(context))

@@ -13,17 +13,17 @@ from alphapulse_encryption.defs.jobs.once import (
     what_to_type,
 )
 from alphapulse_encryption.defs.resources.border import actor, safely
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
 
 
 @dg.op(pool=TARGET_POOL, description="Make the encrypted columns of the named tables the right side.")
-def switch(context: dg.OpExecutionContext, config: TablesConfig, target: Target) -> None:
+def switch(context: dg.OpExecutionContext, config: TablesConfig, target: TargetResource) -> None:
     """Switch the tables one by one."""
     with safely():
         changed: list[str] = []
         for table in named_tables(target.catalogue, config.tables):
-            result = switch_to_ciphertext(target.database, table, target.key_ring, actor(context))
+            result = switch_to_ciphertext(target.by(actor(context)), table)
             outcome = "switched to ciphertext" if result.changed else "was switched already"
             context.log.info(f"{table.key}: {outcome}")
             changed += [table.key] if result.changed else []
@@ -31,14 +31,12 @@ def switch(context: dg.OpExecutionContext, config: TablesConfig, target: Target)
 
 
 @dg.op(pool=TARGET_POOL, description="Make the plaintext columns of the named tables the right side again.")
-def revert(context: dg.OpExecutionContext, config: TablesConfig, target: Target) -> None:
+def revert(context: dg.OpExecutionContext, config: TablesConfig, target: TargetResource) -> None:
     """Revert the tables one by one."""
     with safely():
         changed: list[str] = []
         for table in named_tables(target.catalogue, config.tables):
-            result = revert_to_plaintext(
-                target.database, table, target.cipher, target.key_ring, actor(context)
-            )
+            result = revert_to_plaintext(target.by(actor(context)), table)
             outcome = "reverted to plaintext" if result.changed else "was on plaintext already"
             context.log.info(f"{table.key}: {outcome}")
             changed += [table.key] if result.changed else []

@@ -17,7 +17,7 @@ from alphapulse_encryption.defs.jobs.once import (
     what_to_type,
 )
 from alphapulse_encryption.defs.resources.border import actor, safely
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.migration.gates.preflight import readable_size
 from alphapulse_encryption.migration.schema.indexes import IndexChoice, reindex
@@ -39,7 +39,7 @@ class IndexesConfig(TablesConfig):
     pool=TARGET_POOL,
     description="Take the planner's statistics of the named tables anew, beside the application.",
 )
-def analyze_tables(context: dg.OpExecutionContext, config: TablesConfig, target: Target) -> None:
+def analyze_tables(context: dg.OpExecutionContext, config: TablesConfig, target: TargetResource) -> None:
     """Analyze table by table."""
     with safely():
 
@@ -57,7 +57,7 @@ def analyze_tables(context: dg.OpExecutionContext, config: TablesConfig, target:
     description="Build indexes of the named tables anew, beside the application; what an interrupted rebuild left is "
     "dropped first.",
 )
-def reindex_tables(context: dg.OpExecutionContext, config: IndexesConfig, target: Target) -> None:
+def reindex_tables(context: dg.OpExecutionContext, config: IndexesConfig, target: TargetResource) -> None:
     """Rebuild table by table."""
     with safely():
         if config.indexes not in {"all", "encrypted"}:

@@ -13,10 +13,11 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.defs.resources.environment import key_environment, target_database
 from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.bookkeeping.tracking import check_key
-from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.target import Target
 
 
-class Target(dg.ConfigurableResource):  # type: ignore[type-arg]
+class TargetResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The target database with its catalogue and keys. Has no configuration: the environment decides."""
 
     @property
@@ -45,6 +46,10 @@ class Target(dg.ConfigurableResource):  # type: ignore[type-arg]
         """
         with self.database.session("check the master key") as connection:
             check_key(connection, self.key_ring)
+
+    def by(self, actor: Actor) -> Target:
+        """What the engine works on, for this actor."""
+        return Target(self.database, self.catalogue, self.cipher, self.key_ring, actor)
 
     @cached_property
     def cipher(self) -> EnvelopeFormat:

@@ -15,18 +15,16 @@ from dagster._core.definitions.metadata import RawMetadataValue
 from pydantic import Field
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.crypto.envelope import EnvelopeFormat
-from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.defs.resources.border import actor
 from alphapulse_encryption.defs.resources.partitions import TablePart, range_name
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.logfiles import note
 from alphapulse_encryption.migration.bookkeeping.tracking import read_ranges
-from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.rows.engine import LARGEST_BATCH, Pace, Progress, RangeResult, Stopped
 from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.rows.tuning import Tuned, restore_abandoned, tuned
+from alphapulse_encryption.migration.target import Target
 
 # Each observation is a row in Dagster's storage; more often than this nobody looks.
 SECONDS_BETWEEN_OBSERVATIONS = 5.0
@@ -39,12 +37,9 @@ class Work(Protocol):
 
     def __call__(
         self,
-        database: Database,
+        target: Target,
         table: Table,
         number: int,
-        cipher: EnvelopeFormat,
-        keys: KeyRing,
-        actor: Actor,
         *,
         pace: Pace | None,
         on_progress: Callable[[Progress], None] | None,
@@ -83,7 +78,7 @@ class PaceConfig(dg.Config):
     )
 
 
-def parts_of(target: Target, keys: Sequence[str]) -> list[TablePart]:
+def parts_of(target: TargetResource, keys: Sequence[str]) -> list[TablePart]:
     """The batch ranges of these tables, as they were planned."""
     with target.database.session("read the batch ranges") as connection:
         return [
@@ -96,7 +91,7 @@ def parts_of(target: Target, keys: Sequence[str]) -> list[TablePart]:
 def work_through(
     context: Context,
     config: PaceConfig,
-    target: Target,
+    target: TargetResource,
     asset: str | None,
     parts: Sequence[TablePart],
     work: Work,
@@ -137,17 +132,18 @@ def work_through(
 def _worked_on(
     context: Context,
     config: PaceConfig,
-    target: Target,
+    target: TargetResource,
     asset: str | None,
     parts: Sequence[TablePart],
     work: Work,
 ) -> Iterator[tuple[TablePart, RangeResult | MigrationError]]:
     """Each part with its result, in the order in which they end."""
-    database, catalogue, cipher, keys = target.database, target.catalogue, target.cipher, target.key_ring
+    working = target.by(actor(context))
+    database, catalogue = working.database, working.catalogue
     stopped = threading.Event()
     # Each range looks again; here it is known before anything is tuned.
     target.refuse_another_key()
-    restore_abandoned(database, actor(context))
+    restore_abandoned(database, working.actor)
 
     def work_on(
         part: TablePart, following: TablePart | None, sessions: Sessions
@@ -162,12 +158,9 @@ def _worked_on(
 
         try:
             return work(
-                database,
+                working,
                 catalogue.table(part.table),
                 part.batch_range,
-                cipher,
-                keys,
-                actor(context),
                 pace=Pace(config.batch_size, config.target_seconds, config.rest_ratio),
                 on_progress=on_progress,
                 sessions=sessions,
@@ -200,7 +193,7 @@ def _worked_on(
                 tuned(
                     database,
                     catalogue.table(key),
-                    actor(context),
+                    working.actor,
                     work_mem=config.work_mem,
                     autovacuum_off=config.autovacuum_off,
                 )

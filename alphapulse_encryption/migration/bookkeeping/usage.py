@@ -15,12 +15,10 @@ from typing import Any
 
 import psycopg
 
-from alphapulse_encryption.crypto.envelope import EnvelopeFormat
-from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES, KeyUsage, exhausted
 from alphapulse_encryption.errors import KeyExhausted
 from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
@@ -64,25 +62,14 @@ class MeteredCipher:
     with the first value that is encrypted.
 
     Args:
-        database: the target; it has the bookkeeping.
-        cipher: the format.
-        keys: its key ring.
         block: messages reserved at once, at most.
         most: how many messages a key may encrypt.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        cipher: EnvelopeFormat,
-        keys: KeyRing,
-        *,
-        block: int = BLOCK,
-        most: int = MOST_MESSAGES,
-    ) -> None:
-        self._database = database
-        self._cipher = cipher
-        self._version = keys.current_version
+    def __init__(self, target: Target, *, block: int = BLOCK, most: int = MOST_MESSAGES) -> None:
+        self._database = target.database
+        self._cipher = target.cipher
+        self._version = target.keys.current_version
         self._block = block
         self._most = most
         self._lock = threading.Lock()
@@ -181,9 +168,9 @@ class MeteredCipher:
 
 
 @contextlib.contextmanager
-def metered(database: Database, cipher: EnvelopeFormat, keys: KeyRing) -> Iterator[MeteredCipher]:
+def metered(target: Target) -> Iterator[MeteredCipher]:
     """A :class:`MeteredCipher` for the length of a ``with`` block."""
-    metering = MeteredCipher(database, cipher, keys)
+    metering = MeteredCipher(target)
     try:
         yield metering
     finally:

@@ -563,8 +563,8 @@ def _checked(database: Database, guesses: Sequence[TableGuess]) -> list[TableGue
     proposed = [entry for entry in entries.values() if entry is not None]
     if not proposed:
         return list(guesses)
-    catalogue = Catalogue.model_validate({"tables": proposed})
-    report = preflight.check(database, catalogue, None, once=True)
+    tables = Catalogue.model_validate({"tables": proposed}).tables
+    report = preflight.check(database, tables, None, once=True)
     found: list[TableGuess] = []
     for guess, entry in entries.items():
         if entry is None:

@@ -23,6 +23,7 @@ from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.verify import TableVerification
 from alphapulse_encryption.migration.schema import indexes, saved
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
@@ -106,11 +107,8 @@ SELECT id, table_name, approver, database_role, reason, approved_at, expires_at,
 
 
 def approve_drop(
-    database: Database,
-    catalogue: Catalogue,
+    target: Target,
     table: Table,
-    keys: KeyRing,
-    actor: Actor,
     *,
     approver: str,
     reason: str,
@@ -120,11 +118,7 @@ def approve_drop(
     """Record a person's consent to dropping a table's plaintext columns.
 
     Args:
-        database: the target.
-        catalogue: as it is now; its entry is bound.
         table: the table.
-        keys: the current key is bound.
-        actor: the program that records it.
         approver: the person's name.
         reason: why, in their words.
         confirmation: the table's key, typed by them.
@@ -137,10 +131,10 @@ def approve_drop(
         DatabaseFailure: the server refused.
     """
     _check_words(table, approver, reason, confirmation, valid_for)
-    with database.session(f"approve the drop of {table.key}") as connection:
+    with target.database.session(f"approve the drop of {table.key}") as connection:
         roles.refuse_unless_allowed(connection, "approve_drop", (table,))
-        tracking.check_key(connection, keys)
-        definition, verification = refuse_unless_droppable(connection, table, keys)
+        tracking.check_key(connection, target.keys)
+        definition, verification = refuse_unless_droppable(connection, table, target.keys)
         backup = latest_backup(connection, table)
         if backup is None:
             raise RefusedError(
@@ -149,8 +143,8 @@ def approve_drop(
         _refuse_stale(connection, table, backup)
         check_backup(backup)
         if verification.missing_rows is None:
-            verify.count_rows(database, table, keys, actor)
-            definition, verification = refuse_unless_droppable(connection, table, keys)
+            verify.count_rows(target, table)
+            definition, verification = refuse_unless_droppable(connection, table, target.keys)
         with connection.transaction():
             cursor = connection.execute(
                 "INSERT INTO public.encryption_approvals (table_name, approver, reason, expires_at, "
@@ -162,18 +156,18 @@ def approve_drop(
                     reason.strip(),
                     valid_for,
                     _bound_definition(connection, definition),
-                    catalogue.fingerprint(table.key),
-                    keys.check_value(keys.current_version),
+                    target.catalogue.fingerprint(table.key),
+                    target.keys.check_value(target.keys.current_version),
                     verification.verified_at,
                     backup.id,
-                    actor.run_id,
+                    target.actor.run_id,
                 ],
             )
             inserted = connection.execute(_SELECT + " WHERE id = %s", [saved.only_row(cursor)[0]])
             approval = _approval(saved.only_row(inserted))
             tracking.audit(
                 connection,
-                actor,
+                target.actor,
                 "approve_drop",
                 table,
                 approval=approval.id,

@@ -50,6 +50,7 @@ from alphapulse_encryption.migration.postgres.programs import (
 )
 from alphapulse_encryption.migration.schema import saved
 from alphapulse_encryption.migration.schema.definition import read_table
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
@@ -124,10 +125,8 @@ def backup_identity(keys: KeyRing, version: int | None = None) -> str:
 
 
 def take_backup(
-    database: Database,
+    target: Target,
     catalogue_tables: Sequence[Table],
-    keys: KeyRing,
-    actor: Actor,
     *,
     directory: Path,
     bin_dir: Path | None = None,
@@ -139,10 +138,7 @@ def take_backup(
     Nothing is recorded, and no file is left, unless all of it went well, the restore drill included.
 
     Args:
-        database: the target.
         catalogue_tables: the tables whose data has to be in it.
-        keys: for the recipient.
-        actor: who does it.
         directory: where to; made where it is missing.
         bin_dir: where ``pg_dump`` and ``pg_restore`` are; None looks for them on the PATH.
         recipients: further age recipients (``age1…``) who can open it without the master key.
@@ -155,17 +151,17 @@ def take_backup(
             the original was.
     """
     clock = _Clock()
-    identity = backup_identity(keys)
+    identity = backup_identity(target.keys)
     to = [pyrage.x25519.Identity.from_str(identity).to_public(), *(_recipient(text) for text in recipients)]
-    with database.session("take a backup") as connection:
-        tracking.ensure_key(connection, keys)
+    with target.database.session("take a backup") as connection:
+        tracking.ensure_key(connection, target.keys)
         version = connection.info.server_version // 10_000
         pg_dump, pg_restore = (find_program(name, bin_dir, version) for name in ("pg_dump", "pg_restore"))
         expected = {table.key: _relations(connection, table) for table in catalogue_tables}
         taken_at, name = saved.only_row(connection.execute("SELECT clock_timestamp(), current_database()"))
     if drill_server is not None:
         refuse_unless_possible(drill_server)
-    environment, options = connection_environment(database)
+    environment, options = connection_environment(target.database)
     command = [pg_dump, "--format=custom", "--no-password"]
     command += [f"--dbname={make_conninfo(**options)}"] if options else []
     path = _path(directory, name)
@@ -175,7 +171,7 @@ def take_backup(
             digest = _dump(command, environment, to, file)
             clock.lap("dump")
         else:
-            with hold_snapshot(database) as snapshot:
+            with hold_snapshot(target.database) as snapshot:
                 command += [f"--snapshot={snapshot.id}", f"--lock-wait-timeout={LOCK_WAIT}"]
                 digest = _dump(command, environment, to, file)
                 clock.lap("dump")
@@ -186,7 +182,7 @@ def take_backup(
         clock.lap("read back")
         drill = None
         if drill_server is not None and contents is not None:
-            rehearse(drill_server, database, contents, pg_restore, file, identity)
+            rehearse(drill_server, target.database, contents, pg_restore, file, identity)
             clock.lap("drill")
             rows = sum(each.rows for each in contents.values())
             drill = DrillResult(len(contents), rows, clock.seconds["drill"])
@@ -194,7 +190,7 @@ def take_backup(
         keep()
         try:
             backup_id = _record(
-                *(database, actor, taken_at, path, size, digest),
+                *(target.database, target.actor, taken_at, path, size, digest),
                 recipients=[str(recipient) for recipient in to],
                 entries=entries,
                 tables=list(expected),

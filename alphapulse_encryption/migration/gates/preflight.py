@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
-from alphapulse_encryption.catalogue import Catalogue
+from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
@@ -104,13 +104,13 @@ class PreflightReport:
 
 
 def check(
-    database: Database, catalogue: Catalogue, keys: KeyRing | None, *, once: bool = False
+    database: Database, tables: Sequence[Table], keys: KeyRing | None, *, once: bool = False
 ) -> PreflightReport:
     """Go through the checklist for every table of the catalogue.
 
     Args:
         database: the target.
-        catalogue: what is to be encrypted.
+        tables: what is to be encrypted.
         keys: the key ring; held against the key the database was begun with. None leaves the key out.
         once: look at a table that somebody holds without another try; for a report that somebody waits for.
 
@@ -123,11 +123,11 @@ def check(
     rows = current = growth = 0
     with database.session("run the preflight") as connection:
         findings += _server(connection)
-        findings += _privileges(connection, catalogue)
+        findings += _privileges(connection, tables)
         if keys is not None:
             findings.append(_key(connection, keys))
-            findings += _key_usage(connection, catalogue, keys)
-        for table in catalogue.tables:
+            findings += _key_usage(connection, tables, keys)
+        for table in tables:
             try:
                 state = (
                     tracking.table_state(connection, table)
@@ -209,7 +209,7 @@ def _server(connection: Connection) -> list[Finding]:
     return findings
 
 
-def _privileges(connection: Connection, catalogue: Catalogue) -> list[Finding]:
+def _privileges(connection: Connection, tables: Sequence[Table]) -> list[Finding]:
     """Which steps are for the role in use, what it lacks for the others, and what it could do beyond them."""
     name = roles.current_role(connection)
     if roles.is_superuser(connection):
@@ -226,7 +226,7 @@ def _privileges(connection: Connection, catalogue: Catalogue) -> list[Finding]:
     allowed = []
     for step, needs in roles.STEPS.items():
         flag = f"--{step.replace('_', '-')}"
-        missing = roles.missing_privileges(connection, step, catalogue.tables)
+        missing = roles.missing_privileges(connection, step, tables)
         if missing:
             steps_lacking.setdefault((needs.role, missing), []).append(flag)
         else:
@@ -257,8 +257,8 @@ def _key(connection: Connection, keys: KeyRing) -> Finding:
     return Finding("ok", "key", f"version {keys.current_version} is readable and 32 bytes long")
 
 
-def _key_usage(connection: Connection, catalogue: Catalogue, keys: KeyRing) -> list[Finding]:
-    contexts = {column.context for table in catalogue.tables for column in table.columns}
+def _key_usage(connection: Connection, tables: Sequence[Table], keys: KeyRing) -> list[Finding]:
+    contexts = {column.context for table in tables for column in table.columns}
     ours = [
         usage
         for usage in read_usage(connection)

@@ -22,9 +22,10 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.errors import DecryptionError
 from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.postgres.database import Database, without_values
+from alphapulse_encryption.migration.postgres.database import without_values
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 Verdict = OneOf["yes", "no", "not tried"]
@@ -92,16 +93,11 @@ class ColumnCheck:
         return f"{self.table}.{self.column}: {what}"
 
 
-def live_check(
-    database: Database, table: Table, cipher: EnvelopeFormat, keys: KeyRing
-) -> tuple[ColumnCheck, ...]:
+def live_check(target: Target, table: Table) -> tuple[ColumnCheck, ...]:
     """Try every encrypted column of a table as an application would; nothing remains.
 
     Args:
-        database: the target.
         table: the catalogue's entry.
-        cipher: the catalogue's envelope format.
-        keys: for search tokens; held against the key this database was begun with.
 
     Returns:
         What was found, column by column.
@@ -111,13 +107,13 @@ def live_check(
         ConfigurationError: the table or its key is missing.
         DatabaseFailure: the server refused something else than a write.
     """
-    with database.session(f"check the encryption of {table.key}") as connection:
+    with target.database.session(f"check the encryption of {table.key}") as connection:
         state = tracking.require_guarded_state(connection, table)
-        tracking.check_key(connection, keys)
+        tracking.check_key(connection, target.keys)
         definition = read_table(connection, table, plaintext=False)
         checks = []
         for column in definition.encrypted_columns:
-            trial = _Trial(connection, definition, column, state.authority, cipher, keys)
+            trial = _Trial(connection, definition, column, state.authority, target.cipher, target.keys)
             with connection.transaction(force_rollback=True):
                 checks.append(ColumnCheck(table.key, column.name, tuple(trial.looks())))
     return tuple(checks)

@@ -16,7 +16,7 @@ import psycopg
 from psycopg.sql import Composed
 from pydantic import BaseModel, ConfigDict, Field
 
-from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
@@ -265,9 +265,8 @@ def usual_durations(work: Sequence[Work]) -> Durations:
 
 def make_plan(
     database: Database,
-    catalogue: Catalogue,
+    tables: Sequence[Table],
     keys: KeyRing | None,
-    tables: Sequence[str],
     *,
     batch_ranges: int,
     estimate: Estimate = usual_durations,
@@ -276,9 +275,7 @@ def make_plan(
 
     Args:
         database: the target; nothing is written to it.
-        catalogue: what is sensitive.
         keys: the key ring; None where there is none, and the key is not looked at.
-        tables: keys of the tables to plan for.
         batch_ranges: number of ranges to cut a table into.
         estimate: how long it will take.
 
@@ -287,14 +284,13 @@ def make_plan(
         DatabaseFailure: the server refused a question.
     """
     reading = replace(database, read_only=True)
-    entries = tuple(catalogue.table(key) for key in tables)
-    checked = preflight.check(reading, Catalogue(format=catalogue.format, tables=entries), keys, once=True)
+    checked = preflight.check(reading, tables, keys, once=True)
     findings = [_told(finding) for finding in checked.findings]
     plans: list[TablePlan] = []
     works: list[Work] = []
     with reading.session("plan the migration") as connection:
         connection.execute("SELECT set_config('statement_timeout', %s, false)", [LONGEST_STATEMENT])
-        for entry in entries:
+        for entry in tables:
             try:
                 found, work, more = _table(connection, entry, batch_ranges)
             except MigrationError as error:

@@ -22,9 +22,9 @@ from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_tokens_of_every_version
 from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 Side = OneOf["plaintext", "encrypted"]
@@ -80,10 +80,8 @@ class QueryBenchmark:
 
 
 def benchmark_queries(
-    database: Database,
+    target: Target,
     table: Table,
-    cipher: EnvelopeFormat,
-    keys: KeyRing,
     *,
     repetitions: int = DEFAULT_REPETITIONS,
     seconds: float = SECONDS_PER_QUESTION,
@@ -94,10 +92,7 @@ def benchmark_queries(
     side; they are drawn at random from a part of each batch range.
 
     Args:
-        database: the target.
         table: the catalogue's entry.
-        cipher: the catalogue's envelope format.
-        keys: for search tokens; held against the key this database was begun with.
         repetitions: how often each question is asked at most.
         seconds: for how long each question is asked at most.
 
@@ -107,19 +102,19 @@ def benchmark_queries(
         DecryptionError: a value cannot be read.
         DatabaseFailure: the server refused.
     """
-    with database.session(f"measure queries on {table.key}") as connection:
+    with target.database.session(f"measure queries on {table.key}") as connection:
         tracking.require_guarded_state(connection, table)
-        tracking.check_key(connection, keys)
+        tracking.check_key(connection, target.keys)
         definition = read_table(connection, table, plaintext=False)
         has_plaintext = len(definition.plaintext_columns) == len(table.columns)
-        sample = _sample(connection, definition, cipher)
+        sample = _sample(connection, definition, target.cipher)
         remarks = []
         if not has_plaintext:
             remarks.append("the plaintext was dropped: there is nothing to compare with")
         if not sample:
             where = "no row that is whole on both sides" if has_plaintext else "no encrypted row"
             return QueryBenchmark(table.key, (), (*remarks, f"nothing to measure: {where} was found"))
-        questions = _Questions(connection, definition, cipher, keys)
+        questions = _Questions(connection, definition, target.cipher, target.keys)
         timings: list[Timings] = []
         for question, ask in questions.all():
             asked = _in_turn(

@@ -16,7 +16,7 @@ from alphapulse_encryption.crypto.tokens import search_tokens_many_utf8
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.quarantine import Step
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
-from alphapulse_encryption.migration.postgres.database import Actor, Database, TextArray, without_values
+from alphapulse_encryption.migration.postgres.database import TextArray, without_values
 from alphapulse_encryption.migration.rows.engine import (
     LARGEST_BATCH,
     SMALLEST_BATCH,
@@ -45,16 +45,15 @@ __all__ = [
     "backfill_range",
 ]
 
+from alphapulse_encryption.migration.target import Target
+
 Connection = psycopg.Connection[Any]
 
 
 def backfill_range(
-    database: Database,
+    target: Target,
     table: Table,
     number: int,
-    cipher: EnvelopeFormat,
-    keys: KeyRing,
-    actor: Actor,
     *,
     pace: Pace | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -64,12 +63,8 @@ def backfill_range(
     """Encrypt what is pending in one batch range.
 
     Args:
-        database: the target.
         table: the catalogue's entry.
         number: the batch range.
-        cipher: the catalogue's envelope format.
-        keys: for search tokens, and to be held against the key this database was begun with.
-        actor: who does it.
         pace: size of batches.
         on_progress: called after each batch, and again and again while it holds back, from the calling thread; may
             raise :class:`Stopped`.
@@ -85,12 +80,10 @@ def backfill_range(
         DatabaseFailure: the server refused; the range is marked as failed, what is written stays.
     """
     return work_on_range(
-        _Backfill(table, cipher, keys),
-        database,
+        _Backfill(table, target.cipher, target.keys),
+        target,
         table,
         number,
-        keys,
-        actor,
         pace=pace,
         on_progress=on_progress,
         sessions=sessions,

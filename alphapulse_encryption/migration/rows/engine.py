@@ -20,8 +20,6 @@ from psycopg.sql import Composed
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from alphapulse_encryption.catalogue import Column, Table
-from alphapulse_encryption.crypto.envelope import EnvelopeFormat
-from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import KeyUsage
 from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
@@ -39,8 +37,6 @@ from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres import wire
 from alphapulse_encryption.migration.postgres.database import (
     MARK_AS_ENGINE,
-    Actor,
-    Database,
     DatabaseUnreachable,
     connection_was_lost,
     failure,
@@ -51,6 +47,7 @@ from alphapulse_encryption.migration.rows.throttle import Throttle
 from alphapulse_encryption.migration.rows.tuning import Tuned
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
@@ -170,10 +167,6 @@ class Work(Protocol):
     def step(self) -> Step:
         """Its name, as messages, the audit log and the quarantine have it."""
 
-    @property
-    def cipher(self) -> EnvelopeFormat:
-        """The catalogue's envelope format, for reading; what encrypts is made of it for each worker."""
-
     def admit(self, connection: Connection) -> bool:
         """Whether the table is in a state to be worked on; no, where there is nothing to do for good.
 
@@ -235,11 +228,9 @@ class Work(Protocol):
 
 def work_on_range(
     work: Work,
-    database: Database,
+    target: Target,
     table: Table,
     number: int,
-    keys: KeyRing,
-    actor: Actor,
     *,
     pace: Pace | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -250,11 +241,8 @@ def work_on_range(
 
     Args:
         work: what to do.
-        database: the target.
         table: the catalogue's entry.
         number: the batch range.
-        keys: to be held against the key this database was begun with.
-        actor: who does it.
         pace: size of batches.
         on_progress: called after each batch, and again and again while it holds back, from the calling thread; may
             raise :class:`Stopped`.
@@ -272,9 +260,18 @@ def work_on_range(
     with ExitStack() as stack:
         stack.enter_context(quick_switches())
         if sessions is None:
-            sessions = stack.enter_context(Sessions(database, pace.session))
+            sessions = stack.enter_context(Sessions(target.database, pace.session))
         return _work_on(
-            _Run(work, database, table, number, keys, actor, pace, on_progress, sessions, following)
+            _Run(
+                work,
+                target,
+                table,
+                number,
+                pace,
+                on_progress,
+                sessions,
+                following,
+            )
         )
 
 
@@ -299,11 +296,9 @@ def _work_on(run: _Run) -> RangeResult:
 @dataclass
 class _Run:
     work: Work
-    database: Database
+    target: Target
     table: Table
     number: int
-    keys: KeyRing
-    actor: Actor
     pace: Pace
     on_progress: Callable[[Progress], None] | None
     sessions: Sessions
@@ -339,12 +334,12 @@ class _Run:
             writer, reader = self.sessions.open()
             self.connected = True
             admitted = self.work.admit(writer)
-            tracking.ensure_key(writer, self.keys)
+            tracking.ensure_key(writer, self.target.keys)
             if not admitted:
                 return self._result()
             self._lock(writer)
             # Once more: whoever has the range now wrote under a version that was current when it began.
-            tracking.check_key(writer, self.keys)
+            tracking.check_key(writer, self.target.keys)
             result = self._work(writer, reader)
             self._unlock(writer)
             return result
@@ -400,7 +395,7 @@ class _Run:
             if self.counters.rows or aside:
                 tracking.audit(
                     writer,
-                    self.actor,
+                    self.target.actor,
                     self.work.step,
                     self.table,
                     batch_range=self.number,
@@ -581,7 +576,7 @@ class _Run:
 
     def _set_aside(self, writer: Connection, key: Key, reason: str) -> None:
         with writer.transaction():
-            quarantine(writer, self.table, self.number, key, reason, self.actor.run_id, self.work.step)
+            quarantine(writer, self.table, self.number, key, reason, self.target.actor.run_id, self.work.step)
             wire.script(
                 writer,
                 self.work.advance(writer, self.table, self.number, position=key, rows=0, values={}),
@@ -648,14 +643,14 @@ class _Run:
 
     @property
     def _metered(self) -> MeteredCipher:
-        return self.sessions.metered(self.work.cipher, self.keys)
+        return self.sessions.metered(self.target)
 
     def record_failure(self, error: MigrationError) -> None:
         """Mark the range as failed where it had begun; the error itself is what the caller shows."""
         if not self.begun or isinstance(error, Stopped):
             return
         try:
-            with self.database.connect() as connection, connection.transaction():
+            with self.target.database.connect() as connection, connection.transaction():
                 self.work.fail(connection, self.table, self.number, error.args[0])
         except (psycopg.Error, MigrationError):
             # The database is away: the range stays in_progress, and is resumed like one that was killed.

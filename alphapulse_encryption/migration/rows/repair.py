@@ -11,16 +11,16 @@ from typing import Any
 import psycopg
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.tracking import Key
-from alphapulse_encryption.migration.postgres.database import Actor, Database, mark_as_engine
+from alphapulse_encryption.migration.postgres.database import Actor, mark_as_engine
 from alphapulse_encryption.migration.rows.batches import Row, key_of, plan_by_key, read_batch
 from alphapulse_encryption.migration.rows.verify import Offender, faults
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
@@ -73,9 +73,7 @@ class _Counters:
     changed_meanwhile: int = 0
 
 
-def repair_mismatched(
-    database: Database, table: Table, cipher: EnvelopeFormat, keys: KeyRing, actor: Actor
-) -> RepairResult:
+def repair_mismatched(target: Target, table: Table) -> RepairResult:
     """Clear ciphertext and token of the values that the table's last verification found wrong.
 
     Each is decrypted and compared once more, and cleared only if it is wrong still. Nothing else is touched: of a
@@ -84,11 +82,7 @@ def repair_mismatched(
     other rows now.
 
     Args:
-        database: the target.
         table: the catalogue's entry.
-        cipher: the catalogue's envelope format.
-        keys: held against the key this database was begun with.
-        actor: who does it.
 
     Raises:
         RefusedError: columns not added, wrong key, the ciphertext is the right side, or the verification is outdated.
@@ -97,14 +91,14 @@ def repair_mismatched(
     """
     started = time.monotonic()
     counters = _Counters()
-    with database.session(f"repair {table.key}") as connection:
+    with target.database.session(f"repair {table.key}") as connection:
         plan_by_key(connection)
-        tracking.check_key(connection, keys)
+        tracking.check_key(connection, target.keys)
         _require_plaintext(tracking.require_state(connection, table), table)
         tracking.hold_plan(connection, table)
         definition = read_table(connection, table)
-        for found in _last_verification(connection, definition, keys):
-            _repair_range(connection, definition, found, cipher, keys, actor, counters)
+        for found in _last_verification(connection, definition, target.keys):
+            _repair_range(connection, definition, found, target, counters)
     return RepairResult(dict(counters.values), counters.changed_meanwhile, time.monotonic() - started)
 
 
@@ -147,13 +141,7 @@ def _last_verification(
 
 
 def _repair_range(
-    connection: Connection,
-    definition: TableDefinition,
-    found: _Found,
-    cipher: EnvelopeFormat,
-    keys: KeyRing,
-    actor: Actor,
-    counters: _Counters,
+    connection: Connection, definition: TableDefinition, found: _Found, target: Target, counters: _Counters
 ) -> None:
     table = definition.table
     batch_range = tracking.read_range(connection, table, found.number)
@@ -164,9 +152,13 @@ def _repair_range(
         rows = read_batch(connection, query, parameters, ROWS_PER_BATCH)
         if not rows:
             break
-        wrong = [offender for offender in faults(rows, definition, cipher, keys) if found.names(offender)]
+        wrong = [
+            offender
+            for offender in faults(rows, definition, target.cipher, target.keys)
+            if found.names(offender)
+        ]
         if wrong:
-            _clear(connection, definition, found.number, rows, wrong, actor, counters)
+            _clear(connection, definition, found.number, rows, wrong, target.actor, counters)
         position = key_of(definition, rows[-1])
     connection.execute(
         "DELETE FROM public.encryption_verifications WHERE table_name = %s AND batch_range = %s",

@@ -24,23 +24,21 @@ from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.quarantine import Step
 from alphapulse_encryption.migration.bookkeeping.tracking import Key
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
-from alphapulse_encryption.migration.postgres.database import Actor, Database, TextArray, without_values
+from alphapulse_encryption.migration.postgres.database import TextArray, without_values
 from alphapulse_encryption.migration.rows.engine import Pace, Progress, RangeResult, work_on_range
 from alphapulse_encryption.migration.rows.reader import Batch, Columns, Item, Unreadable
 from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
 
 def rotate_range(
-    database: Database,
+    target: Target,
     table: Table,
     number: int,
-    cipher: EnvelopeFormat,
-    keys: KeyRing,
-    actor: Actor,
     *,
     pace: Pace | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -50,12 +48,8 @@ def rotate_range(
     """Encrypt again what is of another key version than the current one in one batch range.
 
     Args:
-        database: the target.
         table: the catalogue's entry.
         number: the batch range.
-        cipher: the catalogue's envelope format.
-        keys: of every version that values may have; to be held against those this database was begun with.
-        actor: who does it.
         pace: size of batches.
         on_progress: called after each batch, and again and again while it holds back, from the calling thread; may
             raise :class:`engine.Stopped`.
@@ -72,12 +66,10 @@ def rotate_range(
         DatabaseFailure: the server refused; the range is marked as failed, what is written stays.
     """
     return work_on_range(
-        _Rotation(table, cipher, keys),
-        database,
+        _Rotation(table, target.cipher, target.keys),
+        target,
         table,
         number,
-        keys,
-        actor,
         pace=pace,
         on_progress=on_progress,
         sessions=sessions,

@@ -18,6 +18,7 @@ from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.reader import Reader
 from alphapulse_encryption.migration.rows.throttle import Lookout, Throttle, indicators
 from alphapulse_encryption.migration.rows.tuning import Tuned
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
@@ -95,15 +96,11 @@ class Sessions:
         self._throttle.on_wait = on_wait
         yield self._throttle
 
-    def metered(self, cipher: EnvelopeFormat, keys: KeyRing) -> MeteredCipher:
-        """The cipher that encrypts for this worker, with a connection of its own; what it reserves serves all ranges.
-
-        Args:
-            cipher: the catalogue's envelope format.
-            keys: its key ring.
-        """
+    def metered(self, target: Target) -> MeteredCipher:
+        """The cipher that encrypts for this worker, with a connection of its own; its reserve serves all ranges."""
+        cipher, keys = target.cipher, target.keys
         if self._metered is None or self._metered[:2] != (cipher, keys):
-            metering = MeteredCipher(self.database, cipher, keys)
+            metering = MeteredCipher(target)
             self._open.callback(metering.close)
             self._metered = (cipher, keys, metering)
         return self._metered[2]

@@ -28,10 +28,11 @@ from alphapulse_encryption.errors import DecryptionError, MigrationError, Refuse
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.quarantine import read_quarantine
 from alphapulse_encryption.migration.bookkeeping.tracking import Key
-from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.rows.batches import Row, fetch_batch, key_of, plan_by_key, read_batch
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 Problem = Literal["pending", "quarantined", "mismatched", "undecryptable", "token_mismatched", "retired_key"]
@@ -200,24 +201,13 @@ class _Tally:
 
 
 def verify_range(
-    database: Database,
-    table: Table,
-    number: int,
-    cipher: EnvelopeFormat,
-    keys: KeyRing,
-    actor: Actor,
-    *,
-    on_progress: Callable[[int, float], None] | None = None,
+    target: Target, table: Table, number: int, *, on_progress: Callable[[int, float], None] | None = None
 ) -> RangeVerification:
     """Verify one batch range against the rows as they are now, and keep the result.
 
     Args:
-        database: the target.
         table: the catalogue's entry.
         number: the batch range.
-        cipher: the catalogue's envelope format.
-        keys: for the tokens.
-        actor: who asks.
         on_progress: called after each batch with rows so far and seconds; may raise :class:`Stopped`.
 
     Raises:
@@ -226,10 +216,10 @@ def verify_range(
         DatabaseFailure: the server refused.
     """
     started = time.monotonic()
-    with database.session(f"verify range {number:02d} of {table.key}") as connection:
+    with target.database.session(f"verify range {number:02d} of {table.key}") as connection:
         plan_by_key(connection)
         state = tracking.require_state(connection, table)
-        tracking.check_key(connection, keys)
+        tracking.check_key(connection, target.keys)
         tracking.hold_plan(connection, table)
         batch_range = tracking.read_range(connection, table, number)
         definition = read_table(connection, table, plaintext=state.stage == "columns")
@@ -237,8 +227,8 @@ def verify_range(
         tally = _Tally({column.name: Counts() for column in table.columns}, aside)
         comparison = _Comparison(
             definition,
-            cipher,
-            keys,
+            target.cipher,
+            target.keys,
             tally,
             state.authority == "ciphertext",
             tracking.retired_versions(connection),
@@ -259,7 +249,7 @@ def verify_range(
                 break
             if on_progress is not None:
                 on_progress(tally.rows, time.monotonic() - started)
-        _keep(connection, table, number, definition, keys, tally, verified_at, since, actor)
+        _keep(connection, table, number, definition, target.keys, tally, verified_at, since, target.actor)
     return RangeVerification(
         rows=tally.rows,
         columns=tally.columns,
@@ -444,25 +434,14 @@ def _keep(
     )
 
 
-def verify_changed(
-    database: Database,
-    table: Table,
-    cipher: EnvelopeFormat,
-    keys: KeyRing,
-    since: int,
-    *,
-    seconds: float,
-) -> ChangedVerification:
+def verify_changed(target: Target, table: Table, since: int, *, seconds: float) -> ChangedVerification:
     """Verify the rows changed since a verification, partitions included, as they are at one moment.
 
     One scan of the table that decrypts what it finds; it takes no lock that a writer would notice, and keeps nothing.
     What is changed on the disk past PostgreSQL keeps its ``xmin``: only a verification of all rows sees that.
 
     Args:
-        database: the target.
         table: the catalogue's entry.
-        cipher: the catalogue's envelope format.
-        keys: for the tokens.
         since: as :class:`TableVerification` has it.
         seconds: how long it may take.
 
@@ -476,14 +455,16 @@ def verify_changed(
     def left() -> float:
         return seconds - (time.monotonic() - started)
 
-    with database.session(f"verify the rows of {table.key} changed since the verification") as connection:
+    with target.database.session(
+        f"verify the rows of {table.key} changed since the verification"
+    ) as connection:
         state = tracking.require_state(connection, table)
         definition = read_table(connection, table, plaintext=state.stage == "columns")
         tally = _Tally({column.name: Counts() for column in table.columns})
         comparison = _Comparison(
             definition,
-            cipher,
-            keys,
+            target.cipher,
+            target.keys,
             tally,
             state.authority == "ciphertext",
             tracking.retired_versions(connection),
@@ -540,17 +521,14 @@ def _as_xid(transaction: int) -> str:
     return str(transaction % 2**_XID_BITS)
 
 
-def count_rows(database: Database, table: Table, keys: KeyRing, actor: Actor) -> RowCount | None:
+def count_rows(target: Target, table: Table) -> RowCount | None:
     """Count the rows past the primary key's index, by which they were verified, and keep how many it left out.
 
     Rows come and go while a verification runs; but each that was not written since it began has been verified, so
     there cannot be more of those than were.
 
     Args:
-        database: the target.
         table: the catalogue's entry.
-        keys: to be held against those of the results.
-        actor: who asks.
 
     Returns:
         None where the ranges were not all verified.
@@ -560,8 +538,8 @@ def count_rows(database: Database, table: Table, keys: KeyRing, actor: Actor) ->
         ConfigurationError: the table is missing.
         DatabaseFailure: the server refused.
     """
-    with database.session(f"count the rows of {table.key}") as connection:
-        found = verify_table(connection, table, keys)
+    with target.database.session(f"count the rows of {table.key}") as connection:
+        found = verify_table(connection, table, target.keys)
         if found.since is None:
             return None
         definition = read_table(connection, table, plaintext=False)
@@ -583,7 +561,7 @@ def count_rows(database: Database, table: Table, keys: KeyRing, actor: Actor) ->
                 counted.rows,
                 counted.verified,
                 counted.missing,
-                actor.run_id,
+                target.actor.run_id,
             ],
         )
     return counted

@@ -19,11 +19,10 @@ import psycopg
 from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Column, Table
-from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.tracking import Authority
-from alphapulse_encryption.migration.postgres.database import WRITER, WRITER_SETTING, Actor, Database
+from alphapulse_encryption.migration.postgres.database import WRITER, WRITER_SETTING, Actor
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner, in_short_transaction
 from alphapulse_encryption.migration.rows import plan
 from alphapulse_encryption.migration.rows.clear import clear_unguarded
@@ -31,6 +30,7 @@ from alphapulse_encryption.migration.schema.definition import LiveColumn, TableD
 from alphapulse_encryption.migration.schema.names import short_name
 from alphapulse_encryption.migration.schema.partitions import lock_partitions, read_parts, refuse_partition
 from alphapulse_encryption.migration.schema.sql import GUARD_INSERT, GUARD_MENTION, GUARD_UPDATE, GUARDS
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
@@ -70,19 +70,14 @@ class ColumnsResult:
         return bool(self.added) or self.guards_created
 
 
-def add_encrypted_columns(
-    database: Database, table: Table, keys: KeyRing, actor: Actor, *, batch_ranges: int
-) -> ColumnsResult:
+def add_encrypted_columns(target: Target, table: Table, *, batch_ranges: int) -> ColumnsResult:
     """Add the table's encrypted and search columns and its guard triggers, and plan its batch ranges.
 
     Online: adding a nullable column without a default rewrites nothing, and each statement waits for its
     lock briefly and then retries. What is there already is kept.
 
     Args:
-        database: the target.
         table: the catalogue's entry.
-        keys: the key the database is (or was) begun with.
-        actor: who does it.
         batch_ranges: number of ranges to cut the table into, at first.
 
     Raises:
@@ -91,8 +86,8 @@ def add_encrypted_columns(
         DatabaseFailure: the lock could not be had, or the server refused.
     """
     started = time.monotonic()
-    with database.session(f"add encrypted columns to {table.key}") as connection:
-        tracking.check_key(connection, keys)
+    with target.database.session(f"add encrypted columns to {table.key}") as connection:
+        tracking.check_key(connection, target.keys)
         state = tracking.table_state(connection, table) if tracking.bookkeeping_exists(connection) else None
         if state is not None and state.stage != "columns":
             existing = tuple(name for name, _ in _wanted_columns(table))
@@ -101,19 +96,19 @@ def add_encrypted_columns(
         definition = read_table(connection, table)
         refuse_partition(connection, definition)
         _check_types(definition)
-        tracking.ensure_key(connection, keys)
+        tracking.ensure_key(connection, target.keys)
         added = in_short_transaction(
             connection,
             f"add encrypted columns to {table.key}",
-            lambda: _add_missing(connection, table, actor),
+            lambda: _add_missing(connection, table, target.actor),
         )
         definition = read_table(connection, table)
         guarded = in_short_transaction(
             connection,
             f"create the guard of {table.key}",
-            lambda: ensure_guard(connection, definition, actor),
+            lambda: ensure_guard(connection, definition, target.actor),
         )
-        cleared = clear_unguarded(connection, definition, actor)
+        cleared = clear_unguarded(connection, definition, target.actor)
         ranges = plan.ensure_ranges(connection, definition, batch_ranges)
     return ColumnsResult(
         added=added,

@@ -14,15 +14,13 @@ from typing import Any
 import psycopg
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
-from alphapulse_encryption.catalogue import Catalogue, Table
-from alphapulse_encryption.crypto.envelope import EnvelopeFormat
-from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.gates import approvals
 from alphapulse_encryption.migration.gates.approvals import Approval, TwoPersonRule
-from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
@@ -31,6 +29,7 @@ from alphapulse_encryption.migration.schema import indexes, saved, sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.partitions import Part, lock_parts, read_parts
 from alphapulse_encryption.migration.steps import columns, switch
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
@@ -68,25 +67,12 @@ class DropResult:
 
 
 def drop_plaintext(
-    database: Database,
-    catalogue: Catalogue,
-    table: Table,
-    cipher: EnvelopeFormat,
-    keys: KeyRing,
-    actor: Actor,
-    *,
-    operator: str = "",
-    default_rule: TwoPersonRule = "names",
+    target: Target, table: Table, *, operator: str = "", default_rule: TwoPersonRule = "names"
 ) -> DropResult:
     """Drop the table's plaintext columns.
 
     Args:
-        database: the target.
-        catalogue: as it is now; the approval is held against it.
         table: the table.
-        cipher: the catalogue's envelope format.
-        keys: the key ring; the approval is held against it.
-        actor: the program that does it.
         operator: name of the person who does it.
         default_rule: the two-person rule, where the settings in the database have none.
 
@@ -100,16 +86,16 @@ def drop_plaintext(
     doing = f"drop the plaintext of {table.key}"
     dropped: _Dropped | None = None
     changed_rows = 0
-    with database.session(doing) as connection:
+    with target.database.session(doing) as connection:
         state = tracking.require_state(connection, table)
-        tracking.check_key(connection, keys)
+        tracking.check_key(connection, target.keys)
         if state.stage != "dropped":
-            ask = _Ask(database, catalogue, table, cipher, keys, actor, operator, default_rule)
+            ask = _Ask(target, table, operator, default_rule)
             approval, since = _refuse_unless_allowed(connection, ask)
             changed_rows = _verify_changed(connection, ask, since)
             plan_by_key(connection)
             dropped = in_short_transaction(connection, doing, lambda: _drop(connection, ask, approval))
-        required = _require_ciphertext(connection, table, actor)
+        required = _require_ciphertext(connection, table, target.actor)
     return DropResult(
         changed=dropped is not None or bool(required),
         columns=tuple(column.name for column in dropped.what.columns) if dropped else (),
@@ -127,12 +113,8 @@ def drop_plaintext(
 class _Ask:
     """What is asked for."""
 
-    database: Database
-    catalogue: Catalogue
+    target: Target
     table: Table
-    cipher: EnvelopeFormat
-    keys: KeyRing
-    actor: Actor
     operator: str
     default_rule: TwoPersonRule
 
@@ -151,7 +133,7 @@ def _refuse_unless_allowed(connection: Connection, ask: _Ask) -> tuple[Approval,
         The approval, and the transaction since which rows may have changed.
     """
     definition = read_table(connection, ask.table)
-    approval = approvals.valid_approval(connection, ask.catalogue, definition, ask.keys)
+    approval = approvals.valid_approval(connection, ask.target.catalogue, definition, ask.target.keys)
     rule = approvals.two_person_rule(connection, ask.default_rule)
     approvals.refuse_same_person(connection, approval, ask.operator, rule)
     since = _refuse_unless_ready(connection, ask, approval)
@@ -163,7 +145,7 @@ def _refuse_unless_allowed(connection: Connection, ask: _Ask) -> tuple[Approval,
 
 def _refuse_unless_ready(connection: Connection, ask: _Ask, approval: Approval) -> int:
     """The table is droppable still, by the verification that was approved or a later one."""
-    _, verification = approvals.refuse_unless_droppable(connection, ask.table, ask.keys)
+    _, verification = approvals.refuse_unless_droppable(connection, ask.table, ask.target.keys)
     at, since = verification.verified_at, verification.since
     if at is None or since is None or at < approval.verified_at:
         raise RefusedError(
@@ -175,7 +157,7 @@ def _refuse_unless_ready(connection: Connection, ask: _Ask, approval: Approval) 
 
 def _verify_changed(connection: Connection, ask: _Ask, since: int) -> int:
     seconds = read_limits(connection).drop_verification_seconds
-    found = verify.verify_changed(ask.database, ask.table, ask.cipher, ask.keys, since, seconds=seconds)
+    found = verify.verify_changed(ask.target, ask.table, since, seconds=seconds)
     if not found.passed:
         named = "; ".join(str(offender) for offender in found.offenders[:10])
         raise RefusedError(
@@ -211,7 +193,9 @@ def _drop(connection: Connection, ask: _Ask, before: Approval) -> _Dropped:
         raise RefusedError(f"Table {table.key} was changed by another run meanwhile; nothing was dropped.")
     _lock(connection, read_table(connection, table))
     definition = read_table(connection, table)
-    approval = approvals.valid_approval(connection, ask.catalogue, definition, ask.keys, lock=True)
+    approval = approvals.valid_approval(
+        connection, ask.target.catalogue, definition, ask.target.keys, lock=True
+    )
     if approval.id != before.id:
         raise RefusedError(
             f"Table {table.key} was approved anew meanwhile. Run the step again; nothing was dropped."
@@ -231,10 +215,10 @@ def _drop(connection: Connection, ask: _Ask, before: Approval) -> _Dropped:
     definition_id = saved.keep(connection, table, what)
     _alter(connection, definition, what)
     tracking.set_state(connection, table, authority="ciphertext", stage="dropped", set_aside={})
-    approvals.consume(connection, approval, ask.operator.strip() or ask.actor.name)
+    approvals.consume(connection, approval, ask.operator.strip() or ask.target.actor.name)
     tracking.audit(
         connection,
-        ask.actor,
+        ask.target.actor,
         "drop_plaintext",
         table,
         columns=[column.name for column in what.columns],

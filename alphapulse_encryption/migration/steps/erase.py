@@ -16,11 +16,8 @@ import psycopg
 from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.crypto.envelope import EnvelopeFormat
-from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.postgres.ddl import LOCK_TIMEOUT, outside_transaction, without_limits
 from alphapulse_encryption.migration.schema import saved
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
@@ -35,6 +32,7 @@ from alphapulse_encryption.migration.steps.traces import (
     open_data_files,
     sample_values,
 )
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
@@ -96,25 +94,13 @@ class ErasureResult:
         return tuple(place for place in self.places if place.erasable and place.finding == "found")
 
 
-def erase_dropped(
-    database: Database,
-    table: Table,
-    cipher: EnvelopeFormat,
-    keys: KeyRing,
-    actor: Actor,
-    *,
-    confirmation: str,
-) -> ErasureResult:
+def erase_dropped(target: Target, table: Table, *, confirmation: str) -> ErasureResult:
     """Rewrite a table whose plaintext was dropped, and the planner's statistics; then look for known values.
 
     May be run again at any time, also after it was killed.
 
     Args:
-        database: the target.
         table: the table.
-        cipher: opens the values to look for.
-        keys: has to be the key that the table is encrypted with.
-        actor: who does it.
         confirmation: the table's key, typed by a person.
 
     Raises:
@@ -128,8 +114,8 @@ def erase_dropped(
             f"The confirmation is not the name of the table. Type {table.key} exactly; nothing was rewritten."
         )
     started = time.monotonic()
-    with database.session(f"erase what was dropped from {table.key}") as connection:
-        tracking.check_key(connection, keys)
+    with target.database.session(f"erase what was dropped from {table.key}") as connection:
+        tracking.check_key(connection, target.keys)
         state = tracking.require_state(connection, table)
         dropped = saved.latest(connection, table)
         if state.stage != "dropped" or dropped is None:
@@ -139,7 +125,7 @@ def erase_dropped(
         definition = read_table(connection, table, plaintext=False)
         parts = read_parts(connection, definition.oid)
         values = sample_values(
-            connection, definition, {column.name: column.type for column in dropped[1].columns}, cipher
+            connection, definition, {column.name: column.type for column in dropped[1].columns}, target.cipher
         )
         began = time.monotonic()
         before, looked_before = _before(connection, parts, values)
@@ -171,7 +157,7 @@ def erase_dropped(
             seconds=time.monotonic() - started,
         )
         tracking.audit(
-            *(connection, actor, "erase_dropped", table),
+            *(connection, target.actor, "erase_dropped", table),
             bytes_before=result.bytes_before,
             bytes_after=result.bytes_after,
             statistics_rewritten=statistics,

@@ -17,12 +17,10 @@ import psycopg
 from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.crypto.envelope import EnvelopeFormat
-from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.usage import metered
-from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
@@ -31,6 +29,7 @@ from alphapulse_encryption.migration.schema import indexes, saved
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.saved import SavedColumn, SavedConstraint, SavedIndex, SavedTable
 from alphapulse_encryption.migration.steps import columns, switch
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
@@ -66,11 +65,8 @@ class RestoreResult:
 
 
 def restore_plaintext(
-    database: Database,
+    target: Target,
     table: Table,
-    cipher: EnvelopeFormat,
-    keys: KeyRing,
-    actor: Actor,
     *,
     hold: bool = False,
     on_progress: Callable[[FillProgress], None] | None = None,
@@ -82,11 +78,7 @@ def restore_plaintext(
     ones now.
 
     Args:
-        database: the target.
         table: the catalogue's entry.
-        cipher: the catalogue's envelope format.
-        keys: held against the key this database was begun with.
-        actor: who does it.
         hold: stop when all is back but the ciphertext still right. Writers of ciphertext alone go on until then, and
             are refused afterwards: this is where they are exchanged for such as write both sides. The next call,
             without it, ends the restore.
@@ -100,10 +92,10 @@ def restore_plaintext(
     """
     started = time.monotonic()
     doing = f"restore the plaintext of {table.key}"
-    with metered(database, cipher, keys) as metering, database.session(doing) as connection:
+    with metered(target) as metering, target.database.session(doing) as connection:
         plan_by_key(connection)
         state = tracking.require_state(connection, table)
-        tracking.check_key(connection, keys)
+        tracking.check_key(connection, target.keys)
         if state.stage == "columns":
             return RestoreResult(changed=False, seconds=time.monotonic() - started)
         found = saved.latest(connection, table)
@@ -115,9 +107,11 @@ def restore_plaintext(
         what = found[1]
         lost: tuple[str, ...] = ()
         if state.stage == "dropped":
-            lost = in_short_transaction(connection, doing, lambda: _begin(connection, table, what, actor))
+            lost = in_short_transaction(
+                connection, doing, lambda: _begin(connection, table, what, target.actor)
+            )
         definition = read_table(connection, table)
-        filler = Filler(connection, definition, metering, keys, on_progress)
+        filler = Filler(connection, definition, metering, target.keys, on_progress)
         built: tuple[str, ...] = ()
         added: tuple[str, ...] = ()
         if tracking.require_state(connection, table).authority == "ciphertext":
@@ -127,13 +121,13 @@ def restore_plaintext(
             _add_statistics(connection, definition, what)
             if hold:
                 return _result(started, what, filler, built, added, lost, held=True)
-            switch.hand_back(connection, filler, actor)
+            switch.hand_back(connection, filler, target.actor)
         switch.put_back_not_null(connection, definition)
-        in_short_transaction(connection, doing, lambda: _finish(connection, definition, actor))
+        in_short_transaction(connection, doing, lambda: _finish(connection, definition, target.actor))
         connection.execute(SQL("ANALYZE {}").format(definition.identifier))
     # The drop took the pending index with it.
-    indexes.build_search_indexes(database, table, actor)
-    _verify(database, table, cipher, keys, actor)
+    indexes.build_search_indexes(target.database, table, target.actor)
+    _verify(target, table)
     return _result(started, what, filler, built, added, lost)
 
 
@@ -161,12 +155,12 @@ def _result(
     )
 
 
-def _verify(database: Database, table: Table, cipher: EnvelopeFormat, keys: KeyRing, actor: Actor) -> None:
+def _verify(target: Target, table: Table) -> None:
     """The comparison of step 4, of what was restored: every value against its ciphertext, every token anew."""
-    with database.session(f"verify what was restored of {table.key}") as connection:
+    with target.database.session(f"verify what was restored of {table.key}") as connection:
         ranges = tracking.read_ranges(connection, table)
     for batch_range in ranges:
-        found = verify.verify_range(database, table, batch_range.number, cipher, keys, actor)
+        found = verify.verify_range(target, table, batch_range.number)
         # The application may write plaintext again: that is pending, as it was before the drop.
         wrong = [offender for offender in found.offenders if offender.problem != "pending"]
         if wrong:

@@ -16,12 +16,11 @@ import psycopg
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
 from alphapulse_encryption.catalogue import Column, Table
-from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.usage import metered
-from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import fill, verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
@@ -31,6 +30,7 @@ from alphapulse_encryption.migration.schema.definition import TableDefinition, r
 from alphapulse_encryption.migration.schema.partitions import lock_partitions
 from alphapulse_encryption.migration.schema.saved import NotNull, SetAside
 from alphapulse_encryption.migration.steps import columns
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
@@ -76,17 +76,14 @@ class RevertResult:
     seconds: float
 
 
-def switch_to_ciphertext(database: Database, table: Table, keys: KeyRing, actor: Actor) -> SwitchResult:
+def switch_to_ciphertext(target: Target, table: Table) -> SwitchResult:
     """Let the ciphertext be right from now on: the application reads and writes the encrypted columns.
 
     NOT NULL on a plaintext column becomes a check that one of both sides is there, its default is set aside,
     and its uniqueness has to be carried by the search column already.
 
     Args:
-        database: the target.
         table: the catalogue's entry.
-        keys: held against the key this database was begun with.
-        actor: who does it.
 
     Raises:
         RefusedError: not verified, values pending, or a guarantee that cannot be carried; nothing was
@@ -96,9 +93,9 @@ def switch_to_ciphertext(database: Database, table: Table, keys: KeyRing, actor:
     """
     started = time.monotonic()
     doing = f"switch {table.key} to ciphertext"
-    with database.session(doing) as connection:
+    with target.database.session(doing) as connection:
         state = tracking.require_guarded_state(connection, table)
-        tracking.check_key(connection, keys)
+        tracking.check_key(connection, target.keys)
         if state.authority == "ciphertext":
             return SwitchResult(False, (), (), time.monotonic() - started)
         if state.stage == "restoring" or not saved.set_aside(state).is_empty:
@@ -107,11 +104,11 @@ def switch_to_ciphertext(database: Database, table: Table, keys: KeyRing, actor:
                 f"{'restore_plaintext' if state.stage == 'restoring' else 'revert_to_plaintext'} end first."
             )
         definition = read_table(connection, table)
-        _refuse_unless_ready(connection, definition, keys)
+        _refuse_unless_ready(connection, definition, target.keys)
         for column in definition.plaintext_columns:
             if definition.columns[column.name].not_null:
-                _require_either(connection, definition, column, actor)
-        taken = in_short_transaction(connection, doing, lambda: _switch(connection, table, actor))
+                _require_either(connection, definition, column, target.actor)
+        taken = in_short_transaction(connection, doing, lambda: _switch(connection, table, target.actor))
     return SwitchResult(
         changed=taken is not None,
         required=tuple(taken.not_null) if taken else (),
@@ -345,13 +342,7 @@ def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | No
 
 
 def revert_to_plaintext(
-    database: Database,
-    table: Table,
-    cipher: EnvelopeFormat,
-    keys: KeyRing,
-    actor: Actor,
-    *,
-    on_progress: Callable[[FillProgress], None] | None = None,
+    target: Target, table: Table, *, on_progress: Callable[[FillProgress], None] | None = None
 ) -> RevertResult:
     """Let the plaintext be right again, before it was dropped, and leave the table to itself.
 
@@ -361,11 +352,7 @@ def revert_to_plaintext(
     older than its plaintext, so all of it is made anew then.
 
     Args:
-        database: the target.
         table: the catalogue's entry.
-        cipher: the catalogue's envelope format.
-        keys: held against the key this database was begun with.
-        actor: who does it.
         on_progress: called after each batch that was filled.
 
     Raises:
@@ -376,12 +363,12 @@ def revert_to_plaintext(
     """
     started = time.monotonic()
     with (
-        metered(database, cipher, keys) as metering,
-        database.session(f"revert {table.key} to plaintext") as connection,
+        metered(target) as metering,
+        target.database.session(f"revert {table.key} to plaintext") as connection,
     ):
         plan_by_key(connection)
         state = tracking.require_state(connection, table)
-        tracking.check_key(connection, keys)
+        tracking.check_key(connection, target.keys)
         if state.stage != "columns":
             raise RefusedError(
                 f"The plaintext of {table.key} was dropped. Use restore_plaintext, which rebuilds it from "
@@ -390,21 +377,21 @@ def revert_to_plaintext(
         if state.unguarded:
             return RevertResult(False, 0, 0, (), time.monotonic() - started)
         definition = read_table(connection, table)
-        filler = Filler(connection, definition, metering, keys, on_progress)
+        filler = Filler(connection, definition, metering, target.keys, on_progress)
         if state.authority == "ciphertext":
             fill_all(connection, filler)
-            hand_back(connection, filler, actor)
+            hand_back(connection, filler, target.actor)
         if state.authority == "ciphertext" or not saved.set_aside(state).is_empty:
             put_back_not_null(connection, definition)
             in_short_transaction(
                 connection,
                 f"revert {table.key} to plaintext",
-                lambda: finish_return(connection, definition, actor, "revert_to_plaintext"),
+                lambda: finish_return(connection, definition, target.actor, "revert_to_plaintext"),
             )
         removed = in_short_transaction(
             connection,
             f"take the guard and the views of {table.key} away",
-            lambda: _withdraw(connection, table, actor),
+            lambda: _withdraw(connection, table, target.actor),
         )
     return RevertResult(True, filler.rows, filler.values, removed, time.monotonic() - started)
 

@@ -18,13 +18,13 @@ from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
-from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import DecryptionError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.tracking import KeyVersion
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.rows.batches import fetch_batch
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
@@ -50,25 +50,20 @@ class Begun:
         return self.before is not None and self.before != self.version
 
 
-def begin_rotation(database: Database, keys: KeyRing, actor: Actor) -> Begun:
+def begin_rotation(target: Target) -> Begun:
     """Make the key ring's current version the database's: from now on the engine writes no other.
 
     What is of other versions stays as it is, and readable. Approvals of a drop are revoked, and verifications count no
     more: both were given for values under the version before.
-
-    Args:
-        database: the target.
-        keys: the key ring; its current version is the one to rotate to.
-        actor: who does it.
 
     Raises:
         RefusedError: the database's current version is a later one, a key is not the one the database was begun with,
             or there is no key of a version that values may have; nothing was changed.
         DatabaseFailure: the server refused.
     """
-    new = keys.current_version
-    with database.session("begin a key rotation") as connection:
-        tracking.check_key_values(connection, keys)
+    new = target.keys.current_version
+    with target.database.session("begin a key rotation") as connection:
+        tracking.check_key_values(connection, target.keys)
         if not tracking.key_versions(connection):
             return Begun(new, None)
         tracking.ensure_bookkeeping(connection)
@@ -77,25 +72,25 @@ def begin_rotation(database: Database, keys: KeyRing, actor: Actor) -> Begun:
             versions = tracking.key_versions(connection)
             current = next(version for version in versions if version.state == "current")
             if current.number == new:
-                tracking.check_readable(versions, keys)
+                tracking.check_readable(versions, target.keys)
                 return Begun(new, new)
             if new < current.number:
-                tracking.check_key(connection, keys)
-            tracking.check_readable(versions, keys)
-            tracking.remember_key(connection, keys)
+                tracking.check_key(connection, target.keys)
+            tracking.check_readable(versions, target.keys)
+            tracking.remember_key(connection, target.keys)
             # Once more, now that this one is among them: somebody may have stored another key for it before.
-            tracking.check_key_values(connection, keys)
-            _set_state(connection, current.number, "readable", actor)
-            _set_state(connection, new, "current", actor)
+            tracking.check_key_values(connection, target.keys)
+            _set_state(connection, current.number, "readable", target.actor)
+            _set_state(connection, new, "current", target.actor)
             revoked = connection.execute(
                 "UPDATE public.encryption_approvals SET revoked_at = clock_timestamp(), revoked_by = %s "
                 "WHERE consumed_at IS NULL AND revoked_at IS NULL RETURNING id",
-                [f"{actor.name}: key rotation"],
+                [f"{target.actor.name}: key rotation"],
             ).fetchall()
             approvals = tuple(number for (number,) in revoked)
             tracking.audit(
                 connection,
-                actor,
+                target.actor,
                 "begin_key_rotation",
                 from_version=current.number,
                 to_version=new,
@@ -295,19 +290,11 @@ class Retirement:
         )
 
 
-def retire_versions(
-    database: Database, catalogue: Catalogue, cipher: EnvelopeFormat, actor: Actor
-) -> Retirement:
+def retire_versions(target: Target) -> Retirement:
     """Retire every old version of which no catalogued table has a value at this moment, and say what others have.
 
     Whatever writes an old version afterwards is found by the next verification, and by the next rotation, which makes
     the version readable again.
-
-    Args:
-        database: the target.
-        catalogue: all of its tables are looked at.
-        cipher: the catalogue's envelope format.
-        actor: who does it.
 
     Raises:
         RefusedError: there are encrypted columns that the catalogue no longer names, so that nobody can say what they
@@ -315,15 +302,15 @@ def retire_versions(
         ConfigurationError: a table is missing.
         DatabaseFailure: the server refused.
     """
-    with database.session("look for uncatalogued encrypted columns") as connection:
+    with target.database.session("look for uncatalogued encrypted columns") as connection:
         if not tracking.key_versions(connection):
             return Retirement((), (), {}, ())
-        _refuse_uncatalogued(connection, catalogue)
-    counts = count_versions(database, catalogue.tables, cipher)
+        _refuse_uncatalogued(connection, target.catalogue)
+    counts = count_versions(target.database, target.catalogue.tables, target.cipher)
     retired: list[int] = []
     reinstated: list[int] = []
     remaining: dict[int, Mapping[str, Found]] = {}
-    with database.session("retire key versions") as connection, connection.transaction():
+    with target.database.session("retire key versions") as connection, connection.transaction():
         connection.execute("LOCK TABLE public.encryption_key_versions IN SHARE ROW EXCLUSIVE MODE")
         for version in tracking.key_versions(connection):
             found = {
@@ -336,10 +323,10 @@ def retire_versions(
                 remaining[version.number] = found
                 if version.state == "retired":
                     reinstated.append(version.number)
-                    _change(connection, version, "readable", "reinstate_key_version", actor)
+                    _change(connection, version, "readable", "reinstate_key_version", target.actor)
             elif version.state == "readable":
                 retired.append(version.number)
-                _change(connection, version, "retired", "retire_key_version", actor)
+                _change(connection, version, "retired", "retire_key_version", target.actor)
     return Retirement(tuple(retired), tuple(reinstated), remaining, counts)
 
 

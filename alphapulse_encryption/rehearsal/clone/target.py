@@ -11,14 +11,14 @@ from pydantic import Field
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.defs.resources.environment import key_environment
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.rehearsal.clone.clone import Server, server
 from alphapulse_encryption.rehearsal.clone.source import is_sample
 
 
-class RehearsalTarget(Target):
+class RehearsalTarget(TargetResource):
     """A clone, with the environment's keys and the rehearsed part of the catalogue.
 
     Args:

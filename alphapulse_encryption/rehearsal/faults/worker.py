@@ -21,12 +21,12 @@ from typing import Any
 
 from alphapulse_encryption import uncaught
 from alphapulse_encryption.catalogue import Catalogue
-from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.rows.backfill import Pace, Progress, backfill_range
 from alphapulse_encryption.migration.rows.sessions import Sessions
+from alphapulse_encryption.migration.target import Target
 
 _saying = threading.Lock()
 
@@ -46,9 +46,7 @@ def work(order: Mapping[str, Any]) -> None:
     """
     catalogue = Catalogue.model_validate(order["catalogue"])
     keys = load_key_ring(order["environment"])
-    cipher = get_format(catalogue.format, keys)
-    database = Database(order["url"])
-    actor = Actor(order["actor"], order["run_id"])
+    target = Target.of(Database(order["url"]), catalogue, keys, Actor(order["actor"], order["run_id"]))
     pace = Pace(**order["pace"])
     ahead = queue.SimpleQueue[tuple[str, int] | None]()
     for table, number in order["parts"]:
@@ -61,10 +59,7 @@ def work(order: Mapping[str, Any]) -> None:
 
         try:
             done = backfill_range(
-                *(database, catalogue.table(table), number, cipher, keys, actor),
-                pace=pace,
-                on_progress=note,
-                sessions=sessions,
+                target, catalogue.table(table), number, pace=pace, on_progress=note, sessions=sessions
             )
         except MigrationError as error:
             say({"failed": [table, number], "why": error.args[0]})
@@ -82,7 +77,7 @@ def work(order: Mapping[str, Any]) -> None:
 
     def go_on() -> None:
         try:
-            with Sessions(database) as sessions:
+            with Sessions(target.database) as sessions:
                 for _ in itertools.count():
                     part = ahead.get()
                     if part is None:

@@ -12,7 +12,7 @@ import pytest
 from werkzeug.wrappers import Response
 
 from alphapulse_encryption.definitions import build_defs
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.defs.alerts.servers import Posted, mail_server, webhook
 from alphapulse_encryption_tests.keysources.servers import Front
@@ -43,7 +43,7 @@ class Watched:
                 instance=self.instance,
                 cursor=self.cursors.get(name),
                 definitions=definitions,
-                resources={"target": Target()},
+                resources={"target": TargetResource()},
             ) as context:
                 answer = sensor(context)
         if isinstance(answer, dg.SkipReason):

@@ -11,7 +11,6 @@ import dagster as dg
 import psycopg
 import pytest
 
-from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.crypto import independent
@@ -31,7 +30,7 @@ def sample(postgres: EmbeddedPostgres, sample_url: str, server_dir: Path) -> Ite
     key = base64.b64encode(bytes(range(32))).decode()
     with place(postgres, sample_url, server_dir.parent, key) as found:
         found.ranges = RANGES
-        add_encrypted_columns(Database(sample_url), USERS, walk.KEYS, walk.ACTOR, batch_ranges=RANGES)
+        add_encrypted_columns(walk.target(sample_url), USERS, batch_ranges=RANGES)
         yield found
 
 

@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from alphapulse_encryption.definitions import build_defs
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
@@ -35,7 +35,7 @@ def look(found: Place, instance: dg.DagsterInstance) -> dg.SensorResult | dg.Ski
     sensor = definitions.resolve_sensor_def("pending_rows")
     assert sensor.default_status is dg.DefaultSensorStatus.STOPPED
     with dg.build_sensor_context(
-        instance=instance, definitions=definitions, resources={"target": Target()}
+        instance=instance, definitions=definitions, resources={"target": TargetResource()}
     ) as context:
         answer = sensor(context)
     assert isinstance(answer, dg.SensorResult | dg.SkipReason)

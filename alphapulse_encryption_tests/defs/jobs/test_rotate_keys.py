@@ -23,7 +23,6 @@ from alphapulse_encryption.crypto.cipher import SearchableCipher
 from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.keysources import load_key_ring
-from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support, walk
@@ -61,7 +60,7 @@ def sample(postgres: EmbeddedPostgres, sample_url: str, server_dir: Path) -> Ite
         for table in walk.CATALOGUE.tables:
             walk.encrypt(sample_url, table)
         walk.verify(sample_url, USERS)
-        switch_to_ciphertext(Database(sample_url), USERS, walk.KEYS, walk.ACTOR)
+        switch_to_ciphertext(walk.target(sample_url), USERS)
         yield found
 
 

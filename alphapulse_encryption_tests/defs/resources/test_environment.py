@@ -9,7 +9,7 @@ import pytest
 
 from alphapulse_encryption.defs.resources import environment
 from alphapulse_encryption.defs.resources.partitions import parts_by_table, range_name
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.sample.key import make_sample_key, read_sample_key, sample_key_file
@@ -56,13 +56,13 @@ def test_the_samples_key_serves_the_sample_alone(monkeypatch: pytest.MonkeyPatch
 def test_nothing_of_the_target_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(URL, "postgresql://me:canary@host/db")
     monkeypatch.setenv(KEY, OTHER)
-    target = Target()
+    target = TargetResource()
     assert target.database.conninfo == "postgresql://me:canary@host/db"
     assert target.key_ring is target.key_ring
     for shown in (repr(target), repr(target.database), repr(target.key_ring), repr(target.cipher)):
         assert "canary" not in shown
         assert OTHER not in shown
-    assert set(Target.model_fields) == set()
+    assert set(TargetResource.model_fields) == set()
 
 
 def test_where_things_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

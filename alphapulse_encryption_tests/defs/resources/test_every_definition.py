@@ -16,7 +16,7 @@ from dagster._serdes import serialize_value
 from dagster._utils.error import serializable_error_info_from_exc_info
 
 from alphapulse_encryption.definitions import defs
-from alphapulse_encryption.defs.resources.target import Target
+from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.defs.resources.workers import PaceConfig
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import another
@@ -136,7 +136,7 @@ def test_every_sensor_and_schedule(theirs: Place, monkeypatch: pytest.MonkeyPatc
                 instance=instance,
                 definitions=definitions,
                 sensor_name=sensor.name,
-                resources={"target": Target()},
+                resources={"target": TargetResource()},
             ) as context:
                 said = kept(lambda: sensor.evaluate_tick(context))  # noqa: B023
             assert "Unexpected KeyError" in said and CANARY not in said, sensor.name

@@ -9,7 +9,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES, WARNING_FROM, KeyUsage
@@ -22,7 +21,7 @@ from alphapulse_encryption.migration.rows.rotate import rotate_range
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
 from alphapulse_encryption.migration.steps.versions import begin_rotation
 from alphapulse_encryption_tests.migration import support, walk
-from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS, run, value
+from alphapulse_encryption_tests.migration.support import CIPHER, KEYS, run, target, value
 
 ENTRY = support.table(
     "notes", support.searchable("mail", "idx_notes_mail", "ctx_mail"), "body", "extra", context="ctx_text"
@@ -90,17 +89,17 @@ def test_a_backfill_counts_what_it_encrypts_beforehand(database_url: str) -> Non
     make(database_url, 1_000, ranges=2)
     seen = Seen(database_url)
     for number in (0, 1):
-        result = backfill_range(Database(database_url), ENTRY, number, seen, KEYS, ACTOR, pace=Pace(100))
+        result = backfill_range(target(database_url, cipher=seen), ENTRY, number, pace=Pace(100))
     assert seen.messages == {"ctx_mail": 1_000, "ctx_text": 1_250}
     assert seen.ahead and all(seen.ahead)
     # What was reserved and not used is given back.
     assert used(database_url) == (1_000, 1_250)
     assert {usage.context: usage.key_version for usage in result.key_usage} == {"ctx_mail": 1, "ctx_text": 1}
     # Nothing to do: nothing counted.
-    assert backfill_range(Database(database_url), ENTRY, 0, seen, KEYS, ACTOR).key_usage == ()
+    assert backfill_range(target(database_url, cipher=seen), ENTRY, 0).key_usage == ()
     assert used(database_url) == (1_000, 1_250)
     run(database_url, "UPDATE notes SET mail = 'another' WHERE id <= 3")
-    result = backfill_range(Database(database_url), ENTRY, 0, seen, KEYS, ACTOR)
+    result = backfill_range(target(database_url, cipher=seen), ENTRY, 0)
     assert result.key_usage[0] == KeyUsage("ctx_mail", 1, 1_003)
     assert used(database_url)[0] == 1_003
 
@@ -116,9 +115,9 @@ def test_what_is_encrypted_in_vain_counts(database_url: str) -> None:
     run(database_url, "CREATE TRIGGER aaa BEFORE UPDATE ON notes FOR EACH ROW EXECUTE FUNCTION once()")
     seen = Seen(database_url)
     with pytest.raises(Exception, match="could not be encrypted: 1"):
-        backfill_range(Database(database_url), ENTRY, 0, seen, KEYS, ACTOR, pace=Pace(20))
+        backfill_range(target(database_url, cipher=seen), ENTRY, 0, pace=Pace(20))
     with pytest.raises(Exception, match="could not be encrypted: 1"):
-        backfill_range(Database(database_url), ENTRY, 0, seen, KEYS, ACTOR, pace=Pace(20))
+        backfill_range(target(database_url, cipher=seen), ENTRY, 0, pace=Pace(20))
     assert value(database_url, "SELECT count(*) FROM notes WHERE mail_encrypted IS NOT NULL") == 59
     assert seen.messages["ctx_mail"] == 61
     assert used(database_url)[0] == 61
@@ -132,7 +131,7 @@ def test_a_stopped_backfill_counts_what_it_read_ahead(database_url: str) -> None
         raise Stopped("enough")
 
     with pytest.raises(Stopped):
-        backfill_range(Database(database_url), ENTRY, 0, seen, KEYS, ACTOR, pace=Pace(50), on_progress=stop)
+        backfill_range(target(database_url, cipher=seen), ENTRY, 0, pace=Pace(50), on_progress=stop)
     written = value(database_url, "SELECT count(*) FROM notes WHERE mail_encrypted IS NOT NULL")
     assert written == 50
     assert used(database_url) == (seen.messages["ctx_mail"], seen.messages["ctx_text"])
@@ -140,7 +139,7 @@ def test_a_stopped_backfill_counts_what_it_read_ahead(database_url: str) -> None
 
 def test_a_process_that_does_not_end_in_order_counts_its_block(database_url: str) -> None:
     make(database_url)
-    lost = MeteredCipher(Database(database_url), CIPHER, KEYS)
+    lost = MeteredCipher(target(database_url))
     lost.encrypt_many(["x"] * 10, "ctx_mail")
     assert used(database_url)[0] == 10
     lost.encrypt("x", "ctx_mail")
@@ -157,7 +156,7 @@ def test_a_process_that_does_not_end_in_order_counts_its_block(database_url: str
 
 def test_blocks_grow_to_their_full_size_and_no_further(database_url: str) -> None:
     make(database_url)
-    with metered(Database(database_url), CIPHER, KEYS) as cipher:
+    with metered(target(database_url)) as cipher:
         cipher._block = 64
         sums = []
         for _ in range(200):
@@ -175,7 +174,7 @@ def test_many_at_once(database_url: str) -> None:
     together = threading.Barrier(4)
 
     def work() -> None:
-        with metered(Database(database_url), CIPHER, KEYS) as cipher:
+        with metered(target(database_url)) as cipher:
             together.wait()
             for _ in range(30):
                 cipher.encrypt_many(["x"] * 7, "ctx_mail")
@@ -197,7 +196,7 @@ def test_refused_at_the_limit(database_url: str) -> None:
         MOST_MESSAGES - 50,
     )
     # There is room for 40, which are the rows; of a block there is not.
-    with metered(Database(database_url), CIPHER, KEYS) as cipher:
+    with metered(target(database_url)) as cipher:
         cipher.encrypt_many(["x"] * 10, "ctx_mail")
         cipher.encrypt_many(["x"] * 19, "ctx_mail")
         with pytest.raises(
@@ -207,7 +206,7 @@ def test_refused_at_the_limit(database_url: str) -> None:
         cipher.encrypt_many(["x"] * 11, "ctx_mail")
         # Another version is another key, and so is another context.
         newer = KeyRing({1: bytes(32), 2: bytes(32)}, 2)
-        with metered(Database(database_url), get_format(CIPHER.name, newer), newer) as other:
+        with metered(target(database_url, keys=newer)) as other:
             other.encrypt("x", "ctx_mail")
         cipher.encrypt("x", "ctx_text")
     assert used(database_url) == (MOST_MESSAGES + 1, 1)
@@ -216,7 +215,7 @@ def test_refused_at_the_limit(database_url: str) -> None:
     (row,) = run(database_url, "SELECT status, error_message FROM encryption_ranges")
     assert row[0] == "failed" and "ctx_mail" in row[1]
     assert value(database_url, "SELECT count(*) FROM notes WHERE mail_encrypted IS NOT NULL") == 0
-    findings = preflight.check(Database(database_url), Catalogue(tables=(ENTRY,)), KEYS).blockers
+    findings = preflight.check(Database(database_url), (ENTRY,), KEYS).blockers
     assert [finding.subject for finding in findings] == ["key usage"]
 
 
@@ -229,7 +228,7 @@ def test_a_warning_from_half_of_it(database_url: str) -> None:
     )
 
     def found() -> list[tuple[str, bool]]:
-        report = preflight.check(Database(database_url), Catalogue(tables=(ENTRY,)), KEYS)
+        report = preflight.check(Database(database_url), (ENTRY,), KEYS)
         return [
             (f.level, "Plan a rotation" in f.message) for f in report.findings if f.subject == "key usage"
         ]
@@ -289,8 +288,8 @@ def test_a_rotation_counts_under_the_new_version(database_url: str) -> None:
     support.backfill(database_url, ENTRY)
     newer = KeyRing({1: support.MASTER_KEY, 2: bytes(range(32))}, 2)
     database, cipher = Database(database_url), get_format(CIPHER.name, newer)
-    begin_rotation(database, newer, ACTOR)
-    result = rotate_range(database, ENTRY, 0, cipher, newer, ACTOR)
+    begin_rotation(target(database, keys=newer))
+    result = rotate_range(target(database, keys=newer, cipher=cipher), ENTRY, 0)
     assert result.rows == 40
     assert {usage.context: usage.key_version for usage in result.key_usage} == {"ctx_mail": 2, "ctx_text": 2}
     with database.connect() as connection:
@@ -311,6 +310,6 @@ def test_a_revert_counts_what_it_encrypts_again(sample_url: str) -> None:
         "UPDATE users SET address_data_encrypted = %s WHERE id IN (100, 101)",
         walk.CIPHER.encrypt('{"b":1,  "a": 2}', "user_address"),
     )
-    revert_to_plaintext(Database(sample_url), users, walk.CIPHER, walk.KEYS, walk.ACTOR)
+    revert_to_plaintext(walk.target(sample_url), users)
     assert value(sample_url, "SELECT address_data::text FROM users WHERE id = 100") == '{"a": 2, "b": 1}'
     assert value(sample_url, USED, "user_address") == before + 2

@@ -56,7 +56,7 @@ def test_words_that_are_missing_or_wrong_are_refused(
 ) -> None:
     given: dict[str, Any] = {"approver": "Ada", "reason": "done", "confirmation": "users", **words}
     with pytest.raises(RefusedError, match=reason):
-        approve_drop(Database(ready_url), walk.CATALOGUE, USERS, walk.KEYS, walk.ACTOR, **given)
+        approve_drop(walk.target(ready_url), USERS, **given)
     assert count(ready_url) == 0
 
 
@@ -65,7 +65,7 @@ def test_the_ciphertext_has_to_be_right_and_verified_since(sample_url: str) -> N
     walk.verify(sample_url, USERS)
     with pytest.raises(RefusedError, match="authority"):
         walk.approve(sample_url, USERS)
-    switch_to_ciphertext(Database(sample_url), USERS, walk.KEYS, walk.ACTOR)
+    switch_to_ciphertext(walk.target(sample_url), USERS)
     walk.query(sample_url, "DELETE FROM encryption_verifications WHERE batch_range = 0")
     with pytest.raises(RefusedError, match="not verified"):
         walk.approve(sample_url, USERS)

@@ -170,7 +170,8 @@ def test_the_unencrypted_dump_goes_through_pipes_alone(
         (programs_dir / name).chmod(0o755)
     written.clear()
     take_backup(
-        *(Database(sample_url), TABLES, walk.KEYS, walk.ACTOR),
+        walk.target(sample_url),
+        TABLES,
         directory=tmp_path / "backups",
         bin_dir=programs_dir,
         drill_server=Database(sample_url),
@@ -204,10 +205,8 @@ def test_further_recipients_can_open_it_alone(
 ) -> None:
     other = pyrage.x25519.Identity.generate()
     result = take_backup(
-        Database(sample_url),
+        walk.target(sample_url),
         TABLES,
-        walk.KEYS,
-        walk.ACTOR,
         directory=tmp_path,
         bin_dir=postgres.bin_dir(),
         recipients=[str(other.to_public())],
@@ -237,14 +236,7 @@ def test_a_dump_that_fails_leaves_nothing(
     limited = Database(sample_url.replace("postgres@", f"{role}@", 1))
     try:
         with pytest.raises(RefusedError, match="permission denied") as caught:
-            take_backup(
-                limited,
-                TABLES,
-                walk.KEYS,
-                walk.ACTOR,
-                directory=tmp_path / "bad",
-                bin_dir=postgres.bin_dir(),
-            )
+            take_backup(walk.target(limited), TABLES, directory=tmp_path / "bad", bin_dir=postgres.bin_dir())
         assert "@" not in str(caught.value)
         assert list((tmp_path / "bad").iterdir()) == []
         assert walk.value(sample_url, "SELECT count(*) FROM encryption_backups") == 1
@@ -276,10 +268,8 @@ def test_missing_or_old_programs_and_bad_recipients_are_configuration_errors(
         walk.backup(sample_url, TABLES, tmp_path / "backups", tmp_path)
     with pytest.raises(ConfigurationError, match="age1"):
         take_backup(
-            Database(sample_url),
+            walk.target(sample_url),
             TABLES,
-            walk.KEYS,
-            walk.ACTOR,
             directory=tmp_path / "backups",
             bin_dir=postgres.bin_dir(),
             recipients=["AGE-SECRET-KEY-1NOTPUBLIC"],

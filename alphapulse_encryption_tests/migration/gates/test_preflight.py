@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from alphapulse_encryption.catalogue import Catalogue, Table, load_catalogue
+from alphapulse_encryption.catalogue import Table, load_catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.migration.gates.preflight import Finding, PreflightReport, check
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, Database
@@ -21,7 +21,7 @@ ROLE = "preflight_tester"
 
 
 def report(url: str, *entries: Table, keys: KeyRing = KEYS) -> PreflightReport:
-    return check(Database(url), Catalogue(tables=entries or (ENTRY,)), keys)
+    return check(Database(url), entries or (ENTRY,), keys)
 
 
 def found(of: PreflightReport, level: str, subject: str) -> list[str]:
@@ -75,7 +75,7 @@ def test_nothing_is_wrong_and_nothing_is_changed(notes_url: str) -> None:
 
 
 def test_the_sample_has_no_blocker(sample_url: str) -> None:
-    result = check(Database(sample_url), load_catalogue(), KEYS)
+    result = check(Database(sample_url), load_catalogue().tables, KEYS)
     assert result.blockers == ()
     assert result.rows == 3_000
     sizes = support.value(

@@ -76,7 +76,7 @@ def test_after_the_switch_it_is_an_old_instance(approved_url: str) -> None:
 
 
 def test_a_table_that_is_being_backfilled_has_not_drifted(sample_url: str) -> None:
-    add_encrypted_columns(Database(sample_url), USERS, walk.KEYS, walk.ACTOR, batch_ranges=2)
+    add_encrypted_columns(walk.target(sample_url), USERS, batch_ranges=2)
     assert set(drift(sample_url)) == {USERNAME}
 
 
@@ -142,7 +142,7 @@ def test_plaintext_that_came_back(approved_url: str) -> None:
 
 
 def test_a_reverted_table_is_nobodys_concern(verified: str) -> None:
-    revert_to_plaintext(Database(verified), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR)
+    revert_to_plaintext(walk.target(verified), USERS)
     assert set(drift(verified)) == {USERNAME}
 
 

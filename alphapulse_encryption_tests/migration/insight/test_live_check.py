@@ -18,7 +18,6 @@ from alphapulse_encryption.migration.insight.live_check import (
     ColumnCheck,
     live_check,
 )
-from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
 from alphapulse_encryption_tests.migration import support, walk
 
@@ -29,7 +28,7 @@ TRIGGERS = "zzz_encryption_guard_update"
 def check(url: str) -> dict[str, ColumnCheck]:
     """By column; whatever the findings, no row was changed and nothing was written elsewhere."""
     before = support.fingerprints(url, USERS), bookkeeping(url)
-    found = live_check(Database(url), USERS, walk.CIPHER, walk.KEYS)
+    found = live_check(walk.target(url), USERS)
     assert (support.fingerprints(url, USERS), bookkeeping(url)) == before
     return {one.column: one for one in found}
 
@@ -59,7 +58,7 @@ SWITCHED = {ENCRYPTED: "yes", DECRYPTED: "yes", CLEARED: "yes", PENDING: "yes"}
 
 def test_at_every_step(sample_url: str) -> None:
     with pytest.raises(RefusedError, match="--add-columns"):
-        live_check(Database(sample_url), USERS, walk.CIPHER, walk.KEYS)
+        live_check(walk.target(sample_url), USERS)
     secrets = values(sample_url)
 
     walk.encrypt(sample_url, USERS)
@@ -78,9 +77,9 @@ def test_at_every_step(sample_url: str) -> None:
     assert walk.value(sample_url, "SELECT count(email) FROM users") == 0
     assert verdicts(check(sample_url)["email"]) == SWITCHED | {FOUND: "yes"}
 
-    revert_to_plaintext(Database(sample_url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR)
+    revert_to_plaintext(walk.target(sample_url), USERS)
     with pytest.raises(RefusedError, match="reverted"):
-        live_check(Database(sample_url), USERS, walk.CIPHER, walk.KEYS)
+        live_check(walk.target(sample_url), USERS)
 
 
 def test_after_the_drop(approved_url: str) -> None:

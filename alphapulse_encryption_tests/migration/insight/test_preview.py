@@ -39,7 +39,7 @@ CREATE EVENT TRIGGER witness ON ddl_command_end EXECUTE FUNCTION witness.note();
 
 def plan(url: str, *entries: Table, ranges: int = walk.RANGES) -> Plan:
     catalogue = Catalogue(tables=entries) if entries else walk.CATALOGUE
-    return make_plan(Database(url), catalogue, walk.KEYS, catalogue.keys, batch_ranges=ranges)
+    return make_plan(Database(url), catalogue.tables, walk.KEYS, batch_ranges=ranges)
 
 
 def statements(of: Plan, *steps: StepName, table: str) -> list[str]:
@@ -160,7 +160,7 @@ def test_every_planned_statement_is_executed_and_no_other(
         create_views(database, entry, walk.ACTOR)
         assert said(sample_url) == statements(promised, "views", table=entry.key)
         walk.verify(sample_url, entry)
-        switch_to_ciphertext(database, entry, walk.KEYS, walk.ACTOR)
+        switch_to_ciphertext(walk.target(database), entry)
         assert said(sample_url) == statements(promised, "switch", table=entry.key)
         assert walk.verify(sample_url, entry).passed
     half = plan(sample_url)
@@ -186,7 +186,7 @@ def test_what_is_half_done_is_planned_from_there(sample_url: str) -> None:
 
     def goes_on(promised: Plan) -> None:
         assert promised.bookkeeping == ()
-        add_encrypted_columns(database, users, walk.KEYS, walk.ACTOR, batch_ranges=walk.RANGES)
+        add_encrypted_columns(walk.target(database), users, batch_ranges=walk.RANGES)
         assert said(sample_url) == statements(promised, "columns", table="users") != []
         build_search_indexes(database, users, walk.ACTOR)
         assert said(sample_url) == statements(promised, "indexes", table="users") != []
@@ -344,7 +344,7 @@ def test_a_table_that_somebody_holds_is_not_waited_for_again_and_again(sample_ur
 def test_ranges_are_cut_as_they_were_planned(sample_url: str) -> None:
     entry = walk.CATALOGUE.table("trades")
     (before,) = plan(sample_url, entry, ranges=5).tables
-    add_encrypted_columns(Database(sample_url), entry, walk.KEYS, walk.ACTOR, batch_ranges=5)
+    add_encrypted_columns(walk.target(sample_url), entry, batch_ranges=5)
     (after,) = plan(sample_url, entry, ranges=5).tables
     assert [(r.lower, r.upper, r.empty) for r in before.ranges] == [
         (r.lower, r.upper, r.empty) for r in after.ranges

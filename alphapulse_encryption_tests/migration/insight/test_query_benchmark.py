@@ -11,9 +11,9 @@ from alphapulse_encryption.defs.jobs.benchmark_queries import report_lines
 from alphapulse_encryption.defs.jobs.query_plot import plot
 from alphapulse_encryption.errors import DecryptionError, RefusedError
 from alphapulse_encryption.migration.insight.query_benchmark import QueryBenchmark, Timings, benchmark_queries
-from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.steps.versions import begin_rotation
 from alphapulse_encryption_tests.migration import support, walk
+from alphapulse_encryption_tests.migration.support import target
 
 USERS = walk.CATALOGUE.table("users")
 QUESTIONS = ["one row by key", "1,000 rows in key order", "one row by email"]
@@ -22,7 +22,7 @@ REPETITIONS = 12
 
 def measure(url: str) -> QueryBenchmark:
     before = support.fingerprints(url, USERS)
-    found = benchmark_queries(Database(url), USERS, walk.CIPHER, walk.KEYS, repetitions=REPETITIONS)
+    found = benchmark_queries(walk.target(url), USERS, repetitions=REPETITIONS)
     assert support.fingerprints(url, USERS) == before
     return found
 
@@ -62,9 +62,9 @@ def test_rows_of_an_older_key_version_are_found(sample_url: str) -> None:
     walk.encrypt(sample_url, USERS)
     walk.query(sample_url, "SELECT pg_stat_statements_reset()")
     keys = KeyRing({1: bytes(range(32)), 2: bytes(32)}, 2)
-    begin_rotation(Database(sample_url), keys, walk.ACTOR)
+    begin_rotation(walk.target(sample_url, keys=keys))
     cipher = get_format("AES-256-GCM", keys)
-    benchmark_queries(Database(sample_url), USERS, cipher, keys, repetitions=REPETITIONS)
+    benchmark_queries(target(sample_url, keys=keys, cipher=cipher), USERS, repetitions=REPETITIONS)
     assert min(lookups(sample_url).values()) >= REPETITIONS
 
 
@@ -97,7 +97,7 @@ def test_unreadable_values_are_named_and_not_measured(sample_url: str) -> None:
 
 def test_a_slow_question_is_asked_for_so_long_only(sample_url: str) -> None:
     walk.encrypt(sample_url, USERS)
-    found = benchmark_queries(Database(sample_url), USERS, walk.CIPHER, walk.KEYS, seconds=0)
+    found = benchmark_queries(walk.target(sample_url), USERS, seconds=0)
     assert {len(timings.seconds) for timings in found.timings} == {1}
 
 

@@ -146,7 +146,7 @@ def test_a_table_that_somebody_holds_is_named_and_the_others_are_told_of(sample_
 
 def test_who_works_and_why_it_waits(sample_url: str) -> None:
     support_keys = walk.KEYS
-    add_encrypted_columns(Database(sample_url), USERS, support_keys, walk.ACTOR, batch_ranges=walk.RANGES)
+    add_encrypted_columns(walk.target(sample_url, keys=support_keys), USERS, batch_ranges=walk.RANGES)
     change_limits(Database(sample_url), {"paused": "true"}, walk.ACTOR)
     with support.Background(lambda: walk.backfill(sample_url, USERS)) as working:
         support.until(lambda: bool(of(look(sample_url)).waiting_for), "it holds back")
@@ -241,7 +241,7 @@ def test_large_tables_are_not_read(sample_url: str, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(status, "SMALL_TABLE", 0)
     entry: Table = USERS
-    add_encrypted_columns(Database(sample_url), entry, walk.KEYS, walk.ACTOR, batch_ranges=2)
+    add_encrypted_columns(walk.target(sample_url), entry, batch_ranges=2)
     before = reads()
     estimated = of(look(sample_url))
     assert (estimated.pending.how, estimated.pending.rows) == ("estimated", estimated.rows)

@@ -69,7 +69,7 @@ class Step:
 
 
 def add_columns(url: str) -> Any:
-    return add_encrypted_columns(Database(url), USERS, walk.KEYS, walk.ACTOR, batch_ranges=walk.RANGES)
+    return add_encrypted_columns(walk.target(url), USERS, batch_ranges=walk.RANGES)
 
 
 def without_guard(url: str) -> None:
@@ -94,7 +94,7 @@ def dropped(url: str, postgres: EmbeddedPostgres, directory: Path) -> None:
 
 
 def restore(url: str) -> Any:
-    return restore_plaintext(Database(url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR)
+    return restore_plaintext(walk.target(url), USERS)
 
 
 def with_old_view(url: str) -> None:
@@ -108,13 +108,13 @@ STEPS = {
     "guard": Step(lambda url, *_: without_guard(url), add_columns, (WRITER, OWNER)),
     "switch": Step(
         lambda url, *_: verified(url),
-        lambda url: switch_to_ciphertext(Database(url), USERS, walk.KEYS, walk.ACTOR),
+        lambda url: switch_to_ciphertext(walk.target(url), USERS),
         (READER, WRITER, OWNER),
     ),
     # Before it needs the lock, a revert builds an index, and waits for writers while the application goes on.
     "revert": Step(
         lambda url, *_: walk.switch(url, USERS),
-        lambda url: revert_to_plaintext(Database(url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR),
+        lambda url: revert_to_plaintext(walk.target(url), USERS),
         (READER, OWNER),
     ),
     "restore": Step(dropped, restore, (READER, WRITER, OWNER), APPLICATION[:2]),
@@ -203,9 +203,7 @@ def test_gives_up_and_changes_nothing_then_succeeds(
     step.prepare(sample_url, postgres, server_dir.parent)
     if name == "columns":
         # The bookkeeping, which is made first, is no change of the table.
-        add_encrypted_columns(
-            Database(sample_url), walk.CATALOGUE.table("trades"), walk.KEYS, walk.ACTOR, batch_ranges=2
-        )
+        add_encrypted_columns(walk.target(sample_url), walk.CATALOGUE.table("trades"), batch_ranges=2)
     before = shape(sample_url)
     for holder in step.holders:
         with held(sample_url, holder):

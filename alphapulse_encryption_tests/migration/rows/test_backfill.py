@@ -31,7 +31,7 @@ from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support
-from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS, OTHER_KEYS, run
+from alphapulse_encryption_tests.migration.support import OTHER_KEYS, run, target
 
 ENTRY = support.table("notes", support.searchable("mail", "idx_notes_mail"), "secret")
 CANARY = "canary-7f3a"
@@ -180,9 +180,7 @@ def test_a_missing_token_alone_is_pending(database_url: str) -> None:
 def test_batch_size_is_kept(database_url: str, size: int, expected: int) -> None:
     make(database_url, 25)
     reports: list[Progress] = []
-    result = backfill_range(
-        Database(database_url), ENTRY, 0, CIPHER, KEYS, ACTOR, pace=Pace(size), on_progress=reports.append
-    )
+    result = backfill_range(target(database_url), ENTRY, 0, pace=Pace(size), on_progress=reports.append)
     assert result.batches == expected
     assert [report.rows for report in reports] == [min(25, (n + 1) * size) for n in range(expected)]
     # One transaction each: that many different xmin.
@@ -226,9 +224,7 @@ def test_progress_is_seen_while_it_runs(database_url: str) -> None:
         )
 
     for number in (0, 1):
-        backfill_range(
-            Database(database_url), ENTRY, number, CIPHER, KEYS, ACTOR, pace=Pace(10), on_progress=look
-        )
+        backfill_range(target(database_url), ENTRY, number, pace=Pace(10), on_progress=look)
     assert seen == [("in_progress", True, None, (n + 1) * 10, None) for n in range(10)]
     done = run(
         database_url,
@@ -246,7 +242,7 @@ def test_wrong_key_is_refused_before_anything_is_written(database_url: str) -> N
     before = support.fingerprints(database_url, ENTRY)
     bookkeeping = run(database_url, "SELECT xmin::text, * FROM encryption_ranges")
     with pytest.raises(RefusedError, match="not the one this database was begun with"):
-        backfill_range(Database(database_url), ENTRY, 0, CIPHER, OTHER_KEYS, ACTOR)
+        backfill_range(target(database_url, keys=OTHER_KEYS), ENTRY, 0)
     assert support.fingerprints(database_url, ENTRY) == before
     assert run(database_url, "SELECT xmin::text, * FROM encryption_ranges") == bookkeeping
 
@@ -520,9 +516,7 @@ def test_lost_connection_is_made_again(database_url: str) -> None:
                 "WHERE datname = current_database() AND application_name = 'alphapulse_encryption'",
             )
 
-    result = backfill_range(
-        Database(database_url), ENTRY, 0, CIPHER, KEYS, ACTOR, pace=Pace(10), on_progress=kill
-    )
+    result = backfill_range(target(database_url), ENTRY, 0, pace=Pace(10), on_progress=kill)
     assert killed
     assert (result.rows, result.resumed) == (40, True)
     assert ranges(database_url) == [(0, "completed", None, 40)]

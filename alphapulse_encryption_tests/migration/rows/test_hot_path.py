@@ -21,7 +21,7 @@ from alphapulse_encryption.migration.rows.backfill import Pace, backfill_range
 from alphapulse_encryption.migration.rows.verify import verify_range
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption_tests.migration import support
-from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS, run
+from alphapulse_encryption_tests.migration.support import ACTOR, run, target
 
 SMALL, LARGE = 20_000, 200_000
 BATCH = 250
@@ -115,9 +115,9 @@ def costs_of_batches(url: str, entry: Table) -> dict[str, list[int]]:
     """Blocks per statement of some batches in the middle of the table: backfill, then verification."""
     database = Explained(url)
     with pytest.raises(Enough):
-        backfill_range(database, entry, 1, CIPHER, KEYS, ACTOR, pace=Pace(BATCH), on_progress=after(BATCHES))
+        backfill_range(target(database), entry, 1, pace=Pace(BATCH), on_progress=after(BATCHES))
     with pytest.raises(Enough):
-        verify_range(database, entry, 1, CIPHER, KEYS, ACTOR, on_progress=after(1))
+        verify_range(target(database), entry, 1, on_progress=after(1))
     costs = defaultdict(list)
     for text, blocks in database.costs:
         costs[text.replace(f'"{entry.name}"', '"the table"')].append(blocks)
@@ -164,9 +164,7 @@ def test_keys_written_by_a_batch_are_found_within_it(database_url: str) -> None:
 
         def one_batch() -> None:
             with pytest.raises(Enough):
-                backfill_range(
-                    database, ENTRY, 1, CIPHER, KEYS, ACTOR, pace=Pace(BATCH), on_progress=after(1)
-                )
+                backfill_range(target(database), ENTRY, 1, pace=Pace(BATCH), on_progress=after(1))
 
         with support.Background(one_batch) as filling:
             support.until(
@@ -198,7 +196,7 @@ def test_catching_up_costs_what_is_pending(database_url: str, key: str) -> None:
     assert support.value(database_url, count) == PENDING
 
     database = Explained(database_url)
-    rows = sum(backfill_range(database, ENTRY, n, CIPHER, KEYS, ACTOR).rows for n in (0, 1))
+    rows = sum(backfill_range(target(database), ENTRY, n).rows for n in (0, 1))
     assert rows == PENDING
     assert support.value(database_url, count) == 0
     on_the_table = [(text, blocks) for text, blocks in database.costs if '"large"' in text]

@@ -17,7 +17,7 @@ from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.steps.versions import begin_rotation
 from alphapulse_encryption_tests.migration import support
-from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS, run
+from alphapulse_encryption_tests.migration.support import KEYS, run, target
 
 ENTRY = support.table("notes", support.searchable("mail", "idx_notes_mail"), "secret")
 ROWS = 60
@@ -46,7 +46,7 @@ def behind(notes_url: str) -> Iterator[support.Connection]:
 
 
 def repaired(url: str, entry: Table = ENTRY, keys: KeyRing = KEYS) -> RepairResult:
-    return repair_mismatched(Database(url), entry, CIPHER, keys, ACTOR)
+    return repair_mismatched(target(url, keys=keys), entry)
 
 
 def cleared(url: str) -> set[tuple[str, str]]:
@@ -187,7 +187,7 @@ def test_refusals(notes_url: str, behind: support.Connection) -> None:
     newer = KeyRing({1: support.MASTER_KEY, 2: bytes(32)}, 2)
     with pytest.raises(RefusedError, match="to which no rotation was begun"):
         repaired(notes_url, keys=newer)
-    begin_rotation(Database(notes_url), newer, ACTOR)
+    begin_rotation(target(notes_url, keys=newer))
     with pytest.raises(RefusedError, match="verified before the table's columns or the key changed"):
         repaired(notes_url, keys=newer)
     assert cleared(notes_url) == set()

@@ -26,7 +26,7 @@ from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, sw
 from alphapulse_encryption.migration.steps.versions import begin_rotation
 from alphapulse_encryption_tests.crypto import independent
 from alphapulse_encryption_tests.migration import support, walk
-from alphapulse_encryption_tests.migration.support import ACTOR, MASTER_KEY, Row, run
+from alphapulse_encryption_tests.migration.support import ACTOR, MASTER_KEY, Row, run, target
 from alphapulse_encryption_tests.stress import interleaved
 from alphapulse_encryption_tests.stress.interleaved import Interleaved
 
@@ -60,7 +60,7 @@ def notes_url(database_url: str) -> str:
 @pytest.fixture
 def begun_url(notes_url: str) -> str:
     """The same, its rotation begun."""
-    begin_rotation(Database(notes_url), KEYS, ACTOR)
+    begin_rotation(target(notes_url))
     return notes_url
 
 
@@ -77,7 +77,9 @@ def rotate(
     """One batch range."""
     cipher = cipher or get_format("AES-256-GCM", keys)
     pace = Pace(batch_size)
-    return rotate_range(Database(url), entry, number, cipher, keys, ACTOR, pace=pace, on_progress=on_progress)
+    return rotate_range(
+        target(url, keys=keys, cipher=cipher), entry, number, pace=pace, on_progress=on_progress
+    )
 
 
 def rotate_all(url: str, entry: Table = ENTRY, keys: KeyRing = KEYS, ranges: int = RANGES) -> int:
@@ -88,7 +90,7 @@ def rotate_all(url: str, entry: Table = ENTRY, keys: KeyRing = KEYS, ranges: int
 def verified(url: str, entry: Table = ENTRY, keys: KeyRing = KEYS, ranges: int = RANGES) -> TableVerification:
     cipher = get_format("AES-256-GCM", keys)
     for number in range(ranges):
-        verify_range(Database(url), entry, number, cipher, keys, ACTOR)
+        verify_range(target(url, keys=keys, cipher=cipher), entry, number)
     return support.verification(url, entry, keys)
 
 
@@ -153,7 +155,7 @@ def test_everything_is_under_the_new_version(notes_url: str, second: bytes) -> N
     before = {c.name: support.texts(notes_url, ENTRY, c.encrypted) for c in ENTRY.columns}
     done = run(notes_url, "SELECT * FROM encryption_ranges ORDER BY batch_range")
     migrations = run(notes_url, "SELECT * FROM encryption_migrations ORDER BY column_name")
-    begin_rotation(Database(notes_url), keys, ACTOR)
+    begin_rotation(target(notes_url, keys=keys))
     assert rotate_all(notes_url, keys=keys) == ROWS
     assert plaintexts(notes_url) == expected
     assert_under(notes_url, 2, expected, masters={2: second})
@@ -255,7 +257,7 @@ def test_pending_values_are_the_backfills(begun_url: str) -> None:
     found = support.texts(begun_url, ENTRY, "secret_encrypted")
     assert {key for key, envelope in found.items() if envelope is None} >= {("1", "k03"), ("0", "k04")}
     for number in range(RANGES):
-        backfill_range(Database(begun_url), ENTRY, number, CIPHER, KEYS, ACTOR)
+        backfill_range(target(begun_url), ENTRY, number)
     assert_under(begun_url, 2, plaintexts(begun_url))
 
 
@@ -263,7 +265,7 @@ def test_after_the_switch_and_on_the_way_back(begun_url: str) -> None:
     """Where the ciphertext is right, some plaintext is gone; a revert reads the versions of a half-rotated table."""
     expected = plaintexts(begun_url)
     assert verified(begun_url).passed
-    switch_to_ciphertext(Database(begun_url), ENTRY, KEYS, ACTOR)
+    switch_to_ciphertext(target(begun_url), ENTRY)
     mail = "new@example.org"
     for number, version in ((5, 1), (6, 2), (41, 1), (42, 2)):
         key = (str(number % 2), f"k{number:02d}")
@@ -280,7 +282,7 @@ def test_after_the_switch_and_on_the_way_back(begun_url: str) -> None:
         frozenset({2}),
         frozenset({1, 2}),
     }
-    revert_to_plaintext(Database(begun_url), ENTRY, CIPHER, KEYS, ACTOR)
+    revert_to_plaintext(target(begun_url), ENTRY)
     assert plaintexts(begun_url) == expected
     # What a revert leaves behind needs no guard to be rotated.
     rotate_all(begun_url)
@@ -294,11 +296,11 @@ def test_after_the_drop_and_back(approved_url: str) -> None:
     before = walk.contents(approved_url, "users", ["id", *names])
     walk.drop(approved_url, users)
     keys = KeyRing({1: bytes(range(32)), 2: SECOND_KEY}, 2)
-    begin_rotation(Database(approved_url), keys, ACTOR)
+    begin_rotation(target(approved_url, keys=keys))
     half = rotate(approved_url, 0, entry=users, keys=keys, batch_size=500)
     assert 0 < half.rows < len(before)
     assert verified(approved_url, users, keys, walk.RANGES).passed
-    restore_plaintext(Database(approved_url), users, get_format("AES-256-GCM", keys), keys, ACTOR)
+    restore_plaintext(target(approved_url, keys=keys), users)
     assert walk.contents(approved_url, "users", ["id", *names]) == before
     assert rotate_all(approved_url, users, keys, walk.RANGES) == len(before) - half.rows
     assert_under(approved_url, 2, plaintexts(approved_url, users), users)
@@ -389,7 +391,7 @@ def test_what_does_not_open_is_set_aside(begun_url: str) -> None:
     # A backfill has its own: it neither forgets these rows nor counts them.
     run(begun_url, "UPDATE notes SET secret = 7 WHERE \"100%\" IN ('k03', 'k04', 'k06', 'k07')")
     for number in range(RANGES):
-        backfill_range(Database(begun_url), ENTRY, number, CIPHER, KEYS, ACTOR)
+        backfill_range(target(begun_url), ENTRY, number)
     assert run(begun_url, "SELECT key, step FROM encryption_quarantine ORDER BY key") == kept
 
     with behind(begun_url) as connection:
@@ -422,7 +424,7 @@ def failed_ranges(url: str) -> list[str]:
 def test_one_value_under_two_versions(begun_url: str) -> None:
     """A unique index sees tokens, and those of two versions differ: both rows are named, all others go on."""
     assert verified(begun_url).passed
-    switch_to_ciphertext(Database(begun_url), ENTRY, KEYS, ACTOR)
+    switch_to_ciphertext(target(begun_url), ENTRY)
     run(
         begun_url,
         "INSERT INTO notes (tenant, \"100%%\", mail_encrypted, mail_search) VALUES (7, 'late', %s, %s)",
@@ -471,7 +473,7 @@ def test_a_backfill_that_waited_for_the_range_writes_no_old_version(notes_url: s
         )
         with support.Background(lambda: support.backfill(notes_url, ENTRY, 0)) as backfill:
             support.until(lambda: support.value(notes_url, asked) > 0, "it asks for the range")
-            begin_rotation(Database(notes_url), KEYS, ACTOR)
+            begin_rotation(target(notes_url))
             other.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [range_lock(ENTRY, 0)])
             with pytest.raises(
                 RefusedError, match=r"current key version is 2, since .*the environment says 1"

@@ -11,7 +11,7 @@ from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.backfill import Progress, RangeResult, Stopped, backfill_range
 from alphapulse_encryption.migration.rows.sessions import Sessions, quick_switches
 from alphapulse_encryption_tests.migration import support
-from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS, run
+from alphapulse_encryption_tests.migration.support import run, target
 
 ENTRY = support.table("notes", "body")
 RANGES = 4
@@ -31,16 +31,7 @@ def work(url: str, number: int, sessions: Sessions, **options: object) -> int:
 
 
 def result_of(url: str, number: int, sessions: Sessions, **options: object) -> RangeResult:
-    return backfill_range(
-        Database(url),
-        ENTRY,
-        number,
-        CIPHER,
-        KEYS,
-        ACTOR,
-        sessions=sessions,
-        **options,  # type: ignore[arg-type]
-    )
+    return backfill_range(target(url), ENTRY, number, sessions=sessions, **options)  # type: ignore[arg-type]
 
 
 def has_read_ahead(url: str) -> bool:

@@ -24,7 +24,7 @@ from alphapulse_encryption.migration.rows.throttle import Normal, NotAvailable, 
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS
 from alphapulse_encryption_tests.migration import support
-from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS, run
+from alphapulse_encryption_tests.migration.support import ACTOR, run, target
 
 ENTRY = support.table("notes", "body")
 
@@ -92,7 +92,7 @@ def test_a_running_backfill_pauses_and_goes_on(database_url: str, monkeypatch: p
 
     with support.application(database_url) as watching:
         result = backfill.backfill_range(
-            database, ENTRY, 0, CIPHER, KEYS, ACTOR, pace=Pace(batch_size=1), on_progress=on_progress
+            target(database), ENTRY, 0, pace=Pace(batch_size=1), on_progress=on_progress
         )
     waits = [(waiting, told, done) for waiting, told, done in seen if waiting]
     assert len(waits) >= 3
@@ -116,7 +116,7 @@ def test_the_batch_size_is_changed_while_it_runs(database_url: str) -> None:
         if len(sizes) == 1:
             change_limits(database, {"batch_size": "20"}, ACTOR)
 
-    backfill.backfill_range(database, ENTRY, 0, CIPHER, KEYS, ACTOR, on_progress=on_progress)
+    backfill.backfill_range(target(database), ENTRY, 0, on_progress=on_progress)
     assert sizes[0] == 10
     assert set(sizes) <= {10, 20}
 
@@ -128,9 +128,7 @@ def test_a_caller_that_stops_leaves_the_range_to_be_resumed(database_url: str) -
         raise backfill.Stopped("enough")
 
     with pytest.raises(backfill.Stopped):
-        backfill.backfill_range(
-            Database(database_url), ENTRY, 0, CIPHER, KEYS, ACTOR, pace=Pace(batch_size=50), on_progress=stop
-        )
+        backfill.backfill_range(target(database_url), ENTRY, 0, pace=Pace(batch_size=50), on_progress=stop)
     assert run(database_url, "SELECT status, rows_processed FROM encryption_ranges") == [("in_progress", 50)]
     assert support.backfill(database_url, ENTRY).rows == 250
     support.assert_encrypted(database_url, ENTRY)
@@ -145,9 +143,7 @@ def test_a_setting_that_means_nothing_holds_everybody_back(database_url: str) ->
             assert "setting paused" in progress.waiting_for
             run(database_url, "DELETE FROM encryption_settings")
 
-    result = backfill.backfill_range(
-        Database(database_url), ENTRY, 0, CIPHER, KEYS, ACTOR, on_progress=on_progress
-    )
+    result = backfill.backfill_range(target(database_url), ENTRY, 0, on_progress=on_progress)
     assert result.rows == 300
     assert result.seconds_held_back > 0
 
@@ -272,7 +268,7 @@ def test_a_backfill_waits_for_a_replica(database_url: str, replica: Replica) -> 
 
     replica.pause()
     result = backfill.backfill_range(
-        database, ENTRY, 0, CIPHER, KEYS, ACTOR, pace=Pace(batch_size=1), on_progress=on_progress
+        target(database), ENTRY, 0, pace=Pace(batch_size=1), on_progress=on_progress
     )
     waits = [(waiting, done) for waiting, done in seen if waiting]
     assert len(waits) >= 3
@@ -344,16 +340,16 @@ def test_a_backfill_rests_for_as_long_as_the_setting_says_now(database_url: str)
     change_limits(database, {"rest_ratio": "4"}, ACTOR)
     with Sessions(database) as sessions:
         result = backfill.backfill_range(
-            *(database, ENTRY, 0, CIPHER, KEYS, ACTOR), pace=Pace(50), on_progress=note, sessions=sessions
+            target(database), ENTRY, 0, pace=Pace(50), on_progress=note, sessions=sessions
         )
     assert (result.rows, len(seen)) == (300, 6)
     # After three batches at the most, and after two at least.
     assert 0 < result.seconds_rested < result.seconds
     run(database_url, "UPDATE notes SET body = body || '.'")
-    again = backfill.backfill_range(*(database, ENTRY, 0, CIPHER, KEYS, ACTOR), pace=Pace(50, rest_ratio=2))
+    again = backfill.backfill_range(target(database), ENTRY, 0, pace=Pace(50, rest_ratio=2))
     assert (again.rows, again.seconds_rested > 0) == (300, True)
     run(database_url, "UPDATE notes SET body = body || '.'")
-    unrested = backfill.backfill_range(*(database, ENTRY, 0, CIPHER, KEYS, ACTOR), pace=Pace(50))
+    unrested = backfill.backfill_range(target(database), ENTRY, 0, pace=Pace(50))
     assert (unrested.rows, unrested.seconds_rested) == (300, 0)
 
 

@@ -32,7 +32,7 @@ from alphapulse_encryption.migration.steps.versions import begin_rotation
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.crypto import independent
 from alphapulse_encryption_tests.migration import support
-from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, MASTER_KEY, OTHER_KEYS, run
+from alphapulse_encryption_tests.migration.support import MASTER_KEY, OTHER_KEYS, run, target
 
 ENTRY = support.table("notes", support.searchable("mail", "idx_notes_mail"), "secret", "bare")
 KINDS = ("pending", "quarantined", "mismatched", "undecryptable", "token_mismatched", "retired_key")
@@ -239,12 +239,12 @@ def test_rows_written_since_are_seen_by_the_next_run(notes_url: str) -> None:
 def test_results_are_worth_nothing_after_a_change(notes_url: str) -> None:
     assert "3 batch ranges were not verified yet" in support.verification(notes_url, ENTRY).reasons[0]
     for number in (0, 2):
-        verify_range(Database(notes_url), ENTRY, number, CIPHER, support.KEYS, ACTOR)
+        verify_range(support.target(notes_url), ENTRY, number)
     partly = support.verification(notes_url, ENTRY)
     assert (partly.passed, partly.verified_at) == (False, None)
     assert "1 batch ranges were not verified yet" in partly.reasons[0]
     assert not partly.column_passed("mail")
-    verify_range(Database(notes_url), ENTRY, 1, CIPHER, support.KEYS, ACTOR)
+    verify_range(support.target(notes_url), ENTRY, 1)
     assert support.verification(notes_url, ENTRY).passed
 
     with pytest.raises(psycopg.errors.FeatureNotSupported, match="zzz_encryption_guard"):
@@ -272,12 +272,12 @@ def test_results_are_worth_nothing_after_a_change(notes_url: str) -> None:
 
 def test_each_version_with_its_own_tokens(notes_url: str, behind: support.Connection) -> None:
     """A token belongs to the key version of its ciphertext: after a rotation has begun, and before all is rotated."""
-    begin_rotation(Database(notes_url), NEWER, ACTOR)
+    begin_rotation(target(notes_url, keys=NEWER))
     cipher = get_format("AES-256-GCM", NEWER)
 
     def verified() -> TableVerification:
         for number in range(3):
-            verify_range(Database(notes_url), ENTRY, number, cipher, NEWER, ACTOR)
+            verify_range(target(notes_url, keys=NEWER, cipher=cipher), ENTRY, number)
         return support.verification(notes_url, ENTRY, NEWER)
 
     assert verified().passed
@@ -304,9 +304,9 @@ def test_each_version_with_its_own_tokens(notes_url: str, behind: support.Connec
 def test_values_of_a_retired_version(notes_url: str, behind: support.Connection) -> None:
     """Right, and readable here; but whoever was told that the version is retired may have removed its key."""
     behind.execute("UPDATE notes SET secret_encrypted = NULL, secret = NULL")
-    begin_rotation(Database(notes_url), NEWER, ACTOR)
+    begin_rotation(target(notes_url, keys=NEWER))
     behind.execute("UPDATE encryption_key_versions SET state = 'retired' WHERE key_version = 1")
-    verify_range(Database(notes_url), ENTRY, 0, get_format("AES-256-GCM", NEWER), NEWER, ACTOR)
+    verify_range(target(notes_url, keys=NEWER), ENTRY, 0)
     rows = support.value(notes_url, "SELECT row_count FROM encryption_verifications WHERE batch_range = 0")
     counts = support.value(
         notes_url, "SELECT columns -> 'mail' FROM encryption_verifications WHERE batch_range = 0"
@@ -317,14 +317,14 @@ def test_values_of_a_retired_version(notes_url: str, behind: support.Connection)
 
 def test_wrong_key_is_refused(notes_url: str) -> None:
     with pytest.raises(RefusedError, match="master key of version 1, from the key source, is not the one"):
-        verify_range(Database(notes_url), ENTRY, 0, CIPHER, OTHER_KEYS, ACTOR)
+        verify_range(target(notes_url, keys=OTHER_KEYS), ENTRY, 0)
     assert run(notes_url, "SELECT 1 FROM encryption_verifications") == []
 
 
 def test_before_its_time(database_url: str) -> None:
     run(database_url, "CREATE TABLE notes (id int PRIMARY KEY, mail text, secret numeric, bare text)")
     with pytest.raises(RefusedError, match="no encrypted columns yet"):
-        verify_range(Database(database_url), ENTRY, 0, CIPHER, support.KEYS, ACTOR)
+        verify_range(support.target(database_url), ENTRY, 0)
     with pytest.raises(RefusedError, match="no encrypted columns yet"):
         support.verification(database_url, ENTRY)
 
@@ -347,15 +347,7 @@ def test_no_value_is_kept_or_told(notes_url: str, behind: support.Connection) ->
 
 def test_progress(notes_url: str) -> None:
     seen: list[int] = []
-    verify_range(
-        Database(notes_url),
-        ENTRY,
-        1,
-        CIPHER,
-        support.KEYS,
-        ACTOR,
-        on_progress=lambda rows, _: seen.append(rows),
-    )
+    verify_range(support.target(notes_url), ENTRY, 1, on_progress=lambda rows, _: seen.append(rows))
     assert seen == [13]
 
 
@@ -364,12 +356,12 @@ def test_stopped_between_two_batches_it_keeps_no_result(notes_url: str) -> None:
         raise Stopped("enough")
 
     with pytest.raises(Stopped):
-        verify_range(Database(notes_url), ENTRY, 1, CIPHER, support.KEYS, ACTOR, on_progress=stop)
+        verify_range(support.target(notes_url), ENTRY, 1, on_progress=stop)
     assert run(notes_url, "SELECT 1 FROM encryption_verifications") == []
 
 
 def changed(url: str, since: int) -> ChangedVerification:
-    return verify_changed(Database(url), ENTRY, CIPHER, support.KEYS, since, seconds=60)
+    return verify_changed(support.target(url), ENTRY, since, seconds=60)
 
 
 def test_rows_set_aside_are_counted_apart(notes_url: str, behind: support.Connection) -> None:
@@ -442,19 +434,19 @@ def test_changes_in_partitions_are_found(database_url: str) -> None:
         "secret mismatched at key (3)",
         "secret mismatched at key (33)",
     ]
-    counted = count_rows(Database(database_url), ENTRY, support.KEYS, ACTOR)
+    counted = count_rows(support.target(database_url), ENTRY)
     assert counted == RowCount(rows=40, verified=40, missing=0)
 
 
 def test_rows_that_the_key_does_not_lead_to_are_missed(notes_url: str, behind: support.Connection) -> None:
     """As after a change of a collation's order: rows are verified by the key's index, and counted without it."""
     database = Database(notes_url)
-    assert count_rows(database, ENTRY, support.KEYS, ACTOR) is None
+    assert count_rows(support.target(database), ENTRY) is None
     support.verify(notes_url, ENTRY)
     assert support.verification(notes_url, ENTRY).missing_rows is None
     run(notes_url, "DELETE FROM notes WHERE id = 1")
     run(notes_url, "INSERT INTO notes (id) VALUES (1000), (1001)")
-    assert count_rows(database, ENTRY, support.KEYS, ACTOR) == RowCount(rows=41, verified=40, missing=0)
+    assert count_rows(support.target(database), ENTRY) == RowCount(rows=41, verified=40, missing=0)
     assert support.verification(notes_url, ENTRY).missing_rows == 0
 
     ready = "UPDATE pg_index SET indisready = {} WHERE indexrelid = 'notes_pkey'::regclass"
@@ -463,7 +455,7 @@ def test_rows_that_the_key_does_not_lead_to_are_missed(notes_url: str, behind: s
     behind.execute(ready.format("true").encode())
     found = support.verify(notes_url, ENTRY)
     assert (found.rows, found.passed) == (41, True)
-    assert count_rows(database, ENTRY, support.KEYS, ACTOR) == RowCount(rows=43, verified=41, missing=2)
+    assert count_rows(support.target(database), ENTRY) == RowCount(rows=43, verified=41, missing=2)
     found = support.verification(notes_url, ENTRY)
     assert (found.missing_rows, found.passed) == (2, False)
     assert found.reasons[0].startswith("2 rows were not reached in the order of the primary key")

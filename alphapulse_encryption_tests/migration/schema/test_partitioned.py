@@ -7,7 +7,6 @@ from typing import Any, Self
 import psycopg
 import pytest
 
-from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, RefusedError
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.postgres.database import Database
@@ -19,7 +18,7 @@ from alphapulse_encryption.migration.schema.indexes import IndexResult, build_se
 from alphapulse_encryption.migration.steps.columns import guard_in_place
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption_tests.migration import support
-from alphapulse_encryption_tests.migration.support import ACTOR, CIPHER, KEYS, run
+from alphapulse_encryption_tests.migration.support import ACTOR, KEYS, run, target
 
 ENTRY = support.table("notes", support.searchable("mail", "idx_mail"), "secret")
 PENDING = "notes_encryption_pending"
@@ -95,9 +94,9 @@ def test_every_step(notes_url: str) -> None:
     assert support.assert_encrypted(notes_url, ENTRY) == 600
     assert set(build(notes_url).created) == {"idx_mail", "notes_mail_region_id_key_search", PENDING}
     assert support.verify(notes_url, ENTRY).passed
-    switch_to_ciphertext(Database(notes_url), ENTRY, KEYS, ACTOR)
+    switch_to_ciphertext(target(notes_url), ENTRY)
     # The new application, through the table and past it.
-    for number, (target, region) in enumerate(
+    for number, (into, region) in enumerate(
         (("notes", "south"), ('"other place".far', "west"), ("south_rest", "south")), start=901
     ):
         sealed, token = (
@@ -106,7 +105,7 @@ def test_every_step(notes_url: str) -> None:
         )
         run(
             notes_url,
-            f"INSERT INTO {target} (region, id, mail_encrypted, mail_search) VALUES (%s, %s, %s, %s)",
+            f"INSERT INTO {into} (region, id, mail_encrypted, mail_search) VALUES (%s, %s, %s, %s)",
             region,
             number,
             sealed,
@@ -114,14 +113,14 @@ def test_every_step(notes_url: str) -> None:
         )
         assert run(notes_url, "SELECT mail FROM notes WHERE id = %s", number) == [(None,)]
         with pytest.raises(psycopg.errors.CheckViolation, match="mail_encryption_present"):
-            run(notes_url, f"INSERT INTO {target} (region, id) VALUES (%s, %s)", region, number + 10)
+            run(notes_url, f"INSERT INTO {into} (region, id) VALUES (%s, %s)", region, number + 10)
     run(
         notes_url,
         "UPDATE notes SET mail_encrypted = %s, mail_search = %s WHERE id = 5",
         support.seal("five", "test_search"),
         support.token("five", "test_search"),
     )
-    result = revert_to_plaintext(Database(notes_url), ENTRY, CIPHER, KEYS, ACTOR)
+    result = revert_to_plaintext(target(notes_url), ENTRY)
     assert result.rows == 4
     assert run(notes_url, "SELECT id, mail FROM notes WHERE id > 900 OR id = 5 ORDER BY id") == [
         (5, "five"),
@@ -344,9 +343,9 @@ def test_uniqueness_within_a_partition_only(notes_url: str) -> None:
     with pytest.raises(
         RefusedError, match=r"unique index once of notes \(mail\).*within the partition public\.north"
     ):
-        switch_to_ciphertext(Database(notes_url), ENTRY, KEYS, ACTOR)
+        switch_to_ciphertext(target(notes_url), ENTRY)
     run(notes_url, "DROP INDEX once")
-    assert switch_to_ciphertext(Database(notes_url), ENTRY, KEYS, ACTOR).changed
+    assert switch_to_ciphertext(target(notes_url), ENTRY).changed
 
 
 @pytest.mark.parametrize(
@@ -362,7 +361,7 @@ def test_a_rule_of_one_partition(notes_url: str, rule: str, named: str) -> None:
     build(notes_url)
     support.verify(notes_url, ENTRY)
     with pytest.raises(RefusedError, match=named):
-        switch_to_ciphertext(Database(notes_url), ENTRY, KEYS, ACTOR)
+        switch_to_ciphertext(target(notes_url), ENTRY)
 
 
 # Rows that move between partitions.
@@ -436,7 +435,7 @@ def test_an_encrypted_row_that_moves(notes_url: str) -> None:
 def test_preflight(notes_url: str) -> None:
     run(notes_url, "ANALYZE")
     run(notes_url, "CREATE UNIQUE INDEX once ON north (mail) WHERE secret > 0")
-    report = preflight.check(Database(notes_url), Catalogue(tables=(ENTRY,)), KEYS)
+    report = preflight.check(Database(notes_url), (ENTRY,), KEYS)
     assert report.blockers == ()
     assert report.rows == 300
     assert any("once" in f.message and "partition public.north" in f.message for f in report.warnings)
@@ -448,13 +447,13 @@ def test_preflight(notes_url: str) -> None:
         notes_url,
         "CREATE TRIGGER zzzz BEFORE UPDATE ON south_b FOR EACH ROW EXECUTE FUNCTION touch()",
     )
-    [blocker] = preflight.check(Database(notes_url), Catalogue(tables=(ENTRY,)), KEYS).blockers
+    [blocker] = preflight.check(Database(notes_url), (ENTRY,), KEYS).blockers
     assert "the trigger zzzz runs after the guard" in blocker.message
 
 
 def test_a_partition_is_not_a_table_of_its_own(notes_url: str) -> None:
     entry = support.table("north", "secret")
-    [blocker] = preflight.check(Database(notes_url), Catalogue(tables=(entry,)), KEYS).blockers
+    [blocker] = preflight.check(Database(notes_url), (entry,), KEYS).blockers
     assert "is a partition of public.notes" in blocker.message
     with pytest.raises(ConfigurationError, match=r"is a partition of public\.notes"):
         support.add_columns(notes_url, entry)

@@ -97,7 +97,7 @@ def test_refused_with_a_revoked_approval(approved_url: str, unchanged: Unchanged
 
 def test_refused_with_a_used_approval(approved_url: str, unchanged: Unchanged) -> None:
     walk.drop(approved_url, USERS)
-    restore_plaintext(Database(approved_url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR)
+    restore_plaintext(walk.target(approved_url), USERS)
     unchanged.refuses("no approval for dropping the plaintext of users: the last one was used already")
     walk.query(approved_url, "UPDATE encryption_tables SET authority = 'ciphertext'")
     unchanged.refuses("the last one was used already")
@@ -374,9 +374,7 @@ def test_the_rule_holds_unless_the_caller_says_that_it_is_the_sample(approved_ur
 
 def locked_part(url: str) -> None:
     """What runs under the lock, without what comes before it."""
-    ask = drop_module._Ask(
-        Database(url), walk.CATALOGUE, USERS, walk.CIPHER, walk.KEYS, walk.ACTOR, "Grace", "names"
-    )
+    ask = drop_module._Ask(walk.target(url), USERS, "Grace", "names")
     with Database(url).session("drop") as connection:
         approval = list_approvals(connection, USERS)[0]
         in_short_transaction(
@@ -564,7 +562,7 @@ def test_nothing_under_the_lock_may_take_long(
 
 def test_an_approver_needs_no_more_than_to_read_the_bookkeeping(ready_url: str, unchanged: Unchanged) -> None:
     """With a database role of their own, whom the server vouches for."""
-    count_rows(Database(ready_url), USERS, walk.KEYS, walk.ACTOR)
+    count_rows(walk.target(ready_url), USERS)
     walk.query(
         ready_url,
         "DO $$ BEGIN CREATE ROLE plain_approver LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$; "

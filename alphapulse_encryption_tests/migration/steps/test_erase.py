@@ -73,7 +73,7 @@ def files_with(url: str, values: dict[str, bytes] = CANARIES) -> dict[str, set[s
 
 
 def run_erasure(url: str, confirmation: str = "users") -> ErasureResult:
-    return erase_dropped(Database(url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR, confirmation=confirmation)
+    return erase_dropped(walk.target(url), USERS, confirmation=confirmation)
 
 
 def places(result: ErasureResult) -> dict[str, traces.Place]:

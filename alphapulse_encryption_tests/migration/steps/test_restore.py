@@ -38,7 +38,7 @@ def dropped(url: str, table: Table, bin_dir: Path, directory: Path, catalogue: C
 
 
 def restored(url: str, table: Table) -> RestoreResult:
-    return restore_plaintext(Database(url), table, walk.CIPHER, walk.KEYS, walk.ACTOR)
+    return restore_plaintext(walk.target(url), table)
 
 
 RICH = """
@@ -183,7 +183,7 @@ def restore_until_killed(url: str, batches: int) -> None:
         if seen == batches:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    restore_plaintext(Database(url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR, on_progress=on_progress)
+    restore_plaintext(walk.target(url), USERS, on_progress=on_progress)
 
 
 def test_kill_9_in_the_middle(sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_killed_in_the_middle_it_goes_on_and_loses_no_write(
     with pytest.raises(RefusedError, match="being restored"):
         walk.approve(sample_url, USERS)
     with pytest.raises(RefusedError, match="restore_plaintext"):
-        switch.revert_to_plaintext(Database(sample_url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR)
+        switch.revert_to_plaintext(walk.target(sample_url), USERS)
 
     result = restored(sample_url, USERS)
 
@@ -352,9 +352,7 @@ def test_columns_of_the_same_name_or_another_catalogue_are_refused(
 def test_progress_is_reported(sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
     dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
     seen: list[FillProgress] = []
-    result = restore_plaintext(
-        Database(sample_url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR, on_progress=seen.append
-    )
+    result = restore_plaintext(walk.target(sample_url), USERS, on_progress=seen.append)
     assert {progress.batch_range for progress in seen} == set(range(walk.RANGES))
     assert (seen[-1].rows, seen[-1].values) == (result.rows, result.values)
 
@@ -365,7 +363,7 @@ def test_held_until_nobody_writes_ciphertext_alone(approved_url: str) -> None:
     walk.drop(approved_url, USERS)
 
     def hold() -> RestoreResult:
-        return restore_plaintext(Database(approved_url), USERS, walk.CIPHER, walk.KEYS, walk.ACTOR, hold=True)
+        return restore_plaintext(walk.target(approved_url), USERS, hold=True)
 
     def write(email: str, number: int, *more: str) -> None:
         """Ciphertext and token, and what else is named."""

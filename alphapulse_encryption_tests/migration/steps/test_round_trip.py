@@ -49,13 +49,13 @@ def drop_all(url: str, bin_dir: Path, directory: Path) -> None:
 
 def restore_all(url: str) -> None:
     for table in TABLES:
-        assert restore_plaintext(Database(url), table, walk.CIPHER, walk.KEYS, walk.ACTOR).changed
+        assert restore_plaintext(walk.target(url), table).changed
         assert walk.verify(url, table).passed
 
 
 def revert_all(url: str) -> None:
     for table in TABLES:
-        assert revert_to_plaintext(Database(url), table, walk.CIPHER, walk.KEYS, walk.ACTOR).changed
+        assert revert_to_plaintext(walk.target(url), table).changed
 
 
 def write_to_twin(url: str) -> None:

@@ -31,11 +31,11 @@ ACCOUNTS = walk.CATALOGUE.table("trading_accounts")
 
 
 def switched(url: str, table: Table) -> SwitchResult:
-    return switch_to_ciphertext(Database(url), table, walk.KEYS, walk.ACTOR)
+    return switch_to_ciphertext(walk.target(url), table)
 
 
 def reverted(url: str, table: Table) -> RevertResult:
-    return revert_to_plaintext(Database(url), table, walk.CIPHER, walk.KEYS, walk.ACTOR)
+    return revert_to_plaintext(walk.target(url), table)
 
 
 def envelope(value: str, context: str) -> str:
@@ -210,17 +210,13 @@ def test_the_next_try_trusts_no_ciphertext_that_nobody_watched_over(sample_url: 
     walk.query(sample_url, "UPDATE users SET email = 'newer@x.example', email_search = 'stale' WHERE id = 10")
     rows = walk.value(sample_url, "SELECT count(*) FROM users")
 
-    result = add_encrypted_columns(
-        Database(sample_url), USERS, walk.KEYS, walk.ACTOR, batch_ranges=walk.RANGES
-    )
+    result = add_encrypted_columns(walk.target(sample_url), USERS, batch_ranges=walk.RANGES)
 
     assert (result.added, result.guards_created, result.cleared) == ((), True, rows)
     assert (
         walk.value(sample_url, "SELECT count(*) FROM users WHERE email_encrypted || email_search <> ''") == 0
     )
-    assert not add_encrypted_columns(
-        Database(sample_url), USERS, walk.KEYS, walk.ACTOR, batch_ranges=walk.RANGES
-    ).changed
+    assert not add_encrypted_columns(walk.target(sample_url), USERS, batch_ranges=walk.RANGES).changed
     walk.encrypt(sample_url, USERS)
     assert walk.verify(sample_url, USERS).passed
     sealed = walk.value(sample_url, "SELECT first_name_encrypted FROM users WHERE id = 9")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 
 from alphapulse_encryption.catalogue import Catalogue
-from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
@@ -39,7 +38,7 @@ from alphapulse_encryption_tests.migration.rows.test_rotate import (
     token,
     verified,
 )
-from alphapulse_encryption_tests.migration.support import ACTOR, MASTER_KEY, run
+from alphapulse_encryption_tests.migration.support import ACTOR, MASTER_KEY, run, target
 
 __all__ = ["begun_url", "notes_url"]
 
@@ -58,15 +57,15 @@ def states(url: str) -> list[tuple[int, str]]:
 
 
 def backfill(url: str, keys: KeyRing) -> object:
-    return backfill_range(Database(url), ENTRY, 0, get_format("AES-256-GCM", keys), keys, ACTOR)
+    return backfill_range(target(url, keys=keys), ENTRY, 0)
 
 
 def verify(url: str, keys: KeyRing) -> object:
-    return verify_range(Database(url), ENTRY, 0, get_format("AES-256-GCM", keys), keys, ACTOR)
+    return verify_range(target(url, keys=keys), ENTRY, 0)
 
 
 def rotate(url: str, keys: KeyRing) -> object:
-    return rotate_range(Database(url), ENTRY, 0, get_format("AES-256-GCM", keys), keys, ACTOR)
+    return rotate_range(target(url, keys=keys), ENTRY, 0)
 
 
 def count(url: str) -> TableVersions:
@@ -75,7 +74,7 @@ def count(url: str) -> TableVersions:
 
 
 def retire(url: str, catalogue: Catalogue = CATALOGUE) -> Retirement:
-    return retire_versions(Database(url), catalogue, CIPHER, ACTOR)
+    return retire_versions(target(url, catalogue=catalogue))
 
 
 def actions(url: str) -> list[str]:
@@ -126,7 +125,7 @@ def test_a_key_that_is_still_needed_is_missed(begun_url: str, step: Step) -> Non
 
 
 def test_a_rotation_begins_once(notes_url: str) -> None:
-    begun = begin_rotation(Database(notes_url), KEYS, ACTOR)
+    begun = begin_rotation(target(notes_url))
     assert (begun.version, begun.before, begun.changed, begun.revoked) == (2, 1, True, ())
     assert states(notes_url) == [(1, "readable"), (2, "current")]
     checks = run(notes_url, "SELECT key_version, check_value FROM encryption_key_checks ORDER BY 1")
@@ -136,7 +135,7 @@ def test_a_rotation_begins_once(notes_url: str) -> None:
         notes_url, "SELECT details FROM encryption_audit_log WHERE action = 'begin_key_rotation'"
     )
     assert details == {"from_version": 1, "to_version": 2, "revoked_approvals": []}
-    assert not begin_rotation(Database(notes_url), KEYS, ACTOR).changed
+    assert not begin_rotation(target(notes_url)).changed
     assert actions(notes_url) == ["begin_key_rotation"]
 
 
@@ -152,13 +151,13 @@ def test_a_beginning_that_is_refused_changes_nothing(begun_url: str, case: str) 
     keys, why = REFUSED[case]
     before = run(begun_url, "SELECT * FROM encryption_key_versions ORDER BY 1")
     with pytest.raises(RefusedError, match=why):
-        begin_rotation(Database(begun_url), keys, ACTOR)
+        begin_rotation(target(begun_url, keys=keys))
     assert run(begun_url, "SELECT * FROM encryption_key_versions ORDER BY 1") == before
     assert run(begun_url, "SELECT max(key_version) FROM encryption_key_checks") == [(2,)]
 
 
 def test_a_database_that_was_never_begun(database_url: str) -> None:
-    begun = begin_rotation(Database(database_url), KEYS, ACTOR)
+    begun = begin_rotation(target(database_url))
     assert (begun.before, begun.changed) == (None, False)
     assert run(database_url, "SELECT 1 FROM pg_class WHERE relname LIKE 'encryption\\_%'") == []
 
@@ -175,7 +174,7 @@ def test_two_processes_begin_with_different_versions(database_url: str) -> None:
 def test_verifications_and_approvals_end_with_it(approved_url: str) -> None:
     users = walk.CATALOGUE.table("users")
     keys = KeyRing({1: bytes(range(32)), 2: SECOND_KEY}, 2)
-    begun = begin_rotation(Database(approved_url), keys, ACTOR)
+    begun = begin_rotation(target(approved_url, keys=keys))
     approvals = run(
         approved_url, "SELECT id, revoked_by FROM encryption_approvals WHERE revoked_at IS NOT NULL"
     )
@@ -287,6 +286,6 @@ def test_bookkeeping_from_before_there_were_versions(notes_url: str) -> None:
     )
     support.add_columns(notes_url, ENTRY, ranges=3)
     assert states(notes_url) == [(1, "current")]
-    begin_rotation(Database(notes_url), KEYS, ACTOR)
+    begin_rotation(target(notes_url))
     rotate_all(notes_url)
     assert retire(notes_url).retired == (1,)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption_tests import forked
 from alphapulse_encryption_tests.migration import support, walk
@@ -150,6 +149,6 @@ def prepare(url: str, phase: str) -> None:
         if phase == "encrypted":
             walk.encrypt(url, table)
             walk.verify(url, table)
-            switch_to_ciphertext(Database(url), table, walk.KEYS, walk.ACTOR)
+            switch_to_ciphertext(walk.target(url), table)
         elif phase != "off":
             support.add_columns(url, table, keys=walk.KEYS)

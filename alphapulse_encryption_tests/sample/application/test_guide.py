@@ -73,7 +73,7 @@ def test_in_every_phase(sample_url: str, postgres: EmbeddedPostgres, tmp_path: P
         finds(url, phase, number, *EVERYTHING)
 
     walk.verify(url, USERS)
-    switch_to_ciphertext(database, USERS, walk.KEYS, walk.ACTOR)
+    switch_to_ciphertext(walk.target(database), USERS)
     for phase in ("dual", "encrypted"):
         finds(url, phase, number, *EVERYTHING)
 
@@ -83,10 +83,10 @@ def test_in_every_phase(sample_url: str, postgres: EmbeddedPostgres, tmp_path: P
     walk.drop(url, USERS)
     finds(url, "encrypted", number, *EVERYTHING)
 
-    restore_plaintext(database, USERS, walk.CIPHER, walk.KEYS, walk.ACTOR, hold=True)
+    restore_plaintext(walk.target(database), USERS, hold=True)
     finds(url, "dual", number, *EVERYTHING)
-    restore_plaintext(database, USERS, walk.CIPHER, walk.KEYS, walk.ACTOR)
+    restore_plaintext(walk.target(database), USERS)
     finds(url, "plaintext", number, *EVERYTHING)
-    revert_to_plaintext(database, USERS, walk.CIPHER, walk.KEYS, walk.ACTOR)
+    revert_to_plaintext(walk.target(database), USERS)
     finds(url, "plaintext", number, *EVERYTHING)
     finds(url, "off", number, "old")

@@ -73,7 +73,7 @@ class Journey:
 
     def switch(self) -> None:
         for table in TABLES:
-            switch_to_ciphertext(Database(self.url), table, walk.KEYS, walk.ACTOR)
+            switch_to_ciphertext(walk.target(self.url), table)
         self.load.more(self._pause)
 
     def drop(self, directory: Path, bin_dir: Path) -> None:
@@ -85,15 +85,13 @@ class Journey:
 
     def restore(self, *, hold: bool) -> None:
         for table in TABLES:
-            restored = restore_plaintext(
-                Database(self.url), table, walk.CIPHER, walk.KEYS, walk.ACTOR, hold=hold
-            )
+            restored = restore_plaintext(walk.target(self.url), table, hold=hold)
             assert (restored.changed, restored.held) == (True, hold)
         self.load.more(self._pause)
 
     def revert(self) -> None:
         for table in TABLES:
-            revert_to_plaintext(Database(self.url), table, walk.CIPHER, walk.KEYS, walk.ACTOR)
+            revert_to_plaintext(walk.target(self.url), table)
         self.load.more(self._pause)
 
     @contextlib.contextmanager
