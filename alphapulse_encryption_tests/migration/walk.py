@@ -44,7 +44,9 @@ def target(
 ) -> Target:
     """What a step works on: a database or its address, and what the tests have in common."""
     database = Database(of) if isinstance(of, str) else of
-    return Target(database, catalogue, cipher or get_format("AES-256-GCM", keys), keys, actor)
+    # The same object for the same keys: a worker keeps what it has reserved for one.
+    usual = CIPHER if keys is KEYS else get_format("AES-256-GCM", keys)
+    return Target(database, catalogue, cipher or usual, keys, actor)
 
 
 def metered(url: str) -> MeteredCipher:

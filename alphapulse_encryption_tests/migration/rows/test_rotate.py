@@ -60,7 +60,7 @@ def notes_url(database_url: str) -> str:
 @pytest.fixture
 def begun_url(notes_url: str) -> str:
     """The same, its rotation begun."""
-    begin_rotation(target(notes_url))
+    begin_rotation(target(notes_url, keys=KEYS))
     return notes_url
 
 
@@ -257,7 +257,7 @@ def test_pending_values_are_the_backfills(begun_url: str) -> None:
     found = support.texts(begun_url, ENTRY, "secret_encrypted")
     assert {key for key, envelope in found.items() if envelope is None} >= {("1", "k03"), ("0", "k04")}
     for number in range(RANGES):
-        backfill_range(target(begun_url), ENTRY, number)
+        backfill_range(target(begun_url, keys=KEYS), ENTRY, number)
     assert_under(begun_url, 2, plaintexts(begun_url))
 
 
@@ -265,7 +265,7 @@ def test_after_the_switch_and_on_the_way_back(begun_url: str) -> None:
     """Where the ciphertext is right, some plaintext is gone; a revert reads the versions of a half-rotated table."""
     expected = plaintexts(begun_url)
     assert verified(begun_url).passed
-    switch_to_ciphertext(target(begun_url), ENTRY)
+    switch_to_ciphertext(target(begun_url, keys=KEYS), ENTRY)
     mail = "new@example.org"
     for number, version in ((5, 1), (6, 2), (41, 1), (42, 2)):
         key = (str(number % 2), f"k{number:02d}")
@@ -282,7 +282,7 @@ def test_after_the_switch_and_on_the_way_back(begun_url: str) -> None:
         frozenset({2}),
         frozenset({1, 2}),
     }
-    revert_to_plaintext(target(begun_url), ENTRY)
+    revert_to_plaintext(target(begun_url, keys=KEYS), ENTRY)
     assert plaintexts(begun_url) == expected
     # What a revert leaves behind needs no guard to be rotated.
     rotate_all(begun_url)
@@ -391,7 +391,7 @@ def test_what_does_not_open_is_set_aside(begun_url: str) -> None:
     # A backfill has its own: it neither forgets these rows nor counts them.
     run(begun_url, "UPDATE notes SET secret = 7 WHERE \"100%\" IN ('k03', 'k04', 'k06', 'k07')")
     for number in range(RANGES):
-        backfill_range(target(begun_url), ENTRY, number)
+        backfill_range(target(begun_url, keys=KEYS), ENTRY, number)
     assert run(begun_url, "SELECT key, step FROM encryption_quarantine ORDER BY key") == kept
 
     with behind(begun_url) as connection:
@@ -424,7 +424,7 @@ def failed_ranges(url: str) -> list[str]:
 def test_one_value_under_two_versions(begun_url: str) -> None:
     """A unique index sees tokens, and those of two versions differ: both rows are named, all others go on."""
     assert verified(begun_url).passed
-    switch_to_ciphertext(target(begun_url), ENTRY)
+    switch_to_ciphertext(target(begun_url, keys=KEYS), ENTRY)
     run(
         begun_url,
         "INSERT INTO notes (tenant, \"100%%\", mail_encrypted, mail_search) VALUES (7, 'late', %s, %s)",
@@ -473,7 +473,7 @@ def test_a_backfill_that_waited_for_the_range_writes_no_old_version(notes_url: s
         )
         with support.Background(lambda: support.backfill(notes_url, ENTRY, 0)) as backfill:
             support.until(lambda: support.value(notes_url, asked) > 0, "it asks for the range")
-            begin_rotation(target(notes_url))
+            begin_rotation(target(notes_url, keys=KEYS))
             other.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [range_lock(ENTRY, 0)])
             with pytest.raises(
                 RefusedError, match=r"current key version is 2, since .*the environment says 1"

@@ -125,7 +125,7 @@ def test_a_key_that_is_still_needed_is_missed(begun_url: str, step: Step) -> Non
 
 
 def test_a_rotation_begins_once(notes_url: str) -> None:
-    begun = begin_rotation(target(notes_url))
+    begun = begin_rotation(target(notes_url, keys=KEYS))
     assert (begun.version, begun.before, begun.changed, begun.revoked) == (2, 1, True, ())
     assert states(notes_url) == [(1, "readable"), (2, "current")]
     checks = run(notes_url, "SELECT key_version, check_value FROM encryption_key_checks ORDER BY 1")
@@ -135,7 +135,7 @@ def test_a_rotation_begins_once(notes_url: str) -> None:
         notes_url, "SELECT details FROM encryption_audit_log WHERE action = 'begin_key_rotation'"
     )
     assert details == {"from_version": 1, "to_version": 2, "revoked_approvals": []}
-    assert not begin_rotation(target(notes_url)).changed
+    assert not begin_rotation(target(notes_url, keys=KEYS)).changed
     assert actions(notes_url) == ["begin_key_rotation"]
 
 
@@ -157,7 +157,7 @@ def test_a_beginning_that_is_refused_changes_nothing(begun_url: str, case: str) 
 
 
 def test_a_database_that_was_never_begun(database_url: str) -> None:
-    begun = begin_rotation(target(database_url))
+    begun = begin_rotation(target(database_url, keys=KEYS))
     assert (begun.before, begun.changed) == (None, False)
     assert run(database_url, "SELECT 1 FROM pg_class WHERE relname LIKE 'encryption\\_%'") == []
 
@@ -286,6 +286,6 @@ def test_bookkeeping_from_before_there_were_versions(notes_url: str) -> None:
     )
     support.add_columns(notes_url, ENTRY, ranges=3)
     assert states(notes_url) == [(1, "current")]
-    begin_rotation(target(notes_url))
+    begin_rotation(target(notes_url, keys=KEYS))
     rotate_all(notes_url)
     assert retire(notes_url).retired == (1,)
