@@ -574,7 +574,8 @@ def test_application_writes_all_the_while(database_url: str) -> None:
 
 KILLED = """
 import sys
-from alphapulse_encryption_tests.migration import support; from alphapulse_encryption_tests.migration.rows import test_backfill
+from alphapulse_encryption_tests.migration import support
+from alphapulse_encryption_tests.migration.rows import test_backfill
 support.backfill(sys.argv[1], test_backfill.ENTRY, 0, batch_size=20)
 """
 
