@@ -236,7 +236,7 @@ def _state(demo: Demo) -> str | None:
     """Where the table that the demo drops stands; None before its encrypted columns were added."""
     with demo.database.session(f"look where {DROPPED_TABLE} stands") as connection:
         state = table_state(connection, demo.users) if bookkeeping_exists(connection) else None
-    return None if state is None else state.stage
+    return None if state is None else state.state.stage
 
 
 def _approved(demo: Demo) -> bool:

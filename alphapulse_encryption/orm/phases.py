@@ -10,11 +10,12 @@ import os
 import threading
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
+from alphapulse_encryption.lifecycle import State, decode
 
 PHASE_VARIABLE = "ALPHAPULSE_ENCRYPTION_PHASE"
 
@@ -144,41 +145,6 @@ def _parse(phase: Phase | str, name: str) -> Phase:
     raise ConfigurationError(f"{name} must be one of {', '.join(Phase)}.")
 
 
-class _State(NamedTuple):
-    """Where the database says a table stands, and the phases that are right then."""
-
-    words: str
-    allowed: tuple[Phase, ...]
-    advice: str
-
-
-_NOT_BEGUN = _State("it has no encrypted columns yet", (Phase.OFF,), "Run --add-columns first")
-_REVERTED = _State(
-    "it was reverted to plaintext, and its ciphertext may be older than its plaintext",
-    (Phase.OFF, Phase.PLAINTEXT),
-    "Begin again with --add-columns before anything reads ciphertext",
-)
-_PLAINTEXT_RIGHT = _State(
-    "its plaintext is right, and ciphertext alone is refused",
-    (Phase.OFF, Phase.PLAINTEXT, Phase.DUAL),
-    "Run --switch-to-encrypted once every instance is in the phase dual",
-)
-_CIPHERTEXT_RIGHT = _State(
-    "its ciphertext is right, and the plaintext of what is written encrypted is gone",
-    (Phase.DUAL, Phase.ENCRYPTED),
-    "To go back, bring every instance to the phase dual and run --revert-to-plaintext",
-)
-_DROPPED = _State(
-    "its plaintext columns were dropped",
-    (Phase.ENCRYPTED,),
-    "To go back, run --restore-plaintext --hold",
-)
-_RESTORING = _State(
-    "its plaintext columns are being rebuilt and are not complete",
-    (Phase.DUAL, Phase.ENCRYPTED),
-    "Bring every instance to the phase dual, then end it with --restore-plaintext",
-)
-
 _READ_STATES = text(
     "SELECT table_name, authority, stage, coalesce((set_aside ->> 'unguarded')::boolean, false) "
     "FROM public.encryption_tables"
@@ -208,31 +174,25 @@ def check_phases(bind: Engine | Connection) -> dict[str, Phase]:
     declared = dict(_configuration.declared)
     problems = []
     for table, phase in sorted(declared.items()):
-        state = states.get(table, _NOT_BEGUN)
-        if phase not in state.allowed:
+        state = states.get(table, State.UNTOUCHED)
+        if phase not in state.phases:
             problems.append(
                 f"table {table} is used in the phase {phase}, but {state.words}: "
-                f"{' or '.join(state.allowed)} is right now. {state.advice}, or set {PHASE_VARIABLE} accordingly"
+                f"{' or '.join(state.phases)} is right now. {state.advice}, or set {PHASE_VARIABLE} accordingly"
             )
     if problems:
         raise RefusedError("; ".join(problems) + ". Nothing was changed.")
     return declared
 
 
-def _read_states(connection: Connection) -> dict[str, _State]:
+def _read_states(connection: Connection) -> dict[str, State]:
     exists: Any = connection.execute(
         text("SELECT to_regclass('public.encryption_tables') IS NOT NULL")
     ).scalar_one()
     if not exists:
         return {}
-    return {row[0]: _state(*row[1:]) for row in connection.execute(_READ_STATES)}
-
-
-def _state(authority: str, stage: str, unguarded: bool) -> _State:
-    if stage == "dropped":
-        return _DROPPED
-    if stage == "restoring":
-        return _RESTORING
-    if unguarded:
-        return _REVERTED
-    return _CIPHERTEXT_RIGHT if authority == "ciphertext" else _PLAINTEXT_RIGHT
+    return {
+        # What is set aside changes nothing for an application.
+        table: decode(authority, stage, unguarded=unguarded, set_aside=False)
+        for table, authority, stage, unguarded in connection.execute(_READ_STATES)
+    }

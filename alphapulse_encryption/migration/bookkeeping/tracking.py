@@ -15,16 +15,17 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
+from alphapulse_encryption import lifecycle
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
+from alphapulse_encryption.lifecycle import Authority, State
 from alphapulse_encryption.migration.postgres import wire
 from alphapulse_encryption.migration.postgres.database import Actor
 
 Connection = psycopg.Connection[Any]
 # The primary key of a row, each part in its text form.
 Key = tuple[str, ...]
-Authority = Literal["plaintext", "ciphertext"]
 Status = Literal["pending", "in_progress", "completed", "failed"]
 KeyState = Literal["current", "readable", "retired"]
 
@@ -396,20 +397,16 @@ class TableState:
     """Where a table stands.
 
     Args:
-        authority: which side is right.
-        stage: ``columns`` while both sides exist, ``dropped`` after the drop, ``restoring`` while the
-            plaintext columns are being rebuilt.
         set_aside: what the switch took off the plaintext columns, to be put back by a revert.
     """
 
-    authority: Authority
-    stage: Literal["columns", "dropped", "restoring"]
+    state: State
     set_aside: Mapping[str, Any]
 
     @property
-    def unguarded(self) -> bool:
-        """Whether a revert took the guard away, so that what is encrypted may be older than the plaintext."""
-        return bool(self.set_aside.get("unguarded"))
+    def authority(self) -> Authority:
+        """Which side is the source of truth."""
+        return self.state.authority
 
 
 def register_table(connection: Connection, table: Table) -> None:
@@ -434,7 +431,12 @@ def table_state(connection: Connection, table: Table, *, lock: bool = False) -> 
         "SELECT authority, stage, set_aside FROM public.encryption_tables WHERE table_name = %s {lock}"
     ).format(lock=sql.SQL("FOR UPDATE" if lock else ""))
     row = connection.execute(query, [table.key]).fetchone()
-    return None if row is None else TableState(*row)
+    if row is None:
+        return None
+    authority, stage, set_aside = row
+    taken = any(set_aside.get(name) for name in ("defaults", "not_null"))
+    unguarded = bool(set_aside.get("unguarded"))
+    return TableState(lifecycle.decode(authority, stage, unguarded=unguarded, set_aside=taken), set_aside)
 
 
 def require_state(connection: Connection, table: Table, *, lock: bool = False) -> TableState:
@@ -459,7 +461,7 @@ def require_guarded_state(connection: Connection, table: Table) -> TableState:
         RefusedError: the encrypted columns were never added, or the table was reverted since.
     """
     state = require_state(connection, table)
-    if state.unguarded:
+    if state.state is State.REVERTED:
         raise RefusedError(
             f"Table {table.key} was reverted to plaintext. Begin again with the encrypted columns "
             f"(--add-columns --table {table.key}); nothing was changed."
@@ -467,19 +469,26 @@ def require_guarded_state(connection: Connection, table: Table) -> TableState:
     return state
 
 
-def set_state(
-    connection: Connection,
-    table: Table,
-    *,
-    authority: Authority,
-    stage: Literal["columns", "dropped", "restoring"],
-    set_aside: Mapping[str, Any],
+def advance(
+    connection: Connection, table: Table, to: State, set_aside: Mapping[str, Any] | None = None
 ) -> None:
-    """Record where the table stands; called in the transaction that brings it there."""
+    """Record where the table stands now; called in the transaction that brings it there.
+
+    Raises:
+        RefusedError: no step leads there from where it stands.
+    """
+    now = require_state(connection, table, lock=True).state
+    if not lifecycle.leads(now, to):
+        raise RefusedError(
+            f"Table {table.key} was changed by another run meanwhile: it is {now}, from which no step leads to {to}. "
+            "Run the step again; nothing was changed."
+        )
+    kept = {"unguarded": True} if to is State.REVERTED else dict(set_aside or {})
+    stage = "columns" if to.has_both_sides else to.stage
     connection.execute(
         "UPDATE public.encryption_tables SET authority = %s, stage = %s, set_aside = %s, changed_at = now() "
         "WHERE table_name = %s",
-        [authority, stage, json.dumps(set_aside), table.key],
+        [to.authority, stage, json.dumps(kept), table.key],
     )
 
 

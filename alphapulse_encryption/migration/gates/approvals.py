@@ -14,6 +14,7 @@ from psycopg.sql import SQL
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.gates import roles
@@ -214,9 +215,9 @@ def refuse_unless_droppable(
         RefusedError: says which of them is missing.
     """
     state = tracking.require_state(connection, table)
-    if state.stage == "dropped":
+    if state.state is State.DROPPED:
         raise RefusedError(f"The plaintext of {table.key} is dropped already; nothing was changed.")
-    if state.stage == "restoring":
+    if state.state in (State.RESTORING, State.RESTORED):
         raise RefusedError(
             f"The plaintext of {table.key} is being restored. Let restore_plaintext end first."
         )

@@ -137,7 +137,7 @@ def check(
                 definition = read_table(
                     connection,
                     table,
-                    plaintext=state is None or state.stage == "columns",
+                    plaintext=state is None or state.state.has_both_sides,
                     once=once,
                 )
             except MigrationError as error:

@@ -15,6 +15,7 @@ import psycopg
 
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.tracking import TableState
 from alphapulse_encryption.migration.discovery.sensitive_names import Suspicion, looks_sensitive
@@ -58,7 +59,7 @@ def look_for_drift(database: Database, catalogue: Catalogue) -> list[Finding]:
 
 def _of_table(connection: Connection, table: Table) -> list[Finding]:
     state = tracking.table_state(connection, table)
-    if state is None or state.unguarded:
+    if state is None or state.state is State.REVERTED:
         return []
     try:
         definition = read_table(connection, table, plaintext=False)
@@ -72,7 +73,7 @@ def _of_table(connection: Connection, table: Table) -> list[Finding]:
             )
         ]
     found = _columns(definition, state)
-    if state.stage != "columns":
+    if not state.state.has_both_sides:
         return found
     if not _missing_plaintext(definition):
         found += _guard(connection, definition)
@@ -88,9 +89,9 @@ def _columns(definition: TableDefinition, state: TableState) -> list[Finding]:
     key = definition.table.key
     derived = [name for column in definition.table.columns for name in column.derived]
     gone = [name for name in derived if name not in definition.columns]
-    if state.stage == "columns":
+    if state.state.has_both_sides:
         gone += _missing_plaintext(definition)
-    back = [c.name for c in definition.plaintext_columns] if state.stage == "dropped" else []
+    back = [c.name for c in definition.plaintext_columns] if state.state is State.DROPPED else []
     unsuitable = unsuitable_columns(definition)
     found = []
     if gone:

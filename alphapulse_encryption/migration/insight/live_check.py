@@ -21,6 +21,7 @@ from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.errors import DecryptionError
+from alphapulse_encryption.lifecycle import Authority
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.postgres.database import without_values
 from alphapulse_encryption.migration.schema import sql
@@ -134,7 +135,7 @@ class _Trial:
     connection: Connection
     definition: TableDefinition
     column: Column
-    authority: tracking.Authority
+    authority: Authority
     cipher: EnvelopeFormat
     keys: KeyRing
 

@@ -12,6 +12,7 @@ import psycopg
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES, WARNING_FROM
 from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates.approvals import Approval, list_approvals
@@ -86,7 +87,7 @@ def old_pending_rows(
         found: list[Finding] = []
         for table in tables:
             state = tracking.table_state(connection, table)
-            if state is None or state.unguarded or state.stage != "columns":
+            if state is None or state.state is State.REVERTED or not state.state.has_both_sides:
                 continue
             unfinished = _standing_still(connection, table, limit)
             if mark is not None and unfinished is None:

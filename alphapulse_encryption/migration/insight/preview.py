@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.lifecycle import Authority, State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.tracking import TableState
 from alphapulse_encryption.migration.gates import preflight
@@ -141,7 +142,7 @@ class TablePlan(_Model):
 
     table: str
     stage: Literal["not begun", "columns", "reverted", "dropped", "restoring"]
-    authority: tracking.Authority
+    authority: Authority
     rows: int = Field(description="the planner's estimate")
     table_bytes: int = Field(description="with TOAST")
     index_bytes: int
@@ -366,7 +367,9 @@ SELECT coalesce(sum(pg_table_size(p.oid)), 0)::bigint, coalesce(sum(pg_indexes_s
 def _table(connection: Connection, entry: Table, batch_ranges: int) -> tuple[TablePlan, Work, list[Finding]]:
     begun = tracking.bookkeeping_exists(connection)
     state = tracking.table_state(connection, entry) if begun else None
-    definition = read_table(connection, entry, plaintext=state is None or state.stage == "columns", once=True)
+    definition = read_table(
+        connection, entry, plaintext=state is None or state.state.has_both_sides, once=True
+    )
     refuse_partition(connection, definition)
     heap, index_bytes, count = connection.execute(_SIZES, {"table": definition.oid}).fetchall()[0]
     findings: list[Finding] = []
@@ -387,8 +390,8 @@ def _table(connection: Connection, entry: Table, batch_ranges: int) -> tuple[Tab
     data_left = not next(step.done for step in steps if step.name == "data")
     found = TablePlan(
         table=entry.key,
-        stage="not begun" if state is None else "reverted" if state.unguarded else state.stage,
-        authority="plaintext" if state is None else state.authority,
+        stage=(state.state if state is not None else State.UNTOUCHED).stage,
+        authority=(state.state if state is not None else State.UNTOUCHED).authority,
         rows=definition.estimated_rows,
         table_bytes=heap,
         index_bytes=index_bytes,
@@ -471,18 +474,20 @@ def _steps(
     ranges: Sequence[Range],
     findings: list[Finding],
 ) -> list[Step]:
-    if state is not None and state.stage != "columns":
-        note = "the plaintext is dropped" if state.stage == "dropped" else "the plaintext is being restored"
+    if state is not None and not state.state.has_both_sides:
+        note = (
+            "the plaintext is dropped" if state.state is State.DROPPED else "the plaintext is being restored"
+        )
         return [Step(name=name, command=command, done=True, note=note) for name, command in STEPS.items()]
     as_text = _Texts(connection)
-    authority: tracking.Authority = "plaintext" if state is None else state.authority
+    authority: Authority = "plaintext" if state is None else state.authority
     added = columns.with_columns(definition)
     steps = [
         _columns(connection, definition, added, authority, as_text),
         Step(
             name="data",
             command=STEPS["data"],
-            done=_all_done(ranges) and (state is not None and not state.unguarded),
+            done=_all_done(ranges) and (state is not None and state.state is not State.REVERTED),
             locks=(_BATCH,),
             note="rows that the application changes meanwhile are left to it, and read again",
         ),
@@ -542,7 +547,7 @@ def _columns(
     connection: Connection,
     definition: TableDefinition,
     added: TableDefinition,
-    authority: tracking.Authority,
+    authority: Authority,
     as_text: _Texts,
 ) -> Step:
     statements: list[Composed] = []
@@ -602,7 +607,7 @@ def _views(connection: Connection, added: TableDefinition, as_text: _Texts, find
 def _switch(
     connection: Connection,
     added: TableDefinition,
-    authority: tracking.Authority,
+    authority: Authority,
     as_text: _Texts,
     findings: list[Finding],
 ) -> Step:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import MigrationError, RefusedError
+from alphapulse_encryption.lifecycle import Authority, State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.bookkeeping.tracking import BatchRange, TableState
@@ -115,7 +116,7 @@ class TableStatus(_Model):
 
     table: str
     stage: Literal["not begun", "columns", "reverted", "dropped", "restoring", "unknown"]
-    authority: tracking.Authority | None
+    authority: Authority | None
     rows: int = Field(description="the planner's estimate")
     bytes: int = Field(description="with indexes and TOAST")
     columns: tuple[ColumnStatus, ...]
@@ -338,7 +339,7 @@ class _Look:
         working = {w.range for w in workers if w.table == entry.key and w.range is not None}
         counts = self._pending(definition, state, ranges)
         rows = definition.estimated_rows if definition is not None else 0
-        left = _rows_left(ranges, rows) if state is not None and state.stage == "columns" else None
+        left = _rows_left(ranges, rows) if state is not None and state.state.has_both_sides else None
         rate = _rate(ranges, times, self.now)
         rotation = self._rotation(entry, working) if state is not None else []
         active = [*_active(ranges, times, working, rotating=bool(rotation)), *(one for _, one in rotation)]
@@ -391,12 +392,12 @@ class _Look:
     def _pending(
         self, definition: TableDefinition | None, state: TableState | None, ranges: Sequence[BatchRange]
     ) -> _Counts:
-        if definition is None or (state is not None and state.stage != "columns"):
+        if definition is None or (state is not None and not state.state.has_both_sides):
             return _Counts(Pending(rows=None, how="nothing to encrypt"), {})
         estimate = Pending(rows=definition.estimated_rows, how="estimated")
         if state is None or not all(c.encrypted in definition.columns for c in definition.table.columns):
             return _Counts(estimate, {})
-        if state.unguarded:
+        if state.state is State.REVERTED:
             return _Counts(estimate, {})
         indexed = has_pending_index(self.connection, definition)
         if not indexed and definition.total_bytes > SMALL_TABLE:
@@ -543,7 +544,7 @@ def _stage(
 ) -> Literal["not begun", "columns", "reverted", "dropped", "restoring"]:
     if state is None:
         return "not begun"
-    return "reverted" if state.unguarded else state.stage
+    return state.state.stage
 
 
 def _state_of(

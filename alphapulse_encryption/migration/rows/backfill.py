@@ -101,7 +101,7 @@ class _Backfill:
     step: Step = "backfill"
 
     def admit(self, connection: Connection) -> bool:
-        return tracking.require_guarded_state(connection, self.table).stage == "columns"
+        return tracking.require_guarded_state(connection, self.table).state.has_both_sides
 
     def read_table(self, connection: Connection) -> TableDefinition:
         return read_table(connection, self.table)

@@ -34,7 +34,7 @@ def pending_ranges(database: Database, tables: Iterable[Table]) -> list[tuple[st
 def pending_in(connection: psycopg.Connection[Any], table: Table) -> list[int]:
     """Those ranges of one table; the session follows the primary key (:func:`.batches.plan_by_key`)."""
     state = tracking.table_state(connection, table) if tracking.bookkeeping_exists(connection) else None
-    if state is None or state.stage != "columns":
+    if state is None or not state.state.has_both_sides:
         return []
     definition = read_table(connection, table)
     if not has_pending_index(connection, definition):

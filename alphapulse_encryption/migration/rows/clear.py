@@ -7,6 +7,7 @@ from typing import Any
 import psycopg
 from psycopg.sql import SQL, Composed, Identifier
 
+from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.tracking import Key
 from alphapulse_encryption.migration.postgres.database import Actor, mark_as_engine
@@ -40,7 +41,7 @@ def clear_unguarded(connection: Connection, definition: TableDefinition, actor: 
     """
     table = definition.table
     state = tracking.require_state(connection, table)
-    if not state.unguarded:
+    if state.state is not State.REVERTED:
         return 0
     plan_by_key(connection)
     rows = 0
@@ -62,8 +63,7 @@ def clear_unguarded(connection: Connection, definition: TableDefinition, actor: 
         position = key_of(definition, last)
 
     def finish() -> None:
-        current = tracking.require_state(connection, table, lock=True)
-        tracking.set_state(connection, table, authority=current.authority, stage=current.stage, set_aside={})
+        tracking.advance(connection, table, State.GUARDED)
         tracking.audit(connection, actor, "clear_ciphertext", table, rows=rows)
 
     in_short_transaction(connection, f"clear old ciphertext of {table.key}", finish)

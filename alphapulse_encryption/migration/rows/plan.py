@@ -9,6 +9,7 @@ from psycopg.sql import SQL, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
+from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.schema import sql
@@ -80,9 +81,10 @@ def replan_ranges(database: Database, table: Table, actor: Actor, *, count: int)
         raise ConfigurationError(f"A table cannot be cut into {count} batch ranges.")
     with database.session(f"plan the ranges of {table.key} anew") as connection:
         state = tracking.require_state(connection, table)
-        if state.stage != "columns":
+        if not state.state.has_both_sides:
+            now = "dropped" if state.state is State.DROPPED else "being restored"
             raise RefusedError(
-                f"The plaintext of {table.key} is {'dropped' if state.stage == 'dropped' else 'being restored'}, so "
+                f"The plaintext of {table.key} is {now}, so "
                 "there is nothing to encrypt range by range; nothing was changed."
             )
         definition = read_table(connection, table)

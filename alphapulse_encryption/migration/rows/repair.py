@@ -103,7 +103,7 @@ def repair_mismatched(target: Target, table: Table) -> RepairResult:
 
 
 def _require_plaintext(state: tracking.TableState, table: Table) -> None:
-    if state.stage != "columns" or state.authority != "plaintext":
+    if not state.state.has_both_sides or state.authority != "plaintext":
         raise RefusedError(
             f"The ciphertext of {table.key} is the right side: what it holds is in no other place, so none of it is "
             "cleared. Nothing was changed."

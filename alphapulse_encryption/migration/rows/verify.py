@@ -222,7 +222,7 @@ def verify_range(
         tracking.check_key(connection, target.keys)
         tracking.hold_plan(connection, table)
         batch_range = tracking.read_range(connection, table, number)
-        definition = read_table(connection, table, plaintext=state.stage == "columns")
+        definition = read_table(connection, table, plaintext=state.state.has_both_sides)
         aside = {row.key for row in read_quarantine(connection, table, number)}
         tally = _Tally({column.name: Counts() for column in table.columns}, aside)
         comparison = _Comparison(
@@ -459,7 +459,7 @@ def verify_changed(target: Target, table: Table, since: int, *, seconds: float) 
         f"verify the rows of {table.key} changed since the verification"
     ) as connection:
         state = tracking.require_state(connection, table)
-        definition = read_table(connection, table, plaintext=state.stage == "columns")
+        definition = read_table(connection, table, plaintext=state.state.has_both_sides)
         tally = _Tally({column.name: Counts() for column in table.columns})
         comparison = _Comparison(
             definition,

@@ -20,8 +20,8 @@ from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.lifecycle import Authority
 from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.bookkeeping.tracking import Authority
 from alphapulse_encryption.migration.postgres.database import WRITER, WRITER_SETTING, Actor
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner, in_short_transaction
 from alphapulse_encryption.migration.rows import plan
@@ -89,7 +89,7 @@ def add_encrypted_columns(target: Target, table: Table, *, batch_ranges: int) ->
     with target.database.session(f"add encrypted columns to {table.key}") as connection:
         tracking.check_key(connection, target.keys)
         state = tracking.table_state(connection, table) if tracking.bookkeeping_exists(connection) else None
-        if state is not None and state.stage != "columns":
+        if state is not None and not state.state.has_both_sides:
             existing = tuple(name for name, _ in _wanted_columns(table))
             ranges = len(tracking.read_ranges(connection, table))
             return ColumnsResult((), existing, False, 0, ranges, time.monotonic() - started)

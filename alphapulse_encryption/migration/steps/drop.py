@@ -16,6 +16,7 @@ from psycopg.sql import SQL, Composable, Composed, Identifier
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.gates import approvals
@@ -89,7 +90,7 @@ def drop_plaintext(
     with target.database.session(doing) as connection:
         state = tracking.require_state(connection, table)
         tracking.check_key(connection, target.keys)
-        if state.stage != "dropped":
+        if state.state is not State.DROPPED:
             ask = _Ask(target, table, operator, default_rule)
             approval, since = _refuse_unless_allowed(connection, ask)
             changed_rows = _verify_changed(connection, ask, since)
@@ -189,7 +190,7 @@ def _refuse_without_pending_index(connection: Connection, definition: TableDefin
 def _drop(connection: Connection, ask: _Ask, before: Approval) -> _Dropped:
     table = ask.table
     state = tracking.require_state(connection, table, lock=True)
-    if state.stage != "columns" or state.authority != "ciphertext":
+    if state.state is not State.SWITCHED:
         raise RefusedError(f"Table {table.key} was changed by another run meanwhile; nothing was dropped.")
     _lock(connection, read_table(connection, table))
     definition = read_table(connection, table)
@@ -214,7 +215,7 @@ def _drop(connection: Connection, ask: _Ask, before: Approval) -> _Dropped:
     what = saved.read_saved(connection, definition, taken)
     definition_id = saved.keep(connection, table, what)
     _alter(connection, definition, what)
-    tracking.set_state(connection, table, authority="ciphertext", stage="dropped", set_aside={})
+    tracking.advance(connection, table, State.DROPPED)
     approvals.consume(connection, approval, ask.operator.strip() or ask.target.actor.name)
     tracking.audit(
         connection,

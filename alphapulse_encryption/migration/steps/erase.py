@@ -17,6 +17,7 @@ from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.postgres.ddl import LOCK_TIMEOUT, outside_transaction, without_limits
 from alphapulse_encryption.migration.schema import saved
@@ -118,7 +119,7 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
         tracking.check_key(connection, target.keys)
         state = tracking.require_state(connection, table)
         dropped = saved.latest(connection, table)
-        if state.stage != "dropped" or dropped is None:
+        if state.state is not State.DROPPED or dropped is None:
             raise RefusedError(
                 f"The plaintext of {table.key} is not dropped, so there is nothing to erase; nothing was rewritten."
             )

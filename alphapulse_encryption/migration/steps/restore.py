@@ -18,6 +18,7 @@ from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.usage import metered
 from alphapulse_encryption.migration.postgres.database import Actor
@@ -96,7 +97,7 @@ def restore_plaintext(
         plan_by_key(connection)
         state = tracking.require_state(connection, table)
         tracking.check_key(connection, target.keys)
-        if state.stage == "columns":
+        if state.state.has_both_sides:
             return RestoreResult(changed=False, seconds=time.monotonic() - started)
         found = saved.latest(connection, table)
         if found is None:
@@ -106,7 +107,7 @@ def restore_plaintext(
             )
         what = found[1]
         lost: tuple[str, ...] = ()
-        if state.stage == "dropped":
+        if state.state is State.DROPPED:
             lost = in_short_transaction(
                 connection, doing, lambda: _begin(connection, table, what, target.actor)
             )
@@ -174,7 +175,7 @@ def _verify(target: Target, table: Table) -> None:
 def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor) -> tuple[str, ...]:
     """The columns are there again, empty; the ciphertext is right, as after a switch."""
     state = tracking.require_state(connection, table, lock=True)
-    if state.stage != "dropped":
+    if state.state is not State.DROPPED:
         return ()
     definition = read_table(connection, table, plaintext=False)
     by_name = {column.name: column for column in table.columns}
@@ -197,9 +198,7 @@ def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor)
     lost: list[str] = []
     for column in what.columns:
         lost += _dress_column(connection, definition, column)
-    tracking.set_state(
-        connection, table, authority="ciphertext", stage="restoring", set_aside=what.set_aside.model_dump()
-    )
+    tracking.advance(connection, table, State.RESTORING, what.set_aside.model_dump())
     columns.ensure_guard(connection, read_table(connection, table), actor)
     tracking.audit(
         connection, actor, "begin_restore", table, columns=[c.name for c in what.columns], lost_grants=lost

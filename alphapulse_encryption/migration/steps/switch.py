@@ -18,6 +18,7 @@ from psycopg.sql import SQL, Composable, Composed, Identifier
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.usage import metered
 from alphapulse_encryption.migration.postgres.database import Actor
@@ -98,10 +99,10 @@ def switch_to_ciphertext(target: Target, table: Table) -> SwitchResult:
         tracking.check_key(connection, target.keys)
         if state.authority == "ciphertext":
             return SwitchResult(False, (), (), time.monotonic() - started)
-        if state.stage == "restoring" or not saved.set_aside(state).is_empty:
+        if state.state is not State.GUARDED:
             raise RefusedError(
                 f"Table {table.key} is on its way back to plaintext. Let "
-                f"{'restore_plaintext' if state.stage == 'restoring' else 'revert_to_plaintext'} end first."
+                f"{'revert_to_plaintext' if state.state is State.REVERTING else 'restore_plaintext'} end first."
             )
         definition = read_table(connection, table)
         _refuse_unless_ready(connection, definition, target.keys)
@@ -326,9 +327,7 @@ def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | No
             )
     if actions:
         connection.execute(saved.alter(definition, actions))
-    tracking.set_state(
-        connection, table, authority="ciphertext", stage=state.stage, set_aside=taken.model_dump()
-    )
+    tracking.advance(connection, table, State.SWITCHED, taken.model_dump())
     columns.ensure_guard(connection, definition, actor)
     tracking.audit(
         connection,
@@ -369,19 +368,19 @@ def revert_to_plaintext(
         plan_by_key(connection)
         state = tracking.require_state(connection, table)
         tracking.check_key(connection, target.keys)
-        if state.stage != "columns":
+        if not state.state.has_both_sides:
             raise RefusedError(
                 f"The plaintext of {table.key} was dropped. Use restore_plaintext, which rebuilds it from "
                 "the ciphertext; nothing was changed."
             )
-        if state.unguarded:
+        if state.state is State.REVERTED:
             return RevertResult(False, 0, 0, (), time.monotonic() - started)
         definition = read_table(connection, table)
         filler = Filler(connection, definition, metering, target.keys, on_progress)
         if state.authority == "ciphertext":
             fill_all(connection, filler)
             hand_back(connection, filler, target.actor)
-        if state.authority == "ciphertext" or not saved.set_aside(state).is_empty:
+        if state.state in (State.SWITCHED, State.REVERTING):
             put_back_not_null(connection, definition)
             in_short_transaction(
                 connection,
@@ -413,7 +412,7 @@ _FORGET = (
 def _withdraw(connection: Connection, table: Table, actor: Actor) -> tuple[str, ...]:
     """Leave nothing with the table but its encrypted columns and their indexes; returns the views removed."""
     state = tracking.require_state(connection, table, lock=True)
-    if state.authority != "plaintext" or state.stage != "columns":
+    if state.state is not State.GUARDED:
         raise RefusedError(f"Table {table.key} was changed by another run meanwhile. Run the step again.")
     definition = read_table(connection, table)
     removed = views.drop_views(connection, definition)
@@ -423,13 +422,7 @@ def _withdraw(connection: Connection, table: Table, actor: Actor) -> tuple[str, 
     )
     for statement in _FORGET:
         connection.execute(statement, {"table": table.key, "actor": actor.name})
-    tracking.set_state(
-        connection,
-        table,
-        authority="plaintext",
-        stage="columns",
-        set_aside=SetAside(unguarded=True).model_dump(exclude_defaults=True),
-    )
+    tracking.advance(connection, table, State.REVERTED)
     tracking.audit(connection, actor, "withdraw", table, views=list(removed))
     return removed
 
@@ -490,13 +483,9 @@ def _hand_back(connection: Connection, filler: Filler, actor: Actor) -> bool:
     connection.execute(
         SQL("DROP INDEX IF EXISTS {}").format(Identifier(table.schema_name, saved.unfilled_index(table)))
     )
-    tracking.set_state(
-        connection,
-        table,
-        authority="plaintext",
-        stage=state.stage,
-        set_aside=SetAside(not_null=taken.not_null).model_dump(),
-    )
+    # Where nothing is set aside, all that is left is to take the guard and the views away.
+    back = State.RESTORED if state.state is State.RESTORING else State.REVERTING
+    tracking.advance(connection, table, back, SetAside(not_null=taken.not_null).model_dump())
     columns.ensure_guard(connection, definition, actor)
     tracking.audit(connection, actor, "hand_back", table, rows=filler.rows, values=filler.values)
     return True
@@ -529,7 +518,8 @@ def finish_return(connection: Connection, definition: TableDefinition, actor: Ac
     ]
     if checks:
         connection.execute(saved.alter(definition, checks))
-    tracking.set_state(connection, table, authority="plaintext", stage="columns", set_aside={})
+    if state.state is not State.GUARDED:
+        tracking.advance(connection, table, State.GUARDED)
     tracking.audit(connection, actor, action, table)
 
 

@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.gates import drill
 from alphapulse_encryption.migration.gates.preflight import long_transactions
@@ -216,11 +217,11 @@ def refuse_unrehearsable(connection: Connection, tables: Iterable[Table]) -> tup
     findings = []
     for table in tables:
         state = tracking.table_state(connection, table)
-        if state is None or state.unguarded:
+        if state is None or state.state is State.REVERTED:
             continue
-        if state.stage != "columns":
+        if not state.state.has_both_sides:
             raise RefusedError(
-                f"The plaintext of {table.key} is {state.stage} on the staging database, so there is nothing to "
+                f"The plaintext of {table.key} is {state.state.stage} on the staging database, so there is nothing to "
                 "rehearse. Let the staging database be made anew from production, or restore_plaintext end there; "
                 "nothing was created."
             )

@@ -9,6 +9,7 @@ import pytest
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.repair import RepairResult, repair_mismatched
@@ -197,7 +198,7 @@ def test_refusals_once_switched(notes_url: str, behind: support.Connection) -> N
     behind.execute(DAMAGE)
     support.verify(notes_url, ENTRY)
     with Database(notes_url).session("switch") as connection:
-        tracking.set_state(connection, ENTRY, authority="ciphertext", stage="columns", set_aside={})
+        tracking.advance(connection, ENTRY, State.SWITCHED)
     with pytest.raises(RefusedError, match="ciphertext of notes is the right side"):
         repaired(notes_url)
     assert cleared(notes_url) == set()

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.lifecycle import Authority, State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.definition import read_table
@@ -26,10 +27,11 @@ BOTH = pytest.mark.parametrize("authority", ["plaintext", "ciphertext"])
 ALL = "mail, mail_encrypted, mail_search, secret, secret_encrypted"
 
 
-def set_authority(url: str, authority: tracking.Authority, entry: Table = ENTRY) -> None:
+def set_authority(url: str, authority: Authority, entry: Table = ENTRY) -> None:
     """What the switch does about authority, and nothing else of it."""
     with Database(url).session("set the authority") as connection, connection.transaction():
-        tracking.set_state(connection, entry, authority=authority, stage="columns", set_aside={})
+        if authority == "ciphertext":
+            tracking.advance(connection, entry, State.SWITCHED)
         columns.ensure_guard(connection, read_table(connection, entry), ACTOR)
 
 
@@ -124,7 +126,7 @@ UPDATES_ALIKE = [
 
 
 @BOTH
-def test_update_whoever_is_right(guarded_url: str, authority: tracking.Authority) -> None:
+def test_update_whoever_is_right(guarded_url: str, authority: Authority) -> None:
     set_authority(guarded_url, authority)
     for assignments, expected in UPDATES_ALIKE:
         with tried(guarded_url) as connection:
@@ -204,7 +206,7 @@ INSERTS_UNLIKE = [
 
 
 @BOTH
-def test_insert_whoever_is_right(guarded_url: str, authority: tracking.Authority) -> None:
+def test_insert_whoever_is_right(guarded_url: str, authority: Authority) -> None:
     set_authority(guarded_url, authority)
     for names, values, expected in INSERTS_ALIKE:
         with tried(guarded_url) as connection:
@@ -242,7 +244,7 @@ def test_inserted_default_beside_a_ciphertext(guarded_url: str) -> None:
 
 
 @BOTH
-def test_many_rows_in_one_statement(guarded_url: str, authority: tracking.Authority) -> None:
+def test_many_rows_in_one_statement(guarded_url: str, authority: Authority) -> None:
     set_authority(guarded_url, authority)
     run(guarded_url, "UPDATE notes SET mail = CASE WHEN id = 2 THEN mail ELSE 'new ' || id END")
     assert [row(guarded_url, key)[:3] for key in (1, 2, 3)] == [
@@ -261,7 +263,7 @@ def fresh_for_some(condition: str) -> str:
 
 
 @BOTH
-def test_unchanged_plaintext_in_some_of_many_rows(guarded_url: str, authority: tracking.Authority) -> None:
+def test_unchanged_plaintext_in_some_of_many_rows(guarded_url: str, authority: Authority) -> None:
     set_authority(guarded_url, authority)
     run(guarded_url, fresh_for_some("id = 2"))
     assert [row(guarded_url, key) for key in (1, 2, 3)] == [
@@ -315,7 +317,7 @@ def test_one_refused_row_undoes_the_statement(guarded_url: str) -> None:
 
 
 @BOTH
-def test_on_conflict_do_update(guarded_url: str, authority: tracking.Authority) -> None:
+def test_on_conflict_do_update(guarded_url: str, authority: Authority) -> None:
     set_authority(guarded_url, authority)
     upsert = (
         "INSERT INTO notes (id, mail) VALUES (1, 'new'), (9, 'new') "
@@ -347,7 +349,7 @@ def test_on_conflict_do_update(guarded_url: str, authority: tracking.Authority) 
 
 
 @BOTH
-def test_copy(guarded_url: str, authority: tracking.Authority) -> None:
+def test_copy(guarded_url: str, authority: Authority) -> None:
     set_authority(guarded_url, authority)
     with support.application(guarded_url) as connection:
         with connection.cursor().copy("COPY notes (id, mail, mail_encrypted, secret) FROM STDIN") as copy:
@@ -369,7 +371,7 @@ def test_copy(guarded_url: str, authority: tracking.Authority) -> None:
 
 
 @BOTH
-def test_merge(guarded_url: str, authority: tracking.Authority) -> None:
+def test_merge(guarded_url: str, authority: Authority) -> None:
     set_authority(guarded_url, authority)
     run(
         guarded_url,
@@ -397,7 +399,7 @@ def trigger(url: str, name: str, body: str) -> None:
 @BOTH
 @pytest.mark.parametrize("name", ["aaa_lower", "zz_lower"])
 def test_plaintext_changed_by_a_trigger_before_ours(
-    guarded_url: str, authority: tracking.Authority, name: str
+    guarded_url: str, authority: Authority, name: str
 ) -> None:
     set_authority(guarded_url, authority)
     trigger(guarded_url, name, "NEW.secret := NEW.secret || '+';")
@@ -428,7 +430,7 @@ TYPES = [
 
 
 @BOTH
-def test_equal_values_that_look_different(database_url: str, authority: tracking.Authority) -> None:
+def test_equal_values_that_look_different(database_url: str, authority: Authority) -> None:
     """Types without an equality operator as well: what counts is the text that is encrypted."""
     run(database_url, "CREATE EXTENSION citext")
     for number, (type_name, before, after) in enumerate(TYPES):
