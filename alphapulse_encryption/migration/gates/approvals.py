@@ -18,20 +18,26 @@ from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.gates import roles
-from alphapulse_encryption.migration.gates.backup import Backup, check_backup, latest_backup, read_backup
+from alphapulse_encryption.migration.gates.backup import (
+    NOT_OLDER_THAN_HOURS,
+    Backup,
+    check_backup,
+    is_recent,
+    latest_backup,
+    read_backup,
+)
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.verify import TableVerification
 from alphapulse_encryption.migration.schema import indexes, saved
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.dependants import stops_of_the_drop
 from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
 VALID_FOR = timedelta(hours=24)
 LONGEST_VALID_FOR = timedelta(days=7)
-# What was written after the backup is in the ciphertext only; so it has to be recent.
-BACKUP_NOT_OLDER_THAN = timedelta(hours=24)
 
 # Whom a drop is refused to: a person of the approver's name; whoever uses the approver's database role as well.
 TwoPersonRule = Literal["off", "names", "roles"]
@@ -248,7 +254,7 @@ def refuse_dependants(connection: Connection, definition: TableDefinition) -> No
     Raises:
         RefusedError: names them.
     """
-    depending = saved.dependants(connection, definition)
+    depending = stops_of_the_drop(connection, definition)
     if depending:
         raise RefusedError(
             f"Other objects depend on the plaintext columns of {definition.table.key}: "
@@ -258,14 +264,10 @@ def refuse_dependants(connection: Connection, definition: TableDefinition) -> No
 
 
 def _refuse_stale(connection: Connection, table: Table, backup: Backup) -> None:
-    row = connection.execute(
-        "SELECT %s < clock_timestamp() - %s", [backup.taken_at, BACKUP_NOT_OLDER_THAN]
-    ).fetchone()
-    if row is None or row[0]:
-        hours = int(BACKUP_NOT_OLDER_THAN.total_seconds() // 3600)
+    if not is_recent(connection, backup):
         raise RefusedError(
-            f"The backup of {table.key} is more than {hours} hours old. Take a new one (asset backup), and approve the "
-            "drop after it; nothing was changed."
+            f"The backup of {table.key} is more than {NOT_OLDER_THAN_HOURS} hours old. Take a new one (asset backup), "
+            "and approve the drop after it; nothing was changed."
         )
 
 

@@ -54,6 +54,7 @@ from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
+NOT_OLDER_THAN_HOURS = 24
 _KEY_CONTEXT = "alphapulse_encryption backup"
 _KEY_INFO = b"alphapulse_encryption backup v1"
 _IDENTITY_PREFIX = "age-secret-key-"  # age's specification, section "X25519 recipient stanza"
@@ -232,6 +233,14 @@ def latest_backup(connection: Connection, table: Table) -> Backup | None:
         f"{_SELECT} WHERE %s = ANY(tables) ORDER BY id DESC LIMIT 1", [table.key]
     ).fetchone()
     return None if row is None else _backup(row)
+
+
+def is_recent(connection: Connection, backup: Backup) -> bool:
+    """Whether a backup is recent enough for a drop: what was written after it is in the ciphertext alone."""
+    row = connection.execute(
+        "SELECT %s >= clock_timestamp() - make_interval(hours => %s)", [backup.taken_at, NOT_OLDER_THAN_HOURS]
+    ).fetchone()
+    return row is not None and bool(row[0])
 
 
 def read_backup(connection: Connection, backup_id: int) -> Backup | None:

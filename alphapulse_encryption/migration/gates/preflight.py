@@ -5,11 +5,10 @@ Reads only. Each finding names a thing, says what is wrong and what to do.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +23,11 @@ from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.limits import Limits
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates import roles
+from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, is_recent, latest_backup
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_PRIVILEGES, Database
-from alphapulse_encryption.migration.rows.throttle import NotAvailable, ReplicationLag
+from alphapulse_encryption.migration.rows.throttle import NotAvailable, ReplicationLag, free_bytes
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.dependants import dependants
 from alphapulse_encryption.migration.schema.indexes import unique_indexes
 from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_partition
 from alphapulse_encryption.migration.schema.sql import GUARD_INSERT, GUARDS
@@ -35,7 +36,6 @@ Connection = psycopg.Connection[Any]
 Level = Literal["ok", "warning", "blocker"]
 
 OLDEST_SERVER = 140000  # CREATE OR REPLACE TRIGGER (PostgreSQL 14)
-BACKUP_MAX_AGE = timedelta(hours=24)
 LONG_TRANSACTION = timedelta(minutes=5)
 
 # Bytes around a value: IV, tag, the JSON members and the row's own share of an item.
@@ -147,7 +147,7 @@ def check(
             rows += definition.estimated_rows
             current += definition.total_bytes
             growth += _growth(connection, definition)
-        findings.append(_backup(connection))
+        findings += _backups(connection, tables)
         findings += _logging(connection)
         findings += long_transactions(connection)
         findings += _replicas(connection)
@@ -361,9 +361,14 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
             )
     findings += [
         Finding(
-            "warning", f"{table.key}.{column}", f"{what} depends on the plaintext column and goes with it"
+            "warning",
+            f"{table.key}.{found.column}",
+            f"{found.name} depends on the plaintext column and stops its drop. Move it to the encrypted column or the "
+            "compatibility view, or drop it, before the approval."
+            if found.stops_the_drop
+            else f"{found.name} depends on the plaintext column and goes with it",
         )
-        for column, what in _dependants(connection, definition)
+        for found in dependants(connection, definition)
     ]
     if not any(finding.level == "blocker" for finding in findings):
         findings.insert(
@@ -424,43 +429,6 @@ def _has_children(connection: Connection, definition: TableDefinition) -> bool:
     return bool(row and row[0]) and not definition.partitioned
 
 
-# What pg_depend records against single columns. Guards and defaults are ours or follow the column by themselves.
-_DEPENDANTS = """
-SELECT DISTINCT a.attname, CASE d.classid
-         WHEN 'pg_constraint'::regclass THEN 'constraint ' || (SELECT conname || CASE WHEN contype = 'f'
-              AND confrelid = d.refobjid THEN ' (foreign key of ' || conrelid::regclass || ')' ELSE '' END
-              FROM pg_constraint WHERE oid = d.objid)
-         WHEN 'pg_class'::regclass THEN (SELECT CASE relkind WHEN 'i' THEN 'index ' ELSE 'relation ' END || relname
-              FROM pg_class WHERE oid = d.objid)
-         WHEN 'pg_rewrite'::regclass THEN 'view ' || (SELECT ev_class::regclass::text FROM pg_rewrite
-              WHERE oid = d.objid)
-         WHEN 'pg_policy'::regclass THEN 'policy ' || (SELECT polname FROM pg_policy WHERE oid = d.objid)
-         WHEN 'pg_trigger'::regclass THEN 'trigger ' || (SELECT tgname FROM pg_trigger WHERE oid = d.objid)
-         WHEN 'pg_attrdef'::regclass THEN 'generated column ' || (SELECT g.attname FROM pg_attrdef f
-              JOIN pg_attribute g ON g.attrelid = f.adrelid AND g.attnum = f.adnum WHERE f.oid = d.objid)
-         WHEN 'pg_statistic_ext'::regclass THEN 'extended statistics ' || (SELECT stxname FROM pg_statistic_ext
-              WHERE oid = d.objid)
-         ELSE pg_describe_object(d.classid, d.objid, d.objsubid) END AS what
-  FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
- WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %s AND a.attname = ANY(%s)
-   AND NOT (d.classid = 'pg_attrdef'::regclass AND EXISTS (SELECT FROM pg_attrdef f WHERE f.oid = d.objid
-            AND f.adnum = d.refobjsubid))
-   AND NOT (d.classid = 'pg_trigger'::regclass AND EXISTS (SELECT FROM pg_trigger t WHERE t.oid = d.objid
-            AND t.tgname LIKE 'zzz\\_encryption\\_guard%%'))
-   AND NOT (d.classid = 'pg_class'::regclass AND EXISTS (SELECT FROM pg_class c WHERE c.oid = d.objid
-            AND c.relname LIKE '%%\\_encryption\\_pending'))
-   AND NOT (d.classid = 'pg_constraint'::regclass AND EXISTS (SELECT FROM pg_constraint c WHERE c.oid = d.objid
-            AND c.contype = 'n'))
- ORDER BY 1, 2
-"""
-
-
-def _dependants(connection: Connection, definition: TableDefinition) -> list[tuple[str, str]]:
-    names = [column.name for column in definition.plaintext_columns]
-    rows = connection.execute(_DEPENDANTS, [definition.oid, names]).fetchall()
-    return [(column, what) for column, what in rows if what is not None]
-
-
 def _widths(connection: Connection, definition: TableDefinition) -> dict[str, float]:
     """Bytes of each column's values, NULLs counted as nothing, where the table was analysed."""
     named = [definition.table.schema_name, definition.table.name]
@@ -501,17 +469,21 @@ def encrypted_bytes(connection: Connection, definition: TableDefinition) -> int:
     return int(definition.estimated_rows * per_row)
 
 
-def _backup(connection: Connection) -> Finding:
-    if tracking.bookkeeping_exists(connection):
-        row = connection.execute("SELECT max(verified_at) FROM public.encryption_backups").fetchone()
-        taken: datetime | None = row[0] if row is not None else None
-        if taken is not None and datetime.now(UTC) - taken < BACKUP_MAX_AGE:
-            return Finding("ok", "backup", f"verified at {taken:%Y-%m-%d %H:%M} UTC")
-    return Finding(
-        "warning",
-        "backup",
-        "there is no verified backup of the last 24 hours. Materialize backup; the drop insists on one.",
-    )
+def _backups(connection: Connection, tables: Sequence[Table]) -> list[Finding]:
+    begun = tracking.bookkeeping_exists(connection)
+    newest = {table.key: latest_backup(connection, table) if begun else None for table in tables}
+    without = [key for key, backup in newest.items() if backup is None or not is_recent(connection, backup)]
+    if not without:
+        taken = min(backup.taken_at for backup in newest.values() if backup is not None)
+        return [Finding("ok", "backup", f"verified, of every table, since {taken:%Y-%m-%d %H:%M} UTC")]
+    return [
+        Finding(
+            "warning",
+            "backup",
+            f"there is no verified backup of the last {NOT_OLDER_THAN_HOURS} hours that holds {', '.join(without)}. "
+            "Materialize backup (--backup); the drop insists on one.",
+        )
+    ]
 
 
 # What makes the server keep values of our sessions, by the setting that prevents it.
@@ -614,12 +586,9 @@ def _free_disk(connection: Connection) -> int | None:
     if not (connection.info.host or "").startswith("/"):
         return None
     try:
-        directory = _one(connection, "SELECT current_setting('data_directory')")
-        parent = Path(directory)
-        status = os.statvfs(parent if parent.exists() else parent.parent)
-    except (OSError, psycopg.errors.InsufficientPrivilege):
+        return free_bytes(Path(_one(connection, "SELECT current_setting('data_directory')")))
+    except psycopg.errors.InsufficientPrivilege:
         return None
-    return status.f_bavail * status.f_frsize
 
 
 def _disk(database_bytes: int, growth: int, free: int | None) -> Finding:

@@ -27,6 +27,7 @@ from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows import plan, verify
 from alphapulse_encryption.migration.schema import indexes, saved, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.dependants import stops_of_the_drop
 from alphapulse_encryption.migration.schema.partitions import refuse_partition
 from alphapulse_encryption.migration.steps import columns, drop, switch
 
@@ -634,7 +635,7 @@ def _drop(
     if saved.has_children(connection, added):
         note = "will be refused: the table is partitioned, or takes part in inheritance"
         return Step(name=name, command=STEPS[name], done=False, note=note)
-    depending = saved.dependants(connection, added)
+    depending = stops_of_the_drop(connection, added)
     if depending:
         message = f"the drop will be refused: other objects depend on the plaintext columns: {'; '.join(depending)}."
         findings.append(Finding(level="warning", subject=added.table.key, message=message))

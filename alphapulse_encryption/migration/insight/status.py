@@ -25,7 +25,7 @@ from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.bookkeeping.tracking import BatchRange, TableState
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates import approvals
-from alphapulse_encryption.migration.gates.backup import latest_backup
+from alphapulse_encryption.migration.gates.backup import is_recent, latest_backup
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
@@ -483,7 +483,7 @@ class _Look:
             id=backup.id,
             taken_at=backup.taken_at,
             age_seconds=age.total_seconds(),
-            fresh=age < approvals.BACKUP_NOT_OLDER_THAN,
+            fresh=is_recent(self.connection, backup),
         )
 
     def approved(self, entries: Sequence[Table]) -> list[ApprovalStatus]:

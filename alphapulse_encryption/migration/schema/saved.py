@@ -21,7 +21,6 @@ from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.indexes import pending_index
 from alphapulse_encryption.migration.schema.names import short_name
-from alphapulse_encryption.migration.schema.sql import GUARDS
 
 Connection = psycopg.Connection[Any]
 
@@ -429,66 +428,6 @@ def mark_restored(connection: Connection, table: Table) -> None:
         "WHERE table_name = %s AND restored_at IS NULL",
         [table.key],
     )
-
-
-# Whatever would make DROP COLUMN ask for CASCADE: objects that depend on a plaintext column and neither
-# belong to the table itself nor are ours. A view is named, not the rule that implements it. And what would go with
-# the column without being asked, and could not be put back exactly.
-_DEPENDANTS = """
-SELECT DISTINCT CASE WHEN r.rulename = '_RETURN' THEN pg_describe_object('pg_class'::regclass, r.ev_class, 0)
-                     WHEN f.oid IS NOT NULL
-                     THEN 'generated ' || pg_describe_object('pg_class'::regclass, f.adrelid, f.adnum)
-                     ELSE pg_describe_object(d.classid, d.objid, d.objsubid) END
-  FROM pg_depend d
-  LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
-  LEFT JOIN pg_constraint c ON d.classid = 'pg_constraint'::regclass AND c.oid = d.objid
-  LEFT JOIN pg_attrdef f ON d.classid = 'pg_attrdef'::regclass AND f.oid = d.objid
-  LEFT JOIN pg_trigger g ON d.classid = 'pg_trigger'::regclass AND g.oid = d.objid
-  LEFT JOIN pg_index i ON d.classid = 'pg_class'::regclass AND i.indexrelid = d.objid
-  JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
- WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %(table)s AND d.deptype = 'n'
-   AND a.attname = ANY(%(columns)s)
-   -- A foreign key from the table to itself stands in the way of the column that it refers to.
-   AND (c.conrelid IS DISTINCT FROM d.refobjid OR c.contype = 'f' AND c.confrelid = d.refobjid
-        AND a.attnum = ANY(c.confkey))
-   AND i.indrelid IS DISTINCT FROM d.refobjid
-   AND (f.oid IS NULL OR f.adnum <> d.refobjsubid)
-   AND (g.tgname IS NULL OR g.tgname !~ %(guards)s)
-   AND d.classid <> 'pg_statistic_ext'::regclass
-UNION
-SELECT 'replica identity of ' || i.relname
-  FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
-  JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = ANY(x.indkey::int2[])
- WHERE x.indrelid = %(table)s AND x.indisreplident AND a.attname = ANY(%(columns)s)
-UNION
-SELECT format('security label of %%I by %%s', a.attname, l.provider)
-  FROM pg_seclabel l JOIN pg_attribute a ON a.attrelid = l.objoid AND a.attnum = l.objsubid
- WHERE l.classoid = 'pg_class'::regclass AND l.objoid = %(table)s AND a.attname = ANY(%(columns)s)
-UNION
-SELECT format('privilege %%s (%%I) granted by %%I, who is not the owner', x.privilege_type, a.attname, r.rolname)
-  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid CROSS JOIN aclexplode(a.attacl) x
-  JOIN pg_roles r ON r.oid = x.grantor
- WHERE c.oid = %(table)s AND x.grantor <> c.relowner AND a.attname = ANY(%(columns)s)
- ORDER BY 1
-"""
-
-
-def dependants(connection: Connection, definition: TableDefinition) -> tuple[str, ...]:
-    """The objects that stand in the way of dropping the plaintext columns, as PostgreSQL describes them.
-
-    Views, rules, foreign keys that refer to a column, triggers on single columns, policies, publications, generated
-    columns and functions with parsed bodies; a replica identity, security labels, and privileges that were granted
-    by somebody else than the owner. What a function holds as text is not known to the database, nor to us.
-    """
-    rows = connection.execute(
-        _DEPENDANTS,
-        {
-            "table": definition.oid,
-            "columns": [column.name for column in definition.plaintext_columns],
-            "guards": GUARDS,
-        },
-    )
-    return tuple(name for (name,) in rows)
 
 
 def has_children(connection: Connection, definition: TableDefinition) -> bool:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 
 from alphapulse_encryption.catalogue import Table, load_catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.migration.gates.backup import take_backup
 from alphapulse_encryption.migration.gates.preflight import Finding, PreflightReport, check
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, Database
+from alphapulse_encryption.migration.schema.indexes import build_search_indexes
+from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import KEYS, OTHER_KEYS, run
 
@@ -198,36 +204,52 @@ def test_row_level_security(notes_url: str) -> None:
 
 DEPENDANTS = [
     ("CREATE VIEW names AS SELECT id, mail FROM notes", "mail", "view public.names"),
-    ("CREATE MATERIALIZED VIEW sums AS SELECT sum(secret) FROM notes", "secret", "view public.sums"),
-    ("CREATE INDEX by_secret ON notes (secret)", "secret", "index by_secret"),
-    ("CREATE INDEX by_lower ON notes (lower(mail))", "mail", "index by_lower"),
-    ("CREATE INDEX certain ON notes (id) WHERE secret > 5", "secret", "index certain"),
-    ("ALTER TABLE notes ADD CONSTRAINT positive CHECK (secret > 0)", "secret", "constraint positive"),
-    ("ALTER TABLE notes ADD CONSTRAINT one_mail UNIQUE (mail)", "mail", "constraint one_mail"),
+    (
+        "CREATE MATERIALIZED VIEW sums AS SELECT sum(secret) FROM notes",
+        "secret",
+        "materialized view public.sums",
+    ),
+    ("CREATE INDEX by_secret ON notes (secret)", "secret", "index public.by_secret"),
+    ("CREATE INDEX by_lower ON notes (lower(mail))", "mail", "index public.by_lower"),
+    ("CREATE INDEX certain ON notes (id) WHERE secret > 5", "secret", "index public.certain"),
+    (
+        "ALTER TABLE notes ADD CONSTRAINT positive CHECK (secret > 0)",
+        "secret",
+        "constraint positive on table public.notes",
+    ),
+    (
+        "ALTER TABLE notes ADD CONSTRAINT one_mail UNIQUE (mail)",
+        "mail",
+        "constraint one_mail on table public.notes",
+    ),
     (
         "ALTER TABLE notes ADD UNIQUE (mail); CREATE TABLE likes (mail text REFERENCES notes (mail))",
         "mail",
-        "constraint likes_mail_fkey (foreign key of public.likes)",
+        "constraint likes_mail_fkey on table public.likes",
     ),
     (
         "CREATE TABLE mails (m text PRIMARY KEY); "
         "ALTER TABLE notes ADD CONSTRAINT known FOREIGN KEY (mail) REFERENCES mails NOT VALID",
         "mail",
-        "constraint known",
+        "constraint known on table public.notes",
     ),
     (
         "ALTER TABLE notes ADD half numeric GENERATED ALWAYS AS (secret / 2) STORED",
         "secret",
-        "generated column half",
+        "generated column half of table public.notes",
     ),
-    ("CREATE POLICY mine ON notes USING (mail = current_user)", "mail", "policy mine"),
+    ("CREATE POLICY mine ON notes USING (mail = current_user)", "mail", "policy mine on table public.notes"),
     (
         "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
         "CREATE TRIGGER watch AFTER UPDATE OF secret ON notes FOR EACH ROW EXECUTE FUNCTION f()",
         "secret",
-        "trigger watch",
+        "trigger watch on table public.notes",
     ),
-    ("CREATE STATISTICS both_columns ON mail, secret FROM notes", "mail", "extended statistics both_columns"),
+    (
+        "CREATE STATISTICS both_columns ON mail, secret FROM notes",
+        "mail",
+        "statistics object public.both_columns",
+    ),
 ]
 
 
@@ -236,7 +258,14 @@ def test_dependants(notes_url: str, statement: str, column: str, what: str) -> N
     for part in statement.split("; ") if "BEGIN" not in statement else [statement]:
         run(notes_url, part)
     messages = found(report(notes_url), "warning", f"notes.{column}")
-    assert f"{what} depends on the plaintext column and goes with it" in messages
+    (message,) = [text for text in messages if what in text]
+    # PostgreSQL says which of them it would give up with the column.
+    try:
+        run(notes_url, f"ALTER TABLE notes DROP COLUMN {column}")
+    except psycopg.errors.DependentObjectsStillExist:
+        assert message.startswith(f"{what} depends on the plaintext column and stops its drop")
+    else:
+        assert message == f"{what} depends on the plaintext column and goes with it"
 
 
 def test_what_is_ours_is_no_dependant(notes_url: str) -> None:
@@ -245,6 +274,24 @@ def test_what_is_ours_is_no_dependant(notes_url: str) -> None:
     support.encrypt(notes_url, ENTRY)
     result = report(notes_url)
     assert [finding for finding in result.findings if finding.subject.startswith("notes.")] == []
+    # Nor is what the switch puts in the place of NOT NULL.
+    build_search_indexes(Database(notes_url), ENTRY, support.ACTOR)
+    assert support.verify(notes_url, ENTRY).passed
+    switch_to_ciphertext(support.target(notes_url), ENTRY)
+    result = report(notes_url)
+    assert [finding for finding in result.findings if finding.subject.startswith("notes.")] == []
+
+
+def test_a_backup_counts_for_the_tables_that_it_holds(
+    notes_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    run(notes_url, "CREATE TABLE others (id int PRIMARY KEY, body text)")
+    other = support.table("others", "body")
+    support.encrypt(notes_url, ENTRY)
+    take_backup(support.target(notes_url), (ENTRY,), directory=tmp_path, bin_dir=postgres.bin_dir())
+    assert not found(report(notes_url, ENTRY), "warning", "backup")
+    (warning,) = found(report(notes_url, ENTRY, other), "warning", "backup")
+    assert "others" in warning and "notes" not in warning
 
 
 def test_uniqueness_that_cannot_be_carried(notes_url: str) -> None:
@@ -323,12 +370,12 @@ def test_backup(notes_url: str) -> None:
     support.add_columns(notes_url, ENTRY)
     insert = (
         "INSERT INTO encryption_backups (taken_at, location, bytes, sha256, recipient, listed_entries, "
-        "verified_at, tables) VALUES (now(), 'x', 1, 'x', 'x', 1, now() - %s * interval '1 hour', '{notes}')"
+        "verified_at, tables) VALUES (now() - %s * interval '1 hour', 'x', 1, 'x', 'x', 1, now(), '{notes}')"
     )
     run(notes_url, insert, 25)
     assert "no verified backup" in found(report(notes_url), "warning", "backup")[0]
     run(notes_url, insert, 23)
-    assert found(report(notes_url), "ok", "backup")[0].startswith("verified at")
+    assert found(report(notes_url), "ok", "backup")[0].startswith("verified")
 
 
 def test_how_a_finding_is_shown() -> None:

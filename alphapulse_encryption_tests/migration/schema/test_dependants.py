@@ -10,7 +10,7 @@ from psycopg import errors
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.definition import read_table
-from alphapulse_encryption.migration.schema.saved import dependants
+from alphapulse_encryption.migration.schema.dependants import stops_of_the_drop
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support, walk
 
@@ -48,10 +48,10 @@ OBJECTS = {
 def test_it_is_named(sample_url: str, statement: str, name: str) -> None:
     with Database(sample_url).session("look") as connection:
         definition = read_table(connection, USERS)
-        assert dependants(connection, definition) == ()
+        assert stops_of_the_drop(connection, definition) == ()
     support.run(sample_url, statement)
     with Database(sample_url).session("look") as connection:
-        (found,) = dependants(connection, definition)
+        (found,) = stops_of_the_drop(connection, definition)
     assert found.startswith(name)
 
 

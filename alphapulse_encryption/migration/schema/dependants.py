@@ -1,0 +1,110 @@
+"""What depends on a table's plaintext columns: what goes with them, and what stops their drop. One query for both.
+
+What a function holds as text is not known to the database, nor to us.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from alphapulse_encryption.migration.schema import saved
+from alphapulse_encryption.migration.schema.definition import TableDefinition
+from alphapulse_encryption.migration.schema.indexes import pending_index
+from alphapulse_encryption.migration.schema.sql import GUARDS
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True)
+class Dependant:
+    """An object of somebody else's that needs a plaintext column.
+
+    Args:
+        column: the plaintext column.
+        name: the object, as PostgreSQL describes it.
+        stops_the_drop: PostgreSQL would refuse the drop, or the object could not be put back exactly. Others, such as
+            indexes and constraints of the table itself, go with the column and come back with it.
+    """
+
+    column: str
+    name: str
+    stops_the_drop: bool
+
+
+_DEPENDANTS = """
+SELECT a.attname,
+       CASE WHEN r.rulename = '_RETURN' THEN pg_describe_object('pg_class'::regclass, r.ev_class, 0)
+            WHEN f.oid IS NOT NULL
+            THEN 'generated ' || pg_describe_object('pg_class'::regclass, f.adrelid, f.adnum)
+            ELSE pg_describe_object(d.classid, d.objid, d.objsubid) END,
+       -- A foreign key from the table to itself keeps the column that it refers to.
+       bool_or(d.deptype = 'n' AND d.classid <> 'pg_statistic_ext'::regclass
+         AND i.indrelid IS DISTINCT FROM d.refobjid
+         AND (c.conrelid IS DISTINCT FROM d.refobjid OR c.contype = 'f' AND c.confrelid = d.refobjid
+              AND a.attnum = ANY(c.confkey)))
+  FROM pg_depend d
+  LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+  LEFT JOIN pg_constraint c ON d.classid = 'pg_constraint'::regclass AND c.oid = d.objid
+  LEFT JOIN pg_attrdef f ON d.classid = 'pg_attrdef'::regclass AND f.oid = d.objid
+  LEFT JOIN pg_trigger g ON d.classid = 'pg_trigger'::regclass AND g.oid = d.objid
+  LEFT JOIN pg_index i ON d.classid = 'pg_class'::regclass AND i.indexrelid = d.objid
+  LEFT JOIN pg_class k ON k.oid = i.indexrelid
+  JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+ WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %(table)s AND d.deptype IN ('n', 'a')
+   AND a.attname = ANY(%(columns)s)
+   -- The column's own default and NOT NULL; and what is ours.
+   AND (f.oid IS NULL OR f.adrelid <> d.refobjid OR f.adnum <> d.refobjsubid)
+   AND c.contype IS DISTINCT FROM 'n'
+   AND (g.tgname IS NULL OR g.tgname !~ %(guards)s)
+   AND (c.conrelid IS DISTINCT FROM d.refobjid OR c.conname <> ALL(%(ours)s))
+   AND (i.indrelid IS DISTINCT FROM d.refobjid OR k.relname <> ALL(%(ours)s))
+ GROUP BY 1, 2
+UNION
+SELECT a.attname, 'replica identity of ' || i.relname, true
+  FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+  JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = ANY(x.indkey::int2[])
+ WHERE x.indrelid = %(table)s AND x.indisreplident AND a.attname = ANY(%(columns)s)
+UNION
+SELECT a.attname, format('security label of %%I by %%s', a.attname, l.provider), true
+  FROM pg_seclabel l JOIN pg_attribute a ON a.attrelid = l.objoid AND a.attnum = l.objsubid
+ WHERE l.classoid = 'pg_class'::regclass AND l.objoid = %(table)s AND a.attname = ANY(%(columns)s)
+UNION
+SELECT a.attname, format('privilege %%s (%%I) granted by %%I, who is not the owner', x.privilege_type, a.attname,
+       r.rolname), true
+  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid CROSS JOIN aclexplode(a.attacl) x
+  JOIN pg_roles r ON r.oid = x.grantor
+ WHERE c.oid = %(table)s AND x.grantor <> c.relowner AND a.attname = ANY(%(columns)s)
+ ORDER BY 1, 2
+"""
+
+
+def dependants(connection: Connection, definition: TableDefinition) -> tuple[Dependant, ...]:
+    """Somebody else's objects that need a plaintext column, by column and name."""
+    table = definition.table
+    checks = [
+        name
+        for column in table.columns
+        for name in (
+            saved.presence_check(column),
+            saved.required_check(column.name),
+            saved.required_check(column.encrypted),
+        )
+    ]
+    rows = connection.execute(
+        _DEPENDANTS,
+        {
+            "table": definition.oid,
+            "columns": [column.name for column in definition.plaintext_columns],
+            "guards": GUARDS,
+            "ours": [*checks, pending_index(table), saved.unfilled_index(table)],
+        },
+    )
+    return tuple(Dependant(*row) for row in rows)
+
+
+def stops_of_the_drop(connection: Connection, definition: TableDefinition) -> tuple[str, ...]:
+    """The names of those that stop a drop of the plaintext columns."""
+    return tuple(dict.fromkeys(d.name for d in dependants(connection, definition) if d.stops_the_drop))
