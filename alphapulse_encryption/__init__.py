@@ -1,4 +1,4 @@
-"""Field-level encryption for AlphaPulse.
+"""Field-level encryption for AlphaPulse: what an application imports; not the engine, and not Dagster.
 
 What an application needs is importable from here. It loads neither the orchestration nor the
 migration engine; the types for SQLAlchemy are in `alphapulse_encryption.orm`.

@@ -38,4 +38,7 @@ def test_the_engine_has_its_modules_in_rooms() -> None:
 def test_every_package_says_what_belongs_there_and_what_does_not() -> None:
     for path in sorted(PACKAGE.rglob("__init__.py")):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        assert text, path
+        first = text.partition("\n\n")[0]
+        belongs, separator, rest = first.partition("; ")
+        assert belongs and separator and rest.startswith(("not ", "no ", "none ", "nothing ")), path
+        assert first.count(".") == 1 and first.endswith("."), path

@@ -1,4 +1,1 @@
-"""The command line: options, commands, launching and reports at a terminal.
-
-No rule of the migration belongs here.
-"""
+"""The command line: options, launching, progress and reports at a terminal; no rule of the migration."""

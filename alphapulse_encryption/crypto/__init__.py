@@ -1,5 +1,1 @@
-"""Keys, envelopes and search tokens.
-
-Belongs here: what turns text into ciphertext and back. Does not belong here: where keys come
-from (`keysources`), any database, any orchestration.
-"""
+"""Keys, envelopes and search tokens: text to ciphertext and back; no database, and not where keys come from."""

@@ -1,4 +1,1 @@
-"""Dagster, thin: assets, checks, jobs, sensors, schedules, resources and partitions.
-
-What a step does to a database does not belong here.
-"""
+"""Dagster, thin: assets, checks, jobs, sensors, resources, partitions; not what a step does to a database."""

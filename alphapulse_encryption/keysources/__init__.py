@@ -1,8 +1,4 @@
-"""Where master keys come from: one module for each kind of source, one interface.
-
-Belongs here: fetching keys and saying clearly what is missing. Does not belong here: deriving
-and using them (`crypto`).
-"""
+"""Where master keys come from, one module for each kind of source; not how keys are derived or used."""
 
 import os
 from collections.abc import Callable, Mapping

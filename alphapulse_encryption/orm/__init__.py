@@ -1,4 +1,4 @@
-"""Encrypted attributes and columns for SQLAlchemy.
+"""Encrypted attributes and columns for SQLAlchemy; not the engine, and no driver.
 
     class User(Base):
         __tablename__ = "users"

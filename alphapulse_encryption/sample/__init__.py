@@ -1,1 +1,1 @@
-"""The AlphaPulse sample database, and the embedded PostgreSQL that serves it when no database is given."""
+"""The sample database and the embedded PostgreSQL that serves it; nothing that production needs."""

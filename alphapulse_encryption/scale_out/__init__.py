@@ -1,4 +1,1 @@
-"""Runs on several machines: workers and the launcher that feeds them.
-
-Nothing here knows what a run does.
-"""
+"""Runs on several machines: workers, and the launcher that feeds them; not what a run does."""

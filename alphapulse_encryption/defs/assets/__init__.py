@@ -1,8 +1,4 @@
-"""The stages of the guide as assets, one file per stage, in the guide's words.
-
-Belongs here: which partitions a stage has, what it depends on, and what of its outcome the UI shows. Does not
-belong here: how a stage does its work (``migration``), and anything that destroys (``jobs``).
-"""
+"""The stages of the guide as assets, with their partitions and metadata; not how a stage does its work."""
 
 import dagster as dg
 

@@ -1,9 +1,4 @@
-"""What a person or the command line launches.
-
-Belongs here: the jobs behind the guide's flags, its validation scripts among them, and the op jobs for what must never
-happen by "Materialize all": switch, approval, drop, erasure and their undoing. Does not belong here: how any of it is
-done (``migration``).
-"""
+"""What a person or the command line launches, such as switch, approval and drop; not how it is done."""
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition

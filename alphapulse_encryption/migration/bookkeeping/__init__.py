@@ -1,4 +1,1 @@
-"""The engine's own tables: ranges, progress, keys, settings, evidence and audit.
-
-No statement on a user's table belongs here.
-"""
+"""The only SQL on our own tables: state, progress, keys, settings, evidence, audit; none on a user's table."""

@@ -1,4 +1,1 @@
-"""Which columns look sensitive, by name and by sampled values.
-
-Nothing here keeps a value.
-"""
+"""Which columns look sensitive, by name and by sampled values; not what is done to them."""

@@ -1,4 +1,1 @@
-"""What may be done, and why not: preflight, backup and its drill, approvals, roles.
-
-Nothing here changes a user's table.
-"""
+"""What may be done and why not: preflight, backup, approvals, roles; no change of a user's table."""

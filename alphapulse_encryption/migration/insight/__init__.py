@@ -1,4 +1,1 @@
-"""What a person may want to know: status, plan, drift, slow queries, live check.
-
-Nothing here changes what it looks at.
-"""
+"""What a person may want to know: status, plan, drift, slow queries; no change of what is looked at."""

@@ -1,4 +1,1 @@
-"""PostgreSQL as such: sessions and what is set in them, short-lock DDL, the wire format, client programs.
-
-Nothing here knows encryption.
-"""
+"""Sessions, short-lock DDL, wire format, locks and client programs of PostgreSQL; no word of encryption."""

@@ -1,4 +1,1 @@
-"""The steps of the guide that change a table, one module each.
-
-A rule that two of them need belongs in a room below.
-"""
+"""The steps of the guide that change a table, one module each; no rule that two of them need."""

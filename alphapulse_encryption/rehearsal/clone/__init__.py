@@ -1,4 +1,1 @@
-"""The database that a rehearsal works on: where it comes from, what marks it, how it goes.
-
-No stage of the migration belongs here.
-"""
+"""The database that a rehearsal works on, from its source to its removal; no stage of the migration."""

@@ -1,4 +1,1 @@
-"""Faults on request while a rehearsal encrypts, and the processes they end.
-
-Measuring them belongs to the stages.
-"""
+"""Faults on request while a rehearsal encrypts, and the processes they end; not what they cost."""

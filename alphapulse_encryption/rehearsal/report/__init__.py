@@ -1,4 +1,1 @@
-"""What a rehearsal tells: comparison, prediction, verdict, runbook, and the pages that show them.
-
-Nothing here touches a database.
-"""
+"""What a rehearsal tells: prediction, comparison, verdict, runbook and pages; no database."""

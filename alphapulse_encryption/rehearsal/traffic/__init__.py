@@ -1,4 +1,1 @@
-"""The load of an application on the clone while a stage is at work, and what it measured.
-
-It knows no stage.
-"""
+"""An application's load on the clone, and what it measured; no stage of the migration."""

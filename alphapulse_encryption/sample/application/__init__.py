@@ -1,4 +1,4 @@
-"""A small AlphaPulse: an HTTP API on the sample's five tables, to be read and copied.
+"""A small AlphaPulse, an HTTP API on the sample's tables, to be read and copied; not a part of the tool.
 
     ALPHAPULSE_ENCRYPTION_PHASE=dual python -m alphapulse_encryption.sample.application
 
