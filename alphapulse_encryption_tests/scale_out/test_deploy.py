@@ -462,7 +462,7 @@ def test_the_images_steps_work(tmp_path: Path) -> None:
         subprocess.run([target / "bin" / "python", "-c", f"import {module}"], check=True, cwd=tmp_path)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "alphapulse_encryption/resources/dagster-celery.yaml" in names
+    assert "alphapulse_encryption/defs/resources/dagster-celery.yaml" in names
 
 
 def test_the_celery_configuration_is_the_packaged_one() -> None:
