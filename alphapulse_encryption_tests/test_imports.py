@@ -61,8 +61,8 @@ def test_only_the_chosen_key_source() -> None:
 def test_the_engine() -> None:
     modules = loaded_by(
         "import importlib, pkgutil, alphapulse_encryption.migration as engine\n"
-        "for module in pkgutil.iter_modules(engine.__path__):\n"
-        "    importlib.import_module(f'{engine.__name__}.{module.name}')"
+        "for module in pkgutil.walk_packages(engine.__path__, f'{engine.__name__}.'):\n"
+        "    importlib.import_module(module.name)"
     )
     assert "alphapulse_encryption.migration.steps.drop" in modules
     assert "alphapulse_encryption.migration.rows.backfill" in modules
