@@ -45,18 +45,14 @@ class SlowQuery:
     """A statement, over all its calls.
 
     Args:
-        query_id: as ``pg_stat_statements`` has it (a 64-bit number; text, because JSON's numbers are shorter).
-        text: without any value; None where it cannot be shown without.
-        roles: who ran it.
+        query_id: a 64-bit number; text, because JSON's numbers are shorter.
+        text: as the server normalised it; None where it may hold a value.
         tables: keys of the catalogue's tables that it names, by themselves or by their views.
         columns: the encrypted, search and plaintext columns that it names, as ``table.column``.
         own: whether it is of this tool.
-        calls: how often it was run.
-        total_ms: how long altogether, in milliseconds.
-        mean_ms: how long a call took.
-        max_ms: how long the longest took.
         rows: how many rows it returned or changed altogether.
         hints: what could be done about it.
+        kind: its first word.
     """
 
     query_id: str
@@ -71,12 +67,13 @@ class SlowQuery:
     max_ms: float
     rows: int
     hints: tuple[str, ...] = ()
+    kind: str = "SELECT"
 
     @property
     def shown(self) -> str:
-        """The text, or why there is none; cut where it is long."""
+        """The text, cut where it is long; kind and tables where there is none."""
         if self.text is None:
-            return "(not shown: it holds constants)"
+            return f"{self.kind} on {', '.join(self.tables)} (text not shown: it may hold a value)"
         return self.text if len(self.text) <= LONGEST_SHOWN else self.text[:LONGEST_SHOWN] + " …"
 
 
@@ -125,10 +122,6 @@ class SlowQueries:
 def slow_queries(database: Database, tables: Sequence[Table]) -> SlowQueries:
     """Read what the statements on these tables cost. Changes nothing.
 
-    Args:
-        database: the target.
-        tables: the catalogue's entries to look at.
-
     Raises:
         NotCounted: ``pg_stat_statements`` is not installed, or not loaded.
         RefusedError: the role may not read it.
@@ -149,6 +142,7 @@ def slow_queries(database: Database, tables: Sequence[Table]) -> SlowQueries:
                 SlowQuery(
                     query_id=query_id,
                     text=statement.text,
+                    kind=statement.kind,
                     roles=tuple(roles),
                     tables=tuple(sorted({known[name].key for name in statement.tables})),
                     columns=_columns(statement, known),
@@ -264,9 +258,8 @@ class _Facts:
     """What the hints depend on.
 
     Args:
-        ciphertext: whether the encrypted columns are the right side.
-        rows: estimated number of rows.
-        columns: names of its columns.
+        ciphertext: whether the encrypted columns are the source of truth.
+        rows: estimated.
         leading: first columns of its valid indexes; None among them for an expression.
     """
 
@@ -323,27 +316,18 @@ def _columns(statement: Statement, known: Mapping[TableName, Table]) -> tuple[st
 
 def _hints(statement: Statement, known: Mapping[TableName, Table], facts: Mapping[str, _Facts]) -> list[str]:
     """What can be said for certain. A view shows envelopes under the plaintext's name, so nothing is said of views."""
-    hints: dict[str, None] = {}
-    named = {name: {column for of, column in statement.columns if of == name} for name in statement.tables}
+    hints: list[str | None] = []
     for use in sorted(statement.uses, key=lambda use: (use.column, use.how)):
         table = known[use.table]
-        if use.table.name != table.name:
-            continue
-        for column in table.columns:
-            hint = None
+        for column in table.columns if use.table.name == table.name else ():
             if use.column == column.encrypted:
-                hint = _of_ciphertext(table, column, use.how)
-            elif use.column == column.name and column.search not in named[use.table]:
-                hint = _of_plaintext(table, column, use.how, facts[table.key])
-            if hint is not None:
-                hints[hint] = None
-    if statement.only_conditions and len(statement.tables) == 1:
-        (name,) = statement.tables
-        table, fact = known[name], facts[known[name].key]
-        hint = _of_index(table, statement.only_conditions, fact)
-        if name.name == table.name and hint is not None:
-            hints[hint] = None
-    return list(hints)
+                hints.append(_of_ciphertext(table, column, use.how))
+            elif use.column == column.name and (use.table, column.search) not in statement.columns:
+                hints.append(_of_plaintext(table, column, use.how, facts[table.key]))
+    for name in statement.tables if statement.only_conditions else ():
+        if name.name == known[name].name:
+            hints.append(_of_index(known[name], statement.only_conditions, facts[known[name].key]))
+    return [hint for hint in dict.fromkeys(hints) if hint is not None]
 
 
 def _of_ciphertext(table: Table, column: Column, how: str) -> str:
@@ -401,14 +385,7 @@ def snapshot(found: SlowQueries) -> dict[str, tuple[int, float]]:
 
 @dataclass(frozen=True)
 class Worse:
-    """A statement that takes longer than before.
-
-    Args:
-        query: the statement.
-        before_ms: its mean time up to the last look.
-        now_ms: its mean time since then.
-        calls: how often it was run since then.
-    """
+    """A statement that takes longer than before: mean times up to the last look and since, and the calls since."""
 
     query: SlowQuery
     before_ms: float

@@ -11,7 +11,6 @@ from alphapulse_encryption.migration.insight.statements import (
     Statement,
     TableName,
     Use,
-    without_comments,
 )
 
 USERS = TableName("public", "users")
@@ -33,18 +32,13 @@ def read(text: str) -> Statement:
     [
         ("SELECT id\n FROM  users WHERE email = $1", "SELECT id FROM users WHERE email = $1"),
         ("select id from users where x->>$1 = $12::text", "select id from users where x->>$1 = $12::text"),
-        ("SELECT 4711, 47.11e3, .5, 0x4711, 47_11, 4711::int FROM users", "SELECT ?, ?, .?, ?, ?, ?::int FROM users"),
-        ("select id from users limit 4711", "select id from users limit ?"),
         ("select id from users where id in ($1 /*, ... */)", "select id from users where id in ($1 )"),
         ("/* canary */ select id from users -- canary 'x'\n where id=$1", "select id from users where id=$1"),
-        ("select id from users /* a /* canary */ canary' */ where id=$1", "select id from users where id=$1"),
         ("select id from users where id=$1 /*trace='canary'*/", "select id from users where id=$1"),
         ("select id /*+ canary */ from users", "select id from users"),
-        ('select "email" as "canary" from "users" "t0"', 'select "email" as "?" from "users" "t0"'),
         ('select "The Note" from sales."Order Lines"', 'select "The Note" from sales."Order Lines"'),
-        ('select "cana""ry" from users', 'select "?" from users'),
-        ("select U&\"canary\" from users", 'select U&"?" from users'),
-        ("update users set email = $1 where a$b @> $2", "update users set email = $1 where a$b @> $2"),
+        ("update users set email = $1 where ab @> $2", "update users set email = $1 where ab @> $2"),
+        ("(select größe from users)", "(select größe from users)"),
     ],
 )  # fmt: skip
 def test_what_is_shown(text: str, shown: str) -> None:
@@ -58,54 +52,61 @@ def test_what_is_shown(text: str, shown: str) -> None:
         "select id from users where email = E'a\\'canary'",
         "select id from users where email = 'a\\' or email = canary'",
         "select id from users where email = $$canary$$",
+        "select id from users where email = $1$$canary$$",
         "select id from users where email = $tag$canary$tag$ and id = 1",
+        "select id from users where a$canary$b = $1",
         "select id from users where email = $é$canary$é$",
         "select id from users where email = U&'canary' and \"a'b\" = $1",
         "select id from users where email = 'a' -- canary",
         "select id from users where email = '/*' || 'canary' || '*/'",
         "select id from users where email = N'canary' or b = B'1010' or x = X'1FF'",
+        *(f"select id from users limit {number}" for number in ("4711", "47.11e3", ".5", "0x4711", "47_11")),
+        "select 4711::int from users",
+        "select id from users /* a /* canary */ canary' */ where id=$1",
+        "select id from users /* never ends, canary",
+        'select "email" as "canary" from "users" "t0"',
+        'select "cana""ry" from users',
+        'select "email""canary" from users',
+        'select ""email"canary" from users',
+        'select U&"canary" from users',
+        # Utility statements, whatever is in them: whether the server takes constants out depends on its version.
+        "create table x as select * from users where email = $1",
+        "explain select * from users where email = 'canary'",
+        "prepare x as select * from users",
+        "copy users to stdout",
+        "copy (select * from users where email = 'canary') to stdout",
+        "/* canary */ declare c cursor for select * from users",
     ],
-)
-def test_what_holds_a_string_is_not_shown(text: str) -> None:
-    found = READER.read(text)
-    if found is not None:
-        assert found.text is None
-        assert found.tables == {USERS}
-    assert CANARY not in repr(found)
+)  # fmt: skip
+def test_what_may_hold_a_value_is_told_by_kind_and_tables_alone(text: str) -> None:
+    found = read(text)
+    assert found.text is None
+    assert found.tables == {USERS}
+    assert found.kind in {"SELECT", "CREATE", "EXPLAIN", "PREPARE", "COPY", "DECLARE"}
+    assert CANARY not in repr(found.tables)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "create table x as select * from users where email = $1",
         "set local app.user = canary",
-        "declare c cursor for select * from users",
-        "copy users to stdout",
-        "prepare x as select * from users",
-        "explain select * from users",
+        "vacuum users",
         "call users(1)",
+        "explain select 1",
         "select 1",
         "select id from others",
         "with users as (select $1 as email) select * from users where email = $2",
         "select id from sales.users",
         'select id from "Users"',
+        "copy sales.users to stdout",
+        'copy "Users" to stdout',
         "",
         "select (((",
-        "select id from users /* never ends",
         "x" * 200_000,
     ],
 )
 def test_what_is_left_out(text: str) -> None:
     assert READER.read(text) is None
-
-
-def test_comments_are_told_from_what_looks_like_them() -> None:
-    assert without_comments('select "--a", "/*b" -- c\n, d') == 'select "--a", "/*b"  \n, d'
-    assert without_comments("a -- '\r b") == "a  \r b"
-    assert without_comments('select "a') is None
-    assert without_comments('select ""a""') is None
-    assert without_comments("/* a /* b */ c") is None
-    assert without_comments("select $1, $23, a$b") == "select $1, $23, a$b"
 
 
 # No quotation mark and no asterisk alone: they end a name or a comment early, and what follows is no value then.
