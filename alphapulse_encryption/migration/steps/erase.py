@@ -45,7 +45,6 @@ class Look:
     """What it took to look for known values, before and after.
 
     Args:
-        seconds: duration.
         database: bytes of the database's own files.
         wal: bytes of write-ahead log.
         most_wal: bytes of write-ahead log that the server means to keep at most; 0 where it sets no limit.
@@ -64,17 +63,13 @@ class ErasureResult:
     """What :func:`erase_dropped` did and saw.
 
     Args:
-        table: key of the table.
         bytes_before: size with indexes and TOAST.
-        bytes_after: the same afterwards.
         statistics_rewritten: whether the planner's statistics were; not every role may.
         checkpointed: whether the files were made to show what the server has in memory; not every role may.
         values: how many known values were looked for.
         unsearchable: columns of which no value could be looked for.
         places: what is where now.
         locked_seconds: how long the table was rewritten, under its lock.
-        look: what looking for the values took.
-        seconds: duration.
     """
 
     table: str
