@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString
 
 import psycopg
 import yaml
@@ -28,6 +29,7 @@ from alphapulse_encryption.migration.discovery.value_patterns import MOST_VALUES
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.gates.preflight import readable_size
 from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.schema.definition import OF_THE_APPLICATION
 from alphapulse_encryption.migration.schema.names import short_name
 
 Connection = psycopg.Connection[Any]
@@ -116,7 +118,7 @@ class Discovery(_Model):
         )
 
 
-_TABLES = """
+_TABLES: LiteralString = """
 SELECT c.oid, n.nspname, c.relname, c.relkind::text, greatest(c.reltuples, 0)::bigint,
        (SELECT coalesce(sum(greatest(l.relpages, 0)), greatest(c.relpages, 0)) FROM pg_partition_tree(c.oid) p
           JOIN pg_class l ON l.oid = p.relid)::bigint,
@@ -124,12 +126,8 @@ SELECT c.oid, n.nspname, c.relname, c.relkind::text, greatest(c.reltuples, 0)::b
           JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey::int2[])
          WHERE i.indrelid = c.oid AND i.indisprimary AND i.indisvalid)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relkind IN ('r', 'p', 'f', 'm') AND NOT c.relispartition AND c.relpersistence <> 't'
-   AND n.nspname <> 'information_schema' AND left(n.nspname, 3) <> 'pg_'
-   AND (%(schemas)s::text[] IS NULL OR n.nspname = ANY (%(schemas)s))
-   AND NOT (n.nspname = 'public' AND c.relname = ANY (%(ours)s))
-   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
-                                             AND d.deptype = 'e')
+ WHERE c.relkind IN ('r', 'p', 'f', 'm') AND (%(schemas)s::text[] IS NULL OR n.nspname = ANY (%(schemas)s))
+   AND {of_the_application}
  ORDER BY n.nspname, c.relname
 """
 
@@ -215,7 +213,6 @@ def discover(database: Database, *, schemas: Sequence[str] = (), sample: int = S
     """Look through a database, and propose what to encrypt.
 
     Args:
-        database: the target; nothing is written to it.
         schemas: which ones to look at; all of the application's where none is named.
         sample: rows of each table whose values are looked at, at most; 0 looks at no value.
 
@@ -256,7 +253,8 @@ def _read_tables(connection: Connection, schemas: Sequence[str]) -> list[_Table]
             f"There is no schema {', '.join(missing)} in the database. Names are exact and case-sensitive."
         )
     rows = connection.execute(
-        _TABLES, {"schemas": list(schemas) or None, "ours": list(tracking.BOOKKEEPING_TABLES)}
+        SQL(_TABLES).format(of_the_application=SQL(OF_THE_APPLICATION)),
+        {"schemas": list(schemas) or None, "ours": list(tracking.BOOKKEEPING_TABLES)},
     ).fetchall()
     return [
         _Table(
@@ -297,11 +295,10 @@ def _look(connection: Connection, table: _Table, names: _Names, sample: int) -> 
     ]
     if not guesses:
         return None
-    obstacles = [*_obstacles(table), *(reason for guess in guesses for reason in _unfit(table, guess))]
-    fit = [guess for guess in guesses if guess.proposed and not list(_unfit(table, guess))]
-    possible = bool(fit) and not _obstacles(table)
+    unfit = {guess.name: why for guess in guesses if guess.proposed and (why := _unfit(table, guess))}
+    obstacle = _obstacle(table)
     columns = tuple(
-        guess if guess in fit else guess.model_copy(update={"proposed": False}) for guess in guesses
+        guess.model_copy(update={"proposed": guess.proposed and guess.name not in unfit}) for guess in guesses
     )
     return TableGuess(
         schema_name=table.schema_name,
@@ -311,8 +308,8 @@ def _look(connection: Connection, table: _Table, names: _Names, sample: int) -> 
         sampled_rows=values.rows,
         sampled=values.note,
         columns=columns,
-        obstacles=tuple(obstacles),
-        possible=possible,
+        obstacles=(*([obstacle] if obstacle else []), *unfit.values()),
+        possible=obstacle is None and any(column.proposed for column in columns),
     )
 
 
@@ -332,31 +329,25 @@ _SAMPLED_KINDS = frozenset({"text", "number", "json", "network", "other"})
 
 def _sample(connection: Connection, table: _Table, rows: int) -> _Sample:
     """Values of some rows, never of more than a time limit allows."""
-    found = _Sample()
     wanted = [column for column in table.columns if column.kind in _SAMPLED_KINDS]
     readable = [column for column in wanted if column.readable]
     if not rows or not wanted:
-        found.note = "values were not looked at"
-        return found
+        return _Sample(note="values were not looked at")
     if not readable:
-        found.note = "values were not looked at: this role may not read them"
-        return found
+        return _Sample(note="values were not looked at: this role may not read them")
     try:
         with connection.transaction():
             connection.execute("SELECT set_config('statement_timeout', %s, true)", [LONGEST_SAMPLE])
             picked = connection.execute(_select(table, readable, rows)).fetchall()
-    except psycopg.errors.QueryCanceled:
-        found.note = f"values were not looked at: reading a sample took longer than {LONGEST_SAMPLE}"
-        return found
-    except psycopg.errors.LockNotAvailable:
-        found.note = "values were not looked at: another session holds the table"
-        return found
-    except psycopg.Error:
+    except psycopg.Error as error:
         # Row-level security, a foreign server, a damaged page: the names still tell something.
-        found.note = "values were not looked at: the server refused"
-        return found
-    found.rows = len(picked)
-    found.note = f"values of {found.rows:,} rows were looked at"
+        why = "the server refused"
+        if isinstance(error, psycopg.errors.QueryCanceled):
+            why = f"reading a sample took longer than {LONGEST_SAMPLE}"
+        elif isinstance(error, psycopg.errors.LockNotAvailable):
+            why = "another session holds the table"
+        return _Sample(note=f"values were not looked at: {why}")
+    found = _Sample(len(picked), f"values of {len(picked):,} rows were looked at")
     if len(readable) < len(wanted):
         found.note += f", of {len(readable)} of {len(wanted)} columns: the others this role may not read"
     for number, column in enumerate(readable):
@@ -439,9 +430,8 @@ def _by_values(table: _Table, column: _Column, sample: _Sample) -> Evidence | No
 
 
 def _in_words(evidence: Evidence) -> str:
-    if evidence.inside:
-        return f"{evidence.share:.0%} of {evidence.looked_at} values contain: {evidence.pattern}"
-    return f"{evidence.share:.0%} of {evidence.looked_at} values are: {evidence.pattern}"
+    verb = "contain" if evidence.inside else "are"
+    return f"{evidence.share:.0%} of {evidence.looked_at} values {verb}: {evidence.pattern}"
 
 
 def _doubt(column: _Column, category: Category | None, sample: _Sample) -> str | None:
@@ -498,56 +488,51 @@ def _plain(name: str) -> str:
     return re.sub(r"\W+", "_", name).strip("_").lower() or "table"
 
 
-# What stands in the way.
+# Why not.
 
 
-def _obstacles(table: _Table) -> list[str]:
+def _obstacle(table: _Table) -> str | None:
     if table.relkind == "f":
-        return ["it is a foreign table: encrypt it where its rows are"]
+        return "it is a foreign table: encrypt it where its rows are"
     if table.relkind == "m":
-        return ["it is a materialized view: encrypt what it is made of, and have it made of ciphertext"]
+        return "it is a materialized view: encrypt what it is made of, and have it made of ciphertext"
     if not table.key:
-        return [
+        return (
             "it has no primary key, which batches and resumption go by: add one (ALTER TABLE … ADD COLUMN … bigint "
             "GENERATED ALWAYS AS IDENTITY PRIMARY KEY)"
-        ]
-    return []
+        )
+    return None
 
 
-def _unfit(table: _Table, guess: ColumnGuess) -> Iterable[str]:
+def _unfit(table: _Table, guess: ColumnGuess) -> str | None:
     """Why a column cannot be in a catalogue."""
     column = next(one for one in table.columns if one.name == guess.name)
-    if not guess.proposed:
-        return
     if column.generated:
-        yield f"column {column.name} is generated or an identity: encrypt what it is made of"
-    elif column.name in table.key:
-        yield f"column {column.name} is part of the primary key, which is kept in text form: give the table another key"
-    elif column.refers:
-        yield f"column {column.name} is a foreign key, which ciphertext cannot be"
-    elif column.kind == "other" and _is_composite(column):
-        yield f"column {column.name} is of the type {column.type}, which the runtime library cannot read"
-    else:
-        try:
-            Table.model_validate(_entry_of(table.schema_name, table.name, [guess]))
-        except ValidationError as error:
-            yield f"column {column.name} cannot be named in a catalogue: {error.errors()[0]['msg']}"
-
-
-def _is_composite(column: _Column) -> bool:
-    return column.type.startswith("record")
+        return f"column {column.name} is generated or an identity: encrypt what it is made of"
+    if column.name in table.key:
+        return f"column {column.name} is part of the primary key, which is kept in text form: give the table another"
+    if column.refers:
+        return f"column {column.name} is a foreign key, which ciphertext cannot be"
+    if column.kind == "other" and column.type.startswith("record"):
+        return f"column {column.name} is of the type {column.type}, which the runtime library cannot read"
+    try:
+        Table.model_validate(_entry_of(table.schema_name, table.name, [guess]))
+    except ValidationError as error:
+        return f"column {column.name} cannot be named in a catalogue: {error.errors()[0]['msg']}"
+    return None
 
 
 def _entry_of(schema: str, name: str, columns: Sequence[ColumnGuess]) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": name}
     if schema != "public":
         entry["schema"] = schema
-    entry["columns"] = [
-        {"name": column.name, "context": column.context}
-        | ({"search_index": column.search_index} if column.search_index is not None else {})
-        for column in columns
-    ]
+    entry["columns"] = [_column_entry(column) for column in columns]
     return entry
+
+
+def _column_entry(column: ColumnGuess) -> dict[str, Any]:
+    entry = {"name": column.name, "context": column.context, "search_index": column.search_index}
+    return {member: value for member, value in entry.items() if value is not None}
 
 
 def _entry(guess: TableGuess) -> dict[str, Any] | None:
@@ -559,33 +544,22 @@ def _entry(guess: TableGuess) -> dict[str, Any] | None:
 
 def _checked(database: Database, guesses: Sequence[TableGuess]) -> list[TableGuess]:
     """With what the preflight says of the proposal; it knows more than is looked for here."""
-    entries = {guess: _entry(guess) for guess in guesses}
-    proposed = [entry for entry in entries.values() if entry is not None]
+    proposed = [entry for guess in guesses if (entry := _entry(guess)) is not None]
     if not proposed:
         return list(guesses)
-    tables = Catalogue.model_validate({"tables": proposed}).tables
-    report = preflight.check(database, tables, None, once=True)
+    catalogue = Catalogue.model_validate({"tables": proposed})
+    report = preflight.check(database, catalogue.tables, None, once=True)
+    findings = [finding for finding in (*report.blockers, *report.warnings) if not finding.of_role]
+    keys = {(table.schema_name, table.name): table.key for table in catalogue.tables}
     found: list[TableGuess] = []
-    for guess, entry in entries.items():
-        if entry is None:
-            found.append(guess)
-            continue
-        key = Table.model_validate(entry).key
-        about = [
-            finding
-            for finding in (*report.blockers, *report.warnings)
-            if not finding.of_role and (finding.subject == key or finding.subject.startswith(f"{key}."))
-        ]
-        blocked = any(finding.level == "blocker" for finding in about)
+    for guess in guesses:
+        key = keys.get((guess.schema_name, guess.name), "")
+        about = [f for f in findings if key and (f.subject == key or f.subject.startswith(f"{key}."))]
         told = [
-            f"{finding.subject.removeprefix(key).removeprefix('.')}: {finding.message}".removeprefix(": ")
-            for finding in about
+            f"{f.subject.removeprefix(key).removeprefix('.')}: {f.message}".removeprefix(": ") for f in about
         ]
-        found.append(
-            guess.model_copy(
-                update={"obstacles": (*guess.obstacles, *told), "possible": guess.possible and not blocked}
-            )
-        )
+        possible = guess.possible and not any(f.level == "blocker" for f in about)
+        found.append(guess.model_copy(update={"obstacles": (*guess.obstacles, *told), "possible": possible}))
     return found
 
 
@@ -613,7 +587,8 @@ def as_yaml(discovery: Discovery) -> str:
     if others:
         lines += ["", *_comment("Not possible as they are:")]
     for table in others:
-        lines += _comment(f"{_label(table)}: {_size(table)}; {'; '.join(table.obstacles)}", indent="#   ")
+        name = f"{table.schema_name}.{table.name}"
+        lines += _comment(f"{name}: {_size(table)}; {'; '.join(table.obstacles)}", indent="#   ")
         for column in table.columns:
             lines += _comment(f"{column.name}: {_why(column)}", indent="#     ")
     return "\n".join(lines) + "\n"
@@ -623,26 +598,17 @@ def _table_lines(table: TableGuess) -> list[str]:
     lines = ["", *_comment(f"{_size(table)}; {table.sampled}", indent="  # ")]
     for obstacle in table.obstacles:
         lines += _comment(f"Note: {obstacle}", indent="  # ")
-    lines.append(f"  - name: {_scalar(table.name)}")
-    if table.schema_name != "public":
-        lines.append(f"    schema: {_scalar(table.schema_name)}")
-    lines.append("    columns:")
+    entry = _entry_of(table.schema_name, table.name, ())
+    del entry["columns"]
+    lines += [*_item(entry, indent="  "), "    columns:"]
     for column in table.columns:
-        if not column.proposed:
-            continue
-        lines += _comment(_why(column), indent="      # ")
-        lines.append(f"      - name: {_scalar(column.name)}")
-        lines.append(f"        context: {_scalar(column.context or '')}")
-        if column.search_index is not None:
-            lines.append(f"        search_index: {_scalar(column.search_index)}")
+        if column.proposed:
+            lines += _comment(_why(column), indent="      # ")
+            lines += _item(_column_entry(column), indent="      ")
     for column in table.columns:
         if not column.proposed:
             lines += _comment(f"left out: {column.name} ({_why(column)})", indent="      # ")
     return lines
-
-
-def _label(table: TableGuess) -> str:
-    return f"{table.schema_name}.{table.name}"
 
 
 def _size(table: TableGuess) -> str:
@@ -653,25 +619,19 @@ def _why(column: ColumnGuess) -> str:
     return f"{column.score:.2f} {column.category}, {column.type}: {'; '.join(column.reasons)}"
 
 
-def _scalar(text: str) -> str:
-    """A name as YAML reads it back; plain where that will do."""
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text) and yaml.safe_load(text) == text:
-        return text
-    # JSON's form of a text is one of YAML's.
-    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=10_000).strip()
-
-
-_WIDTH = 110
+def _item(entry: dict[str, Any], indent: str) -> list[str]:
+    text = yaml.safe_dump([entry], sort_keys=False, allow_unicode=True, width=10_000)
+    return [indent + line for line in text.rstrip("\n").split("\n")]
 
 
 def _comment(text: str, indent: str = "# ") -> list[str]:
     """A comment, folded; a name in it cannot end it."""
-    lines: list[str] = []
-    line = ""
-    for word in re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", "?", text).split(" "):
-        if line and len(indent) + len(line) + len(word) >= _WIDTH:
-            lines.append(indent + line)
-            line = "  " + word
-        else:
-            line = f"{line} {word}" if line else word
-    return [*lines, indent + line]
+    plain = re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", "?", text)
+    return textwrap.wrap(
+        plain,
+        110,
+        initial_indent=indent,
+        subsequent_indent=indent + "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

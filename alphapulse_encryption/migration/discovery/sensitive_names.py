@@ -6,227 +6,78 @@ runs of neighbouring words are looked up, joined, in lists: ``firstname`` is fou
 about (``two_factor_enabled boolean``, ``email_verified_at timestamptz``), and a number that ends in ``id`` points
 elsewhere. What is told is a guess with its reason, for a person to decide on.
 
-The lists are in English, with the words of a few other languages that are common in schemas. They lean to recall for
-what identifies or authenticates a person and to precision for the rest: a word stands in a list only if a column of
-that name is more often sensitive than not. Libraries that do this (piicatcher, detectpii) search for patterns inside
-the whole name, so that ``filename`` and ``username_count`` are persons, and know no money, no keys and no documents.
+The lists are in ``sensitive_names.yaml``. Libraries that do this (piicatcher, detectpii) search for patterns inside the
+whole name, so that ``filename`` and ``username_count`` are persons, and know no money, no keys and no documents.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from importlib import resources
+from typing import Literal, NamedTuple
+
+import yaml
 
 Category = Literal[
     "credential", "contact", "person", "birth", "address", "document", "bank", "health", "origin", "network", "money",
     "free form",
 ]  # fmt: skip
-# Whether most columns of such a name hold what the category says, or many hold something harmless.
 Confidence = Literal["likely", "possible"]
 
 
-@dataclass(frozen=True)
-class Suspicion:
-    """Why a column looks sensitive.
-
-    Args:
-        category: of what it seems to hold.
-        confidence: how sure that is.
-        reason: in words: the part of the name, or the type.
-    """
+class Suspicion(NamedTuple):
+    """Why a column looks sensitive, the reason in words: the part of the name, or the type."""
 
     category: Category
     confidence: Confidence
     reason: str
 
 
-@dataclass(frozen=True)
-class _Rule:
+class _Rule(NamedTuple):
     category: Category
     confidence: Confidence
-    # Joined words, lower case and singular.
-    words: frozenset[str]
     kinds: frozenset[str]
-    # Only in tables with one of these words in their names; any where it is empty.
-    tables: frozenset[str] = frozenset()
+    words: frozenset[str]
+    tables: frozenset[str]
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
+class _Lists(NamedTuple):
+    rules: tuple[_Rule, ...]
+    not_the_value: frozenset[str]
+    points_elsewhere: frozenset[str]
 
 
-_TEXT = _words("text bytes")
-_DOCUMENT_KINDS = _words("text bytes number")
-_ANY_VALUE = _words("text bytes number json")
+@functools.cache
+def _lists() -> _Lists:
+    read = yaml.safe_load(resources.files(__package__).joinpath("sensitive_names.yaml").read_bytes())
+    groups = read["groups"]
 
-_PEOPLE = _words(
-    "user customer client person people contact employee staff member patient student applicant candidate "
-    "beneficiary subscriber tenant guest owner recipient payee payer lead kunde benutzer mitarbeiter cliente "
-    "usuario utilisateur"
-)
-_TRADING = _words("position trade order fill execution portfolio holding deal transaction account")
+    def words(text: str) -> frozenset[str]:
+        return frozenset(word for part in text.split() for word in groups.get(part, part).split())
 
-# The first rule that fits is the one that is told.
-_RULES = (
-    _Rule(
-        "credential",
-        "likely",
-        _words(
-            "password passwd passphrase passcode pwd secret clientsecret apisecret apikey apitoken accesskey "
-            "accesstoken refreshtoken authtoken bearertoken sessiontoken sessionid privatekey secretkey signingkey "
-            "encryptionkey sshkey pgpkey token otp otpsecret totp totpsecret twofactorsecret mfasecret "
-            "recoverycode backupcode securityanswer securityquestion pin pincode credential cookie seedphrase "
-            "mnemonic apikeyreference connectionstring dsn passwort kennwort contrasena motdepasse"
-        ),
-        _words("text bytes json number uuid"),
-    ),
-    _Rule("credential", "possible", _words("permission scope authorization"), _words("json")),
-    _Rule(
-        "contact",
-        "likely",
-        _words(
-            "email emailaddress mail mailaddress phone phonenumber telephone telephonenumber mobile mobilenumber "
-            "cellphone fax faxnumber msisdn whatsapp telegram skype imessage telefon telefonnummer handynummer "
-            "correo telefono courriel mobil tel rufnummer"
-        ),
-        _ANY_VALUE,
-    ),
-    _Rule(
-        "birth",
-        "likely",
-        _words(
-            "birthdate dateofbirth dob birthday birth birthyear birthplace placeofbirth dateofdeath geburtstag "
-            "geburtsdatum geburtsort fechanacimiento datenaissance"
-        ),
-        _words("text bytes number date moment json"),
-    ),
-    _Rule("birth", "possible", _words("age alter edad"), _words("number"), _PEOPLE),
-    _Rule(
-        "document",
-        "likely",
-        _words(
-            "ssn socialsecurity socialsecuritynumber nino nationalid nationalinsurance nationalinsurancenumber "
-            "personalid personalnumber passport passportnumber driverlicense driverslicense drivinglicense "
-            "driverslicensenumber licenseplate taxid taxnumber tin ein vatnumber vatid itin steuernummer steuerid "
-            "ausweisnummer dni nie nif curp rfc cpf cnpj pesel aadhaar identitynumber identitycard idcard idnumber "
-            "documentnumber kyc kycdocument kycdata"
-        ),
-        _words("text bytes number json"),
-    ),
-    _Rule(
-        "bank",
-        "likely",
-        _words(
-            "iban bic swift accountnumber bankaccount bankaccountnumber routingnumber sortcode cardnumber "
-            "creditcard creditcardnumber debitcard pan cvv cvc cvc2 cardholder kontonummer bankverbindung "
-            "walletaddress wallet cardexpiry clabe"
-        ),
-        _ANY_VALUE,
-    ),
-    _Rule(
-        "address",
-        "likely",
-        _words(
-            "address addressdata addressline street streetaddress streetname housenumber postcode postalcode zip "
-            "zipcode postaladdress homeaddress billingaddress shippingaddress pobox adresse anschrift strasse "
-            "hausnummer plz postleitzahl direccion calle codigopostal latitude longitude latlong latlng "
-            "geolocation gpslocation coordinate"
-        ),
-        _words("text bytes number json geometry"),
-    ),
-    _Rule("address", "possible", _words("city town county location ort stadt ciudad ville"), _TEXT, _PEOPLE),
-    _Rule(
-        "person",
-        "likely",
-        _words(
-            "firstname lastname middlename fullname surname forename givenname familyname maidenname nickname "
-            "displayname legalname realname fname lname initials vorname nachname familienname apellido prenom "
-            "nomdefamille signature photo portrait avatarimage biometric fingerprintdata faceid voiceprint"
-        ),
-        _ANY_VALUE,
-    ),
-    _Rule("person", "possible", _words("username login loginname userhandle benutzername"), _TEXT),
-    _Rule("person", "possible", _words("name nombre nom"), _TEXT, _PEOPLE),
-    _Rule(
-        "health",
-        "likely",
-        _words(
-            "diagnosis diagnose medicalrecord medicalrecordnumber mrn medication prescription allergy bloodtype "
-            "disability healthdata healthrecord patientnote insurancenumber krankenkasse symptom genome dna"
-        ),
-        _ANY_VALUE,
-    ),
-    _Rule(
-        "origin",
-        "likely",
-        _words(
-            "gender sex ethnicity race religion nationality citizenship maritalstatus sexualorientation "
-            "politicalparty tradeunion geschlecht nationalitaet staatsangehoerigkeit familienstand"
-        ),
-        _words("text number other"),
-    ),
-    _Rule(
-        "network",
-        "possible",
-        _words(
-            "ip ipaddress remoteaddr remoteip clientip macaddress deviceid devicefingerprint useragent imei imsi "
-            "idfa"
-        ),
-        _words("text network uuid number bytes"),
-    ),
-    _Rule(
-        "money",
-        "likely",
-        _words(
-            "balance availablebalance salary wage income compensation payroll networth creditlimit creditscore "
-            "accountbalance pnl unrealizedpnl realizedpnl profitloss gehalt lohn kontostand"
-        ),
-        _DOCUMENT_KINDS,
-    ),
-    _Rule(
-        "money",
-        "possible",
-        _words(
-            "price entryprice currentprice exitprice quantity qty size amount fee cost volume orderid "
-            "orderreference stoploss takeprofit"
-        ),
-        _DOCUMENT_KINDS,
-        _TRADING,
-    ),
-    _Rule("money", "possible", _words("revenue turnover invoicetotal bonus commission dividend"), _words("number")),
-    _Rule(
-        "free form",
-        "possible",
-        _words("note remark comment message body transcript bio biography freetext bemerkung notiz"),
-        _TEXT,
-        _PEOPLE | _words("support ticket chat message conversation medical session order"),
-    ),
-)  # fmt: skip
+    rules = (
+        _Rule(
+            rule["category"],
+            rule["confidence"],
+            *(words(rule.get(k, "")) for k in ("kinds", "words", "tables")),
+        )
+        for rule in read["rules"]
+    )
+    return _Lists(tuple(rules), words(read["not_the_value"]), words(read["points_elsewhere"]))
 
-# What a name ends in that says: derived from the value, about it, or encrypted already.
-_NOT_THE_VALUE = _words(
-    "hash hashed digest checksum hmac encrypted ciphertext search masked redacted anonymized enabled verified "
-    "confirmed valid required count counter total type kind status state format currency flag version length "
-    "domain at until attempt expiry expires policy template setting preference consent optin source"
-)
-_POINTS_ELSEWHERE = _words("id fk ref oid uid uuid")
 
 _LONGEST_RUN = 4
 
 
 def looks_sensitive(table: str, column: str, type_name: str) -> Suspicion | None:
-    """Whether a column looks as if it held something sensitive.
+    """Why a column looks as if it held something sensitive; None where nothing speaks for it.
 
     Args:
-        table: the table's name, without its schema.
-        column: the column's name, without quotes.
+        table: without its schema.
         type_name: as PostgreSQL's ``format_type`` prints it.
-
-    Returns:
-        Why; None where nothing speaks for it.
     """
     words = split_words(column)
     kind = kind_of(type_name)
@@ -234,7 +85,7 @@ def looks_sensitive(table: str, column: str, type_name: str) -> Suspicion | None
         return None
     of_table = {_singular(word) for word in split_words(table)}
     runs = dict(_runs(words))
-    for rule in _RULES:
+    for rule in _lists().rules:
         if kind not in rule.kinds or (rule.tables and not rule.tables & of_table):
             continue
         found = max(rule.words & runs.keys(), key=len, default=None)
@@ -243,7 +94,7 @@ def looks_sensitive(table: str, column: str, type_name: str) -> Suspicion | None
             return Suspicion(
                 rule.category, rule.confidence, f"its name says {' '.join(words[slice(*runs[found])])}{where}"
             )
-    if kind == "json" and words[-1] not in _NOT_THE_VALUE:
+    if kind == "json" and words[-1] not in _lists().not_the_value:
         return Suspicion("free form", "possible", f"{type_name} may hold anything")
     return None
 
@@ -253,9 +104,9 @@ def _is_about(words: list[str], run: tuple[int, int], kind: str) -> bool:
     rest = [_singular(word) for word in words[run[1] :]]
     if not rest:
         return False
-    if rest[-1] in _POINTS_ELSEWHERE:
+    if rest[-1] in _lists().points_elsewhere:
         return kind in {"number", "uuid"}
-    return rest[-1] in _NOT_THE_VALUE
+    return rest[-1] in _lists().not_the_value
 
 
 def _runs(words: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -14,10 +14,13 @@ import importlib
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
 
 import phonenumbers
+import yaml
 from stdnum import bitcoin, iban, luhn
 
 from alphapulse_encryption.migration.discovery.sensitive_names import Category, looks_sensitive
@@ -35,11 +38,10 @@ class Pattern:
     """A form of values.
 
     Args:
-        name: in words.
-        category: of what such values are.
         fits: whether a value, without blanks around it, is of this form.
         digits_only: whether values may be plain digits, some of which fit by chance; then more of them are needed.
         ambiguous: whether such values are often harmless.
+        inside: what in a longer text is held against the form; None where it is not looked for there.
     """
 
     name: str
@@ -47,6 +49,13 @@ class Pattern:
     fits: Callable[[str], bool]
     digits_only: bool = False
     ambiguous: bool = False
+    inside: re.Pattern[str] | None = None
+
+    def is_in(self, text: str) -> bool:
+        """Whether such a value is somewhere in a text."""
+        return self.inside is not None and any(
+            _safely(self.fits, found[0]) for found in self.inside.finditer(text)
+        )
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,6 @@ class Evidence:
     """What the values of a column look like.
 
     Args:
-        pattern: name of the form.
-        category: of what such values are.
         share: of the values looked at, 0 to 1.
         looked_at: how many different ones.
         score: how much that says for a sensitive column, 0 to 1.
@@ -70,149 +77,68 @@ class Evidence:
     inside: bool = False
 
 
-_EMAIL = re.compile(r"[^\s@<>()\[\],;:\"]{1,64}@(?:[\w-]{1,63}\.)+[A-Za-z]{2,24}")
-_PHONE = re.compile(r"(?:\+|00)[\d\s().\-/]{7,24}")
-_CARD = re.compile(r"(?:3[0-9]|4[0-9]|5[0-9]|6[0-9]|2[2-7])\d{2}(?:[ -]?\d){9,15}")
-_IBAN = re.compile(r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}")
-_SSN = re.compile(r"(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}")
+_EMAIL = r"[^\s@<>()\[\],;:\"]{1,64}@(?:[\w-]{1,63}\.)+[A-Za-z]{2,24}"
+_PHONE = r"(?:\+|00)[\d\s().\-/]{7,24}"
+_CARD = r"(?:3[0-9]|4[0-9]|5[0-9]|6[0-9]|2[2-7])\d{2}(?:[ -]?\d){9,15}"
+_IBAN = r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}"
+_SSN = r"(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}"
 _PLAIN_DIGITS = re.compile(r"\d+")
 
 
+def _written(form: str, valid: Callable[[str], bool] = bool) -> Callable[[str], bool]:
+    """A form first: the libraries take more than is ever written, and are slower."""
+    compiled = re.compile(form)
+    return lambda text: compiled.fullmatch(text) is not None and valid(text)
+
+
 def _is_phone(text: str) -> bool:
-    if not _PHONE.fullmatch(text):
-        return False
-    try:
-        return phonenumbers.is_valid_number(phonenumbers.parse(re.sub(r"^00", "+", text)))
-    except phonenumbers.NumberParseException:
-        return False
-
-
-def _is_card(text: str) -> bool:
-    return _CARD.fullmatch(text) is not None and luhn.is_valid(re.sub(r"[ -]", "", text))
-
-
-def _is_iban(text: str) -> bool:
-    return _IBAN.fullmatch(text) is not None and iban.is_valid(text)
+    return phonenumbers.is_valid_number(phonenumbers.parse(re.sub(r"^00", "+", text)))
 
 
 def _is_address_of_a_host(text: str) -> bool:
-    try:
-        # As inet prints them: 192.0.2.1/32.
-        address = ipaddress.ip_address(re.sub(r"/(32|128)$", "", text))
-    except ValueError:
-        return False
+    # As inet prints them: 192.0.2.1/32.
+    address = ipaddress.ip_address(re.sub(r"/(32|128)$", "", text))
     return not (address.is_unspecified or address.is_loopback)
 
 
-# Modules of stdnum whose numbers have check digits and are given to people, with their form as it is written.
-_NATIONAL = (
-    ("be.nn", r"\d{2}[. ]?\d{2}[. ]?\d{2}[- ]?\d{3}[. ]?\d{2}"),
-    ("br.cpf", r"\d{3}\.?\d{3}\.?\d{3}-?\d{2}"),
-    ("ch.ssn", r"756\.?\d{4}\.?\d{4}\.?\d{2}"),
-    ("de.idnr", r"\d{2} ?\d{3} ?\d{3} ?\d{3}"),
-    ("dk.cpr", r"\d{6}-\d{4}"),
-    ("es.dni", r"\d{8}-?[A-Z]"),
-    ("es.nie", r"[XYZ]-?\d{7}-?[A-Z]"),
-    ("fi.hetu", r"\d{6}[-+A-FU-Y]\d{3}[0-9A-Y]"),
-    ("fr.nir", r"[12]\s?\d{2}\s?\d{2}\s?(?:\d{2}|2[AB])\s?\d{3}\s?\d{3}\s?\d{2}"),
-    ("gb.nhs", r"\d{3} \d{3} \d{4}"),
-    ("in_.aadhaar", r"\d{4} ?\d{4} ?\d{4}"),
-    ("it.codicefiscale", r"[A-Z]{6}\d{2}[A-Z]\d{2}[A-Z]\d{3}[A-Z]"),
-    ("mx.curp", r"[A-Z]{4}\d{6}[HM][A-Z]{5}[A-Z0-9]\d"),
-    ("nl.bsn", r"\d{9}"),
-    ("pl.pesel", r"\d{11}"),
-    ("se.personnummer", r"(?:\d{2})?\d{6}[-+]\d{4}"),
-)
-
-
 def _national(module: str, form: str) -> Pattern:
-    written = re.compile(form)
-
-    @functools.cache
-    def valid() -> Callable[[str], bool]:
-        found: Callable[[str], bool] = importlib.import_module(f"stdnum.{module}").is_valid
-        return found
-
+    valid: Callable[[str], bool] = importlib.import_module(f"stdnum.{module}").is_valid
+    fits = _written(form, valid)
+    country = module.partition(".")[0].strip("_").upper()
     return Pattern(
-        f"personal number ({module.partition('.')[0].strip('_').upper()})",
-        "document",
-        lambda text: written.fullmatch(text.upper()) is not None and valid()(text.upper()),
-        digits_only=True,
+        f"personal number ({country})", "document", lambda text: fits(text.upper()), digits_only=True
     )
 
 
-# Of detect-secrets; those that go by words beside the secret, or by the randomness of any text, are left out.
-_SECRETS = (
-    ("private_key", "PrivateKeyDetector", "private key"),
-    ("jwt", "JwtTokenDetector", "JSON web token"),
-    ("aws", "AWSKeyDetector", "AWS key"),
-    ("azure_storage_key", "AzureStorageKeyDetector", "Azure key"),
-    ("basic_auth", "BasicAuthDetector", "address with a password"),
-    ("github_token", "GitHubTokenDetector", "GitHub token"),
-    ("gitlab_token", "GitLabTokenDetector", "GitLab token"),
-    ("openai", "OpenAIDetector", "OpenAI token"),
-    ("sendgrid", "SendGridDetector", "SendGrid key"),
-    ("slack", "SlackDetector", "Slack token"),
-    ("square_oauth", "SquareOAuthDetector", "Square secret"),
-    ("stripe", "StripeDetector", "Stripe key"),
-    ("telegram_token", "TelegramBotTokenDetector", "Telegram token"),
-    ("twilio", "TwilioKeyDetector", "Twilio key"),
-)
+def _secret(detector: str, name: str) -> Pattern:
+    module, _, class_name = detector.partition(".")
+    plugin = getattr(importlib.import_module(f"detect_secrets.plugins.{module}"), class_name)()
+    return Pattern(name, "credential", lambda text: any(True for _ in plugin.analyze_string(text)))
 
 
-def _secret(module: str, class_name: str, name: str) -> Pattern:
-    @functools.cache
-    def detector() -> Callable[[str], Iterable[str]]:
-        plugin = getattr(importlib.import_module(f"detect_secrets.plugins.{module}"), class_name)()
-        found: Callable[[str], Iterable[str]] = plugin.analyze_string
-        return found
+@functools.cache
+def _patterns() -> tuple[Pattern, ...]:
+    known = yaml.safe_load(resources.files(__package__).joinpath("value_patterns.yaml").read_bytes())
+    email = re.compile(rf"(?<![\w.+-]){_EMAIL}(?![\w-])")
+    phone = re.compile(r"(?<![\w+])\+\d{1,3}[\s\d().\-/]{6,18}\d(?!\w)")
+    account = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
+    return (
+        Pattern("e-mail address", "contact", _written(_EMAIL), inside=email),
+        Pattern("telephone number", "contact", _written(_PHONE, _is_phone), inside=phone),
+        Pattern("IBAN", "bank", _written(_IBAN, iban.is_valid), inside=account),
+        Pattern(
+            "payment card number",
+            "bank",
+            _written(_CARD, lambda text: luhn.is_valid(re.sub(r"[ -]", "", text))),
+            digits_only=True,
+        ),
+        Pattern("Bitcoin address", "bank", _written(r".{26,64}", bitcoin.is_valid)),
+        Pattern("US social security number", "document", _written(_SSN)),
+        *(_national(*one) for one in known["national_numbers"].items()),
+        Pattern("IP address", "network", _is_address_of_a_host, ambiguous=True),
+        *(_secret(*one) for one in known["secrets"].items()),
+    )
 
-    return Pattern(name, "credential", lambda text: any(True for _ in detector()(text)))
-
-
-PATTERNS = (
-    Pattern("e-mail address", "contact", lambda text: _EMAIL.fullmatch(text) is not None),
-    Pattern("telephone number", "contact", _is_phone),
-    Pattern("IBAN", "bank", _is_iban),
-    Pattern("payment card number", "bank", _is_card, digits_only=True),
-    Pattern("Bitcoin address", "bank", lambda text: 25 < len(text) < 65 and bitcoin.is_valid(text)),
-    Pattern("US social security number", "document", lambda text: _SSN.fullmatch(text) is not None),
-    *(_national(module, form) for module, form in _NATIONAL),
-    Pattern("IP address", "network", _is_address_of_a_host, ambiguous=True),
-    *(_secret(*one) for one in _SECRETS),
-)
-
-
-@dataclass(frozen=True)
-class _Inside:
-    """What is looked for inside of longer texts, and held against the form as a whole."""
-
-    name: str
-    category: Category
-    candidates: re.Pattern[str]
-    fits: Callable[[str], bool]
-
-    def is_in(self, text: str) -> bool:
-        return any(self.fits(found[0]) for found in self.candidates.finditer(text))
-
-
-_INSIDE = (
-    _Inside(
-        "e-mail address",
-        "contact",
-        re.compile(rf"(?<![\w.+-]){_EMAIL.pattern}(?![\w-])"),
-        lambda _: True,
-    ),
-    _Inside(
-        "telephone number", "contact", re.compile(r"(?<![\w+])\+\d{1,3}[\s\d().\-/]{6,18}\d(?!\w)"), _is_phone
-    ),
-    _Inside(
-        "IBAN",
-        "bank",
-        re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?(?!\w)"),
-        _is_iban,
-    ),
-)
 
 # By the share of values that fit: nearly all, or many.
 _NEARLY_ALL, _MANY, _SOME = 0.8, 0.3, 0.03
@@ -231,13 +157,13 @@ def look_at(values: Sequence[str], *, numbers: bool = False) -> Evidence | None:
         return None
     found = [
         evidence
-        for pattern in PATTERNS
+        for pattern in _patterns()
         if (pattern.digits_only or not numbers) and (evidence := _whole(pattern, texts, numbers=numbers))
     ]
     if not numbers:
         found += [
             Evidence(one.name, one.category, share, len(texts), _SCORE_INSIDE, inside=True)
-            for one in _INSIDE
+            for one in _patterns()
             if (share := _share(texts, one.is_in)) >= _SOME
         ]
     return max(found, key=lambda evidence: (evidence.score, evidence.share), default=None)
@@ -246,13 +172,11 @@ def look_at(values: Sequence[str], *, numbers: bool = False) -> Evidence | None:
 def _whole(pattern: Pattern, texts: Sequence[str], *, numbers: bool) -> Evidence | None:
     share = _share(texts, pattern.fits)
     by_chance = pattern.digits_only and (numbers or all(_PLAIN_DIGITS.fullmatch(text) for text in texts))
-    if by_chance:
-        if share < _NEARLY_ALL or len(texts) < FEWEST_NUMBERS:
-            return None
-        return Evidence(pattern.name, pattern.category, share, len(texts), _SCORE_MANY)
-    if share < (_NEARLY_ALL if pattern.ambiguous else _MANY):
+    score = _SCORE_NEARLY_ALL if share >= _NEARLY_ALL and not by_chance else _SCORE_MANY
+    if by_chance and len(texts) < FEWEST_NUMBERS:
         return None
-    score = _SCORE_NEARLY_ALL if share >= _NEARLY_ALL else _SCORE_MANY
+    if share < (_NEARLY_ALL if pattern.ambiguous or by_chance else _MANY):
+        return None
     return Evidence(
         pattern.name, pattern.category, share, len(texts), _SCORE_AMBIGUOUS if pattern.ambiguous else score
     )
@@ -275,57 +199,44 @@ def look_into(table: str, documents: Sequence[str]) -> Evidence | None:
 
     Args:
         table: its name, which says what a ``name`` is the name of.
-        documents: as text.
     """
-    named: dict[Category, int] = {}
-    texts: list[str] = []
+    named: Counter[Category] = Counter()
+    texts: set[str] = set()
     count = 0
     for document in documents[:MOST_VALUES]:
         try:
-            content = json.loads(document)
+            leaves = list(_leaves(json.loads(document)))
         except (ValueError, RecursionError):
             continue
         count += 1
-        seen: set[Category] = set()
-        for member, value in _leaves(content):
-            if isinstance(value, str):
-                texts.append(value)
-            suspicion = looks_sensitive(table, member, "text" if isinstance(value, str) else "numeric")
-            if suspicion is not None and suspicion.confidence == "likely":
-                seen.add(suspicion.category)
-        for category in seen:
-            named[category] = named.get(category, 0) + 1
+        texts |= {value for _, value in leaves if isinstance(value, str)}
+        found = {
+            looks_sensitive(table, member, "text" if isinstance(value, str) else "numeric")
+            for member, value in leaves
+        }
+        named.update({why.category for why in found if why is not None and why.confidence == "likely"})
     if count < FEWEST_VALUES:
         return None
-    found = [
+    evidence = [
         Evidence(
-            f"members named as {category} data",
-            category,
-            number / count,
-            count,
-            _SCORE_NEARLY_ALL,
-            inside=True,
+            f"members named as {category} data", category, n / count, count, _SCORE_NEARLY_ALL, inside=True
         )
-        for category, number in named.items()
-        if number / count >= _SOME
+        for category, n in named.items()
+        if n / count >= _SOME
     ]
-    inside = look_at(sorted(set(texts))[:MOST_VALUES])
+    inside = look_at(sorted(texts)[:MOST_VALUES])
     if inside is not None:
-        found.append(Evidence(inside.pattern, inside.category, inside.share, count, _SCORE_MANY, inside=True))
-    return max(found, key=lambda evidence: (evidence.score, evidence.share), default=None)
+        evidence.append(replace(inside, looked_at=count, score=_SCORE_MANY, inside=True))
+    return max(evidence, key=lambda one: (one.score, one.share), default=None)
 
 
 _MOST_DEPTH = 16
 
 
 def _leaves(content: object, member: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:
-    if depth > _MOST_DEPTH:
-        return
-    if isinstance(content, dict):
-        for name, value in content.items():
+    if isinstance(content, dict | list) and depth <= _MOST_DEPTH:
+        items = content.items() if isinstance(content, dict) else ((member, value) for value in content)
+        for name, value in items:
             yield from _leaves(value, str(name), depth + 1)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _leaves(value, member, depth + 1)
-    elif content is not None and not isinstance(content, bool):
+    elif content is not None and not isinstance(content, bool | dict | list):
         yield member, content

@@ -9,9 +9,10 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
+from psycopg.sql import SQL
 
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.errors import ConfigurationError
@@ -23,7 +24,7 @@ from alphapulse_encryption.migration.gates.findings import Finding
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.catch_up import has_pending_index, pending_in
-from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.definition import OF_THE_APPLICATION, TableDefinition, read_table
 from alphapulse_encryption.migration.steps.columns import guard_in_place, unsuitable_columns
 
 Connection = psycopg.Connection[Any]
@@ -39,10 +40,6 @@ def look_for_drift(database: Database, catalogue: Catalogue) -> list[Finding]:
 
     Looked for: plaintext written without ciphertext in ranges that were done; guards missing or disabled; columns gone,
     of another type, or back after their drop; and columns that look sensitive and are not catalogued.
-
-    Args:
-        database: the target.
-        catalogue: what is sensitive.
 
     Raises:
         RefusedError: another session holds a table exclusively.
@@ -212,15 +209,11 @@ def _verified_otherwise(connection: Connection, definition: TableDefinition) -> 
     ]
 
 
-_UNCATALOGUED = """
+_UNCATALOGUED: LiteralString = """
 SELECT n.nspname, c.relname, a.attname, format_type(a.atttypid, a.atttypmod)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
- WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
-   AND n.nspname <> 'information_schema' AND left(n.nspname, 3) <> 'pg_'
-   AND NOT (n.nspname = 'public' AND c.relname = ANY (%s))
-   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
-                                             AND d.deptype = 'e')
+ WHERE c.relkind IN ('r', 'p') AND {of_the_application}
  ORDER BY n.nspname, c.relname, a.attnum
 """
 
@@ -238,7 +231,8 @@ def uncatalogued(connection: Connection, catalogue: Catalogue) -> list[Finding]:
     }
     suspicious: dict[str, list[tuple[str, Suspicion]]] = defaultdict(list)
     for schema, table, column, type_ in connection.execute(
-        _UNCATALOGUED, [list(tracking.BOOKKEEPING_TABLES)]
+        SQL(_UNCATALOGUED).format(of_the_application=SQL(OF_THE_APPLICATION)),
+        {"ours": list(tracking.BOOKKEEPING_TABLES)},
     ):
         suspicion = looks_sensitive(table, column, type_)
         if suspicion is not None and (schema, table, column) not in known:

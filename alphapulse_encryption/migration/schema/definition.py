@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -17,6 +17,15 @@ from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 
 Connection = psycopg.Connection[Any]
+
+# Of tables c in schemas n, those of the application: no partitions, and none of the system, of an extension or ours.
+OF_THE_APPLICATION: LiteralString = """
+   NOT c.relispartition AND c.relpersistence <> 't'
+   AND n.nspname <> 'information_schema' AND left(n.nspname, 3) <> 'pg_'
+   AND NOT (n.nspname = 'public' AND c.relname = ANY (%(ours)s))
+   AND NOT EXISTS (SELECT FROM pg_depend d
+                    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+"""
 
 
 @dataclass(frozen=True)
