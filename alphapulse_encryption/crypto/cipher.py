@@ -13,11 +13,7 @@ from alphapulse_encryption.crypto.tokens import (
 
 
 class FieldCipher:
-    """Encrypts and decrypts values. Safe to share between threads, and across a fork.
-
-    Args:
-        envelope: the format to read and write.
-    """
+    """Encrypts and decrypts values. Safe to share between threads, and across a fork."""
 
     def __init__(self, envelope: EnvelopeFormat) -> None:
         self._envelope = envelope
@@ -69,12 +65,7 @@ class FieldCipher:
 
 
 class SearchableCipher(FieldCipher):
-    """A field cipher that also makes the tokens by which encrypted values are found.
-
-    Args:
-        envelope: the format to read and write.
-        keys: the key ring of the tokens.
-    """
+    """A field cipher that also makes the tokens by which encrypted values are found."""
 
     def __init__(self, envelope: EnvelopeFormat, keys: KeyRing) -> None:
         super().__init__(envelope)

@@ -90,7 +90,6 @@ def get_format(name: str, keys: KeyRing, usage: UsageBook | None = None) -> Enve
 
     Args:
         name: as a catalogue selects it.
-        keys: the key ring.
         usage: where it counts what it encrypts; by default in a book of its own.
 
     Raises:

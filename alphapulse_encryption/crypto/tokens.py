@@ -18,12 +18,6 @@ TOKEN_BYTES = 32
 def search_token(keys: KeyRing, value: str, context: str, version: int | None = None) -> str:
     """The search token of a value.
 
-    Args:
-        keys: the key ring.
-        value: the plaintext.
-        context: the context of its column.
-        version: key version; None for the current one.
-
     Raises:
         TypeError: the value is not a str.
         UnencodableTextError: it holds lone surrogates.

@@ -24,8 +24,6 @@ class KeyUsage:
     """What one derived key has encrypted.
 
     Args:
-        context: its context.
-        key_version: its key version.
         messages: how many values.
     """
 
@@ -57,8 +55,6 @@ class MessageCounter:
     """Counts the messages of one derived key. Safe to share between threads; a forked child begins at 0.
 
     Args:
-        context: of the key.
-        key_version: of the key.
         most: refuse to go beyond so many, those that others were told to have encrypted included.
     """
 

@@ -34,9 +34,6 @@ class SecretsManagerKeySource:
 
     Region, credentials and endpoint are found as boto3 finds them; ``AWS_REGION`` goes before boto3's own
     ``AWS_DEFAULT_REGION``.
-
-    Args:
-        environ: the variables.
     """
 
     name = "aws"

@@ -13,9 +13,6 @@ VERSION_INFIX = "_V"
 class EnvironmentKeySource:
     """Reads `ALPHAPULSE_ENCRYPTION_MASTER_KEY` and, for versions with a key of their own, `…_V<n>`.
 
-    Args:
-        environ: the variables.
-
     Raises:
         ConfigurationError: a variable such as `…_V02`, which would never be read.
     """

@@ -42,9 +42,6 @@ class VaultKeySource:
     ``VAULT_CLIENT_KEY``, ``VAULT_SKIP_VERIFY``. ``VAULT_AUTH_METHOD`` is ``token`` (the default), ``approle`` (with
     ``VAULT_ROLE_ID`` and ``VAULT_SECRET_ID``) or ``kubernetes`` (with ``VAULT_ROLE``, and ``VAULT_JWT_FILE`` where the
     service account's token is elsewhere); ``VAULT_AUTH_MOUNT`` names the method's mount where it is another.
-
-    Args:
-        environ: the variables.
     """
 
     name = "vault"

@@ -27,7 +27,6 @@ def encrypted_values(model: type[Any], values: Mapping[str, Any]) -> dict[str, A
     values, and the statement encrypts them; tokens are made here.
 
     Args:
-        model: the mapped class.
         values: by attribute; those that are not encrypted are returned as they are.
 
     Raises:
@@ -47,7 +46,6 @@ class CopyRows(NamedTuple):
     """What `COPY` takes.
 
     Args:
-        columns: names of the columns in the database.
         rows: one tuple for each row, in that order.
     """
 
@@ -65,7 +63,6 @@ def copy_rows(model: type[Any], attributes: Sequence[str], rows: Iterable[Sequen
                 copy.write_row(row)
 
     Args:
-        model: the mapped class.
         attributes: names of the attributes that a row has, in order. Attributes that are left out get what the
             database gives them, not the default of the declaration.
         rows: their Python values; None is NULL.

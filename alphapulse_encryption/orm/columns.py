@@ -36,7 +36,6 @@ class Attribute:
     """One declared attribute in one phase, and the columns it has then, by their keys in the mapped table.
 
     Args:
-        table: the table's name, for messages.
         column: the name of its plaintext column, for messages.
         phase: that of its table.
         name: of the attribute, and the key of the column that it is read from.
@@ -268,8 +267,6 @@ class EncryptedColumn(TypeDecorator[Any]):
         """An operator on the attribute.
 
         Args:
-            op: SQLAlchemy's operator.
-            other: its other operands.
             column_of: the attribute's column of a key, without operators of its own.
 
         Raises:
@@ -342,11 +339,7 @@ _COLLECTIONS = (list, tuple, set, frozenset)
 
 
 class SelectedValue(TypeDecorator[Any]):
-    """The type of an attribute selected by itself: a value that cannot be read raises when its row is read.
-
-    Args:
-        column: the type of its column.
-    """
+    """The type of an attribute selected by itself: a value that cannot be read raises when its row is read."""
 
     impl = Text
     cache_ok = True

@@ -157,9 +157,6 @@ def check_phases(bind: Engine | Connection) -> dict[str, Phase]:
     It reads ``encryption_tables``, which the application's role needs ``SELECT`` on. With an asynchronous engine:
     ``await connection.run_sync(check_phases)``.
 
-    Args:
-        bind: the database that the models are used with.
-
     Returns:
         The phases, by table.
 

@@ -44,23 +44,6 @@ from alphapulse_encryption.crypto.text import UnencodableTextError
 from alphapulse_encryption.errors import ConfigurationError, DecryptionError
 from alphapulse_encryption.runtime import encrypt_field, get_cipher, get_searchable_cipher
 
-__all__ = [
-    "EncryptedBoolean",
-    "EncryptedBytes",
-    "EncryptedDate",
-    "EncryptedDateTime",
-    "EncryptedFloat",
-    "EncryptedInteger",
-    "EncryptedJSON",
-    "EncryptedNumeric",
-    "EncryptedString",
-    "EncryptedText",
-    "EncryptedTypeError",
-    "EncryptedUUID",
-    "EncryptedValueError",
-    "SearchToken",
-]
-
 SEARCH_COLUMN_LENGTH = 64
 
 _BIGINT = range(-(2**63), 2**63)
@@ -302,11 +285,7 @@ class _Encrypted(_ContextType[T]):
 
 
 class EncryptedString(_Encrypted[str]):
-    """Text: `varchar`, `text`.
-
-    Args:
-        context: the context of the column, as in the catalogue.
-    """
+    """Text: `varchar`, `text`."""
 
     cache_ok = True
 
@@ -326,11 +305,7 @@ class EncryptedText(EncryptedString):
 
 
 class EncryptedInteger(_Encrypted[int]):
-    """Whole numbers: `smallint`, `integer`, `bigint`.
-
-    Args:
-        context: the context of the column, as in the catalogue.
-    """
+    """Whole numbers: `smallint`, `integer`, `bigint`."""
 
     cache_ok = True
 
@@ -346,11 +321,7 @@ class EncryptedInteger(_Encrypted[int]):
 
 
 class EncryptedFloat(_Encrypted[float]):
-    """Floating point: `double precision`.
-
-    Args:
-        context: the context of the column, as in the catalogue.
-    """
+    """Floating point: `double precision`."""
 
     cache_ok = True
 
@@ -367,7 +338,6 @@ class EncryptedNumeric(_Encrypted[Decimal]):
     """Exact numbers: `numeric`. All digits are kept, trailing zeros included.
 
     Args:
-        context: the context of the column, as in the catalogue.
         scale: that of a column `numeric(precision, scale)`: values are written with exactly so many
             decimals, rounded half away from zero as PostgreSQL does. None: as many as the value has.
     """
@@ -403,11 +373,7 @@ class EncryptedNumeric(_Encrypted[Decimal]):
 
 
 class EncryptedBoolean(_Encrypted[bool]):
-    """`boolean`.
-
-    Args:
-        context: the context of the column, as in the catalogue.
-    """
+    """`boolean`."""
 
     cache_ok = True
 
@@ -423,11 +389,7 @@ class EncryptedBoolean(_Encrypted[bool]):
 
 
 class EncryptedDate(_Encrypted[date]):
-    """`date`. PostgreSQL's `infinity` and years that Python does not have cannot be read.
-
-    Args:
-        context: the context of the column, as in the catalogue.
-    """
+    """`date`. PostgreSQL's `infinity` and years that Python does not have cannot be read."""
 
     cache_ok = True
 
@@ -446,7 +408,6 @@ class EncryptedDateTime(_Encrypted[datetime]):
     PostgreSQL's `infinity` and years that Python does not have cannot be read.
 
     Args:
-        context: the context of the column, as in the catalogue.
         timezone: True takes aware values and returns them in UTC; False takes and returns naive ones.
     """
 
@@ -484,11 +445,7 @@ class EncryptedDateTime(_Encrypted[datetime]):
 
 
 class EncryptedUUID(_Encrypted[UUID]):
-    """`uuid`.
-
-    Args:
-        context: the context of the column, as in the catalogue.
-    """
+    """`uuid`."""
 
     cache_ok = True
 
@@ -509,7 +466,6 @@ class EncryptedJSON(_Encrypted[Any]):
     place seen.
 
     Args:
-        context: the context of the column, as in the catalogue.
         binary: False for a plaintext column of the type `json`, which keeps the text as it was written: values are
             written as the engine's JSON serializer (`json.dumps`) writes them, so that both sides agree.
     """
@@ -586,11 +542,7 @@ class EncryptedJSON(_Encrypted[Any]):
 
 
 class EncryptedBytes(_Encrypted[bytes]):
-    r"""`bytea`, as `\x` and hexadecimal digits.
-
-    Args:
-        context: the context of the column, as in the catalogue.
-    """
+    r"""`bytea`, as `\x` and hexadecimal digits."""
 
     cache_ok = True
 

@@ -141,7 +141,6 @@ class _Written:
     """What one statement writes to one attribute.
 
     Args:
-        statement: the statement.
         kind: the type of the attribute's column of envelopes.
         rows: the parameters it is executed with.
     """

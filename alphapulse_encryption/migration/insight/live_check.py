@@ -51,8 +51,6 @@ class Look:
     """One thing that was looked at.
 
     Args:
-        what: one of the constants above.
-        verdict: whether it is so.
         remark: why it is not, or was not tried; never a value.
     """
 
@@ -70,8 +68,6 @@ class ColumnCheck:
     """What was found out about a column.
 
     Args:
-        table: key of its table.
-        column: its name.
         looks: none where no row has a value to try with.
     """
 
@@ -96,9 +92,6 @@ class ColumnCheck:
 
 def live_check(target: Target, table: Table) -> tuple[ColumnCheck, ...]:
     """Try every encrypted column of a table as an application would; nothing remains.
-
-    Args:
-        table: the catalogue's entry.
 
     Returns:
         What was found, column by column.

@@ -71,10 +71,7 @@ def old_pending_rows(
     again and again without ever being encrypted looks younger than it is.
 
     Args:
-        database: the target.
-        tables: the catalogue's entries.
         mark: one of at least ``limit`` ago; None where there is none yet, and pending rows are not looked for.
-        limit: how long they may wait.
 
     Raises:
         RefusedError: another session holds a table exclusively.
@@ -177,9 +174,6 @@ def keys_due(
     """Derived keys near the number of messages that they may encrypt, and a current version that has served for long.
 
     Args:
-        database: the target.
-        rotate_after: how long a key version may be the current one.
-        warning_from: messages from which on to warn.
         most: messages that a key may encrypt.
 
     Raises:

@@ -43,9 +43,6 @@ class Timings:
     """How long one question took.
 
     Args:
-        table: key of the table.
-        question: what was asked, in words.
-        side: of which columns.
         seconds: ascending, one for each time it was asked.
     """
 
@@ -64,7 +61,6 @@ class QueryBenchmark:
     """What :func:`benchmark_queries` measured.
 
     Args:
-        table: key of the table.
         timings: by question, encrypted and plaintext in turn; the latter only where it was measured.
         remarks: what was not measured, and why.
     """
@@ -90,11 +86,6 @@ def benchmark_queries(
 
     Reads only. Rows are those that have all their values on the encrypted side and, while it is there, the plaintext
     side; they are drawn at random from a part of each batch range.
-
-    Args:
-        table: the catalogue's entry.
-        repetitions: how often each question is asked at most.
-        seconds: for how long each question is asked at most.
 
     Raises:
         RefusedError: the table has no encrypted columns, or the key is another one.

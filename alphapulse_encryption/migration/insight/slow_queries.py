@@ -52,7 +52,6 @@ class SlowQuery:
         own: whether it is of this tool.
         rows: how many rows it returned or changed altogether.
         hints: what could be done about it.
-        kind: its first word.
     """
 
     query_id: str

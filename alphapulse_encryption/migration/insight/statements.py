@@ -66,11 +66,9 @@ class Statement:
     """What a statement says.
 
     Args:
-        kind: its first word.
         text: as the server normalised it, without comments; None where it may hold a value.
         tables: those of the relations asked for that it names.
         columns: names of columns, as far as it is certain whose they are.
-        uses: of columns in conditions and orders.
         only_conditions: the columns of its only table, where its conditions are nothing but equalities joined by AND;
             empty where there is anything else.
     """
@@ -88,7 +86,6 @@ class Reader:
     """Reads statements.
 
     Args:
-        tables: the relations to look for.
         names: every name in the database: a text that quotes another one is not shown.
     """
 

@@ -46,7 +46,6 @@ class Look:
 
     Args:
         database: bytes of the database's own files.
-        wal: bytes of write-ahead log.
         most_wal: bytes of write-ahead log that the server means to keep at most; 0 where it sets no limit.
         other: bytes of the server's other files.
     """
@@ -96,7 +95,6 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
     May be run again at any time, also after it was killed.
 
     Args:
-        table: the table.
         confirmation: the table's key, typed by a person.
 
     Raises:
