@@ -30,7 +30,7 @@ _WITH_A_QUERY = frozenset({"copy", "create", "declare", "explain", "prepare"})
 # As the server's lexer has them (PostgreSQL manual, 4.1); a word with a dollar sign in it is none here.
 _WORD = r"[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*"
 _COMMENT = r"--[^\r\n]*|/\*(?:(?!/\*|\*/).)*\*/"
-_FIRST_WORD = re.compile(rf"(?:[\s(]|{_COMMENT})*([A-Za-z]+)", re.ASCII | re.DOTALL)
+_FIRST_WORD = re.compile(rf"(?:[\s(]|{_COMMENT})*+([A-Za-z]+)", re.ASCII | re.DOTALL)
 # What can be no value. No number and no string is among it; a nested comment or an open one is none.
 _HARMLESS = re.compile(
     rf'(?P<comment>{_COMMENT})|"(?P<name>[^"]+)"|{_WORD}|\$\d+(?!\w)|(?!--|/\*)[-+*/<>=~!@#%^&|?:;,.()\[\]]|\s+',

@@ -103,6 +103,8 @@ def test_what_may_hold_a_value_is_told_by_kind_and_tables_alone(text: str) -> No
         "",
         "select (((",
         "x" * 200_000,
+        # Of the many ways to cut this into comments, one is looked at.
+        "-" * 1_000 + "\n1",
     ],
 )
 def test_what_is_left_out(text: str) -> None:
