@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import dagster as dg
-from dagster._core.events import DagsterEventType
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.cli.launch import launcher
@@ -62,7 +61,7 @@ def rehearse(config: Mapping[str, object], rows: int | None) -> bool:
 
 
 def _tell(event: dg.DagsterEvent) -> None:
-    if event.event_type is DagsterEventType.STEP_SUCCESS and event.step_key is not None:
+    if event.event_type is dg.DagsterEventType.STEP_SUCCESS and event.step_key is not None:
         print(f"✓ {event.step_key:<13}{event.step_success_data.duration_ms / 1000:>8.1f} s", flush=True)
 
 

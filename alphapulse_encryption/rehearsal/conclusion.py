@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.definitions.metadata import RawMetadataValue
 
+from alphapulse_encryption.defs.resources.border import MetadataEntry
 from alphapulse_encryption.rehearsal.clone.clone import directory
 from alphapulse_encryption.rehearsal.measures import Rehearsal
 from alphapulse_encryption.rehearsal.report import history, report
@@ -56,9 +56,7 @@ def in_a_line(rehearsal: Rehearsal) -> str:
     return f"The rehearsal went all the way there and back in {seconds:.0f} s. {judge(rehearsal).sentence}"
 
 
-def _metadata(
-    rehearsal: Rehearsal, past: Sequence[Rehearsal], page: Path | None
-) -> dict[str, RawMetadataValue]:
+def _metadata(rehearsal: Rehearsal, past: Sequence[Rehearsal], page: Path | None) -> dict[str, MetadataEntry]:
     return {
         "seconds": (rehearsal.ended - rehearsal.started).total_seconds(),
         **report.metadata(rehearsal, past, page),

@@ -7,15 +7,13 @@ from importlib.metadata import version
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.graph_definition import GraphDefinition
-from dagster._core.errors import DagsterExecutionInterruptedError
-from dagster._utils.schedules import is_valid_cron_string
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Table, load_catalogue
 from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN
 from alphapulse_encryption.defs.resources.border import actor, safely
 from alphapulse_encryption.defs.resources.processes import this_process
+from alphapulse_encryption.defs.resources.schedules import valid_cron
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.limits import change_limits, read_limits
 from alphapulse_encryption.migration.bookkeeping.tracking import bookkeeping_exists, table_state
@@ -71,7 +69,7 @@ def clone(context: dg.OpExecutionContext, config: RehearsalConfig) -> dict[str, 
         if opened.begun:
             _report_failed(context, opened.failed(str(failure.description)))
         raise
-    except (DagsterExecutionInterruptedError, KeyboardInterrupt):
+    except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
         opened.remove()
         raise
 
@@ -263,7 +261,7 @@ def _stage(stage: Stage) -> dg.OpDefinition:
                     ),
                 )
             raise
-        except (DagsterExecutionInterruptedError, KeyboardInterrupt):
+        except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
             clones.remove_quietly(at.target.server, at.passed.clone)
             raise
 
@@ -321,7 +319,7 @@ _DESCRIPTIONS: Mapping[Stage, str] = {
 }
 
 
-def _graph() -> GraphDefinition:
+def _graph() -> dg.GraphDefinition:
     stages = {stage: _stage(stage) for stage in PARTS}
 
     @dg.graph(name=JOB)
@@ -352,11 +350,7 @@ def build_schedule() -> dg.ScheduleDefinition:
     Raises:
         ConfigurationError: the schedule asked for means nothing.
     """
-    cron = settings.rehearsal_schedule()
-    if not is_valid_cron_string(cron):
-        raise ConfigurationError(
-            "ALPHAPULSE_REHEARSAL_SCHEDULE is not a cron schedule: five fields, for example 0 2 * * 6."
-        )
+    cron = valid_cron("ALPHAPULSE_REHEARSAL_SCHEDULE", settings.rehearsal_schedule(), example="0 2 * * 6")
 
     @dg.schedule(
         name=SCHEDULE,

@@ -1,12 +1,11 @@
 """Backup: an encrypted, checksummed dump, listed back before anything is changed; restored and uploaded on request."""
 
 import dagster as dg
-from dagster._core.definitions.metadata import RawMetadataValue
 from pydantic import Field
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.defs.assets.groups import PREPARE, TARGET_POOL
-from alphapulse_encryption.defs.resources.border import actor, safely
+from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, safely
 from alphapulse_encryption.defs.resources.environment import (
     backup_bucket,
     backup_directory,
@@ -71,8 +70,8 @@ def build() -> dg.AssetsDefinition:
     return asset
 
 
-def _metadata(result: BackupResult) -> dict[str, RawMetadataValue]:
-    found: dict[str, RawMetadataValue] = {
+def _metadata(result: BackupResult) -> dict[str, MetadataEntry]:
+    found: dict[str, MetadataEntry] = {
         "file": dg.MetadataValue.path(result.backup.location),
         "bytes": result.backup.bytes,
         "sha256": result.backup.sha256,

@@ -1,10 +1,9 @@
 """Step 3, ``--migrate-data``: encrypt what is pending, per table and batch range."""
 
 import dagster as dg
-from dagster._core.definitions.metadata import RawMetadataValue
 
 from alphapulse_encryption.defs.assets.groups import MIGRATE, TARGET_POOL
-from alphapulse_encryption.defs.resources.border import counted, materialized, safely
+from alphapulse_encryption.defs.resources.border import MetadataEntry, counted, materialized, safely
 from alphapulse_encryption.defs.resources.partitions import Partitions, over_ranges, parts_by_table
 from alphapulse_encryption.defs.resources.pools import in_table_pools
 from alphapulse_encryption.defs.resources.target import TargetResource
@@ -46,7 +45,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
     return asset
 
 
-def _metadata(result: RangeResult) -> dict[str, RawMetadataValue]:
+def _metadata(result: RangeResult) -> dict[str, MetadataEntry]:
     return {
         "outcome": f"{counted(result.rows, 'row')} encrypted" if result.changed else "nothing to do",
         "rows_encrypted": result.rows,

@@ -1,10 +1,9 @@
 """After the migration, ``--rotate-keys``: encrypt again what is of an older key version, per table and batch range."""
 
 import dagster as dg
-from dagster._core.definitions.metadata import RawMetadataValue
 
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL, UPKEEP
-from alphapulse_encryption.defs.resources.border import counted, materialized, safely
+from alphapulse_encryption.defs.resources.border import MetadataEntry, counted, materialized, safely
 from alphapulse_encryption.defs.resources.partitions import Partitions, over_ranges, parts_by_table
 from alphapulse_encryption.defs.resources.pools import in_table_pools
 from alphapulse_encryption.defs.resources.target import TargetResource
@@ -47,7 +46,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
     return asset
 
 
-def describe(result: RangeResult) -> dict[str, RawMetadataValue]:
+def describe(result: RangeResult) -> dict[str, MetadataEntry]:
     """The metadata of a range's partition."""
     return {
         "outcome": f"{counted(result.rows, 'row')} encrypted again" if result.changed else "nothing to do",

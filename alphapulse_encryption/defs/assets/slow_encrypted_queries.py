@@ -4,16 +4,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.metadata import RawMetadataValue
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-from dagster._utils.schedules import is_valid_cron_string
 from pydantic import Field
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.defs.assets.groups import MONITOR, TARGET_POOL
-from alphapulse_encryption.defs.resources.border import safely
+from alphapulse_encryption.defs.resources.border import MetadataEntry, safely
+from alphapulse_encryption.defs.resources.schedules import valid_cron
 from alphapulse_encryption.defs.resources.target import TargetResource
-from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.insight.slow_queries import (
     DEFAULT_LIMIT,
     NotCounted,
@@ -83,7 +81,7 @@ def build() -> dg.AssetsDefinition:
                 context.log.warning(remark)
             slow = [query for query in found.queries if query.mean_ms >= config.slow_ms]
             shown = [*found.queries[: config.limit], *found.own[: config.limit]]
-            metadata: dict[str, RawMetadataValue] = {
+            metadata: dict[str, MetadataEntry] = {
                 "slow_queries": len(slow),
                 "queries": len(found.queries),
                 "worst_mean_ms": round(found.worst_mean_ms, 3),
@@ -156,11 +154,9 @@ def build_schedule() -> dg.ScheduleDefinition:
     Raises:
         ConfigurationError: the schedule asked for means nothing.
     """
-    cron = settings.slow_queries_schedule()
-    if not is_valid_cron_string(cron):
-        raise ConfigurationError(
-            "ALPHAPULSE_SLOW_QUERIES_SCHEDULE is not a cron schedule: five fields, for example 0 * * * *."
-        )
+    cron = valid_cron(
+        "ALPHAPULSE_SLOW_QUERIES_SCHEDULE", settings.slow_queries_schedule(), example="0 * * * *"
+    )
     return dg.ScheduleDefinition(
         name="slow_queries",
         job_name=JOB,

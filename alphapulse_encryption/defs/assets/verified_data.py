@@ -5,11 +5,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import dagster as dg
-from dagster._core.definitions.metadata import RawMetadataValue
 from pydantic import Field
 
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL, VERIFY
-from alphapulse_encryption.defs.resources.border import actor, materialized, safely
+from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, materialized, safely
 from alphapulse_encryption.defs.resources.partitions import Partitions, TablePart, over_ranges, parts_by_table
 from alphapulse_encryption.defs.resources.pools import in_table_pools
 from alphapulse_encryption.defs.resources.target import TargetResource
@@ -95,7 +94,7 @@ def verified_parts(
         pool.shutdown(cancel_futures=True)
 
 
-def describe(result: RangeVerification) -> dict[str, RawMetadataValue]:
+def describe(result: RangeVerification) -> dict[str, MetadataEntry]:
     """The metadata of a range's partition."""
     totals = {
         kind: sum(getattr(counts, kind) for counts in result.columns.values())

@@ -4,11 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.metadata import RawMetadataValue
 
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL, VERIFY
 from alphapulse_encryption.defs.checks import verification
-from alphapulse_encryption.defs.resources.border import actor, materialized, safely
+from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, materialized, safely
 from alphapulse_encryption.defs.resources.partitions import Partitions, over_ranges
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import RefusedError
@@ -85,7 +84,7 @@ def verified_tables(who: Actor, target: TargetResource) -> dict[str, TableVerifi
     return results
 
 
-def _metadata(result: TableVerification) -> dict[str, RawMetadataValue]:
+def _metadata(result: TableVerification) -> dict[str, MetadataEntry]:
     records = [
         dg.TableRecord({"column": name, "matching": counts.matching, "empty": counts.empty})
         for name, counts in result.columns.items()

@@ -4,8 +4,6 @@ from collections import Counter
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.metadata import RawMetadataValue
-from dagster._utils.schedules import is_valid_cron_string
 from pydantic import Field
 
 from alphapulse_encryption import settings
@@ -13,12 +11,13 @@ from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.defs.assets import rotated_data, verified_data
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL
 from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN
-from alphapulse_encryption.defs.resources.border import actor, counted, safely
+from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, counted, safely
 from alphapulse_encryption.defs.resources.partitions import TablePart
 from alphapulse_encryption.defs.resources.pools import in_table_pools
+from alphapulse_encryption.defs.resources.schedules import valid_cron
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.defs.resources.workers import PaceConfig, parts_of, work_through
-from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.tracking import key_versions, table_state
 from alphapulse_encryption.migration.rows.engine import RangeResult
 from alphapulse_encryption.migration.rows.rotate import rotate_range
@@ -154,7 +153,7 @@ def _tables(catalogue: Catalogue, names: list[str]) -> list[Table]:
 
 
 def _materialized(
-    context: dg.OpExecutionContext, asset: str, part: TablePart, metadata: dict[str, RawMetadataValue]
+    context: dg.OpExecutionContext, asset: str, part: TablePart, metadata: dict[str, MetadataEntry]
 ) -> None:
     context.log_event(dg.AssetMaterialization(asset, partition=part.partition, metadata=metadata))
 
@@ -186,11 +185,7 @@ def build_schedule() -> dg.ScheduleDefinition:
     Raises:
         ConfigurationError: the schedule asked for means nothing.
     """
-    cron = settings.rotation_schedule()
-    if not is_valid_cron_string(cron):
-        raise ConfigurationError(
-            "ALPHAPULSE_ROTATION_SCHEDULE is not a cron schedule: five fields, for example 0 3 * * 0."
-        )
+    cron = valid_cron("ALPHAPULSE_ROTATION_SCHEDULE", settings.rotation_schedule(), example="0 3 * * 0")
     return dg.ScheduleDefinition(
         name="key_rotation",
         job_name=JOB,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.metadata import RawMetadataValue
 
 from alphapulse_encryption import uncaught
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.postgres.database import Actor
+
+# What Dagster shows of an event, by name.
+MetadataEntry = dg.MetadataValue[Any] | str | float | dict[str, Any] | list[Any] | None
 
 
 @contextmanager
@@ -68,7 +71,7 @@ def counted(number: int, what: str) -> str:
 
 
 def materialized(
-    context: dg.AssetExecutionContext, partition: str, metadata: Mapping[str, RawMetadataValue]
+    context: dg.AssetExecutionContext, partition: str, metadata: Mapping[str, MetadataEntry]
 ) -> None:
     """Say at once that a partition is done, with its metadata.
 

@@ -9,16 +9,16 @@ import threading
 from collections.abc import Iterator
 
 import dagster as dg
-from dagster._core.storage.tags import MAX_RETRIES_TAG
 from sqlalchemy.exc import SQLAlchemyError
 
+from alphapulse_encryption.defs.resources import tags
 from alphapulse_encryption.defs.resources.leases import run_lease
 
 # What lists of runs show: the worker that executes, or last executed, a run.
 WORKER_TAG = "worker"
 
 # Has the daemon run a run again whose worker is gone, three times at most; not one of which a step failed.
-RUN_AGAIN = {MAX_RETRIES_TAG: "3"}
+RUN_AGAIN = {tags.MAX_RETRIES: "3"}
 # Jobs and assets that go on where a killed one was, and destroy nothing: these alone are run again by themselves.
 _SAFE_JOBS = frozenset({"migrate_data", "verify_data"})
 _SAFE_ASSETS = frozenset({"encrypted_data", "verified_data"})

@@ -11,11 +11,10 @@ from contextlib import ExitStack
 from typing import Protocol
 
 import dagster as dg
-from dagster._core.definitions.metadata import RawMetadataValue
 from pydantic import Field
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.defs.resources.border import actor
+from alphapulse_encryption.defs.resources.border import MetadataEntry, actor
 from alphapulse_encryption.defs.resources.partitions import TablePart, range_name
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import MigrationError
@@ -255,7 +254,7 @@ def _observer(context: Context, asset: str | None, part: TablePart) -> Callable[
     return observe
 
 
-def figures(result: RangeResult) -> dict[str, RawMetadataValue]:
+def figures(result: RangeResult) -> dict[str, MetadataEntry]:
     """What the metadata of a range's partition has in common, whatever was done to it."""
     return {
         "values": result.values,

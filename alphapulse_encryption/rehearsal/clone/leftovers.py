@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
-from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
+from alphapulse_encryption.defs.resources import tags
 from alphapulse_encryption.rehearsal.clone.clone import (
     Mark,
     Server,
@@ -113,6 +113,6 @@ def _runs(instance: dg.DagsterInstance, run_id: str) -> list[dg.RunRecord]:
     found = instance.get_run_records(dg.RunsFilter(run_ids=[run_id]))
     if not found:
         return []
-    root = found[0].dagster_run.tags.get(ROOT_RUN_ID_TAG, run_id)
-    others = instance.get_run_records(dg.RunsFilter(tags={ROOT_RUN_ID_TAG: root}))
+    root = found[0].dagster_run.tags.get(tags.ROOT_RUN, run_id)
+    others = instance.get_run_records(dg.RunsFilter(tags={tags.ROOT_RUN: root}))
     return [*found, *(record for record in others if record.dagster_run.run_id != run_id)]

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import dagster as dg
-from dagster._core.definitions.metadata import RawMetadataValue
 from pydantic import ValidationError
 
+from alphapulse_encryption.defs.resources.border import MetadataEntry
 from alphapulse_encryption.rehearsal.measures import Rehearsal
 
 ASSET_KEY = dg.AssetKey("staging_rehearsal")
@@ -31,9 +31,7 @@ def build_asset() -> dg.AssetSpec:
     )
 
 
-def keep(
-    context: dg.OpExecutionContext, rehearsal: Rehearsal, metadata: Mapping[str, RawMetadataValue]
-) -> None:
+def keep(context: dg.OpExecutionContext, rehearsal: Rehearsal, metadata: Mapping[str, MetadataEntry]) -> None:
     """Add a rehearsal.
 
     Args:

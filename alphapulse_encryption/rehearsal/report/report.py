@@ -48,7 +48,8 @@ from alphapulse_encryption.rehearsal.report.verdict import (
 
 if TYPE_CHECKING:
     import jinja2
-    from dagster._core.definitions.metadata import RawMetadataValue
+
+    from alphapulse_encryption.defs.resources.border import MetadataEntry
 
 REPORT, HISTORY = "index.html", "history.html"
 # The guide's "encrypted data is ~30% larger".
@@ -154,7 +155,7 @@ def history_page(history: Sequence[Rehearsal], directory: Path | None = None) ->
 
 def metadata(
     rehearsal: Rehearsal, history: Sequence[Rehearsal], path: Path | None = None
-) -> dict[str, RawMetadataValue]:
+) -> dict[str, MetadataEntry]:
     """The report for Dagster: verdict, figures that it plots over time, and tables.
 
     Args:
@@ -165,7 +166,7 @@ def metadata(
     import dagster as dg
 
     found = _Found.of(rehearsal, history)
-    shown: dict[str, RawMetadataValue] = {"verdict": dg.MetadataValue.md(_markdown(found))}
+    shown: dict[str, MetadataEntry] = {"verdict": dg.MetadataValue.md(_markdown(found))}
     if path is not None:
         shown["report"] = dg.MetadataValue.path(str(path))
     shown |= {name: figure for name, figure in _numbers(found).items() if figure is not None}
