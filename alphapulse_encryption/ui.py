@@ -27,6 +27,11 @@ from alphapulse_encryption.sample.postgres import embedded
 
 DEFAULT_PORT = 3000
 _MAX_PORT = 65535
+# The command `dagster-daemon` of this very Python: where its script is, differs between installations.
+_DAEMON = (
+    "from importlib.metadata import entry_points; "
+    "[command] = entry_points(group='console_scripts', name='dagster-daemon'); command.load()()"
+)
 # Seconds between two looks at the children.
 _POLL = 0.2
 # How long an orderly end may take: the code servers first let go of their clients.
@@ -133,7 +138,7 @@ def _services(host: str, port: int, stop: _Stop) -> Iterator[tuple[_Service, _Se
             *("-m", "dagster_webserver", "--host", host, "--port", str(port)),
             *("--dagster-log-level", "warning"),
         ],
-        "dagster-daemon": ["-m", "dagster._daemon", "run", "--log-level", "warning"],
+        "dagster-daemon": ["-c", _DAEMON, "run", "--log-level", "warning"],
     }
     services: list[_Service] = []
     try:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from alphapulse_encryption.catalogue import Catalogue, Table
-from alphapulse_encryption.cli.launch import Launcher, Outcome
+from alphapulse_encryption.cli.launch import Launcher
+from alphapulse_encryption.cli.outcomes import Outcome
 from alphapulse_encryption.cli.progress import backfilled, index_builds, progress_bar, rotated, verified
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.defs.jobs import benchmark_queries, erase_dropped, live_check, rotate_keys, stages

@@ -16,17 +16,19 @@ import dagster as dg
 import sqlalchemy
 from celery import Celery
 from dagster import Field
-from dagster import _check as check
-from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
-from dagster._core.storage.tags import MAX_RETRIES_TAG
-from dagster._grpc.types import ExecuteRunArgs
-from dagster._serdes import ConfigurableClassData, pack_value
 from dagster_celery.config import TASK_EXECUTE_JOB_NAME
 from dagster_celery.launcher import CeleryRunLauncher
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from alphapulse_encryption import settings
+from alphapulse_encryption.defs.dagster_private import (
+    CheckRunHealthResult,
+    ConfigurableClassData,
+    LaunchRunContext,
+    WorkerStatus,
+)
+from alphapulse_encryption.defs.resources import tags
 from alphapulse_encryption.defs.resources.leases import SECONDS_TO_COME_BACK, held_leases
 from alphapulse_encryption.defs.resources.processes import PROCESS_TAG
 from alphapulse_encryption.defs.resources.running import RUN_AGAIN, safe_to_repeat
@@ -105,19 +107,10 @@ class AlphaPulseCeleryRunLauncher(CeleryRunLauncher):
     def launch_run(self, context: LaunchRunContext) -> None:
         """Put a run into the queue; one that is safe to repeat may be run again if its worker dies."""
         run = context.dagster_run
-        if safe_to_repeat(run) and MAX_RETRIES_TAG not in run.tags:
+        if safe_to_repeat(run) and tags.MAX_RETRIES not in run.tags:
             self._instance.add_run_tags(run.run_id, RUN_AGAIN)
-        arguments = ExecuteRunArgs(
-            job_origin=check.not_none(run.job_code_origin),
-            run_id=run.run_id,
-            instance_ref=self._instance.get_ref(),
-            set_exit_code_on_failure=True,
-        )
-        task = self.celery.signature(
-            TASK_EXECUTE_JOB_NAME,
-            kwargs={"execute_job_args_packed": pack_value(arguments)},
-            immutable=True,
-        )
+        # A worker knows the instance and the definitions by itself.
+        task = self.celery.signature(TASK_EXECUTE_JOB_NAME, kwargs={"run_id": run.run_id}, immutable=True)
         try:
             self._launch_celery_task_run(run=run, task_signature=task, routing_key=TASK_EXECUTE_JOB_NAME)
         except Exception as error:

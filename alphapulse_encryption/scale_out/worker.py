@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alphapulse_encryption import settings, uncaught
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
@@ -139,12 +139,8 @@ def build_app(name: str) -> Celery:
     )
 
     @app.task(name=TASK_EXECUTE_JOB_NAME)  # type: ignore[untyped-decorator]
-    def execute_job(execute_job_args_packed: Any) -> int:
-        from dagster._grpc.types import ExecuteRunArgs
-        from dagster._serdes import unpack_value
-
+    def execute_job(run_id: str) -> int:
         try:
-            run_id = unpack_value(execute_job_args_packed, as_type=ExecuteRunArgs).run_id
             return execute(run_id, name)
         except Exception as error:
             # Celery would keep its text, which could quote data.
@@ -165,9 +161,8 @@ def execute(run_id: str, worker: str) -> int:
         0 where it succeeded, or there was nothing to do; 1 where it failed.
     """
     import dagster as dg
-    from dagster._cli.api import _execute_run_command_body
-    from dagster._utils.interrupts import capture_interrupts
 
+    from alphapulse_encryption.defs.dagster_private import capture_interrupts, execute_launched_run
     from alphapulse_encryption.defs.resources.instance import open_instance
     from alphapulse_encryption.defs.resources.running import WORKER_TAG, executing
 
@@ -182,9 +177,9 @@ def execute(run_id: str, worker: str) -> int:
             return 0
         _log.info("Run %s begins.", run_id[:8])
         instance.add_run_tags(run_id, {WORKER_TAG: worker})
-        status = _execute_run_command_body(run_id, instance, lambda _event: None, True)
-        _log.info("Run %s ends, %s.", run_id[:8], "failed" if status else "done")
-        return status
+        succeeded = execute_launched_run(instance, run_id)
+        _log.info("Run %s ends, %s.", run_id[:8], "done" if succeeded else "failed")
+        return 0 if succeeded else 1
 
 
 def _load() -> None:

@@ -102,14 +102,14 @@ def test_one_partition_can_be_run_again(pages: Pages, demo: Demonstration) -> No
 def test_only_what_runs_steps_has_the_key(demo: Demonstration) -> None:
     """The web server and its code server have none; runs, as the tests above start them, are the daemon's."""
     scanner = Scanner({"master key": base64.urlsafe_b64decode(demo.master_key)})
-    services = {"dagster_webserver": 0, "dagster._daemon": 0}
+    services = {"dagster_webserver": 0, "dagster-daemon": 0}
     for service in psutil.Process(demo.pid).children():
-        (name,) = {name for name in services if name in service.cmdline()}
+        (name,) = {name for name in services if name in " ".join(service.cmdline())}
         for process in (service, *service.children(recursive=True)):
             services[name] += 1
             given = Path(f"/proc/{process.pid}/environ").read_bytes()
             assert b"ALPHAPULSE_STATE_DIR=" in given
-            assert bool(scanner.data(given, name)) == (name == "dagster._daemon"), (name, process.cmdline())
+            assert bool(scanner.data(given, name)) == (name == "dagster-daemon"), (name, process.cmdline())
             assert scanner.data("\0".join(process.cmdline()).encode(), name) == []
     assert min(services.values()) >= 2, services
 

@@ -11,7 +11,8 @@ import dagster as dg
 import psycopg
 from psycopg.sql import SQL, Identifier
 
-from alphapulse_encryption.cli.launch import Launcher, Outcome
+from alphapulse_encryption.cli.launch import Launcher
+from alphapulse_encryption.cli.outcomes import Outcome
 from alphapulse_encryption.rehearsal.measures import Rehearsal
 from alphapulse_encryption.rehearsal.report import history
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres

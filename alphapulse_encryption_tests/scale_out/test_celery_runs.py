@@ -11,9 +11,9 @@ import dagster as dg
 import psycopg
 import pytest
 import yaml
-from dagster._core.launcher import WorkerStatus
 
 from alphapulse_encryption import settings
+from alphapulse_encryption.defs.dagster_private import LaunchRunContext, WorkerStatus
 from alphapulse_encryption.defs.jobs import build_jobs
 from alphapulse_encryption.defs.resources.instance import packaged_file
 from alphapulse_encryption.defs.resources.leases import run_lease
@@ -183,10 +183,8 @@ def test_a_queue_that_cannot_be_reached_is_not_quoted(here: Place) -> None:
         from alphapulse_encryption.cli.launch import Launcher
 
         with pytest.raises(ConfigurationError, match="ALPHAPULSE_CELERY_BROKER_URL") as caught:
-            from dagster._core.launcher import LaunchRunContext
-
             found = Launcher(instance, 1)
-            _, run = found._created(job.name, {}, {}, dg._core.utils.make_new_run_id())
+            run = found.location.create_run(instance, job.name, {}, {})
             instance.run_launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
         assert "canary" not in str(caught.value)
         assert caught.value.__cause__ is None

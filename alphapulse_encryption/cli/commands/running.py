@@ -46,7 +46,7 @@ def _show_settings(limits: Limits) -> None:
 
 def stop_all_runs(_: argparse.Namespace) -> int:
     """Stop every run that is queued or under way."""
-    from alphapulse_encryption.cli.launch import stop_runs
+    from alphapulse_encryption.cli.unfinished import stop_runs
 
     told = stop_runs()
     for line in told:

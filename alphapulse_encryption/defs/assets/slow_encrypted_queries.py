@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from pydantic import Field
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.defs.assets.groups import MONITOR, TARGET_POOL
+from alphapulse_encryption.defs.dagster_private import UnresolvedAssetJobDefinition
 from alphapulse_encryption.defs.resources.border import MetadataEntry, safely
 from alphapulse_encryption.defs.resources.schedules import valid_cron
 from alphapulse_encryption.defs.resources.target import TargetResource

@@ -1,9 +1,9 @@
 """What a person or the command line launches, such as switch, approval and drop; not how it is done."""
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from alphapulse_encryption.defs.assets import slow_encrypted_queries
+from alphapulse_encryption.defs.dagster_private import UnresolvedAssetJobDefinition
 from alphapulse_encryption.defs.jobs import (
     approve_drop,
     benchmark_queries,

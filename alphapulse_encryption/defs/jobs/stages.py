@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from alphapulse_encryption.defs.dagster_private import UnresolvedAssetJobDefinition
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ from importlib import resources
 from pathlib import Path
 
 from dagster import DagsterError, DagsterInstance
-from dagster._core.instance import InstanceRef
-from dagster._core.instance.config import DAGSTER_CONFIG_YAML_FILENAME
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.errors import ConfigurationError
 
 _HOME_VARIABLE = "DAGSTER_HOME"
+_FILE = "dagster.yaml"
 _CONFIGURATIONS = {"local": "dagster.yaml", "celery": "dagster-celery.yaml"}
 
 
@@ -36,7 +35,7 @@ def prepare_dagster_home() -> Path:
     given = bool(os.environ.get(_HOME_VARIABLE, "").strip())
     try:
         home.mkdir(parents=True, exist_ok=True)
-        target = home / DAGSTER_CONFIG_YAML_FILENAME
+        target = home / _FILE
         wanted = packaged_file(configuration).read_bytes()
         if not target.exists() or (not given and target.read_bytes() != wanted):
             # Another process may read or write it at the same time: it is replaced as a whole.
@@ -63,11 +62,11 @@ def open_instance() -> Iterator[DagsterInstance]:
     home = prepare_dagster_home()
     with _environment(_HOME_VARIABLE, str(home)):
         try:
-            instance = DagsterInstance.from_ref(InstanceRef.from_dir(str(home)))
+            instance = DagsterInstance.get()
         except DagsterError:
             # Its message would quote the file, which may hold a password.
             raise ConfigurationError(
-                f"{home / DAGSTER_CONFIG_YAML_FILENAME} is not valid. Correct it, or remove it and run this "
+                f"{home / _FILE} is not valid. Correct it, or remove it and run this "
                 "again to get the packaged one."
             ) from None
         with instance:

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 import dagster as dg
-from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
+
+from alphapulse_encryption.defs.dagster_private import InstanceConcurrencyContext
 
 Context = dg.AssetExecutionContext | dg.OpExecutionContext
 

@@ -11,12 +11,12 @@ from typing import Any, Self
 import sqlalchemy
 import tenacity
 from dagster import BetaWarning, Field
-from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from alphapulse_encryption import settings
+from alphapulse_encryption.defs.dagster_private import ConfigurableClassData
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.sample.postgres import DAGSTER_DATABASE, embedded_url
 

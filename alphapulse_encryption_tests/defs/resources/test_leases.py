@@ -115,7 +115,7 @@ def started(here: Place, instance: dg.DagsterInstance, **tags: str) -> dg.Dagste
 def test_runs_of_commands_on_other_machines(
     here: Place, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, lives: bool
 ) -> None:
-    monkeypatch.setattr("alphapulse_encryption.cli.launch.SECONDS_TO_COME_BACK", 0.05)
+    monkeypatch.setattr("alphapulse_encryption.cli.unfinished.SECONDS_TO_COME_BACK", 0.05)
     run = started(here, instance, **{PROCESS_TAG: ELSEWHERE})
     # A worker's run is Dagster's to look after, whoever executes it.
     workers = started(here, instance)
