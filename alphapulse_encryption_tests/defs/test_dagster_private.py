@@ -10,7 +10,9 @@ import alphapulse_encryption
 PACKAGE = Path(alphapulse_encryption.__file__).parent
 THE_MODULE = "defs/dagster_private.py"
 # Names below dagster and its integrations that begin with an underscore, however they are reached.
-PRIVATE = re.compile(r"\bdagster(?:_\w+)?(?:\.\w+)*\._\w+[\w.]*|\bfrom dagster\S* import .*?\b(_\w+)|\bdg\._\w+")
+PRIVATE = re.compile(
+    r"\bdagster(?:_\w+)?(?:\.\w+)*\._\w+[\w.]*|\bfrom dagster\S* import .*?\b(_\w+)|\bdg\._\w+"
+)
 
 # Class paths in instance configurations that have no public name: Dagster resolves them by their module, and its
 # reference of dagster.yaml shows such paths for all classes of its own.

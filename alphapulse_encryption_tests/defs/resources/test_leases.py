@@ -56,7 +56,7 @@ def test_one_holder_at_a_time(here: Place, instance: dg.DagsterInstance) -> None
             assert (second, third) == (False, True)
             assert held_leases(instance, [RUN, other]) == frozenset({RUN, other})
         # The server lets go of a lock when it has seen that its session ended.
-        support.until(lambda: held_leases(instance, [RUN, other]) == {RUN}, "the other is let go")
+        support.until(lambda: held_leases(instance, [RUN, other]) == frozenset({RUN}), "the other is let go")
     support.until(lambda: held_leases(instance, [RUN, other]) == frozenset(), "both are let go")
     support.until(lambda: sessions(here) == [], "the sessions have ended")
 
