@@ -21,7 +21,7 @@ ARGS ?=
 HAS_BROWSER = $(BIN)/python -m alphapulse_encryption_tests.browser.chromium
 GET_BROWSER := Debian: apt install chromium chromium-driver; macOS: brew install chromium chromedriver
 
-.PHONY: help setup demo demo-drop rehearsal ui psql test lint format stress wheel-check bench bench-crypto bench-lookup bench-latency bench-prediction sizing browser screenshots docs docs-serve docs-reference lock clean distclean
+.PHONY: help setup demo demo-drop rehearsal ui dg psql test lint format stress wheel-check bench bench-crypto bench-lookup bench-latency bench-prediction sizing browser screenshots docs docs-serve docs-reference lock clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,11 @@ rehearsal: setup ## Rehearse the migration on a clone of a staging copy of the s
 
 ui: setup ## Open Dagster's UI on the instance that `make demo` used (PORT=3000)
 	@exec $(BIN)/python -m alphapulse_encryption.ui $(if $(PORT),--port $(PORT)) $(ARGS)
+
+# With the instance's directory as DAGSTER_HOME, dg keeps no log of its use in the home directory.
+dg: setup ## Run Dagster's dg on this project (ARGS="list defs", ARGS="scaffold defs dagster.asset assets/mine.py")
+	@DAGSTER_HOME="$$($(BIN)/python -c 'from alphapulse_encryption.defs.resources.instance import *; print(prepare_dagster_home())')" \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dg $(ARGS)
 
 psql: setup ## Open psql on the sample database (ARGS='-c "SELECT ..."')
 	@exec $(BIN)/python -m alphapulse_encryption.sample.postgres psql $(ARGS)

@@ -2,9 +2,11 @@
 
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 
 import dagster as dg
 
+from alphapulse_encryption import defs as ours
 from alphapulse_encryption import settings, uncaught
 from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.defs.alerts import sensors as alerts
@@ -46,4 +48,12 @@ def defs() -> dg.Definitions:
     # Whatever loads it holds keys from then on.
     uncaught.leave_no_core()
     with loading():
-        return build_defs()
+        return dg.Definitions.merge(build_defs(), _scaffolded())
+
+
+def _scaffolded() -> dg.Definitions:
+    """What ``dg scaffold defs`` has put into `defs`. Our own modules there define nothing before they are asked to."""
+    project = Path(ours.__path__[0]).parents[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return dg.ComponentTree.from_module(defs_module=ours, project_root=project).build_defs()

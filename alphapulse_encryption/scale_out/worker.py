@@ -186,7 +186,7 @@ def _load() -> None:
     # Once here, and not in the process of every run.
     from alphapulse_encryption import definitions
 
-    definitions.build_defs()
+    definitions.defs()
 
 
 def _configure_logging(filtered: logging.Filter, verbose: bool) -> None:

@@ -51,12 +51,18 @@ def loading() -> Iterator[None]:
     """
     try:
         yield
-    except MigrationError as error:
-        raise error from None
     except Exception as error:
-        where = "".join(f"\n- {place}" for place in uncaught.places(error.__traceback__))
+        first: BaseException = error
+        while not isinstance(first, MigrationError) and first.__cause__ is not None:
+            first = first.__cause__
+        if isinstance(first, MigrationError):
+            raise first from None
+        places = uncaught.places(first.__traceback__)
+        if isinstance(first, SyntaxError):
+            places.append(f"{first.filename}:{first.lineno}")
+        where = "".join(f"\n- {place}" for place in places)
         raise MigrationError(
-            f"The definitions cannot be loaded. {uncaught.kind(error)} Where:{where}"
+            f"The definitions cannot be loaded. {uncaught.kind(first)} Where:{where}"
         ) from None
 
 
