@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
+from dagster.components.core.component_tree import ComponentTreeException
 
 from alphapulse_encryption import defs as ours
 from alphapulse_encryption import settings, uncaught
@@ -56,4 +57,8 @@ def _scaffolded() -> dg.Definitions:
     project = Path(ours.__path__[0]).parents[1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.PreviewWarning)
-        return dg.ComponentTree.from_module(defs_module=ours, project_root=project).build_defs()
+        try:
+            return dg.ComponentTree.from_module(defs_module=ours, project_root=project).build_defs()
+        except ComponentTreeException as error:
+            # What is wrong, and where, its cause says.
+            raise error.__cause__ or error from None

@@ -19,6 +19,12 @@ from alphapulse_encryption_tests.place import Place, place
 
 CHECKOUT = Path(__file__).parents[2]
 DEFS = "alphapulse_encryption/defs"
+DEFINED = """import dagster as dg
+
+
+@dg.definitions
+def broken() -> dg.Definitions:
+"""
 LOADED = """
 import json, sys
 from alphapulse_encryption.definitions import defs
@@ -113,6 +119,7 @@ def test_what_cannot_be_loaded_is_named_and_not_quoted(project: Project) -> None
     for text, where in (
         ("password = (\n", f"{broken}:1"),
         ("\n1 / 0  # password\n", f"{broken}:2 in <module>"),
+        (f"{DEFINED}    raise KeyError('password')\n", f"{broken}:6 in broken"),
     ):
         broken.write_text(text, encoding="utf-8")
         done = project.run("dg", "check", "defs")

@@ -51,18 +51,15 @@ def loading() -> Iterator[None]:
     """
     try:
         yield
+    except MigrationError as error:
+        raise error from None
     except Exception as error:
-        first: BaseException = error
-        while not isinstance(first, MigrationError) and first.__cause__ is not None:
-            first = first.__cause__
-        if isinstance(first, MigrationError):
-            raise first from None
-        places = uncaught.places(first.__traceback__)
-        if isinstance(first, SyntaxError):
-            places.append(f"{first.filename}:{first.lineno}")
+        places = uncaught.places(error.__traceback__)
+        if isinstance(error, SyntaxError):
+            places.append(f"{error.filename}:{error.lineno}")
         where = "".join(f"\n- {place}" for place in places)
         raise MigrationError(
-            f"The definitions cannot be loaded. {uncaught.kind(first)} Where:{where}"
+            f"The definitions cannot be loaded. {uncaught.kind(error)} Where:{where}"
         ) from None
 
 
