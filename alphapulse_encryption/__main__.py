@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
-from alphapulse_encryption import logfiles, settings, uncaught
+from alphapulse_encryption import logfiles, secrecy, settings
 from alphapulse_encryption.catalogue import Catalogue, load_catalogue
 from alphapulse_encryption.cli.commands.keys import (
     compare_keys,
@@ -193,6 +193,6 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
 
 
 if __name__ == "__main__":
-    uncaught.tell_no_texts()
-    uncaught.leave_no_core()
+    secrecy.tell_no_texts()
+    secrecy.leave_no_core()
     sys.exit(main())

@@ -8,7 +8,7 @@ import dagster as dg
 from dagster.components.core.component_tree import ComponentTreeException
 
 from alphapulse_encryption import defs as ours
-from alphapulse_encryption import settings, uncaught
+from alphapulse_encryption import secrecy, settings
 from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.defs.alerts import sensors as alerts
 from alphapulse_encryption.defs.assets import build_assets
@@ -47,7 +47,7 @@ def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.
 def defs() -> dg.Definitions:
     """What the code location holds."""
     # Whatever loads it holds keys from then on.
-    uncaught.leave_no_core()
+    secrecy.leave_no_core()
     with loading():
         return dg.Definitions.merge(build_defs(), _scaffolded())
 

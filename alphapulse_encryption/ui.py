@@ -19,11 +19,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from alphapulse_encryption import settings, uncaught
-from alphapulse_encryption.children import environment_without_keys
+from alphapulse_encryption import secrecy, settings
 from alphapulse_encryption.defs.resources.instance import open_instance, packaged_file, prepare_dagster_home
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.sample.postgres import embedded
+from alphapulse_encryption.secrecy import environment_without_keys
 
 DEFAULT_PORT = 3000
 _MAX_PORT = 65535
@@ -212,6 +212,6 @@ def _check_port(host: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    uncaught.tell_no_texts()
-    uncaught.leave_no_core()
+    secrecy.tell_no_texts()
+    secrecy.leave_no_core()
     sys.exit(main())

@@ -15,7 +15,7 @@ from psycopg.sql import SQL, Identifier
 from rich.console import Console
 from rich.table import Table as Grid
 
-from alphapulse_encryption import settings, uncaught
+from alphapulse_encryption import secrecy, settings
 from alphapulse_encryption.catalogue import Catalogue, Table, load_catalogue
 from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
@@ -315,6 +315,6 @@ def _run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    uncaught.tell_no_texts()
-    uncaught.leave_no_core()
+    secrecy.tell_no_texts()
+    secrecy.leave_no_core()
     sys.exit(main())

@@ -8,7 +8,7 @@ from typing import Any
 
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.keysources.base import MasterKeyNotFound, parse_secret, which_key, with_version
-from alphapulse_encryption.unlogged import unlogged
+from alphapulse_encryption.secrecy import unlogged
 
 SECRET = "alphapulse/encryption/master_key"  # noqa: S105 - its name
 

@@ -18,7 +18,7 @@ import psycopg
 from faker import Faker
 from psycopg import sql
 
-from alphapulse_encryption import uncaught
+from alphapulse_encryption import secrecy
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, MigrationError, RefusedError
 from alphapulse_encryption.sample import difficult
 from alphapulse_encryption.sample.postgres import SAMPLE_DATABASE, embedded_url
@@ -253,6 +253,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    uncaught.tell_no_texts()
-    uncaught.leave_no_core()
+    secrecy.tell_no_texts()
+    secrecy.leave_no_core()
     sys.exit(main())

@@ -41,9 +41,9 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 import psycopg
 from psycopg import sql
 
-from alphapulse_encryption import settings, uncaught
-from alphapulse_encryption.children import bare_environment, environment_without_keys
+from alphapulse_encryption import secrecy, settings
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, MigrationError
+from alphapulse_encryption.secrecy import bare_environment, environment_without_keys
 
 SAMPLE_DATABASE = "alphapulse"
 DAGSTER_DATABASE = "dagster"
@@ -696,6 +696,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    uncaught.tell_no_texts()
-    uncaught.leave_no_core()
+    secrecy.tell_no_texts()
+    secrecy.leave_no_core()
     sys.exit(main())

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from alphapulse_encryption import settings, uncaught
+from alphapulse_encryption import secrecy, settings
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 
 if TYPE_CHECKING:
@@ -200,6 +200,6 @@ def _configure_logging(filtered: logging.Filter, verbose: bool) -> None:
 
 
 if __name__ == "__main__":
-    uncaught.tell_no_texts()
-    uncaught.leave_no_core()
+    secrecy.tell_no_texts()
+    secrecy.leave_no_core()
     sys.exit(main())

@@ -23,8 +23,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
+from alphapulse_encryption.secrecy import unlogged
 from alphapulse_encryption.settings import MailServer
-from alphapulse_encryption.unlogged import unlogged
 
 ATTEMPTS = 3
 # Dagster ends a sensor's tick after a minute. Channels are told side by side, and none begins anew after this.

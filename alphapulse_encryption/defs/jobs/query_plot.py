@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from alphapulse_encryption.children import find_fonts
 from alphapulse_encryption.migration.insight.query_benchmark import QueryBenchmark
+from alphapulse_encryption.secrecy import find_fonts
 
 _COLOURS = {"plaintext": "#9a9a9a", "encrypted": "#4c72b0"}
 _COLUMNS = 3

@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from alphapulse_encryption import uncaught
+from alphapulse_encryption import secrecy
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.postgres.database import Actor
 
@@ -34,9 +34,9 @@ def safely() -> Iterator[None]:
     except MigrationError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
     except Exception as error:
-        where = "\n".join(f"- `{place}`" for place in uncaught.places(error.__traceback__))
+        where = "\n".join(f"- `{place}`" for place in secrecy.places(error.__traceback__))
         raise dg.Failure(
-            description=uncaught.kind(error),
+            description=secrecy.kind(error),
             metadata={"where": dg.MetadataValue.md(where)},
             allow_retries=False,
         ) from None
@@ -54,12 +54,12 @@ def loading() -> Iterator[None]:
     except MigrationError as error:
         raise error from None
     except Exception as error:
-        places = uncaught.places(error.__traceback__)
+        places = secrecy.places(error.__traceback__)
         if isinstance(error, SyntaxError):
             places.append(f"{error.filename}:{error.lineno}")
         where = "".join(f"\n- {place}" for place in places)
         raise MigrationError(
-            f"The definitions cannot be loaded. {uncaught.kind(error)} Where:{where}"
+            f"The definitions cannot be loaded. {secrecy.kind(error)} Where:{where}"
         ) from None
 
 

@@ -20,7 +20,7 @@ from alphapulse_encryption.errors import ConfigurationError, MigrationError, Ref
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.gates.backup import Backup
 from alphapulse_encryption.migration.postgres.database import Actor, Database
-from alphapulse_encryption.unlogged import unlogged
+from alphapulse_encryption.secrecy import unlogged
 
 ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
 

@@ -15,9 +15,9 @@ from typing import IO, cast
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from alphapulse_encryption.children import bare_environment
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.postgres.database import Database, keep_values_out_of_the_log
+from alphapulse_encryption.secrecy import bare_environment
 
 # What a child says is kept up to here, to find out what went wrong; it may quote values and is never shown.
 _STDERR_BYTES = 64 * 1024

@@ -25,12 +25,12 @@ import dagster as dg
 from pydantic import Field
 
 from alphapulse_encryption.catalogue import Catalogue
-from alphapulse_encryption.children import bare_environment
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.keysources import KEY_SOURCE_VARIABLE
 from alphapulse_encryption.migration.postgres.database import Actor, Database, DatabaseUnreachable
 from alphapulse_encryption.migration.rows.backfill import Pace
 from alphapulse_encryption.rehearsal.measures import Fault
+from alphapulse_encryption.secrecy import bare_environment
 
 WORKER_KILLED = "worker killed"
 CONNECTIONS_DROPPED = "connections dropped"

@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from alphapulse_encryption import uncaught
+from alphapulse_encryption import secrecy
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.keysources import load_key_ring
@@ -114,6 +114,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    uncaught.tell_no_texts()
-    uncaught.leave_no_core()
+    secrecy.tell_no_texts()
+    secrecy.leave_no_core()
     main()

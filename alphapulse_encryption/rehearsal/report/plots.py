@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from alphapulse_encryption.children import find_fonts
 from alphapulse_encryption.rehearsal.report.prediction import Span
+from alphapulse_encryption.secrecy import find_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,7 +28,7 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from alphapulse_encryption import uncaught
+from alphapulse_encryption import secrecy
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.postgres.database import (
@@ -500,6 +500,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    uncaught.tell_no_texts()
-    uncaught.leave_no_core()
+    secrecy.tell_no_texts()
+    secrecy.leave_no_core()
     main()

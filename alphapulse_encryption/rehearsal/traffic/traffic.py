@@ -31,10 +31,10 @@ import dagster as dg
 from pydantic import Field
 
 from alphapulse_encryption.catalogue import Catalogue
-from alphapulse_encryption.children import bare_environment
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.orm import Phase
 from alphapulse_encryption.rehearsal.measures import Traffic
+from alphapulse_encryption.secrecy import bare_environment
 
 _MODULE = "alphapulse_encryption.rehearsal.traffic.instances"
 # Seconds: its connections, and the last requests, may have to wait for a server that is being restarted.

@@ -1,8 +1,9 @@
-"""Programs that we start are told no key: what they were really given is read from the kernel."""
+"""What children, terminals and logs get to see of secrets: what programs were really given is read from the kernel."""
 
 from __future__ import annotations
 
 import base64
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import alphapulse_encryption
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import forked
 from alphapulse_encryption_tests.leaks import Scanner
@@ -31,7 +33,7 @@ SECRETS: dict[str, str] = {
 }
 SCANNER = Scanner({**SECRETS, **KEYS})
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc here")
+of_children = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc here")
 
 
 def test_the_scanner_would_find_them() -> None:
@@ -39,6 +41,7 @@ def test_the_scanner_would_find_them() -> None:
     assert {find.secret for find in SCANNER.text(environment, "here")} == set(SECRETS)
 
 
+@of_children
 def test_backup_and_restore_drill(
     sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +69,7 @@ def test_backup_and_restore_drill(
     assert all(b"PATH=" in path.read_bytes() for path in given.iterdir())
 
 
+@of_children
 def test_psql_and_the_embedded_server(server_dir: Path) -> None:
     """Both started by one command, as ``make psql`` does."""
     state = server_dir.parent
@@ -93,6 +97,7 @@ def test_psql_and_the_embedded_server(server_dir: Path) -> None:
         assert SCANNER.data(path.read_bytes(), name) == []
 
 
+@of_children
 def test_the_search_for_fonts(tmp_path: Path) -> None:
     """Matplotlib's, at its first use on a machine."""
     program = tmp_path / "bin" / "fc-list"
@@ -101,7 +106,7 @@ def test_the_search_for_fonts(tmp_path: Path) -> None:
     program.chmod(0o755)
     environment = {"PATH": f"{program.parent}:/usr/bin:/bin", "HOME": str(tmp_path), **SECRETS}
     load = "import matplotlib.backends.backend_agg, matplotlib.font_manager"
-    for first in ("from alphapulse_encryption.children import find_fonts; find_fonts()", "pass"):
+    for first in ("from alphapulse_encryption.secrecy import find_fonts; find_fonts()", "pass"):
         done = subprocess.run(
             [sys.executable, "-c", f"{first}; {load}"], env=environment, capture_output=True, check=False
         )
@@ -109,3 +114,92 @@ def test_the_search_for_fonts(tmp_path: Path) -> None:
         found = SCANNER.data((tmp_path / "given").read_bytes(), "fc-list")
         assert bool(found) == (first == "pass"), "by itself it gets all of it"
         shutil.rmtree(tmp_path / ".cache")
+
+
+CANARY = "canary-91c5d2aa"
+
+
+def python(program: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("ALPHAPULSE_")}
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+IN_EVERY_WAY = f"""
+import threading
+from alphapulse_encryption import secrecy
+secrecy.tell_no_texts()
+
+def work():
+    try:
+        int("{CANARY}")
+    except ValueError as error:
+        error.add_note("{CANARY}")
+        raise KeyError("{CANARY}") from error
+
+class Finalized:
+    def __del__(self):
+        work()
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+Finalized()
+work()
+"""
+
+
+def test_in_a_thread_in_a_finalizer_and_at_the_end() -> None:
+    shown = python(IN_EVERY_WAY)
+    assert shown.returncode == 1
+    assert CANARY not in shown.stderr + shown.stdout
+    assert shown.stderr.count("Unexpected KeyError. Its text is not kept") == 3
+    assert shown.stderr.count("<string>:11 in work") == 3
+    open_hearted = python(IN_EVERY_WAY.replace("secrecy.tell_no_texts()", ""))
+    assert open_hearted.stderr.count(CANARY) >= 6
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "alphapulse_encryption",
+        "alphapulse_encryption.ui",
+        "alphapulse_encryption.cli.demo",
+        "alphapulse_encryption.sample.postgres",
+        "alphapulse_encryption.sample.database",
+    ],
+)
+def test_a_program(module: str) -> None:
+    """One that meets an error of nobody's at its very beginning."""
+    shown = python(
+        f"""
+import argparse, resource, runpy, sys
+
+def bad(*_, **__):
+    print("core files:", resource.getrlimit(resource.RLIMIT_CORE)[0])
+    raise KeyError("{CANARY}")
+
+argparse.ArgumentParser.parse_args = bad
+sys.argv = ["program"]
+runpy.run_module("{module}", run_name="__main__", alter_sys=True)
+"""
+    )
+    assert shown.returncode == 1, shown
+    assert "core files: 0" in shown.stdout
+    assert "Unexpected KeyError" in shown.stderr, shown
+    assert CANARY not in shown.stderr
+
+
+def test_no_program_is_without() -> None:
+    main = 'if __name__ == "__main__":\n'
+    package = Path(alphapulse_encryption.__file__).parent
+    programs = {
+        path.relative_to(package).as_posix(): path.read_text().partition(main)[2]
+        for path in package.rglob("*.py")
+        if main in path.read_text()
+    }
+    assert len(programs) >= 8
+    del programs["sample/application/__main__.py"]  # the application's own, to be copied
+    begins = "    secrecy.tell_no_texts()\n    secrecy.leave_no_core()\n"
+    assert [name for name, text in programs.items() if not text.startswith(begins)] == []

@@ -1,0 +1,141 @@
+"""What children, terminals and logs get to see of secrets and values: nothing.
+
+- A program that we start has an environment of its own, which outlives changes of ours, and which a core dump or
+  `/proc` shows: no master key is in it, nor what leads to one, nor a mailbox's password.
+- A terminal shows the kind of an error that nobody expected and the places it passed, never its text: a driver's quotes
+  rows, pydantic's what was to be read, a KeyError its key. A crash leaves no core file, which would hold all of it.
+- Libraries log keys, credentials and secret addresses at DEBUG: what they do with these is not logged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+# What PostgreSQL's programs need of it.
+_NEEDED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+
+# Keys; credentials of the stores that hold them, which backups to S3 use as well; where alerts go:
+# whoever knows a webhook's address can post to it.
+_SECRET = (
+    "ALPHAPULSE_ENCRYPTION_MASTER_KEY",
+    "AWS_",
+    "VAULT_",
+    "ALPHAPULSE_ALERT_WEBHOOK_URL",
+    "ALPHAPULSE_SMTP_URL",
+    # They would reach the queue, and whoever can fill it launches runs.
+    "ALPHAPULSE_CELERY_BROKER_URL",
+    "ALPHAPULSE_CELERY_BACKEND_URL",
+)
+
+
+def bare_environment() -> dict[str, str]:
+    """For programs that work for us: nothing but what any program needs."""
+    return {name: os.environ[name] for name in _NEEDED if name in os.environ}
+
+
+def environment_without_keys(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """For programs that a person uses, or that need our other settings.
+
+    Args:
+        environ: the variables; None for those of the process.
+    """
+    environ = os.environ if environ is None else environ
+    return {name: value for name, value in environ.items() if not name.startswith(_SECRET)}
+
+
+def find_fonts() -> None:
+    """Before matplotlib is loaded: have it look for fonts, which it does once and keeps, in a bare process.
+
+    It starts ``fc-list`` for that, with the environment of the process that it is in.
+    """
+    import matplotlib
+
+    cache = matplotlib.get_cachedir()
+    if not any(Path(cache).glob("fontlist-*.json")):
+        subprocess.run(
+            [sys.executable, "-c", "import matplotlib.font_manager"],
+            env={**bare_environment(), "MPLCONFIGDIR": cache},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+
+
+def kind(error: BaseException | type[BaseException]) -> str:
+    """What is told in place of its text."""
+    name = (error if isinstance(error, type) else type(error)).__name__
+    return f"Unexpected {name}. Its text is not kept, because it could quote data."
+
+
+def places(trace: TracebackType | None) -> list[str]:
+    """The places an error passed, the innermost last: file, line and function, no source and no variables."""
+    return [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in traceback.extract_tb(trace)]
+
+
+def tell_no_texts() -> None:
+    """Have this process tell of errors that nobody caught, in any thread, without their texts."""
+    sys.excepthook = _tell
+    threading.excepthook = _tell_of_a_thread
+    sys.unraisablehook = _tell_of_a_finalizer
+
+
+def leave_no_core() -> None:
+    """Have the kernel write no core file of this process, or of those that it starts (``setrlimit(2)``)."""
+    if resource is not None:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _tell(error: type[BaseException], _: BaseException | None, trace: TracebackType | None) -> None:
+    if issubclass(error, KeyboardInterrupt):
+        print("Interrupted.", file=sys.stderr)
+        return
+    print(f"{kind(error)} Where:", *places(trace), sep="\n  ", file=sys.stderr)
+
+
+def _tell_of_a_thread(arguments: threading.ExceptHookArgs) -> None:
+    if not issubclass(arguments.exc_type, SystemExit):
+        _tell(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
+
+
+def _tell_of_a_finalizer(arguments: sys.UnraisableHookArgs) -> None:
+    _tell(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
+
+
+@contextlib.contextmanager
+def unlogged(name: str, *, threads_of_its_own: bool = False) -> Iterator[None]:
+    """Have a logger, and those below it, log nothing of what this thread does.
+
+    Args:
+        name: of the logger.
+        threads_of_its_own: the library works in threads that it starts, so that nothing of any thread is logged.
+    """
+    thread = threading.get_ident()
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return not threads_of_its_own and record.thread != thread
+
+    # A filter holds for records of its own logger only, not for those of loggers below it.
+    below = [known for known in list(logging.root.manager.loggerDict) if known.startswith(f"{name}.")]
+    loggers = [logging.getLogger(known) for known in (name, *below)]
+    for logger in loggers:
+        logger.addFilter(of_others)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(of_others)
