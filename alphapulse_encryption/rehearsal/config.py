@@ -5,8 +5,13 @@ from __future__ import annotations
 import dagster as dg
 from pydantic import Field
 
+from alphapulse_encryption.bounds import (
+    HIGHEST_REST_RATIO,
+    LARGEST_BATCH_SIZE,
+    LONGEST_BATCH_SECONDS,
+    MOST_WORKERS,
+)
 from alphapulse_encryption.defs.resources.workers import PaceConfig
-from alphapulse_encryption.migration.rows.engine import LARGEST_BATCH
 from alphapulse_encryption.rehearsal.faults.faults import FaultConfig
 from alphapulse_encryption.rehearsal.traffic.traffic import TrafficConfig
 
@@ -22,18 +27,24 @@ class RehearsalConfig(dg.Config):
         default=[], description="Tables by the names of the catalogue; none: all of them."
     )
     workers: int = Field(
-        default=1, ge=1, le=16, description="How many batch ranges are encrypted and verified at once."
+        default=1,
+        ge=1,
+        le=MOST_WORKERS,
+        description="How many batch ranges are encrypted and verified at once.",
     )
     batch_size: int | None = Field(
-        default=None, ge=1, le=LARGEST_BATCH * 10, description="Rows per batch. Unset: adapted to the server."
+        default=None, ge=1, le=LARGEST_BATCH_SIZE, description="Rows per batch. Unset: adapted to the server."
     )
     target_seconds: float | None = Field(
-        default=None, gt=0, le=60, description="How long one batch's transaction is to take, in seconds."
+        default=None,
+        gt=0,
+        le=LONGEST_BATCH_SECONDS,
+        description="How long one batch's transaction is to take, in seconds.",
     )
     rest_ratio: float = Field(
         default=REST_RATIO,
         ge=0,
-        le=100,
+        le=HIGHEST_REST_RATIO,
         description="Seconds of rest of the backfill for each second of work, which the application has the machine to "
         "itself. What is predicted is predicted with it: on the day, --set rest_ratio=... to the same.",
     )

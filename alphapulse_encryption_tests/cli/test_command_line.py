@@ -11,6 +11,7 @@ import dagster as dg
 import psycopg
 import pytest
 
+from alphapulse_encryption.bounds import LARGEST_BATCH_SIZE, MOST_WORKERS
 from alphapulse_encryption_tests import another
 from alphapulse_encryption_tests.crypto import independent
 from alphapulse_encryption_tests.place import Place
@@ -68,6 +69,13 @@ APPROVAL = ("--approver", "Ada", "--reason", "it has served for a month")
 def query(url: str, text: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(url) as connection:
         return connection.execute(text.encode()).fetchall()
+
+
+def test_the_largest_batches_and_the_most_workers(theirs: Place) -> None:
+    """What the options take, the run takes as well."""
+    most = ("--batch-size", str(LARGEST_BATCH_SIZE), "--workers", str(MOST_WORKERS))
+    theirs.succeeds("--add-columns", "--migrate-data", "--table", "sessions", *most)
+    assert theirs.succeeds("--verify", "--table", "sessions", *most[2:])[1:5] == summary(1, 2)[1:]
 
 
 def test_flag_by_flag(theirs: Place) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from alphapulse_encryption.bounds import LARGEST_BATCH_SIZE, MOST_WORKERS
 from alphapulse_encryption.cli.commands.usage import JSON_TAKERS, PROGRAM, SCHEMA_TAKERS, flag
 
-LARGEST_BATCH_SIZE = 100_000
-MOST_WORKERS = 16
 MOST_RUNS = 999
 MOST_HOURS = 168
 SMALLEST_SAMPLE = 1_000

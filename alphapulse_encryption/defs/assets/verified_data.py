@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 import dagster as dg
 from pydantic import Field
 
+from alphapulse_encryption.bounds import MOST_WORKERS
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL, VERIFY
 from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, materialized, safely
 from alphapulse_encryption.defs.resources.partitions import Partitions, TablePart, over_ranges, parts_by_table
@@ -23,7 +24,9 @@ NAME = "verified_data"
 class VerificationConfig(dg.Config):
     """Pace of a verification."""
 
-    workers: int = Field(default=1, ge=1, le=16, description="How many batch ranges are verified at once.")
+    workers: int = Field(
+        default=1, ge=1, le=MOST_WORKERS, description="How many batch ranges are verified at once."
+    )
 
 
 def build(partitions: Partitions) -> dg.AssetsDefinition:

@@ -13,6 +13,12 @@ from typing import Protocol
 import dagster as dg
 from pydantic import Field
 
+from alphapulse_encryption.bounds import (
+    HIGHEST_REST_RATIO,
+    LARGEST_BATCH_SIZE,
+    LONGEST_BATCH_SECONDS,
+    MOST_WORKERS,
+)
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.defs.resources.border import MetadataEntry, actor
 from alphapulse_encryption.defs.resources.partitions import TablePart, range_name
@@ -20,7 +26,7 @@ from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.logfiles import note
 from alphapulse_encryption.migration.bookkeeping.tracking import read_ranges
-from alphapulse_encryption.migration.rows.engine import LARGEST_BATCH, Pace, Progress, RangeResult, Stopped
+from alphapulse_encryption.migration.rows.engine import Pace, Progress, RangeResult, Stopped
 from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.rows.tuning import Tuned, restore_abandoned, tuned
 from alphapulse_encryption.migration.target import Target
@@ -53,22 +59,24 @@ class PaceConfig(dg.Config):
     batch_size: int | None = Field(
         default=None,
         ge=1,
-        le=LARGEST_BATCH * 10,
+        le=LARGEST_BATCH_SIZE,
         description="Rows per batch. Unset: as the settings in the database say, which adapt it.",
     )
     target_seconds: float | None = Field(
         default=None,
         gt=0,
-        le=60,
+        le=LONGEST_BATCH_SECONDS,
         description="How long one batch's transaction is to take, in seconds. Unset: as the settings say.",
     )
     rest_ratio: float | None = Field(
         default=None,
         ge=0,
-        le=100,
+        le=HIGHEST_REST_RATIO,
         description="Seconds of rest for each second of work. Unset: as the settings say, which is none at first.",
     )
-    workers: int = Field(default=1, ge=1, le=16, description="How many batch ranges are worked on at once.")
+    workers: int = Field(
+        default=1, ge=1, le=MOST_WORKERS, description="How many batch ranges are worked on at once."
+    )
     work_mem: str | None = Field(
         default=None, description="Memory of one sort or hash in our sessions, for example 256MB."
     )

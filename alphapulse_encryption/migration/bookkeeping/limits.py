@@ -12,6 +12,7 @@ from typing import Any, Literal
 import psycopg
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from alphapulse_encryption.bounds import HIGHEST_REST_RATIO, LARGEST_BATCH_SIZE, LONGEST_BATCH_SECONDS
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.postgres.database import Actor, Database
@@ -25,12 +26,14 @@ class Limits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     paused: bool = Field(default=False, description="every backfill waits at its next batch")
-    batch_size: int = Field(default=0, ge=0, le=100_000, description="rows per batch; 0 adapts it")
-    target_seconds: float = Field(default=0.25, gt=0, le=60, description="duration of a batch to aim at")
+    batch_size: int = Field(default=0, ge=0, le=LARGEST_BATCH_SIZE, description="rows per batch; 0 adapts it")
+    target_seconds: float = Field(
+        default=0.25, gt=0, le=LONGEST_BATCH_SECONDS, description="duration of a batch to aim at"
+    )
     rest_ratio: float = Field(
         default=0,
         ge=0,
-        le=100,
+        le=HIGHEST_REST_RATIO,
         description="seconds of rest for each second of work, so that the application has the machine to itself in "
         "between; the backfill takes so much longer",
     )
