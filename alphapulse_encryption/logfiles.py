@@ -143,7 +143,7 @@ _making = threading.Lock()
 
 
 def _file() -> LogFile:
-    place = (settings.log_dir(), settings.log_days())
+    place = (settings.log_dir(), settings.Logs().days)
     with _making:
         return _files.setdefault(place, LogFile(*place))
 

@@ -110,7 +110,7 @@ def test_old_files_are_removed(logs: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(list(logs.iterdir())) == len(kept) + 1
     monkeypatch.setenv("ALPHAPULSE_LOG_DAYS", "seven")
     with pytest.raises(ConfigurationError, match="ALPHAPULSE_LOG_DAYS must be a whole number"):
-        settings.log_days()
+        print(settings.Logs().days)
 
 
 def test_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ class _Opened:
             server_version=self.server_version,
             cores=os.cpu_count() or 1,
             workers=self.config.workers,
-            batch_ranges=settings.batch_ranges(),
+            batch_ranges=settings.Target().batch_ranges,
             rate=self.config.traffic.rate,
             version=version("alphapulse-encryption"),
             rest_ratio=self.config.rest_ratio,
@@ -225,7 +225,7 @@ class _Opened:
 
 
 def _check_names(config: RehearsalConfig) -> None:
-    catalogue = load_catalogue(settings.catalogue_path())
+    catalogue = load_catalogue(settings.Target().catalogue_path)
     for key in (*config.production_rows, *config.production_bytes):
         catalogue.table(key)
 
@@ -294,7 +294,7 @@ def _unchanged(passed: Passed) -> bool | None:
     if not passed.source:
         return None
     tables: tuple[Table, ...] = rehearsed(
-        load_catalogue(settings.catalogue_path()), RehearsalConfig(**passed.config).tables
+        load_catalogue(settings.Target().catalogue_path), RehearsalConfig(**passed.config).tables
     ).tables
     return dict(source.checksums(source.source_database(), tables)) == passed.source
 
@@ -350,7 +350,7 @@ def build_schedule() -> dg.ScheduleDefinition:
     Raises:
         ConfigurationError: the schedule asked for means nothing.
     """
-    cron = valid_cron("ALPHAPULSE_REHEARSAL_SCHEDULE", settings.rehearsal_schedule(), example="0 2 * * 6")
+    cron = valid_cron("ALPHAPULSE_REHEARSAL_SCHEDULE", settings.Schedules().rehearsal, example="0 2 * * 6")
 
     @dg.schedule(
         name=SCHEDULE,
@@ -394,7 +394,7 @@ def build_sensor() -> dg.SensorDefinition:
 
 def _has_no_clones() -> bool:
     """Whether there is no server for clones: the embedded one is not made, or started, for a look."""
-    named = settings.rehearsal_server_url() or settings.staging_database_url()
+    named = settings.Rehearsals().server_url or settings.Rehearsals().staging_database_url
     return named is None and not embedded().is_running()
 
 

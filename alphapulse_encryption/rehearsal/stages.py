@@ -282,7 +282,7 @@ def preflight(at: Rehearsing) -> None:
 
 def _look_at_production(at: Rehearsing, report: checklist.PreflightReport) -> None:
     """What the checklist finds there and not on the clone: other privileges, dependants, settings."""
-    url = settings.database_url()
+    url = settings.Target().database_url
     if url is None:
         return
     production = read_only(url, PRODUCTION_VARIABLE)
@@ -449,7 +449,7 @@ def backup(at: Rehearsing) -> None:
             at.tables,
             directory=clones.backup_directory(at.passed.run),
             bin_dir=clones.programs_directory(at.target.server),
-            recipients=settings.backup_recipients(),
+            recipients=settings.Backups().recipients,
             drill_server=at.target.server.database,
         )
 

@@ -43,12 +43,12 @@ _DAYS_KEPT = 7
 
 def broker_url() -> str:
     """Where runs are queued: ``ALPHAPULSE_CELERY_BROKER_URL``, or Dagster's storage."""
-    return settings.celery_broker_url() or f"sqla+{storage_url()}"
+    return settings.Workers().broker_url or f"sqla+{storage_url()}"
 
 
 def backend_url() -> str:
     """Where Celery keeps results: ``ALPHAPULSE_CELERY_BACKEND_URL``, or Dagster's storage."""
-    return settings.celery_backend_url() or f"db+{storage_url()}"
+    return settings.Workers().backend_url or f"db+{storage_url()}"
 
 
 def app_settings() -> dict[str, Any]:

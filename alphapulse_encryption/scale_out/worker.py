@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _work(name: str, runs: int, verbose: bool) -> int:
-    if settings.run_launcher() != "celery" and not os.environ.get("DAGSTER_HOME", "").strip():
+    if settings.Workers().run_launcher != "celery" and not os.environ.get("DAGSTER_HOME", "").strip():
         raise ConfigurationError(
             "Nobody sends runs to a worker of this instance: set ALPHAPULSE_RUN_LAUNCHER=celery, here and wherever "
             "runs are launched."

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
+from pydantic.fields import FieldInfo
+
+from alphapulse_encryption import settings
 from alphapulse_encryption.cli.commands.parser import build_parser
 from alphapulse_encryption.migration.bookkeeping.limits import Limits
 from alphapulse_encryption_tests.docs.pages import DOCS
@@ -35,13 +40,32 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
     yield "\n"
 
 
-def settings() -> str:
+def limits() -> str:
     """The settings in the database."""
     rows = (
         f"| `{name}` | {_value(field.default)} | {_cell(field.description or '')} |\n"
         for name, field in Limits.model_fields.items()
     )
     return "\n| setting | default | meaning |\n|---|---|---|\n" + "".join(rows) + "\n"
+
+
+def variables(group: type[settings.Variables]) -> str:
+    """A group of environment variables."""
+    rows = (
+        f"| `{field.validation_alias}` | {_default(field)} | {_cell(field.description or '')} |\n"
+        for field in group.model_fields.values()
+    )
+    return (
+        f"\n### {group.__doc__}\n\n| variable | default | meaning |\n|---|---|---|\n" + "".join(rows) + "\n"
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if isinstance(value, timedelta):
+        unit = str(field.validation_alias).rpartition("_")[2].lower()
+        value = f"{value / timedelta(**{unit: 1}):g}"
+    return f"`{value}`" if value else ""
 
 
 def _value(value: object) -> str:
@@ -54,7 +78,11 @@ def _cell(text: str) -> str:
 
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "options": ("command-line.md", options),
-    "settings": ("settings.md", settings),
+    **{
+        group.__name__.lower(): ("settings.md", functools.partial(variables, group))
+        for group in settings.Variables.__subclasses__()
+    },
+    "settings": ("settings.md", limits),
 }
 
 

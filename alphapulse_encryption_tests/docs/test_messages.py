@@ -15,7 +15,13 @@ from alphapulse_encryption_tests.docs.pages import Page, page, pages
 SHORTEST = 12
 
 # Errors that carry another one's text, or what a library calls its own.
-ELSEWHERE = {"defs/alerts/delivery.py", "defs/jobs/tune_tables.py", "migration/rows/fill.py", "orm/types.py"}
+ELSEWHERE = {
+    "defs/alerts/delivery.py",
+    "defs/jobs/tune_tables.py",
+    "migration/rows/fill.py",
+    "orm/types.py",
+    "settings.py",
+}
 
 # Looked for when a test asks: every process that collects the tests loads this module, and seconds go into it.
 modules = functools.cache(messages.parsed)

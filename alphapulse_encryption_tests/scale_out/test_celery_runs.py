@@ -143,18 +143,18 @@ def test_no_address_in_what_a_run_is_sent_with(here: Place) -> None:
 )
 def test_brokers(monkeypatch: pytest.MonkeyPatch, given: str, broker: str) -> None:
     monkeypatch.setenv("ALPHAPULSE_CELERY_BROKER_URL", given)
-    assert settings.celery_broker_url() == broker
+    assert settings.Workers().broker_url == broker
 
 
 @pytest.mark.parametrize("given", ["canary", "mysql://canary/x", "postgresql://", "http://canary"])
 def test_what_is_no_broker(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
-    for name, read in (
-        ("ALPHAPULSE_CELERY_BROKER_URL", settings.celery_broker_url),
-        ("ALPHAPULSE_CELERY_BACKEND_URL", settings.celery_backend_url),
+    for name, field in (
+        ("ALPHAPULSE_CELERY_BROKER_URL", "broker_url"),
+        ("ALPHAPULSE_CELERY_BACKEND_URL", "backend_url"),
     ):
         monkeypatch.setenv(name, given)
         with pytest.raises(ConfigurationError, match=name) as caught:
-            read()
+            getattr(settings.Workers(), field)
         assert "canary" not in str(caught.value)
 
 
@@ -173,7 +173,7 @@ def test_one_command_may_execute_its_runs_itself(here: Place) -> None:
 def test_an_unknown_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALPHAPULSE_RUN_LAUNCHER", "canary")
     with pytest.raises(ConfigurationError, match="ALPHAPULSE_RUN_LAUNCHER"):
-        settings.run_launcher()
+        print(settings.Workers().run_launcher)
 
 
 def test_a_queue_that_cannot_be_reached_is_not_quoted(here: Place) -> None:

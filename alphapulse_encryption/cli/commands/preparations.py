@@ -17,7 +17,7 @@ def print_roles_sql(options: argparse.Namespace) -> int:
     from alphapulse_encryption.migration.gates.roles import DEFAULT_PREFIX, roles_sql
 
     prefix = DEFAULT_PREFIX if options.role_prefix is None else options.role_prefix
-    catalogue = load_catalogue(settings.catalogue_path())
+    catalogue = load_catalogue(settings.Target().catalogue_path)
     with target_database().session("look at who owns what") as connection:
         print(roles_sql(connection, catalogue, prefix), end="")
     return 0
@@ -35,7 +35,7 @@ def try_alerts(_: argparse.Namespace) -> int:
     channels = configured_channels()
     if not channels:
         raise ConfigurationError(f"No channel is configured for alerts: set {VARIABLES}.")
-    message = trial_message(settings.alert_label())
+    message = trial_message(settings.Alerts().label)
     results = deliver([(channel, message) for channel in channels])
     for name, problem in results.items():
         print(f"✓ {name}: delivered" if problem is None else f"✗ {name}: not delivered: {problem}")
@@ -44,11 +44,11 @@ def try_alerts(_: argparse.Namespace) -> int:
 
 def rehearse_on_a_clone(options: argparse.Namespace) -> int:
     """The whole migration on a clone of the staging database, measured."""
-    catalogue = load_catalogue(settings.catalogue_path())
+    catalogue = load_catalogue(settings.Target().catalogue_path)
     tables = list(dict.fromkeys(options.table))
     for name in tables:
         catalogue.table(name)
-    if options.rows and settings.staging_database_url() is not None:
+    if options.rows and settings.Rehearsals().staging_database_url is not None:
         raise ConfigurationError(
             "--rows is the size of the sample's staging copy, and ALPHAPULSE_STAGING_DATABASE_URL names another "
             "database: leave one of them out."

@@ -70,7 +70,7 @@ def read_plan(catalogue: Catalogue, tables: Sequence[str]) -> Plan:
         database,
         [catalogue.table(key) for key in tables],
         keys,
-        batch_ranges=settings.batch_ranges(),
+        batch_ranges=settings.Target().batch_ranges,
         estimate=expected_durations,
     )
     if unreadable is None:
@@ -134,7 +134,7 @@ def _rehearsals() -> tuple[Rehearsal, ...]:
     """Those that Dagster remembers; none where it was never used here: nothing is made for a plan."""
     if not (settings.dagster_home() / "dagster.yaml").exists():
         return ()
-    if settings.dagster_postgres_url() is None and not embedded().exists():
+    if settings.Dagster().postgres_url is None and not embedded().exists():
         return ()
     from alphapulse_encryption.defs.resources.instance import open_instance
     from alphapulse_encryption.rehearsal.report import history

@@ -258,10 +258,14 @@ def configured_channels() -> tuple[Channel, ...]:
         ConfigurationError: a variable is malformed, or one of those for e-mail is missing.
     """
     channels: list[Channel] = []
-    url = settings.alert_webhook_url()
+    url = settings.Alerts().webhook_url
     if url is not None:
         channels.append(Webhook(url))
-    server, sender, recipients = settings.mail_server(), settings.alert_sender(), settings.alert_recipients()
+    server, sender, recipients = (
+        settings.Alerts().mail_server,
+        settings.Alerts().sender,
+        settings.Alerts().recipients,
+    )
     wanted = {
         "ALPHAPULSE_SMTP_URL": server,
         "ALPHAPULSE_ALERT_EMAIL_TO": recipients,

@@ -161,7 +161,7 @@ def _describe(instance: dg.DagsterInstance, run_id: str, ours: frozenset[str], c
         "ended outside of its steps; its page in Dagster's UI says how."
     ]
     parts.append(f"To do: {_remedy(run.job_name, steps, tables)}")
-    base = settings.ui_url()
+    base = settings.Alerts().ui_url
     if base is not None:
         parts.append(f"{base}/runs/{run_id}")
     return " ".join(parts)
@@ -229,4 +229,4 @@ def _remedy(job: str, steps: Sequence[tuple[str, str]], tables: Sequence[str]) -
 def _message(lines: Sequence[str]) -> Message:
     plural = "" if len(lines) == 1 else "s"
     text = "\n".join(f"- {plain(line)}" for line in lines)
-    return Message(subject(settings.alert_label(), "runs", f"{len(lines)} failed run{plural}"), text)
+    return Message(subject(settings.Alerts().label, "runs", f"{len(lines)} failed run{plural}"), text)

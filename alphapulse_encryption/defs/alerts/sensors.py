@@ -53,7 +53,7 @@ def _drift(target: TargetResource, _: Ledger) -> Sequence[Finding]:
 
 
 def _pending(target: TargetResource, ledger: Ledger) -> Sequence[Finding]:
-    limit = settings.alert_pending_after()
+    limit = settings.Alerts().pending_after
     mark = current_mark(target.database)
     ledger.marks = add_mark(ledger.marks, mark, limit)
     (oldest, *_) = ledger.marks
@@ -62,7 +62,7 @@ def _pending(target: TargetResource, ledger: Ledger) -> Sequence[Finding]:
 
 
 def _keys(target: TargetResource, _: Ledger) -> Sequence[Finding]:
-    return keys_due(target.database, settings.alert_rotate_after())
+    return keys_due(target.database, settings.Alerts().rotate_after)
 
 
 def _approvals(target: TargetResource, _: Ledger) -> Sequence[Finding]:
@@ -146,7 +146,7 @@ def _tick(
     now = datetime.now(UTC)
     ledger.only(channel.name for channel in channels)
     ledger.looked(findings, now, blind=blind)
-    news = {channel: ledger.news(channel.name, now, settings.alert_reminder()) for channel in channels}
+    news = {channel: ledger.news(channel.name, now, settings.Alerts().remind_after) for channel in channels}
     results = deliver([(channel, _written(alert, new)) for channel, new in news.items() if new])
     for channel, new in news.items():
         if new and results[channel.name] is None:
@@ -158,9 +158,9 @@ def _tick(
 
 
 def _written(alert: _Alert, news: News) -> Message:
-    base = settings.ui_url()
+    base = settings.Alerts().ui_url
     link = f"{base}/automation" if base else None
-    return written(news, settings.alert_label(), alert.about, link)
+    return written(news, settings.Alerts().label, alert.about, link)
 
 
 def _blind(alert: _Alert, error: MigrationError) -> Finding:

@@ -54,7 +54,7 @@ def build() -> dg.AssetsDefinition:
                 target.catalogue.tables,
                 directory=backup_directory(),
                 bin_dir=client_programs(),
-                recipients=settings.backup_recipients(),
+                recipients=settings.Backups().recipients,
                 drill_server=restore_drill_server() if config.restore_drill else None,
             )
             metadata = _metadata(result)

@@ -155,7 +155,7 @@ def build_schedule() -> dg.ScheduleDefinition:
         ConfigurationError: the schedule asked for means nothing.
     """
     cron = valid_cron(
-        "ALPHAPULSE_SLOW_QUERIES_SCHEDULE", settings.slow_queries_schedule(), example="0 * * * *"
+        "ALPHAPULSE_SLOW_QUERIES_SCHEDULE", settings.Schedules().slow_queries, example="0 * * * *"
     )
     return dg.ScheduleDefinition(
         name="slow_queries",

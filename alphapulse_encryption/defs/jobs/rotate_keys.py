@@ -185,7 +185,7 @@ def build_schedule() -> dg.ScheduleDefinition:
     Raises:
         ConfigurationError: the schedule asked for means nothing.
     """
-    cron = valid_cron("ALPHAPULSE_ROTATION_SCHEDULE", settings.rotation_schedule(), example="0 3 * * 0")
+    cron = valid_cron("ALPHAPULSE_ROTATION_SCHEDULE", settings.Schedules().rotation, example="0 3 * * 0")
     return dg.ScheduleDefinition(
         name="key_rotation",
         job_name=JOB,

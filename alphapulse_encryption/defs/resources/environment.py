@@ -19,7 +19,7 @@ _KEY_SOURCE = "ALPHAPULSE_ENCRYPTION_KEY_SOURCE"
 
 def uses_sample() -> bool:
     """Whether the target is the embedded database with the sample."""
-    return settings.database_url() is None
+    return settings.Target().database_url is None
 
 
 def target_database() -> Database:
@@ -28,7 +28,7 @@ def target_database() -> Database:
     Raises:
         ConfigurationError: the variable is malformed, or the embedded server cannot run here.
     """
-    return Database(settings.database_url() or embedded_url(SAMPLE_DATABASE))
+    return Database(settings.Target().database_url or embedded_url(SAMPLE_DATABASE))
 
 
 def target_exists() -> bool:
@@ -67,10 +67,10 @@ def backup_bucket() -> Bucket | None:
     Raises:
         ConfigurationError: the server-side encryption asked for is not one.
     """
-    name = settings.backup_bucket()
-    if name is None:
+    said = settings.Backups()
+    if said.bucket is None:
         return None
-    return Bucket(name, settings.backup_prefix(), settings.backup_encryption(), settings.backup_kms_key())
+    return Bucket(said.bucket, said.prefix, said.encryption, said.kms_key)
 
 
 def restore_drill_server() -> Database:
@@ -79,5 +79,5 @@ def restore_drill_server() -> Database:
     Raises:
         ConfigurationError: the variable is malformed.
     """
-    url = settings.restore_drill_url()
+    url = settings.Backups().restore_drill_url
     return Database(url) if url is not None else target_database()

@@ -31,7 +31,7 @@ def prepare_dagster_home() -> Path:
         ConfigurationError: the directory cannot be made or written, or the variable means nothing.
     """
     home = settings.dagster_home()
-    configuration = _CONFIGURATIONS[settings.run_launcher()]
+    configuration = _CONFIGURATIONS[settings.Workers().run_launcher]
     given = bool(os.environ.get(_HOME_VARIABLE, "").strip())
     try:
         home.mkdir(parents=True, exist_ok=True)

@@ -115,7 +115,7 @@ def storage_url() -> str:
     Raises:
         ConfigurationError: `DAGSTER_POSTGRES_URL` is no URL for it, or the embedded server cannot run here.
     """
-    return settings.dagster_postgres_url() or embedded_url(DAGSTER_DATABASE, driver=_DRIVER)
+    return settings.Dagster().postgres_url or embedded_url(DAGSTER_DATABASE, driver=_DRIVER)
 
 
 def _check_reachable(url: str) -> None:

@@ -121,10 +121,10 @@ def server() -> Server:
     Raises:
         ConfigurationError: malformed variables, or there is no database there to be connected to meanwhile.
     """
-    url = settings.rehearsal_server_url()
+    url = settings.Rehearsals().server_url
     if url is not None:
         return Server(Database(url, APPLICATION, SERVER_VARIABLE))
-    source = settings.staging_database_url()
+    source = settings.Rehearsals().staging_database_url
     if source is None:
         embedded().ensure_running()
         return Server(Database(embedded().url("postgres"), APPLICATION, STAGING_VARIABLE))

@@ -36,7 +36,7 @@ _PRODUCTION = re.compile(r"(?<![a-z])prod(uction)?(?![a-z])", re.IGNORECASE)
 
 def is_sample() -> bool:
     """Whether the embedded server's copy of the sample is rehearsed."""
-    return settings.staging_database_url() is None
+    return settings.Rehearsals().staging_database_url is None
 
 
 def source_database() -> Database:
@@ -45,7 +45,7 @@ def source_database() -> Database:
     Raises:
         ConfigurationError: the variable is malformed, or there is no staging copy of the sample yet.
     """
-    url = settings.staging_database_url()
+    url = settings.Rehearsals().staging_database_url
     if url is not None:
         return read_only(url, STAGING_VARIABLE)
     server = embedded()
@@ -137,7 +137,7 @@ def refuse_production(source: Database, *, declared: bool) -> tuple[Identity, Id
     """
     with source.session("look which database the rehearsal's source is") as connection:
         found = identity(connection)
-    production_url = settings.database_url()
+    production_url = settings.Target().database_url
     production = None
     if production_url is not None:
         production = _production(production_url, source, declared=declared)

@@ -313,7 +313,7 @@ def test_nothing_shows_an_address(
         e_mail = mail(box, monkeypatch, "smtp", login=True)
         assert [sent(channel)[0], sent(e_mail)[0] is None] == [None, False]
         sent(Webhook(f"http://127.0.0.1:{unused_port()}{SECRET_PATH}"))
-        shown = f"{channel!r} {e_mail!r} {settings.mail_server()!r} {caplog.text}"
+        shown = f"{channel!r} {e_mail!r} {settings.Alerts().mail_server!r} {caplog.text}"
     for secret in ("canary", "T0/B0", "p@ss", quote(PASSWORD, safe=""), "ada@", "grace@"):
         assert secret not in shown
     assert logging.getLogger("urllib3.connectionpool").filters == []
@@ -367,19 +367,19 @@ def test_the_ports_of_mail(monkeypatch: pytest.MonkeyPatch) -> None:
         ("smtps://h:2465/", "tls", 2465),
     ):
         monkeypatch.setenv(SMTP, url)
-        assert settings.mail_server() == MailServer("h", port, security)  # type: ignore[arg-type]
+        assert settings.Alerts().mail_server == MailServer("h", port, security)  # type: ignore[arg-type]
 
 
 def test_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert settings.alert_reminder().total_seconds() == 86_400
-    assert settings.alert_pending_after().total_seconds() == 3_600
-    assert settings.alert_rotate_after().days == 365
+    assert settings.Alerts().remind_after.total_seconds() == 86_400
+    assert settings.Alerts().pending_after.total_seconds() == 3_600
+    assert settings.Alerts().rotate_after.days == 365
     monkeypatch.setenv("ALPHAPULSE_ALERT_PENDING_HOURS", "0.5")
-    assert settings.alert_pending_after().total_seconds() == 1_800
+    assert settings.Alerts().pending_after.total_seconds() == 1_800
     for text in ("0", "-1", "nan", "1e3", "1_0", "x", ".", "99999999999"):
         monkeypatch.setenv("ALPHAPULSE_ALERT_KEY_DAYS", text)
         with pytest.raises(ConfigurationError, match="ALPHAPULSE_ALERT_KEY_DAYS must be a number of days"):
-            settings.alert_rotate_after()
+            print(settings.Alerts().rotate_after)
 
 
 def test_the_command(
