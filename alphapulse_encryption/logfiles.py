@@ -1,8 +1,8 @@
 """Log files for support, ``logs/migration/``: what was done, when, by whom and how fast; never a value, key or address.
 
 One file a day (UTC), one JSON object a line, written by commands and by the runs that the UI or a schedule launches
-alike, several processes at once. The handlers of the standard library that rotate rename the file, which only one
-process may do; here a new day has a new name, nothing is renamed, and each line is appended by one call of the system.
+alike, several processes at once. The handlers of the standard library that rotate files rename them, which only one
+process may do. So that handler serves which opens again what somebody else has moved, and a new day has a new name.
 
 A log that cannot be written, because the disk is full or read-only, never stops what it tells of: that is said once, on
 standard error.
@@ -12,25 +12,26 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import io
 import json
 import logging
+import logging.handlers
 import os
 import platform
 import re
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from alphapulse_encryption import settings
+from alphapulse_encryption.errors import ConfigurationError
 
 _PREFIX, _SUFFIX = "migration-", ".jsonl"
 _NAME = re.compile(rf"{_PREFIX}(\d{{4}}-\d{{2}}-\d{{2}}){re.escape(_SUFFIX)}")
-_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _DIRECTORY_MODE, _FILE_MODE = 0o700, 0o600
-# One call writes a line of this length undivided; what is longer is a mistake, and is cut.
+# What is longer is a mistake, and is cut.
 _LONGEST_MESSAGE = 8_000
 # Our messages have none. Somebody's message that has is worth less than what it would show.
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"]*@[^\s'\"]*", re.IGNORECASE)
@@ -58,94 +59,95 @@ _WORDS = ("outcome", "holds_back_because")
 _TAGS = {"table": "table", "dagster/partition": "partition"}
 
 
-class LogFile:
-    """The file of the day.
+class JsonLine(logging.Formatter):
+    """An entry of :func:`note` as one line."""
 
-    Args:
-        directory: where; made when needed.
-        days: how long files are kept, in days.
-    """
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        entry = {"at": at.replace("+00:00", "Z"), "level": record.levelname.lower(), "event": record.msg}
+        return json.dumps({**entry, **vars(record)["fields"], **_who()}, ensure_ascii=False, default=str)
 
-    def __init__(self, directory: Path, days: int) -> None:
-        self.directory = directory
-        self._days = days
-        self._lock = threading.Lock()
-        self._day: str | None = None
-        self._torn = False
-        self._warned = False
 
-    def write(self, entry: Mapping[str, Any]) -> None:
-        """Append one entry; never raises."""
-        now = datetime.now(UTC)
+class DayFile(logging.handlers.WatchedFileHandler):
+    """Appends to the file of the day, which it makes again where somebody has tidied up."""
+
+    def __init__(self) -> None:
+        super().__init__(os.devnull, encoding="utf-8", errors="replace", delay=True)
+        self.setFormatter(JsonLine())
+        self._failed = False
+        self._warned: set[Path] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append an entry; never raises."""
         try:
-            line = json.dumps({"at": _time(now), **entry}, ensure_ascii=False, default=str) + "\n"
-            with self._lock:
-                self._append(f"{now:%Y-%m-%d}", line.encode(errors="replace"))
-        except (OSError, ValueError, TypeError) as error:
-            self._warn(error)
+            day = datetime.fromtimestamp(record.created, UTC)
+            path = str(settings.log_dir() / f"{_PREFIX}{day:%Y-%m-%d}{_SUFFIX}")
+            if path != self.baseFilename:
+                self._drop()
+                self.baseFilename = path
+            super().emit(record)
+        except Exception:
+            self.handleError(record)
 
-    def _append(self, day: str, line: bytes) -> None:
-        if day != self._day:
-            self._begin(day)
-        path = self.directory / f"{_PREFIX}{day}{_SUFFIX}"
-        try:
-            file = os.open(path, _FLAGS, _FILE_MODE)
-        except FileNotFoundError:
-            # Somebody has tidied up.
-            self._begin(day)
-            file = os.open(path, _FLAGS, _FILE_MODE)
-        try:
-            # The rest of a line that a full disk has cut is left behind as a line of its own.
-            data = b"\n" + line if self._torn else line
-            self._torn = os.write(file, data) < len(data)
-            if self._torn:
-                raise OSError(28, "No space left on device")
-        finally:
-            os.close(file)
-
-    def _begin(self, day: str) -> None:
-        if not self.directory.is_dir():
-            self.directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+    def _open(self) -> io.TextIOWrapper:
+        path = Path(self.baseFilename)
+        if not path.parent.is_dir():
+            path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
             # Whatever the umask says.
-            self.directory.chmod(_DIRECTORY_MODE)
-        self._remove_old()
-        self._day = day
+            path.parent.chmod(_DIRECTORY_MODE)
+        _remove_old(path.parent)
+        # The lines are flushed one by one, each by one call of the system, to whatever end the file has then.
+        file = open(path, "a+", encoding=self.encoding, errors=self.errors, opener=_opener)  # noqa: SIM115
+        # The rest of a line that a full disk has cut is left behind as a line of its own. Asked after a failure only:
+        # another process may be in the middle of a line.
+        size = os.fstat(file.fileno()).st_size
+        if self._failed and size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+            file.write("\n")
+        self._failed = False
+        return file
 
-    def _remove_old(self) -> None:
-        oldest = f"{datetime.now(UTC) - timedelta(days=self._days):%Y-%m-%d}"
-        for path in self.directory.iterdir():
-            found = _NAME.fullmatch(path.name)
-            if found and found[1] < oldest:
-                # Another process may remove it, too.
-                with contextlib.suppress(OSError):
-                    path.unlink()
+    def _drop(self) -> None:
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                stream.close()
 
-    def _warn(self, error: Exception) -> None:
-        with self._lock:
-            if self._warned:
-                return
-            self._warned = True
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say once for each directory why it cannot be written."""
+        error = sys.exc_info()[1]
+        self._drop()
+        self._failed = True
+        directory = Path(self.baseFilename).parent
+        if directory in self._warned:
+            return
+        self._warned.add(directory)
         why = error.strerror if isinstance(error, OSError) else type(error).__name__
+        why = str(error).rstrip(".") if isinstance(error, ConfigurationError) else why
         with contextlib.suppress(OSError, ValueError):
             print(
-                f"alphapulse_encryption: the log files in {self.directory} cannot be written ({why}); everything else "
+                f"alphapulse_encryption: the log files in {directory} cannot be written ({why}); everything else "
                 "goes on. ALPHAPULSE_LOG_DIR names another directory.",
                 file=sys.stderr,
             )
 
 
-def _time(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _opener(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, _FILE_MODE)
 
 
-_files: dict[tuple[Path, int], LogFile] = {}
-_making = threading.Lock()
+def _remove_old(directory: Path) -> None:
+    oldest = f"{datetime.now(UTC) - timedelta(days=settings.Logs().days):%Y-%m-%d}"
+    for path in directory.iterdir():
+        found = _NAME.fullmatch(path.name)
+        if found and found[1] < oldest:
+            # Another process may remove it, too.
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
-def _file() -> LogFile:
-    place = (settings.log_dir(), settings.Logs().days)
-    with _making:
-        return _files.setdefault(place, LogFile(*place))
+# No logger has it: a library that configures `logging` disables those it does not know.
+_FILE = DayFile()
 
 
 def note(event: str, *, level: str = "info", message: str | None = None, **fields: object) -> None:
@@ -157,19 +159,9 @@ def note(event: str, *, level: str = "info", message: str | None = None, **field
         message: in words, without any value.
         **fields: what belongs to it; None leaves one out.
     """
-    try:
-        entry = {
-            "level": level,
-            "event": event,
-            **{name: value for name, value in fields.items() if value is not None},
-            **({} if message is None else {"message": _safe(message)}),
-            **_who(),
-        }
-        _file().write(entry)
-    except Exception as error:
-        # Of a setting that is not valid, the command itself tells.
-        with contextlib.suppress(Exception):
-            LogFile(Path(), 1)._warn(error)
+    told = {**fields, "message": None if message is None else _safe(message)}
+    given = {name: value for name, value in told.items() if value is not None}
+    _FILE.handle(logging.makeLogRecord({"levelname": level, "msg": event, "fields": given}))
 
 
 def _safe(message: str) -> str:
@@ -252,9 +244,8 @@ class RunLog(logging.Handler):
                         return
                     self._told.add(subject)
                 note(name, **fields)
-        except Exception as error:
-            with contextlib.suppress(Exception):
-                _file()._warn(error)
+        except Exception:
+            _FILE.handleError(record)
 
 
 def _whose(meta: Mapping[str, Any]) -> dict[str, object]:

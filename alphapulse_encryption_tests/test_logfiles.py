@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 import multiprocessing
 import os
 import resource
@@ -11,14 +12,13 @@ import shutil
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from alphapulse_encryption import logfiles, settings
+from alphapulse_encryption import settings
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.logfiles import LogFile, RunLog, note
+from alphapulse_encryption.logfiles import DayFile, RunLog, note
 from alphapulse_encryption_tests import another
 from alphapulse_encryption_tests.place import Place
 
@@ -73,22 +73,21 @@ def test_no_address(logs: Path) -> None:
     assert entry["message"] == "cannot reach (an address) now; see https://example.com/a"
 
 
-def _write_many(directory: Path, number: int) -> None:
-    log = LogFile(directory, 1)
+def _write_many(number: int) -> None:
     for line in range(200):
-        log.write({"number": number, "line": line, "text": "x" * 500})
+        # Some are longer than what is buffered.
+        note("x", number=number, line=line, text="x" * (500 if line % 4 else 20_000))
 
 
-def test_many_processes_at_once(tmp_path: Path) -> None:
-    processes = [
-        multiprocessing.get_context("fork").Process(target=_write_many, args=(tmp_path, n)) for n in range(4)
-    ]
+def test_many_processes_at_once(logs: Path) -> None:
+    note("x", number=4, line=0)
+    processes = [multiprocessing.get_context("fork").Process(target=_write_many, args=(n,)) for n in range(4)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    found = [(entry["number"], entry["line"]) for entry in entries(tmp_path)]
-    assert sorted(found) == [(number, line) for number in range(4) for line in range(200)]
+    found = [(entry["number"], entry["line"]) for entry in entries(logs)]
+    assert sorted(found) == [*((number, line) for number in range(4) for line in range(200)), (4, 0)]
 
 
 def test_old_files_are_removed(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,39 +145,41 @@ def test_a_directory_that_was_removed_comes_back(logs: Path) -> None:
     assert len(entries(logs)) == 1
 
 
-def test_a_link_in_its_place_is_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_link_in_its_place_is_not_followed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "target"
     target.write_text("precious")
     logs = tmp_path / "logs"
     logs.mkdir()
     for day in (TODAY, TODAY + timedelta(days=1)):
         (logs / f"migration-{day:%Y-%m-%d}.jsonl").symlink_to(target)
-    LogFile(logs, 1).write({"a": 1})
+    monkeypatch.setenv("ALPHAPULSE_LOG_DIR", str(logs))
+    note("message")
     assert target.read_text() == "precious"
     assert "cannot be written" in capsys.readouterr().err
 
 
-def _write_until_full(directory: Path) -> None:
-    log = LogFile(directory, 1)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (250, resource.RLIM_INFINITY))
+def _write_until_full() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, resource.RLIM_INFINITY))
     for number in range(3):
-        log.write({"number": number, "text": "x" * 80})
+        note("x", number=number, text="x" * 80)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    log.write({"number": 3})
-    log.write({"number": 4})
+    note("x", number=3)
+    note("x", number=4)
 
 
-def test_a_line_that_a_full_disk_cut(tmp_path: Path) -> None:
+def test_a_line_that_a_full_disk_cut(logs: Path) -> None:
     """Whatever follows, when there is room again, is whole."""
-    process = multiprocessing.get_context("fork").Process(target=_write_until_full, args=(tmp_path,))
+    process = multiprocessing.get_context("fork").Process(target=_write_until_full)
     process.start()
     process.join()
     assert process.exitcode == 0
-    (path,) = tmp_path.iterdir()
+    (path,) = logs.iterdir()
     first, *middle, before, last = path.read_text().splitlines()
     assert json.loads(first)["number"] == 0
     assert (json.loads(before)["number"], json.loads(last)["number"]) == (3, 4)
-    with pytest.raises(ValueError, match="Unterminated"):
+    with pytest.raises(json.JSONDecodeError):
         json.loads(middle[-1])
 
 
@@ -258,15 +259,23 @@ def test_a_migration_goes_on_without_them(theirs: Place) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_the_clock_of_a_new_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_of_a_new_day(logs: Path) -> None:
     """Without any process being told."""
-    log = LogFile(tmp_path, 30)
-
-    for day in (1, 2):
-        clock = SimpleNamespace(now=lambda _zone, day=day: datetime(2026, 3, day, 23, 59, tzinfo=UTC))
-        monkeypatch.setattr(logfiles, "datetime", clock)
-        log.write({})
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "migration-2026-03-01.jsonl",
-        "migration-2026-03-02.jsonl",
+    log = DayFile()
+    days = [TODAY - timedelta(days=2), TODAY - timedelta(days=1)]
+    for day in days:
+        at = day.replace(hour=23, minute=59).timestamp()
+        log.handle(logging.makeLogRecord({"created": at, "msg": f"{day:%F}", "fields": {}}))
+    assert {path.name: json.loads(path.read_text())["event"] for path in logs.iterdir()} == {
+        f"migration-{day:%F}.jsonl": f"{day:%F}" for day in days
     }
+
+
+def test_libraries_that_configure_logging_turn_nothing_off(logs: Path) -> None:
+    logging.disable(logging.CRITICAL)
+    try:
+        logging.config.dictConfig({"version": 1, "disable_existing_loggers": True})
+        note("message")
+    finally:
+        logging.disable(logging.NOTSET)
+    assert len(entries(logs)) == 1
