@@ -5,11 +5,10 @@ key sources read them themselves.
 """
 
 import re
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import (
@@ -97,54 +96,14 @@ def _http(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True)
-class MailServer:
-    """A server that takes mail.
-
-    Args:
-        host: its name.
-        port: its port.
-        security: ``tls`` from the beginning, ``starttls`` before anything is said, or ``offered``: STARTTLS where the
-            server offers it.
-        user: whom to log in as, None for nobody.
-        password: theirs.
-    """
-
-    host: str
-    port: int
-    security: Literal["tls", "starttls", "offered"]
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-
-
-_MAIL_SCHEMES: dict[str, tuple[Literal["tls", "starttls", "offered"], int]] = {
-    "smtps": ("tls", 465),
-    "smtp+starttls": ("starttls", 587),
-    "smtp": ("offered", 25),
-}
-
-
-def _mail_server(text: str) -> MailServer:
+def _mail_url(text: str) -> str:
     url = urlsplit(text)
-    if (
-        url.scheme not in _MAIL_SCHEMES
-        or not url.hostname
-        or url.path.strip("/")
-        or url.query
-        or url.fragment
-    ):
+    whole = url.hostname and url.port != 0 and not (url.path.strip("/") or url.query or url.fragment)
+    if url.scheme not in {"smtp", "smtp+starttls", "smtps"} or not whole:
         raise ValueError
-    security, port = _MAIL_SCHEMES[url.scheme]
-    server = MailServer(
-        url.hostname, url.port or port, security, *map(_unquoted, (url.username, url.password))
-    )
-    if (server.user is None) != (server.password is None):
+    if bool(url.username) != bool(url.password):
         raise Wrong("needs a user and a password, or neither.")
-    return server
-
-
-def _unquoted(text: str | None) -> str | None:
-    return unquote(text) if text else None
+    return text
 
 
 _POSTGRES = ("postgresql", "postgres", "postgresql+psycopg2")
@@ -315,9 +274,9 @@ class Alerts(Variables):
     """Alerts"""
 
     webhook_url: WebUrl = _variable("ALPHAPULSE_ALERT_WEBHOOK_URL", "where alerts are posted; a secret")
-    mail_server: Annotated[
-        MailServer | None,
-        BeforeValidator(_mail_server),
+    mail_url: Annotated[
+        str | None,
+        AfterValidator(_mail_url),
         Wrong(
             "is not a mail server's URL: smtp+starttls://user:password@host:587, smtps://… for TLS from the "
             "beginning, or smtp://host:25. What has a meaning in URLs is written %40, %3A, %2F in a password."

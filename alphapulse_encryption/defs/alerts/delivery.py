@@ -2,6 +2,9 @@
 
 Addresses of webhooks are secrets: whoever knows one can post to it. So neither they nor passwords are in any
 representation, log line or error, and of what a library or a server says only the kind of trouble is told.
+
+Not by a notification library: apprise 2.3 returns no reason for a failure, ignores Retry-After, speaks no STARTTLS
+where it is only offered, and sends each recipient a mail of its own.
 """
 
 from __future__ import annotations
@@ -16,15 +19,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
+from html import escape
 from typing import Protocol
+from urllib.parse import unquote, urlsplit
 
 import requests
-from tenacity import RetryCallState, Retrying, retry_if_exception
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    wait_exponential,
+)
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.secrecy import unlogged
-from alphapulse_encryption.settings import MailServer
 
 ATTEMPTS = 3
 # Dagster ends a sensor's tick after a minute. Channels are told side by side, and none begins anew after this.
@@ -35,7 +44,7 @@ CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 8.0
 # Whoever asks for more patience than this is asked at the next tick.
 LONGEST_PAUSE_SECONDS = 6.0
-PAUSES_SECONDS = (0.5, 2.0)
+_PORTS = {"smtps": 465, "smtp+starttls": 587, "smtp": 25}
 
 VARIABLES = (
     "ALPHAPULSE_ALERT_WEBHOOK_URL, or ALPHAPULSE_SMTP_URL with ALPHAPULSE_ALERT_EMAIL_TO and "
@@ -67,7 +76,7 @@ class DeliveryError(MigrationError):
 
     def __init__(self, message: str, *, again: bool, after: float | None = None) -> None:
         super().__init__(message)
-        self.again = again
+        self.again = again and (after or 0) <= LONGEST_PAUSE_SECONDS
         self.after = after
 
 
@@ -83,6 +92,7 @@ class Channel(Protocol):
 
         Raises:
             DeliveryError: it did not arrive.
+            OSError: the library's own, of which only the kind may be told.
         """
 
 
@@ -99,55 +109,24 @@ class Webhook:
 
     def send(self, message: Message) -> None:
         """See `Channel.send`. Redirects are not followed: a POST would become a GET, and nothing arrive."""
-        try:
-            with (
-                unlogged("urllib3.connectionpool"),
-                requests.post(
-                    self.url,
-                    json={"text": _escaped(f"{message.subject}\n{message.text}")},
-                    timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
-                    allow_redirects=False,
-                    # What it answers beyond its status is not read.
-                    stream=True,
-                ) as answer,
-            ):
-                status, after = answer.status_code, answer.headers.get("Retry-After")
-        except requests.RequestException as error:
-            raise DeliveryError(_http_trouble(error), again=_may_pass(error)) from None
+        with (
+            unlogged("urllib3.connectionpool"),
+            requests.post(
+                self.url,
+                # These characters mean something in Slack's text: a table's name could notify a channel.
+                json={"text": escape(f"{message.subject}\n{message.text}", quote=False)},
+                timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
+                allow_redirects=False,
+                # What it answers beyond its status is not read.
+                stream=True,
+            ) as answer,
+        ):
+            status, after = answer.status_code, answer.headers.get("Retry-After", "")
         if not 200 <= status < 300:
+            # RFC 9110 section 10.2.3; of its two forms the date is not honoured, and the usual pause serves.
+            seconds = float(after) if after.isascii() and after.isdigit() else None
             again = status in {408, 425, 429} or status >= 500
-            raise DeliveryError(f"HTTP status {status}", again=again, after=_seconds(after))
-
-
-def _escaped(text: str) -> str:
-    # The three characters that mean something in Slack's text: without this, a table's name could notify a channel.
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _seconds(header: str | None) -> float | None:
-    # RFC 9110 section 10.2.3; of its two forms the date is not honoured, and the usual pause serves.
-    return float(header) if header is not None and header.isascii() and header.isdigit() else None
-
-
-def _http_trouble(error: requests.RequestException) -> str:
-    match error:
-        case requests.exceptions.SSLError():
-            return "its TLS certificate is not accepted, or it does not speak TLS"
-        case requests.exceptions.ProxyError():
-            return "the proxy does not serve"
-        case requests.exceptions.ConnectTimeout():
-            return f"no connection within {CONNECT_SECONDS:g} s"
-        case requests.exceptions.Timeout():
-            return f"no answer within {ANSWER_SECONDS:g} s"
-        case requests.exceptions.ConnectionError():
-            return "it cannot be reached, or ended the connection"
-        case _:
-            return f"{type(error).__name__}"
-
-
-def _may_pass(error: requests.RequestException) -> bool:
-    temporary = (requests.exceptions.ConnectionError, requests.exceptions.Timeout)
-    return isinstance(error, temporary) and not isinstance(error, requests.exceptions.SSLError)
+            raise DeliveryError(f"HTTP status {status}", again=again, after=seconds)
 
 
 @dataclass(frozen=True)
@@ -157,12 +136,12 @@ class Email:
     A password is sent over TLS only, and certificates are checked (``SSL_CERT_FILE`` names further authorities).
 
     Args:
-        server: the mail server.
+        url: of the mail server, as ``ALPHAPULSE_SMTP_URL`` has it. Holds a password.
         sender: what address it comes from.
         recipients: whom it goes to.
     """
 
-    server: MailServer = field(repr=False)
+    url: str = field(repr=False)
     sender: str = field(repr=False)
     recipients: tuple[str, ...] = field(repr=False)
     name: str = field(default="e-mail", init=False)
@@ -174,33 +153,31 @@ class Email:
             with self._connected() as connection:
                 connection.send_message(self._written(message))
                 taken = True
-        except (OSError, smtplib.SMTPException) as error:
+        except OSError:
             # How a server takes its leave does not matter.
             if not taken:
-                raise _mail_error(error) from None
+                raise
 
     @contextmanager
     def _connected(self) -> Iterator[smtplib.SMTP]:
-        context = ssl.create_default_context()
-        host, port = self.server.host, self.server.port
-        connection: smtplib.SMTP
-        if self.server.security == "tls":
-            connection = smtplib.SMTP_SSL(host, port, timeout=ANSWER_SECONDS, context=context)
-        else:
-            connection = smtplib.SMTP(host, port, timeout=ANSWER_SECONDS)
-        with connection:
-            secure = self.server.security == "tls"
+        url, context = urlsplit(self.url), ssl.create_default_context()
+        host, port = url.hostname or "", url.port or _PORTS[url.scheme]
+        secure = url.scheme == "smtps"
+        with (
+            smtplib.SMTP_SSL(host, port, timeout=ANSWER_SECONDS, context=context)
+            if secure
+            else smtplib.SMTP(host, port, timeout=ANSWER_SECONDS)
+        ) as connection:
             connection.ehlo_or_helo_if_needed()
-            if not secure and (self.server.security == "starttls" or connection.has_extn("starttls")):
+            if url.scheme == "smtp+starttls" or (not secure and connection.has_extn("starttls")):
                 connection.starttls(context=context)
-                connection.ehlo()
                 secure = True
-            if self.server.user is not None and self.server.password is not None:
+            if url.username and url.password:
                 if not secure:
                     raise DeliveryError(
                         "the server offers no TLS, without which no password is sent", again=False
                     )
-                connection.login(self.server.user, self.server.password)
+                connection.login(unquote(url.username), unquote(url.password))
             yield connection
 
     def _written(self, message: Message) -> EmailMessage:
@@ -217,36 +194,41 @@ class Email:
         return mail
 
 
-def _mail_error(error: OSError | smtplib.SMTPException) -> DeliveryError:
+def _trouble(error: OSError) -> DeliveryError:  # noqa: PLR0912 -- one for each kind
+    """What a library met, without its text, which may quote an address."""
     match error:
-        case smtplib.SMTPAuthenticationError():
+        case smtplib.SMTPAuthenticationError(smtp_code=code):
             # 454 is a temporary failure (RFC 4954 section 6).
+            return DeliveryError(f"the log-in is not accepted (SMTP status {code})", again=code == 454)
+        case smtplib.SMTPRecipientsRefused(recipients=refused):
+            codes = sorted({code for code, _ in refused.values()})
             return DeliveryError(
-                f"the log-in is not accepted (SMTP status {error.smtp_code})", again=error.smtp_code == 454
+                f"no recipient is accepted (SMTP status {', '.join(map(str, codes))})",
+                again=all(400 <= code < 500 for code in codes),
             )
-        case smtplib.SMTPRecipientsRefused():
-            codes = sorted({code for code, _ in error.recipients.values()})
-            status = ", ".join(map(str, codes))
-            return DeliveryError(
-                f"no recipient is accepted (SMTP status {status})", again=all(400 <= c < 500 for c in codes)
-            )
-        case smtplib.SMTPResponseException():
-            return DeliveryError(f"SMTP status {error.smtp_code}", again=400 <= error.smtp_code < 500)
+        case smtplib.SMTPResponseException(smtp_code=code):
+            return DeliveryError(f"SMTP status {code}", again=400 <= code < 500)
         case smtplib.SMTPNotSupportedError():
             return DeliveryError("the server does not offer STARTTLS, or no log-in", again=False)
         case smtplib.SMTPServerDisconnected():
             # smtplib says this of an answer that does not come as well.
             return DeliveryError("the server ended the connection, or does not answer", again=True)
-        case smtplib.SMTPException():
-            return DeliveryError(type(error).__name__, again=False)
-        case ssl.SSLError():
+        case ssl.SSLError() | requests.exceptions.SSLError():
             return DeliveryError("its TLS certificate is not accepted, or it does not speak TLS", again=False)
-        case TimeoutError():
+        case requests.exceptions.ProxyError():
+            return DeliveryError("the proxy does not serve", again=True)
+        case requests.exceptions.ConnectTimeout():
+            return DeliveryError(f"no connection within {CONNECT_SECONDS:g} s", again=True)
+        case TimeoutError() | requests.exceptions.Timeout():
             return DeliveryError(f"no answer within {ANSWER_SECONDS:g} s", again=True)
         case socket.gaierror():
             return DeliveryError("its host is not known", again=True)
         case ConnectionRefusedError():
             return DeliveryError("connection refused", again=True)
+        case smtplib.SMTPException() | requests.RequestException() if not isinstance(
+            error, requests.exceptions.ConnectionError
+        ):
+            return DeliveryError(type(error).__name__, again=False)
         case _:
             return DeliveryError("it cannot be reached, or ended the connection", again=True)
 
@@ -257,24 +239,17 @@ def configured_channels() -> tuple[Channel, ...]:
     Raises:
         ConfigurationError: a variable is malformed, or one of those for e-mail is missing.
     """
-    channels: list[Channel] = []
-    url = settings.Alerts().webhook_url
-    if url is not None:
-        channels.append(Webhook(url))
-    server, sender, recipients = (
-        settings.Alerts().mail_server,
-        settings.Alerts().sender,
-        settings.Alerts().recipients,
-    )
+    said = settings.Alerts()
+    channels: list[Channel] = [] if said.webhook_url is None else [Webhook(said.webhook_url)]
     wanted = {
-        "ALPHAPULSE_SMTP_URL": server,
-        "ALPHAPULSE_ALERT_EMAIL_TO": recipients,
-        "ALPHAPULSE_ALERT_EMAIL_FROM": sender,
+        "ALPHAPULSE_SMTP_URL": said.mail_url,
+        "ALPHAPULSE_ALERT_EMAIL_TO": said.recipients,
+        "ALPHAPULSE_ALERT_EMAIL_FROM": said.sender,
     }
     missing = [name for name, value in wanted.items() if not value]
-    if server is not None and sender is not None and recipients:
-        channels.append(Email(server, sender, recipients))
-    elif recipients or sender is not None or server is not None:
+    if said.mail_url is not None and said.sender is not None and said.recipients:
+        channels.append(Email(said.mail_url, said.sender, said.recipients))
+    elif len(missing) < len(wanted):
         raise ConfigurationError(f"Alerts by e-mail need {' and '.join(missing)} as well.")
     return tuple(channels)
 
@@ -302,7 +277,7 @@ def deliver(
 
     def send(channel: Channel, message: Message) -> str | None:
         try:
-            _persistently(lambda: channel.send(message), sleep, clock)
+            _persistently(channel, message, sleep, clock)
         except DeliveryError as error:
             return str(error)
         except Exception as error:
@@ -322,19 +297,21 @@ def deliver(
 
 
 def _persistently(
-    send: Callable[[], None], sleep: Callable[[float], None], clock: Callable[[], float]
+    channel: Channel, message: Message, sleep: Callable[[float], None], clock: Callable[[], float]
 ) -> None:
     begun = clock()
+    usual = wait_exponential(multiplier=0.5, exp_base=4)
+
+    def send() -> None:
+        try:
+            channel.send(message)
+        except OSError as error:
+            raise _trouble(error) from None
 
     def pause(state: RetryCallState) -> float:
-        usual = PAUSES_SECONDS[min(state.attempt_number, len(PAUSES_SECONDS)) - 1]
         error = state.outcome.exception() if state.outcome is not None else None
-        return usual if not isinstance(error, DeliveryError) or error.after is None else error.after
-
-    def worth_another(error: BaseException) -> bool:
-        if not isinstance(error, DeliveryError) or not error.again:
-            return False
-        return (error.after or 0) <= LONGEST_PAUSE_SECONDS
+        asked = error.after if isinstance(error, DeliveryError) else None
+        return usual(state) if asked is None else asked
 
     def enough(state: RetryCallState) -> bool:
         if state.attempt_number >= ATTEMPTS:
@@ -342,7 +319,7 @@ def _persistently(
         return clock() - begun + state.upcoming_sleep + CONNECT_SECONDS + ANSWER_SECONDS > PATIENCE_SECONDS
 
     Retrying(
-        retry=retry_if_exception(worth_another),
+        retry=retry_if_exception(lambda error: isinstance(error, DeliveryError) and error.again),
         stop=enough,
         wait=pause,
         sleep=sleep,

@@ -21,8 +21,7 @@ from alphapulse_encryption.defs.alerts.delivery import (
     configured_channels,
     deliver,
 )
-from alphapulse_encryption.defs.alerts.outcome import outcome
-from alphapulse_encryption.defs.alerts.wording import COMMAND, plain, subject
+from alphapulse_encryption.defs.alerts.wording import COMMAND, outcome, plain, subject
 from alphapulse_encryption.defs.jobs.stages import STAGES
 from alphapulse_encryption.defs.resources.border import safely
 from alphapulse_encryption.defs.resources.target import TargetResource

@@ -18,8 +18,7 @@ from alphapulse_encryption.defs.alerts.delivery import (
     deliver,
 )
 from alphapulse_encryption.defs.alerts.ledger import Ledger, News, add_mark
-from alphapulse_encryption.defs.alerts.outcome import outcome
-from alphapulse_encryption.defs.alerts.wording import written
+from alphapulse_encryption.defs.alerts.wording import outcome, written
 from alphapulse_encryption.defs.resources.border import safely
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import ConfigurationError, MigrationError

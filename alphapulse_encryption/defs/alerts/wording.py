@@ -1,8 +1,8 @@
-"""What a message says: what, where, since when, and what to do."""
+"""What a message says: what, where, since when, and what to do; and what a tick says of its delivery."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from alphapulse_encryption.defs.alerts.delivery import Message
@@ -69,3 +69,22 @@ def _line(item: Item) -> str:
 
 def _moment(at: datetime) -> str:
     return f"{at:%F %R} UTC"
+
+
+def outcome(results: Mapping[str, str | None], stands: str) -> str:
+    """For a tick: who was told, and who was not.
+
+    Args:
+        results: by channel, why a message did not arrive; None where it did.
+        stands: what the look found, in words.
+    """
+    told = [name for name, problem in results.items() if problem is None]
+    missed = [f"{name} ({problem})" for name, problem in results.items() if problem is not None]
+    parts = [stands[:1].upper() + stands[1:]]
+    if missed:
+        parts.append(f"NOT DELIVERED by {' and '.join(missed)}; tried again at the next tick")
+    if told:
+        parts.append(f"told by {' and '.join(told)}")
+    if not results:
+        parts.append("nothing new to tell")
+    return "; ".join(parts) + "."

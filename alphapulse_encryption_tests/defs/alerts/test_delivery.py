@@ -26,7 +26,6 @@ from alphapulse_encryption.defs.alerts.delivery import (
     deliver,
 )
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.settings import MailServer
 from alphapulse_encryption_tests.defs.alerts.servers import (
     PASSWORD,
     USER,
@@ -129,7 +128,7 @@ def unused_port() -> int:
 def test_nobody_there() -> None:
     problem, waits = sent(Webhook(f"http://127.0.0.1:{unused_port()}{SECRET_PATH}"))
     assert (problem, waits) == ("it cannot be reached, or ended the connection", [0.5, 2])
-    problem, waits = sent(Email(MailServer("127.0.0.1", unused_port(), "offered"), USER, (USER,)))
+    problem, waits = sent(Email(f"smtp://127.0.0.1:{unused_port()}", USER, (USER,)))
     assert (problem, waits) == ("connection refused", [0.5, 2])
 
 
@@ -140,7 +139,7 @@ def test_slow_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         assert sent(Webhook(f"http://127.0.0.1:{port}{SECRET_PATH}")) == ("no answer within 0.1 s", [0.5, 2])
-        mail = Email(MailServer("127.0.0.1", port, "offered"), USER, (USER,))
+        mail = Email(f"smtp://127.0.0.1:{port}", USER, (USER,))
         assert sent(mail) == ("the server ended the connection, or does not answer", [0.5, 2])
         # The handshake is a part of connecting.
         assert sent(Webhook(f"https://127.0.0.1:{port}/"))[0] in (
@@ -156,11 +155,11 @@ def test_tls_that_is_not_accepted(tmp_path: Path, hook: tuple[Posted, Front, Web
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate(tmp_path))
     with mail_server(context) as box:
-        assert sent(Email(MailServer("127.0.0.1", box.port, "starttls"), USER, (USER,))) == (refused, [])
+        assert sent(Email(f"smtp+starttls://127.0.0.1:{box.port}", USER, (USER,))) == (refused, [])
         # Where TLS is only offered it is no less checked.
-        assert sent(Email(MailServer("127.0.0.1", box.port, "offered"), USER, (USER,))) == (refused, [])
+        assert sent(Email(f"smtp://127.0.0.1:{box.port}", USER, (USER,))) == (refused, [])
     with mail_server(context, implicit=True) as box:
-        assert sent(Email(MailServer("127.0.0.1", box.port, "tls"), USER, (USER,))) == (refused, [])
+        assert sent(Email(f"smtps://127.0.0.1:{box.port}", USER, (USER,))) == (refused, [])
         assert box.mails == []
 
 
@@ -313,7 +312,7 @@ def test_nothing_shows_an_address(
         e_mail = mail(box, monkeypatch, "smtp", login=True)
         assert [sent(channel)[0], sent(e_mail)[0] is None] == [None, False]
         sent(Webhook(f"http://127.0.0.1:{unused_port()}{SECRET_PATH}"))
-        shown = f"{channel!r} {e_mail!r} {settings.Alerts().mail_server!r} {caplog.text}"
+        shown = f"{channel!r} {e_mail!r} {settings.Alerts()!r} {caplog.text}"
     for secret in ("canary", "T0/B0", "p@ss", quote(PASSWORD, safe=""), "ada@", "grace@"):
         assert secret not in shown
     assert logging.getLogger("urllib3.connectionpool").filters == []
@@ -359,15 +358,24 @@ def test_variables_that_are_wrong(
     assert "anary" not in "".join(capsys.readouterr())
 
 
-def test_the_ports_of_mail(monkeypatch: pytest.MonkeyPatch) -> None:
-    for url, security, port in (
-        ("smtp://h", "offered", 25),
-        ("smtp+starttls://h", "starttls", 587),
-        ("smtps://h", "tls", 465),
-        ("smtps://h:2465/", "tls", 2465),
-    ):
-        monkeypatch.setenv(SMTP, url)
-        assert settings.Alerts().mail_server == MailServer("h", port, security)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [("smtp://h", 25), ("smtp+starttls://h", 587), ("smtps://h", 465), ("smtps://h:2465/", 2465)],
+)
+def test_the_ports_of_mail(url: str, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def refuse(address: tuple[str, int], *_: object) -> None:
+        asked.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setenv(SMTP, url)
+    monkeypatch.setenv(TO, "ada@example.com")
+    monkeypatch.setenv(FROM, "alerts@example.com")
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    (channel,) = configured_channels()
+    assert sent(channel)[0] == "connection refused"
+    assert set(asked) == {("h", port)}
 
 
 def test_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
