@@ -98,7 +98,7 @@ def _main(options: argparse.Namespace, told: dict[str, object]) -> int:
         for name, do in _OF_THE_WHOLE.items():
             if getattr(options, name):
                 return do(options)
-        catalogue = load_catalogue(settings.Target().catalogue_path)
+        catalogue = load_catalogue(settings.TargetVariables().catalogue_path)
         tables = tuple(dict.fromkeys(options.table)) or catalogue.keys
         for name in tables:
             catalogue.table(name)
@@ -137,7 +137,7 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
     from alphapulse_encryption.migration.rows.plan import check_ranges
     from alphapulse_encryption.migration.schema.definition import check_catalogue
 
-    ranges = settings.Target().batch_ranges
+    ranges = settings.TargetVariables().batch_ranges
     keys = load_key_ring(key_environment())
     get_format(catalogue.format, keys)
     database = target_database()

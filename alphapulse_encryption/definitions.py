@@ -29,7 +29,9 @@ def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.
         ConfigurationError: the catalogue, ``ALPHAPULSE_BATCH_RANGES``, ``ALPHAPULSE_ROTATION_SCHEDULE``,
             ``ALPHAPULSE_SLOW_QUERIES_SCHEDULE`` or ``ALPHAPULSE_REHEARSAL_SCHEDULE`` is not valid.
     """
-    partitions = Partitions(load_catalogue(settings.Target().catalogue_path), settings.Target().batch_ranges)
+    partitions = Partitions(
+        load_catalogue(settings.TargetVariables().catalogue_path), settings.TargetVariables().batch_ranges
+    )
     with warnings.catch_warnings():
         # Backfill policies and mappings between partitions are still marked as beta.
         warnings.simplefilter("ignore", dg.BetaWarning)

@@ -162,7 +162,7 @@ def _variable(name: str, description: str, default: object = None) -> Any:
     return Field(default, validation_alias=name, description=description)
 
 
-class Target(Variables):
+class TargetVariables(Variables):
     """Target and catalogue"""
 
     database_url: PostgresUrl = _variable(
@@ -338,7 +338,7 @@ def state_dir() -> Path:
     """Where everything this project keeps on disk lives; it need not exist yet."""
     checkout = _PACKAGE.parent
     in_checkout = checkout / ".alphapulse" if (checkout / "pyproject.toml").is_file() else None
-    return Target().state_dir or in_checkout or platformdirs.user_state_path("alphapulse_encryption")
+    return TargetVariables().state_dir or in_checkout or platformdirs.user_state_path("alphapulse_encryption")
 
 
 def log_dir() -> Path:

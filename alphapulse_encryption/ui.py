@@ -114,7 +114,7 @@ def serve(host: str, port: int) -> int:
     _check_port(host, port)
     stop = _Stop()
     with stop.installed(), contextlib.ExitStack() as stack:
-        if settings.Dagster().postgres_url is None or settings.Target().database_url is None:
+        if settings.Dagster().postgres_url is None or settings.TargetVariables().database_url is None:
             # Held here, it outlives the services: they find it running when they write their last events.
             stack.enter_context(embedded())
         # Opened once before the services: they would otherwise create the storage's tables side by side.

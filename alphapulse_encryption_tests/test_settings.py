@@ -9,7 +9,7 @@ from alphapulse_encryption import settings
 from alphapulse_encryption.errors import ConfigurationError
 
 URLS: list[tuple[str, Callable[[], str | None]]] = [
-    ("ALPHAPULSE_DATABASE_URL", lambda: settings.Target().database_url),
+    ("ALPHAPULSE_DATABASE_URL", lambda: settings.TargetVariables().database_url),
     ("ALPHAPULSE_STAGING_DATABASE_URL", lambda: settings.Rehearsals().staging_database_url),
     ("ALPHAPULSE_RESTORE_DRILL_URL", lambda: settings.Backups().restore_drill_url),
     ("DAGSTER_POSTGRES_URL", lambda: settings.Dagster().postgres_url),
@@ -43,7 +43,7 @@ def test_bad_urls_are_named_not_shown(
 @pytest.mark.parametrize("url", ["postgresql://me@host/db", "postgres://me@host/db"])
 def test_urls(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("ALPHAPULSE_DATABASE_URL", url)
-    assert settings.Target().database_url == url
+    assert settings.TargetVariables().database_url == url
     for storage in (url, "postgresql+psycopg2://me@host/db"):
         monkeypatch.setenv("DAGSTER_POSTGRES_URL", storage)
         assert settings.Dagster().postgres_url == "postgresql+psycopg2://me@host/db"
@@ -51,10 +51,10 @@ def test_urls(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
 def test_batch_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALPHAPULSE_BATCH_RANGES", raising=False)
-    assert settings.Target().batch_ranges == 16
+    assert settings.TargetVariables().batch_ranges == 16
     for text, number in (("1", 1), (" 32 ", 32), ("999", 999)):
         monkeypatch.setenv("ALPHAPULSE_BATCH_RANGES", text)
-        assert settings.Target().batch_ranges == number
+        assert settings.TargetVariables().batch_ranges == number
 
 
 @pytest.mark.parametrize("text", ["0", "1000", "-1", "1.5", "1_6", "many", "\u0663", "9" * 5000])
@@ -63,7 +63,7 @@ def test_bad_batch_ranges(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     with pytest.raises(
         ConfigurationError, match="ALPHAPULSE_BATCH_RANGES must be a whole number from 1 to 999"
     ):
-        print(settings.Target().batch_ranges)
+        print(settings.TargetVariables().batch_ranges)
 
 
 def test_directories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -71,14 +71,14 @@ def test_directories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     assert settings.state_dir() == Path(settings.__file__).resolve().parents[1] / ".alphapulse"
     assert settings.dagster_home() == settings.state_dir() / "dagster_home"
-    assert settings.Target().catalogue_path is None
+    assert settings.TargetVariables().catalogue_path is None
     monkeypatch.setenv("ALPHAPULSE_STATE_DIR", str(tmp_path))
     assert settings.state_dir() == tmp_path
     assert settings.dagster_home() == tmp_path / "dagster_home"
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     assert settings.dagster_home() == tmp_path / "home"
     monkeypatch.setenv("ALPHAPULSE_ENCRYPTION_CATALOGUE", "other.yaml")
-    assert settings.Target().catalogue_path == Path("other.yaml")
+    assert settings.TargetVariables().catalogue_path == Path("other.yaml")
 
 
 def test_backups(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_backups(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_wrong_is_told_to_those_who_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALPHAPULSE_DATABASE_URL", "canary")
     monkeypatch.setenv("ALPHAPULSE_BATCH_RANGES", "12")
-    target = settings.Target()
+    target = settings.TargetVariables()
     assert target.batch_ranges == 12
     assert "canary" not in repr(target) + str(target)
     for _ in range(2):

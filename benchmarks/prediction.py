@@ -50,7 +50,7 @@ def rehearse_here(rows: int, workers: int, to: Path) -> int:
     # Traffic takes its share of the machine, and more of it the longer a stage takes.
     if not rehearse({"workers": workers, "traffic": {"rate": 0}}, rows):
         return 1
-    with launcher(settings.Target().batch_ranges) as found:
+    with launcher(settings.TargetVariables().batch_ranges) as found:
         (kept,) = history.read(found.instance)
     to.write_text(kept.model_dump_json())
     return 0

@@ -295,7 +295,7 @@ def _run(options: argparse.Namespace) -> int:
 
     console = Console(soft_wrap=True)
     # What can be wrong is looked at before a server is started.
-    ranges = settings.Target().batch_ranges
+    ranges = settings.TargetVariables().batch_ranges
     make_sample_key()
     catalogue = load_catalogue()
     keys = load_key_ring(key_environment())

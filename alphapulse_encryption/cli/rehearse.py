@@ -38,7 +38,7 @@ def rehearse(config: Mapping[str, object], rows: int | None) -> bool:
     """
     if is_sample():
         _make_staging_copy(rows)
-    with launcher(settings.Target().batch_ranges) as found:
+    with launcher(settings.TargetVariables().batch_ranges) as found:
         outcome = found.job(JOB, FIRST, config, on_event=_tell)
         if outcome.interrupted:
             raise KeyboardInterrupt

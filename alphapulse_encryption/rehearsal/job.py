@@ -198,7 +198,7 @@ class _Opened:
             server_version=self.server_version,
             cores=os.cpu_count() or 1,
             workers=self.config.workers,
-            batch_ranges=settings.Target().batch_ranges,
+            batch_ranges=settings.TargetVariables().batch_ranges,
             rate=self.config.traffic.rate,
             version=version("alphapulse-encryption"),
             rest_ratio=self.config.rest_ratio,
@@ -225,7 +225,7 @@ class _Opened:
 
 
 def _check_names(config: RehearsalConfig) -> None:
-    catalogue = load_catalogue(settings.Target().catalogue_path)
+    catalogue = load_catalogue(settings.TargetVariables().catalogue_path)
     for key in (*config.production_rows, *config.production_bytes):
         catalogue.table(key)
 
@@ -294,7 +294,7 @@ def _unchanged(passed: Passed) -> bool | None:
     if not passed.source:
         return None
     tables: tuple[Table, ...] = rehearsed(
-        load_catalogue(settings.Target().catalogue_path), RehearsalConfig(**passed.config).tables
+        load_catalogue(settings.TargetVariables().catalogue_path), RehearsalConfig(**passed.config).tables
     ).tables
     return dict(source.checksums(source.source_database(), tables)) == passed.source
 

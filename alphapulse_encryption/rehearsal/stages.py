@@ -282,7 +282,7 @@ def preflight(at: Rehearsing) -> None:
 
 def _look_at_production(at: Rehearsing, report: checklist.PreflightReport) -> None:
     """What the checklist finds there and not on the clone: other privileges, dependants, settings."""
-    url = settings.Target().database_url
+    url = settings.TargetVariables().database_url
     if url is None:
         return
     production = read_only(url, PRODUCTION_VARIABLE)

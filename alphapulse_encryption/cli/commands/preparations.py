@@ -17,7 +17,7 @@ def print_roles_sql(options: argparse.Namespace) -> int:
     from alphapulse_encryption.migration.gates.roles import DEFAULT_PREFIX, roles_sql
 
     prefix = DEFAULT_PREFIX if options.role_prefix is None else options.role_prefix
-    catalogue = load_catalogue(settings.Target().catalogue_path)
+    catalogue = load_catalogue(settings.TargetVariables().catalogue_path)
     with target_database().session("look at who owns what") as connection:
         print(roles_sql(connection, catalogue, prefix), end="")
     return 0
@@ -44,7 +44,7 @@ def try_alerts(_: argparse.Namespace) -> int:
 
 def rehearse_on_a_clone(options: argparse.Namespace) -> int:
     """The whole migration on a clone of the staging database, measured."""
-    catalogue = load_catalogue(settings.Target().catalogue_path)
+    catalogue = load_catalogue(settings.TargetVariables().catalogue_path)
     tables = list(dict.fromkeys(options.table))
     for name in tables:
         catalogue.table(name)

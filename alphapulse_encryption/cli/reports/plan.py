@@ -70,7 +70,7 @@ def read_plan(catalogue: Catalogue, tables: Sequence[str]) -> Plan:
         database,
         [catalogue.table(key) for key in tables],
         keys,
-        batch_ranges=settings.Target().batch_ranges,
+        batch_ranges=settings.TargetVariables().batch_ranges,
         estimate=expected_durations,
     )
     if unreadable is None:

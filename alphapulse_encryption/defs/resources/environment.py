@@ -19,7 +19,7 @@ _KEY_SOURCE = "ALPHAPULSE_ENCRYPTION_KEY_SOURCE"
 
 def uses_sample() -> bool:
     """Whether the target is the embedded database with the sample."""
-    return settings.Target().database_url is None
+    return settings.TargetVariables().database_url is None
 
 
 def target_database() -> Database:
@@ -28,7 +28,7 @@ def target_database() -> Database:
     Raises:
         ConfigurationError: the variable is malformed, or the embedded server cannot run here.
     """
-    return Database(settings.Target().database_url or embedded_url(SAMPLE_DATABASE))
+    return Database(settings.TargetVariables().database_url or embedded_url(SAMPLE_DATABASE))
 
 
 def target_exists() -> bool:

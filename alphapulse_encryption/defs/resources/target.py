@@ -26,11 +26,11 @@ class TargetResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     @property
     def catalogue(self) -> Catalogue:
-        return load_catalogue(settings.Target().catalogue_path)
+        return load_catalogue(settings.TargetVariables().catalogue_path)
 
     @property
     def batch_ranges(self) -> int:
-        return settings.Target().batch_ranges
+        return settings.TargetVariables().batch_ranges
 
     @cached_property
     def key_ring(self) -> KeyRing:

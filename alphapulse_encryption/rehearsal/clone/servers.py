@@ -43,7 +43,7 @@ def also_on(server: Server) -> str:
 
 def _others() -> Iterator[tuple[str, Database]]:
     yield "the staging database", source_database()
-    production = settings.Target().database_url
+    production = settings.TargetVariables().database_url
     if production is not None:
         yield "the production database", Database(production)
     yield "Dagster's own storage", Database(storage_url().replace("postgresql+psycopg2:", "postgresql:", 1))

@@ -75,7 +75,7 @@ def production_sizes(
     """
     known: Sizes | None = None
     findings: tuple[Finding, ...] = ()
-    url = settings.Target().database_url
+    url = settings.TargetVariables().database_url
     if url is not None:
         try:
             with read_only(url, PRODUCTION_VARIABLE).session("read the size of production") as connection:

@@ -137,7 +137,7 @@ def refuse_production(source: Database, *, declared: bool) -> tuple[Identity, Id
     """
     with source.session("look which database the rehearsal's source is") as connection:
         found = identity(connection)
-    production_url = settings.Target().database_url
+    production_url = settings.TargetVariables().database_url
     production = None
     if production_url is not None:
         production = _production(production_url, source, declared=declared)

@@ -34,7 +34,7 @@ def get_engine() -> Engine:
     Raises:
         ConfigurationError: the phase of this instance is not one that the database is ready for.
     """
-    url = settings.Target().database_url
+    url = settings.TargetVariables().database_url
     if url is None:
         # The sample's own key, for the sample alone.
         key = read_sample_key()
