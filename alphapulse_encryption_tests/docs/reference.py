@@ -79,7 +79,7 @@ def _cell(text: str) -> str:
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "options": ("command-line.md", options),
     **{
-        group.__name__.lower(): ("settings.md", functools.partial(variables, group))
+        group.__name__.removesuffix("Variables").lower(): ("settings.md", functools.partial(variables, group))
         for group in settings.Variables.__subclasses__()
     },
     "settings": ("settings.md", limits),
