@@ -11,6 +11,7 @@ from alphapulse_encryption.defs.resources.border import MetadataEntry
 from alphapulse_encryption.rehearsal.clone.clone import directory
 from alphapulse_encryption.rehearsal.measures import Rehearsal
 from alphapulse_encryption.rehearsal.report import history, report
+from alphapulse_encryption.rehearsal.report.metadata import metadata
 from alphapulse_encryption.rehearsal.report.verdict import judge
 
 
@@ -59,5 +60,5 @@ def in_a_line(rehearsal: Rehearsal) -> str:
 def _metadata(rehearsal: Rehearsal, past: Sequence[Rehearsal], page: Path | None) -> dict[str, MetadataEntry]:
     return {
         "seconds": (rehearsal.ended - rehearsal.started).total_seconds(),
-        **report.metadata(rehearsal, past, page),
+        **metadata(rehearsal, past, page),
     }

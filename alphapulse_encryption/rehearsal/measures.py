@@ -11,9 +11,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+# Share of a stage's seconds that faults cannot have cost: added up, those in several ranges at once cost more than all.
+LEAST_LEFT = 0.25
+# Seconds, of anything; more, and floating point gets into trouble.
+LONGEST = 1e12
+
 
 class _Measure(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What an earlier version measured besides is no reason to forget its rehearsals.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Stage(StrEnum):
@@ -59,6 +65,11 @@ class TableSize(_Measure):
     heap: int
     indexes: int
 
+    @property
+    def bytes(self) -> int:
+        """Table and indexes."""
+        return self.heap + self.indexes
+
 
 class Sizes(_Measure):
     """Sizes of a database, in bytes; of the catalogue's tables one by one.
@@ -71,6 +82,11 @@ class Sizes(_Measure):
     database: int
     tables: dict[str, TableSize]
 
+    @property
+    def rows(self) -> int:
+        """Of all tables."""
+        return sum(table.rows for table in self.tables.values())
+
 
 class TableWork(_Measure):
     """What a stage did to one table.
@@ -80,7 +96,6 @@ class TableWork(_Measure):
         values: values that it encrypted, decrypted or brought back.
         seconds: duration; where several workers share a table, from the first's begin to the last's end.
         locked_seconds: how much of it nobody else could read or write the table, where that is known.
-        ranges: of each batch range with rows, the rows and the seconds of work.
         seconds_held_back: how much of it the engine waited because the server showed distress, over all workers.
         changed_meanwhile: rows that the application changed under the engine's hands.
         quarantined: rows set aside.
@@ -94,7 +109,6 @@ class TableWork(_Measure):
     values: int = 0
     seconds: float = 0.0
     locked_seconds: float = 0.0
-    ranges: tuple[tuple[int, float], ...] = ()
     seconds_held_back: float = 0.0
     changed_meanwhile: int = 0
     quarantined: int = 0
@@ -103,6 +117,12 @@ class TableWork(_Measure):
     looked_wal: int = 0
     looked_other: int = 0
     most_wal: int = 0
+
+    def __add__(self, other: TableWork) -> TableWork:
+        """Two parts of a stage's work on one table."""
+        return TableWork(
+            **{name: getattr(self, name) + getattr(other, name) for name in TableWork.model_fields}
+        )
 
 
 class Latency(_Measure):
@@ -172,6 +192,11 @@ class Traffic(_Measure):
     retried: int = 0
     left_out: tuple[str, ...] = ()
 
+    @property
+    def p99(self) -> float | None:
+        """Of all requests; None without any."""
+        return self.overall.p99 if self.overall.requests else None
+
 
 class Fault(_Measure):
     """A fault that was provoked.
@@ -208,6 +233,11 @@ class Finding(_Measure):
     what: str
     advice: str = ""
 
+    @property
+    def weight(self) -> int:
+        """The weightiest first."""
+        return ("blocker", "warning", "note").index(self.level)
+
 
 class StageMeasure(_Measure):
     """One stage.
@@ -236,6 +266,22 @@ class StageMeasure(_Measure):
     faults: tuple[Fault, ...] = ()
     findings: tuple[Finding, ...] = ()
     attempts: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Of all tables that it worked on."""
+        return sum(work.rows for work in self.tables.values())
+
+    @property
+    def own_seconds(self) -> float:
+        """Seconds without those that provoked faults cost."""
+        lost = sum(fault.seconds_lost for fault in self.faults)
+        return min(max(LEAST_LEFT * self.seconds, self.seconds - lost), LONGEST)
+
+    @property
+    def seconds_per_row(self) -> float | None:
+        """Of its own seconds; None without rows."""
+        return self.own_seconds / self.rows if self.rows else None
 
 
 class Circumstances(_Measure):
@@ -295,3 +341,55 @@ class Rehearsal(_Measure):
     def stage(self, stage: Stage) -> StageMeasure | None:
         """The measurements of a stage, None where it did not come to an end."""
         return next((measure for measure in self.stages if measure.stage is stage), None)
+
+    @property
+    def day(self) -> tuple[StageMeasure, ...]:
+        """The stages of the day, the way back not included."""
+        return tuple(measure for measure in self.stages if measure.stage in DAY)
+
+    def p99(self, stage: Stage) -> float | None:
+        """The 99th percentile of the latency during a stage, in milliseconds; None without requests."""
+        measure = self.stage(stage)
+        return measure.traffic.p99 if measure is not None and measure.traffic is not None else None
+
+    @property
+    def p99_ratio(self) -> float | None:
+        """The 99th percentile during the backfill over that of the baseline; None where one is missing."""
+        before, during = self.p99(Stage.BASELINE), self.p99(Stage.BACKFILL)
+        return during / before if before and during is not None else None
+
+    def seconds_per_row(self, stage: Stage) -> float | None:
+        """Of a stage's own seconds; None where it is missing or had no rows."""
+        measure = self.stage(stage)
+        return measure.seconds_per_row if measure is not None else None
+
+    @property
+    def peak(self) -> Sizes | None:
+        """The sizes after the day's stage at whose end the database was largest; None where no sizes were taken.
+
+        What a restore adds, before the next vacuum takes the old row versions away, is not of the day.
+        """
+        sizes = [measure.sizes for measure in self.day if measure.sizes is not None]
+        return max(sizes, key=lambda found: found.database, default=None)
+
+    @property
+    def growth(self) -> float | None:
+        """The database at its largest over what it was before; None where no sizes were taken."""
+        largest = self.peak
+        return (
+            largest.database / self.before.database if largest is not None and self.before.database else None
+        )
+
+    @property
+    def all_findings(self) -> tuple[tuple[Stage, Finding], ...]:
+        """Each once, with the first stage that found it, by their weight."""
+        found: dict[Finding, Stage] = {}
+        for measure in self.stages:
+            for finding in measure.findings:
+                found.setdefault(finding, measure.stage)
+        if self.failed_stage is not None:
+            for finding in self.findings:
+                found.setdefault(finding, self.failed_stage)
+        return tuple(
+            (stage, finding) for finding, stage in sorted(found.items(), key=lambda one: one[0].weight)
+        )

@@ -148,7 +148,7 @@ class Rehearsing:
 
     def add(self, key: str, work: TableWork) -> None:
         """Add to what was done to a table."""
-        self.work[key] = added(self.work.get(key, TableWork()), work)
+        self.work[key] = self.work.get(key, TableWork()) + work
 
     def find(self, level: str, subject: str, what: str, advice: str = "") -> None:
         """Add a finding, and say it."""
@@ -179,7 +179,6 @@ class Rehearsing:
                     part(self)
             written = wal_position(server) - position
             sizes = None if self.stage is Stage.REMOVAL else self._sizes()
-        weights = {"blocker": 0, "warning": 1, "note": 2}
         return StageMeasure(
             stage=self.stage,
             started=started,
@@ -190,7 +189,7 @@ class Rehearsing:
             sizes=sizes,
             traffic=loads.together(load.traffic),
             faults=tuple(self.faults),
-            findings=tuple(sorted(self.findings, key=lambda finding: weights[finding.level])),
+            findings=tuple(sorted(self.findings, key=lambda finding: finding.weight)),
             attempts=mark.attempts[self.stage],
         )
 
@@ -198,25 +197,6 @@ class Rehearsing:
         with self.target.database.session("read the size of the clone") as connection:
             rows = {key: size.rows for key, size in self.passed.before.tables.items()}
             return read_sizes(connection, self.tables, rows=rows)
-
-
-def added(one: TableWork, other: TableWork) -> TableWork:
-    """Two parts of a stage's work on one table."""
-    return TableWork(
-        rows=one.rows + other.rows,
-        values=one.values + other.values,
-        seconds=one.seconds + other.seconds,
-        locked_seconds=one.locked_seconds + other.locked_seconds,
-        ranges=one.ranges + other.ranges,
-        seconds_held_back=one.seconds_held_back + other.seconds_held_back,
-        changed_meanwhile=one.changed_meanwhile + other.changed_meanwhile,
-        quarantined=one.quarantined + other.quarantined,
-        looking=one.looking + other.looking,
-        looked_database=one.looked_database + other.looked_database,
-        looked_wal=one.looked_wal + other.looked_wal,
-        looked_other=one.looked_other + other.looked_other,
-        most_wal=max(one.most_wal, other.most_wal),
-    )
 
 
 def wal_position(server: clones.Server) -> int:
@@ -333,7 +313,6 @@ def _encrypt(at: Rehearsing, parts: list[TablePart]) -> None:
             TableWork(
                 rows=result.rows,
                 values=result.values,
-                ranges=((result.rows, result.seconds),) if result.rows else (),
                 seconds_held_back=result.seconds_held_back,
                 changed_meanwhile=result.changed_meanwhile,
             ),
@@ -356,7 +335,6 @@ def _encrypt_through_faults(at: Rehearsing, parts: list[TablePart]) -> None:
             TableWork(
                 rows=result.rows,
                 values=result.values,
-                ranges=((result.rows, result.seconds),) if result.rows else (),
                 seconds_held_back=result.seconds_held_back,
                 changed_meanwhile=result.changed_meanwhile,
             ),
@@ -421,7 +399,6 @@ def verify(at: Rehearsing) -> None:
                 TableWork(
                     rows=outcome.rows,
                     values=outcome.values,
-                    ranges=((outcome.rows, outcome.seconds),) if outcome.rows else (),
                 ),
             )
         spans.tell(at)

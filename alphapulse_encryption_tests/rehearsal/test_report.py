@@ -32,6 +32,7 @@ from alphapulse_encryption.rehearsal.measures import (
     Traffic,
 )
 from alphapulse_encryption.rehearsal.report import plots, report, runbook, wording
+from alphapulse_encryption.rehearsal.report.metadata import metadata
 from alphapulse_encryption.rehearsal.report.prediction import Span
 from alphapulse_encryption_tests.rehearsal import made_up
 
@@ -169,7 +170,7 @@ def test_the_metadata_say_the_same() -> None:
     history = [made_up.rehearsal(run_id=f"{n}", day=n, noise=0.05, seed=n) for n in range(2)]
     whole = made_up.surprising().model_copy(update={"run_id": "now"})
     found = dg.AssetMaterialization(
-        "a", metadata=report.metadata(whole, history, Path("/there/index.html"))
+        "a", metadata=metadata(whole, history, Path("/there/index.html"))
     ).metadata
     text = str(found["verdict"].value)
     assert text.startswith("**Ready, with warnings**")
@@ -181,7 +182,7 @@ def test_the_metadata_say_the_same() -> None:
     stages = found["stages"]
     assert isinstance(stages, dg.TableMetadataValue)
     assert [record.data["stage"] for record in stages.records] == list(Stage)
-    failed = report.metadata(made_up.failed(Stage.CLONE), [])
+    failed = metadata(made_up.failed(Stage.CLONE), [])
     assert failed["ready"] == 0
     assert "predicted_seconds" not in failed
 
@@ -260,7 +261,7 @@ traffics = st.builds(
     error_kinds=st.dictionaries(names, counts, max_size=2),
 )  # fmt: skip
 works = st.builds(
-    TableWork, rows=counts, values=counts, seconds=seconds, ranges=tuples(st.tuples(counts, seconds), 5),
+    TableWork, rows=counts, values=counts, seconds=seconds,
     seconds_held_back=seconds, changed_meanwhile=counts, quarantined=counts, locked_seconds=seconds,
 )  # fmt: skip
 faults = st.builds(
@@ -341,7 +342,7 @@ def test_any_rehearsal_makes_a_page(one: Rehearsal, other: Rehearsal) -> None:
     )
     read(one, [like])
     safe(report.history_page([one, like]))
-    found = dg.AssetMaterialization("a", metadata=report.metadata(one, [like])).metadata
+    found = dg.AssetMaterialization("a", metadata=metadata(one, [like])).metadata
     assert all(math.isfinite(v.value) for v in found.values() if isinstance(v.value, float))
 
 
@@ -363,7 +364,7 @@ def test_hostile_names_are_text() -> None:
     assert HOSTILE in page.text
     # A template in a name is not one.
     assert "& 49 $" not in page.text
-    assert "<" not in str(report.metadata(whole, [])["verdict"]).split("MarkdownMetadataValue")[1]
+    assert "<" not in str(metadata(whole, [])["verdict"]).split("MarkdownMetadataValue")[1]
 
 
 # Figures.
