@@ -53,7 +53,7 @@ from alphapulse_encryption.rehearsal.clone.source import (
 )
 from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
-from alphapulse_encryption.rehearsal.faults.faults import Done, provoked
+from alphapulse_encryption.rehearsal.faults.faults import provoked
 from alphapulse_encryption.rehearsal.measures import (
     Circumstances,
     Fault,
@@ -146,6 +146,33 @@ class Rehearsing:
             if table is not None:
                 self.add(table.key, TableWork(seconds=seconds))
 
+    def by_table(self) -> Iterator[Table]:
+        """Each table, with the migration's own work on it as the body of a loop."""
+        for table in self.tables:
+            with self.working(table):
+                yield table
+
+    @contextmanager
+    def ranged(self) -> Iterator[Callable[[str, float, TableWork], None]]:
+        """The migration's own work, range by range; yields what is called with the table's key at the end of each.
+
+        A table takes from its first range's begin to its last one's end, by however many workers.
+        """
+        spans: dict[str, tuple[float, float]] = {}
+
+        def ended(key: str, seconds: float, work: TableWork) -> None:
+            now = time.monotonic()
+            begin, _ = spans.get(key, (now, now))
+            spans[key] = (min(begin, now - seconds), now)
+            self.add(key, work)
+
+        try:
+            with self.working():
+                yield ended
+        finally:
+            for key, (begin, end) in spans.items():
+                self.add(key, TableWork(seconds=end - begin))
+
     def add(self, key: str, work: TableWork) -> None:
         """Add to what was done to a table."""
         self.work[key] = self.work.get(key, TableWork()) + work
@@ -208,34 +235,6 @@ def wal_position(server: clones.Server) -> int:
     return int(row[0]) if row is not None else 0
 
 
-@dataclass
-class _Span:
-    """From the first's begin to the last's end."""
-
-    begin: float
-    end: float
-
-    def stretched(self, begin: float, end: float) -> _Span:
-        return _Span(min(self.begin, begin), max(self.end, end))
-
-
-@dataclass
-class _Spans:
-    """How long each table was worked on, by however many workers."""
-
-    tables: dict[str, _Span] = field(default_factory=dict)
-
-    def ended(self, key: str, seconds: float) -> None:
-        """A range of it has just ended, after so many seconds."""
-        end = time.monotonic()
-        span = self.tables.get(key, _Span(end - seconds, end))
-        self.tables[key] = span.stretched(end - seconds, end)
-
-    def tell(self, at: Rehearsing) -> None:
-        for key, span in self.tables.items():
-            at.add(key, TableWork(seconds=span.end - span.begin))
-
-
 def watch(at: Rehearsing) -> None:
     """Nothing is done: the application runs by itself."""
     at.watch()
@@ -285,9 +284,8 @@ def _look_at_production(at: Rehearsing, report: checklist.PreflightReport) -> No
 
 def columns(at: Rehearsing) -> None:
     """Step 2."""
-    for table in at.tables:
-        with at.working(table):
-            result = add_encrypted_columns(at.target.by(at.who), table, batch_ranges=at.target.batch_ranges)
+    for table in at.by_table():
+        result = add_encrypted_columns(at.target.by(at.who), table, batch_ranges=at.target.batch_ranges)
         at.context.log.info(f"{table.key}: columns added: {len(result.added)}")
 
 
@@ -304,58 +302,41 @@ def backfill(at: Rehearsing) -> None:
 
 
 def _encrypt(at: Rehearsing, parts: list[TablePart]) -> None:
-    spans = _Spans()
-
-    def done(part: TablePart, result: RangeResult) -> None:
-        spans.ended(part.table, result.seconds)
-        at.add(
-            part.table,
-            TableWork(
-                rows=result.rows,
-                values=result.values,
-                seconds_held_back=result.seconds_held_back,
-                changed_meanwhile=result.changed_meanwhile,
-            ),
+    with at.ranged() as ended:
+        work_through(
+            *(at.context, at.config.pace, at.target, None, parts, backfill_range),
+            lambda part, result: ended(part.table, result.seconds, _encrypted(result)),
         )
-
-    try:
-        with at.working():
-            work_through(at.context, at.config.pace, at.target, None, parts, backfill_range, done)
-    finally:
-        spans.tell(at)
 
 
 def _encrypt_through_faults(at: Rehearsing, parts: list[TablePart]) -> None:
-    spans = _Spans()
-
-    def done(part: tuple[str, int], result: Done) -> None:
-        spans.ended(part[0], result.seconds)
-        at.add(
-            part[0],
-            TableWork(
-                rows=result.rows,
-                values=result.values,
-                seconds_held_back=result.seconds_held_back,
-                changed_meanwhile=result.changed_meanwhile,
-            ),
-        )
-
     pace = at.config.pace
     server = at.target.server
-    with provoked(
-        *(at.config.faults, at.target.database, at.target.catalogue, at.target.environment, at.who),
-        pace=Pace(pace.batch_size, pace.target_seconds, pace.rest_ratio),
-        workers=pace.workers,
-        restart=restart_embedded if is_embedded(server) else None,
-        shared_with=also_on(server) if at.config.faults.server_restarted else "",
-        tell=at.context.log.warning,
-    ) as faults:
-        try:
-            with at.working():
-                faults.encrypt([(part.table, part.batch_range) for part in parts], done)
-        finally:
-            spans.tell(at)
+    with (
+        provoked(
+            *(at.config.faults, at.target.database, at.target.catalogue, at.target.environment, at.who),
+            pace=Pace(pace.batch_size, pace.target_seconds, pace.rest_ratio),
+            workers=pace.workers,
+            restart=restart_embedded if is_embedded(server) else None,
+            shared_with=also_on(server) if at.config.faults.server_restarted else "",
+            tell=at.context.log.warning,
+        ) as faults,
+        at.ranged() as ended,
+    ):
+        faults.encrypt(
+            [(part.table, part.batch_range) for part in parts],
+            lambda part, result: ended(part[0], result.seconds, _encrypted(result)),
+        )
     at.faults += faults.measured()
+
+
+def _encrypted(result: RangeResult) -> TableWork:
+    return TableWork(
+        rows=result.rows,
+        values=result.values,
+        seconds_held_back=result.seconds_held_back,
+        changed_meanwhile=result.changed_meanwhile,
+    )
 
 
 def _find_quarantined(at: Rehearsing) -> None:
@@ -374,9 +355,8 @@ def _find_quarantined(at: Rehearsing) -> None:
 
 def indexes(at: Rehearsing) -> None:
     """Step 3, after the data; then what old instances had left pending."""
-    for table in at.tables:
-        with at.working(table):
-            build_search_indexes(at.target.database, table, at.who, on_wait=at.context.log.info)
+    for table in at.by_table():
+        build_search_indexes(at.target.database, table, at.who, on_wait=at.context.log.info)
     pending = pending_ranges(at.target.database, at.tables)
     if pending:
         every = parts_of(at.target, [table.key for table in at.tables])
@@ -385,23 +365,15 @@ def indexes(at: Rehearsing) -> None:
 
 def verify(at: Rehearsing) -> None:
     """Step 4."""
-    spans = _Spans()
     failed: list[str] = []
     parts = parts_of(at.target, [table.key for table in at.tables])
-    with at.working():
+    with at.ranged() as ended:
         for part, outcome in verified_data.verified_parts(at.who, at.config.workers, at.target, parts):
             if isinstance(outcome, MigrationError):
                 failed.append(f"{part.partition}: {outcome.args[0]}")
-                continue
-            spans.ended(part.table, outcome.seconds)
-            at.add(
-                part.table,
-                TableWork(
-                    rows=outcome.rows,
-                    values=outcome.values,
-                ),
-            )
-        spans.tell(at)
+            else:
+                work = TableWork(rows=outcome.rows, values=outcome.values)
+                ended(part.table, outcome.seconds, work)
         if failed:
             raise MigrationError(
                 f"{len(failed)} batch ranges could not be verified:\n"
@@ -413,9 +385,8 @@ def verify(at: Rehearsing) -> None:
 
 def views(at: Rehearsing) -> None:
     """Step 6."""
-    for table in at.tables:
-        with at.working(table):
-            create_views(at.target.database, table, at.who)
+    for table in at.by_table():
+        create_views(at.target.database, table, at.who)
 
 
 def backup(at: Rehearsing) -> None:
@@ -433,9 +404,8 @@ def backup(at: Rehearsing) -> None:
 
 def switch(at: Rehearsing) -> None:
     """Step 7."""
-    for table in at.tables:
-        with at.working(table):
-            switch_to_ciphertext(at.target.by(at.who), table)
+    for table in at.by_table():
+        switch_to_ciphertext(at.target.by(at.who), table)
 
 
 def approval(at: Rehearsing) -> None:
@@ -450,32 +420,27 @@ def approval(at: Rehearsing) -> None:
             "two-person rule",
             "the drop was rehearsed over one database role; on the day it takes two (two_person_rule=roles).",
         )
-    for table in at.tables:
-        with at.working(table):
-            approve_drop(
-                at.target.by(at.who),
-                table,
-                approver=at.config.approver,
-                reason=REASON,
-                confirmation=table.key,
-            )
+    for table in at.by_table():
+        approve_drop(
+            at.target.by(at.who),
+            table,
+            approver=at.config.approver,
+            reason=REASON,
+            confirmation=table.key,
+        )
 
 
 def drop(at: Rehearsing) -> None:
     """Step 8, second half."""
-    for table in at.tables:
-        with at.working(table):
-            result = drop_plaintext(
-                at.target.by(at.who), table, operator=f"{at.config.approver}, second person"
-            )
+    for table in at.by_table():
+        result = drop_plaintext(at.target.by(at.who), table, operator=f"{at.config.approver}, second person")
         at.add(table.key, TableWork(rows=result.changed_rows))
 
 
 def erasure(at: Rehearsing) -> None:
     """After step 8."""
-    for table in at.tables:
-        with at.working(table):
-            result = erase_dropped(at.target.by(at.who), table, confirmation=table.key)
+    for table in at.by_table():
+        result = erase_dropped(at.target.by(at.who), table, confirmation=table.key)
         at.add(
             table.key,
             TableWork(
@@ -511,17 +476,15 @@ def restore_end(at: Rehearsing) -> None:
 
 
 def _restore(at: Rehearsing, *, hold: bool) -> None:
-    for table in at.tables:
-        with at.working(table):
-            result = restore_plaintext(at.target.by(at.who), table, hold=hold)
+    for table in at.by_table():
+        result = restore_plaintext(at.target.by(at.who), table, hold=hold)
         at.add(table.key, TableWork(rows=result.rows, values=result.values))
 
 
 def revert(at: Rehearsing) -> None:
     """Guards and views go; afterwards nothing of the migration is in the application's way."""
-    for table in at.tables:
-        with at.working(table):
-            result = revert_to_plaintext(at.target.by(at.who), table)
+    for table in at.by_table():
+        result = revert_to_plaintext(at.target.by(at.who), table)
         at.add(table.key, TableWork(rows=result.rows, values=result.values))
 
 

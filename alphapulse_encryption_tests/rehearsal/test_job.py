@@ -57,8 +57,6 @@ def test_the_whole_circle(sample: Place) -> None:
     assert backfill is not None and verify is not None
     for measure in (backfill, verify):
         for work in measure.tables.values():
-            assert len(work.ranges) == sample.ranges
-            assert sum(rows for rows, _ in work.ranges) == work.rows
             assert 0 < work.seconds <= measure.seconds
     assert backfill.wal > 1_000_000
     assert all(

@@ -11,15 +11,12 @@ the ranges. What was lost is counted from the fault to the next batch that was c
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import IO, Any, cast
 
 import dagster as dg
 from pydantic import Field
@@ -29,7 +26,8 @@ from alphapulse_encryption.children import bare_environment
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.keysources import KEY_SOURCE_VARIABLE
 from alphapulse_encryption.migration.postgres.database import Actor, Database, DatabaseUnreachable
-from alphapulse_encryption.migration.rows.backfill import Pace
+from alphapulse_encryption.migration.rows.backfill import Pace, RangeResult
+from alphapulse_encryption.rehearsal.child import Child, Said
 from alphapulse_encryption.rehearsal.measures import Fault
 
 WORKER_KILLED = "worker killed"
@@ -93,23 +91,6 @@ class FaultConfig(dg.Config):
         }
         # Not the same one twice in a row, where others are left.
         return [kind for turn in range(20) for kind, number in numbers.items() if turn < number]
-
-
-@dataclass(frozen=True)
-class Done:
-    """What was done to a batch range.
-
-    Args:
-        rows, values: encrypted by the process that ended it; what one before it had committed is not among them.
-        seconds: of that process.
-        seconds_held_back, changed_meanwhile: as in :class:`engine.RangeResult`.
-    """
-
-    rows: int
-    values: int
-    seconds: float
-    seconds_held_back: float
-    changed_meanwhile: int
 
 
 Part = tuple[str, int]
@@ -182,7 +163,7 @@ class Faults:
 
     config: FaultConfig
     clone: Database
-    order: Mapping[str, Any] = field(repr=False)
+    order: Said = field(repr=False)
     environment: Mapping[str, str] = field(repr=False)
     restart: Callable[[], None] | None
     tell: Callable[[str], None]
@@ -203,7 +184,7 @@ class Faults:
             self._worker = None
         self._close(self._open, time.time(), survived=False)
 
-    def encrypt(self, parts: Sequence[Part], done: Callable[[Part, Done], None]) -> None:
+    def encrypt(self, parts: Sequence[Part], done: Callable[[Part, RangeResult], None]) -> None:
         """The backfill of these batch ranges, through all faults.
 
         Args:
@@ -227,8 +208,8 @@ class Faults:
                 if "failed" in said:
                     failed.append(f"{table}, batch range {number:02d}: {said['why']}")
                 else:
-                    done((table, number), _done(said))
-                while left and coming and len(parts) - len(left) >= coming[0][0] and worker.is_running:
+                    done((table, number), RangeResult(**said["result"]))
+                while left and coming and len(parts) - len(left) >= coming[0][0] and not worker.was_killed:
                     self._provoke(coming.pop(0)[1], worker)
             worker.kill()
             if left:
@@ -342,7 +323,7 @@ class _Provoked:
     what: str
 
 
-class _Worker:
+class _Worker(Child):
     """The process that encrypts, which ends when this one does.
 
     Args:
@@ -350,48 +331,25 @@ class _Worker:
         has_keys: whether it can read its keys.
     """
 
-    def __init__(self, order: Mapping[str, Any], *, has_keys: bool) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", _MODULE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=bare_environment(),
-            start_new_session=True,
-        )
-        self._orders = cast(IO[bytes], self._process.stdin)
-        self._answers = cast(IO[bytes], self._process.stdout)
+    def __init__(self, order: Said, *, has_keys: bool) -> None:
+        super().__init__(_MODULE)
         self._has_keys = has_keys
-        self._was_killed = False
+        self.was_killed = False
         self._why = _BY_ITSELF
-        with suppress(BrokenPipeError):
-            self._orders.write(json.dumps(order).encode() + b"\n")
-            self._orders.flush()
+        self.tell(order)
 
-    @property
-    def is_running(self) -> bool:
-        return not self._was_killed
-
-    def lines(self) -> Iterator[Mapping[str, Any]]:
+    def lines(self) -> Iterator[Said]:
         """What it says of batches and ranges, until its end; nothing more once it was killed."""
-        while not self._was_killed and (line := self._answers.readline()).endswith(b"\n"):
-            said: Mapping[str, Any] = json.loads(line)
-            if "end" in said:
-                return
+        while not self.was_killed and (said := self.answer()) is not None and "end" not in said:
             if "refused" in said or "broken" in said:
                 self._why = said.get("refused") or f"it ended with {said['broken']}."
-                continue
-            yield said
+            else:
+                yield said
 
-    def kill(self) -> None:
-        """SIGKILL, whatever it is at."""
-        if self._process.poll() is None:
-            self._was_killed = True
-            self._process.kill()
-        self._process.wait()
-        for pipe in (self._orders, self._answers):
-            with suppress(BrokenPipeError):
-                pipe.close()
+    def kill(self) -> int:
+        """SIGKILL; it counts as killed where it was still running."""
+        self.was_killed = self.was_killed or self.is_running
+        return super().kill()
 
     def explain_end(self) -> None:
         """Return where another one is to be started in its place.
@@ -401,12 +359,8 @@ class _Worker:
         """
         if not self._has_keys:
             time.sleep(SECONDS_BETWEEN_TRIES)
-        elif not self._was_killed or self._why != _BY_ITSELF:
+        elif not self.was_killed or self._why != _BY_ITSELF:
             raise MigrationError(f"The process that encrypts does not go on: {self._why}")
-
-
-def _done(said: Mapping[str, Any]) -> Done:
-    return Done(said["rows"], said["values"], said["seconds"], said["held_back"], said["changed_meanwhile"])
 
 
 def without_keys(environment: Mapping[str, str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tempfile
 from functools import cache
 from html import escape
@@ -46,7 +47,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {filter_.__name__: filter_ for filter_ in _FILTERS}
     # The plots are ours, and their labels are escaped where they are drawn.
-    environment.filters |= {"drawing": Markup, "plain": _plain}
+    environment.filters |= {"drawing": Markup, "plain": _plain, "option": _option}
     environment.globals |= {
         "Level": verdict.Level,
         "Stage": Stage,
@@ -57,6 +58,12 @@ def _environment() -> jinja2.Environment:
         "PACED": drawings.PACED,
     }
     return environment
+
+
+def _option(name: str, option: str) -> str:
+    """An option with a table's name, for the shell."""
+    # One that begins with a dash would be taken for an option.
+    return f"--{option}{'=' if name.startswith('-') else ' '}{shlex.quote(name)}"
 
 
 def _plain(text: str) -> str:

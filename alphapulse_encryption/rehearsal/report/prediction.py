@@ -170,6 +170,11 @@ class Prediction:
         """The prediction of a stage; None where there is none."""
         return next((found for found in self.stages if found.stage is stage), None)
 
+    def seconds_of(self, stages: Sequence[Stage]) -> Span | None:
+        """Seconds of these together; None where there are none, or one of them is not known."""
+        found = [one.seconds for one in map(self.stage, stages) if one is not None]
+        return _total(found) if stages and len(found) == len(stages) else None
+
 
 @dataclass(frozen=True)
 class Trial:

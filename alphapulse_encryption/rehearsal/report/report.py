@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alphapulse_encryption.rehearsal.measures import Latency, Rehearsal
-from alphapulse_encryption.rehearsal.report import drawings, pages, prediction, runbook, wording
+from alphapulse_encryption.rehearsal.report import drawings, pages, prediction, wording
 from alphapulse_encryption.rehearsal.report.comparison import compare
 from alphapulse_encryption.rehearsal.report.found import Found
-from alphapulse_encryption.rehearsal.report.prediction import Prediction, Span
 from alphapulse_encryption.rehearsal.report.verdict import judge
 
 REPORT, HISTORY = "index.html", "history.html"
@@ -77,8 +76,6 @@ def page(rehearsal: Rehearsal, history: Sequence[Rehearsal]) -> str:
             for key, work in measure.tables.items()
             if work.quarantined
         ],
-        day=_with_durations(runbook.the_day(rehearsal), found.prediction),
-        back=_with_durations(runbook.the_way_back(rehearsal), found.prediction),
     )
 
 
@@ -120,18 +117,6 @@ def _kinds(rehearsal: Rehearsal) -> dict[tuple[str, str], dict[str, Latency]]:
             # One kind goes another way in each phase of the application.
             way = latency.way.split(",", 1)[0]
             found.setdefault((latency.kind, way), {}).setdefault(stage.value, latency)
-    return found
-
-
-def _with_durations(
-    steps: Sequence[runbook.Step], predicted: Prediction
-) -> list[tuple[runbook.Step, Span | None]]:
-    """Each step with the seconds that its stages are predicted to take, None where one of them is not known."""
-    found = []
-    for step in steps:
-        spans = [one.seconds for stage in step.stages if (one := predicted.stage(stage)) is not None]
-        known = len(spans) == len(step.stages) > 0
-        found.append((step, sum(spans, start=Span()) if known else None))
     return found
 
 

@@ -3,8 +3,7 @@
     python -m alphapulse_encryption.rehearsal.traffic.instances
 
 reads orders from its standard input, one JSON document a line, and answers each with a line; see ``traffic``. Address
-and keys come in an order, so that neither arguments nor the environment that others see hold them. It ends when its
-input does, or its parent: nobody has to be left to stop it.
+and keys come in an order. It ends when its input does, or its parent: nobody has to be left to stop it.
 
 Requests are an open loop: each client draws the times at which its requests are due, and does not wait for answers to
 draw the next. How long one took is counted from then, so that a request that waited for its turn behind a slow one is
@@ -16,19 +15,17 @@ from __future__ import annotations
 import json
 import os
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
-from typing import Any, BinaryIO
+from contextlib import ExitStack
+from typing import Any
 
 import psycopg
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from alphapulse_encryption import uncaught
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.postgres.database import (
@@ -37,6 +34,7 @@ from alphapulse_encryption.migration.postgres.database import (
     keep_values_out_of_the_log,
 )
 from alphapulse_encryption.orm import Phase
+from alphapulse_encryption.rehearsal.child import heard, run, say
 from alphapulse_encryption.rehearsal.measures import Latency, Traffic
 from alphapulse_encryption.rehearsal.traffic import samples
 from alphapulse_encryption.rehearsal.traffic.locks import LockWaits
@@ -64,7 +62,6 @@ ROWS_OF_A_REPORT = 100
 # How long an application looks for a server that is being restarted, in seconds.
 PATIENCE = 30.0
 _BLINK = 0.05
-_SECONDS_BETWEEN_LOOKS_AT_PARENT = 1.0
 
 # The kinds of requests: as the configuration has them, and as measurements call them.
 KINDS = {
@@ -419,16 +416,9 @@ def _where(error: BaseException) -> str:
 
 
 class Process:
-    """Takes orders until there are no more.
+    """Takes orders until there are no more."""
 
-    Args:
-        orders: one JSON document a line.
-        answers: one for each.
-    """
-
-    def __init__(self, orders: BinaryIO, answers: BinaryIO) -> None:
-        self._orders = orders
-        self._answers = answers
+    def __init__(self) -> None:
         self._environment: dict[str, str] = {}
         self._load: Load | None = None
         # What was written is remembered from one stage to the next; of one database only.
@@ -437,14 +427,14 @@ class Process:
 
     def run(self) -> None:
         """Until the end of the input."""
-        self._answer({"ready": True})
-        for line in self._orders:
+        say({"ready": True})
+        for order in heard():
             try:
-                self._answer(self._obey(json.loads(line)))
+                say(self._obey(order))
             except MigrationError as error:
-                self._answer({"refused": error.args[0], "status": error.exit_status})
+                say({"refused": error.args[0], "status": error.exit_status})
             except Exception as error:
-                self._answer({"broken": _where(error)})
+                say({"broken": _where(error)})
 
     def _obey(self, order: Mapping[str, Any]) -> Mapping[str, Any]:
         if "begin" in order:
@@ -478,28 +468,6 @@ class Process:
         self._load = Load(order, self._books)
         self._load.start()
 
-    def _answer(self, answer: Mapping[str, Any]) -> None:
-        self._answers.write(json.dumps(answer).encode() + b"\n")
-        self._answers.flush()
-
-
-def _end_with(parent: int) -> None:
-    # The end of the input says the same, but for a copy of the pipe that a fork of the parent still holds.
-    while os.getppid() == parent:
-        time.sleep(_SECONDS_BETWEEN_LOOKS_AT_PARENT)
-    os._exit(0)
-
-
-def main() -> None:
-    """Take orders."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    with suppress(BrokenPipeError):
-        Process(sys.stdin.buffer, sys.stdout.buffer).run()
-    # Clients may be at work still: what they are at is nobody's any more.
-    os._exit(0)
-
 
 if __name__ == "__main__":
-    uncaught.tell_no_texts()
-    uncaught.leave_no_core()
-    main()
+    run(Process().run)
