@@ -16,12 +16,7 @@ from alphapulse_encryption.rehearsal.report.verdict import judge
 
 
 def conclude(context: dg.OpExecutionContext, rehearsal: Rehearsal) -> None:
-    """Report a rehearsal.
-
-    Args:
-        context: of the op that ended it.
-        rehearsal: what was measured.
-    """
+    """Report a rehearsal."""
     context.log.info(in_a_line(rehearsal))
     past = history.read(context.instance)
     history.keep(context, rehearsal, _metadata(rehearsal, past, _write(context, rehearsal, past)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
-from alphapulse_encryption.rehearsal.measures import Latency, Moment, Traffic
+from alphapulse_encryption.rehearsal.measures import Latency, Traffic, added
 from alphapulse_encryption.rehearsal.traffic.traffic import traffic
 
 # Seeds of one rehearsal are apart from those of the next one's.
@@ -43,10 +43,7 @@ def under_load(
 
     Args:
         load: where the measurements go when the block ends well.
-        clone: whom it talks to.
-        target: its catalogue and keys.
         phases: side by side; none: nobody asks for anything.
-        config: the rehearsal's.
 
     Raises:
         MigrationError: the traffic does not work, or the block failed.
@@ -69,40 +66,23 @@ def together(parts: Sequence[Traffic]) -> Traffic | None:
     if len(parts) < 2:
         return parts[0] if parts else None
     kinds: dict[tuple[str, str], list[Latency]] = {}
-    for part in parts:
-        for latency in part.by_kind:
-            kinds.setdefault((latency.kind, latency.way), []).append(latency)
-    moments: list[Moment] = [moment for part in parts for moment in part.moments]
+    for latency in (latency for part in parts for latency in part.by_kind):
+        kinds.setdefault((latency.kind, latency.way), []).append(latency)
     return Traffic(
         phases=tuple(dict.fromkeys(phase for part in parts for phase in part.phases)),
         overall=_worst([part.overall for part in parts]),
         by_kind=tuple(_worst(latencies) for latencies in kinds.values()),
-        moments=tuple(moments),
-        lock_waits=_added([part.lock_waits for part in parts]),
+        moments=tuple(moment for part in parts for moment in part.moments),
+        lock_waits=added(part.lock_waits for part in parts),
         longest_lock_wait=max(part.longest_lock_wait for part in parts),
-        error_kinds=_added([part.error_kinds for part in parts]),
+        error_kinds=added(part.error_kinds for part in parts),
         retried=sum(part.retried for part in parts),
         left_out=tuple(dict.fromkeys(note for part in parts for note in part.left_out)),
     )
 
 
 def _worst(parts: Sequence[Latency]) -> Latency:
-    return Latency(
-        kind=parts[0].kind,
-        way=parts[0].way,
-        requests=sum(part.requests for part in parts),
-        errors=sum(part.errors for part in parts),
-        wrong_answers=sum(part.wrong_answers for part in parts),
-        p50=max(part.p50 for part in parts),
-        p95=max(part.p95 for part in parts),
-        p99=max(part.p99 for part in parts),
-        longest=max(part.longest for part in parts),
-    )
-
-
-def _added(parts: Sequence[dict[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for part in parts:
-        for name, number in part.items():
-            total[name] = total.get(name, 0) + number
-    return total
+    counted, timed = ("requests", "errors", "wrong_answers"), ("p50", "p95", "p99", "longest")
+    figures = {name: sum(getattr(part, name) for part in parts) for name in counted}
+    figures |= {name: max(getattr(part, name) for part in parts) for name in timed}
+    return parts[0].model_copy(update=figures)

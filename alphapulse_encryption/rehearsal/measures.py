@@ -5,6 +5,8 @@ Free of values, keys and addresses: it ends up in run metadata and in a page tha
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Literal
@@ -132,7 +134,6 @@ class Latency(_Measure):
         kind: what it does, for example "look up by search column".
         way: through the runtime library, with its phase, or plain SQL: for example "library, dual".
         requests: all of them, failed ones included.
-        errors: those that failed.
         wrong_answers: those whose answer was not what had been written.
     """
 
@@ -151,8 +152,6 @@ class Moment(_Measure):
     """A short time of traffic, for the plot of latency over time.
 
     Args:
-        at: its begin.
-        seconds: its length.
         requests, errors: as in :class:`Latency`.
         p50, p99, longest: milliseconds; None without a request.
     """
@@ -196,6 +195,11 @@ class Traffic(_Measure):
     def p99(self) -> float | None:
         """Of all requests; None without any."""
         return self.overall.p99 if self.overall.requests else None
+
+
+def added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """What was counted under each name, the most frequent first."""
+    return dict(sum((Counter(one) for one in counts), Counter[str]()).most_common())
 
 
 class Fault(_Measure):
@@ -243,7 +247,6 @@ class StageMeasure(_Measure):
     """One stage.
 
     Args:
-        stage: which.
         started, ended: with their time zone.
         seconds: duration of the migration's own work, without what the rehearsal does around it.
         tables: by the table's key.
@@ -252,7 +255,6 @@ class StageMeasure(_Measure):
         traffic: None where there was none.
         faults: in their order.
         findings: in the order of their weight.
-        attempts: how often the stage was begun.
     """
 
     stage: Stage
@@ -291,11 +293,9 @@ class Circumstances(_Measure):
         source: name of the staging database (never its address).
         cloned_by: "template" or "dump and restore".
         server_version: of PostgreSQL where the clone was.
-        cores: of the machine that ran the engine.
         workers: batch ranges worked on at once.
         batch_ranges: per table.
         rate: requests per second of the traffic; 0 without.
-        version: of this package.
         rest_ratio: seconds of rest of the backfill for each second of its work.
     """
 

@@ -77,7 +77,6 @@ class Passed(BaseModel):
         run: that made the clone.
         clone: name of the database.
         started: when the rehearsal began.
-        config: of the run.
         circumstances, before, production, stages: as in :class:`measures.Rehearsal`.
         source: checksums of the staging database before, by table; empty where they are not compared.
     """
@@ -105,8 +104,6 @@ class Rehearsing:
     """One stage at work.
 
     Args:
-        context: of its op.
-        stage: which.
         passed: by the stages before.
     """
 

@@ -58,9 +58,7 @@ class Mark(BaseModel):
         run: Dagster's run that made it.
         process: machine, process and its start, of who worked on it last.
         at: when that stage began, or ended.
-        keep_failed_hours: how long it is kept after a failure.
         keep: whether it is kept for good: somebody asked for that.
-        attempts: how often each stage was begun.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -88,11 +86,7 @@ class Mark(BaseModel):
 
 @dataclass(frozen=True)
 class Server:
-    """Where clones are made: a database there that we are connected to meanwhile.
-
-    Args:
-        database: it.
-    """
+    """Where clones are made: a database there that we are connected to meanwhile."""
 
     database: Database
 
@@ -164,7 +158,6 @@ class Made:
 
     Args:
         by: how, as the circumstances say.
-        findings: what somebody should know of it.
     """
 
     by: str
@@ -185,12 +178,8 @@ def make(
 
     Args:
         source: only read.
-        on: where to.
-        name: of the clone.
-        mark: of it.
         tables: those that get fresh statistics, where the source's are not copied.
         same_server: whether the source is there as well.
-        bin_dir: where PostgreSQL's programs are.
 
     Raises:
         RefusedError: the role may make no database there, or the dump cannot be restored.

@@ -33,7 +33,6 @@ def read_sizes(
     """The sizes of a database.
 
     Args:
-        connection: to it.
         tables: those of the catalogue; left out where they are not there.
         rows: by table, as they were counted; the planner's estimates by default.
     """
@@ -65,7 +64,6 @@ def production_sizes(
     """How large production is.
 
     Args:
-        tables: those of the catalogue.
         rows: by table, as somebody says.
         sizes: bytes by table, indexes included, as somebody says.
         clone: the sizes before, for proportions.

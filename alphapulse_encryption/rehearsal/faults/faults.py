@@ -113,12 +113,7 @@ def provoked(
     """Faults for the length of the block, while :meth:`Faults.encrypt` works.
 
     Args:
-        config: which.
         clone: what is encrypted; the only database whose sessions are ended.
-        catalogue: its sensitive columns.
-        environment: the variables that the key source reads.
-        actor: who encrypts.
-        pace, workers: of the backfill.
         restart: restarts the clone's server where that can be done without a command: the embedded one.
         shared_with: what else is on that server, in words; empty for nothing that matters.
         tell: called with a sentence about each fault.
@@ -327,7 +322,6 @@ class _Worker(Child):
     """The process that encrypts, which ends when this one does.
 
     Args:
-        order: what it is to do.
         has_keys: whether it can read its keys.
     """
 

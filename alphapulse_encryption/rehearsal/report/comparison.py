@@ -71,7 +71,6 @@ def compare(rehearsal: Rehearsal, history: Sequence[Rehearsal]) -> Comparison:
     """Hold a rehearsal against those before it.
 
     Args:
-        rehearsal: the one in question.
         history: others in any order; later ones and itself are ignored.
     """
     found = {other.run_id: other for other in history if other.started < rehearsal.started}

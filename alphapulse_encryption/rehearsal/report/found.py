@@ -20,9 +20,7 @@ class Found:
     """What a rehearsal says.
 
     Args:
-        rehearsal: what was measured.
         comparison: with those before it.
-        verdict: of it.
         accuracy: of the predictions until then.
         prediction: for production; where its size is not known, for an example.
     """

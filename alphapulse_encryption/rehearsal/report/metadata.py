@@ -21,13 +21,7 @@ Record = dict[str, str | int | float | bool | None]
 def metadata(
     rehearsal: Rehearsal, history: Sequence[Rehearsal], path: Path | None = None
 ) -> dict[str, MetadataEntry]:
-    """The metadata of a rehearsal.
-
-    Args:
-        rehearsal: what was measured.
-        history: other rehearsals, in any order; itself may be among them.
-        path: of the page.
-    """
+    """The metadata of a rehearsal."""
     import dagster as dg
 
     found = Found.of(rehearsal, history)

@@ -123,7 +123,6 @@ def steps(
     """Figures after each of some steps, with limits; and bars below, one for each step.
 
     Args:
-        labels: of the steps.
         lines: over them.
         limits: by their label.
         bars: one value per step.

@@ -85,7 +85,6 @@ class StagePrediction:
     """One stage.
 
     Args:
-        stage: which.
         seconds: in all.
         tables: seconds by the table's key; empty where the stage goes through the whole database at once.
         wal: bytes of write-ahead log.
@@ -203,11 +202,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How good earlier predictions were.
-
-    Args:
-        trials: in the order of time.
-    """
+    """How good earlier predictions were."""
 
     trials: tuple[Trial, ...] = ()
 

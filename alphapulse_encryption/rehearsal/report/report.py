@@ -6,10 +6,10 @@ The pages' words are in the templates; ``drawings`` makes the plots, and ``metad
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from alphapulse_encryption.rehearsal.measures import Latency, Rehearsal
+from alphapulse_encryption.rehearsal.measures import Latency, Rehearsal, added
 from alphapulse_encryption.rehearsal.report import drawings, pages, prediction, wording
 from alphapulse_encryption.rehearsal.report.comparison import compare
 from alphapulse_encryption.rehearsal.report.found import Found
@@ -23,8 +23,6 @@ def write(rehearsal: Rehearsal, history: Sequence[Rehearsal], directory: Path) -
     """Write the report of a rehearsal, also of one that failed.
 
     Args:
-        rehearsal: what was measured.
-        history: other rehearsals, in any order; itself may be among them.
         directory: where to; made if it is not there.
 
     Returns:
@@ -67,8 +65,8 @@ def page(rehearsal: Rehearsal, history: Sequence[Rehearsal]) -> str:
         traffic=traffic,
         latency_plot=drawings.latency(rehearsal),
         kinds=_kinds(rehearsal),
-        error_kinds=_added([one.error_kinds for one in traffic]),
-        lock_waits=_added([one.lock_waits for one in traffic]),
+        error_kinds=added(one.error_kinds for one in traffic),
+        lock_waits=added(one.lock_waits for one in traffic),
         left_out=list(dict.fromkeys(what for one in traffic for what in one.left_out)),
         quarantined=[
             (key, measure.stage, work.quarantined)
@@ -118,14 +116,6 @@ def _kinds(rehearsal: Rehearsal) -> dict[tuple[str, str], dict[str, Latency]]:
             way = latency.way.split(",", 1)[0]
             found.setdefault((latency.kind, way), {}).setdefault(stage.value, latency)
     return found
-
-
-def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """What was counted under each name, the most frequent first."""
-    total: dict[str, int] = {}
-    for name, count in (item for one in counts for item in one.items()):
-        total[name] = total.get(name, 0) + count
-    return dict(sorted(total.items(), key=lambda item: -item[1]))
 
 
 def _link(rehearsal: Rehearsal, directory: Path | None) -> str:

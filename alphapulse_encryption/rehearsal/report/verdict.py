@@ -51,8 +51,6 @@ class Reason:
 
     Args:
         level: "blocker" makes it not ready, "warning" needs a decision.
-        what: a sentence.
-        advice: what to do; may be empty.
     """
 
     level: Literal["blocker", "warning"]
@@ -65,7 +63,6 @@ class Verdict:
     """The answer.
 
     Args:
-        level: how ready.
         reasons: blockers first.
     """
 
@@ -94,7 +91,6 @@ def judge(rehearsal: Rehearsal, worse: Sequence[str] = ()) -> Verdict:
     """Judge a rehearsal, also one that ended early.
 
     Args:
-        rehearsal: what was measured.
         worse: what got worse since the rehearsals before, a sentence each.
     """
     reasons = [

@@ -79,7 +79,6 @@ class Load:
     """Clients at work.
 
     Args:
-        order: what ``traffic`` asks for.
         books: of an earlier load on the same database, by the table's key; empty for none. What was written then has
             to be read now.
 
@@ -105,14 +104,14 @@ class Load:
         tables = Catalogue.model_validate(catalogue).tables
         with database.session("look at the tables of the traffic") as connection:
             shapes = [read_shape(connection, table) for table in tables]
-            plaintext_is_right = _plaintext_is_right(connection)
+            without = _without_plaintext(connection)
         models = [libraries(shapes, phase, self.engine) for phase in self.phases]
         chance = random.Random(self.config["seed"])  # noqa: S311 - to be repeated
         targets = []
         for shape in shapes:
             key = shape.table.key
             # Who sends plain SQL knows of no encryption, as an instance in the phase off, and goes when those go.
-            plain = Plain(shape) if Phase.OFF in self.phases and plaintext_is_right(key) else None
+            plain = Plain(shape) if Phase.OFF in self.phases and key not in without else None
             library = [by_table[key] for by_table in models]
             if key not in books:
                 rows = ROWS_EACH * self.config["clients"]
@@ -195,12 +194,7 @@ class Load:
 
 
 class Client:
-    """One client: its rows, its requests one after another, and how long each took.
-
-    Args:
-        load: that it belongs to.
-        number: which.
-    """
+    """One client: its rows, its requests one after another, and how long each took."""
 
     def __init__(self, load: Load, number: int) -> None:
         self.load = load
@@ -232,11 +226,7 @@ class Client:
         return [n for n, kinds in enumerate(self._kinds) if kinds and self.rows[n]]
 
     def work(self, rate: float) -> None:
-        """Make requests when they are due, until the load ends.
-
-        Args:
-            rate: requests per second.
-        """
+        """Make requests when they are due, until the load ends."""
         try:
             due = self.load.began + self.chance.expovariate(rate)
             while not self._is_over(due):
@@ -358,19 +348,16 @@ class Client:
         return True
 
 
-def _plaintext_is_right(connection: psycopg.Connection[Any]) -> Callable[[str], bool]:
-    """Whether an application that knows plaintext alone may work on a table, by the table's key."""
+def _without_plaintext(connection: psycopg.Connection[Any]) -> set[str]:
+    """The keys of tables that an application that knows plaintext alone may not work on."""
     row = connection.execute("SELECT to_regclass('public.encryption_tables') IS NOT NULL").fetchone()
     if row is None or not row[0]:
-        return lambda key: True
-    wrong = {
-        key
-        for (key,) in connection.execute(
-            "SELECT table_name FROM public.encryption_tables "
-            "WHERE authority <> 'plaintext' OR stage IN ('dropped', 'restoring')"
-        )
-    }
-    return lambda key: key not in wrong
+        return set()
+    rows = connection.execute(
+        "SELECT table_name FROM public.encryption_tables "
+        "WHERE authority <> 'plaintext' OR stage IN ('dropped', 'restoring')"
+    )
+    return {key for (key,) in rows}
 
 
 def _engine(url: str, clients: int) -> Engine:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -63,9 +64,9 @@ class Field:
     """A column as an attribute of the application's.
 
     Args:
-        name: of the column.
         attribute: of the mapped class; never a name that SQLAlchemy keeps for itself, such as ``metadata``.
         type: SQLAlchemy's.
+        encrypted: makes the runtime library's beside it, of a context.
         sensitive: the catalogue's entry, of a column that is encrypted.
         required: whether it may not be NULL, as far as is known.
         in_key: whether it is part of the primary key.
@@ -76,6 +77,7 @@ class Field:
     name: str
     attribute: str
     type: TypeEngine[Any]
+    encrypted: Callable[[str], TypeEngine[Any]] | None
     sensitive: Column | None
     required: bool
     in_key: bool
@@ -85,12 +87,15 @@ class Field:
     @property
     def searchable(self) -> bool:
         """Whether rows can be looked up by it in every phase."""
-        return self.sensitive is not None and self.sensitive.searchable and _has_tokens(self.type)
+        # Equal values of other types have several text forms, and a token is that of one.
+        unscaled = isinstance(self.type, Numeric) and self.type.scale is None
+        tokens = not unscaled and not isinstance(self.type, Double | JSON)
+        return self.sensitive is not None and self.sensitive.searchable and tokens
 
     def encrypted_type(self) -> Any:
         """The runtime library's type for it, of a sensitive column."""
-        context = self.sensitive.context if self.sensitive is not None else ""
-        return _encrypted(self.type, context)
+        assert self.sensitive is not None and self.encrypted is not None  # noqa: S101
+        return self.encrypted(self.sensitive.context)
 
     def fresh(self, value: Any) -> Any:
         """A value that no other row has, nor ever had, made of one that suits; None where none can be made."""
@@ -109,19 +114,14 @@ class Shape:
     """A table.
 
     Args:
-        table: the catalogue's entry.
         fields: all columns that an application would write; not the generated ones, nor the engine's.
-        plaintext: whether the plaintext columns are there.
         rows: by the planner's estimate.
-        partitioned: whether it is.
         left_out: sensitive columns that no request names, and why.
     """
 
     table: Table
     fields: tuple[Field, ...]
-    plaintext: bool
     rows: int
-    partitioned: bool
     left_out: tuple[str, ...]
 
     @property
@@ -168,7 +168,6 @@ def read_shape(connection: Connection, table: Table) -> Shape:
 
     Args:
         connection: one of :class:`migration.database.Database`.
-        table: the catalogue's entry.
 
     Raises:
         ConfigurationError: there is no such table, or it has no primary key.
@@ -193,8 +192,8 @@ def read_shape(connection: Connection, table: Table) -> Shape:
         column = live.get(name) or dropped[name]
         if column.generated and name not in key:
             continue
-        kind = type_of(column.type)
-        if name in sensitive and (kind is None or not _representable(kind)):
+        kind = kind_of(column.type)
+        if name in sensitive and kind is None:
             left_out.append(f"column {table.key}.{name}: the runtime library has no type for {column.type}")
             if not column.not_null:
                 continue
@@ -202,8 +201,9 @@ def read_shape(connection: Connection, table: Table) -> Shape:
             Field(
                 name=name,
                 attribute=attributes[name],
-                type=kind or NullType(),
-                sensitive=sensitive.get(name) if kind is not None and _representable(kind) else None,
+                type=kind[0] if kind is not None else NullType(),
+                encrypted=kind[1] if kind is not None else None,
+                sensitive=sensitive.get(name) if kind is not None else None,
                 required=column.not_null or name in set_aside,
                 in_key=name in key,
                 given=column.default is not None or column.generated,
@@ -213,9 +213,7 @@ def read_shape(connection: Connection, table: Table) -> Shape:
     return Shape(
         table=table,
         fields=tuple(fields),
-        plaintext=all(column.name in live for column in table.columns),
         rows=definition.estimated_rows,
-        partitioned=definition.partitioned,
         left_out=tuple(left_out),
     )
 
@@ -259,80 +257,49 @@ def _unique_columns(connection: Connection, definition: TableDefinition) -> set[
 
 
 def _can_be_fresh(column: LiveColumn | None) -> bool:
-    return column is None or isinstance(type_of(column.type), String | UuidType)
+    if column is None:
+        return True
+    kind = kind_of(column.type)
+    return kind is not None and isinstance(kind[0], String | UuidType)
 
 
-_PLAIN_TYPES: Mapping[str, Callable[[], TypeEngine[Any]]] = {
-    "text": Text,
-    "character varying": String,
-    "smallint": SmallInteger,
-    "integer": Integer,
-    "bigint": BigInteger,
-    "numeric": Numeric,
-    "double precision": Double,
-    "boolean": Boolean,
-    "date": Date,
-    "timestamp with time zone": lambda: DateTime(timezone=True),
-    "timestamp without time zone": DateTime,
-    "uuid": UuidType,
-    "jsonb": lambda: JSONB(none_as_null=True),
-    "json": lambda: JSON(none_as_null=True),
-    "bytea": BYTEA,
+def _moment(*, timezone: bool) -> Kind:
+    return DateTime(timezone=timezone), partial(EncryptedDateTime, timezone=timezone)
+
+
+# What PostgreSQL calls a type, SQLAlchemy's for it, and the runtime library's beside it.
+Kind = tuple[TypeEngine[Any], Callable[[str], TypeEngine[Any]]]
+_KINDS: Mapping[str, Kind] = {
+    "text": (Text(), EncryptedString),
+    "character varying": (String(), EncryptedString),
+    "smallint": (SmallInteger(), EncryptedInteger),
+    "integer": (Integer(), EncryptedInteger),
+    "bigint": (BigInteger(), EncryptedInteger),
+    "numeric": (Numeric(), EncryptedNumeric),
+    "double precision": (Double(), EncryptedFloat),
+    "boolean": (Boolean(), EncryptedBoolean),
+    "date": (Date(), EncryptedDate),
+    "timestamp with time zone": _moment(timezone=True),
+    "timestamp without time zone": _moment(timezone=False),
+    "uuid": (UuidType(), EncryptedUUID),
+    "jsonb": (JSONB(none_as_null=True), EncryptedJSON),
+    "json": (JSON(none_as_null=True), partial(EncryptedJSON, binary=False)),
+    "bytea": (BYTEA(), EncryptedBytes),
 }
 _LENGTH = re.compile(r"character varying\((\d+)\)")
 _DIGITS_OF = re.compile(r"numeric\((\d+),(-?\d+)\)")
 _PRECISION = re.compile(r"(timestamp)\(\d\)( with(?:out)? time zone)")
 
 
-def type_of(name: str) -> TypeEngine[Any] | None:
-    """SQLAlchemy's type for what ``format_type`` prints; None where an application would need one of its own."""
+def kind_of(name: str) -> Kind | None:
+    """The types for what ``format_type`` prints; None where an application would need one of its own."""
     name = _PRECISION.sub(r"\1\2", name.removeprefix("pg_catalog."))
-    if name in _PLAIN_TYPES:
-        return _PLAIN_TYPES[name]()
     if match := _LENGTH.fullmatch(name):
-        return String(int(match[1]))
+        return String(int(match[1])), EncryptedString
     if match := _DIGITS_OF.fullmatch(name):
-        return Numeric(int(match[1]), int(match[2]))
-    return None
-
-
-def _encrypted(plain: TypeEngine[Any], context: str) -> TypeEngine[Any]:
-    match plain:
-        case String():
-            return EncryptedString(context)
-        case Integer():
-            return EncryptedInteger(context)
-        case Double():
-            return EncryptedFloat(context)
-        case Numeric():
-            return EncryptedNumeric(context, scale=plain.scale)
-        case Boolean():
-            return EncryptedBoolean(context)
-        case Date():
-            return EncryptedDate(context)
-        case DateTime():
-            return EncryptedDateTime(context, timezone=plain.timezone)
-        case UuidType():
-            return EncryptedUUID(context)
-        case JSON():
-            return EncryptedJSON(context, binary=isinstance(plain, JSONB))
-        case BYTEA():
-            return EncryptedBytes(context)
-        case _:
-            raise ConfigurationError(f"The runtime library has no type for {plain!r}.")
-
-
-def _representable(plain: TypeEngine[Any]) -> bool:
-    try:
-        _encrypted(plain, "any")
-    except ConfigurationError:
-        return False
-    return True
-
-
-def _has_tokens(plain: TypeEngine[Any]) -> bool:
-    unscaled = isinstance(plain, Numeric) and plain.scale is None
-    return not unscaled and not isinstance(plain, Double | JSON)
+        scale = int(match[2])
+        return Numeric(int(match[1]), scale), partial(EncryptedNumeric, scale=scale)
+    return _KINDS.get(name)
 
 
 def digest(value: Any) -> bytes:

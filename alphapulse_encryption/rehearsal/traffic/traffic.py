@@ -138,11 +138,7 @@ def traffic(
     """Traffic for the length of the block.
 
     Args:
-        url: the database.
-        catalogue: its sensitive columns.
         phases: of the application's instances, which run side by side; with ``off``, plain SQL as well.
-        config: how much of what.
-        environment: the variables that the key source reads.
 
     Raises:
         ConfigurationError: there is no such phase, or a key or a table is missing.
