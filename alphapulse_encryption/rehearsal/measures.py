@@ -72,6 +72,12 @@ class TableSize(_Measure):
         """Table and indexes."""
         return self.heap + self.indexes
 
+    def times(self, times: float) -> TableSize:
+        """One with so many times the rows."""
+        return TableSize(
+            rows=round(self.rows * times), heap=round(self.heap * times), indexes=round(self.indexes * times)
+        )
+
 
 class Sizes(_Measure):
     """Sizes of a database, in bytes; of the catalogue's tables one by one.

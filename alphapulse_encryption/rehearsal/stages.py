@@ -1,7 +1,6 @@
 """The stages of a rehearsal: what each does on the clone, with the functions that the assets and jobs call.
 
-Each part of a stage runs while one deployment of the application does (``phases``). What it worked on, and for how
-long, it tells its :class:`Rehearsing`.
+What a stage worked on, and for how long, it tells its :class:`Rehearsing`. The table of all of them is at the end.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
@@ -41,7 +39,6 @@ from alphapulse_encryption.migration.steps.drop import drop_plaintext
 from alphapulse_encryption.migration.steps.erase import erase_dropped
 from alphapulse_encryption.migration.steps.restore import restore_plaintext
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
-from alphapulse_encryption.rehearsal import load as loads
 from alphapulse_encryption.rehearsal.clone import clone as clones
 from alphapulse_encryption.rehearsal.clone.servers import also_on, is_embedded, restart_embedded
 from alphapulse_encryption.rehearsal.clone.sizes import read_sizes
@@ -54,6 +51,7 @@ from alphapulse_encryption.rehearsal.clone.source import (
 from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
 from alphapulse_encryption.rehearsal.faults.faults import provoked
+from alphapulse_encryption.rehearsal.load import Load
 from alphapulse_encryption.rehearsal.measures import (
     Circumstances,
     Fault,
@@ -63,7 +61,6 @@ from alphapulse_encryption.rehearsal.measures import (
     StageMeasure,
     TableWork,
 )
-from alphapulse_encryption.rehearsal.traffic.phases import DEPLOYMENTS
 
 # How long both phases of a rolling deployment are watched, at most.
 ROLLING_SECONDS = 2.0
@@ -183,7 +180,7 @@ class Rehearsing:
 
     def watch(self, longest: float | None = None) -> None:
         """Let the application run by itself for a while, where there is one."""
-        if loads.has_traffic(self.config):
+        if self.config.traffic.rate > 0:
             seconds = self.config.observe_seconds
             time.sleep(seconds if longest is None else min(seconds, longest))
 
@@ -195,11 +192,12 @@ class Rehearsing:
         """
         server = self.target.server
         with clones.held(server, self.passed.clone, self.stage) as mark:
-            load = loads.Load(salt=mark.attempts[self.stage] * len(Stage) + list(Stage).index(self.stage))
+            salt = mark.attempts[self.stage] * len(Stage) + list(Stage).index(self.stage)
+            load = Load(self.target, self.config.traffic, salt)
             started = datetime.now(UTC)
             position = wal_position(server)
-            for phases, part in zip(DEPLOYMENTS[self.stage], PARTS[self.stage], strict=True):
-                with loads.under_load(load, self.target.database, self.target, phases, self.config):
+            for phases, part in PLANS[self.stage].parts:
+                with load.under(phases):
                     part(self)
             written = wal_position(server) - position
             sizes = None if self.stage is Stage.REMOVAL else self._sizes()
@@ -211,7 +209,7 @@ class Rehearsing:
             tables=self.work,
             wal=max(written, 0),
             sizes=sizes,
-            traffic=loads.together(load.traffic),
+            traffic=load.measured(),
             faults=tuple(self.faults),
             findings=tuple(sorted(self.findings, key=lambda finding: finding.weight)),
             attempts=mark.attempts[self.stage],
@@ -500,27 +498,75 @@ def removal(at: Rehearsing) -> None:
         raise RefusedError(f"The clone {at.passed.clone} is gone already.")
 
 
-Part = Callable[[Rehearsing], None]
+@dataclass(frozen=True)
+class Plan:
+    """What a stage does.
 
-# What each stage does, under each of its deployments.
-PARTS: Mapping[Stage, tuple[Part, ...]] = MappingProxyType(
-    {
-        Stage.BASELINE: (watch,),
-        Stage.PREFLIGHT: (preflight,),
-        Stage.COLUMNS: (columns,),
-        Stage.BACKFILL: (backfill,),
-        Stage.INDEXES: (indexes,),
-        Stage.VERIFY: (verify,),
-        Stage.VIEWS: (views,),
-        Stage.BACKUP: (backup,),
-        # The switch changes the table's definition, which the approval wants verified as it is then.
-        Stage.SWITCH: (switch, verify),
-        Stage.APPROVAL: (approval,),
-        Stage.DROP: (drop,),
-        Stage.ERASURE: (erasure,),
-        Stage.RESTORE: (restore_held, roll, restore_end),
-        Stage.VERIFY_AGAIN: (verify,),
-        Stage.AFTERWARDS: (revert, watch),
-        Stage.REMOVAL: (removal,),
-    }
-)
+    Args:
+        parts: one after another, each with the phases of the application that run side by side meanwhile.
+    """
+
+    description: str
+    parts: tuple[tuple[tuple[str, ...], Callable[[Rehearsing], None]], ...]
+
+
+OFF, PLAINTEXT, DUAL, ENCRYPTED = "off", "plaintext", "dual", "encrypted"
+
+# Deployments are those of docs/application.md ("The order of deployments and steps"). Old instances, which know nothing
+# of the encrypted columns, are in the phase off, and plain SQL belongs to them; two phases run side by side while a
+# deployment is rolling. There is none where there is no clone to talk to.
+PLANS: Mapping[Stage, Plan] = {
+    Stage.BASELINE: Plan(
+        "Watch the application on the clone, before anything is done to it.", (((OFF,), watch),)
+    ),
+    Stage.PREFLIGHT: Plan(
+        "Pre-migration checklist, on the clone; ends the rehearsal if anything would block the migration.",
+        (((OFF,), preflight),),
+    ),
+    # The columns are not there yet.
+    Stage.COLUMNS: Plan("Step 2: encrypted columns and guards.", (((OFF,), columns),)),
+    # What the old instances write is pending, and encrypted behind them.
+    Stage.BACKFILL: Plan(
+        "Step 3: encrypt every value, while old instances of the application still write plaintext.",
+        (((OFF, PLAINTEXT), backfill),),
+    ),
+    # The last old instance is gone: from here on nothing becomes pending.
+    Stage.INDEXES: Plan(
+        "Step 3, after the data: indexes and statistics, then what the old instances left pending.",
+        (((PLAINTEXT,), indexes),),
+    ),
+    Stage.VERIFY: Plan("Step 4: decrypt and compare every value.", (((PLAINTEXT,), verify),)),
+    Stage.VIEWS: Plan("Step 6: compatibility views.", (((PLAINTEXT, DUAL), views),)),
+    Stage.BACKUP: Plan(
+        "A backup of the clone, restored and compared; in a directory of the rehearsal's own.",
+        (((DUAL,), backup),),
+    ),
+    # Ciphertext alone is refused before the switch. That changes the table's definition, which the approval wants
+    # verified as it is then.
+    Stage.SWITCH: Plan(
+        "Step 7: the encrypted columns become the right side; verified again.",
+        (((DUAL,), switch), ((DUAL, ENCRYPTED), verify)),
+    ),
+    Stage.APPROVAL: Plan(
+        "Step 8, first half: approve the drop of every table's plaintext, on the clone.",
+        (((ENCRYPTED,), approval),),
+    ),
+    Stage.DROP: Plan("Step 8: drop the plaintext columns of the clone.", (((ENCRYPTED,), drop),)),
+    Stage.ERASURE: Plan(
+        "After step 8: rewrite the clone's tables, and look for what remains.", (((ENCRYPTED,), erasure),)
+    ),
+    # Held before its end, until nobody writes ciphertext alone any more.
+    Stage.RESTORE: Plan(
+        "Rollback after the drop: rebuild the plaintext columns from the ciphertext.",
+        (((ENCRYPTED,), restore_held), ((ENCRYPTED, DUAL), roll), ((DUAL,), restore_end)),
+    ),
+    Stage.VERIFY_AGAIN: Plan("Verify what was restored.", (((DUAL,), verify),)),
+    Stage.AFTERWARDS: Plan(
+        "Rollback to its end: revert to plaintext, then watch the application again.",
+        (((DUAL,), revert), ((PLAINTEXT,), watch)),
+    ),
+    Stage.REMOVAL: Plan(
+        "Remove the clone and its backup, hold the staging database against its checksums, and report.",
+        (((), removal),),
+    ),
+}

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import dagster as dg
 import psycopg
@@ -92,7 +93,8 @@ def test_dumped_and_restored_where_others_are_connected(
             assert row is not None
             seen.append(row)
 
-    monkeypatch.setattr(stages, "PARTS", {**stages.PARTS, Stage.BASELINE: (look,)})
+    watched = stages.Plan("", ((("off",), look),))
+    monkeypatch.setattr(stages, "PLANS", {**stages.PLANS, Stage.BASELINE: watched})
     with psycopg.connect(small.url) as connection, small.instance() as instance:
         connection.execute("SELECT 1")
         outcome = rehearse(small, instance, tables=["sessions"])
@@ -123,15 +125,16 @@ def test_a_catalogue_of_awkward_names(small: Place) -> None:
     assert contents(small.url) == before
 
 
-def failing(stage: Stage, error: Callable[[], None]) -> dict[Stage, tuple[stages.Part, ...]]:
+def failing(stage: Stage, error: Callable[[], None]) -> dict[Stage, stages.Plan]:
     """The stages, with one that does its work and then fails."""
+    plan = stages.PLANS[stage]
+    (phases, work), *others = plan.parts
 
     def fail(at: stages.Rehearsing) -> None:
-        parts[stage][0](at)
+        work(at)
         error()
 
-    parts = dict(stages.PARTS)
-    return {**parts, stage: (fail, *parts[stage][1:])}
+    return {**stages.PLANS, stage: replace(plan, parts=((phases, fail), *others))}
 
 
 def test_failed_and_executed_again_from_failure(small: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +144,7 @@ def test_failed_and_executed_again_from_failure(small: Place, monkeypatch: pytes
             raise ValueError("a value of somebody's: secret@example.com")
 
         with monkeypatch.context() as patch:
-            patch.setattr(stages, "PARTS", failing(Stage.VIEWS, refuse))
+            patch.setattr(stages, "PLANS", failing(Stage.VIEWS, refuse))
             outcome = rehearse(small, instance, tables=["sessions"])
         assert not outcome.succeeded
         (failed,) = history.read(instance)
@@ -181,7 +184,7 @@ def test_a_retry_without_its_clone_says_what_to_do(small: Place, monkeypatch: py
             raise ValueError
 
         with monkeypatch.context() as patch:
-            patch.setattr(stages, "PARTS", failing(Stage.BASELINE, refuse))
+            patch.setattr(stages, "PLANS", failing(Stage.BASELINE, refuse))
             outcome = rehearse(small, instance, tables=["sessions"])
         (name,) = clones(small)
         query(small.postgres.url("postgres"), f"DROP DATABASE {name}")
@@ -202,7 +205,7 @@ def test_cancelled(small: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         threading.Event().wait(60)
 
-    monkeypatch.setattr(stages, "PARTS", failing(Stage.BACKUP, interrupt))
+    monkeypatch.setattr(stages, "PLANS", failing(Stage.BACKUP, interrupt))
     with small.instance() as instance:
         outcome = rehearse(small, instance, tables=["sessions"])
         assert (outcome.succeeded, outcome.interrupted) == (False, True)

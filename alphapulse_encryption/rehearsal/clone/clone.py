@@ -152,18 +152,6 @@ def clone_name(run_id: str) -> str:
     return f"{PREFIX}{run_id[:8]}"
 
 
-@dataclass(frozen=True)
-class Made:
-    """What :func:`make` did.
-
-    Args:
-        by: how, as the circumstances say.
-    """
-
-    by: str
-    findings: tuple[Finding, ...]
-
-
 def make(
     source: Database,
     on: Server,
@@ -173,13 +161,16 @@ def make(
     *,
     same_server: bool,
     bin_dir: Path | None,
-) -> Made:
+) -> tuple[str, tuple[Finding, ...]]:
     """Clone the source.
 
     Args:
         source: only read.
         tables: those that get fresh statistics, where the source's are not copied.
         same_server: whether the source is there as well.
+
+    Returns:
+        How, as the circumstances say, and what somebody should know of it.
 
     Raises:
         RefusedError: the role may make no database there, or the dump cannot be restored.
@@ -197,7 +188,7 @@ def make(
             why_not = _from_template(connection, source, name)
             if why_not is None:
                 _dress(connection, source, on, name, mark)
-                return Made("template", ())
+                return "template", ()
             findings.append(
                 Finding(
                     level="note",
@@ -226,7 +217,7 @@ def make(
             "came without the bloat they have.",
         )
     )
-    return Made("dump and restore", tuple(findings))
+    return "dump and restore", tuple(findings)
 
 
 def _refuse_without_createdb(connection: Connection) -> None:

@@ -165,7 +165,7 @@ class Faults:
     _worker: _Worker | None = field(default=None, init=False)
     _found: list[Fault] = field(default_factory=list, init=False)
     # Those that the work has not gone on after yet.
-    _open: list[_Provoked] = field(default_factory=list, init=False)
+    _open: list[Fault] = field(default_factory=list, init=False)
     _keys_back: float = field(default=0.0, init=False)
 
     def measured(self) -> tuple[Fault, ...]:
@@ -196,7 +196,7 @@ class Faults:
             worker = self._begin(list(left))
             for said in worker.lines():
                 if "batch" in said:
-                    self._close([fault for fault in self._open if said["at"] > fault.over], said["at"])
+                    self._close([fault for fault in self._open if said["at"] > _over(fault)], said["at"])
                     continue
                 table, number = said.get("done") or said["failed"]
                 left.pop((table, number), None)
@@ -251,24 +251,19 @@ class Faults:
                     "The process that encrypts was started again while its keys could not be read, and again "
                     "until they could."
                 )
-        over = max(time.time(), self._keys_back)
-        self._open.append(_Provoked(kind, began, over, what))
+        away = max(time.time(), self._keys_back) - began
+        at = datetime.fromtimestamp(began, UTC)
+        self._open.append(
+            Fault(kind=kind, at=at, seconds_away=away, seconds_lost=away, survived=True, what=what)
+        )
         self.tell(what)
 
-    def _close(self, faults: Sequence[_Provoked], at: float, *, survived: bool = True) -> None:
+    def _close(self, faults: Sequence[Fault], at: float, *, survived: bool = True) -> None:
         """The work has gone on after some faults, or never will."""
         self._open = [fault for fault in self._open if fault not in faults]
-        self._found += [
-            Fault(
-                kind=fault.kind,
-                at=datetime.fromtimestamp(fault.began, UTC),
-                seconds_away=fault.over - fault.began,
-                seconds_lost=max(at, fault.over) - fault.began,
-                survived=survived,
-                what=fault.what,
-            )
-            for fault in faults
-        ]
+        for fault in faults:
+            lost = max(at - fault.at.timestamp(), fault.seconds_away)
+            self._found.append(fault.model_copy(update={"seconds_lost": lost, "survived": survived}))
 
     def _drop_connections(self) -> int:
         database = Database(self.clone.conninfo, _APPLICATION_NAME)
@@ -308,14 +303,8 @@ class Faults:
                 time.sleep(SECONDS_BETWEEN_TRIES / 5)
 
 
-@dataclass(frozen=True)
-class _Provoked:
-    """A fault that has just happened; ``began`` and ``over`` in seconds since the epoch."""
-
-    kind: str
-    began: float
-    over: float
-    what: str
+def _over(fault: Fault) -> float:
+    return fault.at.timestamp() + fault.seconds_away
 
 
 class _Worker(Child):

@@ -25,7 +25,6 @@ from alphapulse_encryption.rehearsal.measures import (
     Sizes,
     Stage,
     StageMeasure,
-    TableSize,
 )
 from alphapulse_encryption.rehearsal.report.comparison import alike
 
@@ -253,17 +252,8 @@ def predict(rehearsals: Sequence[Rehearsal], sizes: Sizes, accuracy: Accuracy | 
 
 def times_as_large(sizes: Sizes, times: float) -> Sizes:
     """Sizes of a database with so many times the rows."""
-    return Sizes(
-        database=round(sizes.database * times),
-        tables={
-            key: TableSize(
-                rows=round(size.rows * times),
-                heap=round(size.heap * times),
-                indexes=round(size.indexes * times),
-            )
-            for key, size in sizes.tables.items()
-        },
-    )
+    tables = {key: size.times(times) for key, size in sizes.tables.items()}
+    return Sizes(database=round(sizes.database * times), tables=tables)
 
 
 def accuracy(history: Sequence[Rehearsal]) -> Accuracy:

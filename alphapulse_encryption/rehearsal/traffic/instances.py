@@ -17,9 +17,10 @@ import os
 import random
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from sqlalchemy import Engine, create_engine
@@ -182,15 +183,8 @@ class Load:
         return [samples.latency(FINAL, way, those) for way, those in found.items()]
 
     def _read(self, way: Way, keys: list[Key]) -> dict[Key, Values]:
-        try:
-            with Session(self.engine) as session:
-                return readable(way, session, keys)
-        except DBAPIError as error:
-            if not was_lost(error):
-                raise
-        _find_server(self.engine)
-        with Session(self.engine) as session:
-            return readable(way, session, keys)
+        found = ask(self.engine, lambda session, _: readable(way, session, keys))
+        return cast(dict[Key, Values], found)
 
 
 class Client:
@@ -264,36 +258,19 @@ class Client:
             return target.plain
         return self.chance.choice(target.library)
 
-    def _ask(self, request: Callable[[Session, bool], Any]) -> Any:
-        """Make a request in a transaction; once more where the connection was lost, as applications do.
+    def _ask(self, request: Request) -> Any:
+        def retrying() -> None:
+            self.retried += 1
 
-        Args:
-            request: gets the session, and whether it may have been done already: that its transaction was committed
-                is not known of a connection that was lost.
-        """
-        for again in (False, True):
-            try:
-                with Session(self.load.engine, expire_on_commit=False) as session:
-                    answer = request(session, again)
-                    session.commit()
-                    return answer
-            except DBAPIError as error:
-                if again or not was_lost(error):
-                    raise
-                self.retried += 1
-                _find_server(self.load.engine)
-        raise AssertionError
-
-    def _pick(self, rows: list[Remembered]) -> Remembered:
-        return self.chance.choice(rows)
+        return ask(self.load.engine, request, retrying)
 
     def _read(self, target: Target, way: Way, rows: list[Remembered]) -> bool:
-        row = self._pick(rows)
+        row = self.chance.choice(rows)
         found = self._ask(lambda session, _: way.read(session, [row.key]))
         return row.agrees(found.get(row.key))
 
     def _look_up(self, target: Target, way: Way, rows: list[Remembered]) -> bool:
-        row = self._pick(rows)
+        row = self.chance.choice(rows)
         attribute, value = self.chance.choice(list(row.searched.items()))
         if value is None:
             return self._read(target, way, rows)
@@ -301,7 +278,7 @@ class Client:
         return row.key in found or len(found) >= MOST_FOUND
 
     def _report(self, target: Target, way: Way, rows: list[Remembered]) -> bool:
-        first = self._pick(rows)
+        first = self.chance.choice(rows)
         try:
             found = self._ask(lambda session, _: way.read_on(session, first.key, ROWS_OF_A_REPORT))
         except UNREADABLE as error:
@@ -312,7 +289,7 @@ class Client:
         return first.key in found and all(row.agrees(found[row.key]) for row in rows if row.key in found)
 
     def _update(self, target: Target, way: Way, rows: list[Remembered]) -> bool:
-        row = self._pick(rows)
+        row = self.chance.choice(rows)
         fields = self.chance.sample(target.changing, self.chance.randint(1, min(3, len(target.changing))))
         values = target.new_values(self.chance, fields)
         try:
@@ -334,7 +311,7 @@ class Client:
         return True
 
     def _delete(self, target: Target, way: Way, rows: list[Remembered]) -> bool:
-        row = self._pick([row for row in rows if row.inserted])
+        row = self.chance.choice([row for row in rows if row.inserted])
 
         def request(session: Session, again: bool) -> None:
             try:
@@ -379,6 +356,27 @@ def _engine(url: str, clients: int) -> Engine:
     )
 
 
+# Gets the session, and whether it may have been done already: that its transaction was committed is not known of a
+# connection that was lost.
+Request = Callable[[Session, bool], Any]
+
+
+def ask(engine: Engine, request: Request, retrying: Callable[[], None] = lambda: None) -> Any:
+    """Make a request in a transaction; once more where the connection was lost, as applications do."""
+    for again in (False, True):
+        try:
+            with Session(engine, expire_on_commit=False) as session:
+                answer = request(session, again)
+                session.commit()
+                return answer
+        except DBAPIError as error:
+            if again or not was_lost(error):
+                raise
+            retrying()
+            _find_server(engine)
+    raise AssertionError
+
+
 def _find_server(engine: Engine) -> None:
     """Wait until the server answers again, for as long as an application would."""
     until = time.monotonic() + PATIENCE
@@ -391,15 +389,8 @@ def _find_server(engine: Engine) -> None:
 
 
 def _where(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = (
-        ""
-        if trace is None
-        else f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
-    )
-    return f"{named(error)}{place}"
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{named(error)} at {os.path.basename(last.filename)}:{last.lineno}"
 
 
 class Process:
