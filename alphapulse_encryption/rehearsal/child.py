@@ -70,14 +70,13 @@ class Child:
         """Whether it says something in time, where nothing that it said before was left unread."""
         return bool(wait([self._answers.fileno()], seconds))
 
-    def kill(self) -> int:
-        """End it, whatever it is at; its exit status."""
+    def kill(self) -> None:
+        """End it, whatever it is at."""
         self._process.kill()
-        status = self._process.wait()
+        self._process.wait()
         for pipe in (self._orders, self._answers):
             with suppress(BrokenPipeError):
                 pipe.close()
-        return status
 
 
 def say(what: Said) -> None:

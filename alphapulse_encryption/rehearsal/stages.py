@@ -40,7 +40,7 @@ from alphapulse_encryption.migration.steps.erase import erase_dropped
 from alphapulse_encryption.migration.steps.restore import restore_plaintext
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption.rehearsal.clone import clone as clones
-from alphapulse_encryption.rehearsal.clone.servers import also_on, is_embedded, restart_embedded
+from alphapulse_encryption.rehearsal.clone.servers import also_on, restart_embedded
 from alphapulse_encryption.rehearsal.clone.sizes import read_sizes
 from alphapulse_encryption.rehearsal.clone.source import (
     PRODUCTION_VARIABLE,
@@ -312,7 +312,7 @@ def _encrypt_through_faults(at: Rehearsing, parts: list[TablePart]) -> None:
             *(at.config.faults, at.target.database, at.target.catalogue, at.target.environment, at.who),
             pace=Pace(pace.batch_size, pace.target_seconds, pace.rest_ratio),
             workers=pace.workers,
-            restart=restart_embedded if is_embedded(server) else None,
+            restart=restart_embedded if server.is_embedded else None,
             shared_with=also_on(server) if at.config.faults.server_restarted else "",
             tell=at.context.log.warning,
         ) as faults,

@@ -96,6 +96,11 @@ class Server:
             make_conninfo(self.database.conninfo, dbname=name), APPLICATION, self.database.variable
         )
 
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is ours, with programs of its own."""
+        return self.database.conninfo.startswith(embedded().url("").partition("/?")[0])
+
     @contextlib.contextmanager
     def session(self, doing: str) -> Iterator[Connection]:
         """A session beside the clones.
@@ -142,7 +147,7 @@ def programs_directory(rehearsed_on: Server) -> Path | None:
     Args:
         rehearsed_on: the embedded one needs its own.
     """
-    ours = is_sample() or rehearsed_on.database.conninfo.startswith(embedded().url("").partition("/?")[0])
+    ours = is_sample() or rehearsed_on.is_embedded
     on_path = not ours and shutil.which("pg_dump") and shutil.which("pg_restore")
     return None if on_path else embedded().bin_dir()
 

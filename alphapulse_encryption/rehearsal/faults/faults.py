@@ -104,7 +104,7 @@ def provoked(
     environment: Mapping[str, str],
     actor: Actor,
     *,
-    pace: Pace | None = None,
+    pace: Pace = Pace(),  # noqa: B008 - frozen
     workers: int = 1,
     restart: Callable[[], None] | None = None,
     shared_with: str = "",
@@ -139,11 +139,7 @@ def provoked(
         "actor": actor.name,
         "run_id": actor.run_id,
         "workers": workers,
-        "pace": {
-            name: getattr(pace, name)
-            for name in ("batch_size", "target_seconds", "rest_ratio")
-            if getattr(pace, name, None) is not None
-        },
+        "pace": {name: getattr(pace, name) for name in ("batch_size", "target_seconds", "rest_ratio")},
     }
     faults = Faults(config, clone, order, dict(environment), restart, tell)
     try:
@@ -232,25 +228,22 @@ class Faults:
 
     def _provoke(self, kind: str, worker: _Worker) -> None:
         began = time.time()
-        match kind:
-            case "worker killed":
-                worker.kill()
-                what = (
-                    "The process that encrypts was killed in the middle of a batch range, and started again."
-                )
-            case "connections dropped":
-                number = self._drop_connections()
-                what = f"{number} sessions of the process that encrypts were ended by the server."
-            case "server restarted":
-                self._restart()
-                what = "The PostgreSQL server was restarted under the process that encrypts."
-            case _:
-                self._keys_back = began + self.config.key_source_seconds
-                worker.kill()
-                what = (
-                    "The process that encrypts was started again while its keys could not be read, and again "
-                    "until they could."
-                )
+        if kind == CONNECTIONS_DROPPED:
+            what = (
+                f"{self._drop_connections()} sessions of the process that encrypts were ended by the server."
+            )
+        elif kind == SERVER_RESTARTED:
+            self._restart()
+            what = "The PostgreSQL server was restarted under the process that encrypts."
+        else:
+            worker.kill()
+            what = "The process that encrypts was killed in the middle of a batch range, and started again."
+        if kind == KEY_SOURCE_UNAVAILABLE:
+            self._keys_back = began + self.config.key_source_seconds
+            what = (
+                "The process that encrypts was started again while its keys could not be read, and again until they "
+                "could."
+            )
         away = max(time.time(), self._keys_back) - began
         at = datetime.fromtimestamp(began, UTC)
         self._open.append(
@@ -329,10 +322,10 @@ class _Worker(Child):
             else:
                 yield said
 
-    def kill(self) -> int:
+    def kill(self) -> None:
         """SIGKILL; it counts as killed where it was still running."""
         self.was_killed = self.was_killed or self.is_running
-        return super().kill()
+        super().kill()
 
     def explain_end(self) -> None:
         """Return where another one is to be started in its place.

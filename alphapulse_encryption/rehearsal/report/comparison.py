@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from alphapulse_encryption.rehearsal.measures import Circumstances, Finding, Rehearsal, Stage
@@ -77,28 +77,31 @@ def compare(rehearsal: Rehearsal, history: Sequence[Rehearsal]) -> Comparison:
     found.pop(rehearsal.run_id, None)
     past = tuple(sorted(found.values(), key=lambda other: other.started))
     earlier = tuple(other for other in past if alike(other.circumstances, rehearsal.circumstances))
-    worse = [*_course(rehearsal, earlier), *_pace(rehearsal, earlier)]
-    worse += [*_latency(rehearsal, earlier), *_growth(rehearsal, earlier), *_new_findings(rehearsal, earlier)]
+    worse = [*_worse(rehearsal, earlier), *_new_findings(rehearsal, earlier)]
     return Comparison(earlier, tuple(worse), _differences(rehearsal, past, earlier))
 
 
-def _course(rehearsal: Rehearsal, earlier: Sequence[Rehearsal]) -> list[str]:
+def _worse(rehearsal: Rehearsal, earlier: Sequence[Rehearsal]) -> Iterator[str]:
     if rehearsal.failed_stage is not None and earlier and earlier[-1].failed_stage is None:
-        return [f"the stage {rehearsal.failed_stage} failed, where the rehearsal before came to its end"]
-    return []
-
-
-def _pace(rehearsal: Rehearsal, earlier: Sequence[Rehearsal]) -> list[str]:
-    found = []
+        yield f"the stage {rehearsal.failed_stage} failed, where the rehearsal before came to its end"
     for stage in PACED:
         measure = rehearsal.stage(stage)
-        if measure is None or measure.own_seconds < LEAST_SECONDS:
-            continue
         past = [pace for other in earlier if (pace := _pace_of(other, stage))]
         times = _times_worse(_pace_of(rehearsal, stage), past, LEAST_NOISE)
-        if times is not None:
-            found.append(f"{stage} was slower per row: {times:.1f} times {_as_before(past)}")
-    return found
+        if times is not None and measure is not None and measure.own_seconds >= LEAST_SECONDS:
+            yield f"{stage} was slower per row: {times:.1f} times {_as_before(past)}"
+    for stage in (Stage.BASELINE, Stage.BACKFILL, Stage.AFTERWARDS):
+        now = rehearsal.p99(stage)
+        past = [p99 for other in earlier if (p99 := other.p99(stage))]
+        times = _times_worse(now, past, LEAST_NOISE)
+        if now is not None and times is not None and now - statistics.median(past) >= LEAST_LATENCY:
+            yield (
+                f"the latency's 99th percentile during {stage} was {now:,.0f} ms: {times:.1f} times {_as_before(past)}"
+            )
+    now = rehearsal.growth
+    past = [growth for other in earlier if (growth := other.growth)]
+    if now is not None and _times_worse(now, past, LEAST_GROWTH) is not None:
+        yield f"the database grew to {now:.2f} times its size, before to {statistics.median(past):.2f} times"
 
 
 def _pace_of(rehearsal: Rehearsal, stage: Stage) -> float | None:
@@ -106,28 +109,6 @@ def _pace_of(rehearsal: Rehearsal, stage: Stage) -> float | None:
     # Stages that count no rows go through the whole database.
     rows = measure is not None and (measure.rows or rehearsal.before.rows)
     return measure.own_seconds / rows if measure is not None and rows else None
-
-
-def _latency(rehearsal: Rehearsal, earlier: Sequence[Rehearsal]) -> list[str]:
-    found = []
-    for stage in (Stage.BASELINE, Stage.BACKFILL, Stage.AFTERWARDS):
-        now = rehearsal.p99(stage)
-        past = [p99 for other in earlier if (p99 := other.p99(stage))]
-        times = _times_worse(now, past, LEAST_NOISE)
-        if now is not None and times is not None and now - statistics.median(past) >= LEAST_LATENCY:
-            found.append(
-                f"the latency's 99th percentile during {stage} was {now:,.0f} ms: {times:.1f} times {_as_before(past)}"
-            )
-    return found
-
-
-def _growth(rehearsal: Rehearsal, earlier: Sequence[Rehearsal]) -> list[str]:
-    now = rehearsal.growth
-    past = [found for other in earlier if (found := other.growth)]
-    times = _times_worse(now, past, LEAST_GROWTH)
-    if now is None or times is None:
-        return []
-    return [f"the database grew to {now:.2f} times its size, before to {statistics.median(past):.2f} times"]
 
 
 def _new_findings(rehearsal: Rehearsal, earlier: Sequence[Rehearsal]) -> list[str]:

@@ -225,23 +225,14 @@ def _remembered(shape: Shape, key: Key, row: Values, *, inserted: bool = False) 
 
 def readable(way: Way, session: Session, keys: Sequence[Key]) -> dict[Key, Values]:
     """Rows by their keys; without those that Python has no values for, such as dates of infinity."""
-    if not keys:
-        return {}
     try:
-        return way.read(session, keys)
+        return way.read(session, keys) if keys else {}
     except UNREADABLE as error:
         if not has_no_value(error):
             raise
         session.rollback()
-    found: dict[Key, Values] = {}
-    for key in keys:
-        try:
-            found |= way.read(session, [key])
-        except UNREADABLE as error:
-            if not has_no_value(error):
-                raise
-            session.rollback()
-    return found
+    one_by_one = ([key] for key in keys if len(keys) > 1)
+    return {key: row for one in one_by_one for key, row in readable(way, session, one).items()}
 
 
 # What says so: the driver, of plaintext, and the runtime library, of ciphertext.

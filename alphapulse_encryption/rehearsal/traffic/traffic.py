@@ -217,7 +217,7 @@ class _Process(Child):
         answer = self.answer()
         if answer is None:
             raise _Ended(
-                f"The process that makes the rehearsal's traffic ended by itself (status {self.kill()})."
+                f"The process that makes the rehearsal's traffic ended by itself (status {self._process.wait()})."
             )
         return answer
 
