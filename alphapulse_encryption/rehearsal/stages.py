@@ -197,7 +197,7 @@ class Rehearsing:
             started = datetime.now(UTC)
             position = wal_position(server)
             for phases, part in PLANS[self.stage].parts:
-                with load.under(phases):
+                with load.under(phases.split()):
                     part(self)
             written = wal_position(server) - position
             sizes = None if self.stage is Stage.REMOVAL else self._sizes()
@@ -498,7 +498,6 @@ def removal(at: Rehearsing) -> None:
         raise RefusedError(f"The clone {at.passed.clone} is gone already.")
 
 
-@dataclass(frozen=True)
 class Plan:
     """What a stage does.
 
@@ -506,67 +505,66 @@ class Plan:
         parts: one after another, each with the phases of the application that run side by side meanwhile.
     """
 
-    description: str
-    parts: tuple[tuple[tuple[str, ...], Callable[[Rehearsing], None]], ...]
+    def __init__(self, description: str, *parts: tuple[str, Callable[[Rehearsing], None]]) -> None:
+        self.description = description
+        self.parts = parts
 
-
-OFF, PLAINTEXT, DUAL, ENCRYPTED = "off", "plaintext", "dual", "encrypted"
 
 # Deployments are those of docs/application.md ("The order of deployments and steps"). Old instances, which know nothing
 # of the encrypted columns, are in the phase off, and plain SQL belongs to them; two phases run side by side while a
 # deployment is rolling. There is none where there is no clone to talk to.
 PLANS: Mapping[Stage, Plan] = {
     Stage.BASELINE: Plan(
-        "Watch the application on the clone, before anything is done to it.", (((OFF,), watch),)
+        "Watch the application on the clone, before anything is done to it.", ("off", watch)
     ),
     Stage.PREFLIGHT: Plan(
         "Pre-migration checklist, on the clone; ends the rehearsal if anything would block the migration.",
-        (((OFF,), preflight),),
+        ("off", preflight),
     ),
     # The columns are not there yet.
-    Stage.COLUMNS: Plan("Step 2: encrypted columns and guards.", (((OFF,), columns),)),
+    Stage.COLUMNS: Plan("Step 2: encrypted columns and guards.", ("off", columns)),
     # What the old instances write is pending, and encrypted behind them.
     Stage.BACKFILL: Plan(
         "Step 3: encrypt every value, while old instances of the application still write plaintext.",
-        (((OFF, PLAINTEXT), backfill),),
+        ("off plaintext", backfill),
     ),
     # The last old instance is gone: from here on nothing becomes pending.
     Stage.INDEXES: Plan(
         "Step 3, after the data: indexes and statistics, then what the old instances left pending.",
-        (((PLAINTEXT,), indexes),),
+        ("plaintext", indexes),
     ),
-    Stage.VERIFY: Plan("Step 4: decrypt and compare every value.", (((PLAINTEXT,), verify),)),
-    Stage.VIEWS: Plan("Step 6: compatibility views.", (((PLAINTEXT, DUAL), views),)),
+    Stage.VERIFY: Plan("Step 4: decrypt and compare every value.", ("plaintext", verify)),
+    Stage.VIEWS: Plan("Step 6: compatibility views.", ("plaintext dual", views)),
     Stage.BACKUP: Plan(
         "A backup of the clone, restored and compared; in a directory of the rehearsal's own.",
-        (((DUAL,), backup),),
+        ("dual", backup),
     ),
     # Ciphertext alone is refused before the switch. That changes the table's definition, which the approval wants
     # verified as it is then.
     Stage.SWITCH: Plan(
         "Step 7: the encrypted columns become the right side; verified again.",
-        (((DUAL,), switch), ((DUAL, ENCRYPTED), verify)),
+        *(("dual", switch), ("dual encrypted", verify)),
     ),
     Stage.APPROVAL: Plan(
         "Step 8, first half: approve the drop of every table's plaintext, on the clone.",
-        (((ENCRYPTED,), approval),),
+        ("encrypted", approval),
     ),
-    Stage.DROP: Plan("Step 8: drop the plaintext columns of the clone.", (((ENCRYPTED,), drop),)),
+    Stage.DROP: Plan("Step 8: drop the plaintext columns of the clone.", ("encrypted", drop)),
     Stage.ERASURE: Plan(
-        "After step 8: rewrite the clone's tables, and look for what remains.", (((ENCRYPTED,), erasure),)
+        "After step 8: rewrite the clone's tables, and look for what remains.", ("encrypted", erasure)
     ),
     # Held before its end, until nobody writes ciphertext alone any more.
     Stage.RESTORE: Plan(
         "Rollback after the drop: rebuild the plaintext columns from the ciphertext.",
-        (((ENCRYPTED,), restore_held), ((ENCRYPTED, DUAL), roll), ((DUAL,), restore_end)),
+        *(("encrypted", restore_held), ("encrypted dual", roll), ("dual", restore_end)),
     ),
-    Stage.VERIFY_AGAIN: Plan("Verify what was restored.", (((DUAL,), verify),)),
+    Stage.VERIFY_AGAIN: Plan("Verify what was restored.", ("dual", verify)),
     Stage.AFTERWARDS: Plan(
         "Rollback to its end: revert to plaintext, then watch the application again.",
-        (((DUAL,), revert), ((PLAINTEXT,), watch)),
+        *(("dual", revert), ("plaintext", watch)),
     ),
     Stage.REMOVAL: Plan(
         "Remove the clone and its backup, hold the staging database against its checksums, and report.",
-        (((), removal),),
+        ("", removal),
     ),
 }

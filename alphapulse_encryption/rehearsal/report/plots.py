@@ -1,6 +1,6 @@
 """The plots of the pages: inline SVG whose colours are the page's, light or dark, and whose text is text.
 
-Matplotlib knows fixed colours only. So it draws with colours that stand for the page's variables, which then replace
+Each has a title for those who hear the page. Matplotlib knows fixed colours only. So it draws with colours that stand for the page's variables, which then replace
 them. Names from the database are drawn as they are: without mathematics, and without what XML has no place for.
 """
 
@@ -75,7 +75,6 @@ def stacked(bars: Bars, parts: Sequence[str], xlabel: str, title: str) -> str:
         bars: by label, from part to length; parts that are missing have none.
         parts: at most as many as there are colours.
         xlabel: what the length means.
-        title: for those who hear the page.
     """
     with _figure(title, 0.9 + 0.28 * max(1, len(bars))) as figure:
         axes = _labelled(figure, bars, xlabel)
@@ -123,11 +122,8 @@ def steps(
     """Figures after each of some steps, with limits; and bars below, one for each step.
 
     Args:
-        lines: over them.
         limits: by their label.
-        bars: one value per step.
         ylabels: of the lines and of the bars.
-        title: for those who hear the page.
     """
     with _figure(title, 4.2) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
@@ -168,8 +164,6 @@ def over_time(
         lines: points by label, interrupted where y is None; the first is in front, the last is dashed.
         bands: label, begin, end and whether it is marked of each, in their order.
         errors: when.
-        xlabel: unit of the time.
-        title: for those who hear the page.
     """
     with _figure(title, 3.6) as figure:
         axes = figure.add_subplot()

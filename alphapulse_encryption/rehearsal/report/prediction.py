@@ -313,9 +313,7 @@ class _Fixed:
         """The constant of the line through points of an amount and the seconds it took, by relative errors."""
         used = [(amount, seconds) for amount, seconds in points if seconds > _LEAST_SECONDS]
         most = _MOST_FIXED * min((seconds for _, seconds in used), default=0.0)
-        if len({amount for amount, _ in used}) < 2:
-            return cls(_UNKNOWN_FIXED * most, _UNKNOWN_FIXED * most)
-        unit = max(amount for amount, _ in used)
+        unit = max((amount for amount, _ in used), default=0.0) or 1.0
         # Each point divided by its seconds: one is to be a / seconds + b * amount / seconds.
         rows = [(1 / seconds, amount / unit / seconds) for amount, seconds in used]
         aa, ab, bb = (sum(row[i] * row[j] for row in rows) for i, j in ((0, 0), (0, 1), (1, 1)))

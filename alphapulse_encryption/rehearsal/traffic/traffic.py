@@ -167,11 +167,6 @@ def traffic(
         running.abandon()
 
 
-def warm_up() -> None:
-    """Have the process started while something else is done, so that the first traffic need not wait for it."""
-    _keep(_Process())
-
-
 def _phase(phase: Phase | str) -> str:
     try:
         return Phase(phase).value
