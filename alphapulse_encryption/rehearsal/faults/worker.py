@@ -8,9 +8,9 @@ standard output. It ends when that is done, or with its parent.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from alphapulse_encryption.catalogue import Catalogue
@@ -62,11 +62,9 @@ def work(order: Mapping[str, Any]) -> None:
             # Its text could quote rows.
             say({"broken": type(error).__name__})
 
-    workers = [threading.Thread(target=go_on) for _ in range(order["workers"])]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(order["workers"]) as pool:
+        for _ in range(order["workers"]):
+            pool.submit(go_on)
 
 
 def main() -> None:

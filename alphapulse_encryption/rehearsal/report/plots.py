@@ -1,7 +1,8 @@
 """The plots of the pages: inline SVG whose colours are the page's, light or dark, and whose text is text.
 
-Each has a title for those who hear the page. Matplotlib knows fixed colours only. So it draws with colours that stand for the page's variables, which then replace
-them. Names from the database are drawn as they are: without mathematics, and without what XML has no place for.
+Each has a title for those who hear the page. Matplotlib knows fixed colours only, so it draws with colours that stand
+for the page's variables, which then replace them. Names from the database are drawn as they are: without mathematics,
+and without what XML has no place for.
 """
 
 from __future__ import annotations

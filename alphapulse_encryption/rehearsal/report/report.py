@@ -24,9 +24,6 @@ def write(rehearsal: Rehearsal, history: Sequence[Rehearsal], directory: Path) -
 
     Args:
         directory: where to; made if it is not there.
-
-    Returns:
-        The page.
     """
     return pages.keep(directory / REPORT, page(rehearsal, history))
 
@@ -37,9 +34,6 @@ def write_history(history: Sequence[Rehearsal], directory: Path) -> Path:
     Args:
         history: all of them, in any order.
         directory: where to; it links the reports that are in it, each in a directory named by the run.
-
-    Returns:
-        The page.
     """
     return pages.keep(directory / HISTORY, history_page(history, directory))
 
