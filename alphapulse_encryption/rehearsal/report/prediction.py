@@ -352,15 +352,14 @@ def _stage(
         beside = fixed.grown(rest - looked, times) + Span.of(looked * _times_looked(measure, times))
     rows = sum(size.rows for key, size in newest.before.tables.items() if key in sizes.tables)
     times = sum(_rows(sizes, key) for key in newest.before.tables) / rows if rows else 1.0
-    error += _ERROR_PER_FOLD * abs(math.log(times)) if times else 0.0
+    if times and stage not in _CONSTANT:
+        error += _ERROR_PER_FOLD * abs(math.log(times))
     tables = {key: span.widened(error) for key, span in tables.items()}
-    wal = measure.wal * times
     return StagePrediction(
         stage=stage,
         seconds=_total((*tables.values(), beside.widened(error))),
         tables=tables,
-        # A checkpoint makes the server log whole pages: little work may have as much of it as more.
-        wal=Span.of(wal, min(measure.wal, wal)).widened(error),
+        wal=Span.of(measure.wal * times).widened(error),
         locked=tables if stage in LOCKING else {},
     )
 
