@@ -33,7 +33,7 @@ from alphapulse_encryption.rehearsal.measures import (
     StageMeasure,
 )
 from alphapulse_encryption.rehearsal.report import history
-from alphapulse_encryption.rehearsal.stages import PLANS, Passed, Rehearsing, wal_position
+from alphapulse_encryption.rehearsal.stages import PLANS, Finds, Passed, Rehearsing, wal_position
 from alphapulse_encryption.sample.postgres import embedded
 
 JOB = "staging_rehearsal"
@@ -73,7 +73,7 @@ def clone(context: dg.OpExecutionContext, config: RehearsalConfig) -> dict[str, 
         raise
 
 
-class _Opened:
+class _Opened(Finds):
     """The first stage at work: there is no clone yet."""
 
     def __init__(
@@ -83,7 +83,7 @@ class _Opened:
         self.config = config
         self.name = name
         self.started = started
-        self.findings: list[Finding] = []
+        self.findings = []
         self.server: clones.Server | None = None
         # From then on it is a rehearsal: what is refused before, never began.
         self.begun = False
@@ -126,14 +126,14 @@ class _Opened:
             there = source.identity(connection)
             self.told["server_version"] = connection.info.parameter_status("server_version") or "unknown"
         if production is not None and there.same_server(production):
-            self._find(
+            self.find(
                 "warning",
                 "clone",
                 f"it is made on the server of {source.PRODUCTION_VARIABLE}, which it slows down.",
                 f"Name another server with {clones.SERVER_VARIABLE}.",
             )
         for leftover in remove_leftovers(self.context.instance, self.server, at_once=True):
-            self._find("note", "clone", str(leftover))
+            self.find("note", "clone", str(leftover))
         before = source.checksums(staging, tables) if self.config.compare_source else {}
         self.begun = True
         position = wal_position(self.server)
@@ -184,20 +184,14 @@ class _Opened:
             states = {table.key: table_state(connection, table) for table in target.catalogue.tables}
         if paused:
             change_limits(database, {"paused": "false"}, who)
-            self._find("note", "paused", "backfills are paused on the staging database; not so on its clone.")
+            self.find("note", "paused", "backfills are paused on the staging database; not so on its clone.")
         for table in target.catalogue.tables:
             state = states[table.key]
             if state is not None and state.authority == "ciphertext":
                 revert_to_plaintext(target.by(who), table)
-                self._find(
+                self.find(
                     "note", table.key, "is switched on the staging database; its clone was reverted first."
                 )
-
-    def _find(self, level: str, subject: str, what: str, advice: str = "") -> None:
-        self.findings.append(
-            Finding.model_validate({"level": level, "subject": subject, "what": what, "advice": advice})
-        )
-        self.context.log.info(f"{subject}: {what}")
 
     def remove(self) -> None:
         """Nobody can go on with what this op began: run again, it makes another clone."""

@@ -96,8 +96,22 @@ class Passed(BaseModel):
         return self.model_copy(update={"stages": (*kept, measure)})
 
 
+class Finds:
+    """Work that finds something."""
+
+    context: dg.OpExecutionContext
+    findings: list[Finding]
+
+    def find(self, level: str, subject: str, what: str, advice: str = "") -> None:
+        """Add a finding, and say it."""
+        self.findings.append(
+            Finding.model_validate({"level": level, "subject": subject, "what": what, "advice": advice})
+        )
+        self.context.log.info(f"{subject}: {what}")
+
+
 @dataclass
-class Rehearsing:
+class Rehearsing(Finds):
     """One stage at work.
 
     Args:
@@ -170,13 +184,6 @@ class Rehearsing:
     def add(self, key: str, work: TableWork) -> None:
         """Add to what was done to a table."""
         self.work[key] = self.work.get(key, TableWork()) + work
-
-    def find(self, level: str, subject: str, what: str, advice: str = "") -> None:
-        """Add a finding, and say it."""
-        self.findings.append(
-            Finding.model_validate({"level": level, "subject": subject, "what": what, "advice": advice})
-        )
-        self.context.log.info(f"{subject}: {what}")
 
     def watch(self, longest: float | None = None) -> None:
         """Let the application run by itself for a while, where there is one."""

@@ -18,39 +18,16 @@ from hashlib import blake2b
 from typing import Any
 
 import psycopg
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Date,
-    DateTime,
-    Double,
-    Integer,
-    Numeric,
-    SmallInteger,
-    String,
-    Text,
-)
-from sqlalchemy import Uuid as UuidType
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import BYTEA, JSON, JSONB
 from sqlalchemy.types import NullType, TypeEngine
 
+from alphapulse_encryption import orm
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.tracking import bookkeeping_exists, table_state
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.saved import latest
-from alphapulse_encryption.orm import (
-    EncryptedBoolean,
-    EncryptedBytes,
-    EncryptedDate,
-    EncryptedDateTime,
-    EncryptedFloat,
-    EncryptedInteger,
-    EncryptedJSON,
-    EncryptedNumeric,
-    EncryptedString,
-    EncryptedUUID,
-)
 
 Connection = psycopg.Connection[Any]
 Values = dict[str, Any]
@@ -88,8 +65,8 @@ class Field:
     def searchable(self) -> bool:
         """Whether rows can be looked up by it in every phase."""
         # Equal values of other types have several text forms, and a token is that of one.
-        unscaled = isinstance(self.type, Numeric) and self.type.scale is None
-        tokens = not unscaled and not isinstance(self.type, Double | JSON)
+        unscaled = isinstance(self.type, sa.Numeric) and self.type.scale is None
+        tokens = not unscaled and not isinstance(self.type, sa.Double | JSON)
         return self.sensitive is not None and self.sensitive.searchable and tokens
 
     def encrypted_type(self) -> Any:
@@ -99,9 +76,9 @@ class Field:
 
     def fresh(self, value: Any) -> Any:
         """A value that no other row has, nor ever had, made of one that suits; None where none can be made."""
-        if isinstance(self.type, UuidType):
+        if isinstance(self.type, sa.Uuid):
             return uuid.uuid4()
-        if isinstance(self.type, String) and isinstance(value, str):
+        if isinstance(self.type, sa.String) and isinstance(value, str):
             length = self.type.length
             if length is not None and length < _DIGITS:
                 return None
@@ -143,7 +120,7 @@ class Shape:
             if field.in_key and field.given:
                 is_new = True
                 continue
-            if field.unique or (field.in_key and isinstance(field.type, UuidType)):
+            if field.unique or (field.in_key and isinstance(field.type, sa.Uuid)):
                 value = None if value is None and not field.required else field.fresh(value)
                 if value is None and field.required:
                     return None
@@ -260,31 +237,31 @@ def _can_be_fresh(column: LiveColumn | None) -> bool:
     if column is None:
         return True
     kind = kind_of(column.type)
-    return kind is not None and isinstance(kind[0], String | UuidType)
+    return kind is not None and isinstance(kind[0], sa.String | sa.Uuid)
 
 
 def _moment(*, timezone: bool) -> Kind:
-    return DateTime(timezone=timezone), partial(EncryptedDateTime, timezone=timezone)
+    return sa.DateTime(timezone=timezone), partial(orm.EncryptedDateTime, timezone=timezone)
 
 
 # What PostgreSQL calls a type, SQLAlchemy's for it, and the runtime library's beside it.
 Kind = tuple[TypeEngine[Any], Callable[[str], TypeEngine[Any]]]
 _KINDS: Mapping[str, Kind] = {
-    "text": (Text(), EncryptedString),
-    "character varying": (String(), EncryptedString),
-    "smallint": (SmallInteger(), EncryptedInteger),
-    "integer": (Integer(), EncryptedInteger),
-    "bigint": (BigInteger(), EncryptedInteger),
-    "numeric": (Numeric(), EncryptedNumeric),
-    "double precision": (Double(), EncryptedFloat),
-    "boolean": (Boolean(), EncryptedBoolean),
-    "date": (Date(), EncryptedDate),
+    "text": (sa.Text(), orm.EncryptedString),
+    "character varying": (sa.String(), orm.EncryptedString),
+    "smallint": (sa.SmallInteger(), orm.EncryptedInteger),
+    "integer": (sa.Integer(), orm.EncryptedInteger),
+    "bigint": (sa.BigInteger(), orm.EncryptedInteger),
+    "numeric": (sa.Numeric(), orm.EncryptedNumeric),
+    "double precision": (sa.Double(), orm.EncryptedFloat),
+    "boolean": (sa.Boolean(), orm.EncryptedBoolean),
+    "date": (sa.Date(), orm.EncryptedDate),
     "timestamp with time zone": _moment(timezone=True),
     "timestamp without time zone": _moment(timezone=False),
-    "uuid": (UuidType(), EncryptedUUID),
-    "jsonb": (JSONB(none_as_null=True), EncryptedJSON),
-    "json": (JSON(none_as_null=True), partial(EncryptedJSON, binary=False)),
-    "bytea": (BYTEA(), EncryptedBytes),
+    "uuid": (sa.Uuid(), orm.EncryptedUUID),
+    "jsonb": (JSONB(none_as_null=True), orm.EncryptedJSON),
+    "json": (JSON(none_as_null=True), partial(orm.EncryptedJSON, binary=False)),
+    "bytea": (BYTEA(), orm.EncryptedBytes),
 }
 _LENGTH = re.compile(r"character varying\((\d+)\)")
 _DIGITS_OF = re.compile(r"numeric\((\d+),(-?\d+)\)")
@@ -295,10 +272,10 @@ def kind_of(name: str) -> Kind | None:
     """The types for what ``format_type`` prints; None where an application would need one of its own."""
     name = _PRECISION.sub(r"\1\2", name.removeprefix("pg_catalog."))
     if match := _LENGTH.fullmatch(name):
-        return String(int(match[1])), EncryptedString
+        return sa.String(int(match[1])), orm.EncryptedString
     if match := _DIGITS_OF.fullmatch(name):
         scale = int(match[2])
-        return Numeric(int(match[1]), scale), partial(EncryptedNumeric, scale=scale)
+        return sa.Numeric(int(match[1]), scale), partial(orm.EncryptedNumeric, scale=scale)
     return _KINDS.get(name)
 
 
