@@ -31,9 +31,7 @@ def build_asset() -> dg.AssetSpec:
     )
 
 
-def keep(
-    context: dg.OpExecutionContext, rehearsal: Rehearsal, metadata: Mapping[str, MetadataEntry]
-) -> None:
+def keep(context: dg.OpExecutionContext, rehearsal: Rehearsal, metadata: Mapping[str, MetadataEntry]) -> None:
     """Add a rehearsal."""
     context.log_event(
         dg.AssetMaterialization(
