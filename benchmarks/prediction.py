@@ -30,9 +30,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from alphapulse_encryption.rehearsal.measures import Rehearsal, Stage
-from alphapulse_encryption.rehearsal.report.comparison import own_seconds
-from alphapulse_encryption.rehearsal.report.prediction import DAY, Prediction, predict
+from alphapulse_encryption.rehearsal.measures import DAY, Rehearsal, Stage
+from alphapulse_encryption.rehearsal.report.prediction import predict
 
 RESULTS = Path(__file__).parent / "results"
 MOST_OFF = 0.3
@@ -115,11 +114,11 @@ class Line:
 
 def held_against(small: Rehearsal, large: Rehearsal) -> list[Line]:
     """What the small one predicts of the large one, beside what that took; all of the day's stages first."""
-    predicted: Prediction = predict(small, large.before)
+    predicted = predict([small], large.before)
     lines = []
     for found in predicted.stages:
         measures = [rehearsal.stage(found.stage) for rehearsal in (small, large)]
-        seconds = [own_seconds(measure) if measure is not None else math.nan for measure in measures]
+        seconds = [measure.own_seconds if measure is not None else math.nan for measure in measures]
         lines.append(Line(found.stage, seconds[0], *_figures(found.seconds), seconds[1]))
     day = [line for line in lines if Stage(line.what) in DAY]
     total = Line(

@@ -7,23 +7,20 @@ from pathlib import Path
 
 import dagster as dg
 
-from alphapulse_encryption.defs.resources.border import MetadataEntry
 from alphapulse_encryption.rehearsal.clone.clone import directory
 from alphapulse_encryption.rehearsal.measures import Rehearsal
 from alphapulse_encryption.rehearsal.report import history, report
+from alphapulse_encryption.rehearsal.report.metadata import metadata
 from alphapulse_encryption.rehearsal.report.verdict import judge
 
 
 def conclude(context: dg.OpExecutionContext, rehearsal: Rehearsal) -> None:
-    """Report a rehearsal.
-
-    Args:
-        context: of the op that ended it.
-        rehearsal: what was measured.
-    """
+    """Report a rehearsal."""
     context.log.info(in_a_line(rehearsal))
     past = history.read(context.instance)
-    history.keep(context, rehearsal, _metadata(rehearsal, past, _write(context, rehearsal, past)))
+    seconds = (rehearsal.ended - rehearsal.started).total_seconds()
+    told = metadata(rehearsal, past, _write(context, rehearsal, past))
+    history.keep(context, rehearsal, {"seconds": seconds, **told})
 
 
 def report_page(run_id: str) -> Path:
@@ -54,10 +51,3 @@ def in_a_line(rehearsal: Rehearsal) -> str:
     if rehearsal.failed_stage is not None:
         return f"The rehearsal failed in {rehearsal.failed_stage}, because: {rehearsal.failure}"
     return f"The rehearsal went all the way there and back in {seconds:.0f} s. {judge(rehearsal).sentence}"
-
-
-def _metadata(rehearsal: Rehearsal, past: Sequence[Rehearsal], page: Path | None) -> dict[str, MetadataEntry]:
-    return {
-        "seconds": (rehearsal.ended - rehearsal.started).total_seconds(),
-        **report.metadata(rehearsal, past, page),
-    }

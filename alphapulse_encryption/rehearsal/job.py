@@ -1,7 +1,6 @@
 """The job ``staging_rehearsal``: a step for each stage, its schedule, and the sensor that removes leftovers."""
 
 import os
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -34,7 +33,7 @@ from alphapulse_encryption.rehearsal.measures import (
     StageMeasure,
 )
 from alphapulse_encryption.rehearsal.report import history
-from alphapulse_encryption.rehearsal.stages import PARTS, Passed, Rehearsing, wal_position
+from alphapulse_encryption.rehearsal.stages import PLANS, Finds, Passed, Rehearsing, wal_position
 from alphapulse_encryption.sample.postgres import embedded
 
 JOB = "staging_rehearsal"
@@ -67,14 +66,14 @@ def clone(context: dg.OpExecutionContext, config: RehearsalConfig) -> dict[str, 
     except dg.Failure as failure:
         opened.remove()
         if opened.begun:
-            _report_failed(context, opened.failed(str(failure.description)))
+            _report_failed(context, opened.passed(), Stage.CLONE, failure, opened.findings)
         raise
     except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
         opened.remove()
         raise
 
 
-class _Opened:
+class _Opened(Finds):
     """The first stage at work: there is no clone yet."""
 
     def __init__(
@@ -84,13 +83,31 @@ class _Opened:
         self.config = config
         self.name = name
         self.started = started
-        self.findings: list[Finding] = []
+        self.findings = []
         self.server: clones.Server | None = None
         # From then on it is a rehearsal: what is refused before, never began.
         self.begun = False
-        self.cloned_by = "not cloned"
-        self.server_version = "unknown"
-        self.source_name = "unknown"
+        self.told = {"source": "unknown", "cloned_by": "not cloned", "server_version": "unknown"}
+
+    def passed(self, **measured: Any) -> Passed:
+        """What is handed on, also where nothing was measured."""
+        circumstances = Circumstances(
+            **self.told,
+            cores=os.cpu_count() or 1,
+            workers=self.config.workers,
+            batch_ranges=settings.TargetVariables().batch_ranges,
+            rate=self.config.traffic.rate,
+            version=version("alphapulse-encryption"),
+            rest_ratio=self.config.rest_ratio,
+        )
+        return Passed(
+            run=self.context.run_id,
+            clone=self.name,
+            started=self.started,
+            config=self.config.model_dump(mode="json"),
+            circumstances=circumstances,
+            **{"before": Sizes(database=0, tables={}), **measured},
+        )
 
     def clone(self) -> Passed:
         """Look at the source, clone it, and measure it."""
@@ -99,7 +116,7 @@ class _Opened:
         _check_names(self.config)
         staging = source.source_database()
         found, production = source.refuse_production(staging, declared=self.config.source_is_not_production)
-        self.source_name = found.name
+        self.told["source"] = found.name
         with staging.session("look at the staging database") as connection:
             self.findings += source.refuse_unrehearsable(connection, tables)
         # What the day needs is needed now: keys that cannot be read are known before a long copy.
@@ -107,16 +124,16 @@ class _Opened:
         self.server = target.server
         with self.server.session("look at the server for the clone") as connection:
             there = source.identity(connection)
-            self.server_version = connection.info.parameter_status("server_version") or "unknown"
+            self.told["server_version"] = connection.info.parameter_status("server_version") or "unknown"
         if production is not None and there.same_server(production):
-            self._find(
+            self.find(
                 "warning",
                 "clone",
                 f"it is made on the server of {source.PRODUCTION_VARIABLE}, which it slows down.",
                 f"Name another server with {clones.SERVER_VARIABLE}.",
             )
         for leftover in remove_leftovers(self.context.instance, self.server, at_once=True):
-            self._find("note", "clone", str(leftover))
+            self.find("note", "clone", str(leftover))
         before = source.checksums(staging, tables) if self.config.compare_source else {}
         self.begun = True
         position = wal_position(self.server)
@@ -128,14 +145,13 @@ class _Opened:
             attempts={Stage.CLONE: 1},
         )
         cloning = datetime.now(UTC)
-        made = clones.make(
+        self.told["cloned_by"], findings = clones.make(
             *(staging, self.server, self.name, mark, tables),
             same_server=there.same_server(found),
             bin_dir=clones.programs_directory(self.server),
         )
         seconds = (datetime.now(UTC) - cloning).total_seconds()
-        self.cloned_by = made.by
-        self.findings += made.findings
+        self.findings += findings
         self._set_back(target)
         with target.database.session("measure the clone") as connection:
             sizes = read_sizes(connection, tables, rows=count_rows(connection, tables))
@@ -143,7 +159,9 @@ class _Opened:
             tables, self.config.production_rows, self.config.production_bytes, sizes
         )
         self.findings += more
-        self.context.log.info(f"Cloned {found.name} as {self.name} in {seconds:.1f} s, by {made.by}")
+        self.context.log.info(
+            f"Cloned {found.name} as {self.name} in {seconds:.1f} s, by {self.told['cloned_by']}"
+        )
         measure = StageMeasure(
             stage=Stage.CLONE,
             started=self.started,
@@ -153,17 +171,7 @@ class _Opened:
             sizes=sizes,
             findings=tuple(self.findings),
         )
-        return Passed(
-            run=self.context.run_id,
-            clone=self.name,
-            started=self.started,
-            config=self.config.model_dump(mode="json"),
-            circumstances=self._circumstances(),
-            before=sizes,
-            production=known,
-            source=dict(before),
-            stages=(measure,),
-        )
+        return self.passed(before=sizes, production=known, source=dict(before), stages=(measure,))
 
     def _set_back(self, target: RehearsalTarget) -> None:
         """Bring a clone of a migration that was begun to where a rehearsal begins."""
@@ -176,47 +184,14 @@ class _Opened:
             states = {table.key: table_state(connection, table) for table in target.catalogue.tables}
         if paused:
             change_limits(database, {"paused": "false"}, who)
-            self._find("note", "paused", "backfills are paused on the staging database; not so on its clone.")
+            self.find("note", "paused", "backfills are paused on the staging database; not so on its clone.")
         for table in target.catalogue.tables:
             state = states[table.key]
             if state is not None and state.authority == "ciphertext":
                 revert_to_plaintext(target.by(who), table)
-                self._find(
+                self.find(
                     "note", table.key, "is switched on the staging database; its clone was reverted first."
                 )
-
-    def _find(self, level: str, subject: str, what: str, advice: str = "") -> None:
-        self.findings.append(
-            Finding.model_validate({"level": level, "subject": subject, "what": what, "advice": advice})
-        )
-        self.context.log.info(f"{subject}: {what}")
-
-    def _circumstances(self) -> Circumstances:
-        return Circumstances(
-            source=self.source_name,
-            cloned_by=self.cloned_by,
-            server_version=self.server_version,
-            cores=os.cpu_count() or 1,
-            workers=self.config.workers,
-            batch_ranges=settings.TargetVariables().batch_ranges,
-            rate=self.config.traffic.rate,
-            version=version("alphapulse-encryption"),
-            rest_ratio=self.config.rest_ratio,
-        )
-
-    def failed(self, why: str) -> Rehearsal:
-        """As a rehearsal that ended here."""
-        return Rehearsal(
-            run_id=self.context.run_id,
-            started=self.started,
-            ended=datetime.now(UTC),
-            circumstances=self._circumstances(),
-            before=Sizes(database=0, tables={}),
-            stages=(),
-            failed_stage=Stage.CLONE,
-            failure=why,
-            findings=tuple(self.findings),
-        )
 
     def remove(self) -> None:
         """Nobody can go on with what this op began: run again, it makes another clone."""
@@ -233,7 +208,7 @@ def _check_names(config: RehearsalConfig) -> None:
 def _stage(stage: Stage) -> dg.OpDefinition:
     """The op of a stage on the clone."""
 
-    @dg.op(name=f"rehearse_{stage}", description=_DESCRIPTIONS[stage])
+    @dg.op(name=f"rehearse_{stage}", description=PLANS[stage].description)
     def op(context: dg.OpExecutionContext, passed: dict[str, Any]) -> dict[str, Any]:
         with safely():
             at = Rehearsing(context, stage, Passed.model_validate(passed))
@@ -250,16 +225,7 @@ def _stage(stage: Stage) -> dg.OpDefinition:
                 return after.model_dump(mode="json")
         except dg.Failure as failure:
             if not gone:
-                _report_failed(
-                    context,
-                    _rehearsal(context, at.passed).model_copy(
-                        update={
-                            "failed_stage": stage,
-                            "failure": str(failure.description),
-                            "findings": tuple(at.findings),
-                        }
-                    ),
-                )
+                _report_failed(context, at.passed, stage, failure, at.findings)
             raise
         except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
             clones.remove_quietly(at.target.server, at.passed.clone)
@@ -268,10 +234,13 @@ def _stage(stage: Stage) -> dg.OpDefinition:
     return op
 
 
-def _report_failed(context: dg.OpExecutionContext, rehearsal: Rehearsal) -> None:
+def _report_failed(
+    context: dg.OpExecutionContext, passed: Passed, stage: Stage, why: dg.Failure, findings: list[Finding]
+) -> None:
     """Report it, whatever comes of that: the run tells why the rehearsal failed, not why its report did."""
+    failed = {"failed_stage": stage, "failure": str(why.description), "findings": tuple(findings)}
     try:
-        conclude(context, rehearsal)
+        conclude(context, _rehearsal(context, passed).model_copy(update=failed))
     except Exception as error:
         context.log.warning(f"The failed rehearsal could not be reported ({type(error).__name__}).")
 
@@ -299,28 +268,8 @@ def _unchanged(passed: Passed) -> bool | None:
     return dict(source.checksums(source.source_database(), tables)) == passed.source
 
 
-_DESCRIPTIONS: Mapping[Stage, str] = {
-    Stage.BASELINE: "Watch the application on the clone, before anything is done to it.",
-    Stage.PREFLIGHT: "Pre-migration checklist, on the clone; ends the rehearsal if anything would block the migration.",
-    Stage.COLUMNS: "Step 2: encrypted columns and guards.",
-    Stage.BACKFILL: "Step 3: encrypt every value, while old instances of the application still write plaintext.",
-    Stage.INDEXES: "Step 3, after the data: indexes and statistics, then what the old instances left pending.",
-    Stage.VERIFY: "Step 4: decrypt and compare every value.",
-    Stage.VIEWS: "Step 6: compatibility views.",
-    Stage.BACKUP: "A backup of the clone, restored and compared; in a directory of the rehearsal's own.",
-    Stage.SWITCH: "Step 7: the encrypted columns become the right side; verified again.",
-    Stage.APPROVAL: "Step 8, first half: approve the drop of every table's plaintext, on the clone.",
-    Stage.DROP: "Step 8: drop the plaintext columns of the clone.",
-    Stage.ERASURE: "After step 8: rewrite the clone's tables, and look for what remains.",
-    Stage.RESTORE: "Rollback after the drop: rebuild the plaintext columns from the ciphertext.",
-    Stage.VERIFY_AGAIN: "Verify what was restored.",
-    Stage.AFTERWARDS: "Rollback to its end: revert to plaintext, then watch the application again.",
-    Stage.REMOVAL: "Remove the clone and its backup, hold the staging database against its checksums, and report.",
-}
-
-
 def _graph() -> dg.GraphDefinition:
-    stages = {stage: _stage(stage) for stage in PARTS}
+    stages = {stage: _stage(stage) for stage in PLANS}
 
     @dg.graph(name=JOB)
     def rehearsal() -> None:

@@ -5,15 +5,23 @@ Free of values, keys and addresses: it ends up in run metadata and in a page tha
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+# Share of a stage's seconds that faults cannot have cost: added up, those in several ranges at once cost more than all.
+LEAST_LEFT = 0.25
+# Seconds, of anything; more, and floating point gets into trouble.
+LONGEST = 1e12
+
 
 class _Measure(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What an earlier version measured besides is no reason to forget its rehearsals.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Stage(StrEnum):
@@ -59,6 +67,17 @@ class TableSize(_Measure):
     heap: int
     indexes: int
 
+    @property
+    def bytes(self) -> int:
+        """Table and indexes."""
+        return self.heap + self.indexes
+
+    def times(self, times: float) -> TableSize:
+        """One with so many times the rows."""
+        return TableSize(
+            rows=round(self.rows * times), heap=round(self.heap * times), indexes=round(self.indexes * times)
+        )
+
 
 class Sizes(_Measure):
     """Sizes of a database, in bytes; of the catalogue's tables one by one.
@@ -71,6 +90,11 @@ class Sizes(_Measure):
     database: int
     tables: dict[str, TableSize]
 
+    @property
+    def rows(self) -> int:
+        """Of all tables."""
+        return sum(table.rows for table in self.tables.values())
+
 
 class TableWork(_Measure):
     """What a stage did to one table.
@@ -80,7 +104,6 @@ class TableWork(_Measure):
         values: values that it encrypted, decrypted or brought back.
         seconds: duration; where several workers share a table, from the first's begin to the last's end.
         locked_seconds: how much of it nobody else could read or write the table, where that is known.
-        ranges: of each batch range with rows, the rows and the seconds of work.
         seconds_held_back: how much of it the engine waited because the server showed distress, over all workers.
         changed_meanwhile: rows that the application changed under the engine's hands.
         quarantined: rows set aside.
@@ -94,7 +117,6 @@ class TableWork(_Measure):
     values: int = 0
     seconds: float = 0.0
     locked_seconds: float = 0.0
-    ranges: tuple[tuple[int, float], ...] = ()
     seconds_held_back: float = 0.0
     changed_meanwhile: int = 0
     quarantined: int = 0
@@ -104,6 +126,12 @@ class TableWork(_Measure):
     looked_other: int = 0
     most_wal: int = 0
 
+    def __add__(self, other: TableWork) -> TableWork:
+        """Two parts of a stage's work on one table."""
+        return TableWork(
+            **{name: getattr(self, name) + getattr(other, name) for name in TableWork.model_fields}
+        )
+
 
 class Latency(_Measure):
     """Requests of one kind during one stage; milliseconds, from when the request was due to its answer.
@@ -112,7 +140,6 @@ class Latency(_Measure):
         kind: what it does, for example "look up by search column".
         way: through the runtime library, with its phase, or plain SQL: for example "library, dual".
         requests: all of them, failed ones included.
-        errors: those that failed.
         wrong_answers: those whose answer was not what had been written.
     """
 
@@ -131,8 +158,6 @@ class Moment(_Measure):
     """A short time of traffic, for the plot of latency over time.
 
     Args:
-        at: its begin.
-        seconds: its length.
         requests, errors: as in :class:`Latency`.
         p50, p99, longest: milliseconds; None without a request.
     """
@@ -172,6 +197,16 @@ class Traffic(_Measure):
     retried: int = 0
     left_out: tuple[str, ...] = ()
 
+    @property
+    def p99(self) -> float | None:
+        """Of all requests; None without any."""
+        return self.overall.p99 if self.overall.requests else None
+
+
+def added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """What was counted under each name, the most frequent first."""
+    return dict(sum((Counter(one) for one in counts), Counter[str]()).most_common())
+
 
 class Fault(_Measure):
     """A fault that was provoked.
@@ -208,12 +243,16 @@ class Finding(_Measure):
     what: str
     advice: str = ""
 
+    @property
+    def weight(self) -> int:
+        """The weightiest first."""
+        return ("blocker", "warning", "note").index(self.level)
+
 
 class StageMeasure(_Measure):
     """One stage.
 
     Args:
-        stage: which.
         started, ended: with their time zone.
         seconds: duration of the migration's own work, without what the rehearsal does around it.
         tables: by the table's key.
@@ -222,7 +261,6 @@ class StageMeasure(_Measure):
         traffic: None where there was none.
         faults: in their order.
         findings: in the order of their weight.
-        attempts: how often the stage was begun.
     """
 
     stage: Stage
@@ -237,6 +275,22 @@ class StageMeasure(_Measure):
     findings: tuple[Finding, ...] = ()
     attempts: int = 1
 
+    @property
+    def rows(self) -> int:
+        """Of all tables that it worked on."""
+        return sum(work.rows for work in self.tables.values())
+
+    @property
+    def own_seconds(self) -> float:
+        """Seconds without those that provoked faults cost."""
+        lost = sum(fault.seconds_lost for fault in self.faults)
+        return min(max(LEAST_LEFT * self.seconds, self.seconds - lost), LONGEST)
+
+    @property
+    def seconds_per_row(self) -> float | None:
+        """Of its own seconds; None without rows."""
+        return self.own_seconds / self.rows if self.rows else None
+
 
 class Circumstances(_Measure):
     """What must be the same for two rehearsals to be compared, and what the prediction needs to know.
@@ -245,11 +299,9 @@ class Circumstances(_Measure):
         source: name of the staging database (never its address).
         cloned_by: "template" or "dump and restore".
         server_version: of PostgreSQL where the clone was.
-        cores: of the machine that ran the engine.
         workers: batch ranges worked on at once.
         batch_ranges: per table.
         rate: requests per second of the traffic; 0 without.
-        version: of this package.
         rest_ratio: seconds of rest of the backfill for each second of its work.
     """
 
@@ -295,3 +347,55 @@ class Rehearsal(_Measure):
     def stage(self, stage: Stage) -> StageMeasure | None:
         """The measurements of a stage, None where it did not come to an end."""
         return next((measure for measure in self.stages if measure.stage is stage), None)
+
+    @property
+    def day(self) -> tuple[StageMeasure, ...]:
+        """The stages of the day, the way back not included."""
+        return tuple(measure for measure in self.stages if measure.stage in DAY)
+
+    def p99(self, stage: Stage) -> float | None:
+        """The 99th percentile of the latency during a stage, in milliseconds; None without requests."""
+        measure = self.stage(stage)
+        return measure.traffic.p99 if measure is not None and measure.traffic is not None else None
+
+    @property
+    def p99_ratio(self) -> float | None:
+        """The 99th percentile during the backfill over that of the baseline; None where one is missing."""
+        before, during = self.p99(Stage.BASELINE), self.p99(Stage.BACKFILL)
+        return during / before if before and during is not None else None
+
+    def seconds_per_row(self, stage: Stage) -> float | None:
+        """Of a stage's own seconds; None where it is missing or had no rows."""
+        measure = self.stage(stage)
+        return measure.seconds_per_row if measure is not None else None
+
+    @property
+    def peak(self) -> Sizes | None:
+        """The sizes after the day's stage at whose end the database was largest; None where no sizes were taken.
+
+        What a restore adds, before the next vacuum takes the old row versions away, is not of the day.
+        """
+        sizes = [measure.sizes for measure in self.day if measure.sizes is not None]
+        return max(sizes, key=lambda found: found.database, default=None)
+
+    @property
+    def growth(self) -> float | None:
+        """The database at its largest over what it was before; None where no sizes were taken."""
+        largest = self.peak
+        return (
+            largest.database / self.before.database if largest is not None and self.before.database else None
+        )
+
+    @property
+    def all_findings(self) -> tuple[tuple[Stage, Finding], ...]:
+        """Each once, with the first stage that found it, by their weight."""
+        found: dict[Finding, Stage] = {}
+        for measure in self.stages:
+            for finding in measure.findings:
+                found.setdefault(finding, measure.stage)
+        if self.failed_stage is not None:
+            for finding in self.findings:
+                found.setdefault(finding, self.failed_stage)
+        return tuple(
+            (stage, finding) for finding, stage in sorted(found.items(), key=lambda one: one[0].weight)
+        )

@@ -1,7 +1,6 @@
 """The stages of a rehearsal: what each does on the clone, with the functions that the assets and jobs call.
 
-Each part of a stage runs while one deployment of the application does (``phases``). What it worked on, and for how
-long, it tells its :class:`Rehearsing`.
+What a stage worked on, and for how long, it tells its :class:`Rehearsing`. The table of all of them is at the end.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
@@ -41,9 +39,8 @@ from alphapulse_encryption.migration.steps.drop import drop_plaintext
 from alphapulse_encryption.migration.steps.erase import erase_dropped
 from alphapulse_encryption.migration.steps.restore import restore_plaintext
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
-from alphapulse_encryption.rehearsal import load as loads
 from alphapulse_encryption.rehearsal.clone import clone as clones
-from alphapulse_encryption.rehearsal.clone.servers import also_on, is_embedded, restart_embedded
+from alphapulse_encryption.rehearsal.clone.servers import also_on, restart_embedded
 from alphapulse_encryption.rehearsal.clone.sizes import read_sizes
 from alphapulse_encryption.rehearsal.clone.source import (
     PRODUCTION_VARIABLE,
@@ -53,7 +50,8 @@ from alphapulse_encryption.rehearsal.clone.source import (
 )
 from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
-from alphapulse_encryption.rehearsal.faults.faults import Done, provoked
+from alphapulse_encryption.rehearsal.faults.faults import provoked
+from alphapulse_encryption.rehearsal.load import Load
 from alphapulse_encryption.rehearsal.measures import (
     Circumstances,
     Fault,
@@ -63,7 +61,6 @@ from alphapulse_encryption.rehearsal.measures import (
     StageMeasure,
     TableWork,
 )
-from alphapulse_encryption.rehearsal.traffic.phases import DEPLOYMENTS
 
 # How long both phases of a rolling deployment are watched, at most.
 ROLLING_SECONDS = 2.0
@@ -77,7 +74,6 @@ class Passed(BaseModel):
         run: that made the clone.
         clone: name of the database.
         started: when the rehearsal began.
-        config: of the run.
         circumstances, before, production, stages: as in :class:`measures.Rehearsal`.
         source: checksums of the staging database before, by table; empty where they are not compared.
     """
@@ -100,13 +96,25 @@ class Passed(BaseModel):
         return self.model_copy(update={"stages": (*kept, measure)})
 
 
+class Finds:
+    """Work that finds something."""
+
+    context: dg.OpExecutionContext
+    findings: list[Finding]
+
+    def find(self, level: str, subject: str, what: str, advice: str = "") -> None:
+        """Add a finding, and say it."""
+        self.findings.append(
+            Finding.model_validate({"level": level, "subject": subject, "what": what, "advice": advice})
+        )
+        self.context.log.info(f"{subject}: {what}")
+
+
 @dataclass
-class Rehearsing:
+class Rehearsing(Finds):
     """One stage at work.
 
     Args:
-        context: of its op.
-        stage: which.
         passed: by the stages before.
     """
 
@@ -146,20 +154,40 @@ class Rehearsing:
             if table is not None:
                 self.add(table.key, TableWork(seconds=seconds))
 
+    def by_table(self) -> Iterator[Table]:
+        """Each table, with the migration's own work on it as the body of a loop."""
+        for table in self.tables:
+            with self.working(table):
+                yield table
+
+    @contextmanager
+    def ranged(self) -> Iterator[Callable[[str, float, TableWork], None]]:
+        """The migration's own work, range by range; yields what is called with the table's key at the end of each.
+
+        A table takes from its first range's begin to its last one's end, by however many workers.
+        """
+        spans: dict[str, tuple[float, float]] = {}
+
+        def ended(key: str, seconds: float, work: TableWork) -> None:
+            now = time.monotonic()
+            begin, _ = spans.get(key, (now, now))
+            spans[key] = (min(begin, now - seconds), now)
+            self.add(key, work)
+
+        try:
+            with self.working():
+                yield ended
+        finally:
+            for key, (begin, end) in spans.items():
+                self.add(key, TableWork(seconds=end - begin))
+
     def add(self, key: str, work: TableWork) -> None:
         """Add to what was done to a table."""
-        self.work[key] = added(self.work.get(key, TableWork()), work)
-
-    def find(self, level: str, subject: str, what: str, advice: str = "") -> None:
-        """Add a finding, and say it."""
-        self.findings.append(
-            Finding.model_validate({"level": level, "subject": subject, "what": what, "advice": advice})
-        )
-        self.context.log.info(f"{subject}: {what}")
+        self.work[key] = self.work.get(key, TableWork()) + work
 
     def watch(self, longest: float | None = None) -> None:
         """Let the application run by itself for a while, where there is one."""
-        if loads.has_traffic(self.config):
+        if self.config.traffic.rate > 0:
             seconds = self.config.observe_seconds
             time.sleep(seconds if longest is None else min(seconds, longest))
 
@@ -171,15 +199,15 @@ class Rehearsing:
         """
         server = self.target.server
         with clones.held(server, self.passed.clone, self.stage) as mark:
-            load = loads.Load(salt=mark.attempts[self.stage] * len(Stage) + list(Stage).index(self.stage))
+            salt = mark.attempts[self.stage] * len(Stage) + list(Stage).index(self.stage)
+            load = Load(self.target, self.config.traffic, salt)
             started = datetime.now(UTC)
             position = wal_position(server)
-            for phases, part in zip(DEPLOYMENTS[self.stage], PARTS[self.stage], strict=True):
-                with loads.under_load(load, self.target.database, self.target, phases, self.config):
+            for phases, part in PLANS[self.stage].parts:
+                with load.under(phases.split()):
                     part(self)
             written = wal_position(server) - position
             sizes = None if self.stage is Stage.REMOVAL else self._sizes()
-        weights = {"blocker": 0, "warning": 1, "note": 2}
         return StageMeasure(
             stage=self.stage,
             started=started,
@@ -188,9 +216,9 @@ class Rehearsing:
             tables=self.work,
             wal=max(written, 0),
             sizes=sizes,
-            traffic=loads.together(load.traffic),
+            traffic=load.measured(),
             faults=tuple(self.faults),
-            findings=tuple(sorted(self.findings, key=lambda finding: weights[finding.level])),
+            findings=tuple(sorted(self.findings, key=lambda finding: finding.weight)),
             attempts=mark.attempts[self.stage],
         )
 
@@ -200,25 +228,6 @@ class Rehearsing:
             return read_sizes(connection, self.tables, rows=rows)
 
 
-def added(one: TableWork, other: TableWork) -> TableWork:
-    """Two parts of a stage's work on one table."""
-    return TableWork(
-        rows=one.rows + other.rows,
-        values=one.values + other.values,
-        seconds=one.seconds + other.seconds,
-        locked_seconds=one.locked_seconds + other.locked_seconds,
-        ranges=one.ranges + other.ranges,
-        seconds_held_back=one.seconds_held_back + other.seconds_held_back,
-        changed_meanwhile=one.changed_meanwhile + other.changed_meanwhile,
-        quarantined=one.quarantined + other.quarantined,
-        looking=one.looking + other.looking,
-        looked_database=one.looked_database + other.looked_database,
-        looked_wal=one.looked_wal + other.looked_wal,
-        looked_other=one.looked_other + other.looked_other,
-        most_wal=max(one.most_wal, other.most_wal),
-    )
-
-
 def wal_position(server: clones.Server) -> int:
     """How many bytes of WAL the server has written (PostgreSQL manual, 9.28.3)."""
     with server.session("read the position in the write-ahead log") as connection:
@@ -226,34 +235,6 @@ def wal_position(server: clones.Server) -> int:
             "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
         ).fetchone()
     return int(row[0]) if row is not None else 0
-
-
-@dataclass
-class _Span:
-    """From the first's begin to the last's end."""
-
-    begin: float
-    end: float
-
-    def stretched(self, begin: float, end: float) -> _Span:
-        return _Span(min(self.begin, begin), max(self.end, end))
-
-
-@dataclass
-class _Spans:
-    """How long each table was worked on, by however many workers."""
-
-    tables: dict[str, _Span] = field(default_factory=dict)
-
-    def ended(self, key: str, seconds: float) -> None:
-        """A range of it has just ended, after so many seconds."""
-        end = time.monotonic()
-        span = self.tables.get(key, _Span(end - seconds, end))
-        self.tables[key] = span.stretched(end - seconds, end)
-
-    def tell(self, at: Rehearsing) -> None:
-        for key, span in self.tables.items():
-            at.add(key, TableWork(seconds=span.end - span.begin))
 
 
 def watch(at: Rehearsing) -> None:
@@ -305,9 +286,8 @@ def _look_at_production(at: Rehearsing, report: checklist.PreflightReport) -> No
 
 def columns(at: Rehearsing) -> None:
     """Step 2."""
-    for table in at.tables:
-        with at.working(table):
-            result = add_encrypted_columns(at.target.by(at.who), table, batch_ranges=at.target.batch_ranges)
+    for table in at.by_table():
+        result = add_encrypted_columns(at.target.by(at.who), table, batch_ranges=at.target.batch_ranges)
         at.context.log.info(f"{table.key}: columns added: {len(result.added)}")
 
 
@@ -324,60 +304,41 @@ def backfill(at: Rehearsing) -> None:
 
 
 def _encrypt(at: Rehearsing, parts: list[TablePart]) -> None:
-    spans = _Spans()
-
-    def done(part: TablePart, result: RangeResult) -> None:
-        spans.ended(part.table, result.seconds)
-        at.add(
-            part.table,
-            TableWork(
-                rows=result.rows,
-                values=result.values,
-                ranges=((result.rows, result.seconds),) if result.rows else (),
-                seconds_held_back=result.seconds_held_back,
-                changed_meanwhile=result.changed_meanwhile,
-            ),
+    with at.ranged() as ended:
+        work_through(
+            *(at.context, at.config.pace, at.target, None, parts, backfill_range),
+            lambda part, result: ended(part.table, result.seconds, _encrypted(result)),
         )
-
-    try:
-        with at.working():
-            work_through(at.context, at.config.pace, at.target, None, parts, backfill_range, done)
-    finally:
-        spans.tell(at)
 
 
 def _encrypt_through_faults(at: Rehearsing, parts: list[TablePart]) -> None:
-    spans = _Spans()
-
-    def done(part: tuple[str, int], result: Done) -> None:
-        spans.ended(part[0], result.seconds)
-        at.add(
-            part[0],
-            TableWork(
-                rows=result.rows,
-                values=result.values,
-                ranges=((result.rows, result.seconds),) if result.rows else (),
-                seconds_held_back=result.seconds_held_back,
-                changed_meanwhile=result.changed_meanwhile,
-            ),
-        )
-
     pace = at.config.pace
     server = at.target.server
-    with provoked(
-        *(at.config.faults, at.target.database, at.target.catalogue, at.target.environment, at.who),
-        pace=Pace(pace.batch_size, pace.target_seconds, pace.rest_ratio),
-        workers=pace.workers,
-        restart=restart_embedded if is_embedded(server) else None,
-        shared_with=also_on(server) if at.config.faults.server_restarted else "",
-        tell=at.context.log.warning,
-    ) as faults:
-        try:
-            with at.working():
-                faults.encrypt([(part.table, part.batch_range) for part in parts], done)
-        finally:
-            spans.tell(at)
+    with (
+        provoked(
+            *(at.config.faults, at.target.database, at.target.catalogue, at.target.environment, at.who),
+            pace=Pace(pace.batch_size, pace.target_seconds, pace.rest_ratio),
+            workers=pace.workers,
+            restart=restart_embedded if server.is_embedded else None,
+            shared_with=also_on(server) if at.config.faults.server_restarted else "",
+            tell=at.context.log.warning,
+        ) as faults,
+        at.ranged() as ended,
+    ):
+        faults.encrypt(
+            [(part.table, part.batch_range) for part in parts],
+            lambda part, result: ended(part[0], result.seconds, _encrypted(result)),
+        )
     at.faults += faults.measured()
+
+
+def _encrypted(result: RangeResult) -> TableWork:
+    return TableWork(
+        rows=result.rows,
+        values=result.values,
+        seconds_held_back=result.seconds_held_back,
+        changed_meanwhile=result.changed_meanwhile,
+    )
 
 
 def _find_quarantined(at: Rehearsing) -> None:
@@ -396,9 +357,8 @@ def _find_quarantined(at: Rehearsing) -> None:
 
 def indexes(at: Rehearsing) -> None:
     """Step 3, after the data; then what old instances had left pending."""
-    for table in at.tables:
-        with at.working(table):
-            build_search_indexes(at.target.database, table, at.who, on_wait=at.context.log.info)
+    for table in at.by_table():
+        build_search_indexes(at.target.database, table, at.who, on_wait=at.context.log.info)
     pending = pending_ranges(at.target.database, at.tables)
     if pending:
         every = parts_of(at.target, [table.key for table in at.tables])
@@ -407,24 +367,15 @@ def indexes(at: Rehearsing) -> None:
 
 def verify(at: Rehearsing) -> None:
     """Step 4."""
-    spans = _Spans()
     failed: list[str] = []
     parts = parts_of(at.target, [table.key for table in at.tables])
-    with at.working():
+    with at.ranged() as ended:
         for part, outcome in verified_data.verified_parts(at.who, at.config.workers, at.target, parts):
             if isinstance(outcome, MigrationError):
                 failed.append(f"{part.partition}: {outcome.args[0]}")
-                continue
-            spans.ended(part.table, outcome.seconds)
-            at.add(
-                part.table,
-                TableWork(
-                    rows=outcome.rows,
-                    values=outcome.values,
-                    ranges=((outcome.rows, outcome.seconds),) if outcome.rows else (),
-                ),
-            )
-        spans.tell(at)
+            else:
+                work = TableWork(rows=outcome.rows, values=outcome.values)
+                ended(part.table, outcome.seconds, work)
         if failed:
             raise MigrationError(
                 f"{len(failed)} batch ranges could not be verified:\n"
@@ -436,9 +387,8 @@ def verify(at: Rehearsing) -> None:
 
 def views(at: Rehearsing) -> None:
     """Step 6."""
-    for table in at.tables:
-        with at.working(table):
-            create_views(at.target.database, table, at.who)
+    for table in at.by_table():
+        create_views(at.target.database, table, at.who)
 
 
 def backup(at: Rehearsing) -> None:
@@ -456,9 +406,8 @@ def backup(at: Rehearsing) -> None:
 
 def switch(at: Rehearsing) -> None:
     """Step 7."""
-    for table in at.tables:
-        with at.working(table):
-            switch_to_ciphertext(at.target.by(at.who), table)
+    for table in at.by_table():
+        switch_to_ciphertext(at.target.by(at.who), table)
 
 
 def approval(at: Rehearsing) -> None:
@@ -473,32 +422,27 @@ def approval(at: Rehearsing) -> None:
             "two-person rule",
             "the drop was rehearsed over one database role; on the day it takes two (two_person_rule=roles).",
         )
-    for table in at.tables:
-        with at.working(table):
-            approve_drop(
-                at.target.by(at.who),
-                table,
-                approver=at.config.approver,
-                reason=REASON,
-                confirmation=table.key,
-            )
+    for table in at.by_table():
+        approve_drop(
+            at.target.by(at.who),
+            table,
+            approver=at.config.approver,
+            reason=REASON,
+            confirmation=table.key,
+        )
 
 
 def drop(at: Rehearsing) -> None:
     """Step 8, second half."""
-    for table in at.tables:
-        with at.working(table):
-            result = drop_plaintext(
-                at.target.by(at.who), table, operator=f"{at.config.approver}, second person"
-            )
+    for table in at.by_table():
+        result = drop_plaintext(at.target.by(at.who), table, operator=f"{at.config.approver}, second person")
         at.add(table.key, TableWork(rows=result.changed_rows))
 
 
 def erasure(at: Rehearsing) -> None:
     """After step 8."""
-    for table in at.tables:
-        with at.working(table):
-            result = erase_dropped(at.target.by(at.who), table, confirmation=table.key)
+    for table in at.by_table():
+        result = erase_dropped(at.target.by(at.who), table, confirmation=table.key)
         at.add(
             table.key,
             TableWork(
@@ -534,17 +478,15 @@ def restore_end(at: Rehearsing) -> None:
 
 
 def _restore(at: Rehearsing, *, hold: bool) -> None:
-    for table in at.tables:
-        with at.working(table):
-            result = restore_plaintext(at.target.by(at.who), table, hold=hold)
+    for table in at.by_table():
+        result = restore_plaintext(at.target.by(at.who), table, hold=hold)
         at.add(table.key, TableWork(rows=result.rows, values=result.values))
 
 
 def revert(at: Rehearsing) -> None:
     """Guards and views go; afterwards nothing of the migration is in the application's way."""
-    for table in at.tables:
-        with at.working(table):
-            result = revert_to_plaintext(at.target.by(at.who), table)
+    for table in at.by_table():
+        result = revert_to_plaintext(at.target.by(at.who), table)
         at.add(table.key, TableWork(rows=result.rows, values=result.values))
 
 
@@ -563,27 +505,73 @@ def removal(at: Rehearsing) -> None:
         raise RefusedError(f"The clone {at.passed.clone} is gone already.")
 
 
-Part = Callable[[Rehearsing], None]
+class Plan:
+    """What a stage does.
 
-# What each stage does, under each of its deployments.
-PARTS: Mapping[Stage, tuple[Part, ...]] = MappingProxyType(
-    {
-        Stage.BASELINE: (watch,),
-        Stage.PREFLIGHT: (preflight,),
-        Stage.COLUMNS: (columns,),
-        Stage.BACKFILL: (backfill,),
-        Stage.INDEXES: (indexes,),
-        Stage.VERIFY: (verify,),
-        Stage.VIEWS: (views,),
-        Stage.BACKUP: (backup,),
-        # The switch changes the table's definition, which the approval wants verified as it is then.
-        Stage.SWITCH: (switch, verify),
-        Stage.APPROVAL: (approval,),
-        Stage.DROP: (drop,),
-        Stage.ERASURE: (erasure,),
-        Stage.RESTORE: (restore_held, roll, restore_end),
-        Stage.VERIFY_AGAIN: (verify,),
-        Stage.AFTERWARDS: (revert, watch),
-        Stage.REMOVAL: (removal,),
-    }
-)
+    Args:
+        parts: one after another, each with the phases of the application that run side by side meanwhile.
+    """
+
+    def __init__(self, description: str, *parts: tuple[str, Callable[[Rehearsing], None]]) -> None:
+        self.description = description
+        self.parts = parts
+
+
+# Deployments are those of docs/application.md ("The order of deployments and steps"). Old instances, which know nothing
+# of the encrypted columns, are in the phase off, and plain SQL belongs to them; two phases run side by side while a
+# deployment is rolling. There is none where there is no clone to talk to.
+PLANS: Mapping[Stage, Plan] = {
+    Stage.BASELINE: Plan(
+        "Watch the application on the clone, before anything is done to it.", ("off", watch)
+    ),
+    Stage.PREFLIGHT: Plan(
+        "Pre-migration checklist, on the clone; ends the rehearsal if anything would block the migration.",
+        ("off", preflight),
+    ),
+    # The columns are not there yet.
+    Stage.COLUMNS: Plan("Step 2: encrypted columns and guards.", ("off", columns)),
+    # What the old instances write is pending, and encrypted behind them.
+    Stage.BACKFILL: Plan(
+        "Step 3: encrypt every value, while old instances of the application still write plaintext.",
+        ("off plaintext", backfill),
+    ),
+    # The last old instance is gone: from here on nothing becomes pending.
+    Stage.INDEXES: Plan(
+        "Step 3, after the data: indexes and statistics, then what the old instances left pending.",
+        ("plaintext", indexes),
+    ),
+    Stage.VERIFY: Plan("Step 4: decrypt and compare every value.", ("plaintext", verify)),
+    Stage.VIEWS: Plan("Step 6: compatibility views.", ("plaintext dual", views)),
+    Stage.BACKUP: Plan(
+        "A backup of the clone, restored and compared; in a directory of the rehearsal's own.",
+        ("dual", backup),
+    ),
+    # Ciphertext alone is refused before the switch. That changes the table's definition, which the approval wants
+    # verified as it is then.
+    Stage.SWITCH: Plan(
+        "Step 7: the encrypted columns become the right side; verified again.",
+        *(("dual", switch), ("dual encrypted", verify)),
+    ),
+    Stage.APPROVAL: Plan(
+        "Step 8, first half: approve the drop of every table's plaintext, on the clone.",
+        ("encrypted", approval),
+    ),
+    Stage.DROP: Plan("Step 8: drop the plaintext columns of the clone.", ("encrypted", drop)),
+    Stage.ERASURE: Plan(
+        "After step 8: rewrite the clone's tables, and look for what remains.", ("encrypted", erasure)
+    ),
+    # Held before its end, until nobody writes ciphertext alone any more.
+    Stage.RESTORE: Plan(
+        "Rollback after the drop: rebuild the plaintext columns from the ciphertext.",
+        *(("encrypted", restore_held), ("encrypted dual", roll), ("dual", restore_end)),
+    ),
+    Stage.VERIFY_AGAIN: Plan("Verify what was restored.", ("dual", verify)),
+    Stage.AFTERWARDS: Plan(
+        "Rollback to its end: revert to plaintext, then watch the application again.",
+        *(("dual", revert), ("plaintext", watch)),
+    ),
+    Stage.REMOVAL: Plan(
+        "Remove the clone and its backup, hold the staging database against its checksums, and report.",
+        ("", removal),
+    ),
+}

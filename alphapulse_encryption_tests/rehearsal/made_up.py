@@ -242,15 +242,10 @@ def _work(
     columns = TABLES[key][1]
     if stage not in (Stage.BACKFILL, Stage.VERIFY, Stage.VERIFY_AGAIN):
         return TableWork(seconds=seconds)
+    ranges = [chance.gauss(1, noise) for _ in range(RANGES)]
     each = (seconds - BEGIN * slower) / RANGES
-    ranges = [
-        (rows // RANGES + (number < rows % RANGES), each * max(0.3, chance.gauss(1, noise)))
-        for number in range(RANGES)
-    ]
-    ranges[0] = (ranges[0][0], ranges[0][1] + BEGIN * slower)
     return TableWork(
         rows=rows,
         values=rows * columns,
-        seconds=sum(seconds for _, seconds in ranges),
-        ranges=tuple(one for one in ranges if one[0]),
+        seconds=BEGIN * slower + sum(each * max(0.3, times) for times in ranges),
     )

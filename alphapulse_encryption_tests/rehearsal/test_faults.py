@@ -15,9 +15,8 @@ from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows.backfill import Pace, backfill_range
+from alphapulse_encryption.migration.rows.backfill import Pace, RangeResult, backfill_range
 from alphapulse_encryption.rehearsal.faults.faults import (
-    Done,
     FaultConfig,
     Faults,
     Part,
@@ -59,7 +58,7 @@ def faults_on(url: str, config: FaultConfig, **options: object) -> Iterator[Faul
 
 def encrypted_beside_traffic(url: str, config: FaultConfig, **options: object) -> tuple[Fault, ...]:
     """The faults of a backfill, having seen that no value and no request was lost."""
-    results: list[tuple[Part, Done]] = []
+    results: list[tuple[Part, RangeResult]] = []
     load = TrafficConfig(rate=40, clients=4)
     with faults_on(url, config, **options) as faults:
         with traffic(url, TRADES, ("off", "plaintext"), load, ENVIRONMENT) as running:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -31,7 +33,8 @@ from alphapulse_encryption.rehearsal.measures import (
     TableWork,
     Traffic,
 )
-from alphapulse_encryption.rehearsal.report import plots, report, runbook, wording
+from alphapulse_encryption.rehearsal.report import plots, report, wording
+from alphapulse_encryption.rehearsal.report.metadata import metadata
 from alphapulse_encryption.rehearsal.report.prediction import Span
 from alphapulse_encryption_tests.rehearsal import made_up
 
@@ -169,7 +172,7 @@ def test_the_metadata_say_the_same() -> None:
     history = [made_up.rehearsal(run_id=f"{n}", day=n, noise=0.05, seed=n) for n in range(2)]
     whole = made_up.surprising().model_copy(update={"run_id": "now"})
     found = dg.AssetMaterialization(
-        "a", metadata=report.metadata(whole, history, Path("/there/index.html"))
+        "a", metadata=metadata(whole, history, Path("/there/index.html"))
     ).metadata
     text = str(found["verdict"].value)
     assert text.startswith("**Ready, with warnings**")
@@ -181,7 +184,7 @@ def test_the_metadata_say_the_same() -> None:
     stages = found["stages"]
     assert isinstance(stages, dg.TableMetadataValue)
     assert [record.data["stage"] for record in stages.records] == list(Stage)
-    failed = report.metadata(made_up.failed(Stage.CLONE), [])
+    failed = metadata(made_up.failed(Stage.CLONE), [])
     assert failed["ready"] == 0
     assert "predicted_seconds" not in failed
 
@@ -190,10 +193,10 @@ def test_the_metadata_say_the_same() -> None:
 
 
 def commands(rehearsal: Rehearsal) -> list[list[str]]:
-    import shlex
-
-    steps = (*runbook.the_day(rehearsal), *runbook.the_way_back(rehearsal))
-    return [shlex.split(command) for step in steps for command in step.commands]
+    pages_commands = re.findall(r"<pre>(.*?)</pre>", report.page(rehearsal, []), re.DOTALL)
+    return [
+        shlex.split(line) for block in pages_commands for line in html.unescape(block).strip().split("\n")
+    ]
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -260,7 +263,7 @@ traffics = st.builds(
     error_kinds=st.dictionaries(names, counts, max_size=2),
 )  # fmt: skip
 works = st.builds(
-    TableWork, rows=counts, values=counts, seconds=seconds, ranges=tuples(st.tuples(counts, seconds), 5),
+    TableWork, rows=counts, values=counts, seconds=seconds,
     seconds_held_back=seconds, changed_meanwhile=counts, quarantined=counts, locked_seconds=seconds,
 )  # fmt: skip
 faults = st.builds(
@@ -341,13 +344,13 @@ def test_any_rehearsal_makes_a_page(one: Rehearsal, other: Rehearsal) -> None:
     )
     read(one, [like])
     safe(report.history_page([one, like]))
-    found = dg.AssetMaterialization("a", metadata=report.metadata(one, [like])).metadata
+    found = dg.AssetMaterialization("a", metadata=metadata(one, [like])).metadata
     assert all(math.isfinite(v.value) for v in found.values() if isinstance(v.value, float))
 
 
 def test_hostile_names_are_text() -> None:
     before = Sizes(database=10**8, tables={HOSTILE: TableSize(rows=1000, heap=10**7, indexes=10**6)})
-    work = {HOSTILE: TableWork(rows=1000, values=5, seconds=2.0, ranges=((1000, 2.0),), quarantined=1)}
+    work = {HOSTILE: TableWork(rows=1000, values=5, seconds=2.0, quarantined=1)}
     whole = made_up.rehearsal(
         before=before, production=before, circumstances=made_up.circumstances(source=HOSTILE)
     )
@@ -363,7 +366,7 @@ def test_hostile_names_are_text() -> None:
     assert HOSTILE in page.text
     # A template in a name is not one.
     assert "& 49 $" not in page.text
-    assert "<" not in str(report.metadata(whole, [])["verdict"]).split("MarkdownMetadataValue")[1]
+    assert "<" not in str(metadata(whole, [])["verdict"]).split("MarkdownMetadataValue")[1]
 
 
 # Figures.

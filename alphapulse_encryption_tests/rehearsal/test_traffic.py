@@ -356,7 +356,7 @@ def test_a_process_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(MigrationError, match=r"has not answered for 0\.2 s"):
             process.order("end")
     finally:
-        process.end()
+        process.kill()
 
 
 def test_one_process_serves_one_block_after_another(sample_url: str) -> None:

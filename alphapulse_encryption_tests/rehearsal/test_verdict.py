@@ -9,7 +9,7 @@ import pytest
 
 from alphapulse_encryption.rehearsal.measures import Fault, Finding, Rehearsal, Sizes, Stage, StageMeasure
 from alphapulse_encryption.rehearsal.report.comparison import compare
-from alphapulse_encryption.rehearsal.report.verdict import Level, judge, p99_ratio
+from alphapulse_encryption.rehearsal.report.verdict import Level, judge
 from alphapulse_encryption_tests.rehearsal import made_up
 
 
@@ -143,9 +143,9 @@ def test_notes_and_survived_faults_change_nothing() -> None:
 
 
 def test_the_ratio_needs_both_sides() -> None:
-    assert p99_ratio(good()) == pytest.approx(2.2)
-    assert p99_ratio(without(good(), Stage.BASELINE)) is None
-    assert p99_ratio(overall(good(), Stage.BACKFILL, requests=0)) is None
+    assert good().p99_ratio == pytest.approx(2.2)
+    assert without(good(), Stage.BASELINE).p99_ratio is None
+    assert overall(good(), Stage.BACKFILL, requests=0).p99_ratio is None
 
 
 # Worse than before.

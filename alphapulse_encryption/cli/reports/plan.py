@@ -100,7 +100,8 @@ def by_rehearsal(
         database=sum(one.heap + one.index_bytes for one in known),
         tables={one.key: TableSize(rows=one.rows, heap=one.heap, indexes=one.index_bytes) for one in known},
     )
-    prediction = predict(newest, sizes, accuracy(rehearsals))
+    earlier = [one for one in rehearsals if one.started < newest.started]
+    prediction = predict([*earlier, newest], sizes, accuracy(rehearsals))
     steps = dict(usual.steps)
     rows = sum(one.rows for one in known)
     for stage in prediction.stages:

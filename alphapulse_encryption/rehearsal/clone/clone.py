@@ -58,9 +58,7 @@ class Mark(BaseModel):
         run: Dagster's run that made it.
         process: machine, process and its start, of who worked on it last.
         at: when that stage began, or ended.
-        keep_failed_hours: how long it is kept after a failure.
         keep: whether it is kept for good: somebody asked for that.
-        attempts: how often each stage was begun.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -88,11 +86,7 @@ class Mark(BaseModel):
 
 @dataclass(frozen=True)
 class Server:
-    """Where clones are made: a database there that we are connected to meanwhile.
-
-    Args:
-        database: it.
-    """
+    """Where clones are made: a database there that we are connected to meanwhile."""
 
     database: Database
 
@@ -101,6 +95,11 @@ class Server:
         return Database(
             make_conninfo(self.database.conninfo, dbname=name), APPLICATION, self.database.variable
         )
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is ours, with programs of its own."""
+        return self.database.conninfo.startswith(embedded().url("").partition("/?")[0])
 
     @contextlib.contextmanager
     def session(self, doing: str) -> Iterator[Connection]:
@@ -148,7 +147,7 @@ def programs_directory(rehearsed_on: Server) -> Path | None:
     Args:
         rehearsed_on: the embedded one needs its own.
     """
-    ours = is_sample() or rehearsed_on.database.conninfo.startswith(embedded().url("").partition("/?")[0])
+    ours = is_sample() or rehearsed_on.is_embedded
     on_path = not ours and shutil.which("pg_dump") and shutil.which("pg_restore")
     return None if on_path else embedded().bin_dir()
 
@@ -156,19 +155,6 @@ def programs_directory(rehearsed_on: Server) -> Path | None:
 def clone_name(run_id: str) -> str:
     """The name of the clone that a run makes."""
     return f"{PREFIX}{run_id[:8]}"
-
-
-@dataclass(frozen=True)
-class Made:
-    """What :func:`make` did.
-
-    Args:
-        by: how, as the circumstances say.
-        findings: what somebody should know of it.
-    """
-
-    by: str
-    findings: tuple[Finding, ...]
 
 
 def make(
@@ -180,17 +166,16 @@ def make(
     *,
     same_server: bool,
     bin_dir: Path | None,
-) -> Made:
+) -> tuple[str, tuple[Finding, ...]]:
     """Clone the source.
 
     Args:
         source: only read.
-        on: where to.
-        name: of the clone.
-        mark: of it.
         tables: those that get fresh statistics, where the source's are not copied.
         same_server: whether the source is there as well.
-        bin_dir: where PostgreSQL's programs are.
+
+    Returns:
+        How, as the circumstances say, and what somebody should know of it.
 
     Raises:
         RefusedError: the role may make no database there, or the dump cannot be restored.
@@ -208,7 +193,7 @@ def make(
             why_not = _from_template(connection, source, name)
             if why_not is None:
                 _dress(connection, source, on, name, mark)
-                return Made("template", ())
+                return "template", ()
             findings.append(
                 Finding(
                     level="note",
@@ -237,7 +222,7 @@ def make(
             "came without the bloat they have.",
         )
     )
-    return Made("dump and restore", tuple(findings))
+    return "dump and restore", tuple(findings)
 
 
 def _refuse_without_createdb(connection: Connection) -> None:

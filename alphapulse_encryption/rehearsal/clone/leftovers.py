@@ -31,13 +31,7 @@ _TO_BEGIN = (
 
 @dataclass(frozen=True)
 class Leftover:
-    """A clone that was removed.
-
-    Args:
-        name: of the database.
-        run: that made it.
-        why: for people.
-    """
+    """A clone that was removed."""
 
     name: str
     run: str
@@ -53,8 +47,6 @@ def remove_leftovers(
     """Remove the clones that nobody will go on with.
 
     Args:
-        instance: where the runs are known.
-        on: the server.
         at_once: whether to take those of failed rehearsals as well, which are kept for a while otherwise.
 
     Raises:

@@ -12,11 +12,6 @@ from alphapulse_encryption.rehearsal.clone.source import identity, source_databa
 from alphapulse_encryption.sample.postgres import embedded
 
 
-def is_embedded(server: Server) -> bool:
-    """Whether it is the embedded server."""
-    return server.database.conninfo.startswith(embedded().url("").partition("/?")[0])
-
-
 def restart_embedded() -> None:
     """Stop the embedded server and start it again."""
     embedded().stop()

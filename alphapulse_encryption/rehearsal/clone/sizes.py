@@ -33,7 +33,6 @@ def read_sizes(
     """The sizes of a database.
 
     Args:
-        connection: to it.
         tables: those of the catalogue; left out where they are not there.
         rows: by table, as they were counted; the planner's estimates by default.
     """
@@ -65,7 +64,6 @@ def production_sizes(
     """How large production is.
 
     Args:
-        tables: those of the catalogue.
         rows: by table, as somebody says.
         sizes: bytes by table, indexes included, as somebody says.
         clone: the sizes before, for proportions.
@@ -88,15 +86,11 @@ def production_sizes(
     for key, small in clone.tables.items():
         before = found.get(key, small)
         wanted = rows.get(key, before.rows)
-        bytes_now = before.heap + before.indexes
         scale = wanted / before.rows if before.rows else 1.0
-        if key in sizes and bytes_now:
-            scale = sizes[key] / bytes_now
-        found[key] = TableSize(
-            rows=wanted, heap=round(before.heap * scale), indexes=round(before.indexes * scale)
-        )
-    rest = (known or clone).database - sum(
-        size.heap + size.indexes for size in (known or clone).tables.values()
-    )
-    total = rest + sum(size.heap + size.indexes for size in found.values())
+        if key in sizes and before.bytes:
+            scale = sizes[key] / before.bytes
+        found[key] = before.times(scale).model_copy(update={"rows": wanted})
+    whole = known or clone
+    rest = whole.database - sum(size.bytes for size in whole.tables.values())
+    total = rest + sum(size.bytes for size in found.values())
     return Sizes(database=max(total, 0), tables=found), findings

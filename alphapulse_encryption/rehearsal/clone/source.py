@@ -62,12 +62,7 @@ def source_database() -> Database:
 
 
 def read_only(url: str, variable: str) -> Database:
-    """A database whose sessions cannot write, whatever they run.
-
-    Args:
-        url: its address.
-        variable: where that comes from.
-    """
+    """A database whose sessions cannot write, whatever they run."""
     options = str(conninfo_to_dict(url).get("options") or "")
     return Database(
         make_conninfo(url, options=f"{options} -c default_transaction_read_only=on".strip()),
@@ -85,8 +80,6 @@ class Identity:
             physical copy has the same. None where the role may not see it.
         started: when the server was started, to the microsecond: tells it from its physical copies, and from any
             other server.
-        oid: of the database.
-        name: of the database.
     """
 
     cluster: str | None
@@ -124,7 +117,6 @@ def refuse_production(source: Database, *, declared: bool) -> tuple[Identity, Id
     """Refuse a source that is production, or looks like it.
 
     Args:
-        source: as :func:`source_database` gives it.
         declared: whether somebody said in the run's configuration that it is not production. That helps against
             likeness; it does not help where it is the same database.
 
@@ -185,7 +177,6 @@ def production_sign(conninfo: str, name: str) -> str | None:
     """What of an address says that it is production: its host, its service or its database; None where nothing does.
 
     Args:
-        conninfo: the address.
         name: of the database, as the server has it.
     """
     given = conninfo_to_dict(conninfo)
@@ -201,10 +192,6 @@ def production_sign(conninfo: str, name: str) -> str | None:
 
 def refuse_unrehearsable(connection: Connection, tables: Iterable[Table]) -> tuple[Finding, ...]:
     """Refuse a source with nothing left to rehearse.
-
-    Args:
-        connection: to the source.
-        tables: those to rehearse.
 
     Returns:
         What of the migration was done there already.
@@ -246,13 +233,7 @@ SELECT n_live_tup, n_dead_tup FROM pg_stat_all_tables WHERE schemaname = %s AND 
 def circumstances_there(
     connection: Connection, tables: Iterable[Table], where: str = "the staging database"
 ) -> tuple[Finding, ...]:
-    """What a clone does not show: bloat, and long transactions of others.
-
-    Args:
-        connection: to the database.
-        tables: those of the catalogue.
-        where: what it is called in a finding.
-    """
+    """What a clone does not show: bloat, and long transactions of others."""
     findings = [
         Finding(
             level="warning",
@@ -281,7 +262,6 @@ def checksums(source: Database, tables: Iterable[Table]) -> Mapping[str, str]:
     """Of the tables' rows, whatever their order: computed by the server, as the restore drill does.
 
     Args:
-        source: the staging database.
         tables: those of the catalogue; of a partitioned one, every partition.
 
     Returns:

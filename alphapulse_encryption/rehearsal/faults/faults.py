@@ -11,15 +11,12 @@ the ranges. What was lost is counted from the fault to the next batch that was c
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import IO, Any, cast
 
 import dagster as dg
 from pydantic import Field
@@ -28,7 +25,8 @@ from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.keysources import KEY_SOURCE_VARIABLE
 from alphapulse_encryption.migration.postgres.database import Actor, Database, DatabaseUnreachable
-from alphapulse_encryption.migration.rows.backfill import Pace
+from alphapulse_encryption.migration.rows.backfill import Pace, RangeResult
+from alphapulse_encryption.rehearsal.child import Child, Said
 from alphapulse_encryption.rehearsal.measures import Fault
 from alphapulse_encryption.secrecy import bare_environment
 
@@ -95,23 +93,6 @@ class FaultConfig(dg.Config):
         return [kind for turn in range(20) for kind, number in numbers.items() if turn < number]
 
 
-@dataclass(frozen=True)
-class Done:
-    """What was done to a batch range.
-
-    Args:
-        rows, values: encrypted by the process that ended it; what one before it had committed is not among them.
-        seconds: of that process.
-        seconds_held_back, changed_meanwhile: as in :class:`engine.RangeResult`.
-    """
-
-    rows: int
-    values: int
-    seconds: float
-    seconds_held_back: float
-    changed_meanwhile: int
-
-
 Part = tuple[str, int]
 
 
@@ -123,7 +104,7 @@ def provoked(
     environment: Mapping[str, str],
     actor: Actor,
     *,
-    pace: Pace | None = None,
+    pace: Pace = Pace(),  # noqa: B008 - frozen
     workers: int = 1,
     restart: Callable[[], None] | None = None,
     shared_with: str = "",
@@ -132,12 +113,7 @@ def provoked(
     """Faults for the length of the block, while :meth:`Faults.encrypt` works.
 
     Args:
-        config: which.
         clone: what is encrypted; the only database whose sessions are ended.
-        catalogue: its sensitive columns.
-        environment: the variables that the key source reads.
-        actor: who encrypts.
-        pace, workers: of the backfill.
         restart: restarts the clone's server where that can be done without a command: the embedded one.
         shared_with: what else is on that server, in words; empty for nothing that matters.
         tell: called with a sentence about each fault.
@@ -163,11 +139,7 @@ def provoked(
         "actor": actor.name,
         "run_id": actor.run_id,
         "workers": workers,
-        "pace": {
-            name: getattr(pace, name)
-            for name in ("batch_size", "target_seconds", "rest_ratio")
-            if getattr(pace, name, None) is not None
-        },
+        "pace": {name: getattr(pace, name) for name in ("batch_size", "target_seconds", "rest_ratio")},
     }
     faults = Faults(config, clone, order, dict(environment), restart, tell)
     try:
@@ -182,14 +154,14 @@ class Faults:
 
     config: FaultConfig
     clone: Database
-    order: Mapping[str, Any] = field(repr=False)
+    order: Said = field(repr=False)
     environment: Mapping[str, str] = field(repr=False)
     restart: Callable[[], None] | None
     tell: Callable[[str], None]
     _worker: _Worker | None = field(default=None, init=False)
     _found: list[Fault] = field(default_factory=list, init=False)
     # Those that the work has not gone on after yet.
-    _open: list[_Provoked] = field(default_factory=list, init=False)
+    _open: list[Fault] = field(default_factory=list, init=False)
     _keys_back: float = field(default=0.0, init=False)
 
     def measured(self) -> tuple[Fault, ...]:
@@ -203,7 +175,7 @@ class Faults:
             self._worker = None
         self._close(self._open, time.time(), survived=False)
 
-    def encrypt(self, parts: Sequence[Part], done: Callable[[Part, Done], None]) -> None:
+    def encrypt(self, parts: Sequence[Part], done: Callable[[Part, RangeResult], None]) -> None:
         """The backfill of these batch ranges, through all faults.
 
         Args:
@@ -220,15 +192,15 @@ class Faults:
             worker = self._begin(list(left))
             for said in worker.lines():
                 if "batch" in said:
-                    self._close([fault for fault in self._open if said["at"] > fault.over], said["at"])
+                    self._close([fault for fault in self._open if said["at"] > _over(fault)], said["at"])
                     continue
                 table, number = said.get("done") or said["failed"]
                 left.pop((table, number), None)
                 if "failed" in said:
                     failed.append(f"{table}, batch range {number:02d}: {said['why']}")
                 else:
-                    done((table, number), _done(said))
-                while left and coming and len(parts) - len(left) >= coming[0][0] and worker.is_running:
+                    done((table, number), RangeResult(**said["result"]))
+                while left and coming and len(parts) - len(left) >= coming[0][0] and not worker.was_killed:
                     self._provoke(coming.pop(0)[1], worker)
             worker.kill()
             if left:
@@ -256,43 +228,35 @@ class Faults:
 
     def _provoke(self, kind: str, worker: _Worker) -> None:
         began = time.time()
-        match kind:
-            case "worker killed":
-                worker.kill()
-                what = (
-                    "The process that encrypts was killed in the middle of a batch range, and started again."
-                )
-            case "connections dropped":
-                number = self._drop_connections()
-                what = f"{number} sessions of the process that encrypts were ended by the server."
-            case "server restarted":
-                self._restart()
-                what = "The PostgreSQL server was restarted under the process that encrypts."
-            case _:
-                self._keys_back = began + self.config.key_source_seconds
-                worker.kill()
-                what = (
-                    "The process that encrypts was started again while its keys could not be read, and again "
-                    "until they could."
-                )
-        over = max(time.time(), self._keys_back)
-        self._open.append(_Provoked(kind, began, over, what))
+        if kind == CONNECTIONS_DROPPED:
+            what = (
+                f"{self._drop_connections()} sessions of the process that encrypts were ended by the server."
+            )
+        elif kind == SERVER_RESTARTED:
+            self._restart()
+            what = "The PostgreSQL server was restarted under the process that encrypts."
+        else:
+            worker.kill()
+            what = "The process that encrypts was killed in the middle of a batch range, and started again."
+        if kind == KEY_SOURCE_UNAVAILABLE:
+            self._keys_back = began + self.config.key_source_seconds
+            what = (
+                "The process that encrypts was started again while its keys could not be read, and again until they "
+                "could."
+            )
+        away = max(time.time(), self._keys_back) - began
+        at = datetime.fromtimestamp(began, UTC)
+        self._open.append(
+            Fault(kind=kind, at=at, seconds_away=away, seconds_lost=away, survived=True, what=what)
+        )
         self.tell(what)
 
-    def _close(self, faults: Sequence[_Provoked], at: float, *, survived: bool = True) -> None:
+    def _close(self, faults: Sequence[Fault], at: float, *, survived: bool = True) -> None:
         """The work has gone on after some faults, or never will."""
         self._open = [fault for fault in self._open if fault not in faults]
-        self._found += [
-            Fault(
-                kind=fault.kind,
-                at=datetime.fromtimestamp(fault.began, UTC),
-                seconds_away=fault.over - fault.began,
-                seconds_lost=max(at, fault.over) - fault.began,
-                survived=survived,
-                what=fault.what,
-            )
-            for fault in faults
-        ]
+        for fault in faults:
+            lost = max(at - fault.at.timestamp(), fault.seconds_away)
+            self._found.append(fault.model_copy(update={"seconds_lost": lost, "survived": survived}))
 
     def _drop_connections(self) -> int:
         database = Database(self.clone.conninfo, _APPLICATION_NAME)
@@ -332,66 +296,36 @@ class Faults:
                 time.sleep(SECONDS_BETWEEN_TRIES / 5)
 
 
-@dataclass(frozen=True)
-class _Provoked:
-    """A fault that has just happened; ``began`` and ``over`` in seconds since the epoch."""
-
-    kind: str
-    began: float
-    over: float
-    what: str
+def _over(fault: Fault) -> float:
+    return fault.at.timestamp() + fault.seconds_away
 
 
-class _Worker:
+class _Worker(Child):
     """The process that encrypts, which ends when this one does.
 
     Args:
-        order: what it is to do.
         has_keys: whether it can read its keys.
     """
 
-    def __init__(self, order: Mapping[str, Any], *, has_keys: bool) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", _MODULE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=bare_environment(),
-            start_new_session=True,
-        )
-        self._orders = cast(IO[bytes], self._process.stdin)
-        self._answers = cast(IO[bytes], self._process.stdout)
+    def __init__(self, order: Said, *, has_keys: bool) -> None:
+        super().__init__(_MODULE)
         self._has_keys = has_keys
-        self._was_killed = False
+        self.was_killed = False
         self._why = _BY_ITSELF
-        with suppress(BrokenPipeError):
-            self._orders.write(json.dumps(order).encode() + b"\n")
-            self._orders.flush()
+        self.tell(order)
 
-    @property
-    def is_running(self) -> bool:
-        return not self._was_killed
-
-    def lines(self) -> Iterator[Mapping[str, Any]]:
+    def lines(self) -> Iterator[Said]:
         """What it says of batches and ranges, until its end; nothing more once it was killed."""
-        while not self._was_killed and (line := self._answers.readline()).endswith(b"\n"):
-            said: Mapping[str, Any] = json.loads(line)
-            if "end" in said:
-                return
+        while not self.was_killed and (said := self.answer()) is not None and "end" not in said:
             if "refused" in said or "broken" in said:
                 self._why = said.get("refused") or f"it ended with {said['broken']}."
-                continue
-            yield said
+            else:
+                yield said
 
     def kill(self) -> None:
-        """SIGKILL, whatever it is at."""
-        if self._process.poll() is None:
-            self._was_killed = True
-            self._process.kill()
-        self._process.wait()
-        for pipe in (self._orders, self._answers):
-            with suppress(BrokenPipeError):
-                pipe.close()
+        """SIGKILL; it counts as killed where it was still running."""
+        self.was_killed = self.was_killed or self.is_running
+        super().kill()
 
     def explain_end(self) -> None:
         """Return where another one is to be started in its place.
@@ -401,12 +335,8 @@ class _Worker:
         """
         if not self._has_keys:
             time.sleep(SECONDS_BETWEEN_TRIES)
-        elif not self._was_killed or self._why != _BY_ITSELF:
+        elif not self.was_killed or self._why != _BY_ITSELF:
             raise MigrationError(f"The process that encrypts does not go on: {self._why}")
-
-
-def _done(said: Mapping[str, Any]) -> Done:
-    return Done(said["rows"], said["values"], said["seconds"], said["held_back"], said["changed_meanwhile"])
 
 
 def without_keys(environment: Mapping[str, str]) -> dict[str, str]:

@@ -13,21 +13,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from alphapulse_encryption.rehearsal.measures import Circumstances, Finding, Rehearsal, Stage, StageMeasure
-from alphapulse_encryption.rehearsal.report import verdict
+from alphapulse_encryption.rehearsal.measures import Circumstances, Finding, Rehearsal, Stage
 
 LEAST_NOISE = 0.3
 # What is shorter is made of commits and of waiting for the disk, and says nothing about speed.
 LEAST_SECONDS = 1.0
 # Milliseconds, below which a slower request is nobody's concern.
 LEAST_LATENCY = 5.0
-# Share of a stage's seconds that faults cannot have cost.
-LEAST_LEFT = 0.25
-# Seconds, of anything; more, and floating point gets into trouble.
-LONGEST = 1e12
 # Sizes are not noisy.
 LEAST_GROWTH = 0.1
 # How often the median absolute deviation goes into the standard deviation of a normal distribution.
@@ -67,16 +62,6 @@ class Comparison:
     differences: tuple[str, ...]
 
 
-def before(rehearsal: Rehearsal, history: Sequence[Rehearsal]) -> tuple[Rehearsal, ...]:
-    """Those of a history that began before it, in the order of time; itself is left out."""
-    found = {
-        other.run_id: other
-        for other in history
-        if other.run_id != rehearsal.run_id and other.started < rehearsal.started
-    }
-    return tuple(sorted(found.values(), key=lambda other: other.started))
-
-
 def alike(one: Circumstances, other: Circumstances) -> bool:
     """Whether figures of the two may be compared."""
     return all(getattr(one, name) == getattr(other, name) for name in DECISIVE)
@@ -86,114 +71,56 @@ def compare(rehearsal: Rehearsal, history: Sequence[Rehearsal]) -> Comparison:
     """Hold a rehearsal against those before it.
 
     Args:
-        rehearsal: the one in question.
         history: others in any order; later ones and itself are ignored.
     """
-    past = before(rehearsal, history)
+    found = {other.run_id: other for other in history if other.started < rehearsal.started}
+    found.pop(rehearsal.run_id, None)
+    past = tuple(sorted(found.values(), key=lambda other: other.started))
     earlier = tuple(other for other in past if alike(other.circumstances, rehearsal.circumstances))
-    worse = [*_course(rehearsal, earlier), *_pace(rehearsal, earlier)]
-    worse += [*_latency(rehearsal, earlier), *_growth(rehearsal, earlier), *_new_findings(rehearsal, earlier)]
+    worse = [*_worse(rehearsal, earlier), *_new_findings(rehearsal, earlier)]
     return Comparison(earlier, tuple(worse), _differences(rehearsal, past, earlier))
 
 
-def seconds_per_row(measure: StageMeasure) -> float | None:
-    """Seconds of a stage, without what provoked faults cost, by the rows that it worked on; None without rows."""
-    rows = sum(work.rows for work in measure.tables.values())
-    return own_seconds(measure) / rows if rows else None
-
-
-def own_seconds(measure: StageMeasure) -> float:
-    """Seconds of a stage without those that provoked faults cost.
-
-    Faults in several ranges at once cost, added up, more than the stage took longer: some of it is always left.
-    """
-    lost = sum(fault.seconds_lost for fault in measure.faults)
-    return min(max(LEAST_LEFT * measure.seconds, measure.seconds - lost), LONGEST)
-
-
-def growth(rehearsal: Rehearsal) -> float | None:
-    """The database at its largest over what it was before; None where no sizes were taken."""
-    largest = verdict.peak(rehearsal)
-    if largest is None or not rehearsal.before.database:
-        return None
-    return largest.database / rehearsal.before.database
-
-
-def _course(rehearsal: Rehearsal, earlier: Sequence[Rehearsal]) -> list[str]:
+def _worse(rehearsal: Rehearsal, earlier: Sequence[Rehearsal]) -> Iterator[str]:
     if rehearsal.failed_stage is not None and earlier and earlier[-1].failed_stage is None:
-        return [f"the stage {rehearsal.failed_stage} failed, where the rehearsal before came to its end"]
-    return []
-
-
-def _pace(rehearsal: Rehearsal, earlier: Sequence[Rehearsal]) -> list[str]:
-    found = []
+        yield f"the stage {rehearsal.failed_stage} failed, where the rehearsal before came to its end"
     for stage in PACED:
         measure = rehearsal.stage(stage)
-        if measure is None or own_seconds(measure) < LEAST_SECONDS:
-            continue
-        now = _pace_of(rehearsal, stage)
         past = [pace for other in earlier if (pace := _pace_of(other, stage))]
+        times = _times_worse(_pace_of(rehearsal, stage), past, LEAST_NOISE)
+        if times is not None and measure is not None and measure.own_seconds >= LEAST_SECONDS:
+            yield f"{stage} was slower per row: {times:.1f} times {_as_before(past)}"
+    for stage in (Stage.BASELINE, Stage.BACKFILL, Stage.AFTERWARDS):
+        now = rehearsal.p99(stage)
+        past = [p99 for other in earlier if (p99 := other.p99(stage))]
         times = _times_worse(now, past, LEAST_NOISE)
-        if times is not None:
-            found.append(f"{stage} was slower per row: {times:.1f} times {_as_before(past)}")
-    return found
+        if now is not None and times is not None and now - statistics.median(past) >= LEAST_LATENCY:
+            yield (
+                f"the latency's 99th percentile during {stage} was {now:,.0f} ms: {times:.1f} times {_as_before(past)}"
+            )
+    now = rehearsal.growth
+    past = [growth for other in earlier if (growth := other.growth)]
+    if now is not None and _times_worse(now, past, LEAST_GROWTH) is not None:
+        yield f"the database grew to {now:.2f} times its size, before to {statistics.median(past):.2f} times"
 
 
 def _pace_of(rehearsal: Rehearsal, stage: Stage) -> float | None:
     measure = rehearsal.stage(stage)
-    if measure is None:
-        return None
-    pace = seconds_per_row(measure)
-    if pace is not None:
-        return pace
     # Stages that count no rows go through the whole database.
-    rows = sum(table.rows for table in rehearsal.before.tables.values())
-    return own_seconds(measure) / rows if rows else None
-
-
-def _latency(rehearsal: Rehearsal, earlier: Sequence[Rehearsal]) -> list[str]:
-    found = []
-    for stage in (Stage.BASELINE, Stage.BACKFILL, Stage.AFTERWARDS):
-        now = _p99(rehearsal, stage)
-        past = [p99 for other in earlier if (p99 := _p99(other, stage))]
-        times = _times_worse(now, past, LEAST_NOISE)
-        if now is not None and times is not None and now - statistics.median(past) >= LEAST_LATENCY:
-            found.append(
-                f"the latency's 99th percentile during {stage} was {now:,.0f} ms: {times:.1f} times {_as_before(past)}"
-            )
-    return found
-
-
-def _p99(rehearsal: Rehearsal, stage: Stage) -> float | None:
-    measure = rehearsal.stage(stage)
-    if measure is None or measure.traffic is None or not measure.traffic.overall.requests:
-        return None
-    return measure.traffic.overall.p99
-
-
-def _growth(rehearsal: Rehearsal, earlier: Sequence[Rehearsal]) -> list[str]:
-    now = growth(rehearsal)
-    past = [found for other in earlier if (found := growth(other))]
-    times = _times_worse(now, past, LEAST_GROWTH)
-    if now is None or times is None:
-        return []
-    return [f"the database grew to {now:.2f} times its size, before to {statistics.median(past):.2f} times"]
+    rows = measure is not None and (measure.rows or rehearsal.before.rows)
+    return measure.own_seconds / rows if measure is not None and rows else None
 
 
 def _new_findings(rehearsal: Rehearsal, earlier: Sequence[Rehearsal]) -> list[str]:
     if not earlier:
         return []
-    known = {_signature(finding) for finding in _findings(earlier[-1])}
+    known = {_signature(finding) for _, finding in earlier[-1].all_findings}
     fresh = {
         _signature(finding): finding
-        for finding in _findings(rehearsal)
+        for _, finding in rehearsal.all_findings
         if finding.level != "note" and _signature(finding) not in known
     }
     return [f"a new finding, {finding.subject}: {finding.what}" for finding in fresh.values()]
-
-
-def _findings(rehearsal: Rehearsal) -> list[Finding]:
-    return [finding for _, finding in verdict.all_findings(rehearsal)]
 
 
 def _signature(finding: Finding) -> tuple[str, str, str]:
@@ -235,11 +162,7 @@ def _differences(
             f"{left_out} of {len(past)} earlier rehearsals ran under other circumstances and were not compared"
         )
     if earlier:
-        rows, rows_before = (_rows(other) for other in (rehearsal, earlier[-1]))
+        rows, rows_before = rehearsal.before.rows, earlier[-1].before.rows
         if rows_before and abs(rows / rows_before - 1) > LEAST_GROWTH:
             found.append(f"rows: {rows:,}, before {rows_before:,}; paces are compared per row")
     return tuple(found)
-
-
-def _rows(rehearsal: Rehearsal) -> int:
-    return sum(table.rows for table in rehearsal.before.tables.values())

@@ -32,13 +32,7 @@ def build_asset() -> dg.AssetSpec:
 
 
 def keep(context: dg.OpExecutionContext, rehearsal: Rehearsal, metadata: Mapping[str, MetadataEntry]) -> None:
-    """Add a rehearsal.
-
-    Args:
-        context: of the op that tells.
-        rehearsal: what was measured.
-        metadata: what the UI shows and plots of it.
-    """
+    """Add a rehearsal."""
     context.log_event(
         dg.AssetMaterialization(
             asset_key=ASSET_KEY,

@@ -23,20 +23,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from alphapulse_encryption.rehearsal.measures import DAY, Finding, Rehearsal, Sizes, Stage, StageMeasure
+from alphapulse_encryption.rehearsal.measures import Rehearsal, Stage
 
 MOST_TIMES_P99 = 3.0
 # The guide's "ensure 2x current database size available".
 MOST_TIMES_SIZE = 2.0
 # Of what needs a decision, so many are named in the verdict.
 _MOST_SUBJECTS = 6
-# In production nobody removes the clone, and a rehearsal is only complete with all others.
-REQUIRED = tuple(Stage)
 
 
 class Level(StrEnum):
@@ -53,8 +51,6 @@ class Reason:
 
     Args:
         level: "blocker" makes it not ready, "warning" needs a decision.
-        what: a sentence.
-        advice: what to do; may be empty.
     """
 
     level: Literal["blocker", "warning"]
@@ -67,7 +63,6 @@ class Verdict:
     """The answer.
 
     Args:
-        level: how ready.
         reasons: blockers first.
     """
 
@@ -96,213 +91,127 @@ def judge(rehearsal: Rehearsal, worse: Sequence[str] = ()) -> Verdict:
     """Judge a rehearsal, also one that ended early.
 
     Args:
-        rehearsal: what was measured.
         worse: what got worse since the rehearsals before, a sentence each.
     """
     reasons = [
         *_course(rehearsal),
-        *_source(rehearsal),
-        *_rows(rehearsal),
-        *_faults(rehearsal),
+        *_data(rehearsal),
         *_traffic(rehearsal),
         *_findings(rehearsal),
         *_space(rehearsal),
-        *(Reason("warning", what) for what in worse),
+        *(_warning(what) for what in worse),
     ]
     reasons.sort(key=lambda reason: reason.level != "blocker")
     if any(reason.level == "blocker" for reason in reasons):
-        level = Level.NOT_READY
-    else:
-        level = Level.WARNINGS if reasons else Level.READY
-    return Verdict(level, tuple(reasons))
+        return Verdict(Level.NOT_READY, tuple(reasons))
+    return Verdict(Level.WARNINGS if reasons else Level.READY, tuple(reasons))
 
 
-def p99_ratio(rehearsal: Rehearsal) -> float | None:
-    """The 99th percentile of the latency during the backfill over that of the baseline; None where one is missing."""
-    before, during = (_p99(rehearsal.stage(stage)) for stage in (Stage.BASELINE, Stage.BACKFILL))
-    return during / before if before and during is not None else None
+def _blocker(what: str, advice: str = "") -> Reason:
+    return Reason("blocker", what, advice)
 
 
-def peak(rehearsal: Rehearsal) -> Sizes | None:
-    """The sizes after the day's stage at whose end the database was largest; None where no sizes were taken.
-
-    What a restore adds, before the next vacuum takes the old row versions away, is not of the day.
-    """
-    sizes = [
-        measure.sizes for measure in rehearsal.stages if measure.sizes is not None and measure.stage in DAY
-    ]
-    return max(sizes, key=lambda found: found.database, default=None)
+def _warning(what: str, advice: str = "") -> Reason:
+    return Reason("warning", what, advice)
 
 
-def all_findings(rehearsal: Rehearsal) -> list[tuple[Stage, Finding]]:
-    """What was found, with its stage, in the order in which it was; that of the stage that failed last."""
-    found = [(measure.stage, finding) for measure in rehearsal.stages for finding in measure.findings]
-    if rehearsal.failed_stage is not None:
-        found += [(rehearsal.failed_stage, finding) for finding in rehearsal.findings]
-    return found
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def _p99(measure: StageMeasure | None) -> float | None:
-    if measure is None or measure.traffic is None or not measure.traffic.overall.requests:
-        return None
-    return measure.traffic.overall.p99
-
-
-def _course(rehearsal: Rehearsal) -> list[Reason]:
-    reasons = []
-    ended = {measure.stage for measure in rehearsal.stages}
-    if rehearsal.failed_stage is not None:
-        reasons.append(
-            Reason(
-                "blocker",
-                f"the stage {rehearsal.failed_stage} failed: {rehearsal.failure or 'no message was left'}".rstrip(
-                    "."
-                ),
-                "Remove the cause and rehearse again.",
-            )
-        )
-    missing = [stage for stage in REQUIRED if stage not in ended and stage is not rehearsal.failed_stage]
+def _course(rehearsal: Rehearsal) -> Iterator[Reason]:
+    failed = rehearsal.failed_stage
+    if failed is not None:
+        why = (rehearsal.failure or "no message was left").rstrip(".")
+        yield _blocker(f"the stage {failed} failed: {why}", "Remove the cause and rehearse again.")
+    missing = [stage for stage in Stage if stage is not failed and rehearsal.stage(stage) is None]
     # A clone that is left takes room, which says nothing about the day.
     if Stage.REMOVAL in missing:
         missing.remove(Stage.REMOVAL)
-        reasons.append(
-            Reason(
-                "warning",
-                "it is not known that the clone was removed",
-                "The sensor rehearsal_leftovers and the next rehearsal remove it.",
-            )
+        yield _warning(
+            "it is not known that the clone was removed",
+            "The sensor rehearsal_leftovers and the next rehearsal remove it.",
         )
     if missing:
-        reasons.append(Reason("blocker", f"these stages were not rehearsed: {', '.join(missing)}"))
+        yield _blocker(f"these stages were not rehearsed: {', '.join(missing)}")
     for measure in rehearsal.stages:
         if measure.attempts > 1:
-            reasons.append(Reason("warning", f"the stage {measure.stage} needed {measure.attempts} attempts"))
-    return reasons
+            yield _warning(f"the stage {measure.stage} needed {measure.attempts} attempts")
+        for fault in measure.faults:
+            if not fault.survived:
+                yield _blocker(f"the stage {measure.stage} did not survive a fault ({fault.kind})")
 
 
-def _source(rehearsal: Rehearsal) -> list[Reason]:
+def _data(rehearsal: Rehearsal) -> Iterator[Reason]:
     if rehearsal.source_unchanged is None:
-        return [Reason("warning", "the source's tables were not compared before and after")]
-    if not rehearsal.source_unchanged:
-        return [
-            Reason(
-                "blocker",
-                "the source's tables are not what they were before the rehearsal",
-                "A rehearsal only reads there: find out who else wrote, and rehearse while nobody does.",
-            )
-        ]
-    return []
-
-
-def _rows(rehearsal: Rehearsal) -> list[Reason]:
+        yield _warning("the source's tables were not compared before and after")
+    elif not rehearsal.source_unchanged:
+        yield _blocker(
+            "the source's tables are not what they were before the rehearsal",
+            "A rehearsal only reads there: find out who else wrote, and rehearse while nobody does.",
+        )
     quarantined: dict[str, int] = {}
     for measure in rehearsal.stages:
         for table, work in measure.tables.items():
             # Later stages see the same rows again.
             quarantined[table] = max(quarantined.get(table, 0), work.quarantined)
-    return [
-        Reason(
-            "blocker",
-            f"{rows:,} {'row' if rows == 1 else 'rows'} of {table} could not be encrypted",
-            "encryption_quarantine names them by key and reason: correct them, then rehearse again.",
-        )
-        for table, rows in quarantined.items()
-        if rows
-    ]
+    for table, rows in quarantined.items():
+        if rows:
+            yield _blocker(
+                f"{_count(rows, 'row')} of {table} could not be encrypted",
+                "encryption_quarantine names them by key and reason: correct them, then rehearse again.",
+            )
 
 
-def _faults(rehearsal: Rehearsal) -> list[Reason]:
-    return [
-        Reason("blocker", f"the stage {measure.stage} did not survive a fault ({fault.kind})")
-        for measure in rehearsal.stages
-        for fault in measure.faults
-        if not fault.survived
-    ]
-
-
-def _traffic(rehearsal: Rehearsal) -> list[Reason]:
-    reasons: list[Reason] = []
+def _traffic(rehearsal: Rehearsal) -> Iterator[Reason]:
     failed: dict[Stage, int] = {}
-    seen = [(measure, measure.traffic) for measure in rehearsal.stages if measure.traffic is not None]
-    for measure, traffic in seen:
-        wrong, errors = traffic.overall.wrong_answers, traffic.overall.errors
-        if wrong:
-            reasons.append(
-                Reason(
-                    "blocker", f"the application got {_requests(wrong)} answered wrongly in {measure.stage}"
-                )
+    seen = [(measure, measure.traffic.overall) for measure in rehearsal.stages if measure.traffic is not None]
+    for measure, overall in seen:
+        if overall.wrong_answers:
+            wrong = _count(overall.wrong_answers, "request")
+            yield _blocker(f"the application got {wrong} answered wrongly in {measure.stage}")
+        if overall.errors and measure.faults:
+            yield _warning(
+                f"{_count(overall.errors, 'request')} failed in {measure.stage}, where faults were provoked",
+                "The application has to try those again.",
             )
-        if errors and measure.faults:
-            reasons.append(
-                Reason(
-                    "warning",
-                    f"{_requests(errors)} failed in {measure.stage}, where faults were provoked",
-                    "The application has to try those again.",
-                )
-            )
-        elif errors:
-            failed[measure.stage] = errors
+        elif overall.errors:
+            failed[measure.stage] = overall.errors
     if failed:
-        what = f"{_requests(sum(failed.values()))} of the application failed in {', '.join(failed)}"
-        reasons.append(
-            Reason("blocker", what, "See the kinds of errors below, under The application meanwhile.")
+        yield _blocker(
+            f"{_count(sum(failed.values()), 'request')} of the application failed in {', '.join(failed)}",
+            "See the kinds of errors below, under The application meanwhile.",
         )
-    if not any(traffic.overall.requests for _, traffic in seen):
-        reasons.append(
-            Reason(
-                "warning",
-                "it was rehearsed without traffic, so nothing is known about the application's latency",
-            )
+    if not any(overall.requests for _, overall in seen):
+        yield _warning(
+            "it was rehearsed without traffic, so nothing is known about the application's latency"
         )
-    ratio = p99_ratio(rehearsal)
+    ratio = rehearsal.p99_ratio
     if ratio is not None and ratio > MOST_TIMES_P99:
-        reasons.append(
-            Reason(
-                "warning",
-                f"the latency's 99th percentile during the backfill was {ratio:.1f} times that before it",
-                "Slow the backfill down: see --settings.",
-            )
+        yield _warning(
+            f"the latency's 99th percentile during the backfill was {ratio:.1f} times that before it",
+            "Slow the backfill down: see --settings.",
         )
-    return reasons
 
 
-def _requests(count: int) -> str:
-    return f"{count:,} {'request' if count == 1 else 'requests'}"
-
-
-def _findings(rehearsal: Rehearsal) -> list[Reason]:
-    reasons: list[Reason] = []
-    warned: dict[str, None] = {}
-    count = 0
-    for finding in dict.fromkeys(finding for _, finding in all_findings(rehearsal)):
+def _findings(rehearsal: Rehearsal) -> Iterator[Reason]:
+    found = [finding for _, finding in rehearsal.all_findings]
+    for finding in found:
         if finding.level == "blocker":
-            what = f"{finding.subject}: {finding.what}".removesuffix(".")
-            reasons.append(Reason("blocker", what, finding.advice))
-        elif finding.level == "warning":
-            count += 1
-            warned[finding.subject] = None
-    if count:
-        shown = [*warned][:_MOST_SUBJECTS]
-        more = f" and {len(warned) - len(shown)} more" if len(warned) > len(shown) else ""
-        needs = "finding needs" if count == 1 else "findings need"
-        reasons.append(
-            Reason(
-                "warning",
-                f"{count} {needs} a decision: {', '.join(shown)}{more}",
-                'See "What would block or surprise".',
-            )
-        )
-    return reasons
+            yield _blocker(f"{finding.subject}: {finding.what}".removesuffix("."), finding.advice)
+    warned = [finding.subject for finding in found if finding.level == "warning"]
+    if warned:
+        subjects = list(dict.fromkeys(warned))
+        more = len(subjects) - _MOST_SUBJECTS
+        named = ", ".join(subjects[:_MOST_SUBJECTS]) + (f" and {more} more" if more > 0 else "")
+        needs = "finding needs" if len(warned) == 1 else "findings need"
+        yield _warning(f"{len(warned)} {needs} a decision: {named}", 'See "What would block or surprise".')
 
 
-def _space(rehearsal: Rehearsal) -> list[Reason]:
-    largest, before = peak(rehearsal), rehearsal.before.database
-    if largest is None or not before or largest.database <= MOST_TIMES_SIZE * before:
-        return []
-    return [
-        Reason(
-            "warning",
-            f"the database grew to {largest.database / before:.1f} times its size",
+def _space(rehearsal: Rehearsal) -> Iterator[Reason]:
+    grown = rehearsal.growth
+    if grown is not None and grown > MOST_TIMES_SIZE:
+        yield _warning(
+            f"the database grew to {grown:.1f} times its size",
             "Have more disk free than the guide's twice the database: see the predicted peak.",
         )
-    ]

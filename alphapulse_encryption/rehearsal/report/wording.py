@@ -59,6 +59,11 @@ def number(amount: float | None) -> str:
     return f"{amount:,.1f}" if abs(amount) >= 10 else f"{amount:,.2f}"
 
 
+def number_or_nothing(amount: float) -> str:
+    """As :func:`number`, where a zero says nothing."""
+    return number(amount) if amount else ""
+
+
 def milliseconds(amount: float | None) -> str:
     """A latency in milliseconds, without the unit."""
     if amount is None or math.isnan(amount):

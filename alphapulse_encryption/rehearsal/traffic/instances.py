@@ -3,8 +3,7 @@
     python -m alphapulse_encryption.rehearsal.traffic.instances
 
 reads orders from its standard input, one JSON document a line, and answers each with a line; see ``traffic``. Address
-and keys come in an order, so that neither arguments nor the environment that others see hold them. It ends when its
-input does, or its parent: nobody has to be left to stop it.
+and keys come in an order. It ends when its input does, or its parent: nobody has to be left to stop it.
 
 Requests are an open loop: each client draws the times at which its requests are due, and does not wait for answers to
 draw the next. How long one took is counted from then, so that a request that waited for its turn behind a slow one is
@@ -16,19 +15,18 @@ from __future__ import annotations
 import json
 import os
 import random
-import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
-from typing import Any, BinaryIO
+from contextlib import ExitStack
+from typing import Any, cast
 
 import psycopg
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from alphapulse_encryption import secrecy
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.postgres.database import (
@@ -37,6 +35,7 @@ from alphapulse_encryption.migration.postgres.database import (
     keep_values_out_of_the_log,
 )
 from alphapulse_encryption.orm import Phase
+from alphapulse_encryption.rehearsal.child import heard, run, say
 from alphapulse_encryption.rehearsal.measures import Latency, Traffic
 from alphapulse_encryption.rehearsal.traffic import samples
 from alphapulse_encryption.rehearsal.traffic.locks import LockWaits
@@ -64,7 +63,6 @@ ROWS_OF_A_REPORT = 100
 # How long an application looks for a server that is being restarted, in seconds.
 PATIENCE = 30.0
 _BLINK = 0.05
-_SECONDS_BETWEEN_LOOKS_AT_PARENT = 1.0
 
 # The kinds of requests: as the configuration has them, and as measurements call them.
 KINDS = {
@@ -82,7 +80,6 @@ class Load:
     """Clients at work.
 
     Args:
-        order: what ``traffic`` asks for.
         books: of an earlier load on the same database, by the table's key; empty for none. What was written then has
             to be read now.
 
@@ -108,14 +105,14 @@ class Load:
         tables = Catalogue.model_validate(catalogue).tables
         with database.session("look at the tables of the traffic") as connection:
             shapes = [read_shape(connection, table) for table in tables]
-            plaintext_is_right = _plaintext_is_right(connection)
+            without = _without_plaintext(connection)
         models = [libraries(shapes, phase, self.engine) for phase in self.phases]
         chance = random.Random(self.config["seed"])  # noqa: S311 - to be repeated
         targets = []
         for shape in shapes:
             key = shape.table.key
             # Who sends plain SQL knows of no encryption, as an instance in the phase off, and goes when those go.
-            plain = Plain(shape) if Phase.OFF in self.phases and plaintext_is_right(key) else None
+            plain = Plain(shape) if Phase.OFF in self.phases and key not in without else None
             library = [by_table[key] for by_table in models]
             if key not in books:
                 rows = ROWS_EACH * self.config["clients"]
@@ -186,24 +183,12 @@ class Load:
         return [samples.latency(FINAL, way, those) for way, those in found.items()]
 
     def _read(self, way: Way, keys: list[Key]) -> dict[Key, Values]:
-        try:
-            with Session(self.engine) as session:
-                return readable(way, session, keys)
-        except DBAPIError as error:
-            if not was_lost(error):
-                raise
-        _find_server(self.engine)
-        with Session(self.engine) as session:
-            return readable(way, session, keys)
+        found = ask(self.engine, lambda session, _: readable(way, session, keys))
+        return cast(dict[Key, Values], found)
 
 
 class Client:
-    """One client: its rows, its requests one after another, and how long each took.
-
-    Args:
-        load: that it belongs to.
-        number: which.
-    """
+    """One client: its rows, its requests one after another, and how long each took."""
 
     def __init__(self, load: Load, number: int) -> None:
         self.load = load
@@ -235,11 +220,7 @@ class Client:
         return [n for n, kinds in enumerate(self._kinds) if kinds and self.rows[n]]
 
     def work(self, rate: float) -> None:
-        """Make requests when they are due, until the load ends.
-
-        Args:
-            rate: requests per second.
-        """
+        """Make requests when they are due, until the load ends."""
         try:
             due = self.load.began + self.chance.expovariate(rate)
             while not self._is_over(due):
@@ -277,36 +258,19 @@ class Client:
             return target.plain
         return self.chance.choice(target.library)
 
-    def _ask(self, request: Callable[[Session, bool], Any]) -> Any:
-        """Make a request in a transaction; once more where the connection was lost, as applications do.
+    def _ask(self, request: Request) -> Any:
+        def retrying() -> None:
+            self.retried += 1
 
-        Args:
-            request: gets the session, and whether it may have been done already: that its transaction was committed
-                is not known of a connection that was lost.
-        """
-        for again in (False, True):
-            try:
-                with Session(self.load.engine, expire_on_commit=False) as session:
-                    answer = request(session, again)
-                    session.commit()
-                    return answer
-            except DBAPIError as error:
-                if again or not was_lost(error):
-                    raise
-                self.retried += 1
-                _find_server(self.load.engine)
-        raise AssertionError
-
-    def _pick(self, rows: list[Remembered]) -> Remembered:
-        return self.chance.choice(rows)
+        return ask(self.load.engine, request, retrying)
 
     def _read(self, target: Target, way: Way, rows: list[Remembered]) -> bool:
-        row = self._pick(rows)
+        row = self.chance.choice(rows)
         found = self._ask(lambda session, _: way.read(session, [row.key]))
         return row.agrees(found.get(row.key))
 
     def _look_up(self, target: Target, way: Way, rows: list[Remembered]) -> bool:
-        row = self._pick(rows)
+        row = self.chance.choice(rows)
         attribute, value = self.chance.choice(list(row.searched.items()))
         if value is None:
             return self._read(target, way, rows)
@@ -314,7 +278,7 @@ class Client:
         return row.key in found or len(found) >= MOST_FOUND
 
     def _report(self, target: Target, way: Way, rows: list[Remembered]) -> bool:
-        first = self._pick(rows)
+        first = self.chance.choice(rows)
         try:
             found = self._ask(lambda session, _: way.read_on(session, first.key, ROWS_OF_A_REPORT))
         except UNREADABLE as error:
@@ -325,7 +289,7 @@ class Client:
         return first.key in found and all(row.agrees(found[row.key]) for row in rows if row.key in found)
 
     def _update(self, target: Target, way: Way, rows: list[Remembered]) -> bool:
-        row = self._pick(rows)
+        row = self.chance.choice(rows)
         fields = self.chance.sample(target.changing, self.chance.randint(1, min(3, len(target.changing))))
         values = target.new_values(self.chance, fields)
         try:
@@ -347,7 +311,7 @@ class Client:
         return True
 
     def _delete(self, target: Target, way: Way, rows: list[Remembered]) -> bool:
-        row = self._pick([row for row in rows if row.inserted])
+        row = self.chance.choice([row for row in rows if row.inserted])
 
         def request(session: Session, again: bool) -> None:
             try:
@@ -361,19 +325,16 @@ class Client:
         return True
 
 
-def _plaintext_is_right(connection: psycopg.Connection[Any]) -> Callable[[str], bool]:
-    """Whether an application that knows plaintext alone may work on a table, by the table's key."""
+def _without_plaintext(connection: psycopg.Connection[Any]) -> set[str]:
+    """The keys of tables that an application that knows plaintext alone may not work on."""
     row = connection.execute("SELECT to_regclass('public.encryption_tables') IS NOT NULL").fetchone()
     if row is None or not row[0]:
-        return lambda key: True
-    wrong = {
-        key
-        for (key,) in connection.execute(
-            "SELECT table_name FROM public.encryption_tables "
-            "WHERE authority <> 'plaintext' OR stage IN ('dropped', 'restoring')"
-        )
-    }
-    return lambda key: key not in wrong
+        return set()
+    rows = connection.execute(
+        "SELECT table_name FROM public.encryption_tables "
+        "WHERE authority <> 'plaintext' OR stage IN ('dropped', 'restoring')"
+    )
+    return {key for (key,) in rows}
 
 
 def _engine(url: str, clients: int) -> Engine:
@@ -395,6 +356,27 @@ def _engine(url: str, clients: int) -> Engine:
     )
 
 
+# Gets the session, and whether it may have been done already: that its transaction was committed is not known of a
+# connection that was lost.
+Request = Callable[[Session, bool], Any]
+
+
+def ask(engine: Engine, request: Request, retrying: Callable[[], None] = lambda: None) -> Any:
+    """Make a request in a transaction; once more where the connection was lost, as applications do."""
+    for again in (False, True):
+        try:
+            with Session(engine, expire_on_commit=False) as session:
+                answer = request(session, again)
+                session.commit()
+                return answer
+        except DBAPIError as error:
+            if again or not was_lost(error):
+                raise
+            retrying()
+            _find_server(engine)
+    raise AssertionError
+
+
 def _find_server(engine: Engine) -> None:
     """Wait until the server answers again, for as long as an application would."""
     until = time.monotonic() + PATIENCE
@@ -407,28 +389,14 @@ def _find_server(engine: Engine) -> None:
 
 
 def _where(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = (
-        ""
-        if trace is None
-        else f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
-    )
-    return f"{named(error)}{place}"
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{named(error)} at {os.path.basename(last.filename)}:{last.lineno}"
 
 
 class Process:
-    """Takes orders until there are no more.
+    """Takes orders until there are no more."""
 
-    Args:
-        orders: one JSON document a line.
-        answers: one for each.
-    """
-
-    def __init__(self, orders: BinaryIO, answers: BinaryIO) -> None:
-        self._orders = orders
-        self._answers = answers
+    def __init__(self) -> None:
         self._environment: dict[str, str] = {}
         self._load: Load | None = None
         # What was written is remembered from one stage to the next; of one database only.
@@ -437,14 +405,14 @@ class Process:
 
     def run(self) -> None:
         """Until the end of the input."""
-        self._answer({"ready": True})
-        for line in self._orders:
+        say({"ready": True})
+        for order in heard():
             try:
-                self._answer(self._obey(json.loads(line)))
+                say(self._obey(order))
             except MigrationError as error:
-                self._answer({"refused": error.args[0], "status": error.exit_status})
+                say({"refused": error.args[0], "status": error.exit_status})
             except Exception as error:
-                self._answer({"broken": _where(error)})
+                say({"broken": _where(error)})
 
     def _obey(self, order: Mapping[str, Any]) -> Mapping[str, Any]:
         if "begin" in order:
@@ -478,28 +446,6 @@ class Process:
         self._load = Load(order, self._books)
         self._load.start()
 
-    def _answer(self, answer: Mapping[str, Any]) -> None:
-        self._answers.write(json.dumps(answer).encode() + b"\n")
-        self._answers.flush()
-
-
-def _end_with(parent: int) -> None:
-    # The end of the input says the same, but for a copy of the pipe that a fork of the parent still holds.
-    while os.getppid() == parent:
-        time.sleep(_SECONDS_BETWEEN_LOOKS_AT_PARENT)
-    os._exit(0)
-
-
-def main() -> None:
-    """Take orders."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    with suppress(BrokenPipeError):
-        Process(sys.stdin.buffer, sys.stdout.buffer).run()
-    # Clients may be at work still: what they are at is nobody's any more.
-    os._exit(0)
-
 
 if __name__ == "__main__":
-    secrecy.tell_no_texts()
-    secrecy.leave_no_core()
-    main()
+    run(Process().run)

@@ -28,7 +28,6 @@ class LockWaits:
     """Looks a few times a second; waits that are shorter than that may go unseen.
 
     Args:
-        url: the database.
         application_name: of the sessions to look at.
     """
 

@@ -13,43 +13,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
 import psycopg
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Date,
-    DateTime,
-    Double,
-    Integer,
-    Numeric,
-    SmallInteger,
-    String,
-    Text,
-)
-from sqlalchemy import Uuid as UuidType
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import BYTEA, JSON, JSONB
 from sqlalchemy.types import NullType, TypeEngine
 
+from alphapulse_encryption import orm
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.tracking import bookkeeping_exists, table_state
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.saved import latest
-from alphapulse_encryption.orm import (
-    EncryptedBoolean,
-    EncryptedBytes,
-    EncryptedDate,
-    EncryptedDateTime,
-    EncryptedFloat,
-    EncryptedInteger,
-    EncryptedJSON,
-    EncryptedNumeric,
-    EncryptedString,
-    EncryptedUUID,
-)
 
 Connection = psycopg.Connection[Any]
 Values = dict[str, Any]
@@ -63,9 +41,9 @@ class Field:
     """A column as an attribute of the application's.
 
     Args:
-        name: of the column.
         attribute: of the mapped class; never a name that SQLAlchemy keeps for itself, such as ``metadata``.
         type: SQLAlchemy's.
+        encrypted: makes the runtime library's beside it, of a context.
         sensitive: the catalogue's entry, of a column that is encrypted.
         required: whether it may not be NULL, as far as is known.
         in_key: whether it is part of the primary key.
@@ -76,6 +54,7 @@ class Field:
     name: str
     attribute: str
     type: TypeEngine[Any]
+    encrypted: Callable[[str], TypeEngine[Any]] | None
     sensitive: Column | None
     required: bool
     in_key: bool
@@ -85,18 +64,21 @@ class Field:
     @property
     def searchable(self) -> bool:
         """Whether rows can be looked up by it in every phase."""
-        return self.sensitive is not None and self.sensitive.searchable and _has_tokens(self.type)
+        # Equal values of other types have several text forms, and a token is that of one.
+        unscaled = isinstance(self.type, sa.Numeric) and self.type.scale is None
+        tokens = not unscaled and not isinstance(self.type, sa.Double | JSON)
+        return self.sensitive is not None and self.sensitive.searchable and tokens
 
     def encrypted_type(self) -> Any:
         """The runtime library's type for it, of a sensitive column."""
-        context = self.sensitive.context if self.sensitive is not None else ""
-        return _encrypted(self.type, context)
+        assert self.sensitive is not None and self.encrypted is not None  # noqa: S101
+        return self.encrypted(self.sensitive.context)
 
     def fresh(self, value: Any) -> Any:
         """A value that no other row has, nor ever had, made of one that suits; None where none can be made."""
-        if isinstance(self.type, UuidType):
+        if isinstance(self.type, sa.Uuid):
             return uuid.uuid4()
-        if isinstance(self.type, String) and isinstance(value, str):
+        if isinstance(self.type, sa.String) and isinstance(value, str):
             length = self.type.length
             if length is not None and length < _DIGITS:
                 return None
@@ -109,19 +91,14 @@ class Shape:
     """A table.
 
     Args:
-        table: the catalogue's entry.
         fields: all columns that an application would write; not the generated ones, nor the engine's.
-        plaintext: whether the plaintext columns are there.
         rows: by the planner's estimate.
-        partitioned: whether it is.
         left_out: sensitive columns that no request names, and why.
     """
 
     table: Table
     fields: tuple[Field, ...]
-    plaintext: bool
     rows: int
-    partitioned: bool
     left_out: tuple[str, ...]
 
     @property
@@ -143,7 +120,7 @@ class Shape:
             if field.in_key and field.given:
                 is_new = True
                 continue
-            if field.unique or (field.in_key and isinstance(field.type, UuidType)):
+            if field.unique or (field.in_key and isinstance(field.type, sa.Uuid)):
                 value = None if value is None and not field.required else field.fresh(value)
                 if value is None and field.required:
                     return None
@@ -168,7 +145,6 @@ def read_shape(connection: Connection, table: Table) -> Shape:
 
     Args:
         connection: one of :class:`migration.database.Database`.
-        table: the catalogue's entry.
 
     Raises:
         ConfigurationError: there is no such table, or it has no primary key.
@@ -193,8 +169,8 @@ def read_shape(connection: Connection, table: Table) -> Shape:
         column = live.get(name) or dropped[name]
         if column.generated and name not in key:
             continue
-        kind = type_of(column.type)
-        if name in sensitive and (kind is None or not _representable(kind)):
+        kind = kind_of(column.type)
+        if name in sensitive and kind is None:
             left_out.append(f"column {table.key}.{name}: the runtime library has no type for {column.type}")
             if not column.not_null:
                 continue
@@ -202,8 +178,9 @@ def read_shape(connection: Connection, table: Table) -> Shape:
             Field(
                 name=name,
                 attribute=attributes[name],
-                type=kind or NullType(),
-                sensitive=sensitive.get(name) if kind is not None and _representable(kind) else None,
+                type=kind[0] if kind is not None else NullType(),
+                encrypted=kind[1] if kind is not None else None,
+                sensitive=sensitive.get(name) if kind is not None else None,
                 required=column.not_null or name in set_aside,
                 in_key=name in key,
                 given=column.default is not None or column.generated,
@@ -213,9 +190,7 @@ def read_shape(connection: Connection, table: Table) -> Shape:
     return Shape(
         table=table,
         fields=tuple(fields),
-        plaintext=all(column.name in live for column in table.columns),
         rows=definition.estimated_rows,
-        partitioned=definition.partitioned,
         left_out=tuple(left_out),
     )
 
@@ -259,80 +234,49 @@ def _unique_columns(connection: Connection, definition: TableDefinition) -> set[
 
 
 def _can_be_fresh(column: LiveColumn | None) -> bool:
-    return column is None or isinstance(type_of(column.type), String | UuidType)
+    if column is None:
+        return True
+    kind = kind_of(column.type)
+    return kind is not None and isinstance(kind[0], sa.String | sa.Uuid)
 
 
-_PLAIN_TYPES: Mapping[str, Callable[[], TypeEngine[Any]]] = {
-    "text": Text,
-    "character varying": String,
-    "smallint": SmallInteger,
-    "integer": Integer,
-    "bigint": BigInteger,
-    "numeric": Numeric,
-    "double precision": Double,
-    "boolean": Boolean,
-    "date": Date,
-    "timestamp with time zone": lambda: DateTime(timezone=True),
-    "timestamp without time zone": DateTime,
-    "uuid": UuidType,
-    "jsonb": lambda: JSONB(none_as_null=True),
-    "json": lambda: JSON(none_as_null=True),
-    "bytea": BYTEA,
+def _moment(*, timezone: bool) -> Kind:
+    return sa.DateTime(timezone=timezone), partial(orm.EncryptedDateTime, timezone=timezone)
+
+
+# What PostgreSQL calls a type, SQLAlchemy's for it, and the runtime library's beside it.
+Kind = tuple[TypeEngine[Any], Callable[[str], TypeEngine[Any]]]
+_KINDS: Mapping[str, Kind] = {
+    "text": (sa.Text(), orm.EncryptedString),
+    "character varying": (sa.String(), orm.EncryptedString),
+    "smallint": (sa.SmallInteger(), orm.EncryptedInteger),
+    "integer": (sa.Integer(), orm.EncryptedInteger),
+    "bigint": (sa.BigInteger(), orm.EncryptedInteger),
+    "numeric": (sa.Numeric(), orm.EncryptedNumeric),
+    "double precision": (sa.Double(), orm.EncryptedFloat),
+    "boolean": (sa.Boolean(), orm.EncryptedBoolean),
+    "date": (sa.Date(), orm.EncryptedDate),
+    "timestamp with time zone": _moment(timezone=True),
+    "timestamp without time zone": _moment(timezone=False),
+    "uuid": (sa.Uuid(), orm.EncryptedUUID),
+    "jsonb": (JSONB(none_as_null=True), orm.EncryptedJSON),
+    "json": (JSON(none_as_null=True), partial(orm.EncryptedJSON, binary=False)),
+    "bytea": (BYTEA(), orm.EncryptedBytes),
 }
 _LENGTH = re.compile(r"character varying\((\d+)\)")
 _DIGITS_OF = re.compile(r"numeric\((\d+),(-?\d+)\)")
 _PRECISION = re.compile(r"(timestamp)\(\d\)( with(?:out)? time zone)")
 
 
-def type_of(name: str) -> TypeEngine[Any] | None:
-    """SQLAlchemy's type for what ``format_type`` prints; None where an application would need one of its own."""
+def kind_of(name: str) -> Kind | None:
+    """The types for what ``format_type`` prints; None where an application would need one of its own."""
     name = _PRECISION.sub(r"\1\2", name.removeprefix("pg_catalog."))
-    if name in _PLAIN_TYPES:
-        return _PLAIN_TYPES[name]()
     if match := _LENGTH.fullmatch(name):
-        return String(int(match[1]))
+        return sa.String(int(match[1])), orm.EncryptedString
     if match := _DIGITS_OF.fullmatch(name):
-        return Numeric(int(match[1]), int(match[2]))
-    return None
-
-
-def _encrypted(plain: TypeEngine[Any], context: str) -> TypeEngine[Any]:
-    match plain:
-        case String():
-            return EncryptedString(context)
-        case Integer():
-            return EncryptedInteger(context)
-        case Double():
-            return EncryptedFloat(context)
-        case Numeric():
-            return EncryptedNumeric(context, scale=plain.scale)
-        case Boolean():
-            return EncryptedBoolean(context)
-        case Date():
-            return EncryptedDate(context)
-        case DateTime():
-            return EncryptedDateTime(context, timezone=plain.timezone)
-        case UuidType():
-            return EncryptedUUID(context)
-        case JSON():
-            return EncryptedJSON(context, binary=isinstance(plain, JSONB))
-        case BYTEA():
-            return EncryptedBytes(context)
-        case _:
-            raise ConfigurationError(f"The runtime library has no type for {plain!r}.")
-
-
-def _representable(plain: TypeEngine[Any]) -> bool:
-    try:
-        _encrypted(plain, "any")
-    except ConfigurationError:
-        return False
-    return True
-
-
-def _has_tokens(plain: TypeEngine[Any]) -> bool:
-    unscaled = isinstance(plain, Numeric) and plain.scale is None
-    return not unscaled and not isinstance(plain, Double | JSON)
+        scale = int(match[2])
+        return sa.Numeric(int(match[1]), scale), partial(orm.EncryptedNumeric, scale=scale)
+    return _KINDS.get(name)
 
 
 def digest(value: Any) -> bytes:

@@ -32,7 +32,6 @@ class Remembered:
     """A row as its client left it.
 
     Args:
-        key: of the row.
         digests: of each value, by attribute.
         searched: the values it can be looked up by.
         inserted: whether this traffic made it.
@@ -75,10 +74,8 @@ class Target:
     """A table that requests go to.
 
     Args:
-        shape: the table.
         library: the ways through it, one for each phase.
         plain: the way past it, where that is allowed now.
-        book: what is known of the table.
         changing: what updates write.
         inserting: whether it takes new rows.
         left_out: what it does not allow, and why.
@@ -183,11 +180,8 @@ def open_book(engine: Engine, shape: Shape, way: Way, rows: int, chance: random.
     """Choose rows all over a table, and remember what is in them.
 
     Args:
-        engine: the database.
-        shape: the table.
         way: to read it, which has to be right now.
         rows: how many, if there are so many.
-        chance: which.
     """
     columns = [Column(f.name, f.type, key=f.attribute) for f in shape.fields]
     table = Table(shape.table.name, MetaData(), *columns, schema=shape.table.schema_name)
@@ -231,23 +225,14 @@ def _remembered(shape: Shape, key: Key, row: Values, *, inserted: bool = False) 
 
 def readable(way: Way, session: Session, keys: Sequence[Key]) -> dict[Key, Values]:
     """Rows by their keys; without those that Python has no values for, such as dates of infinity."""
-    if not keys:
-        return {}
     try:
-        return way.read(session, keys)
+        return way.read(session, keys) if keys else {}
     except UNREADABLE as error:
         if not has_no_value(error):
             raise
         session.rollback()
-    found: dict[Key, Values] = {}
-    for key in keys:
-        try:
-            found |= way.read(session, [key])
-        except UNREADABLE as error:
-            if not has_no_value(error):
-                raise
-            session.rollback()
-    return found
+    one_by_one = ([key] for key in keys if len(keys) > 1)
+    return {key: row for one in one_by_one for key, row in readable(way, session, one).items()}
 
 
 # What says so: the driver, of plaintext, and the runtime library, of ciphertext.

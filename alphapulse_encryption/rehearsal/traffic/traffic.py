@@ -17,15 +17,10 @@ to give it work a tenth.
 from __future__ import annotations
 
 import atexit
-import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import wait
-from typing import IO, Any, cast
+from contextlib import contextmanager
 
 import dagster as dg
 from pydantic import Field
@@ -33,8 +28,8 @@ from pydantic import Field
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.orm import Phase
+from alphapulse_encryption.rehearsal.child import Child, Said
 from alphapulse_encryption.rehearsal.measures import Traffic
-from alphapulse_encryption.secrecy import bare_environment
 
 _MODULE = "alphapulse_encryption.rehearsal.traffic.instances"
 # Seconds: its connections, and the last requests, may have to wait for a server that is being restarted.
@@ -119,7 +114,7 @@ class Running:
             try:
                 answer = process.order("end")
             except BaseException:
-                process.end()
+                process.kill()
                 raise
             _keep(process)
             self._measured = Traffic.model_validate(answer["measured"])
@@ -129,7 +124,7 @@ class Running:
         """End the traffic at once, whatever it is at."""
         process, self._process = self._process, None
         if process is not None:
-            process.end()
+            process.kill()
 
 
 @contextmanager
@@ -143,11 +138,7 @@ def traffic(
     """Traffic for the length of the block.
 
     Args:
-        url: the database.
-        catalogue: its sensitive columns.
         phases: of the application's instances, which run side by side; with ``off``, plain SQL as well.
-        config: how much of what.
-        environment: the variables that the key source reads.
 
     Raises:
         ConfigurationError: there is no such phase, or a key or a table is missing.
@@ -176,11 +167,6 @@ def traffic(
         running.abandon()
 
 
-def warm_up() -> None:
-    """Have the process started while something else is done, so that the first traffic need not wait for it."""
-    _keep(_Process())
-
-
 def _phase(phase: Phase | str) -> str:
     try:
         return Phase(phase).value
@@ -192,45 +178,24 @@ class _Ended(MigrationError):
     """The process that makes the traffic is not there any more."""
 
 
-class _Process:
+class _Process(Child):
     """The process that makes the traffic, which ends when this one does."""
 
     def __init__(self) -> None:
-        environment = bare_environment() | {n: os.environ[n] for n in ("PYTHONPATH",) if n in os.environ}
-        # In a session of its own: what a terminal sends is for the parent to act on.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", _MODULE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
-        )
-        self._orders = cast(IO[bytes], self._process.stdin)
-        self._answers = cast(IO[bytes], self._process.stdout)
+        super().__init__(_MODULE)
         self._is_ready = False
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
-    def order(self, what: str, details: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    def order(self, what: str, details: Said | None = None) -> Said:
         """Send an order and wait for the answer.
 
         Raises:
             MigrationError: as the answer says, or there is none.
         """
         if not self._is_ready:
-            self._answer()
+            self._next()
             self._is_ready = True
-        with suppress(BrokenPipeError):
-            self._orders.write(json.dumps({what: details}).encode() + b"\n")
-            self._orders.flush()
-        answer = self._answer()
+        self.tell({what: details})
+        answer = self._next()
         if "refused" in answer:
             kind = {1: RefusedError, 2: ConfigurationError}.get(answer["status"], MigrationError)
             raise kind(answer["refused"])
@@ -238,35 +203,25 @@ class _Process:
             raise MigrationError(f"The traffic of the rehearsal does not work: {answer['broken']}.")
         return answer
 
-    def _answer(self) -> Mapping[str, Any]:
-        # One line for each order: nothing of it was read before.
-        if not wait([self._answers.fileno()], _ANSWER_TIMEOUT):
+    def _next(self) -> Said:
+        if not self.answers_within(_ANSWER_TIMEOUT):
             raise MigrationError(
                 f"The process that makes the rehearsal's traffic has not answered for {_ANSWER_TIMEOUT} s: its last "
                 "requests wait for something, or the machine is overloaded. Rehearse again, with less traffic (--rate)."
             )
-        line = self._answers.readline()
-        if not line:
+        answer = self.answer()
+        if answer is None:
             raise _Ended(
                 f"The process that makes the rehearsal's traffic ended by itself (status {self._process.wait()})."
             )
-        answer: Mapping[str, Any] = json.loads(line)
         return answer
-
-    def end(self) -> None:
-        """Have it end, whatever it is at."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._orders, self._answers):
-            with suppress(BrokenPipeError):
-                pipe.close()
 
 
 _lock = threading.Lock()
 _kept: list[_Process] = []
 
 
-def _begin(order: Mapping[str, Any]) -> _Process:
+def _begin(order: Said) -> _Process:
     """A process that has begun: the one that is kept, or a new one where there is none or it is gone."""
     with _lock:
         kept = _kept.pop() if _kept else None
@@ -274,7 +229,7 @@ def _begin(order: Mapping[str, Any]) -> _Process:
     try:
         process.order("begin", order)
     except BaseException as error:
-        process.end()
+        process.kill()
         if kept is None or not isinstance(error, _Ended):
             raise
         return _begin(order)
@@ -291,7 +246,7 @@ def _keep(process: _Process) -> None:
 def _end_kept() -> None:
     with _lock:
         while _kept:
-            _kept.pop().end()
+            _kept.pop().kill()
 
 
 if hasattr(os, "register_at_fork"):

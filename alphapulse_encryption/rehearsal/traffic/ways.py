@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import Column as SqlColumn
 from sqlalchemy import Engine, MetaData, Table, delete, insert, select, tuple_, update
@@ -31,48 +31,8 @@ class RowIsMissing(Exception):
     """A row that should be there is not."""
 
 
-class Way(Protocol):
-    """How requests reach one table."""
-
-    @property
-    def name(self) -> str:
-        """As measurements call it."""
-
-    def read(self, session: Session, keys: Sequence[Key]) -> dict[Key, Values]:
-        """Rows by their keys, those that are there."""
-
-    def look_up(self, session: Session, attribute: str, value: Any) -> list[Key]:
-        """Keys of rows with a value, at most ``MOST_FOUND``."""
-
-    def read_on(self, session: Session, key: Key, limit: int) -> dict[Key, Values]:
-        """Rows from a key on, in its order; without those that the library cannot read, as it lets applications."""
-
-    def update(self, session: Session, key: Key, values: Values) -> None:
-        """Change a row.
-
-        Raises:
-            RowIsMissing: it is not there.
-        """
-
-    def insert(self, session: Session, values: Values) -> Key:
-        """A new row; its key."""
-
-    def delete(self, session: Session, key: Key) -> None:
-        """Take a row away.
-
-        Raises:
-            RowIsMissing: it is not there.
-        """
-
-
 class Library:
-    """Through the runtime library.
-
-    Args:
-        shape: the table.
-        phase: that its model is declared in.
-        model: the mapped class.
-    """
+    """Through the runtime library."""
 
     def __init__(self, shape: Shape, phase: Phase, model: type[Any]) -> None:
         self.name = f"library, {phase}"
@@ -95,6 +55,7 @@ class Library:
         return row
 
     def read(self, session: Session, keys: Sequence[Key]) -> dict[Key, Values]:
+        """Rows by their keys, those that are there."""
         if len(keys) == 1:
             row = session.get(self._model, keys[0])
             return {} if row is None else {keys[0]: self._values(row)}
@@ -102,10 +63,12 @@ class Library:
         return {self._key_of(row): self._values(row) for row in rows}
 
     def look_up(self, session: Session, attribute: str, value: Any) -> list[Key]:
+        """Keys of rows with a value, at most ``MOST_FOUND``."""
         found = select(self._model).where(getattr(self._model, attribute) == value).limit(MOST_FOUND)
         return [self._key_of(row) for row in session.scalars(found)]
 
     def read_on(self, session: Session, key: Key, limit: int) -> dict[Key, Values]:
+        """Rows from a key on, in its order; without those that the library cannot read, as it lets applications."""
         wanted = (
             select(self._model).where(tuple_(*self._columns) >= key).order_by(*self._columns).limit(limit)
         )
@@ -186,17 +149,16 @@ class Plain:
             raise RowIsMissing
 
 
+# How requests reach one table; what changes a row raises RowIsMissing where it is not there.
+Way = Library | Plain
+
+
 def _by_column(table: Table, values: Values) -> Mapping[Any, Any]:
     return {table.c[name]: value for name, value in values.items()}
 
 
 def libraries(shapes: Sequence[Shape], phase: Phase, engine: Engine) -> dict[str, Library]:
     """The models of all tables in one phase, by the table's key.
-
-    Args:
-        shapes: the tables.
-        phase: of all of them.
-        engine: the database.
 
     Raises:
         RefusedError: the phase contradicts where the migration stands.

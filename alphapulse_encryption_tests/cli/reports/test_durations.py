@@ -25,7 +25,7 @@ def test_a_rehearsal_predicts_them() -> None:
     works = work(larger)
     usual = usual_durations(works)
     found = by_rehearsal(rehearsed, [rehearsed], works, usual)
-    predicted = predict(rehearsed, larger, accuracy([rehearsed]))
+    predicted = predict([rehearsed], larger, accuracy([rehearsed]))
     for stage, step in ((Stage.BACKFILL, "data"), (Stage.VERIFY, "verification"), (Stage.INDEXES, "indexes")):
         wanted = predicted.stage(stage)
         assert wanted is not None
