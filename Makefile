@@ -21,7 +21,7 @@ ARGS ?=
 HAS_BROWSER = $(BIN)/python -m alphapulse_encryption_tests.browser.chromium
 GET_BROWSER := Debian: apt install chromium chromium-driver; macOS: brew install chromium chromedriver
 
-.PHONY: help setup demo demo-drop rehearsal ui dg psql test lint format stress wheel-check bench bench-crypto bench-lookup bench-latency bench-prediction sizing browser screenshots docs docs-serve docs-reference lock clean distclean
+.PHONY: help setup demo demo-drop rehearsal ui dg psql test quick long lint format stress wheel-check bench bench-crypto bench-lookup bench-latency bench-prediction sizing browser screenshots docs docs-serve docs-reference lock clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,11 @@ test: lint ## Run every check and the tests, except the long ones
 	  echo "Left out: the browser tests, for want of a Chromium with its chromedriver ($(GET_BROWSER))."; }; \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "$$chosen" $(ARGS)
 
+# Each process loads the tests by itself: more of them than a laptop has cores to spare would only load.
+quick: setup ## Run the tests that need neither PostgreSQL nor a browser, in less than a minute
+	@unset PYTHONDONTWRITEBYTECODE; \
+	$(BIN)/python -m pytest -n 2 -m "not postgres and not browser and not stress and not long" $(ARGS)
+
 lint: setup ## Check style, types and the layers of the code
 	@$(BIN)/python -m ruff check
 	@$(BIN)/python -m ruff format --check
@@ -77,8 +82,13 @@ format: setup ## Format the code and apply ruff's safe fixes
 	@$(BIN)/python -m ruff format
 	@$(BIN)/python -m ruff check --fix
 
-stress: setup ## Kill a hundred processes, write for a quarter of an hour, and run the long tests (SEED=4711 to repeat it)
-	@$(BIN)/python -m pytest --timeout 0 -o faulthandler_timeout=0 -m "stress or long" $(if $(SEED),--seed $(SEED)) $(ARGS)
+# They mostly wait for processes of their own, and for the registry.
+long: setup ## Run the long tests, which go once more, another way, over what quicker ones cover
+	@unset PYTHONDONTWRITEBYTECODE; \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m long $(ARGS)
+
+stress: setup ## Kill a hundred processes, and write for a quarter of an hour (SEED=4711 to repeat it)
+	@$(BIN)/python -m pytest --timeout 0 -o faulthandler_timeout=0 -m stress $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 wheel-check: setup ## Install the package from scratch, with its dependencies from the registry, and check its wheel
 	@$(BIN)/python -m pytest --timeout 0 -o faulthandler_timeout=0 -m "long or not long" alphapulse_encryption_tests/test_wheel.py $(ARGS)

@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,14 @@ _LONG_FIRST = (
     "migration/steps/test_restore.py",
     "test_bad_input.py",
 )
+# The markers that say what a test needs, by the fixtures that bring it; whoever uses one of them, through others too,
+# is marked.
+_NEEDS = {
+    "postgres": {"postgres", "server_dir", "demo"},
+    "dagster": {"theirs", "here", "sample", "small", "migrated", "somewhere", "there", "demo", "home"},
+    "browser": {"programs"},
+    "aws": {"s3_url", "_moto"},
+}
 _PREFIX = "alphapulse-tests-"
 # A file system in memory, where Linux has one, and how many bytes it and the memory have to have left to be used:
 # making a database, which most tests do, takes a third of the time there.
@@ -80,8 +88,41 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # until the tests are collected
+    config.pluginmanager.register(_Announced(), "announced")
     if config.option.seed is None:
         config.option.seed = random.SystemRandom().randrange(1_000_000)
+
+
+class _Announced:
+    """Fails a test that starts a server in this process and is not marked for it: `make quick` goes by the markers."""
+
+    def __init__(self) -> None:
+        self._item: pytest.Item | None = None
+        announced, start = self, EmbeddedPostgres._start_server
+
+        def start_server(self: EmbeddedPostgres) -> None:
+            item = announced._item
+            if item is not None and item.get_closest_marker("postgres") is None:
+                pytest.fail(f"{item.nodeid} starts PostgreSQL, and no fixture of it is known to (_NEEDS).")
+            start(self)
+
+        EmbeddedPostgres._start_server = start_server  # type: ignore[method-assign]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        self._item = item
+        try:
+            return (yield)
+        finally:
+            self._item = None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a test by what its fixtures bring."""
+    used = set(getattr(item, "fixturenames", ()))
+    for marker, fixtures in _NEEDS.items():
+        if used & fixtures:
+            item.add_marker(marker)
 
 
 @pytest.hookimpl(trylast=True)
@@ -106,7 +147,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    left_out = config.option.markexpr.startswith("not stress")
+    left_out = not config.option.markexpr.replace("not stress", "").count("stress")
     return [] if left_out else [f"seed of the stress tests: {config.option.seed}"]
 
 
