@@ -247,7 +247,7 @@ def test_pip_install_with_all_that_it_needs(tmp_path: Path) -> None:
     assert (plain, loaded) == ("größe", "[]")
     assert run(python, "-c", ENGINE).splitlines() == ["5 23", "True"]
     del variables["ALPHAPULSE_ENCRYPTION_MASTER_KEY"]
-    assert "✓" in run(python, "-m", f"{NAME}.demo", "--rows", "1000")
+    assert "✓" in run(python, "-m", f"{NAME}.cli.demo", "--rows", "1000")
 
     tools = tmp_path / "tools"
     venv.create(tools, with_pip=True, symlinks=True)
