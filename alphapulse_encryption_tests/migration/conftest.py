@@ -1,42 +1,50 @@
-"""What the tests of approval and drop begin with: a table that is ready for it, and proof that nothing changed."""
+"""What the tests of the engine begin with: a table that has come so far, and proof that an attempt changed nothing."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.conftest import fresh_database
 from alphapulse_encryption_tests.migration import support, walk
+from alphapulse_encryption_tests.migration.journey import USERS, After, Journeys, State
 
-USERS = walk.CATALOGUE.table("users")
-TEMPLATE = "approved_template"
+a_database = contextlib.contextmanager(fresh_database)
 
 
 @pytest.fixture(scope="session")
-def _approved_template(
+def journeys(
     postgres: EmbeddedPostgres, _sample_template: str, tmp_path_factory: pytest.TempPathFactory
-) -> str:
-    postgres.ensure_running()
-    walk.query(postgres.url("postgres"), f"CREATE DATABASE {TEMPLATE} TEMPLATE {_sample_template}")
-    url = postgres.url(TEMPLATE)
-    walk.switch(url, USERS)
-    walk.backup(url, (USERS,), tmp_path_factory.mktemp("backup"), postgres.bin_dir())
-    walk.approve(url, USERS)
-    return TEMPLATE
+) -> Journeys:
+    """What is recorded of the way of the sample's tables, in this test process."""
+    return Journeys(postgres, _sample_template, tmp_path_factory.mktemp("backups"))
 
 
 @pytest.fixture
-def approved_url(postgres: EmbeddedPostgres, _approved_template: str, tmp_path: Path) -> Iterator[str]:
-    """A database in which the drop of `users` is approved; the backup is in the test's own directory."""
-    for url in fresh_database(postgres, _approved_template):
-        ((location,),) = walk.query(url, "SELECT location FROM encryption_backups")
-        walk.query(url, "UPDATE encryption_backups SET location = %s", str(shutil.copy(location, tmp_path)))
-        yield url
+def after(postgres: EmbeddedPostgres, journeys: Journeys, tmp_path: Path) -> Iterator[After]:
+    """Makes databases in which a table has come so far; a backup is in the test's own directory."""
+    with contextlib.ExitStack() as made:
+
+        def make(state: State, table: Table = USERS) -> str:
+            url = made.enter_context(a_database(postgres, journeys.after(state, table)))
+            for location in support.backups(url):
+                support.move_backup(url, location, str(shutil.copy(location, tmp_path)))
+            return url
+
+        yield make
+
+
+@pytest.fixture
+def approved_url(after: After) -> str:
+    """A database in which the drop of `users` is approved."""
+    return after("approved")
 
 
 @pytest.fixture

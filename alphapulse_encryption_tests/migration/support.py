@@ -172,6 +172,20 @@ def verification(url: str, entry: Table, keys: KeyRing = KEYS) -> TableVerificat
         return verify_table(connection, entry, keys)
 
 
+# The bookkeeping, by its tables.
+
+
+def backups(url: str) -> list[str]:
+    """Where the backups are that the database knows of; none where nothing is begun."""
+    if value(url, "SELECT to_regclass('encryption_backups')") is None:
+        return []
+    return [location for (location,) in run(url, "SELECT location FROM encryption_backups")]
+
+
+def move_backup(url: str, location: str, to: str) -> None:
+    run(url, "UPDATE encryption_backups SET location = %s WHERE location = %s", to, location)
+
+
 # Eyes that do not belong to the engine.
 
 

@@ -20,6 +20,7 @@ from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import walk
 from alphapulse_encryption_tests.migration.conftest import Unchanged
+from alphapulse_encryption_tests.migration.journey import After
 
 USERS = walk.CATALOGUE.table("users")
 
@@ -60,19 +61,18 @@ def test_words_that_are_missing_or_wrong_are_refused(
     assert count(ready_url) == 0
 
 
-def test_the_ciphertext_has_to_be_right_and_verified_since(sample_url: str) -> None:
-    walk.encrypt(sample_url, USERS)
-    walk.verify(sample_url, USERS)
+def test_the_ciphertext_has_to_be_right_and_verified_since(after: After) -> None:
+    url = after("verified")
     with pytest.raises(RefusedError, match="authority"):
-        walk.approve(sample_url, USERS)
-    switch_to_ciphertext(walk.target(sample_url), USERS)
-    walk.query(sample_url, "DELETE FROM encryption_verifications WHERE batch_range = 0")
+        walk.approve(url, USERS)
+    switch_to_ciphertext(walk.target(url), USERS)
+    walk.query(url, "DELETE FROM encryption_verifications WHERE batch_range = 0")
     with pytest.raises(RefusedError, match="not verified"):
-        walk.approve(sample_url, USERS)
-    walk.verify(sample_url, USERS)
+        walk.approve(url, USERS)
+    walk.verify(url, USERS)
     with pytest.raises(RefusedError, match="no backup"):
-        walk.approve(sample_url, USERS)
-    assert count(sample_url) == 0
+        walk.approve(url, USERS)
+    assert count(url) == 0
 
 
 def test_the_backup_has_to_be_of_this_table_recent_and_whole(
@@ -122,19 +122,19 @@ def test_the_backup_has_to_be_of_this_table_recent_and_whole(
     ],
 )
 def test_objects_of_others_are_named_and_stand_in_the_way(
-    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path, statement: str, named: str
+    after: After, postgres: EmbeddedPostgres, tmp_path: Path, statement: str, named: str
 ) -> None:
-    walk.switch(sample_url, USERS)
+    url = after("switched")
     if "REPLICA" in statement:
-        walk.query(sample_url, "ALTER TABLE users ALTER email SET NOT NULL")
+        walk.query(url, "ALTER TABLE users ALTER email SET NOT NULL")
     with_view = statement.replace("UPDATE users SET email = email || id; ", "")
-    walk.query(sample_url, with_view)
-    walk.verify(sample_url, USERS)
-    walk.backup(sample_url, (USERS,), tmp_path, postgres.bin_dir())
+    walk.query(url, with_view)
+    walk.verify(url, USERS)
+    walk.backup(url, (USERS,), tmp_path, postgres.bin_dir())
     with pytest.raises(RefusedError) as caught:
-        walk.approve(sample_url, USERS)
+        walk.approve(url, USERS)
     assert named in str(caught.value)
-    assert count(sample_url) == 0
+    assert count(url) == 0
 
 
 def test_our_own_objects_do_not_stand_in_the_way(ready_url: str) -> None:

@@ -20,6 +20,7 @@ from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.views import create_views
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import walk
+from alphapulse_encryption_tests.migration.journey import After
 
 TABLES = walk.CATALOGUE.tables
 USERS = walk.CATALOGUE.table("users")
@@ -94,11 +95,11 @@ def test_what_is_restored_equals_the_moment_of_the_dump_while_writes_go_on(
 
 
 def test_a_table_that_is_being_migrated_restores_with_its_guard(
-    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+    after: After, postgres: EmbeddedPostgres, tmp_path: Path
 ) -> None:
-    walk.switch(sample_url, USERS)
-    create_views(Database(sample_url), USERS, walk.ACTOR)
-    result = backup_with_drill(sample_url, tmp_path, postgres.bin_dir())
+    url = after("switched")
+    create_views(Database(url), USERS, walk.ACTOR)
+    result = backup_with_drill(url, tmp_path, postgres.bin_dir())
     assert result.drill is not None and result.drill.rows > 0
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from alphapulse_encryption.catalogue import Catalogue
@@ -12,9 +10,8 @@ from alphapulse_encryption.migration.insight.drift import look_for_drift
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
-from alphapulse_encryption.sample.postgres import EmbeddedPostgres
-from alphapulse_encryption_tests.conftest import fresh_database
 from alphapulse_encryption_tests.migration import walk
+from alphapulse_encryption_tests.migration.journey import After
 
 USERS = walk.CATALOGUE.table("users")
 # The sample's one column that looks sensitive and is not in the catalogue.
@@ -22,20 +19,10 @@ USERNAME = "uncatalogued:users"
 CANARY = "canary-9d31@example.com"
 
 
-@pytest.fixture(scope="module")
-def _verified_template(postgres: EmbeddedPostgres, _sample_template: str) -> str:
-    name = "drift_template"
-    postgres.ensure_running()
-    walk.query(postgres.url("postgres"), f"CREATE DATABASE {name} TEMPLATE {_sample_template}")
-    walk.encrypt(postgres.url(name), USERS)
-    walk.verify(postgres.url(name), USERS)
-    return name
-
-
 @pytest.fixture
-def verified(postgres: EmbeddedPostgres, _verified_template: str) -> Iterator[str]:
+def verified(after: After) -> str:
     """A database whose table users is encrypted and verified."""
-    yield from fresh_database(postgres, _verified_template)
+    return after("verified")
 
 
 def drift(url: str, catalogue: Catalogue = walk.CATALOGUE) -> dict[str, Finding]:

@@ -20,6 +20,7 @@ from alphapulse_encryption.migration.insight.live_check import (
 )
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
 from alphapulse_encryption_tests.migration import support, walk
+from alphapulse_encryption_tests.migration.journey import After
 
 USERS = walk.CATALOGUE.table("users")
 TRIGGERS = "zzz_encryption_guard_update"
@@ -145,27 +146,27 @@ def break_writes(url: str) -> None:
     ],
 )
 def test_what_is_broken_is_named(
-    sample_url: str, damage: Callable[[str], None], column: str, wrong: set[str]
+    after: After, damage: Callable[[str], None], column: str, wrong: set[str]
 ) -> None:
-    walk.encrypt(sample_url, USERS)
-    damage(sample_url)
-    found = check(sample_url)[column]
+    url = after("encrypted")
+    damage(url)
+    found = check(url)[column]
     assert found.failed
     assert {what for what, verdict in verdicts(found).items() if verdict == "no"} >= wrong
 
 
-def test_unreadable_ciphertext_is_named_after_the_switch(sample_url: str) -> None:
-    walk.switch(sample_url, USERS)
-    assert not check(sample_url)["last_name"].failed
-    walk.query(sample_url, "UPDATE users SET last_name_encrypted = 'garbage' RETURNING id")
-    assert verdicts(check(sample_url)["last_name"]) == {DECRYPTED: "no"}
+def test_unreadable_ciphertext_is_named_after_the_switch(after: After) -> None:
+    url = after("switched")
+    assert not check(url)["last_name"].failed
+    walk.query(url, "UPDATE users SET last_name_encrypted = 'garbage' RETURNING id")
+    assert verdicts(check(url)["last_name"]) == {DECRYPTED: "no"}
 
 
-def test_rows_that_are_held_are_left_alone(sample_url: str) -> None:
+def test_rows_that_are_held_are_left_alone(after: After) -> None:
     """Nobody waits for anybody: the application holds the newest row, and its write afterwards goes through."""
-    walk.encrypt(sample_url, USERS)
-    with psycopg.connect(sample_url) as application:
+    url = after("encrypted")
+    with psycopg.connect(url) as application:
         application.execute("UPDATE users SET locale = 'xx' WHERE id = (SELECT max(id) FROM users)")
-        assert not any(one.failed or not one.tried for one in check(sample_url).values())
+        assert not any(one.failed or not one.tried for one in check(url).values())
         application.execute("SELECT FROM users FOR UPDATE")
-        assert not any(one.tried for one in check(sample_url).values())
+        assert not any(one.tried for one in check(url).values())

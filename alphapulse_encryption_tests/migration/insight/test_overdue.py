@@ -17,6 +17,7 @@ from alphapulse_encryption.migration.insight.overdue import (
 )
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption_tests.migration import walk
+from alphapulse_encryption_tests.migration.journey import After
 
 USERS = walk.CATALOGUE.table("users")
 HOUR = timedelta(hours=1)
@@ -58,60 +59,60 @@ def test_pending_rows_by_their_last_write(sample_url: str) -> None:
     assert old(sample_url, mark_of(sample_url)) == {}
 
 
-def test_a_transaction_that_was_open_at_the_mark_is_younger(sample_url: str) -> None:
-    walk.encrypt(sample_url, USERS)
-    with psycopg.connect(sample_url) as application:
+def test_a_transaction_that_was_open_at_the_mark_is_younger(after: After) -> None:
+    url = after("encrypted")
+    with psycopg.connect(url) as application:
         application.execute("UPDATE users SET first_name = 'x' WHERE id = (SELECT min(id) FROM users)")
-        during = mark_of(sample_url)
-    assert old(sample_url, during) == {}
-    assert set(old(sample_url, mark_of(sample_url))) == {"old:users"}
+        during = mark_of(url)
+    assert old(url, during) == {}
+    assert set(old(url, mark_of(url))) == {"old:users"}
 
 
-def test_without_the_small_index_no_table_is_read(sample_url: str) -> None:
-    walk.encrypt(sample_url, USERS)
-    walk.query(sample_url, "UPDATE users SET first_name = 'x'")
-    mark = mark_of(sample_url)
-    assert set(old(sample_url, mark)) == {"old:users"}
+def test_without_the_small_index_no_table_is_read(after: After) -> None:
+    url = after("encrypted")
+    walk.query(url, "UPDATE users SET first_name = 'x'")
+    mark = mark_of(url)
+    assert set(old(url, mark)) == {"old:users"}
     scans = "SELECT coalesce(sum(seq_scan), 0) FROM pg_stat_user_tables WHERE relname = 'users'"
-    with psycopg.connect(sample_url, autocommit=True) as watching:
+    with psycopg.connect(url, autocommit=True) as watching:
         before = watching.execute(scans).fetchone()
-        old(sample_url, mark)
+        old(url, mark)
         watching.execute("SELECT pg_stat_force_next_flush()")
         assert watching.execute(scans).fetchone() == before
-    walk.query(sample_url, "DROP INDEX users_encryption_pending")
-    assert old(sample_url, mark) == {}
+    walk.query(url, "DROP INDEX users_encryption_pending")
+    assert old(url, mark) == {}
 
 
-def test_a_backfill_that_stands_still(sample_url: str) -> None:
-    walk.encrypt(sample_url, USERS)
+def test_a_backfill_that_stands_still(after: After) -> None:
+    url = after("encrypted")
     walk.query(
-        sample_url,
+        url,
         "UPDATE encryption_ranges SET status = 'in_progress', waiting_for = 'paused by the setting' "
         "WHERE batch_range = 1",
     )
-    assert old(sample_url, None) == {}
-    walk.query(sample_url, "UPDATE encryption_ranges SET updated_at = updated_at - interval '2 hours'")
-    (found,) = old(sample_url, mark_of(sample_url)).values()
+    assert old(url, None) == {}
+    walk.query(url, "UPDATE encryption_ranges SET updated_at = updated_at - interval '2 hours'")
+    (found,) = old(url, mark_of(url)).values()
     assert found.what == (
         "The backfill of users has not moved for longer than 1 hour: 1 of 2 batch ranges are done; it holds back: "
         "paused by the setting."
     )
-    assert found.since == walk.value(sample_url, "SELECT max(updated_at) FROM encryption_ranges")
-    assert old(sample_url, None, 3 * HOUR) == {}
+    assert found.since == walk.value(url, "SELECT max(updated_at) FROM encryption_ranges")
+    assert old(url, None, 3 * HOUR) == {}
 
 
-def test_rows_that_were_set_aside(sample_url: str) -> None:
-    walk.encrypt(sample_url, USERS)
+def test_rows_that_were_set_aside(after: After) -> None:
+    url = after("encrypted")
     walk.query(
-        sample_url,
+        url,
         "INSERT INTO encryption_quarantine (table_name, batch_range, key, reason, since, step) VALUES "
         "('users', 0, '{canary}', 'a reason', now() - interval '2 hours', 'backfill'), "
         "('users', 1, '{9}', 'a reason', now(), 'backfill'), "
         "('users', 1, '{8}', 'a reason', now(), 'rotate')",
     )
-    (found,) = old(sample_url, None).values()
+    (found,) = old(url, None).values()
     assert found.what == "2 rows of users were set aside: the backfill could not encrypt them."
-    assert found.since == walk.value(sample_url, "SELECT min(since) FROM encryption_quarantine")
+    assert found.since == walk.value(url, "SELECT min(since) FROM encryption_quarantine")
     assert "canary" not in str(found)
 
 

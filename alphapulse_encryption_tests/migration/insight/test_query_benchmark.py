@@ -13,6 +13,7 @@ from alphapulse_encryption.errors import DecryptionError, RefusedError
 from alphapulse_encryption.migration.insight.query_benchmark import QueryBenchmark, Timings, benchmark_queries
 from alphapulse_encryption.migration.steps.versions import begin_rotation
 from alphapulse_encryption_tests.migration import support, walk
+from alphapulse_encryption_tests.migration.journey import After
 from alphapulse_encryption_tests.migration.support import target
 
 USERS = walk.CATALOGUE.table("users")
@@ -58,14 +59,14 @@ def lookups(url: str) -> dict[str, int]:
     return by_email
 
 
-def test_rows_of_an_older_key_version_are_found(sample_url: str) -> None:
-    walk.encrypt(sample_url, USERS)
-    walk.query(sample_url, "SELECT pg_stat_statements_reset()")
+def test_rows_of_an_older_key_version_are_found(after: After) -> None:
+    url = after("encrypted")
+    walk.query(url, "SELECT pg_stat_statements_reset()")
     keys = KeyRing({1: bytes(range(32)), 2: bytes(32)}, 2)
-    begin_rotation(walk.target(sample_url, keys=keys))
+    begin_rotation(walk.target(url, keys=keys))
     cipher = get_format("AES-256-GCM", keys)
-    benchmark_queries(target(sample_url, keys=keys, cipher=cipher), USERS, repetitions=REPETITIONS)
-    assert min(lookups(sample_url).values()) >= REPETITIONS
+    benchmark_queries(target(url, keys=keys, cipher=cipher), USERS, repetitions=REPETITIONS)
+    assert min(lookups(url).values()) >= REPETITIONS
 
 
 def test_after_the_drop_one_side(approved_url: str) -> None:
@@ -85,19 +86,19 @@ def test_nothing_to_measure(sample_url: str) -> None:
     assert plot([found]) == b""
 
 
-def test_unreadable_values_are_named_and_not_measured(sample_url: str) -> None:
-    walk.encrypt(sample_url, USERS)
-    with psycopg.connect(sample_url, autocommit=True) as connection:
+def test_unreadable_values_are_named_and_not_measured(after: After) -> None:
+    url = after("encrypted")
+    with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
         connection.execute("UPDATE users SET email_encrypted = 'garbage'")
     with pytest.raises(DecryptionError) as failure:
-        measure(sample_url)
+        measure(url)
     assert "garbage" not in str(failure.value)
 
 
-def test_a_slow_question_is_asked_for_so_long_only(sample_url: str) -> None:
-    walk.encrypt(sample_url, USERS)
-    found = benchmark_queries(walk.target(sample_url), USERS, seconds=0)
+def test_a_slow_question_is_asked_for_so_long_only(after: After) -> None:
+    url = after("encrypted")
+    found = benchmark_queries(walk.target(url), USERS, seconds=0)
     assert {len(timings.seconds) for timings in found.timings} == {1}
 
 

@@ -21,6 +21,7 @@ from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support, walk
+from alphapulse_encryption_tests.migration.journey import After
 from alphapulse_encryption_tests.migration.support import run
 
 USERS = walk.CATALOGUE.table("users")
@@ -124,14 +125,13 @@ def test_stage_by_stage(sample_url: str, postgres: EmbeddedPostgres, tmp_path: P
     assert of(gone, "trades").stage == "not begun"
 
 
-def test_a_verification_ends_with_the_definition(sample_url: str) -> None:
-    walk.encrypt(sample_url, USERS)
-    walk.verify(sample_url, USERS)
-    run(sample_url, "UPDATE encryption_verifications SET definition = 'another'")
-    found = of(look(sample_url)).verification
+def test_a_verification_ends_with_the_definition(after: After) -> None:
+    url = after("verified")
+    run(url, "UPDATE encryption_verifications SET definition = 'another'")
+    found = of(look(url)).verification
     assert found is not None and not found.valid
     assert found.reasons == ("2 batch ranges were verified before the table's columns or the key changed",)
-    assert not any(column.verified for column in of(look(sample_url)).columns)
+    assert not any(column.verified for column in of(look(url)).columns)
 
 
 def test_a_table_that_somebody_holds_is_named_and_the_others_are_told_of(sample_url: str) -> None:
@@ -184,30 +184,30 @@ def test_who_works_and_why_it_waits(sample_url: str) -> None:
     assert (failed.quarantined, failed.ranges.failed, failed.ranges.completed) == (1, 1, 1)
 
 
-def test_rate_and_time_left(sample_url: str) -> None:
-    walk.encrypt(sample_url, USERS)
+def test_rate_and_time_left(after: After) -> None:
+    url = after("encrypted")
     # The first range took 10 s; the second one has gone on for 5 s beside it, and for 5 s after it.
     run(
-        sample_url,
+        url,
         "UPDATE encryption_ranges SET rows_processed = 100, started_at = now() - interval '15 s', "
         "completed_at = now() - interval '5 s', status = 'completed' WHERE batch_range = 0",
     )
     run(
-        sample_url,
+        url,
         "UPDATE encryption_ranges SET rows_processed = 50, started_at = now() - interval '10 s', updated_at = now(), "
         "completed_at = NULL, status = 'in_progress' WHERE batch_range = 1",
     )
-    before = look(sample_url)
+    before = look(url)
     found = of(before)
     left = found.rows / 2 - 50
     assert found.rows_left == round(left)
     assert found.rows_per_second == pytest.approx(10, rel=0.01)
     assert found.seconds_left == pytest.approx(left / 10, rel=0.02)
     # Two looks know better.
-    run(sample_url, "UPDATE encryption_ranges SET rows_processed = 60 WHERE batch_range = 1")
-    after = look(sample_url)
-    seconds = (after.at - before.at).total_seconds()
-    assert of(after.with_rates_since(before)).rows_per_second == pytest.approx(10 / seconds)
+    run(url, "UPDATE encryption_ranges SET rows_processed = 60 WHERE batch_range = 1")
+    later = look(url)
+    seconds = (later.at - before.at).total_seconds()
+    assert of(later.with_rates_since(before)).rows_per_second == pytest.approx(10 / seconds)
     assert of(before.with_rates_since(before)).rows_per_second == found.rows_per_second
 
 

@@ -35,6 +35,7 @@ from alphapulse_encryption.migration.steps.restore import restore_plaintext
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support, walk
+from alphapulse_encryption_tests.migration.journey import After
 
 USERS = walk.CATALOGUE.table("users")
 
@@ -342,56 +343,56 @@ def test_an_index_is_built_beside_readers_and_writers(sample_url: str) -> None:
         walk.query(sample_url, "DROP INDEX idx_user_email_search, users_encryption_pending")
 
 
-def test_a_revert_waits_for_a_writer_without_holding_up_others(sample_url: str) -> None:
-    walk.switch(sample_url, USERS)
-    with held(sample_url, WRITER) as writer:
+def test_a_revert_waits_for_a_writer_without_holding_up_others(after: After) -> None:
+    url = after("switched")
+    with held(url, WRITER) as writer:
         revert = STEPS["revert"].act
-        with support.Background(lambda: revert(sample_url)) as reverting:
+        with support.Background(lambda: revert(url)) as reverting:
             support.until(
-                lambda: support.engine_waits(sample_url, "CREATE%INDEX CONCURRENTLY%", behind=writer),
+                lambda: support.engine_waits(url, "CREATE%INDEX CONCURRENTLY%", behind=writer),
                 "the build waits for the writer",
             )
-            with asking(sample_url) as application:
+            with asking(url) as application:
                 for query in APPLICATION[:2]:
                     application.execute(query)
             assert reverting.running
             writer.rollback()
             assert reverting.result().changed
-    assert walk.value(sample_url, "SELECT authority FROM encryption_tables") == "plaintext"
+    assert walk.value(url, "SELECT authority FROM encryption_tables") == "plaintext"
 
 
-def test_a_constraint_is_validated_beside_readers_and_writers(sample_url: str) -> None:
+def test_a_constraint_is_validated_beside_readers_and_writers(after: After) -> None:
     """Halfway through the rows, the application reads and writes; and a long reader is not in the way."""
-    walk.encrypt(sample_url, USERS)
+    url = after("encrypted")
     (column,) = [c for c in USERS.columns if c.name == "email"]
     name = saved.presence_check(column)
     # The check takes as long as we like, for the engine's session alone.
     walk.query(
-        sample_url,
+        url,
         "CREATE FUNCTION slowly(id bigint) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN "
         "IF id = 100 AND current_setting('application_name') = 'alphapulse_encryption' THEN "
         "PERFORM pg_advisory_xact_lock_shared(4711); END IF; RETURN true; END $$",
     )
-    walk.query(sample_url, f'ALTER TABLE users ADD CONSTRAINT "{name}" CHECK (slowly(id)) NOT VALID')
+    walk.query(url, f'ALTER TABLE users ADD CONSTRAINT "{name}" CHECK (slowly(id)) NOT VALID')
     validated = "SELECT convalidated FROM pg_constraint WHERE conrelid = 'users'::regclass AND conname = %s"
     with (
-        held(sample_url, READER),
-        held(sample_url, WRITER),
-        support.application(sample_url) as gate,
-        Database(sample_url).session("validate") as connection,
+        held(url, READER),
+        held(url, WRITER),
+        support.application(url) as gate,
+        Database(url).session("validate") as connection,
     ):
         gate.execute("SELECT pg_advisory_lock(4711)")
         definition = read_table(connection, USERS)
         with support.Background(lambda: switch.validate(connection, definition, name)) as validating:
-            with asking(sample_url) as application:
+            with asking(url) as application:
                 for query in APPLICATION:
                     support.until(
-                        lambda: support.engine_waits(sample_url, "ALTER TABLE%VALIDATE%", behind=gate),
+                        lambda: support.engine_waits(url, "ALTER TABLE%VALIDATE%", behind=gate),
                         "the validation is halfway",
                     )
                     application.execute(query)
-            assert walk.value(sample_url, validated, name) is False
+            assert walk.value(url, validated, name) is False
             gate.execute("SELECT pg_advisory_unlock(4711)")
             validating.result()
         # Both transactions are still open.
-        assert walk.value(sample_url, validated, name) is True
+        assert walk.value(url, validated, name) is True

@@ -13,6 +13,7 @@ from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.dependants import stops_of_the_drop
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support, walk
+from alphapulse_encryption_tests.migration.journey import After
 
 USERS = walk.CATALOGUE.table("users")
 
@@ -55,17 +56,17 @@ def test_it_is_named(sample_url: str, statement: str, name: str) -> None:
     assert found.startswith(name)
 
 
-def test_neither_approved_nor_dropped(sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
-    walk.switch(sample_url, USERS)
-    walk.backup(sample_url, (USERS,), tmp_path, postgres.bin_dir())
-    support.run(sample_url, "ALTER TABLE users ADD invited_by text REFERENCES users (email)")
+def test_neither_approved_nor_dropped(after: After, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+    url = after("switched")
+    walk.backup(url, (USERS,), tmp_path, postgres.bin_dir())
+    support.run(url, "ALTER TABLE users ADD invited_by text REFERENCES users (email)")
     with pytest.raises(RefusedError, match=r"users_invited_by_fkey on table public\.users"):
-        walk.approve(sample_url, USERS)
-    support.run(sample_url, "ALTER TABLE users DROP invited_by")
-    walk.approve(sample_url, USERS)
-    support.run(sample_url, "CREATE POLICY own ON users USING (email = current_user)")
+        walk.approve(url, USERS)
+    support.run(url, "ALTER TABLE users DROP invited_by")
+    walk.approve(url, USERS)
+    support.run(url, "CREATE POLICY own ON users USING (email = current_user)")
     with pytest.raises(RefusedError, match="policy own on table"):
-        walk.drop(sample_url, USERS)
+        walk.drop(url, USERS)
     # PostgreSQL is of the same opinion.
     with pytest.raises(errors.DependentObjectsStillExist):
-        support.run(sample_url, "ALTER TABLE users DROP email")
+        support.run(url, "ALTER TABLE users DROP email")

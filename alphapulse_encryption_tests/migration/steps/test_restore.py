@@ -26,6 +26,7 @@ from alphapulse_encryption.migration.steps import switch
 from alphapulse_encryption.migration.steps.restore import RestoreResult, restore_plaintext
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import dumps, support, walk
+from alphapulse_encryption_tests.migration.journey import After
 
 USERS = walk.CATALOGUE.table("users")
 
@@ -153,24 +154,20 @@ def somebody_reading(url: str) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
-def test_a_build_that_a_deadlock_ended_is_begun_anew(
-    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
-) -> None:
+def test_a_build_that_a_deadlock_ended_is_begun_anew(after: After) -> None:
     """The server ends a build to dissolve a deadlock, and leaves an invalid index."""
-    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+    url = after("dropped")
     with (
-        somebody_reading(sample_url) as other,
-        support.Background(lambda: restored(sample_url, USERS)) as restoring,
+        somebody_reading(url) as other,
+        support.Background(lambda: restored(url, USERS)) as restoring,
     ):
-        support.until(
-            lambda: support.engine_waits(sample_url, "CREATE%", behind=other), "it waits for the other"
-        )
+        support.until(lambda: support.engine_waits(url, "CREATE%", behind=other), "it waits for the other")
         # … which now waits for the lock that the build keeps, and gets it when the server has ended the build.
         other.execute("LOCK TABLE users IN SHARE UPDATE EXCLUSIVE MODE")
         other.rollback()
         result = restoring.result()
     assert set(result.indexes) == {"users_last_name_idx", "users_phone_number_idx", "users_email_key"}
-    assert walk.value(sample_url, "SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
+    assert walk.value(url, "SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
 
 
 def restore_until_killed(url: str, batches: int) -> None:
@@ -186,62 +183,56 @@ def restore_until_killed(url: str, batches: int) -> None:
     restore_plaintext(walk.target(url), USERS, on_progress=on_progress)
 
 
-def test_kill_9_in_the_middle(sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+def test_kill_9_in_the_middle(sample_url: str, after: After, postgres: EmbeddedPostgres) -> None:
     before = dumps.dump(sample_url, postgres.bin_dir())
-    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+    url = after("dropped")
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'alphapulse_encryption'"
     filled = "SELECT count(*) FILTER (WHERE email IS NOT NULL), count(*) FROM users"
 
-    first = multiprocessing.get_context("spawn").Process(target=restore_until_killed, args=(sample_url, 1))
+    first = multiprocessing.get_context("spawn").Process(target=restore_until_killed, args=(url, 1))
     first.start()
     first.join()
     assert first.exitcode == -signal.SIGKILL
-    ((values, rows),) = walk.query(sample_url, filled)
+    ((values, rows),) = walk.query(url, filled)
     assert 0 < values < rows
 
-    second = multiprocessing.get_context("spawn").Process(target=restore_until_killed, args=(sample_url, 0))
-    with somebody_reading(sample_url) as reader:
+    second = multiprocessing.get_context("spawn").Process(target=restore_until_killed, args=(url, 0))
+    with somebody_reading(url) as reader:
         second.start()
-        support.until(
-            lambda: support.engine_waits(sample_url, "CREATE%", behind=reader), "an index is being built"
-        )
+        support.until(lambda: support.engine_waits(url, "CREATE%", behind=reader), "an index is being built")
         second.kill()
         second.join()
         walk.query(
-            sample_url,
+            url,
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'alphapulse_encryption'",
         )
-        support.until(lambda: walk.value(sample_url, sessions) == 0, "its session has ended")
-    assert walk.value(sample_url, "SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 1
-    assert walk.query(sample_url, "SELECT authority, stage FROM encryption_tables") == [
-        ("ciphertext", "restoring")
-    ]
+        support.until(lambda: walk.value(url, sessions) == 0, "its session has ended")
+    assert walk.value(url, "SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 1
+    assert walk.query(url, "SELECT authority, stage FROM encryption_tables") == [("ciphertext", "restoring")]
 
-    assert restored(sample_url, USERS).rows == 0
-    after = dumps.dump(sample_url, postgres.bin_dir(), dumps.added_columns(USERS))
-    assert before - after == {}
+    assert restored(url, USERS).rows == 0
+    now = dumps.dump(url, postgres.bin_dir(), dumps.added_columns(USERS))
+    assert before - now == {}
     names = {"idx_user_email_search", "users_encryption_pending"}
-    assert all(dumps.is_guard(s, USERS) or dumps.is_index(s, names) for s in after - before)
+    assert all(dumps.is_guard(s, USERS) or dumps.is_index(s, names) for s in now - before)
 
 
-def test_newer_ciphertext_is_what_comes_back(
-    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
-) -> None:
-    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+def test_newer_ciphertext_is_what_comes_back(after: After) -> None:
+    url = after("dropped")
     walk.query(
-        sample_url,
+        url,
         "UPDATE users SET address_data_encrypted = %s, last_name_encrypted = NULL WHERE id = 9",
         walk.CIPHER.encrypt('{"b":1,  "a": "\u00e4"}', "user_address"),
     )
-    walk.query(sample_url, "DELETE FROM users WHERE id = 10")
+    walk.query(url, "DELETE FROM users WHERE id = 10")
 
-    result = restored(sample_url, USERS)
+    result = restored(url, USERS)
 
     assert result.reencrypted == 1
-    row = walk.query(sample_url, "SELECT address_data::text, last_name FROM users WHERE id = 9")
+    row = walk.query(url, "SELECT address_data::text, last_name FROM users WHERE id = 9")
     assert row == [('{"a": "\u00e4", "b": 1}', None)]
-    assert walk.value(sample_url, "SELECT count(*) FROM users WHERE id = 10") == 0
-    assert walk.verify(sample_url, USERS).passed
+    assert walk.value(url, "SELECT count(*) FROM users WHERE id = 10") == 0
+    assert walk.verify(url, USERS).passed
 
 
 def begin(url: str) -> None:
@@ -255,16 +246,16 @@ def begin(url: str) -> None:
 
 
 def test_killed_in_the_middle_it_goes_on_and_loses_no_write(
-    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+    sample_url: str, after: After, postgres: EmbeddedPostgres
 ) -> None:
     columns = walk.columns_of(sample_url, "users")
     schema = walk.schema(sample_url, postgres.bin_dir(), USERS)
     contents = walk.contents(sample_url, "users", [name for name in columns if name != "last_name"])
-    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
-    begin(sample_url)
-    with Database(sample_url).session("fill") as connection:
+    url = after("dropped")
+    begin(url)
+    with Database(url).session("fill") as connection:
         definition = read_table(connection, USERS)
-        filler = Filler(connection, definition, walk.metered(sample_url), walk.KEYS)
+        filler = Filler(connection, definition, walk.metered(url), walk.KEYS)
         filler.fill(None, ("100",))
         found = saved.latest(connection, USERS)
         assert found is not None
@@ -272,60 +263,56 @@ def test_killed_in_the_middle_it_goes_on_and_loses_no_write(
     # The application, meanwhile: over a filled value, and over one that is not filled yet.
     for key in (50, 200):
         walk.query(
-            sample_url,
+            url,
             "UPDATE users SET last_name_encrypted = %s WHERE id = %s",
             walk.CIPHER.encrypt("Meanwhile", "user_personal"),
             key,
         )
     with pytest.raises(RefusedError, match="being restored"):
-        walk.approve(sample_url, USERS)
+        walk.approve(url, USERS)
     with pytest.raises(RefusedError, match="restore_plaintext"):
-        switch.revert_to_plaintext(walk.target(sample_url), USERS)
+        switch.revert_to_plaintext(walk.target(url), USERS)
 
-    result = restored(sample_url, USERS)
+    result = restored(url, USERS)
 
     assert 0 < result.rows < len(contents)
-    assert walk.schema(sample_url, postgres.bin_dir(), USERS) == schema
-    kept = walk.contents(sample_url, "users", [name for name in columns if name != "last_name"])
+    assert walk.schema(url, postgres.bin_dir(), USERS) == schema
+    kept = walk.contents(url, "users", [name for name in columns if name != "last_name"])
     assert kept == contents
-    names = walk.query(sample_url, "SELECT last_name FROM users WHERE id IN (50, 200)")
+    names = walk.query(url, "SELECT last_name FROM users WHERE id IN (50, 200)")
     assert names == [("Meanwhile",), ("Meanwhile",)]
-    assert walk.verify(sample_url, USERS).passed
+    assert walk.verify(url, USERS).passed
 
 
 def test_an_interrupted_index_build_is_done_again(
-    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+    sample_url: str, after: After, postgres: EmbeddedPostgres
 ) -> None:
     schema = walk.schema(sample_url, postgres.bin_dir(), USERS)
-    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
-    begin(sample_url)
-    walk.query(sample_url, "CREATE INDEX users_last_name_idx ON users (last_name)")
+    url = after("dropped")
+    begin(url)
+    walk.query(url, "CREATE INDEX users_last_name_idx ON users (last_name)")
     walk.query(
-        sample_url,
+        url,
         "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'users_last_name_idx'::regclass",
     )
-    result = restored(sample_url, USERS)
+    result = restored(url, USERS)
     assert "users_last_name_idx" in result.indexes
-    assert walk.schema(sample_url, postgres.bin_dir(), USERS) == schema
+    assert walk.schema(url, postgres.bin_dir(), USERS) == schema
 
 
-def test_a_value_that_cannot_be_read_is_named_and_the_ciphertext_stays_right(
-    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
-) -> None:
-    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
-    walk.query(sample_url, "UPDATE users SET first_name_encrypted = 'x' WHERE id = 12")
+def test_a_value_that_cannot_be_read_is_named_and_the_ciphertext_stays_right(after: After) -> None:
+    url = after("dropped")
+    walk.query(url, "UPDATE users SET first_name_encrypted = 'x' WHERE id = 12")
     with pytest.raises(RefusedError, match=r"first_name at key \(12\)"):
-        restored(sample_url, USERS)
-    assert walk.query(sample_url, "SELECT authority, stage FROM encryption_tables") == [
-        ("ciphertext", "restoring")
-    ]
+        restored(url, USERS)
+    assert walk.query(url, "SELECT authority, stage FROM encryption_tables") == [("ciphertext", "restoring")]
     walk.query(
-        sample_url,
+        url,
         "UPDATE users SET first_name_encrypted = %s WHERE id = 12",
         walk.CIPHER.encrypt("Corrected", "user_personal"),
     )
-    restored(sample_url, USERS)
-    assert walk.value(sample_url, "SELECT first_name FROM users WHERE id = 12") == "Corrected"
+    restored(url, USERS)
+    assert walk.value(url, "SELECT first_name FROM users WHERE id = 12") == "Corrected"
 
 
 def test_a_privilege_of_a_role_that_is_gone_is_told(
@@ -337,22 +324,20 @@ def test_a_privilege_of_a_role_that_is_gone_is_told(
     assert restored(sample_url, USERS).lost_grants == ("SELECT (email) to short_lived",)
 
 
-def test_columns_of_the_same_name_or_another_catalogue_are_refused(
-    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
-) -> None:
-    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+def test_columns_of_the_same_name_or_another_catalogue_are_refused(after: After) -> None:
+    url = after("dropped")
     with pytest.raises(RefusedError, match="two_factor_secret"):
-        restored(sample_url, USERS.model_copy(update={"columns": USERS.columns[:-1]}))
-    walk.query(sample_url, "ALTER TABLE users ADD email text")
+        restored(url, USERS.model_copy(update={"columns": USERS.columns[:-1]}))
+    walk.query(url, "ALTER TABLE users ADD email text")
     with pytest.raises(RefusedError, match="email"):
-        restored(sample_url, USERS)
-    assert walk.value(sample_url, "SELECT stage FROM encryption_tables") == "dropped"
+        restored(url, USERS)
+    assert walk.value(url, "SELECT stage FROM encryption_tables") == "dropped"
 
 
-def test_progress_is_reported(sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
-    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+def test_progress_is_reported(after: After) -> None:
+    url = after("dropped")
     seen: list[FillProgress] = []
-    result = restore_plaintext(walk.target(sample_url), USERS, on_progress=seen.append)
+    result = restore_plaintext(walk.target(url), USERS, on_progress=seen.append)
     assert {progress.batch_range for progress in seen} == set(range(walk.RANGES))
     assert (seen[-1].rows, seen[-1].values) == (result.rows, result.values)
 

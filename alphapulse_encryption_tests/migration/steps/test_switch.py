@@ -26,6 +26,7 @@ from alphapulse_encryption.migration.steps.switch import (
 )
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import walk
+from alphapulse_encryption_tests.migration.journey import After
 
 USERS = walk.CATALOGUE.table("users")
 ACCOUNTS = walk.CATALOGUE.table("trading_accounts")
@@ -48,17 +49,17 @@ def authority(url: str, table: Table) -> str:
     return str(row[0][0])
 
 
-def test_it_needs_a_verification_and_nothing_pending(sample_url: str) -> None:
-    walk.encrypt(sample_url, USERS)
+def test_it_needs_a_verification_and_nothing_pending(after: After) -> None:
+    url = after("encrypted")
     with pytest.raises(RefusedError, match="not verified"):
-        switched(sample_url, USERS)
-    walk.verify(sample_url, USERS)
-    walk.query(sample_url, "UPDATE users SET last_name = 'Pending' WHERE id = 5")
+        switched(url, USERS)
+    walk.verify(url, USERS)
+    walk.query(url, "UPDATE users SET last_name = 'Pending' WHERE id = 5")
     with pytest.raises(RefusedError, match="pending"):
-        switched(sample_url, USERS)
-    assert authority(sample_url, USERS) == "plaintext"
+        switched(url, USERS)
+    assert authority(url, USERS) == "plaintext"
     checks = "SELECT count(*) FROM pg_constraint WHERE conname LIKE '%_encryption_%'"
-    assert walk.value(sample_url, checks) == 0
+    assert walk.value(url, checks) == 0
 
 
 @pytest.mark.parametrize(
@@ -80,12 +81,11 @@ def test_uniqueness_that_tokens_cannot_carry_is_refused(sample_url: str, index: 
     assert authority(sample_url, USERS) == "plaintext"
 
 
-def test_the_index_that_carries_uniqueness_has_to_be_there(sample_url: str) -> None:
-    walk.encrypt(sample_url, USERS)
-    walk.verify(sample_url, USERS)
-    walk.query(sample_url, "DROP INDEX idx_user_email_search")
+def test_the_index_that_carries_uniqueness_has_to_be_there(after: After) -> None:
+    url = after("verified")
+    walk.query(url, "DROP INDEX idx_user_email_search")
     with pytest.raises(RefusedError, match="idx_user_email_search"):
-        switched(sample_url, USERS)
+        switched(url, USERS)
 
 
 def test_a_domain_that_forbids_null_is_refused(sample_url: str) -> None:
@@ -98,10 +98,9 @@ def test_a_domain_that_forbids_null_is_refused(sample_url: str) -> None:
         switched(sample_url, USERS)
 
 
-def test_not_null_becomes_a_check_and_defaults_are_set_aside(sample_url: str) -> None:
-    walk.encrypt(sample_url, ACCOUNTS)
-    walk.verify(sample_url, ACCOUNTS)
-    result = switched(sample_url, ACCOUNTS)
+def test_not_null_becomes_a_check_and_defaults_are_set_aside(after: After) -> None:
+    url = after("verified", ACCOUNTS)
+    result = switched(url, ACCOUNTS)
     assert result.changed
     assert set(result.required) == {"account_number", "balance", "available_balance"}
     assert set(result.defaults) == {"balance", "available_balance"}
@@ -109,37 +108,36 @@ def test_not_null_becomes_a_check_and_defaults_are_set_aside(sample_url: str) ->
         "SELECT count(*) FROM pg_attribute WHERE attrelid = 'trading_accounts'::regclass "
         "AND attname = ANY(%s) AND NOT attnotnull AND NOT atthasdef"
     )
-    assert walk.value(sample_url, nullable, ["account_number", "balance", "available_balance"]) == 3
+    assert walk.value(url, nullable, ["account_number", "balance", "available_balance"]) == 3
     valid = "SELECT count(*) FROM pg_constraint WHERE conname LIKE '%%_encryption_present' AND convalidated"
-    assert walk.value(sample_url, valid.replace("%%", "%")) == 3
+    assert walk.value(url, valid.replace("%%", "%")) == 3
     with pytest.raises(psycopg.errors.CheckViolation):
-        walk.query(sample_url, "UPDATE trading_accounts SET balance = NULL, balance_encrypted = NULL")
+        walk.query(url, "UPDATE trading_accounts SET balance = NULL, balance_encrypted = NULL")
 
-    again = switched(sample_url, ACCOUNTS)
+    again = switched(url, ACCOUNTS)
     assert not again.changed and not again.required
 
 
-def test_ciphertext_alone_is_accepted_and_clears_the_old_plaintext(sample_url: str) -> None:
-    walk.switch(sample_url, USERS)
+def test_ciphertext_alone_is_accepted_and_clears_the_old_plaintext(after: After) -> None:
+    url = after("switched")
     walk.query(
-        sample_url,
+        url,
         "UPDATE users SET email_encrypted = %s, email_search = %s WHERE id = 7",
         envelope("new@example.com", "user_pii"),
         search_token(walk.KEYS, "new@example.com", "user_pii"),
     )
-    assert walk.value(sample_url, "SELECT email FROM users WHERE id = 7") is None
-    walk.query(sample_url, "UPDATE users SET last_name = 'Old App' WHERE id = 8")
-    assert walk.value(sample_url, "SELECT last_name_encrypted FROM users WHERE id = 8") is None
+    assert walk.value(url, "SELECT email FROM users WHERE id = 7") is None
+    walk.query(url, "UPDATE users SET last_name = 'Old App' WHERE id = 8")
+    assert walk.value(url, "SELECT last_name_encrypted FROM users WHERE id = 8") is None
 
 
-def test_a_switch_killed_after_its_checks_is_continued(sample_url: str) -> None:
-    walk.encrypt(sample_url, ACCOUNTS)
-    walk.verify(sample_url, ACCOUNTS)
-    with Database(sample_url).session("begin") as connection:
+def test_a_switch_killed_after_its_checks_is_continued(after: After) -> None:
+    url = after("verified", ACCOUNTS)
+    with Database(url).session("begin") as connection:
         definition = read_table(connection, ACCOUNTS)
         switch._require_either(connection, definition, ACCOUNTS.columns[0], walk.ACTOR)
-    assert switched(sample_url, ACCOUNTS).changed
-    assert authority(sample_url, ACCOUNTS) == "ciphertext"
+    assert switched(url, ACCOUNTS).changed
+    assert authority(url, ACCOUNTS) == "ciphertext"
 
 
 def test_a_revert_puts_everything_back(sample_url: str, postgres: EmbeddedPostgres) -> None:
@@ -185,58 +183,56 @@ def relations(url: str) -> set[str]:
 
 
 def test_a_revert_leaves_the_encrypted_columns_alone(
-    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+    after: After, postgres: EmbeddedPostgres, tmp_path: Path
 ) -> None:
-    walk.switch(sample_url, USERS)
-    create_views(Database(sample_url), USERS, walk.ACTOR)
-    walk.backup(sample_url, (USERS,), tmp_path, postgres.bin_dir())
-    walk.approve(sample_url, USERS)
+    url = after("switched")
+    create_views(Database(url), USERS, walk.ACTOR)
+    walk.backup(url, (USERS,), tmp_path, postgres.bin_dir())
+    walk.approve(url, USERS)
 
-    assert set(reverted(sample_url, USERS).views) == {"v_users", "v_users_safe"}
+    assert set(reverted(url, USERS).views) == {"v_users", "v_users_safe"}
 
-    assert triggers(sample_url) == []
-    assert walk.value(sample_url, "SELECT count(*) FROM pg_proc WHERE proname LIKE 'encryption_guard%'") == 0
-    assert relations(sample_url) == {"idx_user_email_search"}
-    assert walk.value(sample_url, "SELECT count(*) FROM users WHERE email_encrypted IS NULL") == 0
-    assert walk.query(sample_url, "SELECT revoked_by FROM encryption_approvals") == [("tests",)]
+    assert triggers(url) == []
+    assert walk.value(url, "SELECT count(*) FROM pg_proc WHERE proname LIKE 'encryption_guard%'") == 0
+    assert relations(url) == {"idx_user_email_search"}
+    assert walk.value(url, "SELECT count(*) FROM users WHERE email_encrypted IS NULL") == 0
+    assert walk.query(url, "SELECT revoked_by FROM encryption_approvals") == [("tests",)]
     for step in (walk.backfill, switched, lambda url, table: create_views(Database(url), table, walk.ACTOR)):
         with pytest.raises(RefusedError, match=r"reverted to plaintext\. Begin again"):
-            step(sample_url, USERS)
+            step(url, USERS)
 
 
-def test_the_next_try_trusts_no_ciphertext_that_nobody_watched_over(sample_url: str) -> None:
-    walk.switch(sample_url, USERS)
-    reverted(sample_url, USERS)
-    walk.query(sample_url, "UPDATE users SET first_name = 'Newer' WHERE id = 9")
-    walk.query(sample_url, "UPDATE users SET email = 'newer@x.example', email_search = 'stale' WHERE id = 10")
-    rows = walk.value(sample_url, "SELECT count(*) FROM users")
+def test_the_next_try_trusts_no_ciphertext_that_nobody_watched_over(after: After) -> None:
+    url = after("switched")
+    reverted(url, USERS)
+    walk.query(url, "UPDATE users SET first_name = 'Newer' WHERE id = 9")
+    walk.query(url, "UPDATE users SET email = 'newer@x.example', email_search = 'stale' WHERE id = 10")
+    rows = walk.value(url, "SELECT count(*) FROM users")
 
-    result = add_encrypted_columns(walk.target(sample_url), USERS, batch_ranges=walk.RANGES)
+    result = add_encrypted_columns(walk.target(url), USERS, batch_ranges=walk.RANGES)
 
     assert (result.added, result.guards_created, result.cleared) == ((), True, rows)
-    assert (
-        walk.value(sample_url, "SELECT count(*) FROM users WHERE email_encrypted || email_search <> ''") == 0
-    )
-    assert not add_encrypted_columns(walk.target(sample_url), USERS, batch_ranges=walk.RANGES).changed
-    walk.encrypt(sample_url, USERS)
-    assert walk.verify(sample_url, USERS).passed
-    sealed = walk.value(sample_url, "SELECT first_name_encrypted FROM users WHERE id = 9")
+    assert walk.value(url, "SELECT count(*) FROM users WHERE email_encrypted || email_search <> ''") == 0
+    assert not add_encrypted_columns(walk.target(url), USERS, batch_ranges=walk.RANGES).changed
+    walk.encrypt(url, USERS)
+    assert walk.verify(url, USERS).passed
+    sealed = walk.value(url, "SELECT first_name_encrypted FROM users WHERE id = 9")
     assert walk.CIPHER.decrypt(sealed, "user_personal") == "Newer"
     processed = "SELECT sum(rows_processed) FROM encryption_ranges WHERE table_name = 'users'"
-    assert walk.value(sample_url, processed) == rows
+    assert walk.value(url, processed) == rows
 
 
-def test_what_others_built_on_the_views_stays_and_the_plaintext_is_right(sample_url: str) -> None:
-    walk.switch(sample_url, USERS)
-    create_views(Database(sample_url), USERS, walk.ACTOR)
-    walk.query(sample_url, "CREATE VIEW report AS SELECT count(*) FROM v_users_safe")
+def test_what_others_built_on_the_views_stays_and_the_plaintext_is_right(after: After) -> None:
+    url = after("switched")
+    create_views(Database(url), USERS, walk.ACTOR)
+    walk.query(url, "CREATE VIEW report AS SELECT count(*) FROM v_users_safe")
     with pytest.raises(RefusedError, match="v_users_safe has to go, and other objects depend on it"):
-        reverted(sample_url, USERS)
-    assert authority(sample_url, USERS) == "plaintext"
-    assert relations(sample_url) > {"v_users", "v_users_safe"} and triggers(sample_url)
-    walk.query(sample_url, "DROP VIEW report")
-    assert reverted(sample_url, USERS).changed
-    assert not triggers(sample_url)
+        reverted(url, USERS)
+    assert authority(url, USERS) == "plaintext"
+    assert relations(url) > {"v_users", "v_users_safe"} and triggers(url)
+    walk.query(url, "DROP VIEW report")
+    assert reverted(url, USERS).changed
+    assert not triggers(url)
 
 
 def test_a_revert_killed_before_not_null_is_continued(sample_url: str, postgres: EmbeddedPostgres) -> None:
@@ -258,12 +254,12 @@ def test_a_revert_killed_before_not_null_is_continued(sample_url: str, postgres:
     assert (state.authority, state.state) == ("plaintext", State.REVERTED)
 
 
-def test_not_null_comes_back_without_a_look_at_the_rows(sample_url: str) -> None:
-    walk.switch(sample_url, ACCOUNTS)
+def test_not_null_comes_back_without_a_look_at_the_rows(after: After) -> None:
+    url = after("switched", ACCOUNTS)
     notices: list[str] = []
-    with Database(sample_url).session("revert") as connection:
+    with Database(url).session("revert") as connection:
         definition = read_table(connection, ACCOUNTS)
-        filler = Filler(connection, definition, walk.metered(sample_url), walk.KEYS)
+        filler = Filler(connection, definition, walk.metered(url), walk.KEYS)
         switch.hand_back(connection, filler, walk.ACTOR)
         switch.put_back_not_null(connection, definition)
         connection.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
@@ -282,43 +278,43 @@ def test_not_null_comes_back_without_a_look_at_the_rows(sample_url: str) -> None
     ids=["nothing", "no envelope", "another column's"],
 )
 def test_a_value_that_cannot_be_read_is_named_and_nothing_is_handed_back(
-    sample_url: str, damage: str, reason: str
+    after: After, damage: str, reason: str
 ) -> None:
-    walk.switch(sample_url, ACCOUNTS)
-    walk.query(sample_url, "UPDATE trading_accounts SET balance_encrypted = %s WHERE id = 3", damage)
+    url = after("switched", ACCOUNTS)
+    walk.query(url, "UPDATE trading_accounts SET balance_encrypted = %s WHERE id = 3", damage)
     with pytest.raises(RefusedError, match=r"balance at key \(3\)") as caught:
-        reverted(sample_url, ACCOUNTS)
+        reverted(url, ACCOUNTS)
     assert reason in str(caught.value)
-    assert authority(sample_url, ACCOUNTS) == "ciphertext"
+    assert authority(url, ACCOUNTS) == "ciphertext"
 
 
 @pytest.mark.parametrize("text", ["not a number", "1.00000000001", "1e40"])
-def test_a_value_that_does_not_fit_is_named_and_never_shown(sample_url: str, text: str) -> None:
-    walk.switch(sample_url, ACCOUNTS)
+def test_a_value_that_does_not_fit_is_named_and_never_shown(after: After, text: str) -> None:
+    url = after("switched", ACCOUNTS)
     for key, value in ((3, text), (4, "2.5")):
         walk.query(
-            sample_url,
+            url,
             "UPDATE trading_accounts SET balance_encrypted = %s WHERE id = %s",
             envelope(value, "account_balance"),
             key,
         )
     with pytest.raises(RefusedError, match=r"at key \(3\)") as caught:
-        reverted(sample_url, ACCOUNTS)
+        reverted(url, ACCOUNTS)
     assert text not in str(caught.value)
     assert "(4)" not in str(caught.value)
-    rows = walk.query(sample_url, "SELECT balance::text FROM trading_accounts WHERE id IN (3, 4) ORDER BY id")
+    rows = walk.query(url, "SELECT balance::text FROM trading_accounts WHERE id IN (3, 4) ORDER BY id")
     assert rows == [(None,), ("2.5000000000",)]
 
 
-def test_another_text_form_of_the_same_value_is_encrypted_again(sample_url: str) -> None:
-    walk.switch(sample_url, ACCOUNTS)
+def test_another_text_form_of_the_same_value_is_encrypted_again(after: After) -> None:
+    url = after("switched", ACCOUNTS)
     walk.query(
-        sample_url,
+        url,
         "UPDATE trading_accounts SET balance_encrypted = %s WHERE id = 3",
         envelope("0012.5", "account_balance"),
     )
-    reverted(sample_url, ACCOUNTS)
+    reverted(url, ACCOUNTS)
     plain, encrypted = walk.query(
-        sample_url, "SELECT balance::text, balance_encrypted FROM trading_accounts WHERE id = 3"
+        url, "SELECT balance::text, balance_encrypted FROM trading_accounts WHERE id = 3"
     )[0]
     assert plain == walk.CIPHER.decrypt(encrypted, "account_balance") == "12.5000000000"

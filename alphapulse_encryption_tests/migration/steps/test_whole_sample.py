@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 
+import psycopg
 import pytest
 
 from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests.conftest import fresh_database
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, DESIGN_SETTINGS
+
+# One walk for all of them.
+pytestmark = pytest.mark.xdist_group("the whole sample")
 
 TABLES = load_catalogue().tables
 RANGES = 3
@@ -57,12 +64,23 @@ def everything(url: str) -> dict[str, list[tuple[object, ...]]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def _encrypted_template(postgres: EmbeddedPostgres, _sample_template: str) -> Iterator[str]:
+    for url in fresh_database(postgres, _sample_template):
+        encrypt_all(url)
+        yield psycopg.conninfo.conninfo_to_dict(url)["dbname"]  # type: ignore[misc]
+
+
 @pytest.fixture
-def encrypted_url(sample_url: str) -> str:
+def encrypted_url(postgres: EmbeddedPostgres, _encrypted_template: str) -> Iterator[str]:
+    """The sample after the backfill of all tables, once walked for all tests."""
+    yield from fresh_database(postgres, _encrypted_template)
+
+
+def encrypt_all(url: str) -> None:
     for table in TABLES:
-        support.encrypt(sample_url, table, ranges=RANGES)
-        build_search_indexes(Database(sample_url), table, ACTOR)
-    return sample_url
+        support.encrypt(url, table, ranges=RANGES)
+        build_search_indexes(Database(url), table, ACTOR)
 
 
 def test_every_value_decrypts_and_every_token_is_right(encrypted_url: str) -> None:
@@ -104,20 +122,16 @@ def test_every_value_decrypts_and_every_token_is_right(encrypted_url: str) -> No
     assert len(set(ivs)) == len(ivs), "an IV is used twice"
 
 
-def test_plain_data_stays_and_a_second_run_changes_nothing(sample_url: str) -> None:
-    before = everything(sample_url)
+def test_plain_data_stays_and_a_second_run_changes_nothing(sample_url: str, encrypted_url: str) -> None:
+    assert everything(encrypted_url) == everything(sample_url)
+    written = {table.key: support.fingerprints(encrypted_url, table) for table in TABLES}
+    audited = support.value(encrypted_url, "SELECT count(*) FROM encryption_audit_log")
     for table in TABLES:
-        support.encrypt(sample_url, table, ranges=RANGES)
-        build_search_indexes(Database(sample_url), table, ACTOR)
-    assert everything(sample_url) == before
-    written = {table.key: support.fingerprints(sample_url, table) for table in TABLES}
-    audited = support.value(sample_url, "SELECT count(*) FROM encryption_audit_log")
-    for table in TABLES:
-        assert not support.add_columns(sample_url, table, ranges=RANGES).changed
-        assert not any(result.changed for result in support.backfill_all(sample_url, table))
-        assert not build_search_indexes(Database(sample_url), table, ACTOR).changed
-    assert {table.key: support.fingerprints(sample_url, table) for table in TABLES} == written
-    assert support.value(sample_url, "SELECT count(*) FROM encryption_audit_log") == audited
+        assert not support.add_columns(encrypted_url, table, ranges=RANGES).changed
+        assert not any(result.changed for result in support.backfill_all(encrypted_url, table))
+        assert not build_search_indexes(Database(encrypted_url), table, ACTOR).changed
+    assert {table.key: support.fingerprints(encrypted_url, table) for table in TABLES} == written
+    assert support.value(encrypted_url, "SELECT count(*) FROM encryption_audit_log") == audited
 
 
 def test_nothing_in_the_bookkeeping_holds_a_value(encrypted_url: str) -> None:
