@@ -8,6 +8,7 @@ import os
 import random
 import secrets
 import threading
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,9 @@ from alphapulse_encryption.sample.database import load_sample
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.crypto import independent
 from alphapulse_encryption_tests.leaks import Find, Processes, Scanner
+
+# More bytes than any form of a secret has, escaped several times over.
+_LONGEST = 1 << 14
 
 CATALOGUE: Catalogue = load_catalogue()
 ROLE = "migrator"
@@ -251,6 +255,7 @@ class Watch:
 
     def _watch_files(self) -> None:
         seen: dict[Path, tuple[int, int]] = {}
+        looked_at: dict[Path, tuple[int, int]] = {}
         while not self._ended.wait(0.05):
             for path in self._paths():
                 with contextlib.suppress(OSError):
@@ -258,7 +263,13 @@ class Watch:
                     if seen.get(path) == (state.st_mtime_ns, state.st_size):
                         continue
                     seen[path] = (state.st_mtime_ns, state.st_size)
-                    self._found += self._scanner.data(path.read_bytes(), f"file {path}")
+                    content = path.read_bytes()
+                    # A log grows a line at a time: what is as it was is not looked through again.
+                    size, checksum = looked_at.get(path, (0, 0))
+                    as_it_was = len(content) >= size and zlib.crc32(memoryview(content)[:size]) == checksum
+                    begin = max(0, size - _LONGEST) if as_it_was else 0
+                    self._found += self._scanner.data(content[begin:], f"file {path}")
+                    looked_at[path] = len(content), zlib.crc32(content)
                     self._found += self._scanner.data(os.fsencode(path), f"name of {path}")
                     self.files.add(path)
 

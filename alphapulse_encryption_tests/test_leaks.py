@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from alphapulse_encryption_tests import leaks
+from alphapulse_encryption_tests import canaries, leaks
 from alphapulse_encryption_tests.leaks import Find, Processes, Scanner
 from alphapulse_encryption_tests.migration import support
 
@@ -175,3 +175,30 @@ def test_what_is_found_shows_no_secret() -> None:
     (find, *_) = SCANNER.data(KEY, "here")
     assert find == Find("key", "raw", "here")
     assert {needle.form for needle in leaks.needles({"key": KEY})} >= {"raw", "hex", "base64", "repr"}
+
+
+def test_a_file_that_grows_is_looked_through_where_it_is_new(tmp_path: Path) -> None:
+    """What a secret begins with may have been there at the last look; what was there may have become another thing."""
+    log, other = tmp_path / "log", tmp_path / "other"
+    scanner = Scanner({"appended": "cnry-appended-to-it", "replaced": "cnry-replaced-in-it"})
+    nowhere = tmp_path / "no server"
+    with canaries.Watch(f"postgresql:///?host={nowhere}", scanner, [tmp_path], nowhere) as watch:
+        for path, first, rest in (
+            (log, "a line\n" * 9_000 + "cnry-app", "ended-to-it"),
+            (other, "x" * 40_000, ""),
+        ):
+            path.write_text(first)
+            support.until(lambda path=path: path in watch.files, "the file is seen")  # type: ignore[misc]
+            with path.open("r+") as file:
+                if rest:
+                    file.seek(0, 2)
+                    file.write(rest)
+                else:
+                    file.write("cnry-replaced-in-it")
+                    file.seek(0, 2)
+                    file.write("more")
+        support.until(lambda: len({find.secret for find in watch.found()}) == 2, "both are found")
+    assert {(find.secret, find.place) for find in watch.found()} == {
+        ("appended", f"file {log}"),
+        ("replaced", f"file {other}"),
+    }
