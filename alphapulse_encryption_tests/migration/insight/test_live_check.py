@@ -57,30 +57,29 @@ GUARDED = {ENCRYPTED: "yes", DECRYPTED: "yes", REFUSED: "yes", PENDING: "yes"}
 SWITCHED = {ENCRYPTED: "yes", DECRYPTED: "yes", CLEARED: "yes", PENDING: "yes"}
 
 
-def test_at_every_step(sample_url: str) -> None:
+def test_at_every_step(sample_url: str, after: After) -> None:
     with pytest.raises(RefusedError, match="--add-columns"):
         live_check(walk.target(sample_url), USERS)
     secrets = values(sample_url)
 
-    walk.encrypt(sample_url, USERS)
-    found = check(sample_url)
+    found = check(after("encrypted"))
     assert {name: verdicts(one) for name, one in found.items()} == {
         column.name: GUARDED | ({FOUND: "yes"} if column.searchable else {}) for column in USERS.columns
     }
     assert not [secret for secret in secrets for one in found.values() if secret in str(one)]
 
-    walk.switch(sample_url, USERS)
-    assert {name: verdicts(one) for name, one in check(sample_url).items()} == {
+    switched = after("switched")
+    assert {name: verdicts(one) for name, one in check(switched).items()} == {
         column.name: SWITCHED | ({FOUND: "yes"} if column.searchable else {}) for column in USERS.columns
     }
     # Every plaintext of a table that is used was cleared sooner or later.
-    walk.query(sample_url, "UPDATE users SET email_encrypted = email_encrypted || ' ' RETURNING id")
-    assert walk.value(sample_url, "SELECT count(email) FROM users") == 0
-    assert verdicts(check(sample_url)["email"]) == SWITCHED | {FOUND: "yes"}
+    walk.query(switched, "UPDATE users SET email_encrypted = email_encrypted || ' ' RETURNING id")
+    assert walk.value(switched, "SELECT count(email) FROM users") == 0
+    assert verdicts(check(switched)["email"]) == SWITCHED | {FOUND: "yes"}
 
-    revert_to_plaintext(walk.target(sample_url), USERS)
+    revert_to_plaintext(walk.target(switched), USERS)
     with pytest.raises(RefusedError, match="reverted"):
-        live_check(walk.target(sample_url), USERS)
+        live_check(walk.target(switched), USERS)
 
 
 def test_after_the_drop(approved_url: str) -> None:

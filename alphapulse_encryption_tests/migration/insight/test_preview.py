@@ -21,6 +21,7 @@ from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
 from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support, walk
+from alphapulse_encryption_tests.migration.journey import After
 from alphapulse_encryption_tests.migration.support import run
 
 PLANNER = "plan_reader"
@@ -181,41 +182,41 @@ def test_every_planned_statement_is_executed_and_no_other(
     run(sample_url, "DROP ROLE plan_analyst")
 
 
-def test_what_is_half_done_is_planned_from_there(sample_url: str) -> None:
-    users, database = walk.CATALOGUE.table("users"), Database(sample_url)
+def test_what_is_half_done_is_planned_from_there(after: After) -> None:
+    url = after("encrypted")
+    users, database = walk.CATALOGUE.table("users"), Database(url)
 
     def goes_on(promised: Plan) -> None:
         assert promised.bookkeeping == ()
         add_encrypted_columns(walk.target(database), users, batch_ranges=walk.RANGES)
-        assert said(sample_url) == statements(promised, "columns", table="users") != []
+        assert said(url) == statements(promised, "columns", table="users") != []
         build_search_indexes(database, users, walk.ACTOR)
-        assert said(sample_url) == statements(promised, "indexes", table="users") != []
+        assert said(url) == statements(promised, "indexes", table="users") != []
         create_views(database, users, walk.ACTOR)
-        assert said(sample_url) == statements(promised, "views", table="users") != []
-        (now,) = plan(sample_url, users).tables
+        assert said(url) == statements(promised, "views", table="users") != []
+        (now,) = plan(url, users).tables
         assert all(now.step(name).done for name in ("columns", "indexes", "views"))
 
-    walk.encrypt(sample_url, users)
     create_views(database, users, walk.ACTOR)
-    run(sample_url, WITNESS)
-    run(sample_url, "DROP TRIGGER zzz_encryption_guard_insert ON users")
-    run(sample_url, "DROP INDEX idx_user_email_search")
+    run(url, WITNESS)
+    run(url, "DROP TRIGGER zzz_encryption_guard_insert ON users")
+    run(url, "DROP INDEX idx_user_email_search")
     run(
-        sample_url,
+        url,
         "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'users_encryption_pending'::regclass",
     )
-    run(sample_url, "ALTER TABLE users ADD COLUMN nickname text")
-    said(sample_url)
-    promised = plan(sample_url, users)
+    run(url, "ALTER TABLE users ADD COLUMN nickname text")
+    said(url)
+    promised = plan(url, users)
     indexes = statements(promised, "indexes", table="users")
     assert indexes[0].startswith('CREATE UNIQUE INDEX CONCURRENTLY "idx_user_email_search"')
     assert indexes[1] == 'DROP INDEX CONCURRENTLY IF EXISTS "public"."users_encryption_pending"'
     goes_on(promised)
 
     # A search column is gone, and with it all that depended on it.
-    run(sample_url, "ALTER TABLE users DROP COLUMN email_search CASCADE")
-    said(sample_url)
-    promised = plan(sample_url, users)
+    run(url, "ALTER TABLE users DROP COLUMN email_search CASCADE")
+    said(url)
+    promised = plan(url, users)
     columns = statements(promised, "columns", table="users")
     assert columns[0] == 'ALTER TABLE "public"."users" ADD COLUMN "email_search" character varying(64)'
     goes_on(promised)

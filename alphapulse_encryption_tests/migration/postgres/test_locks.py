@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, LiteralString
 
 import psycopg
@@ -33,9 +32,8 @@ from alphapulse_encryption.migration.steps import switch
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
 from alphapulse_encryption.migration.steps.restore import restore_plaintext
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
-from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support, walk
-from alphapulse_encryption_tests.migration.journey import After
+from alphapulse_encryption_tests.migration.journey import After, State
 
 USERS = walk.CATALOGUE.table("users")
 
@@ -57,16 +55,18 @@ class Step:
     """A step with a schema change in it.
 
     Args:
-        prepare: brings the table to where it is the step's turn.
+        after: what the table has been through when it is the step's turn; None for a database as it was.
         act: the step.
+        prepare: does what else comes before it.
         holders: statements of a transaction that is in its way and left open.
         queries: what the application asks meanwhile.
     """
 
-    prepare: Callable[[str, EmbeddedPostgres, Path], object]
+    after: State | None
     act: Callable[[str], Any]
     holders: tuple[LiteralString, ...]
     queries: tuple[LiteralString, ...] = APPLICATION
+    prepare: Callable[[str], object] = lambda url: None
 
 
 def add_columns(url: str) -> Any:
@@ -76,22 +76,6 @@ def add_columns(url: str) -> Any:
 def without_guard(url: str) -> None:
     add_columns(url)
     walk.query(url, "ALTER TABLE users DISABLE TRIGGER zzz_encryption_guard_update")
-
-
-def verified(url: str) -> None:
-    walk.encrypt(url, USERS)
-    assert walk.verify(url, USERS).passed
-
-
-def approved(url: str, postgres: EmbeddedPostgres, directory: Path) -> None:
-    walk.switch(url, USERS)
-    walk.backup(url, (USERS,), directory, postgres.bin_dir())
-    walk.approve(url, USERS)
-
-
-def dropped(url: str, postgres: EmbeddedPostgres, directory: Path) -> None:
-    approved(url, postgres, directory)
-    walk.drop(url, USERS)
 
 
 def restore(url: str) -> Any:
@@ -105,26 +89,21 @@ def with_old_view(url: str) -> None:
 
 
 STEPS = {
-    "columns": Step(lambda url, *_: None, add_columns, (READER, WRITER, OWNER)),
-    "guard": Step(lambda url, *_: without_guard(url), add_columns, (WRITER, OWNER)),
+    "columns": Step(None, add_columns, (READER, WRITER, OWNER)),
+    "guard": Step(None, add_columns, (WRITER, OWNER), prepare=without_guard),
     "switch": Step(
-        lambda url, *_: verified(url),
-        lambda url: switch_to_ciphertext(walk.target(url), USERS),
-        (READER, WRITER, OWNER),
+        "verified", lambda url: switch_to_ciphertext(walk.target(url), USERS), (READER, WRITER, OWNER)
     ),
     # Before it needs the lock, a revert builds an index, and waits for writers while the application goes on.
-    "revert": Step(
-        lambda url, *_: walk.switch(url, USERS),
-        lambda url: revert_to_plaintext(walk.target(url), USERS),
-        (READER, OWNER),
-    ),
-    "restore": Step(dropped, restore, (READER, WRITER, OWNER), APPLICATION[:2]),
-    "drop": Step(approved, lambda url: walk.drop(url, USERS), (READER, WRITER, OWNER), APPLICATION[:2]),
+    "revert": Step("switched", lambda url: revert_to_plaintext(walk.target(url), USERS), (READER, OWNER)),
+    "restore": Step("dropped", restore, (READER, WRITER, OWNER), APPLICATION[:2]),
+    "drop": Step("approved", lambda url: walk.drop(url, USERS), (READER, WRITER, OWNER), APPLICATION[:2]),
     "views": Step(
-        lambda url, *_: with_old_view(url),
+        None,
         lambda url: create_views(Database(url), USERS, walk.ACTOR),
         (READER_OF_VIEW, OWNER),
         (*APPLICATION, "SELECT id FROM v_users WHERE id = 7"),
+        with_old_view,
     ),
 }
 
@@ -193,34 +172,30 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", list(STEPS))
 def test_gives_up_and_changes_nothing_then_succeeds(
-    sample_url: str,
-    postgres: EmbeddedPostgres,
-    server_dir: Path,
-    name: str,
-    patience: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
+    sample_url: str, after: After, name: str, patience: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = STEPS[name]
-    step.prepare(sample_url, postgres, server_dir.parent)
+    url = sample_url if step.after is None else after(step.after)
+    step.prepare(url)
     if name == "columns":
         # The bookkeeping, which is made first, is no change of the table.
-        add_encrypted_columns(walk.target(sample_url), walk.CATALOGUE.table("trades"), batch_ranges=2)
-    before = shape(sample_url)
+        add_encrypted_columns(walk.target(url), walk.CATALOGUE.table("trades"), batch_ranges=2)
+    before = shape(url)
     for holder in step.holders:
-        with held(sample_url, holder):
+        with held(url, holder):
             if holder == OWNER:
-                _gives_up_looking(step, sample_url, monkeypatch)
+                _gives_up_looking(step, url, monkeypatch)
             else:
-                _gives_up_waiting(step, sample_url, patience["lock_timeout"])
-        assert shape(sample_url) == before, holder
+                _gives_up_waiting(step, url, patience["lock_timeout"])
+        assert shape(url) == before, holder
 
-    with held(sample_url, step.holders[0]) as holding:
+    with held(url, step.holders[0]) as holding:
         patience["attempts"] = ddl.ATTEMPTS
-        with support.Background(lambda: step.act(sample_url)) as acting:
-            support.until(lambda: support.engine_waits(sample_url, behind=holding), "it waits for the holder")
+        with support.Background(lambda: step.act(url)) as acting:
+            support.until(lambda: support.engine_waits(url, behind=holding), "it waits for the holder")
             holding.rollback()
             assert acting.result().changed
-    assert shape(sample_url) != before
+    assert shape(url) != before
 
 
 def _gives_up_waiting(step: Step, url: str, lock_timeout: str) -> None:
