@@ -13,6 +13,7 @@ from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.sample import difficult
 from alphapulse_encryption.sample.database import MINIMUM_ROWS, TABLES, load_sample, main
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
+from alphapulse_encryption_tests.conftest import fresh_database
 
 # The catalogue of AlphaPulse.
 SENSITIVE = {
@@ -50,10 +51,13 @@ DIFFICULT = {
 }
 
 
-@pytest.fixture
-def connection(sample_url: str) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(sample_url) as connection:
-        yield connection
+@pytest.fixture(scope="module")
+def connection(postgres: EmbeddedPostgres, _sample_template: str) -> Iterator[psycopg.Connection]:
+    """To a sample that all tests read and none changes."""
+    for url in fresh_database(postgres, _sample_template):
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.read_only = True
+            yield connection
 
 
 def checksums(url: str) -> dict[str, str]:
