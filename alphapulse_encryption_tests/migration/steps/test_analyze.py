@@ -19,11 +19,12 @@ STATISTICS = "SELECT tablename::text FROM pg_stats WHERE attname = 'word_encrypt
 
 @pytest.fixture
 def notes_url(database_url: str) -> str:
+    # The server's own statistics of a table that has just been filled would be taken for ours.
     run(
         database_url,
         "CREATE TABLE notes (id int PRIMARY KEY, word text) PARTITION BY RANGE (id);"
-        "CREATE TABLE low PARTITION OF notes FOR VALUES FROM (0) TO (100);"
-        "CREATE TABLE high PARTITION OF notes FOR VALUES FROM (100) TO (999);"
+        "CREATE TABLE low PARTITION OF notes FOR VALUES FROM (0) TO (100) WITH (autovacuum_enabled = off);"
+        "CREATE TABLE high PARTITION OF notes FOR VALUES FROM (100) TO (999) WITH (autovacuum_enabled = off);"
         "INSERT INTO notes SELECT i, 'w' || i FROM generate_series(1, 150) AS i",
     )
     support.encrypt(database_url, ENTRY)
