@@ -212,31 +212,33 @@ def test_installed_it_works(installed: Installed) -> None:
 
 
 @pytest.mark.long
-def test_pip_install_with_all_that_it_needs(tmp_path: Path) -> None:
+def test_pip_install_with_all_that_it_needs(server_dir: Path) -> None:
     """`pip install .` in a fresh environment, dependencies from the registry; and what a registry asks of a wheel."""
-    checkout = tmp_path / "checkout"
+    # Its server runs as another user where the tests run as root; pytest's own directory is closed to that one.
+    here = server_dir.parent
+    checkout = here / "checkout"
     shutil.copytree(
         ROOT,
         checkout,
         ignore=shutil.ignore_patterns(".*", "logs", "build", "dist", "__pycache__"),
         symlinks=True,
     )
-    environment = tmp_path / "environment"
+    environment = here / "environment"
     venv.create(environment, with_pip=True, symlinks=True)
     python = environment / "bin" / "python"
 
     def run(*command: str | Path) -> str:
         done = subprocess.run(
-            command, cwd=tmp_path / "empty", capture_output=True, text=True, check=False, env=variables
+            command, cwd=here / "empty", capture_output=True, text=True, check=False, env=variables
         )
         assert done.returncode == 0, (done.stdout, done.stderr)
         return done.stdout
 
-    (tmp_path / "empty").mkdir()
+    (here / "empty").mkdir()
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("ALPHAPULSE_", "DAGSTER_"))
     }
-    variables = {**inherited, "ALPHAPULSE_STATE_DIR": str(tmp_path / "state")}
+    variables = {**inherited, "ALPHAPULSE_STATE_DIR": str(here / "state")}
     run(python, "-m", "pip", "install", "--quiet", checkout)
     run(python, "-m", "pip", "check")
     script = environment / "bin" / "alphapulse-encryption"
@@ -249,11 +251,11 @@ def test_pip_install_with_all_that_it_needs(tmp_path: Path) -> None:
     del variables["ALPHAPULSE_ENCRYPTION_MASTER_KEY"]
     assert "✓" in run(python, "-m", f"{NAME}.cli.demo", "--rows", "1000")
 
-    tools = tmp_path / "tools"
+    tools = here / "tools"
     venv.create(tools, with_pip=True, symlinks=True)
     run(tools / "bin" / "python", "-m", "pip", "install", "--quiet", "build", "twine")
-    run(tools / "bin" / "python", "-m", "build", "--outdir", tmp_path / "dist", checkout)
+    run(tools / "bin" / "python", "-m", "build", "--outdir", here / "dist", checkout)
     checked = run(
-        tools / "bin" / "python", "-m", "twine", "check", "--strict", *sorted((tmp_path / "dist").iterdir())
+        tools / "bin" / "python", "-m", "twine", "check", "--strict", *sorted((here / "dist").iterdir())
     )
     assert checked.count("PASSED") == 2
