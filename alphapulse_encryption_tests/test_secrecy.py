@@ -202,4 +202,12 @@ def test_no_program_is_without() -> None:
     assert len(programs) >= 8
     del programs["sample/application/__main__.py"]  # the application's own, to be copied
     begins = "    secrecy.tell_no_texts()\n    secrecy.leave_no_core()\n"
-    assert [name for name, text in programs.items() if not text.startswith(begins)] == []
+    # A process that works for a rehearsal does both in what runs it.
+    child = (package / "rehearsal" / "child.py").read_text()
+    assert begins in child.partition("def run(")[2].partition("\ndef ")[0]
+    runs = {
+        name
+        for name, text in programs.items()
+        if name.startswith("rehearsal/") and text.startswith("    run(")
+    }
+    assert [name for name, text in programs.items() if not text.startswith(begins) and name not in runs] == []
