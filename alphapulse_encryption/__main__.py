@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 
-from alphapulse_encryption import logfiles, secrecy, settings
+from alphapulse_encryption import guide, logfiles, secrecy, settings
 from alphapulse_encryption.catalogue import Catalogue, load_catalogue
 from alphapulse_encryption.cli.commands.keys import (
     compare_keys,
@@ -16,7 +15,7 @@ from alphapulse_encryption.cli.commands.keys import (
     print_key_versions,
     reinstate_key_version,
 )
-from alphapulse_encryption.cli.commands.parser import build_parser
+from alphapulse_encryption.cli.commands.parser import PROGRAM, build_parser
 from alphapulse_encryption.cli.commands.preparations import print_roles_sql, rehearse_on_a_clone, try_alerts
 from alphapulse_encryption.cli.commands.reports import (
     print_approvals,
@@ -28,15 +27,7 @@ from alphapulse_encryption.cli.commands.reports import (
     print_status,
 )
 from alphapulse_encryption.cli.commands.running import change_settings, print_settings, stop_all_runs
-from alphapulse_encryption.cli.commands.usage import (
-    BACKFILL_OPTIONS,
-    PROGRAM,
-    STEPS,
-    VERIFICATION_OPTIONS,
-    check_usage,
-    chosen,
-    flag,
-)
+from alphapulse_encryption.cli.commands.usage import check_usage, given
 from alphapulse_encryption.errors import MigrationError
 
 # Told of in the log files, as the steps are: what changes something, or does a lot.
@@ -79,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     check_usage(parser, options)
-    flags = [flag(name) for name in (*STEPS, *LOGGED) if getattr(options, name)]
+    told_of = (*(step.name for step in guide.in_running_order()), *LOGGED)
+    flags = [guide.flag(name) for name in given(options, told_of)]
     if not flags or options.json:
         return _main(options, {})
     with logfiles.command(flags, options.table) as told:
@@ -141,11 +133,11 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
     keys = load_key_ring(key_environment())
     get_format(catalogue.format, keys)
     database = target_database()
+    asked = [step for step in guide.in_running_order() if given(options, [step.name])]
     # The steps look at all this themselves; here it is known before the first of them has begun.
     with database.session("check the configuration") as connection:
-        for name in STEPS:
-            if getattr(options, name):
-                refuse_unless_allowed(connection, name, [catalogue.table(key) for key in tables])
+        for step in asked:
+            refuse_unless_allowed(connection, step.name, [catalogue.table(key) for key in tables])
         # A rotation that begins has another current version than the database.
         (check_key_values if options.rotate_keys else check_key)(connection, keys)
         check_catalogue(connection, catalogue, tables)
@@ -157,37 +149,11 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
     from alphapulse_encryption.cli.launch import launcher
     from alphapulse_encryption.cli.steps import Steps
 
-    with ExitStack() as stack:
-        steps = Steps(
-            stack.enter_context(launcher(ranges, options.runs)),
-            database,
-            catalogue,
-            keys,
-            tables,
-            backfill=chosen(options, BACKFILL_OPTIONS),
-            reindex=options.reindex,
-            restore_drill=options.restore_drill,
-            verification=chosen(options, VERIFICATION_OPTIONS),
-            rotation=chosen(options, BACKFILL_OPTIONS),
-            operator=options.operator or "",
-            hold=options.hold,
-        )
-        for name in STEPS:
-            if not getattr(options, name):
-                continue
-            if name == "approve_drop":
-                succeeded = steps.approve_drop(
-                    options.approver, options.reason, options.confirmation, options.valid_hours
-                )
-            elif name == "revoke_approval":
-                succeeded = steps.revoke_approval(options.revoke_approval, options.reason or "")
-            elif name == "erase_dropped":
-                succeeded = steps.erase_dropped(options.confirmation)
-            elif name == "rebuild_indexes":
-                succeeded = steps.rebuild_indexes(options.rebuild_indexes)
-            else:
-                succeeded = getattr(steps, name)()
-            if not succeeded:
+    with launcher(ranges, options.runs) as found:
+        steps = Steps(found, database, catalogue, keys, tables)
+        for step in asked:
+            value = {step.value: getattr(options, step.name)} if step.value else {}
+            if not steps.run(step.name, **given(options, step.options), **value):
                 return 1
     return 0
 

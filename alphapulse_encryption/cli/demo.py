@@ -75,6 +75,16 @@ class Demo:
         return dict(zip(columns, row or (None,) * len(columns), strict=True))
 
 
+_WALK = {
+    "preflight": "Pre-migration checklist",
+    "backup": "Backup",
+    "add_columns": "Step 2: add encrypted columns",
+    "migrate_data": "Step 3: migrate data",
+    "verify": "Step 4: verify",
+    "create_views": "Step 6: create views",
+}
+
+
 def walk_to_views(demo: Demo, rows: int, steps: Steps) -> int:
     """From the plaintext sample to verified ciphertext and views.
 
@@ -88,24 +98,10 @@ def walk_to_views(demo: Demo, rows: int, steps: Steps) -> int:
     what = ", ".join(f"{table} {count:,}" for table, count in counts.tables.items())
     demo.show(f"{'Loaded' if counts.loaded else 'Already there'}: {counts.total:,} rows ({what})")
 
-    demo.headline("Pre-migration checklist")
-    if not steps.preflight():
-        return 1
-    demo.headline("Backup")
-    if not _backup(demo, steps):
-        return 1
-    demo.headline("Step 2: add encrypted columns")
-    if not steps.add_columns():
-        return 1
-    demo.headline("Step 3: migrate data")
-    if not steps.migrate_data():
-        return 1
-    demo.headline("Step 4: verify")
-    if not steps.verify():
-        return 1
-    demo.headline("Step 6: create views")
-    if not steps.create_views():
-        return 1
+    for name, headline in _WALK.items():
+        demo.headline(headline)
+        if not (_backup(demo, steps) if name == "backup" else steps.run(name)):
+            return 1
     plaintext = _state(demo) == "columns"
     if plaintext:
         _before_and_after(demo)
@@ -139,7 +135,7 @@ def _backup(demo: Demo, steps: Steps) -> bool:
     with demo.database.session("look for a backup") as connection:
         backup = latest_backup(connection, demo.users) if bookkeeping_exists(connection) else None
     if backup is None:
-        return bool(steps.backup())
+        return steps.run("backup")
     demo.show(f"✓ There is a verified backup, taken at {backup.taken_at:%Y-%m-%d %H:%M} UTC")
     return True
 
@@ -195,20 +191,26 @@ def walk_through_drop(demo: Demo, steps: Steps) -> int:
         return _restore(demo, steps, None)
     before = demo.user(SHOWN_COLUMNS)
     demo.headline(f"Step 7: make the encrypted columns of {DROPPED_TABLE} the right side")
-    if not (steps.switch_to_encrypted() and steps.verify()):
+    if not (steps.run("switch_to_encrypted") and steps.run("verify")):
         return 1
     if not _approved(demo):
         demo.headline("A drop without an approval is refused")
-        if steps.drop_unencrypted():
+        if steps.run("drop_unencrypted"):
             demo.show("✗ The drop went through without an approval, which must not happen.")
             return 1
     demo.headline("A fresh backup, and the approval of a person")
     if not (
-        steps.backup() and steps.approve_drop("Demo Operator", "walking through the demo", DROPPED_TABLE)
+        steps.run("backup")
+        and steps.run(
+            "approve_drop",
+            approver="Demo Operator",
+            reason="walking through the demo",
+            confirmation=DROPPED_TABLE,
+        )
     ):
         return 1
     demo.headline("Step 8: drop the plaintext columns")
-    if not steps.drop_unencrypted():
+    if not steps.run("drop_unencrypted"):
         return 1
     if _state(demo) != "dropped" or _plaintext_columns(demo):
         demo.show("✗ The plaintext columns are still there.")
@@ -220,7 +222,7 @@ def walk_through_drop(demo: Demo, steps: Steps) -> int:
 
 def _restore(demo: Demo, steps: Steps, before: dict[str, Any] | None) -> int:
     demo.headline("Rollback after the drop: restore the plaintext columns from the ciphertext")
-    if not (steps.restore_plaintext() and steps.verify()):
+    if not (steps.run("restore_plaintext") and steps.run("verify")):
         return 1
     after = demo.user(SHOWN_COLUMNS)
     if before is not None and after != before:
@@ -309,7 +311,6 @@ def _run(options: argparse.Namespace) -> int:
             catalogue,
             keys,
             tables,
-            show=demo.show,
         )
         return walk_through_drop(demo, steps) if options.drop else walk_to_views(demo, options.rows, steps)
 

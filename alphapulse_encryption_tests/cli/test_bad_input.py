@@ -48,7 +48,7 @@ USAGE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("--verify", "--table"), "argument --table: expected one argument"),
     (("--verify", "--batch-size", "5"), "--batch-size goes with --migrate-data or --rotate-keys"),
     (("--approve-drop",), "--approve-drop takes one --table and --approver, --reason and --confirmation"),
-    (("--verify", "--reason", "x"), "--reason: only with --approve-drop"),
+    (("--verify", "--reason", "x"), "--reason goes with --approve-drop or --revoke-approval"),
     (("--verify", "--restore-drill"), "--restore-drill goes with --backup"),
     (("--verify", "--hold"), "--hold goes with --restore-plaintext"),
     (("--erase-dropped",), "--erase-dropped takes one --table and --confirmation"),
@@ -57,7 +57,10 @@ USAGE: tuple[tuple[tuple[str, ...], str], ...] = (
         ("--erase-dropped", "--confirmation", "sessions"),
         "--erase-dropped takes one --table and --confirmation",
     ),
-    (("--verify", "--confirmation", "sessions"), "--confirmation: only with --approve-drop"),
+    (
+        ("--verify", "--confirmation", "sessions"),
+        "--confirmation goes with --approve-drop or --erase-dropped",
+    ),
     (("--add-columns", "--workers", "2"), "--workers goes with --migrate-data or --verify or --rotate-keys"),
     (("--verify", "--operator", "x"), "--operator goes with --drop-unencrypted or --revoke-approval"),
     (("--key-versions", "--rotate-keys"), "--key-versions: to be given without a step"),
@@ -77,7 +80,10 @@ USAGE: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (("--revoke-approval", "-1"), "argument --revoke-approval: "),
     (("--revoke-approval", "0"), "argument --revoke-approval: must be the number of an approval"),
-    (("--revoke-approval", "1", "--confirmation", "x"), "--confirmation: only with --approve-drop"),
+    (
+        ("--revoke-approval", "1", "--confirmation", "x"),
+        "--confirmation goes with --approve-drop or --erase-dropped",
+    ),
     (("--approvals", "--verify"), "--approvals: to be given without a step"),
     *(
         (

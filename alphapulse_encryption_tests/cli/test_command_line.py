@@ -303,6 +303,28 @@ def _columns(url: str) -> set[tuple[Any, ...]]:
     )
 
 
+def test_a_second_try_says_what_it_cleared_of_the_first(theirs: Place) -> None:
+    table = ("--table", "sessions")
+    theirs.succeeds("--add-columns", "--migrate-data", *table)
+    theirs.succeeds("--revert-to-plaintext", *table)
+    ((rows,),) = query(theirs.url, "SELECT count(*)::int FROM sessions WHERE token_encrypted IS NOT NULL")
+    assert rows > 1
+    assert theirs.succeeds("--add-columns", *table) == [
+        ADDED[0],
+        "✓ Put the guard of sessions in its place again",
+        f"✓ Cleared the ciphertext of {rows} rows of sessions, which had no guard since the revert: --migrate-data "
+        "encrypts them again",
+    ]
+    assert query(theirs.url, "SELECT count(*)::int FROM sessions WHERE token_encrypted IS NOT NULL") == [(0,)]
+    with theirs.instance() as instance:
+        event = instance.get_latest_materialization_event(dg.AssetKey("encrypted_columns"))
+    assert event is not None and event.asset_materialization is not None
+    told = {name: value.value for name, value in event.asset_materialization.metadata.items()}
+    assert told["outcome"] == f"the ciphertext of {rows} rows cleared"
+    assert told["rows_cleared_since_revert"] == rows
+    assert theirs.succeeds("--add-columns", *table) == NOTHING_TO_DO[:2]
+
+
 @pytest.mark.long
 def test_damage_is_found_and_named_by_its_key(theirs: Place) -> None:
     theirs.succeeds("--add-columns", "--migrate-data", "--table", "sessions", "--table", "crm.order_lines")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from alphapulse_encryption import guide
 from alphapulse_encryption.__main__ import main
 from alphapulse_encryption.catalogue import load_catalogue
-from alphapulse_encryption.cli.commands import usage
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.gates.preflight import PreflightReport, check
-from alphapulse_encryption.migration.gates.roles import STEPS, roles_sql
+from alphapulse_encryption.migration.gates.roles import roles_sql
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.verify import count_rows
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
@@ -62,10 +62,6 @@ def theirs(postgres: EmbeddedPostgres, separated: Separated, server_dir: Any) ->
         yield found
 
 
-def test_every_step_has_its_role() -> None:
-    assert set(STEPS) == set(usage.STEPS)
-
-
 LOGGED = "SELECT id, action, database_role FROM encryption_audit_log ORDER BY id"
 
 
@@ -79,17 +75,17 @@ def test_the_command_line_refuses_before_it_starts_a_run(
 ) -> None:
     walk.encrypt(separated.of("mia_migrates"), walk.CATALOGUE.table("api_keys"))
     before, logged = theirs.dump(), walk.query(separated.url, LOGGED)
-    for step, needs in STEPS.items():
-        flags = COMMANDS.get(step, (f"--{step.replace('_', '-')}",))
+    for step in guide.STEPS:
+        flags = COMMANDS.get(step.name, (step.flag,))
         for login in ONE_PART:
-            if login in ALLOWED[needs.role] | ALSO.get(step, set()):
+            if login in ALLOWED[step.role] | ALSO.get(step.name, set()):
                 continue
             theirs.url = separated.of(login)
             with theirs.in_environment():
-                assert main([*flags, "--table", "users"]) == 1, (step, login)
+                assert main([*flags, "--table", "users"]) == 1, (step.name, login)
             printed = capsys.readouterr()
             assert f"{flags[0]} is not for the database role {login}, which lacks " in printed.err
-            assert f"alphapulse_{needs.role} as --roles-sql creates it; nothing was changed" in printed.err
+            assert f"alphapulse_{step.role} as --roles-sql creates it; nothing was changed" in printed.err
             assert "Traceback" not in printed.err and printed.out == ""
     for command, allowed in AT_ONCE.items():
         # A report takes a while, and a privilege that it lacks is the first thing it meets.

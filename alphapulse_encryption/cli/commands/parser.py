@@ -1,12 +1,16 @@
-"""The command line's options: their names, types and help."""
+"""The command line's options: their names, types and help. Those of the steps come from the guide."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+from alphapulse_encryption import guide
 from alphapulse_encryption.bounds import LARGEST_BATCH_SIZE, MOST_WORKERS
-from alphapulse_encryption.cli.commands.usage import JSON_TAKERS, PROGRAM, SCHEMA_TAKERS, flag
+from alphapulse_encryption.guide import flag
+
+PROGRAM = "python -m alphapulse_encryption"
 
 MOST_RUNS = 999
 MOST_HOURS = 168
@@ -18,339 +22,38 @@ LARGEST_NUMBER = 10**LONGEST_NUMBER - 1
 MOST_SHOWN = 1_000
 
 _EPILOG = """\
-Several of the steps may be given at once; they run in the order above. Every run is seen in Dagster's UI (make ui).
+Several of the steps may be given at once; they run in the guide's order. Every run is seen in Dagster's UI (make ui).
 Exit status: 0 done; 1 something is not migrated, not verified or refused (the message says what); 2 wrong usage or
 configuration. The database is ALPHAPULSE_DATABASE_URL, or the embedded sample database where that is unset.
 """
 
 
-class _Version(argparse.Action):
-    """Looks the version up when it is asked for: that reads files."""
+@dataclass(frozen=True)
+class Option:
+    """An option of the command line that is no step.
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
+    Args:
+        name: with underscores.
+        help: what it asks for.
+        value: what is typed behind it; empty for a switch.
+        type: what reads the value; text where None.
+        several: whether it may be given several times.
+        choices: what the value may be.
+        goes_with: one of these is needed beside it; empty for one that is checked elsewhere, or for a command.
+        command: whether it is done at once, without a step: ``alone`` beside no other command, or ``together``.
+        json: whether ``--json`` goes with it; ``schema``: ``--json-schema`` as well.
+    """
 
-        print(f"alphapulse-encryption {version('alphapulse-encryption')}")
-        parser.exit()
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description="Moves sensitive columns of a PostgreSQL database from plaintext to application-level encryption.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    # In the order of the help.
-    _add_reports(parser)
-    _add_steps(parser)
-    _add_roles(parser)
-    _add_rehearsal(parser)
-    _add_running(parser)
-    _add_options(parser)
-    _add_approval(parser)
-    return parser
-
-
-def _add_reports(parser: argparse.ArgumentParser) -> None:
-    reports = parser.add_argument_group("reports (read only, without a run)")
-    reports.add_argument(
-        "--plan",
-        action="store_true",
-        help="what would be done: statements, batch ranges, durations, growth, locks, obstacles",
-    )
-    reports.add_argument(
-        "--status", action="store_true", help="where it stands: per table and column, who works, what is left"
-    )
-    reports.add_argument(
-        "--slow-queries",
-        action="store_true",
-        help="step 7: what statements on encrypted tables cost, from pg_stat_statements, slowest first",
-    )
-    reports.add_argument(
-        "--limit",
-        type=_between(1, MOST_SHOWN),
-        metavar="N",
-        help="with --slow-queries: how many to show (default: 20)",
-    )
-    reports.add_argument("--watch", action="store_true", help="with --status: again and again, until Ctrl-C")
-    reports.add_argument(
-        "--discover",
-        action="store_true",
-        help="propose a catalogue for this database, by names, types and the form of sampled values; shows none",
-    )
-    reports.add_argument(
-        "--schema",
-        action="append",
-        default=[],
-        metavar="S",
-        help="with --discover: only this schema; may be given several times",
-    )
-    reports.add_argument(
-        "--sample",
-        type=_up_to(LARGEST_SAMPLE),
-        metavar="N",
-        help="with --discover: rows of each table whose values are looked at; 0 for none (default: 1000)",
-    )
-    reports.add_argument(
-        "--output", metavar="FILE", help="with --discover: write the catalogue there; it must not exist"
-    )
-    reports.add_argument("--force", action="store_true", help="with --output: replace the file")
-    reports.add_argument(
-        "--json",
-        action="store_true",
-        help="one JSON document on standard output; with " + ", ".join(flag(name) for name in JSON_TAKERS),
-    )
-    reports.add_argument(
-        "--json-schema",
-        action="store_true",
-        help="print the JSON schema of that document instead; with "
-        + ", ".join(flag(name) for name in SCHEMA_TAKERS),
-    )
-
-
-def _add_steps(parser: argparse.ArgumentParser) -> None:
-    steps = parser.add_argument_group("steps")
-    steps.add_argument(
-        "--preflight", action="store_true", help="check what would block the migration; reads only"
-    )
-    steps.add_argument("--backup", action="store_true", help="take an encrypted, verified backup")
-    steps.add_argument("--add-columns", action="store_true", help="step 2: add encrypted columns and guards")
-    steps.add_argument(
-        "--migrate-data", action="store_true", help="step 3: encrypt what is pending, build indexes"
-    )
-    steps.add_argument("--verify", action="store_true", help="step 4: decrypt and compare every value")
-    steps.add_argument(
-        "--live-check",
-        action="store_true",
-        help="validation: write, read and look at the raw columns of live rows; nothing remains",
-    )
-    steps.add_argument(
-        "--benchmark-queries",
-        action="store_true",
-        help="validation: time queries on the encrypted and the plaintext columns; reads only",
-    )
-    steps.add_argument("--create-views", action="store_true", help="step 6: create the compatibility views")
-    steps.add_argument(
-        "--switch-to-encrypted", action="store_true", help="step 7: make the encrypted columns the right side"
-    )
-    steps.add_argument(
-        "--approve-drop", action="store_true", help="step 8: approve the drop of one table (see below)"
-    )
-    steps.add_argument(
-        "--drop-unencrypted",
-        action="store_true",
-        help="step 8: drop the plaintext columns; needs an approval",
-    )
-    steps.add_argument(
-        "--erase-dropped",
-        action="store_true",
-        help="after step 8, in a maintenance window: rewrite one table, locked meanwhile, and say what remains",
-    )
-    steps.add_argument(
-        "--revoke-approval",
-        type=_whole_number(1, LARGEST_NUMBER, "the number of an approval, as --approvals shows it"),
-        metavar="N",
-        help="take approval N back (see --approvals)",
-    )
-    steps.add_argument(
-        "--replan",
-        action="store_true",
-        help="before step 3: cut the tables anew into ALPHAPULSE_BATCH_RANGES",
-    )
-    steps.add_argument(
-        "--repair-mismatched",
-        action="store_true",
-        help="before step 3: clear the ciphertext that the last --verify named as wrong, to be encrypted again",
-    )
-    steps.add_argument(
-        "--revert-to-plaintext",
-        action="store_true",
-        help="rollback before the drop: plaintext is right again",
-    )
-    steps.add_argument(
-        "--restore-plaintext",
-        action="store_true",
-        help="rollback after the drop: rebuild the plaintext columns",
-    )
-    steps.add_argument(
-        "--rebuild-indexes",
-        choices=("all", "encrypted"),
-        help="after the migration: build the tables' indexes anew, concurrently: all of them, or only those with an "
-        "encrypted or search column in them",
-    )
-    steps.add_argument(
-        "--analyze", action="store_true", help="after the migration: take the planner's statistics anew"
-    )
-    steps.add_argument(
-        "--rotate-keys",
-        action="store_true",
-        help="after the migration: encrypt again, under ALPHAPULSE_ENCRYPTION_KEY_VERSION, what is of an older key "
-        "version; verify it, and retire the versions of which nothing is left",
-    )
-    steps.add_argument(
-        "--key-versions",
-        action="store_true",
-        help="show the key versions, and how many values each table has of them; reads every row",
-    )
-    steps.add_argument(
-        "--reinstate-key-version",
-        type=_whole_number(1, LARGEST_NUMBER, "a key version, as --key-versions shows it"),
-        metavar="N",
-        help="a retired key version is readable again",
-    )
-    steps.add_argument(
-        "--backup-identity",
-        action="store_true",
-        help="print the age identity that opens backups; a secret, keep it like the master key",
-    )
-    steps.add_argument(
-        "--approvals", action="store_true", help="show every approval: open, used, revoked or expired"
-    )
-    steps.add_argument(
-        "--check-key",
-        action="store_true",
-        help="read the master key of every version and compare it with what this database was begun with; reads only",
-    )
-    steps.add_argument(
-        "--key-usage",
-        action="store_true",
-        help="show how many values each key has encrypted, and how many it may; reads only",
-    )
-    steps.add_argument(
-        "--test-alerts",
-        action="store_true",
-        help="send a test message to every channel that alerts are configured for",
-    )
-
-
-def _add_roles(parser: argparse.ArgumentParser) -> None:
-    roles = parser.add_argument_group("least privilege")
-    roles.add_argument(
-        "--roles-sql",
-        action="store_true",
-        help="print SQL that creates the roles, for a database administrator to run with psql; reads only",
-    )
-    roles.add_argument(
-        "--role-prefix", metavar="TEXT", help="what their names begin with (default: alphapulse_)"
-    )
-
-
-def _add_rehearsal(parser: argparse.ArgumentParser) -> None:
-    rehearsal = parser.add_argument_group("rehearsal, on a clone of ALPHAPULSE_STAGING_DATABASE_URL")
-    rehearsal.add_argument(
-        "--rehearse",
-        action="store_true",
-        help="the whole migration there and back on a clone, measured; the database itself is only read",
-    )
-    rehearsal.add_argument(
-        "--rows",
-        type=_whole_number(SMALLEST_SAMPLE, LARGEST_NUMBER, f"a whole number of at least {SMALLEST_SAMPLE}"),
-        metavar="N",
-        help="size of the sample's staging copy, which is rehearsed where no staging database is named",
-    )
-    rehearsal.add_argument(
-        "--rate",
-        type=_up_to(HIGHEST_RATE),
-        metavar="N",
-        help="requests per second that the application makes on the clone meanwhile; 0 for none (default: 20)",
-    )
-    rehearsal.add_argument(
-        "--source-is-not-production",
-        action="store_true",
-        help="the staging database is not production, though its name says so, or it is a physical copy",
-    )
-    rehearsal.add_argument(
-        "--keep-clone", action="store_true", help="leave the clone there; you remove it yourself"
-    )
-
-
-def _add_running(parser: argparse.ArgumentParser) -> None:
-    running = parser.add_argument_group("running backfills (at once, also of other processes)")
-    running.add_argument("--pause", action="store_true", help="have every backfill wait at its next batch")
-    running.add_argument("--resume", action="store_true", help="let them go on")
-    running.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting (see --settings)"
-    )
-    running.add_argument("--settings", action="store_true", help="show the settings")
-    running.add_argument(
-        "--stop-runs",
-        action="store_true",
-        help="stop every run that is queued or under way, on whatever machine; what is done stays done",
-    )
-
-
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    options = parser.add_argument_group("options")
-    options.add_argument(
-        "--table",
-        action="append",
-        default=[],
-        metavar="T",
-        help="only this table; may be given several times",
-    )
-    options.add_argument(
-        "--batch-size",
-        type=_between(1, LARGEST_BATCH_SIZE),
-        metavar="N",
-        help="rows per batch (default: adapted to the server)",
-    )
-    options.add_argument(
-        "--workers",
-        type=_between(1, MOST_WORKERS),
-        metavar="N",
-        help="batch ranges encrypted, verified or encrypted again at once (default: 1)",
-    )
-    options.add_argument(
-        "--runs",
-        type=_between(1, MOST_RUNS),
-        metavar="N",
-        help="with workers on other machines: runs that the batch ranges of each table are spread over (default: 4)",
-    )
-    options.add_argument(
-        "--work-mem", metavar="SIZE", help="memory of one sort or hash in our sessions, for example 256MB"
-    )
-    options.add_argument(
-        "--autovacuum-off",
-        action="store_true",
-        help="turn autovacuum off for the tables during the backfill; always put back",
-    )
-    options.add_argument(
-        "--reindex", action="store_true", help="rebuild every index after the backfill, concurrently"
-    )
-    options.add_argument(
-        "--restore-drill",
-        action="store_true",
-        help="with --backup: restore it into a scratch database and compare",
-    )
-    options.add_argument("--confirm", action="store_true", help="needed with --drop-unencrypted")
-    options.add_argument(
-        "--hold",
-        action="store_true",
-        help="with --restore-plaintext: stop before the plaintext becomes right, until no instance of the application "
-        "writes ciphertext alone; run it again without",
-    )
-
-
-def _add_approval(parser: argparse.ArgumentParser) -> None:
-    approval = parser.add_argument_group(
-        "approval (with --approve-drop --table T, or --erase-dropped --table T)"
-    )
-    approval.add_argument("--approver", metavar="NAME", help="your name, for the audit log")
-    approval.add_argument("--reason", metavar="TEXT", help="why now, for the audit log")
-    approval.add_argument("--confirmation", metavar="T", help="the table's name, typed once more (both)")
-    approval.add_argument(
-        "--valid-hours", type=_hours, metavar="N", help="how long it may be used (default: 24)"
-    )
-    approval.add_argument(
-        "--operator",
-        metavar="NAME",
-        help="with --drop-unencrypted or --revoke-approval: your name; outside the sample, a drop needs it, and "
-        "another one than the approver's (setting two_person_rule)",
-    )
+    name: str
+    help: str
+    value: str = ""
+    type: Callable[[str], object] | None = None
+    several: bool = False
+    choices: tuple[str, ...] = ()
+    goes_with: tuple[str, ...] = ()
+    command: str = ""
+    json: bool = False
+    schema: bool = False
 
 
 def _whole_number(least: int, most: int, what: str) -> Callable[[str], int]:
@@ -385,3 +88,290 @@ def _hours(text: str) -> float:
     if plain and 0 < float(text) <= MOST_HOURS:
         return float(text)
     raise argparse.ArgumentTypeError(f"must be a number of hours, at most {MOST_HOURS}")
+
+
+_REPORTS = (
+    Option(
+        "plan",
+        "what would be done: statements, batch ranges, durations, growth, locks, obstacles",
+        command="alone",
+        schema=True,
+    ),
+    Option(
+        "status",
+        "where it stands: per table and column, who works, what is left",
+        command="alone",
+        schema=True,
+    ),
+    Option(
+        "slow_queries",
+        "step 7: what statements on encrypted tables cost, from pg_stat_statements, slowest first",
+        command="alone",
+        json=True,
+    ),
+    Option(
+        "limit",
+        "with --slow-queries: how many to show (default: 20)",
+        "N",
+        _between(1, MOST_SHOWN),
+        goes_with=("slow_queries",),
+    ),
+    Option("watch", "with --status: again and again, until Ctrl-C", goes_with=("status",)),
+    Option(
+        "discover",
+        "propose a catalogue for this database, by names, types and the form of sampled values; shows none",
+        command="alone",
+        schema=True,
+    ),
+    Option(
+        "schema",
+        "with --discover: only this schema; may be given several times",
+        "S",
+        several=True,
+        goes_with=("discover",),
+    ),
+    Option(
+        "sample",
+        "with --discover: rows of each table whose values are looked at; 0 for none (default: 1000)",
+        "N",
+        _up_to(LARGEST_SAMPLE),
+        goes_with=("discover",),
+    ),
+    Option(
+        "output",
+        "with --discover: write the catalogue there; it must not exist",
+        "FILE",
+        goes_with=("discover",),
+    ),
+    Option("force", "with --output: replace the file", goes_with=("output",)),
+)
+_KEYS_AND_APPROVALS = (
+    Option(
+        "key_versions",
+        "show the key versions, and how many values each table has of them; reads every row",
+        command="alone",
+        json=True,
+    ),
+    Option(
+        "reinstate_key_version",
+        "a retired key version is readable again",
+        "N",
+        _whole_number(1, LARGEST_NUMBER, "a key version, as --key-versions shows it"),
+        command="alone",
+    ),
+    Option(
+        "backup_identity",
+        "print the age identity that opens backups; a secret, keep it like the master key",
+        command="alone",
+    ),
+    Option("approvals", "show every approval: open, used, revoked or expired", command="alone", json=True),
+    Option(
+        "check_key",
+        "read the master key of every version and compare it with what this database was begun with; reads only",
+        command="alone",
+    ),
+    Option(
+        "key_usage",
+        "show how many values each key has encrypted, and how many it may; reads only",
+        command="alone",
+        json=True,
+    ),
+    Option(
+        "test_alerts", "send a test message to every channel that alerts are configured for", command="alone"
+    ),
+)
+_ROLES = (
+    Option(
+        "roles_sql",
+        "print SQL that creates the roles, for a database administrator to run with psql; reads only",
+        command="alone",
+    ),
+    Option(
+        "role_prefix",
+        "what their names begin with (default: alphapulse_)",
+        "TEXT",
+        goes_with=("roles_sql",),
+    ),
+)
+_REHEARSAL = (
+    Option(
+        "rehearse",
+        "the whole migration there and back on a clone, measured; the database itself is only read",
+        command="alone",
+    ),
+    Option(
+        "rows",
+        "size of the sample's staging copy, which is rehearsed where no staging database is named",
+        "N",
+        _whole_number(SMALLEST_SAMPLE, LARGEST_NUMBER, f"a whole number of at least {SMALLEST_SAMPLE}"),
+        goes_with=("rehearse",),
+    ),
+    Option(
+        "rate",
+        "requests per second that the application makes on the clone meanwhile; 0 for none (default: 20)",
+        "N",
+        _up_to(HIGHEST_RATE),
+        goes_with=("rehearse",),
+    ),
+    Option(
+        "source_is_not_production",
+        "the staging database is not production, though its name says so, or it is a physical copy",
+        goes_with=("rehearse",),
+    ),
+    Option("keep_clone", "leave the clone there; you remove it yourself", goes_with=("rehearse",)),
+)
+_RUNNING = (
+    Option("pause", "have every backfill wait at its next batch", command="together"),
+    Option("resume", "let them go on", command="together"),
+    Option("set", "change a setting (see --settings)", "NAME=VALUE", several=True, command="together"),
+    Option("settings", "show the settings", command="together", json=True),
+    Option(
+        "stop_runs",
+        "stop every run that is queued or under way, on whatever machine; what is done stays done",
+        command="alone",
+    ),
+)
+# What these go with the guide says.
+_OF_STEPS = (
+    Option("table", "only this table; may be given several times", "T", several=True),
+    Option(
+        "batch_size",
+        "rows per batch (default: adapted to the server)",
+        "N",
+        _between(1, LARGEST_BATCH_SIZE),
+    ),
+    Option(
+        "workers",
+        "batch ranges encrypted, verified or encrypted again at once (default: 1)",
+        "N",
+        _between(1, MOST_WORKERS),
+    ),
+    Option(
+        "runs",
+        "with workers on other machines: runs that the batch ranges of each table are spread over (default: 4)",
+        "N",
+        _between(1, MOST_RUNS),
+    ),
+    Option("work_mem", "memory of one sort or hash in our sessions, for example 256MB", "SIZE"),
+    Option("autovacuum_off", "turn autovacuum off for the tables during the backfill; always put back"),
+    Option("reindex", "rebuild every index after the backfill, concurrently"),
+    Option("restore_drill", "with --backup: restore it into a scratch database and compare"),
+    Option("confirm", "needed with --drop-unencrypted"),
+    Option(
+        "hold",
+        "with --restore-plaintext: stop before the plaintext becomes right, until no instance of the application "
+        "writes ciphertext alone; run it again without",
+    ),
+)
+_APPROVAL = (
+    Option("approver", "your name, for the audit log", "NAME"),
+    Option("reason", "why now, for the audit log", "TEXT"),
+    Option("confirmation", "the table's name, typed once more (both)", "T"),
+    Option("valid_hours", "how long it may be used (default: 24)", "N", _hours),
+    Option(
+        "operator",
+        "with --drop-unencrypted or --revoke-approval: your name; outside the sample, a drop needs it, and "
+        "another one than the approver's (setting two_person_rule)",
+        "NAME",
+    ),
+)
+
+
+def _steps() -> Iterator[Option]:
+    for step in guide.STEPS:
+        yield Option(
+            step.name,
+            f"{step.number}: {step.help}" if step.number else step.help,
+            "N" if step.number_of else "",
+            _whole_number(1, LARGEST_NUMBER, step.number_of) if step.number_of else None,
+            choices=step.choices,
+            json=step.name == "preflight",
+        )
+
+
+def _json() -> Iterator[Option]:
+    takers = ", ".join(flag(name) for name in with_json())
+    yield Option("json", f"one JSON document on standard output; with {takers}")
+    takers = ", ".join(flag(name) for name in with_schema())
+    yield Option("json_schema", f"print the JSON schema of that document instead; with {takers}")
+
+
+# In the order of the help.
+_COMMANDS = (*_REPORTS, *_KEYS_AND_APPROVALS, *_ROLES, *_REHEARSAL, *_RUNNING)
+
+
+def commands(how: str = "") -> tuple[str, ...]:
+    """What is done at once, without a run of Dagster's: all, or what is done ``alone``."""
+    return tuple(one.name for one in _COMMANDS if one.command and how in ("", one.command))
+
+
+def with_json() -> tuple[str, ...]:
+    """Reports that can be had as JSON."""
+    reports = [one.name for one in _COMMANDS if one.json or one.schema]
+    return (*reports[:4], "preflight", *reports[4:])
+
+
+def with_schema() -> tuple[str, ...]:
+    """Those whose document has a schema."""
+    return tuple(one.name for one in _COMMANDS if one.schema)
+
+
+def go_with() -> dict[str, tuple[str, ...]]:
+    """Options of commands, and one of which each of them needs."""
+    return {one.name: one.goes_with for one in _COMMANDS if one.goes_with}
+
+
+def of_steps() -> dict[str, tuple[str, ...]]:
+    """Options of steps, and one of which each of them needs."""
+    names = [one.name for one in (*_OF_STEPS, *_APPROVAL)]
+    takers = {name: tuple(step.name for step in guide.takers(name)) for name in names}
+    return {name: steps for name, steps in takers.items() if steps}
+
+
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for: that reads files."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"alphapulse-encryption {version('alphapulse-encryption')}")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Moves sensitive columns of a PostgreSQL database from plaintext to application-level encryption.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    for title, options in (
+        ("reports (read only, without a run)", (*_REPORTS, *_json())),
+        ("steps", (*_steps(), *_KEYS_AND_APPROVALS)),
+        ("least privilege", _ROLES),
+        ("rehearsal, on a clone of ALPHAPULSE_STAGING_DATABASE_URL", _REHEARSAL),
+        ("running backfills (at once, also of other processes)", _RUNNING),
+        ("options", _OF_STEPS),
+        ("approval (with --approve-drop --table T, or --erase-dropped --table T)", _APPROVAL),
+    ):
+        group = parser.add_argument_group(title)
+        for option in options:
+            _add(group, option)
+    return parser
+
+
+def _add(group: argparse._ArgumentGroup, option: Option) -> None:
+    name = flag(option.name)
+    if option.choices:
+        group.add_argument(name, choices=option.choices, help=option.help)
+    elif option.several:
+        group.add_argument(name, action="append", default=[], metavar=option.value, help=option.help)
+    elif option.type:
+        group.add_argument(name, type=option.type, metavar=option.value, help=option.help)
+    elif option.value:
+        group.add_argument(name, metavar=option.value, help=option.help)
+    else:
+        group.add_argument(name, action="store_true", help=option.help)

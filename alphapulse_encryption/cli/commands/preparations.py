@@ -7,7 +7,8 @@ import sys
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import load_catalogue
-from alphapulse_encryption.cli.commands.usage import PROGRAM, REHEARSAL_OPTIONS, chosen
+from alphapulse_encryption.cli.commands.parser import PROGRAM
+from alphapulse_encryption.cli.commands.usage import REHEARSAL_OPTIONS, given
 from alphapulse_encryption.errors import ConfigurationError
 
 
@@ -55,7 +56,7 @@ def rehearse_on_a_clone(options: argparse.Namespace) -> int:
         )
     from alphapulse_encryption.cli.rehearse import rehearse
 
-    config = {**chosen(options, REHEARSAL_OPTIONS), **({"tables": tables} if tables else {})}
+    config = {**given(options, REHEARSAL_OPTIONS), **({"tables": tables} if tables else {})}
     if options.rate is not None:
         config["traffic"] = {"rate": options.rate}
     try:

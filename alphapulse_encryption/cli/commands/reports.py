@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from alphapulse_encryption.catalogue import Catalogue
-from alphapulse_encryption.cli.commands.usage import PROGRAM
+from alphapulse_encryption.cli.commands.parser import PROGRAM
 
 
 def print_json_schema(options: argparse.Namespace) -> int:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from alphapulse_encryption import settings
+from alphapulse_encryption import guide, settings
 from alphapulse_encryption.catalogue import Catalogue
-from alphapulse_encryption.cli.reports.terminal import SIGNS, grid, seconds, span_of_bytes, span_of_seconds
+from alphapulse_encryption.cli.reports.terminal import grid, seconds, span_of_bytes, span_of_seconds
 from alphapulse_encryption.defs.resources.environment import key_environment, target_database
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.keysources import load_key_ring
-from alphapulse_encryption.migration.gates.preflight import readable_size
+from alphapulse_encryption.migration.gates.preflight import SIGNS, readable_size
 from alphapulse_encryption.migration.insight import preview
 from alphapulse_encryption.migration.insight.preview import (
     Durations,
@@ -21,7 +21,6 @@ from alphapulse_encryption.migration.insight.preview import (
     Plan,
     Span,
     Step,
-    StepName,
     TablePlan,
     Work,
 )
@@ -30,25 +29,6 @@ from alphapulse_encryption.sample.postgres import embedded
 if TYPE_CHECKING:
     from alphapulse_encryption.rehearsal.measures import Rehearsal
 
-# The rehearsal's names of the steps.
-_STAGES: dict[str, StepName] = {
-    "columns": "columns",
-    "backfill": "data",
-    "indexes": "indexes",
-    "verify": "verification",
-    "views": "views",
-    "switch": "switch",
-    "drop": "drop",
-}
-_TITLES: dict[StepName, str] = {
-    "columns": "Encrypted columns and guard",
-    "data": "Backfill",
-    "indexes": "Indexes",
-    "verification": "Verification",
-    "views": "Compatibility views",
-    "switch": "Switch to ciphertext",
-    "drop": "Drop of the plaintext",
-}
 _HELD = {"moment": "for a moment", "batch": "for a batch", "table": "while rows are read"}
 
 
@@ -103,9 +83,10 @@ def by_rehearsal(
     earlier = [one for one in rehearsals if one.started < newest.started]
     prediction = predict([*earlier, newest], sizes, accuracy(rehearsals))
     steps = dict(usual.steps)
+    names = {part.rehearsed: name for name, (_, part) in guide.planned().items()}
     rows = sum(one.rows for one in known)
     for stage in prediction.stages:
-        name = _STAGES.get(stage.stage.value)
+        name = names.get(stage.stage.value)
         if name is None:
             continue
         by_table = sum(span.likely for span in stage.tables.values())
@@ -244,7 +225,7 @@ def _ranges(table: TablePlan, out: Console) -> None:
 
 def _step(step: Step, out: Console) -> None:
     what = "done" if step.done else span_of_seconds(step.seconds)
-    out.print(f"{'✓' if step.done else '•'} {_TITLES[step.name]} ({step.command}): {what}")
+    out.print(f"{'✓' if step.done else '•'} {guide.planned()[step.name][1].title} ({step.command}): {what}")
     if step.note:
         out.print(f"  {step.note}")
     for lock in step.locks:

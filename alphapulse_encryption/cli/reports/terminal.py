@@ -14,7 +14,6 @@ from alphapulse_encryption.migration.gates.preflight import readable_size
 from alphapulse_encryption.migration.insight.preview import Span
 
 NARROWEST, WIDEST = 80, 120
-SIGNS = {"ok": "✓", "warning": "!", "blocker": "✗"}
 
 
 def console(file: TextIO | None = None) -> Console:

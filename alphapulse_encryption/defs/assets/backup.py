@@ -6,6 +6,7 @@ from pydantic import Field
 from alphapulse_encryption import settings
 from alphapulse_encryption.defs.assets.groups import PREPARE, TARGET_POOL
 from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, safely
+from alphapulse_encryption.defs.resources.effects import REPORT
 from alphapulse_encryption.defs.resources.environment import (
     backup_bucket,
     backup_directory,
@@ -15,6 +16,12 @@ from alphapulse_encryption.defs.resources.environment import (
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.gates import offsite
 from alphapulse_encryption.migration.gates.backup import BackupResult, take_backup
+
+# What a command prints of the metadata.
+_TOLD = (
+    *("file", "bytes", "sha256", "entries_listed", "tables_restored_and_equal", "rows_restored_and_equal"),
+    *("uploaded_to", "seconds"),
+)
 
 
 class BackupConfig(dg.Config):
@@ -65,9 +72,16 @@ def build() -> dg.AssetsDefinition:
                     "upload_encryption": upload.encryption,
                     "upload_seconds": round(upload.seconds, 3),
                 }
-            return dg.MaterializeResult(metadata=metadata)
+            told = [
+                f"  {name.replace('_', ' ')}: {_plain(metadata[name])}" for name in _TOLD if name in metadata
+            ]
+            return dg.MaterializeResult(metadata={**metadata, REPORT: told})
 
     return asset
+
+
+def _plain(value: MetadataEntry) -> object:
+    return value.value if isinstance(value, dg.MetadataValue) else value
 
 
 def _metadata(result: BackupResult) -> dict[str, MetadataEntry]:

@@ -4,9 +4,10 @@ import dagster as dg
 
 from alphapulse_encryption.defs.assets.groups import PREPARE, TARGET_POOL
 from alphapulse_encryption.defs.resources.border import safely
+from alphapulse_encryption.defs.resources.effects import REPORT
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.gates import preflight
-from alphapulse_encryption.migration.gates.preflight import readable_size
+from alphapulse_encryption.migration.gates.preflight import SIGNS, readable_size
 
 
 def build() -> dg.AssetsDefinition:
@@ -28,8 +29,10 @@ def build() -> dg.AssetsDefinition:
             for finding in report.findings:
                 context.log.info(str(finding))
             preflight.refuse_blockers(report)
+            told = [f"{SIGNS[f.level]} {f.subject}: {f.message}" for f in (*report.warnings, *report.passed)]
             return dg.MaterializeResult(
                 metadata={
+                    REPORT: told,
                     "findings": dg.MetadataValue.table(
                         records=[
                             dg.TableRecord({"level": f.level, "finding": f.message, "subject": f.subject})

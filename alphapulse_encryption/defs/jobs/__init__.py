@@ -6,39 +6,27 @@ from alphapulse_encryption.defs.assets import slow_encrypted_queries
 from alphapulse_encryption.defs.dagster_private import UnresolvedAssetJobDefinition
 from alphapulse_encryption.defs.jobs import (
     approve_drop,
-    benchmark_queries,
     catch_up,
-    drop_unencrypted,
     erase_dropped,
-    live_check,
-    repair_mismatched,
-    replan_ranges,
-    restore_plaintext,
     rotate_keys,
     settings,
     stages,
-    switch,
-    tune_tables,
+    tables,
+    validation,
 )
 
 
 def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
-    """All jobs, in the guide's order."""
+    """All jobs."""
     return [
         *stages.build(),
-        live_check.build(),
-        benchmark_queries.build(),
-        *switch.build(),
+        *validation.build(),
         *approve_drop.build(),
-        drop_unencrypted.build(),
+        *tables.build(),
         erase_dropped.build(),
-        restore_plaintext.build(),
         settings.build(),
-        replan_ranges.build(),
-        repair_mismatched.build(),
         rotate_keys.build(),
         slow_encrypted_queries.build_job(),
-        *tune_tables.build(),
     ]
 
 

@@ -1,23 +1,18 @@
 """The approval of a drop: a person says, on purpose, that the plaintext of a table may go; and takes it back."""
 
 from datetime import timedelta
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL
-from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN, what_to_type
-from alphapulse_encryption.defs.resources.border import actor, safely
+from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN, op_job
+from alphapulse_encryption.defs.resources.border import safely
+from alphapulse_encryption.defs.resources.effects import REPORT, On
 from alphapulse_encryption.defs.resources.target import TargetResource
-from alphapulse_encryption.migration.gates.approvals import (
-    LONGEST_VALID_FOR,
-    VALID_FOR,
-    Approval,
-    describe,
-    list_approvals,
-    revoke,
-)
-from alphapulse_encryption.migration.gates.approvals import approve_drop as approve
+from alphapulse_encryption.migration.gates import approvals
+from alphapulse_encryption.migration.gates.approvals import LONGEST_VALID_FOR, VALID_FOR, Approval
 from alphapulse_encryption.migration.schema.definition import read_table
 
 
@@ -51,33 +46,38 @@ class RevocationConfig(dg.Config):
     reason: str = Field(default="", description="Why, for the audit log.")
 
 
-@dg.op(name="approve", pool=TARGET_POOL, description="Record an approval for exactly what is there now.")
-def approve_drop(context: dg.OpExecutionContext, config: ApprovalConfig, target: TargetResource) -> None:
-    """Approve the drop of one table's plaintext."""
-    with safely():
-        table = target.catalogue.table(config.table)
-        with target.database.session(f"describe the drop of {table.key}") as connection:
-            context.log.info(describe(connection, read_table(connection, table, plaintext=False)))
-        approval = approve(
-            target.by(actor(context)),
-            table,
-            approver=config.approver,
-            reason=config.reason,
-            confirmation=config.confirmation,
-            valid_for=timedelta(hours=config.valid_hours),
-        )
-        context.log.info(str(approval))
-        context.add_output_metadata({"approval": approval.id, "expires_at": approval.expires_at.isoformat()})
+def _approve(on: On[ApprovalConfig]) -> dict[str, Any]:
+    config = on.config
+    table = on.catalogue.table(config.table)
+    with on.database.session(f"describe the drop of {table.key}") as connection:
+        on.log(approvals.describe(connection, read_table(connection, table, plaintext=False)))
+    approval = approvals.approve_drop(
+        on.target,
+        table,
+        approver=config.approver,
+        reason=config.reason,
+        confirmation=config.confirmation,
+        valid_for=timedelta(hours=config.valid_hours),
+    )
+    on.log(str(approval))
+    expires_at = approval.expires_at.isoformat()
+    return {
+        "approval": approval.id,
+        "expires_at": expires_at,
+        REPORT: [
+            f"  Approval {approval.id} holds until {expires_at}; --revoke-approval {approval.id} takes it back.",
+            f"✓ Approved by {config.approver}: the plaintext of {table.key} may be dropped, once",
+        ],
+    }
 
 
-@dg.op(name="revoke", pool=TARGET_POOL, description="Take an approval back.")
-def revoke_approval(context: dg.OpExecutionContext, config: RevocationConfig, target: TargetResource) -> None:
-    """Take an approval back before it is used."""
-    with safely():
-        revoked = revoke(
-            target.database, config.approval, actor(context), operator=config.operator, reason=config.reason
-        )
-        context.log.info(str(revoked))
+def _revoke(on: On[RevocationConfig]) -> dict[str, Any]:
+    config = on.config
+    revoked = approvals.revoke(
+        on.database, config.approval, on.actor, operator=config.operator, reason=config.reason
+    )
+    on.log(str(revoked))
+    return {REPORT: [f"✓ Revoked approval {config.approval}"]}
 
 
 @dg.op(name="list", pool=TARGET_POOL, description="Show every approval, the newest first. Reads only.")
@@ -85,16 +85,13 @@ def show_approvals(context: dg.OpExecutionContext, target: TargetResource) -> No
     """List the approvals in the run's log, and as a table in the output's metadata."""
     with safely():
         with target.database.session("list the approvals") as connection:
-            approvals = list_approvals(connection)
-        for approval in approvals:
+            found = approvals.list_approvals(connection)
+        for approval in found:
             context.log.info(str(approval))
-        if not approvals:
+        if not found:
             context.log.info("There is no approval.")
-        context.add_output_metadata(
-            {"approvals": dg.MetadataValue.table(records=[_record(approval) for approval in approvals])}
-            if approvals
-            else {"approvals": "none"}
-        )
+        table = dg.MetadataValue.table(records=[_record(approval) for approval in found]) if found else "none"
+        context.add_output_metadata({"approvals": table})
 
 
 def _record(approval: Approval) -> dg.TableRecord:
@@ -114,43 +111,34 @@ def _record(approval: Approval) -> dg.TableRecord:
 def build() -> list[dg.JobDefinition]:
     """The jobs ``approve_drop``, ``revoke_approval`` and ``list_approvals``."""
     return [
-        dg.GraphDefinition(name="approve_drop", node_defs=[approve_drop]).to_job(
-            tags=NEVER_AGAIN,
-            # Shown in the launchpad, to be filled in.
-            config={
-                "ops": {
-                    "approve": {
-                        "config": {
-                            "table": "",
-                            "approver": "",
-                            "reason": "",
-                            "confirmation": "",
-                            "valid_hours": _hours(VALID_FOR),
-                        }
-                    }
-                }
-            },
-            executor_def=dg.in_process_executor,
+        op_job(
+            "approve",
+            ApprovalConfig,
+            _approve,
+            does="Record an approval for exactly what is there now.",
             description="**Step 8, first half: a person, on purpose.** Refuses unless the table is switched to "
             "ciphertext, verified since, and backed up. The approval holds for exactly what is there now, expires, "
             "and is used once; where the two-person rule holds, by somebody else. Launched without a confirmation it "
-            "only says what would be dropped."
-            + what_to_type(
-                "approve",
-                {
-                    "table": "users",
-                    "approver": "Ada Example",
-                    "reason": "it has served for a month",
-                    "confirmation": "",
-                },
-            )
-            + "\n\nand as `confirmation` the name of the table once more.",
+            "only says what would be dropped.",
+            launchpad={
+                **dict.fromkeys(("table", "approver", "reason", "confirmation"), ""),
+                "valid_hours": _hours(VALID_FOR),
+            },
+            example={
+                "table": "users",
+                "approver": "Ada Example",
+                "reason": "it has served for a month",
+                "confirmation": "",
+            },
+            then="\n\nand as `confirmation` the name of the table once more.",
         ),
-        dg.GraphDefinition(name="revoke_approval", node_defs=[revoke_approval]).to_job(
-            tags=NEVER_AGAIN,
-            config={"ops": {"revoke": {"config": {"approval": 0, "operator": "", "reason": ""}}}},
-            executor_def=dg.in_process_executor,
+        op_job(
+            "revoke",
+            RevocationConfig,
+            _revoke,
+            does="Take an approval back.",
             description="**Step 8, undone.** Takes an approval back before it is used.",
+            launchpad={"approval": 0, "operator": "", "reason": ""},
         ),
         dg.GraphDefinition(name="list_approvals", node_defs=[show_approvals]).to_job(
             tags=NEVER_AGAIN,

@@ -1,18 +1,15 @@
 """After step 8, ``--erase-dropped``: rewrite a table whose plaintext was dropped, in a maintenance window."""
 
+from typing import Any
+
 import dagster as dg
 from pydantic import Field
 
-from alphapulse_encryption.defs.assets.groups import TARGET_POOL
-from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN, TABLES_CHANGED, what_to_type
-from alphapulse_encryption.defs.resources.border import actor, safely
-from alphapulse_encryption.defs.resources.target import TargetResource
+from alphapulse_encryption.defs.jobs.once import op_job
+from alphapulse_encryption.defs.resources.effects import REPORT, TABLES_CHANGED, On
 from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.steps import erase
 from alphapulse_encryption.migration.steps.erase import ErasureResult
-from alphapulse_encryption.migration.steps.erase import erase_dropped as erase
-
-# In the metadata of the op's output: what to print.
-REPORT = "report"
 
 
 class ErasureConfig(dg.Config):
@@ -24,51 +21,39 @@ class ErasureConfig(dg.Config):
     )
 
 
-@dg.op(
-    name="erase", pool=TARGET_POOL, description="Rewrite the table and the planner's statistics, then look."
-)
-def erase_dropped(context: dg.OpExecutionContext, config: ErasureConfig, target: TargetResource) -> None:
-    """Erase what was dropped from one table, and report what remains where."""
-    with safely():
-        table = target.catalogue.table(config.table)
-        result = erase(
-            target.by(actor(context)),
-            table,
-            confirmation=config.confirmation,
+def _erase(on: On[ErasureConfig]) -> dict[str, Any]:
+    table = on.catalogue.table(on.config.table)
+    result = erase.erase_dropped(on.target, table, confirmation=on.config.confirmation)
+    first, *rest = report_lines(result)
+    for line in (first, *rest):
+        on.log(line)
+    if result.remaining:
+        raise RefusedError(
+            f"The table {result.table} was rewritten, and values that were dropped remain:\n"
+            + "\n".join([first, *rest])
         )
-        report = report_lines(result)
-        for line in report:
-            context.log.info(line)
-        if result.remaining:
-            raise RefusedError(
-                f"The table {result.table} was rewritten, and values that were dropped remain:\n"
-                + "\n".join(report)
-            )
-        context.add_output_metadata(
+    places = [
+        dg.TableRecord(
             {
-                TABLES_CHANGED: [result.table],
-                REPORT: report,
-                "places": dg.MetadataValue.table(
-                    [
-                        dg.TableRecord(
-                            {
-                                "place": place.name,
-                                "finding": place.finding,
-                                "known_values": place.values,
-                                "before": "" if place.before is None else str(place.before),
-                                "bytes_read": place.bytes,
-                                "remark": place.remark,
-                            }
-                        )
-                        for place in result.places
-                    ]
-                ),
-                "bytes_before": result.bytes_before,
-                "bytes_after": result.bytes_after,
-                "locked_seconds": round(result.locked_seconds, 3),
-                "seconds": round(result.seconds, 3),
+                "place": place.name,
+                "finding": place.finding,
+                "known_values": place.values,
+                "before": "" if place.before is None else str(place.before),
+                "bytes_read": place.bytes,
+                "remark": place.remark,
             }
         )
+        for place in result.places
+    ]
+    return {
+        TABLES_CHANGED: [result.table],
+        REPORT: [f"✓ Erased what was dropped: {first}", *(f"  {line}" for line in rest)],
+        "places": dg.MetadataValue.table(places),
+        "bytes_before": result.bytes_before,
+        "bytes_after": result.bytes_after,
+        "locked_seconds": round(result.locked_seconds, 3),
+        "seconds": round(result.seconds, 3),
+    }
 
 
 def report_lines(result: ErasureResult) -> list[str]:
@@ -102,15 +87,16 @@ def report_lines(result: ErasureResult) -> list[str]:
 
 def build() -> dg.JobDefinition:
     """The job ``erase_dropped``."""
-    return dg.GraphDefinition(name="erase_dropped", node_defs=[erase_dropped]).to_job(
-        tags=NEVER_AGAIN,
-        # Shown in the launchpad, to be filled in.
-        config={"ops": {"erase": {"config": {"table": "", "confirmation": ""}}}},
-        executor_def=dg.in_process_executor,
+    return op_job(
+        "erase",
+        ErasureConfig,
+        _erase,
+        does="Rewrite the table and the planner's statistics, then look.",
         description="**After step 8, in a maintenance window.** A drop erases nothing: this rewrites the table "
         "(`VACUUM FULL`) and the planner's statistics, then looks for known values in the data files and reports "
         "where they remain. Nobody reads or writes the table while it is being rewritten, and a second copy of it "
-        "needs room on the disk. `restore_plaintext` works afterwards as before."
-        + what_to_type("erase", {"table": "users", "confirmation": ""})
-        + "\n\nand as `confirmation` the name of the table once more.",
+        "needs room on the disk. `restore_plaintext` works afterwards as before.",
+        launchpad={"table": "", "confirmation": ""},
+        example={"table": "users", "confirmation": ""},
+        then="\n\nand as `confirmation` the name of the table once more.",
     )

@@ -1,21 +1,22 @@
-"""What the jobs that change sides or destroy have in common: a person starts them, and nothing starts them again."""
+"""Jobs of one op: a person starts them, and nothing starts them again."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import dagster as dg
 import yaml
 from pydantic import Field
 
+from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Catalogue, Table
-from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.defs.assets.groups import TARGET_POOL
+from alphapulse_encryption.defs.resources.border import safely
+from alphapulse_encryption.defs.resources.effects import REPORT, TABLES_CHANGED, Effect, On
+from alphapulse_encryption.defs.resources.target import TargetResource
+from alphapulse_encryption.errors import ConfigurationError, MigrationError
 
 # Dagster starts a failed run again where it is told to; a destructive step never starts by itself.
 NEVER_AGAIN = {"dagster/max_retries": "0"}
-
-# In the metadata of the op's output: the tables that were not already as they were to be.
-TABLES_CHANGED = "tables_changed"
-
 
 EXAMPLE = {"tables": ["users"]}
 
@@ -36,22 +37,110 @@ class AnyTablesConfig(dg.Config):
     )
 
 
-def no_tables(op: str) -> dict[str, Any]:
-    """The configuration that the launchpad begins with: no table, to be filled in."""
-    return {"ops": {op: {"config": {"tables": []}}}}
+C = TypeVar("C", bound=dg.Config)
+T = TypeVar("T", bound=TablesConfig)
 
 
-def what_to_type(op: str, config: Mapping[str, object]) -> str:
-    """For a job's description: an example of what goes into the launchpad, ready to be copied.
+def op_job(
+    op: str,
+    config: type[C],
+    work: Callable[[On[C]], Mapping[str, Any]],
+    *,
+    does: str,
+    description: str,
+    launchpad: Mapping[str, object],
+    example: Mapping[str, object] | None = None,
+    then: str = "",
+    job: str = "",
+    pool: str | None = TARGET_POOL,
+) -> dg.JobDefinition:
+    """A job of one op.
 
-    It is not what the launchpad begins with: a job that changes sides or destroys has nothing filled in, so that no
-    careless click starts it.
+    Args:
+        op: its name.
+        config: its configuration.
+        work: what it does; returns the metadata of its output.
+        does: the op's description.
+        description: the job's.
+        launchpad: what the launchpad begins with. A job that changes sides or destroys has nothing filled in, so that
+            no careless click starts it.
+        example: what goes into the launchpad, for the description, ready to be copied.
+        then: what the description says behind the example.
+        job: its name, where the guide has no such step.
+        pool: what its op waits for a place in.
     """
-    text = yaml.safe_dump({"ops": {op: {"config": dict(config)}}}, sort_keys=False)
-    return f"\n\nFor example, in the Launchpad, with the names that are yours:\n\n```yaml\n{text}```"
+
+    @dg.op(name=op, pool=pool, description=does)
+    def run(context: dg.OpExecutionContext, config: config, target: TargetResource) -> None:  # type: ignore[valid-type]
+        with safely():
+            context.add_output_metadata(work(On(context, config, target)))
+
+    if example is not None:
+        text = yaml.safe_dump({"ops": {op: {"config": dict(example)}}}, sort_keys=False)
+        description += (
+            f"\n\nFor example, in the Launchpad, with the names that are yours:\n\n```yaml\n{text}```"
+        )
+    return dg.GraphDefinition(name=job or guide.stage(op).job, node_defs=[run]).to_job(
+        tags=NEVER_AGAIN,
+        config={"ops": {op: {"config": dict(launchpad)}}},
+        executor_def=dg.in_process_executor,
+        description=description + then,
+    )
 
 
-def named_tables(catalogue: Catalogue, names: list[str]) -> list[Table]:
+def table_job(
+    op: str,
+    config: type[T],
+    work: Callable[[On[T], Table], Effect],
+    *,
+    does: str,
+    description: str,
+    launchpad: Mapping[str, object] | None = None,
+    example: Mapping[str, object] | None = None,
+    all_of_them: bool = False,
+) -> dg.JobDefinition:
+    """A job of one op that works on one table after the other.
+
+    Args:
+        work: what it does to one, in words of its own.
+        all_of_them: whether the others have their turn where one fails.
+    """
+
+    def each(on: On[T]) -> dict[str, Any]:
+        report: list[str] = []
+        changed: list[str] = []
+        failed: list[str] = []
+        entries: dict[str, dict[str, Any]] = {}
+        for table in named_tables(on.catalogue, on.config.tables):
+            try:
+                effect = work(on, table)
+            except MigrationError as error:
+                if not all_of_them:
+                    raise
+                on.context.log.error(f"{table.key}: {error.args[0]}")
+                failed.append(error.args[0])
+                continue
+            on.tell(effect)
+            changed += [table.key] if effect.changed else []
+            report += effect.lines if effect.changed else [f"Nothing to do: {table.key}"]
+            for name, value in effect.entries.items():
+                entries.setdefault(name, {})[table.key] = value
+        if failed:
+            raise MigrationError("\n".join(failed))
+        return {TABLES_CHANGED: changed, REPORT: report, **entries}
+
+    return op_job(
+        op,
+        config,
+        each,
+        does=does,
+        description=description,
+        launchpad={"tables": [], **(launchpad or {})},
+        example=None if example is None else {**EXAMPLE, **example},
+    )
+
+
+def named_tables(catalogue: Catalogue, names: Iterable[str]) -> list[Table]:
     """The tables of those names.
 
     Raises:

@@ -8,10 +8,11 @@ from pydantic import Field
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Catalogue, Table
-from alphapulse_encryption.defs.assets import rotated_data, verified_data
+from alphapulse_encryption.defs.assets import by_range, verified_data
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL
 from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN
 from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, counted, safely
+from alphapulse_encryption.defs.resources.effects import REPORT
 from alphapulse_encryption.defs.resources.partitions import TablePart
 from alphapulse_encryption.defs.resources.pools import in_table_pools
 from alphapulse_encryption.defs.resources.schedules import valid_cron
@@ -25,9 +26,6 @@ from alphapulse_encryption.migration.rows.verify import Problem, RangeVerificati
 from alphapulse_encryption.migration.steps.versions import begin_rotation, retire_versions
 
 JOB, BEGIN = "rotate_keys", "begin"
-# In the metadata of the ops' outputs, for whoever launched the job.
-BEGUN, ROWS, VERIFIED = "version_begun", "rows_by_table", "tables_verified"
-RETIRED, REMAINING = "versions_retired", "remaining"
 # What the values of a table lack that was never backfilled, or not to its end, a rotation cannot give them.
 _OF_THE_BACKFILL: frozenset[Problem] = frozenset({"pending", "quarantined"})
 
@@ -62,7 +60,9 @@ def begin(context: dg.OpExecutionContext, config: RotationConfig, target: Target
         with target.database.session("look at the tables") as connection:
             known = key_versions(connection)
             tables = [t.key for t in chosen if known and table_state(connection, t) is not None]
-        context.add_output_metadata({BEGUN: begun.version if begun.changed else 0, "tables": tables})
+        version = begun.version if begun.changed else 0
+        report = [f"✓ Key version {version} is current"] if version else []
+        context.add_output_metadata({"version_begun": version, "tables": tables, f"{REPORT}_{BEGIN}": report})
         return {**config.model_dump(), "tables": tables, "all": not config.tables, "changed": begun.changed}
 
 
@@ -78,15 +78,16 @@ def reencrypt(context: dg.OpExecutionContext, target: TargetResource, plan: Plan
 
         def done(part: TablePart, result: RangeResult) -> None:
             rows[part.table] += result.rows
-            _materialized(context, rotated_data.NAME, part, rotated_data.describe(result))
+            _materialized(context, by_range.ROTATED, part, by_range.describe(by_range.ROTATED, result))
 
         config = PaceConfig(**{name: plan[name] for name in PaceConfig.model_fields})
         parts = parts_of(target, plan["tables"])
         with in_table_pools(context, plan["tables"]):
-            work_through(context, config, target, rotated_data.NAME, parts, rotate_range, done)
+            work_through(context, config, target, by_range.ROTATED, parts, rotate_range, done)
         for table in plan["tables"]:
             context.log.info(f"{table}: {counted(rows[table], 'row')} encrypted again")
-        context.add_output_metadata({ROWS: dict(rows)})
+        report = [f"✓ Encrypted {table} again: {count:,} rows" for table, count in rows.items() if count]
+        context.add_output_metadata({"rows_by_table": dict(rows), f"{REPORT}_reencrypt": report})
         return {**plan, "changed": plan["changed"] or any(rows.values())}
 
 
@@ -101,7 +102,7 @@ def verify(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -
             to_retire = any(version.state == "readable" for version in key_versions(connection))
         if not (plan["changed"] or to_retire):
             context.log.info("Nothing was of an older key version")
-            context.add_output_metadata({VERIFIED: []})
+            context.add_output_metadata({"tables_verified": []})
             return plan
         wrong: list[str] = []
         for part, outcome in verified_data.verified_parts(
@@ -118,7 +119,9 @@ def verify(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -
             raise RefusedError(
                 "Not verified after the rotation:\n" + "\n".join(f"- {line}" for line in wrong)
             )
-        context.add_output_metadata({VERIFIED: list(plan["tables"])})
+        tables = list(plan["tables"])
+        report = [f"✓ Verified {', '.join(tables)}"] if tables else []
+        context.add_output_metadata({"tables_verified": tables, f"{REPORT}_verify": report})
         return plan
 
 
@@ -130,8 +133,9 @@ def retire(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -
     """Retire."""
     with safely():
         found = retire_versions(target.by(actor(context)))
-        for version in found.retired:
-            context.log.info(f"Key version {version} is retired: no value of it is left")
+        report = [f"✓ Key version {version} is retired: no value of it is left" for version in found.retired]
+        for line in report:
+            context.log.info(line)
         for version in found.reinstated:
             context.log.warning(f"Key version {version} was retired, and values of it turned up again")
         for line in found.describe():
@@ -145,7 +149,10 @@ def retire(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -
                 + "\nRun it again once no instance of the application writes that version any more, and once nothing "
                 "is pending."
             )
-        context.add_output_metadata({RETIRED: list(found.retired), REMAINING: list(found.describe()), **left})
+        report += [f"! {line}" for line in found.describe()]
+        context.add_output_metadata(
+            {"versions_retired": list(found.retired), f"{REPORT}_retire": report, **left}
+        )
 
 
 def _tables(catalogue: Catalogue, names: list[str]) -> list[Table]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
+from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
@@ -34,6 +35,7 @@ from alphapulse_encryption.migration.schema.sql import GUARD_INSERT, GUARDS
 
 Connection = psycopg.Connection[Any]
 Level = Literal["ok", "warning", "blocker"]
+SIGNS: Mapping[Level, str] = {"ok": "✓", "warning": "!", "blocker": "✗"}
 
 OLDEST_SERVER = 140000  # CREATE OR REPLACE TRIGGER (PostgreSQL 14)
 LONG_TRANSACTION = timedelta(minutes=5)
@@ -224,13 +226,12 @@ def _privileges(connection: Connection, tables: Sequence[Table]) -> list[Finding
     findings = []
     steps_lacking: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     allowed = []
-    for step, needs in roles.STEPS.items():
-        flag = f"--{step.replace('_', '-')}"
+    for step in guide.STEPS:
         missing = roles.missing_privileges(connection, step, tables)
         if missing:
-            steps_lacking.setdefault((needs.role, missing), []).append(flag)
+            steps_lacking.setdefault((step.role, missing), []).append(step.flag)
         else:
-            allowed.append(flag)
+            allowed.append(step.flag)
     if allowed:
         findings.append(Finding("ok", "privileges", f"the role {name} may run {', '.join(allowed)}"))
     findings += [

@@ -16,6 +16,7 @@ import psycopg
 from psycopg.sql import SQL, Composable, Composed, Identifier
 from psycopg.sql import Literal as SqlLiteral
 
+from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
@@ -23,9 +24,6 @@ from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS
 from alphapulse_encryption.migration.schema.saved import verbatim
 
 Connection = psycopg.Connection[Any]
-Role = Literal[
-    "planner", "migrator", "approver", "verifier", "application", "backup", "rehearser", "eraser", "dba"
-]
 
 DEFAULT_PREFIX = "alphapulse_"
 # With the longest name behind it, a prefix has to leave an identifier of at most 63 bytes.
@@ -131,95 +129,60 @@ _MIGRATION = (
     _REVOKE,
     _AUDIT,
 )
-WRITES: Mapping[str, tuple[Grant, ...]] = {
-    "verifier": _VERIFICATION,
-    "migrator": _MIGRATION,
-    "approver": (_APPROVE, _REVOKE, _AUDIT),
+RIGHTS: Mapping[guide.Right, tuple[Grant, ...]] = {
+    "audit": (_AUDIT,),
+    "migration": _MIGRATION,
+    "verification": _VERIFICATION,
     "backup": _BACKUP,
+    "approval": (_APPROVE,),
+    "revocation": (_REVOKE,),
 }
+
+
+def _writes(step: guide.Step) -> tuple[Grant, ...]:
+    return tuple(dict.fromkeys(grant for right in step.rights for grant in RIGHTS[right]))
+
+
+def writes() -> dict[str, tuple[Grant, ...]]:
+    """What each role may write in the bookkeeping: what its steps have to."""
+    found: dict[str, dict[Grant, None]] = {}
+    for step in guide.STEPS:
+        found.setdefault(step.role, {}).update(dict.fromkeys(_writes(step)))
+    return {role: tuple(grants) for role, grants in found.items()}
 
 
 # Questions
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a step takes.
-
-    Args:
-        role: the group role that is made for it.
-        data: what has to be possible with the catalogued tables.
-        writes: on the bookkeeping; it is read in any case.
-        creates: whether it makes indexes, views or functions.
-    """
-
-    role: Role
-    data: Literal["nothing", "read", "own"]
-    writes: tuple[Grant, ...] = ()
-    creates: bool = False
-
-
-_MIGRATES = Needs("migrator", "own", _MIGRATION)
-_MIGRATES_AND_CREATES = Needs("migrator", "own", _MIGRATION, creates=True)
-
-# By the flag of the command line.
-STEPS: Mapping[str, Needs] = {
-    "preflight": Needs("planner", "nothing"),
-    "backup": Needs("backup", "read", _BACKUP),
-    "add_columns": _MIGRATES_AND_CREATES,
-    "replan": _MIGRATES,
-    "repair_mismatched": _MIGRATES,
-    "migrate_data": _MIGRATES_AND_CREATES,
-    "verify": Needs("verifier", "read", _VERIFICATION),
-    "live_check": _MIGRATES,
-    "benchmark_queries": Needs("verifier", "read"),
-    "create_views": _MIGRATES_AND_CREATES,
-    "switch_to_encrypted": _MIGRATES_AND_CREATES,
-    "approve_drop": Needs("approver", "nothing", (_APPROVE, _AUDIT)),
-    "revoke_approval": Needs("approver", "nothing", (_REVOKE, _AUDIT)),
-    "drop_unencrypted": _MIGRATES,
-    "erase_dropped": _MIGRATES,
-    "revert_to_plaintext": _MIGRATES_AND_CREATES,
-    "restore_plaintext": _MIGRATES_AND_CREATES,
-    "rotate_keys": _MIGRATES,
-    "rebuild_indexes": Needs("migrator", "own", (_AUDIT,), creates=True),
-    "analyze": Needs("migrator", "own", (_AUDIT,)),
-}
-
-
-def missing_privileges(connection: Connection, step: str, tables: Iterable[Table]) -> tuple[str, ...]:
+def missing_privileges(connection: Connection, step: guide.Step, tables: Iterable[Table]) -> tuple[str, ...]:
     """What the role of a session may not do, and the step has to, in words; empty where it may be run.
 
     Args:
-        connection: an open session.
-        step: a key of :data:`STEPS`; nothing is asked for another one.
         tables: the tables it is for; those that are not there are left out.
     """
-    needs = STEPS.get(step)
-    if needs is None:
-        return ()
-    missing = _missing_on_data(connection, needs, tables)
+    missing = _missing_on_data(connection, step, tables)
+    needed = _writes(step)
     if tracking.bookkeeping_exists(connection):
         reads = tuple(Grant(table, "SELECT") for table in tracking.BOOKKEEPING_TABLES)
-        missing += [str(grant) for grant in _not_granted(connection, (*reads, *needs.writes))]
-    elif needs.writes and not _may_create(connection, "public"):
+        missing += [str(grant) for grant in _not_granted(connection, (*reads, *needed))]
+    elif needed and not _may_create(connection, "public"):
         missing.append("CREATE on the schema public, or the bookkeeping made by what --roles-sql prints")
     return tuple(missing)
 
 
-def refuse_unless_allowed(connection: Connection, step: str, tables: Iterable[Table]) -> None:
+def refuse_unless_allowed(connection: Connection, name: str, tables: Iterable[Table]) -> None:
     """Refuse a step to a role that lacks a privilege for it, before anything is begun.
 
     Raises:
         RefusedError: names the privileges, and the role that has them.
     """
+    step = guide.step(name)
     missing = missing_privileges(connection, step, tables)
     if missing:
-        needed = STEPS[step].role
         raise RefusedError(
-            f"--{step.replace('_', '-')} is not for the database role {current_role(connection)}, which lacks "
+            f"{step.flag} is not for the database role {current_role(connection)}, which lacks "
             f"{shortened(missing)}. Connect (ALPHAPULSE_DATABASE_URL) as a member of the group role for it, "
-            f"{DEFAULT_PREFIX}{needed} as --roles-sql creates it; nothing was changed."
+            f"{DEFAULT_PREFIX}{step.role} as --roles-sql creates it; nothing was changed."
         )
 
 
@@ -268,8 +231,8 @@ def too_much(connection: Connection) -> tuple[str, ...]:
             "it owns the bookkeeping, so that it could write, change and remove approvals; --roles-sql gives that to a "
             "role of nobody's",
         )
-    opposed = (STEPS["approve_drop"], STEPS["drop_unencrypted"])
-    both = not any(_not_granted(connection, needs.writes) for needs in opposed)
+    opposed = (guide.step("approve_drop"), guide.step("drop_unencrypted"))
+    both = not any(_not_granted(connection, _writes(step)) for step in opposed)
     return ("it may approve a drop as well as carry it out",) if both else ()
 
 
@@ -280,20 +243,20 @@ SELECT c.relname, pg_has_role(c.relowner, 'USAGE'), has_table_privilege(c.oid, '
 """
 
 
-def _missing_on_data(connection: Connection, needs: Needs, tables: Iterable[Table]) -> list[str]:
-    if needs.data == "nothing":
+def _missing_on_data(connection: Connection, step: guide.Step, tables: Iterable[Table]) -> list[str]:
+    if step.data == "nothing":
         return []
     tables = tuple(tables)
     lacking = []
     for table in tables:
         for _, owns, reads in connection.execute(_TABLE, [table.schema_name, table.name]):
-            if not (owns if needs.data == "own" else reads):
+            if not (owns if step.data == "own" else reads):
                 lacking.append(table.key)
     missing = []
     if lacking:
-        what = "ownership, or membership in the owner, of" if needs.data == "own" else "SELECT on"
+        what = "ownership, or membership in the owner, of" if step.data == "own" else "SELECT on"
         missing.append(f"{what} {', '.join(lacking)}")
-    if needs.creates:
+    if step.creates:
         schemas = dict.fromkeys(("public", *(table.schema_name for table in tables)))
         missing += [f"CREATE on the schema {name}" for name in schemas if not _may_create(connection, name)]
     return missing
@@ -522,7 +485,7 @@ class _Script:
         """The whole of it."""
         parts = [_HEAD]
         for title, statements in (
-            ("The group roles", self._roles()),
+            (f"The group roles\n{self._steps()}", self._roles()),
             ("Who owns the catalogued tables, and what was made for them", self._owners()),
             ("The bookkeeping", self._bookkeeping()),
             ("What everybody takes part in", self._common()),
@@ -540,6 +503,13 @@ class _Script:
 
     def _all(self, names: Iterable[str]) -> Composed:
         return SQL(", ").join(self._role(name) for name in names)
+
+    def _steps(self) -> str:
+        """A comment that says which steps each role runs."""
+        runs: dict[str, list[str]] = {}
+        for step in guide.STEPS:
+            runs.setdefault(step.role, []).append(step.flag)
+        return "\n".join(f"-- {self.prefix}{role} runs {', '.join(flags)}" for role, flags in runs.items())
 
     def _roles(self) -> Iterator[Composable]:
         for name, purpose in GROUPS.items():
@@ -612,8 +582,8 @@ class _Script:
     def _privileges(self) -> Iterator[Composable]:
         names = SQL(", ").join(Identifier("public", name) for name in tracking.BOOKKEEPING_TABLES)
         yield SQL("GRANT SELECT ON {} TO {}").format(names, self._all(_READERS))
-        for role, grants in WRITES.items():
-            for grant in dict.fromkeys(grants):
+        for role, grants in writes().items():
+            for grant in grants:
                 columns = SQL(", ").join(map(Identifier, grant.columns))
                 yield SQL("GRANT {}{} ON {} TO {}").format(
                     SQL(grant.privilege),

@@ -16,6 +16,7 @@ import psycopg
 from psycopg.sql import Composed
 from pydantic import BaseModel, ConfigDict, Field
 
+from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
@@ -37,16 +38,6 @@ VERSION = 1
 # Finding the boundaries reads a sample of each table; nobody waits longer for a plan.
 LONGEST_STATEMENT = "60s"
 
-StepName = Literal["columns", "data", "indexes", "verification", "views", "switch", "drop"]
-STEPS: Mapping[StepName, str] = {
-    "columns": "--add-columns",
-    "data": "--migrate-data",
-    "indexes": "--migrate-data",
-    "verification": "--verify",
-    "views": "--create-views",
-    "switch": "--switch-to-encrypted",
-    "drop": "--drop-unencrypted --confirm",
-}
 # Table locks (PostgreSQL manual, 13.3.1), weakest first.
 LockMode = Literal[
     "ACCESS SHARE", "ROW EXCLUSIVE", "SHARE UPDATE EXCLUSIVE", "SHARE ROW EXCLUSIVE", "ACCESS EXCLUSIVE"
@@ -100,7 +91,8 @@ class Statement(_Model):
 class Step(_Model):
     """One step for one table. Its locks are those of the statements, or of the work that has none."""
 
-    name: StepName
+    # Its schema lists the names there are.
+    name: str = Field(json_schema_extra=lambda schema: schema.update(enum=list(guide.planned())))
     command: str
     done: bool = Field(description="whether nothing of it is left to do")
     statements: tuple[Statement, ...] = ()
@@ -155,7 +147,7 @@ class TablePlan(_Model):
     steps: tuple[Step, ...]
     growth: Growth | None = Field(description="null where no data is left to encrypt")
 
-    def step(self, name: StepName) -> Step:
+    def step(self, name: str) -> Step:
         """The step of that name."""
         return next(step for step in self.steps if step.name == name)
 
@@ -225,7 +217,7 @@ class Durations:
         source: what they are based on, in a sentence.
     """
 
-    steps: Mapping[tuple[str, StepName], Span]
+    steps: Mapping[tuple[str, str], Span]
     source: str
 
 
@@ -244,9 +236,9 @@ _FASTER, _SLOWER = 0.4, 4.0
 
 def usual_durations(work: Sequence[Work]) -> Durations:
     """Durations as they were on a machine of two cores, with a wide range: no rehearsal has told better."""
-    found: dict[tuple[str, StepName], Span] = {}
+    found: dict[tuple[str, str], Span] = {}
     for one in work:
-        seconds: dict[StepName, float] = {
+        seconds: dict[str, float] = {
             "columns": _STATEMENTS,
             "data": _STATEMENTS
             + one.rows * (one.values * _PER_VALUE + (1 + one.indexes) * _PER_ROW_AND_INDEX),
@@ -343,7 +335,7 @@ def _timed(table: TablePlan, durations: Durations) -> TablePlan:
     with_rows = [one for one in table.ranges if not one.empty]
     share = sum(one.status != "completed" for one in with_rows) / len(with_rows) if with_rows else 1.0
 
-    def expected(name: StepName) -> Span | None:
+    def expected(name: str) -> Span | None:
         span = durations.steps.get((table.table, name))
         if span is None or name != "data":
             return span
@@ -479,27 +471,35 @@ def _steps(
         note = (
             "the plaintext is dropped" if state.state is State.DROPPED else "the plaintext is being restored"
         )
-        return [Step(name=name, command=command, done=True, note=note) for name, command in STEPS.items()]
+        return [Step(name=name, command=_command(name), done=True, note=note) for name in guide.planned()]
     as_text = _Texts(connection)
     authority: Authority = "plaintext" if state is None else state.authority
     added = columns.with_columns(definition)
-    steps = [
-        _columns(connection, definition, added, authority, as_text),
-        Step(
+    taken = saved.set_aside(state) if state is not None and authority == "ciphertext" else None
+    looks: dict[str, Callable[[], Step]] = {
+        "columns": lambda: _columns(connection, definition, added, authority, as_text),
+        "data": lambda: Step(
             name="data",
-            command=STEPS["data"],
+            command=_command("data"),
             done=_all_done(ranges) and (state is not None and state.state is not State.REVERTED),
             locks=(_BATCH,),
             note="rows that the application changes meanwhile are left to it, and read again",
         ),
-        _indexes(connection, added, as_text, findings),
-        _verification(connection, definition),
-        _views(connection, added, as_text, findings),
+        "indexes": lambda: _indexes(connection, added, as_text, findings),
+        "verification": lambda: _verification(connection, definition),
+        "views": lambda: _views(connection, added, as_text, findings),
+        "switch": lambda: _switch(connection, added, authority, as_text, findings),
+        "drop": lambda: _drop(connection, added, taken, as_text, findings),
+    }
+    # Of a step that nothing is known of beforehand, the plan says that there is one.
+    return [
+        looks[name]() if name in looks else Step(name=name, command=_command(name), done=False)
+        for name in guide.planned()
     ]
-    taken = saved.set_aside(state) if state is not None and authority == "ciphertext" else None
-    steps.append(_switch(connection, added, authority, as_text, findings))
-    steps.append(_drop(connection, added, taken, as_text, findings))
-    return steps
+
+
+def _command(name: str) -> str:
+    return guide.planned()[name][0].command
 
 
 class _Texts:
@@ -559,10 +559,10 @@ def _columns(
     return _step("columns", as_text(statements, _lock_of))
 
 
-def _step(name: StepName, statements: Sequence[Statement], note: str = "") -> Step:
+def _step(name: str, statements: Sequence[Statement], note: str = "") -> Step:
     return Step(
         name=name,
-        command=STEPS[name],
+        command=_command(name),
         done=not statements,
         statements=tuple(statements),
         locks=tuple(dict.fromkeys(s.lock for s in statements if s.lock is not None)),
@@ -591,7 +591,7 @@ def _verification(connection: Connection, definition: TableDefinition) -> Step:
             passed = verify.sum_up(connection, definition.table, current).passed
         except RefusedError:
             passed = False
-    return Step(name="verification", command=STEPS["verification"], done=passed, locks=(_BATCH_READ,))
+    return Step(name="verification", command=_command("verification"), done=passed, locks=(_BATCH_READ,))
 
 
 def _views(connection: Connection, added: TableDefinition, as_text: _Texts, findings: list[Finding]) -> Step:
@@ -600,7 +600,7 @@ def _views(connection: Connection, added: TableDefinition, as_text: _Texts, find
     except MigrationError as error:
         findings.append(Finding(level="warning", subject=added.table.key, message=error.args[0]))
         return Step(
-            name="views", command=STEPS["views"], done=False, note="will be refused, see the warnings"
+            name="views", command=_command("views"), done=False, note="will be refused, see the warnings"
         )
     return _step("views", as_text(statements, _lock_of), "optional")
 
@@ -613,7 +613,7 @@ def _switch(
     findings: list[Finding],
 ) -> Step:
     if authority == "ciphertext":
-        return Step(name="switch", command=STEPS["switch"], done=True, note="the ciphertext is right")
+        return Step(name="switch", command=_command("switch"), done=True, note="the ciphertext is right")
     note = "needs a verified table"
     try:
         switch.refuse_uncarriable(connection, added)
@@ -631,10 +631,10 @@ def _drop(
     as_text: _Texts,
     findings: list[Finding],
 ) -> Step:
-    name: StepName = "drop"
+    name: str = "drop"
     if saved.has_children(connection, added):
         note = "will be refused: the table is partitioned, or takes part in inheritance"
-        return Step(name=name, command=STEPS[name], done=False, note=note)
+        return Step(name=name, command=_command(name), done=False, note=note)
     depending = stops_of_the_drop(connection, added)
     if depending:
         message = f"the drop will be refused: other objects depend on the plaintext columns: {'; '.join(depending)}."

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.migration.bookkeeping.tracking import BOOKKEEPING_TABLES
-from alphapulse_encryption.migration.insight.preview import Plan, StepName, make_plan
+from alphapulse_encryption.migration.insight.preview import Plan, make_plan
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption.migration.schema.views import create_views
@@ -43,7 +43,7 @@ def plan(url: str, *entries: Table, ranges: int = walk.RANGES) -> Plan:
     return make_plan(Database(url), catalogue.tables, walk.KEYS, batch_ranges=ranges)
 
 
-def statements(of: Plan, *steps: StepName, table: str) -> list[str]:
+def statements(of: Plan, *steps: str, table: str) -> list[str]:
     found = next(one for one in of.tables if one.table == table)
     return [statement.sql for name in steps for statement in found.step(name).statements]
 

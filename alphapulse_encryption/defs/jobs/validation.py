@@ -1,0 +1,155 @@
+"""The guide's validation scripts: "Verify Encryption Working" and "Performance Comparison"."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from alphapulse_encryption import settings
+from alphapulse_encryption.defs.jobs.once import AnyTablesConfig, named_tables, op_job
+from alphapulse_encryption.defs.jobs.query_plot import plot
+from alphapulse_encryption.defs.resources.effects import REPORT, On
+from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.insight.live_check import ColumnCheck, live_check
+from alphapulse_encryption.migration.insight.query_benchmark import (
+    DEFAULT_REPETITIONS,
+    QueryBenchmark,
+    Timings,
+    benchmark_queries,
+)
+
+_PERCENTILES = (50.0, 95.0, 99.0)
+
+
+class BenchmarkConfig(AnyTablesConfig):
+    """Which tables, and how long."""
+
+    repetitions: int = Field(
+        default=DEFAULT_REPETITIONS,
+        ge=1,
+        le=100_000,
+        description="How often each question is asked, at most.",
+    )
+
+
+def _check(on: On[AnyTablesConfig]) -> dict[str, Any]:
+    checks: list[ColumnCheck] = []
+    for table in named_tables(on.catalogue, on.config.tables or on.catalogue.keys):
+        found = live_check(on.target, table)
+        for column in found:
+            on.log(_signed(column))
+        checks += found
+    report = [_signed(found) for found in checks]
+    if any(found.failed for found in checks):
+        raise RefusedError("Encryption does not work as it has to:\n" + "\n".join(report))
+    records = [
+        {
+            "column": f"{found.table}.{found.column}",
+            "what": look.what,
+            "verdict": look.verdict,
+            "remark": look.remark,
+        }
+        for found in checks
+        for look in found.looks
+    ]
+    nothing = {"column": "", "what": "no row to try", "verdict": "", "remark": ""}
+    return {
+        REPORT: report,
+        "columns": dg.MetadataValue.table([dg.TableRecord(record) for record in records or [nothing]]),
+    }
+
+
+def _signed(found: ColumnCheck) -> str:
+    sign = "✗" if found.failed else "✓" if found.tried else "-"
+    return f"{sign} {found}"
+
+
+def _benchmark(on: On[BenchmarkConfig]) -> dict[str, Any]:
+    found: list[QueryBenchmark] = []
+    for table in named_tables(on.catalogue, on.config.tables or on.catalogue.keys):
+        measured = benchmark_queries(on.target, table, repetitions=on.config.repetitions)
+        for line in report_lines([measured]):
+            on.log(line)
+        found.append(measured)
+    report = report_lines(found)
+    records = [_record(t) for m in found for t in m.timings] or [
+        dg.TableRecord({"table": "", "question": "nothing to measure"})
+    ]
+    metadata: dict[str, Any] = {"times": dg.MetadataValue.table(records)}
+    picture = plot(found)
+    if picture:
+        path = _keep(picture, on.context.run.run_id)
+        report.append(f"Plot: {path}")
+        metadata["plot_file"] = dg.MetadataValue.path(path)
+        encoded = base64.b64encode(picture).decode()
+        metadata["plot"] = dg.MetadataValue.md(f"![Times of queries](data:image/png;base64,{encoded})")
+    return {REPORT: report, **metadata}
+
+
+def _record(timings: Timings) -> dg.TableRecord:
+    times = {f"p{percent:g}_ms": round(timings.percentile(percent) * 1000, 3) for percent in _PERCENTILES}
+    return dg.TableRecord(
+        {
+            "table": timings.table,
+            "question": timings.question,
+            "side": timings.side,
+            "asked": len(timings.seconds),
+            **times,
+        }
+    )
+
+
+def report_lines(found: Sequence[QueryBenchmark]) -> list[str]:
+    """The results in words: percentiles in milliseconds, and how many times the plaintext's median."""
+    lines = []
+    for measured in found:
+        for encrypted, plain in measured.pairs():
+            lines.append(f"{measured.table}: {encrypted.question}")
+            lines += [_line(side) for side in (encrypted, plain) if side is not None]
+            if plain is not None:
+                ratio = encrypted.percentile(50) / plain.percentile(50)
+                lines.append(f"    {ratio:.2f} times the plaintext's median")
+        lines += [f"{measured.table}: {remark}" for remark in measured.remarks]
+    return lines
+
+
+def _line(timings: Timings) -> str:
+    times = ", ".join(f"p{p:g} {timings.percentile(p) * 1000:.2f} ms" for p in _PERCENTILES)
+    return f"  {timings.side:<10}{times} ({len(timings.seconds)} times)"
+
+
+def _keep(picture: bytes, run_id: str) -> Path:
+    path = settings.state_dir() / "benchmarks" / f"queries-{run_id}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture)
+    return path
+
+
+def build() -> list[dg.JobDefinition]:
+    """The jobs ``live_check`` and ``benchmark_queries``."""
+    return [
+        op_job(
+            "check",
+            AnyTablesConfig,
+            _check,
+            does="Write, read and look at the raw column, for every column of the named tables; leave nothing behind.",
+            description="**Validation script.** For every column, gives a recent row its own value again under a fresh "
+            "envelope, as an application writes it: looks at the raw column, decrypts it, finds it by its search "
+            "token, and sees whether the guard acts. Each row is locked for some milliseconds, the transaction is "
+            "always rolled back, and nothing remains.",
+            launchpad={"tables": []},
+        ),
+        op_job(
+            "benchmark",
+            BenchmarkConfig,
+            _benchmark,
+            does="Ask the same questions of the encrypted and the plaintext columns. Reads only.",
+            description="**Validation script.** How long an application waits for rows by key, for many rows, and for "
+            "a row by a searchable value: from the encrypted columns, decryption and search tokens included, and from "
+            "the plaintext columns while they are there. Percentiles, and a plot in the metadata of the step's output.",
+            launchpad={"tables": [], "repetitions": DEFAULT_REPETITIONS},
+        ),
+    ]
