@@ -2,8 +2,7 @@
 
 Belongs here: what a step is called, what it launches, who may run it, which options it takes, and where it stands in
 the plan and in a rehearsal. The command line, the jobs, the plan and the roles derive from it. Does not belong here:
-how a step does its work (``migration``), the state of a table that it needs
-(``lifecycle``), and what is no step (reports, keys, settings).
+how a step does its work (``migration``), the state of a table that it needs (``lifecycle``), and what is no step.
 """
 
 from __future__ import annotations
@@ -17,77 +16,80 @@ Role = Literal["planner", "migrator", "approver", "verifier", "backup"]
 Right = Literal["audit", "migration", "verification", "backup", "approval", "revocation"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Stage:
-    """A part of a step that one job does.
+    """A part of a step that one job does: it materializes an asset, or an op does the work.
 
     Args:
         job: its name.
-        asset: what it materializes; empty where ``op`` does the work.
-        op: the job's first op.
-        over: what the asset's partitions are.
-        tables: how the op is told of tables: a run for each, all in one run, the only one, or none.
+        works: the name of the asset, or of the job's first op.
+        over: what the asset's partitions are; for an op, how it is told of tables: a run for ``each``, ``all`` in one
+            run, the only ``one``, or ``none``.
         config: options that go into the job's configuration, under their own names.
         description: of an asset's job, for the UI.
+        plan: its name in the plan, and its title there; empty where the plan leaves it out.
+        rehearsed: the rehearsal's stage that does the same.
         heading: printed before it begins; ``{table}`` is the first table.
         nothing: printed behind "Nothing to do: " where no table was changed.
-        plan: its name in the plan; empty where the plan leaves it out.
-        title: in the plan, for a person.
-        rehearsed: the rehearsal's stage that does the same.
     """
 
     job: str
-    asset: str = ""
-    op: str = ""
-    over: Literal["database", "table", "range"] = "database"
-    tables: Literal["each", "all", "one", "none"] = "each"
+    works: str
+    over: Literal["database", "table", "range", "each", "all", "one", "none"] = "each"
     config: tuple[str, ...] = ()
     description: str = ""
+    plan: tuple[str, str] = ("", "")
+    rehearsed: str = ""
     heading: str = ""
     nothing: str = ""
-    plan: str = ""
-    title: str = ""
-    rehearsed: str = ""
 
     @property
-    def works(self) -> str:
-        """The name of what works in the run: the asset's op, or the op."""
-        return self.asset or self.op
+    def is_asset(self) -> bool:
+        return self.over in ("database", "table", "range")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class Needs:
+    """Who runs a step.
+
+    Args:
+        role: the group role.
+        data: what it has to be able to do with the catalogued tables.
+        right: what it has to be able to write in the bookkeeping, which it reads in any case.
+        creates: whether it makes indexes, views or functions.
+    """
+
+    role: Role
+    data: Literal["nothing", "read", "own"]
+    rights: tuple[Right, ...] = ()
+    creates: bool = False
+
+
+@dataclass(frozen=True)
 class Step:
     """A step: a flag of the command line, and what it launches.
 
     Args:
         name: of the flag, with underscores.
-        number: where it stands in the guide, in words.
-        help: what it does.
+        help: what it does, behind where it stands in the guide.
+        needs: who runs it.
         stages: what it launches, in this order.
-        role: who runs it.
-        data: what that role has to be able to do with the catalogued tables.
-        rights: what it has to be able to write in the bookkeeping.
-        creates: whether it makes indexes, views or functions.
+        takes: options that go into no job's configuration.
         before: the step that it runs ahead of where both are asked for, unlike in the list here.
         value: the member of the configuration that the flag's own value becomes; empty where it takes none.
         choices: what the value may be; empty where it is a number.
-        number_of: what number the value is, in words.
-        takes: further options, which go into no configuration.
+        number: what number the value is, in words.
     """
 
     name: str
-    number: str = ""
     help: str
+    needs: Needs
     stages: tuple[Stage, ...]
-    role: Role
-    data: Literal["nothing", "read", "own"]
-    rights: tuple[Right, ...] = ()
-    creates: bool = False
+    takes: tuple[str, ...] = ()
     before: str = ""
     value: str = ""
     choices: tuple[str, ...] = ()
-    number_of: str = ""
-    takes: tuple[str, ...] = ()
+    number: str = ""
 
     @property
     def flag(self) -> str:
@@ -101,329 +103,262 @@ class Step:
 
     @property
     def command(self) -> str:
-        """What to type."""
-        return f"{self.flag} --confirm" if "confirm" in self.takes else self.flag
+        """What to type, where no more is needed; the mildest choice."""
+        return " ".join((self.flag, *self.choices[-1:], *(["--confirm"] if "confirm" in self.takes else [])))
 
 
+_MIGRATES = Needs("migrator", "own", ("migration",))
+_CREATES = Needs("migrator", "own", ("migration",), creates=True)
 _PACE = ("batch_size", "workers", "work_mem", "autovacuum_off")
 
 # In the order of the help, and of the guide.
 STEPS: tuple[Step, ...] = (
     Step(
-        name="preflight",
-        help="check what would block the migration; reads only",
-        stages=(
+        "preflight",
+        "check what would block the migration; reads only",
+        Needs("planner", "nothing"),
+        (
             Stage(
-                job="run_preflight",
-                asset="preflight",
+                "run_preflight",
+                "preflight",
+                "database",
                 description="Pre-migration checklist; reads only (--preflight).",
                 rehearsed="preflight",
             ),
         ),
-        role="planner",
-        data="nothing",
     ),
     Step(
-        name="backup",
-        help="take an encrypted, verified backup",
-        stages=(
+        "backup",
+        "take an encrypted, verified backup",
+        Needs("backup", "read", ("backup",)),
+        (
             Stage(
-                job="take_backup",
-                asset="backup",
-                config=("restore_drill",),
+                "take_backup",
+                "backup",
+                "database",
+                ("restore_drill",),
                 description="An encrypted backup, read back (--backup).",
                 rehearsed="backup",
             ),
         ),
-        role="backup",
-        data="read",
-        rights=("backup",),
     ),
     Step(
-        name="add_columns",
-        number="step 2",
-        help="add encrypted columns and guards",
-        stages=(
+        "add_columns",
+        "step 2: add encrypted columns and guards",
+        _CREATES,
+        (
             Stage(
-                job="add_columns",
-                asset="encrypted_columns",
-                over="table",
+                "add_columns",
+                "encrypted_columns",
+                "table",
                 description="Step 2: encrypted columns beside the plaintext ones, and guards (--add-columns).",
+                plan=("columns", "Encrypted columns and guard"),
+                rehearsed="columns",
                 heading="Adding encrypted columns to tables...",
                 nothing="every encrypted column is there.",
-                plan="columns",
-                title="Encrypted columns and guard",
-                rehearsed="columns",
             ),
         ),
-        role="migrator",
-        data="own",
-        rights=("migration",),
-        creates=True,
     ),
     Step(
-        name="migrate_data",
-        number="step 3",
-        help="encrypt what is pending, build indexes",
-        stages=(
+        "migrate_data",
+        "step 3: encrypt what is pending, build indexes",
+        _CREATES,
+        (
             Stage(
-                job="migrate_data",
-                asset="encrypted_data",
-                over="range",
-                config=_PACE,
+                "migrate_data",
+                "encrypted_data",
+                "range",
+                _PACE,
                 description="Step 3: encrypt what is pending (--migrate-data).",
+                plan=("data", "Backfill"),
+                rehearsed="backfill",
                 heading="Migrating data...",
                 nothing="every value is encrypted.",
-                plan="data",
-                title="Backfill",
-                rehearsed="backfill",
             ),
             Stage(
-                job="build_indexes",
-                asset="search_indexes",
-                over="table",
-                config=("reindex",),
+                "build_indexes",
+                "search_indexes",
+                "table",
+                ("reindex",),
                 description="Step 3, after the data: search indexes and statistics (--migrate-data).",
-                plan="indexes",
-                title="Indexes",
+                plan=("indexes", "Indexes"),
                 rehearsed="indexes",
             ),
         ),
-        role="migrator",
-        data="own",
-        rights=("migration",),
-        creates=True,
         takes=("runs",),
     ),
     Step(
-        name="verify",
-        number="step 4",
-        help="decrypt and compare every value",
-        stages=(
+        "verify",
+        "step 4: decrypt and compare every value",
+        Needs("verifier", "read", ("verification",)),
+        (
             Stage(
-                job="verify_data",
-                asset="verified_data",
-                over="range",
-                config=("workers",),
+                "verify_data",
+                "verified_data",
+                "range",
+                ("workers",),
                 description="Step 4: decrypt and compare every value (--verify).",
-                plan="verification",
-                title="Verification",
+                plan=("verification", "Verification"),
                 rehearsed="verify",
             ),
             Stage(
-                job="verify_tables",
-                asset="verified_table",
-                over="table",
+                "verify_tables",
+                "verified_table",
+                "table",
                 description="Step 4: the verdict per table (--verify).",
             ),
         ),
-        role="verifier",
-        data="read",
-        rights=("verification",),
         takes=("runs",),
     ),
     Step(
-        name="live_check",
-        number="validation",
-        help="write, read and look at the raw columns of live rows; nothing remains",
-        stages=(Stage(job="live_check", op="check", tables="all"),),
-        role="migrator",
-        data="own",
-        rights=("migration",),
+        "live_check",
+        "validation: write, read and look at the raw columns of live rows; nothing remains",
+        _MIGRATES,
+        (Stage("live_check", "check", "all"),),
     ),
     Step(
-        name="benchmark_queries",
-        number="validation",
-        help="time queries on the encrypted and the plaintext columns; reads only",
-        stages=(Stage(job="benchmark_queries", op="benchmark", tables="all"),),
-        role="verifier",
-        data="read",
+        "benchmark_queries",
+        "validation: time queries on the encrypted and the plaintext columns; reads only",
+        Needs("verifier", "read"),
+        (Stage("benchmark_queries", "benchmark", "all"),),
     ),
     Step(
-        name="create_views",
-        number="step 6",
-        help="create the compatibility views",
-        stages=(
+        "create_views",
+        "step 6: create the compatibility views",
+        _CREATES,
+        (
             Stage(
-                job="create_views",
-                asset="compatibility_views",
-                over="table",
+                "create_views",
+                "compatibility_views",
+                "table",
                 description="Step 6: compatibility views (--create-views).",
+                plan=("views", "Compatibility views"),
+                rehearsed="views",
                 heading="Creating compatibility views...",
                 nothing="every view is there.",
-                plan="views",
-                title="Compatibility views",
-                rehearsed="views",
             ),
         ),
-        role="migrator",
-        data="own",
-        rights=("migration",),
-        creates=True,
     ),
     Step(
-        name="switch_to_encrypted",
-        number="step 7",
-        help="make the encrypted columns the right side",
-        stages=(
+        "switch_to_encrypted",
+        "step 7: make the encrypted columns the right side",
+        _CREATES,
+        (
             Stage(
-                job="switch_to_ciphertext",
-                op="switch",
-                plan="switch",
-                title="Switch to ciphertext",
-                rehearsed="switch",
+                "switch_to_ciphertext", "switch", plan=("switch", "Switch to ciphertext"), rehearsed="switch"
             ),
         ),
-        role="migrator",
-        data="own",
-        rights=("migration",),
-        creates=True,
     ),
     Step(
-        name="approve_drop",
-        number="step 8",
-        help="approve the drop of one table (see below)",
-        stages=(
+        "approve_drop",
+        "step 8: approve the drop of one table (see below)",
+        Needs("approver", "nothing", ("approval", "audit")),
+        (
             Stage(
-                job="approve_drop",
-                op="approve",
-                tables="one",
-                config=("approver", "reason", "confirmation", "valid_hours"),
+                "approve_drop",
+                "approve",
+                "one",
+                ("approver", "reason", "confirmation", "valid_hours"),
                 rehearsed="approval",
             ),
         ),
-        role="approver",
-        data="nothing",
-        rights=("approval", "audit"),
     ),
     Step(
-        name="drop_unencrypted",
-        number="step 8",
-        help="drop the plaintext columns; needs an approval",
-        stages=(
+        "drop_unencrypted",
+        "step 8: drop the plaintext columns; needs an approval",
+        _MIGRATES,
+        (
             Stage(
-                job="drop_unencrypted",
-                op="drop",
-                config=("operator",),
-                plan="drop",
-                title="Drop of the plaintext",
+                "drop_unencrypted",
+                "drop",
+                "each",
+                ("operator",),
+                plan=("drop", "Drop of the plaintext"),
                 rehearsed="drop",
             ),
         ),
-        role="migrator",
-        data="own",
-        rights=("migration",),
         takes=("confirm",),
     ),
     Step(
-        name="erase_dropped",
-        number="after step 8, in a maintenance window",
-        help="rewrite one table, locked meanwhile, and say what remains",
-        stages=(
+        "erase_dropped",
+        "after step 8, in a maintenance window: rewrite one table, locked meanwhile, and say what remains",
+        _MIGRATES,
+        (
             Stage(
-                job="erase_dropped",
-                op="erase",
-                tables="one",
-                config=("confirmation",),
-                heading="Erasing what was dropped from {table}: nobody reads or writes it meanwhile...",
+                "erase_dropped",
+                "erase",
+                "one",
+                ("confirmation",),
                 rehearsed="erasure",
+                heading="Erasing what was dropped from {table}: nobody reads or writes it meanwhile...",
             ),
         ),
-        role="migrator",
-        data="own",
-        rights=("migration",),
     ),
     Step(
-        name="revoke_approval",
-        help="take approval N back (see --approvals)",
-        stages=(Stage(job="revoke_approval", op="revoke", tables="none", config=("operator", "reason")),),
-        role="approver",
-        data="nothing",
-        rights=("revocation", "audit"),
+        "revoke_approval",
+        "take approval N back (see --approvals)",
+        Needs("approver", "nothing", ("revocation", "audit")),
+        (Stage("revoke_approval", "revoke", "none", ("operator", "reason")),),
         before="approve_drop",
         value="approval",
-        number_of="the number of an approval, as --approvals shows it",
+        number="the number of an approval, as --approvals shows it",
     ),
     Step(
-        name="replan",
-        number="before step 3",
-        help="cut the tables anew into ALPHAPULSE_BATCH_RANGES",
-        stages=(Stage(job="replan_ranges", op="replan"),),
-        role="migrator",
-        data="own",
-        rights=("migration",),
+        "replan",
+        "before step 3: cut the tables anew into ALPHAPULSE_BATCH_RANGES",
+        _MIGRATES,
+        (Stage("replan_ranges", "replan"),),
         before="preflight",
     ),
     Step(
-        name="repair_mismatched",
-        number="before step 3",
-        help="clear the ciphertext that the last --verify named as wrong, to be encrypted again",
-        stages=(Stage(job="repair_mismatched", op="repair"),),
-        role="migrator",
-        data="own",
-        rights=("migration",),
+        "repair_mismatched",
+        "before step 3: clear the ciphertext that the last --verify named as wrong, to be encrypted again",
+        _MIGRATES,
+        (Stage("repair_mismatched", "repair"),),
         before="migrate_data",
     ),
     Step(
-        name="revert_to_plaintext",
-        number="rollback before the drop",
-        help="plaintext is right again",
-        stages=(Stage(job="revert_to_plaintext", op="revert"),),
-        role="migrator",
-        data="own",
-        rights=("migration",),
-        creates=True,
+        "revert_to_plaintext",
+        "rollback before the drop: plaintext is right again",
+        _CREATES,
+        (Stage("revert_to_plaintext", "revert"),),
     ),
     Step(
-        name="restore_plaintext",
-        number="rollback after the drop",
-        help="rebuild the plaintext columns",
-        stages=(Stage(job="restore_plaintext", op="restore", config=("hold",), rehearsed="restore"),),
-        role="migrator",
-        data="own",
-        rights=("migration",),
-        creates=True,
+        "restore_plaintext",
+        "rollback after the drop: rebuild the plaintext columns",
+        _CREATES,
+        (Stage("restore_plaintext", "restore", "each", ("hold",), rehearsed="restore"),),
     ),
     Step(
-        name="rebuild_indexes",
-        number="after the migration",
-        help="build the tables' indexes anew, concurrently: all of them, or only those with an encrypted or search "
-        "column in them",
-        stages=(Stage(job="reindex_tables", op="rebuild"),),
-        role="migrator",
-        data="own",
-        rights=("audit",),
-        creates=True,
+        "rebuild_indexes",
+        "after the migration: build the tables' indexes anew, concurrently: all of them, or only those with an "
+        "encrypted or search column in them",
+        Needs("migrator", "own", ("audit",), creates=True),
+        (Stage("reindex_tables", "rebuild"),),
         value="indexes",
         choices=("all", "encrypted"),
     ),
     Step(
-        name="analyze",
-        number="after the migration",
-        help="take the planner's statistics anew",
-        stages=(Stage(job="analyze_tables", op="analyze"),),
-        role="migrator",
-        data="own",
-        rights=("audit",),
+        "analyze",
+        "after the migration: take the planner's statistics anew",
+        Needs("migrator", "own", ("audit",)),
+        (Stage("analyze_tables", "analyze"),),
     ),
     Step(
-        name="rotate_keys",
-        number="after the migration",
-        help="encrypt again, under ALPHAPULSE_ENCRYPTION_KEY_VERSION, what is of an older key version; verify it, and "
-        "retire the versions of which nothing is left",
-        stages=(
+        "rotate_keys",
+        "after the migration: encrypt again, under ALPHAPULSE_ENCRYPTION_KEY_VERSION, what is of an older key "
+        "version; verify it, and retire the versions of which nothing is left",
+        _MIGRATES,
+        (
             Stage(
-                job="rotate_keys",
-                op="begin",
-                tables="all",
-                config=_PACE,
+                "rotate_keys",
+                "begin",
+                "all",
+                _PACE,
                 heading="Rotating keys...",
                 nothing="every value is of the current key version.",
             ),
         ),
-        role="migrator",
-        data="own",
-        rights=("migration",),
         before="replan",
     ),
 )
@@ -453,9 +388,9 @@ def _with_earlier(later: Step) -> Iterator[Step]:
     yield later
 
 
-def takers(option: str) -> tuple[Step, ...]:
+def takers(option: str) -> tuple[str, ...]:
     """The steps that an option goes with."""
-    return tuple(one for one in STEPS if option in one.options)
+    return tuple(one.name for one in STEPS if option in one.options)
 
 
 def stages() -> Iterator[Stage]:
@@ -469,6 +404,11 @@ def stage(works: str) -> Stage:
     return next(one for one in stages() if one.works == works)
 
 
-def planned() -> dict[str, tuple[Step, Stage]]:
-    """What the plan tells of, in its order, by its names there."""
-    return {part.plan: (one, part) for one in STEPS for part in one.stages if part.plan}
+def commands() -> dict[str, str]:
+    """What to type for a job, for those that need no more than tables."""
+    return {part.job: one.command for one in STEPS for part in one.stages if part.over not in ("one", "none")}
+
+
+def planned() -> dict[str, tuple[str, str]]:
+    """What the plan tells of, in its order: by its name there, the title and the command."""
+    return {part.plan[0]: (part.plan[1], one.command) for one in STEPS for part in one.stages if part.plan[0]}

@@ -13,7 +13,7 @@ from alphapulse_encryption import guide
 from alphapulse_encryption.cli.commands.parser import build_parser
 from alphapulse_encryption.cli.commands.usage import check_usage
 from alphapulse_encryption.definitions import build_defs
-from alphapulse_encryption.guide import Stage, Step
+from alphapulse_encryption.guide import Needs, Stage, Step
 from alphapulse_encryption.lifecycle import TRANSITIONS
 from alphapulse_encryption.migration.gates.roles import RIGHTS, roles_sql
 from alphapulse_encryption.migration.insight.preview import Plan, make_plan
@@ -23,23 +23,19 @@ from alphapulse_encryption.rehearsal.measures import Stage as Rehearsed
 from alphapulse_encryption_tests.migration import support
 
 NEW = Step(
-    name="look_twice",
-    number="step 4½",
-    help="look at every table once more",
-    stages=(
+    "look_twice",
+    "step 4½: look at every table once more",
+    Needs("verifier", "read", ("audit",)),
+    (
         Stage(
-            job="look_twice",
-            asset="verified_table",
-            over="table",
-            config=("workers",),
+            "look_twice",
+            "verified_table",
+            "table",
+            ("workers",),
             description="Step 4½: once more (--look-twice).",
-            plan="second look",
-            title="Second look",
+            plan=("second look", "Second look"),
         ),
     ),
-    role="verifier",
-    data="read",
-    rights=("audit",),
     before="create_views",
 )
 
@@ -95,7 +91,7 @@ def test_what_is_declared_elsewhere_is_of_the_guide() -> None:
     assert {transition.step for transition in TRANSITIONS} <= flags
     rehearsed = {Rehearsed(stage.rehearsed) for stage in guide.stages() if stage.rehearsed}
     assert rehearsed == {*DAY, *WAY_BACK} - {Rehearsed.VERIFY_AGAIN}
-    assert {right for step in guide.STEPS for right in step.rights} == set(RIGHTS)
+    assert {right for step in guide.STEPS for right in step.needs.rights} == set(RIGHTS)
 
 
 def test_steps_run_in_the_guides_order() -> None:

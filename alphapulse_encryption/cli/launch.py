@@ -19,13 +19,13 @@ from alphapulse_encryption.cli.outcomes import Outcome
 from alphapulse_encryption.cli.unfinished import NOT_ENDED, end_abandoned_runs
 from alphapulse_encryption.cli.waiting import Waiting
 from alphapulse_encryption.defs.dagster_private import CodeLocation
-from alphapulse_encryption.defs.jobs.stages import PER_RANGE, WHOLE_DATABASE, Stage
 from alphapulse_encryption.defs.resources.instance import open_instance, packaged_file
 from alphapulse_encryption.defs.resources.partitions import range_name
 from alphapulse_encryption.defs.resources.processes import PROCESS_TAG, this_process
 from alphapulse_encryption.defs.resources.running import RUN_AGAIN, executing, safe_to_repeat
 from alphapulse_encryption.defs.resources.tags import FIRST_PARTITION, LAST_PARTITION
 from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.guide import Stage
 
 # Over how many runs a stage's batch ranges of one table are spread, where nobody says.
 RUNS_PER_TABLE = 4
@@ -69,16 +69,16 @@ class Launcher:
             tables: keys of tables; ignored by stages that look at the whole database.
             config: the asset's configuration.
         """
-        if stage in WHOLE_DATABASE:
-            return self.job(stage.job, stage.asset, config)
+        if stage.over == "database":
+            return self.job(stage.job, stage.works, config)
         if self.elsewhere:
             self._wait_for_earlier(stage.job, tables)
             shares = [share for table in tables for share in self._shares(stage, table, self.runs)]
-            return self._submit(stage.job, _run_config(stage.asset, config), shares)
+            return self._submit(stage.job, _run_config(stage.works, config), shares)
         outcomes = []
         for table in tables:
             [share] = self._shares(stage, table, 1)
-            outcomes.append(self._execute(stage.job, _run_config(stage.asset, config), share))
+            outcomes.append(self._execute(stage.job, _run_config(stage.works, config), share))
             if outcomes[-1].interrupted:
                 break
         return Outcome.together(outcomes)
@@ -105,7 +105,7 @@ class Launcher:
 
     def _shares(self, stage: Stage, table: str, runs: int) -> list[dict[str, str]]:
         """The tags of the runs that do a stage of a table. The first one is for the list of runs."""
-        if stage not in PER_RANGE:
+        if stage.over != "range":
             return [{"table": table, FIRST_PARTITION: table, LAST_PARTITION: table}]
         count = min(runs, self.ranges)
         cuts = [self.ranges * number // count for number in range(count + 1)]

@@ -96,15 +96,15 @@ class Steps:
         return True
 
     def _launched(self, stage: guide.Stage, config: Mapping[str, object]) -> Iterator[Outcome]:
-        if stage.asset:
+        if stage.is_asset:
             yield self._timed(stage, self.tables, config)
-        elif stage.tables == "none":
+        elif stage.over == "none":
             yield self._timed(stage, (), config)
-        elif stage.tables == "one":
+        elif stage.over == "one":
             yield self._timed(stage, (), {"table": self.tables[0], **config})
-        elif stage.tables == "all":
+        elif stage.over == "all":
             # Of a whole rotation alone it is an error that an older version is left.
-            everything = stage.op == "begin" and set(self.tables) == set(self.catalogue.keys)
+            everything = stage.works == "begin" and set(self.tables) == set(self.catalogue.keys)
             yield self._timed(stage, (), {"tables": [] if everything else list(self.tables), **config})
         else:
             # One run per table: a table that is refused does not hide what became of those before it.
@@ -113,11 +113,11 @@ class Steps:
 
     def _timed(self, stage: guide.Stage, tables: Sequence[str], config: Mapping[str, object]) -> Outcome:
         started = time.monotonic()
-        if stage.asset:
+        if stage.is_asset:
             outcome = self.launcher.stage(stage, tables, config)
         else:
-            outcome = self.launcher.job(stage.job, stage.op, config)
-        self.seconds[stage.asset or stage.job] += time.monotonic() - started
+            outcome = self.launcher.job(stage.job, stage.works, config)
+        self.seconds[stage.works if stage.is_asset else stage.job] += time.monotonic() - started
         if outcome.interrupted:
             # Dagster has turned the signal into a failed run; here it goes on to whoever called.
             raise KeyboardInterrupt

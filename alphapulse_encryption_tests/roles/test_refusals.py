@@ -78,14 +78,16 @@ def test_the_command_line_refuses_before_it_starts_a_run(
     for step in guide.STEPS:
         flags = COMMANDS.get(step.name, (step.flag,))
         for login in ONE_PART:
-            if login in ALLOWED[step.role] | ALSO.get(step.name, set()):
+            if login in ALLOWED[step.needs.role] | ALSO.get(step.name, set()):
                 continue
             theirs.url = separated.of(login)
             with theirs.in_environment():
                 assert main([*flags, "--table", "users"]) == 1, (step.name, login)
             printed = capsys.readouterr()
             assert f"{flags[0]} is not for the database role {login}, which lacks " in printed.err
-            assert f"alphapulse_{step.role} as --roles-sql creates it; nothing was changed" in printed.err
+            assert (
+                f"alphapulse_{step.needs.role} as --roles-sql creates it; nothing was changed" in printed.err
+            )
             assert "Traceback" not in printed.err and printed.out == ""
     for command, allowed in AT_ONCE.items():
         # A report takes a while, and a privilege that it lacks is the first thing it meets.

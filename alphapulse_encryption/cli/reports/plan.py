@@ -83,7 +83,7 @@ def by_rehearsal(
     earlier = [one for one in rehearsals if one.started < newest.started]
     prediction = predict([*earlier, newest], sizes, accuracy(rehearsals))
     steps = dict(usual.steps)
-    names = {part.rehearsed: name for name, (_, part) in guide.planned().items()}
+    names = {stage.rehearsed: stage.plan[0] for stage in guide.stages() if stage.plan[0]}
     rows = sum(one.rows for one in known)
     for stage in prediction.stages:
         name = names.get(stage.stage.value)
@@ -225,7 +225,7 @@ def _ranges(table: TablePlan, out: Console) -> None:
 
 def _step(step: Step, out: Console) -> None:
     what = "done" if step.done else span_of_seconds(step.seconds)
-    out.print(f"{'✓' if step.done else '•'} {guide.planned()[step.name][1].title} ({step.command}): {what}")
+    out.print(f"{'✓' if step.done else '•'} {guide.planned()[step.name][0]} ({step.command}): {what}")
     if step.note:
         out.print(f"  {step.note}")
     for lock in step.locks:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
 
-from alphapulse_encryption import settings
+from alphapulse_encryption import guide, settings
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.defs.alerts.delivery import (
     VARIABLES,
@@ -22,7 +22,6 @@ from alphapulse_encryption.defs.alerts.delivery import (
     deliver,
 )
 from alphapulse_encryption.defs.alerts.wording import COMMAND, outcome, plain, subject
-from alphapulse_encryption.defs.jobs.stages import STAGES
 from alphapulse_encryption.defs.resources.border import safely
 from alphapulse_encryption.defs.resources.target import TargetResource
 
@@ -32,34 +31,12 @@ SECONDS_BETWEEN_LOOKS = 30
 MOST_TOLD_AT_ONCE = 20
 LONGEST_PROBLEM = 500
 
-# What runs a job's step again at a terminal.
-_FLAGS: Mapping[str, str] = {
-    "run_preflight": "--preflight",
-    "take_backup": "--backup",
-    "add_columns": "--add-columns",
-    "migrate_data": "--migrate-data",
-    "build_indexes": "--migrate-data",
-    "verify_data": "--verify",
-    "verify_tables": "--verify",
-    "create_views": "--create-views",
-    "switch_to_ciphertext": "--switch-to-encrypted",
-    "revert_to_plaintext": "--revert-to-plaintext",
-    "restore_plaintext": "--restore-plaintext",
-    "drop_unencrypted": "--drop-unencrypted --confirm",
-    "rotate_keys": "--rotate-keys",
-    "repair_mismatched": "--repair-mismatched",
-    "replan_ranges": "--replan",
-    "live_check": "--live-check",
-    "benchmark_queries": "--benchmark-queries",
-    "analyze_tables": "--analyze",
-    "reindex_tables": "--rebuild-indexes encrypted",
-}
 # Partitions that are run again in the UI are of no job of ours; their step has the asset's name.
 _JOB_OF: Mapping[str, str] = {
-    **{stage.asset: stage.job for stage in STAGES},
+    **{stage.works: stage.job for stage in guide.stages() if stage.is_asset},
     "rotated_data": "rotate_keys",
 }
-_WITHOUT_TABLES = frozenset({"run_preflight", "take_backup"})
+_WITHOUT_TABLES = frozenset(stage.job for stage in guide.stages() if stage.over == "database")
 
 
 def build() -> dg.SensorDefinition:
@@ -218,7 +195,7 @@ def _tables(run: dg.DagsterRun, catalogue: Catalogue) -> list[str]:
 def _remedy(job: str, steps: Sequence[tuple[str, str]], tables: Sequence[str]) -> str:
     if job.startswith("__") and steps:
         job = _JOB_OF.get(steps[0][0], job)
-    flag = _FLAGS.get(job)
+    flag = guide.commands().get(job)
     if flag is None:
         return "correct what it says, and run it again."
     chosen = "" if job in _WITHOUT_TABLES else "".join(f" --table {table}" for table in tables)

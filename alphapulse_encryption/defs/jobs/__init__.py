@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from alphapulse_encryption import guide
 from alphapulse_encryption.defs.assets import slow_encrypted_queries
 from alphapulse_encryption.defs.dagster_private import UnresolvedAssetJobDefinition
 from alphapulse_encryption.defs.jobs import (
@@ -10,7 +11,6 @@ from alphapulse_encryption.defs.jobs import (
     erase_dropped,
     rotate_keys,
     settings,
-    stages,
     tables,
     validation,
 )
@@ -19,7 +19,7 @@ from alphapulse_encryption.defs.jobs import (
 def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
     """All jobs."""
     return [
-        *stages.build(),
+        *(_asset_job(stage) for stage in guide.stages() if stage.is_asset),
         *validation.build(),
         *approve_drop.build(),
         *tables.build(),
@@ -28,6 +28,16 @@ def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
         rotate_keys.build(),
         slow_encrypted_queries.build_job(),
     ]
+
+
+def _asset_job(stage: guide.Stage) -> UnresolvedAssetJobDefinition:
+    """What a flag launches for all of an asset's partitions, and what a schedule would."""
+    return dg.define_asset_job(
+        stage.job,
+        selection=dg.AssetSelection.assets(stage.works),
+        description=stage.description,
+        executor_def=dg.in_process_executor,
+    )
 
 
 def build_sensors() -> list[dg.SensorDefinition]:

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from alphapulse_encryption.defs.jobs.stages import MIGRATE_DATA
+from alphapulse_encryption import guide
 from alphapulse_encryption.defs.resources.border import safely
 from alphapulse_encryption.defs.resources.partitions import range_name
 from alphapulse_encryption.defs.resources.target import TargetResource
@@ -11,6 +11,7 @@ from alphapulse_encryption.migration.rows.catch_up import pending_ranges
 from alphapulse_encryption.migration.rows.tuning import restore_abandoned
 
 SECONDS_BETWEEN_LOOKS = 60
+_JOB = guide.stage("encrypted_data").job
 
 _UNDER_WAY = [
     dg.DagsterRunStatus.QUEUED,
@@ -25,7 +26,7 @@ def build() -> dg.SensorDefinition:
 
     @dg.sensor(
         name="pending_rows",
-        job_name=MIGRATE_DATA.job,
+        job_name=_JOB,
         minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
         default_status=dg.DefaultSensorStatus.STOPPED,
         description="Looks for rows that an application wrote in plaintext after their range was done, by the small "
@@ -37,7 +38,7 @@ def build() -> dg.SensorDefinition:
     ) -> dg.SensorResult | dg.SkipReason:
         with safely():
             restore_abandoned(target.database, Actor("sensor pending_rows"))
-            under_way = dg.RunsFilter(job_name=MIGRATE_DATA.job, statuses=_UNDER_WAY)
+            under_way = dg.RunsFilter(job_name=_JOB, statuses=_UNDER_WAY)
             if context.instance.get_runs(under_way, limit=1):
                 return dg.SkipReason("A backfill is under way.")
             found = pending_ranges(target.database, target.catalogue.tables)

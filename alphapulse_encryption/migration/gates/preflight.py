@@ -229,7 +229,7 @@ def _privileges(connection: Connection, tables: Sequence[Table]) -> list[Finding
     for step in guide.STEPS:
         missing = roles.missing_privileges(connection, step, tables)
         if missing:
-            steps_lacking.setdefault((step.role, missing), []).append(step.flag)
+            steps_lacking.setdefault((step.needs.role, missing), []).append(step.flag)
         else:
             allowed.append(step.flag)
     if allowed:

@@ -140,14 +140,14 @@ RIGHTS: Mapping[guide.Right, tuple[Grant, ...]] = {
 
 
 def _writes(step: guide.Step) -> tuple[Grant, ...]:
-    return tuple(dict.fromkeys(grant for right in step.rights for grant in RIGHTS[right]))
+    return tuple(dict.fromkeys(grant for right in step.needs.rights for grant in RIGHTS[right]))
 
 
 def writes() -> dict[str, tuple[Grant, ...]]:
     """What each role may write in the bookkeeping: what its steps have to."""
     found: dict[str, dict[Grant, None]] = {}
     for step in guide.STEPS:
-        found.setdefault(step.role, {}).update(dict.fromkeys(_writes(step)))
+        found.setdefault(step.needs.role, {}).update(dict.fromkeys(_writes(step)))
     return {role: tuple(grants) for role, grants in found.items()}
 
 
@@ -182,7 +182,7 @@ def refuse_unless_allowed(connection: Connection, name: str, tables: Iterable[Ta
         raise RefusedError(
             f"{step.flag} is not for the database role {current_role(connection)}, which lacks "
             f"{shortened(missing)}. Connect (ALPHAPULSE_DATABASE_URL) as a member of the group role for it, "
-            f"{DEFAULT_PREFIX}{step.role} as --roles-sql creates it; nothing was changed."
+            f"{DEFAULT_PREFIX}{step.needs.role} as --roles-sql creates it; nothing was changed."
         )
 
 
@@ -244,19 +244,19 @@ SELECT c.relname, pg_has_role(c.relowner, 'USAGE'), has_table_privilege(c.oid, '
 
 
 def _missing_on_data(connection: Connection, step: guide.Step, tables: Iterable[Table]) -> list[str]:
-    if step.data == "nothing":
+    if step.needs.data == "nothing":
         return []
     tables = tuple(tables)
     lacking = []
     for table in tables:
         for _, owns, reads in connection.execute(_TABLE, [table.schema_name, table.name]):
-            if not (owns if step.data == "own" else reads):
+            if not (owns if step.needs.data == "own" else reads):
                 lacking.append(table.key)
     missing = []
     if lacking:
-        what = "ownership, or membership in the owner, of" if step.data == "own" else "SELECT on"
+        what = "ownership, or membership in the owner, of" if step.needs.data == "own" else "SELECT on"
         missing.append(f"{what} {', '.join(lacking)}")
-    if step.creates:
+    if step.needs.creates:
         schemas = dict.fromkeys(("public", *(table.schema_name for table in tables)))
         missing += [f"CREATE on the schema {name}" for name in schemas if not _may_create(connection, name)]
     return missing
@@ -508,7 +508,7 @@ class _Script:
         """A comment that says which steps each role runs."""
         runs: dict[str, list[str]] = {}
         for step in guide.STEPS:
-            runs.setdefault(step.role, []).append(step.flag)
+            runs.setdefault(step.needs.role, []).append(step.flag)
         return "\n".join(f"-- {self.prefix}{role} runs {', '.join(flags)}" for role, flags in runs.items())
 
     def _roles(self) -> Iterator[Composable]:

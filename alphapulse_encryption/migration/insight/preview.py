@@ -499,7 +499,7 @@ def _steps(
 
 
 def _command(name: str) -> str:
-    return guide.planned()[name][0].command
+    return guide.planned()[name][1]
 
 
 class _Texts:
