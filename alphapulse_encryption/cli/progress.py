@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -37,62 +37,43 @@ SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   JOIN unnest(%s::text[], %s::text[]) AS t (schema, name) ON n.nspname = t.schema AND c.relname = t.name
 """
-_BACKFILLED = (
-    "SELECT coalesce(sum(rows_processed), 0)::bigint FROM public.encryption_ranges WHERE table_name = ANY(%s)"
-)
-_ROTATED = (
-    "SELECT coalesce(sum(rows_processed), 0)::bigint FROM public.encryption_rotation_ranges "
-    "WHERE table_name = ANY(%s)"
-)
-_VERIFIED = (
-    "SELECT coalesce(sum(row_count), 0)::bigint FROM public.encryption_verifications "
-    "WHERE table_name = ANY(%s) AND verified_at >= %s"
-)
+_BACKFILLED = """
+SELECT coalesce(sum(rows_processed), 0)::bigint FROM public.encryption_ranges WHERE table_name = ANY(%(tables)s)
+"""
+_ROTATED = """
+SELECT coalesce(sum(rows_processed), 0)::bigint
+  FROM public.encryption_rotation_ranges WHERE table_name = ANY(%(tables)s)
+"""
+_VERIFIED = """
+SELECT coalesce(sum(row_count), 0)::bigint FROM public.encryption_verifications
+ WHERE table_name = ANY(%(tables)s) AND verified_at >= %(since)s
+"""
 
 
 def backfilled(tables: Sequence[Table]) -> Callable[[Connection], Count]:
-    """Counts rows encrypted since now."""
-
-    def begin(connection: Connection) -> Count:
-        before = _number(connection, _BACKFILLED, [[table.key for table in tables]])
-        total = max(_estimate(connection, tables) - before, 0)
-
-        def count(connection: Connection) -> tuple[int, int]:
-            return _number(connection, _BACKFILLED, [[table.key for table in tables]]) - before, total
-
-        return count
-
-    return begin
+    """Counts rows encrypted since now, of those that were not."""
+    return _counting(tables, _BACKFILLED, all_rows=False)
 
 
 def rotated(tables: Sequence[Table]) -> Callable[[Connection], Count]:
     """Counts rows encrypted again since now."""
-    keys = [table.key for table in tables]
-
-    def begin(connection: Connection) -> Count:
-        before = _number(connection, _ROTATED, [keys])
-        total = _estimate(connection, tables)
-
-        def count(connection: Connection) -> tuple[int, int]:
-            return _number(connection, _ROTATED, [keys]) - before, total
-
-        return count
-
-    return begin
+    return _counting(tables, _ROTATED)
 
 
 def verified(tables: Sequence[Table]) -> Callable[[Connection], Count]:
     """Counts rows verified since now."""
+    return _counting(tables, _VERIFIED)
 
+
+def _counting(tables: Sequence[Table], query: str, *, all_rows: bool = True) -> Callable[[Connection], Count]:
     def begin(connection: Connection) -> Count:
-        row = connection.execute("SELECT clock_timestamp()").fetchone()
-        started = row[0] if row is not None else None
-        total = _estimate(connection, tables)
-
-        def count(connection: Connection) -> tuple[int, int]:
-            return _number(connection, _VERIFIED, [[table.key for table in tables], started]), total
-
-        return count
+        since = connection.execute("SELECT clock_timestamp()").fetchall()[0][0]
+        asked = {"tables": [table.key for table in tables], "since": since}
+        before = _number(connection, query, asked)
+        names = [[table.schema_name for table in tables], [table.name for table in tables]]
+        estimate = _number(connection, _ESTIMATE, names)
+        total = estimate if all_rows else max(estimate - before, 0)
+        return lambda connection: (_number(connection, query, asked) - before, total)
 
     return begin
 
@@ -106,21 +87,77 @@ def index_builds(
 ) -> Iterator[None]:
     """Show how far index builds or ANALYZE are, and whom they wait for, while the block runs.
 
-    Nothing is shown where the output is not a terminal.
-
     Args:
         database: asked over a connection of its own.
-        tables: whose indexes are built.
         console: where to show it; standard error where None.
         what: for the label.
     """
+
+    def look(connection: Connection, bar: Progress, done: threading.Event) -> None:
+        task = bar.add_task(what, total=None)
+        while not done.wait(_SECONDS_BETWEEN_LOOKS):
+            doing = build_waits_for(connection, tables) or under_way(connection, tables)
+            bar.update(task, description=what if doing is None else f"{what}: {doing}")
+
+    with _watching(database, (TextColumn("{task.description}"), TimeElapsedColumn()), look, console):
+        yield
+
+
+@contextmanager
+def progress_bar(
+    what: str, database: Database, begin: Callable[[Connection], Count], console: Console | None = None
+) -> Iterator[None]:
+    """Show a bar with rate and time left while the block runs.
+
+    Args:
+        what: for the label.
+        database: asked for the progress, over a connection of its own.
+        begin: what to count.
+        console: where to show it; standard error where None.
+    """
+
+    def look(connection: Connection, bar: Progress, done: threading.Event) -> None:
+        count = begin(connection)
+        task = bar.add_task(what, total=None)
+        ended = False
+        while not ended:
+            ended = done.wait(_SECONDS_BETWEEN_LOOKS)
+            rows, total = count(connection)
+            label = f"{what}, holding back: {reason}" if (reason := _reason(connection)) else what
+            bar.update(task, description=label, completed=rows, total=max(total, rows) or None)
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RowsPerSecond(),
+        TimeRemainingColumn(),
+    )
+    with _watching(database, columns, look, console):
+        yield
+
+
+@contextmanager
+def _watching(
+    database: Database,
+    columns: Sequence[ProgressColumn],
+    look: Callable[[Connection, Progress, threading.Event], None],
+    console: Console | None,
+) -> Iterator[None]:
+    """Nothing is shown where the output is not a terminal."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
         yield
         return
-    bar = Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True)
+    bar = Progress(*columns, console=console, transient=True)
     done = threading.Event()
-    watcher = threading.Thread(target=_watch_builds, args=(what, database, tables, bar, done), daemon=True)
+
+    def watch() -> None:
+        # A bar is a courtesy: that the step cannot be watched must not end the step.
+        with suppress(MigrationError), database.session("watch the progress") as connection:
+            look(connection, bar, done)
+
+    watcher = threading.Thread(target=watch, daemon=True)
     with bar:
         watcher.start()
         try:
@@ -128,19 +165,6 @@ def index_builds(
         finally:
             done.set()
             watcher.join()
-
-
-def _watch_builds(
-    what: str, database: Database, tables: Sequence[Table], bar: Progress, done: threading.Event
-) -> None:
-    task = bar.add_task(what, total=None)
-    try:
-        with database.session("watch the index builds") as connection:
-            while not done.wait(_SECONDS_BETWEEN_LOOKS):
-                doing = build_waits_for(connection, tables) or under_way(connection, tables)
-                bar.update(task, description=what if doing is None else f"{what}: {doing}")
-    except MigrationError:
-        return
 
 
 def _reason(connection: Connection) -> str | None:
@@ -151,11 +175,7 @@ def _reason(connection: Connection) -> str | None:
     return row[0] if row is not None else None
 
 
-def _estimate(connection: Connection, tables: Sequence[Table]) -> int:
-    return _number(connection, _ESTIMATE, [[t.schema_name for t in tables], [t.name for t in tables]])
-
-
-def _number(connection: Connection, query: str, parameters: list[Any]) -> int:
+def _number(connection: Connection, query: str, parameters: Mapping[str, object] | Sequence[object]) -> int:
     row = connection.execute(query.encode(), parameters).fetchone()
     return int(row[0]) if row is not None else 0
 
@@ -164,58 +184,3 @@ class _RowsPerSecond(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text(f"{speed:,.0f} rows/s" if speed else "... rows/s")
-
-
-@contextmanager
-def progress_bar(
-    what: str, database: Database, begin: Callable[[Connection], Count], console: Console | None = None
-) -> Iterator[None]:
-    """Show a bar with rate and time left while the block runs; nothing where the output is not a terminal.
-
-    Args:
-        what: for the label.
-        database: asked for the progress, over a connection of its own.
-        begin: what to count.
-        console: where to show it; standard error where None.
-    """
-    console = console or Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _RowsPerSecond(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-    done = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(what, database, begin, bar, done), daemon=True)
-    with bar:
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
-
-
-def _watch(
-    what: str, database: Database, begin: Callable[[Connection], Count], bar: Progress, done: threading.Event
-) -> None:
-    # A bar is a courtesy: that the step cannot be watched must not end the step.
-    try:
-        with database.session("watch the progress") as connection:
-            count = begin(connection)
-            task = bar.add_task(what, total=None)
-            while True:
-                ended = done.wait(_SECONDS_BETWEEN_LOOKS)
-                rows, total = count(connection)
-                label = f"{what}, holding back: {reason}" if (reason := _reason(connection)) else what
-                bar.update(task, description=label, completed=rows, total=max(total, rows) or None)
-                if ended:
-                    return
-    except MigrationError:
-        return
