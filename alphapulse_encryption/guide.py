@@ -55,7 +55,7 @@ class Needs:
     Args:
         role: the group role.
         data: what it has to be able to do with the catalogued tables.
-        right: what it has to be able to write in the bookkeeping, which it reads in any case.
+        rights: what it has to be able to write in the bookkeeping, which it reads in any case.
         creates: whether it makes indexes, views or functions.
     """
 
