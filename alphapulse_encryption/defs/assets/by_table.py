@@ -9,7 +9,7 @@ from pydantic import Field
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.defs.assets.groups import COLUMNS, MIGRATE, TARGET_POOL, VIEWS
 from alphapulse_encryption.defs.resources.border import counted, materialized, safely
-from alphapulse_encryption.defs.resources.effects import NOTHING, Effect, On
+from alphapulse_encryption.defs.resources.effects import NOTHING, Effect, NoConfig, On
 from alphapulse_encryption.defs.resources.partitions import Partitions, over_ranges
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes, reindex
@@ -31,22 +31,14 @@ class IndexConfig(dg.Config):
 def _asset(
     name: str,
     partitions: Partitions,
+    config: type[Config],
     work: Callable[[On[Config], Table], Effect],
     *,
     deps: Sequence[str | dg.AssetDep],
     group: str,
     description: str,
-    config: type[Config] | None = None,
 ) -> dg.AssetsDefinition:
-    def all_of(context: dg.AssetExecutionContext, config: Config, target: TargetResource) -> None:
-        with safely():
-            on = On(context, config, target)
-            for key in context.partition_keys:
-                effect = work(on, target.catalogue.table(key))
-                on.tell(effect)
-                materialized(context, key, effect.metadata())
-
-    decorated = dg.asset(
+    @dg.asset(
         name=name,
         deps=list(deps),
         partitions_def=partitions.by_table,
@@ -56,20 +48,18 @@ def _asset(
         pool=TARGET_POOL,
         description=description,
     )
-    if config is None:
+    def asset(context: dg.AssetExecutionContext, config: config, target: TargetResource) -> None:  # type: ignore[valid-type]
+        with safely():
+            on = On(context, config, target)
+            for key in context.partition_keys:
+                effect = work(on, target.catalogue.table(key))
+                on.tell(effect)
+                materialized(context, key, effect.metadata())
 
-        def plain(context: dg.AssetExecutionContext, target: TargetResource) -> None:
-            all_of(context, dg.Config(), target)  # type: ignore[arg-type]
-
-        return decorated(plain)
-
-    def configured(context: dg.AssetExecutionContext, config: config, target: TargetResource) -> None:  # type: ignore[valid-type]
-        all_of(context, config, target)
-
-    return decorated(configured)
+    return asset
 
 
-def _add_columns(on: On[dg.Config], table: Table) -> Effect:
+def _add_columns(on: On[NoConfig], table: Table) -> Effect:
     result = add_encrypted_columns(on.target, table, batch_ranges=on.resource.batch_ranges)
     lines = [f"✓ Added column {table.key}.{name}" for name in result.added]
     if result.guards_created and not result.added:
@@ -121,7 +111,7 @@ def _build_indexes(on: On[IndexConfig], table: Table) -> Effect:
     )
 
 
-def _create_views(on: On[dg.Config], table: Table) -> Effect:
+def _create_views(on: On[NoConfig], table: Table) -> Effect:
     on.resource.refuse_another_key()
     result = create_views(on.database, table, on.actor)
     return Effect(
@@ -140,6 +130,7 @@ def encrypted_columns(partitions: Partitions) -> dg.AssetsDefinition:
     return _asset(
         "encrypted_columns",
         partitions,
+        NoConfig,
         _add_columns,
         deps=["preflight", "backup"],
         group=COLUMNS,
@@ -154,8 +145,8 @@ def search_indexes(partitions: Partitions) -> dg.AssetsDefinition:
     return _asset(
         "search_indexes",
         partitions,
+        IndexConfig,
         _build_indexes,
-        config=IndexConfig,
         deps=[over_ranges("encrypted_data")],
         group=MIGRATE,
         description="**Indexes and statistics.** Builds the indexes on the search columns (unique where the plaintext "
@@ -169,6 +160,7 @@ def compatibility_views(partitions: Partitions) -> dg.AssetsDefinition:
     return _asset(
         "compatibility_views",
         partitions,
+        NoConfig,
         _create_views,
         deps=["verified_table"],
         group=VIEWS,

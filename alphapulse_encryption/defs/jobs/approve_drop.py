@@ -6,11 +6,8 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from alphapulse_encryption.defs.assets.groups import TARGET_POOL
-from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN, op_job
-from alphapulse_encryption.defs.resources.border import safely
-from alphapulse_encryption.defs.resources.effects import REPORT, On
-from alphapulse_encryption.defs.resources.target import TargetResource
+from alphapulse_encryption.defs.jobs.once import op_job
+from alphapulse_encryption.defs.resources.effects import REPORT, NoConfig, On
 from alphapulse_encryption.migration.gates import approvals
 from alphapulse_encryption.migration.gates.approvals import LONGEST_VALID_FOR, VALID_FOR, Approval
 from alphapulse_encryption.migration.schema.definition import read_table
@@ -80,18 +77,15 @@ def _revoke(on: On[RevocationConfig]) -> dict[str, Any]:
     return {REPORT: [f"✓ Revoked approval {config.approval}"]}
 
 
-@dg.op(name="list", pool=TARGET_POOL, description="Show every approval, the newest first. Reads only.")
-def show_approvals(context: dg.OpExecutionContext, target: TargetResource) -> None:
-    """List the approvals in the run's log, and as a table in the output's metadata."""
-    with safely():
-        with target.database.session("list the approvals") as connection:
-            found = approvals.list_approvals(connection)
-        for approval in found:
-            context.log.info(str(approval))
-        if not found:
-            context.log.info("There is no approval.")
-        table = dg.MetadataValue.table(records=[_record(approval) for approval in found]) if found else "none"
-        context.add_output_metadata({"approvals": table})
+def _list(on: On[NoConfig]) -> dict[str, Any]:
+    with on.database.session("list the approvals") as connection:
+        found = approvals.list_approvals(connection)
+    for approval in found:
+        on.log(str(approval))
+    if not found:
+        on.log("There is no approval.")
+    records = [_record(approval) for approval in found]
+    return {"approvals": dg.MetadataValue.table(records=records) if records else "none"}
 
 
 def _record(approval: Approval) -> dg.TableRecord:
@@ -140,9 +134,12 @@ def build() -> list[dg.JobDefinition]:
             description="**Step 8, undone.** Takes an approval back before it is used.",
             launchpad={"approval": 0, "operator": "", "reason": ""},
         ),
-        dg.GraphDefinition(name="list_approvals", node_defs=[show_approvals]).to_job(
-            tags=NEVER_AGAIN,
-            executor_def=dg.in_process_executor,
+        op_job(
+            "list",
+            NoConfig,
+            _list,
+            job="list_approvals",
+            does="Show every approval, the newest first. Reads only.",
             description="**Step 8.** Lists every approval: open, used, revoked or expired. Reads only.",
         ),
     ]

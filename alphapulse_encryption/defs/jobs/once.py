@@ -48,7 +48,7 @@ def op_job(
     *,
     does: str,
     description: str,
-    launchpad: Mapping[str, object],
+    launchpad: Mapping[str, object] | None = None,
     example: Mapping[str, object] | None = None,
     then: str = "",
     job: str = "",
@@ -82,7 +82,7 @@ def op_job(
         )
     return dg.GraphDefinition(name=job or guide.stage(op).job, node_defs=[run]).to_job(
         tags=NEVER_AGAIN,
-        config={"ops": {op: {"config": dict(launchpad)}}},
+        config={"ops": {op: {"config": dict(launchpad)}}} if launchpad else None,
         executor_def=dg.in_process_executor,
         description=description + then,
     )

@@ -48,6 +48,10 @@ class Effect:
         return {**self.entries, **{name: value for name, value in told.items() if value}}
 
 
+class NoConfig(dg.Config):
+    """Nothing to choose."""
+
+
 Config = TypeVar("Config")
 
 
