@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.migration.schema.guard import guard_name
 from alphapulse_encryption.migration.schema.views import view_names
-from alphapulse_encryption.migration.steps.columns import guard_name
 from alphapulse_encryption_tests.migration import walk
 
 # Strings without escapes (standard_conforming_strings), names, dollar-quoted bodies, comments, the rest.

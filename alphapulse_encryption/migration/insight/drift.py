@@ -25,7 +25,8 @@ from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.catch_up import has_pending_index, pending_in
 from alphapulse_encryption.migration.schema.definition import OF_THE_APPLICATION, TableDefinition, read_table
-from alphapulse_encryption.migration.steps.columns import guard_in_place, unsuitable_columns
+from alphapulse_encryption.migration.schema.guard import guard_in_place
+from alphapulse_encryption.migration.steps.columns import unsuitable_columns
 
 Connection = psycopg.Connection[Any]
 

@@ -26,7 +26,7 @@ from alphapulse_encryption.migration.bookkeeping.tracking import TableState
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows import plan, verify
-from alphapulse_encryption.migration.schema import indexes, saved, views
+from alphapulse_encryption.migration.schema import guard, indexes, saved, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.dependants import stops_of_the_drop
 from alphapulse_encryption.migration.schema.partitions import refuse_partition
@@ -554,8 +554,8 @@ def _columns(
     statements: list[Composed] = []
     if names := columns.missing_columns(definition):
         statements.append(columns.add_columns_statement(definition, names))
-    if not columns.guard_is_current(connection, added, authority):
-        statements += columns.guard_statements(connection, added, authority)
+    if not guard.guard_is_current(connection, added, authority):
+        statements += guard.guard_statements(connection, added, authority)
     return _step("columns", as_text(statements, _lock_of))
 
 

@@ -26,10 +26,10 @@ from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.catch_up import has_pending_index
-from alphapulse_encryption.migration.schema import indexes, saved, sql
+from alphapulse_encryption.migration.schema import guard, indexes, saved, sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.partitions import Part, lock_parts, read_parts
-from alphapulse_encryption.migration.steps import columns, switch
+from alphapulse_encryption.migration.steps import switch
 from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
@@ -171,7 +171,7 @@ def _verify_changed(connection: Connection, ask: _Ask, since: int) -> int:
 
 def _refuse_without_guard(connection: Connection, definition: TableDefinition) -> None:
     key = definition.table.key
-    if not columns.guard_in_place(connection, definition):
+    if not guard.guard_in_place(connection, definition):
         raise RefusedError(
             f"The guard triggers of {key} are missing or disabled, so writes since the verification may have gone "
             f"unnoticed. Renew them (--add-columns --table {key}), verify and approve again; nothing was dropped."
@@ -262,7 +262,7 @@ def _lock(connection: Connection, definition: TableDefinition) -> None:
 
 
 def _alter(connection: Connection, definition: TableDefinition, what: saved.SavedTable) -> None:
-    columns.drop_guard(connection, definition)
+    guard.drop_guard(connection, definition)
     for statement in _removal(definition, what):
         connection.execute(statement)
 
@@ -277,7 +277,7 @@ def drop_statements(definition: TableDefinition, what: saved.SavedTable) -> list
     names = {c.name for c in what.columns if c.not_null is not None and not c.encrypted_was_required}
     required = [column.encrypted for column in definition.table.columns if column.name in names]
     return [
-        *columns.drop_guard_statements(definition),
+        *guard.drop_guard_statements(definition),
         *_removal(definition, what),
         *(
             statement

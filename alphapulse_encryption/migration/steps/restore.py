@@ -26,10 +26,10 @@ from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, o
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.fill import NAMED_OFFENDERS, Filler, FillProgress
-from alphapulse_encryption.migration.schema import indexes, saved
+from alphapulse_encryption.migration.schema import guard, indexes, saved
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.saved import SavedColumn, SavedConstraint, SavedIndex, SavedTable
-from alphapulse_encryption.migration.steps import columns, switch
+from alphapulse_encryption.migration.steps import switch
 from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
@@ -199,7 +199,7 @@ def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor)
     for column in what.columns:
         lost += _dress_column(connection, definition, column)
     tracking.advance(connection, table, State.RESTORING, what.set_aside.model_dump())
-    columns.ensure_guard(connection, read_table(connection, table), actor)
+    guard.ensure_guard(connection, read_table(connection, table), actor)
     tracking.audit(
         connection, actor, "begin_restore", table, columns=[c.name for c in what.columns], lost_grants=lost
     )

@@ -26,11 +26,10 @@ from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import fill, verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.fill import Filler, FillProgress
-from alphapulse_encryption.migration.schema import indexes, saved, sql, views
+from alphapulse_encryption.migration.schema import guard, indexes, saved, sql, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.partitions import lock_partitions
 from alphapulse_encryption.migration.schema.saved import NotNull, SetAside
-from alphapulse_encryption.migration.steps import columns
 from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
@@ -287,7 +286,7 @@ def switch_statements(connection: Connection, definition: TableDefinition) -> li
     actions = _relax(what_is_set_aside(connection, definition))
     if actions:
         statements.append(saved.alter(definition, actions))
-    return statements + columns.guard_statements(connection, definition, "ciphertext")
+    return statements + guard.guard_statements(connection, definition, "ciphertext")
 
 
 def what_is_set_aside(connection: Connection, definition: TableDefinition) -> SetAside:
@@ -328,7 +327,7 @@ def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | No
     if actions:
         connection.execute(saved.alter(definition, actions))
     tracking.advance(connection, table, State.SWITCHED, taken.model_dump())
-    columns.ensure_guard(connection, definition, actor)
+    guard.ensure_guard(connection, definition, actor)
     tracking.audit(
         connection,
         actor,
@@ -416,7 +415,7 @@ def _withdraw(connection: Connection, table: Table, actor: Actor) -> tuple[str, 
         raise RefusedError(f"Table {table.key} was changed by another run meanwhile. Run the step again.")
     definition = read_table(connection, table)
     removed = views.drop_views(connection, definition)
-    columns.drop_guard(connection, definition)
+    guard.drop_guard(connection, definition)
     connection.execute(
         SQL("DROP INDEX IF EXISTS {}").format(Identifier(table.schema_name, indexes.pending_index(table)))
     )
@@ -486,7 +485,7 @@ def _hand_back(connection: Connection, filler: Filler, actor: Actor) -> bool:
     # Where nothing is set aside, all that is left is to take the guard and the views away.
     back = State.RESTORED if state.state is State.RESTORING else State.REVERTING
     tracking.advance(connection, table, back, SetAside(not_null=taken.not_null).model_dump())
-    columns.ensure_guard(connection, definition, actor)
+    guard.ensure_guard(connection, definition, actor)
     tracking.audit(connection, actor, "hand_back", table, rows=filler.rows, values=filler.values)
     return True
 

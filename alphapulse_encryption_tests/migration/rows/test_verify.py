@@ -27,8 +27,8 @@ from alphapulse_encryption.migration.rows.verify import (
     verify_changed,
     verify_range,
 )
+from alphapulse_encryption.migration.schema import guard
 from alphapulse_encryption.migration.schema.definition import read_table
-from alphapulse_encryption.migration.steps import columns
 from alphapulse_encryption.migration.steps.versions import begin_rotation
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.crypto import independent
@@ -251,7 +251,7 @@ def test_results_are_worth_nothing_after_a_change(notes_url: str) -> None:
     with pytest.raises(psycopg.errors.FeatureNotSupported, match="zzz_encryption_guard"):
         run(notes_url, "ALTER TABLE notes ALTER bare TYPE varchar(99)")
     with Database(notes_url).session("drop the guard") as connection:
-        columns.drop_guard(connection, read_table(connection, ENTRY))
+        guard.drop_guard(connection, read_table(connection, ENTRY))
     for change, back in (
         ("ALTER bare TYPE varchar(99)", "ALTER bare TYPE text"),
         (

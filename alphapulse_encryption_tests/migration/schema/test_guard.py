@@ -16,8 +16,8 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.lifecycle import Authority, State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.schema import guard
 from alphapulse_encryption.migration.schema.definition import read_table
-from alphapulse_encryption.migration.steps import columns
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, Row, run
 
@@ -32,7 +32,7 @@ def set_authority(url: str, authority: Authority, entry: Table = ENTRY) -> None:
     with Database(url).session("set the authority") as connection, connection.transaction():
         if authority == "ciphertext":
             tracking.advance(connection, entry, State.SWITCHED)
-        columns.ensure_guard(connection, read_table(connection, entry), ACTOR)
+        guard.ensure_guard(connection, read_table(connection, entry), ACTOR)
 
 
 @pytest.fixture
@@ -551,7 +551,7 @@ def test_authority_changes_between_statements_only(guarded_url: str) -> None:
 def test_damaged_guard_is_seen_and_mended(guarded_url: str, damage: str) -> None:
     def in_place() -> bool:
         with Database(guarded_url).session("look at the guard") as connection:
-            return columns.guard_in_place(connection, read_table(connection, ENTRY))
+            return guard.guard_in_place(connection, read_table(connection, ENTRY))
 
     assert in_place()
     run(guarded_url, damage)
@@ -602,7 +602,7 @@ def test_keys_of_long_tables_get_a_guard_of_their_own(database_url: str) -> None
     for name in names:
         run(database_url, f"CREATE TABLE {name} (id int PRIMARY KEY, v text)")
         support.encrypt(database_url, support.table(name, "v"))
-    functions = {columns.guard_name(support.table(name, "v")) for name in names}
+    functions = {guard.guard_name(support.table(name, "v")) for name in names}
     assert len(functions) == 2
     assert all(len(name) <= 63 for name in functions)
     for name in names:

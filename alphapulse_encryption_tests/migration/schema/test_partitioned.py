@@ -14,8 +14,8 @@ from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import plan
 from alphapulse_encryption.migration.schema import partitions
 from alphapulse_encryption.migration.schema.definition import read_table
+from alphapulse_encryption.migration.schema.guard import guard_in_place
 from alphapulse_encryption.migration.schema.indexes import IndexResult, build_search_indexes
-from alphapulse_encryption.migration.steps.columns import guard_in_place
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, KEYS, run, target
