@@ -12,6 +12,8 @@ from pathlib import Path
 # What stands for a part of a message that changes.
 VARIES = "…"
 ROOT_OF_ERRORS = "MigrationError"
+# The base class and what is made of it.
+FINDINGS = {"Finding", "Checked", "Alert"}
 
 _PACKAGE = Path(__file__).parents[2] / "alphapulse_encryption"
 
@@ -68,12 +70,12 @@ def errors(modules: dict[str, ast.Module]) -> Iterator[Message]:
 
 
 def findings(modules: dict[str, ast.Module], within: str, *, besides: str = "ok") -> Iterator[Message]:
-    """What looks found, the third argument of ``Finding``; of preflight's, what is not in order."""
+    """What looks found, the third argument of a finding; of preflight's, what is not in order."""
     for name, module in modules.items():
         if not name.startswith(within):
             continue
         for node in ast.walk(module):
-            if not isinstance(node, ast.Call) or _name(node.func) != "Finding" or len(node.args) < 3:
+            if not isinstance(node, ast.Call) or _name(node.func) not in FINDINGS or len(node.args) < 3:
                 continue
             level, _, what, *_ = node.args
             if isinstance(level, ast.Constant) and level.value == besides:

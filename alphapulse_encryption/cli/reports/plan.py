@@ -13,11 +13,11 @@ from alphapulse_encryption.cli.reports.terminal import grid, seconds, span_of_by
 from alphapulse_encryption.defs.resources.environment import key_environment, target_database
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.keysources import load_key_ring
-from alphapulse_encryption.migration.gates.preflight import SIGNS, readable_size
+from alphapulse_encryption.migration.gates.findings import Finding
+from alphapulse_encryption.migration.gates.preflight import readable_size
 from alphapulse_encryption.migration.insight import preview
 from alphapulse_encryption.migration.insight.preview import (
     Durations,
-    Finding,
     Plan,
     Span,
     Step,
@@ -45,7 +45,7 @@ def read_plan(catalogue: Catalogue, tables: Sequence[str]) -> Plan:
     try:
         keys = load_key_ring(key_environment())
     except MigrationError as error:
-        unreadable = Finding(level="blocker", subject="key", message=error.args[0])
+        unreadable = Finding("blocker", "key", error.args[0])
     plan = preview.make_plan(
         database,
         [catalogue.table(key) for key in tables],
@@ -136,7 +136,7 @@ def show_plan(plan: Plan, out: Console) -> None:
     if told:
         out.print()
         for finding in sorted(told, key=lambda one: one.level):
-            out.print(f"{SIGNS[finding.level]} {finding.subject}: {finding.message}")
+            out.print(str(finding))
     if plan.tables:
         out.print()
         _overview(plan, out)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Self
 
-from alphapulse_encryption.migration.gates.findings import Finding
+from alphapulse_encryption.migration.gates.findings import Alert
 from alphapulse_encryption.migration.insight.overdue import Mark
 
 _VERSION = 1
@@ -60,7 +60,7 @@ class Told:
 class Item:
     """A finding, and when a look found it first."""
 
-    finding: Finding
+    finding: Alert
     first_seen: datetime
 
 
@@ -99,7 +99,7 @@ class Ledger:
     standing: dict[str, Standing] = field(default_factory=dict)
     told: dict[str, dict[str, Told]] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
-    _found: list[Finding] = field(default_factory=list)
+    _found: list[Alert] = field(default_factory=list)
 
     @classmethod
     def load(cls, cursor: str | None) -> Self:
@@ -142,7 +142,7 @@ class Ledger:
             separators=(",", ":"),
         )
 
-    def looked(self, findings: Iterable[Finding], now: datetime, *, blind: Finding | None = None) -> None:
+    def looked(self, findings: Iterable[Alert], now: datetime, *, blind: Alert | None = None) -> None:
         """A look found this.
 
         Args:
@@ -155,7 +155,7 @@ class Ledger:
         for key, finding in found.items():
             before = self.standing.get(key)
             since = now if before is None else before.since
-            self.standing[key] = Standing(finding.title, finding.state, since, finding.settles)
+            self.standing[key] = Standing(finding.subject, finding.state, since, finding.settles)
         if blind is not None:
             return
         for key in set(self.standing) - set(found):
@@ -190,7 +190,7 @@ class Ledger:
         told = self.told.setdefault(channel, {})
         for item in (*news.begun, *news.changed, *news.reminded):
             finding = item.finding
-            told[finding.key] = Told(finding.title, finding.state, now, finding.ends_silently)
+            told[finding.key] = Told(finding.subject, finding.state, now, finding.ends_silently)
         for key, _ in news.ended:
             del told[key]
 

@@ -22,7 +22,7 @@ from alphapulse_encryption.defs.alerts.wording import outcome, written
 from alphapulse_encryption.defs.resources.border import safely
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
-from alphapulse_encryption.migration.gates.findings import Finding
+from alphapulse_encryption.migration.gates.findings import Alert
 from alphapulse_encryption.migration.insight.drift import look_for_drift
 from alphapulse_encryption.migration.insight.overdue import (
     approvals_waiting,
@@ -35,7 +35,7 @@ from alphapulse_encryption.migration.postgres.database import DatabaseUnreachabl
 # A server that is being restarted, or a table that is locked for a moment, is nobody's concern.
 BLIND_FOR = timedelta(minutes=10)
 
-Look = Callable[[TargetResource, Ledger], Sequence[Finding]]
+Look = Callable[[TargetResource, Ledger], Sequence[Alert]]
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class _Alert:
     description: str
 
 
-def _drift(target: TargetResource, _: Ledger) -> Sequence[Finding]:
+def _drift(target: TargetResource, _: Ledger) -> Sequence[Alert]:
     return look_for_drift(target.database, target.catalogue)
 
 
-def _pending(target: TargetResource, ledger: Ledger) -> Sequence[Finding]:
+def _pending(target: TargetResource, ledger: Ledger) -> Sequence[Alert]:
     limit = settings.Alerts().pending_after
     mark = current_mark(target.database)
     ledger.marks = add_mark(ledger.marks, mark, limit)
@@ -60,11 +60,11 @@ def _pending(target: TargetResource, ledger: Ledger) -> Sequence[Finding]:
     return old_pending_rows(target.database, target.catalogue.tables, old_enough, limit)
 
 
-def _keys(target: TargetResource, _: Ledger) -> Sequence[Finding]:
+def _keys(target: TargetResource, _: Ledger) -> Sequence[Alert]:
     return keys_due(target.database, settings.Alerts().rotate_after)
 
 
-def _approvals(target: TargetResource, _: Ledger) -> Sequence[Finding]:
+def _approvals(target: TargetResource, _: Ledger) -> Sequence[Alert]:
     return approvals_waiting(target.database)
 
 
@@ -132,7 +132,7 @@ def _tick(
     alert: _Alert, channels: Sequence[Channel], ledger: Ledger, target: TargetResource
 ) -> dg.SensorResult:
     blind = None
-    findings: Sequence[Finding] = ()
+    findings: Sequence[Alert] = ()
     try:
         findings = alert.look(target, ledger)
     except DatabaseUnreachable as error:
@@ -151,7 +151,11 @@ def _tick(
         if new and results[channel.name] is None:
             ledger.delivered(channel.name, new, now)
     stands = (
-        f"could not look: {blind.what}" if blind else f"{len(findings)} found" if findings else "all is well"
+        f"could not look: {blind.message}"
+        if blind
+        else f"{len(findings)} found"
+        if findings
+        else "all is well"
     )
     return dg.SensorResult(skip_reason=outcome(results, stands), cursor=ledger.dump())
 
@@ -162,11 +166,12 @@ def _written(alert: _Alert, news: News) -> Message:
     return written(news, settings.Alerts().label, alert.about, link)
 
 
-def _blind(alert: _Alert, error: MigrationError) -> Finding:
-    return Finding(
-        f"look:{alert.name}",
+def _blind(alert: _Alert, error: MigrationError) -> Alert:
+    return Alert(
+        "warning",
         f"look for {alert.about}",
         f"Nobody can look for {alert.about}: {error}",
-        "Correct that; until then nothing of this is told of.",
+        key=f"look:{alert.name}",
+        remedy="Correct that; until then nothing of this is told of.",
         waits=BLIND_FOR,
     )

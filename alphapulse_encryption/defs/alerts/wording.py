@@ -64,7 +64,7 @@ def _line(item: Item) -> str:
     since = (
         f"Since {_moment(finding.since)}." if finding.since else f"First seen at {_moment(item.first_seen)}."
     )
-    return f"{finding.what[:1].upper()}{finding.what[1:]} {since} To do: {finding.remedy}"
+    return f"{finding.message[:1].upper()}{finding.message[1:]} {since} To do: {finding.remedy}"
 
 
 def _moment(at: datetime) -> str:

@@ -7,7 +7,7 @@ from alphapulse_encryption.defs.resources.border import safely
 from alphapulse_encryption.defs.resources.effects import REPORT
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.gates import preflight
-from alphapulse_encryption.migration.gates.preflight import SIGNS, readable_size
+from alphapulse_encryption.migration.gates.preflight import readable_size
 
 
 def build() -> dg.AssetsDefinition:
@@ -29,7 +29,7 @@ def build() -> dg.AssetsDefinition:
             for finding in report.findings:
                 context.log.info(str(finding))
             preflight.refuse_blockers(report)
-            told = [f"{SIGNS[f.level]} {f.subject}: {f.message}" for f in (*report.warnings, *report.passed)]
+            told = [str(finding) for finding in (*report.warnings, *report.passed)]
             return dg.MaterializeResult(
                 metadata={
                     REPORT: told,

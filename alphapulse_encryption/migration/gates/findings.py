@@ -1,19 +1,54 @@
-"""What a look at the database found that a person should know of."""
+"""What a look at the database found that a person should know of: the checklist, the plan and the alerts tell it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Literal
+
+from pydantic import ConfigDict
+
+Level = Literal["ok", "warning", "blocker"]
+SIGNS = {"ok": "✓", "warning": "!", "blocker": "✗"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a person should know of. All of its words are ours, and the names of tables and columns.
+    """A line of the checklist, or something that a later step will refuse.
+
+    All of its words are ours, and the names of tables and columns.
+    """
+
+    level: Level
+    subject: str
+    message: str
+
+    # Documents hold findings as they are.
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def __str__(self) -> str:
+        return f"{SIGNS[self.level]} {self.subject}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Checked(Finding):
+    """A line of the checklist.
 
     Args:
+        of_role: whether it is about the role that asks, and not so for another one.
+    """
+
+    of_role: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alert(Finding):
+    """What somebody is told of when it begins, changes and ends.
+
+    Args:
+        subject: in a few words, what it is about; this is what is said when it is over.
+        message: a sentence: what is wrong, and where.
         key: tells it from all others, from one look to the next.
-        title: in a few words, what it is about; this is what is said when it is over.
-        what: a sentence: what is wrong, and where.
         remedy: what to do, with the command.
         state: another one than before means that it changed, so that it is told of again.
         since: from when on it is so, where the database knows; None where only the look can tell.
@@ -24,8 +59,6 @@ class Finding:
     """
 
     key: str
-    title: str
-    what: str
     remedy: str
     state: str = ""
     since: datetime | None = None

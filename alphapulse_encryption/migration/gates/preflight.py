@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -25,6 +25,7 @@ from alphapulse_encryption.migration.bookkeeping.limits import Limits
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates import roles
 from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, is_recent, latest_backup
+from alphapulse_encryption.migration.gates.findings import Checked, Level
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_PRIVILEGES, Database
 from alphapulse_encryption.migration.rows.throttle import NotAvailable, ReplicationLag, free_bytes
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
@@ -34,8 +35,6 @@ from alphapulse_encryption.migration.schema.partitions import read_parts, refuse
 from alphapulse_encryption.migration.schema.sql import GUARD_INSERT, GUARDS
 
 Connection = psycopg.Connection[Any]
-Level = Literal["ok", "warning", "blocker"]
-SIGNS: Mapping[Level, str] = {"ok": "✓", "warning": "!", "blocker": "✗"}
 
 OLDEST_SERVER = 140000  # CREATE OR REPLACE TRIGGER (PostgreSQL 14)
 LONG_TRANSACTION = timedelta(minutes=5)
@@ -47,27 +46,6 @@ _TOKEN_BYTES = 45
 _DEFAULT_WIDTH = 32  # of a column that was never analysed
 # Rows per second of one worker on two cores, rows of five values, rounded down; staging rehearsals measure it.
 ASSUMED_ROWS_PER_SECOND = 20_000
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the checklist.
-
-    Args:
-        level: how bad it is.
-        subject: the table, the column or what else it is about.
-        message: a sentence.
-        of_role: whether it is about the role that asks, and not so for another one.
-    """
-
-    level: Level
-    subject: str
-    message: str
-    of_role: bool = False
-
-    def __str__(self) -> str:
-        sign = {"ok": "✓", "warning": "!", "blocker": "✗"}[self.level]
-        return f"{sign} {self.subject}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -84,7 +62,7 @@ class PreflightReport:
         seconds: duration of the check.
     """
 
-    findings: tuple[Finding, ...]
+    findings: tuple[Checked, ...]
     rows: int
     current_bytes: int
     growth_bytes: int
@@ -93,16 +71,19 @@ class PreflightReport:
     seconds: float
 
     @property
-    def blockers(self) -> tuple[Finding, ...]:
-        return tuple(finding for finding in self.findings if finding.level == "blocker")
+    def blockers(self) -> tuple[Checked, ...]:
+        return self._of("blocker")
 
     @property
-    def passed(self) -> tuple[Finding, ...]:
-        return tuple(finding for finding in self.findings if finding.level == "ok")
+    def passed(self) -> tuple[Checked, ...]:
+        return self._of("ok")
 
     @property
-    def warnings(self) -> tuple[Finding, ...]:
-        return tuple(finding for finding in self.findings if finding.level == "warning")
+    def warnings(self) -> tuple[Checked, ...]:
+        return self._of("warning")
+
+    def _of(self, level: Level) -> tuple[Checked, ...]:
+        return tuple(finding for finding in self.findings if finding.level == level)
 
 
 def check(
@@ -121,7 +102,7 @@ def check(
         DatabaseFailure: the server refused a question.
     """
     started = time.monotonic()
-    findings: list[Finding] = []
+    findings: list[Checked] = []
     rows = current = growth = 0
     with database.session("run the preflight") as connection:
         findings += _server(connection)
@@ -143,7 +124,7 @@ def check(
                     once=once,
                 )
             except MigrationError as error:
-                findings.append(Finding("blocker", table.key, error.args[0]))
+                findings.append(Checked("blocker", table.key, error.args[0]))
                 continue
             findings += _table(connection, definition)
             rows += definition.estimated_rows
@@ -185,22 +166,22 @@ def _one(connection: Connection, query: str) -> Any:
     return row[0] if row is not None else None
 
 
-def _server(connection: Connection) -> list[Finding]:
+def _server(connection: Connection) -> list[Checked]:
     version = connection.info.server_version
     findings = []
     if version < OLDEST_SERVER:
         findings.append(
-            Finding("blocker", "server", f"PostgreSQL {version // 10000} is too old; 14 or newer is needed.")
+            Checked("blocker", "server", f"PostgreSQL {version // 10000} is too old; 14 or newer is needed.")
         )
     else:
-        findings.append(Finding("ok", "server", f"PostgreSQL {version // 10000}.{version % 10000}"))
+        findings.append(Checked("ok", "server", f"PostgreSQL {version // 10000}.{version % 10000}"))
     if _one(connection, "SELECT pg_is_in_recovery()"):
-        findings.append(Finding("blocker", "server", "is a read-only replica. Connect to the primary."))
+        findings.append(Checked("blocker", "server", "is a read-only replica. Connect to the primary."))
     # Of a list of privileges, any one would do.
     allowed = "SELECT has_schema_privilege('public', 'CREATE') AND has_schema_privilege('public', 'USAGE')"
     if not tracking.bookkeeping_exists(connection) and not _one(connection, allowed):
         findings.append(
-            Finding(
+            Checked(
                 "blocker",
                 "privileges",
                 "the bookkeeping needs CREATE on the schema public: GRANT CREATE ON SCHEMA public TO this role, or "
@@ -211,12 +192,12 @@ def _server(connection: Connection) -> list[Finding]:
     return findings
 
 
-def _privileges(connection: Connection, tables: Sequence[Table]) -> list[Finding]:
+def _privileges(connection: Connection, tables: Sequence[Table]) -> list[Checked]:
     """Which steps are for the role in use, what it lacks for the others, and what it could do beyond them."""
     name = roles.current_role(connection)
     if roles.is_superuser(connection):
         return [
-            Finding(
+            Checked(
                 "warning",
                 "privileges",
                 f"the role {name} is a superuser: nothing is refused to it, not even a drop without an approval. "
@@ -233,9 +214,9 @@ def _privileges(connection: Connection, tables: Sequence[Table]) -> list[Finding
         else:
             allowed.append(step.flag)
     if allowed:
-        findings.append(Finding("ok", "privileges", f"the role {name} may run {', '.join(allowed)}"))
+        findings.append(Checked("ok", "privileges", f"the role {name} may run {', '.join(allowed)}"))
     findings += [
-        Finding(
+        Checked(
             "warning",
             "privileges",
             f"the role {name} may not run {', '.join(flags)}, which {'are' if len(flags) > 1 else 'is'} for a member "
@@ -244,21 +225,21 @@ def _privileges(connection: Connection, tables: Sequence[Table]) -> list[Finding
         for (role, missing), flags in steps_lacking.items()
     ]
     findings += [
-        Finding("warning", "privileges", f"the role {name} has more than it needs: {what}.")
+        Checked("warning", "privileges", f"the role {name} has more than it needs: {what}.")
         for what in roles.too_much(connection)
     ]
     return findings
 
 
-def _key(connection: Connection, keys: KeyRing) -> Finding:
+def _key(connection: Connection, keys: KeyRing) -> Checked:
     try:
         tracking.check_key(connection, keys)
     except MigrationError as error:
-        return Finding("blocker", "key", error.args[0])
-    return Finding("ok", "key", f"version {keys.current_version} is readable and 32 bytes long")
+        return Checked("blocker", "key", error.args[0])
+    return Checked("ok", "key", f"version {keys.current_version} is readable and 32 bytes long")
 
 
-def _key_usage(connection: Connection, tables: Sequence[Table], keys: KeyRing) -> list[Finding]:
+def _key_usage(connection: Connection, tables: Sequence[Table], keys: KeyRing) -> list[Checked]:
     contexts = {column.context for table in tables for column in table.columns}
     ours = [
         usage
@@ -268,16 +249,16 @@ def _key_usage(connection: Connection, tables: Sequence[Table], keys: KeyRing) -
     warned = [(usage, warning) for usage in ours if (warning := usage.warning()) is not None]
     if ours and not warned:
         most = max(usage.messages for usage in ours)
-        return [Finding("ok", "key usage", f"at most {most:,} of {MOST_MESSAGES:,} values under one key")]
+        return [Checked("ok", "key usage", f"at most {most:,} of {MOST_MESSAGES:,} values under one key")]
     return [
-        Finding("blocker" if usage.messages >= MOST_MESSAGES else "warning", "key usage", warning)
+        Checked("blocker" if usage.messages >= MOST_MESSAGES else "warning", "key usage", warning)
         for usage, warning in warned
     ]
 
 
-def _table(connection: Connection, definition: TableDefinition) -> list[Finding]:
+def _table(connection: Connection, definition: TableDefinition) -> list[Checked]:
     table = definition.table
-    findings: list[Finding] = []
+    findings: list[Checked] = []
     owner = connection.execute(
         "SELECT pg_has_role(relowner, 'USAGE'), relrowsecurity, "
         "  (SELECT rolbypassrls OR rolsuper FROM pg_roles WHERE rolname = current_user), relforcerowsecurity "
@@ -289,7 +270,7 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
     takes_part = roles.may_write_bookkeeping(connection)
     if not owns and takes_part:
         findings.append(
-            Finding(
+            Checked(
                 "blocker",
                 table.key,
                 "columns and triggers can be added by the table's owner only. "
@@ -299,7 +280,7 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
         )
     if takes_part and secured and not bypasses and (forced or not owns):
         findings.append(
-            Finding(
+            Checked(
                 "blocker",
                 table.key,
                 "row-level security would hide rows from this role. Use a role with BYPASSRLS.",
@@ -309,11 +290,11 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
     try:
         refuse_partition(connection, definition)
     except ConfigurationError as error:
-        findings.append(Finding("blocker", table.key, error.args[0]))
+        findings.append(Checked("blocker", table.key, error.args[0]))
     findings += _triggers(connection, definition)
     if _has_children(connection, definition):
         findings.append(
-            Finding(
+            Checked(
                 "blocker",
                 table.key,
                 "other tables inherit from it, whose rows the guard would not see. List them in the catalogue as "
@@ -322,7 +303,7 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
         )
     if names := _defaults(connection, definition):
         findings.append(
-            Finding(
+            Checked(
                 "warning",
                 table.key,
                 f"{', '.join(names)} have a default. Until the switch, the guard refuses ciphertext without its "
@@ -333,7 +314,7 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
         )
     if definition.partitioned:
         findings.append(
-            Finding(
+            Checked(
                 "warning",
                 table.key,
                 "is partitioned: it can be encrypted, verified and switched, but approve_drop will refuse, because "
@@ -341,7 +322,7 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
             )
         )
     findings += [
-        Finding(
+        Checked(
             "warning",
             f"{table.key}.{column.name}",
             "is of the type money, whose text depends on the database's currency: it is encrypted in the form "
@@ -353,7 +334,7 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
     for index in unique_indexes(connection, definition):
         if not index.portable:
             findings.append(
-                Finding(
+                Checked(
                     "warning",
                     table.key,
                     f"the uniqueness that {index.name} guarantees cannot be carried over, and switch_to_ciphertext "
@@ -361,7 +342,7 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
                 )
             )
     findings += [
-        Finding(
+        Checked(
             "warning",
             f"{table.key}.{found.column}",
             f"{found.name} depends on the plaintext column and stops its drop. Move it to the encrypted column or the "
@@ -374,7 +355,7 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
     if not any(finding.level == "blocker" for finding in findings):
         findings.insert(
             0,
-            Finding(
+            Checked(
                 "ok",
                 table.key,
                 f"about {definition.estimated_rows:,} rows, {len(table.columns)} columns to encrypt, "
@@ -388,7 +369,7 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Finding]
 _ROW, _BEFORE, _INSERT_OR_UPDATE = 1, 2, 4 | 16
 
 
-def _triggers(connection: Connection, definition: TableDefinition) -> list[Finding]:
+def _triggers(connection: Connection, definition: TableDefinition) -> list[Checked]:
     rows = connection.execute(
         "SELECT DISTINCT tgname FROM pg_trigger WHERE tgrelid = ANY (%s) AND NOT tgisinternal AND tgenabled <> 'D' "
         'AND tgname COLLATE "C" > %s AND tgname !~ %s AND tgtype & %s = %s AND tgtype & %s <> 0 ORDER BY 1',
@@ -402,7 +383,7 @@ def _triggers(connection: Connection, definition: TableDefinition) -> list[Findi
         ],
     ).fetchall()
     return [
-        Finding(
+        Checked(
             "blocker",
             definition.table.key,
             f"the trigger {name} runs after the guard, which would not see what it makes of a row: triggers run in "
@@ -470,15 +451,15 @@ def encrypted_bytes(connection: Connection, definition: TableDefinition) -> int:
     return int(definition.estimated_rows * per_row)
 
 
-def _backups(connection: Connection, tables: Sequence[Table]) -> list[Finding]:
+def _backups(connection: Connection, tables: Sequence[Table]) -> list[Checked]:
     begun = tracking.bookkeeping_exists(connection)
     newest = {table.key: latest_backup(connection, table) if begun else None for table in tables}
     without = [key for key, backup in newest.items() if backup is None or not is_recent(connection, backup)]
     if not without:
         taken = min(backup.taken_at for backup in newest.values() if backup is not None)
-        return [Finding("ok", "backup", f"verified, of every table, since {taken:%Y-%m-%d %H:%M} UTC")]
+        return [Checked("ok", "backup", f"verified, of every table, since {taken:%Y-%m-%d %H:%M} UTC")]
     return [
-        Finding(
+        Checked(
             "warning",
             "backup",
             f"there is no verified backup of the last {NOT_OLDER_THAN_HOURS} hours that holds {', '.join(without)}. "
@@ -496,13 +477,13 @@ _RECORDED = {
 }
 
 
-def _logging(connection: Connection) -> list[Finding]:
+def _logging(connection: Connection) -> list[Checked]:
     records = _records_values(connection)
     if not records:
-        return [Finding("ok", "logging", "our sessions leave no values in the server's log")]
+        return [Checked("ok", "logging", "our sessions leave no values in the server's log")]
     role = connection.info.user
     return [
-        Finding(
+        Checked(
             "warning",
             "logging",
             f"{_RECORDED[name]}, and this role may not turn that off for its sessions: values can end up in the "
@@ -557,7 +538,7 @@ def _remedy(connection: Connection, role: str, name: str) -> str:
     return f"Let a superuser run: {granted} (or {for_the_role})"
 
 
-def long_transactions(connection: Connection) -> list[Finding]:
+def long_transactions(connection: Connection) -> list[Checked]:
     """Transactions of others in this database that have been open for long."""
     rows = connection.execute(
         "SELECT pid, coalesce(application_name, ''), now() - xact_start FROM pg_stat_activity "
@@ -565,7 +546,7 @@ def long_transactions(connection: Connection) -> list[Finding]:
         [LONG_TRANSACTION],
     ).fetchall()
     return [
-        Finding(
+        Checked(
             "warning",
             "long transaction",
             f"process {pid} ({name}) has been in a transaction for {str(age).split('.')[0]}: schema changes and "
@@ -575,11 +556,11 @@ def long_transactions(connection: Connection) -> list[Finding]:
     ]
 
 
-def _replicas(connection: Connection) -> list[Finding]:
+def _replicas(connection: Connection) -> list[Checked]:
     seen = ReplicationLag().look(connection, Limits())
     if not isinstance(seen, NotAvailable):
         return []
-    return [Finding("warning", "replicas", f"the backfill will not hold back for them: {seen.reason}.")]
+    return [Checked("warning", "replicas", f"the backfill will not hold back for them: {seen.reason}.")]
 
 
 def _free_disk(connection: Connection) -> int | None:
@@ -592,24 +573,24 @@ def _free_disk(connection: Connection) -> int | None:
         return None
 
 
-def _disk(database_bytes: int, growth: int, free: int | None) -> Finding:
+def _disk(database_bytes: int, growth: int, free: int | None) -> Checked:
     need = max(database_bytes, growth)
     told = (
         f"about {readable_size(growth)} growth is expected; keep {readable_size(need)} free (2x the database)"
     )
     if free is None:
-        return Finding(
+        return Checked(
             "warning", "disk", f"{told}. The server's free space cannot be seen from here: check it."
         )
     if free < growth:
-        return Finding(
+        return Checked(
             "blocker",
             "disk",
             f"{told}; only {readable_size(free)} are. Make room, or migrate table by table.",
         )
     if free < need:
-        return Finding("warning", "disk", f"{told}; {readable_size(free)} are.")
-    return Finding("ok", "disk", f"{told}; {readable_size(free)} are")
+        return Checked("warning", "disk", f"{told}; {readable_size(free)} are.")
+    return Checked("ok", "disk", f"{told}; {readable_size(free)} are")
 
 
 def readable_size(size: int) -> str:

@@ -20,7 +20,7 @@ from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.tracking import TableState
 from alphapulse_encryption.migration.discovery.sensitive_names import Suspicion, looks_sensitive
-from alphapulse_encryption.migration.gates.findings import Finding
+from alphapulse_encryption.migration.gates.findings import Alert
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.catch_up import has_pending_index, pending_in
@@ -36,7 +36,7 @@ PENDING_SETTLES = timedelta(minutes=15)
 NAMED = 12
 
 
-def look_for_drift(database: Database, catalogue: Catalogue) -> list[Finding]:
+def look_for_drift(database: Database, catalogue: Catalogue) -> list[Alert]:
     """Hold the database against the catalogue and the bookkeeping.
 
     Looked for: plaintext written without ciphertext in ranges that were done; guards missing or disabled; columns gone,
@@ -48,14 +48,14 @@ def look_for_drift(database: Database, catalogue: Catalogue) -> list[Finding]:
     """
     with database.session("look for drift") as connection:
         plan_by_key(connection)
-        found: list[Finding] = []
+        found: list[Alert] = []
         if tracking.bookkeeping_exists(connection):
             for table in catalogue.tables:
                 found += _of_table(connection, table)
         return found + uncatalogued(connection, catalogue)
 
 
-def _of_table(connection: Connection, table: Table) -> list[Finding]:
+def _of_table(connection: Connection, table: Table) -> list[Alert]:
     state = tracking.table_state(connection, table)
     if state is None or state.state is State.REVERTED:
         return []
@@ -63,11 +63,12 @@ def _of_table(connection: Connection, table: Table) -> list[Finding]:
         definition = read_table(connection, table, plaintext=False)
     except ConfigurationError as error:
         return [
-            Finding(
-                f"table:{table.key}",
+            Alert(
+                "warning",
                 f"{table.key}: not as catalogued",
                 str(error),
-                "Its encrypted values cannot be looked after until then.",
+                key=f"table:{table.key}",
+                remedy="Its encrypted values cannot be looked after until then.",
             )
         ]
     found = _columns(definition, state)
@@ -83,7 +84,7 @@ def _missing_plaintext(definition: TableDefinition) -> list[str]:
     return [column.name for column in definition.table.columns if column.name not in definition.columns]
 
 
-def _columns(definition: TableDefinition, state: TableState) -> list[Finding]:
+def _columns(definition: TableDefinition, state: TableState) -> list[Alert]:
     key = definition.table.key
     derived = [name for column in definition.table.columns for name in column.derived]
     gone = [name for name in derived if name not in definition.columns]
@@ -94,11 +95,12 @@ def _columns(definition: TableDefinition, state: TableState) -> list[Finding]:
     found = []
     if gone:
         found.append(
-            Finding(
-                f"gone:{key}",
+            Alert(
+                "warning",
                 f"{key}: columns gone",
                 f"{_columns_of(key, gone)} gone, and not by a step of this migration.",
-                "Find out who dropped or renamed them before anything else is done: if ciphertext is gone whose "
+                key=f"gone:{key}",
+                remedy="Find out who dropped or renamed them before anything else is done: if ciphertext is gone whose "
                 "plaintext was dropped, stop writers and restore from the latest backup. A new encrypted column is "
                 f"added by --add-columns --table {key}.",
                 state=_state(gone),
@@ -106,47 +108,50 @@ def _columns(definition: TableDefinition, state: TableState) -> list[Finding]:
         )
     if unsuitable:
         found.append(
-            Finding(
-                f"type:{key}",
+            Alert(
+                "warning",
                 f"{key}: types of encrypted columns",
                 f"{_columns_of(key, unsuitable)} of another type than the migration made.",
-                "Find out who changed it, give it its type back (text; varchar(64) for a search column), and verify: "
-                f"--verify --table {key}.",
+                key=f"type:{key}",
+                remedy="Find out who changed it, give it its type back (text; varchar(64) for a search column), and "
+                f"verify: --verify --table {key}.",
                 state=_state(unsuitable),
             )
         )
     if back:
         found.append(
-            Finding(
-                f"back:{key}",
+            Alert(
+                "warning",
                 f"{key}: plaintext columns after their drop",
                 f"{_columns_of(key, back)} there again, although the plaintext of {key} was dropped; nothing encrypts "
                 "what is written to it.",
-                "Find out which program or migration added it, and drop it; --restore-plaintext is the way to bring "
-                "plaintext back.",
+                key=f"back:{key}",
+                remedy="Find out which program or migration added it, and drop it; --restore-plaintext is the way to "
+                "bring plaintext back.",
                 state=_state(back),
             )
         )
     return found
 
 
-def _guard(connection: Connection, definition: TableDefinition) -> list[Finding]:
+def _guard(connection: Connection, definition: TableDefinition) -> list[Alert]:
     if guard_in_place(connection, definition):
         return []
     key = definition.table.key
     return [
-        Finding(
-            f"guard:{key}",
+        Alert(
+            "warning",
             f"{key}: guard",
             f"A guard trigger of {key} is missing or disabled: nothing keeps an old ciphertext from staying beside "
             "a new plaintext.",
-            f"Put it back at once (--add-columns --table {key}), find out who took it away, and verify what was "
+            key=f"guard:{key}",
+            remedy=f"Put it back at once (--add-columns --table {key}), find out who took it away, and verify what was "
             f"written meanwhile (--migrate-data --verify --table {key}).",
         )
     ]
 
 
-def _pending(connection: Connection, definition: TableDefinition, state: TableState) -> list[Finding]:
+def _pending(connection: Connection, definition: TableDefinition, state: TableState) -> list[Alert]:
     table = definition.table
     if not has_pending_index(connection, definition):
         return _blind(connection, table)
@@ -161,19 +166,20 @@ def _pending(connection: Connection, definition: TableDefinition, state: TableSt
         else ""
     )
     return [
-        Finding(
-            f"pending:{table.key}",
+        Alert(
+            "warning",
             f"{table.key}: plaintext without ciphertext",
             f"Plaintext was written to {table.key} without ciphertext after it was done, in batch range{plural} "
             f"{_listed([f'{number:02d}' for number in ranges])}.",
-            f"{whose[:1].upper() + whose[1:]}{'encrypt' if whose else 'Encrypt'} it: --migrate-data --table "
+            key=f"pending:{table.key}",
+            remedy=f"{whose[:1].upper() + whose[1:]}{'encrypt' if whose else 'Encrypt'} it: --migrate-data --table "
             f"{table.key}; the sensor pending_rows, once started, does so by itself.",
             settles=PENDING_SETTLES,
         )
     ]
 
 
-def _blind(connection: Connection, table: Table) -> list[Finding]:
+def _blind(connection: Connection, table: Table) -> list[Alert]:
     """Without the index nobody sees pending rows; it is built before the verification."""
     verified = connection.execute(
         "SELECT EXISTS (SELECT FROM public.encryption_verifications WHERE table_name = %s)", [table.key]
@@ -181,17 +187,18 @@ def _blind(connection: Connection, table: Table) -> list[Finding]:
     if verified != (True,):
         return []
     return [
-        Finding(
-            f"index:{table.key}",
+        Alert(
+            "warning",
             f"{table.key}: index on pending rows",
             f"The small index on pending rows of {table.key} is missing or invalid, so that nobody would see plaintext "
             "that is written without ciphertext.",
-            f"Build it again: --migrate-data --table {table.key}.",
+            key=f"index:{table.key}",
+            remedy=f"Build it again: --migrate-data --table {table.key}.",
         )
     ]
 
 
-def _verified_otherwise(connection: Connection, definition: TableDefinition) -> list[Finding]:
+def _verified_otherwise(connection: Connection, definition: TableDefinition) -> list[Alert]:
     key = definition.table.key
     row = connection.execute(
         "SELECT max(verified_at) FROM public.encryption_verifications WHERE table_name = %s AND definition <> %s",
@@ -200,12 +207,13 @@ def _verified_otherwise(connection: Connection, definition: TableDefinition) -> 
     if row is None or row[0] is None:
         return []
     return [
-        Finding(
-            f"definition:{key}",
+        Alert(
+            "warning",
             f"{key}: definition",
             f"The catalogued columns of {key}, their types or its primary key are not those that were verified at "
             f"{row[0]:%F %R} UTC.",
-            f"If that was on purpose, verify again (--verify --table {key}); approvals given before are void.",
+            key=f"definition:{key}",
+            remedy=f"If that was on purpose, verify again (--verify --table {key}); approvals given before are void.",
         )
     ]
 
@@ -219,7 +227,7 @@ SELECT n.nspname, c.relname, a.attname, format_type(a.atttypid, a.atttypmod)
 """
 
 
-def uncatalogued(connection: Connection, catalogue: Catalogue) -> list[Finding]:
+def uncatalogued(connection: Connection, catalogue: Catalogue) -> list[Alert]:
     """Columns that look sensitive by name and type and that the catalogue does not name, by table.
 
     Tables of extensions and of the bookkeeping are left out, and partitions, which are as their table is.
@@ -239,12 +247,13 @@ def uncatalogued(connection: Connection, catalogue: Catalogue) -> list[Finding]:
         if suspicion is not None and (schema, table, column) not in known:
             suspicious[table if schema == "public" else f"{schema}.{table}"].append((column, suspicion))
     return [
-        Finding(
-            f"uncatalogued:{key}",
+        Alert(
+            "warning",
             f"{key}: columns that look sensitive",
             f"{_columns_of(key, [f'{name} ({why.category}, {why.confidence})' for name, why in columns])} not in the "
             f"catalogue and look{'' if len(columns) > 1 else 's'} sensitive by name and type.",
-            "Add what is sensitive to the catalogue and migrate it (--preflight --add-columns --migrate-data "
+            key=f"uncatalogued:{key}",
+            remedy="Add what is sensitive to the catalogue and migrate it (--preflight --add-columns --migrate-data "
             "--verify); leave what is not, it is told of once.",
             state=_state([name for name, _ in columns]),
             reminds=False,

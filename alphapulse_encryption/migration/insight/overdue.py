@@ -16,7 +16,7 @@ from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates.approvals import Approval, list_approvals
-from alphapulse_encryption.migration.gates.findings import Finding
+from alphapulse_encryption.migration.gates.findings import Alert
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.catch_up import has_pending_index
@@ -63,7 +63,7 @@ def current_mark(database: Database) -> Mark:
 
 def old_pending_rows(
     database: Database, tables: Iterable[Table], mark: Mark | None, limit: timedelta
-) -> list[Finding]:
+) -> list[Alert]:
     """Rows that have waited for their ciphertext for longer than a limit.
 
     How old a pending row is, the bookkeeping does not know: it is pending from the application's write on. So its last
@@ -81,7 +81,7 @@ def old_pending_rows(
         if not tracking.bookkeeping_exists(connection):
             return []
         plan_by_key(connection)
-        found: list[Finding] = []
+        found: list[Alert] = []
         for table in tables:
             state = tracking.table_state(connection, table)
             if state is None or state.state is State.REVERTED or not state.state.has_both_sides:
@@ -94,7 +94,7 @@ def old_pending_rows(
         return found
 
 
-def _unchanged(connection: Connection, table: Table, mark: Mark, limit: timedelta) -> list[Finding]:
+def _unchanged(connection: Connection, table: Table, mark: Mark, limit: timedelta) -> list[Alert]:
     try:
         definition = read_table(connection, table)
     except ConfigurationError:
@@ -109,17 +109,18 @@ def _unchanged(connection: Connection, table: Table, mark: Mark, limit: timedelt
         return []
     how_many = f"more than {COUNTED:,} rows" if rows > COUNTED else f"{rows:,} row{'s' if rows > 1 else ''}"
     return [
-        Finding(
-            f"old:{table.key}",
+        Alert(
+            "warning",
             f"{table.key}: rows that wait for their ciphertext",
             f"{how_many} of {table.key} wait{'' if rows > 1 else 's'} for ciphertext, for longer than {_span(limit)}.",
-            f"Run --migrate-data --table {table.key}; the sensor pending_rows, once started, does so by itself.",
+            key=f"old:{table.key}",
+            remedy=f"Run --migrate-data --table {table.key}; the sensor pending_rows, once started, does so by itself.",
             since=mark.at,
         )
     ]
 
 
-def _standing_still(connection: Connection, table: Table, limit: timedelta) -> list[Finding] | None:
+def _standing_still(connection: Connection, table: Table, limit: timedelta) -> list[Alert] | None:
     """What to tell of a backfill that was begun and is not done; None where it is done, or was never begun."""
     done, ranges, begun, moved, overdue, reason = connection.execute(
         "SELECT count(*) FILTER (WHERE status = 'completed'), count(*), count(started_at), max(updated_at), "
@@ -132,18 +133,19 @@ def _standing_still(connection: Connection, table: Table, limit: timedelta) -> l
     if not overdue:
         return []
     return [
-        Finding(
-            f"unfinished:{table.key}",
+        Alert(
+            "warning",
             f"{table.key}: backfill that stands still",
             f"The backfill of {table.key} has not moved for longer than {_span(limit)}: {done} of {ranges} batch "
             f"ranges are done{f'; it holds back: {reason}' if reason else ''}.",
-            f"Go on with --migrate-data --table {table.key}; --settings shows whether it is paused.",
+            key=f"unfinished:{table.key}",
+            remedy=f"Go on with --migrate-data --table {table.key}; --settings shows whether it is paused.",
             since=moved,
         )
     ]
 
 
-def _set_aside(connection: Connection, table: Table, limit: timedelta) -> list[Finding]:
+def _set_aside(connection: Connection, table: Table, limit: timedelta) -> list[Alert]:
     rows = connection.execute(
         "SELECT step, count(*), min(since) FROM public.encryption_quarantine WHERE table_name = %s "
         "GROUP BY step HAVING min(since) < clock_timestamp() - %s ORDER BY step",
@@ -151,12 +153,13 @@ def _set_aside(connection: Connection, table: Table, limit: timedelta) -> list[F
     ).fetchall()
     again = {"backfill": "--migrate-data", "rotate": "--rotate-keys"}
     return [
-        Finding(
-            f"aside:{table.key}:{step}",
+        Alert(
+            "warning",
             f"{table.key}: rows set aside",
             f"{count:,} row{'s' if count > 1 else ''} of {table.key} {'were' if count > 1 else 'was'} set aside: the "
             f"{'rotation' if step == 'rotate' else 'backfill'} could not encrypt {'them' if count > 1 else 'it'}.",
-            "encryption_quarantine names them by key and reason. Correct them, and run "
+            key=f"aside:{table.key}:{step}",
+            remedy="encryption_quarantine names them by key and reason. Correct them, and run "
             f"{again.get(step, '--migrate-data')} --table {table.key} again.",
             since=since,
         )
@@ -170,7 +173,7 @@ def keys_due(
     *,
     warning_from: int = WARNING_FROM,
     most: int = MOST_MESSAGES,
-) -> list[Finding]:
+) -> list[Alert]:
     """Derived keys near the number of messages that they may encrypt, and a current version that has served for long.
 
     Args:
@@ -189,29 +192,31 @@ def keys_due(
         warning = usage.warning(warning_from=warning_from, most=most)
         if warning is not None and usage.key_version not in retired:
             found.append(
-                Finding(
-                    f"usage:{usage.context}:{usage.key_version}",
+                Alert(
+                    "warning",
                     f"key of {usage.context}, version {usage.key_version}: how often it was used",
                     warning,
-                    "Rotate to a new key version (--rotate-keys; the README says in which order).",
+                    key=f"usage:{usage.context}:{usage.key_version}",
+                    remedy="Rotate to a new key version (--rotate-keys; the README says in which order).",
                     state="used up" if usage.messages >= most else "near",
                 )
             )
     for version in versions:
         if version.state == "current" and now - version.since > rotate_after:
             found.append(
-                Finding(
-                    f"age:{version.number}",
+                Alert(
+                    "warning",
                     f"key version {version.number}: age",
                     f"Key version {version.number} has been the current one for longer than {_span(rotate_after)}.",
-                    "Rotate to a new key version (--rotate-keys; the README says in which order).",
+                    key=f"age:{version.number}",
+                    remedy="Rotate to a new key version (--rotate-keys; the README says in which order).",
                     since=version.since,
                 )
             )
     return found
 
 
-def approvals_waiting(database: Database) -> list[Finding]:
+def approvals_waiting(database: Database) -> list[Alert]:
     """Approvals of a drop that were given and not used: open, about to end, or just ended.
 
     An approval that ended is not told of where there is a later one of the same table.
@@ -222,7 +227,7 @@ def approvals_waiting(database: Database) -> list[Finding]:
     with database.session("look at the approvals") as connection:
         approvals = list_approvals(connection)
         (now,) = connection.execute("SELECT clock_timestamp()").fetchall()[0]
-    found: list[Finding] = []
+    found: list[Alert] = []
     later: set[str] = set()
     for approval in approvals:
         if approval.is_open or _has_just_ended(approval, now, later):
@@ -237,7 +242,7 @@ def _has_just_ended(approval: Approval, now: datetime, later: set[str]) -> bool:
     return unused and recently and approval.table not in later
 
 
-def _waiting(approval: Approval, now: datetime) -> Finding:
+def _waiting(approval: Approval, now: datetime) -> Alert:
     until = f"{approval.expires_at:%F %R} UTC"
     use = f"--drop-unencrypted --confirm --table {approval.table}"
     title = f"approval {approval.id} of the drop of {approval.table}"
@@ -253,11 +258,12 @@ def _waiting(approval: Approval, now: datetime) -> Finding:
             f"{', and ends soon, at' if soon else '; it ends at'} {until}."
         )
         remedy = f"Use it ({use}), or take it back (--revoke-approval {approval.id})."
-    return Finding(
-        f"approval:{approval.id}",
+    return Alert(
+        "warning",
         title,
         what,
-        remedy,
+        key=f"approval:{approval.id}",
+        remedy=remedy,
         state="ended" if approval.expired else "ends soon" if soon else "open",
         since=approval.approved_at,
         reminds=not approval.expired,

@@ -24,6 +24,7 @@ from alphapulse_encryption.lifecycle import Authority, State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.tracking import TableState
 from alphapulse_encryption.migration.gates import preflight
+from alphapulse_encryption.migration.gates.findings import Checked, Finding
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows import plan, verify
 from alphapulse_encryption.migration.schema import guard, indexes, saved, views
@@ -150,14 +151,6 @@ class TablePlan(_Model):
     def step(self, name: str) -> Step:
         """The step of that name."""
         return next(step for step in self.steps if step.name == name)
-
-
-class Finding(_Model):
-    """A line of the checklist, or something that a later step will refuse."""
-
-    level: preflight.Level
-    subject: str
-    message: str
 
 
 class Plan(_Model):
@@ -288,7 +281,7 @@ def make_plan(
             try:
                 found, work, more = _table(connection, entry, batch_ranges)
             except MigrationError as error:
-                told = Finding(level="blocker", subject=entry.key, message=error.args[0])
+                told = Finding("blocker", entry.key, error.args[0])
                 findings += [] if told in findings else [told]
                 continue
             plans.append(found)
@@ -323,12 +316,12 @@ def make_plan(
     )
 
 
-def _told(finding: preflight.Finding) -> Finding:
+def _told(finding: Checked) -> Finding:
     if finding.of_role and finding.level == "blocker":
         # Whoever plans need not be the one who migrates.
         message = f"the role that asked could not do it: {finding.message}"
-        return Finding(level="warning", subject=finding.subject, message=message)
-    return Finding(level=finding.level, subject=finding.subject, message=finding.message)
+        return Finding("warning", finding.subject, message)
+    return finding
 
 
 def _timed(table: TablePlan, durations: Durations) -> TablePlan:
@@ -578,7 +571,7 @@ def _indexes(
         try:
             statements += indexes.index_statements(connection, added, index)
         except ConfigurationError as error:
-            findings.append(Finding(level="blocker", subject=added.table.key, message=error.args[0]))
+            findings.append(Finding("blocker", added.table.key, error.args[0]))
     note = "a build waits for transactions that are open; then ANALYZE" if statements else ""
     return _step("indexes", as_text(statements, _index_lock), note)
 
@@ -598,7 +591,7 @@ def _views(connection: Connection, added: TableDefinition, as_text: _Texts, find
     try:
         statements = views.view_statements(connection, added)
     except MigrationError as error:
-        findings.append(Finding(level="warning", subject=added.table.key, message=error.args[0]))
+        findings.append(Finding("warning", added.table.key, error.args[0]))
         return Step(
             name="views", command=_command("views"), done=False, note="will be refused, see the warnings"
         )
@@ -619,7 +612,7 @@ def _switch(
         switch.refuse_uncarriable(connection, added)
     except RefusedError as error:
         message = f"the switch will be refused: {error.args[0].removesuffix('; nothing was changed.')}."
-        findings.append(Finding(level="warning", subject=added.table.key, message=message))
+        findings.append(Finding("warning", added.table.key, message))
         note = "will be refused, see the warnings"
     return _step("switch", as_text(switch.switch_statements(connection, added), _lock_of), note)
 
@@ -638,7 +631,7 @@ def _drop(
     depending = stops_of_the_drop(connection, added)
     if depending:
         message = f"the drop will be refused: other objects depend on the plaintext columns: {'; '.join(depending)}."
-        findings.append(Finding(level="warning", subject=added.table.key, message=message))
+        findings.append(Finding("warning", added.table.key, message))
     if taken is None:
         taken = switch.what_is_set_aside(connection, added)
     what = saved.read_saved(connection, added, taken)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from alphapulse_encryption.defs.alerts.ledger import MOST_TOLD_AT_ONCE, Ledger, News, add_mark
 from alphapulse_encryption.defs.alerts.wording import written
-from alphapulse_encryption.migration.gates.findings import Finding
+from alphapulse_encryption.migration.gates.findings import Alert
 from alphapulse_encryption.migration.insight.overdue import Mark
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -16,8 +17,10 @@ DAY = timedelta(days=1)
 MINUTE = timedelta(minutes=1)
 
 
-def finding(key: str, state: str = "", **more: object) -> Finding:
-    return Finding(key, f"{key}, in short", f"{key} is wrong.", f"Mend {key}.", state=state, **more)  # type: ignore[arg-type]
+def finding(key: str, state: str = "", **more: Any) -> Alert:
+    return Alert(
+        "warning", f"{key}, in short", f"{key} is wrong.", key=key, remedy=f"Mend {key}.", state=state, **more
+    )
 
 
 class Sensor:
@@ -30,10 +33,10 @@ class Sensor:
 
     def tick(
         self,
-        *found: Finding,
+        *found: Alert,
         fails: tuple[str, ...] = (),
         after: timedelta = MINUTE,
-        blind: Finding | None = None,
+        blind: Alert | None = None,
     ) -> dict[str, str]:
         """By channel, what it was told: new, changed, again and over, by their keys."""
         self.now += after

@@ -14,7 +14,8 @@ import pytest
 from alphapulse_encryption.catalogue import Table, load_catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.migration.gates.backup import take_backup
-from alphapulse_encryption.migration.gates.preflight import Finding, PreflightReport, check
+from alphapulse_encryption.migration.gates.findings import Finding
+from alphapulse_encryption.migration.gates.preflight import PreflightReport, check
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, Database
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext

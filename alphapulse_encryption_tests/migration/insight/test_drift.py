@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from alphapulse_encryption.catalogue import Catalogue
-from alphapulse_encryption.migration.gates.findings import Finding
+from alphapulse_encryption.migration.gates.findings import Alert
 from alphapulse_encryption.migration.insight.drift import look_for_drift
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
@@ -25,18 +25,18 @@ def verified(after: After) -> str:
     return after("verified")
 
 
-def drift(url: str, catalogue: Catalogue = walk.CATALOGUE) -> dict[str, Finding]:
+def drift(url: str, catalogue: Catalogue = walk.CATALOGUE) -> dict[str, Alert]:
     found = {finding.key: finding for finding in look_for_drift(Database(url), catalogue)}
     for finding in found.values():
         assert CANARY not in f"{finding}"
-        assert finding.what.endswith(".") and finding.remedy.endswith(".") and finding.title
+        assert finding.message.endswith(".") and finding.remedy.endswith(".") and finding.subject
     return found
 
 
 def test_nothing_is_wrong(sample_url: str, verified: str) -> None:
     before = drift(sample_url)
     assert set(before) == {USERNAME}
-    assert before[USERNAME].what == (
+    assert before[USERNAME].message == (
         "Column username (person, possible) of users is not in the catalogue and looks sensitive by name and type."
     )
     assert drift(verified) == before
@@ -46,10 +46,10 @@ def test_plaintext_without_ciphertext(verified: str) -> None:
     first = walk.value(verified, "SELECT min(id) FROM users")
     walk.query(verified, "UPDATE users SET email = %s WHERE id = %s", CANARY, first)
     found = drift(verified)["pending:users"]
-    assert "without ciphertext after it was done, in batch range 00." in found.what
+    assert "without ciphertext after it was done, in batch range 00." in found.message
     assert found.remedy.startswith("Encrypt it: --migrate-data --table users;")
     walk.query(verified, "UPDATE users SET first_name = 'x'")
-    assert "in batch ranges 00, 01." in drift(verified)["pending:users"].what
+    assert "in batch ranges 00, 01." in drift(verified)["pending:users"].message
     walk.backfill(verified, USERS)
     assert set(drift(verified)) == {USERNAME}
 
@@ -82,7 +82,7 @@ def test_a_guard_that_does_not_stand(verified: str, tampering: str) -> None:
     walk.query(verified, tampering)
     found = drift(verified)
     assert set(found) == {USERNAME, "guard:users"}
-    assert "A guard trigger of users is missing or disabled" in found["guard:users"].what
+    assert "A guard trigger of users is missing or disabled" in found["guard:users"].message
     walk.encrypt(verified, USERS)
     assert set(drift(verified)) == {USERNAME}
 
@@ -91,11 +91,13 @@ def test_columns_that_are_gone(verified: str) -> None:
     walk.query(verified, "ALTER TABLE users DROP COLUMN last_name_encrypted CASCADE")
     walk.query(verified, "ALTER TABLE users RENAME COLUMN email_search TO other")
     found = drift(verified)
-    assert found["gone:users"].what.startswith("Columns email_search, last_name_encrypted of users are gone")
+    assert found["gone:users"].message.startswith(
+        "Columns email_search, last_name_encrypted of users are gone"
+    )
     before = found["gone:users"].state
     walk.query(verified, "ALTER TABLE users DROP COLUMN last_name CASCADE")
     found = drift(verified)
-    assert "last_name_encrypted, last_name of users are gone" in found["gone:users"].what
+    assert "last_name_encrypted, last_name of users are gone" in found["gone:users"].message
     assert found["gone:users"].state != before
     assert {"gone:users", "definition:users"} <= set(found)
 
@@ -107,16 +109,16 @@ def test_types_that_were_changed(verified: str) -> None:
     walk.query(verified, "ALTER TABLE users ALTER last_name TYPE varchar(2000)")
     found = drift(verified)
     assert set(found) == {USERNAME, "guard:users", "index:users", "type:users", "definition:users"}
-    assert found["type:users"].what.startswith("Column address_data_encrypted of users is of another type")
-    assert "are not those that were verified at 20" in found["definition:users"].what
+    assert found["type:users"].message.startswith("Column address_data_encrypted of users is of another type")
+    assert "are not those that were verified at 20" in found["definition:users"].message
 
 
 def test_a_table_that_is_gone(verified: str) -> None:
     walk.query(verified, "ALTER TABLE users RENAME TO people")
     found = drift(verified)
-    assert "Table public.users is in the catalogue but not in the database" in found["table:users"].what
+    assert "Table public.users is in the catalogue but not in the database" in found["table:users"].message
     # Under its new name nothing of it is catalogued any more.
-    assert "email (contact, likely)" in found["uncatalogued:people"].what
+    assert "email (contact, likely)" in found["uncatalogued:people"].message
 
 
 def test_plaintext_that_came_back(approved_url: str) -> None:
@@ -125,7 +127,7 @@ def test_plaintext_that_came_back(approved_url: str) -> None:
     walk.query(approved_url, "ALTER TABLE users ADD COLUMN email text")
     found = drift(approved_url)
     assert set(found) == {USERNAME, "back:users"}
-    assert found["back:users"].what.startswith("Column email of users is there again")
+    assert found["back:users"].message.startswith("Column email of users is there again")
 
 
 def test_a_reverted_table_is_nobodys_concern(verified: str) -> None:
@@ -152,10 +154,10 @@ def test_new_columns_and_tables_that_look_sensitive(verified: str) -> None:
     assert found[USERNAME].state != before.state
     assert (
         "Columns username (person, possible), date_of_birth (birth, likely) of users are not"
-        in found[USERNAME].what
+        in found[USERNAME].message
     )
     assert "Columns E-Mail (contact, likely), phone (contact, likely) of C R M.leads" in (
-        found["uncatalogued:C R M.leads"].what
+        found["uncatalogued:C R M.leads"].message
     )
     entry = {"name": "parted", "columns": [{"name": "iban", "context": "x"}]}
     more = Catalogue.model_validate(
@@ -167,5 +169,5 @@ def test_new_columns_and_tables_that_look_sensitive(verified: str) -> None:
 def test_many_columns_are_cut_short(database_url: str) -> None:
     walk.query(database_url, f"CREATE TABLE t ({', '.join(f'email_{n:02d}x_email text' for n in range(30))})")
     (found,) = drift(database_url).values()
-    assert found.what.count("(contact") == 12
-    assert " and 18 more of t are not in the catalogue" in found.what
+    assert found.message.count("(contact") == 12
+    assert " and 18 more of t are not in the catalogue" in found.message

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES, WARNING_FROM
-from alphapulse_encryption.migration.gates.findings import Finding
+from alphapulse_encryption.migration.gates.findings import Alert
 from alphapulse_encryption.migration.insight.overdue import (
     Mark,
     approvals_waiting,
@@ -24,7 +24,7 @@ HOUR = timedelta(hours=1)
 YEAR = timedelta(days=365)
 
 
-def old(url: str, mark: Mark | None, limit: timedelta = HOUR) -> dict[str, Finding]:
+def old(url: str, mark: Mark | None, limit: timedelta = HOUR) -> dict[str, Alert]:
     return {f.key: f for f in old_pending_rows(Database(url), walk.CATALOGUE.tables, mark, limit)}
 
 
@@ -46,7 +46,7 @@ def test_pending_rows_by_their_last_write(sample_url: str) -> None:
     walk.query(sample_url, "UPDATE users SET last_name = 'y' WHERE id = (SELECT max(id) FROM users)")
     found = old(sample_url, after)
     assert set(found) == {"old:users"}
-    assert found["old:users"].what == (
+    assert found["old:users"].message == (
         f"{pending} rows of users wait for ciphertext, for longer than 1 hour."
     )
     assert found["old:users"].since == after.at
@@ -93,7 +93,7 @@ def test_a_backfill_that_stands_still(after: After) -> None:
     assert old(url, None) == {}
     walk.query(url, "UPDATE encryption_ranges SET updated_at = updated_at - interval '2 hours'")
     (found,) = old(url, mark_of(url)).values()
-    assert found.what == (
+    assert found.message == (
         "The backfill of users has not moved for longer than 1 hour: 1 of 2 batch ranges are done; it holds back: "
         "paused by the setting."
     )
@@ -111,12 +111,12 @@ def test_rows_that_were_set_aside(after: After) -> None:
         "('users', 1, '{8}', 'a reason', now(), 'rotate')",
     )
     (found,) = old(url, None).values()
-    assert found.what == "2 rows of users were set aside: the backfill could not encrypt them."
+    assert found.message == "2 rows of users were set aside: the backfill could not encrypt them."
     assert found.since == walk.value(url, "SELECT min(since) FROM encryption_quarantine")
     assert "canary" not in str(found)
 
 
-def keys(url: str, rotate_after: timedelta = YEAR) -> dict[str, Finding]:
+def keys(url: str, rotate_after: timedelta = YEAR) -> dict[str, Alert]:
     return {finding.key: finding for finding in keys_due(Database(url), rotate_after)}
 
 
@@ -130,21 +130,21 @@ def test_keys_near_their_limit_and_due_for_rotation(sample_url: str) -> None:
     walk.query(sample_url, near, WARNING_FROM)
     (found,) = keys(sample_url).values()
     assert (found.key, found.state) == ("usage:user_pii:1", "near")
-    assert "has encrypted 2,147,483,648 of the 4,294,967,296 messages that it may" in found.what
+    assert "has encrypted 2,147,483,648 of the 4,294,967,296 messages that it may" in found.message
     walk.query(sample_url, near, MOST_MESSAGES)
     (found,) = keys(sample_url).values()
     assert (found.key, found.state) == ("usage:user_pii:1", "used up")
-    assert "may not encrypt more" in found.what
+    assert "may not encrypt more" in found.message
     walk.query(sample_url, "UPDATE encryption_key_versions SET since = now() - interval '366 days'")
     found = keys(sample_url)["age:1"]
-    assert found.what == "Key version 1 has been the current one for longer than 365 days."
+    assert found.message == "Key version 1 has been the current one for longer than 365 days."
     assert found.since is not None and found.since < datetime.now(UTC) - YEAR
     assert set(keys(sample_url, 2 * YEAR)) == {"usage:user_pii:1"}
     walk.query(sample_url, "UPDATE encryption_key_versions SET state = 'retired'")
     assert keys(sample_url) == {}
 
 
-def waiting(url: str) -> dict[str, Finding]:
+def waiting(url: str) -> dict[str, Alert]:
     return {finding.key: finding for finding in approvals_waiting(Database(url))}
 
 
@@ -152,18 +152,18 @@ def test_approvals(approved_url: str) -> None:
     ((number, until),) = walk.query(approved_url, "SELECT id, expires_at FROM encryption_approvals")
     (found,) = waiting(approved_url).values()
     assert (found.key, found.state) == (f"approval:{number}", "open")
-    assert f"waits to be used; it ends at {until:%F %R} UTC." in found.what
+    assert f"waits to be used; it ends at {until:%F %R} UTC." in found.message
     assert f"--revoke-approval {number}" in found.remedy
     # The approver's words are theirs.
     assert "Ada" not in str(found) and "month" not in str(found)
     move = "UPDATE encryption_approvals SET expires_at = now() + %s"
     walk.query(approved_url, move, HOUR)
     (found,) = waiting(approved_url).values()
-    assert (found.state, "ends soon, at" in found.what) == ("ends soon", True)
+    assert (found.state, "ends soon, at" in found.message) == ("ends soon", True)
     walk.query(approved_url, move, -HOUR)
     (found,) = waiting(approved_url).values()
     assert (found.state, found.reminds, found.ends_silently) == ("ended", False, True)
-    assert "has ended at" in found.what
+    assert "has ended at" in found.message
     later = walk.approve(approved_url, USERS)
     assert set(waiting(approved_url)) == {f"approval:{later.id}"}
     walk.drop(approved_url, USERS)
