@@ -16,7 +16,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -96,20 +99,20 @@ def create_views(database: Database, table: Table, actor: Actor) -> ViewsResult:
         tracking.require_guarded_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
         _refuse_rows_shown_by_owner(connection, definition)
-        created: list[str] = []
-        existing: list[str] = []
-        full, safe = view_names(table)
-        wanted = ((full, _full(definition)), (safe, _safe(definition)))
-        for name, _ in wanted:
+        wanted = _wanted(definition)
+        for name in wanted:
             _find(connection, table, name)  # a foreign one is told before the other one is made
-        for name, columns in wanted:
-
-            def renew(name: str = name, columns: Columns = columns) -> bool:
-                return _renew(connection, definition, name, columns, actor)
-
-            renewed = in_short_transaction(connection, f"create the view {name}", renew)
-            (created if renewed else existing).append(name)
-    return ViewsResult(tuple(created), tuple(existing), time.monotonic() - started)
+        changed = {
+            name: in_short_transaction(
+                connection, f"create the view {name}", partial(_renew, connection, definition, name, actor)
+            )
+            for name in wanted
+        }
+    return ViewsResult(
+        created=tuple(name for name in wanted if changed[name]),
+        existing=tuple(name for name in wanted if not changed[name]),
+        seconds=time.monotonic() - started,
+    )
 
 
 def drop_views(connection: Connection, definition: TableDefinition) -> tuple[str, ...]:
@@ -124,7 +127,8 @@ def drop_views(connection: Connection, definition: TableDefinition) -> tuple[str
     dropped = []
     for name in view_names(definition.table):
         if any(view.ours for view in _look(connection, definition.table, name)):
-            _drop(connection, definition, name, "has to go")
+            with _refusing_dependants(name, "has to go"):
+                connection.execute(_drop_statement(definition, name))
             dropped.append(name)
     return tuple(dropped)
 
@@ -140,6 +144,10 @@ def _refuse_rows_shown_by_owner(connection: Connection, definition: TableDefinit
             f"Table {definition.table.key} has row-level security, and before PostgreSQL 15 a view shows all that its "
             "owner may see. Its compatibility views would show hidden rows, so they are not created."
         )
+
+
+def _wanted(definition: TableDefinition) -> dict[str, Columns]:
+    return dict(zip(view_names(definition.table), (_full(definition), _safe(definition)), strict=True))
 
 
 def _full(definition: TableDefinition) -> Columns:
@@ -216,34 +224,56 @@ def _find(connection: Connection, table: Table, name: str) -> _View | None:
     return None
 
 
-def _renew(
-    connection: Connection, definition: TableDefinition, name: str, columns: Columns, actor: Actor
-) -> bool:
-    """Bring a view and its privileges up to what they are to be; returns whether anything had to be done."""
-    view = _find(connection, definition.table, name)
+@dataclass(frozen=True)
+class _Making:
+    """What makes a view as it is to be.
+
+    Args:
+        statements: none where it is.
+        columns: of the view, in the order that it gets or has them.
+        anew: whether there is none of that name, or it goes first.
+        kept: the privileges on the one that goes.
+    """
+
+    statements: list[Composed]
+    columns: Columns
+    anew: bool = False
+    kept: list[_Grant] = field(default_factory=list)
+
+
+def _making(connection: Connection, definition: TableDefinition, name: str, view: _View | None) -> _Making:
     invoker = connection.info.server_version >= _SECURITY_INVOKER_SINCE
-    made_as_wanted = view is not None and _made_as_wanted(view, columns, invoker=invoker)
-    kept: list[_Grant] = []
-    if not made_as_wanted:
-        if view is not None:
-            gained = _extended(connection, definition, view, columns)
-            if gained is None:
-                kept = _grants_of(connection, view.oid)
-                _refuse_triggers(connection, view, name)
-                _drop(
-                    connection,
-                    definition,
-                    name,
-                    f"has to be renewed because {definition.table.key} has changed",
-                )
-            else:
-                columns = gained
-        for statement in _create(connection, definition, name, columns, invoker=invoker):
+    columns = _wanted(definition)[name]
+    if view is None:
+        return _Making(_create(connection, definition, name, columns, invoker=invoker), columns, anew=True)
+    if view.comment == _mark(columns) and view.invoker == invoker and not view.barrier:
+        return _Making([], columns)
+    gained = _extended(connection, definition, view, columns)
+    if gained is not None:
+        return _Making(_create(connection, definition, name, gained, invoker=invoker), gained)
+    _refuse_triggers(connection, view, name)
+    statements = [
+        _drop_statement(definition, name),
+        *_create(connection, definition, name, columns, invoker=invoker),
+    ]
+    return _Making(statements, columns, anew=True, kept=_grants_of(connection, view.oid))
+
+
+def _renew(connection: Connection, definition: TableDefinition, name: str, actor: Actor) -> bool:
+    """Bring a view and its privileges up to what they are to be; returns whether anything had to be done."""
+    making = _making(connection, definition, name, _find(connection, definition.table, name))
+    with _refusing_dependants(name, f"has to be renewed because {definition.table.key} has changed"):
+        for statement in making.statements:
             connection.execute(statement)
-    granted = _grant(connection, definition, name, columns, kept)
-    if not made_as_wanted or granted:
-        tracking.audit(connection, actor, "create_view", definition.table, view=name, granted=granted)
-    return not made_as_wanted or bool(granted)
+    (found,) = _look(connection, definition.table, name)
+    missing = _missing_grants(connection, definition, making, _grants_of(connection, found.oid), found.owner)
+    for statement in _grant_statements(definition, name, missing):
+        connection.execute(statement)
+    if not making.statements and not missing:
+        return False
+    granted = sorted({grant.grantee or "PUBLIC" for grant in missing})
+    tracking.audit(connection, actor, "create_view", definition.table, view=name, granted=granted)
+    return True
 
 
 def view_statements(connection: Connection, definition: TableDefinition) -> list[Composed]:
@@ -255,33 +285,21 @@ def view_statements(connection: Connection, definition: TableDefinition) -> list
 
     Raises:
         ConfigurationError: a name is taken, or too long.
+        RefusedError: a view has to be made anew, and has triggers.
     """
-    full, safe = view_names(definition.table)
-    invoker = connection.info.server_version >= _SECURITY_INVOKER_SINCE
     statements: list[Composed] = []
-    for name, columns in ((full, _full(definition)), (safe, _safe(definition))):
+    for name in _wanted(definition):
         view = _find(connection, definition.table, name)
-        wanted, kept = columns, list[_Grant]()
-        present = _grants_by_default(connection, definition)
-        if view is not None:
-            present = _grants_of(connection, view.oid)
-        if view is None:
-            statements += _create(connection, definition, name, wanted, invoker=invoker)
-        elif not _made_as_wanted(view, columns, invoker=invoker):
-            gained = _extended(connection, definition, view, columns)
-            if gained is None:
-                kept, present = present, _grants_by_default(connection, definition)
-                statements.append(_drop_statement(definition, name))
-            wanted = gained or columns
-            statements += _create(connection, definition, name, wanted, invoker=invoker)
-        owner = view.owner if view is not None and not kept else _owner(connection, definition)
-        missing = _missing_grants(connection, definition, wanted, kept, present, owner)
-        statements += _grant_statements(definition, name, missing)
+        making = _making(connection, definition, name, view)
+        if view is None or making.anew:
+            # Whose it is once it is made, and what it has been granted then.
+            present = [_Grant(*row) for row in connection.execute(_DEFAULT_GRANTS, [definition.oid])]
+            owner = _look(connection, definition.table, definition.table.name)[0].owner
+        else:
+            present, owner = _grants_of(connection, view.oid), view.owner
+        missing = _missing_grants(connection, definition, making, present, owner)
+        statements += [*making.statements, *_grant_statements(definition, name, missing)]
     return statements
-
-
-def _made_as_wanted(view: _View, columns: Columns, *, invoker: bool) -> bool:
-    return view.comment == _mark(columns) and view.invoker == invoker and not view.barrier
 
 
 def _create(
@@ -300,9 +318,10 @@ def _drop_statement(definition: TableDefinition, name: str) -> Composed:
     return SQL("DROP VIEW {}").format(Identifier(definition.table.schema_name, name))
 
 
-def _drop(connection: Connection, definition: TableDefinition, name: str, why: str) -> None:
+@contextmanager
+def _refusing_dependants(name: str, why: str) -> Iterator[None]:
     try:
-        connection.execute(_drop_statement(definition, name))
+        yield
     except psycopg.errors.DependentObjectsStillExist:
         raise RefusedError(
             f"The view {name} {why}, and other objects depend on it. Drop those first, and run the step again; the "
@@ -375,39 +394,23 @@ def _grants_of(connection: Connection, oid: int) -> list[_Grant]:
     return [_Grant(*row) for row in connection.execute(_GRANTS, {"relation": oid})]
 
 
-def _grant(
-    connection: Connection, definition: TableDefinition, name: str, columns: Columns, kept: list[_Grant]
-) -> list[str]:
-    """Give the view the privileges that it is to have and has not; returns to whom.
+def _missing_grants(
+    connection: Connection, definition: TableDefinition, making: _Making, present: list[_Grant], owner: str
+) -> list[_Grant]:
+    """The privileges that a view is to have and has not.
 
     Those are the ones it had before it was made anew, and SELECT to whoever may read all that the view reads: it reads
     with their rights.
     """
-    (found,) = _look(connection, definition.table, name)
-    present = _grants_of(connection, found.oid)
-    missing = _missing_grants(connection, definition, columns, kept, present, found.owner)
-    for statement in _grant_statements(definition, name, missing):
-        connection.execute(statement)
-    return sorted({grant.grantee or "PUBLIC" for grant in missing})
-
-
-def _missing_grants(
-    connection: Connection,
-    definition: TableDefinition,
-    columns: Columns,
-    kept: list[_Grant],
-    present: list[_Grant],
-    owner: str,
-) -> list[_Grant]:
-    shown = {name for _, name in columns}
-    wanted = [grant for grant in kept if grant.column is None or grant.column in shown]
+    shown = {name for _, name in making.columns}
+    wanted = [grant for grant in making.kept if grant.column is None or grant.column in shown]
     by_column: dict[str | None, set[str]] = {}
     for grant in _grants_of(connection, definition.oid):
         if grant.privilege == "SELECT" and grant.column is None:
             wanted.append(grant)
         elif grant.privilege == "SELECT" and grant.column is not None:
             by_column.setdefault(grant.grantee, set()).add(grant.column)
-    read = {source for source, _ in columns}
+    read = {source for source, _ in making.columns}
     wanted += [
         _Grant(grantee, "SELECT", None, False) for grantee, names in by_column.items() if read <= names
     ]
@@ -432,14 +435,6 @@ def _grant_statements(definition: TableDefinition, name: str, grants: list[_Gran
     ]
 
 
-def _owner(connection: Connection, definition: TableDefinition) -> str:
-    """Whose a view is once it is made: the table's owner's, whose rights the migration has."""
-    row = connection.execute(
-        "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = %s", [definition.oid]
-    ).fetchone()
-    return "" if row is None else str(row[0])
-
-
 # ALTER DEFAULT PRIVILEGES of the owner, for all schemas (0) or the table's.
 _DEFAULT_GRANTS = """
 SELECT r.rolname, x.privilege_type, NULL::name, x.is_grantable
@@ -447,8 +442,3 @@ SELECT r.rolname, x.privilege_type, NULL::name, x.is_grantable
  CROSS JOIN aclexplode(d.defaclacl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
  WHERE c.oid = %s AND d.defaclobjtype = 'r' AND x.grantee <> c.relowner
 """
-
-
-def _grants_by_default(connection: Connection, definition: TableDefinition) -> list[_Grant]:
-    """What a view has been granted as soon as it is made."""
-    return [_Grant(*row) for row in connection.execute(_DEFAULT_GRANTS, [definition.oid])]
