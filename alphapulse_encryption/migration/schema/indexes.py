@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import Any, LiteralString
 from typing import Literal as OneOf
@@ -22,7 +23,7 @@ from alphapulse_encryption.migration.postgres.waits import telling
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.names import short_name
-from alphapulse_encryption.migration.schema.partitions import Part, lock_parts, read_parts
+from alphapulse_encryption.migration.schema.partitions import Part, lock_parts, read_parts, whole
 
 Connection = psycopg.Connection[Any]
 
@@ -235,7 +236,7 @@ def build_search_indexes(
         rebuilt: list[str] = []
         existing: list[str] = []
         for index in wanted_indexes(connection, definition):
-            found = _look(connection, definition.oid, table.schema_name, definition, index)
+            found = _look(connection, whole(definition), index)
             if found == "valid":
                 existing.append(index.name)
                 continue
@@ -302,19 +303,21 @@ SELECT coalesce(x.indrelid = %s AND x.indisunique = coalesce(%s, x.indisunique) 
 """
 
 
-def _look(
-    connection: Connection, oid: int, schema: str, definition: TableDefinition, index: WantedIndex
-) -> State:
+def _look(connection: Connection, part: Part, index: WantedIndex) -> State:
     """What there is under the index's name, on the table itself or on a partition."""
     row = connection.execute(
-        _LOOK, [oid, index.unique, index.condition is not None, list(index.columns), schema, index.name]
+        _LOOK,
+        [
+            *(part.oid, index.unique, index.condition is not None, list(index.columns)),
+            *(part.schema_name, index.name),
+        ],
     ).fetchone()
     if row is None:
         return "missing"
     same, valid, comment = row
     if not same:
         raise ConfigurationError(
-            f"{schema}.{index.name} exists and is not the index that {definition.table.key} "
+            f"{part.schema_name}.{index.name} exists and is not the index that {part.key} "
             f"needs ({'unique, ' if index.unique else ''}on {', '.join(index.columns)}). Rename it, or choose "
             "another search_index in the catalogue."
         )
@@ -322,6 +325,63 @@ def _look(
     if index.comment is not None and comment != index.comment:
         return "outdated"
     return "valid" if valid else "unfinished"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of the work on an index: of a table or partition that has rows, or of the tree above.
+
+    Args:
+        doing: for a message.
+        statements: what is to be executed.
+        part: where rows are; built concurrently.
+        index: of that part.
+    """
+
+    doing: str
+    statements: list[Composed]
+    part: Part
+    index: WantedIndex
+    beside: bool = False
+
+
+def _pieces(
+    connection: Connection,
+    parts: tuple[Part, ...],
+    part: Part,
+    index: WantedIndex,
+    *,
+    afresh: bool = False,
+    attached: bool = False,
+) -> Iterator[_Piece]:
+    """What is to be done for the index of one part of a table, and for those of the parts below it.
+
+    Args:
+        parts: all of the table's.
+        afresh: take nothing for there: the whole tree goes first.
+        attached: the index belongs to that of the part above already, whatever its name.
+    """
+    state = "missing" if afresh else _look(connection, part, index)
+    if part.leaf:
+        if state != "valid" and not attached:
+            dropped = [_drop_statement(part, index, _BESIDE)] if state != "missing" else []
+            statements = [*dropped, *_create(part, index, _BESIDE, _NOT)]
+            yield _Piece(f"build the index {index.name}", statements, part, index, beside=True)
+        return
+    if state == "missing" and not attached:
+        yield _Piece(f"begin the index {index.name}", _create(part, index, _NOT, _ONLY), part, index)
+    for child in (p for p in parts if p.parent == part.oid):
+        name = None if afresh else _attached_to(connection, child, part, index)
+        below = replace(index, name=name or part_index(child, index.name))
+        if name is not None:
+            # Made by the server with a partition that came later, without our comment.
+            below = replace(below, comment=None)
+        yield from _pieces(connection, parts, child, below, afresh=afresh, attached=name is not None)
+        if name is None:
+            attach = SQL("ALTER INDEX {} ATTACH PARTITION {}").format(
+                Identifier(part.schema_name, index.name), Identifier(child.schema_name, below.name)
+            )
+            yield _Piece(f"attach the index {below.name} to {index.name}", [attach], part, index)
 
 
 def build_index(connection: Connection, definition: TableDefinition, index: WantedIndex) -> None:
@@ -332,23 +392,22 @@ def build_index(connection: Connection, definition: TableDefinition, index: Want
 
     Args:
         connection: in autocommit mode.
-        definition: the table.
         index: what is wanted; there is nothing valid of its name.
 
     Raises:
         RefusedError: a lock could not be had; what is built stays and is gone on with.
         ConfigurationError: a name is taken.
     """
-    if not definition.partitioned:
-        _build_beside(connection, read_parts(connection, definition.oid)[0], definition, index)
-        return
-    schema = definition.table.schema_name
-    if _look(connection, definition.oid, schema, definition, index) == "outdated":
+    if definition.partitioned and _look(connection, whole(definition), index) == "outdated":
         _drop_tree(connection, definition, index)
     for _ in range(LOOKS_AT_PARTITIONS):
         parts = read_parts(connection, definition.oid)
-        _complete(connection, parts, parts[0], definition, index, attached=False)
-        if _look(connection, definition.oid, schema, definition, index) == "valid":
+        for piece in _pieces(connection, parts, parts[0], index):
+            if piece.beside:
+                _build_beside(connection, piece)
+            else:
+                in_short_transaction(connection, piece.doing, partial(_execute, connection, piece.statements))
+        if _look(connection, parts[0], index) == "valid":
             return
     raise RefusedError(
         f"The index {index.name} of {definition.table.key} did not become valid: partitions were added meanwhile, or "
@@ -366,87 +425,14 @@ def index_statements(
         ConfigurationError: a name is taken.
     """
     parts = read_parts(connection, definition.oid)
-    statements: list[Composed] = []
-    state = _look(connection, definition.oid, definition.table.schema_name, definition, index)
+    state = _look(connection, parts[0], index)
     if state == "valid":
         return []
     afresh = definition.partitioned and state == "outdated"
-    if afresh:
-        statements.append(_drop_statement(definition.table.schema_name, index.name, _NOT))
-    return statements + _statements_of_part(connection, parts, parts[0], definition, index, afresh=afresh)
-
-
-def _statements_of_part(
-    connection: Connection,
-    parts: tuple[Part, ...],
-    part: Part,
-    definition: TableDefinition,
-    index: WantedIndex,
-    *,
-    afresh: bool,
-    attached: bool = False,
-) -> list[Composed]:
-    """As :func:`_complete` goes about it."""
-    statements: list[Composed] = []
-    state = "missing" if afresh else _look(connection, part.oid, part.schema_name, definition, index)
-    if part.leaf:
-        if state == "valid" or attached:
-            return []
-        if state != "missing":
-            statements.append(_drop_statement(part.schema_name, index.name, _BESIDE))
-        statements.append(_create(part, index, _BESIDE, _NOT))
-        if index.comment is not None:
-            statements.append(_comment_statement(part, index))
-        return statements
-    if state == "missing" and not attached:
-        statements.append(_create(part, index, _NOT, _ONLY))
-        if index.comment is not None:
-            statements.append(_comment_statement(part, index))
-    for child in (p for p in parts if p.parent == part.oid):
-        name = None if afresh else _attached_to(connection, child, part, index)
-        below = replace(index, name=name or part_index(child, index.name))
-        if name is not None:
-            below = replace(below, comment=None)
-        statements += _statements_of_part(
-            connection, parts, child, definition, below, afresh=afresh, attached=name is not None
-        )
-        if name is None:
-            statements.append(_attach_statement(part, index, child, below))
+    statements = [_drop_statement(parts[0], index, _NOT)] if afresh else []
+    for piece in _pieces(connection, parts, parts[0], index, afresh=afresh):
+        statements += piece.statements
     return statements
-
-
-def _complete(
-    connection: Connection,
-    parts: tuple[Part, ...],
-    part: Part,
-    definition: TableDefinition,
-    index: WantedIndex,
-    *,
-    attached: bool,
-) -> None:
-    """The index of one part of a partitioned table, and those of the parts below it."""
-    if part.leaf:
-        if not attached:
-            _build_beside(connection, part, definition, index)
-        return
-
-    def create() -> None:
-        if _look(connection, part.oid, part.schema_name, definition, index) == "missing":
-            connection.execute(_create(part, index, _NOT, _ONLY))
-            if index.comment is not None:
-                _set_comment(connection, part, index)
-
-    if not attached:
-        in_short_transaction(connection, f"begin the index {index.name}", create)
-    for child in (p for p in parts if p.parent == part.oid):
-        name = _attached_to(connection, child, part, index)
-        below = replace(index, name=name or part_index(child, index.name))
-        if name is not None:
-            # Made by the server with a partition that came later, without our comment.
-            below = replace(below, comment=None)
-        _complete(connection, parts, child, definition, below, attached=name is not None)
-        if name is None:
-            _attach(connection, part, index, child, below)
 
 
 def part_index(part: Part, name: str) -> str:
@@ -466,23 +452,13 @@ def _attached_to(connection: Connection, child: Part, parent: Part, index: Wante
     return None if row is None else str(row[0])
 
 
-def _attach(
-    connection: Connection, parent: Part, index: WantedIndex, child: Part, below: WantedIndex
-) -> None:
-    statement = _attach_statement(parent, index, child, below)
-    in_short_transaction(
-        connection, f"attach the index {below.name} to {index.name}", lambda: connection.execute(statement)
-    )
+def _execute(connection: Connection, statements: list[Composed]) -> None:
+    for statement in statements:
+        connection.execute(statement)
 
 
-def _attach_statement(parent: Part, index: WantedIndex, child: Part, below: WantedIndex) -> Composed:
-    return SQL("ALTER INDEX {} ATTACH PARTITION {}").format(
-        Identifier(parent.schema_name, index.name), Identifier(child.schema_name, below.name)
-    )
-
-
-def _drop_statement(schema: str, name: str, beside: SQL) -> Composed:
-    return SQL("DROP INDEX {}IF EXISTS {}").format(beside, Identifier(schema, name))
+def _drop_statement(part: Part, index: WantedIndex, beside: SQL) -> Composed:
+    return SQL("DROP INDEX {}IF EXISTS {}").format(beside, Identifier(part.schema_name, index.name))
 
 
 def _drop_tree(connection: Connection, definition: TableDefinition, index: WantedIndex) -> None:
@@ -490,42 +466,32 @@ def _drop_tree(connection: Connection, definition: TableDefinition, index: Wante
 
     def drop() -> None:
         lock_parts(connection, read_parts(connection, definition.oid), "ACCESS EXCLUSIVE")
-        connection.execute(_drop_statement(definition.table.schema_name, index.name, _NOT))
+        connection.execute(_drop_statement(whole(definition), index, _NOT))
 
     in_short_transaction(connection, f"drop the outdated index {index.name}", drop)
 
 
-def _drop_beside(connection: Connection, schema: str, name: str) -> None:
-    statement = _drop_statement(schema, name, _BESIDE)
-    outside_transaction(
-        connection, f"drop the unfinished index {name}", lambda: connection.execute(statement)
-    )
-
-
-def _build_beside(
-    connection: Connection, part: Part, definition: TableDefinition, index: WantedIndex
-) -> None:
-    if _look(connection, part.oid, part.schema_name, definition, index) == "valid":
-        return
+def _build_beside(connection: Connection, piece: _Piece) -> None:
+    part, index = piece.part, piece.index
+    drop = _drop_statement(part, index, _BESIDE)
 
     def build() -> None:
         # What is there was left by an interrupted build, or by the try before this one.
-        if _look(connection, part.oid, part.schema_name, definition, index) != "missing":
-            connection.execute(_drop_statement(part.schema_name, index.name, _BESIDE))
-        connection.execute(_create(part, index, _BESIDE, _NOT))
+        if _look(connection, part, index) != "missing":
+            connection.execute(drop)
+        _execute(connection, _create(part, index, _BESIDE, _NOT))
 
     try:
-        outside_transaction(connection, f"build the index {index.name}", build)
-        if index.comment is not None:
-            _set_comment(connection, part, index)
+        outside_transaction(connection, piece.doing, build)
     except psycopg.Error:
         if not connection.broken:
-            _drop_beside(connection, part.schema_name, index.name)
+            doing = f"drop the unfinished index {index.name}"
+            outside_transaction(connection, doing, lambda: connection.execute(drop))
         raise
 
 
-def _create(part: Part, index: WantedIndex, beside: SQL, only: SQL) -> Composed:
-    return SQL("CREATE {unique}INDEX {beside}{name} ON {only}{table} ({columns}){condition}").format(
+def _create(part: Part, index: WantedIndex, beside: SQL, only: SQL) -> list[Composed]:
+    create = SQL("CREATE {unique}INDEX {beside}{name} ON {only}{table} ({columns}){condition}").format(
         unique=SQL("UNIQUE " if index.unique else ""),
         beside=beside,
         name=Identifier(index.name),
@@ -534,16 +500,10 @@ def _create(part: Part, index: WantedIndex, beside: SQL, only: SQL) -> Composed:
         columns=SQL(", ").join(Identifier(column) for column in index.columns),
         condition=SQL(" WHERE {}").format(index.condition(part.name)) if index.condition else SQL(""),
     )
-
-
-def _set_comment(connection: Connection, part: Part, index: WantedIndex) -> None:
-    connection.execute(_comment_statement(part, index))
-
-
-def _comment_statement(part: Part, index: WantedIndex) -> Composed:
-    return SQL("COMMENT ON INDEX {} IS {}").format(
-        Identifier(part.schema_name, index.name), Literal(index.comment)
-    )
+    if index.comment is None:
+        return [create]
+    name = Identifier(part.schema_name, index.name)
+    return [create, SQL("COMMENT ON INDEX {} IS {}").format(name, Literal(index.comment))]
 
 
 def _refuse_collisions(connection: Connection, definition: TableDefinition, index: WantedIndex) -> None:
