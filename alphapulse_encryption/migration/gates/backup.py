@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, LiteralString, cast
 
 import bech32
 import psycopg
@@ -30,18 +30,19 @@ from psycopg.conninfo import make_conninfo
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.gates.drill import (
     LOCK_WAIT,
     DrillResult,
+    decrypt_into,
     hold_snapshot,
     refuse_unless_possible,
     rehearse,
 )
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.postgres.programs import (
-    PipeWriter,
     child,
     connection_environment,
     find_program,
@@ -68,10 +69,8 @@ class Backup:
     """A row of ``encryption_backups``.
 
     Args:
-        id: its number.
         taken_at: the moment it speaks of, by the server's clock.
         location: path of the file.
-        bytes: size of the file.
         sha256: of the file, hexadecimal.
         tables: keys of the catalogued tables whose data is in it.
     """
@@ -113,7 +112,6 @@ def backup_identity(keys: KeyRing, version: int | None = None) -> str:
     An X25519 key of HKDF-SHA256 (RFC 5869) over a key derived from the master key under a context of its own.
 
     Args:
-        keys: the key ring.
         version: key version the backup was made with; None for the current one.
 
     Raises:
@@ -237,10 +235,8 @@ def latest_backup(connection: Connection, table: Table) -> Backup | None:
 
 def is_recent(connection: Connection, backup: Backup) -> bool:
     """Whether a backup is recent enough for a drop: what was written after it is in the ciphertext alone."""
-    row = connection.execute(
-        "SELECT %s >= clock_timestamp() - make_interval(hours => %s)", [backup.taken_at, NOT_OLDER_THAN_HOURS]
-    ).fetchone()
-    return row is not None and bool(row[0])
+    query: LiteralString = "SELECT %s >= clock_timestamp() - make_interval(hours => %s)"
+    return bool(answer(connection, query, backup.taken_at, NOT_OLDER_THAN_HOURS))
 
 
 def read_backup(connection: Connection, backup_id: int) -> Backup | None:
@@ -399,31 +395,20 @@ def _list(pg_restore: str, environment: Mapping[str, str], file: IO[bytes], iden
     Raises:
         RefusedError: a byte of it is not what was written.
     """
-    file.seek(0)
-    bare = without_connection(environment)
     listed: list[bytes] = []
-    with child([pg_restore, "--list"], bare, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as (process, _):
-        entrance, output = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
+    command, bare = [pg_restore, "--list"], without_connection(environment)
+    with child(command, bare, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as (process, _):
+        output = cast(IO[bytes], process.stdout)
         reader = threading.Thread(target=lambda: listed.append(output.read()), name="list", daemon=True)
         reader.start()
-        try:
-            pyrage.decrypt_io(file, PipeWriter(entrance), [pyrage.x25519.Identity.from_str(identity)])
-        except (pyrage.DecryptError, OSError):  # of the header, and of what follows it
-            raise _damaged() from None
-        with contextlib.suppress(BrokenPipeError):
-            entrance.close()
+        status = decrypt_into(process, file, identity)
         reader.join()
-        status = process.wait()
     if status != 0:
-        raise _damaged()
+        raise RefusedError(
+            "The backup that was just written cannot be read back. No backup was recorded, and no file is left: "
+            "check the disk, and take it again."
+        )
     return b"".join(listed).decode(errors="replace")
-
-
-def _damaged() -> MigrationError:
-    return RefusedError(
-        "The backup that was just written cannot be read back. No backup was recorded, and no file is left: "
-        "check the disk, and take it again."
-    )
 
 
 def _check_listing(listing: str, expected: Mapping[str, set[tuple[str, str]]]) -> int:

@@ -23,6 +23,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Composable, Identifier, Literal
 
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Database, DatabaseUnreachable
 from alphapulse_encryption.migration.postgres.ddl import without_limits
 from alphapulse_encryption.migration.postgres.programs import (
@@ -85,8 +86,6 @@ class DrillResult:
     """What a drill that succeeded compared.
 
     Args:
-        tables: how many tables.
-        rows: how many rows in all of them.
         seconds: duration, of the original's checksums too.
     """
 
@@ -120,9 +119,8 @@ def read_tables(connection: Connection) -> tuple[TableName, ...]:
 
 def read_contents(connection: Connection, table: TableName) -> Contents:
     """Count and checksum of a table's rows, computed by the server."""
-    row = connection.execute(SQL(_CONTENTS).format(Identifier(*table))).fetchone()
-    rows, checksum = row if row is not None else (0, "")
-    return Contents(rows, checksum)
+    (row,) = connection.execute(SQL(_CONTENTS).format(Identifier(*table)))
+    return Contents(*row)
 
 
 @contextlib.contextmanager
@@ -141,12 +139,12 @@ def hold_snapshot(database: Database) -> Iterator[Snapshot]:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         without_limits(connection, in_transaction=True)
         connection.execute("SELECT set_config('lock_timeout', %s, true)", [LOCK_WAIT])
-        row = connection.execute("SELECT pg_export_snapshot()").fetchone()
+        snapshot = answer(connection, "SELECT pg_export_snapshot()")
         tables = read_tables(connection)
         if tables:
             names = SQL(", ").join(SQL("ONLY {}").format(Identifier(*table)) for table in tables)
             connection.execute(SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
-        yield Snapshot(str(row[0]) if row is not None else "", connection, tables)
+        yield Snapshot(snapshot, connection, tables)
 
 
 def refuse_unless_possible(server: Database) -> None:
@@ -158,10 +156,9 @@ def refuse_unless_possible(server: Database) -> None:
     """
     try:
         with server.session("prepare the restore drill") as connection:
-            row = connection.execute(
-                "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
-            ).fetchone()
-            if row is None or not row[0]:
+            if not answer(
+                connection, "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
+            ):
                 raise RefusedError(
                     "The restore drill needs a scratch database, and this role may not create one. Give it "
                     "CREATEDB, or name another server with ALPHAPULSE_RESTORE_DRILL_URL; nothing was done."
@@ -188,9 +185,6 @@ def rehearse(
         server: a database of the server to restore on; the scratch database is made beside it.
         original: whose encoding and locale the scratch database gets.
         expected: what the original held at the moment of the dump.
-        pg_restore: path of the program.
-        file: the backup.
-        identity: opens it.
 
     Raises:
         RefusedError: it cannot be restored, or is not equal; names the tables.
@@ -230,23 +224,31 @@ def _differences(
     return tuple(differences)
 
 
+def decrypt_into(process: subprocess.Popen[bytes], file: IO[bytes], identity: str) -> int | None:
+    """Decrypt a backup, all of it, for a child that reads it; the child's exit status, None for a damaged file."""
+    file.seek(0)
+    entrance = cast(IO[bytes], process.stdin)
+    try:
+        pyrage.decrypt_io(file, PipeWriter(entrance), [pyrage.x25519.Identity.from_str(identity)])
+    except (pyrage.DecryptError, OSError):  # of the header, and of what follows it
+        process.kill()
+        return None
+    with contextlib.suppress(BrokenPipeError):
+        entrance.close()
+    return process.wait()
+
+
 def _restore(scratch: Database, pg_restore: str, file: IO[bytes], identity: str) -> None:
     environment, options = connection_environment(scratch, unlogged=True)
     command = [pg_restore, "--exit-on-error", "--no-password", *LEFT_OUT]
     command.append(f"--dbname={make_conninfo(dbname=environment['PGDATABASE'], **options)}")
-    file.seek(0)
     with child(command, environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as (process, said):
-        entrance = cast(IO[bytes], process.stdin)
-        try:
-            pyrage.decrypt_io(file, PipeWriter(entrance), [pyrage.x25519.Identity.from_str(identity)])
-        except (pyrage.DecryptError, OSError):  # of the header, and of what follows it
-            raise RefusedError(
-                "The backup that was just written cannot be decrypted. No backup was recorded, and no file is "
-                "left: check the disk, and take it again."
-            ) from None
-        with contextlib.suppress(BrokenPipeError):
-            entrance.close()
-        status = process.wait()
+        status = decrypt_into(process, file, identity)
+    if status is None:
+        raise RefusedError(
+            "The backup that was just written cannot be decrypted. No backup was recorded, and no file is "
+            "left: check the disk, and take it again."
+        )
     if status != 0:
         raise RefusedError(
             f"The restore drill failed: pg_restore ended with exit status {status} ({kind_of_failure(said())}). "
@@ -290,8 +292,8 @@ def _remove(server: Database, connection: Connection, name: str) -> None:
 
 def _prefix(connection: Connection) -> str:
     # Locks are per database: only who is connected to the same one can tell whether a drill is under way.
-    row = connection.execute("SELECT oid FROM pg_database WHERE datname = current_database()").fetchone()
-    return f"{_PREFIX}_{row[0] if row is not None else 0}_"
+    oid = answer(connection, "SELECT oid FROM pg_database WHERE datname = current_database()")
+    return f"{_PREFIX}_{oid}_"
 
 
 def _remove_abandoned(connection: Connection) -> None:
@@ -301,8 +303,7 @@ def _remove_abandoned(connection: Connection) -> None:
         [_prefix(connection)],
     ).fetchall()
     for (name,) in left:
-        row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [name]).fetchone()
-        if row is None or not row[0]:
+        if not answer(connection, "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", name):
             continue
         try:
             connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
@@ -320,8 +321,7 @@ SELECT pg_encoding_to_char(encoding), datcollate, datctype, to_jsonb(d) ->> 'dat
 
 def locale_options(connection: Connection) -> Composable:
     """The options of ``CREATE DATABASE`` that make a database sort and encode as this one."""
-    row = connection.execute(_LOCALE).fetchone()
-    encoding, collate, ctype, provider, locale, rules = row if row is not None else (None,) * 6
+    ((encoding, collate, ctype, provider, locale, rules),) = connection.execute(_LOCALE)
     options = {"ENCODING": encoding, "LC_COLLATE": collate, "LC_CTYPE": ctype}
     if provider == "i":
         options |= {"LOCALE_PROVIDER": "icu", "ICU_LOCALE": locale, "ICU_RULES": rules}

@@ -36,7 +36,6 @@ class Bucket:
     """Where backups go.
 
     Args:
-        name: of the bucket.
         prefix: what the objects' keys begin with.
         encryption: the server-side encryption: ``AES256``, ``aws:kms`` or ``aws:kms:dsse``.
         kms_key: identifier of the KMS key; None for the account's own. Not with ``AES256``.
@@ -72,7 +71,6 @@ class Upload:
 
     Args:
         location: ``s3://bucket/key``.
-        bytes: size.
         encryption: as the server says.
         seconds: duration, of the comparison too.
     """
@@ -124,10 +122,6 @@ def upload_backup(
 
     Args:
         database: the target, whose bookkeeping the backup is in.
-        backup: the backup.
-        bucket: where to.
-        actor: who does it.
-        client: from :func:`open_client`.
         part_bytes: size of a part, in bytes; larger where the file has too many of them.
 
     Raises:
@@ -172,9 +166,7 @@ def check_upload(backup: Backup, bucket: Bucket, *, client: Any, checksum: str |
     """Hold the object in the bucket against the backup: its size, its encryption, its checksum.
 
     Args:
-        backup: the backup.
         bucket: where it is.
-        client: from :func:`open_client`.
         checksum: what S3 computes of its parts; without it the object is read back.
 
     Returns:

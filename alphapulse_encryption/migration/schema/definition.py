@@ -52,7 +52,6 @@ class TableDefinition:
     """A catalogued table together with what the database says of it.
 
     Args:
-        table: the catalogue's entry.
         oid: the table's object identifier.
         key: the primary key's columns, in the index's order.
         key_operators: schema of the comparison operators of the key's own types; using them by name keeps
@@ -164,8 +163,6 @@ def read_table(
     schema changes do. In one, that is up to whoever began it.
 
     Args:
-        connection: an open session.
-        table: the catalogue's entry.
         plaintext: whether every catalogued plaintext column has to be there (not so after a drop).
         once: without another try; for a report that somebody waits for.
 

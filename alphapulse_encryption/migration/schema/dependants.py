@@ -23,7 +23,6 @@ class Dependant:
     """An object of somebody else's that needs a plaintext column.
 
     Args:
-        column: the plaintext column.
         name: the object, as PostgreSQL describes it.
         stops_the_drop: PostgreSQL would refuse the drop, or the object could not be put back exactly. Others, such as
             indexes and constraints of the table itself, go with the column and come back with it.

@@ -20,6 +20,7 @@ from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.lifecycle import Authority
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import WRITER, WRITER_SETTING, Actor
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner
 from alphapulse_encryption.migration.schema.definition import TableDefinition
@@ -61,7 +62,8 @@ def guard_is_current(connection: Connection, definition: TableDefinition, author
     """Whether the guard is in place, and made for these columns and this authority."""
     if not guard_in_place(connection, definition):
         return False
-    return _guard_comments(connection, definition) == {_guard_comment(connection, definition, authority)}
+    made = set(_guard_triggers(connection, definition).values())
+    return made == {_guard_comment(connection, definition, authority)}
 
 
 def guard_statements(
@@ -119,35 +121,30 @@ def _guard_comment(connection: Connection, definition: TableDefinition, authorit
 
 
 def _obsolete_triggers(connection: Connection, definition: TableDefinition) -> set[str]:
-    return _guard_triggers(connection, definition) - {trigger.name for trigger in _triggers(definition)}
+    return _guard_triggers(connection, definition).keys() - {t.name for t in _triggers(definition)}
 
 
 def guard_in_place(connection: Connection, definition: TableDefinition) -> bool:
     """Whether every guard trigger is there, enabled and bound to the guard function, in every partition too."""
     oids = [part.oid for part in read_parts(connection, definition.oid)]
     names = [trigger.name for trigger in _triggers(definition)]
-    row = connection.execute(
+    found = answer(
+        connection,
         "SELECT count(*) FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid "
         "WHERE t.tgrelid = ANY(%s) AND t.tgname = ANY(%s) AND t.tgenabled IN ('O', 'A') AND p.proname = %s "
         "AND p.pronamespace = 'public'::regnamespace",
-        [oids, names, guard_name(definition.table)],
-    ).fetchone()
-    return row is not None and row[0] == len(names) * len(oids)
-
-
-def _guard_triggers(connection: Connection, definition: TableDefinition) -> set[str]:
-    rows = connection.execute(
-        "SELECT tgname FROM pg_trigger WHERE tgrelid = %s AND tgname ~ %s", [definition.oid, GUARDS]
+        *(oids, names, guard_name(definition.table)),
     )
-    return {name for (name,) in rows}
+    return bool(found == len(names) * len(oids))
 
 
-def _guard_comments(connection: Connection, definition: TableDefinition) -> set[str | None]:
+def _guard_triggers(connection: Connection, definition: TableDefinition) -> dict[str, str | None]:
+    """The triggers of a guard that are there, with their comments."""
     rows = connection.execute(
-        "SELECT obj_description(oid, 'pg_trigger') FROM pg_trigger WHERE tgrelid = %s AND tgname ~ %s",
+        "SELECT tgname, obj_description(oid, 'pg_trigger') FROM pg_trigger WHERE tgrelid = %s AND tgname ~ %s",
         [definition.oid, GUARDS],
     )
-    return {comment for (comment,) in rows}
+    return dict(rows.fetchall())
 
 
 def drop_guard(connection: Connection, definition: TableDefinition) -> None:
@@ -163,7 +160,6 @@ def drop_guard_statements(
     """What takes the guard away.
 
     Args:
-        definition: the table.
         triggers: names of those that are there; None for all that a guard has.
     """
     names = {trigger.name for trigger in _triggers(definition)} if triggers is None else triggers

@@ -17,6 +17,7 @@ from psycopg.sql import SQL, Composed, Identifier, Literal
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
 from alphapulse_encryption.migration.postgres.waits import telling
@@ -36,8 +37,6 @@ class WantedIndex:
     """An index the table is to have.
 
     Args:
-        name: its name.
-        columns: its key columns.
         unique: whether it is unique; None, after a drop, leaves it as it was carried over before.
         condition: of the rows it holds, for a table's name; None for all rows.
         comment: written last, so that an index of this name without it is unfinished, or of another catalogue.
@@ -65,7 +64,6 @@ class IndexResult:
         rebuilt: of those created, the ones whose earlier build had been interrupted.
         analysed: whether statistics were taken.
         bytes: size of all of them together.
-        seconds: duration.
     """
 
     created: tuple[str, ...]
@@ -124,8 +122,6 @@ class UniqueIndex:
     """A unique index that a catalogued plaintext column takes part in.
 
     Args:
-        name: the index.
-        columns: its key columns.
         portable: whether the search columns can carry the same guarantee.
         partition: the only partition that it speaks of; None where it speaks of the whole table.
     """
@@ -215,9 +211,6 @@ def build_search_indexes(
     An index left unfinished by an interrupted build is dropped and built again.
 
     Args:
-        database: the target.
-        table: the catalogue's entry.
-        actor: who does it.
         on_wait: told, from another thread, for which session a build waits.
 
     Raises:
@@ -251,18 +244,19 @@ def build_search_indexes(
         if analysed:
             connection.execute(SQL("ANALYZE {}").format(definition.identifier))
             tracking.audit(connection, actor, "analyze", table)
-        size = connection.execute(
+        size = answer(
+            connection,
             "SELECT coalesce(sum(pg_relation_size(coalesce(p.relid, c.oid))), 0)::bigint FROM pg_class c "
             "JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_partition_tree(c.oid) p ON true "
             "WHERE n.nspname = %s AND c.relname = ANY(%s)",
-            [table.schema_name, created + existing],
-        ).fetchone()
+            *(table.schema_name, created + existing),
+        )
     return IndexResult(
         created=tuple(created),
         existing=tuple(existing),
         rebuilt=tuple(rebuilt),
         analysed=analysed,
-        bytes=size[0] if size is not None else 0,
+        bytes=size,
         seconds=time.monotonic() - started,
     )
 
@@ -442,14 +436,15 @@ def part_index(part: Part, name: str) -> str:
 
 def _attached_to(connection: Connection, child: Part, parent: Part, index: WantedIndex) -> str | None:
     """Name of the child's index that is part of its parent's, however it came about."""
-    row = connection.execute(
-        "SELECT c.relname FROM pg_inherits i JOIN pg_index x ON x.indexrelid = i.inhrelid "
+    found = answer(
+        connection,
+        "SELECT c.relname::text FROM pg_inherits i JOIN pg_index x ON x.indexrelid = i.inhrelid "
         "JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class p ON p.oid = i.inhparent "
         "JOIN pg_namespace n ON n.oid = p.relnamespace "
         "WHERE x.indrelid = %s AND n.nspname = %s AND p.relname = %s",
-        [child.oid, parent.schema_name, index.name],
-    ).fetchone()
-    return None if row is None else str(row[0])
+        *(child.oid, parent.schema_name, index.name),
+    )
+    return None if found is None else str(found)
 
 
 def _execute(connection: Connection, statements: list[Composed]) -> None:
@@ -507,19 +502,19 @@ def _create(part: Part, index: WantedIndex, beside: SQL, only: SQL) -> list[Comp
 
 
 def _refuse_collisions(connection: Connection, definition: TableDefinition, index: WantedIndex) -> None:
-    columns = SQL(", ").join(Identifier(column) for column in index.columns)
-    row = connection.execute(
+    groups = answer(
+        connection,
         SQL(
             "SELECT count(*) FROM (SELECT FROM {table} WHERE {present} GROUP BY {columns} HAVING count(*) > 1) AS g"
         ).format(
             table=definition.identifier,
             present=SQL(" AND ").join(SQL("{} IS NOT NULL").format(Identifier(c)) for c in index.columns),
-            columns=columns,
-        )
-    ).fetchone()
-    if row is not None and row[0]:
+            columns=SQL(", ").join(Identifier(column) for column in index.columns),
+        ),
+    )
+    if groups:
         raise RefusedError(
-            f"{row[0]} groups of rows of {definition.table.key} share the same {', '.join(index.columns)}, which "
+            f"{groups} groups of rows of {definition.table.key} share the same {', '.join(index.columns)}, which "
             f"the unique index {index.name} does not allow. Verify the table (--verify) to find rows whose token "
             "is not that of their value; nothing was changed."
         )
@@ -534,7 +529,6 @@ class ReindexResult:
         leftovers: names of what an interrupted call had left, dropped now.
         bytes_before: size of the table's indexes before, in bytes.
         bytes_after: after.
-        seconds: duration.
     """
 
     reindexed: tuple[str, ...]
@@ -579,9 +573,6 @@ def reindex(
     """Build valid indexes of a table anew, beside the application, after dropping what an earlier call left.
 
     Args:
-        database: the target.
-        table: the catalogue's entry.
-        actor: who does it.
         choice: all of them, at once; or those that have an encrypted or search column in them, one after the other.
         on_wait: told, from another thread, for which session a build waits.
         progress: tell it how far the builds are, too.

@@ -11,6 +11,7 @@ import psycopg
 from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 
 Connection = psycopg.Connection[Any]
@@ -22,9 +23,6 @@ class Part:
     """A table, or one of its partitions.
 
     Args:
-        oid: its object identifier.
-        schema_name: its schema.
-        name: its name.
         parent: of which it is a partition; None for the catalogued table itself.
         leaf: whether it holds rows, and not partitions of its own. (Never a foreign table: none can be a partition of
             a table that has a primary key.)
@@ -67,6 +65,12 @@ def read_parts(connection: Connection, oid: int) -> tuple[Part, ...]:
     return tuple(Part(*row) for row in connection.execute(_PARTS, {"table": oid}))
 
 
+def has_children(connection: Connection, oid: int) -> bool:
+    """Whether tables inherit from it, or are partitions of it."""
+    row = connection.execute("SELECT EXISTS (SELECT FROM pg_inherits WHERE inhparent = %s)", [oid]).fetchone()
+    return row == (True,)
+
+
 def refuse_partition(connection: Connection, definition: TableDefinition) -> None:
     """Refuse a table that is a partition itself: columns are added to the whole only.
 
@@ -96,8 +100,7 @@ def lock_parts(connection: Connection, parts: Sequence[Part], mode: LockMode) ->
     Raises:
         psycopg.errors.LockNotAvailable: in vain.
     """
-    row = connection.execute("SELECT setting::int FROM pg_settings WHERE name = 'lock_timeout'").fetchone()
-    allowed = int(row[0]) if row is not None else 0
+    allowed = answer(connection, "SELECT setting::int FROM pg_settings WHERE name = 'lock_timeout'")
     deadline = time.monotonic() + allowed / 1000
     for part in parts:
         if allowed:

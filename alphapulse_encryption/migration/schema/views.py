@@ -28,6 +28,7 @@ from psycopg.sql import SQL, Composed, Identifier, Literal
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner, in_short_transaction
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
@@ -48,7 +49,6 @@ class ViewsResult:
     Args:
         created: the views created or renewed now.
         existing: the views found as they are to be.
-        seconds: duration.
     """
 
     created: tuple[str, ...]
@@ -82,11 +82,6 @@ def create_views(database: Database, table: Table, actor: Actor) -> ViewsResult:
     the table hold. Who may read the table, or by single columns all that a view reads of it, may read the view.
     What was granted on a view besides stays when it is renewed, and so does what others built on it, as long as the
     view only gains columns.
-
-    Args:
-        database: the target.
-        table: the catalogue's entry.
-        actor: who does it.
 
     Raises:
         RefusedError: columns not added, or somebody else's object depends on a view that has to lose a column; before
@@ -136,10 +131,7 @@ def drop_views(connection: Connection, definition: TableDefinition) -> tuple[str
 def _refuse_rows_shown_by_owner(connection: Connection, definition: TableDefinition) -> None:
     if connection.info.server_version >= _SECURITY_INVOKER_SINCE:
         return
-    row = connection.execute(
-        "SELECT relrowsecurity FROM pg_class WHERE oid = %s", [definition.oid]
-    ).fetchone()
-    if row is not None and row[0]:
+    if answer(connection, "SELECT relrowsecurity FROM pg_class WHERE oid = %s", definition.oid):
         raise RefusedError(
             f"Table {definition.table.key} has row-level security, and before PostgreSQL 15 a view shows all that its "
             "owner may see. Its compatibility views would show hidden rows, so they are not created."
@@ -279,10 +271,6 @@ def _renew(connection: Connection, definition: TableDefinition, name: str, actor
 def view_statements(connection: Connection, definition: TableDefinition) -> list[Composed]:
     """What :func:`create_views` would execute; executes nothing.
 
-    Args:
-        connection: an open session.
-        definition: the table, with its encrypted columns.
-
     Raises:
         ConfigurationError: a name is taken, or too long.
         RefusedError: a view has to be made anew, and has triggers.
@@ -330,12 +318,14 @@ def _refusing_dependants(name: str, why: str) -> Iterator[None]:
 
 
 def _refuse_triggers(connection: Connection, view: _View, name: str) -> None:
-    triggers = connection.execute(
-        "SELECT tgname FROM pg_trigger WHERE tgrelid = %s ORDER BY 1", [view.oid]
-    ).fetchall()
+    triggers = answer(
+        connection,
+        "SELECT string_agg(tgname, ', ' ORDER BY tgname) FROM pg_trigger WHERE tgrelid = %s",
+        view.oid,
+    )
     if triggers:
         raise RefusedError(
-            f"The view {name} has to be made anew, and its triggers ({', '.join(t for (t,) in triggers)}) would go "
+            f"The view {name} has to be made anew, and its triggers ({triggers}) would go "
             "with it. Drop them first, and create them again afterwards; the view was not changed."
         )
 
