@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Literal, LiteralString
 
 import psycopg
+from psycopg.rows import dict_row
 from psycopg.sql import SQL, Composable, Composed, Identifier
 from psycopg.sql import Literal as SqlLiteral
 from pydantic import BaseModel, ConfigDict
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.errors import DatabaseFailure
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.indexes import pending_index
 from alphapulse_encryption.migration.schema.names import short_name
@@ -78,13 +80,11 @@ class SavedColumn(_Model):
     """A plaintext column; None and empty where it has the defaults of its type.
 
     Attributes:
-        name: the column.
         type: with its modifiers, quoted and qualified.
         collation: schema and name.
         default: expression, set aside by the switch or still there.
         not_null: set aside by the switch.
         encrypted_was_required: whether the encrypted column was NOT NULL before the drop made it so.
-        comment: on the column.
         grants: privileges on the column alone.
         statistics: target.
         storage: TOAST strategy, one letter as in ``pg_attribute``.
@@ -112,9 +112,7 @@ class SavedIndex(_Model):
     """An index.
 
     Attributes:
-        name: the index.
         definition: its CREATE INDEX, which does not tell the rest.
-        comment: on the index.
         tablespace: None for the database's own.
         clustered: whether CLUSTER goes by it.
         statistics: targets by the number of the index's column, where they were set.
@@ -132,13 +130,11 @@ class SavedConstraint(_Model):
     """A constraint that involves a plaintext column.
 
     Attributes:
-        name: the constraint.
         kind: as in ``pg_constraint.contype``: check, foreign key, unique, exclusion.
         definition: what follows ADD CONSTRAINT name.
         validated: whether it holds for every row.
         deferrable: for unique ones.
         deferred: initially.
-        comment: on the constraint.
         index: that enforces it.
     """
 
@@ -197,12 +193,8 @@ def unfilled_index(table: Table) -> str:
 
 def verbatim(text: str) -> Composed:
     """A type, an expression or a definition as the server printed it: quoted and qualified already."""
-    return Composed([SQL(_as_literal(text))])
-
-
-def _as_literal(text: str) -> LiteralString:
     # Only ever text that the server made, which cannot be quoted once more.
-    return text  # type: ignore[return-value, unused-ignore]
+    return Composed([SQL(text)])
 
 
 def only_row(cursor: psycopg.Cursor[Any]) -> tuple[Any, ...]:
@@ -214,43 +206,39 @@ def only_row(cursor: psycopg.Cursor[Any]) -> tuple[Any, ...]:
 
 
 _COLUMNS = """
-SELECT a.attnum, a.attname, format_type(a.atttypid, a.atttypmod),
-       CASE WHEN a.attcollation <> t.typcollation THEN ARRAY[n.nspname::text, c.collname::text] END,
-       nullif(a.attstattarget, -1),
-       CASE WHEN a.attstorage <> t.typstorage THEN a.attstorage::text END,
-       nullif(a.attcompression::text, ''), coalesce(a.attoptions, '{}'), col_description(a.attrelid, a.attnum)
+SELECT a.attnum AS number, a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type,
+       CASE WHEN a.attcollation <> t.typcollation THEN ARRAY[n.nspname::text, c.collname::text] END AS collation,
+       nullif(a.attstattarget, -1) AS statistics,
+       CASE WHEN a.attstorage <> t.typstorage THEN a.attstorage::text END AS storage,
+       nullif(a.attcompression::text, '') AS compression, coalesce(a.attoptions, '{}') AS options,
+       col_description(a.attrelid, a.attnum) AS comment,
+       (SELECT coalesce(jsonb_agg(jsonb_build_object('grantee', r.rolname, 'privilege', x.privilege_type,
+                                                     'grantable', x.is_grantable)
+                                  ORDER BY r.rolname NULLS FIRST, x.privilege_type), '[]')
+          FROM aclexplode(a.attacl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
+         WHERE x.grantee = 0 OR r.oid IS NOT NULL) AS grants,
+       (SELECT coalesce(jsonb_agg(jsonb_build_array(n.nspname, s.relname) ORDER BY n.nspname, s.relname), '[]')
+          FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+          JOIN pg_namespace n ON n.oid = s.relnamespace
+         WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'a'
+           AND d.refobjid = a.attrelid AND d.refobjsubid = a.attnum) AS sequences
   FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
   LEFT JOIN pg_collation c ON c.oid = a.attcollation LEFT JOIN pg_namespace n ON n.oid = c.collnamespace
- WHERE a.attrelid = %s AND a.attname = ANY(%s) AND a.attnum > 0 AND NOT a.attisdropped
+ WHERE a.attrelid = %(table)s AND a.attname = ANY(%(names)s) AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attnum
-"""
-
-_GRANTS = """
-SELECT a.attname, r.rolname, x.privilege_type, x.is_grantable
-  FROM pg_attribute a CROSS JOIN aclexplode(a.attacl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
- WHERE a.attrelid = %s AND a.attnum = ANY(%s) AND (x.grantee = 0 OR r.oid IS NOT NULL)
- ORDER BY 1, 2 NULLS FIRST, 3
-"""
-
-_SEQUENCES = """
-SELECT d.refobjsubid, n.nspname, s.relname
-  FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
-  JOIN pg_namespace n ON n.oid = s.relnamespace
- WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'a'
-   AND d.refobjid = %s AND d.refobjsubid = ANY(%s)
- ORDER BY 2, 3
 """
 
 # Objects of this table that depend on one of the columns; they go with it without being asked.
 _INDEXES = """
-SELECT i.relname, pg_get_indexdef(i.oid), obj_description(i.oid, 'pg_class'), s.spcname, x.indisclustered,
-       (SELECT jsonb_object_agg(a.attnum, a.attstattarget) FROM pg_attribute a
-         WHERE a.attrelid = i.oid AND a.attstattarget >= 0),
-       c.conname, c.contype::text, c.oid
+SELECT i.relname AS name, pg_get_indexdef(i.oid) AS definition, obj_description(i.oid, 'pg_class') AS comment,
+       s.spcname AS tablespace, x.indisclustered AS clustered,
+       (SELECT coalesce(jsonb_object_agg(a.attnum, a.attstattarget), '{}') FROM pg_attribute a
+         WHERE a.attrelid = i.oid AND a.attstattarget >= 0) AS statistics,
+       c.contype::text AS kind, c.oid
   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
   LEFT JOIN pg_tablespace s ON s.oid = i.reltablespace
   LEFT JOIN pg_constraint c ON c.conindid = i.oid AND c.conrelid = x.indrelid AND c.contype IN ('p', 'u', 'x')
- WHERE x.indrelid = %(table)s AND x.indisvalid AND i.relname <> ALL(%(ours)s)
+ WHERE x.indrelid = %(table)s AND x.indisvalid AND i.relname <> ALL(%(our_indexes)s)
    AND (x.indkey::int2[] && %(columns)s::int2[] OR EXISTS (
         SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = i.oid
            AND d.refclassid = 'pg_class'::regclass AND d.refobjid = x.indrelid
@@ -259,10 +247,11 @@ SELECT i.relname, pg_get_indexdef(i.oid), obj_description(i.oid, 'pg_class'), s.
 """
 
 _CONSTRAINTS = """
-SELECT c.oid, c.conname, c.contype::text, pg_get_constraintdef(c.oid), c.convalidated, c.condeferrable,
-       c.condeferred, obj_description(c.oid, 'pg_constraint')
+SELECT c.oid, c.conname AS name, c.contype::text AS kind, pg_get_constraintdef(c.oid) AS definition,
+       c.convalidated AS validated, c.condeferrable AS deferrable, c.condeferred AS deferred,
+       obj_description(c.oid, 'pg_constraint') AS comment
   FROM pg_constraint c
- WHERE c.conrelid = %(table)s AND c.contype IN ('c', 'f', 'u', 'x') AND c.conname <> ALL(%(ours)s)
+ WHERE c.conrelid = %(table)s AND c.contype IN ('c', 'f', 'u', 'x') AND c.conname <> ALL(%(our_checks)s)
    AND (c.oid = ANY(%(with_index)s) OR c.conkey && %(columns)s::int2[] OR EXISTS (
         SELECT FROM pg_depend d WHERE d.classid = 'pg_constraint'::regclass AND d.objid = c.oid
            AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.conrelid
@@ -271,8 +260,9 @@ SELECT c.oid, c.conname, c.contype::text, pg_get_constraintdef(c.oid), c.convali
 """
 
 _STATISTICS = """
-SELECT n.nspname, s.stxname, pg_get_statisticsobjdef(s.oid), pg_get_userbyid(s.stxowner),
-       nullif(s.stxstattarget, -1), obj_description(s.oid, 'pg_statistic_ext')
+SELECT n.nspname AS schema_name, s.stxname AS name, pg_get_statisticsobjdef(s.oid) AS definition,
+       pg_get_userbyid(s.stxowner) AS owner, nullif(s.stxstattarget, -1) AS target,
+       obj_description(s.oid, 'pg_statistic_ext') AS comment
   FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace
  WHERE s.stxrelid = %(table)s
    AND EXISTS (
@@ -285,98 +275,50 @@ SELECT n.nspname, s.stxname, pg_get_statisticsobjdef(s.oid), pg_get_userbyid(s.s
 
 def read_saved(connection: Connection, definition: TableDefinition, set_aside: SetAside) -> SavedTable:
     """Everything that dropping the table's plaintext columns takes away, but for what is ours."""
-    names = [column.name for column in definition.plaintext_columns]
-    encrypted = {column.name: column.encrypted for column in definition.table.columns}
-    rows = connection.execute(_COLUMNS, [definition.oid, names]).fetchall()
-    numbers = [row[0] for row in rows]
-    grants: dict[str, list[Grant]] = {}
-    for name, grantee, privilege, grantable in connection.execute(_GRANTS, [definition.oid, numbers]):
-        grants.setdefault(name, []).append(Grant(grantee=grantee, privilege=privilege, grantable=grantable))
-    sequences: dict[int, list[tuple[str, str]]] = {}
-    for number, schema, name in connection.execute(_SEQUENCES, [definition.oid, numbers]):
-        sequences.setdefault(number, []).append((schema, name))
-    columns = []
-    for number, name, type_, collation, statistics, storage, compression, options, comment in rows:
-        live = definition.columns[name]
-        encrypted_column = definition.columns.get(encrypted[name])
-        columns.append(
-            SavedColumn(
-                name=name,
-                type=type_,
-                collation=tuple(collation) if collation else None,
-                default=set_aside.defaults.get(name, live.default),
-                not_null=set_aside.not_null.get(name),
-                encrypted_was_required=encrypted_column is not None and encrypted_column.not_null,
-                comment=comment,
-                grants=tuple(grants.get(name, ())),
-                statistics=statistics,
-                storage=storage,
-                compression=compression,
-                options=tuple(options),
-                sequences=tuple(sequences.get(number, ())),
-            )
-        )
-    constraints, indexes = _constraints_and_indexes(connection, definition, numbers)
-    of_table = {"table": definition.oid, "columns": numbers}
-    return SavedTable(
-        columns=tuple(columns),
-        constraints=constraints,
-        indexes=indexes,
-        statistics=tuple(
-            SavedStatistics(
-                schema_name=schema, name=name, definition=text, owner=owner, target=target, comment=comment
-            )
-            for schema, name, text, owner, target, comment in connection.execute(_STATISTICS, of_table)
-        ),
-    )
-
-
-def _constraints_and_indexes(
-    connection: Connection, definition: TableDefinition, numbers: list[int]
-) -> tuple[tuple[SavedConstraint, ...], tuple[SavedIndex, ...]]:
     table = definition.table
+    parameters = {
+        "table": definition.oid,
+        "names": [column.name for column in definition.plaintext_columns],
+        "our_indexes": [pending_index(table), unfilled_index(table)],
+        "our_checks": [
+            *(presence_check(column) for column in table.columns),
+            *(required_check(column.name) for column in table.columns),
+        ],
+    }
+
+    def read(query: LiteralString, **more: object) -> list[dict[str, Any]]:
+        cursor = connection.cursor(row_factory=dict_row)
+        return cursor.execute(query, {**parameters, **more}).fetchall()
+
+    encrypted = {column.name: definition.columns.get(column.encrypted) for column in table.columns}
+    rows = read(_COLUMNS)
+    parameters["columns"] = [row.pop("number") for row in rows]
+    columns = tuple(
+        SavedColumn(
+            **row,
+            default=set_aside.defaults.get(row["name"], definition.columns[row["name"]].default),
+            not_null=set_aside.not_null.get(row["name"]),
+            encrypted_was_required=(there := encrypted[row["name"]]) is not None and there.not_null,
+        )
+        for row in rows
+    )
     indexes: list[SavedIndex] = []
     of_constraint: dict[int, SavedIndex] = {}
-    for name, text, comment, tablespace, clustered, statistics, constraint, kind, oid in connection.execute(
-        _INDEXES,
-        {"table": definition.oid, "columns": numbers, "ours": [pending_index(table), unfilled_index(table)]},
-    ):
-        index = SavedIndex(
-            name=name,
-            definition=text,
-            comment=comment,
-            tablespace=tablespace,
-            clustered=clustered,
-            statistics=statistics or {},
-        )
-        if constraint is None:
-            indexes.append(index)
+    for row in read(_INDEXES):
+        kind, oid = row.pop("kind"), row.pop("oid")
+        if kind is None:
+            indexes.append(SavedIndex(**row))
         elif kind != "p":
-            of_constraint[oid] = index
-    ours = [presence_check(column) for column in table.columns]
-    ours += [required_check(column.name) for column in table.columns]
-    constraints = tuple(
-        SavedConstraint(
-            name=name,
-            kind=kind,
-            definition=text,
-            validated=validated,
-            deferrable=deferrable,
-            deferred=deferred,
-            comment=comment,
-            index=of_constraint.get(oid),
-        )
-        for oid, name, kind, text, validated, deferrable, deferred, comment in connection.execute(
-            _CONSTRAINTS,
-            {
-                "table": definition.oid,
-                "columns": numbers,
-                "ours": ours,
-                "with_index": list(of_constraint),
-            },
-        )
+            of_constraint[oid] = SavedIndex(**row)
+    return SavedTable(
+        columns=columns,
+        constraints=tuple(
+            SavedConstraint(index=of_constraint.get(row.pop("oid")), **row)
+            for row in read(_CONSTRAINTS, with_index=list(of_constraint))
+        ),
+        indexes=tuple(indexes),
+        statistics=tuple(SavedStatistics(**row) for row in read(_STATISTICS)),
     )
-    return constraints, tuple(indexes)
 
 
 def read_not_null(connection: Connection, definition: TableDefinition) -> dict[str, NotNull]:
@@ -432,11 +374,8 @@ def mark_restored(connection: Connection, table: Table) -> None:
 
 def has_children(connection: Connection, definition: TableDefinition) -> bool:
     """Whether the table is partitioned, a partition, or takes part in inheritance."""
-    row = connection.execute(
-        "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhparent = %(oid)s OR inhrelid = %(oid)s)",
-        {"oid": definition.oid},
-    ).fetchone()
-    return definition.partitioned or bool(row and row[0])
+    inherits = "SELECT EXISTS (SELECT FROM pg_inherits WHERE %s IN (inhparent, inhrelid))"
+    return definition.partitioned or bool(answer(connection, inherits, definition.oid))
 
 
 def alter(definition: TableDefinition, actions: list[Composable]) -> Composed:
@@ -446,10 +385,9 @@ def alter(definition: TableDefinition, actions: list[Composable]) -> Composed:
 
 def constraint_state(connection: Connection, definition: TableDefinition, name: str) -> bool | None:
     """Whether a constraint of the table is validated; None where there is no such constraint."""
-    row = connection.execute(
-        "SELECT convalidated FROM pg_constraint WHERE conrelid = %s AND conname = %s", [definition.oid, name]
-    ).fetchone()
-    return None if row is None else bool(row[0])
+    query: LiteralString = "SELECT convalidated FROM pg_constraint WHERE conrelid = %s AND conname = %s"
+    validated: bool | None = answer(connection, query, definition.oid, name)
+    return validated
 
 
 def add_check(name: str, condition: Composable) -> Composed:
