@@ -6,7 +6,7 @@ Reads only. Each finding names a thing, says what is wrong and what to do.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,12 +26,13 @@ from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates import roles
 from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, is_recent, latest_backup
 from alphapulse_encryption.migration.gates.findings import Checked, Level
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_PRIVILEGES, Database
 from alphapulse_encryption.migration.rows.throttle import NotAvailable, ReplicationLag, free_bytes
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.dependants import dependants
 from alphapulse_encryption.migration.schema.indexes import unique_indexes
-from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_partition
+from alphapulse_encryption.migration.schema.partitions import has_children, read_parts, refuse_partition
 from alphapulse_encryption.migration.schema.sql import GUARD_INSERT, GUARDS
 
 Connection = psycopg.Connection[Any]
@@ -92,8 +93,6 @@ def check(
     """Go through the checklist for every table of the catalogue.
 
     Args:
-        database: the target.
-        tables: what is to be encrypted.
         keys: the key ring; held against the key the database was begun with. None leaves the key out.
         once: look at a table that somebody holds without another try; for a report that somebody waits for.
 
@@ -110,32 +109,29 @@ def check(
         if keys is not None:
             findings.append(_key(connection, keys))
             findings += _key_usage(connection, tables, keys)
+        begun = tracking.bookkeeping_exists(connection)
         for table in tables:
             try:
-                state = (
-                    tracking.table_state(connection, table)
-                    if tracking.bookkeeping_exists(connection)
-                    else None
-                )
-                definition = read_table(
-                    connection,
-                    table,
-                    plaintext=state is None or state.state.has_both_sides,
-                    once=once,
-                )
+                state = tracking.table_state(connection, table) if begun else None
+                both = state is None or state.state.has_both_sides
+                definition = read_table(connection, table, plaintext=both, once=once)
             except MigrationError as error:
                 findings.append(Checked("blocker", table.key, error.args[0]))
                 continue
-            findings += _table(connection, definition)
+            about = list(_table(connection, definition))
+            if not any(finding.level == "blocker" for finding in about):
+                findings.append(_in_order(definition))
+            findings += about
             rows += definition.estimated_rows
             current += definition.total_bytes
-            growth += _growth(connection, definition)
+            # Every row is written once more: the old version stays until vacuum reclaims it.
+            growth += encrypted_bytes(connection, definition) + definition.total_bytes
         findings += _backups(connection, tables)
         findings += _logging(connection)
         findings += long_transactions(connection)
         findings += _replicas(connection)
         free = _free_disk(connection)
-        database_bytes = _one(connection, "SELECT pg_database_size(current_database())")
+        database_bytes = answer(connection, "SELECT pg_database_size(current_database())")
     findings.append(_disk(database_bytes, growth, free))
     return PreflightReport(
         findings=tuple(findings),
@@ -161,50 +157,39 @@ def refuse_blockers(report: PreflightReport) -> None:
         )
 
 
-def _one(connection: Connection, query: str) -> Any:
-    row = connection.execute(query.encode()).fetchone()
-    return row[0] if row is not None else None
-
-
-def _server(connection: Connection) -> list[Checked]:
+def _server(connection: Connection) -> Iterator[Checked]:
     version = connection.info.server_version
-    findings = []
     if version < OLDEST_SERVER:
-        findings.append(
-            Checked("blocker", "server", f"PostgreSQL {version // 10000} is too old; 14 or newer is needed.")
+        yield Checked(
+            "blocker", "server", f"PostgreSQL {version // 10000} is too old; 14 or newer is needed."
         )
     else:
-        findings.append(Checked("ok", "server", f"PostgreSQL {version // 10000}.{version % 10000}"))
-    if _one(connection, "SELECT pg_is_in_recovery()"):
-        findings.append(Checked("blocker", "server", "is a read-only replica. Connect to the primary."))
+        yield Checked("ok", "server", f"PostgreSQL {version // 10000}.{version % 10000}")
+    if answer(connection, "SELECT pg_is_in_recovery()"):
+        yield Checked("blocker", "server", "is a read-only replica. Connect to the primary.")
     # Of a list of privileges, any one would do.
     allowed = "SELECT has_schema_privilege('public', 'CREATE') AND has_schema_privilege('public', 'USAGE')"
-    if not tracking.bookkeeping_exists(connection) and not _one(connection, allowed):
-        findings.append(
-            Checked(
-                "blocker",
-                "privileges",
-                "the bookkeeping needs CREATE on the schema public: GRANT CREATE ON SCHEMA public TO this role, or "
-                "have an administrator run what --roles-sql prints.",
-                of_role=True,
-            )
+    if not tracking.bookkeeping_exists(connection) and not answer(connection, allowed):
+        yield Checked(
+            "blocker",
+            "privileges",
+            "the bookkeeping needs CREATE on the schema public: GRANT CREATE ON SCHEMA public TO this role, or "
+            "have an administrator run what --roles-sql prints.",
+            of_role=True,
         )
-    return findings
 
 
-def _privileges(connection: Connection, tables: Sequence[Table]) -> list[Checked]:
+def _privileges(connection: Connection, tables: Sequence[Table]) -> Iterator[Checked]:
     """Which steps are for the role in use, what it lacks for the others, and what it could do beyond them."""
     name = roles.current_role(connection)
     if roles.is_superuser(connection):
-        return [
-            Checked(
-                "warning",
-                "privileges",
-                f"the role {name} is a superuser: nothing is refused to it, not even a drop without an approval. "
-                "--roles-sql prints SQL for roles that have what they need and no more.",
-            )
-        ]
-    findings = []
+        yield Checked(
+            "warning",
+            "privileges",
+            f"the role {name} is a superuser: nothing is refused to it, not even a drop without an approval. "
+            "--roles-sql prints SQL for roles that have what they need and no more.",
+        )
+        return
     steps_lacking: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     allowed = []
     for step in guide.STEPS:
@@ -214,8 +199,8 @@ def _privileges(connection: Connection, tables: Sequence[Table]) -> list[Checked
         else:
             allowed.append(step.flag)
     if allowed:
-        findings.append(Checked("ok", "privileges", f"the role {name} may run {', '.join(allowed)}"))
-    findings += [
+        yield Checked("ok", "privileges", f"the role {name} may run {', '.join(allowed)}")
+    yield from (
         Checked(
             "warning",
             "privileges",
@@ -223,12 +208,11 @@ def _privileges(connection: Connection, tables: Sequence[Table]) -> list[Checked
             f"of {roles.DEFAULT_PREFIX}{role}: it lacks {roles.shortened(missing)}.",
         )
         for (role, missing), flags in steps_lacking.items()
-    ]
-    findings += [
+    )
+    yield from (
         Checked("warning", "privileges", f"the role {name} has more than it needs: {what}.")
         for what in roles.too_much(connection)
-    ]
-    return findings
+    )
 
 
 def _key(connection: Connection, keys: KeyRing) -> Checked:
@@ -256,9 +240,17 @@ def _key_usage(connection: Connection, tables: Sequence[Table], keys: KeyRing) -
     ]
 
 
-def _table(connection: Connection, definition: TableDefinition) -> list[Checked]:
+def _in_order(definition: TableDefinition) -> Checked:
+    return Checked(
+        "ok",
+        definition.table.key,
+        f"about {definition.estimated_rows:,} rows, {len(definition.table.columns)} columns to encrypt, "
+        f"key ({', '.join(key.name for key in definition.key)})",
+    )
+
+
+def _table(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
     table = definition.table
-    findings: list[Checked] = []
     owner = connection.execute(
         "SELECT pg_has_role(relowner, 'USAGE'), relrowsecurity, "
         "  (SELECT rolbypassrls OR rolsuper FROM pg_roles WHERE rolname = current_user), relforcerowsecurity "
@@ -269,59 +261,49 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Checked]
     # Of a role that only looks, it is told with the privileges.
     takes_part = roles.may_write_bookkeeping(connection)
     if not owns and takes_part:
-        findings.append(
-            Checked(
-                "blocker",
-                table.key,
-                "columns and triggers can be added by the table's owner only. "
-                "Connect as its owner or as a member of that role.",
-                of_role=True,
-            )
+        yield Checked(
+            "blocker",
+            table.key,
+            "columns and triggers can be added by the table's owner only. "
+            "Connect as its owner or as a member of that role.",
+            of_role=True,
         )
     if takes_part and secured and not bypasses and (forced or not owns):
-        findings.append(
-            Checked(
-                "blocker",
-                table.key,
-                "row-level security would hide rows from this role. Use a role with BYPASSRLS.",
-                of_role=True,
-            )
+        yield Checked(
+            "blocker",
+            table.key,
+            "row-level security would hide rows from this role. Use a role with BYPASSRLS.",
+            of_role=True,
         )
     try:
         refuse_partition(connection, definition)
     except ConfigurationError as error:
-        findings.append(Checked("blocker", table.key, error.args[0]))
-    findings += _triggers(connection, definition)
-    if _has_children(connection, definition):
-        findings.append(
-            Checked(
-                "blocker",
-                table.key,
-                "other tables inherit from it, whose rows the guard would not see. List them in the catalogue as "
-                "tables of their own, and end the inheritance.",
-            )
+        yield Checked("blocker", table.key, error.args[0])
+    yield from _triggers(connection, definition)
+    if not definition.partitioned and has_children(connection, definition.oid):
+        yield Checked(
+            "blocker",
+            table.key,
+            "other tables inherit from it, whose rows the guard would not see. List them in the catalogue as "
+            "tables of their own, and end the inheritance.",
         )
     if names := _defaults(connection, definition):
-        findings.append(
-            Checked(
-                "warning",
-                table.key,
-                f"{', '.join(names)} have a default. Until the switch, the guard refuses ciphertext without its "
-                "plaintext, but cannot tell an INSERT that leaves such a column out from one that writes the default "
-                "itself: it keeps both sides, and verification names the row as mismatched. See that no part of the "
-                "application inserts the ciphertext alone before the switch.",
-            )
+        yield Checked(
+            "warning",
+            table.key,
+            f"{', '.join(names)} have a default. Until the switch, the guard refuses ciphertext without its "
+            "plaintext, but cannot tell an INSERT that leaves such a column out from one that writes the default "
+            "itself: it keeps both sides, and verification names the row as mismatched. See that no part of the "
+            "application inserts the ciphertext alone before the switch.",
         )
     if definition.partitioned:
-        findings.append(
-            Checked(
-                "warning",
-                table.key,
-                "is partitioned: it can be encrypted, verified and switched, but approve_drop will refuse, because "
-                "what its partitions have of their own could not be brought back exactly.",
-            )
+        yield Checked(
+            "warning",
+            table.key,
+            "is partitioned: it can be encrypted, verified and switched, but approve_drop will refuse, because "
+            "what its partitions have of their own could not be brought back exactly.",
         )
-    findings += [
+    yield from (
         Checked(
             "warning",
             f"{table.key}.{column.name}",
@@ -330,18 +312,18 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Checked]
         )
         for column in definition.plaintext_columns
         if definition.columns[column.name].type.removesuffix("[]") == "money"
-    ]
-    for index in unique_indexes(connection, definition):
-        if not index.portable:
-            findings.append(
-                Checked(
-                    "warning",
-                    table.key,
-                    f"the uniqueness that {index.name} guarantees cannot be carried over, and switch_to_ciphertext "
-                    f"will refuse: {index.obstacle}.",
-                )
-            )
-    findings += [
+    )
+    yield from (
+        Checked(
+            "warning",
+            table.key,
+            f"the uniqueness that {index.name} guarantees cannot be carried over, and switch_to_ciphertext "
+            f"will refuse: {index.obstacle}.",
+        )
+        for index in unique_indexes(connection, definition)
+        if not index.portable
+    )
+    yield from (
         Checked(
             "warning",
             f"{table.key}.{found.column}",
@@ -351,18 +333,7 @@ def _table(connection: Connection, definition: TableDefinition) -> list[Checked]
             else f"{found.name} depends on the plaintext column and goes with it",
         )
         for found in dependants(connection, definition)
-    ]
-    if not any(finding.level == "blocker" for finding in findings):
-        findings.insert(
-            0,
-            Checked(
-                "ok",
-                table.key,
-                f"about {definition.estimated_rows:,} rows, {len(table.columns)} columns to encrypt, "
-                f"key ({', '.join(key.name for key in definition.key)})",
-            ),
-        )
-    return findings
+    )
 
 
 # Bits of pg_trigger.tgtype (src/include/catalog/pg_trigger.h): for each row, before, on insert or update.
@@ -404,18 +375,11 @@ def _defaults(connection: Connection, definition: TableDefinition) -> list[str]:
     return [name for (name,) in rows]
 
 
-def _has_children(connection: Connection, definition: TableDefinition) -> bool:
-    row = connection.execute(
-        "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhparent = %s)", [definition.oid]
-    ).fetchone()
-    return bool(row and row[0]) and not definition.partitioned
-
-
 def _widths(connection: Connection, definition: TableDefinition) -> dict[str, float]:
     """Bytes of each column's values, NULLs counted as nothing, where the table was analysed."""
     named = [definition.table.schema_name, definition.table.name]
     # Of a table that it may not read, a role that plans sees the widths all the same: in the catalogue itself.
-    if _one(connection, "SELECT has_column_privilege('pg_catalog.pg_statistic', 'stawidth', 'SELECT')"):
+    if answer(connection, "SELECT has_column_privilege('pg_catalog.pg_statistic', 'stawidth', 'SELECT')"):
         query = (
             "SELECT a.attname, max(s.stawidth * (1 - s.stanullfrac))::float8 FROM pg_statistic s "
             "JOIN pg_attribute a ON a.attrelid = s.starelid AND a.attnum = s.staattnum "
@@ -428,11 +392,6 @@ def _widths(connection: Connection, definition: TableDefinition) -> dict[str, fl
             "WHERE schemaname = %s AND tablename = %s"
         )
     return dict(connection.execute(query.encode(), named).fetchall())
-
-
-def _growth(connection: Connection, definition: TableDefinition) -> int:
-    # Every row is written once more: the old version stays until vacuum reclaims it.
-    return encrypted_bytes(connection, definition) + definition.total_bytes
 
 
 def encrypted_bytes(connection: Connection, definition: TableDefinition) -> int:
@@ -522,20 +481,14 @@ _STATEMENTS_LOGGED: Mapping[str, tuple[str, ...]] = {
 
 
 def _remedy(connection: Connection, role: str, name: str) -> str:
-    known = LOG_SETTINGS[name]
-    for_the_role = (
-        sql.SQL("ALTER ROLE {} SET {} = {}")
-        .format(sql.Identifier(role), sql.SQL(name), sql.Literal(known))
-        .as_string(connection)
+    names = {"role": sql.Identifier(role), "name": sql.SQL(name), "value": sql.Literal(LOG_SETTINGS[name])}
+    alter, grant = (
+        sql.SQL(statement).format(**names).as_string(connection)
+        for statement in ("ALTER ROLE {role} SET {name} = {value}", "GRANT SET ON PARAMETER {name} TO {role}")
     )
     if connection.info.server_version < SET_PRIVILEGES:
-        return f"Let a superuser run: {for_the_role}"
-    granted = (
-        sql.SQL("GRANT SET ON PARAMETER {} TO {}")
-        .format(sql.SQL(name), sql.Identifier(role))
-        .as_string(connection)
-    )
-    return f"Let a superuser run: {granted} (or {for_the_role})"
+        return f"Let a superuser run: {alter}"
+    return f"Let a superuser run: {grant} (or {alter})"
 
 
 def long_transactions(connection: Connection) -> list[Checked]:
@@ -568,7 +521,7 @@ def _free_disk(connection: Connection) -> int | None:
     if not (connection.info.host or "").startswith("/"):
         return None
     try:
-        return free_bytes(Path(_one(connection, "SELECT current_setting('data_directory')")))
+        return free_bytes(Path(answer(connection, "SELECT current_setting('data_directory')")))
     except psycopg.errors.InsufficientPrivilege:
         return None
 
