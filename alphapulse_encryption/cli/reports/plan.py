@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -96,11 +97,7 @@ def by_rehearsal(
             share = (
                 own.likely / by_table if own is not None and by_table else one.rows / rows if rows else 0.0
             )
-            steps[one.key, name] = Span(
-                low=share * stage.seconds.low,
-                likely=share * stage.seconds.likely,
-                high=share * stage.seconds.high,
-            )
+            steps[one.key, name] = Span(**asdict(stage.seconds.times(share)))
     left_out = [one.key for one in work if one.key not in newest.before.tables]
     source = (
         f"the rehearsal of {newest.started:%Y-%m-%d %H:%M}, one batch range after the other as there"

@@ -8,6 +8,7 @@ table as it will be then.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -20,11 +21,10 @@ from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
-from alphapulse_encryption.lifecycle import Authority, State
+from alphapulse_encryption.lifecycle import Authority, Stage, State
 from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.bookkeeping.tracking import TableState
 from alphapulse_encryption.migration.gates import preflight
-from alphapulse_encryption.migration.gates.findings import Checked, Finding
+from alphapulse_encryption.migration.gates.findings import Checked, Finding, Level
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows import plan, verify
 from alphapulse_encryption.migration.schema import guard, indexes, saved, views
@@ -59,20 +59,25 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Span(_Model):
+@dataclass(frozen=True)
+class Span:
     """A figure with its range: seconds or bytes."""
 
-    low: float
-    likely: float
-    high: float
+    low: float = 0.0
+    likely: float = 0.0
+    high: float = 0.0
 
-    @staticmethod
-    def total(spans: Sequence[Span]) -> Span:
-        return Span(
-            low=sum(span.low for span in spans),
-            likely=sum(span.likely for span in spans),
-            high=sum(span.high for span in spans),
-        )
+    # Documents hold spans as they are.
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def __add__(self, other: Span) -> Span:
+        return Span(self.low + other.low, self.likely + other.likely, self.high + other.high)
+
+    def times(self, factor: float) -> Span:
+        return Span(self.low * factor, self.likely * factor, self.high * factor)
+
+
+NOTHING = Span()
 
 
 class Lock(_Model):
@@ -115,9 +120,14 @@ class Range(_Model):
 class Growth(_Model):
     """Bytes that come on top, during the migration."""
 
-    table: Span
-    indexes: Span
-    wal: Span
+    table: Span = NOTHING
+    indexes: Span = NOTHING
+    wal: Span = NOTHING
+
+    def __add__(self, other: Growth) -> Growth:
+        return Growth(
+            table=self.table + other.table, indexes=self.indexes + other.indexes, wal=self.wal + other.wal
+        )
 
 
 class PlannedColumn(_Model):
@@ -135,7 +145,7 @@ class TablePlan(_Model):
     """One table."""
 
     table: str
-    stage: Literal["not begun", "columns", "reverted", "dropped", "restoring"]
+    stage: Stage
     authority: Authority
     rows: int = Field(description="the planner's estimate")
     table_bytes: int = Field(description="with TOAST")
@@ -242,7 +252,7 @@ def usual_durations(work: Sequence[Work]) -> Durations:
             "drop": _STATEMENTS + one.heap * _READ_BYTE,
         }
         for name, likely in seconds.items():
-            found[one.key, name] = Span(low=likely * _FASTER, likely=likely, high=likely * _SLOWER)
+            found[one.key, name] = Span(_FASTER, 1.0, _SLOWER).times(likely)
     return Durations(
         found,
         "what two cores with a disk of their own took, one worker, with a wide range: no rehearsal has measured this "
@@ -281,7 +291,7 @@ def make_plan(
             try:
                 found, work, more = _table(connection, entry, batch_ranges)
             except MigrationError as error:
-                told = Finding("blocker", entry.key, error.args[0])
+                told = Checked("blocker", entry.key, error.args[0])  # as the checklist tells it
                 findings += [] if told in findings else [told]
                 continue
             plans.append(found)
@@ -295,7 +305,7 @@ def make_plan(
         bookkeeping = tracking.missing_bookkeeping(connection)
     durations = estimate(works)
     timed = [_timed(table, durations) for table in plans]
-    steps = [step for table in timed for step in table.steps]
+    seconds = [step.seconds for table in timed for step in table.steps if step.seconds is not None]
     grown = [table.growth for table in timed if table.growth is not None]
     return Plan(
         at=datetime.now(UTC),
@@ -304,13 +314,9 @@ def make_plan(
         tables=tuple(timed),
         bookkeeping=bookkeeping,
         findings=tuple(findings),
-        seconds=Span.total([step.seconds for step in steps if step.seconds is not None]),
+        seconds=sum(seconds, NOTHING),
         seconds_from=durations.source,
-        growth=Growth(
-            table=Span.total([growth.table for growth in grown]),
-            indexes=Span.total([growth.indexes for growth in grown]),
-            wal=Span.total([growth.wal for growth in grown]),
-        ),
+        growth=sum(grown, Growth()),
         database_bytes=about[2],
         free_bytes=checked.free_bytes,
     )
@@ -333,7 +339,7 @@ def _timed(table: TablePlan, durations: Durations) -> TablePlan:
         if span is None or name != "data":
             return span
         # Of what is done already, only the look whether it is.
-        return Span(low=share * span.low, likely=share * span.likely, high=share * span.high)
+        return span.times(share)
 
     steps = [
         step if step.done else step.model_copy(update={"seconds": expected(step.name)})
@@ -372,12 +378,13 @@ def _table(connection: Connection, entry: Table, batch_ranges: int) -> tuple[Tab
         tokens=sum(column.searchable for column in entry.columns),
     )
     ranges, note = _ranges(connection, definition, batch_ranges, begun=begun)
-    steps = _steps(connection, definition, state, ranges, findings)
-    data_left = not next(step.done for step in steps if step.name == "data")
+    stands = State.UNTOUCHED if state is None else state.state
+    steps = _Steps(connection, definition, stands, findings)
+    taken = saved.set_aside(state) if state is not None and stands.authority == "ciphertext" else None
     found = TablePlan(
         table=entry.key,
-        stage=(state.state if state is not None else State.UNTOUCHED).stage,
-        authority=(state.state if state is not None else State.UNTOUCHED).authority,
+        stage=stands.stage,
+        authority=stands.authority,
         rows=definition.estimated_rows,
         table_bytes=heap,
         index_bytes=index_bytes,
@@ -396,9 +403,11 @@ def _table(connection: Connection, entry: Table, batch_ranges: int) -> tuple[Tab
         ),
         ranges=ranges,
         ranges_note=note,
-        steps=tuple(steps),
-        growth=_growth(connection, definition, work) if data_left else None,
+        steps=tuple(steps.every(ranges, taken)),
+        growth=_growth(connection, definition, work),
     )
+    if found.step("data").done:
+        found = found.model_copy(update={"growth": None})
     return found, work, findings
 
 
@@ -453,55 +462,133 @@ _BATCH = Lock(mode="ROW EXCLUSIVE", held="batch")
 _BATCH_READ = Lock(mode="ACCESS SHARE", held="batch")
 
 
-def _steps(
-    connection: Connection,
-    definition: TableDefinition,
-    state: TableState | None,
-    ranges: Sequence[Range],
-    findings: list[Finding],
-) -> list[Step]:
-    if state is not None and not state.state.has_both_sides:
-        note = (
-            "the plaintext is dropped" if state.state is State.DROPPED else "the plaintext is being restored"
-        )
-        return [Step(name=name, command=_command(name), done=True, note=note) for name in guide.planned()]
-    as_text = _Texts(connection)
-    authority: Authority = "plaintext" if state is None else state.authority
-    added = columns.with_columns(definition)
-    taken = saved.set_aside(state) if state is not None and authority == "ciphertext" else None
-    looks: dict[str, Callable[[], Step]] = {
-        "columns": lambda: _columns(connection, definition, added, authority, as_text),
-        "data": lambda: Step(
-            name="data",
-            command=_command("data"),
-            done=_all_done(ranges) and (state is not None and state.state is not State.REVERTED),
+class _Steps:
+    """What each step would do to one table, and beside it what it will refuse.
+
+    Args:
+        state: how the table stands.
+        findings: what will be refused is put there.
+    """
+
+    def __init__(
+        self, connection: Connection, definition: TableDefinition, state: State, findings: list[Finding]
+    ) -> None:
+        self._connection = connection
+        self._definition = definition
+        self._state = state
+        self._findings = findings
+        # As it will be once step 2 is done.
+        self._added = columns.with_columns(definition)
+
+    def every(self, ranges: Sequence[Range], taken: saved.SetAside | None) -> list[Step]:
+        """All steps, in their order.
+
+        Args:
+            ranges: the batch ranges, as far as they are known.
+            taken: what the switch has set aside; None before it.
+        """
+        if self._state is not State.UNTOUCHED and not self._state.has_both_sides:
+            dropped = self._state is State.DROPPED
+            note = "the plaintext is dropped" if dropped else "the plaintext is being restored"
+            return [_step(name, done=True, note=note) for name in guide.planned()]
+        data = _step(
+            "data",
+            done=_all_done(ranges) and self._state not in (State.UNTOUCHED, State.REVERTED),
             locks=(_BATCH,),
             note="rows that the application changes meanwhile are left to it, and read again",
-        ),
-        "indexes": lambda: _indexes(connection, added, as_text, findings),
-        "verification": lambda: _verification(connection, definition),
-        "views": lambda: _views(connection, added, as_text, findings),
-        "switch": lambda: _switch(connection, added, authority, as_text, findings),
-        "drop": lambda: _drop(connection, added, taken, as_text, findings),
-    }
-    # Of a step that nothing is known of beforehand, the plan says that there is one.
-    return [
-        looks[name]() if name in looks else Step(name=name, command=_command(name), done=False)
-        for name in guide.planned()
-    ]
+        )
+        looks: dict[str, Callable[[], Step]] = {
+            "columns": self._columns,
+            "data": lambda: data,
+            "indexes": self._indexes,
+            "verification": self._verification,
+            "views": self._views,
+            "switch": self._switch,
+            "drop": lambda: self._drop(taken),
+        }
+        # Of a step that nothing is known of beforehand, the plan says that there is one.
+        return [looks[name]() if name in looks else _step(name) for name in guide.planned()]
 
-
-def _command(name: str) -> str:
-    return guide.planned()[name][1]
-
-
-class _Texts:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def __call__(self, statements: Sequence[Composed], lock: Callable[[str], Lock | None]) -> list[Statement]:
+    def _changing(
+        self,
+        name: str,
+        statements: Sequence[Composed],
+        note: str = "",
+        lock: Callable[[str], Lock | None] | None = None,
+    ) -> Step:
+        """A step that is these statements."""
         texts = [statement.as_string(self._connection) for statement in statements]
-        return [Statement(sql=text, lock=lock(text)) for text in texts]
+        made = tuple(Statement(sql=text, lock=(lock or _lock_of)(text)) for text in texts)
+        locks = tuple(dict.fromkeys(one.lock for one in made if one.lock is not None))
+        return _step(name, done=not made, statements=made, locks=locks, note=note)
+
+    def _tell(self, level: Level, message: str) -> None:
+        self._findings.append(Finding(level, self._added.table.key, message))
+
+    def _columns(self) -> Step:
+        statements: list[Composed] = []
+        if names := columns.missing_columns(self._definition):
+            statements.append(columns.add_columns_statement(self._definition, names))
+        if not guard.guard_is_current(self._connection, self._added, self._state.authority):
+            statements += guard.guard_statements(self._connection, self._added, self._state.authority)
+        return self._changing("columns", statements)
+
+    def _indexes(self) -> Step:
+        statements: list[Composed] = []
+        for index in indexes.wanted_indexes(self._connection, self._added):
+            try:
+                statements += indexes.index_statements(self._connection, self._added, index)
+            except ConfigurationError as error:
+                self._tell("blocker", error.args[0])
+        note = "a build waits for transactions that are open; then ANALYZE" if statements else ""
+        return self._changing("indexes", statements, note, _index_lock)
+
+    def _verification(self) -> Step:
+        passed = False
+        current = tracking.current_key_check(self._connection)
+        if current is not None and tracking.bookkeeping_exists(self._connection):
+            with suppress(RefusedError):
+                passed = verify.sum_up(self._connection, self._definition.table, current).passed
+        return _step("verification", done=passed, locks=(_BATCH_READ,))
+
+    def _views(self) -> Step:
+        try:
+            statements = views.view_statements(self._connection, self._added)
+        except MigrationError as error:
+            self._tell("warning", error.args[0])
+            return _step("views", note="will be refused, see the warnings")
+        return self._changing("views", statements, "optional")
+
+    def _switch(self) -> Step:
+        if self._state.authority == "ciphertext":
+            return _step("switch", done=True, note="the ciphertext is right")
+        note = "needs a verified table"
+        try:
+            switch.refuse_uncarriable(self._connection, self._added)
+        except RefusedError as error:
+            reason = error.args[0].removesuffix("; nothing was changed.")
+            self._tell("warning", f"the switch will be refused: {reason}.")
+            note = "will be refused, see the warnings"
+        return self._changing("switch", switch.switch_statements(self._connection, self._added), note)
+
+    def _drop(self, taken: saved.SetAside | None) -> Step:
+        if saved.has_children(self._connection, self._added):
+            note = "will be refused: the table is partitioned, or takes part in inheritance"
+            return _step("drop", note=note)
+        if depending := "; ".join(stops_of_the_drop(self._connection, self._added)):
+            self._tell(
+                "warning",
+                f"the drop will be refused: other objects depend on the plaintext columns: {depending}.",
+            )
+        if taken is None:
+            taken = switch.what_is_set_aside(self._connection, self._added)
+        what = saved.read_saved(self._connection, self._added, taken)
+        note = "needs the switch, a verification, a backup and a person's approval"
+        return self._changing("drop", drop.drop_statements(self._added, what), note)
+
+
+def _step(name: str, *, done: bool = False, **rest: Any) -> Step:
+    return Step(name=name, command=guide.planned()[name][1], done=done, **rest)
 
 
 def _all_done(ranges: Sequence[Range]) -> bool:
@@ -534,109 +621,7 @@ def _index_lock(text: str) -> Lock | None:
     if text.startswith("DROP INDEX"):
         return _MOMENT_ALONE
     # The index of a partitioned table is made without its partitions' rows.
-    return None if text.startswith("COMMENT") else Lock(mode="SHARE ROW EXCLUSIVE", held="moment")
-
-
-def _columns(
-    connection: Connection,
-    definition: TableDefinition,
-    added: TableDefinition,
-    authority: Authority,
-    as_text: _Texts,
-) -> Step:
-    statements: list[Composed] = []
-    if names := columns.missing_columns(definition):
-        statements.append(columns.add_columns_statement(definition, names))
-    if not guard.guard_is_current(connection, added, authority):
-        statements += guard.guard_statements(connection, added, authority)
-    return _step("columns", as_text(statements, _lock_of))
-
-
-def _step(name: str, statements: Sequence[Statement], note: str = "") -> Step:
-    return Step(
-        name=name,
-        command=_command(name),
-        done=not statements,
-        statements=tuple(statements),
-        locks=tuple(dict.fromkeys(s.lock for s in statements if s.lock is not None)),
-        note=note,
-    )
-
-
-def _indexes(
-    connection: Connection, added: TableDefinition, as_text: _Texts, findings: list[Finding]
-) -> Step:
-    statements: list[Composed] = []
-    for index in indexes.wanted_indexes(connection, added):
-        try:
-            statements += indexes.index_statements(connection, added, index)
-        except ConfigurationError as error:
-            findings.append(Finding("blocker", added.table.key, error.args[0]))
-    note = "a build waits for transactions that are open; then ANALYZE" if statements else ""
-    return _step("indexes", as_text(statements, _index_lock), note)
-
-
-def _verification(connection: Connection, definition: TableDefinition) -> Step:
-    passed = False
-    current = tracking.current_key_check(connection)
-    if current is not None and tracking.bookkeeping_exists(connection):
-        try:
-            passed = verify.sum_up(connection, definition.table, current).passed
-        except RefusedError:
-            passed = False
-    return Step(name="verification", command=_command("verification"), done=passed, locks=(_BATCH_READ,))
-
-
-def _views(connection: Connection, added: TableDefinition, as_text: _Texts, findings: list[Finding]) -> Step:
-    try:
-        statements = views.view_statements(connection, added)
-    except MigrationError as error:
-        findings.append(Finding("warning", added.table.key, error.args[0]))
-        return Step(
-            name="views", command=_command("views"), done=False, note="will be refused, see the warnings"
-        )
-    return _step("views", as_text(statements, _lock_of), "optional")
-
-
-def _switch(
-    connection: Connection,
-    added: TableDefinition,
-    authority: Authority,
-    as_text: _Texts,
-    findings: list[Finding],
-) -> Step:
-    if authority == "ciphertext":
-        return Step(name="switch", command=_command("switch"), done=True, note="the ciphertext is right")
-    note = "needs a verified table"
-    try:
-        switch.refuse_uncarriable(connection, added)
-    except RefusedError as error:
-        message = f"the switch will be refused: {error.args[0].removesuffix('; nothing was changed.')}."
-        findings.append(Finding("warning", added.table.key, message))
-        note = "will be refused, see the warnings"
-    return _step("switch", as_text(switch.switch_statements(connection, added), _lock_of), note)
-
-
-def _drop(
-    connection: Connection,
-    added: TableDefinition,
-    taken: saved.SetAside | None,
-    as_text: _Texts,
-    findings: list[Finding],
-) -> Step:
-    name: str = "drop"
-    if saved.has_children(connection, added):
-        note = "will be refused: the table is partitioned, or takes part in inheritance"
-        return Step(name=name, command=_command(name), done=False, note=note)
-    depending = stops_of_the_drop(connection, added)
-    if depending:
-        message = f"the drop will be refused: other objects depend on the plaintext columns: {'; '.join(depending)}."
-        findings.append(Finding("warning", added.table.key, message))
-    if taken is None:
-        taken = switch.what_is_set_aside(connection, added)
-    what = saved.read_saved(connection, added, taken)
-    statements = as_text(drop.drop_statements(added, what), _lock_of)
-    return _step(name, statements, "needs the switch, a verification, a backup and a person's approval")
+    return None if text.startswith("COMMENT") else _MOMENT_BESIDE_READERS
 
 
 def _growth(connection: Connection, definition: TableDefinition, work: Work) -> Growth:
@@ -645,8 +630,8 @@ def _growth(connection: Connection, definition: TableDefinition, work: Work) -> 
     # Every row is written once more: its old version, and the entries of it in all indexes, stay until vacuum comes.
     written = work.heap + added + work.rows * _ROW_OVERHEAD * (1 + work.indexes)
     return Growth(
-        table=Span(low=added, likely=added + work.heap, high=added + 1.5 * work.heap),
-        indexes=Span(low=tokens, likely=tokens + work.index_bytes / 2, high=tokens + 1.5 * work.index_bytes),
+        table=Span(added, added + work.heap, added + 1.5 * work.heap),
+        indexes=Span(tokens, tokens + work.index_bytes / 2, tokens + 1.5 * work.index_bytes),
         # After each checkpoint the first change of a page logs all of it.
         wal=Span(
             low=0.7 * written,
