@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import MigrationError, RefusedError
-from alphapulse_encryption.lifecycle import Authority, State
+from alphapulse_encryption.lifecycle import Authority, Stage, State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.bookkeeping.tracking import BatchRange, TableState
@@ -46,7 +46,7 @@ RECENT = timedelta(hours=1)
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
 
 
 class Pending(_Model):
@@ -115,7 +115,7 @@ class TableStatus(_Model):
     """One table."""
 
     table: str
-    stage: Literal["not begun", "columns", "reverted", "dropped", "restoring", "unknown"]
+    stage: Literal[Stage, "unknown"]
     authority: Authority | None
     rows: int = Field(description="the planner's estimate")
     bytes: int = Field(description="with indexes and TOAST")
@@ -211,7 +211,6 @@ def read_status(database: Database, catalogue: Catalogue, tables: Sequence[str])
 
     Args:
         database: the target; nothing is written to it.
-        catalogue: what is sensitive.
         tables: keys of the tables to tell of.
 
     Raises:
@@ -233,10 +232,7 @@ def read_status(database: Database, catalogue: Catalogue, tables: Sequence[str])
             paused=read_limits(connection).paused if look.begun else None,
             tables=found,
             approvals=tuple(look.approved(entries)),
-            key_versions=tuple(
-                KeyVersionStatus(number=v.number, state=v.state, since=v.since)
-                for v in tracking.key_versions(connection)
-            ),
+            key_versions=tuple(map(KeyVersionStatus.model_validate, tracking.key_versions(connection))),
             key_usage=tuple(
                 KeyUsageStatus(
                     context=usage.context,
@@ -346,7 +342,9 @@ class _Look:
         verification = self._verification(entry, state, definition)
         return TableStatus(
             table=entry.key,
-            stage=_stage(state) if definition is not None else "unknown",
+            stage=(State.UNTOUCHED if state is None else state.state).stage
+            if definition is not None
+            else "unknown",
             authority=state.authority if state is not None else None,
             rows=rows,
             bytes=definition.total_bytes if definition is not None else 0,
@@ -537,14 +535,6 @@ def _count_pending(definition: TableDefinition) -> Composed:
         sql.row_pending(definition),
         SqlLiteral(COUNTED + 1),
     )
-
-
-def _stage(
-    state: TableState | None,
-) -> Literal["not begun", "columns", "reverted", "dropped", "restoring"]:
-    if state is None:
-        return "not begun"
-    return state.state.stage
 
 
 def _state_of(
