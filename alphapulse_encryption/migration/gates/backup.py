@@ -51,6 +51,7 @@ from alphapulse_encryption.migration.postgres.programs import (
 )
 from alphapulse_encryption.migration.schema import saved
 from alphapulse_encryption.migration.schema.definition import read_table
+from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
@@ -165,22 +166,19 @@ def take_backup(
     command += [f"--dbname={make_conninfo(**options)}"] if options else []
     path = _path(directory, name)
     with _new_file(path) as (file, keep):
-        contents = None
-        if drill_server is None:
+        held = contextlib.nullcontext() if drill_server is None else hold_snapshot(target.database)
+        with held as snapshot:
+            if snapshot is not None:
+                command += [f"--snapshot={snapshot.id}", f"--lock-wait-timeout={LOCK_WAIT}"]
             digest = _dump(command, environment, to, file)
             clock.lap("dump")
-        else:
-            with hold_snapshot(target.database) as snapshot:
-                command += [f"--snapshot={snapshot.id}", f"--lock-wait-timeout={LOCK_WAIT}"]
-                digest = _dump(command, environment, to, file)
-                clock.lap("dump")
-                contents = snapshot.contents()
-                clock.lap("drill")
+            contents = snapshot.contents() if snapshot is not None else {}
+            clock.lap("drill")
         listing = _list(pg_restore, environment, file, identity)
         entries = _check_listing(listing, expected)
         clock.lap("read back")
         drill = None
-        if drill_server is not None and contents is not None:
+        if drill_server is not None:
             rehearse(drill_server, target.database, contents, pg_restore, file, identity)
             clock.lap("drill")
             rows = sum(each.rows for each in contents.values())
@@ -283,14 +281,8 @@ def _recipient(text: str) -> pyrage.x25519.Recipient:
 
 def _relations(connection: Connection, table: Table) -> set[tuple[str, str]]:
     """Schema and name of the relations that hold the table's rows: itself, or its partitions."""
-    definition = read_table(connection, table, plaintext=False)
-    rows = connection.execute(
-        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE c.relkind = 'r' AND (c.oid = %(oid)s OR c.oid IN (SELECT relid FROM "
-        "pg_partition_tree(%(oid)s)))",
-        {"oid": definition.oid},
-    )
-    return {(schema, name) for schema, name in rows}
+    parts = read_parts(connection, read_table(connection, table, plaintext=False).oid)
+    return {(part.schema_name, part.name) for part in parts if part.leaf}
 
 
 def _path(directory: Path, name: str) -> Path:

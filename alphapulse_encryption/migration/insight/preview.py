@@ -30,7 +30,7 @@ from alphapulse_encryption.migration.rows import plan, verify
 from alphapulse_encryption.migration.schema import guard, indexes, saved, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.dependants import stops_of_the_drop
-from alphapulse_encryption.migration.schema.partitions import refuse_partition
+from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_partition
 from alphapulse_encryption.migration.steps import columns, drop, switch
 
 Connection = psycopg.Connection[Any]
@@ -349,10 +349,9 @@ def _timed(table: TablePlan, durations: Durations) -> TablePlan:
 
 
 _SIZES = """
-SELECT coalesce(sum(pg_table_size(p.oid)), 0)::bigint, coalesce(sum(pg_indexes_size(p.oid)), 0)::bigint,
-       (SELECT count(*) FROM pg_index WHERE indrelid = %(table)s)
-  FROM pg_class p WHERE p.relkind IN ('r', 'p')
-   AND (p.oid = %(table)s OR p.oid IN (SELECT relid FROM pg_partition_tree(%(table)s)))
+SELECT sum(pg_table_size(p))::bigint, sum(pg_indexes_size(p))::bigint,
+       (SELECT count(*) FROM pg_index WHERE indrelid = %s)
+  FROM unnest(%s::oid[]) AS p
 """
 
 
@@ -363,7 +362,8 @@ def _table(connection: Connection, entry: Table, batch_ranges: int) -> tuple[Tab
         connection, entry, plaintext=state is None or state.state.has_both_sides, once=True
     )
     refuse_partition(connection, definition)
-    heap, index_bytes, count = connection.execute(_SIZES, {"table": definition.oid}).fetchall()[0]
+    parts = [part.oid for part in read_parts(connection, definition.oid)]
+    ((heap, index_bytes, count),) = connection.execute(_SIZES, [definition.oid, parts])
     findings: list[Finding] = []
     if not definition.estimated_rows and heap > _EMPTY:
         definition = replace(definition, estimated_rows=heap // _USUAL_ROW)

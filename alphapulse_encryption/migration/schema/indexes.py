@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from typing import Any, LiteralString
 from typing import Literal as OneOf
 
@@ -225,21 +224,16 @@ def build_search_indexes(
     ):
         tracking.require_guarded_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
-        created: list[str] = []
-        rebuilt: list[str] = []
-        existing: list[str] = []
+        found: dict[str, State] = {}
         for index in wanted_indexes(connection, definition):
-            found = _look(connection, whole(definition), index)
-            if found == "valid":
-                existing.append(index.name)
+            found[index.name] = _look(connection, whole(definition), index)
+            if found[index.name] == "valid":
                 continue
             if index.unique:
                 _refuse_collisions(connection, definition, index)
             build_index(connection, definition, index)
             tracking.audit(connection, actor, "create_index", table, index=index.name, unique=index.unique)
-            created.append(index.name)
-            if found != "missing":
-                rebuilt.append(index.name)
+        created = tuple(name for name, state in found.items() if state != "valid")
         analysed = bool(created) or not _analysed_since(connection, table)
         if analysed:
             connection.execute(SQL("ANALYZE {}").format(definition.identifier))
@@ -249,12 +243,12 @@ def build_search_indexes(
             "SELECT coalesce(sum(pg_relation_size(coalesce(p.relid, c.oid))), 0)::bigint FROM pg_class c "
             "JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_partition_tree(c.oid) p ON true "
             "WHERE n.nspname = %s AND c.relname = ANY(%s)",
-            *(table.schema_name, created + existing),
+            *(table.schema_name, list(found)),
         )
     return IndexResult(
-        created=tuple(created),
-        existing=tuple(existing),
-        rebuilt=tuple(rebuilt),
+        created=created,
+        existing=tuple(name for name, state in found.items() if state == "valid"),
+        rebuilt=tuple(name for name in created if found[name] != "missing"),
         analysed=analysed,
         bytes=size,
         seconds=time.monotonic() - started,
@@ -542,9 +536,6 @@ IndexChoice = OneOf["all", "encrypted"]
 
 # Of the table, its partitions and their TOAST tables; with the columns that keys, conditions and expressions name.
 _ALL_INDEXES = """
-WITH part AS (
-    SELECT c.oid, c.reltoastrelid FROM pg_class c
-     WHERE c.oid = %(table)s OR c.oid IN (SELECT relid FROM pg_partition_tree(%(table)s)))
 SELECT n.nspname, i.relname, i.oid, x.indisvalid, pg_relation_size(i.oid),
        EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = x.indrelid AND a.attname = ANY(%(columns)s)
                   AND (a.attnum = ANY (x.indkey::int2[]) OR EXISTS (
@@ -553,8 +544,8 @@ SELECT n.nspname, i.relname, i.oid, x.indisvalid, pg_relation_size(i.oid),
                          AND d.refclassid = 'pg_class'::regclass AND d.refobjid = x.indrelid
                          AND d.refobjsubid = a.attnum)))
   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_namespace n ON n.oid = i.relnamespace
- WHERE x.indrelid IN (SELECT oid FROM part UNION SELECT reltoastrelid FROM part WHERE reltoastrelid <> 0)
-   AND i.relkind = 'i'
+ WHERE i.relkind = 'i' AND (x.indrelid = ANY (%(parts)s)
+        OR x.indrelid IN (SELECT reltoastrelid FROM pg_class WHERE oid = ANY (%(parts)s)))
  ORDER BY 1, 2
 """
 # What REINDEX CONCURRENTLY calls its indexes while it works (PostgreSQL manual, REINDEX).
@@ -588,31 +579,31 @@ def reindex(
         tracking.require_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
         before = _all_indexes(connection, definition)
+        after = dict(before)
         leftovers: list[str] = []
+        reindexed: tuple[str, ...] = ()
 
-        def clean() -> None:
+        def work(statement: Composed | None = None) -> None:
             leftovers.extend(_drop_leftovers(connection, definition))
-
-        def audited() -> tuple[str, ...]:
-            # An index that was built anew is another one under the same name.
-            old = {entry.oid for entry in before.values()}
-            done = _all_indexes(connection, definition)
-            reindexed = tuple(name for (_, name), e in done.items() if e.valid and e.oid not in old)
-            if reindexed or leftovers:
-                tracking.audit(connection, actor, "reindex", table, indexes=reindexed, leftovers=leftovers)
-            return reindexed
+            if statement is not None:
+                connection.execute(statement)
 
         try:
-            outside_transaction(connection, doing, clean)
-            for statement in _reindexing(connection, definition, choice):
-                _build_anew(connection, doing, statement, clean)
-        except (psycopg.Error, RefusedError):
+            outside_transaction(connection, doing, work)
+            for statement in _reindexing(definition, before, choice):
+                # A try that follows another one begins with what that one left.
+                outside_transaction(connection, doing, partial(work, statement))
+        finally:
             if not connection.broken:
-                clean()
-                audited()
-            raise
-        reindexed = audited()
-        after = _all_indexes(connection, definition)
+                work()
+                after = _all_indexes(connection, definition)
+                # An index that was built anew is another one under the same name.
+                old = {entry.oid for entry in before.values()}
+                reindexed = tuple(name for (_, name), e in after.items() if e.valid and e.oid not in old)
+                if reindexed or leftovers:
+                    tracking.audit(
+                        connection, actor, "reindex", table, indexes=reindexed, leftovers=leftovers
+                    )
     return ReindexResult(
         reindexed=reindexed,
         leftovers=tuple(leftovers),
@@ -623,26 +614,15 @@ def reindex(
 
 
 def _reindexing(
-    connection: Connection, definition: TableDefinition, choice: IndexChoice
-) -> Iterator[Composed]:
+    definition: TableDefinition, there: Mapping[tuple[str, str], _Entry], choice: IndexChoice
+) -> list[Composed]:
     if choice == "all":
-        yield SQL("REINDEX TABLE CONCURRENTLY {}").format(definition.identifier)
-        return
-    for (schema, name), entry in _all_indexes(connection, definition).items():
-        if entry.valid and entry.encrypted:
-            yield SQL("REINDEX INDEX CONCURRENTLY {}").format(Identifier(schema, name))
-
-
-def _build_anew(connection: Connection, doing: str, statement: Composed, clean: Callable[[], None]) -> None:
-    """One statement; a try that follows another one begins with what that one left."""
-    tries = count()
-
-    def work() -> None:
-        if next(tries):
-            clean()
-        connection.execute(statement)
-
-    outside_transaction(connection, doing, work)
+        return [SQL("REINDEX TABLE CONCURRENTLY {}").format(definition.identifier)]
+    return [
+        SQL("REINDEX INDEX CONCURRENTLY {}").format(Identifier(*name))
+        for name, entry in there.items()
+        if entry.valid and entry.encrypted
+    ]
 
 
 @dataclass(frozen=True)
@@ -655,7 +635,8 @@ class _Entry:
 
 def _all_indexes(connection: Connection, definition: TableDefinition) -> dict[tuple[str, str], _Entry]:
     columns = [name for column in definition.table.columns for name in (column.encrypted, column.search)]
-    rows = connection.execute(_ALL_INDEXES, {"table": definition.oid, "columns": columns})
+    parts = [part.oid for part in read_parts(connection, definition.oid)]
+    rows = connection.execute(_ALL_INDEXES, {"parts": parts, "columns": columns})
     return {(schema, name): _Entry(*entry) for schema, name, *entry in rows}
 
 

@@ -67,8 +67,7 @@ def read_parts(connection: Connection, oid: int) -> tuple[Part, ...]:
 
 def has_children(connection: Connection, oid: int) -> bool:
     """Whether tables inherit from it, or are partitions of it."""
-    row = connection.execute("SELECT EXISTS (SELECT FROM pg_inherits WHERE inhparent = %s)", [oid]).fetchone()
-    return row == (True,)
+    return bool(answer(connection, "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhparent = %s)", oid))
 
 
 def refuse_partition(connection: Connection, definition: TableDefinition) -> None:
