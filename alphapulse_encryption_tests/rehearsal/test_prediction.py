@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from alphapulse_encryption.migration.insight.spans import Span
 from alphapulse_encryption.rehearsal.measures import (
     DAY,
     WAY_BACK,
@@ -22,7 +23,6 @@ from alphapulse_encryption.rehearsal.measures import (
 )
 from alphapulse_encryption.rehearsal.report.prediction import (
     Accuracy,
-    Span,
     StagePrediction,
     accuracy,
     held_against,

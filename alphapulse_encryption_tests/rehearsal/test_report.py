@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from alphapulse_encryption.cli.commands.parser import build_parser
 from alphapulse_encryption.cli.commands.usage import check_usage
+from alphapulse_encryption.migration.insight.spans import Span
 from alphapulse_encryption.rehearsal.measures import (
     Circumstances,
     Fault,
@@ -35,7 +36,6 @@ from alphapulse_encryption.rehearsal.measures import (
 )
 from alphapulse_encryption.rehearsal.report import plots, report, wording
 from alphapulse_encryption.rehearsal.report.metadata import metadata
-from alphapulse_encryption.rehearsal.report.prediction import Span
 from alphapulse_encryption_tests.rehearsal import made_up
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}

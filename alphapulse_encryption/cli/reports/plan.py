@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -20,7 +19,6 @@ from alphapulse_encryption.migration.insight import preview
 from alphapulse_encryption.migration.insight.preview import (
     Durations,
     Plan,
-    Span,
     Step,
     TablePlan,
     Work,
@@ -97,7 +95,7 @@ def by_rehearsal(
             share = (
                 own.likely / by_table if own is not None and by_table else one.rows / rows if rows else 0.0
             )
-            steps[one.key, name] = Span(**asdict(stage.seconds.times(share)))
+            steps[one.key, name] = stage.seconds.times(share)
     left_out = [one.key for one in work if one.key not in newest.before.tables]
     source = (
         f"the rehearsal of {newest.started:%Y-%m-%d %H:%M}, one batch range after the other as there"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alphapulse_encryption.migration.gates.preflight import readable_size
-from alphapulse_encryption.migration.insight.preview import Span
+from alphapulse_encryption.migration.insight.spans import Span
 
 NARROWEST, WIDEST = 80, 120
 

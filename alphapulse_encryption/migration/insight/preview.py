@@ -25,6 +25,7 @@ from alphapulse_encryption.lifecycle import Authority, Stage, State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.gates.findings import Checked, Finding, Level
+from alphapulse_encryption.migration.insight.spans import Span
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows import plan, verify
 from alphapulse_encryption.migration.schema import guard, indexes, saved, views
@@ -57,24 +58,6 @@ _ROW_OVERHEAD = 60  # bytes of write-ahead log around a new version of a row
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-@dataclass(frozen=True)
-class Span:
-    """A figure with its range: seconds or bytes."""
-
-    low: float = 0.0
-    likely: float = 0.0
-    high: float = 0.0
-
-    # Documents hold spans as they are.
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    def __add__(self, other: Span) -> Span:
-        return Span(self.low + other.low, self.likely + other.likely, self.high + other.high)
-
-    def times(self, factor: float) -> Span:
-        return Span(self.low * factor, self.likely * factor, self.high * factor)
 
 
 NOTHING = Span()

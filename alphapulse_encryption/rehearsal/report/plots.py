@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from alphapulse_encryption.rehearsal.report.prediction import Span
+from alphapulse_encryption.migration.insight.spans import Span
 from alphapulse_encryption.secrecy import find_fonts
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from alphapulse_encryption.migration.insight.spans import Span
 from alphapulse_encryption.rehearsal.measures import (
     DAY,
     LONGEST,
@@ -42,37 +43,10 @@ _PRIOR_ERROR, _PRIOR_WEIGHT = 0.15, 4
 # What an e-fold of rows adds to it: rows take longer once indexes outgrow caches. Measured from 200,000 to 1,000,000
 # rows: by 3.9 % where keys grow in the order of time, by 40 % where they are random.
 _ERROR_PER_FOLD = 0.05
-# Of a normal distribution, for nine out of ten.
-_NINE_OF_TEN = 1.645
 # Bytes of a database with nothing in it, which takes nobody any time.
 _EMPTY_DATABASE = 7 * 2**20
 # Nothing that was measured takes less; what does would overflow the fit of relative errors.
 _LEAST_SECONDS = 1e-9
-# Beyond this, in seconds or bytes, a figure is no help to anybody, and floating point gets into trouble.
-_LARGEST = 1e18
-
-
-@dataclass(frozen=True)
-class Span:
-    """A figure with its range; seconds or bytes."""
-
-    low: float = 0.0
-    likely: float = 0.0
-    high: float = 0.0
-
-    @classmethod
-    def of(cls, *figures: float) -> Span:
-        """From the least to the most of these; the first is likely."""
-        kept = [min(max(figure, 0.0), _LARGEST) for figure in figures]
-        return cls(min(kept), kept[0], max(kept))
-
-    def __add__(self, other: Span) -> Span:
-        return Span(self.low + other.low, self.likely + other.likely, self.high + other.high)
-
-    def widened(self, error: float) -> Span:
-        """With a wider range, by a standard deviation of its logarithm."""
-        factor = math.exp(min(_NINE_OF_TEN * error, 50.0))
-        return Span.of(self.likely, self.low / factor, self.high * factor)
 
 
 def _total(spans: Iterable[Span]) -> Span:
