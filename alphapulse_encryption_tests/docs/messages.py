@@ -70,14 +70,14 @@ def errors(modules: dict[str, ast.Module]) -> Iterator[Message]:
 
 
 def findings(modules: dict[str, ast.Module], within: str, *, besides: str = "ok") -> Iterator[Message]:
-    """What looks found, the third argument of a finding; of preflight's, what is not in order."""
+    """What looks found, the last of a finding's arguments without a name; of preflight's, what is not in order."""
     for name, module in modules.items():
         if not name.startswith(within):
             continue
         for node in ast.walk(module):
-            if not isinstance(node, ast.Call) or _name(node.func) not in FINDINGS or len(node.args) < 3:
+            if not isinstance(node, ast.Call) or _name(node.func) not in FINDINGS or len(node.args) < 2:
                 continue
-            level, _, what, *_ = node.args
+            level, *_, what = node.args
             if isinstance(level, ast.Constant) and level.value == besides:
                 continue
             for text in _texts(what, module, modules):

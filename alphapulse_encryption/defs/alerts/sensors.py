@@ -168,7 +168,6 @@ def _written(alert: _Alert, news: News) -> Message:
 
 def _blind(alert: _Alert, error: MigrationError) -> Alert:
     return Alert(
-        "warning",
         f"look for {alert.about}",
         f"Nobody can look for {alert.about}: {error}",
         key=f"look:{alert.name}",

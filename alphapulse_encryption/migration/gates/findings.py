@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -58,6 +58,7 @@ class Alert(Finding):
         ends_silently: whether nobody needs to hear that it is over.
     """
 
+    level: Level = field(default="warning", init=False)
     key: str
     remedy: str
     state: str = ""

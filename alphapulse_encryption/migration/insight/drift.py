@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, LiteralString
 
@@ -52,39 +52,37 @@ def look_for_drift(database: Database, catalogue: Catalogue) -> list[Alert]:
         if tracking.bookkeeping_exists(connection):
             for table in catalogue.tables:
                 found += _of_table(connection, table)
-        return found + uncatalogued(connection, catalogue)
+        return [*found, *uncatalogued(connection, catalogue)]
 
 
-def _of_table(connection: Connection, table: Table) -> list[Alert]:
+def _of_table(connection: Connection, table: Table) -> Iterator[Alert]:
     state = tracking.table_state(connection, table)
     if state is None or state.state is State.REVERTED:
-        return []
+        return
     try:
         definition = read_table(connection, table, plaintext=False)
     except ConfigurationError as error:
-        return [
-            Alert(
-                "warning",
-                f"{table.key}: not as catalogued",
-                str(error),
-                key=f"table:{table.key}",
-                remedy="Its encrypted values cannot be looked after until then.",
-            )
-        ]
-    found = _columns(definition, state)
+        yield Alert(
+            f"{table.key}: not as catalogued",
+            str(error),
+            key=f"table:{table.key}",
+            remedy="Its encrypted values cannot be looked after until then.",
+        )
+        return
+    yield from _columns(definition, state)
     if not state.state.has_both_sides:
-        return found
+        return
     if not _missing_plaintext(definition):
-        found += _guard(connection, definition)
-        found += _pending(connection, definition, state)
-    return found + _verified_otherwise(connection, definition)
+        yield from _guard(connection, definition)
+        yield from _pending(connection, definition, state)
+    yield from _verified_otherwise(connection, definition)
 
 
 def _missing_plaintext(definition: TableDefinition) -> list[str]:
     return [column.name for column in definition.table.columns if column.name not in definition.columns]
 
 
-def _columns(definition: TableDefinition, state: TableState) -> list[Alert]:
+def _columns(definition: TableDefinition, state: TableState) -> Iterator[Alert]:
     key = definition.table.key
     derived = [name for column in definition.table.columns for name in column.derived]
     gone = [name for name in derived if name not in definition.columns]
@@ -92,72 +90,59 @@ def _columns(definition: TableDefinition, state: TableState) -> list[Alert]:
         gone += _missing_plaintext(definition)
     back = [c.name for c in definition.plaintext_columns] if state.state is State.DROPPED else []
     unsuitable = unsuitable_columns(definition)
-    found = []
     if gone:
-        found.append(
-            Alert(
-                "warning",
-                f"{key}: columns gone",
-                f"{_columns_of(key, gone)} gone, and not by a step of this migration.",
-                key=f"gone:{key}",
-                remedy="Find out who dropped or renamed them before anything else is done: if ciphertext is gone whose "
-                "plaintext was dropped, stop writers and restore from the latest backup. A new encrypted column is "
-                f"added by --add-columns --table {key}.",
-                state=_state(gone),
-            )
+        yield Alert(
+            f"{key}: columns gone",
+            f"{_columns_of(key, gone)} gone, and not by a step of this migration.",
+            key=f"gone:{key}",
+            remedy="Find out who dropped or renamed them before anything else is done: if ciphertext is gone whose "
+            "plaintext was dropped, stop writers and restore from the latest backup. A new encrypted column is "
+            f"added by --add-columns --table {key}.",
+            state=_state(gone),
         )
     if unsuitable:
-        found.append(
-            Alert(
-                "warning",
-                f"{key}: types of encrypted columns",
-                f"{_columns_of(key, unsuitable)} of another type than the migration made.",
-                key=f"type:{key}",
-                remedy="Find out who changed it, give it its type back (text; varchar(64) for a search column), and "
-                f"verify: --verify --table {key}.",
-                state=_state(unsuitable),
-            )
+        yield Alert(
+            f"{key}: types of encrypted columns",
+            f"{_columns_of(key, unsuitable)} of another type than the migration made.",
+            key=f"type:{key}",
+            remedy="Find out who changed it, give it its type back (text; varchar(64) for a search column), and "
+            f"verify: --verify --table {key}.",
+            state=_state(unsuitable),
         )
     if back:
-        found.append(
-            Alert(
-                "warning",
-                f"{key}: plaintext columns after their drop",
-                f"{_columns_of(key, back)} there again, although the plaintext of {key} was dropped; nothing encrypts "
-                "what is written to it.",
-                key=f"back:{key}",
-                remedy="Find out which program or migration added it, and drop it; --restore-plaintext is the way to "
-                "bring plaintext back.",
-                state=_state(back),
-            )
+        yield Alert(
+            f"{key}: plaintext columns after their drop",
+            f"{_columns_of(key, back)} there again, although the plaintext of {key} was dropped; nothing encrypts "
+            "what is written to it.",
+            key=f"back:{key}",
+            remedy="Find out which program or migration added it, and drop it; --restore-plaintext is the way to "
+            "bring plaintext back.",
+            state=_state(back),
         )
-    return found
 
 
-def _guard(connection: Connection, definition: TableDefinition) -> list[Alert]:
+def _guard(connection: Connection, definition: TableDefinition) -> Iterator[Alert]:
     if guard_in_place(connection, definition):
-        return []
+        return
     key = definition.table.key
-    return [
-        Alert(
-            "warning",
-            f"{key}: guard",
-            f"A guard trigger of {key} is missing or disabled: nothing keeps an old ciphertext from staying beside "
-            "a new plaintext.",
-            key=f"guard:{key}",
-            remedy=f"Put it back at once (--add-columns --table {key}), find out who took it away, and verify what was "
-            f"written meanwhile (--migrate-data --verify --table {key}).",
-        )
-    ]
+    yield Alert(
+        f"{key}: guard",
+        f"A guard trigger of {key} is missing or disabled: nothing keeps an old ciphertext from staying beside "
+        "a new plaintext.",
+        key=f"guard:{key}",
+        remedy=f"Put it back at once (--add-columns --table {key}), find out who took it away, and verify what was "
+        f"written meanwhile (--migrate-data --verify --table {key}).",
+    )
 
 
-def _pending(connection: Connection, definition: TableDefinition, state: TableState) -> list[Alert]:
+def _pending(connection: Connection, definition: TableDefinition, state: TableState) -> Iterator[Alert]:
     table = definition.table
     if not has_pending_index(connection, definition):
-        return _blind(connection, table)
+        yield from _blind(connection, table)
+        return
     ranges = pending_in(connection, table)
     if not ranges:
-        return []
+        return
     plural = "s" if len(ranges) > 1 else ""
     whose = (
         "an instance of the application still writes plaintext after the switch. Find and restart it in the phase "
@@ -165,57 +150,48 @@ def _pending(connection: Connection, definition: TableDefinition, state: TableSt
         if state.authority == "ciphertext"
         else ""
     )
-    return [
-        Alert(
-            "warning",
-            f"{table.key}: plaintext without ciphertext",
-            f"Plaintext was written to {table.key} without ciphertext after it was done, in batch range{plural} "
-            f"{_listed([f'{number:02d}' for number in ranges])}.",
-            key=f"pending:{table.key}",
-            remedy=f"{whose[:1].upper() + whose[1:]}{'encrypt' if whose else 'Encrypt'} it: --migrate-data --table "
-            f"{table.key}; the sensor pending_rows, once started, does so by itself.",
-            settles=PENDING_SETTLES,
-        )
-    ]
+    yield Alert(
+        f"{table.key}: plaintext without ciphertext",
+        f"Plaintext was written to {table.key} without ciphertext after it was done, in batch range{plural} "
+        f"{_listed([f'{number:02d}' for number in ranges])}.",
+        key=f"pending:{table.key}",
+        remedy=f"{whose[:1].upper() + whose[1:]}{'encrypt' if whose else 'Encrypt'} it: --migrate-data --table "
+        f"{table.key}; the sensor pending_rows, once started, does so by itself.",
+        settles=PENDING_SETTLES,
+    )
 
 
-def _blind(connection: Connection, table: Table) -> list[Alert]:
+def _blind(connection: Connection, table: Table) -> Iterator[Alert]:
     """Without the index nobody sees pending rows; it is built before the verification."""
     verified = connection.execute(
         "SELECT EXISTS (SELECT FROM public.encryption_verifications WHERE table_name = %s)", [table.key]
     ).fetchone()
     if verified != (True,):
-        return []
-    return [
-        Alert(
-            "warning",
-            f"{table.key}: index on pending rows",
-            f"The small index on pending rows of {table.key} is missing or invalid, so that nobody would see plaintext "
-            "that is written without ciphertext.",
-            key=f"index:{table.key}",
-            remedy=f"Build it again: --migrate-data --table {table.key}.",
-        )
-    ]
+        return
+    yield Alert(
+        f"{table.key}: index on pending rows",
+        f"The small index on pending rows of {table.key} is missing or invalid, so that nobody would see plaintext "
+        "that is written without ciphertext.",
+        key=f"index:{table.key}",
+        remedy=f"Build it again: --migrate-data --table {table.key}.",
+    )
 
 
-def _verified_otherwise(connection: Connection, definition: TableDefinition) -> list[Alert]:
+def _verified_otherwise(connection: Connection, definition: TableDefinition) -> Iterator[Alert]:
     key = definition.table.key
     row = connection.execute(
         "SELECT max(verified_at) FROM public.encryption_verifications WHERE table_name = %s AND definition <> %s",
         [key, definition.shape()],
     ).fetchone()
     if row is None or row[0] is None:
-        return []
-    return [
-        Alert(
-            "warning",
-            f"{key}: definition",
-            f"The catalogued columns of {key}, their types or its primary key are not those that were verified at "
-            f"{row[0]:%F %R} UTC.",
-            key=f"definition:{key}",
-            remedy=f"If that was on purpose, verify again (--verify --table {key}); approvals given before are void.",
-        )
-    ]
+        return
+    yield Alert(
+        f"{key}: definition",
+        f"The catalogued columns of {key}, their types or its primary key are not those that were verified at "
+        f"{row[0]:%F %R} UTC.",
+        key=f"definition:{key}",
+        remedy=f"If that was on purpose, verify again (--verify --table {key}); approvals given before are void.",
+    )
 
 
 _UNCATALOGUED: LiteralString = """
@@ -227,7 +203,7 @@ SELECT n.nspname, c.relname, a.attname, format_type(a.atttypid, a.atttypmod)
 """
 
 
-def uncatalogued(connection: Connection, catalogue: Catalogue) -> list[Alert]:
+def uncatalogued(connection: Connection, catalogue: Catalogue) -> Iterator[Alert]:
     """Columns that look sensitive by name and type and that the catalogue does not name, by table.
 
     Tables of extensions and of the bookkeeping are left out, and partitions, which are as their table is.
@@ -246,9 +222,8 @@ def uncatalogued(connection: Connection, catalogue: Catalogue) -> list[Alert]:
         suspicion = looks_sensitive(table, column, type_)
         if suspicion is not None and (schema, table, column) not in known:
             suspicious[table if schema == "public" else f"{schema}.{table}"].append((column, suspicion))
-    return [
+    yield from (
         Alert(
-            "warning",
             f"{key}: columns that look sensitive",
             f"{_columns_of(key, [f'{name} ({why.category}, {why.confidence})' for name, why in columns])} not in the "
             f"catalogue and look{'' if len(columns) > 1 else 's'} sensitive by name and type.",
@@ -259,7 +234,7 @@ def uncatalogued(connection: Connection, catalogue: Catalogue) -> list[Alert]:
             reminds=False,
         )
         for key, columns in suspicious.items()
-    ]
+    )
 
 
 def _columns_of(key: str, names: Sequence[str]) -> str:

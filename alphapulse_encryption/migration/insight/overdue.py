@@ -110,7 +110,6 @@ def _unchanged(connection: Connection, table: Table, mark: Mark, limit: timedelt
     how_many = f"more than {COUNTED:,} rows" if rows > COUNTED else f"{rows:,} row{'s' if rows > 1 else ''}"
     return [
         Alert(
-            "warning",
             f"{table.key}: rows that wait for their ciphertext",
             f"{how_many} of {table.key} wait{'' if rows > 1 else 's'} for ciphertext, for longer than {_span(limit)}.",
             key=f"old:{table.key}",
@@ -134,7 +133,6 @@ def _standing_still(connection: Connection, table: Table, limit: timedelta) -> l
         return []
     return [
         Alert(
-            "warning",
             f"{table.key}: backfill that stands still",
             f"The backfill of {table.key} has not moved for longer than {_span(limit)}: {done} of {ranges} batch "
             f"ranges are done{f'; it holds back: {reason}' if reason else ''}.",
@@ -154,7 +152,6 @@ def _set_aside(connection: Connection, table: Table, limit: timedelta) -> list[A
     again = {"backfill": "--migrate-data", "rotate": "--rotate-keys"}
     return [
         Alert(
-            "warning",
             f"{table.key}: rows set aside",
             f"{count:,} row{'s' if count > 1 else ''} of {table.key} {'were' if count > 1 else 'was'} set aside: the "
             f"{'rotation' if step == 'rotate' else 'backfill'} could not encrypt {'them' if count > 1 else 'it'}.",
@@ -193,7 +190,6 @@ def keys_due(
         if warning is not None and usage.key_version not in retired:
             found.append(
                 Alert(
-                    "warning",
                     f"key of {usage.context}, version {usage.key_version}: how often it was used",
                     warning,
                     key=f"usage:{usage.context}:{usage.key_version}",
@@ -205,7 +201,6 @@ def keys_due(
         if version.state == "current" and now - version.since > rotate_after:
             found.append(
                 Alert(
-                    "warning",
                     f"key version {version.number}: age",
                     f"Key version {version.number} has been the current one for longer than {_span(rotate_after)}.",
                     key=f"age:{version.number}",
@@ -259,7 +254,6 @@ def _waiting(approval: Approval, now: datetime) -> Alert:
         )
         remedy = f"Use it ({use}), or take it back (--revoke-approval {approval.id})."
     return Alert(
-        "warning",
         title,
         what,
         key=f"approval:{approval.id}",

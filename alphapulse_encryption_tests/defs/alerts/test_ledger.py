@@ -18,9 +18,7 @@ MINUTE = timedelta(minutes=1)
 
 
 def finding(key: str, state: str = "", **more: Any) -> Alert:
-    return Alert(
-        "warning", f"{key}, in short", f"{key} is wrong.", key=key, remedy=f"Mend {key}.", state=state, **more
-    )
+    return Alert(f"{key}, in short", f"{key} is wrong.", key=key, remedy=f"Mend {key}.", state=state, **more)
 
 
 class Sensor:
