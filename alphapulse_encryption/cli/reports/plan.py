@@ -125,7 +125,7 @@ def _rehearsals() -> tuple[Rehearsal, ...]:
 
 
 def show_plan(plan: Plan, out: Console) -> None:
-    """Print it for a person: the summary, what stands in the way, then each table with every statement."""
+    """Print it for a person: the summary, what blocks it, then each table with every statement."""
     _summary(plan, out)
     told = [finding for finding in plan.findings if finding.level != "ok"]
     if told:

@@ -307,7 +307,7 @@ def make_plan(
 
 def _told(finding: Checked) -> Finding:
     if finding.of_role and finding.level == "blocker":
-        # Whoever plans need not be the one who migrates.
+        # Who plans need not be the one who migrates.
         message = f"the role that asked could not do it: {finding.message}"
         return Finding("warning", finding.subject, message)
     return finding

@@ -159,8 +159,8 @@ def read_table(
 ) -> TableDefinition:
     """Read a table's definition.
 
-    A look waits for whoever holds the table exclusively: outside a transaction it waits briefly and tries again, as
-    schema changes do. In one, that is up to whoever began it.
+    A look waits for who holds the table exclusively: outside a transaction it waits briefly and tries again, as
+    schema changes do. In one, that is up to who began it.
 
     Args:
         plaintext: whether every catalogued plaintext column has to be there (not so after a drop).

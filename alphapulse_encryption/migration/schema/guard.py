@@ -81,7 +81,7 @@ def guard_statements(
             "SET search_path = pg_catalog AS {}"
         ).format(function, Literal(body))
     )
-    # Whoever writes to the table needs no right on it; whoever makes partitions of the table does: that is its owner.
+    # A writer needs no right on it. The owner does, who makes the partitions of the table.
     owner, given = give_to_owner(connection, SQL("FUNCTION {}()").format(function), definition.oid)
     statements += given
     statements.append(SQL("REVOKE ALL ON FUNCTION {}() FROM PUBLIC").format(function))

@@ -519,7 +519,7 @@ class ReindexResult:
     """What :func:`reindex` did.
 
     Args:
-        reindexed: names of the indexes that were built anew.
+        reindexed: names of the indexes that were rebuilt.
         leftovers: names of what an interrupted call had left, dropped now.
         bytes_before: size of the table's indexes before, in bytes.
         bytes_after: after.
@@ -561,7 +561,7 @@ def reindex(
     on_wait: Callable[[str], None] | None = None,
     progress: bool = False,
 ) -> ReindexResult:
-    """Build valid indexes of a table anew, beside the application, after dropping what an earlier call left.
+    """Rebuild valid indexes of a table, beside the application, after dropping what an earlier call left.
 
     Args:
         choice: all of them, at once; or those that have an encrypted or search column in them, one after the other.
@@ -597,7 +597,7 @@ def reindex(
             if not connection.broken:
                 work()
                 after = _all_indexes(connection, definition)
-                # An index that was built anew is another one under the same name.
+                # An index that was rebuilt is another one under the same name.
                 old = {entry.oid for entry in before.values()}
                 reindexed = tuple(name for (_, name), e in after.items() if e.valid and e.oid not in old)
                 if reindexed or leftovers:

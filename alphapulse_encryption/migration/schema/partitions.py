@@ -93,7 +93,7 @@ def refuse_partition(connection: Connection, definition: TableDefinition) -> Non
 def lock_parts(connection: Connection, parts: Sequence[Part], mode: LockMode) -> None:
     """Lock a table and its partitions, parents first, in the caller's transaction.
 
-    ``lock_timeout`` counts for each lock anew; here all of them together wait no longer than it says, because the
+    ``lock_timeout`` counts for each lock by itself; here all of them together wait no longer than it says, because the
     application queues behind the first while the last is waited for.
 
     Raises:

@@ -5,7 +5,7 @@ search columns; ``v_<table>_safe`` leaves the sensitive ones out. Neither reads 
 working after the drop.
 
 Both are made with ``security_invoker`` (PostgreSQL manual, CREATE VIEW; from version 15 on): a view that runs with its
-owner's rights would show all rows to whoever may read the view, whatever row-level security says, because policies do
+owner's rights would show all rows to who may read the view, whatever row-level security says, because policies do
 not hold for owners. Neither is made with ``security_barrier``: that keeps conditions with side effects from seeing
 rows that a view's own WHERE leaves out (manual, 39.5 "Rules and Privileges"), and these views have no WHERE. It would
 only keep conditions such as LIKE from the table's indexes. Those of row-level security are kept apart without it.
@@ -78,7 +78,7 @@ def view_names(table: Table) -> tuple[str, str]:
 def create_views(database: Database, table: Table, actor: Actor) -> ViewsResult:
     """Create the table's two compatibility views, or renew them where the table has changed.
 
-    They run with the rights of whoever reads them (from PostgreSQL 15 on), so that row-level security and privileges of
+    They run with the rights of who reads them (from PostgreSQL 15 on), so that row-level security and privileges of
     the table hold. Who may read the table, or by single columns all that a view reads of it, may read the view.
     What was granted on a view besides stays when it is renewed, and so does what others built on it, as long as the
     view only gains columns.
@@ -223,13 +223,13 @@ class _Making:
     Args:
         statements: none where it is.
         columns: of the view, in the order that it gets or has them.
-        anew: whether there is none of that name, or it goes first.
+        new: whether there is none of that name, or it goes first.
         kept: the privileges on the one that goes.
     """
 
     statements: list[Composed]
     columns: Columns
-    anew: bool = False
+    new: bool = False
     kept: list[_Grant] = field(default_factory=list)
 
 
@@ -237,7 +237,7 @@ def _making(connection: Connection, definition: TableDefinition, name: str, view
     invoker = connection.info.server_version >= _SECURITY_INVOKER_SINCE
     columns = _wanted(definition)[name]
     if view is None:
-        return _Making(_create(connection, definition, name, columns, invoker=invoker), columns, anew=True)
+        return _Making(_create(connection, definition, name, columns, invoker=invoker), columns, new=True)
     if view.comment == _mark(columns) and view.invoker == invoker and not view.barrier:
         return _Making([], columns)
     gained = _extended(connection, definition, view, columns)
@@ -248,7 +248,7 @@ def _making(connection: Connection, definition: TableDefinition, name: str, view
         _drop_statement(definition, name),
         *_create(connection, definition, name, columns, invoker=invoker),
     ]
-    return _Making(statements, columns, anew=True, kept=_grants_of(connection, view.oid))
+    return _Making(statements, columns, new=True, kept=_grants_of(connection, view.oid))
 
 
 def _renew(connection: Connection, definition: TableDefinition, name: str, actor: Actor) -> bool:
@@ -273,13 +273,13 @@ def view_statements(connection: Connection, definition: TableDefinition) -> list
 
     Raises:
         ConfigurationError: a name is taken, or too long.
-        RefusedError: a view has to be made anew, and has triggers.
+        RefusedError: a view has to be made again, and has triggers.
     """
     statements: list[Composed] = []
     for name in _wanted(definition):
         view = _find(connection, definition.table, name)
         making = _making(connection, definition, name, view)
-        if view is None or making.anew:
+        if view is None or making.new:
             # Whose it is once it is made, and what it has been granted then.
             present = [_Grant(*row) for row in connection.execute(_DEFAULT_GRANTS, [definition.oid])]
             owner = _look(connection, definition.table, definition.table.name)[0].owner
@@ -325,7 +325,7 @@ def _refuse_triggers(connection: Connection, view: _View, name: str) -> None:
     )
     if triggers:
         raise RefusedError(
-            f"The view {name} has to be made anew, and its triggers ({triggers}) would go "
+            f"The view {name} has to be made again, and its triggers ({triggers}) would go "
             "with it. Drop them first, and create them again afterwards; the view was not changed."
         )
 
@@ -389,7 +389,7 @@ def _missing_grants(
 ) -> list[_Grant]:
     """The privileges that a view is to have and has not.
 
-    Those are the ones it had before it was made anew, and SELECT to whoever may read all that the view reads: it reads
+    Those are the ones it had before it was made again, and SELECT to who may read all that the view reads: it reads
     with their rights.
     """
     shown = {name for _, name in making.columns}
