@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alphapulse_encryption.migration.insight.spans import Span
+from alphapulse_encryption.migration.insight.spans import NOTHING, Span
 from alphapulse_encryption.rehearsal.measures import (
     DAY,
     WAY_BACK,
@@ -362,7 +362,7 @@ def test_a_span_is_widened_around_what_is_likely() -> None:
     wider = Span(1, 2, 4).widened(0.5)
     assert wider.low < 1 < wider.likely == 2
     assert wider.high > 4
-    assert Span().widened(3) == Span()
+    assert NOTHING.widened(3) == NOTHING
 
 
 def test_seconds_that_no_clock_can_measure_are_no_reason_to_fail() -> None:

@@ -14,11 +14,9 @@ SIGNS = {"ok": "✓", "warning": "!", "blocker": "✗"}
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the checklist, or something that a later step will refuse.
+    """A line of the checklist, or something that a later step will refuse."""
 
-    All of its words are ours, and the names of tables and columns.
-    """
-
+    # All words are ours, and the names of tables and columns.
     level: Level
     subject: str
     message: str

@@ -25,7 +25,7 @@ from alphapulse_encryption.lifecycle import Authority, Stage, State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.gates.findings import Checked, Finding, Level
-from alphapulse_encryption.migration.insight.spans import Span
+from alphapulse_encryption.migration.insight.spans import NOTHING, Span
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows import plan, verify
 from alphapulse_encryption.migration.schema import guard, indexes, saved, views
@@ -58,9 +58,6 @@ _ROW_OVERHEAD = 60  # bytes of write-ahead log around a new version of a row
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-NOTHING = Span()
 
 
 class Lock(_Model):
@@ -103,9 +100,9 @@ class Range(_Model):
 class Growth(_Model):
     """Bytes that come on top, during the migration."""
 
-    table: Span = NOTHING
-    indexes: Span = NOTHING
-    wal: Span = NOTHING
+    table: Span
+    indexes: Span
+    wal: Span
 
     def __add__(self, other: Growth) -> Growth:
         return Growth(
@@ -299,7 +296,7 @@ def make_plan(
         findings=tuple(findings),
         seconds=sum(seconds, NOTHING),
         seconds_from=durations.source,
-        growth=sum(grown, Growth()),
+        growth=sum(grown, Growth(table=NOTHING, indexes=NOTHING, wal=NOTHING)),
         database_bytes=about[2],
         free_bytes=checked.free_bytes,
     )

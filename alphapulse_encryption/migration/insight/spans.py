@@ -17,9 +17,9 @@ _LARGEST = 1e18
 class Span:
     """A figure with its range: seconds or bytes."""
 
-    low: float = 0.0
-    likely: float = 0.0
-    high: float = 0.0
+    low: float
+    likely: float
+    high: float
 
     # Documents hold spans as they are.
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -41,3 +41,6 @@ class Span:
         """With a wider range, by a standard deviation of its logarithm."""
         factor = math.exp(min(_NINE_OF_TEN * error, 50.0))
         return Span.of(self.likely, self.low / factor, self.high * factor)
+
+
+NOTHING = Span(0.0, 0.0, 0.0)

@@ -17,7 +17,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from alphapulse_encryption.migration.insight.spans import Span
+from alphapulse_encryption.migration.insight.spans import NOTHING, Span
 from alphapulse_encryption.rehearsal.measures import (
     DAY,
     LONGEST,
@@ -50,7 +50,7 @@ _LEAST_SECONDS = 1e-9
 
 
 def _total(spans: Iterable[Span]) -> Span:
-    return sum(spans, start=Span())
+    return sum(spans, start=NOTHING)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Prediction:
     def locked_tables(self) -> Mapping[str, Span]:
         """Of the tables that are locked one after another, the seconds of each."""
         keys = dict.fromkeys(key for found in self.day for key in found.locked)
-        return {key: _total(found.locked.get(key, Span()) for found in self.day) for key in keys}
+        return {key: _total(found.locked.get(key, NOTHING) for found in self.day) for key in keys}
 
     @property
     def locked(self) -> Span:
