@@ -36,7 +36,6 @@ from alphapulse_encryption.migration.steps import columns, drop, switch
 
 Connection = psycopg.Connection[Any]
 
-VERSION = 1
 # Finding the boundaries reads a sample of each table; nobody waits longer for a plan.
 LONGEST_STATEMENT = "60s"
 

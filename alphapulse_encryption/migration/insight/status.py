@@ -35,7 +35,6 @@ from alphapulse_encryption.migration.schema.definition import TableDefinition, r
 
 Connection = psycopg.Connection[Any]
 
-VERSION = 1
 # Beyond it nobody needs to know how many rows are pending exactly.
 COUNTED = 10_000
 # A table of this many bytes is counted even without the index on pending rows.

@@ -13,7 +13,7 @@ from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
-from alphapulse_encryption.migration.schema.indexes import pending_index
+from alphapulse_encryption.migration.schema.indexes import is_usable, pending_index
 
 
 def pending_ranges(database: Database, tables: Iterable[Table]) -> list[tuple[str, int]]:
@@ -52,9 +52,4 @@ def pending_in(connection: psycopg.Connection[Any], table: Table) -> list[int]:
 
 def has_pending_index(connection: psycopg.Connection[Any], definition: TableDefinition) -> bool:
     """Whether the pending index is there and can be used."""
-    row = connection.execute(
-        "SELECT EXISTS (SELECT FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
-        "WHERE x.indrelid = %s AND i.relname = %s AND x.indisvalid AND x.indisready)",
-        [definition.oid, pending_index(definition.table)],
-    ).fetchone()
-    return bool(row and row[0])
+    return bool(is_usable(connection, definition, pending_index(definition.table)))

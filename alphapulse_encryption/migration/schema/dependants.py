@@ -12,7 +12,6 @@ import psycopg
 
 from alphapulse_encryption.migration.schema import saved
 from alphapulse_encryption.migration.schema.definition import TableDefinition
-from alphapulse_encryption.migration.schema.indexes import pending_index
 from alphapulse_encryption.migration.schema.sql import GUARDS
 
 Connection = psycopg.Connection[Any]
@@ -82,23 +81,13 @@ SELECT a.attname, format('privilege %%s (%%I) granted by %%I, who is not the own
 
 def dependants(connection: Connection, definition: TableDefinition) -> tuple[Dependant, ...]:
     """Somebody else's objects that need a plaintext column, by column and name."""
-    table = definition.table
-    checks = [
-        name
-        for column in table.columns
-        for name in (
-            saved.presence_check(column),
-            saved.required_check(column.name),
-            saved.required_check(column.encrypted),
-        )
-    ]
     rows = connection.execute(
         _DEPENDANTS,
         {
             "table": definition.oid,
             "columns": [column.name for column in definition.plaintext_columns],
             "guards": GUARDS,
-            "ours": [*checks, pending_index(table), saved.unfilled_index(table)],
+            "ours": saved.our_names(definition.table),
         },
     )
     return tuple(Dependant(*row) for row in rows)

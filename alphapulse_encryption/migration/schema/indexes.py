@@ -197,6 +197,34 @@ def wanted_indexes(connection: Connection, definition: TableDefinition) -> tuple
     return tuple(wanted)
 
 
+@dataclass(frozen=True)
+class IndexState:
+    """An index that is there.
+
+    Args:
+        usable: whether the server uses it; not so after a build that was interrupted.
+    """
+
+    usable: bool
+    unique: bool
+
+
+def read_indexes(connection: Connection, definition: TableDefinition) -> dict[str, IndexState]:
+    """The table's indexes, by name."""
+    rows = connection.execute(
+        "SELECT i.relname, x.indisvalid AND x.indisready, x.indisunique "
+        "FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indrelid = %s",
+        [definition.oid],
+    )
+    return {name: IndexState(usable, unique) for name, usable, unique in rows}
+
+
+def is_usable(connection: Connection, definition: TableDefinition, name: str) -> bool | None:
+    """Whether the table's index of that name can be used; None where it has none."""
+    found = read_indexes(connection, definition).get(name)
+    return None if found is None else found.usable
+
+
 def pending_index(table: Table) -> str:
     """Name of the partial index that answers "what is pending" in time proportional to the answer."""
     return short_name(f"{table.name}{sql.PENDING_INDEX_SUFFIX}")

@@ -191,6 +191,13 @@ def unfilled_index(table: Table) -> str:
     return short_name(f"{table.name}_encryption_unfilled")
 
 
+def our_names(table: Table) -> list[str]:
+    """The names of the checks and indexes that are there for the migration alone."""
+    checks = [presence_check(column) for column in table.columns]
+    checks += [required_check(name) for column in table.columns for name in (column.name, column.encrypted)]
+    return [*checks, pending_index(table), unfilled_index(table)]
+
+
 def verbatim(text: str) -> Composed:
     """A type, an expression or a definition as the server printed it: quoted and qualified already."""
     # Only ever text that the server made, which cannot be quoted once more.
@@ -238,7 +245,7 @@ SELECT i.relname AS name, pg_get_indexdef(i.oid) AS definition, obj_description(
   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
   LEFT JOIN pg_tablespace s ON s.oid = i.reltablespace
   LEFT JOIN pg_constraint c ON c.conindid = i.oid AND c.conrelid = x.indrelid AND c.contype IN ('p', 'u', 'x')
- WHERE x.indrelid = %(table)s AND x.indisvalid AND i.relname <> ALL(%(our_indexes)s)
+ WHERE x.indrelid = %(table)s AND x.indisvalid AND i.relname <> ALL(%(ours)s)
    AND (x.indkey::int2[] && %(columns)s::int2[] OR EXISTS (
         SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = i.oid
            AND d.refclassid = 'pg_class'::regclass AND d.refobjid = x.indrelid
@@ -251,7 +258,7 @@ SELECT c.oid, c.conname AS name, c.contype::text AS kind, pg_get_constraintdef(c
        c.convalidated AS validated, c.condeferrable AS deferrable, c.condeferred AS deferred,
        obj_description(c.oid, 'pg_constraint') AS comment
   FROM pg_constraint c
- WHERE c.conrelid = %(table)s AND c.contype IN ('c', 'f', 'u', 'x') AND c.conname <> ALL(%(our_checks)s)
+ WHERE c.conrelid = %(table)s AND c.contype IN ('c', 'f', 'u', 'x') AND c.conname <> ALL(%(ours)s)
    AND (c.oid = ANY(%(with_index)s) OR c.conkey && %(columns)s::int2[] OR EXISTS (
         SELECT FROM pg_depend d WHERE d.classid = 'pg_constraint'::regclass AND d.objid = c.oid
            AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.conrelid
@@ -279,11 +286,7 @@ def read_saved(connection: Connection, definition: TableDefinition, set_aside: S
     parameters = {
         "table": definition.oid,
         "names": [column.name for column in definition.plaintext_columns],
-        "our_indexes": [pending_index(table), unfilled_index(table)],
-        "our_checks": [
-            *(presence_check(column) for column in table.columns),
-            *(required_check(column.name) for column in table.columns),
-        ],
+        "ours": our_names(table),
     }
 
     def read(query: LiteralString, **more: object) -> list[dict[str, Any]]:

@@ -298,11 +298,11 @@ def _build_index(connection: Connection, definition: TableDefinition, index: Sav
 
     def build() -> None:
         # What an interrupted build left, or the try before this one.
-        if _is_valid(connection, definition, index) is False:
+        if indexes.is_usable(connection, definition, index.name) is False:
             connection.execute(SQL("DROP INDEX CONCURRENTLY {}").format(name))
         connection.execute(statement)
 
-    missing = not _is_valid(connection, definition, index)
+    missing = not indexes.is_usable(connection, definition, index.name)
     if missing:
         connection.execute("SELECT set_config('default_tablespace', %s, false)", [index.tablespace or ""])
         try:
@@ -322,16 +322,6 @@ def _build_index(connection: Connection, definition: TableDefinition, index: Sav
         cluster = saved.alter(definition, [SQL("CLUSTER ON {}").format(Identifier(index.name))])
         in_short_transaction(connection, doing, lambda: connection.execute(cluster))
     return missing
-
-
-def _is_valid(connection: Connection, definition: TableDefinition, index: SavedIndex) -> bool | None:
-    """Whether the table's index of that name can be used; None where it has none."""
-    row = connection.execute(
-        "SELECT x.indisvalid AND x.indisready FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
-        "WHERE x.indrelid = %s AND i.relname = %s",
-        [definition.oid, index.name],
-    ).fetchone()
-    return None if row is None else bool(row[0])
 
 
 def _add_constraints(

@@ -180,16 +180,11 @@ def _refuse_uncarried(connection: Connection, definition: TableDefinition) -> No
     """Refuse where a guarantee of the plaintext columns would silently be lost."""
     table = definition.table
     refuse_uncarriable(connection, definition)
-    valid = {
-        name: unique
-        for name, unique in connection.execute(
-            "SELECT i.relname, x.indisunique FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
-            "WHERE x.indrelid = %s AND x.indisvalid AND x.indisready",
-            [definition.oid],
-        )
-    }
+    there = indexes.read_indexes(connection, definition)
     for want in indexes.wanted_indexes(connection, definition):
-        if not want.pending_only and (want.name not in valid or (want.unique and not valid[want.name])):
+        found = there.get(want.name)
+        carried = found is not None and found.usable and (found.unique or not want.unique)
+        if not want.pending_only and not carried:
             raise RefusedError(
                 f"The {'unique ' if want.unique else ''}index {want.name} of {table.key} is missing or "
                 f"invalid. Build it first (asset search_indexes); nothing was changed."
@@ -531,12 +526,7 @@ def set_not_null(name: str, not_null: NotNull) -> Composable:
 
 def _build_unfilled_index(connection: Connection, definition: TableDefinition) -> None:
     table = definition.table
-    row = connection.execute(
-        "SELECT x.indisvalid FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
-        "WHERE x.indrelid = %s AND i.relname = %s",
-        [definition.oid, saved.unfilled_index(table)],
-    ).fetchone()
-    if row is not None and row[0]:
+    if indexes.is_usable(connection, definition, saved.unfilled_index(table)):
         return
     indexes.build_index(
         connection,

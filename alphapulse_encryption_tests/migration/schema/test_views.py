@@ -9,7 +9,8 @@ import pytest
 
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.schema.views import ViewsResult, create_views
+from alphapulse_encryption.migration.schema.definition import read_table
+from alphapulse_encryption.migration.schema.views import ViewsResult, create_views, view_statements
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, run
 
@@ -127,7 +128,7 @@ def test_who_may_read_all_that_a_view_reads_may_read_the_view(notes_url: str, re
     assert not create(notes_url).changed
 
 
-def test_a_view_with_triggers_is_not_made_anew(notes_url: str) -> None:
+def test_a_view_with_triggers_is_not_made_again(notes_url: str) -> None:
     create(notes_url)
     run(
         notes_url,
@@ -140,9 +141,12 @@ def test_a_view_with_triggers_is_not_made_anew(notes_url: str) -> None:
         ("theirs",)
     ]
     run(notes_url, "ALTER TABLE notes RENAME COLUMN more TO rest")
-    with pytest.raises(RefusedError, match=r"v_notes_safe .* triggers \(theirs\)"):
+    told = r"v_notes_safe .* triggers \(theirs\)"
+    with pytest.raises(RefusedError, match=told):
         create(notes_url)
     assert columns(notes_url, "v_notes_safe") == ["id", "other", "more"]
+    with Database(notes_url).session("plan the views") as connection, pytest.raises(RefusedError, match=told):
+        view_statements(connection, read_table(connection, ENTRY))
 
 
 def test_conditions_reach_the_indexes_of_the_table(notes_url: str) -> None:
