@@ -621,9 +621,12 @@ def reindex(
             for statement in _reindexing(definition, before, choice):
                 # A try that follows another one begins with what that one left.
                 outside_transaction(connection, doing, partial(work, statement))
-        finally:
+        except (psycopg.Error, RefusedError):
             if not connection.broken:
                 work()
+            raise
+        finally:
+            if not connection.broken:
                 after = _all_indexes(connection, definition)
                 # An index that was rebuilt is another one under the same name.
                 old = {entry.oid for entry in before.values()}
