@@ -154,24 +154,19 @@ def _summary(plan: Plan, out: Console) -> None:
     )
     left = [step for table in plan.tables for step in table.steps if not step.done]
     statements = sum(len(step.statements) for step in left) + len(plan.bookkeeping)
-    lines = [
-        ("to do", f"{len(left)} steps of {sum(len(t.steps) for t in plan.tables)}, {statements} statements"),
-        ("duration", f"{span_of_seconds(plan.seconds)}, by {plan.seconds_from}"),
-        (
-            "growth",
-            f"tables {span_of_bytes(plan.growth.table)}, indexes {span_of_bytes(plan.growth.indexes)}",
-        ),
-        ("write-ahead log", span_of_bytes(plan.growth.wal)),
-        (
-            "free disk",
-            "cannot be seen from here" if plan.free_bytes is None else readable_size(plan.free_bytes),
-        ),
-        ("blockers", str(len(plan.blockers) or "none")),
-        ("warnings", str(sum(finding.level == "warning" for finding in plan.findings) or "none")),
-    ]
+    growth, free = plan.growth, plan.free_bytes
+    warnings = sum(finding.level == "warning" for finding in plan.findings)
     facts = grid("", "")
     facts.show_header = False
-    for name, text in lines:
+    for name, text in {
+        "to do": f"{len(left)} steps of {sum(len(t.steps) for t in plan.tables)}, {statements} statements",
+        "duration": f"{span_of_seconds(plan.seconds)}, by {plan.seconds_from}",
+        "growth": f"tables {span_of_bytes(growth.table)}, indexes {span_of_bytes(growth.indexes)}",
+        "write-ahead log": span_of_bytes(growth.wal),
+        "free disk": "cannot be seen from here" if free is None else readable_size(free),
+        "blockers": str(len(plan.blockers) or "none"),
+        "warnings": str(warnings or "none"),
+    }.items():
         facts.add_row(f"  {name}", text)
     out.print(facts)
 

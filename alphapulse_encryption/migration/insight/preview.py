@@ -49,9 +49,8 @@ Length = Literal["moment", "batch", "table"]
 # A table without statistics: empty up to so many bytes, and as many rows as fit, of so many bytes.
 _EMPTY, _USUAL_ROW = 16_384, 150
 
-_INDEX_ENTRY = (
-    67  # bytes of a token's entry in a B-tree: 8 + 45, aligned, its pointer, and a page nine tenths full
-)
+# Bytes of a token's entry in a B-tree: 8 + 45, aligned, its pointer, and a page nine tenths full.
+_INDEX_ENTRY = 67
 _ROW_OVERHEAD = 60  # bytes of write-ahead log around a new version of a row
 
 
