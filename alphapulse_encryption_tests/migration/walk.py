@@ -14,7 +14,6 @@ from psycopg import sql
 from alphapulse_encryption.catalogue import Catalogue, Table, load_catalogue
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.gates.approvals import Approval, TwoPersonRule, approve_drop
 from alphapulse_encryption.migration.gates.backup import BackupResult, take_backup
 from alphapulse_encryption.migration.postgres.database import Actor, Database
@@ -47,11 +46,6 @@ def target(
     # The same object for the same keys: a worker keeps what it has reserved for one.
     usual = CIPHER if keys is KEYS else get_format("AES-256-GCM", keys)
     return Target(database, catalogue, cipher or usual, keys, actor)
-
-
-def metered(url: str) -> MeteredCipher:
-    """What a filler encrypts with."""
-    return MeteredCipher(target(url))
 
 
 def query(url: str, text: str, *parameters: object) -> list[tuple[Any, ...]]:

@@ -20,7 +20,7 @@ from alphapulse_encryption.bounds import (
     MOST_WORKERS,
 )
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.defs.resources.border import MetadataEntry, actor
+from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, counted
 from alphapulse_encryption.defs.resources.partitions import TablePart, range_name
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import MigrationError
@@ -260,6 +260,26 @@ def _observer(context: Context, asset: str | None, part: TablePart) -> Callable[
         )
 
     return observe
+
+
+def told(context: Context) -> Callable[[Progress], None]:
+    """Tells the run's log at the first batch of each batch range, and whenever what it waits for changes."""
+    last: tuple[str, int, str | None] | None = None
+
+    def tell(progress: Progress) -> None:
+        nonlocal last
+        now = (progress.table, progress.batch_range, progress.waiting_for)
+        if now == last:
+            return
+        last = now
+        where = f"{progress.table}, batch range {range_name(progress.batch_range)}"
+        if progress.waiting_for is not None:
+            context.log.warning(f"{where} holds back: {progress.waiting_for}")
+        else:
+            rows = counted(progress.rows, "row")
+            context.log.info(f"{where}: {rows} in {progress.seconds:.1f} s so far")
+
+    return tell
 
 
 def figures(result: RangeResult) -> dict[str, MetadataEntry]:

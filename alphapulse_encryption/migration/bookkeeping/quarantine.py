@@ -1,4 +1,4 @@
-"""Rows that could not be encrypted: set aside by key and reason, never by value, so that all others go on."""
+"""Rows that an operation could not do: set aside by key and reason, never by value, so that all others go on."""
 
 from __future__ import annotations
 
@@ -14,48 +14,16 @@ from alphapulse_encryption.migration.bookkeeping.tracking import Key
 
 Connection = psycopg.Connection[Any]
 
-# Which step could not do it.
-Step = Literal["backfill", "rotate"]
+# Which operation could not do it.
+Step = Literal["backfill", "rotate", "decrypt", "discard", "repair"]
 
 # So many are named in a message; all of them are in the table.
 NAMED = 10
 
-# Classes of SQLSTATEs (PostgreSQL manual, appendix A) that speak of a row: the rest of a batch may well go through.
-_CLASSES = frozenset(
-    {
-        "21",  # cardinality_violation
-        "22",  # data_exception
-        "23",  # integrity_constraint_violation
-        "44",  # with_check_option_violation
-        "54",  # program_limit_exceeded
-        "P0",  # raise_exception, in a trigger of the application
-    }
-)
-_DATA_CORRUPTED = "XX001"
-
-
-def concerns_a_row(error: psycopg.Error) -> bool:
-    """Whether an error may be a single row's, so that a batch goes through without it.
-
-    A code that is none of PostgreSQL's comes from a trigger or a function of the application.
-    """
-    state = error.sqlstate
-    if state is None:
-        return False
-    return state[:2] in _CLASSES or state == _DATA_CORRUPTED or not _is_of_postgresql(state)
-
-
-def _is_of_postgresql(state: str) -> bool:
-    try:
-        psycopg.errors.lookup(state)
-    except KeyError:
-        return False
-    return True
-
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A row that could not be encrypted.
+    """A row that could not be done.
 
     Args:
         key: its primary key, in text form.

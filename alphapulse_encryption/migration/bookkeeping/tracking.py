@@ -20,7 +20,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.lifecycle import Authority, State
-from alphapulse_encryption.migration.postgres import wire
+from alphapulse_encryption.migration.postgres import locks, wire
 from alphapulse_encryption.migration.postgres.database import Actor
 
 Connection = psycopg.Connection[Any]
@@ -127,10 +127,11 @@ INSERT INTO public.encryption_key_versions (key_version, state, since, changed_b
     SELECT key_version, CASE WHEN key_version = max(key_version) OVER () THEN 'current' ELSE 'readable' END,
            first_used_at, 'first use'
       FROM public.encryption_key_checks WHERE NOT EXISTS (SELECT FROM public.encryption_key_versions);
-CREATE TABLE IF NOT EXISTS public.encryption_rotation_ranges (
+CREATE TABLE IF NOT EXISTS public.encryption_operations (
     table_name text NOT NULL,
+    operation text NOT NULL CHECK (operation IN ('rotate', 'decrypt', 'discard', 'repair')),
+    goal int NOT NULL DEFAULT 0,
     batch_range int NOT NULL,
-    to_version int NOT NULL,
     status text NOT NULL DEFAULT 'pending'
         CHECK (status IN ('pending', 'in_progress', 'completed', 'failed')),
     position text[],
@@ -141,7 +142,16 @@ CREATE TABLE IF NOT EXISTS public.encryption_rotation_ranges (
     completed_at timestamptz,
     waiting_for text,
     error_message text,
-    PRIMARY KEY (table_name, batch_range, to_version));
+    PRIMARY KEY (table_name, operation, goal, batch_range));
+DO $$ BEGIN
+    IF to_regclass('public.encryption_rotation_ranges') IS NOT NULL THEN
+        INSERT INTO public.encryption_operations
+            SELECT table_name, 'rotate', to_version, batch_range, status, position, rows_processed, values_processed,
+                   started_at, updated_at, completed_at, waiting_for, error_message
+              FROM public.encryption_rotation_ranges ON CONFLICT DO NOTHING;
+        DROP TABLE public.encryption_rotation_ranges;
+    END IF;
+END $$;
 CREATE TABLE IF NOT EXISTS public.encryption_backups (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     taken_at timestamptz NOT NULL,
@@ -302,7 +312,7 @@ BOOKKEEPING_TABLES = (
     "encryption_key_checks",
     "encryption_key_usage",
     "encryption_key_versions",
-    "encryption_rotation_ranges",
+    "encryption_operations",
     "encryption_backups",
     "encryption_approvals",
     "encryption_definitions",
@@ -711,7 +721,7 @@ def hold_plan(connection: Connection, table: Table) -> None:
 
     To be called before the ranges are read, by whatever keeps a result under a range's number.
     """
-    connection.execute("SELECT pg_advisory_lock_shared(hashtextextended(%s, 0))", [plan_lock(table)])
+    locks.take(connection, plan_lock(table), shared=True)
 
 
 def begin_range(connection: Connection, table: Table, number: int) -> None:

@@ -119,7 +119,7 @@ _MIGRATION = (
     *_grants("encryption_verifications", "DELETE"),
     *_grants("encryption_key_usage", "INSERT", "UPDATE"),
     *_grants("encryption_key_versions", "UPDATE"),
-    *_grants("encryption_rotation_ranges", "INSERT", "UPDATE", "DELETE"),
+    *_grants("encryption_operations", "INSERT", "UPDATE", "DELETE"),
     *_grants("encryption_quarantine", "INSERT", "UPDATE", "DELETE"),
     *_grants("encryption_tuning", "INSERT", "DELETE"),
     *_grants("encryption_tuning_holders", "INSERT", "DELETE"),

@@ -143,21 +143,30 @@ def _standing_still(connection: Connection, table: Table, limit: timedelta) -> l
     ]
 
 
+# What could not be done, and what does it again.
+_STEPS = {
+    "backfill": ("backfill could not encrypt", "--migrate-data"),
+    "rotate": ("rotation could not encrypt", "--rotate-keys"),
+    "decrypt": ("way back could not decrypt", "--revert-to-plaintext, or --restore-plaintext,"),
+    "discard": ("new try could not clear", "--add-columns"),
+    "repair": ("repair could not clear", "--repair-mismatched"),
+}
+
+
 def _set_aside(connection: Connection, table: Table, limit: timedelta) -> list[Alert]:
     rows = connection.execute(
         "SELECT step, count(*), min(since) FROM public.encryption_quarantine WHERE table_name = %s "
         "GROUP BY step HAVING min(since) < clock_timestamp() - %s ORDER BY step",
         [table.key, limit],
     ).fetchall()
-    again = {"backfill": "--migrate-data", "rotate": "--rotate-keys"}
     return [
         Alert(
             f"{table.key}: rows set aside",
             f"{count:,} row{'s' if count > 1 else ''} of {table.key} {'were' if count > 1 else 'was'} set aside: the "
-            f"{'rotation' if step == 'rotate' else 'backfill'} could not encrypt {'them' if count > 1 else 'it'}.",
+            f"{_STEPS[step][0]} {'them' if count > 1 else 'it'}.",
             key=f"aside:{table.key}:{step}",
             remedy="encryption_quarantine names them by key and reason. Correct them, and run "
-            f"{again.get(step, '--migrate-data')} --table {table.key} again.",
+            f"{_STEPS[step][1]} --table {table.key} again.",
             since=since,
         )
         for step, count, since in rows

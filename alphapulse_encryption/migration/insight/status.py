@@ -72,7 +72,7 @@ class RangeStatus(_Model):
     """A batch range that is worked on, holds back, failed, or was left in the middle."""
 
     number: int
-    step: Literal["backfill", "rotation"]
+    step: Literal["backfill", "rotation", "decrypt", "discard", "repair"]
     status: Literal["running", "holding back", "interrupted", "failed"]
     rows: int
     updated_at: datetime | None
@@ -268,11 +268,13 @@ SELECT batch_range, started_at, updated_at, completed_at, waiting_for, error_mes
   FROM public.encryption_ranges WHERE table_name = %s
 """
 
-_ROTATION = """
-SELECT batch_range, to_version, status, rows_processed, updated_at, waiting_for, error_message
-  FROM public.encryption_rotation_ranges r
- WHERE table_name = %s AND to_version = (SELECT key_version FROM public.encryption_key_versions WHERE state = 'current')
-   AND status <> 'completed' ORDER BY batch_range
+# Of a rotation what leads to the current version; of what leads back, all that is not done.
+_OPERATIONS = """
+SELECT batch_range, operation, goal, status, rows_processed, updated_at, waiting_for, error_message
+  FROM public.encryption_operations
+ WHERE table_name = %s AND status IN ('in_progress', 'failed') AND (operation <> 'rotate'
+   OR goal = (SELECT key_version FROM public.encryption_key_versions WHERE state = 'current'))
+ ORDER BY operation, batch_range
 """
 
 
@@ -336,8 +338,11 @@ class _Look:
         rows = definition.estimated_rows if definition is not None else 0
         left = _rows_left(ranges, rows) if state is not None and state.state.has_both_sides else None
         rate = _rate(ranges, times, self.now)
-        rotation = self._rotation(entry, working) if state is not None else []
-        active = [*_active(ranges, times, working, rotating=bool(rotation)), *(one for _, one in rotation)]
+        operations = self._operations(entry, working, times) if state is not None else []
+        rotation = [version for version, one in operations if one.step == "rotation"]
+        others = [one for _, one in operations]
+        elsewhere = {one.number for one in others if one.status in ("running", "holding back")}
+        active = [*_active(ranges, times, working - elsewhere), *others]
         verification = self._verification(entry, state, definition)
         return TableStatus(
             table=entry.key,
@@ -351,12 +356,12 @@ class _Look:
             pending=counts.pending,
             ranges=_count(ranges, active),
             active=tuple(active),
-            rows_done=sum(r.rows_processed for r in ranges) + sum(one.rows for _, one in rotation),
+            rows_done=sum(r.rows_processed for r in ranges) + sum(one.rows for one in others),
             rows_left=left,
             rows_per_second=rate,
             seconds_left=left / rate if left and rate else None,
             waiting_for=tuple(dict.fromkeys(one.waiting_for for one in active if one.waiting_for)),
-            rotating_to=rotation[0][0] if rotation else None,
+            rotating_to=rotation[0] if rotation else None,
             quarantined=self._quarantined(entry) if state is not None else 0,
             verification=verification[0] if verification is not None else None,
             backup=self._backup(entry) if self.begun else None,
@@ -366,24 +371,30 @@ class _Look:
     def _times(self, entry: Table) -> Mapping[int, _Times]:
         return {number: _Times(*rest) for number, *rest in self.connection.execute(_TIMES, [entry.key])}
 
-    def _rotation(self, entry: Table, working: set[int]) -> list[tuple[int, RangeStatus]]:
+    def _operations(
+        self, entry: Table, working: set[int], times: Mapping[int, _Times]
+    ) -> list[tuple[int, RangeStatus]]:
+        def works(number: int, updated: datetime) -> bool:
+            # Who has the range may be the backfill; the one that wrote last is it.
+            backfilled = times[number].updated_at if number in times else None
+            return number in working and (backfilled is None or updated >= backfilled)
+
         return [
             (
                 version,
                 RangeStatus(
                     number=number,
-                    step="rotation",
-                    status=_doing(status, waiting, works=number in working),
+                    step="rotation" if operation == "rotate" else operation,
+                    status=_doing(status, waiting, works=works(number, updated)),
                     rows=rows,
                     updated_at=updated,
-                    waiting_for=waiting if number in working else None,
+                    waiting_for=waiting if works(number, updated) else None,
                     error_message=error,
                 ),
             )
-            for number, version, status, rows, updated, waiting, error in self.connection.execute(
-                _ROTATION, [entry.key]
+            for number, operation, version, status, rows, updated, waiting, error in self.connection.execute(
+                _OPERATIONS, [entry.key]
             )
-            if status != "pending"
         ]
 
     def _pending(
@@ -557,12 +568,12 @@ def _doing(
 
 
 def _active(
-    ranges: Sequence[BatchRange], times: Mapping[int, _Times], working: set[int], *, rotating: bool
+    ranges: Sequence[BatchRange], times: Mapping[int, _Times], working: set[int]
 ) -> list[RangeStatus]:
     """Ranges of the backfill about which there is something to tell."""
     found = []
     for one in ranges:
-        works = one.number in working and not rotating
+        works = one.number in working
         if one.status not in ("in_progress", "failed"):
             continue
         when = times[one.number]

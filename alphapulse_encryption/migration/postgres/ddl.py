@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg.sql import SQL, Composed, Identifier
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.postgres.retry import again
 
 Connection = psycopg.Connection[Any]
 T = TypeVar("T")
@@ -125,14 +125,11 @@ def without_limits(connection: Connection, *, in_transaction: bool = False) -> N
 
 
 def _retrying(doing: str, attempt: Callable[[], T], attempts: int, lock_timeout: str) -> T:
-    retrying = Retrying(
-        retry=retry_if_exception_type(_TRY_AGAIN),
-        stop=stop_after_attempt(attempts),
-        wait=wait_random_exponential(multiplier=0.2, min=SHORTEST_PAUSE_SECONDS, max=LONGEST_PAUSE_SECONDS),
-        reraise=True,
-    )
+    pauses = (SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
     try:
-        return retrying(attempt)
+        return again(
+            attempt, lambda e: isinstance(e, _TRY_AGAIN), attempts=attempts, pauses=pauses, first=0.2
+        )
     except _TRY_AGAIN:
         kept = f"through {attempts} tries" if attempts > 1 else f"for longer than {lock_timeout}"
         raise RefusedError(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 from psycopg.sql import Composed
 
-from alphapulse_encryption.catalogue import Column, Table
-from alphapulse_encryption.crypto.envelope import EnvelopeFormat
-from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.tokens import search_tokens_many_utf8
 from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.bookkeeping.quarantine import Step
+from alphapulse_encryption.migration.bookkeeping.progress import BackfillLedger
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
-from alphapulse_encryption.migration.postgres.database import TextArray, without_values
+from alphapulse_encryption.migration.postgres.database import TextArray
 from alphapulse_encryption.migration.rows.engine import (
     LARGEST_BATCH,
     SMALLEST_BATCH,
@@ -28,10 +26,11 @@ from alphapulse_encryption.migration.rows.engine import (
     Stopped,
     work_on_range,
 )
-from alphapulse_encryption.migration.rows.reader import Batch, Item
+from alphapulse_encryption.migration.rows.operation import Batch, Columns, Item, Operation
 from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.schema import sql
-from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.definition import TableDefinition
+from alphapulse_encryption.migration.target import Target
 
 __all__ = [
     "LARGEST_BATCH",
@@ -44,8 +43,6 @@ __all__ = [
     "Stopped",
     "backfill_range",
 ]
-
-from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
@@ -60,29 +57,14 @@ def backfill_range(
     sessions: Sessions | None = None,
     following: int | None = None,
 ) -> RangeResult:
-    """Encrypt what is pending in one batch range.
-
-    Args:
-        table: the catalogue's entry.
-        number: the batch range.
-        pace: size of batches.
-        on_progress: called after each batch, and again and again while it holds back, from the calling thread; may
-            raise :class:`Stopped`.
-        sessions: the worker's own, which works on several ranges one after another; by default opened and closed here.
-        following: the range of this table that the same sessions are for next: while the last rows of this one are
-            written, its first ones are read.
+    """Encrypt what is pending in one batch range; parameters and errors are :func:`.engine.work_on_range`'s.
 
     Raises:
-        RefusedError: wrong key; columns not added; another process works on this range.
         KeyExhausted: a key may not encrypt that many more values; what is written stays.
-        RowsQuarantined: some rows could not be encrypted; they are named by key, and all others are encrypted.
-        ConfigurationError: the table, its key or a column is missing, or a setting in the database means nothing.
-        DatabaseFailure: the server refused; the range is marked as failed, what is written stays.
     """
     return work_on_range(
-        _Backfill(table, target.cipher, target.keys),
+        Backfill(table, target.cipher, target.keys),
         target,
-        table,
         number,
         pace=pace,
         on_progress=on_progress,
@@ -92,32 +74,26 @@ def backfill_range(
 
 
 @dataclass(frozen=True)
-class _Backfill:
-    """See :class:`engine.Work`."""
+class Backfill(Operation):
+    """Encrypts what is pending."""
 
-    table: Table
-    cipher: EnvelopeFormat
-    keys: KeyRing
-    step: Step = "backfill"
+    step = "backfill"
+    ledger = BackfillLedger()
 
     def admit(self, connection: Connection) -> bool:
+        """See :class:`Operation`."""
         return tracking.require_guarded_state(connection, self.table).state.has_both_sides
 
-    def read_table(self, connection: Connection) -> TableDefinition:
-        return read_table(connection, self.table)
-
-    def columns(self, definition: TableDefinition) -> tuple[Column, ...]:
-        return definition.plaintext_columns
-
-    def select(self, definition: TableDefinition, condition: Composed) -> Composed:
-        return sql.select_pending(definition, condition)
-
     def wanted(self, definition: TableDefinition) -> Composed:
+        """See :class:`Operation`."""
         return sql.row_pending(definition)
 
-    def encrypt(
-        self, definition: TableDefinition, columns: list[list[bytes | None]], cipher: MeteredCipher
-    ) -> list[Item]:
+    def select(self, definition: TableDefinition, condition: Composed) -> Composed:
+        """See :class:`Operation`."""
+        return sql.select_pending(definition, condition)
+
+    def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
+        """See :class:`Operation`."""
         width = len(definition.key)
         arrays = [TextArray(column) for column in columns[: width + 1]]
         ciphertexts: list[int] = []
@@ -128,35 +104,6 @@ class _Backfill:
                 arrays.append(TextArray(search_tokens_many_utf8(self.keys, values, column.context)))
         return [Batch(arrays, width, ciphertexts)]
 
-    def refused(
-        self, connection: Connection, definition: TableDefinition, batch: Batch, error: psycopg.Error
-    ) -> str:
-        return f"the database refused it ({without_values(error)})"
-
-    def read_range(self, connection: Connection, table: Table, number: int) -> tracking.BatchRange:
-        return tracking.read_range(connection, table, number)
-
-    def begin(self, connection: Connection, table: Table, number: int) -> None:
-        tracking.prepare_progress(connection)
-        tracking.begin_range(connection, table, number)
-
-    def advance(
-        self,
-        connection: Connection,
-        table: Table,
-        number: int,
-        *,
-        position: tuple[str, ...],
-        rows: int,
-        values: Mapping[str, int],
-    ) -> bytes:
-        return tracking.advance_range(connection, table, number, position=position, rows=rows, values=values)
-
-    def waits(self, connection: Connection, table: Table, number: int, reason: str | None) -> None:
-        tracking.range_waits(connection, table, number, reason)
-
-    def complete(self, connection: Connection, table: Table, number: int) -> None:
-        tracking.complete_range(connection, table, number)
-
-    def fail(self, connection: Connection, table: Table, number: int, message: str) -> None:
-        tracking.fail_range(connection, table, number, message)
+    def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:
+        """See :class:`Operation`."""
+        return sql.update_batch(definition, skip_locked=skip_locked)

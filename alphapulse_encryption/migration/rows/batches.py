@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.sql import Composed
 
 from alphapulse_encryption.migration.bookkeeping.tracking import Key
-from alphapulse_encryption.migration.postgres import wire
+from alphapulse_encryption.migration.postgres import retry, wire
+from alphapulse_encryption.migration.postgres.database import without_values
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 
 Connection = psycopg.Connection[Any]
 Row = tuple[str | None, ...]
+T = TypeVar("T")
 
 # However large single values are, a batch stops growing here; a few batches are in memory at a time.
 BATCH_BYTES = 4 * 1024 * 1024
@@ -90,6 +92,42 @@ def read_columns(
             affordable = (BATCH_BYTES - size) // max(1, size // rows)
             chunk = max(1, min(limit - rows, affordable))
     return found
+
+
+class NotReadable(Exception):
+    """The server or the driver cannot hand over the values of the very first row.
+
+    Args:
+        reason: why, without values.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def as_many_as_can_be_read(read: Callable[[int], T], limit: int) -> T:
+    """A batch; where one value in it cannot be read, the rows before it, found by halving.
+
+    Args:
+        read: takes the number of rows.
+        limit: how many to begin with.
+
+    Raises:
+        NotReadable: already the first row cannot be read.
+    """
+    while True:
+        try:
+            return read(limit)
+        except UnicodeDecodeError:
+            reason = "it is not UTF-8"
+        except psycopg.Error as error:
+            if not retry.about_a_row(error):
+                raise
+            reason = without_values(error)
+        if limit == 1:
+            raise NotReadable(reason)
+        limit //= 2
 
 
 def fetch_batch(cursor: psycopg.ServerCursor[Any], limit: int) -> list[Row]:

@@ -1,47 +1,52 @@
-"""Works through one batch range of a table: read, encrypt, write, while the application goes on writing.
+"""Works through a table's rows, range by range: read, encrypt, write, while the application goes on writing.
 
-What is done to the rows is a :class:`Work`: the backfill encrypts what is pending, a rotation encrypts again what is of
-another key version. Every batch is one short transaction that holds its data and its progress, so a process killed at
-any instruction leaves nothing to clean up; the range goes on behind the last committed position. A row that another
-transaction changed since it was read is left alone and read again. A row that cannot be written is set aside, and the
-others go on. Between batches the work holds back while the server shows distress (``throttle``).
+Every write to a user's row comes from here. What is done to the rows is an :class:`.operation.Operation`. Every batch
+is one short transaction that holds its data and its progress, so a process killed at any instruction leaves nothing to
+clean up; the range goes on behind the last committed position. A row that another transaction changed since it was
+read is left alone and read again. A row that cannot be written is set aside, one that is locked is left for later, and
+the others go on. Between batches the work holds back while the server shows distress (``throttle``).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import psycopg
-from psycopg.sql import Composed
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from psycopg.pq.abc import PGresult
+from psycopg.sql import SQL
 
-from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.usage import KeyUsage
 from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.limits import Limits
 from alphapulse_encryption.migration.bookkeeping.quarantine import (
-    Step,
-    concerns_a_row,
+    NAMED,
+    Quarantined,
     named,
     quarantine,
     read_quarantine,
     release,
 )
 from alphapulse_encryption.migration.bookkeeping.tracking import Key
-from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
-from alphapulse_encryption.migration.postgres import wire
-from alphapulse_encryption.migration.postgres.database import (
-    MARK_AS_ENGINE,
-    DatabaseUnreachable,
-    connection_was_lost,
-    failure,
+from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher, metered
+from alphapulse_encryption.migration.postgres import locks, retry, wire
+from alphapulse_encryption.migration.postgres.database import MARK_AS_ENGINE, DatabaseUnreachable, failure
+from alphapulse_encryption.migration.rows.batches import read_columns
+from alphapulse_encryption.migration.rows.operation import (
+    Batch,
+    Item,
+    Operation,
+    Unreadable,
+    Unwritable,
+    key_at,
 )
-from alphapulse_encryption.migration.rows.reader import Batch, Item, Reader, Unreadable
+from alphapulse_encryption.migration.rows.reader import Reader
 from alphapulse_encryption.migration.rows.sessions import Sessions, quick_switches
 from alphapulse_encryption.migration.rows.throttle import Throttle
 from alphapulse_encryption.migration.rows.tuning import Tuned
@@ -56,14 +61,6 @@ LARGEST_BATCH = 2_500
 # Rows that change again and again while we look are left to the next run after this many passes.
 PASSES = 5
 TRIES = 6
-
-# SQLSTATEs (PostgreSQL manual, appendix A) after which the same batch may simply be tried again.
-RETRYABLE = frozenset(
-    {
-        "40001",  # serialization_failure
-        "40P01",  # deadlock_detected
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class Progress:
         table: the table's key.
         batch_range: the range.
         rows: rows written.
-        values: values encrypted.
+        values: values written.
         seconds: since the beginning.
         batch_size: rows per batch, as it is now.
         waiting_for: why it holds back; None while it works.
@@ -108,16 +105,19 @@ class Progress:
 
 @dataclass(frozen=True)
 class RangeResult:
-    """What was done to a range.
+    """What was done to a range, or to all ranges of a table.
 
     Args:
         rows: rows written.
-        values: values encrypted, over all columns.
+        by_column: values written.
+        renewed: of those, values whose ciphertext was made again for it.
         seconds: duration.
         batches: transactions.
         changed_meanwhile: rows left alone because another transaction changed or held them between reading and
             writing; they were read again.
-        left_pending: rows that are to be worked on still because they kept changing.
+        left: the rows that are to be worked on still, because they kept changing or were locked.
+        locked: those of them that another session held.
+        quarantined: the rows that could not be done.
         resumed: whether an earlier, interrupted call was continued.
         seconds_held_back: how much of the duration it waited because the server showed distress.
         seconds_rested: how much of it was rest between batches, as the settings ask for.
@@ -125,11 +125,14 @@ class RangeResult:
     """
 
     rows: int = 0
-    values: int = 0
+    by_column: Counter[str] = field(default_factory=Counter)
+    renewed: int = 0
     seconds: float = 0.0
     batches: int = 0
     changed_meanwhile: int = 0
-    left_pending: int = 0
+    left: tuple[Key, ...] = ()
+    locked: tuple[Key, ...] = ()
+    quarantined: tuple[Quarantined, ...] = ()
     resumed: bool = False
     seconds_held_back: float = 0.0
     seconds_rested: float = 0.0
@@ -139,9 +142,33 @@ class RangeResult:
     def changed(self) -> bool:
         return self.rows > 0
 
+    @property
+    def values(self) -> int:
+        """Values written, over all columns."""
+        return self.by_column.total()
+
+    @property
+    def left_pending(self) -> int:
+        """How many rows are left."""
+        return len(self.left)
+
+    def __add__(self, other: RangeResult) -> RangeResult:
+        """Both together; of what is not a sum, this one's."""
+        names = ("rows", "by_column", "renewed", "seconds", "batches", "changed_meanwhile", "left", "locked")
+        more = ("quarantined", "seconds_held_back", "seconds_rested")
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in (*names, *more)})
+
 
 class RowsQuarantined(MigrationError):
     """Some rows of a range could not be encrypted; all others are."""
+
+
+class RowsLeft(RefusedError):
+    """Some rows of a table could not be done, or were locked; all others are."""
+
+
+class NotFilled(Exception):
+    """Under a lock, not everything could be done."""
 
 
 class Stopped(MigrationError):
@@ -155,81 +182,21 @@ class RangeIsTaken(RefusedError):
 @dataclass
 class _Counters:
     rows: int = 0
-    values: int = 0
+    by_column: Counter[str] = field(default_factory=Counter)
+    renewed: int = 0
     batches: int = 0
     changed_meanwhile: int = 0
-
-
-class Work(Protocol):
-    """What is done to the rows of a range, and where its progress is kept."""
+    # Of this pass: rows that were not written, and whether another session held them.
+    missed: dict[Key, bool] = field(default_factory=dict)
 
     @property
-    def step(self) -> Step:
-        """Its name, as messages, the audit log and the quarantine have it."""
-
-    def admit(self, connection: Connection) -> bool:
-        """Whether the table is in a state to be worked on; no, where there is nothing to do for good.
-
-        Raises:
-            RefusedError: not now; the message says what to do.
-        """
-
-    def read_table(self, connection: Connection) -> TableDefinition:
-        """The table as it is now."""
-
-    def columns(self, definition: TableDefinition) -> tuple[Column, ...]:
-        """The columns whose ciphertexts and tokens are written."""
-
-    def select(self, definition: TableDefinition, condition: Composed) -> Composed:
-        """A batch in key order: key, ``xmin``, and of each of the columns what it is made of, NULL where it is left
-        alone. Ends in ``LIMIT %s``.
-        """
-
-    def wanted(self, definition: TableDefinition) -> Composed:
-        """The condition for a row ``t`` to be worked on."""
-
-    def encrypt(
-        self, definition: TableDefinition, columns: list[list[bytes | None]], cipher: MeteredCipher
-    ) -> list[Item]:
-        """What a batch that was read becomes, encrypted by this cipher alone; called in a thread of its own."""
-
-    def refused(
-        self, connection: Connection, definition: TableDefinition, batch: Batch, error: psycopg.Error
-    ) -> str:
-        """Why the database refused a batch of one row, without values."""
-
-    def read_range(self, connection: Connection, table: Table, number: int) -> tracking.BatchRange:
-        """The range, with this work's progress."""
-
-    def begin(self, connection: Connection, table: Table, number: int) -> None:
-        """It begins, or goes on."""
-
-    def advance(
-        self,
-        connection: Connection,
-        table: Table,
-        number: int,
-        *,
-        position: tuple[str, ...],
-        rows: int,
-        values: Mapping[str, int],
-    ) -> bytes:
-        """The statement that keeps the progress of one batch, for the transaction that holds its data."""
-
-    def waits(self, connection: Connection, table: Table, number: int, reason: str | None) -> None:
-        """It holds back, or goes on where there is no reason."""
-
-    def complete(self, connection: Connection, table: Table, number: int) -> None:
-        """It is done."""
-
-    def fail(self, connection: Connection, table: Table, number: int, message: str) -> None:
-        """It ended with an error, whose message is free of values."""
+    def values(self) -> int:
+        return self.by_column.total()
 
 
 def work_on_range(
-    work: Work,
+    operation: Operation,
     target: Target,
-    table: Table,
     number: int,
     *,
     pace: Pace | None = None,
@@ -237,11 +204,10 @@ def work_on_range(
     sessions: Sessions | None = None,
     following: int | None = None,
 ) -> RangeResult:
-    """Do a work to all rows of one batch range that it wants.
+    """Do an operation to all rows of one batch range that it wants.
 
     Args:
-        work: what to do.
-        table: the catalogue's entry.
+        operation: what to do.
         number: the batch range.
         pace: size of batches.
         on_progress: called after each batch, and again and again while it holds back, from the calling thread; may
@@ -252,40 +218,141 @@ def work_on_range(
 
     Raises:
         RefusedError: wrong key or key version; not admitted; another process works on this range.
-        RowsQuarantined: some rows could not be encrypted; they are named by key, and all others are encrypted.
+        RowsQuarantined: some rows could not be done; they are named by key, and all others are.
         ConfigurationError: the table, its key or a column is missing, or a setting in the database means nothing.
         DatabaseFailure: the server refused; the range is marked as failed, what is written stays.
     """
-    pace = pace or Pace()
     with ExitStack() as stack:
         stack.enter_context(quick_switches())
         if sessions is None:
-            sessions = stack.enter_context(Sessions(target.database, pace.session))
-        return _work_on(
-            _Run(
-                work,
-                target,
-                table,
-                number,
-                pace,
-                on_progress,
-                sessions,
-                following,
-            )
+            tuned = pace.session if pace is not None else None
+            sessions = stack.enter_context(Sessions(target.database, tuned))
+        run = _Run(operation, target, number, pace or Pace(), on_progress, sessions, following)
+        result = _work_on(run)
+    if result.quarantined:
+        raise RowsQuarantined(run.set_aside(result.quarantined))
+    return result
+
+
+def work_on_table(
+    table: Table,
+    operation: Operation | Mapping[int, Operation],
+    target: Target,
+    *,
+    again: str,
+    on_progress: Callable[[Progress], None] | None = None,
+    changing_may_stay: bool = False,
+) -> RangeResult:
+    """Do an operation to all rows of a table that it wants, one range after another.
+
+    Args:
+        table: the catalogue's entry.
+        operation: what to do, or by their numbers what to do to some of the ranges.
+        again: what to type to go on with it.
+        on_progress: see :func:`work_on_range`.
+        changing_may_stay: whether rows that keep changing, but are not locked, are the caller's to look for.
+
+    Raises:
+        RowsLeft: rows could not be done, or were locked; they are named by key, and all others are done.
+        MigrationError: as :func:`work_on_range`.
+    """
+    total, done = RangeResult(), ""
+    with (
+        target.database.session(f"go through {table.key}") as connection,
+        quick_switches(),
+        Sessions(target.database) as sessions,
+    ):
+        tracking.hold_plan(connection, table)
+        numbers = [r.number for r in tracking.read_ranges(connection, table) if not r.is_empty]
+        by_range = operation if isinstance(operation, Mapping) else dict.fromkeys(numbers, operation)
+        for number, doing in by_range.items():
+            report = _adding(total, on_progress)
+            total += _work_on(_Run(doing, target, number, Pace(), report, sessions, None))
+            done = doing.done
+    left = total.locked if changing_may_stay else total.left
+    reasons = []
+    if total.quarantined:
+        count = len(total.quarantined)
+        reasons.append(
+            f"{count} rows of {table.key} could not be {done}: {named(total.quarantined)}. Correct them."
         )
+    if left:
+        reasons.append(
+            f"{len(left)} rows of {table.key} are locked by other sessions, or change all the while: {_keys(left)}. "
+            "Let those transactions end."
+        )
+    if reasons:
+        raise RowsLeft(f"{' '.join(reasons)} All other rows are done. Run it again then ({again}).")
+    return total
+
+
+def _adding(
+    before: RangeResult, on_progress: Callable[[Progress], None] | None
+) -> Callable[[Progress], None] | None:
+    """Reports a range's progress on top of that of the ranges before it."""
+    if on_progress is None:
+        return None
+
+    def report(progress: Progress) -> None:
+        rows, values = progress.rows + before.rows, progress.values + before.values
+        seconds = progress.seconds + before.seconds
+        on_progress(replace(progress, rows=rows, values=values, seconds=seconds))
+
+    return report
+
+
+def _keys(keys: Sequence[Key]) -> str:
+    text = "; ".join(f"key ({', '.join(key)})" for key in keys[:NAMED])
+    return f"{text}; and {len(keys) - NAMED} more" if len(keys) > NAMED else text
+
+
+def anything_wanted(operation: Operation, connection: Connection, definition: TableDefinition) -> bool:
+    """Whether any row of the table is still to be worked on."""
+    statement = sql.any_of(definition, SQL("{}").format(SQL("true")), operation.wanted(definition))
+    return connection.execute(statement).fetchone() == (True,)
+
+
+def finish_under_lock(
+    operation: Operation, target: Target, connection: Connection, definition: TableDefinition, *, most: int
+) -> RangeResult:
+    """Do an operation to the last few rows, in the transaction of a caller who keeps everybody from the table.
+
+    Args:
+        operation: what to do.
+        target: the target.
+        connection: in a transaction that holds the table exclusively, and is undone on an error.
+        definition: the table.
+        most: how many rows there may be.
+
+    Raises:
+        NotFilled: there are more, or one of them cannot be done.
+    """
+    with metered(target) as cipher:
+        run = _Run(operation, target, 0, Pace(), None, Sessions(target.database), None, cipher=cipher)
+        position: Key | None = None
+        left = most
+        while True:
+            condition, parameters = sql.within(definition, position, None)
+            statement = wire.numbered(connection, operation.select(definition, condition))
+            columns = read_columns(connection, statement, parameters, left + 1)
+            if not columns[0]:
+                break
+            left -= len(columns[0])
+            if left < 0:
+                raise NotFilled
+            position = key_at(columns, len(definition.key), -1)
+            for item in operation.make(definition, columns, cipher):
+                run.write_under_lock(connection, definition, item)
+        if anything_wanted(operation, connection, definition):
+            raise NotFilled
+        return run.result()
 
 
 def _work_on(run: _Run) -> RangeResult:
-    retrying = Retrying(
-        retry=retry_if_exception(run.may_go_on_after),
-        stop=stop_after_attempt(TRIES),
-        wait=wait_random_exponential(multiplier=0.5, min=0.25, max=15),
-        reraise=True,
-    )
     try:
-        return retrying(run.attempt)
+        return retry.again(run.attempt, run.may_go_on_after, attempts=TRIES, pauses=(0.25, 15), first=0.5)
     except psycopg.Error as error:
-        safe = failure(f"{run.work.step} range {run.number:02d} of {run.table.key}", error)
+        safe = failure(f"{run.operation.step} range {run.number:02d} of {run.table.key}", error)
         run.record_failure(safe)
         raise safe from None
     except MigrationError as error:
@@ -295,9 +362,8 @@ def _work_on(run: _Run) -> RangeResult:
 
 @dataclass
 class _Run:
-    work: Work
+    operation: Operation
     target: Target
-    table: Table
     number: int
     pace: Pace
     on_progress: Callable[[Progress], None] | None
@@ -310,6 +376,13 @@ class _Run:
     begun: bool = False
     held_back: float = 0.0
     rested: float = 0.0
+    # None: the sessions' own.
+    cipher: MeteredCipher | None = None
+
+    @property
+    def table(self) -> Table:
+        """The catalogue's entry."""
+        return self.operation.table
 
     @property
     def batch_size(self) -> int:
@@ -324,7 +397,7 @@ class _Run:
         """Whether a new connection may help: a server that was there and is being restarted."""
         if isinstance(error, DatabaseUnreachable):
             return self.connected
-        return connection_was_lost(error)
+        return retry.connection_was_lost(error)
 
     def attempt(self) -> RangeResult:
         if self.pace.batch_size:
@@ -333,15 +406,15 @@ class _Run:
         try:
             writer, reader = self.sessions.open()
             self.connected = True
-            admitted = self.work.admit(writer)
+            admitted = self.operation.admit(writer)
             tracking.ensure_key(writer, self.target.keys)
             if not admitted:
-                return self._result()
-            self._lock(writer)
+                return self.result()
+            self._take_range(writer)
             # Once more: whoever has the range now wrote under a version that was current when it began.
             tracking.check_key(writer, self.target.keys)
             result = self._work(writer, reader)
-            self._unlock(writer)
+            locks.release(writer, self._lock_name)
             return result
         except BaseException:
             # With them goes the lock on the range.
@@ -349,11 +422,11 @@ class _Run:
             raise
 
     def _work(self, writer: Connection, reader: Connection) -> RangeResult:
-        batch_range = self.work.read_range(writer, self.table, self.number)
-        definition = self.work.read_table(writer)
+        batch_range = self.operation.ledger.read(writer, self.table, self.number)
+        definition = self.operation.read_table(writer)
         resumed = batch_range.position is not None
         everything, parameters = sql.within(definition, batch_range.lower, batch_range.upper)
-        wanted = self.work.wanted(definition)
+        wanted = self.operation.wanted(definition)
         any_wanted = sql.any_of(definition, everything, wanted)
 
         def anything_left() -> bool:
@@ -363,51 +436,55 @@ class _Run:
         if batch_range.is_empty or (batch_range.status == "completed" and not anything_left()):
             if batch_range.status != "completed":
                 with writer.transaction():
-                    self.work.complete(writer, self.table, self.number)
-            return self._result()
+                    self.operation.ledger.complete(writer, self.table, self.number)
+            return self.result()
 
         with writer.transaction():
-            self.work.begin(writer, self.table, self.number)
-            release(writer, self.table, self.number, self.work.step)
+            self.operation.ledger.begin(writer, self.table, self.number)
+            release(writer, self.table, self.number, self.operation.step)
         self.begun = True
         start = batch_range.position or batch_range.lower
-        left = 0
+        left: dict[Key, bool] = {}
         for _ in range(PASSES):
-            changed_before = self.counters.changed_meanwhile
+            self.counters.missed = {}
             self._pass(writer, reader, definition, start, batch_range.upper)
             # Before the point where we began, and behind the reader, rows may have changed again.
-            if start == batch_range.lower and self.counters.changed_meanwhile == changed_before:
+            if start == batch_range.lower and not self.counters.missed:
                 break
             start = batch_range.lower
             if not anything_left():
                 break
         else:
-            row = writer.execute(sql.count_of(definition, everything, wanted), parameters).fetchone()
-            left = int(row[0]) if row is not None else 0
-        self._finish(writer)
-        return self._result(left_pending=left, resumed=resumed)
+            left = self.counters.missed
+        aside = self._finish(writer)
+        return self.result(left=left, quarantined=aside, resumed=resumed)
 
-    def _finish(self, writer: Connection) -> None:
-        aside = read_quarantine(writer, self.table, self.number, step=self.work.step)
+    def _finish(self, writer: Connection) -> tuple[Quarantined, ...]:
+        aside = read_quarantine(writer, self.table, self.number, step=self.operation.step)
         with writer.transaction():
-            if not aside:
-                self.work.complete(writer, self.table, self.number)
+            if aside:
+                self.operation.ledger.fail(writer, self.table, self.number, self.set_aside(aside))
+            else:
+                self.operation.ledger.complete(writer, self.table, self.number)
             if self.counters.rows or aside:
                 tracking.audit(
                     writer,
                     self.target.actor,
-                    self.work.step,
+                    self.operation.step,
                     self.table,
                     batch_range=self.number,
                     rows=self.counters.rows,
                     values=self.counters.values,
                     quarantined=len(aside),
                 )
-        if aside:
-            raise RowsQuarantined(
-                f"Rows of {self.table.key} in batch range {self.number:02d} that could not be encrypted: {len(aside)}; "
-                f"all others are. Correct them and run the partition again: {named(aside)}."
-            )
+        return aside
+
+    def set_aside(self, rows: Sequence[Quarantined]) -> str:
+        """What is told of rows of this range that could not be done."""
+        return (
+            f"Rows of {self.table.key} in batch range {self.number:02d} that could not be {self.operation.done}: "
+            f"{len(rows)}; all others are. Correct them and run the partition again: {named(rows)}."
+        )
 
     def _pass(
         self,
@@ -448,7 +525,7 @@ class _Run:
     ) -> Reader:
         ahead = self.sessions.take_ahead()
         if ahead is not None:
-            if ahead.reads(definition, self.work, start, upper):
+            if ahead.reads(definition, self.operation, start, upper):
                 return ahead
             # The table, or what is left to do, is not what it was.
             ahead.close()
@@ -467,7 +544,7 @@ class _Run:
         return Reader(
             reader,
             definition,
-            self.work,
+            self.operation,
             self._metered,
             start,
             upper,
@@ -480,7 +557,7 @@ class _Run:
     ) -> None:
         if self.following is None:
             return
-        upcoming = self.work.read_range(writer, self.table, self.following)
+        upcoming = self.operation.ledger.read(writer, self.table, self.following)
         if upcoming.is_empty or upcoming.status == "completed":
             return
         start = upcoming.position or upcoming.lower
@@ -494,7 +571,7 @@ class _Run:
         def wait(reason: str | None) -> None:
             nonlocal told
             if reason != told:
-                self.work.waits(writer, self.table, self.number, reason)
+                self.operation.ledger.waits(writer, self.table, self.number, reason)
                 # What somebody waits for is a batch of ours: the next one is shorter.
                 self.batch_size = self.pace.batch_size or max(SMALLEST_BATCH, self.batch_size // 2)
             told = reason
@@ -518,68 +595,111 @@ class _Run:
 
     def _write(self, writer: Connection, definition: TableDefinition, batch: Batch) -> None:
         """Write a batch; of one that the server refuses, all rows but the culprits."""
-        retrying = Retrying(
-            retry=retry_if_exception(lambda e: isinstance(e, psycopg.Error) and e.sqlstate in RETRYABLE),
-            stop=stop_after_attempt(TRIES),
-            wait=wait_random_exponential(multiplier=0.1, min=0.05, max=5),
-            reraise=True,
-        )
         try:
             try:
-                rows, values = retrying(self._write_once, writer, definition, batch)
+                self._write_again(writer, definition, batch)
             except psycopg.errors.LockNotAvailable:
-                rows, values = retrying(self._write_once, writer, definition, batch, skip_locked=True)
+                self._write_again(writer, definition, batch, skip_locked=True)
+        except Unwritable as error:
+            for row, reason in error.rows.items():
+                self._set_aside(writer, batch.key(row), reason)
+            if others := [row for row in range(len(batch)) if row not in error.rows]:
+                self._write(writer, definition, batch.only(others))
         except psycopg.Error as error:
-            if not concerns_a_row(error):
+            if not retry.about_a_row(error):
                 raise
             if len(batch) == 1:
-                self._set_aside(writer, batch.key(0), self.work.refused(writer, definition, batch, error))
+                reason = self.operation.refused(writer, definition, batch, error)
+                self._set_aside(writer, batch.key(0), reason)
                 return
             for half in batch.halves():
                 self._write(writer, definition, half)
-            return
-        self.counters.batches += 1
-        self.counters.rows += rows
-        self.counters.values += values
-        self.counters.changed_meanwhile += len(batch) - rows
+
+    def write_under_lock(self, connection: Connection, definition: TableDefinition, item: Item) -> None:
+        """Write a batch in the caller's transaction, all of it or nothing."""
+        if isinstance(item, Unreadable):
+            raise NotFilled
+        try:
+            self._write_once(connection, definition, item)
+        except Unwritable:
+            raise NotFilled from None
+        except psycopg.Error as error:
+            if retry.about_a_row(error):
+                raise NotFilled from None
+            raise
+        if self.counters.missed:
+            raise NotFilled
+
+    def _write_again(
+        self, writer: Connection, definition: TableDefinition, batch: Batch, *, skip_locked: bool = False
+    ) -> None:
+        retry.again(
+            lambda: self._write_once(writer, definition, batch, skip_locked=skip_locked),
+            retry.retryable,
+            attempts=TRIES,
+            pauses=(0.05, 5),
+            first=0.1,
+        )
 
     def _write_once(
         self, writer: Connection, definition: TableDefinition, batch: Batch, *, skip_locked: bool = False
-    ) -> tuple[int, int]:
+    ) -> None:
+        missed: dict[Key, bool] = {}
         with wire.transaction(writer, MARK_AS_ENGINE) as last:
-            if skip_locked not in self.statements:
-                self.statements[skip_locked] = wire.numbered(
-                    writer,
-                    sql.update_batch(definition, self.work.columns(definition), skip_locked=skip_locked),
-                )
-            bounds = [*batch.bounds, *batch.bounds] if skip_locked else batch.bounds
-            result = wire.execute(writer, self.statements[skip_locked], [*batch.arrays, *bounds])
+            self.operation.before(writer)
+            result = self._update(writer, definition, batch, skip_locked=skip_locked)
             rows = result.command_tuples or 0
-            counts = self._count(writer, definition, batch, rows)
-            last.append(
-                self.work.advance(
-                    writer, self.table, self.number, position=batch.key(-1), rows=rows, values=counts
+            written: Sequence[int] = range(len(batch))
+            if rows < len(batch):
+                ours = {tuple(row) for row in writer.execute(sql.keys_written_now(definition), batch.bounds)}
+                written = [row for row in written if batch.key(row) in ours]
+                missed = {key: False for key in map(batch.key, range(len(batch))) if key not in ours}
+            if missed:
+                missed |= dict.fromkeys(self._unchanged(writer, definition, batch) & set(missed), True)
+            cipher = self._metered
+            renewed = self.operation.after(writer, definition, batch, written, result, cipher)
+            counts = batch.values(None if rows == len(batch) else written)
+            names = [column.name for column in self.operation.columns(definition)]
+            values = dict(zip(names, counts, strict=True))
+            if self.cipher is None:
+                position = batch.key(-1)
+                last.append(
+                    self.operation.ledger.advance(
+                        writer, self.table, self.number, position=position, rows=rows, values=values
+                    )
                 )
-            )
-        return rows, sum(counts.values())
+        self.counters.batches += 1
+        self.counters.rows += rows
+        self.counters.by_column.update(values)
+        self.counters.renewed += renewed
+        self.counters.changed_meanwhile += len(missed)
+        self.counters.missed |= missed
 
-    def _count(
-        self, writer: Connection, definition: TableDefinition, batch: Batch, rows: int
-    ) -> dict[str, int]:
-        """Values per column among the rows that were really written."""
-        names = [column.name for column in self.work.columns(definition)]
-        if rows == len(batch):
-            return dict(zip(names, batch.values(), strict=True))
-        ours = {tuple(row) for row in writer.execute(sql.keys_written_now(definition), batch.bounds)}
-        written = [row for row in range(len(batch)) if batch.key(row) in ours]
-        return dict(zip(names, batch.values(written), strict=True))
+    def _update(
+        self, writer: Connection, definition: TableDefinition, batch: Batch, *, skip_locked: bool
+    ) -> PGresult:
+        if skip_locked not in self.statements:
+            statement = self.operation.update(definition, skip_locked=skip_locked)
+            self.statements[skip_locked] = wire.numbered(writer, statement)
+        bounds = [*batch.bounds, *batch.bounds] if skip_locked else batch.bounds
+        return wire.execute(writer, self.statements[skip_locked], [*batch.arrays, *bounds])
+
+    def _unchanged(self, writer: Connection, definition: TableDefinition, batch: Batch) -> set[Key]:
+        """Rows that are as they were read: of those not written, somebody holds them, or a trigger kept them so."""
+        statement = wire.numbered(writer, sql.keys_unchanged(definition))
+        result = wire.execute(writer, statement, [*batch.arrays[: batch.key_width + 1], *batch.bounds])
+        columns = wire.columns(result)
+        return {key_at(columns, batch.key_width, row) for row in range(len(columns[0]))}
 
     def _set_aside(self, writer: Connection, key: Key, reason: str) -> None:
         with writer.transaction():
-            quarantine(writer, self.table, self.number, key, reason, self.target.actor.run_id, self.work.step)
+            run_id = self.target.actor.run_id
+            quarantine(writer, self.table, self.number, key, reason, run_id, self.operation.step)
             wire.script(
                 writer,
-                self.work.advance(writer, self.table, self.number, position=key, rows=0, values={}),
+                self.operation.ledger.advance(
+                    writer, self.table, self.number, position=key, rows=0, values={}
+                ),
             )
 
     def _adapt(self, rows: int, seconds: float, limits: Limits) -> None:
@@ -594,43 +714,40 @@ class _Run:
             ideal = rows * target / max(seconds, 1e-6)
             self.batch_size = int(min(LARGEST_BATCH, max(SMALLEST_BATCH, (self.batch_size + ideal) / 2)))
 
-    def _lock(self, writer: Connection) -> None:
+    def _take_range(self, writer: Connection) -> None:
         # Two processes on one range would do no harm, but each would do the other's work. A killed process's
         # session may outlive it by the length of its last statement.
-        retrying = Retrying(
-            retry=retry_if_exception(lambda e: isinstance(e, RangeIsTaken)),
-            stop=stop_after_attempt(TRIES),
-            wait=wait_random_exponential(multiplier=0.2, min=0.1, max=4),
-            reraise=True,
-        )
-
         def take() -> None:
-            row = writer.execute(
-                "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [self._lock_name]
-            ).fetchone()
-            if not (row and row[0]):
+            if not locks.try_to_take(writer, self._lock_name):
                 raise RangeIsTaken(
                     f"Batch range {self.number:02d} of {self.table.key} is being worked on by another process. "
                     "Wait for it, or end it, and run the partition again."
                 )
 
-        retrying(take)
-
-    def _unlock(self, writer: Connection) -> None:
-        writer.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [self._lock_name])
+        retry.again(take, lambda e: isinstance(e, RangeIsTaken), attempts=TRIES, pauses=(0.1, 4), first=0.2)
 
     @property
     def _lock_name(self) -> str:
         return tracking.range_lock(self.table, self.number)
 
-    def _result(self, *, left_pending: int = 0, resumed: bool = False) -> RangeResult:
+    def result(
+        self,
+        *,
+        left: Mapping[Key, bool] | None = None,
+        quarantined: tuple[Quarantined, ...] = (),
+        resumed: bool = False,
+    ) -> RangeResult:
+        """What was done so far."""
         return RangeResult(
             rows=self.counters.rows,
-            values=self.counters.values,
+            by_column=self.counters.by_column,
+            renewed=self.counters.renewed,
             seconds=time.monotonic() - self.started,
             batches=self.counters.batches,
             changed_meanwhile=self.counters.changed_meanwhile,
-            left_pending=left_pending,
+            left=tuple(left or ()),
+            locked=tuple(key for key, locked in (left or {}).items() if locked),
+            quarantined=quarantined,
             resumed=resumed,
             seconds_held_back=self.held_back,
             seconds_rested=self.rested,
@@ -643,7 +760,7 @@ class _Run:
 
     @property
     def _metered(self) -> MeteredCipher:
-        return self.sessions.metered(self.target)
+        return self.cipher or self.sessions.metered(self.target)
 
     def record_failure(self, error: MigrationError) -> None:
         """Mark the range as failed where it had begun; the error itself is what the caller shows."""
@@ -651,7 +768,7 @@ class _Run:
             return
         try:
             with self.target.database.connect() as connection, connection.transaction():
-                self.work.fail(connection, self.table, self.number, error.args[0])
+                self.operation.ledger.fail(connection, self.table, self.number, error.args[0])
         except (psycopg.Error, MigrationError):
             # The database is away: the range stays in_progress, and is resumed like one that was killed.
             return

@@ -11,6 +11,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.postgres import locks
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
@@ -101,7 +102,7 @@ def replan_ranges(database: Database, table: Table, actor: Actor, *, count: int)
 _FORGET = (
     "DELETE FROM public.encryption_verifications WHERE table_name = %s",
     "DELETE FROM public.encryption_quarantine WHERE table_name = %s",
-    "DELETE FROM public.encryption_rotation_ranges WHERE table_name = %s",
+    "DELETE FROM public.encryption_operations WHERE table_name = %s",
     "DELETE FROM public.encryption_ranges WHERE table_name = %s",
     "UPDATE public.encryption_migrations SET status = 'pending', completed_at = NULL, error_message = NULL "
     "WHERE table_name = %s",
@@ -113,10 +114,7 @@ def _take_ranges(connection: Connection, table: Table, count: int) -> int:
     before = len(tracking.read_ranges(connection, table))
     names = [tracking.range_lock(table, number) for number in range(max(before, count))]
     for name in (tracking.plan_lock(table), *names):
-        row = connection.execute(
-            "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", [name]
-        ).fetchone()
-        if row is None or not row[0]:
+        if not locks.try_to_take_in_transaction(connection, name):
             raise RefusedError(
                 f"The batch ranges of {table.key} are being worked on. Let the runs of the table end, or end them, "
                 "and plan anew then; nothing was changed."

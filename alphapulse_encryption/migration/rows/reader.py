@@ -1,4 +1,4 @@
-"""Reads the rows of a batch range that are to be worked on and encrypts them, a batch or two ahead of the writer.
+"""Reads the rows of a batch range that are to be worked on, and makes of them what is written, ahead of the writer.
 
 The two threads and the connection are the reader's own: while the server works on a batch's UPDATE, the next one is
 encrypted, and the one behind it is read.
@@ -9,19 +9,16 @@ from __future__ import annotations
 import queue
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import psycopg
-from psycopg.sql import Composed
 
-from alphapulse_encryption.migration.bookkeeping.quarantine import concerns_a_row
 from alphapulse_encryption.migration.bookkeeping.tracking import Key
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres import wire
-from alphapulse_encryption.migration.postgres.database import TextArray, without_values
-from alphapulse_encryption.migration.rows.batches import read_columns
+from alphapulse_encryption.migration.rows.batches import NotReadable, as_many_as_can_be_read, read_columns
+from alphapulse_encryption.migration.rows.operation import Columns, Item, Operation, Unreadable
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 
@@ -31,88 +28,13 @@ Connection = psycopg.Connection[Any]
 FIRST_READ = 250
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Encrypted rows, ready to be written, in ascending order of their primary keys.
-
-    Args:
-        arrays: in the order that :func:`sql.update_batch` expects: the key's columns come first.
-        key_width: number of the key's columns.
-        ciphertexts: which of the arrays hold them, in the order of the columns worked on.
-    """
-
-    arrays: list[TextArray]
-    key_width: int
-    ciphertexts: list[int]
-
-    def __len__(self) -> int:
-        return len(self.arrays[0].items)
-
-    def key(self, row: int) -> Key:
-        """A row's primary key."""
-        parts = [array.items[row] for array in self.arrays[: self.key_width]]
-        return tuple(part.decode() if isinstance(part, bytes) else part or "" for part in parts)
-
-    @property
-    def bounds(self) -> list[str]:
-        """First and last key."""
-        return [*self.key(0), *self.key(-1)]
-
-    def values(self, rows: Sequence[int] | None = None) -> list[int]:
-        """Per column worked on, how many values there are, in all rows or in some of them."""
-        columns = [self.arrays[at].items for at in self.ciphertexts]
-        if rows is None:
-            return [len(items) - items.count(None) for items in columns]
-        return [sum(items[row] is not None for row in rows) for items in columns]
-
-    def halves(self) -> tuple[Batch, Batch]:
-        """The batch in two; it has to have two rows at least."""
-        middle = len(self) // 2
-        return self._part(slice(None, middle)), self._part(slice(middle, None))
-
-    def _part(self, part: slice) -> Batch:
-        return Batch(
-            [TextArray(array.items[part]) for array in self.arrays], self.key_width, self.ciphertexts
-        )
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A row whose values the server or the driver cannot hand over.
-
-    Args:
-        key: its primary key.
-        reason: why, without values.
-    """
-
-    key: Key
-    reason: str
-
-
-Item = Batch | Unreadable
-Columns = list[list[bytes | None]]
-
-
-class Source(Protocol):
-    """What to read, and what to make of it; a part of :class:`engine.Work`."""
-
-    def select(self, definition: TableDefinition, condition: Composed) -> Composed:
-        """A batch in key order."""
-
-    def wanted(self, definition: TableDefinition) -> Composed:
-        """The condition for a row to be read."""
-
-    def encrypt(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
-        """What a batch that was read becomes, encrypted by this cipher and no other."""
-
-
 class Reader:
     """Iterates over the batches of a range; a context manager that ends its threads.
 
     Args:
         connection: in autocommit mode, used by nobody else meanwhile.
         definition: the table.
-        source: what to read, and what to make of it.
+        operation: what to read, and what to make of it.
         cipher: encrypts, and counts it beforehand.
         start: read behind this key; None from the beginning.
         upper: read up to this key; None to the end.
@@ -124,7 +46,7 @@ class Reader:
         self,
         connection: Connection,
         definition: TableDefinition,
-        source: Source,
+        operation: Operation,
         cipher: MeteredCipher,
         start: Key | None,
         upper: Key | None,
@@ -134,7 +56,7 @@ class Reader:
     ) -> None:
         self._connection = connection
         self._definition = definition
-        self._source = source
+        self._operation = operation
         self._cipher = cipher
         self._position = self._from = start
         self._upper = upper
@@ -180,13 +102,13 @@ class Reader:
     def reads(
         self,
         definition: TableDefinition,
-        source: Source,
+        operation: Operation,
         start: Key | None,
         upper: Key | None,
     ) -> bool:
         """Whether it was made to read just this, and to make the same of it."""
-        ours = (self._definition.shape(), self._source, self._from, self._upper)
-        return ours == (definition.shape(), source, start, upper)
+        ours = (self._definition.shape(), self._operation, self._from, self._upper)
+        return ours == (definition.shape(), operation, start, upper)
 
     def _start(self) -> None:
         if not self._started:
@@ -224,7 +146,7 @@ class Reader:
             while True:
                 read = self._read.get()
                 made = (
-                    self._source.encrypt(self._definition, read, self._cipher)
+                    self._operation.make(self._definition, read, self._cipher)
                     if isinstance(read, list)
                     else [read]
                 )
@@ -244,17 +166,10 @@ class Reader:
     def _next(self) -> Columns | Unreadable | None:
         limit = min(self._batch_size(), self._ramp)
         self._ramp *= 3
-        while True:
-            try:
-                columns = self._columns(limit)
-                break
-            except psycopg.Error as error:
-                if not (isinstance(error, psycopg.DataError) or concerns_a_row(error)):
-                    raise
-                if limit == 1:
-                    return self._skip(without_values(error))
-            # One value of them cannot be read: which, is found by halving.
-            limit = max(1, limit // 2)
+        try:
+            columns = as_many_as_can_be_read(self._columns, limit)
+        except NotReadable as error:
+            return self._skip(error.reason)
         if not columns[0]:
             return None
         last = [column[-1] for column in columns[: len(self._definition.key)]]
@@ -267,13 +182,13 @@ class Reader:
         # encrypting a hundred rows.
         behind_a_key = self._position is not None
         if behind_a_key not in self._queries:
-            statement = self._source.select(self._definition, condition)
+            statement = self._operation.select(self._definition, condition)
             self._queries[behind_a_key] = wire.numbered(self._connection, statement)
         return read_columns(self._connection, self._queries[behind_a_key], parameters, limit)
 
     def _skip(self, reason: str) -> Unreadable:
         condition, parameters = sql.within(self._definition, self._position, self._upper)
-        query = sql.select_first_key(self._definition, condition, self._source.wanted(self._definition))
+        query = sql.select_first_key(self._definition, condition, self._operation.wanted(self._definition))
         key: Key = tuple(self._connection.execute(query, parameters).fetchall()[0])
         self._position = key
         return Unreadable(key, f"its values cannot be read ({reason})")

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+from psycopg.pq.abc import PGresult
+from psycopg.sql import SQL, Composed
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.tracking import Key
-from alphapulse_encryption.migration.postgres.database import Actor, mark_as_engine
-from alphapulse_encryption.migration.rows.batches import Row, key_of, plan_by_key, read_batch
+from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
+from alphapulse_encryption.migration.postgres.database import Actor
+from alphapulse_encryption.migration.rows.batches import Row, key_of
+from alphapulse_encryption.migration.rows.discard import Discard
+from alphapulse_encryption.migration.rows.engine import Progress, work_on_table
+from alphapulse_encryption.migration.rows.operation import Batch, Columns, Faults, Item
 from alphapulse_encryption.migration.rows.verify import Offender, faults
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
@@ -24,7 +29,6 @@ from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
-ROWS_PER_BATCH = 1_000
 # A pending value needs no repair: the backfill finds it.
 _CLEARED = ("mismatched", "undecryptable", "token_mismatched")
 
@@ -67,13 +71,81 @@ class _Found:
         return named is None or offender.key in named
 
 
-@dataclass
-class _Counters:
-    values: Counter[str] = field(default_factory=Counter)
-    changed_meanwhile: int = 0
+@dataclass(frozen=True)
+class Repair(Discard):
+    """Clears what a verification found wrong in a range, where it is wrong still.
+
+    Args:
+        found: what it found.
+        actor: whom the audit log names.
+    """
+
+    step = "repair"
+
+    found: _Found
+    actor: Actor
+
+    def admit(self, connection: Connection) -> bool:
+        """See :class:`Operation`."""
+        _require_plaintext(tracking.require_state(connection, self.table), self.table)
+        return True
+
+    def wanted(self, definition: TableDefinition) -> Composed:
+        """See :class:`Operation`."""
+        # Only who decrypts it knows.
+        return SQL("{}").format(SQL("true"))
+
+    def select(self, definition: TableDefinition, condition: Composed) -> Composed:
+        """See :class:`Operation`."""
+        return sql.select_for_verification(definition, condition, with_version=True)
+
+    def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
+        """See :class:`Operation`."""
+        width = len(definition.key)
+        texts = [[None if v is None else v.decode() for v in column] for column in columns]
+        rows: list[Row] = list(zip(*texts[:width], *texts[width + 1 :], strict=True))
+        wrong = {
+            (offender.key, offender.column): offender.problem.encode()
+            for offender in faults(rows, definition, self.cipher, self.keys)
+            if self.found.names(offender)
+        }
+        keys = [key_of(definition, row) for row in rows]
+        flags = [[wrong.get((key, column.name)) for key in keys] for column in definition.encrypted_columns]
+        arrays = [*columns[: width + 1], *flags]
+        return Faults().items(columns, arrays, width, list(range(width + 1, len(arrays))))
+
+    def before(self, connection: Connection) -> None:
+        """See :class:`Operation`."""
+        # Held until the commit, so that no switch makes the ciphertext the source of truth meanwhile.
+        _require_plaintext(tracking.require_state(connection, self.table, lock=True), self.table)
+
+    def after(
+        self,
+        connection: Connection,
+        definition: TableDefinition,
+        batch: Batch,
+        written: Sequence[int],
+        result: PGresult,
+        cipher: MeteredCipher,
+    ) -> int:
+        """See :class:`Operation`: what was cleared is told to the audit log."""
+        cleared = [
+            {"column": column.name, "problem": problem.decode(), "key": batch.key(row)}
+            for column, at in zip(definition.encrypted_columns, batch.counted, strict=True)
+            for row in written
+            if isinstance(problem := batch.arrays[at].items[row], bytes)
+        ]
+        if cleared:
+            number = self.found.number
+            tracking.audit(
+                connection, self.actor, "repair_mismatched", self.table, batch_range=number, cleared=cleared
+            )
+        return 0
 
 
-def repair_mismatched(target: Target, table: Table) -> RepairResult:
+def repair_mismatched(
+    target: Target, table: Table, *, on_progress: Callable[[Progress], None] | None = None
+) -> RepairResult:
     """Clear ciphertext and token of the values that the table's last verification found wrong.
 
     Each is decrypted and compared once more, and cleared only if it is wrong still. Nothing else is touched: of a
@@ -83,23 +155,40 @@ def repair_mismatched(target: Target, table: Table) -> RepairResult:
 
     Args:
         table: the catalogue's entry.
+        on_progress: called after each batch, and while it holds back.
 
     Raises:
+        RowsLeft: rows cannot be cleared, or are locked; the others are.
         RefusedError: columns not added, wrong key, the ciphertext is the right side, or the verification is outdated.
         ConfigurationError: table or column missing.
         DatabaseFailure: the server refused.
     """
     started = time.monotonic()
-    counters = _Counters()
     with target.database.session(f"repair {table.key}") as connection:
-        plan_by_key(connection)
         tracking.check_key(connection, target.keys)
         _require_plaintext(tracking.require_state(connection, table), table)
         tracking.hold_plan(connection, table)
         definition = read_table(connection, table)
-        for found in _last_verification(connection, definition, target.keys):
-            _repair_range(connection, definition, found, target, counters)
-    return RepairResult(dict(counters.values), counters.changed_meanwhile, time.monotonic() - started)
+        operations = {
+            found.number: Repair(table, target.cipher, target.keys, found, target.actor)
+            for found in _last_verification(connection, definition, target.keys)
+        }
+        result = work_on_table(
+            table,
+            operations,
+            target,
+            again=f"--repair-mismatched --table {table.key}",
+            on_progress=on_progress,
+        )
+        connection.execute(
+            "DELETE FROM public.encryption_verifications WHERE table_name = %s AND batch_range = ANY(%s)",
+            [table.key, list(operations)],
+        )
+    return RepairResult(
+        {name: count for name, count in result.by_column.items() if count},
+        result.changed_meanwhile,
+        time.monotonic() - started,
+    )
 
 
 def _require_plaintext(state: tracking.TableState, table: Table) -> None:
@@ -138,66 +227,3 @@ def _last_verification(
             )
         found.append(_Found(number, wanted))
     return tuple(found)
-
-
-def _repair_range(
-    connection: Connection, definition: TableDefinition, found: _Found, target: Target, counters: _Counters
-) -> None:
-    table = definition.table
-    batch_range = tracking.read_range(connection, table, found.number)
-    position = batch_range.lower
-    while not batch_range.is_empty:
-        condition, parameters = sql.within(definition, position, batch_range.upper)
-        query = sql.select_for_verification(definition, condition, with_version=True)
-        rows = read_batch(connection, query, parameters, ROWS_PER_BATCH)
-        if not rows:
-            break
-        wrong = [
-            offender
-            for offender in faults(rows, definition, target.cipher, target.keys)
-            if found.names(offender)
-        ]
-        if wrong:
-            _clear(connection, definition, found.number, rows, wrong, target.actor, counters)
-        position = key_of(definition, rows[-1])
-    connection.execute(
-        "DELETE FROM public.encryption_verifications WHERE table_name = %s AND batch_range = %s",
-        [table.key, found.number],
-    )
-
-
-def _clear(
-    connection: Connection,
-    definition: TableDefinition,
-    number: int,
-    rows: Sequence[Row],
-    wrong: Sequence[Offender],
-    actor: Actor,
-    counters: _Counters,
-) -> None:
-    table = definition.table
-    columns: dict[Key, set[str]] = {}
-    for offender in wrong:
-        columns.setdefault(offender.key, set()).add(offender.column)
-    versions = {key_of(definition, row): row[-1] for row in rows}
-    keys = [key for key in versions if key in columns]
-    arrays: list[Sequence[object]] = [list(part) for part in zip(*keys, strict=True)]
-    arrays.append([versions[key] for key in keys])
-    arrays += [[column.name in columns[key] for key in keys] for column in definition.plaintext_columns]
-    with connection.transaction():
-        # Held until the commit, so that no switch makes the ciphertext right meanwhile.
-        _require_plaintext(tracking.require_state(connection, table, lock=True), table)
-        mark_as_engine(connection)
-        written = connection.execute(sql.clear_values(definition), [*arrays, *keys[0], *keys[-1]]).fetchall()
-        cleared = [offender for offender in wrong if offender.key in set(written)]
-        if cleared:
-            tracking.audit(
-                connection,
-                actor,
-                "repair_mismatched",
-                table,
-                batch_range=number,
-                cleared=[asdict(offender) for offender in cleared],
-            )
-    counters.values.update(offender.column for offender in cleared)
-    counters.changed_meanwhile += len(keys) - len(written)

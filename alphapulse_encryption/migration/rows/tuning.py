@@ -20,6 +20,7 @@ from psycopg.sql import SQL, Composable, Identifier, Literal
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.postgres import locks
 from alphapulse_encryption.migration.postgres.database import Actor, Database, safe_errors
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.schema.definition import read_table
@@ -178,9 +179,7 @@ def _abandoned(connection: Connection) -> list[str]:
 
 
 def _one_at_a_time(connection: Connection, key: str) -> None:
-    connection.execute(
-        "SELECT pg_advisory_xact_lock(hashtextextended('alphapulse_encryption tuning of ' || %s, 0))", [key]
-    )
+    locks.take_in_transaction(connection, f"alphapulse_encryption tuning of {key}")
 
 
 def _begin(connection: Connection, table: Table, actor: Actor) -> uuid.UUID:
@@ -188,9 +187,7 @@ def _begin(connection: Connection, table: Table, actor: Actor) -> uuid.UUID:
     holder = uuid.uuid4()
     # An idle session that the server ends would look like a dead holder.
     connection.execute("SELECT set_config('idle_session_timeout', '0', false)")
-    connection.execute(
-        "SELECT pg_advisory_lock(hashtextextended('alphapulse_encryption tuning ' || %s::text, 0))", [holder]
-    )
+    locks.take(connection, f"alphapulse_encryption tuning {holder}")
 
     def turn_off() -> None:
         _one_at_a_time(connection, table.key)

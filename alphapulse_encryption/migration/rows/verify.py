@@ -24,12 +24,21 @@ from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_token, search_tokens_many
-from alphapulse_encryption.errors import DecryptionError, MigrationError, RefusedError
+from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.quarantine import read_quarantine
 from alphapulse_encryption.migration.bookkeeping.tracking import Key
 from alphapulse_encryption.migration.postgres.database import Actor
-from alphapulse_encryption.migration.rows.batches import Row, fetch_batch, key_of, plan_by_key, read_batch
+from alphapulse_encryption.migration.rows.batches import (
+    NotReadable,
+    Row,
+    as_many_as_can_be_read,
+    fetch_batch,
+    key_of,
+    plan_by_key,
+    read_batch,
+)
+from alphapulse_encryption.migration.rows.operation import open_each
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target
@@ -278,16 +287,13 @@ def _read(
     connection: Connection, definition: TableDefinition, condition: Composed, parameters: Sequence[str]
 ) -> list[Row] | None:
     """The next batch; None where the server or the driver cannot hand over the values of its very first row."""
-    limit = ROWS_PER_BATCH
     query = sql.select_for_verification(definition, condition)
-    while True:
-        try:
-            return read_batch(connection, query, parameters, limit)
-        except (psycopg.DataError, UnicodeDecodeError):
-            if limit == 1:
-                return None
-        # One value of them cannot be read: which, is found by halving.
-        limit //= 2
+    try:
+        return as_many_as_can_be_read(
+            lambda limit: read_batch(connection, query, parameters, limit), ROWS_PER_BATCH
+        )
+    except NotReadable:
+        return None
 
 
 def _compare_alone(
@@ -338,7 +344,7 @@ class _Comparison:
     ) -> None:
         """Compare one column: of rows with their keys at the head, its plaintexts, ciphertexts and tokens."""
         plaintexts, envelopes, tokens = sides
-        values, unreadable = _decrypt(envelopes, self.cipher, column)
+        values, unreadable = open_each(self.cipher, column, envelopes)
         current = self.keys.current_version
         expected = search_tokens_many(self.keys, values, column.context) if column.searchable else None
         ending = self.cipher.ending(column.context, current)
@@ -379,25 +385,6 @@ def _problem_without_ciphertext(plaintext: str | None, token: str | None) -> Pro
     if plaintext is not None:
         return "pending"
     return None if token is None else "token_mismatched"
-
-
-def _decrypt(
-    envelopes: Sequence[str | None], cipher: EnvelopeFormat, column: Column
-) -> tuple[list[str | None], set[int]]:
-    try:
-        return cipher.decrypt_many(envelopes, column.context), set()
-    except DecryptionError:
-        pass
-    # One of them does not open: find out which, one by one.
-    values: list[str | None] = []
-    unreadable: set[int] = set()
-    for i, envelope in enumerate(envelopes):
-        try:
-            values.append(None if envelope is None else cipher.decrypt(envelope, column.context))
-        except DecryptionError:
-            values.append(None)
-            unreadable.add(i)
-    return values, unreadable
 
 
 def _keep(

@@ -30,13 +30,19 @@ OF_THE_APPLICATION: LiteralString = """
 
 @dataclass(frozen=True)
 class LiveColumn:
-    """A column as ``pg_attribute`` has it; ``type`` is what ``format_type`` prints, modifiers included."""
+    """A column as ``pg_attribute`` has it.
+
+    Args:
+        type: what ``format_type`` prints, modifiers included.
+        base_type: the same without length and precision.
+    """
 
     name: str
     type: str
     not_null: bool
     default: str | None
     generated: bool
+    base_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,9 @@ SELECT c.oid, c.relkind,
 
 _COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
-       pg_get_expr(d.adbin, d.adrelid), a.attgenerated <> '' OR a.attidentity <> ''
+       pg_get_expr(d.adbin, d.adrelid), a.attgenerated <> '' OR a.attidentity <> '',
+       -- A modifier of -1 and not NULL: as a type, plain "character" means one character.
+       format_type(a.atttypid, -1)
   FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
  WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attnum
@@ -193,10 +201,7 @@ def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> Tab
             "Names are exact and case-sensitive: correct the catalogue, or create the table."
         )
     oid, kind, rows, size = row
-    columns = {
-        name: LiveColumn(name, type_, not_null, default, generated)
-        for name, type_, not_null, default, generated in connection.execute(_COLUMNS, [oid])
-    }
+    columns = {row[0]: LiveColumn(*row) for row in connection.execute(_COLUMNS, [oid])}
     key_rows = connection.execute(_KEY, [oid]).fetchall()
     _check_key(table, [name for name, _, _ in key_rows], {schema for _, _, schema in key_rows})
     if plaintext:

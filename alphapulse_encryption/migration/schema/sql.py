@@ -170,50 +170,86 @@ def select_by_token(definition: TableDefinition, column: Column) -> Composed:
 def update_batch(
     definition: TableDefinition, columns: Sequence[Column] | None = None, *, skip_locked: bool = False
 ) -> Composed:
-    """One UPDATE per row for all its columns, of rows nobody has changed since they were read.
-
-    Parameters: one ``text[]`` per key column, one of xmin, per column one of ciphertexts and, where it is
-    searchable, one of tokens, then the batch's first and last key. These bounds keep any plan within the
-    batch; ``xmin`` is the compare-and-swap: another transaction's write gives the row another one.
+    """Ciphertexts and tokens, where there are new ones; see :func:`update_rows`.
 
     Args:
         definition: the table.
         columns: which columns' ciphertexts and tokens; None for all that have their plaintext.
+        skip_locked: see :func:`update_rows`.
+    """
+    chosen = definition.plaintext_columns if columns is None else columns
+    names = [name for column in chosen for name in column.derived]
+    assignments = [
+        (name, SQL("coalesce({}, {})").format(new_value(number), Identifier("t", name)))
+        for number, name in enumerate(names)
+    ]
+    return update_rows(definition, len(names), assignments, skip_locked=skip_locked)
+
+
+def new_value(number: int) -> Identifier:
+    """In a statement of :func:`update_rows`, the value of an array in the row's place."""
+    return Identifier("d", f"c{number}")
+
+
+def update_rows(
+    definition: TableDefinition,
+    arrays: int,
+    assignments: Sequence[tuple[str, Composable]],
+    *,
+    returning: Sequence[Composable] = (),
+    skip_locked: bool = False,
+) -> Composed:
+    """One UPDATE per row for all its columns, of rows nobody has changed since they were read.
+
+    Parameters: one ``text[]`` per key column, one of xmin, the arrays, then the batch's first and last key. These
+    bounds keep any plan within the batch; ``xmin`` is the compare-and-swap: another transaction's write gives the row
+    another one.
+
+    Args:
+        definition: the table.
+        arrays: how many arrays there are beside key and xmin, called by :func:`new_value`.
+        assignments: columns of the table, with what becomes of them.
+        returning: what to tell of each row behind its key; nothing, not even that, where it is empty.
         skip_locked: leave rows alone that another transaction holds; takes the two keys twice.
     """
-    arrays: list[Composable] = []
-    names: list[Composable] = []
-    for number in range(len(definition.key)):
-        arrays.append(SQL("%s::text[]"))
-        names.append(Identifier(f"k{number}"))
-    arrays.append(SQL("%s::text[]::xid[]"))
-    names.append(Identifier("x"))
-    assignments: list[Composable] = []
-    for number, column in enumerate(definition.plaintext_columns if columns is None else columns):
-        for target, name in ((column.encrypted, f"c{number}"), (column.search, f"s{number}")):
-            if target == column.search and not column.searchable:
-                continue
-            arrays.append(SQL("%s::text[]"))
-            names.append(Identifier(name))
-            assignments.append(
-                SQL("{column} = coalesce(d.{new}, t.{column})").format(
-                    column=Identifier(target), new=Identifier(name)
-                )
-            )
+    told = SQL("RETURNING {}, {}").format(key_text(definition), SQL(", ").join(returning))
     return SQL(
-        "UPDATE {table} t SET {assignments} FROM (SELECT {arrays}) AS d "
-        "WHERE {first} AND {last} AND {keys} AND t.xmin = d.x {free}"
+        "UPDATE {table} t SET {assignments} FROM {rows} WHERE {first} AND {last} AND {keys} AND t.xmin = d.x "
+        "{free} {told}"
     ).format(
         table=definition.identifier,
-        assignments=SQL(", ").join(assignments),
-        arrays=SQL(", ").join(
-            SQL("unnest({}) AS {}").format(array, name) for array, name in zip(arrays, names, strict=True)
+        assignments=SQL(", ").join(
+            SQL("{} = {}").format(Identifier(name), value) for name, value in assignments
         ),
+        rows=_rows(definition, arrays),
         first=compare_key(definition, ">="),
         last=compare_key(definition, "<="),
         keys=same_key(definition),
         free=_not_locked(definition) if skip_locked else SQL(""),
+        told=told if returning else SQL(""),
     )
+
+
+def keys_unchanged(definition: TableDefinition) -> Composed:
+    """Of rows that were read, the keys of those that are as they were; takes keys, xmin and bounds."""
+    return SQL(
+        "SELECT {key} FROM {table} t, {rows} WHERE {first} AND {last} AND {keys} AND t.xmin = d.x"
+    ).format(
+        key=key_text(definition),
+        table=definition.identifier,
+        rows=_rows(definition, 0),
+        first=compare_key(definition, ">="),
+        last=compare_key(definition, "<="),
+        keys=same_key(definition),
+    )
+
+
+def _rows(definition: TableDefinition, arrays: int) -> Composed:
+    names = [f"k{number}" for number in range(len(definition.key))]
+    columns: list[Composable] = [SQL("unnest(%s::text[]) AS {}").format(Identifier(name)) for name in names]
+    columns.append(SQL("unnest(%s::text[]::xid[]) AS {}").format(Identifier("x")))
+    columns += [SQL("unnest(%s::text[]) AS {}").format(Identifier(f"c{n}")) for n in range(arrays)]
+    return SQL("(SELECT {}) AS d").format(SQL(", ").join(columns))
 
 
 def _not_locked(definition: TableDefinition) -> Composed:
@@ -262,11 +298,6 @@ def any_pending(definition: TableDefinition, condition: Composed) -> Composed:
     return any_of(definition, condition, row_pending(definition))
 
 
-def count_of(definition: TableDefinition, condition: Composed, wanted: Composed) -> Composed:
-    """How many rows of a part of the table are wanted."""
-    return SQL("SELECT count(*) FROM {} t WHERE {} AND {}").format(definition.identifier, condition, wanted)
-
-
 def any_of(definition: TableDefinition, condition: Composed, wanted: Composed) -> Composed:
     """Whether any row of a part of the table is wanted."""
     return SQL("SELECT EXISTS (SELECT FROM {} t WHERE {} AND {})").format(
@@ -287,11 +318,11 @@ def select_for_verification(
         definition: the table.
         condition: which rows.
         columns: which columns; None for all.
-        with_version: have each row end in its xmin.
+        with_version: have each row's xmin behind its key.
     """
     chosen = definition.table.columns if columns is None else columns
     return SQL("{rows} WHERE {condition} ORDER BY {order} LIMIT %s").format(
-        rows=_select_sides(definition, chosen, SQL("t.xmin::text") if with_version else None),
+        rows=_select_sides(definition, chosen, with_version=with_version),
         condition=condition,
         order=key_list(definition),
     )
@@ -326,9 +357,9 @@ def _changed_since() -> Composed:
 
 
 def _select_sides(
-    definition: TableDefinition, columns: Sequence[Column], last: Composable | None = None
+    definition: TableDefinition, columns: Sequence[Column], *, with_version: bool = False
 ) -> Composed:
-    values: list[Composable] = [key_text(definition)]
+    values: list[Composable] = [key_text(definition), *([SQL("t.xmin::text")] if with_version else [])]
     for column in columns:
         for name, present in (
             (column.name, column.name in definition.columns),
@@ -336,39 +367,57 @@ def _select_sides(
             (column.search, column.searchable),
         ):
             values.append(SQL("{}::text").format(Identifier("t", name)) if present else SQL("NULL::text"))
-    if last is not None:
-        values.append(last)
     return SQL("SELECT {} FROM {} t").format(SQL(", ").join(values), definition.identifier)
 
 
-def clear_values(definition: TableDefinition) -> Composed:
-    """Clear ciphertexts and tokens, of rows nobody has changed since they were read.
-
-    Parameters: one ``text[]`` per key column, one of xmin, per plaintext column a ``bool[]`` of whether to clear its
-    companions, then the first and the last key.
-    """
-    columns = definition.plaintext_columns
+def clear_values(definition: TableDefinition, *, skip_locked: bool = False) -> Composed:
+    """Clears ciphertexts and tokens: takes an array for each encrypted column, NULL where its are kept."""
+    columns = definition.encrypted_columns
     assignments = [
-        SQL("{column} = CASE WHEN NOT d.{flag} THEN t.{column} END").format(
-            column=Identifier(name), flag=Identifier(f"f{number}")
-        )
+        (name, SQL("CASE WHEN {} IS NULL THEN {} END").format(new_value(number), Identifier("t", name)))
         for number, column in enumerate(columns)
         for name in column.derived
     ]
-    arrays = [
-        *(SQL("unnest(%s::text[]) AS {}").format(Identifier(f"k{n}")) for n in range(len(definition.key))),
-        SQL("unnest(%s::text[]::xid[]) AS x"),
-        *(SQL("unnest(%s::bool[]) AS {}").format(Identifier(f"f{n}")) for n in range(len(columns))),
+    return update_rows(definition, len(columns), assignments, skip_locked=skip_locked)
+
+
+def _column_filled(column: Column) -> Composed:
+    parts = [SQL("{} IS NOT NULL").format(Identifier("t", name)) for name in column.derived]
+    return SQL("({})").format(SQL(" OR ").join(parts))
+
+
+def row_filled(definition: TableDefinition) -> Composed:
+    """A row is filled when it has any ciphertext or token."""
+    filled: list[Composable] = [_column_filled(column) for column in definition.encrypted_columns]
+    return SQL("({})").format(SQL(" OR ").join(filled or [SQL("false")]))
+
+
+def select_filled(definition: TableDefinition, condition: Composed) -> Composed:
+    """A batch of filled rows in key order: key, xmin, and an empty text for each column that is filled."""
+    values = [
+        SQL("CASE WHEN {} THEN '' END").format(_column_filled(column))
+        for column in definition.encrypted_columns
     ]
-    return SQL(
-        "UPDATE {table} t SET {assignments} FROM (SELECT {arrays}) AS d "
-        "WHERE {first} AND {last} AND {keys} AND t.xmin = d.x RETURNING {key}"
-    ).format(
-        table=definition.identifier,
-        assignments=SQL(", ").join(assignments),
-        arrays=SQL(", ").join(arrays),
-        first=compare_key(definition, ">="),
-        last=compare_key(definition, "<="),
-        keys=same_key(definition),
-        key=key_text(definition),
-    )
+    return _select_batch(definition, condition, row_filled(definition), values)
+
+
+def row_unfilled(definition: TableDefinition, alias: str = "t") -> Composed:
+    """A row is unfilled when one of its ciphertexts has no plaintext beside it."""
+    parts: list[Composable] = [
+        SQL("({} IS NULL AND {} IS NOT NULL)").format(
+            Identifier(alias, column.name), Identifier(alias, column.encrypted)
+        )
+        for column in definition.plaintext_columns
+    ]
+    return SQL("({})").format(SQL(" OR ").join(parts or [SQL("false")]))
+
+
+def select_unfilled(definition: TableDefinition, condition: Composed) -> Composed:
+    """A batch of unfilled rows in key order: key, xmin, and each column's ciphertext where its plaintext is missing."""
+    values = [
+        SQL("CASE WHEN {} IS NULL THEN {} END").format(
+            Identifier("t", column.name), Identifier("t", column.encrypted)
+        )
+        for column in definition.plaintext_columns
+    ]
+    return _select_batch(definition, condition, row_unfilled(definition), values)

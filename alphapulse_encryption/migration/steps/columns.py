@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,13 @@ from psycopg.sql import SQL, Composed, Identifier
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import plan
-from alphapulse_encryption.migration.rows.clear import clear_unguarded
+from alphapulse_encryption.migration.rows.discard import Discard
+from alphapulse_encryption.migration.rows.engine import Progress, work_on_table
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.guard import ensure_guard
 from alphapulse_encryption.migration.schema.partitions import lock_partitions, refuse_partition
@@ -60,7 +62,13 @@ class ColumnsResult:
         return bool(self.added) or self.guards_created
 
 
-def add_encrypted_columns(target: Target, table: Table, *, batch_ranges: int) -> ColumnsResult:
+def add_encrypted_columns(
+    target: Target,
+    table: Table,
+    *,
+    batch_ranges: int,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> ColumnsResult:
     """Add the table's encrypted and search columns and its guard triggers, and plan its batch ranges.
 
     Online: adding a nullable column without a default rewrites nothing, and each statement waits for its
@@ -69,8 +77,11 @@ def add_encrypted_columns(target: Target, table: Table, *, batch_ranges: int) ->
     Args:
         table: the catalogue's entry.
         batch_ranges: number of ranges to cut the table into, at first.
+        on_progress: called after each batch of ciphertext that a revert had left and is cleared, and while that holds
+            back.
 
     Raises:
+        RowsLeft: rows of such ciphertext cannot be cleared, or are locked; the others are.
         ConfigurationError: table, column or key missing, or an existing column of another type.
         RefusedError: another key than the one this database was begun with.
         DatabaseFailure: the lock could not be had, or the server refused.
@@ -98,8 +109,10 @@ def add_encrypted_columns(target: Target, table: Table, *, batch_ranges: int) ->
             f"create the guard of {table.key}",
             lambda: ensure_guard(connection, definition, target.actor),
         )
-        cleared = clear_unguarded(connection, definition, target.actor)
         ranges = plan.ensure_ranges(connection, definition, batch_ranges)
+        cleared = 0
+        if tracking.require_state(connection, table).state is State.REVERTED:
+            cleared = _discard(connection, target, table, on_progress)
     return ColumnsResult(
         added=added,
         existing=tuple(name for name, _ in _wanted_columns(table) if name not in added),
@@ -108,6 +121,23 @@ def add_encrypted_columns(target: Target, table: Table, *, batch_ranges: int) ->
         ranges=ranges,
         seconds=time.monotonic() - started,
     )
+
+
+def _discard(
+    connection: Connection, target: Target, table: Table, on_progress: Callable[[Progress], None] | None
+) -> int:
+    """Clear what a revert had left; the state remembers that there is something to clear until all of it is."""
+    again = f"--add-columns --table {table.key}"
+    operation = Discard(table, target.cipher, target.keys)
+    result = work_on_table(table, operation, target, again=again, on_progress=on_progress)
+
+    def finish() -> None:
+        tracking.advance(connection, table, State.GUARDED)
+        operation.ledger.forget(connection, table)
+        tracking.audit(connection, target.actor, "clear_ciphertext", table, rows=result.rows)
+
+    in_short_transaction(connection, f"clear old ciphertext of {table.key}", finish)
+    return result.rows
 
 
 def _wanted_columns(table: Table) -> list[tuple[str, str]]:

@@ -20,12 +20,14 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.bookkeeping.usage import metered
+from alphapulse_encryption.migration.bookkeeping.progress import OperationLedger
+from alphapulse_encryption.migration.bookkeeping.quarantine import NAMED
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
-from alphapulse_encryption.migration.rows.fill import NAMED_OFFENDERS, Filler, FillProgress
+from alphapulse_encryption.migration.rows.decrypt import Filling
+from alphapulse_encryption.migration.rows.engine import Progress, RangeResult
 from alphapulse_encryption.migration.schema import guard, indexes, saved
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.saved import SavedColumn, SavedConstraint, SavedIndex, SavedTable
@@ -70,7 +72,7 @@ def restore_plaintext(
     table: Table,
     *,
     hold: bool = False,
-    on_progress: Callable[[FillProgress], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> RestoreResult:
     """Rebuild the dropped plaintext columns: types, values, indexes, constraints, comments and privileges.
 
@@ -83,17 +85,18 @@ def restore_plaintext(
         hold: stop when all is back but the ciphertext still right. Writers of ciphertext alone go on until then, and
             are refused afterwards: this is where they are exchanged for such as write both sides. The next call,
             without it, ends the restore.
-        on_progress: called after each batch that was filled.
+        on_progress: called after each batch that was filled, and while it holds back.
 
     Raises:
-        RefusedError: nothing saved to restore from, values that cannot be put back, or, when all is back, values that
+        RowsLeft: rows cannot be filled, or are locked; the others are, and the ciphertext stays the source of truth.
+        RefusedError: nothing saved to restore from, or, when all is back, values that
             do not match.
         ConfigurationError: the table or its key is missing.
         DatabaseFailure: the server refused.
     """
     started = time.monotonic()
     doing = f"restore the plaintext of {table.key}"
-    with metered(target) as metering, target.database.session(doing) as connection:
+    with target.database.session(doing) as connection:
         plan_by_key(connection)
         state = tracking.require_state(connection, table)
         tracking.check_key(connection, target.keys)
@@ -112,30 +115,30 @@ def restore_plaintext(
                 connection, doing, lambda: _begin(connection, table, what, target.actor)
             )
         definition = read_table(connection, table)
-        filler = Filler(connection, definition, metering, target.keys, on_progress)
+        filling = Filling(target, table, f"--restore-plaintext --table {table.key}", on_progress)
         built: tuple[str, ...] = ()
         added: tuple[str, ...] = ()
         if tracking.require_state(connection, table).authority == "ciphertext":
-            switch.fill_all(connection, filler)
+            filling.fill()
             built = _build_indexes(connection, definition, what)
             added = _add_constraints(connection, definition, what)
             _add_statistics(connection, definition, what)
             if hold:
-                return _result(started, what, filler, built, added, lost, held=True)
-            switch.hand_back(connection, filler, target.actor)
+                return _result(started, what, filling.done, built, added, lost, held=True)
+            switch.hand_back(connection, definition, filling)
         switch.put_back_not_null(connection, definition)
         in_short_transaction(connection, doing, lambda: _finish(connection, definition, target.actor))
         connection.execute(SQL("ANALYZE {}").format(definition.identifier))
     # The drop took the pending index with it.
     indexes.build_search_indexes(target.database, table, target.actor)
     _verify(target, table)
-    return _result(started, what, filler, built, added, lost)
+    return _result(started, what, filling.done, built, added, lost)
 
 
 def _result(
     started: float,
     what: SavedTable,
-    filler: Filler,
+    filled: RangeResult,
     built: tuple[str, ...],
     added: tuple[str, ...],
     lost: tuple[str, ...],
@@ -145,9 +148,9 @@ def _result(
     return RestoreResult(
         changed=True,
         columns=tuple(column.name for column in what.columns),
-        rows=filler.rows,
-        values=filler.values,
-        reencrypted=filler.reencrypted,
+        rows=filled.rows,
+        values=filled.values,
+        reencrypted=filled.renewed,
         indexes=built,
         constraints=added,
         lost_grants=lost,
@@ -165,7 +168,7 @@ def _verify(target: Target, table: Table) -> None:
         # The application may write plaintext again: that is pending, as it was before the drop.
         wrong = [offender for offender in found.offenders if offender.problem != "pending"]
         if wrong:
-            named = "; ".join(str(offender) for offender in wrong[:NAMED_OFFENDERS])
+            named = "; ".join(str(offender) for offender in wrong[:NAMED])
             raise RefusedError(
                 f"The plaintext of {table.key} is back, and {len(wrong)} values or more do not match their ciphertext: "
                 f"{named}. Look at these rows; --verify --table {table.key} names them again."
@@ -388,4 +391,5 @@ def _add_statistics(connection: Connection, definition: TableDefinition, what: S
 
 def _finish(connection: Connection, definition: TableDefinition, actor: Actor) -> None:
     switch.finish_return(connection, definition, actor, "restore_plaintext")
+    OperationLedger("decrypt").forget(connection, definition.table)
     saved.mark_restored(connection, definition.table)

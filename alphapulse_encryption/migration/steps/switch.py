@@ -20,12 +20,13 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.bookkeeping.usage import metered
+from alphapulse_encryption.migration.bookkeeping.progress import OperationLedger
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
-from alphapulse_encryption.migration.rows import fill, verify
+from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
-from alphapulse_encryption.migration.rows.fill import Filler, FillProgress
+from alphapulse_encryption.migration.rows.decrypt import Filling
+from alphapulse_encryption.migration.rows.engine import NotFilled, Progress
 from alphapulse_encryption.migration.schema import guard, indexes, saved, sql, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.partitions import lock_partitions
@@ -35,7 +36,7 @@ from alphapulse_encryption.migration.target import Target
 Connection = psycopg.Connection[Any]
 
 # So many rows that the application cleared at the last moment are filled under the lock itself; where there
-# are more, they are filled without it first.
+# are more, it is given up and they are filled without it first.
 FILLED_UNDER_LOCK = 500
 LOOKS = 20
 
@@ -335,7 +336,7 @@ def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | No
 
 
 def revert_to_plaintext(
-    target: Target, table: Table, *, on_progress: Callable[[FillProgress], None] | None = None
+    target: Target, table: Table, *, on_progress: Callable[[Progress], None] | None = None
 ) -> RevertResult:
     """Let the plaintext be right again, before it was dropped, and leave the table to itself.
 
@@ -346,19 +347,17 @@ def revert_to_plaintext(
 
     Args:
         table: the catalogue's entry.
-        on_progress: called after each batch that was filled.
+        on_progress: called after each batch that was filled, and while it holds back.
 
     Raises:
-        RefusedError: the plaintext was dropped (``restore_plaintext`` then), or values cannot be put back, or somebody
-            else's object depends on a compatibility view (the plaintext is right already then).
+        RowsLeft: rows cannot be filled, or are locked; the others are, and the ciphertext stays the source of truth.
+        RefusedError: the plaintext was dropped (``restore_plaintext`` then), or somebody else's object depends on a
+            compatibility view (the plaintext is right already then).
         ConfigurationError: table or column missing.
         DatabaseFailure: the server refused.
     """
     started = time.monotonic()
-    with (
-        metered(target) as metering,
-        target.database.session(f"revert {table.key} to plaintext") as connection,
-    ):
+    with target.database.session(f"revert {table.key} to plaintext") as connection:
         plan_by_key(connection)
         state = tracking.require_state(connection, table)
         tracking.check_key(connection, target.keys)
@@ -370,10 +369,10 @@ def revert_to_plaintext(
         if state.state is State.REVERTED:
             return RevertResult(False, 0, 0, (), time.monotonic() - started)
         definition = read_table(connection, table)
-        filler = Filler(connection, definition, metering, target.keys, on_progress)
+        filling = Filling(target, table, f"--revert-to-plaintext --table {table.key}", on_progress)
         if state.authority == "ciphertext":
-            fill_all(connection, filler)
-            hand_back(connection, filler, target.actor)
+            filling.fill()
+            hand_back(connection, definition, filling)
         if state.state in (State.SWITCHED, State.REVERTING):
             put_back_not_null(connection, definition)
             in_short_transaction(
@@ -386,7 +385,7 @@ def revert_to_plaintext(
             f"take the guard and the views of {table.key} away",
             lambda: _withdraw(connection, table, target.actor),
         )
-    return RevertResult(True, filler.rows, filler.values, removed, time.monotonic() - started)
+    return RevertResult(True, filling.done.rows, filling.done.values, removed, time.monotonic() - started)
 
 
 # Of the steps that a retry begins anew, and of approvals given for what is no more.
@@ -416,51 +415,47 @@ def _withdraw(connection: Connection, table: Table, actor: Actor) -> tuple[str, 
     )
     for statement in _FORGET:
         connection.execute(statement, {"table": table.key, "actor": actor.name})
+    OperationLedger("decrypt").forget(connection, table)
     tracking.advance(connection, table, State.REVERTED)
     tracking.audit(connection, actor, "withdraw", table, views=list(removed))
     return removed
 
 
-def fill_all(connection: Connection, filler: Filler) -> None:
-    """Fill the table range by range, as it was planned for the backfill."""
-    for batch_range in tracking.read_ranges(connection, filler.definition.table):
-        if not batch_range.is_empty:
-            filler.fill(batch_range.lower, batch_range.upper, batch_range=batch_range.number)
-
-
-def hand_back(connection: Connection, filler: Filler, actor: Actor) -> None:
-    """Fill what is left and let the plaintext be right: defaults are back, NOT NULL as a check for now.
+def hand_back(connection: Connection, definition: TableDefinition, filling: Filling) -> None:
+    """Fill what is left and let the plaintext be the source of truth: defaults are back, NOT NULL as a check for now.
 
     What is left is told by a partial index, so that the look under the lock costs what it finds. The state
     remembers NOT NULL until :func:`finish_return`.
     """
-    definition = filler.definition
     table = definition.table
     _build_unfilled_index(connection, definition)
     for _ in range(LOOKS):
-        if filler.count(FILLED_UNDER_LOCK + 1) > FILLED_UNDER_LOCK:
-            filler.fill(None, None)
-        if in_short_transaction(
-            connection, f"hand {table.key} back to plaintext", lambda: _hand_back(connection, filler, actor)
-        ):
+        if filling.is_wanted(connection, definition):
+            filling.fill()
+        try:
+            in_short_transaction(
+                connection,
+                f"hand {table.key} back to plaintext",
+                lambda: _hand_back(connection, definition, filling),
+            )
             return
+        except NotFilled:
+            # Written in the moment between; what cannot be filled at all, the next fill names.
+            continue
     raise RefusedError(
         f"The application goes on writing ciphertext to {table.key} faster than it can be put back as "
         "plaintext. Switch the application to the plaintext columns, and run the step again."
     )
 
 
-def _hand_back(connection: Connection, filler: Filler, actor: Actor) -> bool:
-    definition = filler.definition
-    table = definition.table
+def _hand_back(connection: Connection, definition: TableDefinition, filling: Filling) -> None:
+    table, actor = definition.table, filling.target.actor
     state = tracking.require_state(connection, table, lock=True)
     if state.authority == "plaintext":
-        return True
+        return
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
     connection.execute(SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(definition.identifier))
-    if filler.count(FILLED_UNDER_LOCK + 1) > FILLED_UNDER_LOCK:
-        return False
-    filler.fill(None, None)
+    last = filling.fill_under_lock(connection, definition, most=FILLED_UNDER_LOCK)
     taken = saved.set_aside(state)
     actions: list[Composable] = [
         SQL("ALTER COLUMN {} SET DEFAULT {}").format(Identifier(name), saved.verbatim(text))
@@ -481,8 +476,9 @@ def _hand_back(connection: Connection, filler: Filler, actor: Actor) -> bool:
     back = State.RESTORED if state.state is State.RESTORING else State.REVERTING
     tracking.advance(connection, table, back, SetAside(not_null=taken.not_null).model_dump())
     guard.ensure_guard(connection, definition, actor)
-    tracking.audit(connection, actor, "hand_back", table, rows=filler.rows, values=filler.values)
-    return True
+    done = filling.done + last
+    tracking.audit(connection, actor, "hand_back", table, rows=done.rows, values=done.values)
+    filling.done = done
 
 
 def put_back_not_null(connection: Connection, definition: TableDefinition) -> None:
@@ -535,6 +531,6 @@ def _build_unfilled_index(connection: Connection, definition: TableDefinition) -
             saved.unfilled_index(table),
             tuple(key.name for key in definition.key),
             unique=False,
-            condition=lambda name: fill.row_unfilled(definition, indexes.alias(name)),
+            condition=lambda name: sql.row_unfilled(definition, indexes.alias(name)),
         ),
     )

@@ -14,8 +14,6 @@ from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.repair import RepairResult, repair_mismatched
 from alphapulse_encryption.migration.rows.verify import NAMED_OFFENDERS
-from alphapulse_encryption.migration.schema import sql
-from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.steps.versions import begin_rotation
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import KEYS, run, target
@@ -143,21 +141,18 @@ def test_a_ciphertext_without_its_plaintext(notes_url: str, behind: support.Conn
     assert audited(notes_url) == {("mail", "mismatched", "k7")}
 
 
-def test_a_row_that_is_written_meanwhile(
-    notes_url: str, behind: support.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_that_is_written_meanwhile(notes_url: str, behind: support.Connection) -> None:
     behind.execute(DAMAGE.partition(";")[0].encode())
     support.verify(notes_url, ENTRY)
     right = support.seal("4.50", "test_context")
-
-    def statement(definition: TableDefinition) -> object:
-        # Between reading and writing.
-        behind.execute("UPDATE notes SET secret_encrypted = %s WHERE \"100%%\" = 'k3'", [right])
-        return original(definition)
-
-    original = sql.clear_values
-    monkeypatch.setattr(sql, "clear_values", statement)
-    result = repaired(notes_url)
+    behind.execute("BEGIN")
+    behind.execute("UPDATE notes SET secret_encrypted = %s WHERE \"100%%\" = 'k3'", [right])
+    with support.Background(lambda: repaired(notes_url)) as repairing:
+        support.until(
+            lambda: support.engine_waits(notes_url, "UPDATE%", behind=behind), "it waits for the row"
+        )
+        behind.execute("COMMIT")
+        result = repairing.result()
     assert (result.values, result.changed_meanwhile) == ({}, 1)
     assert run(notes_url, "SELECT secret_encrypted FROM notes WHERE \"100%\" = 'k3'") == [(right,)]
     assert audited(notes_url) == set()

@@ -171,7 +171,7 @@ def test_everything_is_under_the_new_version(notes_url: str, second: bytes) -> N
     assert run(notes_url, "SELECT * FROM encryption_migrations ORDER BY column_name") == migrations
     progress = run(
         notes_url,
-        "SELECT to_version, status, sum(rows_processed) FROM encryption_rotation_ranges GROUP BY 1, 2",
+        "SELECT goal, status, sum(rows_processed) FROM encryption_operations GROUP BY 1, 2",
     )
     assert progress == [(2, "completed", ROWS)]
 
@@ -189,7 +189,7 @@ def test_rows_that_are_current_are_not_written(begun_url: str) -> None:
     current = {key for key, found in versions(begun_url).items() if found == {2}}
     before = support.fingerprints(begun_url, ENTRY)
     # Also not where the progress of the range is lost.
-    run(begun_url, "DELETE FROM encryption_rotation_ranges")
+    run(begun_url, "DELETE FROM encryption_operations")
     rotate_all(begun_url)
     after = support.fingerprints(begun_url, ENTRY)
     assert 0 < len(current) < ROWS
@@ -383,7 +383,7 @@ def test_what_does_not_open_is_set_aside(begun_url: str) -> None:
     assert "canary" not in said
     kept = run(begun_url, "SELECT key, step FROM encryption_quarantine ORDER BY key")
     assert kept == [(["0", "k08"], "rotate"), (["1", "k05"], "rotate")]
-    status = "SELECT status FROM encryption_rotation_ranges ORDER BY batch_range"
+    status = "SELECT status FROM encryption_operations ORDER BY batch_range"
     assert sorted(run(begun_url, status)) == [("completed",), ("failed",), ("failed",)]
     # The other value of those rows is done, and so is every other row.
     found = versions_of(begun_url, "mail")
@@ -451,7 +451,7 @@ def test_ranges_planned_anew_are_rotated_anew(begun_url: str) -> None:
     """The boundaries have moved, so what was noted of the ranges is not of these."""
     assert rotate(begun_url, 0).rows > 0
     plan.replan_ranges(Database(begun_url), ENTRY, ACTOR, count=2)
-    assert run(begun_url, "SELECT 1 FROM encryption_rotation_ranges") == []
+    assert run(begun_url, "SELECT 1 FROM encryption_operations") == []
     rotate_all(begun_url, ranges=2)
     assert_under(begun_url, 2, plaintexts(begun_url))
 

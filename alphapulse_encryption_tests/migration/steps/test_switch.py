@@ -13,7 +13,7 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows.fill import Filler
+from alphapulse_encryption.migration.rows.decrypt import Filling
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.views import create_views
 from alphapulse_encryption.migration.steps import switch
@@ -38,6 +38,10 @@ def switched(url: str, table: Table) -> SwitchResult:
 
 def reverted(url: str, table: Table) -> RevertResult:
     return revert_to_plaintext(walk.target(url), table)
+
+
+def filling(url: str) -> Filling:
+    return Filling(walk.target(url), ACCOUNTS, "the step")
 
 
 def envelope(value: str, context: str) -> str:
@@ -239,8 +243,7 @@ def test_a_revert_killed_before_not_null_is_continued(sample_url: str, postgres:
     before = walk.schema(sample_url, postgres.bin_dir(), ACCOUNTS)
     walk.switch(sample_url, ACCOUNTS)
     with Database(sample_url).session("hand back") as connection:
-        filler = Filler(connection, read_table(connection, ACCOUNTS), walk.metered(sample_url), walk.KEYS)
-        switch.hand_back(connection, filler, walk.ACTOR)
+        switch.hand_back(connection, read_table(connection, ACCOUNTS), filling(sample_url))
     with pytest.raises(RefusedError, match="on its way back"):
         switched(sample_url, ACCOUNTS)
     with pytest.raises(psycopg.errors.CheckViolation):
@@ -259,8 +262,7 @@ def test_not_null_comes_back_without_a_look_at_the_rows(after: After) -> None:
     notices: list[str] = []
     with Database(url).session("revert") as connection:
         definition = read_table(connection, ACCOUNTS)
-        filler = Filler(connection, definition, walk.metered(url), walk.KEYS)
-        switch.hand_back(connection, filler, walk.ACTOR)
+        switch.hand_back(connection, definition, filling(url))
         switch.put_back_not_null(connection, definition)
         connection.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
         connection.execute("SET client_min_messages = debug1")
@@ -282,7 +284,7 @@ def test_a_value_that_cannot_be_read_is_named_and_nothing_is_handed_back(
 ) -> None:
     url = after("switched", ACCOUNTS)
     walk.query(url, "UPDATE trading_accounts SET balance_encrypted = %s WHERE id = 3", damage)
-    with pytest.raises(RefusedError, match=r"balance at key \(3\)") as caught:
+    with pytest.raises(RefusedError, match=r"key \(3\): balance_encrypted") as caught:
         reverted(url, ACCOUNTS)
     assert reason in str(caught.value)
     assert authority(url, ACCOUNTS) == "ciphertext"
@@ -298,7 +300,7 @@ def test_a_value_that_does_not_fit_is_named_and_never_shown(after: After, text: 
             envelope(value, "account_balance"),
             key,
         )
-    with pytest.raises(RefusedError, match=r"at key \(3\)") as caught:
+    with pytest.raises(RefusedError, match=r"key \(3\): ") as caught:
         reverted(url, ACCOUNTS)
     assert text not in str(caught.value)
     assert "(4)" not in str(caught.value)

@@ -276,10 +276,26 @@ def test_what_the_catalogue_does_not_name_is_no_reason_to_retire(begun_url: str)
     assert retire(begun_url, smaller).retired == (1,)
 
 
+def test_progress_of_a_rotation_from_before_operations_were_kept_together(begun_url: str) -> None:
+    run(
+        begun_url,
+        "DROP TABLE encryption_operations; "
+        "CREATE TABLE encryption_rotation_ranges (table_name text, batch_range int, to_version int, status text, "
+        "position text[], rows_processed bigint, values_processed bigint, started_at timestamptz, "
+        "updated_at timestamptz, completed_at timestamptz, waiting_for text, error_message text); "
+        "INSERT INTO encryption_rotation_ranges VALUES ('notes', 1, 2, 'in_progress', '{1,k05}', 3, 6)",
+    )
+    support.add_columns(begun_url, ENTRY, ranges=3, keys=KEYS)
+    kept = "SELECT operation, goal, batch_range, position, values_processed FROM encryption_operations"
+    assert run(begun_url, kept) == [("rotate", 2, 1, ["1", "k05"], 6)]
+    rotate_all(begun_url)
+    assert retire(begun_url).retired == (1,)
+
+
 def test_bookkeeping_from_before_there_were_versions(notes_url: str) -> None:
     run(
         notes_url,
-        "DROP TABLE encryption_key_versions, encryption_rotation_ranges; "
+        "DROP TABLE encryption_key_versions, encryption_operations; "
         "ALTER TABLE encryption_quarantine DROP COLUMN step; "
         "ALTER TABLE encryption_quarantine ADD PRIMARY KEY (table_name, key); "
         "INSERT INTO encryption_quarantine (table_name, batch_range, key, reason) VALUES ('notes', 0, '{1,k05}', 'x')",

@@ -1,0 +1,89 @@
+"""What an error of the server means for whoever tries again: another try, another connection, or a row set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import psycopg
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from alphapulse_encryption.migration.postgres.database import connection_was_lost
+
+__all__ = ["about_a_row", "again", "connection_was_lost", "retryable"]
+
+T = TypeVar("T")
+
+# SQLSTATEs (PostgreSQL manual, appendix A) after which the same statements may simply be tried again.
+_RETRYABLE = frozenset(
+    {
+        "40001",  # serialization_failure
+        "40P01",  # deadlock_detected
+    }
+)
+
+# Classes of SQLSTATEs that speak of a row: the rest of a batch may well go through.
+_ABOUT_A_ROW = frozenset(
+    {
+        "21",  # cardinality_violation
+        "22",  # data_exception
+        "23",  # integrity_constraint_violation
+        "44",  # with_check_option_violation
+        "54",  # program_limit_exceeded
+        "P0",  # raise_exception, in a trigger of the application
+    }
+)
+_DATA_CORRUPTED = "XX001"
+
+
+def again(
+    attempt: Callable[[], T],
+    when: Callable[[BaseException], bool],
+    *,
+    attempts: int,
+    pauses: tuple[float, float],
+    first: float,
+) -> T:
+    """Try until it goes through, with growing, jittered pauses.
+
+    Args:
+        attempt: what to try; begins from the beginning each time.
+        when: whether an error may go away by itself.
+        attempts: how many tries.
+        pauses: the shortest and the longest, in seconds.
+        first: what the first pause is drawn from, in seconds; each further one from twice as much.
+
+    Raises:
+        BaseException: the last try's error, or one that does not go away.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception(when),
+        stop=stop_after_attempt(attempts),
+        wait=wait_random_exponential(multiplier=first, min=pauses[0], max=pauses[1]),
+        reraise=True,
+    )
+    return retrying(attempt)
+
+
+def retryable(error: BaseException) -> bool:
+    """Whether the transaction may go through when it is tried again just as it was."""
+    return isinstance(error, psycopg.Error) and error.sqlstate in _RETRYABLE
+
+
+def about_a_row(error: psycopg.Error) -> bool:
+    """Whether an error may be a single row's, so that a batch goes through without it.
+
+    A code that is none of PostgreSQL's comes from a trigger or a function of the application.
+    """
+    state = error.sqlstate
+    if state is None:
+        return isinstance(error, psycopg.DataError)
+    return state[:2] in _ABOUT_A_ROW or state == _DATA_CORRUPTED or not _is_of_postgresql(state)
+
+
+def _is_of_postgresql(state: str) -> bool:
+    try:
+        psycopg.errors.lookup(state)
+    except KeyError:
+        return False
+    return True

@@ -1,0 +1,203 @@
+"""Plaintext from ciphertext: the backfill the other way round, for a revert and for a restore.
+
+A value is *unfilled* when its ciphertext is there and its plaintext is not. A value takes the way it would have taken
+had the application written it: a cast to the column's type, then the assignment to the column with its length and
+precision. Where the column then shows it in another text form (``1.5`` as ``1.5000``), it is encrypted again in that
+form; where it would have lost something, it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import psycopg
+from psycopg.pq.abc import PGresult
+from psycopg.sql import SQL, Composable, Composed, Identifier
+
+from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.crypto.tokens import search_token
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
+from alphapulse_encryption.migration.postgres import wire
+from alphapulse_encryption.migration.rows import engine
+from alphapulse_encryption.migration.rows.engine import Progress, RangeResult
+from alphapulse_encryption.migration.rows.operation import (
+    Batch,
+    Columns,
+    Faults,
+    Item,
+    Operation,
+    Unwritable,
+    key_at,
+    open_each,
+)
+from alphapulse_encryption.migration.schema import sql
+from alphapulse_encryption.migration.schema.definition import TableDefinition
+from alphapulse_encryption.migration.schema.saved import verbatim
+from alphapulse_encryption.migration.target import Target
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True)
+class Decrypt(Operation):
+    """Fills the unfilled values of a table."""
+
+    step = "decrypt"
+    done = "decrypted"
+
+    def admit(self, connection: Connection) -> bool:
+        """See :class:`Operation`."""
+        return tracking.require_state(connection, self.table).authority == "ciphertext"
+
+    def wanted(self, definition: TableDefinition) -> Composed:
+        """See :class:`Operation`."""
+        return sql.row_unfilled(definition)
+
+    def select(self, definition: TableDefinition, condition: Composed) -> Composed:
+        """See :class:`Operation`."""
+        return sql.select_unfilled(definition, condition)
+
+    def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
+        """See :class:`Operation`."""
+        width = len(definition.key)
+        arrays: list[Sequence[str | bytes | None]] = list(columns[: width + 1])
+        faults = Faults()
+        for column, envelopes in zip(definition.plaintext_columns, columns[width + 1 :], strict=True):
+            texts = [None if e is None else e.decode(errors="replace") for e in envelopes]
+            values, unreadable = open_each(self.cipher, column, texts)
+            for row, error in unreadable.items():
+                faults.add(row, column, error)
+            arrays.append(values)
+        return faults.items(columns, arrays, width, list(range(width + 1, len(arrays))))
+
+    def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:
+        """Tells of each row, per value that is shown in another form, that form and the free one.
+
+        Casts are made value by value, because an array of a type that is an array itself does not exist, and
+        without length and precision: an explicit cast to ``varchar(3)`` cuts silently, the assignment refuses.
+        """
+        columns = definition.plaintext_columns
+        assignments: list[tuple[str, Composable]] = []
+        returning: list[Composable] = []
+        for number, column in enumerate(columns):
+            value = sql.new_value(number)
+            free = SQL("{}::{}").format(value, verbatim(definition.columns[column.name].base_type))
+            shown = SQL("{}::text").format(Identifier("t", column.name))
+            # "C" compares bytes, and settles which of two columns' collations is meant.
+            differs = SQL('{} COLLATE "C" IS DISTINCT FROM ({}) COLLATE "C" AND {} IS NOT NULL').format(
+                value, shown, value
+            )
+            kept = SQL("CASE WHEN {} IS NULL THEN {} ELSE {} END").format(
+                value, Identifier("t", column.name), free
+            )
+            assignments.append((column.name, kept))
+            returning.append(SQL("CASE WHEN {} THEN {} END").format(differs, shown))
+            returning.append(SQL("CASE WHEN {} THEN ({})::text END").format(differs, free))
+        return sql.update_rows(
+            definition, len(columns), assignments, returning=returning, skip_locked=skip_locked
+        )
+
+    def after(
+        self,
+        connection: Connection,
+        definition: TableDefinition,
+        batch: Batch,
+        written: Sequence[int],
+        result: PGresult,
+        cipher: MeteredCipher,
+    ) -> int:
+        """Encrypt again what a column shows in another text form."""
+        told = wire.columns(result)
+        width = len(definition.key)
+        numbers = {batch.key(row): row for row in written}
+        losses: dict[int, str] = {}
+        renewed: list[tuple[Column, int, str]] = []
+        for at, column in enumerate(definition.plaintext_columns):
+            shown, free = told[width + 2 * at : width + 2 * at + 2]
+            for i, value in enumerate(shown):
+                if value is None:
+                    continue
+                row = numbers[key_at(told, width, i)]
+                if not _same(value, free[i], definition.columns[column.name].base_type):
+                    losses[row] = f"the value of {column.encrypted} does not fit {column.name}'s type"
+                renewed.append((column, row, value.decode()))
+        if losses:
+            raise Unwritable(losses)
+        for column, row, text in renewed:
+            assignments = [SQL("{} = %s").format(Identifier(column.encrypted))]
+            parameters: list[object] = [cipher.encrypt(text, column.context)]
+            if column.searchable:
+                assignments.append(SQL("{} = %s").format(Identifier(column.search)))
+                parameters.append(search_token(self.keys, text, column.context))
+            connection.execute(
+                SQL("UPDATE {} t SET {} WHERE {}").format(
+                    definition.identifier,
+                    SQL(", ").join(assignments),
+                    sql.compare_key(definition, "="),
+                ),
+                [*parameters, *batch.key(row)],
+            )
+        return len(renewed)
+
+
+def _same(shown: bytes, free: bytes | None, base_type: str) -> bool:
+    if shown == free:
+        return True
+    if base_type != "numeric" or free is None:
+        return False
+    try:
+        return Decimal(shown.decode()) == Decimal(free.decode())
+    except InvalidOperation:
+        return False
+
+
+@dataclass
+class Filling:
+    """Fills a table's plaintext: beside the application, and at last under a lock.
+
+    Args:
+        target: the target.
+        table: the catalogue's entry.
+        again: what to type to go on with it.
+        on_progress: called after each batch, and while it holds back.
+    """
+
+    target: Target
+    table: Table
+    again: str
+    on_progress: Callable[[Progress], None] | None = None
+    # What was done so far.
+    done: RangeResult = field(default_factory=RangeResult)
+
+    @property
+    def _operation(self) -> Decrypt:
+        return Decrypt(self.table, self.target.cipher, self.target.keys)
+
+    def is_wanted(self, connection: Connection, definition: TableDefinition) -> bool:
+        """Whether a row of the table is unfilled."""
+        return engine.anything_wanted(self._operation, connection, definition)
+
+    def fill(self) -> None:
+        """Fill what is unfilled, range by range; rows that keep changing may be left.
+
+        Raises:
+            RowsLeft: rows cannot be filled, or are locked; the others are.
+        """
+        self.done += engine.work_on_table(
+            self.table,
+            self._operation,
+            self.target,
+            again=self.again,
+            on_progress=self.on_progress,
+            changing_may_stay=True,
+        )
+
+    def fill_under_lock(
+        self, connection: Connection, definition: TableDefinition, *, most: int
+    ) -> RangeResult:
+        """Fill the rows that are left; see :func:`engine.finish_under_lock`. The caller adds it to what is done."""
+        return engine.finish_under_lock(self._operation, self.target, connection, definition, most=most)

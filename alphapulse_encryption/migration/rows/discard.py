@@ -1,0 +1,67 @@
+"""Ciphertext that is not to be trusted is cleared, so that the backfill encrypts its plaintext.
+
+After a revert all of it, because nobody watched over it (:class:`Discard`); after a verification what that found wrong
+(:mod:`.repair`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import psycopg
+from psycopg.sql import Composed
+
+from alphapulse_encryption.catalogue import Column
+from alphapulse_encryption.lifecycle import State
+from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.progress import OperationLedger
+from alphapulse_encryption.migration.bookkeeping.quarantine import Step
+from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
+from alphapulse_encryption.migration.rows.operation import Columns, Faults, Item, Operation
+from alphapulse_encryption.migration.schema import sql
+from alphapulse_encryption.migration.schema.definition import TableDefinition
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True)
+class Discard(Operation):
+    """Clears the ciphertexts and tokens that were there while a reverted table had no guard.
+
+    The application may have changed the plaintext beside any of them since, and nothing in the row would tell. To be
+    done when the guard is in place again: then whatever is cleared is pending.
+    """
+
+    step: ClassVar[Step] = "discard"
+    done = "cleared"
+
+    @property
+    def ledger(self) -> OperationLedger:
+        """See :class:`Operation`."""
+        return OperationLedger(self.step)
+
+    def admit(self, connection: Connection) -> bool:
+        """See :class:`Operation`."""
+        return tracking.require_state(connection, self.table).state is State.REVERTED
+
+    def columns(self, definition: TableDefinition) -> tuple[Column, ...]:
+        """See :class:`Operation`."""
+        return definition.encrypted_columns
+
+    def wanted(self, definition: TableDefinition) -> Composed:
+        """See :class:`Operation`."""
+        return sql.row_filled(definition)
+
+    def select(self, definition: TableDefinition, condition: Composed) -> Composed:
+        """See :class:`Operation`."""
+        return sql.select_filled(definition, condition)
+
+    def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
+        """See :class:`Operation`."""
+        width = len(definition.key)
+        return Faults().items(columns, columns, width, list(range(width + 1, len(columns))))
+
+    def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:
+        """See :class:`Operation`."""
+        return sql.clear_values(definition, skip_locked=skip_locked)

@@ -1,0 +1,245 @@
+"""What is done to a table's rows: which of them, what is read of each, what becomes of it. How belongs in ``engine``.
+
+Operations are :mod:`.backfill` (encrypt), :mod:`.rotate` (encrypt again), :mod:`.decrypt` and :mod:`.discard`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import psycopg
+from psycopg.pq.abc import PGresult
+from psycopg.sql import Composed
+
+from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.crypto.envelope import EnvelopeFormat
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.errors import DecryptionError
+from alphapulse_encryption.migration.bookkeeping.progress import Ledger, OperationLedger
+from alphapulse_encryption.migration.bookkeeping.quarantine import Step
+from alphapulse_encryption.migration.bookkeeping.tracking import Key
+from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
+from alphapulse_encryption.migration.postgres.database import TextArray, without_values
+from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+
+Connection = psycopg.Connection[Any]
+# What was read: column by column, in the UTF-8 form that came over the wire.
+Columns = list[list[bytes | None]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows ready to be written, in ascending order of their primary keys.
+
+    Args:
+        arrays: the key's columns, xmin, then what :meth:`Operation.update` takes.
+        key_width: number of the key's columns.
+        counted: which of the arrays hold a column's values, in the order of :meth:`Operation.columns`.
+    """
+
+    arrays: list[TextArray]
+    key_width: int
+    counted: list[int]
+
+    def __len__(self) -> int:
+        return len(self.arrays[0].items)
+
+    def key(self, row: int) -> Key:
+        """A row's primary key."""
+        parts = [array.items[row] for array in self.arrays[: self.key_width]]
+        return tuple(part.decode() if isinstance(part, bytes) else part or "" for part in parts)
+
+    @property
+    def bounds(self) -> list[str]:
+        """First and last key."""
+        return [*self.key(0), *self.key(-1)]
+
+    def values(self, rows: Sequence[int] | None = None) -> list[int]:
+        """Per column worked on, how many values there are, in all rows or in some of them."""
+        columns = [self.arrays[at].items for at in self.counted]
+        if rows is None:
+            return [len(items) - items.count(None) for items in columns]
+        return [sum(items[row] is not None for row in rows) for items in columns]
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """The batch in two; it has to have two rows at least."""
+        middle = len(self) // 2
+        return self.only(range(middle)), self.only(range(middle, len(self)))
+
+    def only(self, rows: Iterable[int]) -> Batch:
+        """Some of its rows."""
+        chosen = list(rows)
+        arrays = [TextArray([array.items[row] for row in chosen]) for array in self.arrays]
+        return Batch(arrays, self.key_width, self.counted)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A row with values that cannot be read, by the server, the driver or the cipher.
+
+    Args:
+        key: its primary key.
+        reason: why, without values.
+    """
+
+    key: Key
+    reason: str
+
+
+Item = Batch | Unreadable
+
+
+class Unwritable(Exception):
+    """Rows of a batch whose values are not what was to be written; has no text, so that it can quote nothing.
+
+    Args:
+        rows: by their numbers in the batch, why.
+    """
+
+    def __init__(self, rows: Mapping[int, str]) -> None:
+        super().__init__()
+        self.rows = rows
+
+
+@dataclass(frozen=True)
+class Operation(ABC):
+    """One way through a table's rows."""
+
+    # Its name, as messages, the audit log, the quarantine and the bookkeeping have it.
+    step: ClassVar[Step]
+    # What it does to a row, for a message of one to which it could not.
+    done: ClassVar[str] = "encrypted"
+
+    table: Table
+    cipher: EnvelopeFormat = field(repr=False)
+    keys: KeyRing = field(repr=False)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where its progress is kept."""
+        return OperationLedger(self.step)
+
+    @abstractmethod
+    def admit(self, connection: Connection) -> bool:
+        """Whether the table is in a state to be worked on; no, where there is nothing to do for good.
+
+        Raises:
+            RefusedError: not now; the message says what to do.
+        """
+
+    def read_table(self, connection: Connection) -> TableDefinition:
+        """The table as it is now."""
+        return read_table(connection, self.table)
+
+    def columns(self, definition: TableDefinition) -> tuple[Column, ...]:
+        """The columns whose values are counted."""
+        return definition.plaintext_columns
+
+    @abstractmethod
+    def wanted(self, definition: TableDefinition) -> Composed:
+        """The condition for a row ``t`` to be worked on."""
+
+    @abstractmethod
+    def select(self, definition: TableDefinition, condition: Composed) -> Composed:
+        """A batch in key order: key, ``xmin``, and what it is made of. Ends in ``LIMIT %s``."""
+
+    @abstractmethod
+    def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
+        """What a batch that was read becomes, encrypted by this cipher alone; called in a thread of its own."""
+
+    @abstractmethod
+    def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:
+        """The statement that writes a batch; see :func:`sql.update_rows`."""
+
+    def before(self, connection: Connection) -> None:
+        """What has to be so until the batch is committed, in its transaction.
+
+        Raises:
+            RefusedError: it is not.
+        """
+        return
+
+    def after(
+        self,
+        connection: Connection,
+        definition: TableDefinition,
+        batch: Batch,
+        written: Sequence[int],
+        result: PGresult,
+        cipher: MeteredCipher,
+    ) -> int:
+        """What else belongs into a batch's transaction; returns how many values were encrypted for it.
+
+        Args:
+            connection: in the transaction.
+            definition: the table.
+            batch: what was sent.
+            written: the rows of it that were written.
+            result: of :meth:`update`.
+            cipher: the one to encrypt by.
+
+        Raises:
+            Unwritable: rows that are not as they were to be; all is undone, and the others are written.
+        """
+        return 0
+
+    def refused(
+        self, connection: Connection, definition: TableDefinition, batch: Batch, error: psycopg.Error
+    ) -> str:
+        """Why the database refused a batch of one row, without values."""
+        return f"the database refused it ({without_values(error)})"
+
+
+def open_each(
+    cipher: EnvelopeFormat, column: Column, envelopes: Sequence[str | None]
+) -> tuple[list[str | None], dict[int, DecryptionError]]:
+    """The values of envelopes, and by their numbers those that do not open."""
+    try:
+        return cipher.decrypt_many(envelopes, column.context), {}
+    except DecryptionError:
+        pass
+    # One of them does not open: find out which, one by one.
+    values: list[str | None] = []
+    unreadable: dict[int, DecryptionError] = {}
+    for row, envelope in enumerate(envelopes):
+        try:
+            values.append(None if envelope is None else cipher.decrypt(envelope, column.context))
+        except DecryptionError as error:
+            values.append(None)
+            unreadable[row] = error
+    return values, unreadable
+
+
+class Faults:
+    """Why single values of a batch could not be read, gathered by row."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[int, list[str]] = {}
+
+    def add(self, row: int, column: Column, error: DecryptionError) -> None:
+        """A ciphertext that does not open."""
+        reason = f"{column.encrypted} cannot be read ({error.args[0]})"
+        self._reasons.setdefault(row, []).append(reason)
+
+    def items(
+        self, columns: Columns, arrays: Sequence[Sequence[str | bytes | None]], width: int, counted: list[int]
+    ) -> list[Item]:
+        """The rows that have a fault, and a batch of those that something is to be written of."""
+        items: list[Item] = [
+            Unreadable(key_at(columns, width, row), "; ".join(reasons))
+            for row, reasons in sorted(self._reasons.items())
+        ]
+        rows = [row for row in range(len(columns[0])) if any(arrays[at][row] is not None for at in counted)]
+        if rows:
+            whole = len(rows) == len(columns[0])
+            chosen = arrays if whole else [[array[row] for row in rows] for array in arrays]
+            items.append(Batch([TextArray(array) for array in chosen], width, counted))
+        return items
+
+
+def key_at(columns: Columns, width: int, row: int) -> Key:
+    """The primary key of a row that was read."""
+    return tuple((part[row] or b"").decode() for part in columns[:width])
