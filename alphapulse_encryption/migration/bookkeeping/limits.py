@@ -25,7 +25,7 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    paused: bool = Field(default=False, description="every backfill waits at its next batch")
+    paused: bool = Field(default=False, description="everything that writes rows waits at its next batch")
     batch_size: int = Field(default=0, ge=0, le=LARGEST_BATCH_SIZE, description="rows per batch; 0 adapts it")
     target_seconds: float = Field(
         default=0.25, gt=0, le=LONGEST_BATCH_SECONDS, description="duration of a batch to aim at"

@@ -23,6 +23,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Composable, Identifier, Literal
 
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.migration.postgres import locks
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Database, DatabaseUnreachable
 from alphapulse_encryption.migration.postgres.ddl import without_limits
@@ -271,7 +272,7 @@ def scratch_database(server: Database, like: Composable) -> Iterator[Database]:
         _remove_abandoned(connection)
         name = f"{_prefix(connection)}{secrets.token_hex(6)}"
         # Held for as long as this session lasts; only then does anybody else remove the database.
-        connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
+        locks.take(connection, name)
         without_limits(connection)
         connection.execute(SQL("CREATE DATABASE {} TEMPLATE template0 {}").format(Identifier(name), like))
         try:
@@ -303,12 +304,12 @@ def _remove_abandoned(connection: Connection) -> None:
         [_prefix(connection)],
     ).fetchall()
     for (name,) in left:
-        if not answer(connection, "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", name):
+        if not locks.try_to_take(connection, name):
             continue
         try:
             connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
         finally:
-            connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [name])
+            locks.release(connection, name)
 
 
 # What of a database's locale is told under other names, or not at all, by older servers (15, 17).

@@ -145,11 +145,11 @@ def _standing_still(connection: Connection, table: Table, limit: timedelta) -> l
 
 # What could not be done, and what does it again.
 _STEPS = {
-    "backfill": ("backfill could not encrypt", "--migrate-data"),
-    "rotate": ("rotation could not encrypt", "--rotate-keys"),
-    "decrypt": ("way back could not decrypt", "--revert-to-plaintext, or --restore-plaintext,"),
-    "discard": ("new try could not clear", "--add-columns"),
-    "repair": ("repair could not clear", "--repair-mismatched"),
+    "backfill": ("backfill", "encrypt", "--migrate-data"),
+    "rotate": ("rotation", "encrypt", "--rotate-keys"),
+    "decrypt": ("way back", "decrypt", "--revert-to-plaintext, or --restore-plaintext,"),
+    "discard": ("new try", "clear", "--add-columns"),
+    "repair": ("repair", "clear", "--repair-mismatched"),
 }
 
 
@@ -163,10 +163,10 @@ def _set_aside(connection: Connection, table: Table, limit: timedelta) -> list[A
         Alert(
             f"{table.key}: rows set aside",
             f"{count:,} row{'s' if count > 1 else ''} of {table.key} {'were' if count > 1 else 'was'} set aside: the "
-            f"{_STEPS[step][0]} {'them' if count > 1 else 'it'}.",
+            f"{_STEPS[step][0]} could not {_STEPS[step][1]} {'them' if count > 1 else 'it'}.",
             key=f"aside:{table.key}:{step}",
             remedy="encryption_quarantine names them by key and reason. Correct them, and run "
-            f"{_STEPS[step][1]} --table {table.key} again.",
+            f"{_STEPS[step][2]} --table {table.key} again.",
             since=since,
         )
         for step, count, since in rows

@@ -31,6 +31,7 @@ from alphapulse_encryption.migration.rows.operation import (
     Item,
     Operation,
     Unwritable,
+    changed_meanwhile,
     key_at,
     open_each,
 )
@@ -52,6 +53,12 @@ class Decrypt(Operation):
     def admit(self, connection: Connection) -> bool:
         """See :class:`Operation`."""
         return tracking.require_state(connection, self.table).authority == "ciphertext"
+
+    def before(self, connection: Connection) -> None:
+        """See :class:`Operation`."""
+        # Once the plaintext is the source of truth, a value that is missing is one that somebody took away.
+        if tracking.require_state(connection, self.table, lock=True).authority != "ciphertext":
+            raise changed_meanwhile(self.table)
 
     def wanted(self, definition: TableDefinition) -> Composed:
         """See :class:`Operation`."""

@@ -18,7 +18,7 @@ from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.progress import OperationLedger
 from alphapulse_encryption.migration.bookkeeping.quarantine import Step
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
-from alphapulse_encryption.migration.rows.operation import Columns, Faults, Item, Operation
+from alphapulse_encryption.migration.rows.operation import Columns, Faults, Item, Operation, changed_meanwhile
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 
@@ -43,7 +43,13 @@ class Discard(Operation):
 
     def admit(self, connection: Connection) -> bool:
         """See :class:`Operation`."""
-        return tracking.require_state(connection, self.table).state is State.REVERTED
+        return tracking.require_state(connection, self.table, lock=True).state is State.REVERTED
+
+    def before(self, connection: Connection) -> None:
+        """See :class:`Operation`."""
+        # Held until the commit, so that no other run makes anything of the ciphertext meanwhile.
+        if not self.admit(connection):
+            raise changed_meanwhile(self.table)
 
     def columns(self, definition: TableDefinition) -> tuple[Column, ...]:
         """See :class:`Operation`."""

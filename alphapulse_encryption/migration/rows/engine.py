@@ -278,8 +278,8 @@ def work_on_table(
         )
     if left:
         reasons.append(
-            f"{len(left)} rows of {table.key} are locked by other sessions, or change all the while: {_keys(left)}. "
-            "Let those transactions end."
+            f"{len(left)} rows of {table.key} are locked by other sessions, kept by a trigger, or change all the "
+            f"while: {_keys(left)}. Let those transactions end."
         )
     if reasons:
         raise RowsLeft(f"{' '.join(reasons)} All other rows are done. Run it again then ({again}).")

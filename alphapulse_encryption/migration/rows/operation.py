@@ -17,7 +17,7 @@ from psycopg.sql import Composed
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.errors import DecryptionError
+from alphapulse_encryption.errors import DecryptionError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.progress import Ledger, OperationLedger
 from alphapulse_encryption.migration.bookkeeping.quarantine import Step
 from alphapulse_encryption.migration.bookkeeping.tracking import Key
@@ -191,6 +191,11 @@ class Operation(ABC):
     ) -> str:
         """Why the database refused a batch of one row, without values."""
         return f"the database refused it ({without_values(error)})"
+
+
+def changed_meanwhile(table: Table) -> RefusedError:
+    """Another run changed what the operation relies on."""
+    return RefusedError(f"Table {table.key} was changed by another run meanwhile. Run the step again.")
 
 
 def open_each(

@@ -87,7 +87,7 @@ class Repair(Discard):
 
     def admit(self, connection: Connection) -> bool:
         """See :class:`Operation`."""
-        _require_plaintext(tracking.require_state(connection, self.table), self.table)
+        _require_plaintext(tracking.require_state(connection, self.table, lock=True), self.table)
         return True
 
     def wanted(self, definition: TableDefinition) -> Composed:
@@ -113,11 +113,6 @@ class Repair(Discard):
         flags = [[wrong.get((key, column.name)) for key in keys] for column in definition.encrypted_columns]
         arrays = [*columns[: width + 1], *flags]
         return Faults().items(columns, arrays, width, list(range(width + 1, len(arrays))))
-
-    def before(self, connection: Connection) -> None:
-        """See :class:`Operation`."""
-        # Held until the commit, so that no switch makes the ciphertext the source of truth meanwhile.
-        _require_plaintext(tracking.require_state(connection, self.table, lock=True), self.table)
 
     def after(
         self,

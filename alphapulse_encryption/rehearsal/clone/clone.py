@@ -28,6 +28,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.defs.resources.processes import is_running, this_process
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, MigrationError, RefusedError
 from alphapulse_encryption.migration.gates.drill import LEFT_OUT, locale_options
+from alphapulse_encryption.migration.postgres import locks
 from alphapulse_encryption.migration.postgres.database import Database, DatabaseUnreachable
 from alphapulse_encryption.migration.postgres.ddl import without_limits
 from alphapulse_encryption.migration.postgres.programs import (
@@ -188,7 +189,7 @@ def make(
             connection.execute("SELECT set_config('client_connection_check_interval', '1s', false)")
         _refuse_without_createdb(connection)
         # Held while it is made: until it is marked, nobody takes it for a leftover.
-        _lock(connection, name)
+        locks.try_to_take(connection, name)
         if same_server:
             why_not = _from_template(connection, source, name)
             if why_not is None:
@@ -370,7 +371,7 @@ def held(on: Server, name: str, stage: Stage) -> Iterator[Mark]:
                 f"The clone {name} is gone: it was removed when the rehearsal was cancelled, after its time, or by a "
                 "later rehearsal. Re-execute the whole rehearsal."
             )
-        if not _lock(connection, name):
+        if not locks.try_to_take(connection, name):
             raise RefusedError(f"Another run works on the clone {name}. Wait until it ends.")
         mark = mark.begun(stage)
         write_mark(connection, name, mark)
@@ -379,11 +380,6 @@ def held(on: Server, name: str, stage: Stage) -> Iterator[Mark]:
         if stage is not Stage.REMOVAL and not connection.broken:
             with contextlib.suppress(psycopg.Error):
                 write_mark(connection, name, mark.touched())
-
-
-def _lock(connection: Connection, name: str) -> bool:
-    row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [name]).fetchone()
-    return bool(row and row[0])
 
 
 def keep(on: Server, name: str) -> None:
@@ -422,14 +418,14 @@ def drop(connection: Connection, name: str) -> None:
 @contextlib.contextmanager
 def claimed(connection: Connection, name: str) -> Iterator[bool]:
     """Whether nobody works on a clone, and nobody begins to until the end of the block."""
-    if not _lock(connection, name):
+    if not locks.try_to_take(connection, name):
         yield False
         return
     try:
         yield True
     finally:
         if not connection.broken:
-            connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [name])
+            locks.release(connection, name)
 
 
 def directory(run_id: str) -> Path:

@@ -18,6 +18,8 @@ import pytest
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.postgres.database import SAFETY_SETTINGS
+from alphapulse_encryption.migration.rows import sessions
+from alphapulse_encryption.migration.rows.engine import Progress
 from alphapulse_encryption.migration.rows.repair import repair_mismatched
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
 from alphapulse_encryption.migration.steps.restore import restore_plaintext
@@ -100,7 +102,7 @@ class Way:
     """
 
     begin: Callable[[str, Path, Path], None]
-    act: Callable[[str], object]
+    act: Callable[..., object]
     left: str
     again: str
 
@@ -111,25 +113,25 @@ class Way:
 WAYS = {
     "decrypt in a revert": Way(
         to_revert,
-        lambda url: revert_to_plaintext(target(url), NOTES),
+        lambda url, **more: revert_to_plaintext(target(url), NOTES, **more),
         UNFILLED,
         "--revert-to-plaintext --table notes",
     ),
     "decrypt in a restore": Way(
         to_restore,
-        lambda url: restore_plaintext(target(url), NOTES),
+        lambda url, **more: restore_plaintext(target(url), NOTES, **more),
         UNFILLED,
         "--restore-plaintext --table notes",
     ),
     "discard in a retry": Way(
         to_try_again,
-        lambda url: add_encrypted_columns(target(url), NOTES, batch_ranges=walk.RANGES),
+        lambda url, **more: add_encrypted_columns(target(url), NOTES, batch_ranges=walk.RANGES, **more),
         UNCLEARED,
         "--add-columns --table notes",
     ),
     "repair": Way(
         to_repair,
-        lambda url: repair_mismatched(target(url), NOTES),
+        lambda url, **more: repair_mismatched(target(url), NOTES, **more),
         UNCLEARED,
         "--repair-mismatched --table notes",
     ),
@@ -206,11 +208,11 @@ def test_killed_in_the_middle_it_goes_on(database_url: str, name: str, way: Way)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    sessions = (
+    open_ones = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
         "AND application_name = 'alphapulse_encryption'"
     )
-    support.until(lambda: support.value(database_url, sessions) == 0, "its sessions have ended")
+    support.until(lambda: support.value(database_url, open_ones) == 0, "its sessions have ended")
     done = ROWS - len(way.ids(database_url))
     assert 0 < done < ROWS
     # Counts were committed with the data they speak of.
@@ -264,3 +266,19 @@ def test_a_locked_row_is_left_for_later_and_named(
         application.rollback()
     way.act(database_url)
     assert way.ids(database_url) == []
+
+
+def test_another_run_that_changes_the_table_ends_it(
+    database_url: str, name: str, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was cleared or missing for one reason is cleared or missing for another one then."""
+    monkeypatch.setattr(sessions, "FIRST_BATCH", 10)
+    setting(database_url, "batch_size", "10")
+    other = "plaintext" if name.startswith("decrypt") else "ciphertext"
+
+    def change(progress: Progress) -> None:
+        run(database_url, "UPDATE encryption_tables SET authority = %s, set_aside = '{}'", other)
+
+    with pytest.raises(RefusedError):
+        way.act(database_url, on_progress=change)
+    assert len(way.ids(database_url)) == ROWS - 10
