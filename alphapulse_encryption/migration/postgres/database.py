@@ -37,6 +37,8 @@ SAFETY_SETTINGS = {
     "search_path": "pg_catalog",
     # Whoever waits for us, or makes us wait, does so for this long at most; then we retry.
     "lock_timeout": "5s",
+    # That of a step is idle while the row engine's sessions go through the table.
+    "idle_session_timeout": "0",
     "standard_conforming_strings": "on",
     # The optimistic checks and the counting of finished ranges rely on each statement seeing what is committed.
     "default_transaction_isolation": "read committed",
