@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Protocol
+from typing import Protocol, Unpack
 
 import dagster as dg
 from pydantic import Field
@@ -26,7 +26,7 @@ from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.logfiles import note
 from alphapulse_encryption.migration.bookkeeping.tracking import read_ranges
-from alphapulse_encryption.migration.rows.engine import Pace, Progress, RangeResult, Stopped
+from alphapulse_encryption.migration.rows.engine import How, Pace, Progress, RangeResult, Stopped
 from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.rows.tuning import Tuned, restore_abandoned, tuned
 from alphapulse_encryption.migration.target import Target
@@ -40,17 +40,7 @@ Context = dg.AssetExecutionContext | dg.OpExecutionContext
 class Work(Protocol):
     """What to do to a range: :func:`backfill.backfill_range` or :func:`rotate.rotate_range`."""
 
-    def __call__(
-        self,
-        target: Target,
-        table: Table,
-        number: int,
-        *,
-        pace: Pace | None,
-        on_progress: Callable[[Progress], None] | None,
-        sessions: Sessions | None,
-        following: int | None,
-    ) -> RangeResult: ...
+    def __call__(self, target: Target, table: Table, number: int, **how: Unpack[How]) -> RangeResult: ...
 
 
 class PaceConfig(dg.Config):

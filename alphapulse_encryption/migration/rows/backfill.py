@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import psycopg
 from psycopg.sql import Composed
@@ -12,12 +11,13 @@ from psycopg.sql import Composed
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.tokens import search_tokens_many_utf8
 from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.bookkeeping.progress import BackfillLedger
+from alphapulse_encryption.migration.bookkeeping.progress import BackfillLedger, Ledger
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres.database import TextArray
 from alphapulse_encryption.migration.rows.engine import (
     LARGEST_BATCH,
     SMALLEST_BATCH,
+    How,
     Pace,
     Progress,
     RangeIsTaken,
@@ -27,7 +27,6 @@ from alphapulse_encryption.migration.rows.engine import (
     work_on_range,
 )
 from alphapulse_encryption.migration.rows.operation import Batch, Columns, Item, Operation
-from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.target import Target
@@ -47,30 +46,14 @@ __all__ = [
 Connection = psycopg.Connection[Any]
 
 
-def backfill_range(
-    target: Target,
-    table: Table,
-    number: int,
-    *,
-    pace: Pace | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    sessions: Sessions | None = None,
-    following: int | None = None,
-) -> RangeResult:
-    """Encrypt what is pending in one batch range; parameters and errors are :func:`.engine.work_on_range`'s.
+def backfill_range(target: Target, table: Table, number: int, **how: Unpack[How]) -> RangeResult:
+    """Encrypt what is pending in one batch range.
 
     Raises:
         KeyExhausted: a key may not encrypt that many more values; what is written stays.
+        MigrationError: as :func:`.engine.work_on_range`.
     """
-    return work_on_range(
-        Backfill(table, target.cipher, target.keys),
-        target,
-        number,
-        pace=pace,
-        on_progress=on_progress,
-        sessions=sessions,
-        following=following,
-    )
+    return work_on_range(Backfill(table, target.cipher, target.keys), target, number, **how)
 
 
 @dataclass(frozen=True)
@@ -78,22 +61,20 @@ class Backfill(Operation):
     """Encrypts what is pending."""
 
     step = "backfill"
-    ledger = BackfillLedger()
+
+    def ledger(self, number: int) -> Ledger:
+        return BackfillLedger(self.step, self.table, number)
 
     def admit(self, connection: Connection) -> bool:
-        """See :class:`Operation`."""
         return tracking.require_guarded_state(connection, self.table).state.has_both_sides
 
     def wanted(self, definition: TableDefinition) -> Composed:
-        """See :class:`Operation`."""
         return sql.row_pending(definition)
 
     def select(self, definition: TableDefinition, condition: Composed) -> Composed:
-        """See :class:`Operation`."""
         return sql.select_pending(definition, condition)
 
     def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
-        """See :class:`Operation`."""
         width = len(definition.key)
         arrays = [TextArray(column) for column in columns[: width + 1]]
         ciphertexts: list[int] = []
@@ -105,5 +86,4 @@ class Backfill(Operation):
         return [Batch(arrays, width, ciphertexts)]
 
     def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:
-        """See :class:`Operation`."""
         return sql.update_batch(definition, skip_locked=skip_locked)

@@ -14,7 +14,6 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import psycopg
-from psycopg.pq.abc import PGresult
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
 from alphapulse_encryption.catalogue import Column, Table
@@ -25,12 +24,12 @@ from alphapulse_encryption.migration.postgres import wire
 from alphapulse_encryption.migration.rows import engine
 from alphapulse_encryption.migration.rows.engine import Progress, RangeResult
 from alphapulse_encryption.migration.rows.operation import (
-    Batch,
     Columns,
     Faults,
     Item,
     Operation,
     Unwritable,
+    Written,
     changed_meanwhile,
     key_at,
     open_each,
@@ -51,25 +50,20 @@ class Decrypt(Operation):
     done = "decrypted"
 
     def admit(self, connection: Connection) -> bool:
-        """See :class:`Operation`."""
         return tracking.require_state(connection, self.table).authority == "ciphertext"
 
     def before(self, connection: Connection) -> None:
-        """See :class:`Operation`."""
         # Once the plaintext is the source of truth, a value that is missing is one that somebody took away.
         if tracking.require_state(connection, self.table, lock=True).authority != "ciphertext":
             raise changed_meanwhile(self.table)
 
     def wanted(self, definition: TableDefinition) -> Composed:
-        """See :class:`Operation`."""
         return sql.row_unfilled(definition)
 
     def select(self, definition: TableDefinition, condition: Composed) -> Composed:
-        """See :class:`Operation`."""
         return sql.select_unfilled(definition, condition)
 
     def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
-        """See :class:`Operation`."""
         width = len(definition.key)
         arrays: list[Sequence[str | bytes | None]] = list(columns[: width + 1])
         faults = Faults()
@@ -108,19 +102,12 @@ class Decrypt(Operation):
             definition, len(columns), assignments, returning=returning, skip_locked=skip_locked
         )
 
-    def after(
-        self,
-        connection: Connection,
-        definition: TableDefinition,
-        batch: Batch,
-        written: Sequence[int],
-        result: PGresult,
-        cipher: MeteredCipher,
-    ) -> int:
+    def after(self, connection: Connection, done: Written) -> int:
         """Encrypt again what a column shows in another text form."""
-        told = wire.columns(result)
+        definition, batch = done.definition, done.batch
+        told = wire.columns(done.result)
         width = len(definition.key)
-        numbers = {batch.key(row): row for row in written}
+        numbers = {batch.key(row): row for row in done.rows}
         losses: dict[int, str] = {}
         renewed: list[tuple[Column, int, str]] = []
         for at, column in enumerate(definition.plaintext_columns):
@@ -136,7 +123,7 @@ class Decrypt(Operation):
             raise Unwritable(losses)
         for column, row, text in renewed:
             assignments = [SQL("{} = %s").format(Identifier(column.encrypted))]
-            parameters: list[object] = [cipher.encrypt(text, column.context)]
+            parameters: list[object] = [done.cipher.encrypt(text, column.context)]
             if column.searchable:
                 assignments.append(SQL("{} = %s").format(Identifier(column.search)))
                 parameters.append(search_token(self.keys, text, column.context))

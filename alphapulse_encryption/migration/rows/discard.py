@@ -15,7 +15,6 @@ from psycopg.sql import Composed
 from alphapulse_encryption.catalogue import Column
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.bookkeeping.progress import OperationLedger
 from alphapulse_encryption.migration.bookkeeping.quarantine import Step
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.rows.operation import Columns, Faults, Item, Operation, changed_meanwhile
@@ -36,38 +35,26 @@ class Discard(Operation):
     step: ClassVar[Step] = "discard"
     done = "cleared"
 
-    @property
-    def ledger(self) -> OperationLedger:
-        """See :class:`Operation`."""
-        return OperationLedger(self.step)
-
     def admit(self, connection: Connection) -> bool:
-        """See :class:`Operation`."""
         return tracking.require_state(connection, self.table, lock=True).state is State.REVERTED
 
     def before(self, connection: Connection) -> None:
-        """See :class:`Operation`."""
         # Held until the commit, so that no other run makes anything of the ciphertext meanwhile.
         if not self.admit(connection):
             raise changed_meanwhile(self.table)
 
     def columns(self, definition: TableDefinition) -> tuple[Column, ...]:
-        """See :class:`Operation`."""
         return definition.encrypted_columns
 
     def wanted(self, definition: TableDefinition) -> Composed:
-        """See :class:`Operation`."""
         return sql.row_filled(definition)
 
     def select(self, definition: TableDefinition, condition: Composed) -> Composed:
-        """See :class:`Operation`."""
         return sql.select_filled(definition, condition)
 
     def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
-        """See :class:`Operation`."""
         width = len(definition.key)
         return Faults().items(columns, columns, width, list(range(width + 1, len(columns))))
 
     def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:
-        """See :class:`Operation`."""
         return sql.clear_values(definition, skip_locked=skip_locked)

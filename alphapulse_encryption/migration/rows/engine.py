@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import psycopg
 from psycopg.pq.abc import PGresult
@@ -25,6 +25,7 @@ from alphapulse_encryption.crypto.usage import KeyUsage
 from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.limits import Limits
+from alphapulse_encryption.migration.bookkeeping.progress import Ledger
 from alphapulse_encryption.migration.bookkeeping.quarantine import (
     NAMED,
     Quarantined,
@@ -44,6 +45,7 @@ from alphapulse_encryption.migration.rows.operation import (
     Operation,
     Unreadable,
     Unwritable,
+    Written,
     key_at,
 )
 from alphapulse_encryption.migration.rows.reader import Reader
@@ -194,27 +196,26 @@ class _Counters:
         return self.by_column.total()
 
 
-def work_on_range(
-    operation: Operation,
-    target: Target,
-    number: int,
-    *,
-    pace: Pace | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    sessions: Sessions | None = None,
-    following: int | None = None,
-) -> RangeResult:
-    """Do an operation to all rows of one batch range that it wants.
+class How(TypedDict, total=False):
+    """How a range is worked on.
 
     Args:
-        operation: what to do.
-        number: the batch range.
         pace: size of batches.
         on_progress: called after each batch, and again and again while it holds back, from the calling thread; may
             raise :class:`Stopped`.
         sessions: the worker's own, which works on several ranges one after another; by default opened and closed here.
         following: the range of this table that the same sessions are for next: while the last rows of this one are
             written, its first ones are read.
+    """
+
+    pace: Pace | None
+    on_progress: Callable[[Progress], None] | None
+    sessions: Sessions | None
+    following: int | None
+
+
+def work_on_range(operation: Operation, target: Target, number: int, **how: Unpack[How]) -> RangeResult:
+    """Do an operation to all rows of one batch range that it wants.
 
     Raises:
         RefusedError: wrong key or key version; not admitted; another process works on this range.
@@ -222,12 +223,12 @@ def work_on_range(
         ConfigurationError: the table, its key or a column is missing, or a setting in the database means nothing.
         DatabaseFailure: the server refused; the range is marked as failed, what is written stays.
     """
+    pace, sessions = how.get("pace") or Pace(), how.get("sessions")
     with ExitStack() as stack:
         stack.enter_context(quick_switches())
         if sessions is None:
-            tuned = pace.session if pace is not None else None
-            sessions = stack.enter_context(Sessions(target.database, tuned))
-        run = _Run(operation, target, number, pace or Pace(), on_progress, sessions, following)
+            sessions = stack.enter_context(Sessions(target.database, pace.session))
+        run = _Run(operation, target, number, sessions, pace, how.get("on_progress"), how.get("following"))
         result = _work_on(run)
     if result.quarantined:
         raise RowsQuarantined(run.set_aside(result.quarantined))
@@ -249,7 +250,7 @@ def work_on_table(
         table: the catalogue's entry.
         operation: what to do, or by their numbers what to do to some of the ranges.
         again: what to type to go on with it.
-        on_progress: see :func:`work_on_range`.
+        on_progress: see :class:`How`.
         changing_may_stay: whether rows that keep changing, but are not locked, are the caller's to look for.
 
     Raises:
@@ -267,19 +268,18 @@ def work_on_table(
         by_range = operation if isinstance(operation, Mapping) else dict.fromkeys(numbers, operation)
         for number, doing in by_range.items():
             report = _adding(total, on_progress)
-            total += _work_on(_Run(doing, target, number, Pace(), report, sessions, None))
+            total += _work_on(_Run(doing, target, number, sessions, on_progress=report))
             done = doing.done
     left = total.locked if changing_may_stay else total.left
     reasons = []
-    if total.quarantined:
-        count = len(total.quarantined)
+    if aside := total.quarantined:
         reasons.append(
-            f"{count} rows of {table.key} could not be {done}: {named(total.quarantined)}. Correct them."
+            f"Rows of {table.key} that could not be {done}: {len(aside)}: {named(aside)}. Correct them."
         )
     if left:
         reasons.append(
-            f"{len(left)} rows of {table.key} are locked by other sessions, kept by a trigger, or change all the "
-            f"while: {_keys(left)}. Let those transactions end."
+            f"Rows of {table.key} that are locked by other sessions, kept by a trigger, or change all the while: "
+            f"{len(left)}: {_keys(left)}. Let those transactions end."
         )
     if reasons:
         raise RowsLeft(f"{' '.join(reasons)} All other rows are done. Run it again then ({again}).")
@@ -328,7 +328,7 @@ def finish_under_lock(
         NotFilled: there are more, or one of them cannot be done.
     """
     with metered(target) as cipher:
-        run = _Run(operation, target, 0, Pace(), None, Sessions(target.database), None, cipher=cipher)
+        run = _Run(operation, target, 0, Sessions(target.database), cipher=cipher)
         position: Key | None = None
         left = most
         while True:
@@ -365,10 +365,10 @@ class _Run:
     operation: Operation
     target: Target
     number: int
-    pace: Pace
-    on_progress: Callable[[Progress], None] | None
     sessions: Sessions
-    following: int | None
+    pace: Pace = field(default_factory=Pace)
+    on_progress: Callable[[Progress], None] | None = None
+    following: int | None = None
     counters: _Counters = field(default_factory=_Counters)
     statements: dict[bool, bytes] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
@@ -383,6 +383,11 @@ class _Run:
     def table(self) -> Table:
         """The catalogue's entry."""
         return self.operation.table
+
+    @property
+    def ledger(self) -> Ledger:
+        """Keeps the range's progress."""
+        return self.operation.ledger(self.number)
 
     @property
     def batch_size(self) -> int:
@@ -422,7 +427,7 @@ class _Run:
             raise
 
     def _work(self, writer: Connection, reader: Connection) -> RangeResult:
-        batch_range = self.operation.ledger.read(writer, self.table, self.number)
+        batch_range = self.ledger.read(writer)
         definition = self.operation.read_table(writer)
         resumed = batch_range.position is not None
         everything, parameters = sql.within(definition, batch_range.lower, batch_range.upper)
@@ -436,11 +441,11 @@ class _Run:
         if batch_range.is_empty or (batch_range.status == "completed" and not anything_left()):
             if batch_range.status != "completed":
                 with writer.transaction():
-                    self.operation.ledger.complete(writer, self.table, self.number)
+                    self.ledger.complete(writer)
             return self.result()
 
         with writer.transaction():
-            self.operation.ledger.begin(writer, self.table, self.number)
+            self.ledger.begin(writer)
             release(writer, self.table, self.number, self.operation.step)
         self.begun = True
         start = batch_range.position or batch_range.lower
@@ -463,9 +468,9 @@ class _Run:
         aside = read_quarantine(writer, self.table, self.number, step=self.operation.step)
         with writer.transaction():
             if aside:
-                self.operation.ledger.fail(writer, self.table, self.number, self.set_aside(aside))
+                self.ledger.fail(writer, self.set_aside(aside))
             else:
-                self.operation.ledger.complete(writer, self.table, self.number)
+                self.ledger.complete(writer)
             if self.counters.rows or aside:
                 tracking.audit(
                     writer,
@@ -557,7 +562,7 @@ class _Run:
     ) -> None:
         if self.following is None:
             return
-        upcoming = self.operation.ledger.read(writer, self.table, self.following)
+        upcoming = self.operation.ledger(self.following).read(writer)
         if upcoming.is_empty or upcoming.status == "completed":
             return
         start = upcoming.position or upcoming.lower
@@ -571,7 +576,7 @@ class _Run:
         def wait(reason: str | None) -> None:
             nonlocal told
             if reason != told:
-                self.operation.ledger.waits(writer, self.table, self.number, reason)
+                self.ledger.waits(writer, reason)
                 # What somebody waits for is a batch of ours: the next one is shorter.
                 self.batch_size = self.pace.batch_size or max(SMALLEST_BATCH, self.batch_size // 2)
             told = reason
@@ -656,18 +661,14 @@ class _Run:
                 missed = {key: False for key in map(batch.key, range(len(batch))) if key not in ours}
             if missed:
                 missed |= dict.fromkeys(self._unchanged(writer, definition, batch) & set(missed), True)
-            cipher = self._metered
-            renewed = self.operation.after(writer, definition, batch, written, result, cipher)
+            done = Written(definition, batch, written, result, self._metered)
+            renewed = self.operation.after(writer, done)
             counts = batch.values(None if rows == len(batch) else written)
             names = [column.name for column in self.operation.columns(definition)]
             values = dict(zip(names, counts, strict=True))
             if self.cipher is None:
                 position = batch.key(-1)
-                last.append(
-                    self.operation.ledger.advance(
-                        writer, self.table, self.number, position=position, rows=rows, values=values
-                    )
-                )
+                last.append(self.ledger.advance(writer, position=position, rows=rows, values=values))
         self.counters.batches += 1
         self.counters.rows += rows
         self.counters.by_column.update(values)
@@ -697,9 +698,7 @@ class _Run:
             quarantine(writer, self.table, self.number, key, reason, run_id, self.operation.step)
             wire.script(
                 writer,
-                self.operation.ledger.advance(
-                    writer, self.table, self.number, position=key, rows=0, values={}
-                ),
+                self.ledger.advance(writer, position=key, rows=0, values={}),
             )
 
     def _adapt(self, rows: int, seconds: float, limits: Limits) -> None:
@@ -768,7 +767,7 @@ class _Run:
             return
         try:
             with self.target.database.connect() as connection, connection.transaction():
-                self.operation.ledger.fail(connection, self.table, self.number, error.args[0])
+                self.ledger.fail(connection, error.args[0])
         except (psycopg.Error, MigrationError):
             # The database is away: the range stays in_progress, and is resumed like one that was killed.
             return

@@ -18,7 +18,7 @@ from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import DecryptionError, RefusedError
-from alphapulse_encryption.migration.bookkeeping.progress import Ledger, OperationLedger
+from alphapulse_encryption.migration.bookkeeping.progress import Ledger
 from alphapulse_encryption.migration.bookkeeping.quarantine import Step
 from alphapulse_encryption.migration.bookkeeping.tracking import Key
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
@@ -92,6 +92,25 @@ class Unreadable:
 Item = Batch | Unreadable
 
 
+@dataclass(frozen=True)
+class Written:
+    """A batch whose :meth:`Operation.update` was executed.
+
+    Args:
+        definition: the table.
+        batch: what was sent.
+        rows: those of its rows that were written.
+        result: what the statement told.
+        cipher: the one to encrypt by.
+    """
+
+    definition: TableDefinition
+    batch: Batch
+    rows: Sequence[int]
+    result: PGresult
+    cipher: MeteredCipher
+
+
 class Unwritable(Exception):
     """Rows of a batch whose values are not what was to be written; has no text, so that it can quote nothing.
 
@@ -117,10 +136,9 @@ class Operation(ABC):
     cipher: EnvelopeFormat = field(repr=False)
     keys: KeyRing = field(repr=False)
 
-    @property
-    def ledger(self) -> Ledger:
-        """Where its progress is kept."""
-        return OperationLedger(self.step)
+    def ledger(self, number: int) -> Ledger:
+        """Where its progress through a range is kept."""
+        return Ledger(self.step, self.table, number)
 
     @abstractmethod
     def admit(self, connection: Connection) -> bool:
@@ -162,24 +180,8 @@ class Operation(ABC):
         """
         return
 
-    def after(
-        self,
-        connection: Connection,
-        definition: TableDefinition,
-        batch: Batch,
-        written: Sequence[int],
-        result: PGresult,
-        cipher: MeteredCipher,
-    ) -> int:
+    def after(self, connection: Connection, done: Written) -> int:
         """What else belongs into a batch's transaction; returns how many values were encrypted for it.
-
-        Args:
-            connection: in the transaction.
-            definition: the table.
-            batch: what was sent.
-            written: the rows of it that were written.
-            result: of :meth:`update`.
-            cipher: the one to encrypt by.
 
         Raises:
             Unwritable: rows that are not as they were to be; all is undone, and the others are written.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg.pq.abc import PGresult
 from psycopg.sql import SQL, Composed
 
 from alphapulse_encryption.catalogue import Table
@@ -21,7 +20,7 @@ from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.rows.batches import Row, key_of
 from alphapulse_encryption.migration.rows.discard import Discard
 from alphapulse_encryption.migration.rows.engine import Progress, work_on_table
-from alphapulse_encryption.migration.rows.operation import Batch, Columns, Faults, Item
+from alphapulse_encryption.migration.rows.operation import Columns, Faults, Item, Written
 from alphapulse_encryption.migration.rows.verify import Offender, faults
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
@@ -86,21 +85,17 @@ class Repair(Discard):
     actor: Actor
 
     def admit(self, connection: Connection) -> bool:
-        """See :class:`Operation`."""
         _require_plaintext(tracking.require_state(connection, self.table, lock=True), self.table)
         return True
 
     def wanted(self, definition: TableDefinition) -> Composed:
-        """See :class:`Operation`."""
         # Only who decrypts it knows.
         return SQL("{}").format(SQL("true"))
 
     def select(self, definition: TableDefinition, condition: Composed) -> Composed:
-        """See :class:`Operation`."""
         return sql.select_for_verification(definition, condition, with_version=True)
 
     def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
-        """See :class:`Operation`."""
         width = len(definition.key)
         texts = [[None if v is None else v.decode() for v in column] for column in columns]
         rows: list[Row] = list(zip(*texts[:width], *texts[width + 1 :], strict=True))
@@ -114,21 +109,12 @@ class Repair(Discard):
         arrays = [*columns[: width + 1], *flags]
         return Faults().items(columns, arrays, width, list(range(width + 1, len(arrays))))
 
-    def after(
-        self,
-        connection: Connection,
-        definition: TableDefinition,
-        batch: Batch,
-        written: Sequence[int],
-        result: PGresult,
-        cipher: MeteredCipher,
-    ) -> int:
-        """See :class:`Operation`: what was cleared is told to the audit log."""
+    def after(self, connection: Connection, done: Written) -> int:
         cleared = [
-            {"column": column.name, "problem": problem.decode(), "key": batch.key(row)}
-            for column, at in zip(definition.encrypted_columns, batch.counted, strict=True)
-            for row in written
-            if isinstance(problem := batch.arrays[at].items[row], bytes)
+            {"column": column.name, "problem": problem.decode(), "key": done.batch.key(row)}
+            for column, at in zip(done.definition.encrypted_columns, done.batch.counted, strict=True)
+            for row in done.rows
+            if isinstance(problem := done.batch.arrays[at].items[row], bytes)
         ]
         if cleared:
             number = self.found.number

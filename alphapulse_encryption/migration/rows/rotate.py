@@ -7,9 +7,9 @@ the current version already is not written. Its progress is kept apart from the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import psycopg
 from psycopg.sql import Composed
@@ -19,10 +19,10 @@ from alphapulse_encryption.crypto.text import encode_many
 from alphapulse_encryption.crypto.tokens import search_tokens_many_utf8
 from alphapulse_encryption.errors import DecryptionError
 from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.bookkeeping.progress import Ledger, OperationLedger
+from alphapulse_encryption.migration.bookkeeping.progress import Ledger
 from alphapulse_encryption.migration.bookkeeping.tracking import Key
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
-from alphapulse_encryption.migration.rows.engine import Pace, Progress, RangeResult, work_on_range
+from alphapulse_encryption.migration.rows.engine import How, RangeResult, work_on_range
 from alphapulse_encryption.migration.rows.operation import (
     Batch,
     Columns,
@@ -31,7 +31,6 @@ from alphapulse_encryption.migration.rows.operation import (
     Operation,
     open_each,
 )
-from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target
@@ -39,33 +38,15 @@ from alphapulse_encryption.migration.target import Target
 Connection = psycopg.Connection[Any]
 
 
-def rotate_range(
-    target: Target,
-    table: Table,
-    number: int,
-    *,
-    pace: Pace | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    sessions: Sessions | None = None,
-    following: int | None = None,
-) -> RangeResult:
+def rotate_range(target: Target, table: Table, number: int, **how: Unpack[How]) -> RangeResult:
     """Encrypt again what is of another key version than the current one in one batch range.
-
-    Parameters and errors are :func:`.engine.work_on_range`'s.
 
     Raises:
         KeyExhausted: a key may not encrypt that many more values; what is written stays.
         RowsQuarantined: a value does not open, or its new token is another row's in a unique index.
+        MigrationError: as :func:`.engine.work_on_range`.
     """
-    return work_on_range(
-        Rotation(table, target.cipher, target.keys),
-        target,
-        number,
-        pace=pace,
-        on_progress=on_progress,
-        sessions=sessions,
-        following=following,
-    )
+    return work_on_range(Rotation(table, target.cipher, target.keys), target, number, **how)
 
 
 @dataclass(frozen=True)
@@ -74,10 +55,8 @@ class Rotation(Operation):
 
     step = "rotate"
 
-    @property
-    def ledger(self) -> Ledger:
-        """See :class:`Operation`."""
-        return OperationLedger(self.step, self.keys.current_version)
+    def ledger(self, number: int) -> Ledger:
+        return Ledger(self.step, self.table, number, self.keys.current_version)
 
     @property
     def _endings(self) -> Mapping[str, str]:
@@ -86,28 +65,22 @@ class Rotation(Operation):
         return {c.context: self.cipher.ending(c.context, version) for c in self.table.columns}
 
     def admit(self, connection: Connection) -> bool:
-        """See :class:`Operation`."""
         tracking.require_state(connection, self.table)
         return True
 
     def read_table(self, connection: Connection) -> TableDefinition:
-        """See :class:`Operation`."""
         return read_table(connection, self.table, plaintext=False)
 
     def columns(self, definition: TableDefinition) -> tuple[Column, ...]:
-        """See :class:`Operation`."""
         return definition.encrypted_columns
 
     def wanted(self, definition: TableDefinition) -> Composed:
-        """See :class:`Operation`."""
         return sql.row_outdated(definition, self._endings)
 
     def select(self, definition: TableDefinition, condition: Composed) -> Composed:
-        """See :class:`Operation`."""
         return sql.select_outdated(definition, condition, self._endings)
 
     def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
-        """See :class:`Operation`."""
         width = len(definition.key)
         arrays: list[Sequence[bytes | None]] = list(columns[: width + 1])
         ciphertexts: list[int] = []
@@ -122,7 +95,6 @@ class Rotation(Operation):
         return faults.items(columns, arrays, width, ciphertexts)
 
     def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:
-        """See :class:`Operation`."""
         return sql.update_batch(definition, definition.encrypted_columns, skip_locked=skip_locked)
 
     def _open(self, column: Column, envelopes: Sequence[bytes | None], faults: Faults) -> list[str | None]:
@@ -152,7 +124,6 @@ class Rotation(Operation):
     def refused(
         self, connection: Connection, definition: TableDefinition, batch: Batch, error: psycopg.Error
     ) -> str:
-        """See :class:`Operation`."""
         reason = super().refused(connection, definition, batch, error)
         if not isinstance(error, psycopg.errors.UniqueViolation):
             return reason

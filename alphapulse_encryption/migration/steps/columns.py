@@ -13,7 +13,7 @@ from psycopg.sql import SQL, Composed, Identifier
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping import progress, tracking
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import plan
@@ -133,7 +133,7 @@ def _discard(
 
     def finish() -> None:
         tracking.advance(connection, table, State.GUARDED)
-        operation.ledger.forget(connection, table)
+        progress.forget(connection, table, operation.step)
         tracking.audit(connection, target.actor, "clear_ciphertext", table, rows=result.rows)
 
     in_short_transaction(connection, f"clear old ciphertext of {table.key}", finish)

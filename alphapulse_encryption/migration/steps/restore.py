@@ -19,8 +19,7 @@ from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.bookkeeping.progress import OperationLedger
+from alphapulse_encryption.migration.bookkeeping import progress, tracking
 from alphapulse_encryption.migration.bookkeeping.quarantine import NAMED
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
@@ -391,5 +390,5 @@ def _add_statistics(connection: Connection, definition: TableDefinition, what: S
 
 def _finish(connection: Connection, definition: TableDefinition, actor: Actor) -> None:
     switch.finish_return(connection, definition, actor, "restore_plaintext")
-    OperationLedger("decrypt").forget(connection, definition.table)
+    progress.forget(connection, definition.table, "decrypt")
     saved.mark_restored(connection, definition.table)

@@ -19,8 +19,7 @@ from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.bookkeeping.progress import OperationLedger
+from alphapulse_encryption.migration.bookkeeping import progress, tracking
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
@@ -415,7 +414,7 @@ def _withdraw(connection: Connection, table: Table, actor: Actor) -> tuple[str, 
     )
     for statement in _FORGET:
         connection.execute(statement, {"table": table.key, "actor": actor.name})
-    OperationLedger("decrypt").forget(connection, table)
+    progress.forget(connection, table, "decrypt")
     tracking.advance(connection, table, State.REVERTED)
     tracking.audit(connection, actor, "withdraw", table, views=list(removed))
     return removed

@@ -17,7 +17,8 @@ import pytest
 
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration.postgres.database import SAFETY_SETTINGS
+from alphapulse_encryption.migration.insight.status import read_status
+from alphapulse_encryption.migration.postgres.database import SAFETY_SETTINGS, Database
 from alphapulse_encryption.migration.rows import sessions
 from alphapulse_encryption.migration.rows.engine import Progress
 from alphapulse_encryption.migration.rows.repair import repair_mismatched
@@ -184,6 +185,8 @@ def test_it_waits_and_goes_on(
         assert acting.running
         assert reason in waits_for(database_url)[0]
         assert len(way.ids(database_url)) == ROWS
+        (told,) = read_status(Database(database_url), CATALOGUE, ["notes"]).tables
+        assert reason in told.waiting_for[0]
         setting(database_url, name_of_setting, {"true": "false"}.get(holding, "0"))
         acting.result()
     assert way.ids(database_url) == []

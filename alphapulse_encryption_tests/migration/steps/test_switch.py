@@ -290,6 +290,52 @@ def test_a_value_that_cannot_be_read_is_named_and_nothing_is_handed_back(
     assert authority(url, ACCOUNTS) == "ciphertext"
 
 
+def written_at_the_last_moment(
+    url: str, monkeypatch: pytest.MonkeyPatch, values: dict[int, str]
+) -> tuple[Filling, str]:
+    """A table that is handed back; what the application has written, no fill has seen. Returns how that ended, too."""
+    walk.switch(url, ACCOUNTS)
+    for key, sealed in values.items():
+        walk.query(url, "UPDATE trading_accounts SET balance_encrypted = %s WHERE id = %s", sealed, key)
+    last, said = filling(url), ""
+    monkeypatch.setattr(Filling, "fill", lambda _: None)
+    monkeypatch.setattr(switch, "LOOKS", 2)
+    with Database(url).session("hand back") as connection:
+        try:
+            switch.hand_back(connection, read_table(connection, ACCOUNTS), last)
+        except RefusedError as error:
+            said = str(error)
+    return last, said
+
+
+BALANCES = "SELECT id, balance::text FROM trading_accounts WHERE id IN (3, 4) ORDER BY id"
+
+
+def test_what_is_written_at_the_last_moment_is_filled_under_the_lock(
+    sample_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {3: envelope("7.5", "account_balance"), 4: envelope("2.50", "account_balance")}
+    last, said = written_at_the_last_moment(sample_url, monkeypatch, values)
+    assert (said, last.done.rows, last.done.values) == ("", 2, 2)
+    assert walk.query(sample_url, BALANCES) == [(3, "7.5000000000"), (4, "2.5000000000")]
+    assert authority(sample_url, ACCOUNTS) == "plaintext"
+    audited = "SELECT details ->> 'rows' FROM encryption_audit_log WHERE action = 'hand_back'"
+    assert walk.query(sample_url, audited) == [("2",)]
+
+
+@pytest.mark.parametrize(("second", "most"), [("2.5", 1), ("not a number", 500), (None, 500)])
+def test_what_cannot_be_filled_under_the_lock_changes_nothing(
+    sample_url: str, monkeypatch: pytest.MonkeyPatch, second: str | None, most: int
+) -> None:
+    monkeypatch.setattr(switch, "FILLED_UNDER_LOCK", most)
+    sealed = "no envelope" if second is None else envelope(second, "account_balance")
+    values = {3: envelope("7.5", "account_balance"), 4: sealed}
+    _, said = written_at_the_last_moment(sample_url, monkeypatch, values)
+    assert "faster than it can be put back" in said
+    assert walk.query(sample_url, BALANCES) == [(3, None), (4, None)]
+    assert authority(sample_url, ACCOUNTS) == "ciphertext"
+
+
 @pytest.mark.parametrize("text", ["not a number", "1.00000000001", "1e40"])
 def test_a_value_that_does_not_fit_is_named_and_never_shown(after: After, text: str) -> None:
     url = after("switched", ACCOUNTS)
