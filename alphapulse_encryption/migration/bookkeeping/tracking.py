@@ -721,7 +721,7 @@ def hold_plan(connection: Connection, table: Table) -> None:
 
     To be called before the ranges are read, by whatever keeps a result under a range's number.
     """
-    locks.take(connection, plan_lock(table), shared=True)
+    locks.hold(connection, plan_lock(table), shared=True)
 
 
 def begin_range(connection: Connection, table: Table, number: int) -> None:

@@ -272,7 +272,7 @@ def scratch_database(server: Database, like: Composable) -> Iterator[Database]:
         _remove_abandoned(connection)
         name = f"{_prefix(connection)}{secrets.token_hex(6)}"
         # Held for as long as this session lasts; only then does anybody else remove the database.
-        locks.take(connection, name)
+        locks.hold(connection, name)
         without_limits(connection)
         connection.execute(SQL("CREATE DATABASE {} TEMPLATE template0 {}").format(Identifier(name), like))
         try:
@@ -304,7 +304,7 @@ def _remove_abandoned(connection: Connection) -> None:
         [_prefix(connection)],
     ).fetchall()
     for (name,) in left:
-        if not locks.try_to_take(connection, name):
+        if not locks.try_hold(connection, name):
             continue
         try:
             connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))

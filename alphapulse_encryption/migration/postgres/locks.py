@@ -1,43 +1,53 @@
-"""Advisory locks, by name: how the processes of this program keep out of each other's way in one database.
-
-A session's lock ends with the session, a transaction's with the transaction: of a killed process nothing stays.
-"""
+"""Advisory locks by name: whoever does something that one at a time may do holds its lock while it does."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
+from psycopg.sql import SQL, Identifier
 
 Connection = psycopg.Connection[Any]
 
 
-def take(connection: Connection, name: str, *, shared: bool = False) -> None:
-    """Wait for a lock of the session, and keep it until :func:`release` or the session's end."""
-    function = b"pg_advisory_lock_shared" if shared else b"pg_advisory_lock"
-    connection.execute(b"SELECT %s(hashtextextended(%%s, 0))" % function, [name])
+def hold(connection: Connection, name: str, *, shared: bool = False, transaction: bool = False) -> None:
+    """Wait for a lock.
+
+    Args:
+        shared: others may hold it as well, who ask for no more.
+        transaction: until the end of the transaction; of the session otherwise.
+    """
+    _call(connection, "pg_advisory_" + ("xact_" if transaction else "") + "lock" + "_shared" * shared, name)
 
 
-def try_to_take(connection: Connection, name: str) -> bool:
-    """Take a lock of the session if nobody has it."""
-    return _had(connection, b"pg_try_advisory_lock", name)
+def try_hold(connection: Connection, name: str, *, transaction: bool = False) -> bool:
+    """Take a lock where nobody has it; whether that was so."""
+    return bool(_call(connection, "pg_try_advisory_" + ("xact_" if transaction else "") + "lock", name))
 
 
-def release(connection: Connection, name: str) -> None:
-    """Give a lock of the session up."""
-    connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [name])
+def release(connection: Connection, name: str) -> bool:
+    """Give a session's lock up; whether it was held."""
+    return bool(_call(connection, "pg_advisory_unlock", name))
 
 
-def take_in_transaction(connection: Connection, name: str) -> None:
-    """Wait for a lock, and keep it until the end of the transaction."""
-    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [name])
+def _call(connection: Connection, function: str, name: str) -> object:
+    query = SQL("SELECT {}(hashtextextended(%s, 0))").format(Identifier("pg_catalog", function))
+    return connection.execute(query, [name]).fetchall()[0][0]
 
 
-def try_to_take_in_transaction(connection: Connection, name: str) -> bool:
-    """Take a lock until the end of the transaction if nobody has it."""
-    return _had(connection, b"pg_try_advisory_xact_lock", name)
+# A lock named by one bigint shows its halves as classid and objid, with 1 as objsubid (PostgreSQL manual, 53.13).
+_HOLDERS = """
+SELECT DISTINCT k.name, l.pid FROM unnest(%s::text[]) AS k (name)
+  JOIN pg_locks l ON hashtextextended(k.name, 0) = (l.classid::bigint << 32 | l.objid::bigint)
+ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 
 
-def _had(connection: Connection, function: bytes, name: str) -> bool:
-    row = connection.execute(b"SELECT %s(hashtextextended(%%s, 0))" % function, [name]).fetchone()
-    return bool(row and row[0])
+def holders(connection: Connection, names: Sequence[str]) -> dict[str, frozenset[int]]:
+    """The sessions of this database that hold each of these locks, by their process numbers; of held ones alone."""
+    found: dict[str, set[int]] = {}
+    for name, pid in connection.execute(_HOLDERS, [list(names)]):
+        found.setdefault(name, set()).add(pid)
+    return {name: frozenset(pids) for name, pids in found.items()}

@@ -18,7 +18,6 @@ from typing import Any, TypedDict, Unpack
 
 import psycopg
 from psycopg.pq.abc import PGresult
-from psycopg.sql import SQL
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.usage import KeyUsage
@@ -169,7 +168,7 @@ class RowsLeft(RefusedError):
     """Some rows of a table could not be done, or were locked; all others are."""
 
 
-class NotFilled(Exception):
+class NotFinished(Exception):
     """Under a lock, not everything could be done."""
 
 
@@ -308,7 +307,7 @@ def _keys(keys: Sequence[Key]) -> str:
 
 def anything_wanted(operation: Operation, connection: Connection, definition: TableDefinition) -> bool:
     """Whether any row of the table is still to be worked on."""
-    statement = sql.any_of(definition, SQL("{}").format(SQL("true")), operation.wanted(definition))
+    statement = sql.any_of(definition, sql.EVERYTHING, operation.wanted(definition))
     return connection.execute(statement).fetchone() == (True,)
 
 
@@ -325,7 +324,7 @@ def finish_under_lock(
         most: how many rows there may be.
 
     Raises:
-        NotFilled: there are more, or one of them cannot be done.
+        NotFinished: there are more, or one of them cannot be done.
     """
     with metered(target) as cipher:
         run = _Run(operation, target, 0, Sessions(target.database), cipher=cipher)
@@ -339,12 +338,12 @@ def finish_under_lock(
                 break
             left -= len(columns[0])
             if left < 0:
-                raise NotFilled
+                raise NotFinished
             position = key_at(columns, len(definition.key), -1)
             for item in operation.make(definition, columns, cipher):
                 run.write_under_lock(connection, definition, item)
         if anything_wanted(operation, connection, definition):
-            raise NotFilled
+            raise NotFinished
         return run.result()
 
 
@@ -623,17 +622,17 @@ class _Run:
     def write_under_lock(self, connection: Connection, definition: TableDefinition, item: Item) -> None:
         """Write a batch in the caller's transaction, all of it or nothing."""
         if isinstance(item, Unreadable):
-            raise NotFilled
+            raise NotFinished
         try:
             self._write_once(connection, definition, item)
         except Unwritable:
-            raise NotFilled from None
+            raise NotFinished from None
         except psycopg.Error as error:
             if retry.about_a_row(error):
-                raise NotFilled from None
+                raise NotFinished from None
             raise
         if self.counters.missed:
-            raise NotFilled
+            raise NotFinished
 
     def _write_again(
         self, writer: Connection, definition: TableDefinition, batch: Batch, *, skip_locked: bool = False
@@ -717,7 +716,7 @@ class _Run:
         # Two processes on one range would do no harm, but each would do the other's work. A killed process's
         # session may outlive it by the length of its last statement.
         def take() -> None:
-            if not locks.try_to_take(writer, self._lock_name):
+            if not locks.try_hold(writer, self._lock_name):
                 raise RangeIsTaken(
                     f"Batch range {self.number:02d} of {self.table.key} is being worked on by another process. "
                     "Wait for it, or end it, and run the partition again."

@@ -114,7 +114,7 @@ def _take_ranges(connection: Connection, table: Table, count: int) -> int:
     before = len(tracking.read_ranges(connection, table))
     names = [tracking.range_lock(table, number) for number in range(max(before, count))]
     for name in (tracking.plan_lock(table), *names):
-        if not locks.try_to_take_in_transaction(connection, name):
+        if not locks.try_hold(connection, name, transaction=True):
             raise RefusedError(
                 f"The batch ranges of {table.key} are being worked on. Let the runs of the table end, or end them, "
                 "and plan anew then; nothing was changed."

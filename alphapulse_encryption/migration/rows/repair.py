@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg.sql import SQL, Composed
+from psycopg.sql import Composed
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
@@ -90,14 +90,14 @@ class Repair(Discard):
 
     def wanted(self, definition: TableDefinition) -> Composed:
         # Only who decrypts it knows.
-        return SQL("{}").format(SQL("true"))
+        return sql.EVERYTHING
 
     def select(self, definition: TableDefinition, condition: Composed) -> Composed:
         return sql.select_for_verification(definition, condition, with_version=True)
 
     def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
         width = len(definition.key)
-        texts = [[None if v is None else v.decode() for v in column] for column in columns]
+        texts = [[None if v is None else v.decode(errors="replace") for v in column] for column in columns]
         rows: list[Row] = list(zip(*texts[:width], *texts[width + 1 :], strict=True))
         wrong = {
             (offender.key, offender.column): offender.problem.encode()

@@ -179,7 +179,7 @@ def _abandoned(connection: Connection) -> list[str]:
 
 
 def _one_at_a_time(connection: Connection, key: str) -> None:
-    locks.take_in_transaction(connection, f"alphapulse_encryption tuning of {key}")
+    locks.hold(connection, f"alphapulse_encryption tuning of {key}", transaction=True)
 
 
 def _begin(connection: Connection, table: Table, actor: Actor) -> uuid.UUID:
@@ -187,7 +187,7 @@ def _begin(connection: Connection, table: Table, actor: Actor) -> uuid.UUID:
     holder = uuid.uuid4()
     # An idle session that the server ends would look like a dead holder.
     connection.execute("SELECT set_config('idle_session_timeout', '0', false)")
-    locks.take(connection, f"alphapulse_encryption tuning {holder}")
+    locks.hold(connection, f"alphapulse_encryption tuning {holder}")
 
     def turn_off() -> None:
         _one_at_a_time(connection, table.key)

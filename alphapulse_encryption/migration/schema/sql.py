@@ -18,6 +18,8 @@ GUARD_UPDATE = "zzz_encryption_guard_update"
 GUARD_MENTION = "zzz_encryption_guard_mention_"
 # A regular expression for the names of all of them.
 GUARDS = f"^({GUARD_INSERT}|{GUARD_UPDATE}|{GUARD_MENTION}[0-9]+)$"
+# The condition that every row meets.
+EVERYTHING = SQL("{}").format(SQL("true"))
 PENDING_INDEX_SUFFIX = "_encryption_pending"
 
 

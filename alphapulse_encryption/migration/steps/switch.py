@@ -25,7 +25,7 @@ from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.decrypt import Filling
-from alphapulse_encryption.migration.rows.engine import NotFilled, Progress
+from alphapulse_encryption.migration.rows.engine import NotFinished, Progress
 from alphapulse_encryption.migration.schema import guard, indexes, saved, sql, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.partitions import lock_partitions
@@ -125,7 +125,7 @@ def _refuse_unless_ready(connection: Connection, definition: TableDefinition, ke
             f"Table {table.key} is not verified: {'; '.join(verification.reasons)}. Run the backfill and the "
             f"verification (--migrate-data --verify --table {table.key}); nothing was changed."
         )
-    row = connection.execute(sql.any_pending(definition, SQL("{}").format(SQL("true")))).fetchone()
+    row = connection.execute(sql.any_pending(definition, sql.EVERYTHING)).fetchone()
     if row is None or row[0]:
         raise RefusedError(
             f"Values of {table.key} are pending: they were written since the backfill. Run it again "
@@ -438,7 +438,7 @@ def hand_back(connection: Connection, definition: TableDefinition, filling: Fill
                 lambda: _hand_back(connection, definition, filling),
             )
             return
-        except NotFilled:
+        except NotFinished:
             # Written in the moment between; what cannot be filled at all, the next fill names.
             continue
     raise RefusedError(

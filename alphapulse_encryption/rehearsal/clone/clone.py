@@ -189,7 +189,7 @@ def make(
             connection.execute("SELECT set_config('client_connection_check_interval', '1s', false)")
         _refuse_without_createdb(connection)
         # Held while it is made: until it is marked, nobody takes it for a leftover.
-        locks.try_to_take(connection, name)
+        locks.try_hold(connection, name)
         if same_server:
             why_not = _from_template(connection, source, name)
             if why_not is None:
@@ -371,7 +371,7 @@ def held(on: Server, name: str, stage: Stage) -> Iterator[Mark]:
                 f"The clone {name} is gone: it was removed when the rehearsal was cancelled, after its time, or by a "
                 "later rehearsal. Re-execute the whole rehearsal."
             )
-        if not locks.try_to_take(connection, name):
+        if not locks.try_hold(connection, name):
             raise RefusedError(f"Another run works on the clone {name}. Wait until it ends.")
         mark = mark.begun(stage)
         write_mark(connection, name, mark)
@@ -418,7 +418,7 @@ def drop(connection: Connection, name: str) -> None:
 @contextlib.contextmanager
 def claimed(connection: Connection, name: str) -> Iterator[bool]:
     """Whether nobody works on a clone, and nobody begins to until the end of the block."""
-    if not locks.try_to_take(connection, name):
+    if not locks.try_hold(connection, name):
         yield False
         return
     try:
