@@ -657,9 +657,9 @@ class _Run:
             if rows < len(batch):
                 ours = {tuple(row) for row in writer.execute(sql.keys_written_now(definition), batch.bounds)}
                 written = [row for row in written if batch.key(row) in ours]
-                missed = {key: False for key in map(batch.key, range(len(batch))) if key not in ours}
-            if missed:
-                missed |= dict.fromkeys(self._unchanged(writer, definition, batch) & set(missed), True)
+                missed = self._missed(
+                    writer, definition, batch.only(set(range(len(batch))).difference(written))
+                )
             done = Written(definition, batch, written, result, self._metered)
             renewed = self.operation.after(writer, done)
             counts = batch.values(None if rows == len(batch) else written)
@@ -684,12 +684,13 @@ class _Run:
         bounds = [*batch.bounds, *batch.bounds] if skip_locked else batch.bounds
         return wire.execute(writer, self.statements[skip_locked], [*batch.arrays, *bounds])
 
-    def _unchanged(self, writer: Connection, definition: TableDefinition, batch: Batch) -> set[Key]:
-        """Rows that are as they were read: of those not written, somebody holds them, or a trigger kept them so."""
+    def _missed(self, writer: Connection, definition: TableDefinition, batch: Batch) -> dict[Key, bool]:
+        """Rows that were not written, and whether they are as they were read: somebody holds them, or a trigger."""
         statement = wire.numbered(writer, sql.keys_unchanged(definition))
         result = wire.execute(writer, statement, [*batch.arrays[: batch.key_width + 1], *batch.bounds])
-        columns = wire.columns(result)
-        return {key_at(columns, batch.key_width, row) for row in range(len(columns[0]))}
+        columns, width = wire.columns(result), batch.key_width
+        unchanged = {key_at(columns, width, row) for row in range(len(columns[0]))}
+        return {key: key in unchanged for key in map(batch.key, range(len(batch)))}
 
     def _set_aside(self, writer: Connection, key: Key, reason: str) -> None:
         with writer.transaction():

@@ -71,7 +71,7 @@ class Batch:
 
     def only(self, rows: Iterable[int]) -> Batch:
         """Some of its rows."""
-        chosen = list(rows)
+        chosen = sorted(rows)
         arrays = [TextArray([array.items[row] for row in chosen]) for array in self.arrays]
         return Batch(arrays, self.key_width, self.counted)
 

@@ -271,6 +271,18 @@ def test_a_locked_row_is_left_for_later_and_named(
     assert way.ids(database_url) == []
 
 
+def test_a_row_that_a_trigger_keeps_is_named(database_url: str, way: Way) -> None:
+    """It says nothing, and the row stays as it is."""
+    run(
+        database_url,
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NULL; END$$; "
+        f"CREATE TRIGGER keep BEFORE UPDATE ON notes FOR EACH ROW WHEN (OLD.id = {ONE}) EXECUTE FUNCTION keep()",
+    )
+    with pytest.raises(RefusedError, match=rf"kept by a trigger.*: 1: key \({ONE}\)"):
+        way.act(database_url)
+    assert way.ids(database_url) == [ONE]
+
+
 def test_another_run_that_changes_the_table_ends_it(
     database_url: str, name: str, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
