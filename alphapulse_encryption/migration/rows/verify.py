@@ -27,7 +27,7 @@ from alphapulse_encryption.crypto.tokens import search_token, search_tokens_many
 from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.quarantine import read_quarantine
-from alphapulse_encryption.migration.bookkeeping.tracking import Key
+from alphapulse_encryption.migration.bookkeeping.tracking import Key, TableState
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.rows.batches import (
     NotReadable,
@@ -108,7 +108,7 @@ class Offender:
 
 @dataclass(frozen=True)
 class RangeVerification:
-    """What :func:`verify_range` found."""
+    """What :func:`verify_range` found, or :func:`verify_changed`."""
 
     rows: int
     columns: Mapping[str, Counts]
@@ -175,20 +175,6 @@ class RowCount:
     missing: int
 
 
-@dataclass(frozen=True)
-class ChangedVerification:
-    """What :func:`verify_changed` found among the rows changed since the verification."""
-
-    rows: int
-    columns: Mapping[str, Counts]
-    offenders: tuple[Offender, ...]
-    seconds: float
-
-    @property
-    def passed(self) -> bool:
-        return all(counts.faults == 0 for counts in self.columns.values())
-
-
 @dataclass
 class _Tally:
     columns: dict[str, Counts]
@@ -207,6 +193,9 @@ class _Tally:
         self.named[column, problem] = seen + 1
         if seen < self.names_at_most:
             self.offenders.append(Offender(column, problem, key))
+
+    def result(self, started: float) -> RangeVerification:
+        return RangeVerification(self.rows, self.columns, tuple(self.offenders), time.monotonic() - started)
 
 
 def verify_range(
@@ -234,14 +223,7 @@ def verify_range(
         definition = read_table(connection, table, plaintext=state.state.has_both_sides)
         aside = {row.key for row in read_quarantine(connection, table, number)}
         tally = _Tally({column.name: Counts() for column in table.columns}, aside)
-        comparison = _Comparison(
-            definition,
-            target.cipher,
-            target.keys,
-            tally,
-            state.authority == "ciphertext",
-            tracking.retired_versions(connection),
-        )
+        comparison = _comparison(connection, target, definition, state, tally)
         verified_at, since = connection.execute(
             "SELECT clock_timestamp(), pg_snapshot_xmin(pg_current_snapshot())::text"
         ).fetchall()[0]
@@ -259,12 +241,7 @@ def verify_range(
             if on_progress is not None:
                 on_progress(tally.rows, time.monotonic() - started)
         _keep(connection, table, number, definition, target.keys, tally, verified_at, since, target.actor)
-    return RangeVerification(
-        rows=tally.rows,
-        columns=tally.columns,
-        offenders=tuple(tally.offenders),
-        seconds=time.monotonic() - started,
-    )
+    return tally.result(started)
 
 
 def faults(
@@ -381,6 +358,14 @@ class _Comparison:
         return search_token(self.keys, value, column.context, version)
 
 
+def _comparison(
+    connection: Connection, target: Target, definition: TableDefinition, state: TableState, tally: _Tally
+) -> _Comparison:
+    right = state.authority == "ciphertext"
+    retired = tracking.retired_versions(connection)
+    return _Comparison(definition, target.cipher, target.keys, tally, right, retired)
+
+
 def _problem_without_ciphertext(plaintext: str | None, token: str | None) -> Problem | None:
     if plaintext is not None:
         return "pending"
@@ -421,7 +406,7 @@ def _keep(
     )
 
 
-def verify_changed(target: Target, table: Table, since: int, *, seconds: float) -> ChangedVerification:
+def verify_changed(target: Target, table: Table, since: int, *, seconds: float) -> RangeVerification:
     """Verify the rows changed since a verification, partitions included, as they are at one moment.
 
     One scan of the table that decrypts what it finds; it takes no lock that a writer would notice, and keeps nothing.
@@ -448,14 +433,7 @@ def verify_changed(target: Target, table: Table, since: int, *, seconds: float) 
         state = tracking.require_state(connection, table)
         definition = read_table(connection, table, plaintext=state.state.has_both_sides)
         tally = _Tally({column.name: Counts() for column in table.columns})
-        comparison = _Comparison(
-            definition,
-            target.cipher,
-            target.keys,
-            tally,
-            state.authority == "ciphertext",
-            tracking.retired_versions(connection),
-        )
+        comparison = _comparison(connection, target, definition, state, tally)
         try:
             with connection.transaction(), connection.cursor(name="encryption_changed") as cursor:
                 _allow(connection, left())
@@ -476,12 +454,7 @@ def verify_changed(target: Target, table: Table, since: int, *, seconds: float) 
                 f"the table again (--verify --table {table.key}), which names them; nothing was changed."
             ) from None
     tally.offenders.sort(key=str)
-    return ChangedVerification(
-        rows=tally.rows,
-        columns=tally.columns,
-        offenders=tuple(tally.offenders),
-        seconds=time.monotonic() - started,
-    )
+    return tally.result(started)
 
 
 class _OverBudget(Exception):

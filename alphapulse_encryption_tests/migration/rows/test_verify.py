@@ -19,7 +19,7 @@ from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.backfill import RowsQuarantined
 from alphapulse_encryption.migration.rows.verify import (
     NAMED_OFFENDERS,
-    ChangedVerification,
+    RangeVerification,
     RowCount,
     Stopped,
     TableVerification,
@@ -361,7 +361,7 @@ def test_stopped_between_two_batches_it_keeps_no_result(notes_url: str) -> None:
     assert run(notes_url, "SELECT 1 FROM encryption_verifications") == []
 
 
-def changed(url: str, since: int) -> ChangedVerification:
+def changed(url: str, since: int) -> RangeVerification:
     return verify_changed(support.target(url), ENTRY, since, seconds=60)
 
 
