@@ -5,6 +5,7 @@ Four ways back, each of which once had a loop of its own: they wait, resume, set
 
 from __future__ import annotations
 
+import random
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from alphapulse_encryption.catalogue import Catalogue
@@ -297,3 +299,35 @@ def test_another_run_that_changes_the_table_ends_it(
     with pytest.raises(RefusedError):
         way.act(database_url, on_progress=change)
     assert len(way.ids(database_url)) == ROWS - 10
+
+
+def test_the_way_back_loses_no_write_of_the_application(
+    database_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """It writes ciphertext alone until that is refused: what it wrote last is in the plaintext."""
+    to_restore(database_url, postgres.bin_dir(), tmp_path)
+    setting(database_url, "batch_size", "20")
+    wanted: dict[int, str] = {}
+
+    def write(share: int) -> int:
+        with support.application(database_url) as connection:
+            for number in range(1_000_000):
+                key = random.randrange(ROWS // 2) * 2 + share + 1
+                text = f"written {share}.{number}"
+                try:
+                    connection.execute(
+                        "UPDATE notes SET body_encrypted = %s WHERE id = %s",
+                        [walk.CIPHER.encrypt(text, NOTES.columns[0].context), key],
+                    )
+                except psycopg.errors.CheckViolation:
+                    return number
+                wanted[key] = text
+        raise AssertionError("it was never refused")
+
+    with support.Background(lambda: write(0)) as one, support.Background(lambda: write(1)) as other:
+        support.until(lambda: len(wanted) > 20, "the application writes")
+        assert restore_plaintext(target(database_url), NOTES).changed
+        assert min(one.result(), other.result()) > 0
+    found = dict(run(database_url, "SELECT id, body FROM notes"))
+    assert {key: found[key] for key in wanted} == wanted
+    assert None not in found.values()
