@@ -328,6 +328,6 @@ def test_the_way_back_loses_no_write_of_the_application(
         support.until(lambda: len(wanted) > 20, "the application writes")
         assert restore_plaintext(target(database_url), NOTES).changed
         assert min(one.result(), other.result()) > 0
-    found = dict(run(database_url, "SELECT id, body FROM notes"))
+    found: dict[int, str] = dict(run(database_url, "SELECT id, body FROM notes"))
     assert {key: found[key] for key in wanted} == wanted
     assert None not in found.values()
