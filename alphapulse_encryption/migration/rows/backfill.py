@@ -68,11 +68,8 @@ class Backfill(Operation):
     def admit(self, connection: Connection) -> bool:
         return tracking.require_guarded_state(connection, self.table).state.has_both_sides
 
-    def wanted(self, definition: TableDefinition) -> Composed:
-        return sql.row_pending(definition)
-
-    def select(self, definition: TableDefinition, condition: Composed) -> Composed:
-        return sql.select_pending(definition, condition)
+    def cells(self, definition: TableDefinition) -> sql.Cells:
+        return sql.pending_cells(definition)
 
     def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
         width = len(definition.key)

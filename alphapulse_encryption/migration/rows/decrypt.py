@@ -57,11 +57,8 @@ class Decrypt(Operation):
         if tracking.require_state(connection, self.table, lock=True).authority != "ciphertext":
             raise changed_meanwhile(self.table)
 
-    def wanted(self, definition: TableDefinition) -> Composed:
-        return sql.row_unfilled(definition)
-
-    def select(self, definition: TableDefinition, condition: Composed) -> Composed:
-        return sql.select_unfilled(definition, condition)
+    def cells(self, definition: TableDefinition) -> sql.Cells:
+        return sql.unfilled_cells(definition)
 
     def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
         width = len(definition.key)

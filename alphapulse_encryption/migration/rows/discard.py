@@ -46,11 +46,8 @@ class Discard(Operation):
     def columns(self, definition: TableDefinition) -> tuple[Column, ...]:
         return definition.encrypted_columns
 
-    def wanted(self, definition: TableDefinition) -> Composed:
-        return sql.row_filled(definition)
-
-    def select(self, definition: TableDefinition, condition: Composed) -> Composed:
-        return sql.select_filled(definition, condition)
+    def cells(self, definition: TableDefinition) -> sql.Cells:
+        return sql.filled_cells(definition)
 
     def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
         width = len(definition.key)

@@ -23,6 +23,7 @@ from alphapulse_encryption.migration.bookkeeping.quarantine import Step
 from alphapulse_encryption.migration.bookkeeping.tracking import Key
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres.database import TextArray, without_values
+from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 
 Connection = psycopg.Connection[Any]
@@ -156,13 +157,17 @@ class Operation(ABC):
         """The columns whose values are counted."""
         return definition.plaintext_columns
 
-    @abstractmethod
+    def cells(self, definition: TableDefinition) -> sql.Cells:
+        """What is wanted of a row, and read; of :meth:`select` and :meth:`wanted`, where they say nothing else."""
+        raise NotImplementedError
+
     def wanted(self, definition: TableDefinition) -> Composed:
         """The condition for a row ``t`` to be worked on."""
+        return sql.wanted(self.cells(definition))
 
-    @abstractmethod
     def select(self, definition: TableDefinition, condition: Composed) -> Composed:
         """A batch in key order: key, ``xmin``, and what it is made of. Ends in ``LIMIT %s``."""
+        return sql.select_wanted(definition, condition, self.cells(definition))
 
     @abstractmethod
     def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:

@@ -74,11 +74,8 @@ class Rotation(Operation):
     def columns(self, definition: TableDefinition) -> tuple[Column, ...]:
         return definition.encrypted_columns
 
-    def wanted(self, definition: TableDefinition) -> Composed:
-        return sql.row_outdated(definition, self._endings)
-
-    def select(self, definition: TableDefinition, condition: Composed) -> Composed:
-        return sql.select_outdated(definition, condition, self._endings)
+    def cells(self, definition: TableDefinition) -> sql.Cells:
+        return sql.outdated_cells(definition, self._endings)
 
     def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
         width = len(definition.key)

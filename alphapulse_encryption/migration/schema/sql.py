@@ -81,29 +81,37 @@ def row_pending(definition: TableDefinition, alias: LiteralString = "t") -> Comp
     return SQL("({})").format(SQL(" OR ").join(pending or [SQL("false")]))
 
 
-def select_pending(definition: TableDefinition, condition: Composed) -> Composed:
-    """A batch of pending rows in key order: key, xmin, and each column's value where it is pending."""
-    values = [
-        SQL("CASE WHEN {} THEN {}::text END").format(column_pending(column), Identifier("t", column.name))
-        for column in definition.plaintext_columns
-    ]
-    return _select_batch(definition, condition, row_pending(definition), values)
+# What is to be done of a row: of each column when its value is wanted, and what is read of it then.
+Cells = list[tuple[Composed, Composable]]
 
 
-def _select_batch(
-    definition: TableDefinition, condition: Composed, wanted: Composed, values: Sequence[Composed]
-) -> Composed:
+def wanted(cells: Cells) -> Composed:
+    """A row is wanted when one of its values is."""
+    conditions: list[Composable] = [condition for condition, _ in cells]
+    return SQL("({})").format(SQL(" OR ").join(conditions or [SQL("false")]))
+
+
+def select_wanted(definition: TableDefinition, condition: Composed, cells: Cells) -> Composed:
+    """A batch of wanted rows in key order: key, xmin, and of each column what is read, where it is wanted."""
     return SQL(
         "SELECT {key}, t.xmin::text, {values} FROM {table} t WHERE {condition} AND {wanted} "
         "ORDER BY {order} LIMIT %s"
     ).format(
         key=key_text(definition),
-        values=SQL(", ").join(values),
+        values=SQL(", ").join(SQL("CASE WHEN {} THEN {} END").format(*cell) for cell in cells),
         table=definition.identifier,
         condition=condition,
-        wanted=wanted,
+        wanted=wanted(cells),
         order=key_list(definition),
     )
+
+
+def pending_cells(definition: TableDefinition) -> Cells:
+    """Pending values, read as plaintext."""
+    return [
+        (column_pending(column), SQL("{}::text").format(Identifier("t", column.name)))
+        for column in definition.plaintext_columns
+    ]
 
 
 def select_first_key(definition: TableDefinition, condition: Composed, wanted: Composed) -> Composed:
@@ -138,25 +146,15 @@ def column_outdated(column: Column, endings: Mapping[str, str], *, plaintext: bo
     return SQL("({} AND NOT {})").format(outdated, column_pending(column))
 
 
-def row_outdated(definition: TableDefinition, endings: Mapping[str, str]) -> Composed:
-    """A row is outdated when one of its values is."""
-    outdated: list[Composable] = [
-        column_outdated(column, endings, plaintext=column in definition.plaintext_columns)
-        for column in definition.encrypted_columns
-    ]
-    return SQL("({})").format(SQL(" OR ").join(outdated or [SQL("false")]))
-
-
-def select_outdated(definition: TableDefinition, condition: Composed, endings: Mapping[str, str]) -> Composed:
-    """A batch of outdated rows in key order: key, xmin, and each column's ciphertext where it is outdated."""
-    values = [
-        SQL("CASE WHEN {} THEN {}::text END").format(
+def outdated_cells(definition: TableDefinition, endings: Mapping[str, str]) -> Cells:
+    """Outdated values, read as ciphertext."""
+    return [
+        (
             column_outdated(column, endings, plaintext=column in definition.plaintext_columns),
-            Identifier("t", column.encrypted),
+            SQL("{}::text").format(Identifier("t", column.encrypted)),
         )
         for column in definition.encrypted_columns
     ]
-    return _select_batch(definition, condition, row_outdated(definition, endings), values)
 
 
 def select_by_token(definition: TableDefinition, column: Column) -> Composed:
@@ -383,43 +381,19 @@ def clear_values(definition: TableDefinition, *, skip_locked: bool = False) -> C
     return update_rows(definition, len(columns), assignments, skip_locked=skip_locked)
 
 
-def _column_filled(column: Column) -> Composed:
-    parts = [SQL("{} IS NOT NULL").format(Identifier("t", name)) for name in column.derived]
-    return SQL("({})").format(SQL(" OR ").join(parts))
+def filled_cells(definition: TableDefinition) -> Cells:
+    """Columns with any ciphertext or token, of which nothing is read but that."""
+    cells: Cells = []
+    for column in definition.encrypted_columns:
+        parts = [SQL("{} IS NOT NULL").format(Identifier("t", name)) for name in column.derived]
+        cells.append((SQL("({})").format(SQL(" OR ").join(parts)), SQL("''")))
+    return cells
 
 
-def row_filled(definition: TableDefinition) -> Composed:
-    """A row is filled when it has any ciphertext or token."""
-    filled: list[Composable] = [_column_filled(column) for column in definition.encrypted_columns]
-    return SQL("({})").format(SQL(" OR ").join(filled or [SQL("false")]))
-
-
-def select_filled(definition: TableDefinition, condition: Composed) -> Composed:
-    """A batch of filled rows in key order: key, xmin, and an empty text for each column that is filled."""
-    values = [
-        SQL("CASE WHEN {} THEN '' END").format(_column_filled(column))
-        for column in definition.encrypted_columns
-    ]
-    return _select_batch(definition, condition, row_filled(definition), values)
-
-
-def row_unfilled(definition: TableDefinition, alias: str = "t") -> Composed:
-    """A row is unfilled when one of its ciphertexts has no plaintext beside it."""
-    parts: list[Composable] = [
-        SQL("({} IS NULL AND {} IS NOT NULL)").format(
-            Identifier(alias, column.name), Identifier(alias, column.encrypted)
-        )
-        for column in definition.plaintext_columns
-    ]
-    return SQL("({})").format(SQL(" OR ").join(parts or [SQL("false")]))
-
-
-def select_unfilled(definition: TableDefinition, condition: Composed) -> Composed:
-    """A batch of unfilled rows in key order: key, xmin, and each column's ciphertext where its plaintext is missing."""
-    values = [
-        SQL("CASE WHEN {} IS NULL THEN {} END").format(
-            Identifier("t", column.name), Identifier("t", column.encrypted)
-        )
-        for column in definition.plaintext_columns
-    ]
-    return _select_batch(definition, condition, row_unfilled(definition), values)
+def unfilled_cells(definition: TableDefinition, alias: str = "t") -> Cells:
+    """Ciphertexts that have no plaintext beside them."""
+    cells: Cells = []
+    for column in definition.plaintext_columns:
+        plaintext, encrypted = Identifier(alias, column.name), Identifier(alias, column.encrypted)
+        cells.append((SQL("({} IS NULL AND {} IS NOT NULL)").format(plaintext, encrypted), encrypted))
+    return cells

@@ -530,6 +530,6 @@ def _build_unfilled_index(connection: Connection, definition: TableDefinition) -
             saved.unfilled_index(table),
             tuple(key.name for key in definition.key),
             unique=False,
-            condition=lambda name: sql.row_unfilled(definition, indexes.alias(name)),
+            condition=lambda name: sql.wanted(sql.unfilled_cells(definition, indexes.alias(name))),
         ),
     )

@@ -197,12 +197,13 @@ def test_large_values_make_small_batches(database_url: str) -> None:
     run(database_url, "UPDATE notes SET document = repeat('x', 100000)")
     with Database(database_url).session("read") as connection:
         definition = read_table(connection, entry)
-        query = sql.select_pending(definition, pg.SQL("{}").format(pg.SQL("true")))
+        query = sql.select_wanted(definition, sql.EVERYTHING, sql.pending_cells(definition))
         rows = read_batch(connection, query, [], 10_000)
         assert 50 <= len(rows) < 100
         assert sum(len(value or "") for row in rows for value in row) < 1.2 * BATCH_BYTES
         assert len(read_batch(connection, query, [], 20)) == 20
-        small = sql.select_pending(read_table(connection, ENTRY), pg.SQL("{}").format(pg.SQL("true")))
+        small_one = read_table(connection, ENTRY)
+        small = sql.select_wanted(small_one, sql.EVERYTHING, sql.pending_cells(small_one))
         assert len(read_batch(connection, small, [], 10_000)) == 200
     result = support.backfill(database_url, entry, batch_size=10_000)
     assert result.rows == 200
@@ -666,7 +667,7 @@ def test_a_batch_costs_what_a_batch_costs(database_url: str, key: str, analysed:
         definition = read_table(connection, entry)
         start = ("24000",) if names == "id" else ("240", "k000")
         condition, parameters = sql.within(definition, start, None)
-        reading = sql.select_pending(definition, condition)
+        reading = sql.select_wanted(definition, condition, sql.pending_cells(definition))
         rows = batches.read_batch(connection, reading, parameters, 500)
         assert len(rows) == 500
         arrays = [TextArray(list(column)) for column in zip(*rows, strict=True)]
