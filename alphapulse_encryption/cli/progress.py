@@ -40,9 +40,9 @@ SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
 _BACKFILLED = """
 SELECT coalesce(sum(rows_processed), 0)::bigint FROM public.encryption_ranges WHERE table_name = ANY(%(tables)s)
 """
-_ROTATED = """
-SELECT coalesce(sum(rows_processed), 0)::bigint
-  FROM public.encryption_rotation_ranges WHERE table_name = ANY(%(tables)s)
+_WORKED_ON = """
+SELECT coalesce(sum(rows_processed), 0)::bigint FROM public.encryption_operations
+ WHERE table_name = ANY(%(tables)s)
 """
 _VERIFIED = """
 SELECT coalesce(sum(row_count), 0)::bigint FROM public.encryption_verifications
@@ -55,9 +55,9 @@ def backfilled(tables: Sequence[Table]) -> Callable[[Connection], Count]:
     return _counting(tables, _BACKFILLED, all_rows=False)
 
 
-def rotated(tables: Sequence[Table]) -> Callable[[Connection], Count]:
-    """Counts rows encrypted again since now."""
-    return _counting(tables, _ROTATED)
+def worked_on(tables: Sequence[Table]) -> Callable[[Connection], Count]:
+    """Counts rows to which an operation other than the backfill was done since now."""
+    return _counting(tables, _WORKED_ON)
 
 
 def verified(tables: Sequence[Table]) -> Callable[[Connection], Count]:
@@ -170,7 +170,7 @@ def _watching(
 def _reason(connection: Connection) -> str | None:
     row = connection.execute(
         "SELECT string_agg(DISTINCT waiting_for, '; ') FROM (SELECT waiting_for FROM public.encryption_ranges "
-        "UNION ALL SELECT waiting_for FROM public.encryption_rotation_ranges) AS ranges WHERE waiting_for IS NOT NULL"
+        "UNION ALL SELECT waiting_for FROM public.encryption_operations) AS ranges WHERE waiting_for IS NOT NULL"
     ).fetchone()
     return row[0] if row is not None else None
 

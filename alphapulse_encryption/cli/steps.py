@@ -12,7 +12,7 @@ from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.cli.launch import Launcher
 from alphapulse_encryption.cli.outcomes import Outcome
-from alphapulse_encryption.cli.progress import backfilled, index_builds, progress_bar, rotated, verified
+from alphapulse_encryption.cli.progress import backfilled, index_builds, progress_bar, verified, worked_on
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.defs.resources.effects import NEXT, NOTHING, REPORT, TABLES_CHANGED
 from alphapulse_encryption.errors import MigrationError
@@ -25,7 +25,11 @@ SHOWN_OFFENDERS = 20
 _BARS = {
     "encrypted_data": ("encrypting", backfilled),
     "verified_data": ("verifying", verified),
-    "begin": ("encrypting again", rotated),
+    "begin": ("encrypting again", worked_on),
+    "encrypted_columns": ("clearing old ciphertext", worked_on),
+    "repair": ("clearing", worked_on),
+    "revert": ("decrypting", worked_on),
+    "restore": ("decrypting", worked_on),
 }
 _BUILDS = {
     "search_indexes": "building indexes",

@@ -12,6 +12,7 @@ from alphapulse_encryption.defs.resources.border import counted, materialized, s
 from alphapulse_encryption.defs.resources.effects import NOTHING, Effect, NoConfig, On
 from alphapulse_encryption.defs.resources.partitions import Partitions, over_ranges
 from alphapulse_encryption.defs.resources.target import TargetResource
+from alphapulse_encryption.defs.resources.workers import told
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes, reindex
 from alphapulse_encryption.migration.schema.views import create_views
 from alphapulse_encryption.migration.steps.columns import ColumnsResult, add_encrypted_columns
@@ -60,7 +61,9 @@ def _asset(
 
 
 def _add_columns(on: On[NoConfig], table: Table) -> Effect:
-    result = add_encrypted_columns(on.target, table, batch_ranges=on.resource.batch_ranges)
+    result = add_encrypted_columns(
+        on.target, table, batch_ranges=on.resource.batch_ranges, on_progress=told(on.context)
+    )
     lines = [f"✓ Added column {table.key}.{name}" for name in result.added]
     if result.guards_created and not result.added:
         lines.append(f"✓ Put the guard of {table.key} in its place again")

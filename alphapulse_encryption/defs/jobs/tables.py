@@ -1,7 +1,5 @@
 """Jobs that work on named tables, one after the other: those that change sides, destroy, undo, or look after them."""
 
-from collections.abc import Callable
-
 import dagster as dg
 from pydantic import Field
 
@@ -11,11 +9,10 @@ from alphapulse_encryption.defs.jobs.once import TablesConfig, table_job
 from alphapulse_encryption.defs.resources.border import counted
 from alphapulse_encryption.defs.resources.effects import Effect, On
 from alphapulse_encryption.defs.resources.environment import uses_sample
-from alphapulse_encryption.defs.resources.partitions import range_name
+from alphapulse_encryption.defs.resources.workers import told
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.gates.preflight import readable_size
 from alphapulse_encryption.migration.rows import plan, repair
-from alphapulse_encryption.migration.rows.fill import FillProgress
 from alphapulse_encryption.migration.schema import indexes
 from alphapulse_encryption.migration.schema.indexes import IndexChoice
 from alphapulse_encryption.migration.steps import analyze, drop, restore, switch
@@ -58,7 +55,7 @@ def _switch(on: On[TablesConfig], table: Table) -> Effect:
 
 
 def _revert(on: On[TablesConfig], table: Table) -> Effect:
-    if not switch.revert_to_plaintext(on.target, table).changed:
+    if not switch.revert_to_plaintext(on.target, table, on_progress=told(on.context)).changed:
         return Effect(lines=[f"{table.key}: was on plaintext already"])
     return Effect("reverted to plaintext", [f"✓ Reverted to the plaintext columns: {table.key}"])
 
@@ -97,9 +94,7 @@ def _drop(on: On[DropConfig], table: Table) -> Effect:
 
 
 def _restore(on: On[RestoreConfig], table: Table) -> Effect:
-    result = restore.restore_plaintext(
-        on.target, table, hold=on.config.hold, on_progress=_log_by_range(on.log)
-    )
+    result = restore.restore_plaintext(on.target, table, hold=on.config.hold, on_progress=told(on.context))
     if not result.changed:
         return Effect(lines=[f"{table.key}: nothing was dropped, nothing to restore"])
     on.log(f"{table.key}: restored {', '.join(result.columns)}, {result.rows} rows")
@@ -117,23 +112,6 @@ def _restore(on: On[RestoreConfig], table: Table) -> Effect:
     return Effect("restored", [f"✓ Restored the plaintext columns: {table.key}"])
 
 
-def _log_by_range(tell: Callable[[str], None]) -> Callable[[FillProgress], None]:
-    """A line at the first batch of each batch range: the run's page shows how far it is."""
-    begun: set[tuple[str, int | None]] = set()
-
-    def log(progress: FillProgress) -> None:
-        if (progress.table, progress.batch_range) in begun:
-            return
-        begun.add((progress.table, progress.batch_range))
-        where = (
-            "the rest" if progress.batch_range is None else f"batch range {range_name(progress.batch_range)}"
-        )
-        rows = counted(progress.rows, "row")
-        tell(f"{progress.table}: filling {where}; {rows} in {progress.seconds:.1f} s so far")
-
-    return log
-
-
 def _replan(on: On[TablesConfig], table: Table) -> Effect:
     on.resource.refuse_another_key()
     count = plan.replan_ranges(on.database, table, on.actor, count=on.resource.batch_ranges)
@@ -141,7 +119,7 @@ def _replan(on: On[TablesConfig], table: Table) -> Effect:
 
 
 def _repair(on: On[TablesConfig], table: Table) -> Effect:
-    result = repair.repair_mismatched(on.target, table)
+    result = repair.repair_mismatched(on.target, table, on_progress=told(on.context))
     for column, count in result.values.items():
         on.log(f"{table.key}.{column}: {counted(count, 'value')} cleared")
     if result.changed_meanwhile:
