@@ -21,13 +21,14 @@ types here raise errors that it does not wrap; for those of other types, create 
 `hide_parameters=True`.
 """
 
+import functools
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_UP, Context, Decimal
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, Concatenate, NoReturn, ParamSpec, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Boolean, ColumnClause, String, Text, func
@@ -39,6 +40,7 @@ from sqlalchemy.sql import ColumnElement, operators
 from sqlalchemy.sql.elements import BinaryExpression, Null
 from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.util import generic_repr
 
 from alphapulse_encryption.crypto.text import UnencodableTextError
 from alphapulse_encryption.errors import ConfigurationError, DecryptionError
@@ -59,8 +61,12 @@ _FLOAT_MAX_DIGITS = 17
 # Holds every float8 and every middle between two of them exactly.
 _FLOAT_CONTEXT = Context(prec=2000)
 
+_NULL_TESTS = frozenset({operators.eq, operators.ne, operators.is_, operators.is_not})
+
 T = TypeVar("T")
+P = ParamSpec("P")
 R = TypeVar("R")
+Kind = TypeVar("Kind", bound="_ContextType[Any]")
 
 
 class EncryptedTypeError(DontWrapMixin, TypeError):
@@ -75,62 +81,60 @@ class _UnquotedConfigurationError(DontWrapMixin, ConfigurationError):
     """A ConfigurationError that SQLAlchemy raises as it is, instead of with the statement's parameters."""
 
 
-class NullTestsOnly(TypeDecorator.Comparator[Any]):
+class _Refusing(TypeDecorator.Comparator[Any]):
+    """Refuses the operators that mean nothing for what a column holds."""
+
+    __slots__ = ()
+    _column: ClassVar[str]
+    _supports: ClassVar[str]
+    _reason: ClassVar[str]
+
+    def reverse_operate(self, op: OperatorType, other: Any, **kwargs: Any) -> ColumnElement[Any]:
+        self._refuse(op)
+
+    def _refuse(self, op: OperatorType) -> NoReturn:
+        raise InvalidRequestError(
+            f"the {self._column} {_name(self.expr)} supports {self._supports} only, not {operator_name(op)}: "
+            f"{self._reason}"
+        )
+
+
+class NullTestsOnly(_Refusing):
     """Refuses every operator on an encrypted column but the tests for NULL."""
 
     __slots__ = ()
-
-    def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
-        equality = op in {operators.eq, operators.ne, operators.is_, operators.is_not}
-        compared = ColumnsCompared.if_so(self.expr, op, other)
-        if compared is not None:
-            return compared
-        if equality and all(operand is None or isinstance(operand, Null) for operand in other):
-            return super().operate(op, *other, **kwargs)
-        self._refuse(op)
-
-    def reverse_operate(self, op: OperatorType, other: Any, **kwargs: Any) -> ColumnElement[Any]:
-        self._refuse(op)
-
-    def _refuse(self, op: OperatorType) -> NoReturn:
-        raise InvalidRequestError(
-            f"the encrypted column {_name(self.expr)} supports IS NULL only, not {_operator(op)}: "
-            "equal values have different envelopes. Compare its search column (SearchToken), "
-            "or compare after loading."
-        )
-
-
-class _EqualityOnly(TypeDecorator.Comparator[Any]):
-    """Refuses operators on a search column that have no meaning for tokens, such as LIKE or <."""
-
-    __slots__ = ()
-
-    _MEANINGFUL: ClassVar[frozenset[OperatorType]] = frozenset(
-        {
-            operators.eq,
-            operators.ne,
-            operators.is_,
-            operators.is_not,
-            operators.in_op,
-            operators.not_in_op,
-            operators.is_distinct_from,
-            operators.is_not_distinct_from,
-        }
+    _column, _supports = "encrypted column", "IS NULL"
+    _reason = (
+        "equal values have different envelopes. Compare its search column (SearchToken), "
+        "or compare after loading."
     )
 
     def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
-        if op not in self._MEANINGFUL:
-            self._refuse(op)
-        return super().operate(op, *other, **kwargs)
-
-    def reverse_operate(self, op: OperatorType, other: Any, **kwargs: Any) -> ColumnElement[Any]:
+        compared = ColumnsCompared.if_so(self.expr, op, other)
+        if compared is not None:
+            return compared
+        if is_null_test(op, other):
+            return super().operate(op, *other, **kwargs)
         self._refuse(op)
 
-    def _refuse(self, op: OperatorType) -> NoReturn:
-        raise InvalidRequestError(
-            f"the search column {_name(self.expr)} supports =, <>, IN and IS NULL only, not {_operator(op)}: "
-            "a token says whether two values are equal and nothing else."
-        )
+
+class _EqualityOnly(_Refusing):
+    """Refuses operators on a search column that have no meaning for tokens, such as LIKE or <."""
+
+    __slots__ = ()
+    _column, _supports = "search column", "=, <>, IN and IS NULL"
+    _reason = "a token says whether two values are equal and nothing else."
+    _meaningful = _NULL_TESTS | {
+        operators.in_op,
+        operators.not_in_op,
+        operators.is_distinct_from,
+        operators.is_not_distinct_from,
+    }
+
+    def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
+        if op not in self._meaningful:
+            self._refuse(op)
+        return super().operate(op, *other, **kwargs)
 
 
 class ColumnsCompared(BinaryExpression[bool]):
@@ -163,14 +167,65 @@ def _name(expression: Any) -> str:
     return str(getattr(expression, "name", None) or "of this expression")
 
 
-def _operator(op: OperatorType) -> str:
+def operator_name(op: OperatorType) -> str:
+    """What messages call an operator."""
     return str(getattr(op, "__name__", "this operator"))
 
 
+def is_null_test(op: OperatorType, other: tuple[Any, ...]) -> bool:
+    """Whether an operation asks for NULL or its opposite, and for nothing else."""
+    return op in _NULL_TESTS and all(operand is None or isinstance(operand, Null) for operand in other)
+
+
+def _unquoted(method: Callable[Concatenate[Kind, P], R]) -> Callable[Concatenate[Kind, P], R]:
+    """A method of a type whose errors quote no value, and which SQLAlchemy does not wrap with the parameters."""
+
+    @functools.wraps(method)
+    def unquoted(kind: Kind, /, *arguments: P.args, **options: P.kwargs) -> R:
+        failure: Exception
+        try:
+            return method(kind, *arguments, **options)
+        except (EncryptedTypeError, EncryptedValueError):
+            raise
+        except ConfigurationError as error:
+            failure = _UnquotedConfigurationError(str(error))
+        except UnencodableTextError as error:
+            failure = kind._wrong_value(str(error))
+        except (ValueError, ArithmeticError, RecursionError):
+            failure = kind._wrong_value("the value has no text form in PostgreSQL")
+        # Not raised above: a chained exception could carry the value.
+        raise failure
+
+    return unquoted
+
+
 class _ContextType(TypeDecorator[T]):
-    """What encrypted columns and search columns share: a context, and errors that quote no parameters."""
+    """What encrypted columns and search columns share: a context, and values of one Python type.
+
+    Args:
+        context: that of the column, as in the catalogue.
+    """
 
     impl: type[TypeEngine[Any]] = Text
+    _takes: ClassVar[tuple[type, ...]] = ()
+    _refuses: ClassVar[tuple[type, ...]] = ()
+    _expected: ClassVar[str] = "nothing"
+
+    def __init_subclass__(
+        cls, takes: tuple[type, ...] = (), refuses: tuple[type, ...] = (), expected: str = ""
+    ) -> None:
+        """Of a type that is used for columns.
+
+        Args:
+            takes: the Python types of its values.
+            refuses: subclasses of those that mean something else.
+            expected: what a message calls them.
+        """
+        super().__init_subclass__()
+        if takes:
+            cls.cache_ok = True  # each class has to say so by itself
+            cls._takes, cls._refuses = takes, refuses
+            cls._expected = expected or takes[0].__name__
 
     def __init__(self, context: str) -> None:
         if not context:
@@ -180,21 +235,10 @@ class _ContextType(TypeDecorator[T]):
         super().__init__()
         self.context = context
 
-    def _guarded(self, value: Any, use: Callable[[Any, str], R]) -> R:
-        """What `use` makes of a value and the context, with errors that quote nothing and that nobody wraps."""
-        failure: Exception
-        try:
-            return use(value, self.context)
-        except (EncryptedTypeError, EncryptedValueError):
-            raise
-        except ConfigurationError as error:
-            failure = _UnquotedConfigurationError(str(error))
-        except UnencodableTextError as error:
-            failure = self._wrong_value(str(error))
-        except (ValueError, ArithmeticError, RecursionError):
-            failure = self._wrong_value("the value has no text form in PostgreSQL")
-        # Not raised above: a chained exception could carry the value.
-        raise failure
+    def _checked(self, value: Any) -> Any:
+        if not isinstance(value, self._takes) or isinstance(value, self._refuses):
+            raise self._wrong_type(value, self._expected)
+        return value
 
     def _wrong_type(self, value: object, expected: str) -> EncryptedTypeError:
         return EncryptedTypeError(f"{self!r} takes {expected}, not {type(value).__name__}")
@@ -203,60 +247,56 @@ class _ContextType(TypeDecorator[T]):
         return EncryptedValueError(f"{self!r}: {problem}")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.context!r})"
+        return generic_repr(self)
 
 
 class _Encrypted(_ContextType[T]):
-    """A column of envelopes. Subclasses say how a value is written as text and read back."""
+    """A column of envelopes. Subclasses say how a value is written as text and read back.
+
+    Whatever takes a value raises EncryptedTypeError where it is of another Python type, EncryptedValueError where the
+    column cannot hold it, and ConfigurationError where a key is missing or malformed. None of them quotes it.
+    """
 
     comparator_factory = NullTestsOnly
+    _read: ClassVar["staticmethod[[str], Any]"]
+
+    def __init_subclass__(cls, read: Callable[[str], Any] | None = None, **values: Any) -> None:
+        """As for `_ContextType`; `read` makes a value of its text, or raises ValueError or ArithmeticError."""
+        super().__init_subclass__(**values)
+        if read is not None:
+            cls._read = staticmethod(read)
 
     def _render(self, value: Any) -> str:
-        raise self._wrong_type(value, "nothing")
+        return str(self._checked(value))
 
     def _parse(self, text: str) -> T:
-        raise ValueError
+        return self._read(text)  # type: ignore[no-any-return]
 
+    @_unquoted
     def process_bind_param(self, value: T | None, dialect: Dialect) -> str | None:
-        """The envelope of a value.
+        """The envelope of a value."""
+        return None if value is None else encrypt_field(self._render(value), self.context)
 
-        Raises:
-            EncryptedTypeError: the value is of another Python type.
-            EncryptedValueError: the column cannot hold it.
-            ConfigurationError: a key is missing or malformed.
-        """
-        if value is None:
-            return None
-        return self._guarded(value, self._seal)
-
-    def _seal(self, value: Any, context: str) -> str:
-        return encrypt_field(self._render(value), context)
-
+    @_unquoted
     def seal_text(self, text: str) -> str:
-        """The envelope of a value's text form. Raises EncryptedValueError and ConfigurationError."""
-        return self._guarded(text, encrypt_field)
+        """The envelope of a value's text form."""
+        return encrypt_field(text, self.context)
 
+    @_unquoted
     def search_tokens(self, value: Any) -> list[str]:
-        """The tokens under which a value is found, of every readable key version, the current one first; none for None.
+        """The tokens under which a value is found, of every readable key version, the current one first."""
+        return get_searchable_cipher().generate_search_tokens(self._render(value), self.context)
 
-        Raises:
-            EncryptedTypeError, EncryptedValueError, ConfigurationError: as `process_bind_param`.
-        """
-        return [] if value is None else self._guarded(value, self._tokens)
-
-    def _tokens(self, value: Any, context: str) -> list[str]:
-        return get_searchable_cipher().generate_search_tokens(self._render(value), context)
-
+    @_unquoted
     def search_token(self, value: Any) -> str | None:
-        """The token that is stored beside a value; None for None. Raises what `search_tokens` raises."""
-        return None if value is None else self._guarded(value, self._token)
+        """The token that is stored beside a value; None for None."""
+        text = None if value is None else self._render(value)
+        return get_searchable_cipher().generate_search_token(text, self.context)
 
-    def _token(self, value: Any, context: str) -> str:
-        return _search_token(self._render(value), context)
-
+    @_unquoted
     def text_of(self, value: Any) -> str:
-        """The PostgreSQL text form of a value, which is what is encrypted. Raises what `search_tokens` raises."""
-        return self._guarded(value, lambda value, _: self._render(value))
+        """The PostgreSQL text form of a value, which is what is encrypted."""
+        return self._render(value)
 
     def json_of(self, column: ColumnElement[Any]) -> ColumnElement[str]:
         """A plaintext column of this type as JSON text, which no setting of a session has a say in."""
@@ -284,57 +324,43 @@ class _Encrypted(_ContextType[T]):
         raise DecryptionError(f"{self!r}: a decrypted value is not one that this type can represent")
 
 
-class EncryptedString(_Encrypted[str]):
+class EncryptedString(_Encrypted[str], takes=(str,)):
     """Text: `varchar`, `text`."""
 
-    cache_ok = True
-
     def _render(self, value: Any) -> str:
-        if not isinstance(value, str):
-            raise self._wrong_type(value, "str")
-        return value
+        return self._checked(value)  # type: ignore[no-any-return]
 
     def _parse(self, text: str) -> str:
         return text
 
 
-class EncryptedText(EncryptedString):
+class EncryptedText(EncryptedString, takes=(str,)):
     """Text, the same as `EncryptedString`: encrypted columns have no length."""
 
-    cache_ok = True
 
-
-class EncryptedInteger(_Encrypted[int]):
+class EncryptedInteger(_Encrypted[int], takes=(int,), refuses=(bool,), read=int):
     """Whole numbers: `smallint`, `integer`, `bigint`."""
 
-    cache_ok = True
-
     def _render(self, value: Any) -> str:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise self._wrong_type(value, "int")
-        if value not in _BIGINT:
+        if self._checked(value) not in _BIGINT:
             raise self._wrong_value("the value is out of the range of bigint")
         return str(int(value))
 
-    def _parse(self, text: str) -> int:
-        return int(text)
 
-
-class EncryptedFloat(_Encrypted[float]):
+class EncryptedFloat(_Encrypted[float], takes=(float, int), refuses=(bool,), read=float):
     """Floating point: `double precision`."""
 
-    cache_ok = True
-
     def _render(self, value: Any) -> str:
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise self._wrong_type(value, "float")
-        return _float8_text(float(value))
-
-    def _parse(self, text: str) -> float:
-        return float(text)
+        return _float8_text(float(self._checked(value)))
 
 
-class EncryptedNumeric(_Encrypted[Decimal]):
+class EncryptedNumeric(
+    _Encrypted[Decimal],
+    takes=(Decimal, int),
+    refuses=(bool,),
+    expected="Decimal or int (a float is rounded to binary: use Decimal(str(x)))",
+    read=Decimal,
+):
     """Exact numbers: `numeric`. All digits are kept, trailing zeros included.
 
     Args:
@@ -342,24 +368,15 @@ class EncryptedNumeric(_Encrypted[Decimal]):
             decimals, rounded half away from zero as PostgreSQL does. None: as many as the value has.
     """
 
-    cache_ok = True
-
     def __init__(self, context: str, scale: int | None = None) -> None:
         super().__init__(context)
         self.scale = scale
 
     def _render(self, value: Any) -> str:
-        if not isinstance(value, int | Decimal) or isinstance(value, bool):
-            raise self._wrong_type(
-                value, "Decimal or int (a float is rounded to binary: use Decimal(str(x)))"
-            )
-        number = Decimal(value)
+        number = Decimal(self._checked(value))
         if self.scale is not None and number.is_finite():
             number = number.quantize(Decimal((0, (1,), -self.scale)), ROUND_HALF_UP, _NUMERIC_CONTEXT)
         return _numeric_text(number)
-
-    def _parse(self, text: str) -> Decimal:
-        return Decimal(text)
 
     def compare_values(self, x: Any, y: Any) -> bool:
         """Whether two values are the same, digits included: 1.5 over 1.50 is a change, unless the scale is given."""
@@ -367,20 +384,12 @@ class EncryptedNumeric(_Encrypted[Decimal]):
             return x.compare_total(y) == 0
         return bool(x == y)
 
-    def __repr__(self) -> str:
-        scale = "" if self.scale is None else f", scale={self.scale}"
-        return f"{type(self).__name__}({self.context!r}{scale})"
 
-
-class EncryptedBoolean(_Encrypted[bool]):
+class EncryptedBoolean(_Encrypted[bool], takes=(bool,)):
     """`boolean`."""
 
-    cache_ok = True
-
     def _render(self, value: Any) -> str:
-        if not isinstance(value, bool):
-            raise self._wrong_type(value, "bool")
-        return "true" if value else "false"
+        return "true" if self._checked(value) else "false"
 
     def _parse(self, text: str) -> bool:
         if text not in {"true", "false"}:
@@ -388,21 +397,11 @@ class EncryptedBoolean(_Encrypted[bool]):
         return text == "true"
 
 
-class EncryptedDate(_Encrypted[date]):
+class EncryptedDate(_Encrypted[date], takes=(date,), refuses=(datetime,), read=date.fromisoformat):
     """`date`. PostgreSQL's `infinity` and years that Python does not have cannot be read."""
 
-    cache_ok = True
 
-    def _render(self, value: Any) -> str:
-        if not isinstance(value, date) or isinstance(value, datetime):
-            raise self._wrong_type(value, "date")
-        return value.isoformat()
-
-    def _parse(self, text: str) -> date:
-        return date.fromisoformat(text)
-
-
-class EncryptedDateTime(_Encrypted[datetime]):
+class EncryptedDateTime(_Encrypted[datetime], takes=(datetime,), read=datetime.fromisoformat):
     """`timestamp with time zone` or `timestamp`.
 
     PostgreSQL's `infinity` and years that Python does not have cannot be read.
@@ -411,25 +410,21 @@ class EncryptedDateTime(_Encrypted[datetime]):
         timezone: True takes aware values and returns them in UTC; False takes and returns naive ones.
     """
 
-    cache_ok = True
-
     def __init__(self, context: str, timezone: bool = True) -> None:
         super().__init__(context)
         self.timezone = timezone
 
     def _render(self, value: Any) -> str:
-        if not isinstance(value, datetime):
-            raise self._wrong_type(value, "datetime")
-        if (value.utcoffset() is not None) != self.timezone:
+        if (self._checked(value).utcoffset() is not None) != self.timezone:
             raise self._wrong_value("the value must be " + ("aware" if self.timezone else "naive"))
         moment = value.astimezone(UTC) if self.timezone else value
-        text = moment.replace(tzinfo=None).isoformat(sep=" ")
+        text: str = moment.replace(tzinfo=None).isoformat(sep=" ")
         if moment.microsecond:
             text = text.rstrip("0")
         return text + "+00" if self.timezone else text
 
     def _parse(self, text: str) -> datetime:
-        value = datetime.fromisoformat(text)
+        value = super()._parse(text)
         if (value.tzinfo is not None) != self.timezone:
             raise ValueError
         return value
@@ -439,26 +434,12 @@ class EncryptedDateTime(_Encrypted[datetime]):
         value = super().parse_json(text)
         return value.astimezone(UTC) if self.timezone else value
 
-    def __repr__(self) -> str:
-        timezone = "" if self.timezone else ", timezone=False"
-        return f"{type(self).__name__}({self.context!r}{timezone})"
 
-
-class EncryptedUUID(_Encrypted[UUID]):
+class EncryptedUUID(_Encrypted[UUID], takes=(UUID,), read=UUID):
     """`uuid`."""
 
-    cache_ok = True
 
-    def _render(self, value: Any) -> str:
-        if not isinstance(value, UUID):
-            raise self._wrong_type(value, "UUID")
-        return str(value)
-
-    def _parse(self, text: str) -> UUID:
-        return UUID(text)
-
-
-class EncryptedJSON(_Encrypted[Any]):
+class EncryptedJSON(_Encrypted[Any], takes=(object,), expected="what JSON can hold", read=json.loads):
     """`jsonb`: dicts with str keys, lists, tuples, str, int, float, Decimal, bool and None inside them.
 
     None itself is NULL; a JSON null in the column is read as None. Numbers with a decimal point are
@@ -473,20 +454,17 @@ class EncryptedJSON(_Encrypted[Any]):
     # Values are dicts and lists.
     hashable = False
 
-    cache_ok = True
-
     def __init__(self, context: str, binary: bool = True) -> None:
         super().__init__(context)
         self.binary = binary
 
     def _render(self, value: Any) -> str:
-        return self._jsonb_text(value) if self.binary else self._json_text(value)
-
-    def _json_text(self, value: Any) -> str:
+        if self.binary:
+            return self._jsonb_text(value)
         return json.dumps(value, allow_nan=False, default=self._refuse)
 
     def _refuse(self, value: object) -> NoReturn:
-        raise self._wrong_type(value, "what JSON can hold")
+        raise self._wrong_type(value, self._expected)
 
     def compare_values(self, x: Any, y: Any) -> bool:
         """Whether two values are the same JSON: 1 and true, which Python calls equal, are not."""
@@ -508,48 +486,33 @@ class EncryptedJSON(_Encrypted[Any]):
                 if "\x00" in value:
                     raise self._wrong_value("jsonb cannot hold a NUL character")
                 return json.dumps(value, ensure_ascii=False)
-            case int() | Decimal():
-                return self._number_text(Decimal(value))
-            case float():
-                return self._number_text(Decimal(repr(float(value))))
+            case int() | float() | Decimal():
+                number = Decimal(repr(float(value)) if isinstance(value, float) else value)
+                if not number.is_finite():
+                    raise self._wrong_value("JSON has neither NaN nor infinity")
+                return _numeric_text(number)
             case Mapping():
                 for key in value:
                     if not isinstance(key, str):
                         raise self._wrong_type(key, "str as keys of a JSON object")
-                members = sorted(value.items(), key=_jsonb_key_order)
+                members = sorted(value.items(), key=lambda member: (len(name := member[0].encode()), name))
                 texts = [f"{self._jsonb_text(key)}: {self._jsonb_text(member)}" for key, member in members]
                 return "{" + ", ".join(texts) + "}"
             case list() | tuple():
                 return "[" + ", ".join([self._jsonb_text(item) for item in value]) + "]"
             case _:
-                raise self._wrong_type(value, "what JSON can hold")
-
-    def _number_text(self, number: Decimal) -> str:
-        if not number.is_finite():
-            raise self._wrong_value("JSON has neither NaN nor infinity")
-        return _numeric_text(number)
-
-    def _parse(self, text: str) -> Any:
-        return json.loads(text)
+                self._refuse(value)
 
     def parse_json(self, text: str) -> Any:
         """The plaintext is JSON already."""
         return self._parse(text)
 
-    def __repr__(self) -> str:
-        binary = "" if self.binary else ", binary=False"
-        return f"{type(self).__name__}({self.context!r}{binary})"
 
-
-class EncryptedBytes(_Encrypted[bytes]):
+class EncryptedBytes(_Encrypted[bytes], takes=(bytes, bytearray, memoryview)):
     r"""`bytea`, as `\x` and hexadecimal digits."""
 
-    cache_ok = True
-
     def _render(self, value: Any) -> str:
-        if not isinstance(value, bytes | bytearray | memoryview):
-            raise self._wrong_type(value, "bytes")
-        return "\\x" + value.hex()
+        return f"\\x{self._checked(value).hex()}"
 
     def json_of(self, column: ColumnElement[Any]) -> ColumnElement[str]:
         """As for other types, in hexadecimal digits whatever `bytea_output` says."""
@@ -561,7 +524,7 @@ class EncryptedBytes(_Encrypted[bytes]):
         return bytes.fromhex(text[2:])
 
 
-class SearchToken(_ContextType[str]):
+class SearchToken(_ContextType[str], takes=(str,)):
     """A search column: what is compared with it or stored in it is plaintext, bound as its token.
 
     What is loaded is the stored token. Do not assign a loaded token to another row: it would be
@@ -572,35 +535,17 @@ class SearchToken(_ContextType[str]):
     """
 
     impl = String
-    cache_ok = True
     comparator_factory = _EqualityOnly
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """`VARCHAR(64)`, as the migration creates it."""
         return dialect.type_descriptor(String(SEARCH_COLUMN_LENGTH))
 
+    @_unquoted
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """The token of a plaintext, under the current key version.
-
-        Raises:
-            EncryptedTypeError: the value is not a str.
-            EncryptedValueError: it holds lone surrogates.
-            ConfigurationError: a key is missing or malformed.
-        """
-        if value is None:
-            return None
-        if not isinstance(value, str):
-            raise self._wrong_type(value, "str")
-        return self._guarded(value, _search_token)
-
-
-def _search_token(text: str, context: str) -> str:
-    return get_searchable_cipher().generate_search_token(text, context)
-
-
-def _jsonb_key_order(member: tuple[str, Any]) -> tuple[int, bytes]:
-    key = member[0].encode()
-    return len(key), key
+        """The token of a plaintext, under the current key version; raises what an encrypted column raises."""
+        text: str | None = None if value is None else self._checked(value)
+        return get_searchable_cipher().generate_search_token(text, self.context)
 
 
 def _numeric_text(number: Decimal) -> str:
