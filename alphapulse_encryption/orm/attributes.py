@@ -48,10 +48,7 @@ class DeclaredComparator(ColumnProperty.Comparator[Any]):
                 refuse_expression(kind)
             # Written by itself: the value is pending, and a backfill encrypts it.
             return [(self.column_of(attribute.name), value)]
-        written = [(self.column_of(key), value) for key in attribute.keys if key != attribute.search]
-        if attribute.search is not None:
-            written.append((self.column_of(attribute.search), kind.kind.search_token(value)))
-        return written
+        return [(self.column_of(key), kind.beside(key, value)) for key in attribute.keys]
 
 
 class EncryptedComparator(DeclaredComparator):
@@ -61,7 +58,8 @@ class EncryptedComparator(DeclaredComparator):
         return Selected(self.encrypted_type.reading(self._reading_column), SelectedValue(self.encrypted_type))
 
     def _reading_column(self, key: str) -> Any:
-        return _as_text(self.column_of(key)) if key == self.prop.key else self.column_of(key)
+        column = self.column_of(key)
+        return TypeCoerce(column, Text()) if key == self.prop.key else column
 
     def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
         compared = self.encrypted_type.compare(op, other, self._reading_column)
@@ -74,16 +72,8 @@ class EncryptedComparator(DeclaredComparator):
         self.encrypted_type.refuse(op)
 
 
-def _as_text(column: ColumnElement[Any]) -> ColumnElement[str]:
-    return TypeCoerce(column, Text())
-
-
 def refuse_expression(kind: EncryptedColumn) -> NoReturn:
-    """Refuse an SQL expression as a value: the database cannot encrypt.
-
-    Raises:
-        InvalidRequestError: always.
-    """
+    """Refuse an SQL expression as a value: the database cannot encrypt."""
     raise InvalidRequestError(
         f"{kind.attribute} is encrypted in the phase {kind.attribute.phase} and takes values, not SQL expressions: "
         "load the rows, and assign the values."
@@ -110,11 +100,7 @@ class Selected(TypeCoerce[Any]):
         return cast(SelectedValue, self.type).column.attribute
 
     def refuse(self, place: str) -> NoReturn:
-        """Refuse to be anywhere else.
-
-        Raises:
-            InvalidRequestError: always.
-        """
+        """Refuse to be anywhere else."""
         attribute = self._attribute
         raise InvalidRequestError(
             f"{attribute} is encrypted in the phase {attribute.phase} and cannot be used in {place}: the "

@@ -36,18 +36,14 @@ def encrypted_values(model: type[Any], values: Mapping[str, Any]) -> dict[str, A
     given: dict[str, Any] = {}
     for name, value in values.items():
         kind = kinds.get(name)
-        for key in (name,) if kind is None else kind.attribute.keys:
-            search = kind is not None and key == kind.attribute.search
-            given[key] = kind.kind.search_token(value) if kind is not None and search else value
+        given |= (
+            {name: value} if kind is None else {key: kind.beside(key, value) for key in kind.attribute.keys}
+        )
     return given
 
 
 class CopyRows(NamedTuple):
-    """What `COPY` takes.
-
-    Args:
-        rows: one tuple for each row, in that order.
-    """
+    """What `COPY` takes."""
 
     columns: tuple[str, ...]
     rows: Iterator[tuple[Any, ...]]
@@ -71,18 +67,16 @@ def copy_rows(model: type[Any], attributes: Sequence[str], rows: Iterable[Sequen
         ConfigurationError: there is no such attribute.
         EncryptedTypeError, EncryptedValueError: of a value, as when it is written; raised while rows are taken.
     """
-    kinds, table = _kinds(model), _table(model)
-    unknown = [name for name in attributes if name not in inspect_class(model).columns]
+    kinds, table, mapped = _kinds(model), _table(model), inspect_class(model).columns
+    unknown = [name for name in attributes if name not in mapped]
     if unknown:
         raise ConfigurationError(f"{model.__name__} has no column attribute {', '.join(unknown)}")
-    columns: list[Column[Any]] = []
-    for name in attributes:
-        kind = kinds.get(name)
-        keys = (name,) if kind is None else kind.attribute.keys
-        columns += [inspect_class(model).columns[name] if kind is None else table.c[key] for key in keys]
-    names = tuple(column.name for column in columns)
-    sources = [kinds.get(name) or inspect_class(model).columns[name] for name in attributes]
-    return CopyRows(names, _rows(sources, table, rows))
+    sources = [kinds.get(name) or mapped[name] for name in attributes]
+    names: list[str] = []
+    for source in sources:
+        keys = source.attribute.keys if isinstance(source, EncryptedColumn) else ()
+        names += [table.c[key].name for key in keys] or [source.name]
+    return CopyRows(tuple(names), _rows(sources, table, rows))
 
 
 def _rows(

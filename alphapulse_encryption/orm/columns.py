@@ -18,14 +18,20 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import PassiveFlag
 from sqlalchemy.orm.base import LoaderCallableStatus
 from sqlalchemy.sql import ClauseElement, ColumnElement, operators
-from sqlalchemy.sql.elements import Null
 from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeDecorator
 
 from alphapulse_encryption.errors import DecryptionError
 from alphapulse_encryption.orm.limits import Limit
 from alphapulse_encryption.orm.phases import Phase
-from alphapulse_encryption.orm.types import ColumnsCompared, EncryptedValueError, NullTestsOnly, _Encrypted
+from alphapulse_encryption.orm.types import (
+    ColumnsCompared,
+    EncryptedValueError,
+    NullTestsOnly,
+    _Encrypted,
+    is_null_test,
+    operator_name,
+)
 
 # What a plaintext begins with where it stands in for an envelope, which begins with a brace.
 _PLAINTEXT_MARK = "="
@@ -75,7 +81,6 @@ class Unreadable:
 
     Args:
         place: table and column, and the row where it is known.
-        reason: of the failure.
     """
 
     __slots__ = ("_place", "_reason")
@@ -123,21 +128,24 @@ for _name in (
         "iter",
         "contains",
     ),
-    *("eq", "ne", "lt", "le", "gt", "ge", "getitem", "neg", "pos", "abs", "round"),
     *(
+        "getitem",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "neg",
+        "pos",
+        "abs",
+        "round",
         "add",
         "radd",
         "sub",
         "rsub",
-        "mul",
-        "rmul",
-        "truediv",
-        "rtruediv",
-        "floordiv",
-        "rfloordiv",
-        "mod",
-        "rmod",
     ),
+    *("mul", "rmul", "truediv", "rtruediv", "floordiv", "rfloordiv", "mod", "rmod"),
 ):
     setattr(Unreadable, f"__{_name}__", Unreadable._raise)
 
@@ -159,11 +167,7 @@ class _Operators(TypeDecorator.Comparator[Any]):
 
 
 def neighbour(column: Any, attribute: Attribute, key: str) -> ColumnElement[Any]:
-    """Another column of the same attribute, in the table, alias or subquery that its column of envelopes is in.
-
-    Raises:
-        InvalidRequestError: it was not selected there.
-    """
+    """Another column of the same attribute, in the table, alias or subquery that its column of envelopes is in."""
     if key == attribute.encrypted:
         return type_coerce(column, Text)
     source = getattr(column, "table", None)
@@ -183,7 +187,6 @@ class EncryptedColumn(TypeDecorator[Any]):
 
     Args:
         kind: the declared type.
-        attribute: what it belongs to.
         limit: what the plaintext column refuses.
     """
 
@@ -202,24 +205,22 @@ class EncryptedColumn(TypeDecorator[Any]):
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
         """Values to envelopes; raises what `checked_text` raises, and ConfigurationError where a key is missing."""
-
         kind = self.kind
         if not self.limit.exists:
             return lambda value: kind.process_bind_param(value, dialect)
         return lambda value: None if value is None else kind.seal_text(self.checked_text(value))
 
     def checked_text(self, value: Any) -> str:
-        """The text form of a value, once the plaintext column would have taken it.
-
-        Raises:
-            EncryptedTypeError, EncryptedValueError: the value is of another type, or the column cannot hold it; the
-                message names the column, never the value.
-        """
+        """The text form of a value; EncryptedTypeError or EncryptedValueError where the plaintext column refuses it."""
         text = self.kind.text_of(value)
         problem = self.limit.problem(text)
         if problem:
             raise EncryptedValueError(f"{self.attribute}: {problem}")
         return text
+
+    def beside(self, key: str, value: Any) -> Any:
+        """What a column of the attribute is given for a value: itself, or its search token."""
+        return self.kind.search_token(value) if key == self.attribute.search else value
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
         """Envelopes to values, and plaintext where it stands in for one."""
@@ -233,12 +234,7 @@ class EncryptedColumn(TypeDecorator[Any]):
         return process
 
     def read(self, stored: str | None, dialect: Dialect) -> Any:
-        """The value of what `column_expression` selects.
-
-        Raises:
-            DecryptionError: it cannot be read.
-            ConfigurationError: a key is missing or malformed.
-        """
+        """The value of what `column_expression` selects; raises what the declared type raises."""
         if stored is None or not stored.startswith(_PLAINTEXT_MARK) or not self.attribute.plaintext:
             return self.kind.process_result_value(stored, dialect)
         try:
@@ -264,20 +260,16 @@ class EncryptedColumn(TypeDecorator[Any]):
     def compare(
         self, op: OperatorType, other: tuple[Any, ...], column_of: Callable[[str], ColumnElement[Any]]
     ) -> ColumnElement[Any]:
-        """An operator on the attribute.
+        """An operator on the attribute; refuses what ciphertext cannot be asked.
 
         Args:
             column_of: the attribute's column of a key, without operators of its own.
-
-        Raises:
-            InvalidRequestError: ciphertext cannot be compared so.
-            EncryptedTypeError, EncryptedValueError, ConfigurationError: of a value, as when it is written.
         """
         attribute = self.attribute
         pending = None
         if attribute.plaintext is not None:
             pending = column_of(attribute.encrypted).is_(None), column_of(attribute.plaintext)
-        if op in _NULL_TESTS and all(operand is None or isinstance(operand, Null) for operand in other):
+        if is_null_test(op, other):
             absent: ColumnElement[bool] = column_of(attribute.encrypted).is_(None)
             if pending is not None:
                 absent = and_(absent, pending[1].is_(None))
@@ -307,20 +299,13 @@ class EncryptedColumn(TypeDecorator[Any]):
         return or_(found, and_(absent, plaintext.in_(given) if op in _POSITIVE else plaintext.not_in(given)))
 
     def refuse(self, op: OperatorType) -> NoReturn:
-        """Refuse an operator.
-
-        Raises:
-            InvalidRequestError: always; the message names the attribute and what works.
-        """
-        attribute = self.attribute
-        name = getattr(op, "__name__", "this operator")
-        possible = "=, <>, IN and IS NULL" if attribute.search else "IS NULL"
-        advice = "Compare after loading" + (
-            "." if attribute.search else ", or declare it with search=True for =."
-        )
+        """Refuse an operator; the message names the attribute and what works."""
+        possible, other = "=, <>, IN and IS NULL", ""
+        if not self.attribute.search:
+            possible, other = "IS NULL", ", or declare it with search=True for ="
         raise InvalidRequestError(
-            f"{attribute} is encrypted in the phase {attribute.phase} and supports {possible} only, not {name}. "
-            f"{advice}"
+            f"{self.attribute} is encrypted in the phase {self.attribute.phase} and supports {possible} only, not "
+            f"{operator_name(op)}. Compare after loading{other}."
         )
 
     def compare_values(self, x: Any, y: Any) -> bool:
@@ -333,7 +318,6 @@ class EncryptedColumn(TypeDecorator[Any]):
 
 _LISTS = frozenset({operators.in_op, operators.not_in_op})
 _POSITIVE = frozenset({operators.eq, operators.is_, operators.in_op})
-_NULL_TESTS = frozenset({operators.eq, operators.ne, operators.is_, operators.is_not})
 _LOOKUPS = _LISTS | {operators.eq, operators.ne}
 _COLLECTIONS = (list, tuple, set, frozenset)
 
@@ -351,12 +335,7 @@ class SelectedValue(TypeDecorator[Any]):
         self.hashable = column.hashable
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
-        """The value.
-
-        Raises:
-            DecryptionError: it cannot be read; the message names table and column.
-            ConfigurationError: a key is missing or malformed.
-        """
+        """The value, or the error why it cannot be read, which names table and column."""
         try:
             return self.column.read(value, dialect)
         except DecryptionError as error:

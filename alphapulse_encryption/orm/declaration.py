@@ -17,6 +17,7 @@ import re
 import types
 import typing
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import CHAR, Column, DateTime, Numeric, String
@@ -123,26 +124,17 @@ def _searchable(kind: _Encrypted[Any]) -> bool:
     return not unscaled and not isinstance(kind, EncryptedFloat | EncryptedJSON)
 
 
+@dataclass
 class _Declaration:
     """What stands in a class body until the class is made."""
 
-    def __init__(
-        self,
-        kind: _Encrypted[Any],
-        plain: TypeEngine[Any],
-        search: bool,
-        nullable: bool | None,
-        default: Any,
-        name: str | None,
-        deferred: bool,
-    ) -> None:
-        self.kind = kind
-        self.plain = plain
-        self.search = search
-        self.nullable = nullable
-        self.default = default
-        self.column = name
-        self.deferred = deferred
+    kind: _Encrypted[Any]
+    plain: TypeEngine[Any]
+    search: bool
+    nullable: bool | None
+    default: Any
+    column: str | None
+    deferred: bool
 
     def __set_name__(self, owner: type, name: str) -> None:
         # Called before the class is mapped; annotations are there already.
@@ -164,8 +156,7 @@ class _Declaration:
             raise ConfigurationError(
                 f"encrypted() does not work with dataclass mappings: make {owner.__name__} a plain declarative class"
             )
-        phase = phase_of(table)
-        column = self.column or name
+        phase, column = phase_of(table), self.column or name
         attribute = Attribute(
             table=table,
             column=column,
@@ -175,58 +166,47 @@ class _Declaration:
             plaintext={Phase.PLAINTEXT: name, Phase.DUAL: name + PLAINTEXT_SUFFIX}.get(phase),
             search=name + SEARCH_SUFFIX if self.search else None,
         )
-        encrypted_type = EncryptedColumn(self.kind, attribute, limit_of(self.plain))
-        if phase is Phase.OFF:
-            setattr(
-                owner, name, column_property(self._main(column, name, self.plain), deferred=self.deferred)
-            )
-            return
-        comparator = EncryptedComparator if attribute.reads_ciphertext else DeclaredComparator
-        main = (
-            self._main(column + ENCRYPTED_SUFFIX, name, encrypted_type)
-            if attribute.reads_ciphertext
-            else self._main(column, name, self.plain)
+        kind = EncryptedColumn(self.kind, attribute, limit_of(self.plain))
+        envelopes: tuple[str, TypeEngine[Any]] = column + ENCRYPTED_SUFFIX, kind
+        plaintext = column, self.plain
+        reads_plaintext = phase in {Phase.OFF, Phase.PLAINTEXT}
+        main = Column(
+            *(plaintext if reads_plaintext else envelopes),
+            key=name,
+            nullable=bool(self.nullable),
+            default=self.default,
         )
-        info = {INFO: encrypted_type}
+        if phase is Phase.OFF:
+            setattr(owner, name, column_property(main, deferred=self.deferred))
+            return
+        comparator = DeclaredComparator if reads_plaintext else EncryptedComparator
+        info = {INFO: kind}
         setattr(
             owner,
             name,
             column_property(main, comparator_factory=comparator, deferred=self.deferred, info=info),
         )
-        others: dict[str, tuple[str, TypeEngine[Any]]] = {}
-        if attribute.search is not None:
-            others[attribute.search] = column + SEARCH_SUFFIX, String(SEARCH_COLUMN_LENGTH)
-        if phase is Phase.PLAINTEXT:
-            others[attribute.encrypted] = column + ENCRYPTED_SUFFIX, encrypted_type
-        elif attribute.plaintext is not None:
-            others[attribute.plaintext] = column, self.plain
-        for key, (column_name, kind) in others.items():
+        others = {
+            attribute.search: (column + SEARCH_SUFFIX, String(SEARCH_COLUMN_LENGTH)),
+            attribute.encrypted: envelopes,
+            attribute.plaintext: plaintext,
+        }
+        for key in reversed(attribute.keys[1:]):
             if hasattr(owner, key):
                 raise ConfigurationError(
                     f"{owner.__name__}.{key} is declared beside encrypted(): it comes with {owner.__name__}.{name}, "
                     "remove it"
                 )
-            companion = Column(
-                column_name, kind, key=key, nullable=True, default=_companion(encrypted_type, key)
-            )
+            companion = Column(*others[key], key=key, nullable=True, default=_companion(kind, key))
             # What is selected for the attribute may need the plaintext; nothing else is read.
             unread = self.deferred or key != attribute.plaintext
             setattr(owner, key, column_property(companion, deferred=unread))
-        keep_written_together(owner, name, encrypted_type)
-
-    def _main(self, column: str, key: str, kind: TypeEngine[Any]) -> Column[Any]:
-        return Column(column, kind, key=key, nullable=bool(self.nullable), default=self.default)
+        keep_written_together(owner, name, kind)
 
 
 def _companion(kind: EncryptedColumn, key: str) -> Callable[[Any], Any]:
-    """What an INSERT writes to a column beside the one that is read: the same value, or its token."""
-    attribute = kind.attribute
-
-    def value(context: Any) -> Any:
-        given = _given(context, attribute.name)
-        return kind.kind.search_token(given) if key == attribute.search else given
-
-    return value
+    """What an INSERT writes to a column beside the one that is read."""
+    return lambda context: kind.beside(key, _given(context, kind.attribute.name))
 
 
 def _given(context: Any, key: str) -> Any:

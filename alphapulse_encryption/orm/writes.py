@@ -65,7 +65,7 @@ def _complete_instance(target: Any, kinds: Mapping[str, EncryptedColumn]) -> Non
         if name not in changed:
             attributes.flag_modified(target, name)
         for key in kind.attribute.keys[1:]:
-            setattr(target, key, kind.kind.search_token(value) if key == kind.attribute.search else value)
+            setattr(target, key, kind.beside(key, value))
             if key not in changed:
                 attributes.flag_modified(target, key)
 
@@ -158,12 +158,7 @@ class _Written:
         )
 
     def see_to_all(self) -> None:
-        """Complete the statement or its parameters.
-
-        Raises:
-            InvalidRequestError: it writes some of the columns, and the others cannot be added.
-            EncryptedValueError: the attribute may not be None and would be.
-        """
+        """Complete the statement or its parameters, or refuse it."""
         if self.attribute.reads_ciphertext:
             for values in self.fixed:
                 value = values.get(self.attribute.name)
@@ -184,13 +179,13 @@ class _Written:
         if not written or not missing:
             return
         if attribute.name in self.rows[0]:
-            self.rows = [{**row, **self._values(row[attribute.name], missing)} for row in self.rows]
+            self.rows = [{**row, **self._beside(row[attribute.name], missing)} for row in self.rows]
             return
         value = self.fixed[0].get(attribute.name)
         if isinstance(value, Null):
-            self.statement = self.statement.values(self._values(None, missing))
+            self.statement = self.statement.values(self._beside(None, missing))
         elif isinstance(value, BindParameter) and not value.required and value.key not in self.rows[0]:
-            self.statement = self.statement.values(self._values(value.effective_value, missing))
+            self.statement = self.statement.values(self._beside(value.effective_value, missing))
         elif attribute.reads_ciphertext or attribute.name not in written:
             self._refuse_part(written)
 
@@ -223,10 +218,8 @@ class _Written:
             if value is None or isinstance(value, Null):
                 self._refuse_none()
 
-    def _values(self, value: Any, keys: Iterable[str]) -> dict[str, Any]:
-        return {
-            key: self.kind.kind.search_token(value) if key == self.attribute.search else value for key in keys
-        }
+    def _beside(self, value: Any, keys: Iterable[str]) -> dict[str, Any]:
+        return {key: self.kind.beside(key, value) for key in keys}
 
     def _part_of(self, keys: Iterable[str]) -> list[str]:
         present = set(keys)
