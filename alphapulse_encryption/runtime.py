@@ -3,10 +3,10 @@
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import overload
 
 from alphapulse_encryption.crypto.cipher import FieldCipher, SearchableCipher
 from alphapulse_encryption.crypto.envelope import AES_256_GCM, get_format
+from alphapulse_encryption.crypto.text import MaybeText
 from alphapulse_encryption.crypto.usage import KeyUsage, UsageBook
 from alphapulse_encryption.keysources import load_key_ring
 
@@ -17,43 +17,29 @@ _usage = UsageBook()
 
 
 def get_cipher() -> FieldCipher:
-    """The cipher of this process. The first call loads the keys.
-
-    Raises:
-        ConfigurationError: a key is missing or malformed.
-    """
-    return _cipher()
+    """The cipher of this process; see `get_searchable_cipher`."""
+    return get_searchable_cipher()
 
 
+@cache
 def get_searchable_cipher() -> SearchableCipher:
     """The cipher of this process, with search tokens. The first call loads the keys.
 
     Raises:
         ConfigurationError: a key is missing or malformed.
     """
-    return _cipher()
+    keys = load_key_ring()
+    return SearchableCipher(get_format(AES_256_GCM, keys, _usage), keys)
 
 
-@overload
-def encrypt_field(value: str, context: str) -> str: ...
-@overload
-def encrypt_field(value: None, context: str) -> None: ...
-@overload
-def encrypt_field(value: str | None, context: str) -> str | None: ...
-def encrypt_field(value: str | None, context: str) -> str | None:
+def encrypt_field(value: MaybeText, context: str) -> MaybeText:
     """The envelope of a value; see `FieldCipher.encrypt`."""
-    return _cipher().encrypt(value, context)
+    return get_searchable_cipher().encrypt(value, context)
 
 
-@overload
-def decrypt_field(envelope: str, context: str) -> str: ...
-@overload
-def decrypt_field(envelope: None, context: str) -> None: ...
-@overload
-def decrypt_field(envelope: str | None, context: str) -> str | None: ...
-def decrypt_field(envelope: str | None, context: str) -> str | None:
+def decrypt_field(envelope: MaybeText, context: str) -> MaybeText:
     """The value in an envelope; see `FieldCipher.decrypt`."""
-    return _cipher().decrypt(envelope, context)
+    return get_searchable_cipher().decrypt(envelope, context)
 
 
 def key_usage() -> tuple[KeyUsage, ...]:
@@ -85,12 +71,12 @@ def report_key_usage(send: Callable[[str, int, int], int]) -> tuple[KeyUsage, ..
 
 def encrypt_fields(values: Sequence[str | None], context: str) -> list[str | None]:
     """The envelopes of many values of one context; see `FieldCipher.encrypt_many`."""
-    return _cipher().encrypt_many(values, context)
+    return get_searchable_cipher().encrypt_many(values, context)
 
 
 def decrypt_fields(envelopes: Sequence[str | None], context: str) -> list[str | None]:
     """The values in many envelopes of one context; see `FieldCipher.decrypt_many`."""
-    return _cipher().decrypt_many(envelopes, context)
+    return get_searchable_cipher().decrypt_many(envelopes, context)
 
 
 def reset_ciphers() -> None:
@@ -98,10 +84,4 @@ def reset_ciphers() -> None:
 
     Ciphers that were handed out before keep the keys they have.
     """
-    _cipher.cache_clear()
-
-
-@cache
-def _cipher() -> SearchableCipher:
-    keys = load_key_ring()
-    return SearchableCipher(get_format(AES_256_GCM, keys, _usage), keys)
+    get_searchable_cipher.cache_clear()

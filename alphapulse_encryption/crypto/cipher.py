@@ -1,10 +1,10 @@
 """The ciphers an application works with, for one value and for many; None stays None."""
 
 from collections.abc import Sequence
-from typing import overload
 
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.crypto.text import MaybeText
 from alphapulse_encryption.crypto.tokens import (
     search_token,
     search_tokens_many,
@@ -18,28 +18,18 @@ class FieldCipher:
     def __init__(self, envelope: EnvelopeFormat) -> None:
         self._envelope = envelope
 
-    @overload
-    def encrypt(self, value: str, context: str) -> str: ...
-    @overload
-    def encrypt(self, value: None, context: str) -> None: ...
-    @overload
-    def encrypt(self, value: str | None, context: str) -> str | None: ...
-    def encrypt(self, value: str | None, context: str) -> str | None:
+    def encrypt(self, value: MaybeText, context: str) -> MaybeText:
         """The envelope of a value, to be stored in its encrypted column.
 
         Raises:
             TypeError: the value is neither a str nor None.
             UnencodableTextError: it holds lone surrogates.
         """
-        return None if value is None else self._envelope.encrypt(value, context)
+        if value is None:
+            return None
+        return self._envelope.encrypt(value, context)
 
-    @overload
-    def decrypt(self, envelope: str, context: str) -> str: ...
-    @overload
-    def decrypt(self, envelope: None, context: str) -> None: ...
-    @overload
-    def decrypt(self, envelope: str | None, context: str) -> str | None: ...
-    def decrypt(self, envelope: str | None, context: str) -> str | None:
+    def decrypt(self, envelope: MaybeText, context: str) -> MaybeText:
         """The value in an envelope.
 
         Raises:
@@ -49,7 +39,7 @@ class FieldCipher:
         if envelope is None:
             return None
         if not isinstance(envelope, str):
-            raise TypeError(f"an envelope is text, not {type(envelope).__name__}")
+            raise _not_text(envelope)
         return self._envelope.decrypt(envelope, context)
 
     def encrypt_many(self, values: Sequence[str | None], context: str) -> list[str | None]:
@@ -60,8 +50,12 @@ class FieldCipher:
         """The values in many envelopes of one context; raises what `decrypt` raises, at the first failure."""
         for envelope in envelopes:
             if envelope is not None and not isinstance(envelope, str):
-                raise TypeError(f"an envelope is text, not {type(envelope).__name__}")
+                raise _not_text(envelope)
         return self._envelope.decrypt_many(envelopes, context)
+
+
+def _not_text(envelope: object) -> TypeError:
+    return TypeError(f"an envelope is text, not {type(envelope).__name__}")
 
 
 class SearchableCipher(FieldCipher):
@@ -71,33 +65,17 @@ class SearchableCipher(FieldCipher):
         super().__init__(envelope)
         self._keys = keys
 
-    @overload
-    def generate_search_token(self, value: str, context: str) -> str: ...
-    @overload
-    def generate_search_token(self, value: None, context: str) -> None: ...
-    @overload
-    def generate_search_token(self, value: str | None, context: str) -> str | None: ...
-    def generate_search_token(self, value: str | None, context: str) -> str | None:
-        """The token that the search column holds for a value, under the current key version.
-
-        Raises:
-            TypeError: the value is neither a str nor None.
-            UnencodableTextError: it holds lone surrogates.
-        """
-        return None if value is None else search_token(self._keys, value, context)
+    def generate_search_token(self, value: MaybeText, context: str) -> MaybeText:
+        """The token that the search column holds for a value, under the current key version; raises as `encrypt`."""
+        if value is None:
+            return None
+        return search_token(self._keys, value, context)
 
     def generate_search_tokens(self, value: str | None, context: str) -> list[str]:
         """The tokens under which rows with a value may be found: of every readable key version, the current one first.
 
         While keys are rotated, and while instances of the application still write an older version, rows carry
-        tokens of several versions: a lookup asks for all of them (``email_search = ANY(...)``).
-
-        Returns:
-            Empty for None, which no token stands for.
-
-        Raises:
-            TypeError: the value is neither a str nor None.
-            UnencodableTextError: it holds lone surrogates.
+        tokens of several versions: a lookup asks for all of them (``email_search = ANY(...)``). None has no token.
         """
         return [] if value is None else search_tokens_of_every_version(self._keys, value, context)
 

@@ -86,19 +86,15 @@ class EnvelopeFormat(Protocol):
 
 
 def get_format(name: str, keys: KeyRing, usage: UsageBook | None = None) -> EnvelopeFormat:
-    """The envelope format of that name.
+    """The envelope format that a catalogue selects by that name, or a ConfigurationError that lists the known ones.
 
     Args:
-        name: as a catalogue selects it.
         usage: where it counts what it encrypts; by default in a book of its own.
-
-    Raises:
-        ConfigurationError: there is no such format; the message lists the known ones.
     """
     make = _FORMATS.get(name)
     if make is None:
         raise ConfigurationError(f"unknown envelope format {name!r}: known are {', '.join(_FORMATS)}")
-    return make(keys, usage if usage is not None else UsageBook())
+    return make(keys, usage)
 
 
 class _Sealer(NamedTuple):
@@ -111,12 +107,7 @@ class _Sealer(NamedTuple):
 
 
 class AesGcmEnvelope:
-    """The format `AES-256-GCM`. Safe to share between threads, and across a fork.
-
-    Args:
-        keys: the key ring; writes use its current version.
-        usage: where it counts what it encrypts.
-    """
+    """The format `AES-256-GCM`. Safe to share between threads, and across a fork."""
 
     name = AES_256_GCM
 
@@ -127,7 +118,6 @@ class AesGcmEnvelope:
         self._sealers: dict[tuple[str, int], _Sealer] = {}
 
     def encrypt(self, value: str, context: str) -> str:
-        """See `EnvelopeFormat.encrypt`."""
         # One value goes the short way: lists for one cost as much as encrypting it.
         sealer = self._sealers.get((context, self._version)) or self._sealer(context, self._version)
         plaintext = encode(value)
@@ -138,15 +128,13 @@ class AesGcmEnvelope:
         return f"{_PREFIX}{payload.decode('ascii')}{sealer.suffix}"
 
     def encrypt_many(self, values: Sequence[str | None], context: str) -> list[str | None]:
-        """See `EnvelopeFormat.encrypt_many`."""
-        return self._seal(values, context, self._version, os.urandom(IV_BYTES * len(values)))
+        envelopes = self.encrypt_many_utf8(encode_many(values), context)
+        return [None if envelope is None else envelope.decode() for envelope in envelopes]
 
     def encrypt_many_utf8(self, values: Sequence[bytes | None], context: str) -> list[bytes | None]:
-        """See `EnvelopeFormat.encrypt_many_utf8`."""
-        return self._seal_utf8(values, context, self._version, os.urandom(IV_BYTES * len(values)))
+        return self._seal(values, context, self._version, os.urandom(IV_BYTES * len(values)))
 
     def decrypt(self, envelope: str, context: str) -> str:
-        """See `EnvelopeFormat.decrypt`."""
         sealer = self._sealers.get((context, self._version)) or self._sealer(context, self._version)
         # Between the constant ends as we write them there is only base64 to check; else the JSON is parsed.
         if envelope.startswith(_PREFIX) and envelope.endswith(sealer.suffix):
@@ -157,7 +145,6 @@ class AesGcmEnvelope:
         return _open(sealer.decrypt, ciphertext)
 
     def decrypt_many(self, envelopes: Sequence[str | None], context: str) -> list[str | None]:
-        """See `EnvelopeFormat.decrypt_many`."""
         _, decrypt, suffix, _ = self._sealer(context, self._version)
         end = -len(suffix)
         values: list[str | None] = []
@@ -192,7 +179,6 @@ class AesGcmEnvelope:
         raise DecryptionError("the envelope does not open")
 
     def key_version(self, envelope: str, context: str) -> int:
-        """See `EnvelopeFormat.key_version`."""
         if envelope.startswith(_PREFIX):
             for (known, version), sealer in tuple(self._sealers.items()):
                 if known == context and envelope.endswith(sealer.suffix):
@@ -200,15 +186,9 @@ class AesGcmEnvelope:
         return self._members(envelope, context)[1]
 
     def ending(self, context: str, version: int) -> str:
-        """See `EnvelopeFormat.ending`."""
         return f'", "key_version": {version}, "context": {json.dumps(context)}, "algorithm": "{self.name}"}}'
 
-    def _seal(self, values: Sequence[str | None], context: str, version: int, ivs: bytes) -> list[str | None]:
-        """As `_seal_utf8`, of text."""
-        envelopes = self._seal_utf8(encode_many(values), context, version, ivs)
-        return [None if envelope is None else envelope.decode() for envelope in envelopes]
-
-    def _seal_utf8(
+    def _seal(
         self, values: Sequence[bytes | None], context: str, version: int, ivs: bytes
     ) -> list[bytes | None]:
         """Encrypt under the given IVs, 12 bytes for each value; never use an IV twice."""
@@ -234,12 +214,8 @@ class AesGcmEnvelope:
         sealer = self._sealers.get((context, version))
         if sealer is None:
             aead = AESGCM(self._keys.derive(context, version))
-            sealer = _Sealer(
-                aead.encrypt,
-                aead.decrypt,
-                self.ending(context, version),
-                self._usage.counter(context, version),
-            )
+            counter = self._usage.counter(context, version)
+            sealer = _Sealer(aead.encrypt, aead.decrypt, self.ending(context, version), counter)
             self._sealers[context, version] = sealer
         return sealer
 
@@ -267,7 +243,7 @@ class AesGcmEnvelope:
         return ciphertext, version
 
 
-_FORMATS: dict[str, Callable[[KeyRing, UsageBook], EnvelopeFormat]] = {AES_256_GCM: AesGcmEnvelope}
+_FORMATS: dict[str, Callable[[KeyRing, UsageBook | None], EnvelopeFormat]] = {AES_256_GCM: AesGcmEnvelope}
 
 
 def _parse_object(envelope: str) -> dict[str, Any]:

@@ -37,12 +37,8 @@ def parse_master_key(text: str, *, name: str) -> bytes:
 
     Args:
         text: standard or URL-safe alphabet (RFC 4648 sections 4 and 5), padding optional,
-            white space around it ignored.
+            white space around it ignored. The error never quotes it.
         name: where the text comes from, for the error message.
-
-    Raises:
-        ConfigurationError: the text is not a master key. The message names `name` and says how
-            to make a key; it never quotes the text.
     """
     text = text.strip()
     if not text:
@@ -82,10 +78,6 @@ class KeyRing:
         master_keys: 32 bytes for each readable version.
         current_version: the version that writes use.
         origins: where the master key of a version comes from, in words for messages.
-
-    Raises:
-        ConfigurationError: a key of another length, a version that is not a positive integer,
-            or no key for the current version.
     """
 
     __slots__ = ("_current_version", "_derived", "_master_keys", "_origins")
@@ -145,9 +137,6 @@ class KeyRing:
         It is SHA-256 of a key derived, at the full cost of PBKDF2, under a context that no
         catalogue can name: equal for equal master keys and versions, and no help in finding
         the master key or any key that encrypts data.
-
-        Raises:
-            ConfigurationError: no master key of that version.
         """
         digest = hashlib.sha256(self._pbkdf2(_CHECK_CONTEXT, version)).digest()
         return base64.b64encode(digest).decode("ascii")

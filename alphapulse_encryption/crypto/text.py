@@ -1,7 +1,10 @@
 """Plaintext as the bytes that are encrypted and hashed: strict UTF-8, and errors that quote nothing."""
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+# Text becomes text, and None stays None.
+MaybeText = TypeVar("MaybeText", str, None, str | None)
 
 
 class UnencodableTextError(ValueError):

@@ -16,52 +16,38 @@ TOKEN_BYTES = 32
 
 
 def search_token(keys: KeyRing, value: str, context: str, version: int | None = None) -> str:
-    """The search token of a value.
-
-    Raises:
-        TypeError: the value is not a str.
-        UnencodableTextError: it holds lone surrogates.
-        ConfigurationError: no key of that version.
-    """
-    return cast(str, _tokens(keys, [value], context, keys.current_version if version is None else version)[0])
+    """The search token of a value; raises as `search_tokens_many`."""
+    return cast(str, search_tokens_many(keys, [value], context, version)[0])
 
 
 def search_tokens_of_every_version(keys: KeyRing, value: str, context: str) -> list[str]:
-    """The tokens that a column may hold for a value, one of each readable key version: the current one first.
-
-    Raises:
-        TypeError: the value is not a str.
-        UnencodableTextError: it holds lone surrogates.
-    """
+    """The tokens that a column may hold for a value, one of each readable key version: the current one first."""
     versions = sorted(keys.versions, key=lambda version: (version != keys.current_version, version))
     return [search_token(keys, value, context, version) for version in versions]
 
 
-def search_tokens_many(keys: KeyRing, values: Sequence[str | None], context: str) -> list[str | None]:
-    """The search tokens of many values of one context, under the current key version; None stays None.
+def search_tokens_many(
+    keys: KeyRing, values: Sequence[str | None], context: str, version: int | None = None
+) -> list[str | None]:
+    """The search tokens of many values of one context; None stays None.
+
+    Args:
+        version: of the key; the current one where none is given.
 
     Raises:
         TypeError: a value is not a str.
         UnencodableTextError: a value holds lone surrogates.
+        ConfigurationError: no key of that version.
     """
-    return _tokens(keys, values, context, keys.current_version)
-
-
-def search_tokens_many_utf8(
-    keys: KeyRing, values: Sequence[bytes | None], context: str
-) -> list[bytes | None]:
-    """As `search_tokens_many`, values and tokens as the UTF-8 bytes that go over the wire."""
-    return _tokens_utf8(keys, values, context, keys.current_version)
-
-
-def _tokens(keys: KeyRing, values: Sequence[str | None], context: str, version: int) -> list[str | None]:
-    tokens = _tokens_utf8(keys, encode_many(values), context, version)
+    tokens = search_tokens_many_utf8(keys, encode_many(values), context, version)
     return [None if token is None else token.decode("ascii") for token in tokens]
 
 
-def _tokens_utf8(
-    keys: KeyRing, values: Sequence[bytes | None], context: str, version: int
+def search_tokens_many_utf8(
+    keys: KeyRing, values: Sequence[bytes | None], context: str, version: int | None = None
 ) -> list[bytes | None]:
+    """As `search_tokens_many`, values and tokens as the UTF-8 bytes that go over the wire."""
+    version = keys.current_version if version is None else version
     keyed = hashlib.blake2b(digest_size=TOKEN_BYTES, key=keys.derive(context, version))
     to_base64 = binascii.b2a_base64
     tokens: list[bytes | None] = []

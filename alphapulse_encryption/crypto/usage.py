@@ -21,11 +21,7 @@ WARNING_FROM = 2**31
 
 @dataclass(frozen=True, order=True)
 class KeyUsage:
-    """What one derived key has encrypted.
-
-    Args:
-        messages: how many values.
-    """
+    """How many values one derived key has encrypted."""
 
     context: str
     key_version: int
@@ -58,16 +54,7 @@ class MessageCounter:
         most: refuse to go beyond so many, those that others were told to have encrypted included.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_elsewhere",
-        "_here",
-        "_lock",
-        "_most",
-        "_reported",
-        "context",
-        "key_version",
-    )
+    __slots__ = ("_elsewhere", "_here", "_lock", "_most", "_reported", "context", "key_version")
 
     def __init__(self, context: str, key_version: int, most: int) -> None:
         self.context = context
@@ -115,11 +102,7 @@ class MessageCounter:
 
 
 class UsageBook:
-    """The counters of a process, one for each derived key.
-
-    Args:
-        most: how many messages a key may encrypt.
-    """
+    """The counters of a process, one for each derived key, which may encrypt `most` messages."""
 
     def __init__(self, most: int = MOST_MESSAGES) -> None:
         self._most = most
@@ -129,13 +112,9 @@ class UsageBook:
 
     def counter(self, context: str, key_version: int) -> MessageCounter:
         """The counter of a key: always the same one."""
-        counter = self._counters.get((context, key_version))
-        if counter is None:
-            # Of two threads that come at once, both get the first one's.
-            counter = self._counters.setdefault(
-                (context, key_version), MessageCounter(context, key_version, self._most)
-            )
-        return counter
+        # Of two threads that come at once, both get the first one's.
+        new = MessageCounter(context, key_version, self._most)
+        return self._counters.setdefault((context, key_version), new)
 
     def usage(self) -> tuple[KeyUsage, ...]:
         """What this process has encrypted, by key."""

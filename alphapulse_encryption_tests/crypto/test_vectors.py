@@ -27,7 +27,8 @@ def test_reads_the_application_s_envelopes(vector: EnvelopeVector, current: int)
 def test_writes_the_application_s_envelopes(vector: EnvelopeVector) -> None:
     iv = base64.b64decode(json.loads(vector.envelope)["ciphertext"])[:12]
     envelope = AesGcmEnvelope(RINGS[1])
-    assert envelope._seal([vector.plaintext], vector.context, vector.key_version, iv) == [vector.envelope]
+    sealed = envelope._seal([vector.plaintext.encode()], vector.context, vector.key_version, iv)
+    assert sealed == [vector.envelope.encode()]
     key = independent.derive(KEY, vector.context, vector.key_version)
     assert independent.seal(key, iv, vector.plaintext, vector.context, vector.key_version) == vector.envelope
 
