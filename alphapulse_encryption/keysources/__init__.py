@@ -1,7 +1,7 @@
 """Where master keys come from, one module for each kind of source; not how keys are derived or used."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError
@@ -16,25 +16,6 @@ READABLE_VERSIONS_VARIABLE = "ALPHAPULSE_ENCRYPTION_READABLE_KEY_VERSIONS"
 
 # Every version costs a look-up at the source.
 MAX_KEY_VERSION = 1000
-
-
-def _aws(environ: Mapping[str, str]) -> KeySource:
-    from alphapulse_encryption.keysources.aws import SecretsManagerKeySource
-
-    return SecretsManagerKeySource(environ)
-
-
-def _vault(environ: Mapping[str, str]) -> KeySource:
-    from alphapulse_encryption.keysources.vault import VaultKeySource
-
-    return VaultKeySource(environ)
-
-
-_SOURCES: dict[str, Callable[[Mapping[str, str]], KeySource]] = {
-    "env": EnvironmentKeySource,
-    "aws": _aws,
-    "vault": _vault,
-}
 
 
 def load_key_ring(environ: Mapping[str, str] | None = None) -> KeyRing:
@@ -82,13 +63,20 @@ def _find(source: KeySource, version: int | None) -> bytes | MasterKeyNotFound:
 
 
 def _key_source(environ: Mapping[str, str]) -> KeySource:
-    name = environ.get(KEY_SOURCE_VARIABLE) or EnvironmentKeySource.name
-    make = _SOURCES.get(name)
-    if make is None:
-        raise ConfigurationError(
-            f"{KEY_SOURCE_VARIABLE} names an unknown key source: supported are {', '.join(_SOURCES)}"
-        )
-    return make(environ)
+    match environ.get(KEY_SOURCE_VARIABLE) or "env":
+        case "env":
+            return EnvironmentKeySource(environ)
+        case "aws":
+            from alphapulse_encryption.keysources.aws import SecretsManagerKeySource
+
+            return SecretsManagerKeySource(environ)
+        case "vault":
+            from alphapulse_encryption.keysources.vault import VaultKeySource
+
+            return VaultKeySource(environ)
+    raise ConfigurationError(
+        f"{KEY_SOURCE_VARIABLE} names an unknown key source: supported are env, aws, vault"
+    )
 
 
 def _key_version(environ: Mapping[str, str]) -> int:

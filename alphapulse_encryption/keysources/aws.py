@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.keysources.base import MasterKeyNotFound, parse_secret, which_key, with_version
+from alphapulse_encryption.keysources.base import MasterKeyNotFound, SecretStore, parse_secret
 from alphapulse_encryption.secrecy import unlogged
 
 SECRET = "alphapulse/encryption/master_key"  # noqa: S105 - its name
@@ -29,30 +28,17 @@ _CREDENTIALS_REFUSED = {
 }
 
 
-class SecretsManagerKeySource:
+class SecretsManagerKeySource(SecretStore):
     """Reads the secret ``alphapulse/encryption/master_key`` and, for versions with a key of their own, ``…_v<n>``.
 
     Region, credentials and endpoint are found as boto3 finds them; ``AWS_REGION`` goes before boto3's own
     ``AWS_DEFAULT_REGION``.
     """
 
-    name = "aws"
+    store = "AWS Secrets Manager"
+    common = SECRET
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
-
-    def place(self, version: int | None) -> str:
-        """See `KeySource.place`."""
-        return f"the secret {with_version(SECRET, version)} in AWS Secrets Manager"
-
-    def master_key(self, version: int | None) -> bytes:
-        """See `KeySource.master_key`.
-
-        Raises:
-            MasterKeyNotFound: there is no such secret in the account and region.
-            ConfigurationError: boto3 is missing, the secret cannot be read, or it holds no master key.
-        """
-        place = self.place(version)
+    def _read(self, secret: str, place: str) -> bytes:
         client = self._client
         import botocore.exceptions as refused
 
@@ -60,17 +46,17 @@ class SecretsManagerKeySource:
         try:
             # Responses, which hold the key, and requests with the session's token.
             with unlogged("botocore"):
-                response = client.get_secret_value(SecretId=with_version(SECRET, version))
+                response = client.get_secret_value(SecretId=secret)
         except refused.ClientError as error:
-            raise _explained(error, version, place) from None
+            raise _explained(error, secret, place) from None
         except (refused.BotoCoreError, ValueError) as error:
-            raise _not_reached(error, version, place) from None
+            raise _not_reached(error, place) from None
         text = response.get("SecretString")
         if not isinstance(text, str):
             raise ConfigurationError(
-                f"{place} ({which_key(version)}) is stored as binary: store the key as text, with --secret-string"
+                f"{place} is stored as binary: store the key as text, with --secret-string"
             )
-        return parse_secret(text, place=f"{place} ({which_key(version)})")
+        return parse_secret(text, place=place)
 
     @cached_property
     def _client(self) -> Any:
@@ -106,55 +92,53 @@ class SecretsManagerKeySource:
             ) from None
 
 
-def _explained(error: Any, version: int | None, place: str) -> ConfigurationError:
+def _explained(error: Any, secret: str, place: str) -> ConfigurationError:
     """What a refusal of the service means; of its own text only the code is told."""
     code = str(error.response.get("Error", {}).get("Code", "unknown"))
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    key = which_key(version)
     if code == "ResourceNotFoundException":
         return MasterKeyNotFound(
-            f"There is no {place.removeprefix('the ')} ({key}) in this account and region: check AWS_REGION and "
+            f"There is no {place.removeprefix('the ')} in this account and region: check AWS_REGION and "
             f"the account, or store the key with: aws secretsmanager create-secret --name "
-            f"{with_version(SECRET, version)} --secret-string …"
+            f"{secret} --secret-string …"
         )
     if code in _CREDENTIALS_REFUSED:
         return ConfigurationError(
-            f"AWS does not accept the credentials with which {place} ({key}) was to be read ({code}): check "
+            f"AWS does not accept the credentials with which {place} was to be read ({code}): check "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE or the role, and the clock."
         )
     if "AccessDenied" in code or status == 403:
         return ConfigurationError(
-            f"Reading {place} ({key}) is not allowed ({code}): allow this identity secretsmanager:GetSecretValue on "
+            f"Reading {place} is not allowed ({code}): allow this identity secretsmanager:GetSecretValue on "
             f"{SECRET}*, versions with a key of their own included, and kms:Decrypt on the secret's KMS key if it "
             "has one of its own."
         )
     if code == "DecryptionFailure":
         return ConfigurationError(
-            f"{place} ({key}) cannot be decrypted by AWS ({code}): check that its KMS key is enabled and that this "
+            f"{place} cannot be decrypted by AWS ({code}): check that its KMS key is enabled and that this "
             "identity is allowed kms:Decrypt on it."
         )
     if code == "InvalidRequestException":
         return ConfigurationError(
-            f"{place} ({key}) has no value that can be read ({code}): it may be marked for deletion; see "
-            f"aws secretsmanager describe-secret --secret-id {with_version(SECRET, version)}"
+            f"{place} has no value that can be read ({code}): it may be marked for deletion; see "
+            f"aws secretsmanager describe-secret --secret-id {secret}"
         )
     if "Throttl" in code or code in {"TooManyRequestsException", "RequestLimitExceeded"} or status >= 500:
         return ConfigurationError(
-            f"AWS Secrets Manager was asked several times for {place} ({key}) and refused each time ({code}): "
+            f"AWS Secrets Manager was asked several times for {place} and refused each time ({code}): "
             "try again later."
         )
-    return ConfigurationError(f"{place} ({key}) could not be read ({code}).")
+    return ConfigurationError(f"{place} could not be read ({code}).")
 
 
-def _not_reached(error: Exception, version: int | None, place: str) -> ConfigurationError:
+def _not_reached(error: Exception, place: str) -> ConfigurationError:
     reason = type(error).__name__
-    key = which_key(version)
     if "Credential" in reason:
         return ConfigurationError(
-            f"There are no AWS credentials to read {place} ({key}) with ({reason}): set AWS_ACCESS_KEY_ID and "
+            f"There are no AWS credentials to read {place} with ({reason}): set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or use an instance's role."
         )
     return ConfigurationError(
-        f"AWS Secrets Manager does not answer when asked for {place} ({key}; {reason}): check the network, AWS_REGION "
-        "and AWS_ENDPOINT_URL."
+        f"AWS Secrets Manager does not answer when asked for {place}: {reason}. Check the network, AWS_REGION and "
+        "AWS_ENDPOINT_URL."
     )

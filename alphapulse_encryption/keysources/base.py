@@ -1,7 +1,9 @@
 """What every key source is, and what those have in common that keep secrets as text."""
 
 import json
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 from alphapulse_encryption.crypto.keys import parse_master_key
 from alphapulse_encryption.errors import ConfigurationError
@@ -16,10 +18,6 @@ class MasterKeyNotFound(ConfigurationError):
 
 class KeySource(Protocol):
     """A place where master keys are kept. It is read only: none is ever made or changed there."""
-
-    @property
-    def name(self) -> str:
-        """The name that selects it."""
 
     def place(self, version: int | None) -> str:
         """Where the master key of a version is kept, in words for a message; None for the common one."""
@@ -36,14 +34,35 @@ class KeySource(Protocol):
         """
 
 
-def with_version(name: str, version: int | None) -> str:
-    """The name of the secret that holds the key of a version: ``name_v2``; the plain name for the common key."""
-    return name if version is None else f"{name}_v{version}"
+class SecretStore(ABC):
+    """A key source that keeps every key as a secret of its own, that of version 2 under a name which ends in ``_v2``.
 
+    Attributes:
+        store: what messages call it.
+        common: the name of the secret with the common master key.
+    """
 
-def which_key(version: int | None) -> str:
-    """``the master key of version 2``, for messages."""
-    return "the common master key" if version is None else f"the master key of version {version}"
+    store: ClassVar[str]
+    common: ClassVar[str]
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def place(self, version: int | None) -> str:
+        """See `KeySource.place`."""
+        return f"the secret {self._secret(version)} in {self.store}"
+
+    def master_key(self, version: int | None) -> bytes:
+        """See `KeySource.master_key`."""
+        key = "the common master key" if version is None else f"the master key of version {version}"
+        return self._read(self._secret(version), f"{self.place(version)} ({key})")
+
+    def _secret(self, version: int | None) -> str:
+        return self.common if version is None else f"{self.common}_v{version}"
+
+    @abstractmethod
+    def _read(self, secret: str, place: str) -> bytes:
+        """The key in a secret; `place` is what messages call both."""
 
 
 def parse_secret(text: str, *, place: str) -> bytes:
@@ -52,10 +71,7 @@ def parse_secret(text: str, *, place: str) -> bytes:
     Args:
         text: the key in base64, that as a JSON string, or a JSON object which holds it as `value` or as its only
             member, as the AWS console stores it.
-        place: where the text comes from, for the error message.
-
-    Raises:
-        ConfigurationError: there is no master key in it. The text is never quoted.
+        place: where the text comes from, for the error message, which never quotes it.
     """
     text = text.strip()
     # No base64 text begins with either.

@@ -17,8 +17,6 @@ class EnvironmentKeySource:
         ConfigurationError: a variable such as `…_V02`, which would never be read.
     """
 
-    name = "env"
-
     def __init__(self, environ: Mapping[str, str]) -> None:
         prefix = MASTER_KEY_VARIABLE + VERSION_INFIX
         for variable in environ:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.keysources.base import (
-    FIELD,
-    MasterKeyNotFound,
-    parse_secret,
-    which_key,
-    with_version,
-)
+from alphapulse_encryption.keysources.base import FIELD, MasterKeyNotFound, SecretStore, parse_secret
 
 if TYPE_CHECKING:
     from hvac.exceptions import VaultError
@@ -34,7 +28,7 @@ SERVICE_ACCOUNT_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount/token"  #
 METHODS = ("token", "approle", "kubernetes")
 
 
-class VaultKeySource:
+class VaultKeySource(SecretStore):
     """Reads the field ``value`` of ``alphapulse/encryption/master_key``, or of ``…_v<n>`` for version n's own key.
 
     The server and the way to it are named by the variables of Vault's own command line: ``VAULT_ADDR``,
@@ -44,34 +38,20 @@ class VaultKeySource:
     service account's token is elsewhere); ``VAULT_AUTH_MOUNT`` names the method's mount where it is another.
     """
 
-    name = "vault"
+    store = "Vault"
+    common = f"{MOUNT}/{PATH}"
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
-
-    def place(self, version: int | None) -> str:
-        """See `KeySource.place`."""
-        return f"the secret {MOUNT}/{with_version(PATH, version)} in Vault"
-
-    def master_key(self, version: int | None) -> bytes:
-        """See `KeySource.master_key`.
-
-        Raises:
-            MasterKeyNotFound: there is no such secret.
-            ConfigurationError: hvac is missing, Vault is not configured or does not answer, the secret cannot be
-                read, or its field ``value`` holds no master key.
-        """
-        place = f"{self.place(version)} ({which_key(version)})"
+    def _read(self, secret: str, place: str) -> bytes:
         client = self._client
-        with _told(lambda error: _not_read(error, version, place)):
+        with _told(lambda error: _not_read(error, secret, place)):
             response = client.secrets.kv.v2.read_secret_version(
-                path=with_version(PATH, version), mount_point=MOUNT, raise_on_deleted_version=True
+                path=secret.removeprefix(f"{MOUNT}/"), mount_point=MOUNT, raise_on_deleted_version=True
             )
             text = response["data"]["data"].get(FIELD)
         if not isinstance(text, str):
             raise ConfigurationError(
                 f"{place} has no text in its field {FIELD}: store the key with: vault kv put "
-                f"{MOUNT}/{with_version(PATH, version)} {FIELD}=…"
+                f"{secret} {FIELD}=…"
             )
         return parse_secret(text, place=f"the field {FIELD} of {place}")
 
@@ -144,7 +124,7 @@ class VaultKeySource:
             client.auth.kubernetes.login(role=role, jwt=self._service_account_token(), mount_point=mount)
 
     def _token(self) -> str:
-        token = self._variable("VAULT_TOKEN") or _read(Path.home() / ".vault-token")
+        token = self._variable("VAULT_TOKEN") or _text_of(Path.home() / ".vault-token")
         if not token:
             raise ConfigurationError(
                 "There is no token for Vault: set VAULT_TOKEN, log in with vault login, or set VAULT_AUTH_METHOD to "
@@ -153,7 +133,7 @@ class VaultKeySource:
         return token
 
     def _service_account_token(self) -> str:
-        token = _read(Path(self._variable("VAULT_JWT_FILE") or SERVICE_ACCOUNT_TOKEN))
+        token = _text_of(Path(self._variable("VAULT_JWT_FILE") or SERVICE_ACCOUNT_TOKEN))
         if not token:
             raise ConfigurationError(
                 "There is no service account token to log in to Vault with: it is expected at "
@@ -172,7 +152,7 @@ class VaultKeySource:
         return (certificate, key) if certificate and key else certificate
 
 
-def _read(path: Path) -> str | None:
+def _text_of(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8").strip() or None
     except (OSError, ValueError):
@@ -201,7 +181,7 @@ def _told(explain: Callable[[VaultError], ConfigurationError]) -> Iterator[None]
         ) from None
 
 
-def _not_read(error: VaultError, version: int | None, place: str) -> ConfigurationError:
+def _not_read(error: VaultError, secret: str, place: str) -> ConfigurationError:
     """What Vault's refusal of a secret means; of its own text nothing is told."""
     from hvac import exceptions
 
@@ -209,7 +189,7 @@ def _not_read(error: VaultError, version: int | None, place: str) -> Configurati
         if _was_deleted(error):
             return ConfigurationError(
                 f"The newest version of {place} was deleted: bring it back with vault kv undelete, or remove the "
-                f"secret for good with: vault kv metadata delete {MOUNT}/{with_version(PATH, version)}"
+                f"secret for good with: vault kv metadata delete {secret}"
             )
         if error.errors:
             return ConfigurationError(
@@ -218,7 +198,7 @@ def _not_read(error: VaultError, version: int | None, place: str) -> Configurati
             )
         return MasterKeyNotFound(
             f"There is no {place.removeprefix('the ')}: check VAULT_ADDR and VAULT_NAMESPACE, or store the key with: "
-            f"vault kv put {MOUNT}/{with_version(PATH, version)} {FIELD}=…"
+            f"vault kv put {secret} {FIELD}=…"
         )
     if isinstance(error, exceptions.Forbidden | exceptions.Unauthorized):
         return ConfigurationError(
@@ -258,8 +238,7 @@ def _trouble(error: VaultError, what: str) -> ConfigurationError:
 
 def _was_deleted(error: VaultError) -> bool:
     try:
-        return bool(
-            error.json["data"]["metadata"]["deletion_time"] or error.json["data"]["metadata"]["destroyed"]
-        )
+        metadata = error.json["data"]["metadata"]
+        return bool(metadata["deletion_time"] or metadata["destroyed"])
     except (KeyError, TypeError):
         return False

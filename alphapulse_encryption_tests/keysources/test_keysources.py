@@ -139,7 +139,6 @@ def test_unknown_sources_are_refused_with_the_known_ones() -> None:
 
 def test_the_environment_as_a_source() -> None:
     source = EnvironmentKeySource({f"{MASTER_KEY}_V7": text(FIRST)})
-    assert source.name == "env"
     assert source.master_key(7) == FIRST
     with pytest.raises(MasterKeyNotFound, match=f"{MASTER_KEY}_V6 is not set"):
         source.master_key(6)
