@@ -42,12 +42,16 @@ def _problem(problem: str, *location: str | int) -> PydanticCustomError:
     return PydanticCustomError("catalogue", "{problem}", {"problem": problem, "location": location})
 
 
+def _holds(text: str, *categories: str) -> bool:
+    return any(unicodedata.category(character) in categories for character in text)
+
+
 def _check_identifier(name: str) -> str:
     if not name:
         raise _problem("must not be empty")
     if "\x00" in name:
         raise _problem("must not contain a NUL character")
-    if any(unicodedata.category(character) == "Cs" for character in name):
+    if _holds(name, "Cs"):
         raise _problem("must not contain lone surrogates")
     size = len(name.encode())
     if size > MAX_IDENTIFIER_BYTES:
@@ -59,7 +63,7 @@ def _check_partition_name(name: str) -> str:
     for forbidden in NOT_IN_PARTITION_KEYS:
         if forbidden in name:
             raise _problem(f"must not contain {forbidden!r}: Dagster does not allow it in partition keys")
-    if any(unicodedata.category(character) == "Cc" for character in name):
+    if _holds(name, "Cc"):
         raise _problem("must not contain control characters: Dagster does not allow them in partition keys")
     return name
 
@@ -70,7 +74,7 @@ def _check_context(context: str) -> str:
         raise _problem("must not be empty")
     if len(context) > MAX_CONTEXT_LENGTH:
         raise _problem(f"is {len(context)} characters long, at most {MAX_CONTEXT_LENGTH} are allowed")
-    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in context):
+    if _holds(context, "Cc", "Cs"):
         raise _problem("must not contain control characters or lone surrogates")
     return context
 
@@ -87,7 +91,11 @@ SchemaName = Annotated[PartitionName, AfterValidator(_check_schema)]
 Context = Annotated[StrictStr, AfterValidator(_check_context)]
 
 
-class Column(BaseModel):
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Column(_Entry):
     """One plaintext column that is to be encrypted.
 
     Attributes:
@@ -95,8 +103,6 @@ class Column(BaseModel):
         context: names the derived key; stored in every envelope.
         search_index: name of the index on the search column; None where the column is not searchable.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Identifier
     context: Context
@@ -131,16 +137,8 @@ class Column(BaseModel):
         return (self.encrypted, self.search) if self.searchable else (self.encrypted,)
 
 
-class Table(BaseModel):
-    """A table and its sensitive columns.
-
-    Attributes:
-        name: exact name, without quotes.
-        schema_name: exact name of its schema; `schema` in YAML.
-        columns: at least one.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Table(_Entry):
+    """A table and its sensitive columns; names are exact, without quotes."""
 
     name: PartitionName
     schema_name: SchemaName = Field(default="public", alias="schema")
@@ -152,20 +150,15 @@ class Table(BaseModel):
             raise _problem("must name at least one column", "columns")
         if self.schema_name == ENGINE_SCHEMA and self.name.startswith(ENGINE_TABLE_PREFIX):
             raise _problem(f"tables named {ENGINE_TABLE_PREFIX}… hold the bookkeeping", "name")
-        owners: dict[str, str] = {}
-        for position, column in enumerate(self.columns):
-            if column.name in owners:
-                raise _problem(f"{column.name} is listed twice", "columns", position, "name")
-            owners[column.name] = column.name
+        names = [column.name for column in self.columns]
+        for position, name in enumerate(names):
+            if name in names[:position]:
+                raise _problem(f"{name} is listed twice", "columns", position, "name")
         for position, column in enumerate(self.columns):
             for derived in column.derived:
-                if derived in owners:
-                    raise _problem(
-                        f"the derived name {derived} is another column of the catalogue",
-                        "columns",
-                        position,
-                        "name",
-                    )
+                if derived in names:
+                    problem = f"the derived name {derived} is another column of the catalogue"
+                    raise _problem(problem, "columns", position, "name")
         return self
 
     @property
@@ -174,15 +167,8 @@ class Table(BaseModel):
         return self.name if self.schema_name == "public" else f"{self.schema_name}.{self.name}"
 
 
-class Catalogue(BaseModel):
-    """Everything that is to be encrypted in one database.
-
-    Attributes:
-        format: name of the envelope format, as `crypto.envelope.get_format` knows it.
-        tables: at least one; their keys differ.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Catalogue(_Entry):
+    """Everything that is to be encrypted in one database, and how: `crypto.envelope.get_format` knows the format."""
 
     format: Annotated[StrictStr, Field(min_length=1)] = "AES-256-GCM"
     tables: tuple[Table, ...]
@@ -196,15 +182,13 @@ class Catalogue(BaseModel):
             other = seen.setdefault(table.key, table)
             if other is table:
                 continue
-            if (other.schema_name, other.name) == (table.schema_name, table.name):
-                raise _problem(f"{table.key} is listed twice", "tables", position, "name")
-            raise _problem(
-                f"{table.key} would name two tables: {other.name} in the schema {other.schema_name} "
-                f"and {table.name} in the schema {table.schema_name}",
-                "tables",
-                position,
-                "name",
-            )
+            problem = f"{table.key} is listed twice"
+            if (other.schema_name, other.name) != (table.schema_name, table.name):
+                problem = (
+                    f"{table.key} would name two tables: {other.name} in the schema {other.schema_name} "
+                    f"and {table.name} in the schema {table.schema_name}"
+                )
+            raise _problem(problem, "tables", position, "name")
         # Tables and indexes of a schema share one namespace.
         relations = {(table.schema_name, table.name): f"the table {table.name}" for table in self.tables}
         for table_position, table in enumerate(self.tables):
@@ -226,11 +210,7 @@ class Catalogue(BaseModel):
         return tuple(table.key for table in self.tables)
 
     def table(self, key: str) -> Table:
-        """The table of that key.
-
-        Raises:
-            ConfigurationError: there is none; the message lists the known ones.
-        """
+        """The table of that key, or a ConfigurationError that lists the known ones."""
         for table in self.tables:
             if table.key == key:
                 return table
@@ -240,18 +220,14 @@ class Catalogue(BaseModel):
         """Hex SHA-256 of what the catalogue says about a table, its format included.
 
         Writing a default out or listing the columns in another order does not change it.
-
-        Raises:
-            ConfigurationError: no such table.
         """
         table = self.table(table_key)
+        columns = sorted(table.columns, key=lambda column: column.name)
         entry = {
             "format": self.format,
             "schema": table.schema_name,
             "name": table.name,
-            "columns": [
-                column.model_dump() for column in sorted(table.columns, key=lambda column: column.name)
-            ],
+            "columns": [column.model_dump() for column in columns],
         }
         canonical = json.dumps(entry, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -262,16 +238,12 @@ _CATALOGUES_KEPT = 8
 
 
 def load_catalogue(path: Path | None = None) -> Catalogue:
-    """Read and check a catalogue.
-
-    Args:
-        path: a YAML file; None for the packaged one.
+    """Read and check a catalogue, the packaged one where no YAML file is named.
 
     Raises:
-        ConfigurationError: the file cannot be read or is not a valid catalogue. The message names
-            the file, the places in it and what is wrong there.
+        ConfigurationError: the message names the file, the places in it and what is wrong there.
     """
-    path = PACKAGED_CATALOGUE if path is None else path
+    path = path or PACKAGED_CATALOGUE
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -329,34 +301,18 @@ def _describe(details: ErrorDetails) -> str:
     place = ""
     for part in location:
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else part
-    match details["type"]:
-        case "extra_forbidden":
-            problem = "unknown key"
-        case "missing":
-            problem = "is missing"
-        case "string_type":
-            problem = f"must be a string, not {_yaml_kind(details['input'])}; put it in quotes"
-        case "string_too_short":
-            problem = "must not be empty"
-        case "tuple_type":
-            problem = f"must be a list, not {_yaml_kind(details['input'])}"
-        case "model_type":
-            problem = f"must be a mapping, not {_yaml_kind(details['input'])}"
-        case _:
-            problem = details["msg"]
+    given = type(details["input"])
+    kind = _YAML_KINDS.get(given, f"a {given.__name__}")
+    problem = {
+        "extra_forbidden": "unknown key",
+        "missing": "is missing",
+        "string_type": f"must be a string, not {kind}; put it in quotes",
+        "string_too_short": "must not be empty",
+        "tuple_type": f"must be a list, not {kind}",
+        "model_type": f"must be a mapping, not {kind}",
+    }.get(details["type"], details["msg"])
     return f"{place}: {problem}" if place else problem
 
 
-_YAML_KINDS = {
-    type(None): "empty",
-    bool: "a boolean",
-    int: "a number",
-    float: "a number",
-    str: "text",
-    list: "a list",
-    dict: "a mapping",
-}
-
-
-def _yaml_kind(value: object) -> str:
-    return _YAML_KINDS.get(type(value), f"a {type(value).__name__}")
+_YAML_KINDS = {bool: "a boolean", str: "text", list: "a list", dict: "a mapping", type(None): "empty"}
+_YAML_KINDS |= dict.fromkeys((int, float), "a number")
