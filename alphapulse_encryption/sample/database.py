@@ -31,13 +31,7 @@ MINIMUM_ROWS = 1_000
 _MAXIMUM_SEED = 2**62
 
 # What percentage of the rows each table gets.
-_SHARES: Mapping[str, int] = {
-    "users": 10,
-    "trading_accounts": 10,
-    "positions": 20,
-    "trades": 55,
-    "api_keys": 5,
-}
+_SHARES = {"users": 10, "trading_accounts": 10, "positions": 20, "trades": 55, "api_keys": 5}
 TABLES: tuple[str, ...] = tuple(_SHARES)
 
 _LOCALES = ("en_US", "de_DE", "fr_FR", "pl_PL", "tr_TR", "el_GR", "ru_RU", "fa_IR", "hi_IN", "ja_JP", "zh_CN")
@@ -70,12 +64,11 @@ def load_sample(conninfo: str, rows: int = DEFAULT_ROWS, seed: int = DEFAULT_SEE
     rows and columns since.
 
     Args:
-        conninfo: the database, a URL or a libpq connection string.
+        conninfo: a URL or a libpq connection string.
         rows: of all tables together, at least 1,000.
         seed: another one gives other data; 0 or more.
 
     Raises:
-        ConfigurationError: rows or seed are out of bounds, or the database cannot be reached.
         RefusedError: tables of these names exist that are not this sample; they are left alone.
         DatabaseFailure: PostgreSQL refused a statement; nothing was changed.
     """
@@ -86,32 +79,38 @@ def load_sample(conninfo: str, rows: int = DEFAULT_ROWS, seed: int = DEFAULT_SEE
     counts = {table: rows * share // 100 for table, share in _SHARES.items()}
     counts["trades"] += rows - sum(counts.values())
 
-    with _connect(conninfo) as connection, _database_trouble("Loading the sample"):
-        # Functions of rows.sql name the tables, and the URL may set another path.
-        connection.execute("SET LOCAL search_path TO public")
-        connection.execute("SET LOCAL TimeZone TO 'UTC'")
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOADER_LOCK])
-        marker = f"{_MARKER}{rows} rows, seed {seed}"
-        if _is_there(connection, marker):
-            return SampleCounts(counts, loaded=False)
-        _create_extensions(connection)
-        _run_script(connection, "schema.sql")
-        _make_constants(connection, counts, seed)
-        _run_script(connection, "rows.sql")
-        _run_script(connection, "indexes.sql")
-        for table in TABLES:
-            name = sql.Identifier(table)
-            connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(name, sql.Literal(marker)))
-            connection.execute(sql.SQL("ANALYZE {}").format(name))
-    return SampleCounts(counts, loaded=True)
+    try:
+        with _connect(conninfo) as connection:
+            return SampleCounts(counts, loaded=_load(connection, counts, rows, seed))
+    except psycopg.Error as error:
+        raise DatabaseFailure(
+            f"Loading the sample failed (SQLSTATE {error.sqlstate}).", error.sqlstate
+        ) from None
+
+
+def _load(connection: psycopg.Connection, counts: Mapping[str, int], rows: int, seed: int) -> bool:
+    """Whether this call made the sample."""
+    # Functions of rows.sql name the tables, and the URL may set another path.
+    connection.execute("SET LOCAL search_path TO public")
+    connection.execute("SET LOCAL TimeZone TO 'UTC'")
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOADER_LOCK])
+    marker = f"{_MARKER}{rows} rows, seed {seed}"
+    if _is_there(connection, marker):
+        return False
+    _create_extensions(connection)
+    _run_script(connection, "schema.sql")
+    _make_constants(connection, counts, seed)
+    _run_script(connection, "rows.sql")
+    _run_script(connection, "indexes.sql")
+    for table in TABLES:
+        name = sql.Identifier(table)
+        connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(name, sql.Literal(marker)))
+        connection.execute(sql.SQL("ANALYZE {}").format(name))
+    return True
 
 
 def loaded_sample(conninfo: str) -> int | None:
-    """How many rows the sample in a database was loaded with; None where there is no sample.
-
-    Raises:
-        ConfigurationError: the database cannot be reached.
-    """
+    """How many rows the sample in a database was loaded with; None where there is no sample."""
     with _connect(conninfo) as connection:
         row = connection.execute(
             "SELECT min(obj_description(oid, 'pg_class')) FROM pg_class "
@@ -133,14 +132,6 @@ def _connect(conninfo: str) -> Iterator[psycopg.Connection]:
         ) from None
     with connection:
         yield connection
-
-
-@contextlib.contextmanager
-def _database_trouble(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except psycopg.Error as error:
-        raise DatabaseFailure(f"{doing} failed (SQLSTATE {error.sqlstate}).", error.sqlstate) from None
 
 
 def _is_there(connection: psycopg.Connection, marker: str) -> bool:
@@ -189,22 +180,12 @@ def _run_script(connection: psycopg.Connection, name: str) -> None:
 
 def _make_constants(connection: psycopg.Connection, counts: Mapping[str, int], seed: int) -> None:
     """Make the constant functions that rows.sql refers to; the planner puts their values in their place."""
-    numbers = {"seed": seed} | {f"{table}_rows": count for table, count in counts.items()}
-    for name, number in numbers.items():
-        _make_constant(connection, name, "bigint", sql.Literal(number))
-    for name, pool in {**_word_pools(seed), **difficult.pools()}.items():
-        _make_constant(connection, name, "text[]", sql.Literal(list(pool)))
-
-
-def _make_constant(connection: psycopg.Connection, name: str, type_name: str, value: sql.Literal) -> None:
-    connection.execute(
-        sql.SQL("CREATE FUNCTION pg_temp.{}() RETURNS {} IMMUTABLE LANGUAGE sql RETURN {}::{}").format(
-            sql.Identifier(name), _TYPES[type_name], value, _TYPES[type_name]
-        )
-    )
-
-
-_TYPES: Mapping[str, sql.SQL] = {"bigint": sql.SQL("bigint"), "text[]": sql.SQL("text[]")}
+    numbers: Mapping[str, object] = {"seed": seed} | {f"{table}_rows": rows for table, rows in counts.items()}
+    pools = {name: list(pool) for name, pool in {**_word_pools(seed), **difficult.pools()}.items()}
+    make = sql.SQL("CREATE FUNCTION pg_temp.{}() RETURNS {kind} IMMUTABLE LANGUAGE sql RETURN {}::{kind}")
+    for kind, constants in ((sql.SQL("bigint"), numbers), (sql.SQL("text[]"), pools)):
+        for name, value in constants.items():
+            connection.execute(make.format(sql.Identifier(name), sql.Literal(value), kind=kind))
 
 
 def _word_pools(seed: int) -> dict[str, list[str]]:
@@ -228,11 +209,7 @@ def _word_pools(seed: int) -> dict[str, list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status.
-
-    Args:
-        arguments: those after the program's name, default: of this process.
-    """
+    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m alphapulse_encryption.sample.database", description="Load the sample database."
     )
