@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
@@ -54,12 +55,12 @@ def limit_of(plaintext: TypeEngine[Any]) -> Limit:
     return Limit()
 
 
-def _whole_digits(text: str) -> int:
+def _whole_digits(text: str) -> float:
     try:
         number = Decimal(text)
     except InvalidOperation:
         return 0
-    if not number.is_finite():
-        # NaN fits every numeric; PostgreSQL refuses infinity where there is a precision.
-        return 0 if number.is_nan() else len(text) + 10**6
-    return max(number.adjusted() + 1, 0) if number else 0
+    # NaN fits every numeric; PostgreSQL refuses infinity where there is a precision.
+    if number.is_infinite():
+        return math.inf
+    return max(number.adjusted() + 1, 0) if number.is_finite() and number else 0

@@ -38,6 +38,9 @@ class _Configuration:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
         self.default: Phase | None = None
         self.tables: dict[str, Phase] = {}
         self.declared: dict[str, Phase] = {}
@@ -77,14 +80,7 @@ def configure(phase: Phase | str | None = None, tables: Mapping[str, Phase | str
 
 
 def phase_of(table: str) -> Phase:
-    """The phase of a table in this process; it cannot change any more from then on.
-
-    Args:
-        table: its name, or ``schema.name`` outside ``public``.
-
-    Raises:
-        ConfigurationError: the environment variable names no phase.
-    """
+    """The phase of a table (``name``, or ``schema.name`` outside ``public``); from then on it cannot change."""
     with _configuration.lock:
         phase = _phase(table, _configuration.default, _configuration.tables)
         _configuration.declared[table] = phase
@@ -95,9 +91,6 @@ def refuse_unknown_phases() -> None:
     """Refuse an environment variable that names no phase, before a class is made.
 
     Whatever is raised while a class is being made, Python 3.11 wraps in a RuntimeError.
-
-    Raises:
-        ConfigurationError: the environment variable names no phase, and nothing was configured in its place.
     """
     with _configuration.lock:
         if _configuration.default is None:
@@ -107,9 +100,7 @@ def refuse_unknown_phases() -> None:
 def reset_phases() -> None:
     """Forget what was configured and which tables were declared: for tests that declare models in several phases."""
     with _configuration.lock:
-        _configuration.default = None
-        _configuration.tables = {}
-        _configuration.declared = {}
+        _configuration.reset()
 
 
 def _phase(table: str, default: Phase | None, named: Mapping[str, Phase]) -> Phase:

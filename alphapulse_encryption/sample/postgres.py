@@ -126,18 +126,13 @@ class EmbeddedPostgres:
         return self._cluster / "server.log"
 
     def bin_dir(self) -> Path:
-        """Where `psql`, `pg_dump`, `pg_restore` and the others of the server's version are.
-
-        Raises:
-            ConfigurationError: there are none for this platform.
-        """
+        """Where `psql`, `pg_dump`, `pg_restore` and the others of the server's version are."""
         return _bin_dir()
 
     def url(self, database: str, driver: str = "postgresql") -> str:
         """The address of a database, whether the server runs or not.
 
         Args:
-            database: its name; it need not exist.
             driver: the URL's scheme, such as `postgresql+psycopg2` for SQLAlchemy.
         """
         host = quote(str(self._socket_dir()), safe="/")
@@ -166,11 +161,7 @@ class EmbeddedPostgres:
         self.ensure_running()
 
     def ensure_running(self) -> None:
-        """As `start`: a server that died or was stopped since then is started again and recovers.
-
-        Raises:
-            ConfigurationError: the platform, permissions or the directory's content do not allow it.
-        """
+        """As `start`: a server that died or was stopped since then is started again and recovers."""
         with self._thread_lock, _permission_trouble(self._home):
             if self._holds_lease() and self.is_running():
                 return
@@ -210,11 +201,7 @@ class EmbeddedPostgres:
                 return unused
 
     def stop(self) -> None:
-        """Stop the server, whoever holds a lease. Where none runs: nothing.
-
-        Raises:
-            ConfigurationError: the server belongs to another user.
-        """
+        """Stop the server, leases or not. Where none runs: nothing."""
         with self._thread_lock, _permission_trouble(self._home):
             if not self._home.is_dir():
                 return
@@ -223,11 +210,7 @@ class EmbeddedPostgres:
                 self._stop_server()
 
     def ensure_database(self, name: str) -> None:
-        """Create a database unless it exists. The server must run.
-
-        Raises:
-            DatabaseFailure: PostgreSQL refused.
-        """
+        """Create a database unless it exists. The server must run."""
         try:
             with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
                 known = connection.execute("SELECT FROM pg_database WHERE datname = %s", [name])
@@ -242,11 +225,7 @@ class EmbeddedPostgres:
             ) from None
 
     def drop_database(self, name: str) -> None:
-        """Drop a database, whoever is connected to it. The server must run.
-
-        Raises:
-            DatabaseFailure: PostgreSQL refused.
-        """
+        """Drop a database, connections and all. The server must run."""
         try:
             with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
                 connection.execute(
@@ -501,12 +480,7 @@ def embedded_url(database: str, driver: str = "postgresql") -> str:
     The server stays up until this process ends or releases it.
 
     Args:
-        database: such as `SAMPLE_DATABASE` or `DAGSTER_DATABASE`.
         driver: the URL's scheme, such as `postgresql+psycopg2` for SQLAlchemy.
-
-    Raises:
-        ConfigurationError: the server cannot run here.
-        DatabaseFailure: the database cannot be made.
     """
     server = embedded()
     server.ensure_running()
@@ -621,8 +595,6 @@ def _run_child(command: Sequence[str], environment: Mapping[str, str], *, own_se
     """Run a command to its end; its exit status, or 128 + the signal it died of.
 
     Args:
-        command: the program and its arguments.
-        environment: all of its environment.
         own_session: put it into a session of its own and hand every request to end on to all its
             processes, once (from a terminal they would each get it twice), SIGINT first. Otherwise it
             stays in the terminal's foreground, which signals it by itself.
@@ -650,11 +622,7 @@ def _run_child(command: Sequence[str], environment: Mapping[str, str], *, own_se
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status.
-
-    Args:
-        arguments: those after the program's name, default: of this process.
-    """
+    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m alphapulse_encryption.sample.postgres", description="The embedded PostgreSQL."
     )

@@ -16,9 +16,6 @@ _WAITING = 128
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until the process is told to stop; requests under way are answered first.
 
-    Args:
-        arguments: those after the program's name, default: of this process.
-
     Returns:
         The exit status: 0 served, 2 wrong configuration, as a phase that the database is not ready for.
     """

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from alphapulse_encryption.sample.application import people, trading
 from alphapulse_encryption.sample.application.database import get_db_session
-from alphapulse_encryption.sample.application.models import Position, TradingAccount, User
+from alphapulse_encryption.sample.application.models import TradingAccount, User
 
 app = FastAPI(title="AlphaPulse sample application")
 
@@ -217,12 +217,8 @@ def refused(request: Request, error: Exception) -> JSONResponse:
 def register(new: Registration, session: Transaction) -> Profile:
     """Register."""
     user = User(
-        username=new.username,
-        email=new.email,
+        **new.model_dump(exclude={"password", "address"}),
         password_hash=people.hash_password(new.password),
-        first_name=new.first_name,
-        last_name=new.last_name,
-        phone_number=new.phone_number,
         address_data=new.address,
     )
     session.add(user)
@@ -254,10 +250,8 @@ def change_profile(change: ProfileChange, user: Manager) -> Profile:
 def open_account(new: NewAccount, user: Manager, session: Transaction) -> Account:
     """Open an account."""
     account = TradingAccount(
+        **new.model_dump(exclude={"deposit"}),
         user_id=user.id,
-        exchange=new.exchange,
-        currency=new.currency,
-        account_number=new.account_number,
         balance=new.deposit,
         available_balance=new.deposit,
         api_key_reference=f"vault:secret/exchanges/{new.exchange}",
@@ -304,7 +298,7 @@ def positions(number: str, user: Reader, session: Transaction) -> list[OpenPosit
 @app.patch("/positions/{position_id}")
 def mark_position(position_id: int, mark: Mark, user: Trader, session: Transaction) -> OpenPosition:
     """Mark a position to the market."""
-    position: Position | None = trading.position_of(session, user, position_id)
+    position = trading.position_of(session, user, position_id)
     if position is None:
         raise HTTPException(404, "There is no such position.")
     trading.mark(position, mark.price, mark.note)
@@ -318,16 +312,8 @@ def report(user: Reader, session: Transaction) -> dict[str, Any]:
     for account in trading.accounts_of(session, user):
         held = trading.positions_of(session, account)
         found[account.account_number] = {
-            "balance": str(account.balance),
-            "turnover": {
-                symbol: {
-                    "trades": t.trades,
-                    "bought": str(t.bought),
-                    "sold": str(t.sold),
-                    "fees": str(t.fees),
-                }
-                for symbol, t in trading.turnover(trading.trades_of(session, account)).items()
-            },
+            "balance": account.balance,
+            "turnover": trading.turnover(trading.trades_of(session, account)),
             "realized_pnl": sum(position.realized_pnl for position in held),
         }
     return {"user": user.username, "accounts": found}

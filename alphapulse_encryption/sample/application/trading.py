@@ -51,14 +51,10 @@ def trade(
     """Fill an order: a trade, the position it changes, and the money it costs or brings.
 
     Args:
-        session: in whose transaction the account is locked.
-        account: whose money.
-        symbol: the instrument.
+        account: whose money; locked in this transaction.
         side: "buy" or "sell".
         quantity: units, more than 0.
-        price: of a unit, in the account's currency.
-        fee: in the same.
-        order_id: the exchange's.
+        price: of a unit, in the account's currency, as the fee.
 
     Raises:
         NotPossible: too little money, or too few units.
