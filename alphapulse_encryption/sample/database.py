@@ -168,9 +168,7 @@ def _create_extensions(connection: psycopg.Connection) -> None:
     ).fetchall()
     for (name,) in available:
         with contextlib.suppress(psycopg.errors.InsufficientPrivilege), connection.transaction():
-            connection.execute(
-                sql.SQL("CREATE EXTENSION IF NOT EXISTS {}").format(sql.Identifier(name)),
-            )
+            connection.execute(sql.SQL("CREATE EXTENSION IF NOT EXISTS {}").format(sql.Identifier(name)))
 
 
 def _run_script(connection: psycopg.Connection, name: str) -> None:

@@ -37,11 +37,7 @@ TEXTS: tuple[str, ...] = (
     "\u6f22" * 250,
 )
 
-LONG_TEXTS: tuple[str, ...] = (
-    *TEXTS,
-    "0123456789" * (_LONG // 10),
-    "\u00e4\u6f22\U0001f600" * (_LONG // 9),
-)
+LONG_TEXTS: tuple[str, ...] = (*TEXTS, "0123456789" * (_LONG // 10), "\u00e4\u6f22\U0001f600" * (_LONG // 9))
 
 # Unique, and different only in case, in a dot or in what the domain's owner would ignore.
 EMAILS: tuple[str, ...] = (

@@ -138,8 +138,7 @@ class ApiKey(Base):
     name: Mapped[str] = mapped_column(String(64))
     key_hash: Mapped[str] = mapped_column(String(64), unique=True)
     permissions: Mapped[list[str]] = encrypted(
-        MutableList.as_mutable(EncryptedJSON("api_permissions")),
-        MutableList.as_mutable(_jsonb()),
+        MutableList.as_mutable(EncryptedJSON("api_permissions")), MutableList.as_mutable(_jsonb())
     )
     usage_stats: Mapped[dict[str, int] | None] = encrypted(
         MutableDict.as_mutable(EncryptedJSON("api_usage")), MutableDict.as_mutable(_jsonb())
