@@ -62,19 +62,16 @@ class EnvelopeFormat(Protocol):
         """The value in an envelope of that context, of any known key version.
 
         Raises:
-            DecryptionError: it is malformed, of another context, algorithm or unknown key version,
-                was altered, or was made with another key. The message says which of these and
-                holds neither value nor ciphertext.
+            DecryptionError: its message says why, and holds neither value nor ciphertext.
         """
 
     def decrypt_many(self, envelopes: Sequence[str | None], context: str) -> list[str | None]:
         """The values in many envelopes of one context; raises what `decrypt` raises, at the first failure."""
 
     def key_version(self, envelope: str, context: str) -> int:
-        """The key version that an envelope names, which need not be one there is a key of. Opens nothing.
+        """The key version that an envelope names, which need not be one there is a key of.
 
-        Raises:
-            DecryptionError: it is malformed, or of another context or algorithm.
+        Raises DecryptionError where it is malformed, or of another context or algorithm. Opens nothing.
         """
 
     def ending(self, context: str, version: int) -> str:

@@ -57,12 +57,8 @@ class MessageCounter:
     __slots__ = ("_elsewhere", "_here", "_lock", "_most", "_reported", "context", "key_version")
 
     def __init__(self, context: str, key_version: int, most: int) -> None:
-        self.context = context
-        self.key_version = key_version
-        self._most = most
-        self._here = 0
-        self._reported = 0
-        self._elsewhere = 0
+        self.context, self.key_version, self._most = context, key_version, most
+        self._here = self._reported = self._elsewhere = 0
         self._lock = threading.Lock()
 
     def count(self, messages: int) -> None:
@@ -134,8 +130,7 @@ class UsageBook:
         sums = []
         with self._reporting:
             for counter in list(self._counters.values()):
-                messages = counter.unreported
-                if messages:
+                if messages := counter.unreported:
                     total = send(counter.context, counter.key_version, messages)
                     counter.reported(messages, total)
                     sums.append(KeyUsage(counter.context, counter.key_version, total))

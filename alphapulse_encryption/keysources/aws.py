@@ -18,13 +18,8 @@ READ_SECONDS = 10
 ATTEMPTS = 4
 
 _CREDENTIALS_REFUSED = {
-    "ExpiredTokenException",
-    "IncompleteSignature",
-    "InvalidClientTokenId",
-    "InvalidSignatureException",
-    "MissingAuthenticationToken",
-    "SignatureDoesNotMatch",
-    "UnrecognizedClientException",
+    *("ExpiredTokenException", "IncompleteSignature", "InvalidClientTokenId", "InvalidSignatureException"),
+    *("MissingAuthenticationToken", "SignatureDoesNotMatch", "UnrecognizedClientException"),
 }
 
 

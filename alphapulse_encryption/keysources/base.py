@@ -3,6 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, ClassVar, Protocol
 
 from alphapulse_encryption.crypto.keys import parse_master_key
@@ -77,7 +78,9 @@ def parse_secret(text: str, *, place: str) -> bytes:
     # No base64 text begins with either.
     if not text.startswith(("{", '"')):
         return parse_master_key(text, name=place)
-    found = _json(text)
+    found: Any = None
+    with suppress(ValueError, RecursionError):
+        found = json.loads(text)
     if isinstance(found, dict):
         found = found.get(FIELD) if FIELD in found or len(found) != 1 else next(iter(found.values()))
     if not isinstance(found, str):
@@ -86,10 +89,3 @@ def parse_secret(text: str, *, place: str) -> bytes:
             f'{{"{FIELD}": "…"}}'
         )
     return parse_master_key(found, name=place)
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

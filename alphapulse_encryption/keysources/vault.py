@@ -124,22 +124,20 @@ class VaultKeySource(SecretStore):
             client.auth.kubernetes.login(role=role, jwt=self._service_account_token(), mount_point=mount)
 
     def _token(self) -> str:
-        token = self._variable("VAULT_TOKEN") or _text_of(Path.home() / ".vault-token")
-        if not token:
-            raise ConfigurationError(
-                "There is no token for Vault: set VAULT_TOKEN, log in with vault login, or set VAULT_AUTH_METHOD to "
-                "approle or kubernetes."
-            )
-        return token
+        if token := self._variable("VAULT_TOKEN") or _text_of(Path.home() / ".vault-token"):
+            return token
+        raise ConfigurationError(
+            "There is no token for Vault: set VAULT_TOKEN, log in with vault login, or set VAULT_AUTH_METHOD to "
+            "approle or kubernetes."
+        )
 
     def _service_account_token(self) -> str:
-        token = _text_of(Path(self._variable("VAULT_JWT_FILE") or SERVICE_ACCOUNT_TOKEN))
-        if not token:
-            raise ConfigurationError(
-                "There is no service account token to log in to Vault with: it is expected at "
-                f"{SERVICE_ACCOUNT_TOKEN}, or where VAULT_JWT_FILE says."
-            )
-        return token
+        if token := _text_of(Path(self._variable("VAULT_JWT_FILE") or SERVICE_ACCOUNT_TOKEN)):
+            return token
+        raise ConfigurationError(
+            "There is no service account token to log in to Vault with: it is expected at "
+            f"{SERVICE_ACCOUNT_TOKEN}, or where VAULT_JWT_FILE says."
+        )
 
     def _verify(self) -> bool | str:
         # As Vault's own command line reads it (Go's strconv.ParseBool).

@@ -24,13 +24,10 @@ def encrypted_values(model: type[Any], values: Mapping[str, Any]) -> dict[str, A
     """The values of all columns that go with some attributes, by the keys of the table's columns.
 
     For statements on the table that nothing else completes, such as the `set_` of an upsert. Values stay Python
-    values, and the statement encrypts them; tokens are made here.
+    values, and the statement encrypts them; tokens are made here, with the errors of writing a value.
 
     Args:
         values: by attribute; those that are not encrypted are returned as they are.
-
-    Raises:
-        EncryptedTypeError, EncryptedValueError, ConfigurationError: of a value, as when it is written.
     """
     kinds = _kinds(model)
     given: dict[str, Any] = {}

@@ -43,7 +43,6 @@ class Attribute:
 
     Args:
         column: the name of its plaintext column, for messages.
-        phase: that of its table.
         name: of the attribute, and the key of the column that it is read from.
         encrypted: key of the column of envelopes.
         plaintext: key of the plaintext column; None where the phase does not name it.
@@ -86,8 +85,7 @@ class Unreadable:
     __slots__ = ("_place", "_reason")
 
     def __init__(self, place: str, reason: str) -> None:
-        self._place = place
-        self._reason = reason
+        self._place, self._reason = place, reason
 
     def of_row(self, key: str) -> Unreadable:
         """The same, naming the row."""
@@ -196,9 +194,7 @@ class EncryptedColumn(TypeDecorator[Any]):
 
     def __init__(self, kind: _Encrypted[Any], attribute: Attribute, limit: Limit) -> None:
         super().__init__()
-        self.kind = kind
-        self.attribute = attribute
-        self.limit = limit
+        self.kind, self.attribute, self.limit = kind, attribute, limit
         # Events of the declared type, as of `MutableDict.as_mutable`, reach the column through this.
         self.impl = kind  # type: ignore[assignment]
         self.hashable = kind.hashable
@@ -206,7 +202,7 @@ class EncryptedColumn(TypeDecorator[Any]):
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
         """Values to envelopes; raises what `checked_text` raises, and ConfigurationError where a key is missing."""
         kind = self.kind
-        if not self.limit.exists:
+        if self.limit == Limit():
             return lambda value: kind.process_bind_param(value, dialect)
         return lambda value: None if value is None else kind.seal_text(self.checked_text(value))
 

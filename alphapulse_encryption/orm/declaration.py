@@ -75,7 +75,8 @@ def encrypted(
     refuse_unknown_phases()
     plain = plaintext() if isinstance(plaintext, type) else plaintext
     fitting = _fitting(kind, plain)
-    if search and not _searchable(fitting):
+    unscaled = isinstance(fitting, EncryptedNumeric) and fitting.scale is None
+    if search and (unscaled or isinstance(fitting, EncryptedFloat | EncryptedJSON)):
         raise ConfigurationError(
             f"{kind!r} cannot be declared with search=True: equal values of it have several text forms, and a token is "
             "that of one."
@@ -117,11 +118,6 @@ def _fitting(kind: TypeEngine[Any], plain: TypeEngine[Any]) -> _Encrypted[Any]:
                 f"EncryptedJSON({kind.context!r}{'' if binary else ', binary=False'})"
             )
     return kind
-
-
-def _searchable(kind: _Encrypted[Any]) -> bool:
-    unscaled = isinstance(kind, EncryptedNumeric) and kind.scale is None
-    return not unscaled and not isinstance(kind, EncryptedFloat | EncryptedJSON)
 
 
 @dataclass
@@ -180,12 +176,10 @@ class _Declaration:
             setattr(owner, name, column_property(main, deferred=self.deferred))
             return
         comparator = DeclaredComparator if reads_plaintext else EncryptedComparator
-        info = {INFO: kind}
-        setattr(
-            owner,
-            name,
-            column_property(main, comparator_factory=comparator, deferred=self.deferred, info=info),
+        declared = column_property(
+            main, comparator_factory=comparator, deferred=self.deferred, info={INFO: kind}
         )
+        setattr(owner, name, declared)
         others = {
             attribute.search: (column + SEARCH_SUFFIX, String(SEARCH_COLUMN_LENGTH)),
             attribute.encrypted: envelopes,

@@ -25,11 +25,6 @@ class Limit(NamedTuple):
     whole_digits: int | None = None
     bits: int | None = None
 
-    @property
-    def exists(self) -> bool:
-        """Whether there is any."""
-        return self != Limit()
-
     def problem(self, text: str) -> str | None:
         """What is wrong with a value, in words that do not quote it; None if nothing is."""
         if self.text and "\x00" in text:

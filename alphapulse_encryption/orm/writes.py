@@ -60,8 +60,7 @@ def _complete_instance(target: Any, kinds: Mapping[str, EncryptedColumn]) -> Non
             if kind.attribute.reads_ciphertext:
                 refuse_expression(kind)
             continue
-        if _UNREADABLE in state.info:
-            state.info[_UNREADABLE].pop(name, None)
+        state.info.get(_UNREADABLE, {}).pop(name, None)
         if name not in changed:
             attributes.flag_modified(target, name)
         for key in kind.attribute.keys[1:]:
@@ -93,7 +92,7 @@ def _set_unreadable_aside(target: Any, context: Any, kinds: Mapping[str, Encrypt
         if type(value) is Unreadable:
             found = value.of_row(_key_of(state))
             del state.dict[name]
-            state.info[_UNREADABLE] = {**state.info.get(_UNREADABLE, {}), name: found}
+            state.info.setdefault(_UNREADABLE, {})[name] = found
             state.callables = {**state.callables, name: found}
         elif name in state.dict and _UNREADABLE in state.info:
             state.info[_UNREADABLE].pop(name, None)
@@ -138,24 +137,17 @@ def _before_execute(
 
 
 class _Written:
-    """What one statement writes to one attribute.
-
-    Args:
-        kind: the type of the attribute's column of envelopes.
-        rows: the parameters it is executed with.
-    """
+    """What one statement writes to one attribute, by itself and by the parameters it is executed with."""
 
     def __init__(
         self, statement: Insert | Update, kind: EncryptedColumn, rows: list[Mapping[str, Any]]
     ) -> None:
-        self.statement = statement
-        self.kind = kind
-        self.attribute = kind.attribute
-        self.rows = rows
+        self.statement, self.rows = statement, rows
+        self.kind, self.attribute = kind, kind.attribute
         self.fixed = [_by_key(values) for values in _values_of(statement)]
-        self.required = (
-            not statement.table.c[self.attribute.name].nullable and self.attribute.reads_ciphertext
-        )
+        main = statement.table.c[self.attribute.name]
+        self.required = not main.nullable and self.attribute.reads_ciphertext
+        self.has_default = main.default is not None
 
     def see_to_all(self) -> None:
         """Complete the statement or its parameters, or refuse it."""
@@ -203,20 +195,18 @@ class _Written:
             alone = not attribute.reads_ciphertext and written == [attribute.name]
             if written and not alone and len(written) < len(attribute.keys):
                 self._refuse_part(written)
-        if self.required and statement.select is None and statement.table.c[attribute.name].default is None:
+        if self.required and statement.select is None and not self.has_default:
             given = set().union(*self.fixed)
-            for row in self.rows:
-                if attribute.name not in given and attribute.name not in row:
-                    self._refuse_none()
+            if any(attribute.name not in given and attribute.name not in row for row in self.rows):
+                self._refuse_none()
 
     def _check_required(self, values: Mapping[str, Any]) -> None:
-        if self.attribute.name in values:
-            value = values[self.attribute.name]
-            if isinstance(value, BindParameter):
-                # Without a value of its own, it gets one from the parameters.
-                value = True if value.required else value.effective_value
-            if value is None or isinstance(value, Null):
-                self._refuse_none()
+        value = values.get(self.attribute.name, True)
+        if isinstance(value, BindParameter):
+            # Without a value of its own, it gets one from the parameters.
+            value = True if value.required else value.effective_value
+        if value is None or isinstance(value, Null):
+            self._refuse_none()
 
     def _beside(self, value: Any, keys: Iterable[str]) -> dict[str, Any]:
         return {key: self.kind.beside(key, value) for key in keys}

@@ -164,14 +164,10 @@ Transaction = Annotated[Session, Depends(_session, scope="function")]
 _bearer = HTTPBearer(auto_error=False)
 
 
-class _Identified:
+def _with(permission: str) -> Any:
     """Whose key came with the request, which has to permit this."""
 
-    def __init__(self, permission: str) -> None:
-        self._permission = permission
-
-    def __call__(
-        self,
+    def identified(
         request: Request,
         session: Transaction,
         credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
@@ -179,12 +175,14 @@ class _Identified:
         if credentials is None:
             raise people.NotAllowed
         endpoint = f"{request.method} {request.scope['route'].path}"
-        return people.identify(session, credentials.credentials, self._permission, endpoint)
+        return people.identify(session, credentials.credentials, permission, endpoint)
+
+    return Depends(identified, scope="function")
 
 
-Reader = Annotated[User, Depends(_Identified("read"), scope="function")]
-Trader = Annotated[User, Depends(_Identified("trade"), scope="function")]
-Manager = Annotated[User, Depends(_Identified("manage"), scope="function")]
+Reader = Annotated[User, _with("read")]
+Trader = Annotated[User, _with("trade")]
+Manager = Annotated[User, _with("manage")]
 
 
 @app.exception_handler(people.NotAllowed)

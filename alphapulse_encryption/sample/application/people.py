@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from argon2 import PasswordHasher
@@ -53,11 +54,7 @@ def log_in(session: Session, email: str, password: str) -> str:
 def make_key(
     session: Session, user: User, name: str, permissions: list[str], valid_for: timedelta | None = None
 ) -> tuple[ApiKey, str]:
-    """A new key of a person.
-
-    Returns:
-        What is kept of it, and the key itself, which is not.
-    """
+    """What is kept of a person's new key, and the key itself, which is not."""
     key = secrets.token_urlsafe(32)
     kept = ApiKey(
         user_id=user.id,
@@ -86,22 +83,16 @@ def identify(session: Session, key: str, permission: str, endpoint: str) -> User
         raise NotAllowed
     if permission not in found.permissions:
         raise NotAllowed
-    usage = found.usage_stats if found.usage_stats is not None else {}
+    found.usage_stats = usage = found.usage_stats or {}
     usage[endpoint] = usage.get(endpoint, 0) + 1
-    found.usage_stats = usage
     found.last_used_at = datetime.now(UTC)
     return session.get_one(User, found.user_id)
 
 
-def keys_of(session: Session, user: User) -> list[ApiKey]:
+def keys_of(session: Session, user: User) -> Sequence[ApiKey]:
     """A person's keys, the newest first."""
-    return list(
-        session.scalars(
-            select(ApiKey)
-            .where(ApiKey.user_id == user.id, ApiKey.is_active)
-            .order_by(ApiKey.created_at.desc())
-        )
-    )
+    query = select(ApiKey).where(ApiKey.user_id == user.id, ApiKey.is_active)
+    return session.scalars(query.order_by(ApiKey.created_at.desc())).all()
 
 
 def revoke_key(session: Session, user: User, key_id: uuid.UUID) -> bool:
