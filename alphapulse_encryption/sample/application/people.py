@@ -83,8 +83,9 @@ def identify(session: Session, key: str, permission: str, endpoint: str) -> User
         raise NotAllowed
     if permission not in found.permissions:
         raise NotAllowed
-    found.usage_stats = usage = found.usage_stats or {}
+    usage = found.usage_stats if found.usage_stats is not None else {}
     usage[endpoint] = usage.get(endpoint, 0) + 1
+    found.usage_stats = usage
     found.last_used_at = datetime.now(UTC)
     return session.get_one(User, found.user_id)
 
