@@ -76,7 +76,7 @@ def _key_source(environ: Mapping[str, str]) -> KeySource:
 
             return VaultKeySource(environ)
     raise ConfigurationError(
-        f"{KEY_SOURCE_VARIABLE} names an unknown key source: supported are env, aws, vault"
+        f"{KEY_SOURCE_VARIABLE} names an unknown key source: supported are {', '.join(_SOURCES)}"
     )
 
 
