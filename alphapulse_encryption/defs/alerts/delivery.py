@@ -28,6 +28,8 @@ from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception,
+    stop_after_attempt,
+    stop_before_delay,
     wait_exponential,
 )
 
@@ -54,12 +56,7 @@ VARIABLES = (
 
 @dataclass(frozen=True)
 class Message:
-    """What a person gets.
-
-    Args:
-        subject: one line.
-        text: all of it, the subject apart; plain text.
-    """
+    """What a person gets: a line, and all the rest as plain text."""
 
     subject: str
     text: str
@@ -69,7 +66,6 @@ class DeliveryError(MigrationError):
     """A message did not arrive; says why in words of ours.
 
     Args:
-        message: why.
         again: whether another try may help.
         after: seconds to wait before it, where the server said so.
     """
@@ -81,11 +77,10 @@ class DeliveryError(MigrationError):
 
 
 class Channel(Protocol):
-    """A way to a person."""
+    """A way to a person. Its name is what ticks and the terminal call it, and tells no address."""
 
     @property
-    def name(self) -> str:
-        """What it is called in ticks and at the terminal; tells no address."""
+    def name(self) -> str: ...
 
     def send(self, message: Message) -> None:
         """Try once.
@@ -98,11 +93,7 @@ class Channel(Protocol):
 
 @dataclass(frozen=True)
 class Webhook:
-    """An incoming webhook: JSON ``{"text": …}`` by POST, as Slack, Mattermost and others take it.
-
-    Args:
-        url: its address, a secret.
-    """
+    """An incoming webhook: JSON ``{"text": …}`` by POST, as Slack, Mattermost and others take it."""
 
     url: str = field(repr=False)
     name: str = field(default="webhook", init=False)
@@ -137,8 +128,6 @@ class Email:
 
     Args:
         url: of the mail server, as ``ALPHAPULSE_SMTP_URL`` has it. Holds a password.
-        sender: what address it comes from.
-        recipients: whom it goes to.
     """
 
     url: str = field(repr=False)
@@ -255,19 +244,11 @@ def configured_channels() -> tuple[Channel, ...]:
 
 
 def deliver(
-    messages: Sequence[tuple[Channel, Message]],
-    *,
-    sleep: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
+    messages: Sequence[tuple[Channel, Message]], *, sleep: Callable[[float], None] = time.sleep
 ) -> dict[str, str | None]:
     """Send to each channel its message, side by side; one that fails does not keep the others.
 
     What may pass is tried again, after the pause that the server asks for; not for longer than a sensor's tick lasts.
-
-    Args:
-        messages: what to send where.
-        sleep: waits so many seconds.
-        clock: seconds, ever growing.
 
     Returns:
         By the channels' names, why the message did not arrive; None where it did.
@@ -275,18 +256,8 @@ def deliver(
     if not messages:
         return {}
 
-    def send(channel: Channel, message: Message) -> str | None:
-        try:
-            _persistently(channel, message, sleep, clock)
-        except DeliveryError as error:
-            return str(error)
-        except Exception as error:
-            # Its text could quote an address.
-            return f"unexpected {type(error).__name__}"
-        return None
-
     pool = ThreadPoolExecutor(max_workers=len(messages))
-    results = {channel.name: pool.submit(send, channel, message) for channel, message in messages}
+    results = {channel.name: pool.submit(_sent, channel, message, sleep) for channel, message in messages}
     wait(results.values(), timeout=LONGEST_SECONDS)
     # Whoever is that slow may have it all the same; better twice than never.
     pool.shutdown(wait=False)
@@ -296,10 +267,7 @@ def deliver(
     }
 
 
-def _persistently(
-    channel: Channel, message: Message, sleep: Callable[[float], None], clock: Callable[[], float]
-) -> None:
-    begun = clock()
+def _sent(channel: Channel, message: Message, sleep: Callable[[float], None]) -> str | None:
     usual = wait_exponential(multiplier=0.5, exp_base=4)
 
     def send() -> None:
@@ -313,18 +281,21 @@ def _persistently(
         asked = error.after if isinstance(error, DeliveryError) else None
         return usual(state) if asked is None else asked
 
-    def enough(state: RetryCallState) -> bool:
-        if state.attempt_number >= ATTEMPTS:
-            return True
-        return clock() - begun + state.upcoming_sleep + CONNECT_SECONDS + ANSWER_SECONDS > PATIENCE_SECONDS
-
-    Retrying(
-        retry=retry_if_exception(lambda error: isinstance(error, DeliveryError) and error.again),
-        stop=enough,
-        wait=pause,
-        sleep=sleep,
-        reraise=True,
-    )(send)
+    try:
+        Retrying(
+            retry=retry_if_exception(lambda error: isinstance(error, DeliveryError) and error.again),
+            stop=stop_after_attempt(ATTEMPTS)
+            | stop_before_delay(PATIENCE_SECONDS - CONNECT_SECONDS - ANSWER_SECONDS),
+            wait=pause,
+            sleep=sleep,
+            reraise=True,
+        )(send)
+    except DeliveryError as error:
+        return str(error)
+    except Exception as error:
+        # Its text could quote an address.
+        return f"unexpected {type(error).__name__}"
+    return None
 
 
 def trial_message(label: str | None) -> Message:

@@ -8,21 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 import dagster as dg
 
 from alphapulse_encryption import guide, settings
 from alphapulse_encryption.catalogue import Catalogue
-from alphapulse_encryption.defs.alerts.delivery import (
-    VARIABLES,
-    Channel,
-    Message,
-    configured_channels,
-    deliver,
-)
+from alphapulse_encryption.defs.alerts.delivery import Channel, Message, deliver
 from alphapulse_encryption.defs.alerts.wording import COMMAND, outcome, plain, subject
-from alphapulse_encryption.defs.resources.border import safely
+from alphapulse_encryption.defs.resources.border import counted
 from alphapulse_encryption.defs.resources.target import TargetResource
 
 NAME = "alert_failed_runs"
@@ -39,43 +33,32 @@ _JOB_OF: Mapping[str, str] = {
 _WITHOUT_TABLES = frozenset(stage.job for stage in guide.stages() if stage.over == "database")
 
 
-def build() -> dg.SensorDefinition:
-    """The sensor, stopped until somebody starts it."""
-
-    @dg.sensor(
-        name=NAME,
-        minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
-        default_status=dg.DefaultSensorStatus.STOPPED,
-        description="Tells of every run that fails from the moment it is started: job, tables, step, and the first "
-        "line of what it said. Runs that somebody stopped are not failed.",
-    )
-    def sensor(
-        context: dg.SensorEvaluationContext, target: TargetResource
-    ) -> dg.SensorResult | dg.SkipReason:
-        with safely():
-            channels = configured_channels()
-            if not channels:
-                return dg.SkipReason(f"Nobody is told: set {VARIABLES}.")
-            return _tick(context, channels, target.catalogue)
-
-    return sensor
+DESCRIPTION = (
+    "Tells of every run that fails from the moment it is started: job, tables, step, and the first line of what it "
+    "said. Runs that somebody stopped are not failed."
+)
 
 
-def _tick(
-    context: dg.SensorEvaluationContext, channels: Sequence[Channel], catalogue: Catalogue
+def tick(
+    context: dg.SensorEvaluationContext, channels: Sequence[Channel], target: TargetResource
 ) -> dg.SensorResult:
+    """Tell each channel of the runs that failed since it was told last."""
+    catalogue = target.catalogue
     before = _load(context.cursor)
-    latest = _latest(context.instance)
+    newest = context.instance.fetch_run_status_changes(dg.DagsterEventType.RUN_FAILURE, limit=1).records
+    latest = newest[0].storage_id if newest else 0
     # A channel that is new here is told of what fails from now on.
     after = {channel.name: before.get(channel.name, latest) for channel in channels}
     records = _failures(context.instance, min(after.values()))
-    ours = _our_jobs(context)
+    repository = context.repository_def
+    ours = {job.name for job in repository.get_all_jobs()} if repository is not None else set()
     sent, reached = {}, {}
     described: dict[str, str] = {}
     for channel in channels:
-        mine = [(number, run_id) for number, run_id in records if number > after[channel.name]]
         lines: list[str] = []
-        for number, run_id in mine:
+        for number, run_id in records:
+            if number <= after[channel.name]:
+                continue
             if len(lines) == MOST_TOLD_AT_ONCE:
                 break
             if run_id not in described:
@@ -92,11 +75,7 @@ def _tick(
         if problem is None:
             after[name] = reached[name]
     failed = sum(bool(text) for text in described.values())
-    stands = (
-        f"{failed} run{'' if failed == 1 else 's'} failed"
-        if failed
-        else "no run has failed since the last look"
-    )
+    stands = f"{counted(failed, 'run')} failed" if failed else "no run has failed since the last look"
     return dg.SensorResult(skip_reason=outcome(results, stands), cursor=json.dumps({"after": after}))
 
 
@@ -107,11 +86,6 @@ def _load(cursor: str | None) -> dict[str, int]:
         return {}
 
 
-def _latest(instance: dg.DagsterInstance) -> int:
-    newest = instance.fetch_run_status_changes(dg.DagsterEventType.RUN_FAILURE, limit=1).records
-    return newest[0].storage_id if newest else 0
-
-
 def _failures(instance: dg.DagsterInstance, after: int) -> list[tuple[int, str]]:
     """Numbers and run ids of failures, in the order in which they were recorded."""
     wanted = dg.RunStatusChangeRecordsFilter(dg.DagsterEventType.RUN_FAILURE, after_storage_id=after)
@@ -119,12 +93,7 @@ def _failures(instance: dg.DagsterInstance, after: int) -> list[tuple[int, str]]
     return [(record.storage_id, record.run_id) for record in records]
 
 
-def _our_jobs(context: dg.SensorEvaluationContext) -> frozenset[str]:
-    repository = context.repository_def
-    return frozenset(job.name for job in repository.get_all_jobs()) if repository is not None else frozenset()
-
-
-def _describe(instance: dg.DagsterInstance, run_id: str, ours: frozenset[str], catalogue: Catalogue) -> str:
+def _describe(instance: dg.DagsterInstance, run_id: str, ours: Set[str], catalogue: Catalogue) -> str:
     """What to tell of a run; nothing where it is of another code location, or removed meanwhile."""
     run = instance.get_run_by_id(run_id)
     if run is None or run.job_name not in ours:
@@ -178,17 +147,16 @@ def _scrubbed(text: str) -> str:
 
 def _tables(run: dg.DagsterRun, catalogue: Catalogue) -> list[str]:
     """The tables that a run was for, as far as its tags and its configuration name some of the catalogue's."""
-    named: set[str] = set()
-    for name, value in run.tags.items():
-        if name == "table" or name.startswith(("dagster/partition", "dagster/asset_partition_range")):
-            named.add(value.rpartition("|")[2])
+    of_tables = ("dagster/partition", "dagster/asset_partition_range")
+    named = {v.rpartition("|")[2] for n, v in run.tags.items() if n == "table" or n.startswith(of_tables)}
     ops = run.run_config.get("ops")
     for op in ops.values() if isinstance(ops, Mapping) else ():
         config = op.get("config") if isinstance(op, Mapping) else None
         if isinstance(config, Mapping):
             tables = config.get("tables")
-            named |= {str(table) for table in tables} if isinstance(tables, list) else set()
-            named |= {str(config["table"])} if "table" in config else set()
+            named |= {
+                str(table) for table in (*(tables if isinstance(tables, list) else ()), config.get("table"))
+            }
     return [key for key in catalogue.keys if key in named]
 
 
@@ -203,6 +171,5 @@ def _remedy(job: str, steps: Sequence[tuple[str, str]], tables: Sequence[str]) -
 
 
 def _message(lines: Sequence[str]) -> Message:
-    plural = "" if len(lines) == 1 else "s"
     text = "\n".join(f"- {plain(line)}" for line in lines)
-    return Message(subject(settings.Alerts().label, "runs", f"{len(lines)} failed run{plural}"), text)
+    return Message(subject(settings.Alerts().label, "runs", counted(len(lines), "failed run")), text)

@@ -6,16 +6,16 @@ twice. The cursor holds names and times, never a value.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from alphapulse_encryption.migration.gates.findings import Alert
 from alphapulse_encryption.migration.insight.overdue import Mark
 
-_VERSION = 1
 # One message does not tell more than this; the rest comes with the next.
 MOST_TOLD_AT_ONCE = 30
 
@@ -25,15 +25,11 @@ class Standing:
     """Something that is so.
 
     Args:
-        title: as the finding's.
-        state: as the finding's.
         since: when a look found it first.
         settles: how long it has to be away to be over.
         absent_since: since when no look has found it, while that may be a pause.
     """
 
-    title: str
-    state: str
     since: datetime
     settles: timedelta = timedelta()
     absent_since: datetime | None = None
@@ -41,14 +37,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Told:
-    """What a channel was told last of something.
-
-    Args:
-        title: as the finding's.
-        state: as the finding's.
-        at: when.
-        silent: whether its end need not be told.
-    """
+    """What a channel was told last of a finding, and when; of a silent one its end need not be told."""
 
     title: str
     state: str
@@ -86,8 +75,7 @@ class News:
         return bool(self.begun or self.changed or self.reminded or self.ended)
 
 
-@dataclass
-class Ledger:
+class Ledger(BaseModel):
     """What stands, and what each channel was told of it.
 
     Args:
@@ -96,58 +84,28 @@ class Ledger:
         marks: moments in the database's reckoning, for those who ask how old something is; the oldest first.
     """
 
-    standing: dict[str, Standing] = field(default_factory=dict)
-    told: dict[str, dict[str, Told]] = field(default_factory=dict)
-    marks: list[Mark] = field(default_factory=list)
-    _found: list[Alert] = field(default_factory=list)
+    version: Literal[2] = 2
+    standing: dict[str, Standing] = {}
+    told: dict[str, dict[str, Told]] = {}
+    marks: list[Mark] = []
+    _found: list[Alert] = PrivateAttr(default_factory=list)
 
     @classmethod
     def load(cls, cursor: str | None) -> Self:
         """From a sensor's cursor; one that is not ours, or is damaged, counts as none."""
         try:
-            kept = json.loads(cursor or "{}")
-            if kept.get("version") != _VERSION:
-                return cls()
-            return cls(
-                standing={key: _standing(entry) for key, entry in kept["standing"].items()},
-                told={
-                    channel: {key: _told(entry) for key, entry in entries.items()}
-                    for channel, entries in kept["told"].items()
-                },
-                marks=[Mark(_time(at), int(number)) for at, number in kept["marks"]],
-            )
-        except (ValueError, TypeError, KeyError, AttributeError):
+            return cls.model_validate_json(cursor or "{}")
+        except ValidationError:
             return cls()
 
     def dump(self) -> str:
         """The cursor to keep."""
-        return json.dumps(
-            {
-                "version": _VERSION,
-                "standing": {
-                    key: [
-                        *(s.title, s.state, s.since.isoformat(), s.settles.total_seconds()),
-                        s.absent_since and s.absent_since.isoformat(),
-                    ]
-                    for key, s in self.standing.items()
-                },
-                "told": {
-                    channel: {
-                        key: [t.title, t.state, t.at.isoformat(), t.silent] for key, t in entries.items()
-                    }
-                    for channel, entries in self.told.items()
-                },
-                "marks": [[mark.at.isoformat(), mark.transaction] for mark in self.marks],
-            },
-            separators=(",", ":"),
-        )
+        return self.model_dump_json()
 
     def looked(self, findings: Iterable[Alert], now: datetime, *, blind: Alert | None = None) -> None:
         """A look found this.
 
         Args:
-            findings: what was found.
-            now: when.
             blind: in place of them, why nobody could look: what stood before is neither there nor over then.
         """
         self._found = [blind] if blind is not None else list(findings)
@@ -155,7 +113,7 @@ class Ledger:
         for key, finding in found.items():
             before = self.standing.get(key)
             since = now if before is None else before.since
-            self.standing[key] = Standing(finding.subject, finding.state, since, finding.settles)
+            self.standing[key] = Standing(since, finding.settles)
         if blind is not None:
             return
         for key in set(self.standing) - set(found):
@@ -169,9 +127,7 @@ class Ledger:
     def news(self, channel: str, now: datetime, remind_after: timedelta) -> News:
         """What a channel has not been told."""
         told = self.told.get(channel, {})
-        begun: list[Item] = []
-        changed: list[Item] = []
-        reminded: list[Item] = []
+        begun, changed, reminded = list[Item](), list[Item](), list[Item]()
         for finding in self._found:
             item = Item(finding, self.standing[finding.key].since)
             before = told.get(finding.key)
@@ -204,28 +160,12 @@ class Ledger:
 
 
 def _at_most(news: News) -> News:
-    room = MOST_TOLD_AT_ONCE
-    parts: list[tuple[Any, ...]] = []
-    for part in (news.begun, news.changed, news.ended, news.reminded):
-        parts.append(part[:room])
-        room -= len(parts[-1])
-    begun, changed, ended, reminded = parts
-    every = len(news.begun) + len(news.changed) + len(news.ended) + len(news.reminded)
-    return News(begun, changed, reminded, ended, left=every - sum(map(len, parts)))
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
-def _standing(entry: list[Any]) -> Standing:
-    title, state, since, settles, absent = entry
-    return Standing(title, state, _time(since), timedelta(seconds=settles), _time(absent) if absent else None)
-
-
-def _told(entry: list[Any]) -> Told:
-    title, state, at, silent = entry
-    return Told(title, state, _time(at), silent)
+    room, kept = MOST_TOLD_AT_ONCE, dict[str, tuple[Any, ...]]()
+    for part in ("begun", "changed", "ended", "reminded"):
+        entries = getattr(news, part)
+        kept[part] = entries[: max(room, 0)]
+        room -= len(entries)
+    return News(**kept, left=max(-room, 0))
 
 
 def add_mark(marks: list[Mark], mark: Mark, length: timedelta) -> list[Mark]:
@@ -236,11 +176,7 @@ def add_mark(marks: list[Mark], mark: Mark, length: timedelta) -> list[Mark]:
         mark: of now.
         length: how far back the oldest one that is needed lies.
     """
-    spacing = length / _MARKS
-    kept = [*marks, mark] if not marks or mark.at - marks[-1].at >= spacing else list(marks)
+    kept = [*marks, mark] if not marks or mark.at - marks[-1].at >= length / 12 else list(marks)
     # The newest one that is old enough is all that is needed of the old ones.
     old = [m for m in kept if mark.at - m.at >= length]
     return kept[len(old) - 1 :] if old else kept
-
-
-_MARKS = 12

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import dagster as dg
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.defs.alerts import failed_runs
-from alphapulse_encryption.defs.alerts.delivery import (
-    VARIABLES,
-    Channel,
-    Message,
-    configured_channels,
-    deliver,
-)
-from alphapulse_encryption.defs.alerts.ledger import Ledger, News, add_mark
+from alphapulse_encryption.defs.alerts.delivery import VARIABLES, Channel, configured_channels, deliver
+from alphapulse_encryption.defs.alerts.ledger import Ledger, add_mark
 from alphapulse_encryption.defs.alerts.wording import outcome, written
 from alphapulse_encryption.defs.resources.border import safely
 from alphapulse_encryption.defs.resources.target import TargetResource
@@ -36,6 +31,7 @@ from alphapulse_encryption.migration.postgres.database import DatabaseUnreachabl
 BLIND_FOR = timedelta(minutes=10)
 
 Look = Callable[[TargetResource, Ledger], Sequence[Alert]]
+Tick = Callable[[dg.SensorEvaluationContext, Sequence[Channel], TargetResource], dg.SensorResult]
 
 
 @dataclass(frozen=True)
@@ -47,10 +43,6 @@ class _Alert:
     description: str
 
 
-def _drift(target: TargetResource, _: Ledger) -> Sequence[Alert]:
-    return look_for_drift(target.database, target.catalogue)
-
-
 def _pending(target: TargetResource, ledger: Ledger) -> Sequence[Alert]:
     limit = settings.Alerts().pending_after
     mark = current_mark(target.database)
@@ -60,20 +52,12 @@ def _pending(target: TargetResource, ledger: Ledger) -> Sequence[Alert]:
     return old_pending_rows(target.database, target.catalogue.tables, old_enough, limit)
 
 
-def _keys(target: TargetResource, _: Ledger) -> Sequence[Alert]:
-    return keys_due(target.database, settings.Alerts().rotate_after)
-
-
-def _approvals(target: TargetResource, _: Ledger) -> Sequence[Alert]:
-    return approvals_waiting(target.database)
-
-
 _ALERTS = (
     _Alert(
         "alert_drift",
         "drift",
         300,
-        _drift,
+        lambda target, _: look_for_drift(target.database, target.catalogue),
         "Tells when plaintext is written without ciphertext to what was done, a guard trigger is missing or disabled, "
         "a column is gone or of another type, or a column that looks sensitive is not in the catalogue.",
     ),
@@ -89,7 +73,7 @@ _ALERTS = (
         "alert_keys",
         "keys",
         3600,
-        _keys,
+        lambda target, _: keys_due(target.database, settings.Alerts().rotate_after),
         "Tells when a key nears the number of values it may encrypt, and when the current key version is older than "
         "`ALPHAPULSE_ALERT_KEY_DAYS`.",
     ),
@@ -97,7 +81,7 @@ _ALERTS = (
         "alert_approvals",
         "approvals",
         300,
-        _approvals,
+        lambda target, _: approvals_waiting(target.database),
         "Tells of approvals of a drop that wait to be used, end soon, or have ended unused.",
     ),
 )
@@ -105,16 +89,21 @@ _ALERTS = (
 
 def build_sensors() -> list[dg.SensorDefinition]:
     """All alerts; each is stopped until somebody starts it."""
-    return [failed_runs.build(), *(_build(alert) for alert in _ALERTS)]
+    told = "Once when it begins or changes, again after `ALPHAPULSE_ALERT_REMIND_HOURS`, and when it is over."
+    return [
+        _build(
+            failed_runs.NAME, failed_runs.SECONDS_BETWEEN_LOOKS, failed_runs.DESCRIPTION, failed_runs.tick
+        ),
+        *(_build(a.name, a.seconds, f"{a.description} {told}", partial(_tick, a)) for a in _ALERTS),
+    ]
 
 
-def _build(alert: _Alert) -> dg.SensorDefinition:
+def _build(name: str, seconds: int, description: str, tick: Tick) -> dg.SensorDefinition:
     @dg.sensor(
-        name=alert.name,
-        minimum_interval_seconds=alert.seconds,
+        name=name,
+        minimum_interval_seconds=seconds,
         default_status=dg.DefaultSensorStatus.STOPPED,
-        description=f"{alert.description} Once when it begins or changes, again after "
-        "`ALPHAPULSE_ALERT_REMIND_HOURS`, and when it is over.",
+        description=description,
     )
     def sensor(
         context: dg.SensorEvaluationContext, target: TargetResource
@@ -123,30 +112,37 @@ def _build(alert: _Alert) -> dg.SensorDefinition:
             channels = configured_channels()
             if not channels:
                 return dg.SkipReason(f"Nobody is told: set {VARIABLES}.")
-            return _tick(alert, channels, Ledger.load(context.cursor), target)
+            return tick(context, channels, target)
 
     return sensor
 
 
 def _tick(
-    alert: _Alert, channels: Sequence[Channel], ledger: Ledger, target: TargetResource
+    alert: _Alert, context: dg.SensorEvaluationContext, channels: Sequence[Channel], target: TargetResource
 ) -> dg.SensorResult:
+    ledger = Ledger.load(context.cursor)
     blind = None
     findings: Sequence[Alert] = ()
     try:
         findings = alert.look(target, ledger)
-    except DatabaseUnreachable as error:
-        blind = _blind(alert, error)
-    except ConfigurationError:
-        # A person is at it, and sees the tick.
-        raise
     except MigrationError as error:
-        blind = _blind(alert, error)
+        if isinstance(error, ConfigurationError) and not isinstance(error, DatabaseUnreachable):
+            # A person is at it, and sees the tick.
+            raise
+        blind = Alert(
+            f"look for {alert.about}",
+            f"Nobody can look for {alert.about}: {error}",
+            key=f"look:{alert.name}",
+            remedy="Correct that; until then nothing of this is told of.",
+            waits=BLIND_FOR,
+        )
     now = datetime.now(UTC)
     ledger.only(channel.name for channel in channels)
     ledger.looked(findings, now, blind=blind)
-    news = {channel: ledger.news(channel.name, now, settings.Alerts().remind_after) for channel in channels}
-    results = deliver([(channel, _written(alert, new)) for channel, new in news.items() if new])
+    said = settings.Alerts()
+    link = f"{said.ui_url}/automation" if said.ui_url else None
+    news = {channel: ledger.news(channel.name, now, said.remind_after) for channel in channels}
+    results = deliver([(c, written(new, said.label, alert.about, link)) for c, new in news.items() if new])
     for channel, new in news.items():
         if new and results[channel.name] is None:
             ledger.delivered(channel.name, new, now)
@@ -158,19 +154,3 @@ def _tick(
         else "all is well"
     )
     return dg.SensorResult(skip_reason=outcome(results, stands), cursor=ledger.dump())
-
-
-def _written(alert: _Alert, news: News) -> Message:
-    base = settings.Alerts().ui_url
-    link = f"{base}/automation" if base else None
-    return written(news, settings.Alerts().label, alert.about, link)
-
-
-def _blind(alert: _Alert, error: MigrationError) -> Alert:
-    return Alert(
-        f"look for {alert.about}",
-        f"Nobody can look for {alert.about}: {error}",
-        key=f"look:{alert.name}",
-        remedy="Correct that; until then nothing of this is told of.",
-        waits=BLIND_FOR,
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 
 from alphapulse_encryption.defs.alerts.delivery import Message
@@ -20,26 +20,21 @@ def written(news: News, label: str | None, about: str, link: str | None) -> Mess
     """The message for a channel.
 
     Args:
-        news: what it is to be told.
         label: what the database is called.
-        about: what was looked for.
         link: to the sensor's page; None for no link.
     """
-    counts = [
-        f"{len(part)} {name}"
-        for part, name in (
-            (news.begun, "new"),
-            (news.changed, "changed"),
-            (news.ended, "over"),
-            (news.reminded, "as before"),
-        )
-        if part
-    ]
     lines: list[str] = []
-    for heading, items in (("New:", news.begun), ("Changed:", news.changed)):
-        lines += _section(heading, (_line(item) for item in items))
-    lines += _section("Over:", (f"{told.title} (told of at {_moment(told.at)})" for _, told in news.ended))
-    lines += _section("As before:", (_line(item) for item in news.reminded))
+    counts: list[str] = []
+    over = [f"{told.title} (told of at {_moment(told.at)})" for _, told in news.ended]
+    for heading, count, entries in (
+        ("New:", "new", [_line(item) for item in news.begun]),
+        ("Changed:", "changed", [_line(item) for item in news.changed]),
+        ("Over:", "over", over),
+        ("As before:", "as before", [_line(item) for item in news.reminded]),
+    ):
+        if entries:
+            counts.append(f"{len(entries)} {count}")
+            lines += [heading, *(f"- {plain(entry)}" for entry in entries)]
     if news.left:
         lines.append(f"{news.left:,} more follow in the next message.")
     if news.begun or news.changed or news.reminded:
@@ -52,11 +47,6 @@ def written(news: News, label: str | None, about: str, link: str | None) -> Mess
 def plain(text: str) -> str:
     """One line of a message: a name of a table may hold anything, a line's end too."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def _section(heading: str, lines: Iterable[str]) -> list[str]:
-    entries = [f"- {plain(line)}" for line in lines]
-    return [heading, *entries] if entries else []
 
 
 def _line(item: Item) -> str:

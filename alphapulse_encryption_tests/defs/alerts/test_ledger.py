@@ -149,7 +149,7 @@ def test_many_at_once_come_in_parts() -> None:
 
 @pytest.mark.parametrize(
     "cursor",
-    [None, "", "nonsense", "[]", "3", "{}", '{"version": 99}', '{"version": 1, "standing": {"a": 1}}'],
+    [None, "", "nonsense", "[]", "3", "{}", '{"version": 99}', '{"version": 2, "standing": {"a": 1}}'],
 )
 def test_a_cursor_that_is_not_ours(cursor: str | None) -> None:
     sensor = Sensor()

@@ -192,7 +192,7 @@ def test_a_database_that_is_away_for_long(watched: Watched, monkeypatch: pytest.
     assert shown.endswith("; nothing new to tell.") and "canary" not in shown
     # Ten minutes later, as the cursor has it.
     kept = json.loads(str(watched.cursors["alert_drift"]))
-    kept["standing"]["look:alert_drift"][2] = "2026-01-01T00:00:00+00:00"
+    kept["standing"]["look:alert_drift"]["since"] = "2026-01-01T00:00:00+00:00"
     watched.cursors["alert_drift"] = json.dumps(kept)
     assert "- Nobody can look for drift: The database cannot be reached" in watched.told("alert_drift")
     assert watched.told("alert_drift") == ""

@@ -71,7 +71,6 @@ def theirs(
         monkeypatch.setattr("alphapulse_encryption.rehearsal.job.Passed.model_validate", leak)
         monkeypatch.setattr("alphapulse_encryption.rehearsal.job._has_no_clones", leak)
         monkeypatch.setattr("alphapulse_encryption.defs.alerts.sensors.configured_channels", leak)
-        monkeypatch.setattr("alphapulse_encryption.defs.alerts.failed_runs.configured_channels", leak)
         yield found
 
 
