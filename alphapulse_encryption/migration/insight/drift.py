@@ -44,7 +44,6 @@ def look_for_drift(database: Database, catalogue: Catalogue) -> list[Alert]:
 
     Raises:
         RefusedError: another session holds a table exclusively.
-        DatabaseFailure: the server refused.
     """
     with database.session("look for drift") as connection:
         plan_by_key(connection)
@@ -69,26 +68,22 @@ def _of_table(connection: Connection, table: Table) -> Iterator[Alert]:
             remedy="Its encrypted values cannot be looked after until then.",
         )
         return
-    yield from _columns(definition, state)
+    missing = [column.name for column in table.columns if column.name not in definition.columns]
+    yield from _columns(definition, state.state, missing)
     if not state.state.has_both_sides:
         return
-    if not _missing_plaintext(definition):
+    if not missing:
         yield from _guard(connection, definition)
         yield from _pending(connection, definition, state)
     yield from _verified_otherwise(connection, definition)
 
 
-def _missing_plaintext(definition: TableDefinition) -> list[str]:
-    return [column.name for column in definition.table.columns if column.name not in definition.columns]
-
-
-def _columns(definition: TableDefinition, state: TableState) -> Iterator[Alert]:
+def _columns(definition: TableDefinition, state: State, missing: Sequence[str]) -> Iterator[Alert]:
     key = definition.table.key
     derived = [name for column in definition.table.columns for name in column.derived]
     gone = [name for name in derived if name not in definition.columns]
-    if state.state.has_both_sides:
-        gone += _missing_plaintext(definition)
-    back = [c.name for c in definition.plaintext_columns] if state.state is State.DROPPED else []
+    gone += missing if state.has_both_sides else ()
+    back = [c.name for c in definition.plaintext_columns] if state is State.DROPPED else []
     unsuitable = unsuitable_columns(definition)
     if gone:
         yield Alert(
@@ -144,19 +139,19 @@ def _pending(connection: Connection, definition: TableDefinition, state: TableSt
     if not ranges:
         return
     plural = "s" if len(ranges) > 1 else ""
-    whose = (
-        "an instance of the application still writes plaintext after the switch. Find and restart it in the phase "
-        "encrypted, then "
+    encrypt = (
+        "An instance of the application still writes plaintext after the switch. Find and restart it in the phase "
+        "encrypted, then encrypt"
         if state.authority == "ciphertext"
-        else ""
+        else "Encrypt"
     )
     yield Alert(
         f"{table.key}: plaintext without ciphertext",
         f"Plaintext was written to {table.key} without ciphertext after it was done, in batch range{plural} "
         f"{_listed([f'{number:02d}' for number in ranges])}.",
         key=f"pending:{table.key}",
-        remedy=f"{whose[:1].upper() + whose[1:]}{'encrypt' if whose else 'Encrypt'} it: --migrate-data --table "
-        f"{table.key}; the sensor pending_rows, once started, does so by itself.",
+        remedy=f"{encrypt} it: --migrate-data --table {table.key}; the sensor pending_rows, once started, does so by "
+        "itself.",
         settles=PENDING_SETTLES,
     )
 

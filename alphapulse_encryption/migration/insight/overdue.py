@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -49,11 +49,7 @@ class Mark:
 
 
 def current_mark(database: Database) -> Mark:
-    """The mark of this moment.
-
-    Raises:
-        DatabaseFailure: the server refused.
-    """
+    """The mark of this moment."""
     with database.session("look at the clock") as connection:
         at, transaction = connection.execute(
             "SELECT clock_timestamp(), pg_snapshot_xmin(pg_current_snapshot())::text"
@@ -75,7 +71,6 @@ def old_pending_rows(
 
     Raises:
         RefusedError: another session holds a table exclusively.
-        DatabaseFailure: the server refused.
     """
     with database.session("look for old pending rows") as connection:
         if not tracking.bookkeeping_exists(connection):
@@ -94,29 +89,27 @@ def old_pending_rows(
         return found
 
 
-def _unchanged(connection: Connection, table: Table, mark: Mark, limit: timedelta) -> list[Alert]:
+def _unchanged(connection: Connection, table: Table, mark: Mark, limit: timedelta) -> Iterator[Alert]:
     try:
         definition = read_table(connection, table)
     except ConfigurationError:
         # Missing, or not as catalogued: that is drift, and told of as such.
-        return []
+        return
     if not has_pending_index(connection, definition):
-        return []
+        return
     rows = connection.execute(
         sql.count_pending_unchanged(definition), [str(mark.transaction % 2**_XID_BITS), COUNTED + 1]
     ).fetchall()[0][0]
     if not rows:
-        return []
+        return
     how_many = f"more than {COUNTED:,} rows" if rows > COUNTED else f"{rows:,} row{'s' if rows > 1 else ''}"
-    return [
-        Alert(
-            f"{table.key}: rows that wait for their ciphertext",
-            f"{how_many} of {table.key} wait{'' if rows > 1 else 's'} for ciphertext, for longer than {_span(limit)}.",
-            key=f"old:{table.key}",
-            remedy=f"Run --migrate-data --table {table.key}; the sensor pending_rows, once started, does so by itself.",
-            since=mark.at,
-        )
-    ]
+    yield Alert(
+        f"{table.key}: rows that wait for their ciphertext",
+        f"{how_many} of {table.key} wait{'' if rows > 1 else 's'} for ciphertext, for longer than {_span(limit)}.",
+        key=f"old:{table.key}",
+        remedy=f"Run --migrate-data --table {table.key}; the sensor pending_rows, once started, does so by itself.",
+        since=mark.at,
+    )
 
 
 def _standing_still(connection: Connection, table: Table, limit: timedelta) -> list[Alert] | None:
@@ -184,49 +177,43 @@ def keys_due(
 
     Args:
         most: messages that a key may encrypt.
-
-    Raises:
-        DatabaseFailure: the server refused.
     """
     with database.session("look at the keys") as connection:
         usages = read_usage(connection)
         versions = tracking.key_versions(connection)
         (now,) = connection.execute("SELECT clock_timestamp()").fetchall()[0]
     retired = {version.number for version in versions if version.state == "retired"}
-    found = []
-    for usage in usages:
-        warning = usage.warning(warning_from=warning_from, most=most)
-        if warning is not None and usage.key_version not in retired:
-            found.append(
-                Alert(
-                    f"key of {usage.context}, version {usage.key_version}: how often it was used",
-                    warning,
-                    key=f"usage:{usage.context}:{usage.key_version}",
-                    remedy="Rotate to a new key version (--rotate-keys; the README says in which order).",
-                    state="used up" if usage.messages >= most else "near",
-                )
-            )
-    for version in versions:
-        if version.state == "current" and now - version.since > rotate_after:
-            found.append(
-                Alert(
-                    f"key version {version.number}: age",
-                    f"Key version {version.number} has been the current one for longer than {_span(rotate_after)}.",
-                    key=f"age:{version.number}",
-                    remedy="Rotate to a new key version (--rotate-keys; the README says in which order).",
-                    since=version.since,
-                )
-            )
-    return found
+    rotate = "Rotate to a new key version (--rotate-keys; the README says in which order)."
+    used = [
+        Alert(
+            f"key of {usage.context}, version {usage.key_version}: how often it was used",
+            warning,
+            key=f"usage:{usage.context}:{usage.key_version}",
+            remedy=rotate,
+            state="used up" if usage.messages >= most else "near",
+        )
+        for usage in usages
+        if usage.key_version not in retired
+        and (warning := usage.warning(warning_from=warning_from, most=most)) is not None
+    ]
+    old = [
+        Alert(
+            f"key version {version.number}: age",
+            f"Key version {version.number} has been the current one for longer than {_span(rotate_after)}.",
+            key=f"age:{version.number}",
+            remedy=rotate,
+            since=version.since,
+        )
+        for version in versions
+        if version.state == "current" and now - version.since > rotate_after
+    ]
+    return [*used, *old]
 
 
 def approvals_waiting(database: Database) -> list[Alert]:
     """Approvals of a drop that were given and not used: open, about to end, or just ended.
 
     An approval that ended is not told of where there is a later one of the same table.
-
-    Raises:
-        DatabaseFailure: the server refused.
     """
     with database.session("look at the approvals") as connection:
         approvals = list_approvals(connection)
@@ -234,16 +221,12 @@ def approvals_waiting(database: Database) -> list[Alert]:
     found: list[Alert] = []
     later: set[str] = set()
     for approval in approvals:
-        if approval.is_open or _has_just_ended(approval, now, later):
+        unused = approval.consumed_at is None and approval.revoked_at is None
+        just_ended = approval.expired and now - approval.expires_at < EXPIRED_RECENTLY
+        if approval.is_open or (unused and just_ended and approval.table not in later):
             found.append(_waiting(approval, now))
         later.add(approval.table)
     return found
-
-
-def _has_just_ended(approval: Approval, now: datetime, later: set[str]) -> bool:
-    unused = approval.consumed_at is None and approval.revoked_at is None
-    recently = approval.expired and now - approval.expires_at < EXPIRED_RECENTLY
-    return unused and recently and approval.table not in later
 
 
 def _waiting(approval: Approval, now: datetime) -> Alert:
