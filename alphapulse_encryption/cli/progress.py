@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from alphapulse_encryption.beside import beside
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.postgres.database import Database
@@ -85,13 +86,7 @@ def index_builds(
     console: Console | None = None,
     what: str = "building indexes",
 ) -> Iterator[None]:
-    """Show how far index builds or ANALYZE are, and whom they wait for, while the block runs.
-
-    Args:
-        database: asked over a connection of its own.
-        console: where to show it; standard error where None.
-        what: for the label.
-    """
+    """Show how far index builds or ANALYZE are, and whom they wait for, while the block runs."""
 
     def look(connection: Connection, bar: Progress, done: threading.Event) -> None:
         task = bar.add_task(what, total=None)
@@ -107,14 +102,7 @@ def index_builds(
 def progress_bar(
     what: str, database: Database, begin: Callable[[Connection], Count], console: Console | None = None
 ) -> Iterator[None]:
-    """Show a bar with rate and time left while the block runs.
-
-    Args:
-        what: for the label.
-        database: asked for the progress, over a connection of its own.
-        begin: what to count.
-        console: where to show it; standard error where None.
-    """
+    """Show a bar with rate and time left while the block runs."""
 
     def look(connection: Connection, bar: Progress, done: threading.Event) -> None:
         count = begin(connection)
@@ -144,27 +132,20 @@ def _watching(
     look: Callable[[Connection, Progress, threading.Event], None],
     console: Console | None,
 ) -> Iterator[None]:
-    """Nothing is shown where the output is not a terminal."""
+    """Look over a connection of its own, and show it on standard error; nothing where that is not a terminal."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
         yield
         return
     bar = Progress(*columns, console=console, transient=True)
-    done = threading.Event()
 
-    def watch() -> None:
+    def watch(done: threading.Event) -> None:
         # A bar is a courtesy: that the step cannot be watched must not end the step.
         with suppress(MigrationError), database.session("watch the progress") as connection:
             look(connection, bar, done)
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    with bar:
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
+    with bar, beside(watch, name="progress"):
+        yield
 
 
 def _reason(connection: Connection) -> str | None:

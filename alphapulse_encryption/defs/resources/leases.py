@@ -16,6 +16,8 @@ import dagster as dg
 import psycopg
 from sqlalchemy.engine import make_url
 
+from alphapulse_encryption.beside import beside
+from alphapulse_encryption.migration.postgres import locks
 from alphapulse_encryption.migration.postgres.database import DEAD_PEER_SETTINGS
 
 Connection = psycopg.Connection[Any]
@@ -25,23 +27,11 @@ SECONDS_BETWEEN_LOOKS = 4.0
 # After a restart of the storage's server, its holder is back within this many seconds.
 SECONDS_TO_COME_BACK = 15.0
 
-_APPLICATION_NAME = "alphapulse_encryption run lease"
-_NAME = "hashtextextended('alphapulse_encryption run ' || %s, 0)"
-# A lock named by one bigint shows its halves as classid and objid, with 1 as objsubid (PostgreSQL manual, 53.13).
-_HELD = """
-SELECT r.run_id FROM unnest(%s::text[]) AS r (run_id)
-  CROSS JOIN LATERAL (SELECT hashtextextended('alphapulse_encryption run ' || r.run_id, 0) AS name) AS k
- WHERE EXISTS (
-    SELECT FROM pg_locks l
-     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-       AND l.classid::bigint = (k.name >> 32) & 4294967295 AND l.objid::bigint = k.name & 4294967295)
-"""
+_APPLICATION
 
 
-def supports_leases(instance: dg.DagsterInstance) -> bool:
-    """Whether the instance's storage is a PostgreSQL."""
-    return _address(instance) is not None
+def _lock(run_id: str) -> str:
+    return f"alphapulse_encryption run {run_id}"
 
 
 def held_leases(instance: dg.DagsterInstance, run_ids: Collection[str]) -> frozenset[str] | None:
@@ -55,10 +45,10 @@ def held_leases(instance: dg.DagsterInstance, run_ids: Collection[str]) -> froze
         return None
     try:
         with contextlib.closing(_connect(address)) as connection:
-            rows = connection.execute(_HELD.encode(), [list(run_ids)]).fetchall()
+            held = locks.holders(connection, [_lock(run_id) for run_id in run_ids])
     except psycopg.Error:
         return None
-    return frozenset(run_id for (run_id,) in rows)
+    return frozenset(run_id for run_id in run_ids if _lock(run_id) in held)
 
 
 @contextlib.contextmanager
@@ -66,7 +56,6 @@ def run_lease(instance: dg.DagsterInstance, run_id: str) -> Iterator[bool]:
     """Hold a run's lease for the length of the block.
 
     Args:
-        instance: whose storage knows the run.
         run_id: of a run, or of one that is about to be created.
 
     Returns:
@@ -81,19 +70,13 @@ def run_lease(instance: dg.DagsterInstance, run_id: str) -> Iterator[bool]:
     if not lease.take():
         yield False
         return
-    thread = threading.Thread(target=lease.keep, name="run lease", daemon=True)
-    thread.start()
-    try:
+    # In the end it may be asking a server that does not answer any more.
+    with beside(lease.keep, name="run lease", patience=SECONDS_BETWEEN_LOOKS):
         yield True
-    finally:
-        lease.ended.set()
-        # It may be asking a server that does not answer any more.
-        thread.join(SECONDS_BETWEEN_LOOKS)
 
 
 class _Lease:
     def __init__(self, address: str, run_id: str) -> None:
-        self.ended = threading.Event()
         self._address = address
         self._run_id = run_id
         self._connection: Connection | None = None
@@ -101,25 +84,19 @@ class _Lease:
     def take(self) -> bool:
         """Take it; False where another session has it."""
         try:
-            connection = _connect(self._address)
+            with contextlib.ExitStack() as stack:
+                connection = stack.enter_context(contextlib.closing(_connect(self._address)))
+                taken = locks.try_hold(connection, _lock(self._run_id))
+                if taken:
+                    stack.pop_all()
+                    self._connection = connection
+                return taken
         except psycopg.Error:
             return True
-        try:
-            row = connection.execute(
-                f"SELECT pg_try_advisory_lock({_NAME})".encode(), [self._run_id]
-            ).fetchone()
-        except psycopg.Error:
-            connection.close()
-            return True
-        if not (row and row[0]):
-            connection.close()
-            return False
-        self._connection = connection
-        return True
 
-    def keep(self) -> None:
+    def keep(self, ended: threading.Event) -> None:
         """Keep it until the end; take it again where the server ended the session."""
-        while not self.ended.wait(SECONDS_BETWEEN_LOOKS):
+        while not ended.wait(SECONDS_BETWEEN_LOOKS):
             try:
                 if self._connection is not None:
                     self._connection.execute("SELECT 1")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import dagster as dg
 from sqlalchemy.exc import SQLAlchemyError
 
+from alphapulse_encryption.beside import beside
 from alphapulse_encryption.defs.resources import tags
 from alphapulse_encryption.defs.resources.leases import run_lease
 
@@ -46,9 +47,8 @@ def executing(instance: dg.DagsterInstance, run_id: str) -> Iterator[bool]:
         if not ours:
             yield False
             return
-        ended = threading.Event()
 
-        def watch() -> None:
+        def watch(ended: threading.Event) -> None:
             looks = 0
             while not ended.wait(_SECONDS_BETWEEN_LOOKS):
                 try:
@@ -62,11 +62,6 @@ def executing(instance: dg.DagsterInstance, run_id: str) -> Iterator[bool]:
                     os.kill(os.getpid(), signal.SIGINT)
                     return
 
-        thread = threading.Thread(target=watch, name="stopped from elsewhere", daemon=True)
-        thread.start()
-        try:
+        # In the end it may be asking a server that does not answer any more; the run does not depend on it.
+        with beside(watch, name="stopped from elsewhere", patience=_SECONDS_BETWEEN_LOOKS):
             yield True
-        finally:
-            ended.set()
-            # It may be asking a server that does not answer any more; the run does not depend on it.
-            thread.join(_SECONDS_BETWEEN_LOOKS)

@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psycopg
 
+from alphapulse_encryption.beside import beside
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.postgres.database import Database
@@ -133,18 +135,12 @@ def telling(
     if tell is None:
         yield
         return
-    ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(database, table, tell, ended, progress), daemon=True)
-    watcher.start()
-    try:
+    with beside(partial(_watch, database, table, tell, progress), name="index builds"):
         yield
-    finally:
-        ended.set()
-        watcher.join()
 
 
 def _watch(
-    database: Database, table: Table, tell: Callable[[str], None], ended: threading.Event, progress: bool
+    database: Database, table: Table, tell: Callable[[str], None], progress: bool, ended: threading.Event
 ) -> None:
     told: str | None = None
     phase, reported = "", 0.0

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import psycopg
 
+from alphapulse_encryption.beside import beside
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.limits import Limits, read_limits
 from alphapulse_encryption.migration.postgres.database import (
@@ -42,22 +43,14 @@ class Normal:
 
 @dataclass(frozen=True)
 class Stop:
-    """Hold back.
-
-    Args:
-        reason: what for, in words for the operator.
-    """
+    """Hold back; the reason is in words for the operator."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class NotAvailable:
-    """This server, or this role, does not tell.
-
-    Args:
-        reason: why not.
-    """
+    """This server, or this role, does not tell, for a reason."""
 
     reason: str
 
@@ -97,9 +90,6 @@ class ReplicationLag:
     it was, or is NULL. So the indicator remembers what was written when, and measures for itself how old the first
     change is that a replica has not replayed yet, as far back as it has looked itself. Either is as exact as replicas
     report: at the latest every ``wal_receiver_status_interval``, which a limit should not be below.
-
-    Args:
-        clock: seconds.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -140,22 +130,18 @@ class ReplicationLag:
 
 @dataclass
 class BlockedSessions:
-    """The application waits for a lock of ours.
+    """The application waits for a lock of ours."""
 
-    Args:
-        ours: process numbers of our sessions.
-    """
-
+    # Process numbers of our sessions.
     ours: Callable[[], Sequence[int]]
 
     def look(self, connection: Connection, limits: Limits) -> Signal:
         """Stop while more sessions wait for us than the limit says."""
-        row = connection.execute(
+        [(waiting,)] = connection.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
             "AND NOT pid = ANY (%(ours)s::int[]) AND pg_blocking_pids(pid) && %(ours)s::int[]",
             {"ours": list(self.ours())},
-        ).fetchone()
-        waiting = row[0] if row is not None else 0
+        ).fetchall()
         if waiting <= limits.max_blocked_sessions:
             return Normal()
         return Stop(f"{waiting} sessions wait for a lock of ours (limit {limits.max_blocked_sessions})")
@@ -163,39 +149,30 @@ class BlockedSessions:
 
 @dataclass
 class WalRate:
-    """Write-ahead log fills disks, archives and the line to the replicas.
-
-    Args:
-        clock: seconds.
-    """
+    """Write-ahead log fills disks, archives and the line to the replicas."""
 
     clock: Callable[[], float] = time.monotonic
     _last: tuple[float, int] | None = field(default=None, init=False)
 
     def look(self, connection: Connection, limits: Limits) -> Signal:
         """Stop while more was written since the last look than the limit says."""
-        row = connection.execute(
+        limit = limits.max_wal_mib_per_second
+        [(written,)] = connection.execute(
             "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
-        ).fetchone()
-        now = (self.clock(), int(row[0]) if row is not None else 0)
+        ).fetchall()
+        now = (self.clock(), written)
         last, self._last = self._last, now
-        if not limits.max_wal_mib_per_second or last is None or now[0] <= last[0]:
+        if not limit or last is None or now[0] <= last[0]:
             return Normal()
         rate = (now[1] - last[1]) / _MEBIBYTE / (now[0] - last[0])
-        if rate <= limits.max_wal_mib_per_second:
+        if rate <= limit:
             return Normal()
-        return Stop(
-            f"the server writes {rate:.0f} MiB of WAL a second (limit {limits.max_wal_mib_per_second:g})"
-        )
+        return Stop(f"the server writes {rate:.0f} MiB of WAL a second (limit {limit:g})")
 
 
 @dataclass
 class FreeDisk:
-    """A full disk stops the server.
-
-    Args:
-        free: bytes free in a directory.
-    """
+    """A full disk stops the server."""
 
     free: Callable[[Path], int | None] = field(default_factory=lambda: free_bytes)
 
@@ -206,10 +183,10 @@ class FreeDisk:
         if not (connection.info.host or "").startswith("/"):
             return NotAvailable("the server is on another machine")
         try:
-            row = connection.execute("SELECT current_setting('data_directory')").fetchone()
+            [(directory,)] = connection.execute("SELECT current_setting('data_directory')").fetchall()
         except psycopg.errors.InsufficientPrivilege:
             return NotAvailable("this role may not see where the server keeps its data")
-        free = self.free(Path(row[0])) if row is not None else None
+        free = self.free(Path(directory))
         if free is None:
             return NotAvailable("the server's data directory cannot be seen from here")
         if free >= limits.min_free_disk_mib * _MEBIBYTE:
@@ -242,12 +219,7 @@ class Sight:
 
 @dataclass
 class Lookout:
-    """Asks every indicator, over a connection of its own that is opened again where it was lost.
-
-    Args:
-        database: the target.
-        looks_at: the indicators.
-    """
+    """Asks every indicator, over a connection of its own that is opened again where it was lost."""
 
     database: Database
     looks_at: Sequence[Indicator]
@@ -280,10 +252,7 @@ class Throttle:
     statement runs, not between two of them.
 
     Args:
-        look: asks all indicators.
         on_wait: told the reason again and again, and None when the wait is over; ends the wait by raising.
-        sleep: waits for some seconds.
-        clock: seconds.
     """
 
     look: Callable[[], Sight]
@@ -295,7 +264,6 @@ class Throttle:
     rested: float = field(default=0.0, init=False)
     pauses: int = field(default=0, init=False)
     _error: psycopg.Error | None = field(default=None, init=False)
-    _ended: threading.Event = field(default_factory=threading.Event, init=False)
 
     def wait(self) -> Limits:
         """Return when nothing speaks against the next batch, with the settings as they are then.
@@ -348,15 +316,11 @@ class Throttle:
     @contextmanager
     def looking(self) -> Iterator[None]:
         """Look again and again while the block runs; once before it begins."""
-        self.take_look()
-        thread = threading.Thread(target=self._look_on, name="throttle", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._ended.set()
-            thread.join()
 
-    def _look_on(self) -> None:
-        while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
-            self.take_look()
+        def look_on(ended: threading.Event) -> None:
+            while not ended.wait(SECONDS_BETWEEN_LOOKS):
+                self.take_look()
+
+        self.take_look()
+        with beside(look_on, name="throttle"):
+            yield

@@ -38,15 +38,9 @@ _OPTION = "autovacuum_enabled"
 
 @dataclass(frozen=True)
 class Tuned:
-    """What is tuned while it lasts.
-
-    Args:
-        settings: for the sessions that do the work.
-        autovacuum_off: whether the table's autovacuum is off.
-    """
+    """What is tuned while it lasts: settings for the sessions that do the work."""
 
     settings: Mapping[str, str] = field(default_factory=dict)
-    autovacuum_off: bool = False
 
     def apply(self, connection: Connection) -> None:
         """Give a session the settings; they end with it.
@@ -95,18 +89,14 @@ def tuned(
     """Tune for the length of a ``with`` block; several at once on one table are undone by the last of them.
 
     Args:
-        database: the target.
-        table: the catalogue's entry.
-        actor: who does it.
         work_mem: see :func:`session_settings`; the block gives it to its sessions with :meth:`Tuned.apply`.
         autovacuum_off: whether to turn autovacuum off, for the table (or its partitions) and for TOAST.
 
     Raises:
         ConfigurationError: a value that does not suit, or the table is missing; nothing was changed.
         RefusedError: a lock could not be had. At the end of the block: the next call restores.
-        DatabaseFailure: the server refused.
     """
-    what = Tuned(session_settings(work_mem), autovacuum_off)
+    what = Tuned(session_settings(work_mem))
     restore_abandoned(database, actor)
     doing = f"tune {table.key}"
     # Not a session() around the block: its errors are not ours to word.
@@ -132,16 +122,11 @@ def restore_abandoned(database: Database, actor: Actor) -> tuple[str, ...]:
 
     Costs one small query where there is nothing to do.
 
-    Args:
-        database: the target.
-        actor: who does it.
-
     Returns:
         The tables restored now.
 
     Raises:
         RefusedError: a lock could not be had for one of them; the others are restored.
-        DatabaseFailure: the server refused.
     """
     restored: list[str] = []
     failed: MigrationError | None = None
@@ -219,12 +204,12 @@ def _turn_off(connection: Connection, table: Table, oid: int, name: Identifier) 
     )
     if not remembered.rowcount:
         return False
-    connection.execute(SQL("ALTER TABLE {} SET ({})").format(name, _assignments("false", "false")))
+    connection.execute(
+        SQL("ALTER TABLE {} SET (autovacuum_enabled = 'false', toast.autovacuum_enabled = 'false')").format(
+            name
+        )
+    )
     return True
-
-
-def _assignments(main: str, toast: str) -> Composable:
-    return SQL("autovacuum_enabled = {}, toast.autovacuum_enabled = {}").format(Literal(main), Literal(toast))
 
 
 def _end(database: Database, connection: Connection, table: Table, holder: uuid.UUID, actor: Actor) -> None:
@@ -232,8 +217,6 @@ def _end(database: Database, connection: Connection, table: Table, holder: uuid.
         if not connection.broken:
             _restore(connection, table.key, holder, actor, why="done")
             return
-    except MigrationError:
-        raise
     except psycopg.Error:
         if not connection.broken:
             raise
