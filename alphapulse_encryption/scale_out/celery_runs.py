@@ -16,7 +16,7 @@ import dagster as dg
 import sqlalchemy
 from celery import Celery
 from dagster import Field
-from dagster_celery.config import TASK_EXECUTE_JOB_NAME
+from dagster_celery.config import DEFAULT_CONFIG, TASK_EXECUTE_JOB_NAME
 from dagster_celery.launcher import CeleryRunLauncher
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -32,7 +32,7 @@ from alphapulse_encryption.defs.resources import tags
 from alphapulse_encryption.defs.resources.leases import SECONDS_TO_COME_BACK, held_leases
 from alphapulse_encryption.defs.resources.processes import PROCESS_TAG
 from alphapulse_encryption.defs.resources.running import RUN_AGAIN, safe_to_repeat
-from alphapulse_encryption.defs.resources.storage import storage_url
+from alphapulse_encryption.defs.resources.storage import connect_once, storage_url
 from alphapulse_encryption.errors import ConfigurationError
 
 QUEUE = "dagster"
@@ -56,24 +56,16 @@ def app_settings() -> dict[str, Any]:
     return {
         # A worker has no more runs than it executes: those in reserve would be lost with it. A message that a broker
         # delivers once more meanwhile finds that its run is being executed.
+        **DEFAULT_CONFIG,
         "worker_prefetch_multiplier": 1,
         "task_acks_late": True,
         "task_default_queue": QUEUE,
-        "broker_transport_options": {
-            "max_retries": 3,
-            "interval_start": 0,
-            "interval_step": 0.2,
-            "interval_max": 0.5,
-        },
         "broker_connection_retry_on_startup": True,
         # Dagster's event log says what came of a run; this is a number only.
         "result_expires": _DAYS_KEPT * 86_400,
-        "task_store_errors_even_if_ignored": False,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
-        "worker_send_task_events": False,
         "worker_enable_remote_control": False,
-        "enable_utc": True,
     }
 
 
@@ -131,14 +123,14 @@ class AlphaPulseCeleryRunLauncher(CeleryRunLauncher):
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """Whether somebody executes a run that has started; asked by the daemon's run monitoring."""
         held = held_leases(self._instance, [run.run_id])
-        if held is None or run.run_id in held:
-            self._missing.pop(run.run_id, None)
+        lives = held is None or run.run_id in held
+        now = time.monotonic()
+        # The storage's server may have been restarted: whoever executes the run comes back with its lease.
+        may_come_back = now - self._missing.setdefault(run.run_id, now) < SECONDS_TO_COME_BACK
+        if lives or not may_come_back:
+            del self._missing[run.run_id]
+        if lives or may_come_back:
             return CheckRunHealthResult(WorkerStatus.RUNNING)
-        since = self._missing.setdefault(run.run_id, time.monotonic())
-        if time.monotonic() - since < SECONDS_TO_COME_BACK:
-            # The storage's server may have been restarted: whoever executes the run comes back with its lease.
-            return CheckRunHealthResult(WorkerStatus.RUNNING)
-        del self._missing[run.run_id]
         who = "The command" if PROCESS_TAG in run.tags else "The worker"
         return CheckRunHealthResult(
             WorkerStatus.FAILED, f"{who} that executed the run is gone: killed, or its machine is lost"
@@ -155,9 +147,6 @@ def prepare_broker(app: Celery) -> None:
     """Make the queue's tables, where the broker is a PostgreSQL, and remove messages that were delivered long ago.
 
     Celery makes the tables by itself, but several workers that start at once would stumble over each other.
-
-    Args:
-        app: any application of that broker.
     """
     address = str(app.conf.broker_url)
     if not address.startswith("sqla+"):
@@ -190,10 +179,7 @@ def check_reachable(url: str, variable: str) -> None:
 
     try:
         if url.startswith(("sqla+", "db+")):
-            engine = sqlalchemy.create_engine(url.partition("+")[2], connect_args={"connect_timeout": 10})
-            with engine.connect():
-                pass
-            engine.dispose()
+            connect_once(url.partition("+")[2])
         else:
             with Connection(url, connect_timeout=10) as connection:  # type: ignore[no-untyped-call]
                 connection.ensure_connection(max_retries=2, timeout=15)
@@ -205,11 +191,7 @@ def check_reachable(url: str, variable: str) -> None:
 
 
 class WithoutAddresses(logging.Filter):
-    """Takes addresses, users and passwords out of what Celery and its drivers log; stack traces, too, which quote them.
-
-    Args:
-        urls: the addresses that nothing may be told of.
-    """
+    """Takes addresses, users, passwords and stack traces out of what Celery and its drivers log."""
 
     def __init__(self, *urls: str) -> None:
         super().__init__()

@@ -90,6 +90,7 @@ def _work(name: str, runs: int, verbose: bool) -> int:
         raise ConfigurationError(
             "Workers need Celery: pip install 'alphapulse-encryption[celery]'."
         ) from None
+    from alphapulse_encryption import definitions
     from alphapulse_encryption.defs.resources.instance import open_instance
 
     broker, backend = celery_runs.broker_url(), celery_runs.backend_url()
@@ -101,7 +102,8 @@ def _work(name: str, runs: int, verbose: bool) -> int:
     _configure_logging(celery_runs.WithoutAddresses(broker, backend), verbose)
     app = build_app(name)
     celery_runs.prepare_broker(app)
-    _load()
+    # Loaded once here, and not in the process of every run.
+    definitions.defs()
     _log.info("Worker %s takes runs, %d at once. Ctrl-C: no new ones.", name, runs)
     worker = app.Worker(
         hostname=f"{name}@{platform.node()}",
@@ -120,11 +122,7 @@ def _work(name: str, runs: int, verbose: bool) -> int:
 
 
 def build_app(name: str) -> Celery:
-    """The application whose tasks are runs.
-
-    Args:
-        name: of the worker, as the list of runs shows it.
-    """
+    """The application whose tasks are runs."""
     from dagster_celery.config import TASK_EXECUTE_JOB_NAME
     from dagster_celery.make_app import make_app
 
@@ -153,10 +151,6 @@ def build_app(name: str) -> Celery:
 def execute(run_id: str, worker: str) -> int:
     """Execute a run that was taken from the queue, unless another worker does.
 
-    Args:
-        run_id: of the run.
-        worker: name of this one.
-
     Returns:
         0 where it succeeded, or there was nothing to do; 1 where it failed.
     """
@@ -180,13 +174,6 @@ def execute(run_id: str, worker: str) -> int:
         succeeded = execute_launched_run(instance, run_id)
         _log.info("Run %s ends, %s.", run_id[:8], "done" if succeeded else "failed")
         return 0 if succeeded else 1
-
-
-def _load() -> None:
-    # Once here, and not in the process of every run.
-    from alphapulse_encryption import definitions
-
-    definitions.defs()
 
 
 def _configure_logging(filtered: logging.Filter, verbose: bool) -> None:

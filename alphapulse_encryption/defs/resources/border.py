@@ -12,6 +12,7 @@ from alphapulse_encryption import secrecy
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.postgres.database import Actor
 
+Context = dg.AssetExecutionContext | dg.OpExecutionContext
 # What Dagster shows of an event, by name.
 MetadataEntry = dg.MetadataValue[Any] | str | float | dict[str, Any] | list[Any] | None
 
@@ -63,7 +64,7 @@ def loading() -> Iterator[None]:
         ) from None
 
 
-def actor(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> Actor:
+def actor(context: Context) -> Actor:
     """Who the audit log names for this run."""
     return Actor(name=f"dagster job {context.run.job_name}", run_id=context.run.run_id)
 

@@ -60,7 +60,9 @@ def open_instance() -> Iterator[DagsterInstance]:
         ConfigurationError: the directory, its `dagster.yaml` or the storage is not usable.
     """
     home = prepare_dagster_home()
-    with _environment(_HOME_VARIABLE, str(home)):
+    before = os.environ.get(_HOME_VARIABLE)
+    os.environ[_HOME_VARIABLE] = str(home)
+    try:
         try:
             instance = DagsterInstance.get()
         except DagsterError:
@@ -71,16 +73,8 @@ def open_instance() -> Iterator[DagsterInstance]:
             ) from None
         with instance:
             yield instance
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
     finally:
         if before is None:
-            del os.environ[name]
+            del os.environ[_HOME_VARIABLE]
         else:
-            os.environ[name] = before
+            os.environ[_HOME_VARIABLE] = before

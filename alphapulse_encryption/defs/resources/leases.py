@@ -27,7 +27,7 @@ SECONDS_BETWEEN_LOOKS = 4.0
 # After a restart of the storage's server, its holder is back within this many seconds.
 SECONDS_TO_COME_BACK = 15.0
 
-_APPLICATION
+_APPLICATION_NAME = "alphapulse_encryption run lease"
 
 
 def _lock(run_id: str) -> str:

@@ -20,12 +20,7 @@ def range_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class Partitions:
-    """The partitions of one catalogue.
-
-    Args:
-        catalogue: names the tables.
-        ranges: number of batch ranges of every table.
-    """
+    """The partitions of one catalogue."""
 
     catalogue: Catalogue
     ranges: int

@@ -11,21 +11,14 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
-import dagster as dg
-
 from alphapulse_encryption.defs.dagster_private import InstanceConcurrencyContext
-
-Context = dg.AssetExecutionContext | dg.OpExecutionContext
+from alphapulse_encryption.defs.resources.border import Context
 
 _SECONDS_BETWEEN_TRIES = 0.25
 
 
 def table_pool(table: str) -> str:
-    """Name of a table's pool.
-
-    Args:
-        table: the table's key.
-    """
+    """Name of a table's pool."""
     # The name of a pool has no blanks.
     return f"table/{'_'.join(table.split())}"
 
@@ -36,10 +29,6 @@ def in_table_pools(context: Context, tables: Sequence[str]) -> Iterator[None]:
 
     Two runs never wait for each other crosswise: the places are taken in the order of the tables' names. A place of a
     run that was killed is given back by the daemon, once it knows that the run has ended.
-
-    Args:
-        context: of the step.
-        tables: keys of the tables it works on.
     """
     instance, run = context.instance, context.run
     if not instance.event_log_storage.supports_global_concurrency_limits:

@@ -16,11 +16,7 @@ def this_process() -> str:
 
 
 def is_running(name: str) -> bool | None:
-    """Whether a process is; None for one of another machine, which cannot be looked for.
-
-    Args:
-        name: as :func:`this_process` gave it.
-    """
+    """Whether a process is; None for one of another machine, which cannot be looked for."""
     host, _, rest = name.partition("/")
     if host != platform.node():
         return None

@@ -8,11 +8,6 @@ from alphapulse_encryption.errors import ConfigurationError
 def valid_cron(variable: str, cron: str, *, example: str) -> str:
     """A cron schedule that Dagster takes.
 
-    Args:
-        variable: the environment variable that asks for it.
-        cron: what it says.
-        example: for the message.
-
     Raises:
         ConfigurationError: Dagster would not take it.
     """

@@ -27,9 +27,6 @@ _CONNECT_TIMEOUT = 10
 # Sessions that are kept, and their longest life in seconds: a network may forget one without a word.
 _KEPT = 2
 _LIFE = 60
-# What Dagster asks PostgreSQL's catalogue before every other statement: whether its tables have a column yet.
-_ASKED_OF_RUNS = ("has_run_stats_index_cols", "has_backfill_id_column")
-_ASKED_OF_EVENTS = ("has_asset_key_col",)
 
 
 class AlphaPulseStorage(DagsterPostgresStorage):
@@ -62,8 +59,14 @@ class AlphaPulseStorage(DagsterPostgresStorage):
         )
         for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
             storage._engine = sessions
-        _ask_once(self._run_storage, _ASKED_OF_RUNS)
-        _ask_once(self._event_log_storage, _ASKED_OF_EVENTS)
+        # What Dagster asks PostgreSQL's catalogue before every other statement: whether its tables have a column yet.
+        for storage, question in (
+            (self._run_storage, "has_run_stats_index_cols"),
+            (self._run_storage, "has_backfill_id_column"),
+            (self._event_log_storage, "has_asset_key_col"),
+        ):
+            # The method of the object hides the one of its class.
+            setattr(storage, question, kept(getattr(storage, question)))
         # The instance that is closed tells the parts, not the whole.
         setattr(self._run_storage, "dispose", sessions.dispose)  # noqa: B010
 
@@ -90,15 +93,8 @@ class AlphaPulseStorage(DagsterPostgresStorage):
         )
 
 
-def _ask_once(storage: object, questions: tuple[str, ...]) -> None:
-    """Have a storage keep what it finds out: a column comes with a newer Dagster, and stays."""
-    for name in questions:
-        # The method of the object hides the one of its class.
-        setattr(storage, name, kept(getattr(storage, name)))
-
-
 def kept(ask: Callable[..., bool]) -> Callable[..., bool]:
-    """The same question, which is not asked any more once the answer was yes."""
+    """The same question, not asked any more once the answer was yes: a column comes with a newer Dagster, and stays."""
     known: set[tuple[object, ...]] = set()
 
     def answer(*of: object) -> bool:
@@ -125,10 +121,7 @@ def _check_reachable(url: str) -> None:
         ConfigurationError: nobody answers there, or not to us.
     """
     try:
-        engine = sqlalchemy.create_engine(
-            url, poolclass=NullPool, connect_args={"connect_timeout": _CONNECT_TIMEOUT}
-        )
-        _connect(engine)
+        connect_once(url)
     except (ArgumentError, ValueError):
         raise ConfigurationError(
             "DAGSTER_POSTGRES_URL is not a usable URL. It looks like "
@@ -148,5 +141,7 @@ def _check_reachable(url: str) -> None:
     wait=tenacity.wait_exponential(multiplier=0.2, max=2),
     reraise=True,
 )
-def _connect(engine: sqlalchemy.Engine) -> None:
-    engine.connect().close()
+def connect_once(url: str) -> None:
+    """Open a session and close it; tries for some seconds."""
+    arguments = {"connect_timeout": _CONNECT_TIMEOUT}
+    sqlalchemy.create_engine(url, poolclass=NullPool, connect_args=arguments).connect().close()

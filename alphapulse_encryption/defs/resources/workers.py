@@ -5,9 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Protocol, Unpack
 
 import dagster as dg
@@ -20,7 +21,7 @@ from alphapulse_encryption.bounds import (
     MOST_WORKERS,
 )
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, counted
+from alphapulse_encryption.defs.resources.border import Context, MetadataEntry, actor, counted
 from alphapulse_encryption.defs.resources.partitions import TablePart, range_name
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import MigrationError
@@ -33,8 +34,6 @@ from alphapulse_encryption.migration.target import Target
 
 # Each observation is a row in Dagster's storage; more often than this nobody looks.
 SECONDS_BETWEEN_OBSERVATIONS = 5.0
-
-Context = dg.AssetExecutionContext | dg.OpExecutionContext
 
 
 class Work(Protocol):
@@ -97,44 +96,13 @@ def work_through(
     """Work on batch ranges, several at once.
 
     Args:
-        context: of the asset or the op that runs.
-        config: the pace.
-        target: the target.
         asset: name of the asset whose partitions they are, where their progress is seen; None where they are of
             another database than the assets tell of.
-        parts: the ranges.
-        work: what to do to each.
         done: called with each that is done, in the order in which they end.
 
     Raises:
         MigrationError: some failed; names them, and the others are done.
     """
-    failed: list[str] = []
-    for part, outcome in _worked_on(context, config, target, asset, parts, work):
-        if isinstance(outcome, MigrationError):
-            # The other ranges do not depend on this one.
-            context.log.error(f"{part.partition}: {outcome.args[0]}")
-            failed.append(f"{part.partition}: {outcome.args[0]}")
-        else:
-            for warning in filter(None, (usage.warning() for usage in outcome.key_usage)):
-                context.log.warning(warning)
-            done(part, outcome)
-    if failed:
-        raise MigrationError(
-            f"{len(failed)} of {len(parts)} batch ranges failed:\n"
-            + "\n".join(f"- {line}" for line in failed)
-        )
-
-
-def _worked_on(
-    context: Context,
-    config: PaceConfig,
-    target: TargetResource,
-    asset: str | None,
-    parts: Sequence[TablePart],
-    work: Work,
-) -> Iterator[tuple[TablePart, RangeResult | MigrationError]]:
-    """Each part with its result, in the order in which they end."""
     working = target.by(actor(context))
     database, catalogue = working.database, working.catalogue
     stopped = threading.Event()
@@ -166,10 +134,9 @@ def _worked_on(
         except MigrationError as error:
             return error
 
-    ahead = queue.SimpleQueue[TablePart]()
-    done = queue.SimpleQueue[tuple[TablePart, RangeResult | BaseException]]()
-    for part in parts:
-        ahead.put(part)
+    ahead = deque(parts)
+    ended = queue.SimpleQueue[tuple[TablePart, RangeResult | BaseException]]()
+    failed: list[str] = []
 
     def worker(settings: Tuned) -> None:
         part = parts[0]
@@ -179,10 +146,10 @@ def _worked_on(
                 while following is not None and not stopped.is_set():
                     # Taken before it is begun, so that its first rows are read while the last ones of this are written.
                     part, following = following, _next(ahead)
-                    done.put((part, work_on(part, following, sessions)))
+                    ended.put((part, work_on(part, following, sessions)))
         except BaseException as error:
             # Nobody else would tell the one who waits for results.
-            done.put((part, error))
+            ended.put((part, error))
 
     with ExitStack() as stack:
         tunings = [
@@ -203,21 +170,32 @@ def _worked_on(
                 # What is tuned for sessions is the same for every table.
                 pool.submit(worker, tunings[0])
             for _ in parts:
-                part, outcome = done.get()
-                if isinstance(outcome, BaseException) and not isinstance(outcome, MigrationError):
+                part, outcome = ended.get()
+                if isinstance(outcome, MigrationError):
+                    # The other ranges do not depend on this one.
+                    failed.append(f"{part.partition}: {outcome.args[0]}")
+                    context.log.error(failed[-1])
+                elif isinstance(outcome, BaseException):
                     raise outcome
-                yield part, outcome
+                else:
+                    for warning in filter(None, (usage.warning() for usage in outcome.key_usage)):
+                        context.log.warning(warning)
+                    done(part, outcome)
         finally:
             # Interrupted: nothing new begins, and what runs ends after its batch.
             stopped.set()
             pool.shutdown(wait=False)
+    if failed:
+        raise MigrationError(
+            f"{len(failed)} of {len(parts)} batch ranges failed:\n"
+            + "\n".join(f"- {line}" for line in failed)
+        )
 
 
-def _next(ahead: queue.SimpleQueue[TablePart]) -> TablePart | None:
-    try:
-        return ahead.get_nowait()
-    except queue.Empty:
-        return None
+def _next(ahead: deque[TablePart]) -> TablePart | None:
+    with suppress(IndexError):
+        return ahead.popleft()
+    return None
 
 
 def _observer(context: Context, asset: str | None, part: TablePart) -> Callable[[Progress], None]:
