@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, LiteralString
@@ -160,8 +160,6 @@ SELECT coalesce(sum(pg_total_relation_size(relid)), pg_total_relation_size(%(tab
   FROM pg_partition_tree(%(table)s)
 """
 
-_SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname = ANY (%s)"
-
 
 @dataclass(frozen=True)
 class _Column:
@@ -222,19 +220,22 @@ def discover(database: Database, *, schemas: Sequence[str] = (), sample: int = S
     """
     reading = replace(database, read_only=True)
     guesses: list[TableGuess] = []
-    names = _Names()
     columns = 0
     with reading.session("look for sensitive columns") as connection:
         connection.execute("SELECT set_config('lock_timeout', %s, false)", [LONGEST_WAIT])
         tables = _read_tables(connection, schemas)
-        names.taken = _relation_names(connection)
+        names = _Names(
+            connection.execute(
+                "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            ).fetchall()
+        )
         for table in tables:
             columns += len(table.columns)
             guess = _look(connection, table, names, sample)
             if guess is not None:
                 guesses.append(guess)
     guesses = _checked(reading, guesses)
-    entries = [entry for guess in guesses if (entry := _entry(guess)) is not None]
+    entries = _entries(guesses)
     return Discovery(
         at=datetime.now(UTC),
         schemas=tuple(dict.fromkeys(table.schema_name for table in tables)),
@@ -246,8 +247,8 @@ def discover(database: Database, *, schemas: Sequence[str] = (), sample: int = S
 
 
 def _read_tables(connection: Connection, schemas: Sequence[str]) -> list[_Table]:
-    known = {name for (name,) in connection.execute(_SCHEMAS, [list(schemas)])}
-    missing = [name for name in schemas if name not in known]
+    known = connection.execute("SELECT nspname FROM pg_namespace").fetchall()
+    missing = [name for name in schemas if (name,) not in known]
     if missing:
         raise ConfigurationError(
             f"There is no schema {', '.join(missing)} in the database. Names are exact and case-sensitive."
@@ -258,14 +259,7 @@ def _read_tables(connection: Connection, schemas: Sequence[str]) -> list[_Table]
     ).fetchall()
     return [
         _Table(
-            oid,
-            schema,
-            name,
-            relkind,
-            estimate,
-            _bytes(connection, oid, pages),
-            pages,
-            tuple(key or ()),
+            *(oid, schema, name, relkind, estimate, _bytes(connection, oid, pages), pages, tuple(key or ())),
             tuple(_Column(*column) for column in connection.execute(_COLUMNS, [oid])),
         )
         for oid, schema, name, relkind, estimate, pages, key in rows
@@ -277,13 +271,6 @@ def _bytes(connection: Connection, oid: int, pages: int) -> int:
         return int(connection.execute(_BYTES, {"table": oid}).fetchall()[0][0])
     except psycopg.errors.LockNotAvailable:
         return pages * _BLOCK
-
-
-def _relation_names(connection: Connection) -> set[tuple[str, str]]:
-    rows = connection.execute(
-        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-    )
-    return {(schema, name) for schema, name in rows}
 
 
 def _look(connection: Connection, table: _Table, names: _Names, sample: int) -> TableGuess | None:
@@ -381,16 +368,17 @@ def _guess(table: _Table, column: _Column, sample: _Sample, names: _Names) -> Co
         return None
     score, category, reasons = _by_name(table, column)
     evidence = _by_values(table, column, sample)
+    present, different = sample.counts.get(column.name, (0, 0))
     if evidence is not None:
-        reasons.append(_in_words(evidence))
+        verb = "contain" if evidence.inside else "are"
+        reasons.append(f"{evidence.share:.0%} of {evidence.looked_at} values {verb}: {evidence.pattern}")
         if evidence.score > score:
             category = evidence.category
         score = 1 - (1 - score) * (1 - evidence.score)
-    elif score:
-        doubt = _doubt(column, category, sample)
-        if doubt:
-            reasons.append(doubt)
-            score *= _FEW_SCORE
+    elif category in _IDENTIFYING and present >= _ENOUGH_ROWS and different <= _FEW_VALUES:
+        # It may hold something else than its name says.
+        reasons.append(f"only {different} different values in {present} rows")
+        score *= _FEW_SCORE
     if category is None or score < NAMED_FROM:
         return None
     score = round(score, 2)
@@ -414,32 +402,16 @@ def _by_name(table: _Table, column: _Column) -> tuple[float, Category | None, li
     suspicion = looks_sensitive(table.name, column.name, column.base_type)
     if suspicion is None:
         return 0.0, None, []
-    score = _NAME_SCORES[suspicion.confidence]
-    if column.kind == "json" and suspicion.category == "free form":
-        score = _ANY_DOCUMENT
+    any_document = column.kind == "json" and suspicion.category == "free form"
+    score = _ANY_DOCUMENT if any_document else _NAME_SCORES[suspicion.confidence]
     return score, suspicion.category, [suspicion.reason]
 
 
 def _by_values(table: _Table, column: _Column, sample: _Sample) -> Evidence | None:
-    values = sample.values.get(column.name)
-    if not values:
-        return None
+    values = sample.values.get(column.name, ())
     if column.kind == "json":
         return look_into(table.name, values)
     return look_at(values, numbers=column.kind == "number")
-
-
-def _in_words(evidence: Evidence) -> str:
-    verb = "contain" if evidence.inside else "are"
-    return f"{evidence.share:.0%} of {evidence.looked_at} values {verb}: {evidence.pattern}"
-
-
-def _doubt(column: _Column, category: Category | None, sample: _Sample) -> str | None:
-    """Why it may hold something else than its name says."""
-    present, different = sample.counts.get(column.name, (0, 0))
-    if category in _IDENTIFYING and present >= _ENOUGH_ROWS and different <= _FEW_VALUES:
-        return f"only {different} different values in {present} rows"
-    return None
 
 
 def _searched(column: _Column, sample: _Sample) -> str | None:
@@ -462,8 +434,8 @@ def _searched(column: _Column, sample: _Sample) -> str | None:
 class _Names:
     """Names of contexts and indexes: the same at every look, whatever else is in the database."""
 
-    def __init__(self) -> None:
-        self.taken: set[tuple[str, str]] = set()
+    def __init__(self, taken: Iterable[tuple[Any, ...]]) -> None:
+        self._taken = set(taken)
         self._contexts: dict[str, tuple[str, str]] = {}
 
     def context(self, table: _Table, kind: Kind) -> str:
@@ -478,9 +450,9 @@ class _Names:
     def index(self, table: _Table, column: _Column) -> str:
         """``idx_users_email_search``."""
         name = short_name(f"idx_{table.name}_{column.name}_search", prefix="idx_")
-        if (table.schema_name, name) in self.taken:
+        if (table.schema_name, name) in self._taken:
             name = short_name(f"idx_{table.name}_{column.name}_search_token", prefix="idx_token_")
-        self.taken.add((table.schema_name, name))
+        self._taken.add((table.schema_name, name))
         return name
 
 
@@ -523,28 +495,25 @@ def _unfit(table: _Table, guess: ColumnGuess) -> str | None:
 
 
 def _entry_of(schema: str, name: str, columns: Sequence[ColumnGuess]) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": name}
-    if schema != "public":
-        entry["schema"] = schema
-    entry["columns"] = [_column_entry(column) for column in columns]
-    return entry
+    of_schema = {} if schema == "public" else {"schema": schema}
+    return {"name": name, **of_schema, "columns": [_column_entry(column) for column in columns]}
 
 
 def _column_entry(column: ColumnGuess) -> dict[str, Any]:
-    entry = {"name": column.name, "context": column.context, "search_index": column.search_index}
-    return {member: value for member, value in entry.items() if value is not None}
+    return column.model_dump(include={"name", "context", "search_index"}, exclude_none=True)
 
 
-def _entry(guess: TableGuess) -> dict[str, Any] | None:
-    proposed = [column for column in guess.columns if column.proposed]
-    if not guess.possible or not proposed:
-        return None
-    return _entry_of(guess.schema_name, guess.name, proposed)
+def _entries(guesses: Iterable[TableGuess]) -> list[dict[str, Any]]:
+    return [
+        _entry_of(guess.schema_name, guess.name, [column for column in guess.columns if column.proposed])
+        for guess in guesses
+        if guess.possible
+    ]
 
 
 def _checked(database: Database, guesses: Sequence[TableGuess]) -> list[TableGuess]:
     """With what the preflight says of the proposal; it knows more than is looked for here."""
-    proposed = [entry for guess in guesses if (entry := _entry(guess)) is not None]
+    proposed = _entries(guesses)
     if not proposed:
         return list(guesses)
     catalogue = Catalogue.model_validate({"tables": proposed})
