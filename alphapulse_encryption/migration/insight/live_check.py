@@ -7,9 +7,9 @@ a dead row version, which holds nothing that was not there before, until the nex
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from typing import Literal as OneOf
 
@@ -190,21 +190,18 @@ class _Trial:
     def _guarded(self, recent: _Row, value: str, token: str | None) -> Iterator[Look]:
         if self.authority == "plaintext":
             another = self.cipher.encrypt(value, self.column.context)
-            with self._attempt() as attempt:
-                self._write(recent, another, token, keep_plaintext=False)
-            yield Look(REFUSED, "yes" if attempt.sqlstate == _CHECK_VIOLATION else "no")
+            after = self._attempt(recent, lambda: self._write(recent, another, token, keep_plaintext=False))
+            yield Look(REFUSED, "yes" if after == _CHECK_VIOLATION else "no")
         # After the switch the plaintext is cleared by now, so that its own value is a change.
         others = [value] if self.authority == "ciphertext" else self._others(recent, value)
         for other in others:
-            with self._attempt() as attempt:
-                self._write_plaintext(recent, other)
-                after = self._read(recent)
-            if attempt.sqlstate is None:
+            after = self._attempt(recent, partial(self._write_plaintext, recent, other))
+            if isinstance(after, _Row):
                 cleared = after.encrypted is None and after.search is None
                 yield Look(PENDING, "yes" if cleared else "no")
                 return
-            if attempt.sqlstate[:2] not in (_DATA_EXCEPTION, _INTEGRITY):
-                yield Look(PENDING, "not tried", f"SQLSTATE {attempt.sqlstate}")
+            if after[:2] not in (_DATA_EXCEPTION, _INTEGRITY):
+                yield Look(PENDING, "not tried", f"SQLSTATE {after}")
                 return
         yield Look(PENDING, "not tried", "no other value fits the row's constraints")
 
@@ -221,16 +218,16 @@ class _Trial:
         others.append(f"{value}~")
         return others
 
-    @contextmanager
-    def _attempt(self) -> Iterator[_Attempt]:
-        attempt = _Attempt()
+    def _attempt(self, row: _Row, write: Callable[[], None]) -> _Row | str:
+        """Make a write and take it back: the row as it was then, or the SQLSTATE of the refusal."""
         try:
             with self.connection.transaction(force_rollback=True):
-                yield attempt
+                write()
+                return self._read(row)
         except psycopg.Error as error:
             if error.sqlstate is None:
                 raise
-            attempt.sqlstate = error.sqlstate
+            return error.sqlstate
 
     @property
     def _this_row(self) -> Composed:
@@ -289,21 +286,16 @@ class _Trial:
 
     def _write(self, row: _Row, envelope: str, token: str | None, *, keep_plaintext: bool) -> None:
         """As an application does: ciphertext and token, and the plaintext named beside them or not."""
-        assignments: list[Composable] = [SQL("{} = %s").format(Identifier(self.column.encrypted))]
-        values: list[str | None] = [envelope]
-        if self.column.searchable:
-            assignments.append(SQL("{} = %s").format(Identifier(self.column.search)))
-            values.append(token)
-        if keep_plaintext:
-            name = Identifier(self.column.name)
-            assignments.append(SQL("{} = {}").format(name, name))
-        self._update(row, assignments, values)
+        values = {self.column.encrypted: envelope}
+        values |= {self.column.search: token} if token is not None else {}
+        kept = SQL("{0} = {0}").format(Identifier(self.column.name))
+        given = [SQL("{} = %s").format(Identifier(name)) for name in values]
+        self._update(row, [*given, kept] if keep_plaintext else given, [*values.values()])
 
     def _write_plaintext(self, row: _Row, value: str | None) -> None:
         # The text form is read back as the column's own type.
         type_ = SQL(self.definition.columns[self.column.name].type)
-        assignment = SQL("{} = %s::{}").format(Identifier(self.column.name), type_)
-        self._update(row, [assignment], [value])
+        self._update(row, [SQL("{} = %s::{}").format(Identifier(self.column.name), type_)], [value])
 
     def _update(self, row: _Row, assignments: Sequence[Composable], values: Sequence[str | None]) -> None:
         self.connection.execute(
@@ -314,16 +306,9 @@ class _Trial:
         )
 
     def _has_search_index(self) -> bool:
-        row = self.connection.execute(
+        found = self.connection.execute(
             "SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] "
             "WHERE i.indrelid = %s AND i.indisvalid AND a.attname = %s LIMIT 1",
             [self.definition.oid, self.column.search],
-        ).fetchone()
-        return row is not None
-
-
-@dataclass
-class _Attempt:
-    """How a write ended that was made to be taken back."""
-
-    sqlstate: str | None = None
+        )
+        return found.rowcount == 1

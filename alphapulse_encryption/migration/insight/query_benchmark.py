@@ -91,7 +91,6 @@ def benchmark_queries(
         RefusedError: the table has no encrypted columns, or the key is another one.
         ConfigurationError: the table or its key is missing.
         DecryptionError: a value cannot be read.
-        DatabaseFailure: the server refused.
     """
     with target.database.session(f"measure queries on {table.key}") as connection:
         tracking.require_guarded_state(connection, table)
@@ -99,25 +98,16 @@ def benchmark_queries(
         definition = read_table(connection, table, plaintext=False)
         has_plaintext = len(definition.plaintext_columns) == len(table.columns)
         sample = _sample(connection, definition, target.cipher)
-        remarks = []
-        if not has_plaintext:
-            remarks.append("the plaintext was dropped: there is nothing to compare with")
+        remarks = [] if has_plaintext else ["the plaintext was dropped: there is nothing to compare with"]
         if not sample:
             where = "no row that is whole on both sides" if has_plaintext else "no encrypted row"
             return QueryBenchmark(table.key, (), (*remarks, f"nothing to measure: {where} was found"))
         questions = _Questions(connection, definition, target.cipher, target.keys)
         timings: list[Timings] = []
+        sides: tuple[Side, ...] = ("encrypted", "plaintext") if has_plaintext else ("encrypted",)
         for question, ask in questions.all():
-            asked = _in_turn(
-                ask,
-                sample,
-                ("encrypted", "plaintext") if has_plaintext else ("encrypted",),
-                repetitions,
-                seconds,
-            )
-            timings += [
-                Timings(table.key, question, side, tuple(sorted(times))) for side, times in asked.items()
-            ]
+            asked = _in_turn(ask, sample, sides, repetitions, seconds)
+            timings += [Timings(table.key, question, side, tuple(sorted(asked[side]))) for side in sides]
     return QueryBenchmark(table.key, tuple(timings), tuple(remarks))
 
 
@@ -190,10 +180,8 @@ class _Questions:
 
     def _on_both(self, condition: Composed) -> _Ask:
         """A question that is put in the same words to both sides."""
-        statements: dict[Side, Composed] = {
-            "encrypted": self._select("encrypted", condition),
-            "plaintext": self._select("plaintext", condition),
-        }
+        sides: tuple[Side, ...] = ("encrypted", "plaintext")
+        statements = {side: self._select(side, condition) for side in sides}
         return lambda side, row: self._ask(side, statements[side], row.key)
 
     def _by_value(self, column: Column) -> _Ask:
@@ -248,10 +236,6 @@ def _sample(connection: Connection, definition: TableDefinition, cipher: Envelop
         )
         for row in rows:
             key, envelopes = row[: len(definition.key)], row[len(definition.key) :]
-            values = {
-                c.name: cipher.decrypt(e, c.context)
-                for c, e in zip(columns, envelopes, strict=True)
-                if c.searchable and e is not None
-            }
-            sampled.append(_Sampled(tuple(key), values))
+            searchable = [(c, e) for c, e in zip(columns, envelopes, strict=True) if c.searchable and e]
+            sampled.append(_Sampled(key, {c.name: cipher.decrypt(e, c.context) for c, e in searchable}))
     return sampled

@@ -5,7 +5,6 @@ PostgreSQL manual, F.30 "pg_stat_statements"; of its columns only those that ver
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -106,16 +105,11 @@ class SlowQueries:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What to know of the completeness of all this."""
-        remarks = []
-        if self.hidden:
-            remarks.append(
-                f"{self.hidden} statements of other roles cannot be seen: GRANT pg_read_all_stats TO this role."
-            )
-        if self.left_out:
-            remarks.append(
-                f"{self.left_out} statements were not looked at: only the {MOST_STATEMENTS} that took longest were."
-            )
-        return tuple(remarks)
+        hidden = (
+            f"{self.hidden} statements of other roles cannot be seen: GRANT pg_read_all_stats TO this role."
+        )
+        left_out = f"{self.left_out} statements were not looked at: only the {MOST_STATEMENTS} that took longest were."
+        return (*([hidden] if self.hidden else []), *([left_out] if self.left_out else []))
 
 
 def slow_queries(database: Database, tables: Sequence[Table]) -> SlowQueries:
@@ -124,7 +118,6 @@ def slow_queries(database: Database, tables: Sequence[Table]) -> SlowQueries:
     Raises:
         NotCounted: ``pg_stat_statements`` is not installed, or not loaded.
         RefusedError: the role may not read it.
-        DatabaseFailure: the server refused.
     """
     with database.session("read pg_stat_statements") as connection:
         schema = _installed_in(connection)
@@ -132,11 +125,12 @@ def slow_queries(database: Database, tables: Sequence[Table]) -> SlowQueries:
         reader = Reader(list(known), _names(connection))
         facts = {table.key: _facts(connection, table) for table in tables}
         found: list[SlowQuery] = []
-        rows, hidden, left_out = _statements(connection, schema, [relation.name for relation in known])
-        for query_id, text, roles, calls, total, longest, count in rows:
+        rows, hidden = _statements(connection, schema, [relation.name for relation in known])
+        for query_id, text, roles, calls, total, longest, count in rows[:MOST_STATEMENTS]:
             statement = reader.read(text)
             if statement is None:
                 continue
+            own = OF_THIS_TOOL in text
             found.append(
                 SlowQuery(
                     query_id=query_id,
@@ -145,13 +139,13 @@ def slow_queries(database: Database, tables: Sequence[Table]) -> SlowQueries:
                     roles=tuple(roles),
                     tables=tuple(sorted({known[name].key for name in statement.tables})),
                     columns=_columns(statement, known),
-                    own=OF_THIS_TOOL in text,
+                    own=own,
                     calls=calls,
                     total_ms=total,
                     mean_ms=total / calls if calls else 0.0,
                     max_ms=longest,
                     rows=count,
-                    hints=tuple(_hints(statement, known, facts)),
+                    hints=() if own else tuple(_hints(statement, known, facts)),
                 )
             )
         since = _since(connection, schema)
@@ -159,9 +153,9 @@ def slow_queries(database: Database, tables: Sequence[Table]) -> SlowQueries:
     return SlowQueries(
         since=since,
         queries=tuple(query for query in found if not query.own),
-        own=tuple(dataclasses.replace(query, hints=()) for query in found if query.own),
+        own=tuple(query for query in found if query.own),
         hidden=hidden,
-        left_out=left_out,
+        left_out=max(len(rows) - MOST_STATEMENTS, 0),
     )
 
 
@@ -203,19 +197,17 @@ SELECT count(*) FROM {view} s JOIN pg_database d ON d.oid = s.dbid
 """
 
 
-def _statements(
-    connection: Connection, schema: str, names: list[str]
-) -> tuple[list[tuple[Any, ...]], int, int]:
+def _statements(connection: Connection, schema: str, names: list[str]) -> tuple[list[tuple[Any, ...]], int]:
     view = Identifier(schema, EXTENSION)
     try:
         rows = connection.execute(SQL(_STATEMENTS).format(view=view), [LONGEST_TEXT, names]).fetchall()
-        hidden = connection.execute(SQL(_HIDDEN).format(view=view)).fetchone()
+        [(hidden,)] = connection.execute(SQL(_HIDDEN).format(view=view)).fetchall()
     except psycopg.errors.InsufficientPrivilege:
         raise RefusedError(
             f"This role may not read {schema}.{EXTENSION}. Let its owner run: GRANT USAGE ON SCHEMA {schema} and "
             f"GRANT SELECT ON {schema}.{EXTENSION}, and GRANT pg_read_all_stats, to this role."
         ) from None
-    return rows[:MOST_STATEMENTS], hidden[0] if hidden is not None else 0, max(len(rows) - MOST_STATEMENTS, 0)
+    return rows, hidden
 
 
 def _since(connection: Connection, schema: str) -> datetime | None:
@@ -270,29 +262,17 @@ class _Facts:
 
 def _facts(connection: Connection, table: Table) -> _Facts:
     row = connection.execute(
-        "SELECT c.oid, CASE WHEN c.relkind = 'p' THEN coalesce((SELECT sum(greatest(l.reltuples, 0)) FROM "
+        "SELECT CASE WHEN c.relkind = 'p' THEN coalesce((SELECT sum(greatest(l.reltuples, 0)) FROM "
         "pg_partition_tree(c.oid) p JOIN pg_class l ON l.oid = p.relid WHERE p.isleaf), 0) "
-        "ELSE greatest(c.reltuples, 0) END::float8 "
+        "ELSE greatest(c.reltuples, 0) END::float8, "
+        "ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped), "
+        "ARRAY(SELECT a.attname::text FROM pg_index x LEFT JOIN pg_attribute a ON a.attrelid = x.indrelid "
+        "AND a.attnum = x.indkey[0] AND a.attnum > 0 WHERE x.indrelid = c.oid AND x.indisvalid) "
         "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
         [table.schema_name, table.name],
     ).fetchone()
-    if row is None:
-        return _Facts(False, 0, frozenset(), frozenset())
-    oid, rows = row
-    columns = connection.execute(
-        "SELECT attname FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped", [oid]
-    )
-    leading = connection.execute(
-        "SELECT a.attname FROM pg_index x LEFT JOIN pg_attribute a ON a.attrelid = x.indrelid "
-        "AND a.attnum = x.indkey[0] AND a.attnum > 0 WHERE x.indrelid = %s AND x.indisvalid",
-        [oid],
-    )
-    return _Facts(
-        ciphertext=_is_switched(connection, table),
-        rows=rows,
-        columns=frozenset(name for (name,) in columns),
-        leading=frozenset(name for (name,) in leading),
-    )
+    rows, columns, leading = row or (0.0, [], [])
+    return _Facts(_is_switched(connection, table), rows, frozenset(columns), frozenset(leading))
 
 
 def _is_switched(connection: Connection, table: Table) -> bool:
@@ -346,27 +326,23 @@ def _of_ciphertext(table: Table, column: Column, how: str) -> str:
 def _of_plaintext(table: Table, column: Column, how: str, facts: _Facts) -> str | None:
     if column.name not in facts.columns:
         return None
-    when = (
-        "which may be missing since the switch"
-        if facts.ciphertext
-        else "which it will not find after the switch"
+    when = f"which {'may be missing since' if facts.ciphertext else 'it will not find after'} the switch"
+    what = f"{table.key}.{column.name}"
+    if how != "equality":
+        return f"sorts or filters by {what}, the plaintext, {when}"
+    if column.searchable:
+        return f"reads {what} by equality and not {column.search}: the plaintext, {when}"
+    return (
+        f"reads {what} by equality, the plaintext, {when}; it is not searchable: give it a search_index in the "
+        "catalogue"
     )
-    if how == "equality" and column.searchable:
-        return f"reads {table.key}.{column.name} by equality and not {column.search}: the plaintext, {when}"
-    if how == "equality":
-        return (
-            f"reads {table.key}.{column.name} by equality, the plaintext, {when}; it is not searchable: give it a "
-            "search_index in the catalogue"
-        )
-    return f"sorts or filters by {table.key}.{column.name}, the plaintext, {when}"
 
 
 def _of_index(table: Table, conditions: frozenset[str], facts: _Facts) -> str | None:
     """Equalities on nothing but columns of the catalogue, none of which any index begins with."""
     ours = {name for column in table.columns for name in (column.name, column.encrypted, column.search)}
-    if not conditions <= ours & facts.columns or facts.rows < ROWS_WORTH_AN_INDEX:
-        return None
-    if conditions & facts.leading or None in facts.leading:
+    beside_it = not conditions <= ours & facts.columns or facts.rows < ROWS_WORTH_AN_INDEX
+    if beside_it or conditions & facts.leading or None in facts.leading:
         return None
     return (
         f"sequential scan expected: no index of {table.key} begins with {' or '.join(sorted(conditions))}, and it has "
@@ -405,9 +381,7 @@ def worse_than(found: SlowQueries, before: Snapshot) -> tuple[Worse, ...]:
     """
     worse = []
     for query in found.queries:
-        if query.query_id not in before:
-            continue
-        calls, total = before[query.query_id]
+        calls, total = before.get(query.query_id, (0, 0.0))
         anew = query.calls < calls or query.total_ms < total
         since = query.calls if anew else query.calls - calls
         if calls < CALLS_TO_COMPARE or since < CALLS_TO_COMPARE:

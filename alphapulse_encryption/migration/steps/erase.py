@@ -101,7 +101,6 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
         RefusedError: wrong confirmation, the plaintext is not dropped, the table's lock cannot be had, or the role may
             not rewrite it.
         DecryptionError: a value cannot be opened.
-        DatabaseFailure: the server refused.
     """
     if confirmation != table.key:
         raise RefusedError(
@@ -164,29 +163,21 @@ def _before(connection: Connection, parts: Sequence[Part], values: KnownValues) 
     """How many known values can be seen while they are still there, which shows what the later look is worth; bytes."""
     _checkpoint(connection)
     files = open_data_files(connection)
-    return (
-        ({}, 0) if files is None else look_into_table(connection, files, [part.oid for part in parts], values)
-    )
+    oids = [part.oid for part in parts]
+    return ({}, 0) if files is None else look_into_table(connection, files, oids, values)
 
 
 def _look(connection: Connection, seconds: float, before: int, places: Sequence[Place]) -> Look:
     wal, other = (sum(place.bytes for place in places if place.name == name) for name in (WAL, OTHER_FILES))
-    row = connection.execute("SELECT pg_size_bytes(current_setting('max_wal_size'))").fetchone()
-    return Look(
-        seconds=seconds,
-        database=before + sum(place.bytes for place in places) - wal - other,
-        wal=wal,
-        most_wal=0 if row is None else row[0],
-        other=other,
-    )
+    [(most,)] = connection.execute("SELECT pg_size_bytes(current_setting('max_wal_size'))").fetchall()
+    database = before + sum(place.bytes for place in places) - wal - other
+    return Look(seconds, database, wal, most, other)
 
 
 def _rewrite_table(connection: Connection, definition: TableDefinition, parts: Sequence[Part]) -> float:
     started = time.monotonic()
     for part in parts:
-        if not part.leaf:
-            continue
-        if not _rewrite(connection, part.schema_name, part.name):
+        if part.leaf and not _rewrite(connection, part.schema_name, part.name):
             raise RefusedError(
                 f"The server did not rewrite {part.schema_name}.{part.name}: this role may not vacuum it. Let its "
                 f"owner erase {definition.table.key}."

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, LiteralString, Protocol
+from typing import Any, LiteralString
 from typing import Literal as OneOf
 from uuid import UUID
 
@@ -162,21 +162,14 @@ def sample_values(
     encoding = _python_encoding(connection)
     patterns: dict[bytes, str] = {}
     counts: dict[str, int] = {}
-    sampled = {
-        column: _sampled(connection, definition, column)
-        for column in definition.table.columns
-        if column.name in types
-    }
+    columns = [column for column in definition.table.columns if column.name in types]
+    sampled = {column: _sampled(connection, definition, column) for column in columns}
     # What every envelope says in the clear: the format's own words, and the contexts.
     said = b"".join(envelopes[0].encode() for envelopes in sampled.values() if envelopes)
     for column, envelopes in sampled.items():
         texts = sorted({text for text in cipher.decrypt_many(envelopes, column.context) if text})
-        every = [
-            form
-            for text in texts
-            for form in disk_form(text, types[column.name], encoding)
-            if form[0] not in said
-        ]
+        forms = (form for text in texts for form in disk_form(text, types[column.name], encoding))
+        every = [form for form in forms if form[0] not in said]
         # The smallest and the largest are the likeliest in a histogram, the longest are told best from chance,
         # and the others are any.
         longest = sorted(every, key=lambda form: -len(form[0]))[: VALUES_PER_COLUMN // 3]
@@ -205,12 +198,11 @@ def _sampled(connection: Connection, definition: TableDefinition, column: Column
 
 def _python_encoding(connection: Connection) -> str:
     """What Python calls the database's encoding: text lies on disk in it."""
-    row = connection.execute(
+    [(name,)] = connection.execute(
         "SELECT set_config('client_encoding', current_setting('server_encoding'), false)"
-    ).fetchone()
+    ).fetchall()
     try:
-        name = connection.info.encoding
-        return "utf-8" if row is None or row[0] == "SQL_ASCII" else name
+        return "utf-8" if name == "SQL_ASCII" else connection.info.encoding
     finally:
         connection.execute("SELECT set_config('client_encoding', 'UTF8', false)")
 
@@ -218,14 +210,7 @@ def _python_encoding(connection: Connection) -> str:
 # Files
 
 
-class DataFiles(Protocol):
-    """The server's data directory. Paths are relative to it; what has gone meanwhile is empty."""
-
-    def entries(self, directory: str) -> list[tuple[str, bool]]:
-        """Names in a directory, and whether each is a directory."""
-
-    def chunks(self, path: str) -> Iterator[bytes]:
-        """A file's content."""
+# The server's data directory. Paths are relative to it; what has gone meanwhile is empty.
 
 
 @dataclass(frozen=True)
@@ -235,14 +220,13 @@ class LocalFiles:
     root: Path
 
     def entries(self, directory: str) -> list[tuple[str, bool]]:
-        """See :class:`DataFiles`."""
+        """Names in a directory, and whether each is a directory."""
         with contextlib.suppress(FileNotFoundError):
             found = [(entry, entry.is_dir()) for entry in (self.root / directory).iterdir()]
             return sorted((entry.name, is_dir) for entry, is_dir in found if is_dir or entry.is_file())
         return []
 
     def chunks(self, path: str) -> Iterator[bytes]:
-        """See :class:`DataFiles`."""
         with contextlib.suppress(FileNotFoundError), (self.root / path).open("rb") as file:
             while chunk := file.read(_CHUNK):
                 yield chunk
@@ -255,7 +239,6 @@ class ServerFiles:
     connection: Connection
 
     def entries(self, directory: str) -> list[tuple[str, bool]]:
-        """See :class:`DataFiles`."""
         return self.connection.execute(
             "SELECT name, s.isdir FROM pg_ls_dir(%(directory)s, true, false) AS name CROSS JOIN LATERAL "
             "pg_stat_file(%(directory)s || '/' || name, true) AS s WHERE s.isdir IS NOT NULL ORDER BY 1",
@@ -263,17 +246,14 @@ class ServerFiles:
         ).fetchall()
 
     def chunks(self, path: str) -> Iterator[bytes]:
-        """See :class:`DataFiles`."""
         offset = 0
-        while True:
-            row = self.connection.execute(
-                "SELECT pg_read_binary_file(%s, %s, %s, true)", [path, offset, _CHUNK], binary=True
-            ).fetchone()
-            chunk = row[0] if row is not None else None
-            if not chunk:
-                return
+        query = "SELECT pg_read_binary_file(%s, %s, %s, true)"
+        while chunk := self.connection.execute(query, [path, offset, _CHUNK], binary=True).fetchall()[0][0]:
             yield bytes(chunk)
             offset += len(chunk)
+
+
+DataFiles = LocalFiles | ServerFiles
 
 
 def open_data_files(connection: Connection) -> DataFiles | None:
@@ -454,8 +434,7 @@ class _Look:
 
     def place(self, name: str, remark: str, *, erasable: bool = False) -> Place:
         """What came of it."""
-        values = len(self.found.get(name, ()))
-        if values:
+        if values := len(self.found.get(name, ())):
             return Place(name, "found", values, bytes=self.bytes[name], remark=remark, erasable=erasable)
         if name in self.unreadable:
             return Place(name, "cannot be seen", remark="a file cannot be read", erasable=erasable)
@@ -473,8 +452,7 @@ def look_into_table(
     Returns:
         Numbers by the name of the place, and how many bytes were looked through.
     """
-    places = _map(connection, tables)
-    look = _Look(files, ManyPatterns(values.patterns))
+    places, look = _map(connection, tables), _Look(files, ManyPatterns(values.patterns))
     for path, place in places.files(files):
         if place in places.own:
             look.into(place, path)
@@ -496,11 +474,11 @@ def look_everywhere(
     """
     map_ = _map(connection, tables)
     if files is None:
-        names = [*map_.own, _OTHER_TABLES, *_REMARKS]
-        unseen = [
-            Place(name, "cannot be seen", remark=_UNREADABLE, erasable=name in map_.own) for name in names
+        return [
+            *(Place(name, "cannot be seen", remark=_UNREADABLE, erasable=True) for name in map_.own),
+            *(Place(name, "cannot be seen", remark=_UNREADABLE) for name in (_OTHER_TABLES, *_REMARKS)),
+            *_out_of_sight(connection),
         ]
-        return [*unseen, *_out_of_sight(connection)]
     look = _Look(files, ManyPatterns(values.patterns))
     for path, place in map_.files(files):
         look.into(place, path)
@@ -524,10 +502,10 @@ def _without_live(
         query: Composed = SQL(_LIVE_STATISTICS).format()
         if name != STATISTICS:
             derived = {name for column in definition.table.columns for name in column.derived}
-            others = SQL(", ").join(
-                Identifier(column) for column in definition.columns if column not in derived
+            others = map(Identifier, [column for column in definition.columns if column not in derived])
+            query = SQL("SELECT concat_ws(E'\\n', {}) FROM {}").format(
+                SQL(", ").join(others), definition.identifier
             )
-            query = SQL("SELECT concat_ws(E'\\n', {}) FROM {}").format(others, definition.identifier)
         live = _seen(connection, query, [values.texts[number] for number in found])
         look.found[name] = {number for number in found if values.texts[number] not in live}
     return look.place(name, _REMAINS, erasable=True)
@@ -561,19 +539,13 @@ def _out_of_sight(connection: Connection) -> list[Place]:
         "current_setting('archive_mode') <> 'off', (SELECT count(*) FROM public.encryption_backups), "
         "(SELECT count(*) FROM pg_database WHERE datname <> current_database() AND NOT datistemplate)"
     ).fetchall()[0]
-    places = (
-        (
-            True,
-            f"replicas ({max(streaming, slots)} known to this server)",
-            "a physical replica follows the rewrite; what it kept of its own, and a logical one, do not",
-        ),
-        (archiving, "archived write-ahead log", "it keeps everything written before"),
-        (
-            backups,
-            f"backups ({backups} of ours)",
-            "encrypted, and with the plaintext in those from before the drop: remove them in your time",
-        ),
-        (others, f"{others} other databases of this server", "not looked into"),
-        (True, "disk blocks of deleted files, and snapshots of the disk", "below the database"),
-    )
-    return [Place(name, "cannot be seen", remark=remark) for there, name, remark in places if there]
+    places = {
+        f"replicas ({max(streaming, slots)} known to this server)": "a physical replica follows the rewrite; what it "
+        "kept of its own, and a logical one, do not",
+        "archived write-ahead log": archiving and "it keeps everything written before",
+        f"backups ({backups} of ours)": backups
+        and "encrypted, and with the plaintext in those from before the drop: remove them in your time",
+        f"{others} other databases of this server": others and "not looked into",
+        "disk blocks of deleted files, and snapshots of the disk": "below the database",
+    }
+    return [Place(name, "cannot be seen", remark=remark) for name, remark in places.items() if remark]
