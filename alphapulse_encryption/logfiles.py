@@ -20,6 +20,7 @@ import os
 import platform
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -59,24 +60,19 @@ _WORDS = ("outcome", "holds_back_because")
 _TAGS = {"table": "table", "dagster/partition": "partition"}
 
 
-class JsonLine(logging.Formatter):
-    """An entry of :func:`note` as one line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """See `logging.Formatter.format`."""
-        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        entry = {"at": at.replace("+00:00", "Z"), "level": record.levelname.lower(), "event": record.msg}
-        return json.dumps({**entry, **vars(record)["fields"], **_who()}, ensure_ascii=False, default=str)
-
-
 class DayFile(logging.handlers.WatchedFileHandler):
     """Appends to the file of the day, which it makes again where somebody has tidied up."""
 
     def __init__(self) -> None:
         super().__init__(os.devnull, encoding="utf-8", errors="replace", delay=True)
-        self.setFormatter(JsonLine())
         self._failed = False
         self._warned: set[Path] = set()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """An entry of :func:`note` as one line."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        entry = {"at": at.replace("+00:00", "Z"), "level": record.levelname.lower(), "event": record.msg}
+        return json.dumps({**entry, **vars(record)["fields"], **_who()}, ensure_ascii=False, default=str)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Append an entry; never raises."""
@@ -159,14 +155,11 @@ def note(event: str, *, level: str = "info", message: str | None = None, **field
         message: in words, without any value.
         **fields: what belongs to it; None leaves one out.
     """
-    told = {**fields, "message": None if message is None else _safe(message)}
-    given = {name: value for name, value in told.items() if value is not None}
+    given = {name: value for name, value in fields.items() if value is not None}
+    if message is not None:
+        text = _ADDRESS.sub("(an address)", str(message))
+        given["message"] = text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + " …"
     _FILE.handle(logging.makeLogRecord({"levelname": level, "msg": event, "fields": given}))
-
-
-def _safe(message: str) -> str:
-    text = _ADDRESS.sub("(an address)", message)
-    return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + " …"
 
 
 def _who() -> dict[str, object]:
@@ -188,22 +181,15 @@ def command(flags: list[str], tables: list[str]) -> Iterator[dict[str, object]]:
     Yields:
         What the end is to tell besides, to be filled in.
     """
-    began = datetime.now(UTC)
-    told: dict[str, object] = {}
+    began = time.monotonic()
+    told: dict[str, Any] = {}
     note("command_started", flags=flags, tables=tables or None)
     try:
         yield told
     finally:
-        seconds = round((datetime.now(UTC) - began).total_seconds(), 3)
-        failed = told.get("exit_status") != 0
-        note(
-            "command_ended",
-            level="error" if failed else "info",
-            message=str(told.pop("message")) if "message" in told else None,
-            flags=flags,
-            seconds=seconds,
-            **told,
-        )
+        seconds = round(time.monotonic() - began, 3)
+        level = "info" if told.get("exit_status") == 0 else "error"
+        note("command_ended", level=level, flags=flags, seconds=seconds, **told)
 
 
 class RunLog(logging.Handler):

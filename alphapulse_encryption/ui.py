@@ -127,25 +127,27 @@ def serve(host: str, port: int) -> int:
 @contextlib.contextmanager
 def _services(host: str, port: int, stop: _Stop) -> Iterator[tuple[_Service, _Service]]:
     environment = {**os.environ, "DAGSTER_HOME": str(prepare_dagster_home())}
-    # Runs and sensors are the daemon's: the one that serves the network needs no key, and gets none.
-    environments = {
-        "dagster-webserver": environment_without_keys(environment),
-        "dagster-daemon": environment,
-    }
     workspace = ["--workspace", str(packaged_file("workspace.yaml")), "--code-server-log-level", "warning"]
-    commands = {
-        "dagster-webserver": [
-            *("-m", "dagster_webserver", "--host", host, "--port", str(port)),
-            *("--dagster-log-level", "warning"),
-        ],
-        "dagster-daemon": ["-c", _DAEMON, "run", "--log-level", "warning"],
-    }
+    server = [
+        "-m",
+        "dagster_webserver",
+        "--host",
+        host,
+        "--port",
+        str(port),
+        *("--dagster-log-level", "warning"),
+    ]
+    commands = (
+        # Runs and sensors are the daemon's: the one that serves the network needs no key, and gets none.
+        ("dagster-webserver", server, environment_without_keys(environment)),
+        ("dagster-daemon", ["-c", _DAEMON, "run", "--log-level", "warning"], environment),
+    )
     services: list[_Service] = []
     try:
-        for name, command in commands.items():
+        for name, command, variables in commands:
             process = subprocess.Popen(
                 [sys.executable, *command, *workspace],
-                env=environments[name],
+                env=variables,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )

@@ -38,17 +38,11 @@ _QUIET: Mapping[str, Any] = {"loggers": {"console": {"config": {"log_level": "CR
 _QUEUE_DAEMON = "QUEUED_RUN_COORDINATOR"
 
 
-def _code_location() -> CodeLocation:
-    return CodeLocation("alphapulse_encryption.definitions", "defs", packaged_file("workspace.yaml"))
-
-
 @dataclass
 class Launcher:
     """Launches jobs on an instance.
 
     Args:
-        instance: the instance.
-        ranges: how many batch ranges every table has.
         runs: over how many runs the ranges of one table are spread, where others execute them.
         tell: shows a line about runs that others execute.
     """
@@ -57,7 +51,11 @@ class Launcher:
     ranges: int
     runs: int = RUNS_PER_TABLE
     tell: Callable[[str], None] = print
-    location: CodeLocation = field(default_factory=_code_location)
+    location: CodeLocation = field(
+        default_factory=lambda: CodeLocation(
+            "alphapulse_encryption.definitions", "defs", packaged_file("workspace.yaml")
+        )
+    )
 
     def stage(
         self, stage: Stage, tables: Sequence[str] = (), config: Mapping[str, Any] | None = None
@@ -65,9 +63,7 @@ class Launcher:
         """Run a stage of the guide for whole tables.
 
         Args:
-            stage: the stage.
             tables: keys of tables; ignored by stages that look at the whole database.
-            config: the asset's configuration.
         """
         if stage.over == "database":
             return self.job(stage.job, stage.works, config)
@@ -89,10 +85,8 @@ class Launcher:
         """Run a job that is of no table.
 
         Args:
-            name: of the job.
             op: its op, or the first of them.
             config: of that op.
-            on_event: told what Dagster tells of the run, as it happens.
         """
         if self.elsewhere:
             return self._submit(name, _run_config(op, config), [{}], on_event)
@@ -130,8 +124,12 @@ class Launcher:
         with executing(self.instance, run_id):
             tags = {**tags, PROCESS_TAG: this_process()}
             run = self.location.create_run(self.instance, name, run_config, tags, run_id)
-            if on_event is not None:
-                self.instance.add_event_listener(run_id, _listener(on_event))
+
+            def listen(entry: dg.EventLogEntry) -> None:
+                if on_event is not None and entry.dagster_event is not None:
+                    on_event(entry.dagster_event)
+
+            self.instance.add_event_listener(run_id, listen)
             result = self.location.execute(self.instance, run)
         return Outcome.of(run_id, result.success, result.all_events)
 
@@ -155,14 +153,8 @@ class Launcher:
         return Waiting(self.instance, self.tell, on_event).submit(created())
 
     def _wait_for_earlier(self, job: str, tables: Sequence[str]) -> None:
-        earlier = [
-            run
-            for table in tables
-            for run in self.instance.get_runs(
-                dg.RunsFilter(job_name=job, tags={"table": table}, statuses=NOT_ENDED)
-            )
-        ]
-        Waiting(self.instance, self.tell).for_earlier(earlier)
+        earlier = dg.RunsFilter(job_name=job, tags={"table": [*tables]}, statuses=NOT_ENDED)
+        Waiting(self.instance, self.tell).for_earlier(self.instance.get_runs(earlier) if tables else ())
 
     def _look_for_daemon(self) -> None:
         try:
@@ -175,14 +167,6 @@ class Launcher:
             )
 
 
-def _listener(on_event: OnEvent) -> Callable[[dg.EventLogEntry], None]:
-    def listen(entry: dg.EventLogEntry) -> None:
-        if entry.dagster_event is not None:
-            on_event(entry.dagster_event)
-
-    return listen
-
-
 def _run_config(op: str, config: Mapping[str, Any] | None) -> dict[str, Any]:
     return {**_QUIET, "ops": {op: {"config": dict(config)}}} if config else {**_QUIET}
 
@@ -192,7 +176,6 @@ def launcher(ranges: int, runs: int | None = None) -> Iterator[Launcher]:
     """A launcher on the instance that ``make ui`` shows.
 
     Args:
-        ranges: how many batch ranges every table has.
         runs: over how many runs the ranges of one table are spread; None for as many as usual.
 
     Raises:

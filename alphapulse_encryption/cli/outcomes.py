@@ -16,9 +16,6 @@ class Outcome:
     """How a run ended.
 
     Args:
-        run_id: as the UI shows it.
-        succeeded: whether every step did.
-        problems: what the failed steps said.
         partitions: metadata of what was materialized, by partition ("" for an unpartitioned asset).
         interrupted: whether a signal, or somebody in the UI, stopped it here.
         output: metadata of the op's output, for jobs that are no assets.

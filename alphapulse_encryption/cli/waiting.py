@@ -35,13 +35,7 @@ class _Awaited:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A command that waits.
-
-    Args:
-        instance: whose runs they are.
-        tell: shows a line about them.
-        on_event: told what Dagster tells of them.
-    """
+    """A command that waits."""
 
     instance: dg.DagsterInstance
     tell: Callable[[str], None]
