@@ -99,7 +99,10 @@ def test_what_the_readme_shows_opens_the_backup(theirs: Place, s3_url: str, tmp_
         done = in_shell(theirs, tmp_path, shown[1])
         assert (done.returncode, done.stderr) == (0, "")
         restored = tables(theirs.postgres.url("scratch"))
-        recorded = original.pop("public.encryption_backups"), original.pop("public.encryption_audit_log")
+        recorded = (
+            original.pop("alphapulse_encryption.backups"),
+            original.pop("alphapulse_encryption.audit_log"),
+        )
         assert len(recorded[0]) == 1  # recorded after the dump, so not in it
         assert {name: restored[name] for name in original} == original
         assert walk.query(theirs.postgres.url("scratch"), _TRIGGERS) == guards

@@ -76,7 +76,7 @@ def test_a_new_step_is_in_the_plan_and_in_the_roles_script(with_another: None, d
         script = roles_sql(connection, support.CATALOGUE)
     assert re.search(r"^-- alphapulse_verifier runs .*--look-twice", script, re.MULTILINE)
     assert re.search(
-        r"GRANT INSERT .* ON \"public\".\"encryption_audit_log\" TO \"alphapulse_verifier\"", script
+        r"GRANT INSERT .* ON \"alphapulse_encryption\".\"audit_log\" TO \"alphapulse_verifier\"", script
     )
     plan = make_plan(Database(database_url), support.CATALOGUE.tables, None, batch_ranges=2)
     names = [step.name for step in plan.tables[0].steps]

@@ -22,9 +22,9 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.keysources import load_key_ring
+from alphapulse_encryption.migration.bookkeeping.approvals import list_approvals
+from alphapulse_encryption.migration.bookkeeping.backups import latest_backup
 from alphapulse_encryption.migration.bookkeeping.tracking import bookkeeping_exists, table_state
-from alphapulse_encryption.migration.gates.approvals import list_approvals
-from alphapulse_encryption.migration.gates.backup import latest_backup
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.sample.database import DEFAULT_ROWS, MINIMUM_ROWS, load_sample
 from alphapulse_encryption.sample.key import make_sample_key

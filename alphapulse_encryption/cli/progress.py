@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -24,6 +25,8 @@ from rich.text import Text
 from alphapulse_encryption.beside import beside
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.migration.bookkeeping.ranges import rows_backfilled, rows_worked_on, waiting_for
+from alphapulse_encryption.migration.bookkeeping.verifications import rows_verified
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.postgres.waits import build_waits_for, under_way
 
@@ -38,43 +41,33 @@ SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   JOIN unnest(%s::text[], %s::text[]) AS t (schema, name) ON n.nspname = t.schema AND c.relname = t.name
 """
-_BACKFILLED = """
-SELECT coalesce(sum(rows_processed), 0)::bigint FROM public.encryption_ranges WHERE table_name = ANY(%(tables)s)
-"""
-_WORKED_ON = """
-SELECT coalesce(sum(rows_processed), 0)::bigint FROM public.encryption_operations
- WHERE table_name = ANY(%(tables)s)
-"""
-_VERIFIED = """
-SELECT coalesce(sum(row_count), 0)::bigint FROM public.encryption_verifications
- WHERE table_name = ANY(%(tables)s) AND verified_at >= %(since)s
-"""
 
 
 def backfilled(tables: Sequence[Table]) -> Callable[[Connection], Count]:
     """Counts rows encrypted since now, of those that were not."""
-    return _counting(tables, _BACKFILLED, all_rows=False)
+    return _counting(tables, lambda connection, _: rows_backfilled(connection, tables), all_rows=False)
 
 
 def worked_on(tables: Sequence[Table]) -> Callable[[Connection], Count]:
     """Counts rows to which an operation other than the backfill was done since now."""
-    return _counting(tables, _WORKED_ON)
+    return _counting(tables, lambda connection, _: rows_worked_on(connection, tables))
 
 
 def verified(tables: Sequence[Table]) -> Callable[[Connection], Count]:
     """Counts rows verified since now."""
-    return _counting(tables, _VERIFIED)
+    return _counting(tables, lambda connection, since: rows_verified(connection, tables, since))
 
 
-def _counting(tables: Sequence[Table], query: str, *, all_rows: bool = True) -> Callable[[Connection], Count]:
+def _counting(
+    tables: Sequence[Table], done: Callable[[Connection, datetime], int], *, all_rows: bool = True
+) -> Callable[[Connection], Count]:
     def begin(connection: Connection) -> Count:
         since = connection.execute("SELECT clock_timestamp()").fetchall()[0][0]
-        asked = {"tables": [table.key for table in tables], "since": since}
-        before = _number(connection, query, asked)
+        before = done(connection, since)
         names = [[table.schema_name for table in tables], [table.name for table in tables]]
-        estimate = _number(connection, _ESTIMATE, names)
+        estimate = int(connection.execute(_ESTIMATE, names).fetchall()[0][0])
         total = estimate if all_rows else max(estimate - before, 0)
-        return lambda connection: (_number(connection, query, asked) - before, total)
+        return lambda connection: (done(connection, since) - before, total)
 
     return begin
 
@@ -111,7 +104,7 @@ def progress_bar(
         while not ended:
             ended = done.wait(_SECONDS_BETWEEN_LOOKS)
             rows, total = count(connection)
-            label = f"{what}, holding back: {reason}" if (reason := _reason(connection)) else what
+            label = f"{what}, holding back: {reason}" if (reason := waiting_for(connection)) else what
             bar.update(task, description=label, completed=rows, total=max(total, rows) or None)
 
     columns = (
@@ -146,19 +139,6 @@ def _watching(
 
     with bar, beside(watch, name="progress"):
         yield
-
-
-def _reason(connection: Connection) -> str | None:
-    row = connection.execute(
-        "SELECT string_agg(DISTINCT waiting_for, '; ') FROM (SELECT waiting_for FROM public.encryption_ranges "
-        "UNION ALL SELECT waiting_for FROM public.encryption_operations) AS ranges WHERE waiting_for IS NOT NULL"
-    ).fetchone()
-    return row[0] if row is not None else None
-
-
-def _number(connection: Connection, query: str, parameters: Mapping[str, object] | Sequence[object]) -> int:
-    row = connection.execute(query.encode(), parameters).fetchone()
-    return int(row[0]) if row is not None else 0
 
 
 class _RowsPerSecond(ProgressColumn):

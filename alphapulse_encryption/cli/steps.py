@@ -179,7 +179,7 @@ class Steps:
         for line in [*reasons, *offenders[:SHOWN_OFFENDERS]]:
             _show(f"✗ {line}")
         if len(offenders) > SHOWN_OFFENDERS:
-            _show(f"  … and {len(offenders) - SHOWN_OFFENDERS} more, in encryption_verifications")
+            _show(f"  … and {len(offenders) - SHOWN_OFFENDERS} more, in alphapulse_encryption.verifications")
         if any(offender.problem != "pending" for result in results for offender in result.offenders):
             _show(
                 "  While plaintext is right, --repair-mismatched --migrate-data encrypts such values again."

@@ -136,17 +136,19 @@ def _parse(phase: Phase | str, name: str) -> Phase:
     raise ConfigurationError(f"{name} must be one of {', '.join(Phase)}.")
 
 
+# What the bookkeeping shows to applications: a view, so that this library, which imports nothing of the engine, goes on
+# reading it whatever the tables behind it are.
+_VIEW = "public.encryption_tables"
 _READ_STATES = text(
-    "SELECT table_name, authority, stage, coalesce((set_aside ->> 'unguarded')::boolean, false) "
-    "FROM public.encryption_tables"
+    f"SELECT table_name, authority, stage, coalesce((set_aside ->> 'unguarded')::boolean, false) FROM {_VIEW}"  # noqa: S608 - a constant
 )
 
 
 def check_phases(bind: Engine | Connection) -> dict[str, Phase]:
     """Hold the phase of every declared table against the database; call it when an instance starts.
 
-    It reads ``encryption_tables``, which the application's role needs ``SELECT`` on. With an asynchronous engine:
-    ``await connection.run_sync(check_phases)``.
+    It reads the view ``encryption_tables``, which the application's role needs ``SELECT`` on. With an asynchronous
+    engine: ``await connection.run_sync(check_phases)``.
 
     Returns:
         The phases, by table.
@@ -175,7 +177,7 @@ def check_phases(bind: Engine | Connection) -> dict[str, Phase]:
 
 def _read_states(connection: Connection) -> dict[str, State]:
     exists: Any = connection.execute(
-        text("SELECT to_regclass('public.encryption_tables') IS NOT NULL")
+        text("SELECT to_regclass(:view) IS NOT NULL"), {"view": _VIEW}
     ).scalar_one()
     if not exists:
         return {}

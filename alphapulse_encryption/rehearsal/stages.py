@@ -351,7 +351,7 @@ def _find_quarantined(at: Rehearsing) -> None:
                     "blocker",
                     table.key,
                     f"{len(aside):,} rows could not be encrypted and were set aside; the first at {aside[0]}",
-                    "Correct these rows: SELECT key, reason FROM encryption_quarantine shows them on the day.",
+                    "Correct these rows: the table alphapulse_encryption.quarantine shows their keys on the day.",
                 )
 
 

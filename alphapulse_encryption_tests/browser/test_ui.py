@@ -162,13 +162,13 @@ def test_drop_and_restore_by_the_launchpad_alone(pages: Pages, demo: Demonstrati
         assert launch("switch_to_ciphertext", launchpad.tables("switch", table)) == "Success"
         # No approval without the name of the table.
         assert launch("approve_drop", launchpad.approval(table, "")) == "Failure"
-        assert connection.execute("SELECT count(*) FROM encryption_approvals").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM alphapulse_encryption.approvals").fetchone() == (0,)
         assert plaintext() == before
 
         assert launch("approve_drop", launchpad.approval(table, table)) == "Success"
-        assert connection.execute("SELECT approver, consumed_at FROM encryption_approvals").fetchall() == [
-            ("Ada Example", None)
-        ]
+        assert connection.execute(
+            "SELECT approver, consumed_at FROM alphapulse_encryption.approvals"
+        ).fetchall() == [("Ada Example", None)]
         assert present() == columns
         assert launch("drop_unencrypted", launchpad.drop(table, "Grace Example")) == "Success"
         assert present() == []
@@ -206,7 +206,8 @@ def make_pending(connection: psycopg.Connection[dict[str, Any]], name: str) -> i
     """Change a user of batch range 03, as an application does that knows nothing of encryption."""
     row = connection.execute(
         "UPDATE users SET first_name = %s WHERE id = ("
-        " SELECT max(u.id) FROM users u, encryption_ranges r WHERE r.table_name = 'users' AND r.batch_range = 3"
+        " SELECT max(u.id) FROM users u, alphapulse_encryption.ranges r WHERE r.table_name = "
+        "'users' AND r.batch_range = 3"
         " AND u.id > r.lower_key[1]::bigint AND u.id <= r.upper_key[1]::bigint) RETURNING id",
         [name],
     ).fetchone()
@@ -224,7 +225,7 @@ def ranges(connection: psycopg.Connection[dict[str, Any]]) -> dict[tuple[str, in
     """All batch ranges, without times."""
     rows = connection.execute(
         "SELECT table_name, batch_range, lower_key, upper_key, status, position, rows_processed,"
-        " values_processed, error_message FROM encryption_ranges"
+        " values_processed, error_message FROM alphapulse_encryption.ranges"
     ).fetchall()
     return {(row["table_name"], row["batch_range"]): row for row in rows}
 

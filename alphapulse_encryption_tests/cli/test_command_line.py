@@ -246,7 +246,9 @@ def test_flags_together_then_switch_drop_and_restore(theirs: Place) -> None:
     assert gone.isdisjoint(_columns(theirs.url))
     inserted = ("51", None, before[0][2])
     assert another.decrypted(theirs.url, table) == [*before, inserted]
-    approved = query(theirs.url, "SELECT approver, reason, consumed_by FROM encryption_approvals ORDER BY id")
+    approved = query(
+        theirs.url, "SELECT approver, reason, consumed_by FROM alphapulse_encryption.approvals ORDER BY id"
+    )
     reason = "it has served for a month"
     assert approved == [("Ada", reason, None), ("Ada", reason, "Grace")]
     with theirs.instance() as instance:
@@ -362,7 +364,7 @@ def test_damage_is_found_and_named_by_its_key(theirs: Place) -> None:
     assert {run.job_name for run in failed} == {"verify_tables"}
     assert canary not in done.stdout + done.stderr
     assert canary not in theirs.dump(theirs.dagster_url, "--inserts")
-    assert canary not in theirs.dump(None, "--inserts", "--table", "public.encryption_*")
+    assert canary not in theirs.dump(None, "--inserts", "--schema", "alphapulse_encryption")
 
     # What is pending is repaired by the next step 3; what is damaged is not glossed over.
     theirs.succeeds("--migrate-data", "--table", "crm.order_lines")
@@ -385,7 +387,7 @@ def test_damage_is_found_and_named_by_its_key(theirs: Place) -> None:
     assert lines[-5:] == summary(2, 4)
     # What another table lacks is named, and is no fault of this one.
     with psycopg.connect(theirs.url, autocommit=True) as connection:
-        connection.execute("DELETE FROM encryption_verifications WHERE table_name = 'sessions'")
+        connection.execute("DELETE FROM alphapulse_encryption.verifications WHERE table_name = 'sessions'")
     lines = theirs.succeeds("--verify", "--table", "crm.order_lines")
     assert lines == [*summary(1, 2), "  Not verified, and not asked for: sessions"]
     theirs.succeeds("--verify", "--table", "sessions")

@@ -188,7 +188,7 @@ def _walk(home: Home) -> None:
 
         # Again: it changes nothing, and says so.
         everything = "SELECT md5(string_agg(u::text, ',' ORDER BY id)) FROM users u"
-        logged = "SELECT count(*) FROM encryption_audit_log"
+        logged = "SELECT count(*) FROM alphapulse_encryption.audit_log"
         before = home.query(everything, logged)
     second = home.succeeds("--rows", "2000", alone=True)
     with home.kept_up():

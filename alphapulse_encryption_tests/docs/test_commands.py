@@ -100,7 +100,7 @@ def walked(there: Place, tmp_path_factory: pytest.TempPathFactory) -> Walk:
 
     walk.follow(rollback)
     assert plaintexts(url, "users") == original["users"] == decrypted(walk, "users", url)
-    states = dict(engine.query(url, "SELECT table_name, authority FROM encryption_tables"))
+    states = dict(engine.query(url, "SELECT table_name, authority FROM alphapulse_encryption.tables"))
     assert (states["users"], states["trades"]) == ("plaintext", "plaintext")
 
     first_key = there.environment()["ALPHAPULSE_ENCRYPTION_MASTER_KEY"]

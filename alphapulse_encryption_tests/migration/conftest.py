@@ -50,7 +50,7 @@ def approved_url(after: After) -> str:
 @pytest.fixture
 def ready_url(approved_url: str) -> str:
     """A database in which `users` may be approved."""
-    walk.query(approved_url, "DELETE FROM encryption_approvals")
+    walk.query(approved_url, "DELETE FROM alphapulse_encryption.approvals")
     return approved_url
 
 

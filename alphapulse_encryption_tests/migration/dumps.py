@@ -27,12 +27,7 @@ _STATISTICS = re.compile(r"(?P<head>CREATE STATISTICS .* ON )(?P<columns>.*)(?P<
 _VALUE = re.compile(r"'(?:[^']|'')*'|[^',]+")
 _WORD = r'(?:"(?:[^"]|"")*"|\w+)'
 _NAME = re.compile(_WORD)
-_OF_THE_BOOKKEEPING = (
-    "encryption_audit_is_append_only",
-    "encryption_approval_is_final",
-    "encryption_setting_is_allowed",
-    "encryption_report_key_usage",
-)
+_OF_THE_BOOKKEEPING = ("encryption_report_key_usage",)
 
 
 def dump(url: str, bin_dir: Path, leave_out: Collection[str] = ()) -> Counter[str]:
@@ -43,7 +38,15 @@ def dump(url: str, bin_dir: Path, leave_out: Collection[str] = ()) -> Counter[st
         bin_dir: where pg_dump is.
         leave_out: columns that are not to be looked at.
     """
-    text = walk.dump(url, bin_dir, "--column-inserts", "--exclude-table", "public.encryption_*")
+    text = walk.dump(
+        url,
+        bin_dir,
+        "--column-inserts",
+        "--exclude-schema",
+        "alphapulse_encryption",
+        "--exclude-table",
+        "public.encryption_*",
+    )
     # pg_dump's own key for psql's \restrict is another one each time.
     text = re.sub(r"^\\(un)?restrict .*\n", "", text, flags=re.MULTILINE)
     return Counter(

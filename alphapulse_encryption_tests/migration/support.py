@@ -113,6 +113,15 @@ def value(url: str, statement: str | sql.Composed, *parameters: object) -> Any:
     return run(url, statement, *parameters)[0][0]
 
 
+def grant_bookkeeping(url: str, role: str) -> None:
+    """Let a role read the bookkeeping."""
+    for grant in ("USAGE ON SCHEMA", "SELECT ON ALL TABLES IN SCHEMA"):
+        statement = sql.SQL("GRANT {} {} TO {}").format(
+            sql.SQL(grant), sql.Identifier("alphapulse_encryption"), sql.Identifier(role)
+        )
+        run(url, statement)
+
+
 def name_of(entry: Table) -> sql.Identifier:
     return sql.Identifier(entry.schema_name, entry.name)
 
@@ -145,7 +154,7 @@ def backfill(url: str, entry: Table, number: int = 0, *, batch_size: int | None 
 def backfill_all(url: str, entry: Table, *, batch_size: int | None = None) -> list[RangeResult]:
     numbers = run(
         url,
-        "SELECT batch_range FROM public.encryption_ranges WHERE table_name = %s ORDER BY 1",
+        "SELECT batch_range FROM alphapulse_encryption.ranges WHERE table_name = %s ORDER BY 1",
         entry.key,
     )
     return [backfill(url, entry, number, batch_size=batch_size) for (number,) in numbers]
@@ -161,7 +170,9 @@ def verify(url: str, entry: Table) -> TableVerification:
     """Step 4."""
     database = Database(url)
     for (number,) in run(
-        url, "SELECT batch_range FROM public.encryption_ranges WHERE table_name = %s ORDER BY 1", entry.key
+        url,
+        "SELECT batch_range FROM alphapulse_encryption.ranges WHERE table_name = %s ORDER BY 1",
+        entry.key,
     ):
         verify_range(target(database), entry, number)
     return verification(url, entry)
@@ -177,13 +188,13 @@ def verification(url: str, entry: Table, keys: KeyRing = KEYS) -> TableVerificat
 
 def backups(url: str) -> list[str]:
     """Where the backups are that the database knows of; none where nothing is begun."""
-    if value(url, "SELECT to_regclass('encryption_backups')") is None:
+    if value(url, "SELECT to_regclass('alphapulse_encryption.backups')") is None:
         return []
-    return [location for (location,) in run(url, "SELECT location FROM encryption_backups")]
+    return [location for (location,) in run(url, "SELECT location FROM alphapulse_encryption.backups")]
 
 
 def move_backup(url: str, location: str, to: str) -> None:
-    run(url, "UPDATE encryption_backups SET location = %s WHERE location = %s", to, location)
+    run(url, "UPDATE alphapulse_encryption.backups SET location = %s WHERE location = %s", to, location)
 
 
 # Eyes that do not belong to the engine.

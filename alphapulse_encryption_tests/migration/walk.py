@@ -14,7 +14,8 @@ from psycopg import sql
 from alphapulse_encryption.catalogue import Catalogue, Table, load_catalogue
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.migration.gates.approvals import Approval, TwoPersonRule, approve_drop
+from alphapulse_encryption.migration.bookkeeping.approvals import Approval
+from alphapulse_encryption.migration.gates.approvals import TwoPersonRule, approve_drop
 from alphapulse_encryption.migration.gates.backup import BackupResult, take_backup
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.rows.backfill import backfill_range

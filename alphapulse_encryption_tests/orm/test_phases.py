@@ -83,7 +83,7 @@ def test_a_phase_that_contradicts_the_database_is_refused(at: Callable[..., Plac
     if stage == "reverted":
         revert_to_plaintext(support.target(place.url), models.ENTRY)
     if stage == "restoring":
-        support.run(place.url, "UPDATE encryption_tables SET stage = 'restoring'")
+        support.run(place.url, "UPDATE alphapulse_encryption.tables SET stage = 'restoring'")
     for phase in Phase:
         models.declare(phase)
         if phase in RIGHT[stage]:

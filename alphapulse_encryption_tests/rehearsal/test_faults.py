@@ -75,7 +75,9 @@ def encrypted_beside_traffic(url: str, config: FaultConfig, **options: object) -
     assert len(rows) > 900
     for plain, envelope in rows:
         assert independent.open_envelope(key, envelope) == plain
-    assert walk.value(url, "SELECT count(*) FROM encryption_ranges WHERE status <> 'completed'") == 0
+    assert (
+        walk.value(url, "SELECT count(*) FROM alphapulse_encryption.ranges WHERE status <> 'completed'") == 0
+    )
     found = faults.measured()
     assert all(fault.survived and 0 <= fault.seconds_away <= fault.seconds_lost for fault in found)
     return found
@@ -98,7 +100,7 @@ def test_a_killed_worker_and_dropped_connections_lose_nothing(sample_url: str) -
     assert not dropped.what.startswith("0 ")
     audited = support.value(
         sample_url,
-        "SELECT count(*) FROM encryption_audit_log WHERE action = 'backfill' AND table_name = 'trades'",
+        "SELECT count(*) FROM alphapulse_encryption.audit_log WHERE action = 'backfill' AND table_name = 'trades'",
     )
     assert audited >= RANGES
 

@@ -130,7 +130,7 @@ def test_dropped_columns_keep_their_types(sample_url: str) -> None:
     switch_to_ciphertext(walk.target(sample_url), table)
     support.run(
         sample_url,
-        "INSERT INTO encryption_definitions (table_name, definition) VALUES ('trades', %s)",
+        "INSERT INTO alphapulse_encryption.definitions (table_name, definition) VALUES ('trades', %s)",
         '{"columns": [{"name": "quantity", "type": "numeric(28,10)"}, {"name": "price", "type": "numeric"}, '
         '{"name": "fee", "type": "numeric(28,10)"}, {"name": "order_id", "type": "text"}, '
         '{"name": "execution_details", "type": "json"}]}',

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from alphapulse_encryption.migration.bookkeeping.tracking import BOOKKEEPING_TABLES
+from alphapulse_encryption.migration.bookkeeping.install import BOOKKEEPING_TABLES, SCHEMA
 from alphapulse_encryption.migration.gates.approvals import revoke
 from alphapulse_encryption.migration.postgres.database import WRITER, WRITER_SETTING, Database
 from alphapulse_encryption.migration.rows.verify import count_rows
@@ -30,11 +30,12 @@ NOBODY: set[str] = set()
 EVERYBODY = set(LOGINS)
 
 _APPROVAL = (
-    "INSERT INTO encryption_approvals (table_name, approver, reason, expires_at, definition, catalogue_entry, "
+    "INSERT INTO alphapulse_encryption.approvals (table_name, approver, reason, expires_at, "
+    "definition, catalogue_entry, "
     "key_check, verified_at, backup_id{more}) SELECT 'users', 'Ada', 'why', now() + interval '1 hour', 'd', 'c', 'k', "
-    "now(), max(id){values} FROM encryption_backups"
+    "now(), max(id){values} FROM alphapulse_encryption.backups"
 )
-_AUDIT = "INSERT INTO encryption_audit_log (actor, action{more}) VALUES ('a', 'b'{values})"
+_AUDIT = "INSERT INTO alphapulse_encryption.audit_log (actor, action{more}) VALUES ('a', 'b'{values})"
 _OPEN = "WHERE revoked_at IS NULL"
 
 
@@ -88,32 +89,39 @@ ACTIONS = {
     "take over a table": action("ALTER TABLE users OWNER TO CURRENT_USER", NOBODY | MIGRATORS),
     "give a table to the application": action("ALTER TABLE users OWNER TO shop", NOBODY),
     # Approvals.
-    "read approvals": action("SELECT * FROM encryption_approvals", EVERYBODY - {SHOP}),
+    "read approvals": action("SELECT * FROM alphapulse_encryption.approvals", EVERYBODY - {SHOP}),
     "approve": action(_APPROVAL, {APPROVER, ALL_IN_ONE}, more="", values=""),
     "approve over another's role": action(
         _APPROVAL, NOBODY, more=", database_role", values=", 'ada_approves'"
     ),
     "approve in the past": action(_APPROVAL, NOBODY, more=", approved_at", values=", now()"),
     "approve something used": action(_APPROVAL, NOBODY, more=", consumed_at", values=", NULL"),
-    "prolong an approval": action("UPDATE encryption_approvals SET expires_at = now() + '7 days'", NOBODY),
-    "approve another definition": action("UPDATE encryption_approvals SET definition = 'x'", NOBODY),
-    "approve for another table": action("UPDATE encryption_approvals SET table_name = 'trades'", NOBODY),
+    "prolong an approval": action(
+        "UPDATE alphapulse_encryption.approvals SET expires_at = now() + '7 days'", NOBODY
+    ),
+    "approve another definition": action(
+        "UPDATE alphapulse_encryption.approvals SET definition = 'x'", NOBODY
+    ),
+    "approve for another table": action(
+        "UPDATE alphapulse_encryption.approvals SET table_name = 'trades'", NOBODY
+    ),
     "use an approval": action(
-        f"UPDATE encryption_approvals SET consumed_at = now(), consumed_by = 'x' {_OPEN}", MIGRATORS
+        f"UPDATE alphapulse_encryption.approvals SET consumed_at = now(), consumed_by = 'x' {_OPEN}",
+        MIGRATORS,
     ),
     "revoke an approval": action(
-        f"UPDATE encryption_approvals SET revoked_at = now(), revoked_by = 'x' {_OPEN}",
+        f"UPDATE alphapulse_encryption.approvals SET revoked_at = now(), revoked_by = 'x' {_OPEN}",
         {APPROVER, *MIGRATORS},
     ),
     "open a revoked approval again": action(
-        "UPDATE encryption_approvals SET revoked_at = NULL WHERE revoked_at IS NOT NULL", NOBODY
+        "UPDATE alphapulse_encryption.approvals SET revoked_at = NULL WHERE revoked_at IS NOT NULL", NOBODY
     ),
-    "remove approvals": action("DELETE FROM encryption_approvals", NOBODY),
+    "remove approvals": action("DELETE FROM alphapulse_encryption.approvals", NOBODY),
     "take the approvals' trigger away": action(
-        "ALTER TABLE encryption_approvals DISABLE TRIGGER ALL", NOBODY
+        "ALTER TABLE alphapulse_encryption.approvals DISABLE TRIGGER ALL", NOBODY
     ),
     "replace the approvals' trigger": action(
-        "CREATE OR REPLACE FUNCTION encryption_approval_is_final() RETURNS trigger LANGUAGE plpgsql AS "
+        "CREATE OR REPLACE FUNCTION alphapulse_encryption.approval_is_final() RETURNS trigger LANGUAGE plpgsql AS "
         "'BEGIN RETURN NEW; END'",
         NOBODY,
     ),
@@ -123,56 +131,64 @@ ACTIONS = {
         _AUDIT, NOBODY, more=", database_role", values=", 'ada_approves'"
     ),
     "write to the audit log in the past": action(_AUDIT, NOBODY, more=", at", values=", now()"),
-    "change the audit log": action("UPDATE encryption_audit_log SET actor = 'x'", NOBODY),
-    "remove from the audit log": action("DELETE FROM encryption_audit_log", NOBODY),
-    "empty the audit log": action("TRUNCATE encryption_audit_log", NOBODY),
+    "change the audit log": action("UPDATE alphapulse_encryption.audit_log SET actor = 'x'", NOBODY),
+    "remove from the audit log": action("DELETE FROM alphapulse_encryption.audit_log", NOBODY),
+    "empty the audit log": action("TRUNCATE alphapulse_encryption.audit_log", NOBODY),
     "let the audit log be changed": action(
-        "ALTER TABLE encryption_audit_log DISABLE TRIGGER encryption_append_only", NOBODY
+        "ALTER TABLE alphapulse_encryption.audit_log DISABLE TRIGGER encryption_append_only", NOBODY
     ),
-    "drop the audit log": action("DROP TABLE encryption_audit_log", NOBODY),
+    "drop the audit log": action("DROP TABLE alphapulse_encryption.audit_log", NOBODY),
     # The rest of the bookkeeping.
     "keep a verification": action(
-        "UPDATE encryption_verifications SET verified_at = now()", {VERIFIER, *MIGRATORS}
+        "UPDATE alphapulse_encryption.verifications SET verified_at = now()", {VERIFIER, *MIGRATORS}
     ),
-    "remove verifications": action("DELETE FROM encryption_verifications", MIGRATORS),
-    "keep a count": action("UPDATE encryption_row_counts SET missing_count = 0", {VERIFIER, *MIGRATORS}),
-    "move a range's progress": action("UPDATE encryption_ranges SET position = NULL", MIGRATORS),
-    "switch a table in the bookkeeping": action("UPDATE encryption_tables SET stage = 'columns'", MIGRATORS),
-    "remove a table from the bookkeeping": action("DELETE FROM encryption_tables", NOBODY),
+    "remove verifications": action("DELETE FROM alphapulse_encryption.verifications", MIGRATORS),
+    "keep a count": action(
+        "UPDATE alphapulse_encryption.row_counts SET missing_count = 0", {VERIFIER, *MIGRATORS}
+    ),
+    "move a range's progress": action("UPDATE alphapulse_encryption.ranges SET position = NULL", MIGRATORS),
+    "switch a table in the bookkeeping": action(
+        "UPDATE alphapulse_encryption.tables SET stage = 'columns'", MIGRATORS
+    ),
+    "remove a table from the bookkeeping": action("DELETE FROM alphapulse_encryption.tables", NOBODY),
     "record a backup": action(
-        "INSERT INTO encryption_backups (taken_at, location, bytes, sha256, recipient, listed_entries, verified_at, "
+        "INSERT INTO alphapulse_encryption.backups (taken_at, location, bytes, sha256, recipient, "
+        "listed_entries, verified_at, "
         "tables) VALUES (now(), 'x', 1, 'x', 'x', 1, now(), '{users}')",
         {BACKUP, ALL_IN_ONE},
     ),
-    "record another checksum": action("UPDATE encryption_backups SET sha256 = 'x'", NOBODY),
+    "record another checksum": action("UPDATE alphapulse_encryption.backups SET sha256 = 'x'", NOBODY),
     "know a key": action(
-        "INSERT INTO encryption_key_checks (key_version, check_value) VALUES (9, 'x')", {BACKUP, *MIGRATORS}
+        "INSERT INTO alphapulse_encryption.key_checks (key_version, check_value) VALUES (9, 'x')",
+        {BACKUP, *MIGRATORS},
     ),
-    "know another key": action("UPDATE encryption_key_checks SET check_value = 'x'", NOBODY),
-    "forget a key": action("DELETE FROM encryption_key_checks", NOBODY),
-    "change a saved definition": action("UPDATE encryption_definitions SET definition = '{}'", NOBODY),
+    "know another key": action("UPDATE alphapulse_encryption.key_checks SET check_value = 'x'", NOBODY),
+    "forget a key": action("DELETE FROM alphapulse_encryption.key_checks", NOBODY),
+    "change a saved definition": action(
+        "UPDATE alphapulse_encryption.definitions SET definition = '{}'", NOBODY
+    ),
     "pause the backfills": action(
-        "INSERT INTO encryption_settings (name, value) VALUES ('paused', 'true')", MIGRATORS
+        "INSERT INTO alphapulse_encryption.settings (name, value) VALUES ('paused', 'true')", MIGRATORS
     ),
     "change the two-person rule": action(
-        "UPDATE encryption_settings SET value = '\"off\"' WHERE name = 'two_person_rule'", NOBODY
+        "UPDATE alphapulse_encryption.settings SET value = '\"off\"' WHERE name = 'two_person_rule'", NOBODY
     ),
     "replace the two-person rule": action(
-        "INSERT INTO encryption_settings (name, value) VALUES ('two_person_rule', '\"off\"') "
+        "INSERT INTO alphapulse_encryption.settings (name, value) VALUES ('two_person_rule', '\"off\"') "
         "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
         NOBODY,
     ),
-    "remove the two-person rule": action("DELETE FROM encryption_settings", NOBODY),
+    "remove the two-person rule": action("DELETE FROM alphapulse_encryption.settings", NOBODY),
     "count messages as an application": action(
         "SELECT encryption_report_key_usage('user_pii', 1, 1)", {SHOP}
     ),
-    "add to the bookkeeping": action("ALTER TABLE encryption_tables ADD COLUMN mine int", NOBODY),
+    "add to the bookkeeping": action("ALTER TABLE alphapulse_encryption.tables ADD COLUMN mine int", NOBODY),
     "hang a trigger on the bookkeeping": action(
-        "CREATE TRIGGER mine BEFORE UPDATE ON encryption_tables FOR EACH ROW "
+        "CREATE TRIGGER mine BEFORE UPDATE ON alphapulse_encryption.tables FOR EACH ROW "
         "EXECUTE FUNCTION suppress_redundant_updates_trigger()",
         NOBODY,
     ),
-    "drop the bookkeeping": action("DROP TABLE encryption_tables", NOBODY),
+    "drop the bookkeeping": action("DROP TABLE alphapulse_encryption.tables", NOBODY),
     # Other roles, and the server.
     "be the bookkeeper": action(f"SET ROLE {PREFIX}bookkeeper", NOBODY),
     "be an approver": action(f"SET ROLE {PREFIX}approver", {APPROVER, ALL_IN_ONE}),
@@ -222,7 +238,7 @@ SELECT md5(string_agg(what, '|' ORDER BY what)) FROM (
 
 def everything(url: str) -> list[tuple[Any, ...]]:
     """Who wrote each row of the bookkeeping and the tables last, and who may do what with them."""
-    tables = [*BOOKKEEPING_TABLES, *walk.CATALOGUE.keys]
+    tables = [*(f"{SCHEMA}.{name}" for name in BOOKKEEPING_TABLES), *walk.CATALOGUE.keys]
     rows = ", ".join(f"(SELECT sum(hashtext(concat(ctid, '/', xmin))) FROM {name})" for name in tables)
     return [*walk.query(url, f"SELECT {rows}"), *walk.query(url, _SCHEMA)]
 
@@ -271,7 +287,10 @@ def test_nobody_gives_away_what_they_have(begun: Separated) -> None:
     )
     before = walk.query(begun.url, privileges)
     for login in LOGINS:
-        for grant in ("INSERT ON encryption_approvals", "UPDATE (reason) ON encryption_approvals"):
+        for grant in (
+            "INSERT ON alphapulse_encryption.approvals",
+            "UPDATE (reason) ON alphapulse_encryption.approvals",
+        ):
             with psycopg.connect(begun.of(login), autocommit=True) as connection:
                 try:
                     connection.execute(f"GRANT {grant} TO PUBLIC".encode())
@@ -306,7 +325,7 @@ def test_what_the_application_does_is_guarded_as_before(begun: Separated) -> Non
 def test_an_approval_is_used_once_and_not_by_the_role_that_gave_it(begun: Separated) -> None:
     approve = ACTIONS["approve"].statement
     use = (
-        "UPDATE encryption_approvals SET consumed_at = '2001-01-01', consumed_by = 'x' WHERE id = %s "
+        "UPDATE alphapulse_encryption.approvals SET consumed_at = '2001-01-01', consumed_by = 'x' WHERE id = %s "
         "RETURNING consumed_at > now() - interval '1 hour'"
     )
     with psycopg.connect(begun.of(ALL_IN_ONE)) as connection:
@@ -316,11 +335,13 @@ def test_an_approval_is_used_once_and_not_by_the_role_that_gave_it(begun: Separa
         ):
             connection.execute(use.encode(), [number])
         connection.rollback()
-        (open_one,) = connection.execute(f"SELECT id FROM encryption_approvals {_OPEN}".encode()).fetchall()[
-            0
-        ]
+        (open_one,) = connection.execute(
+            f"SELECT id FROM alphapulse_encryption.approvals {_OPEN}".encode()
+        ).fetchall()[0]
         # Of when, the server decides.
         assert connection.execute(use.encode(), [open_one]).fetchall() == [(True,)]
         with pytest.raises(psycopg.errors.InsufficientPrivilege, match="used or revoked before"):
-            connection.execute("UPDATE encryption_approvals SET consumed_at = NULL WHERE id = %s", [open_one])
+            connection.execute(
+                "UPDATE alphapulse_encryption.approvals SET consumed_at = NULL WHERE id = %s", [open_one]
+            )
         connection.rollback()

@@ -62,7 +62,7 @@ def theirs(postgres: EmbeddedPostgres, separated: Separated, server_dir: Any) ->
         yield found
 
 
-LOGGED = "SELECT id, action, database_role FROM encryption_audit_log ORDER BY id"
+LOGGED = "SELECT id, action, database_role FROM alphapulse_encryption.audit_log ORDER BY id"
 
 
 def what_matters(dump: str) -> list[str]:
@@ -100,7 +100,7 @@ def test_the_command_line_refuses_before_it_starts_a_run(
             if status:
                 assert "Which role a step takes is in docs/roles.md" in printed.err
     theirs.url = separated.url
-    walk.query(separated.url, "DELETE FROM encryption_settings WHERE name = 'paused'")
+    walk.query(separated.url, "DELETE FROM alphapulse_encryption.settings WHERE name = 'paused'")
     now = walk.query(separated.url, LOGGED)
     assert now[:-1] == logged and now[-1][1:] == ("change_settings", "mia_migrates")
     assert what_matters(theirs.dump()) == what_matters(before)
@@ -117,12 +117,14 @@ def test_an_approval_by_who_migrates_names_the_privilege_and_the_role(
     with theirs.in_environment():
         assert main([*APPROVAL, "--table", "users"]) == 1
     said = capsys.readouterr().err
-    assert "lacks INSERT (table_name, approver, reason," in said and "on encryption_approvals" in said
+    assert (
+        "lacks INSERT (table_name, approver, reason," in said and "on alphapulse_encryption.approvals" in said
+    )
     assert "alphapulse_approver" in said
     # The engine itself, as the job calls it.
-    with pytest.raises(RefusedError, match=r"lacks INSERT .* on encryption_approvals"):
+    with pytest.raises(RefusedError, match=r"lacks INSERT .* on alphapulse_encryption.approvals"):
         walk.approve(theirs.url, USERS)
-    assert walk.query(separated.url, "SELECT FROM encryption_approvals") == []
+    assert walk.query(separated.url, "SELECT FROM alphapulse_encryption.approvals") == []
 
     approval = walk.approve(separated.of("jack_of_all"), USERS)
     assert approval.database_role == "jack_of_all"

@@ -6,6 +6,7 @@ import subprocess
 from dataclasses import replace
 from typing import Any
 
+import psycopg
 import pytest
 
 from alphapulse_encryption.__main__ import main
@@ -17,6 +18,7 @@ from alphapulse_encryption.migration.gates.roles import roles_sql
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support, walk
+from alphapulse_encryption_tests.migration.bookkeeping.test_install import BEGUN_BEFORE
 from alphapulse_encryption_tests.roles.conftest import PREFIX, Separated, run_script, script_for
 
 _PRIVILEGES = """
@@ -63,17 +65,17 @@ def test_it_may_be_run_again_and_takes_back_what_was_given_away(separated: Separ
     assert state(separated.url) == before
     walk.query(
         separated.url,
-        "GRANT ALL ON ALL TABLES IN SCHEMA public TO max_migrates; "
-        "GRANT INSERT (database_role), UPDATE (expires_at) ON encryption_approvals TO mia_migrates, PUBLIC; "
+        "GRANT ALL ON ALL TABLES IN SCHEMA public, alphapulse_encryption TO max_migrates; "
+        "GRANT INSERT (database_role), UPDATE (expires_at) ON alphapulse_encryption.approvals TO mia_migrates, PUBLIC; "
         "ALTER VIEW v_users OWNER TO mia_migrates; ALTER FUNCTION encryption_guard_users OWNER TO postgres; "
-        "ALTER TABLE encryption_approvals OWNER TO mia_migrates",
+        "ALTER TABLE alphapulse_encryption.approvals OWNER TO mia_migrates",
     )
     given = state(separated.url)
     run_script(separated.postgres, separated.url, script_for(separated.url))
     after = state(separated.url)
     assert after != given
-    bookkeeping = [row for row in after[0] if row[1] in tracking.BOOKKEEPING_TABLES]
-    assert bookkeeping == [row for row in before[0] if row[1] in tracking.BOOKKEEPING_TABLES]
+    bookkeeping = [row for row in after[0] if row[0] == "alphapulse_encryption"]
+    assert bookkeeping == [row for row in before[0] if row[0] == "alphapulse_encryption"]
     assert owner(separated.url, "v_users") == f"{PREFIX}owner"
     assert after[1:] == before[1:]
 
@@ -195,12 +197,14 @@ def test_the_command_prints_it(
 @pytest.mark.parametrize(
     "damage",
     [
-        "DROP TRIGGER encryption_approval_is_final ON encryption_approvals",
-        "DROP TABLE encryption_tuning_holders",
-        "ALTER TABLE encryption_backups DROP COLUMN uploaded_at, DROP COLUMN uploaded_to",
+        "DROP TRIGGER approval_is_final ON alphapulse_encryption.approvals",
+        "CREATE OR REPLACE FUNCTION alphapulse_encryption.approval_is_final() RETURNS trigger LANGUAGE plpgsql "
+        "AS 'BEGIN RETURN NEW; END'",
     ],
 )
-def test_an_older_bookkeeping_is_renewed_by_an_administrator_only(separated: Separated, damage: str) -> None:
+def test_what_was_changed_of_the_bookkeeping_is_made_again_by_an_administrator_only(
+    separated: Separated, damage: str
+) -> None:
     walk.query(separated.url, damage)
     before = state(separated.url)
     for login in ("mia_migrates", "bob_backs_up"):
@@ -212,3 +216,42 @@ def test_an_older_bookkeeping_is_renewed_by_an_administrator_only(separated: Sep
     assert state(separated.url) == before
     run_script(separated.postgres, separated.url, script_for(separated.url))
     walk.encrypt(separated.of("mia_migrates"), walk.CATALOGUE.table("api_keys"))
+
+
+def test_the_layout_before_is_brought_up_to_date_by_an_administrator(
+    postgres: EmbeddedPostgres, _roles_template: str, database_url: str
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(BEGUN_BEFORE.read_bytes())
+    entries = [support.table(name, "secret", "other") for name in ("begun", "half", "switched")]
+    migrator = database_url.replace("//postgres@", "//mia_migrates@", 1)
+    with (
+        Database(migrator).session("begin") as connection,
+        pytest.raises(RefusedError, match="Have a database administrator run what --roles-sql prints"),
+    ):
+        tracking.ensure_bookkeeping(connection)
+    text = script(database_url, *entries)
+    run_script(postgres, database_url, text)
+    before = state(database_url)
+    run_script(postgres, database_url, text)
+    assert state(database_url) == before
+    owners = {
+        row[2] for row in before[0] if row[0] == "alphapulse_encryption" or row[1].startswith("encryption_")
+    }
+    assert owners == {f"{PREFIX}bookkeeper"}
+    with Database(migrator).session("look") as connection:
+        tracking.ensure_bookkeeping(connection)
+        assert tracking.require_state(connection, entries[2]).authority == "ciphertext"
+
+
+def test_a_planted_bookkeeping_is_refused_by_name(database_url: str) -> None:
+    walk.query(database_url, "CREATE TABLE notes (id int PRIMARY KEY, v text)")
+    with Database(database_url).session("plant") as connection:
+        tracking.ensure_bookkeeping(connection)
+    walk.query(
+        database_url,
+        "CREATE FUNCTION planted() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
+        "CREATE TRIGGER aaa BEFORE INSERT ON alphapulse_encryption.settings FOR EACH ROW EXECUTE FUNCTION planted()",
+    )
+    with pytest.raises(RefusedError, match=r"trigger aaa on alphapulse_encryption\.settings is not ours"):
+        script(database_url, support.table("notes", "v"))

@@ -90,7 +90,9 @@ def test_every_step_is_done_by_the_role_it_is_for(theirs: Place, separated: Sepa
     assert not {c.name for t in TABLES for c in t.columns} & {
         n for t in TABLES for n in walk.columns_of(theirs.url, t.key)
     }
-    used = walk.query(theirs.url, "SELECT DISTINCT database_role, consumed_by FROM encryption_approvals")
+    used = walk.query(
+        theirs.url, "SELECT DISTINCT database_role, consumed_by FROM alphapulse_encryption.approvals"
+    )
     assert used == [("ada_approves", "Grace")]
     erased = by("eve_erases", "--erase-dropped", "--table", "users", "--confirmation", "users")
     assert erased[1].startswith("✓ Erased what was dropped: users rewritten in ")
@@ -123,7 +125,7 @@ def test_every_step_is_done_by_the_role_it_is_for(theirs: Place, separated: Sepa
     assert plaintexts(theirs.url) == changed
 
     roles = walk.query(
-        theirs.url, "SELECT DISTINCT action, database_role FROM encryption_audit_log ORDER BY 1, 2"
+        theirs.url, "SELECT DISTINCT action, database_role FROM alphapulse_encryption.audit_log ORDER BY 1, 2"
     )
     assert {role for action, role in roles if action == "approve_drop"} == {"ada_approves"}
     assert {role for action, role in roles if action == "drop_plaintext"} == {"mia_migrates"}

@@ -112,7 +112,7 @@ def test_what_this_process_has_encrypted_is_added_up_in_the_database(
             return int(row[0])
 
         report_key_usage(send)
-        connection.execute("TRUNCATE encryption_key_usage")
+        connection.execute("TRUNCATE alphapulse_encryption.key_usage")
         before = {usage.context: usage.messages for usage in key_usage()}
         for value in ("x", "y", None):
             encrypt_field(value, "reported")
@@ -121,7 +121,7 @@ def test_what_this_process_has_encrypted_is_added_up_in_the_database(
         assert {u.context: u.messages for u in key_usage()} == {**before, "reported": 3}
         assert report_key_usage(send) == (KeyUsage("reported", 1, 3),)
         assert report_key_usage(send) == ()
-        assert connection.execute("SELECT * FROM encryption_key_usage").fetchall()[0][:4] == (
+        assert connection.execute("SELECT * FROM alphapulse_encryption.key_usage").fetchall()[0][:4] == (
             *("reported", 1, "application"),
             3,
         )

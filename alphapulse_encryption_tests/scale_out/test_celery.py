@@ -83,7 +83,8 @@ class Watch:
         """Status, rows, beginning and end of each range, as the target has them."""
         rows = support.run(
             self.place.url,
-            "SELECT batch_range, status, rows_processed::int, started_at, completed_at FROM encryption_ranges "
+            "SELECT batch_range, status, rows_processed::int, started_at, completed_at FROM "
+            "alphapulse_encryption.ranges "
             "WHERE table_name = %s",
             table,
         )
@@ -118,7 +119,7 @@ def rest(url: str, ratio: int) -> None:
     """Rest between batches, so that there is a middle to be in."""
     support.run(
         url,
-        "INSERT INTO encryption_settings (name, value) VALUES ('rest_ratio', %s) "
+        "INSERT INTO alphapulse_encryption.settings (name, value) VALUES ('rest_ratio', %s) "
         "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
         str(ratio),
     )
@@ -166,7 +167,8 @@ def _one_is_killed(here: Place, watch: Watch, first: Service, second: Service) -
     # Both did work: what the audit log has as done, and by which run.
     rows = support.run(
         here.url,
-        "SELECT DISTINCT (details->>'batch_range')::int, run_id FROM encryption_audit_log WHERE table_name = 'trades' "
+        "SELECT DISTINCT (details->>'batch_range')::int, run_id FROM "
+        "alphapulse_encryption.audit_log WHERE table_name = 'trades' "
         "AND action = 'backfill'",
     )
     assert {number for number, _ in rows} == set(range(RANGES))

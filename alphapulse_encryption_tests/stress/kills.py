@@ -105,10 +105,14 @@ def outcome(url: str, name: str) -> list[str]:
             "WHERE c.oid = %s::regclass",
             name,
         ),
-        *run(url, "SELECT authority, stage, set_aside FROM encryption_tables WHERE table_name = %s", name),
         *run(
             url,
-            "SELECT batch_range, status, position, error_message, waiting_for FROM encryption_ranges "
+            "SELECT authority, stage, set_aside FROM alphapulse_encryption.tables WHERE table_name = %s",
+            name,
+        ),
+        *run(
+            url,
+            "SELECT batch_range, status, position, error_message, waiting_for FROM alphapulse_encryption.ranges "
             "WHERE table_name = %s ORDER BY 1",
             name,
         ),
@@ -118,9 +122,13 @@ def outcome(url: str, name: str) -> list[str]:
             "WHERE table_name = %s ORDER BY 1",
             name,
         ),
-        *run(url, "SELECT key FROM encryption_quarantine WHERE table_name = %s", name),
-        *run(url, "SELECT relation::regclass::text FROM encryption_tuning WHERE table_name = %s", name),
-        *run(url, "SELECT actor FROM encryption_tuning_holders WHERE table_name = %s", name),
+        *run(url, "SELECT key FROM alphapulse_encryption.quarantine WHERE table_name = %s", name),
+        *run(
+            url,
+            "SELECT relation::regclass::text FROM alphapulse_encryption.tuning WHERE table_name = %s",
+            name,
+        ),
+        *run(url, "SELECT actor FROM alphapulse_encryption.tuning_holders WHERE table_name = %s", name),
     ]
     # The guard's and the pending index's comments have a hash of names in them.
     return [re.sub(r"\b[0-9a-f]{64}\b", "HASH", str(row).replace(name, "TABLE")) for row in found]
@@ -195,9 +203,11 @@ class Witness:
         return int(value(self.url, f"SELECT count(*) FROM {self.name} WHERE mail_encrypted IS NOT NULL"))
 
     def _counted(self) -> int:
-        if value(self.url, "SELECT to_regclass('public.encryption_ranges') IS NULL"):
+        if value(self.url, "SELECT to_regclass('alphapulse_encryption.ranges') IS NULL"):
             return 0
-        total = "SELECT coalesce(sum(rows_processed), 0) FROM encryption_ranges WHERE table_name = %s"
+        total = (
+            "SELECT coalesce(sum(rows_processed), 0) FROM alphapulse_encryption.ranges WHERE table_name = %s"
+        )
         return int(value(self.url, total, self.name))
 
     def _all_quiet(self) -> None:

@@ -139,7 +139,7 @@ def print_approvals(options: argparse.Namespace) -> int:
     """Every approval: open, used, revoked or expired."""
     from alphapulse_encryption.cli.reports.documents import print_members
     from alphapulse_encryption.defs.resources.environment import target_database
-    from alphapulse_encryption.migration.gates.approvals import list_approvals
+    from alphapulse_encryption.migration.bookkeeping.approvals import list_approvals
 
     with target_database().session("list the approvals") as connection:
         approvals = list_approvals(connection)

@@ -143,7 +143,9 @@ def _remarks(table: TableStatus) -> list[str]:
     if table.rotating_to is not None:
         lines.append(f"• {table.table}: being encrypted again under key version {table.rotating_to}")
     if table.quarantined:
-        lines.append(f"! {table.table}: {table.quarantined:,} rows are set aside (encryption_quarantine)")
+        lines.append(
+            f"! {table.table}: {table.quarantined:,} rows are set aside (alphapulse_encryption.quarantine)"
+        )
     if table.verification is not None and not table.verification.valid:
         lines += [f"! {table.table}: {reason}" for reason in table.verification.reasons]
     return lines

@@ -8,8 +8,9 @@ from pydantic import Field
 
 from alphapulse_encryption.defs.jobs.once import op_job
 from alphapulse_encryption.defs.resources.effects import REPORT, NoConfig, On
+from alphapulse_encryption.migration.bookkeeping.approvals import Approval, list_approvals
 from alphapulse_encryption.migration.gates import approvals
-from alphapulse_encryption.migration.gates.approvals import LONGEST_VALID_FOR, VALID_FOR, Approval
+from alphapulse_encryption.migration.gates.approvals import LONGEST_VALID_FOR, VALID_FOR
 from alphapulse_encryption.migration.schema.definition import read_table
 
 
@@ -79,7 +80,7 @@ def _revoke(on: On[RevocationConfig]) -> dict[str, Any]:
 
 def _list(on: On[NoConfig]) -> dict[str, Any]:
     with on.database.session("list the approvals") as connection:
-        found = approvals.list_approvals(connection)
+        found = list_approvals(connection)
     for approval in found:
         on.log(str(approval))
     if not found:

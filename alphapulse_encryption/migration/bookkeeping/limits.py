@@ -1,6 +1,6 @@
 """What an operator may change at any time: kept in the database, read again by running backfills at each look.
 
-``UPDATE public.encryption_settings SET value = 'true' WHERE name = 'paused'`` works as well as the command line.
+``UPDATE alphapulse_encryption.settings SET value = 'true' WHERE name = 'paused'`` works as well as the command line.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def read_limits(connection: Connection) -> Limits:
         ConfigurationError: a value in the table means nothing; names the setting.
     """
     return _validated(
-        dict(connection.execute("SELECT name, value FROM public.encryption_settings").fetchall())
+        dict(connection.execute("SELECT name, value FROM alphapulse_encryption.settings").fetchall())
     )
 
 
@@ -97,7 +97,7 @@ def change_limits(database: Database, changes: Mapping[str, str], actor: Actor) 
         with connection.transaction():
             for name, value in values.items():
                 connection.execute(
-                    "INSERT INTO public.encryption_settings (name, value) VALUES (%s, %s) "
+                    "INSERT INTO alphapulse_encryption.settings (name, value) VALUES (%s, %s) "
                     "ON CONFLICT (name) DO UPDATE SET value = excluded.value, changed_at = now(), "
                     "changed_by = session_user",
                     [name, json.dumps(value)],

@@ -1,7 +1,7 @@
 """How far an operation on a table's rows is, range by range: one place for every operation of the row engine.
 
-The backfill's is that of the plan itself (``encryption_ranges``), with what operators watch in
-``encryption_migrations``; every other operation's is a row of ``encryption_operations`` for each range.
+The backfill's is that of the plan itself (``alphapulse_encryption.ranges``), with what operators watch in
+``encryption_migrations``; every other operation's is a row of ``alphapulse_encryption.operations`` for each range.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Ledger:
         """
         planned = tracking.read_range(connection, self.table, self.number)
         row = connection.execute(
-            "SELECT status, position, rows_processed, values_processed FROM public.encryption_operations "
+            "SELECT status, position, rows_processed, values_processed FROM alphapulse_encryption.operations "
             "WHERE table_name = %s AND operation = %s AND goal = %s AND batch_range = %s",
             self._key,
         ).fetchone()
@@ -77,7 +77,7 @@ class Ledger:
         """The statement that keeps the progress of one batch, for the transaction that holds its data."""
         return (
             SQL(
-                "UPDATE public.encryption_operations SET position = {}, rows_processed = rows_processed + {}, "
+                "UPDATE alphapulse_encryption.operations SET position = {}, rows_processed = rows_processed + {}, "
                 "values_processed = values_processed + {}, updated_at = clock_timestamp() "
                 "WHERE table_name = {} AND operation = {} AND goal = {} AND batch_range = {}"
             )
@@ -109,7 +109,7 @@ class Ledger:
 
     def _insert(self, connection: Connection) -> None:
         connection.execute(
-            "INSERT INTO public.encryption_operations (table_name, operation, goal, batch_range) "
+            "INSERT INTO alphapulse_encryption.operations (table_name, operation, goal, batch_range) "
             "VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
             self._key,
         )
@@ -117,7 +117,7 @@ class Ledger:
     def _update(self, connection: Connection, changes: LiteralString, *values: str | None) -> None:
         connection.execute(
             SQL(
-                "UPDATE public.encryption_operations SET {}, updated_at = clock_timestamp() "
+                "UPDATE alphapulse_encryption.operations SET {}, updated_at = clock_timestamp() "
                 "WHERE table_name = %s AND operation = %s AND goal = %s AND batch_range = %s"
             ).format(SQL(changes)),
             [*values, *self._key],
@@ -155,6 +155,6 @@ class BackfillLedger(Ledger):
 def forget(connection: Connection, table: Table, operation: Step) -> None:
     """What an operation has done to a table is past: it begins from the beginning."""
     connection.execute(
-        "DELETE FROM public.encryption_operations WHERE table_name = %s AND operation = %s",
+        "DELETE FROM alphapulse_encryption.operations WHERE table_name = %s AND operation = %s",
         [table.key, operation],
     )

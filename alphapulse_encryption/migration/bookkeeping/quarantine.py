@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import psycopg
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.migration.bookkeeping.tracking import Key
+from alphapulse_encryption.migration.bookkeeping.ranges import Key
 
 Connection = psycopg.Connection[Any]
 
@@ -50,7 +50,7 @@ def quarantine(
 ) -> None:
     """Set a row aside."""
     connection.execute(
-        "INSERT INTO public.encryption_quarantine (table_name, batch_range, key, step, reason, run_id) "
+        "INSERT INTO alphapulse_encryption.quarantine (table_name, batch_range, key, step, reason, run_id) "
         "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (table_name, key, step) DO UPDATE "
         "SET batch_range = excluded.batch_range, reason = excluded.reason, since = excluded.since, "
         "run_id = excluded.run_id",
@@ -61,7 +61,7 @@ def quarantine(
 def release(connection: Connection, table: Table, number: int, step: Step = "backfill") -> None:
     """Forget what a step had set aside of a range: it is tried again from now on."""
     connection.execute(
-        "DELETE FROM public.encryption_quarantine WHERE table_name = %s AND batch_range = %s AND step = %s",
+        "DELETE FROM alphapulse_encryption.quarantine WHERE table_name = %s AND batch_range = %s AND step = %s",
         [table.key, number, step],
     )
 
@@ -71,11 +71,35 @@ def read_quarantine(
 ) -> tuple[Quarantined, ...]:
     """What a step has set aside of a table, or of one of its ranges."""
     rows = connection.execute(
-        "SELECT key, reason, since FROM public.encryption_quarantine "
+        "SELECT key, reason, since FROM alphapulse_encryption.quarantine "
         "WHERE table_name = %s AND (%s::int IS NULL OR batch_range = %s::int) AND step = %s ORDER BY since, key",
         [table.key, number, number, step],
     ).fetchall()
     return tuple(Quarantined(tuple(key), reason, since) for key, reason, since in rows)
+
+
+def forget_quarantine(connection: Connection, table: Table) -> None:
+    """Forget what any step had set aside of a table."""
+    connection.execute("DELETE FROM alphapulse_encryption.quarantine WHERE table_name = %s", [table.key])
+
+
+def quarantined(connection: Connection, table: Table) -> int:
+    """How often rows of a table are set aside now."""
+    row = connection.execute(
+        "SELECT count(*) FROM alphapulse_encryption.quarantine WHERE table_name = %s", [table.key]
+    ).fetchall()[0]
+    return int(row[0])
+
+
+def quarantined_for(
+    connection: Connection, table: Table, limit: timedelta
+) -> list[tuple[str, int, datetime]]:
+    """Step, number of rows and the oldest moment, where a step has set rows aside for longer than a time."""
+    return connection.execute(
+        "SELECT step, count(*), min(since) FROM alphapulse_encryption.quarantine WHERE table_name = %s "
+        "GROUP BY step HAVING min(since) < clock_timestamp() - %s ORDER BY step",
+        [table.key, limit],
+    ).fetchall()
 
 
 def named(rows: Sequence[Quarantined]) -> str:

@@ -28,22 +28,22 @@ BLOCK = 100_000
 
 # Those of applications are a row of their own: one of theirs that reports and does not commit makes nobody here wait.
 _RESERVE = """
-INSERT INTO public.encryption_key_usage AS u (context, key_version, source, messages)
+INSERT INTO alphapulse_encryption.key_usage AS u (context, key_version, source, messages)
 SELECT %(context)s, %(version)s, 'engine', %(messages)s WHERE %(messages)s + {reported} <= %(most)s
 ON CONFLICT (context, key_version, source) DO UPDATE
    SET messages = u.messages + excluded.messages, updated_at = clock_timestamp()
  WHERE u.messages + excluded.messages + {reported} <= %(most)s
 RETURNING messages + {reported}
 """.format(
-    reported="(SELECT coalesce(sum(o.messages), 0) FROM public.encryption_key_usage o "
+    reported="(SELECT coalesce(sum(o.messages), 0) FROM alphapulse_encryption.key_usage o "
     "WHERE o.context = %(context)s AND o.key_version = %(version)s AND o.source <> 'engine')"
 )
 _GIVE_BACK = """
-UPDATE public.encryption_key_usage SET messages = messages - %s, updated_at = clock_timestamp()
+UPDATE alphapulse_encryption.key_usage SET messages = messages - %s, updated_at = clock_timestamp()
  WHERE context = %s AND key_version = %s AND source = 'engine'
 """
 _READ = """
-SELECT context, key_version, sum(messages)::bigint FROM public.encryption_key_usage
+SELECT context, key_version, sum(messages)::bigint FROM alphapulse_encryption.key_usage
  GROUP BY context, key_version ORDER BY context, key_version
 """
 

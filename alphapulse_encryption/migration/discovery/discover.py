@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.install import SCHEMA
 from alphapulse_encryption.migration.discovery.sensitive_names import Category, kind_of, looks_sensitive
 from alphapulse_encryption.migration.discovery.value_patterns import MOST_VALUES, Evidence, look_at, look_into
 from alphapulse_encryption.migration.gates import preflight
@@ -255,7 +255,7 @@ def _read_tables(connection: Connection, schemas: Sequence[str]) -> list[_Table]
         )
     rows = connection.execute(
         SQL(_TABLES).format(of_the_application=SQL(OF_THE_APPLICATION)),
-        {"schemas": list(schemas) or None, "ours": list(tracking.BOOKKEEPING_TABLES)},
+        {"schemas": list(schemas) or None, "ours": SCHEMA},
     ).fetchall()
     return [
         _Table(

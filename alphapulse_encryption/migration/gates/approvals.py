@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Literal
 
 import psycopg
-from psycopg.sql import SQL
 
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
+from alphapulse_encryption.migration.bookkeeping import approvals as kept
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.approvals import Approval
+from alphapulse_encryption.migration.bookkeeping.backups import Backup, latest_backup, read_backup
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.gates import roles
-from alphapulse_encryption.migration.gates.backup import (
-    NOT_OLDER_THAN_HOURS,
-    Backup,
-    check_backup,
-    is_recent,
-    latest_backup,
-    read_backup,
-)
+from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, check_backup, is_recent
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.verify import TableVerification
@@ -41,76 +35,6 @@ LONGEST_VALID_FOR = timedelta(days=7)
 
 # Whom a drop is refused to: a person of the approver's name; whoever uses the approver's database role as well.
 TwoPersonRule = Literal["off", "names", "roles"]
-
-
-@dataclass(frozen=True)
-class Approval:
-    """A row of ``encryption_approvals``.
-
-    Args:
-        id: its number.
-        table: key of the table whose plaintext may be dropped.
-        approver: the person, as they gave their name.
-        database_role: the role that recorded it, which the database vouches for.
-        reason: in the approver's words.
-        approved_at: by the server's clock.
-        expires_at: until then.
-        definition: fingerprint of the table's definition, and of all that would be dropped with its columns.
-        catalogue_entry: fingerprint of the catalogue's entry.
-        key_check: identifies the current master key.
-        verified_at: the verification it relies on.
-        backup_id: the backup it relies on.
-        run_id: the run that recorded it, where there was one.
-        consumed_at: when it was used.
-        consumed_by: by whom, as they gave their name.
-        revoked_at: when it was taken back.
-        revoked_by: by whom, as they gave their name.
-        expired: by the server's clock, when it was read.
-    """
-
-    id: int
-    table: str
-    approver: str
-    database_role: str
-    reason: str
-    approved_at: datetime
-    expires_at: datetime
-    definition: str
-    catalogue_entry: str
-    key_check: str
-    verified_at: datetime
-    backup_id: int
-    run_id: str | None
-    consumed_at: datetime | None
-    consumed_by: str | None
-    revoked_at: datetime | None
-    revoked_by: str | None
-    expired: bool
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it could still be used, if nothing that it binds has changed."""
-        return self.consumed_at is None and self.revoked_at is None and not self.expired
-
-    def __str__(self) -> str:
-        if self.consumed_at is not None:
-            state = f"used by {self.consumed_by} at {self.consumed_at:%F %R} UTC"
-        elif self.revoked_at is not None:
-            state = f"revoked by {self.revoked_by} at {self.revoked_at:%F %R} UTC"
-        else:
-            state = f"{'expired' if self.expired else 'open until'} {self.expires_at:%F %R} UTC"
-        return (
-            f"approval {self.id} of {self.table}: {state}; given by {self.approver} (database role "
-            f"{self.database_role}) at {self.approved_at:%F %R} UTC: {self.reason}"
-        )
-
-
-_SELECT = """
-SELECT id, table_name, approver, database_role, reason, approved_at, expires_at, definition, catalogue_entry,
-       key_check, verified_at, backup_id, run_id, consumed_at, consumed_by, revoked_at, revoked_by,
-       expires_at <= clock_timestamp()
-  FROM public.encryption_approvals
-"""
 
 
 def approve_drop(
@@ -141,6 +65,8 @@ def approve_drop(
     with target.database.session(f"approve the drop of {table.key}") as connection:
         roles.refuse_unless_allowed(connection, "approve_drop", (table,))
         tracking.check_key(connection, target.keys)
+        # What keeps approvals as they were given is a trigger.
+        tracking.ensure_bookkeeping(connection)
         definition, verification = refuse_unless_droppable(connection, table, target.keys)
         backup = latest_backup(connection, table)
         if backup is None:
@@ -153,25 +79,19 @@ def approve_drop(
             verify.count_rows(target, table)
             definition, verification = refuse_unless_droppable(connection, table, target.keys)
         with connection.transaction():
-            cursor = connection.execute(
-                "INSERT INTO public.encryption_approvals (table_name, approver, reason, expires_at, "
-                "definition, catalogue_entry, key_check, verified_at, backup_id, run_id) "
-                "VALUES (%s, %s, %s, now() + %s, %s, %s, %s, %s, %s, %s) RETURNING id",
-                [
-                    table.key,
-                    approver.strip(),
-                    reason.strip(),
-                    valid_for,
-                    _bound_definition(connection, definition),
-                    target.catalogue.fingerprint(table.key),
-                    target.keys.check_value(target.keys.current_version),
-                    verification.verified_at,
-                    backup.id,
-                    target.actor.run_id,
-                ],
+            approval = kept.keep_approval(
+                connection,
+                table,
+                approver=approver.strip(),
+                reason=reason.strip(),
+                valid_for=valid_for,
+                definition=_bound_definition(connection, definition),
+                catalogue_entry=target.catalogue.fingerprint(table.key),
+                key_check=target.keys.check_value(target.keys.current_version),
+                verified_at=verification.verified_at,
+                backup_id=backup.id,
+                run_id=target.actor.run_id,
             )
-            inserted = connection.execute(_SELECT + " WHERE id = %s", [saved.only_row(cursor)[0]])
-            approval = _approval(saved.only_row(inserted))
             tracking.audit(
                 connection,
                 target.actor,
@@ -357,10 +277,7 @@ def valid_approval(
         RefusedError: there is none; says why.
     """
     table = definition.table
-    query = SQL(_SELECT + " WHERE table_name = %s ORDER BY id DESC {}").format(
-        SQL("FOR UPDATE" if lock else "")
-    )
-    approvals = [_approval(row) for row in connection.execute(query, [table.key])]
+    approvals = kept.approvals_of(connection, table, lock=lock)
     found = next((approval for approval in approvals if approval.is_open), None)
     if found is None:
         raise RefusedError(
@@ -423,12 +340,7 @@ def consume(connection: Connection, approval: Approval, operator: str) -> None:
     Raises:
         RefusedError: it is not open any more.
     """
-    used = connection.execute(
-        "UPDATE public.encryption_approvals SET consumed_at = clock_timestamp(), consumed_by = %s "
-        "WHERE id = %s AND consumed_at IS NULL AND revoked_at IS NULL AND expires_at > clock_timestamp()",
-        [operator, approval.id],
-    )
-    if used.rowcount != 1:
+    if not kept.consume(connection, approval.id, operator):
         raise RefusedError(f"Approval {approval.id} is not valid any more; nothing was changed.")
 
 
@@ -451,42 +363,22 @@ def revoke(
     with database.session(f"revoke approval {approval_id}") as connection:
         if tracking.bookkeeping_exists(connection):
             with connection.transaction():
-                row = connection.execute(
-                    "UPDATE public.encryption_approvals SET revoked_at = clock_timestamp(), revoked_by = %s "
-                    "WHERE id = %s AND consumed_at IS NULL AND revoked_at IS NULL RETURNING table_name",
-                    [operator.strip() or actor.name, approval_id],
-                ).fetchone()
-                if row is not None:
+                revoked = kept.revoke(connection, approval_id, operator.strip() or actor.name)
+                if revoked is not None:
                     tracking.audit(
                         connection,
                         actor,
                         "revoke_approval",
                         approval=approval_id,
-                        of_table=row[0],
+                        of_table=revoked.table,
                         operator=operator.strip(),
                         reason=reason.strip(),
                     )
-                    revoked = connection.execute(_SELECT + " WHERE id = %s", [approval_id])
-                    return _approval(saved.only_row(revoked))
+                    return revoked
         raise RefusedError(
             f"There is no approval {approval_id} that could be revoked: it does not exist, or was used or revoked "
             "before; nothing was changed."
         )
-
-
-def list_approvals(connection: Connection, table: Table | None = None) -> tuple[Approval, ...]:
-    """Every approval, the newest first; of one table where it is given."""
-    if not tracking.bookkeeping_exists(connection):
-        return ()
-    rows = connection.execute(
-        f"{_SELECT} WHERE %(table)s::text IS NULL OR table_name = %(table)s ORDER BY id DESC",
-        {"table": table.key if table else None},
-    )
-    return tuple(_approval(row) for row in rows)
-
-
-def _approval(row: tuple[Any, ...]) -> Approval:
-    return Approval(*row)
 
 
 def describe(connection: Connection, definition: TableDefinition) -> str:

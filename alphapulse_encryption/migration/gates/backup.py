@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import re
 import subprocess
@@ -32,6 +31,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.backups import Backup, record_backup
 from alphapulse_encryption.migration.gates.drill import (
     LOCK_WAIT,
     DrillResult,
@@ -63,25 +63,6 @@ _IDENTITY_PREFIX = "age-secret-key-"  # age's specification, section "X25519 rec
 
 _SUFFIX = ".dump.age"
 _PARTIAL = ".partial"
-
-
-@dataclass(frozen=True)
-class Backup:
-    """A row of ``encryption_backups``.
-
-    Args:
-        taken_at: the moment it speaks of, by the server's clock.
-        location: path of the file.
-        sha256: of the file, hexadecimal.
-        tables: keys of the catalogued tables whose data is in it.
-    """
-
-    id: int
-    taken_at: datetime
-    location: str
-    bytes: int
-    sha256: str
-    tables: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -223,31 +204,10 @@ class _Clock:
         return time.monotonic() - self._started
 
 
-def latest_backup(connection: Connection, table: Table) -> Backup | None:
-    """The newest recorded backup that holds the table's data."""
-    row = connection.execute(
-        f"{_SELECT} WHERE %s = ANY(tables) ORDER BY id DESC LIMIT 1", [table.key]
-    ).fetchone()
-    return None if row is None else _backup(row)
-
-
 def is_recent(connection: Connection, backup: Backup) -> bool:
     """Whether a backup is recent enough for a drop: what was written after it is in the ciphertext alone."""
     query: LiteralString = "SELECT %s >= clock_timestamp() - make_interval(hours => %s)"
     return bool(answer(connection, query, backup.taken_at, NOT_OLDER_THAN_HOURS))
-
-
-def read_backup(connection: Connection, backup_id: int) -> Backup | None:
-    """The backup of that number."""
-    row = connection.execute(_SELECT + " WHERE id = %s", [backup_id]).fetchone()
-    return None if row is None else _backup(row)
-
-
-_SELECT = "SELECT id, taken_at, location, bytes, sha256, tables FROM public.encryption_backups"
-
-
-def _backup(row: tuple[Any, ...]) -> Backup:
-    return Backup(row[0], row[1], row[2], row[3], row[4], tuple(row[5]))
 
 
 def check_backup(backup: Backup) -> None:
@@ -434,27 +394,19 @@ def _record(
     tables: list[str],
     drill: DrillResult | None,
 ) -> int:
-    compared = None if drill is None else json.dumps(asdict(drill))
     with database.session("record the backup") as connection, connection.transaction():
-        cursor = connection.execute(
-            "INSERT INTO public.encryption_backups "
-            "(taken_at, location, bytes, sha256, recipient, listed_entries, verified_at, tables, run_id, "
-            "drilled_at, drill) VALUES (%(taken_at)s, %(location)s, %(bytes)s, %(sha256)s, %(recipient)s, "
-            "%(entries)s, clock_timestamp(), %(tables)s, %(run)s, "
-            "CASE WHEN %(drill)s::jsonb IS NOT NULL THEN clock_timestamp() END, %(drill)s) RETURNING id",
-            {
-                "taken_at": taken_at,
-                "location": str(path),
-                "bytes": size,
-                "sha256": digest,
-                "recipient": ",".join(recipients),
-                "entries": entries,
-                "tables": tables,
-                "run": actor.run_id,
-                "drill": compared,
-            },
+        number = record_backup(
+            connection,
+            taken_at=taken_at,
+            location=str(path),
+            size=size,
+            sha256=digest,
+            recipients=recipients,
+            entries=entries,
+            tables=tables,
+            run_id=actor.run_id,
+            drill=None if drill is None else asdict(drill),
         )
-        number = int(saved.only_row(cursor)[0])
         tracking.audit(
             *(connection, actor, "backup"),
             backup=number,

@@ -18,7 +18,7 @@ from typing import Any
 
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.gates.backup import Backup
+from alphapulse_encryption.migration.bookkeeping.backups import Backup, record_upload
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.secrecy import unlogged
 
@@ -154,10 +154,7 @@ def upload_backup(
         encryption = check_upload(backup, bucket, client=client, checksum=checksum)
     location = f"s3://{bucket.name}/{key}"
     with database.session("record the upload") as connection, connection.transaction():
-        connection.execute(
-            "UPDATE public.encryption_backups SET uploaded_at = clock_timestamp(), uploaded_to = %s WHERE id = %s",
-            [location, backup.id],
-        )
+        record_upload(connection, backup, location)
         tracking.audit(connection, actor, "upload_backup", backup=backup.id, location=location)
     return Upload(location, backup.bytes, encryption, time.monotonic() - started)
 

@@ -21,10 +21,11 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.backups import latest_backup
 from alphapulse_encryption.migration.bookkeeping.limits import Limits
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates import roles
-from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, is_recent, latest_backup
+from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, is_recent
 from alphapulse_encryption.migration.gates.findings import Checked, Level
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_PRIVILEGES, Database
@@ -167,14 +168,12 @@ def _server(connection: Connection) -> Iterator[Checked]:
         yield Checked("ok", "server", f"PostgreSQL {version // 10000}.{version % 10000}")
     if answer(connection, "SELECT pg_is_in_recovery()"):
         yield Checked("blocker", "server", "is a read-only replica. Connect to the primary.")
-    # Of a list of privileges, any one would do.
-    allowed = "SELECT has_schema_privilege('public', 'CREATE') AND has_schema_privilege('public', 'USAGE')"
-    if not tracking.bookkeeping_exists(connection) and not answer(connection, allowed):
+    if not tracking.bookkeeping_exists(connection) and not roles.may_begin(connection):
         yield Checked(
             "blocker",
             "privileges",
-            "the bookkeeping needs CREATE on the schema public: GRANT CREATE ON SCHEMA public TO this role, or "
-            "have an administrator run what --roles-sql prints.",
+            "the bookkeeping needs CREATE on the database and on the schema public: GRANT CREATE ON DATABASE and "
+            "GRANT CREATE ON SCHEMA public to this role, or have an administrator run what --roles-sql prints.",
             of_role=True,
         )
 

@@ -19,7 +19,9 @@ from psycopg.sql import Literal as SqlLiteral
 from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping import install, tracking
+from alphapulse_encryption.migration.bookkeeping.install import SCHEMA, owns_bookkeeping
+from alphapulse_encryption.migration.bookkeeping.script import begin_script
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS
 from alphapulse_encryption.migration.schema.saved import verbatim
 
@@ -55,7 +57,7 @@ class Grant:
 
     def __str__(self) -> str:
         columns = f" ({', '.join(self.columns)})" if self.columns else ""
-        return f"{self.privilege}{columns} on {self.table}"
+        return f"{self.privilege}{columns} on {SCHEMA}.{self.table}"
 
 
 def _grants(table: str, *privileges: Literal["INSERT", "UPDATE", "DELETE"]) -> tuple[Grant, ...]:
@@ -63,34 +65,34 @@ def _grants(table: str, *privileges: Literal["INSERT", "UPDATE", "DELETE"]) -> t
 
 
 # Without the columns that the server fills in by itself: when it was, and over which database role.
-_AUDIT = Grant("encryption_audit_log", "INSERT", ("actor", "run_id", "table_name", "action", "details"))
+_AUDIT = Grant("audit_log", "INSERT", ("actor", "run_id", "table_name", "action", "details"))
 _APPROVE = Grant(
-    "encryption_approvals",
+    "approvals",
     "INSERT",
     (
         *("table_name", "approver", "reason", "expires_at", "definition", "catalogue_entry", "key_check"),
         *("verified_at", "backup_id", "run_id"),
     ),
 )
-_REVOKE = Grant("encryption_approvals", "UPDATE", ("revoked_at", "revoked_by"))
-_CONSUME = Grant("encryption_approvals", "UPDATE", ("consumed_at", "consumed_by"))
+_REVOKE = Grant("approvals", "UPDATE", ("revoked_at", "revoked_by"))
+_CONSUME = Grant("approvals", "UPDATE", ("consumed_at", "consumed_by"))
 # The first step of all begins the bookkeeping with the key.
 _BEGIN = (
-    Grant("encryption_key_checks", "INSERT", ("key_version", "check_value")),
-    Grant("encryption_key_versions", "INSERT", ("key_version", "state", "changed_by", "run_id")),
+    Grant("key_checks", "INSERT", ("key_version", "check_value")),
+    Grant("key_versions", "INSERT", ("key_version", "state", "changed_by", "run_id")),
 )
 _VERIFICATION = (
-    *_grants("encryption_verifications", "INSERT", "UPDATE"),
-    *_grants("encryption_row_counts", "INSERT", "UPDATE"),
+    *_grants("verifications", "INSERT", "UPDATE"),
+    *_grants("row_counts", "INSERT", "UPDATE"),
 )
 _SETTINGS = (
-    Grant("encryption_settings", "INSERT", ("name", "value")),
-    Grant("encryption_settings", "UPDATE", ("value", "changed_at", "changed_by")),
+    Grant("settings", "INSERT", ("name", "value")),
+    Grant("settings", "UPDATE", ("value", "changed_at", "changed_by")),
 )
 _BACKUP = (
     *_BEGIN,
     Grant(
-        "encryption_backups",
+        "backups",
         "INSERT",
         (
             *(
@@ -106,25 +108,25 @@ _BACKUP = (
             *("run_id", "drilled_at", "drill"),
         ),
     ),
-    Grant("encryption_backups", "UPDATE", ("uploaded_at", "uploaded_to")),
+    Grant("backups", "UPDATE", ("uploaded_at", "uploaded_to")),
     _AUDIT,
 )
 _MIGRATION = (
     *_BEGIN,
     *_VERIFICATION,
     *_SETTINGS,
-    *_grants("encryption_migrations", "INSERT", "UPDATE"),
-    *_grants("encryption_tables", "INSERT", "UPDATE"),
-    *_grants("encryption_ranges", "INSERT", "UPDATE", "DELETE"),
-    *_grants("encryption_verifications", "DELETE"),
-    *_grants("encryption_key_usage", "INSERT", "UPDATE"),
-    *_grants("encryption_key_versions", "UPDATE"),
-    *_grants("encryption_operations", "INSERT", "UPDATE", "DELETE"),
-    *_grants("encryption_quarantine", "INSERT", "UPDATE", "DELETE"),
-    *_grants("encryption_tuning", "INSERT", "DELETE"),
-    *_grants("encryption_tuning_holders", "INSERT", "DELETE"),
-    Grant("encryption_definitions", "INSERT", ("table_name", "definition")),
-    Grant("encryption_definitions", "UPDATE", ("restored_at",)),
+    *_grants("columns", "INSERT", "UPDATE"),
+    *_grants("tables", "INSERT", "UPDATE"),
+    *_grants("ranges", "INSERT", "UPDATE", "DELETE"),
+    *_grants("verifications", "DELETE"),
+    *_grants("key_usage", "INSERT", "UPDATE"),
+    *_grants("key_versions", "UPDATE"),
+    *_grants("operations", "INSERT", "UPDATE", "DELETE"),
+    *_grants("quarantine", "INSERT", "UPDATE", "DELETE"),
+    *_grants("tuning", "INSERT", "DELETE"),
+    *_grants("tuning_holders", "INSERT", "DELETE"),
+    Grant("definitions", "INSERT", ("table_name", "definition")),
+    Grant("definitions", "UPDATE", ("restored_at",)),
     _CONSUME,
     _REVOKE,
     _AUDIT,
@@ -165,8 +167,10 @@ def missing_privileges(connection: Connection, step: guide.Step, tables: Iterabl
     if tracking.bookkeeping_exists(connection):
         reads = tuple(Grant(table, "SELECT") for table in tracking.BOOKKEEPING_TABLES)
         missing += [str(grant) for grant in _not_granted(connection, (*reads, *needed))]
-    elif needed and not _may_create(connection, "public"):
-        missing.append("CREATE on the schema public, or the bookkeeping made by what --roles-sql prints")
+    elif needed and not may_begin(connection):
+        missing.append(
+            "CREATE on the database and on the schema public, or the bookkeeping made by what --roles-sql prints"
+        )
     return tuple(missing)
 
 
@@ -210,16 +214,8 @@ def is_superuser(connection: Connection) -> bool:
 def may_write_bookkeeping(connection: Connection) -> bool:
     """Whether the role of a session takes part in a migration that was begun, and does not only look."""
     return not tracking.bookkeeping_exists(connection) or not _not_granted(
-        connection, _grants("encryption_tables", "INSERT")
+        connection, _grants("tables", "INSERT")
     )
-
-
-def owns_bookkeeping(connection: Connection) -> bool:
-    """Whether the role of a session, or one that it is a member of, owns the approvals: it could write its own."""
-    row = connection.execute(
-        "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass('public.encryption_approvals')"
-    ).fetchone()
-    return bool(row and row[0])
 
 
 def too_much(connection: Connection) -> tuple[str, ...]:
@@ -262,6 +258,12 @@ def _missing_on_data(connection: Connection, step: guide.Step, tables: Iterable[
     return missing
 
 
+def may_begin(connection: Connection) -> bool:
+    """Whether the role of a session may make the bookkeeping: a schema, and what others use of it in public."""
+    row = connection.execute("SELECT has_database_privilege(current_database(), 'CREATE')").fetchone()
+    return bool(row and row[0]) and _may_create(connection, "public")
+
+
 def _may_create(connection: Connection, schema: str) -> bool:
     # Of a list of privileges, any one would do.
     row = connection.execute(
@@ -275,7 +277,7 @@ def _may_create(connection: Connection, schema: str) -> bool:
 _GRANTED = """
 SELECT w.number::int
   FROM unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY AS w (name, privilege, columns, number)
-  JOIN pg_class c ON c.oid = to_regclass('public.' || w.name)
+  JOIN pg_class c ON c.relnamespace = 'alphapulse_encryption'::regnamespace AND c.relname = w.name
  WHERE CASE WHEN w.columns = '' THEN has_table_privilege(c.oid, w.privilege)
        ELSE (SELECT bool_and(has_column_privilege(c.oid, a.attnum, w.privilege)) FROM pg_attribute a
               WHERE a.attrelid = c.oid AND a.attname = ANY (string_to_array(w.columns, ','))) END
@@ -437,32 +439,11 @@ DO $roles$ BEGIN
     END IF;
 END $roles$"""
 
-# Whatever default privileges, or a GRANT on all tables of the schema, have given away of the bookkeeping.
-_TAKE_BACK = """\
-DO $roles$ DECLARE taken record; BEGIN
-    FOR taken IN
-        SELECT c.oid::regclass AS relation,
-               CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE x.grantee::regrole::text END AS grantee
-          FROM pg_class c CROSS JOIN LATERAL (
-               SELECT grantee FROM aclexplode(c.relacl)
-                UNION SELECT e.grantee FROM pg_attribute a CROSS JOIN aclexplode(a.attacl) e WHERE a.attrelid = c.oid) x
-         WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY ({tables}) AND x.grantee <> c.relowner
-    LOOP
-        EXECUTE format('REVOKE ALL ON %s FROM %s', taken.relation, taken.grantee);
-    END LOOP;
-END $roles$"""
-
 _CONNECT = """\
 DO $roles$ BEGIN
     EXECUTE format({statement}, current_database());
 END $roles$"""
 
-_FUNCTIONS = (
-    "encryption_audit_is_append_only()",
-    "encryption_approval_is_final()",
-    "encryption_setting_is_allowed()",
-    "encryption_report_key_usage(text, int, bigint)",
-)
 _STATISTICS_WITHOUT_VALUES = ("starelid", "staattnum", "stainherit", "stanullfrac", "stawidth")
 _FILE_FUNCTIONS = (
     "pg_read_binary_file(text, bigint, bigint, boolean)",
@@ -555,22 +536,8 @@ class _Script:
             yield SQL("ALTER FUNCTION {}() OWNER TO {}").format(Identifier(schema, name), new)
 
     def _bookkeeping(self) -> Iterator[Composable]:
-        yield verbatim(tracking.BOOKKEEPING_SQL.strip().removesuffix(";"))
         yield SQL("GRANT USAGE ON SCHEMA public TO {}").format(self._role("bookkeeper"))
-        for name in tracking.BOOKKEEPING_TABLES:
-            yield SQL("ALTER TABLE {} OWNER TO {}").format(
-                Identifier("public", name), self._role("bookkeeper")
-            )
-        for function in _FUNCTIONS:
-            yield SQL("ALTER FUNCTION public.{} OWNER TO {}").format(
-                verbatim(function), self._role("bookkeeper")
-            )
-        yield SQL(_TAKE_BACK).format(tables=SqlLiteral(list(tracking.BOOKKEEPING_TABLES)))
-        # From now on whoever owns the settings alone can change that one.
-        yield SQL(
-            "INSERT INTO public.encryption_settings (name, value) VALUES ('two_person_rule', '\"roles\"') "
-            "ON CONFLICT (name) DO NOTHING"
-        )
+        yield verbatim(begin_script(self.connection, self.prefix + "bookkeeper").strip().removesuffix(";"))
 
     def _common(self) -> Iterator[Composable]:
         groups = [name for name in GROUPS if name not in ("owner", "bookkeeper")]
@@ -580,20 +547,25 @@ class _Script:
             yield SQL("GRANT USAGE ON SCHEMA {} TO {}").format(Identifier(schema), self._all(groups))
 
     def _privileges(self) -> Iterator[Composable]:
-        names = SQL(", ").join(Identifier("public", name) for name in tracking.BOOKKEEPING_TABLES)
-        yield SQL("GRANT SELECT ON {} TO {}").format(names, self._all(_READERS))
+        yield SQL("GRANT USAGE ON SCHEMA {} TO {}").format(Identifier(SCHEMA), self._all(_READERS))
+        names = [Identifier(SCHEMA, name) for name in tracking.BOOKKEEPING_TABLES]
+        names += [Identifier("public", name) for name in (install.WATCHED, install.ASKED)]
+        yield SQL("GRANT SELECT ON {} TO {}").format(SQL(", ").join(names), self._all(_READERS))
         for role, grants in writes().items():
             for grant in grants:
                 columns = SQL(", ").join(map(Identifier, grant.columns))
                 yield SQL("GRANT {}{} ON {} TO {}").format(
                     SQL(grant.privilege),
                     SQL(" ({})").format(columns) if grant.columns else SQL(""),
-                    Identifier("public", grant.table),
+                    Identifier(SCHEMA, grant.table),
                     self._role(role),
                 )
-        yield SQL(
-            "GRANT EXECUTE ON FUNCTION public.encryption_report_key_usage(text, int, bigint) TO {}"
-        ).format(self._role("application"))
+        yield SQL("GRANT SELECT ON {} TO {}").format(
+            Identifier("public", install.ASKED), self._role("application")
+        )
+        yield SQL("GRANT EXECUTE ON FUNCTION {}(text, int, bigint) TO {}").format(
+            Identifier("public", install.CALLED), self._role("application")
+        )
 
     def _data(self) -> Iterator[Composable]:
         for table in self.facts.tables:

@@ -18,7 +18,9 @@ from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.install import SCHEMA
 from alphapulse_encryption.migration.bookkeeping.tracking import TableState
+from alphapulse_encryption.migration.bookkeeping.verifications import verified_otherwise, verified_ranges
 from alphapulse_encryption.migration.discovery.sensitive_names import Suspicion, looks_sensitive
 from alphapulse_encryption.migration.gates.findings import Alert
 from alphapulse_encryption.migration.postgres.database import Database
@@ -158,10 +160,7 @@ def _pending(connection: Connection, definition: TableDefinition, state: TableSt
 
 def _blind(connection: Connection, table: Table) -> Iterator[Alert]:
     """Without the index nobody sees pending rows; it is built before the verification."""
-    verified = connection.execute(
-        "SELECT EXISTS (SELECT FROM public.encryption_verifications WHERE table_name = %s)", [table.key]
-    ).fetchone()
-    if verified != (True,):
+    if not verified_ranges(connection, table)[0]:
         return
     yield Alert(
         f"{table.key}: index on pending rows",
@@ -174,16 +173,13 @@ def _blind(connection: Connection, table: Table) -> Iterator[Alert]:
 
 def _verified_otherwise(connection: Connection, definition: TableDefinition) -> Iterator[Alert]:
     key = definition.table.key
-    row = connection.execute(
-        "SELECT max(verified_at) FROM public.encryption_verifications WHERE table_name = %s AND definition <> %s",
-        [key, definition.shape()],
-    ).fetchone()
-    if row is None or row[0] is None:
+    verified_at = verified_otherwise(connection, definition.table, definition.shape())
+    if verified_at is None:
         return
     yield Alert(
         f"{key}: definition",
         f"The catalogued columns of {key}, their types or its primary key are not those that were verified at "
-        f"{row[0]:%F %R} UTC.",
+        f"{verified_at:%F %R} UTC.",
         key=f"definition:{key}",
         remedy=f"If that was on purpose, verify again (--verify --table {key}); approvals given before are void.",
     )
@@ -212,7 +208,7 @@ def uncatalogued(connection: Connection, catalogue: Catalogue) -> Iterator[Alert
     suspicious: dict[str, list[tuple[str, Suspicion]]] = defaultdict(list)
     for schema, table, column, type_ in connection.execute(
         SQL(_UNCATALOGUED).format(of_the_application=SQL(OF_THE_APPLICATION)),
-        {"ours": list(tracking.BOOKKEEPING_TABLES)},
+        {"ours": SCHEMA},
     ):
         suspicion = looks_sensitive(table, column, type_)
         if suspicion is not None and (schema, table, column) not in known:

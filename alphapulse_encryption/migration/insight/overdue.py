@@ -14,8 +14,10 @@ from alphapulse_encryption.crypto.usage import MOST_MESSAGES, WARNING_FROM
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.approvals import Approval, list_approvals
+from alphapulse_encryption.migration.bookkeeping.quarantine import quarantined_for
+from alphapulse_encryption.migration.bookkeeping.ranges import standing
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
-from alphapulse_encryption.migration.gates.approvals import Approval, list_approvals
 from alphapulse_encryption.migration.gates.findings import Alert
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.batches import plan_by_key
@@ -114,24 +116,19 @@ def _unchanged(connection: Connection, table: Table, mark: Mark, limit: timedelt
 
 def _standing_still(connection: Connection, table: Table, limit: timedelta) -> list[Alert] | None:
     """What to tell of a backfill that was begun and is not done; None where it is done, or was never begun."""
-    done, ranges, begun, moved, overdue, reason = connection.execute(
-        "SELECT count(*) FILTER (WHERE status = 'completed'), count(*), count(started_at), max(updated_at), "
-        "max(updated_at) < clock_timestamp() - %s, min(waiting_for) "
-        "FROM public.encryption_ranges WHERE table_name = %s",
-        [limit, table.key],
-    ).fetchall()[0]
-    if done == ranges or not begun:
+    found = standing(connection, table, limit)
+    if found.done == found.ranges or not found.begun:
         return None
-    if not overdue:
+    if not found.overdue:
         return []
     return [
         Alert(
             f"{table.key}: backfill that stands still",
-            f"The backfill of {table.key} has not moved for longer than {_span(limit)}: {done} of {ranges} batch "
-            f"ranges are done{f'; it holds back: {reason}' if reason else ''}.",
+            f"The backfill of {table.key} has not moved for longer than {_span(limit)}: {found.done} of {found.ranges} "
+            f"batch ranges are done{f'; it holds back: {found.reason}' if found.reason else ''}.",
             key=f"unfinished:{table.key}",
             remedy=f"Go on with --migrate-data --table {table.key}; --settings shows whether it is paused.",
-            since=moved,
+            since=found.moved,
         )
     ]
 
@@ -147,18 +144,14 @@ _STEPS = {
 
 
 def _set_aside(connection: Connection, table: Table, limit: timedelta) -> list[Alert]:
-    rows = connection.execute(
-        "SELECT step, count(*), min(since) FROM public.encryption_quarantine WHERE table_name = %s "
-        "GROUP BY step HAVING min(since) < clock_timestamp() - %s ORDER BY step",
-        [table.key, limit],
-    ).fetchall()
+    rows = quarantined_for(connection, table, limit)
     return [
         Alert(
             f"{table.key}: rows set aside",
             f"{count:,} row{'s' if count > 1 else ''} of {table.key} {'were' if count > 1 else 'was'} set aside: the "
             f"{_STEPS[step][0]} could not {_STEPS[step][1]} {'them' if count > 1 else 'it'}.",
             key=f"aside:{table.key}:{step}",
-            remedy="encryption_quarantine names them by key and reason. Correct them, and run "
+            remedy="alphapulse_encryption.quarantine names them by key and reason. Correct them, and run "
             f"{_STEPS[step][2]} --table {table.key} again.",
             since=since,
         )

@@ -21,11 +21,22 @@ from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.lifecycle import Authority, Stage, State
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.approvals import Approval, list_approvals
+from alphapulse_encryption.migration.bookkeeping.backups import latest_backup
+from alphapulse_encryption.migration.bookkeeping.columns import column_progress
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
+from alphapulse_encryption.migration.bookkeeping.quarantine import quarantined
+from alphapulse_encryption.migration.bookkeeping.ranges import (
+    Operating,
+    RangeTimes,
+    operations_under_way,
+    range_times,
+)
 from alphapulse_encryption.migration.bookkeeping.tracking import BatchRange, TableState
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
+from alphapulse_encryption.migration.bookkeeping.verifications import verified_ranges
 from alphapulse_encryption.migration.gates import approvals
-from alphapulse_encryption.migration.gates.backup import is_recent, latest_backup
+from alphapulse_encryption.migration.gates.backup import is_recent
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
@@ -135,7 +146,7 @@ class TableStatus(_Model):
 
 
 class ApprovalStatus(_Model):
-    """A row of encryption_approvals."""
+    """An approval."""
 
     id: int
     table: str
@@ -148,7 +159,7 @@ class ApprovalStatus(_Model):
 
 
 class KeyVersionStatus(_Model):
-    """A row of encryption_key_versions."""
+    """A key version that the database knows."""
 
     number: int
     state: tracking.KeyState
@@ -258,34 +269,6 @@ SELECT a.pid, a.usename::text, a.xact_start, a.backend_start, w.table_name, w.ba
  ORDER BY w.table_name NULLS LAST, w.batch_range, a.pid
 """
 
-_COLUMNS = """
-SELECT column_name, status, records_processed, started_at, completed_at, error_message
-  FROM public.encryption_migrations WHERE table_name = %s
-"""
-
-_TIMES = """
-SELECT batch_range, started_at, updated_at, completed_at, waiting_for, error_message
-  FROM public.encryption_ranges WHERE table_name = %s
-"""
-
-# Of a rotation what leads to the current version; of what leads back, all that is not done.
-_OPERATIONS = """
-SELECT batch_range, operation, goal, status, rows_processed, updated_at, waiting_for, error_message
-  FROM public.encryption_operations
- WHERE table_name = %s AND status IN ('in_progress', 'failed') AND (operation <> 'rotate'
-   OR goal = (SELECT key_version FROM public.encryption_key_versions WHERE state = 'current'))
- ORDER BY operation, batch_range
-"""
-
-
-@dataclass(frozen=True)
-class _Times:
-    started_at: datetime | None
-    updated_at: datetime | None
-    completed_at: datetime | None
-    waiting_for: str | None
-    error_message: str | None
-
 
 class _Look:
     """One look, over one connection."""
@@ -332,7 +315,7 @@ class _Look:
         except MigrationError as error:
             problem = error.args[0]
         ranges = tracking.read_ranges(self.connection, entry) if state is not None else ()
-        times = self._times(entry) if state is not None else {}
+        times = range_times(self.connection, entry) if state is not None else {}
         working = {w.range for w in workers if w.table == entry.key and w.range is not None}
         counts = self._pending(definition, state, ranges)
         rows = definition.estimated_rows if definition is not None else 0
@@ -362,39 +345,34 @@ class _Look:
             seconds_left=left / rate if left and rate else None,
             waiting_for=tuple(dict.fromkeys(one.waiting_for for one in active if one.waiting_for)),
             rotating_to=rotation[0] if rotation else None,
-            quarantined=self._quarantined(entry) if state is not None else 0,
+            quarantined=quarantined(self.connection, entry) if state is not None else 0,
             verification=verification[0] if verification is not None else None,
             backup=self._backup(entry) if self.begun else None,
             problem=problem,
         )
 
-    def _times(self, entry: Table) -> Mapping[int, _Times]:
-        return {number: _Times(*rest) for number, *rest in self.connection.execute(_TIMES, [entry.key])}
-
     def _operations(
-        self, entry: Table, working: set[int], times: Mapping[int, _Times]
+        self, entry: Table, working: set[int], times: Mapping[int, RangeTimes]
     ) -> list[tuple[int, RangeStatus]]:
-        def works(number: int, updated: datetime) -> bool:
+        def works(one: Operating) -> bool:
             # Who has the range may be the backfill; the one that wrote last is it.
-            backfilled = times[number].updated_at if number in times else None
-            return number in working and (backfilled is None or updated >= backfilled)
+            backfilled = times[one.number].updated_at if one.number in times else None
+            return one.number in working and (backfilled is None or one.updated_at >= backfilled)
 
         return [
             (
-                version,
+                one.goal,
                 RangeStatus(
-                    number=number,
-                    step="rotation" if operation == "rotate" else operation,
-                    status=_doing(status, waiting, works=works(number, updated)),
-                    rows=rows,
-                    updated_at=updated,
-                    waiting_for=waiting if works(number, updated) else None,
-                    error_message=error,
+                    number=one.number,
+                    step="rotation" if one.operation == "rotate" else one.operation,
+                    status=_doing(one.status, one.waiting_for, works=works(one)),
+                    rows=one.rows,
+                    updated_at=one.updated_at,
+                    waiting_for=one.waiting_for if works(one) else None,
+                    error_message=one.error_message,
                 ),
             )
-            for number, operation, version, status, rows, updated, waiting, error in self.connection.execute(
-                _OPERATIONS, [entry.key]
-            )
+            for one in operations_under_way(self.connection, entry)
         ]
 
     def _pending(
@@ -429,23 +407,20 @@ class _Look:
         counts: _Counts,
         verification: tuple[Verification, Mapping[str, bool]] | None,
     ) -> tuple[ColumnStatus, ...]:
-        rows = self.connection.execute(_COLUMNS, [entry.key]).fetchall() if self.begun else []
-        kept = {name: rest for name, *rest in rows}
+        kept = column_progress(self.connection, entry) if self.begun else {}
         found = []
         for column in entry.columns:
-            status, records, started, completed, error = kept.get(
-                column.name, ("not begun", 0, None, None, None)
-            )
+            one = kept.get(column.name)
             found.append(
                 ColumnStatus(
                     name=column.name,
-                    status=status,
-                    records_processed=records,
+                    status=one.status if one else "not begun",
+                    records_processed=one.records_processed if one else 0,
                     pending=counts.columns.get(column.name),
                     verified=verification is not None and verification[1].get(column.name, False),
-                    started_at=started,
-                    completed_at=completed,
-                    error_message=error,
+                    started_at=one.started_at if one else None,
+                    completed_at=one.completed_at if one else None,
+                    error_message=one.error_message if one else None,
                 )
             )
         return tuple(found)
@@ -455,11 +430,8 @@ class _Look:
     ) -> tuple[Verification, Mapping[str, bool]] | None:
         if state is None or definition is None or self._key_check is None:
             return None
-        rows = self.connection.execute(
-            "SELECT count(*), min(verified_at) FROM public.encryption_verifications WHERE table_name = %s",
-            [entry.key],
-        ).fetchall()[0]
-        if not rows[0]:
+        ranges, first = verified_ranges(self.connection, entry)
+        if not ranges:
             return None
         try:
             result = verify.sum_up(self.connection, entry, self._key_check)
@@ -468,19 +440,13 @@ class _Look:
         return (
             Verification(
                 valid=result.passed,
-                verified_at=result.verified_at or rows[1],
-                ranges_verified=rows[0],
+                verified_at=result.verified_at or first,
+                ranges_verified=ranges,
                 faults=sum(counts.faults for counts in result.columns.values()),
                 reasons=result.reasons,
             ),
             {column.name: result.column_passed(column.name) for column in entry.columns},
         )
-
-    def _quarantined(self, entry: Table) -> int:
-        row = self.connection.execute(
-            "SELECT count(*) FROM public.encryption_quarantine WHERE table_name = %s", [entry.key]
-        ).fetchone()
-        return int(row[0]) if row is not None else 0
 
     def _backup(self, entry: Table) -> BackupStatus | None:
         backup = latest_backup(self.connection, entry)
@@ -498,7 +464,7 @@ class _Look:
         """Those of the tables, the newest first."""
         keys = {entry.key: entry for entry in entries}
         found = []
-        for approval in approvals.list_approvals(self.connection):
+        for approval in list_approvals(self.connection):
             if approval.table not in keys:
                 continue
             changed: list[str] = []
@@ -518,7 +484,7 @@ class _Look:
             )
         return found
 
-    def _changed(self, entry: Table, approval: approvals.Approval) -> list[str]:
+    def _changed(self, entry: Table, approval: Approval) -> list[str]:
         try:
             definition = read_table(self.connection, entry, plaintext=False, once=True)
             return approvals.changed_since(
@@ -548,7 +514,7 @@ def _count_pending(definition: TableDefinition) -> Composed:
 
 
 def _state_of(
-    approval: approvals.Approval, changed: Sequence[str]
+    approval: Approval, changed: Sequence[str]
 ) -> Literal["open", "void", "used", "revoked", "expired"]:
     if approval.consumed_at is not None:
         return "used"
@@ -568,7 +534,7 @@ def _doing(
 
 
 def _active(
-    ranges: Sequence[BatchRange], times: Mapping[int, _Times], working: set[int]
+    ranges: Sequence[BatchRange], times: Mapping[int, RangeTimes], working: set[int]
 ) -> list[RangeStatus]:
     """Ranges of the backfill about which there is something to tell."""
     found = []
@@ -612,7 +578,7 @@ def _rows_left(ranges: Sequence[BatchRange], rows: int) -> int:
     return round(sum(max(0.0, share - one.rows_processed) for one in with_rows if one.status != "completed"))
 
 
-def _rate(ranges: Sequence[BatchRange], times: Mapping[int, _Times], now: datetime) -> float | None:
+def _rate(ranges: Sequence[BatchRange], times: Mapping[int, RangeTimes], now: datetime) -> float | None:
     """Rows per second of the ranges that were worked on lately, while any of them was; None where nobody works."""
     if not any(one.status == "in_progress" for one in ranges):
         return None

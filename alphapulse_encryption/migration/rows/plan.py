@@ -11,6 +11,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.ranges import forget_ranges, plan_ranges
 from alphapulse_encryption.migration.postgres import locks
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.schema import sql
@@ -52,7 +53,7 @@ def ensure_ranges(connection: Connection, definition: TableDefinition, count: in
         return planned
     boundaries = _boundaries(connection, definition, count)
     with connection.transaction():
-        _insert(connection, table, boundaries, count)
+        plan_ranges(connection, table, _between(boundaries, count))
     return count
 
 
@@ -92,21 +93,10 @@ def replan_ranges(database: Database, table: Table, actor: Actor, *, count: int)
         boundaries = _boundaries(connection, definition, count)
         with connection.transaction():
             before = _take_ranges(connection, table, count)
-            for statement in _FORGET:
-                connection.execute(statement, [table.key])
-            _insert(connection, table, boundaries, count)
+            forget_ranges(connection, table)
+            plan_ranges(connection, table, _between(boundaries, count))
             tracking.audit(connection, actor, "replan_ranges", table, ranges=count, before=before)
     return count
-
-
-_FORGET = (
-    "DELETE FROM public.encryption_verifications WHERE table_name = %s",
-    "DELETE FROM public.encryption_quarantine WHERE table_name = %s",
-    "DELETE FROM public.encryption_operations WHERE table_name = %s",
-    "DELETE FROM public.encryption_ranges WHERE table_name = %s",
-    "UPDATE public.encryption_migrations SET status = 'pending', completed_at = NULL, error_message = NULL "
-    "WHERE table_name = %s",
-)
 
 
 def _take_ranges(connection: Connection, table: Table, count: int) -> int:
@@ -134,15 +124,6 @@ def _between(boundaries: list[list[str]], count: int) -> list[tuple[list[str] | 
         # Nothing to go by: the last range holds everything, those before it are empty for good.
         return [*(([], []) for _ in range(count - 1)), (None, None)]
     return list(zip([None, *boundaries], [*boundaries, None], strict=True))
-
-
-def _insert(connection: Connection, table: Table, boundaries: list[list[str]], count: int) -> None:
-    for number, (lower, upper) in enumerate(_between(boundaries, count)):
-        connection.execute(
-            "INSERT INTO public.encryption_ranges (table_name, batch_range, lower_key, upper_key) "
-            "VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
-            [table.key, number, lower, upper],
-        )
 
 
 def check_ranges(connection: Connection, table: Table, count: int) -> int:

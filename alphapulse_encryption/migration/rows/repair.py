@@ -16,6 +16,7 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.tracking import Key
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
+from alphapulse_encryption.migration.bookkeeping.verifications import forget_verifications, last_results
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.rows.batches import Row, key_of
 from alphapulse_encryption.migration.rows.discard import Discard
@@ -161,10 +162,7 @@ def repair_mismatched(
             again=f"--repair-mismatched --table {table.key}",
             on_progress=on_progress,
         )
-        connection.execute(
-            "DELETE FROM public.encryption_verifications WHERE table_name = %s AND batch_range = ANY(%s)",
-            [table.key, list(operations)],
-        )
+        forget_verifications(connection, table, list(operations))
     return RepairResult(
         {name: count for name, count in result.by_column.items() if count},
         result.changed_meanwhile,
@@ -184,11 +182,7 @@ def _last_verification(
     connection: Connection, definition: TableDefinition, keys: KeyRing
 ) -> tuple[_Found, ...]:
     table = definition.table
-    rows = connection.execute(
-        "SELECT batch_range, columns, offenders, definition = %s AND key_check = %s "
-        "FROM public.encryption_verifications WHERE table_name = %s ORDER BY batch_range",
-        [definition.shape(), keys.check_value(keys.current_version), table.key],
-    ).fetchall()
+    rows = last_results(connection, table, definition.shape(), keys.check_value(keys.current_version))
     found = []
     for number, counts, offenders, current in rows:
         wanted: dict[str, frozenset[Key] | None] = {}

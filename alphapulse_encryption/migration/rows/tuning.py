@@ -20,6 +20,8 @@ from psycopg.sql import SQL, Composable, Identifier, Literal
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping import tuning as kept
+from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.postgres import locks
 from alphapulse_encryption.migration.postgres.database import Actor, Database, safe_errors
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
@@ -133,7 +135,7 @@ def restore_abandoned(database: Database, actor: Actor) -> tuple[str, ...]:
     with database.session("restore autovacuum") as connection:
         if not tracking.bookkeeping_exists(connection):
             return ()
-        for key in _abandoned(connection):
+        for key in kept.abandoned(connection):
             try:
                 if _restore(connection, key, None, actor, why="abandoned"):
                     restored.append(key)
@@ -142,25 +144,6 @@ def restore_abandoned(database: Database, actor: Actor) -> tuple[str, ...]:
     if failed is not None:
         raise failed
     return tuple(restored)
-
-
-# A lock named by one bigint shows its halves as classid and objid, with 1 as objsubid (PostgreSQL manual, 53.13).
-_ALIVE = """EXISTS (
-    SELECT FROM pg_locks l CROSS JOIN (
-        SELECT hashtextextended('alphapulse_encryption tuning ' || h.holder, 0) AS name) AS k
-     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-       AND l.classid::bigint = (k.name >> 32) & 4294967295 AND l.objid::bigint = k.name & 4294967295)"""
-
-
-def _abandoned(connection: Connection) -> list[str]:
-    rows = connection.execute(
-        SQL(
-            "SELECT DISTINCT t.table_name FROM public.encryption_tuning t WHERE NOT EXISTS (SELECT FROM "
-            "public.encryption_tuning_holders h WHERE h.table_name = t.table_name AND {}) ORDER BY 1"
-        ).format(SQL(_ALIVE))
-    )
-    return [key for (key,) in rows]
 
 
 def _one_at_a_time(connection: Connection, key: str) -> None:
@@ -172,7 +155,7 @@ def _begin(connection: Connection, table: Table, actor: Actor) -> uuid.UUID:
     holder = uuid.uuid4()
     # An idle session that the server ends would look like a dead holder.
     connection.execute("SELECT set_config('idle_session_timeout', '0', false)")
-    locks.hold(connection, f"alphapulse_encryption tuning {holder}")
+    locks.hold(connection, kept.holder_lock(holder))
 
     def turn_off() -> None:
         _one_at_a_time(connection, table.key)
@@ -181,10 +164,7 @@ def _begin(connection: Connection, table: Table, actor: Actor) -> uuid.UUID:
         for part in read_parts(connection, oid):
             if part.leaf and _turn_off(connection, table, part.oid, part.identifier):
                 changed.append(part.name)
-        connection.execute(
-            "INSERT INTO public.encryption_tuning_holders (holder, table_name, actor, run_id) VALUES (%s, %s, %s, %s)",
-            [holder, table.key, actor.name, actor.run_id],
-        )
+        kept.keep_holder(connection, table, holder, actor)
         if changed:
             tracking.audit(connection, actor, "autovacuum_off", table, relations=changed)
 
@@ -196,13 +176,7 @@ def _begin(connection: Connection, table: Table, actor: Actor) -> uuid.UUID:
 
 def _turn_off(connection: Connection, table: Table, oid: int, name: Identifier) -> bool:
     """Remember what a relation has and turn its autovacuum off; False where that was done before."""
-    remembered = connection.execute(
-        "INSERT INTO public.encryption_tuning (relation, table_name, options, toast_options) "
-        "SELECT c.oid, %s, coalesce(c.reloptions, '{}'), coalesce(t.reloptions, '{}') "
-        "FROM pg_class c LEFT JOIN pg_class t ON t.oid = c.reltoastrelid WHERE c.oid = %s ON CONFLICT DO NOTHING",
-        [table.key, oid],
-    )
-    if not remembered.rowcount:
+    if not kept.keep_options(connection, table, oid):
         return False
     connection.execute(
         SQL("ALTER TABLE {} SET (autovacuum_enabled = 'false', toast.autovacuum_enabled = 'false')").format(
@@ -230,34 +204,16 @@ def _restore(connection: Connection, key: str, holder: uuid.UUID | None, actor: 
 
     def restore() -> bool:
         _one_at_a_time(connection, key)
-        connection.execute(
-            SQL(
-                "DELETE FROM public.encryption_tuning_holders h WHERE h.table_name = %s AND (h.holder = %s OR NOT {})"
-            ).format(SQL(_ALIVE)),
-            [key, holder],
-        )
-        row = connection.execute(
-            "SELECT EXISTS (SELECT FROM public.encryption_tuning_holders WHERE table_name = %s)", [key]
-        ).fetchone()
-        if row is None or row[0]:
+        if not kept.release_holder(connection, key, holder):
             return False
-        remembered = connection.execute(
-            "DELETE FROM public.encryption_tuning WHERE table_name = %s "
-            "RETURNING relation::oid, options, toast_options",
-            [key],
-        ).fetchall()
+        remembered = kept.take_options(connection, key)
         relations = []
         for oid, options, toast_options in sorted(remembered):
             name = _put_back(connection, oid, options, toast_options)
             if name is not None:
                 relations.append(name)
         if remembered:
-            connection.execute(
-                "INSERT INTO public.encryption_audit_log (actor, run_id, table_name, action, details) "
-                "VALUES (%s, %s, %s, 'autovacuum_restored', jsonb_build_object('why', %s::text, 'relations', "
-                "%s::text[]))",
-                [actor.name, actor.run_id, key, why, relations],
-            )
+            audit(connection, actor, "autovacuum_restored", key, why=why, relations=relations)
         return bool(remembered)
 
     return in_short_transaction(

@@ -9,7 +9,6 @@ the rows changed since a verification are found by their ``xmin``, without decry
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,6 +27,12 @@ from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.quarantine import read_quarantine
 from alphapulse_encryption.migration.bookkeeping.tracking import Key, TableState
+from alphapulse_encryption.migration.bookkeeping.verifications import (
+    keep_row_count,
+    keep_verification,
+    kept_verifications,
+    missing_rows,
+)
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.rows.batches import (
     NotReadable,
@@ -383,26 +388,18 @@ def _keep(
     since: str,
     actor: Actor,
 ) -> None:
-    connection.execute(
-        "INSERT INTO public.encryption_verifications "
-        "(table_name, batch_range, verified_at, definition, key_check, row_count, columns, offenders, run_id, since) "
-        "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
-        "ON CONFLICT (table_name, batch_range) DO UPDATE SET verified_at = excluded.verified_at, "
-        "definition = excluded.definition, key_check = excluded.key_check, row_count = excluded.row_count, "
-        "columns = excluded.columns, offenders = excluded.offenders, run_id = excluded.run_id, "
-        "since = excluded.since",
-        [
-            table.key,
-            number,
-            verified_at,
-            definition.shape(),
-            keys.check_value(keys.current_version),
-            tally.rows,
-            json.dumps({name: asdict(counts) for name, counts in tally.columns.items()}),
-            json.dumps([asdict(offender) for offender in tally.offenders]),
-            actor.run_id,
-            since,
-        ],
+    keep_verification(
+        connection,
+        table,
+        number,
+        verified_at=verified_at,
+        since=since,
+        definition=definition.shape(),
+        key_check=keys.check_value(keys.current_version),
+        rows=tally.rows,
+        columns={name: asdict(counts) for name, counts in tally.columns.items()},
+        offenders=[asdict(offender) for offender in tally.offenders],
+        run_id=actor.run_id,
     )
 
 
@@ -507,36 +504,17 @@ def count_rows(target: Target, table: Table) -> RowCount | None:
         counted_at, *_ = connection.execute("SELECT clock_timestamp()").fetchall()[0]
         rows, unchanged = connection.execute(statement, [_as_xid(found.since)]).fetchall()[0]
         counted = RowCount(rows, found.rows, max(0, unchanged - found.rows))
-        connection.execute(
-            "INSERT INTO public.encryption_row_counts "
-            "(table_name, counted_at, since, row_count, verified_count, missing_count, run_id) "
-            "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (table_name) DO UPDATE "
-            "SET counted_at = excluded.counted_at, since = excluded.since, row_count = excluded.row_count, "
-            "verified_count = excluded.verified_count, missing_count = excluded.missing_count, "
-            "run_id = excluded.run_id",
-            [
-                table.key,
-                counted_at,
-                str(found.since),
-                counted.rows,
-                counted.verified,
-                counted.missing,
-                target.actor.run_id,
-            ],
+        keep_row_count(
+            connection,
+            table,
+            counted_at=counted_at,
+            since=found.since,
+            rows=counted.rows,
+            verified=counted.verified,
+            missing=counted.missing,
+            run_id=target.actor.run_id,
         )
     return counted
-
-
-_RESULTS = """
-SELECT v.verified_at, v.row_count, v.columns, v.offenders,
-       v.definition = %(definition)s AND v.key_check = %(key_check)s AND v.since IS NOT NULL,
-       v.since::text::bigint,
-       v.verified_at > clock_timestamp() - %(fresh_for)s
-         AND pg_snapshot_xmax(pg_current_snapshot())::text::bigint - v.since::text::bigint
-             BETWEEN 0 AND %(most_transactions)s
-  FROM public.encryption_ranges r LEFT JOIN public.encryption_verifications v USING (table_name, batch_range)
- WHERE r.table_name = %(table)s ORDER BY r.batch_range
-"""
 
 
 def verify_table(connection: Connection, table: Table, keys: KeyRing) -> TableVerification:
@@ -555,39 +533,37 @@ def sum_up(connection: Connection, table: Table, key_check: str) -> TableVerific
     """As :func:`verify_table`, for who has no key: the current one is told by its key-check value."""
     tracking.require_state(connection, table)
     definition = read_table(connection, table, plaintext=False)
-    rows = connection.execute(
-        _RESULTS,
-        {
-            "definition": definition.shape(),
-            "key_check": key_check,
-            "fresh_for": FRESH_FOR,
-            "most_transactions": MOST_TRANSACTIONS,
-            "table": table.key,
-        },
-    ).fetchall()
+    kept = kept_verifications(
+        connection,
+        table,
+        definition=definition.shape(),
+        key_check=key_check,
+        fresh_for=FRESH_FOR,
+        most_transactions=MOST_TRANSACTIONS,
+    )
     columns = {column.name: Counts() for column in table.columns}
     offenders: list[Offender] = []
     moments: list[datetime] = []
     transactions: list[int] = []
     missing = outdated = stale = total = 0
-    for verified_at, row_count, found, named, current, since, fresh in rows:
-        if verified_at is None:
+    for found in kept:
+        if found.verified_at is None:
             missing += 1
             continue
-        if not current:
+        if not found.current:
             outdated += 1
             continue
-        stale += not fresh
-        moments.append(verified_at)
-        transactions.append(since)
-        total += row_count
+        stale += not found.fresh
+        moments.append(found.verified_at)
+        transactions.append(found.since)
+        total += found.rows
         for name in columns:
-            columns[name] += Counts(**found.get(name, {}))
-        offenders += [Offender(o["column"], o["problem"], tuple(o["key"])) for o in named]
+            columns[name] += Counts(**found.columns.get(name, {}))
+        offenders += [Offender(o["column"], o["problem"], tuple(o["key"])) for o in found.offenders]
     complete = bool(moments) and not missing and not outdated
-    missing_rows = _missing_rows(connection, table, min(transactions)) if complete else None
+    unreached = missing_rows(connection, table, min(transactions)) if complete else None
     reasons = []
-    if missing or not rows:
+    if missing or not kept:
         reasons.append(f"{missing or 'all'} batch ranges were not verified yet")
     if outdated:
         reasons.append(f"{outdated} batch ranges were verified before the table's columns or the key changed")
@@ -602,9 +578,9 @@ def sum_up(connection: Connection, table: Table, key_check: str) -> TableVerific
             for kind in PROBLEMS
             if getattr(counts, kind)
         ]
-    if missing_rows:
+    if unreached:
         reasons.append(
-            f"{missing_rows} rows were not reached in the order of the primary key, whose index may be damaged: "
+            f"{unreached} rows were not reached in the order of the primary key, whose index may be damaged: "
             "rebuild it (REINDEX), and verify again"
         )
     return TableVerification(
@@ -614,15 +590,7 @@ def sum_up(connection: Connection, table: Table, key_check: str) -> TableVerific
         offenders=tuple(offenders),
         verified_at=min(moments) if complete else None,
         since=min(transactions) if complete else None,
-        missing_rows=missing_rows,
+        missing_rows=unreached,
         fresh=complete and not stale,
         reasons=tuple(reasons),
     )
-
-
-def _missing_rows(connection: Connection, table: Table, since: int) -> int | None:
-    row = connection.execute(
-        "SELECT missing_count FROM public.encryption_row_counts WHERE table_name = %s AND since = %s::xid8",
-        [table.key, str(since)],
-    ).fetchone()
-    return None if row is None else int(row[0])

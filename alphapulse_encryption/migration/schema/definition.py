@@ -22,7 +22,7 @@ Connection = psycopg.Connection[Any]
 OF_THE_APPLICATION: LiteralString = """
    NOT c.relispartition AND c.relpersistence <> 't'
    AND n.nspname <> 'information_schema' AND left(n.nspname, 3) <> 'pg_'
-   AND NOT (n.nspname = 'public' AND c.relname = ANY (%(ours)s))
+   AND n.nspname <> %(ours)s
    AND NOT EXISTS (SELECT FROM pg_depend d
                     WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 """

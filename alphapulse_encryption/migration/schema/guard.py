@@ -20,6 +20,7 @@ from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.lifecycle import Authority
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.ranges import MAY_WRITE, MAY_WRITE_BY_NAME
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import WRITER, WRITER_SETTING, Actor
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner
@@ -175,10 +176,10 @@ def _drop_triggers(definition: TableDefinition, names: Iterable[str]) -> list[Co
 
 # Anybody can set the setting; only who may write the engine's bookkeeping is believed. Of the two, the application's
 # writes pay for the first alone.
-_BY_ENGINE = SQL(
-    "(current_setting({}, true) IS NOT DISTINCT FROM {} "
-    "AND has_table_privilege('public.encryption_ranges'::regclass, 'UPDATE'))"
-).format(Literal(WRITER_SETTING), Literal(WRITER))
+_SAID = SQL("current_setting({}, true) IS NOT DISTINCT FROM {}").format(
+    Literal(WRITER_SETTING), Literal(WRITER)
+)
+_BY_ENGINE = SQL("({} AND {})").format(_SAID, MAY_WRITE)
 
 
 def _stored(column: Column) -> list[str]:
@@ -263,9 +264,12 @@ def _compare_images(names: Sequence[str], function: LiteralString) -> Composed:
 _GUARD_BODY = """
 DECLARE
     ciphertext_is_right constant boolean := TG_ARGV[0] = 'ciphertext';
-    by_engine constant boolean := {by_engine};
+    by_engine boolean := {said};
     mentions boolean := false;
 BEGIN
+    IF by_engine THEN
+        by_engine := {may_write};
+    END IF;
     IF TG_ARGV[1] <> '' THEN
         IF NOT by_engine THEN
             PERFORM set_config({setting}, concat(current_setting({setting}, true), TG_ARGV[1]), true);
@@ -387,7 +391,8 @@ def guard_function(columns: Sequence[Column], table_key: str) -> str:
     return (
         SQL(_GUARD_BODY)
         .format(
-            by_engine=_BY_ENGINE,
+            said=_SAID,
+            may_write=MAY_WRITE_BY_NAME,
             setting=_MENTIONED,
             inserts=SQL("").join(inserts),
             updates=SQL("").join(updates),

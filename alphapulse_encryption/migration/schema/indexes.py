@@ -16,6 +16,7 @@ from psycopg.sql import SQL, Composed, Identifier, Literal
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.audit import last_entry
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
@@ -285,13 +286,7 @@ def build_search_indexes(
 
 def _analysed_since(connection: Connection, table: Table) -> bool:
     """Whether statistics were taken after the last index was built: a killed build leaves that undone."""
-    row = connection.execute(
-        "SELECT coalesce(max(id) FILTER (WHERE action = 'analyze'), 0) "
-        " >= coalesce(max(id) FILTER (WHERE action = 'create_index'), 0) "
-        "FROM public.encryption_audit_log WHERE table_name = %s",
-        [table.key],
-    ).fetchone()
-    return bool(row and row[0])
+    return last_entry(connection, "analyze", table) >= last_entry(connection, "create_index", table)
 
 
 def alias(name: str) -> LiteralString:

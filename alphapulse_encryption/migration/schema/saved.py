@@ -1,7 +1,7 @@
 """What goes with the plaintext columns, written down exactly, so that it can be put back.
 
 A switch sets aside NOT NULL and defaults (:class:`SetAside`); a drop saves everything (:class:`SavedTable`)
-in ``encryption_definitions``. Definitions are the server's own text (``pg_get_indexdef`` and its kin,
+in the bookkeeping. Definitions are the server's own text (``pg_get_indexdef`` and its kin,
 PostgreSQL manual 9.27.5 "System Catalog Information Functions"), taken with an empty search path, so that
 every name in them is qualified.
 """
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.errors import DatabaseFailure
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.definitions import keep_definition, kept_definition
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.indexes import pending_index
@@ -347,32 +348,15 @@ def keep(connection: Connection, table: Table, saved: SavedTable) -> int:
     """Store what is about to be dropped, in the transaction that drops it.
 
     Returns:
-        The row's id in ``encryption_definitions``.
+        Its number in the bookkeeping.
     """
-    cursor = connection.execute(
-        "INSERT INTO public.encryption_definitions (table_name, definition) VALUES (%s, %s) RETURNING id",
-        [table.key, saved.model_dump_json()],
-    )
-    return int(only_row(cursor)[0])
+    return keep_definition(connection, table, saved.model_dump_json())
 
 
 def latest(connection: Connection, table: Table) -> tuple[int, SavedTable] | None:
     """The definition saved by the last drop that was not undone: its id and what it says."""
-    row = connection.execute(
-        "SELECT id, definition FROM public.encryption_definitions "
-        "WHERE table_name = %s AND restored_at IS NULL ORDER BY id DESC LIMIT 1",
-        [table.key],
-    ).fetchone()
-    return None if row is None else (int(row[0]), SavedTable.model_validate(row[1]))
-
-
-def mark_restored(connection: Connection, table: Table) -> None:
-    """The table is as it was before the drop."""
-    connection.execute(
-        "UPDATE public.encryption_definitions SET restored_at = clock_timestamp() "
-        "WHERE table_name = %s AND restored_at IS NULL",
-        [table.key],
-    )
+    kept = kept_definition(connection, table)
+    return None if kept is None else (kept[0], SavedTable.model_validate(kept[1]))
 
 
 def has_children(connection: Connection, definition: TableDefinition) -> bool:

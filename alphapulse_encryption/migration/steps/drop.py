@@ -18,9 +18,10 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.approvals import Approval
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.gates import approvals
-from alphapulse_encryption.migration.gates.approvals import Approval, TwoPersonRule
+from alphapulse_encryption.migration.gates.approvals import TwoPersonRule
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
@@ -52,7 +53,7 @@ class DropResult:
         required: encrypted columns that are NOT NULL from now on in their place.
         changed_rows: rows changed since the verification, which were verified before the lock.
         approval: the approval used up; None where nothing was dropped now.
-        definition_id: row of ``encryption_definitions`` from which a restore rebuilds them; None as well.
+        definition_id: number of the kept definition from which a restore rebuilds them; None as well.
         seconds: duration.
     """
 
@@ -90,6 +91,7 @@ def drop_plaintext(
     with target.database.session(doing) as connection:
         state = tracking.require_state(connection, table)
         tracking.check_key(connection, target.keys)
+        tracking.ensure_bookkeeping(connection)
         if state.state is not State.DROPPED:
             ask = _Ask(target, table, operator, default_rule)
             approval, since = _refuse_unless_allowed(connection, ask)

@@ -20,6 +20,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import progress, tracking
+from alphapulse_encryption.migration.bookkeeping.definitions import mark_restored
 from alphapulse_encryption.migration.bookkeeping.quarantine import NAMED
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
@@ -104,7 +105,7 @@ def restore_plaintext(
         found = saved.latest(connection, table)
         if found is None:
             raise RefusedError(
-                f"No definition of the dropped columns of {table.key} is kept in encryption_definitions. "
+                f"No definition of the dropped columns of {table.key} is kept in alphapulse_encryption.definitions. "
                 "Restore them from the backup instead; nothing was changed."
             )
         what = found[1]
@@ -391,4 +392,4 @@ def _add_statistics(connection: Connection, definition: TableDefinition, what: S
 def _finish(connection: Connection, definition: TableDefinition, actor: Actor) -> None:
     switch.finish_return(connection, definition, actor, "restore_plaintext")
     progress.forget(connection, definition.table, "decrypt")
-    saved.mark_restored(connection, definition.table)
+    mark_restored(connection, definition.table)

@@ -20,6 +20,10 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import progress, tracking
+from alphapulse_encryption.migration.bookkeeping.approvals import revoke_all
+from alphapulse_encryption.migration.bookkeeping.quarantine import forget_quarantine
+from alphapulse_encryption.migration.bookkeeping.ranges import restart_ranges
+from alphapulse_encryption.migration.bookkeeping.verifications import forget_verifications
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
@@ -387,20 +391,6 @@ def revert_to_plaintext(
     return RevertResult(True, filling.done.rows, filling.done.values, removed, time.monotonic() - started)
 
 
-# Of the steps that a retry begins anew, and of approvals given for what is no more.
-_FORGET = (
-    "DELETE FROM public.encryption_verifications WHERE table_name = %(table)s",
-    "DELETE FROM public.encryption_quarantine WHERE table_name = %(table)s",
-    "UPDATE public.encryption_ranges SET status = 'pending', position = NULL, rows_processed = 0, "
-    "values_processed = 0, started_at = NULL, completed_at = NULL, waiting_for = NULL, error_message = NULL "
-    "WHERE table_name = %(table)s",
-    "UPDATE public.encryption_migrations SET status = 'pending', records_processed = 0, started_at = NULL, "
-    "completed_at = NULL, error_message = NULL WHERE table_name = %(table)s",
-    "UPDATE public.encryption_approvals SET revoked_at = clock_timestamp(), revoked_by = %(actor)s "
-    "WHERE table_name = %(table)s AND consumed_at IS NULL AND revoked_at IS NULL",
-)
-
-
 def _withdraw(connection: Connection, table: Table, actor: Actor) -> tuple[str, ...]:
     """Leave nothing with the table but its encrypted columns and their indexes; returns the views removed."""
     state = tracking.require_state(connection, table, lock=True)
@@ -412,8 +402,11 @@ def _withdraw(connection: Connection, table: Table, actor: Actor) -> tuple[str, 
     connection.execute(
         SQL("DROP INDEX IF EXISTS {}").format(Identifier(table.schema_name, indexes.pending_index(table)))
     )
-    for statement in _FORGET:
-        connection.execute(statement, {"table": table.key, "actor": actor.name})
+    # What a retry makes again, and approvals given for what is no more.
+    forget_verifications(connection, table)
+    forget_quarantine(connection, table)
+    restart_ranges(connection, table)
+    revoke_all(connection, actor.name, table)
     progress.forget(connection, table, "decrypt")
     tracking.advance(connection, table, State.REVERTED)
     tracking.audit(connection, actor, "withdraw", table, views=list(removed))

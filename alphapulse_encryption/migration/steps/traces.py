@@ -28,7 +28,8 @@ from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Column
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
-from alphapulse_encryption.migration.bookkeeping.tracking import BOOKKEEPING_TABLES
+from alphapulse_encryption.migration.bookkeeping.backups import backups_known
+from alphapulse_encryption.migration.bookkeeping.install import SCHEMA
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 
 Connection = psycopg.Connection[Any]
@@ -337,7 +338,7 @@ STATISTICS = "planner statistics (pg_statistic, pg_statistic_ext_data)"
 WAL = "write-ahead log (pg_wal)"
 _TEMPORARY = "temporary files"
 _NOBODYS = "files of no table"
-_BOOKKEEPING = "bookkeeping (encryption_*)"
+_BOOKKEEPING = "bookkeeping (schema alphapulse_encryption)"
 _OTHER_TABLES = "all other tables and indexes of the database"
 OTHER_FILES = "other files of the data directory (settings, the server's log, pg_stat_statements)"
 _REMARKS = {
@@ -407,7 +408,7 @@ def _map(connection: Connection, tables: Sequence[int]) -> _Map:
             own.add(found[path])
         elif schema == "pg_catalog" and table in ("pg_statistic", "pg_statistic_ext_data"):
             found[path] = STATISTICS
-        elif schema == "public" and table in BOOKKEEPING_TABLES:
+        elif schema == SCHEMA:
             found[path] = _BOOKKEEPING
     return _Map(found, [*sorted(own), STATISTICS])
 
@@ -533,12 +534,13 @@ def _seen(connection: Connection, query: Composed, texts: Sequence[str]) -> set[
 
 def _out_of_sight(connection: Connection) -> list[Place]:
     """What no look from here can reach, as far as the server knows of it."""
-    streaming, slots, archiving, backups, others = connection.execute(
+    streaming, slots, archiving, others = connection.execute(
         "SELECT (SELECT count(*) FROM pg_stat_replication), "
         "(SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'physical'), "
-        "current_setting('archive_mode') <> 'off', (SELECT count(*) FROM public.encryption_backups), "
+        "current_setting('archive_mode') <> 'off', "
         "(SELECT count(*) FROM pg_database WHERE datname <> current_database() AND NOT datistemplate)"
     ).fetchall()[0]
+    backups, _ = backups_known(connection)
     places = {
         f"replicas ({max(streaming, slots)} known to this server)": "a physical replica follows the rewrite; what it "
         "kept of its own, and a logical one, do not",

@@ -7,7 +7,6 @@ which values turn up again is readable again.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,14 @@ from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.errors import DecryptionError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.bookkeeping.tracking import KeyVersion
+from alphapulse_encryption.migration.bookkeeping.approvals import revoke_all
+from alphapulse_encryption.migration.bookkeeping.columns import uncatalogued_columns
+from alphapulse_encryption.migration.bookkeeping.keys import (
+    KeyVersion,
+    hold_key_versions,
+    keep_key_count,
+    set_key_state,
+)
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.rows.batches import fetch_batch
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
@@ -68,7 +74,7 @@ def begin_rotation(target: Target) -> Begun:
             return Begun(new, None)
         tracking.ensure_bookkeeping(connection)
         with connection.transaction():
-            connection.execute("LOCK TABLE public.encryption_key_versions IN SHARE ROW EXCLUSIVE MODE")
+            hold_key_versions(connection)
             versions = tracking.key_versions(connection)
             current = next(version for version in versions if version.state == "current")
             if current.number == new:
@@ -80,14 +86,9 @@ def begin_rotation(target: Target) -> Begun:
             tracking.remember_key(connection, target.keys)
             # Once more, now that this one is among them: somebody may have stored another key for it before.
             tracking.check_key_values(connection, target.keys)
-            _set_state(connection, current.number, "readable", target.actor)
-            _set_state(connection, new, "current", target.actor)
-            revoked = connection.execute(
-                "UPDATE public.encryption_approvals SET revoked_at = clock_timestamp(), revoked_by = %s "
-                "WHERE consumed_at IS NULL AND revoked_at IS NULL RETURNING id",
-                [f"{target.actor.name}: key rotation"],
-            ).fetchall()
-            approvals = tuple(number for (number,) in revoked)
+            set_key_state(connection, current.number, "readable", target.actor)
+            set_key_state(connection, new, "current", target.actor)
+            approvals = revoke_all(connection, f"{target.actor.name}: key rotation")
             tracking.audit(
                 connection,
                 target.actor,
@@ -97,15 +98,6 @@ def begin_rotation(target: Target) -> Begun:
                 revoked_approvals=list(approvals),
             )
     return Begun(new, current.number, approvals)
-
-
-def _set_state(connection: Connection, version: int, state: tracking.KeyState, actor: Actor) -> None:
-    connection.execute(
-        "INSERT INTO public.encryption_key_versions (key_version, state, changed_by, run_id) "
-        "VALUES (%s, %s, %s, %s) ON CONFLICT (key_version) DO UPDATE SET state = excluded.state, "
-        "since = clock_timestamp(), changed_by = excluded.changed_by, run_id = excluded.run_id",
-        [version, state, actor.name, actor.run_id],
-    )
 
 
 @dataclass
@@ -199,7 +191,7 @@ def _count(
     for i, version in enumerate(versions):
         if numbers[2 * i]:
             count.add(version, numbers[2 * i], numbers[2 * i + 1])
-    with connection.cursor(name="encryption_key_versions") as cursor:
+    with connection.cursor(name="alphapulse_key_versions") as cursor:
         cursor.execute(_select_others(definition, cipher, versions))
         while rows := fetch_batch(cursor, ROWS_PER_BATCH):
             for row in rows:
@@ -311,12 +303,12 @@ def retire_versions(target: Target) -> Retirement:
     reinstated: list[int] = []
     remaining: dict[int, Mapping[str, Found]] = {}
     with target.database.session("retire key versions") as connection, connection.transaction():
-        connection.execute("LOCK TABLE public.encryption_key_versions IN SHARE ROW EXCLUSIVE MODE")
+        hold_key_versions(connection)
         for version in tracking.key_versions(connection):
             found = {
                 count.table: count.of(version.number) for count in counts if count.of(version.number).values
             }
-            _keep_count(connection, version.number, found)
+            keep_key_count(connection, version.number, {table: vars(count) for table, count in found.items()})
             if version.state == "current":
                 continue
             if found:
@@ -353,33 +345,12 @@ def reinstate_version(database: Database, version: int, actor: Actor) -> bool:
 def _change(
     connection: Connection, version: KeyVersion, state: tracking.KeyState, action: str, actor: Actor
 ) -> None:
-    _set_state(connection, version.number, state, actor)
+    set_key_state(connection, version.number, state, actor)
     tracking.audit(connection, actor, action, key_version=version.number)
 
 
-def _keep_count(connection: Connection, version: int, found: Mapping[str, Found]) -> None:
-    connection.execute(
-        "UPDATE public.encryption_key_versions SET counted_at = clock_timestamp(), found = %s WHERE key_version = %s",
-        [json.dumps({table: vars(count) for table, count in found.items()}), version],
-    )
-
-
-_UNCATALOGUED = """
-SELECT m.table_name, m.column_name FROM public.encryption_migrations m
-  JOIN pg_class c ON c.relkind IN ('r', 'p') JOIN pg_namespace n ON n.oid = c.relnamespace
-   AND m.table_name = CASE n.nspname WHEN 'public' THEN c.relname ELSE n.nspname || '.' || c.relname END
-  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = m.column_name || '_encrypted' AND NOT a.attisdropped
- WHERE NOT EXISTS (SELECT FROM unnest(%s::text[], %s::text[]) AS k (t, c)
-                    WHERE (k.t, k.c) = (m.table_name, m.column_name))
- ORDER BY 1, 2
-"""
-
-
 def _refuse_uncatalogued(connection: Connection, catalogue: Catalogue) -> None:
-    named = [(table.key, column.name) for table in catalogue.tables for column in table.columns]
-    rows = connection.execute(
-        _UNCATALOGUED, [[table for table, _ in named], [column for _, column in named]]
-    ).fetchall()
+    rows = uncatalogued_columns(connection, catalogue.tables)
     if rows:
         raise RefusedError(
             f"No key version is retired: {', '.join(f'{t}.{c}' for t, c in rows)} has an encrypted column that the "

@@ -159,7 +159,7 @@ def _data(rehearsal: Rehearsal) -> Iterator[Reason]:
         if rows:
             yield _blocker(
                 f"{_count(rows, 'row')} of {table} could not be encrypted",
-                "encryption_quarantine names them by key and reason: correct them, then rehearse again.",
+                "alphapulse_encryption.quarantine names them by key and reason: correct them, then rehearse again.",
             )
 
 

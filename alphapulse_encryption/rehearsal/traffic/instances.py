@@ -29,6 +29,7 @@ from sqlalchemy.orm import Session
 
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.migration.bookkeeping.tables import states
 from alphapulse_encryption.migration.postgres.database import (
     TEXT_FORM_SETTINGS,
     Database,
@@ -327,14 +328,11 @@ class Client:
 
 def _without_plaintext(connection: psycopg.Connection[Any]) -> set[str]:
     """The keys of tables that an application that knows plaintext alone may not work on."""
-    row = connection.execute("SELECT to_regclass('public.encryption_tables') IS NOT NULL").fetchone()
-    if row is None or not row[0]:
-        return set()
-    rows = connection.execute(
-        "SELECT table_name FROM public.encryption_tables "
-        "WHERE authority <> 'plaintext' OR stage IN ('dropped', 'restoring')"
-    )
-    return {key for (key,) in rows}
+    return {
+        key
+        for key, state in states(connection).items()
+        if state.authority == "ciphertext" or not state.state.has_both_sides
+    }
 
 
 def _engine(url: str, clients: int) -> Engine:

@@ -170,7 +170,7 @@ def test_pending_rows_that_are_old(watched: Watched) -> None:
 def test_keys(watched: Watched) -> None:
     walk.encrypt(watched.place.url, USERS)
     assert watched.tick("alert_keys") == "All is well; nothing new to tell."
-    usage = "UPDATE encryption_key_usage SET messages = %s WHERE context = 'user_pii'"
+    usage = "UPDATE alphapulse_encryption.key_usage SET messages = %s WHERE context = 'user_pii'"
     walk.query(watched.place.url, usage, 2**31)
     assert "- The key of context user_pii, version 1, has encrypted" in watched.told("alert_keys")
     walk.query(watched.place.url, usage, 2**31 + 1)
@@ -300,11 +300,17 @@ def test_approvals(postgres: EmbeddedPostgres, sample_url: str, watched: Watched
         "alert_approvals"
     )
     assert watched.told("alert_approvals") == ""
-    walk.query(sample_url, "UPDATE encryption_approvals SET expires_at = now() + interval '1 hour'")
+    walk.query(
+        sample_url, "UPDATE alphapulse_encryption.approvals SET expires_at = now() + interval '1 hour'"
+    )
     assert "1 changed" in watched.told("alert_approvals")
-    walk.query(sample_url, "UPDATE encryption_approvals SET expires_at = now() - interval '1 hour'")
+    walk.query(
+        sample_url, "UPDATE alphapulse_encryption.approvals SET expires_at = now() - interval '1 hour'"
+    )
     assert "has ended at" in watched.told("alert_approvals")
-    walk.query(sample_url, "UPDATE encryption_approvals SET expires_at = now() - interval '2 days'")
+    walk.query(
+        sample_url, "UPDATE alphapulse_encryption.approvals SET expires_at = now() - interval '2 days'"
+    )
     assert watched.told("alert_approvals") == ""
     walk.approve(sample_url, USERS)
     assert "1 new" in watched.told("alert_approvals")

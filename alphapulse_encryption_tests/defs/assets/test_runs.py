@@ -57,7 +57,8 @@ def test_one_partition_alone_and_again(sample: Place) -> None:
 
         lower = walk.value(
             sample.url,
-            "SELECT lower_key[1]::bigint FROM encryption_ranges WHERE (table_name, batch_range) = ('users', 3)",
+            "SELECT lower_key[1]::bigint FROM alphapulse_encryption.ranges WHERE (table_name, "
+            "batch_range) = ('users', 3)",
         )
         rows = walk.query(sample.url, "SELECT id, email, email_encrypted FROM users ORDER BY id")
         inside = [row for row in rows if row[0] > lower]
@@ -76,12 +77,12 @@ def test_one_partition_alone_and_again(sample: Place) -> None:
         assert {"seconds", "rows_per_second"} <= set(shown)
 
         before = walk.value(sample.url, CIPHERTEXTS)
-        audited = walk.value(sample.url, "SELECT count(*) FROM encryption_audit_log")
+        audited = walk.value(sample.url, "SELECT count(*) FROM alphapulse_encryption.audit_log")
         assert sample.materialize(instance, "encrypted_data", "03|users").success
         again = metadata(instance, "encrypted_data", "03|users")
         assert (again["outcome"], again["rows_encrypted"]) == ("nothing to do", 0)
         assert walk.value(sample.url, CIPHERTEXTS) == before
-        assert walk.value(sample.url, "SELECT count(*) FROM encryption_audit_log") == audited
+        assert walk.value(sample.url, "SELECT count(*) FROM alphapulse_encryption.audit_log") == audited
 
         runs = instance.get_runs()
         assert [run.tags["dagster/partition"] for run in runs] == ["03|users", "03|users"]
@@ -91,7 +92,7 @@ def test_a_range_that_fails_leaves_the_others_done_and_tells_no_value(sample: Pl
     with psycopg.connect(sample.url, autocommit=True) as connection:
         # The application's own trigger refuses a row of range 02 as a unique violation would: with its value.
         row = connection.execute(
-            "SELECT min(id) FROM users WHERE id > (SELECT lower_key[1]::bigint FROM encryption_ranges "
+            "SELECT min(id) FROM users WHERE id > (SELECT lower_key[1]::bigint FROM alphapulse_encryption.ranges "
             "WHERE (table_name, batch_range) = ('users', 2))"
         ).fetchone()
         assert row is not None
@@ -125,7 +126,7 @@ def test_a_range_that_fails_leaves_the_others_done_and_tells_no_value(sample: Pl
             assert metadata(instance, "encrypted_data", part)["rows_encrypted"] > 0
         assert walk.query(
             sample.url,
-            "SELECT batch_range, status, error_message IS NULL FROM encryption_ranges "
+            "SELECT batch_range, status, error_message IS NULL FROM alphapulse_encryption.ranges "
             "WHERE table_name = 'users' ORDER BY 1",
         ) == [(0, "completed", True), (1, "completed", True), (2, "failed", False), (3, "completed", True)]
 
@@ -134,7 +135,7 @@ def test_a_range_that_fails_leaves_the_others_done_and_tells_no_value(sample: Pl
         assert "SQLSTATE 23505" in stored
         for secret in (CANARY, sample.master_key, bytes(range(32)).hex(), sample.url):
             assert secret not in stored
-        kept = sample.dump(None, "--inserts", "--table", "public.encryption_*")
+        kept = sample.dump(None, "--inserts", "--schema", "alphapulse_encryption")
         assert "SQLSTATE 23505" in kept
         assert CANARY not in kept and sample.master_key not in kept
 
@@ -188,7 +189,10 @@ def test_a_table_is_verified_or_its_partition_fails(sample: Place) -> None:
         found = _checks(instance)
         assert [name for name, passed in found.items() if not passed] == ["every_token_matches"]
 
-        walk.query(sample.url, "UPDATE encryption_verifications SET verified_at = now() - interval '8 days'")
+        walk.query(
+            sample.url,
+            "UPDATE alphapulse_encryption.verifications SET verified_at = now() - interval '8 days'",
+        )
         assert "verified more than 7 days" in failure(sample.materialize(instance, "verified_table", "users"))
         assert _checks(instance)["fresh"] is False
 

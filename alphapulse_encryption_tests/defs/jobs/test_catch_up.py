@@ -50,7 +50,8 @@ def test_only_what_is_pending_is_asked_for(migrated: Place) -> None:
 
         lower = walk.value(
             migrated.url,
-            "SELECT lower_key[1]::bigint FROM encryption_ranges WHERE (table_name, batch_range) = ('users', 1)",
+            "SELECT lower_key[1]::bigint FROM alphapulse_encryption.ranges WHERE (table_name, "
+            "batch_range) = ('users', 1)",
         )
         walk.query(
             migrated.url, f"UPDATE users SET first_name = 'Changed' WHERE id = {lower + 1} RETURNING id"

@@ -78,7 +78,7 @@ def test_an_approval_is_used_once(sample: Place) -> None:
         assert "no approval" in problem(run(instance, "drop_unencrypted", "drop", drop))
         mistyped = run(instance, "approve_drop", "approve", {**approval, "confirmation": "user"})
         assert "Type users exactly" in problem(mistyped)
-        assert walk.value(url, "SELECT count(*) FROM encryption_approvals") == 0
+        assert walk.value(url, "SELECT count(*) FROM alphapulse_encryption.approvals") == 0
 
         # What would go is said before anything is approved.
         assert "Dropping the plaintext of users removes" in logged(instance, mistyped)
@@ -86,7 +86,7 @@ def test_an_approval_is_used_once(sample: Place) -> None:
         given = {**approval, "confirmation": "users", "valid_hours": 1.5}
         assert run(instance, "approve_drop", "approve", given).success
         assert walk.query(
-            url, "SELECT expires_at - approved_at = interval '90 min' FROM encryption_approvals"
+            url, "SELECT expires_at - approved_at = interval '90 min' FROM alphapulse_encryption.approvals"
         ) == [(True,)]
         alone = {**tables, "operator": "ada"}
         assert "Ada approved the drop of users" in problem(run(instance, "drop_unencrypted", "drop", alone))
@@ -117,7 +117,8 @@ def test_an_approval_is_used_once(sample: Place) -> None:
         assert instance.get_run_by_id(again.run_id).parent_run_id == dropped.run_id  # type: ignore[union-attr]
         assert walk.query(
             url,
-            "SELECT action, count(*)::int FROM encryption_audit_log WHERE action LIKE '%drop%' GROUP BY 1 ORDER BY 1",
+            "SELECT action, count(*)::int FROM alphapulse_encryption.audit_log WHERE action LIKE "
+            "'%drop%' GROUP BY 1 ORDER BY 1",
         ) == [("approve_drop", 2), ("drop_plaintext", 1)]
         assert len(instance.fetch_materializations(dg.AssetKey("plaintext_dropped"), limit=10).records) == 1
 
@@ -137,7 +138,7 @@ def test_an_approval_is_used_once(sample: Place) -> None:
         assert walk.value(url, CHECKSUM) == before
         assert run(instance, "revert_to_plaintext", "revert", tables).success
         assert (
-            walk.value(url, "SELECT authority FROM encryption_tables WHERE table_name = 'users'")
+            walk.value(url, "SELECT authority FROM alphapulse_encryption.tables WHERE table_name = 'users'")
             == "plaintext"
         )
         assert walk.value(url, CHECKSUM) == before

@@ -281,9 +281,9 @@ def test_no_read_fails_and_no_write_is_lost(sample: Place) -> None:
     for table in walk.CATALOGUE.tables:
         assert_under(sample.url, 2, expected[table.key], table, {2: SECOND})
     assert all(one.done > 20 for one in everybody)
-    assert walk.query(sample.url, "SELECT key_version, state FROM encryption_key_versions ORDER BY 1") == [
-        *((1, "retired"), (2, "current"))
-    ]
+    assert walk.query(
+        sample.url, "SELECT key_version, state FROM alphapulse_encryption.key_versions ORDER BY 1"
+    ) == [*((1, "retired"), (2, "current"))]
     # Without the old key, as it may be removed now.
     keys = KeyRing({2: SECOND}, 2)
     for table in walk.CATALOGUE.tables:
@@ -335,12 +335,12 @@ def test_the_job_and_a_partition_alone(sample: Place) -> None:
         with sample.in_environment():
             assert job.execute_in_process(instance=instance).success
             before = support.fingerprints(sample.url, USERS)
-            audited = walk.value(sample.url, "SELECT count(*) FROM encryption_audit_log")
+            audited = walk.value(sample.url, "SELECT count(*) FROM alphapulse_encryption.audit_log")
             again = job.execute_in_process(instance=instance)
         outputs = again.output_for_node("verify")
         assert (again.success, outputs["changed"]) == (True, False)
     assert support.fingerprints(sample.url, USERS) == before
-    assert walk.value(sample.url, "SELECT count(*) FROM encryption_audit_log") == audited
-    assert walk.query(sample.url, "SELECT key_version, state FROM encryption_key_versions ORDER BY 1") == [
-        *((1, "retired"), (2, "current"))
-    ]
+    assert walk.value(sample.url, "SELECT count(*) FROM alphapulse_encryption.audit_log") == audited
+    assert walk.query(
+        sample.url, "SELECT key_version, state FROM alphapulse_encryption.key_versions ORDER BY 1"
+    ) == [*((1, "retired"), (2, "current"))]

@@ -26,7 +26,7 @@ from alphapulse_encryption_tests.migration.support import CIPHER, KEYS, run, tar
 ENTRY = support.table(
     "notes", support.searchable("mail", "idx_notes_mail", "ctx_mail"), "body", "extra", context="ctx_text"
 )
-USED = "SELECT coalesce(sum(messages), 0)::bigint FROM encryption_key_usage WHERE context = %s"
+USED = "SELECT coalesce(sum(messages), 0)::bigint FROM alphapulse_encryption.key_usage WHERE context = %s"
 
 
 def make(url: str, rows: int = 40, *, ranges: int = 1) -> None:
@@ -192,7 +192,8 @@ def test_refused_at_the_limit(database_url: str) -> None:
     make(database_url)
     run(
         database_url,
-        "INSERT INTO encryption_key_usage VALUES ('ctx_mail', 1, 'engine', %s), ('ctx_mail', 1, 'application', 10)",
+        "INSERT INTO alphapulse_encryption.key_usage VALUES ('ctx_mail', 1, 'engine', %s), "
+        "('ctx_mail', 1, 'application', 10)",
         MOST_MESSAGES - 50,
     )
     # There is room for 40, which are the rows; of a block there is not.
@@ -212,7 +213,7 @@ def test_refused_at_the_limit(database_url: str) -> None:
     assert used(database_url) == (MOST_MESSAGES + 1, 1)
     with pytest.raises(KeyExhausted, match="ctx_mail"):
         support.backfill(database_url, ENTRY)
-    (row,) = run(database_url, "SELECT status, error_message FROM encryption_ranges")
+    (row,) = run(database_url, "SELECT status, error_message FROM alphapulse_encryption.ranges")
     assert row[0] == "failed" and "ctx_mail" in row[1]
     assert value(database_url, "SELECT count(*) FROM notes WHERE mail_encrypted IS NOT NULL") == 0
     findings = preflight.check(Database(database_url), (ENTRY,), KEYS).blockers
@@ -223,7 +224,7 @@ def test_a_warning_from_half_of_it(database_url: str) -> None:
     make(database_url)
     run(
         database_url,
-        "INSERT INTO encryption_key_usage VALUES ('ctx_mail', 1, 'engine', %s)",
+        "INSERT INTO alphapulse_encryption.key_usage VALUES ('ctx_mail', 1, 'engine', %s)",
         WARNING_FROM - 41,
     )
 
@@ -241,7 +242,7 @@ def test_a_warning_from_half_of_it(database_url: str) -> None:
     assert usage == KeyUsage("ctx_mail", 1, WARNING_FROM)
     assert usage.warning() is not None
     assert found() == [("warning", True)]
-    run(database_url, "UPDATE encryption_key_usage SET key_version = 2")
+    run(database_url, "UPDATE alphapulse_encryption.key_usage SET key_version = 2")
     assert found() == [], "a key that is not written with any more concerns nobody"
 
 
@@ -264,7 +265,7 @@ def test_what_applications_report(database_url: str) -> None:
                 with pytest.raises(psycopg.errors.RaiseException), connection.transaction():
                     connection.execute(report, [wrong])
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                connection.execute("UPDATE encryption_key_usage SET messages = 0")
+                connection.execute("UPDATE alphapulse_encryption.key_usage SET messages = 0")
     finally:
         run(database_url, "REVOKE ALL ON FUNCTION encryption_report_key_usage FROM an_application")
         run(database_url, "DROP ROLE an_application")

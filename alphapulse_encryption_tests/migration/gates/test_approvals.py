@@ -13,7 +13,8 @@ import pytest
 
 from alphapulse_encryption.catalogue import Catalogue, Column, Table
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration.gates.approvals import approve_drop, describe, list_approvals, revoke
+from alphapulse_encryption.migration.bookkeeping.approvals import list_approvals
+from alphapulse_encryption.migration.gates.approvals import approve_drop, describe, revoke
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
@@ -26,7 +27,7 @@ USERS = walk.CATALOGUE.table("users")
 
 
 def count(url: str) -> int:
-    return int(walk.value(url, "SELECT count(*) FROM encryption_approvals"))
+    return int(walk.value(url, "SELECT count(*) FROM alphapulse_encryption.approvals"))
 
 
 def test_it_binds_the_state_it_was_given_for(ready_url: str) -> None:
@@ -35,7 +36,7 @@ def test_it_binds_the_state_it_was_given_for(ready_url: str) -> None:
         assert list_approvals(connection) == list_approvals(connection, USERS) == (approval,)
     assert approval.catalogue_entry == walk.CATALOGUE.fingerprint("users")
     assert approval.key_check == walk.KEYS.check_value(1)
-    assert approval.backup_id == walk.value(ready_url, "SELECT max(id) FROM encryption_backups")
+    assert approval.backup_id == walk.value(ready_url, "SELECT max(id) FROM alphapulse_encryption.backups")
     assert approval.database_role == walk.value(ready_url, "SELECT session_user::text")
     assert approval.expires_at - approval.approved_at == timedelta(hours=24)
     assert approval.is_open
@@ -66,7 +67,7 @@ def test_the_ciphertext_has_to_be_right_and_verified_since(after: After) -> None
     with pytest.raises(RefusedError, match="authority"):
         walk.approve(url, USERS)
     switch_to_ciphertext(walk.target(url), USERS)
-    walk.query(url, "DELETE FROM encryption_verifications WHERE batch_range = 0")
+    walk.query(url, "DELETE FROM alphapulse_encryption.verifications WHERE batch_range = 0")
     with pytest.raises(RefusedError, match="not verified"):
         walk.approve(url, USERS)
     walk.verify(url, USERS)
@@ -78,11 +79,12 @@ def test_the_ciphertext_has_to_be_right_and_verified_since(after: After) -> None
 def test_the_backup_has_to_be_of_this_table_recent_and_whole(
     ready_url: str, postgres: EmbeddedPostgres, tmp_path: Path
 ) -> None:
-    walk.query(ready_url, "UPDATE encryption_backups SET tables = '{trades}'")
+    walk.query(ready_url, "UPDATE alphapulse_encryption.backups SET tables = '{trades}'")
     with pytest.raises(RefusedError, match="no backup"):
         walk.approve(ready_url, USERS)
     walk.query(
-        ready_url, "UPDATE encryption_backups SET tables = '{users}', taken_at = now() - interval '25h'"
+        ready_url,
+        "UPDATE alphapulse_encryption.backups SET tables = '{users}', taken_at = now() - interval '25h'",
     )
     with pytest.raises(RefusedError, match="24 hours"):
         walk.approve(ready_url, USERS)
@@ -166,13 +168,17 @@ def test_an_approval_can_be_revoked_once(ready_url: str) -> None:
     database = Database(ready_url)
     revoked = revoke(database, approval.id, walk.ACTOR, operator="Grace", reason="too early")
     assert "revoked by Grace at " in str(revoked)
-    details = walk.value(ready_url, "SELECT details FROM encryption_audit_log ORDER BY id DESC LIMIT 1")
+    details = walk.value(
+        ready_url, "SELECT details FROM alphapulse_encryption.audit_log ORDER BY id DESC LIMIT 1"
+    )
     assert (details["operator"], details["reason"], details["of_table"]) == ("Grace", "too early", "users")
     with database.session("read") as connection:
         assert not list_approvals(connection)[0].is_open
     with pytest.raises(RefusedError, match="could be revoked"):
         revoke(database, approval.id, walk.ACTOR)
-    actions = walk.query(ready_url, "SELECT action FROM encryption_audit_log ORDER BY id DESC LIMIT 2")
+    actions = walk.query(
+        ready_url, "SELECT action FROM alphapulse_encryption.audit_log ORDER BY id DESC LIMIT 2"
+    )
     assert actions == [("revoke_approval",), ("approve_drop",)]
 
 

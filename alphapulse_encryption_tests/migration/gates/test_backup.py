@@ -17,14 +17,9 @@ import pytest
 
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
+from alphapulse_encryption.migration.bookkeeping.backups import Backup, latest_backup
 from alphapulse_encryption.migration.gates import backup
-from alphapulse_encryption.migration.gates.backup import (
-    Backup,
-    backup_identity,
-    check_backup,
-    latest_backup,
-    take_backup,
-)
+from alphapulse_encryption.migration.gates.backup import backup_identity, check_backup, take_backup
 from alphapulse_encryption.migration.postgres import programs
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
@@ -85,9 +80,14 @@ def test_it_is_recorded_with_what_can_be_checked_later(
         found = latest_backup(connection, TABLES[0])
     assert found == result.backup
     check_backup(result.backup)
-    rows = walk.query(sample_url, "SELECT tables, listed_entries, recipient FROM encryption_backups")
+    rows = walk.query(
+        sample_url, "SELECT tables, listed_entries, recipient FROM alphapulse_encryption.backups"
+    )
     assert rows == [([table.key for table in TABLES], result.listed_entries, result.recipients[0])]
-    assert walk.value(sample_url, "SELECT count(*) FROM encryption_audit_log WHERE action = 'backup'") == 1
+    assert (
+        walk.value(sample_url, "SELECT count(*) FROM alphapulse_encryption.audit_log WHERE action = 'backup'")
+        == 1
+    )
 
 
 def test_a_damaged_or_missing_file_is_noticed(
@@ -230,8 +230,10 @@ def test_a_dump_that_fails_leaves_nothing(
     with psycopg.connect(sample_url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {role} LOGIN")
         connection.execute(f"GRANT SELECT ON users TO {role}")
+        connection.execute(f"GRANT USAGE ON SCHEMA alphapulse_encryption TO {role}")
+        connection.execute(f"GRANT SELECT ON alphapulse_encryption.versions TO {role}")
         connection.execute(
-            f"GRANT SELECT, INSERT ON encryption_key_checks, encryption_key_versions TO {role}"
+            f"GRANT SELECT, INSERT ON alphapulse_encryption.key_checks, alphapulse_encryption.key_versions TO {role}"
         )
     limited = Database(sample_url.replace("postgres@", f"{role}@", 1))
     try:
@@ -239,7 +241,7 @@ def test_a_dump_that_fails_leaves_nothing(
             take_backup(walk.target(limited), TABLES, directory=tmp_path / "bad", bin_dir=postgres.bin_dir())
         assert "@" not in str(caught.value)
         assert list((tmp_path / "bad").iterdir()) == []
-        assert walk.value(sample_url, "SELECT count(*) FROM encryption_backups") == 1
+        assert walk.value(sample_url, "SELECT count(*) FROM alphapulse_encryption.backups") == 1
     finally:
         walk.query(sample_url, f"DROP OWNED BY {role}; DROP ROLE {role}")
 

@@ -55,12 +55,14 @@ def scratch_databases(postgres: EmbeddedPostgres) -> list[str]:
 def counts(url: str) -> dict[str, int]:
     """Rows of every table, whoever it belongs to."""
     names = walk.query(
-        url, "SELECT tablename FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+        url,
+        "SELECT schemaname, tablename FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')",
     )
     with psycopg.connect(url) as connection:
         found = {}
-        for (name,) in names:
-            row = connection.execute(SQL("SELECT count(*) FROM {}").format(Identifier(name))).fetchone()
+        for schema, name in names:
+            counting = SQL("SELECT count(*) FROM {}").format(Identifier(schema, name))
+            row = connection.execute(counting).fetchone()
             found[name] = int(row[0]) if row else 0
     return found
 
@@ -88,7 +90,7 @@ def test_what_is_restored_equals_the_moment_of_the_dump_while_writes_go_on(
     assert (result.drill.tables, result.drill.rows) == (len(before), sum(before.values()))
     recorded = walk.query(
         sample_url,
-        "SELECT drilled_at >= taken_at, drill ->> 'tables', drill ->> 'rows' FROM encryption_backups",
+        "SELECT drilled_at >= taken_at, drill ->> 'tables', drill ->> 'rows' FROM alphapulse_encryption.backups",
     )
     assert recorded == [(True, str(result.drill.tables), str(result.drill.rows))]
     assert scratch_databases(postgres) == []
@@ -121,7 +123,7 @@ def test_a_restored_database_that_differs_is_refused(
     with pytest.raises(RefusedError, match=said):
         backup_with_drill(sample_url, tmp_path / "backups", damaging)
     assert list((tmp_path / "backups").iterdir()) == []
-    assert walk.value(sample_url, "SELECT count(*) FROM encryption_backups") == 0
+    assert walk.value(sample_url, "SELECT count(*) FROM alphapulse_encryption.backups") == 0
     assert scratch_databases(postgres) == []
 
 

@@ -12,8 +12,8 @@ import boto3
 import pytest
 
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
+from alphapulse_encryption.migration.bookkeeping.backups import Backup
 from alphapulse_encryption.migration.gates import offsite
-from alphapulse_encryption.migration.gates.backup import Backup
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import walk
@@ -70,7 +70,7 @@ def recorded(url: str, file: Path, content: bytes) -> Backup:
     digest = hashlib.sha256(content).hexdigest()
     ((number,),) = walk.query(
         url,
-        "INSERT INTO encryption_backups (taken_at, location, bytes, sha256, recipient, listed_entries, "
+        "INSERT INTO alphapulse_encryption.backups (taken_at, location, bytes, sha256, recipient, listed_entries, "
         "verified_at, tables) VALUES (now(), %s, %s, %s, 'age1', 1, now(), '{users}') RETURNING id",
         *(str(file), len(content), digest),
     )
@@ -107,13 +107,14 @@ def test_it_arrives_whole_in_one_part_or_many(
     assert head["Metadata"] == {"sha256": backup.sha256}
     assert head["ETag"].strip('"').partition("-")[2] == (str(parts) if parts > 1 else "")
     rows = walk.query(
-        bookkeeping_url, "SELECT uploaded_to, uploaded_at <= clock_timestamp() FROM encryption_backups"
+        bookkeeping_url,
+        "SELECT uploaded_to, uploaded_at <= clock_timestamp() FROM alphapulse_encryption.backups",
     )
     assert rows == [(upload.location, True)]
     assert (
         walk.value(
             bookkeeping_url,
-            "SELECT details ->> 'location' FROM encryption_audit_log WHERE action = 'upload_backup'",
+            "SELECT details ->> 'location' FROM alphapulse_encryption.audit_log WHERE action = 'upload_backup'",
         )
         == upload.location
     )
@@ -157,7 +158,7 @@ def test_a_file_altered_here_is_not_uploaded(bookkeeping_url: str, client: Any, 
             *(Database(bookkeeping_url), backup, offsite.Bucket(BUCKET), walk.ACTOR), client=client
         )
     assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket=BUCKET)
-    assert walk.value(bookkeeping_url, "SELECT uploaded_to FROM encryption_backups") is None
+    assert walk.value(bookkeeping_url, "SELECT uploaded_to FROM alphapulse_encryption.backups") is None
 
 
 def test_a_failure_names_the_code_and_no_secret(bookkeeping_url: str, client: Any, tmp_path: Path) -> None:
@@ -170,7 +171,10 @@ def test_a_failure_names_the_code_and_no_secret(bookkeeping_url: str, client: An
         )
     assert "canary" not in str(caught.value) and caught.value.__cause__ is None
     assert (
-        walk.value(bookkeeping_url, "SELECT count(*) FROM encryption_backups WHERE uploaded_to IS NULL") == 1
+        walk.value(
+            bookkeeping_url, "SELECT count(*) FROM alphapulse_encryption.backups WHERE uploaded_to IS NULL"
+        )
+        == 1
     )
     assert not boto3.client("s3").list_multipart_uploads(Bucket=BUCKET).get("Uploads")
 

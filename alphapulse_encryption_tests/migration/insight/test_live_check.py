@@ -35,7 +35,7 @@ def check(url: str) -> dict[str, ColumnCheck]:
 
 
 def bookkeeping(url: str) -> list[tuple[object, ...]]:
-    return walk.query(url, "SELECT count(*), max(id) FROM encryption_audit_log")
+    return walk.query(url, "SELECT count(*), max(id) FROM alphapulse_encryption.audit_log")
 
 
 def verdicts(found: ColumnCheck) -> dict[str, str]:

@@ -87,17 +87,17 @@ def test_a_backfill_that_stands_still(after: After) -> None:
     url = after("encrypted")
     walk.query(
         url,
-        "UPDATE encryption_ranges SET status = 'in_progress', waiting_for = 'paused by the setting' "
+        "UPDATE alphapulse_encryption.ranges SET status = 'in_progress', waiting_for = 'paused by the setting' "
         "WHERE batch_range = 1",
     )
     assert old(url, None) == {}
-    walk.query(url, "UPDATE encryption_ranges SET updated_at = updated_at - interval '2 hours'")
+    walk.query(url, "UPDATE alphapulse_encryption.ranges SET updated_at = updated_at - interval '2 hours'")
     (found,) = old(url, mark_of(url)).values()
     assert found.message == (
         "The backfill of users has not moved for longer than 1 hour: 1 of 2 batch ranges are done; it holds back: "
         "paused by the setting."
     )
-    assert found.since == walk.value(url, "SELECT max(updated_at) FROM encryption_ranges")
+    assert found.since == walk.value(url, "SELECT max(updated_at) FROM alphapulse_encryption.ranges")
     assert old(url, None, 3 * HOUR) == {}
 
 
@@ -105,14 +105,14 @@ def test_rows_that_were_set_aside(after: After) -> None:
     url = after("encrypted")
     walk.query(
         url,
-        "INSERT INTO encryption_quarantine (table_name, batch_range, key, reason, since, step) VALUES "
+        "INSERT INTO alphapulse_encryption.quarantine (table_name, batch_range, key, reason, since, step) VALUES "
         "('users', 0, '{canary}', 'a reason', now() - interval '2 hours', 'backfill'), "
         "('users', 1, '{9}', 'a reason', now(), 'backfill'), "
         "('users', 1, '{8}', 'a reason', now(), 'rotate')",
     )
     (found,) = old(url, None).values()
     assert found.message == "2 rows of users were set aside: the backfill could not encrypt them."
-    assert found.since == walk.value(url, "SELECT min(since) FROM encryption_quarantine")
+    assert found.since == walk.value(url, "SELECT min(since) FROM alphapulse_encryption.quarantine")
     assert "canary" not in str(found)
 
 
@@ -124,7 +124,7 @@ def test_keys_near_their_limit_and_due_for_rotation(sample_url: str) -> None:
     assert keys(sample_url) == {}
     walk.encrypt(sample_url, USERS)
     assert keys(sample_url) == {}
-    near = "UPDATE encryption_key_usage SET messages = %s WHERE context = 'user_pii'"
+    near = "UPDATE alphapulse_encryption.key_usage SET messages = %s WHERE context = 'user_pii'"
     walk.query(sample_url, near, WARNING_FROM - 1)
     assert keys(sample_url) == {}
     walk.query(sample_url, near, WARNING_FROM)
@@ -135,12 +135,14 @@ def test_keys_near_their_limit_and_due_for_rotation(sample_url: str) -> None:
     (found,) = keys(sample_url).values()
     assert (found.key, found.state) == ("usage:user_pii:1", "used up")
     assert "may not encrypt more" in found.message
-    walk.query(sample_url, "UPDATE encryption_key_versions SET since = now() - interval '366 days'")
+    walk.query(
+        sample_url, "UPDATE alphapulse_encryption.key_versions SET since = now() - interval '366 days'"
+    )
     found = keys(sample_url)["age:1"]
     assert found.message == "Key version 1 has been the current one for longer than 365 days."
     assert found.since is not None and found.since < datetime.now(UTC) - YEAR
     assert set(keys(sample_url, 2 * YEAR)) == {"usage:user_pii:1"}
-    walk.query(sample_url, "UPDATE encryption_key_versions SET state = 'retired'")
+    walk.query(sample_url, "UPDATE alphapulse_encryption.key_versions SET state = 'retired'")
     assert keys(sample_url) == {}
 
 
@@ -149,14 +151,16 @@ def waiting(url: str) -> dict[str, Alert]:
 
 
 def test_approvals(approved_url: str) -> None:
-    ((number, until),) = walk.query(approved_url, "SELECT id, expires_at FROM encryption_approvals")
+    ((number, until),) = walk.query(
+        approved_url, "SELECT id, expires_at FROM alphapulse_encryption.approvals"
+    )
     (found,) = waiting(approved_url).values()
     assert (found.key, found.state) == (f"approval:{number}", "open")
     assert f"waits to be used; it ends at {until:%F %R} UTC." in found.message
     assert f"--revoke-approval {number}" in found.remedy
     # The approver's words are theirs.
     assert "Ada" not in str(found) and "month" not in str(found)
-    move = "UPDATE encryption_approvals SET expires_at = now() + %s"
+    move = "UPDATE alphapulse_encryption.approvals SET expires_at = now() + %s"
     walk.query(approved_url, move, HOUR)
     (found,) = waiting(approved_url).values()
     assert (found.state, "ends soon, at" in found.message) == ("ends soon", True)
@@ -172,10 +176,13 @@ def test_approvals(approved_url: str) -> None:
 
 def test_approvals_that_ended_long_ago_or_were_taken_back(approved_url: str, sample_url: str) -> None:
     assert waiting(sample_url) == {}
-    walk.query(approved_url, "UPDATE encryption_approvals SET expires_at = now() - interval '25 hours'")
+    walk.query(
+        approved_url, "UPDATE alphapulse_encryption.approvals SET expires_at = now() - interval '25 hours'"
+    )
     assert waiting(approved_url) == {}
     walk.query(
         approved_url,
-        "UPDATE encryption_approvals SET expires_at = now() + interval '1 day', revoked_at = now(), revoked_by = 'x'",
+        "UPDATE alphapulse_encryption.approvals SET expires_at = now() + interval '1 day', "
+        "revoked_at = now(), revoked_by = 'x'",
     )
     assert waiting(approved_url) == {}

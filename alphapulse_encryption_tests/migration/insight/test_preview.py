@@ -12,7 +12,6 @@ import pytest
 from psycopg import sql
 
 from alphapulse_encryption.catalogue import Catalogue, Table
-from alphapulse_encryption.migration.bookkeeping.tracking import BOOKKEEPING_TABLES
 from alphapulse_encryption.migration.insight.preview import Plan, make_plan
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
@@ -121,11 +120,7 @@ def test_asking_changes_nothing_and_takes_no_privilege(
 
     # Once it is begun, it needs to read the bookkeeping.
     walk.encrypt(sample_url, walk.CATALOGUE.table("users"))
-    for name in BOOKKEEPING_TABLES:
-        run(
-            sample_url,
-            sql.SQL("GRANT SELECT ON {} TO {}").format(sql.Identifier(name), sql.Identifier(PLANNER)),
-        )
+    support.grant_bookkeeping(sample_url, PLANNER)
     before = everything(sample_url, postgres.bin_dir())
     begun = plan(planner)
     users = next(table for table in begun.tables if table.table == "users")
@@ -350,7 +345,7 @@ def test_ranges_are_cut_as_they_were_planned(sample_url: str) -> None:
     assert [(r.lower, r.upper, r.empty) for r in before.ranges] == [
         (r.lower, r.upper, r.empty) for r in after.ranges
     ]
-    stored = run(sample_url, "SELECT upper_key FROM encryption_ranges ORDER BY batch_range")
+    stored = run(sample_url, "SELECT upper_key FROM alphapulse_encryption.ranges ORDER BY batch_range")
     assert [r.upper for r in before.ranges] == [tuple(key) if key else None for (key,) in stored]
     assert {r.status for r in before.ranges} == {"planned"} and {r.status for r in after.ranges} == {
         "pending"

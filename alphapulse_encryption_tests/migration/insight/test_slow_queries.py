@@ -198,7 +198,7 @@ def test_hints(counted_url: str) -> None:
     assert hints(counted_url, "SELECT id FROM notes ORDER BY secret_encrypted") == {
         "sorts or filters by the ciphertext of notes.secret_encrypted, which says nothing of its value"
     }
-    run(counted_url, "UPDATE encryption_tables SET authority = 'ciphertext'")
+    run(counted_url, "UPDATE alphapulse_encryption.tables SET authority = 'ciphertext'")
     assert hints(counted_url, by_plaintext) == {
         "reads notes.mail by equality and not mail_search: the plaintext, which may be missing since the switch"
     }

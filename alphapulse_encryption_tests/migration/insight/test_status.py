@@ -13,7 +13,6 @@ from psycopg import sql
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.errors import DatabaseFailure
 from alphapulse_encryption.migration.bookkeeping.limits import change_limits
-from alphapulse_encryption.migration.bookkeeping.tracking import BOOKKEEPING_TABLES
 from alphapulse_encryption.migration.insight import status
 from alphapulse_encryption.migration.insight.status import Status, TableStatus, read_status
 from alphapulse_encryption.migration.postgres.database import Database
@@ -47,11 +46,6 @@ def monitor(url: str) -> Iterator[str]:
         finally:
             connection.execute(sql.SQL("DROP OWNED BY {}").format(role))
             connection.execute(sql.SQL("DROP ROLE {}").format(role))
-
-
-def grant_bookkeeping(url: str) -> None:
-    for name in BOOKKEEPING_TABLES:
-        run(url, sql.SQL("GRANT SELECT ON {} TO {}").format(sql.Identifier(name), sql.Identifier(ROLE)))
 
 
 def test_stage_by_stage(sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
@@ -127,7 +121,7 @@ def test_stage_by_stage(sample_url: str, postgres: EmbeddedPostgres, tmp_path: P
 
 def test_a_verification_ends_with_the_definition(after: After) -> None:
     url = after("verified")
-    run(url, "UPDATE encryption_verifications SET definition = 'another'")
+    run(url, "UPDATE alphapulse_encryption.verifications SET definition = 'another'")
     found = of(look(url)).verification
     assert found is not None and not found.valid
     assert found.reasons == ("2 batch ranges were verified before the table's columns or the key changed",)
@@ -166,18 +160,19 @@ def test_who_works_and_why_it_waits(sample_url: str) -> None:
     # A killed worker leaves its status behind, and no lock.
     run(
         sample_url,
-        "UPDATE encryption_ranges SET status = 'in_progress', completed_at = NULL WHERE batch_range = 1",
+        "UPDATE alphapulse_encryption.ranges SET status = 'in_progress', completed_at = NULL WHERE batch_range = 1",
     )
     (left,) = of(look(sample_url)).active
     assert (left.number, left.status, left.waiting_for) == (1, "interrupted", None)
     run(
         sample_url,
-        "UPDATE encryption_ranges SET status = 'failed', error_message = 'two rows were set aside' "
+        "UPDATE alphapulse_encryption.ranges SET status = 'failed', error_message = 'two rows were set aside' "
         "WHERE batch_range = 1",
     )
     run(
         sample_url,
-        "INSERT INTO encryption_quarantine (table_name, batch_range, key, reason) VALUES ('users', 1, '{7}', 'x')",
+        "INSERT INTO alphapulse_encryption.quarantine (table_name, batch_range, key, reason) VALUES "
+        "('users', 1, '{7}', 'x')",
     )
     failed = of(look(sample_url))
     assert [(r.status, r.error_message) for r in failed.active] == [("failed", "two rows were set aside")]
@@ -189,13 +184,13 @@ def test_rate_and_time_left(after: After) -> None:
     # The first range took 10 s; the second one has gone on for 5 s beside it, and for 5 s after it.
     run(
         url,
-        "UPDATE encryption_ranges SET rows_processed = 100, started_at = now() - interval '15 s', "
+        "UPDATE alphapulse_encryption.ranges SET rows_processed = 100, started_at = now() - interval '15 s', "
         "completed_at = now() - interval '5 s', status = 'completed' WHERE batch_range = 0",
     )
     run(
         url,
-        "UPDATE encryption_ranges SET rows_processed = 50, started_at = now() - interval '10 s', updated_at = now(), "
-        "completed_at = NULL, status = 'in_progress' WHERE batch_range = 1",
+        "UPDATE alphapulse_encryption.ranges SET rows_processed = 50, started_at = now() - interval '10 s', "
+        "updated_at = now(), completed_at = NULL, status = 'in_progress' WHERE batch_range = 1",
     )
     before = look(url)
     found = of(before)
@@ -204,7 +199,7 @@ def test_rate_and_time_left(after: After) -> None:
     assert found.rows_per_second == pytest.approx(10, rel=0.01)
     assert found.seconds_left == pytest.approx(left / 10, rel=0.02)
     # Two looks know better.
-    run(url, "UPDATE encryption_ranges SET rows_processed = 60 WHERE batch_range = 1")
+    run(url, "UPDATE alphapulse_encryption.ranges SET rows_processed = 60 WHERE batch_range = 1")
     later = look(url)
     seconds = (later.at - before.at).total_seconds()
     assert of(later.with_rates_since(before)).rows_per_second == pytest.approx(10 / seconds)
@@ -217,9 +212,9 @@ def test_a_role_that_may_read_the_bookkeeping_alone(sample_url: str) -> None:
         assert of(look(url)).stage == "not begun"
         walk.encrypt(sample_url, USERS)
         walk.verify(sample_url, USERS)
-        with pytest.raises(DatabaseFailure, match=r"permission denied for table encryption_\w+"):
+        with pytest.raises(DatabaseFailure, match=r"permission denied for schema alphapulse_encryption"):
             look(url)
-        grant_bookkeeping(sample_url)
+        support.grant_bookkeeping(sample_url, ROLE)
         theirs, ours = look(url), look(sample_url)
         assert (of(theirs).pending.rows, of(theirs).pending.how) == (None, "not visible to this role")
         assert theirs.not_visible == ("pending rows of users (SELECT on the table)",)

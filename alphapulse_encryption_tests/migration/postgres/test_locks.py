@@ -149,12 +149,12 @@ def shape(url: str) -> list[Any]:
         "SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM users t",
     )
     bookkeeping: tuple[LiteralString, ...] = (
-        "SELECT table_name, authority, stage, set_aside FROM encryption_tables ORDER BY 1",
-        "SELECT id, consumed_at FROM encryption_approvals ORDER BY 1",
-        "SELECT id, restored_at FROM encryption_definitions ORDER BY 1",
-        "SELECT id, action FROM encryption_audit_log ORDER BY 1",
+        "SELECT table_name, authority, stage, set_aside FROM alphapulse_encryption.tables ORDER BY 1",
+        "SELECT id, consumed_at FROM alphapulse_encryption.approvals ORDER BY 1",
+        "SELECT id, restored_at FROM alphapulse_encryption.definitions ORDER BY 1",
+        "SELECT id, action FROM alphapulse_encryption.audit_log ORDER BY 1",
     )
-    if walk.value(url, "SELECT to_regclass('public.encryption_audit_log') IS NOT NULL"):
+    if walk.value(url, "SELECT to_regclass('alphapulse_encryption.audit_log') IS NOT NULL"):
         looks += bookkeeping
     return [walk.query(url, look) for look in looks]
 
@@ -333,7 +333,7 @@ def test_a_revert_waits_for_a_writer_without_holding_up_others(after: After) -> 
             assert reverting.running
             writer.rollback()
             assert reverting.result().changed
-    assert walk.value(url, "SELECT authority FROM encryption_tables") == "plaintext"
+    assert walk.value(url, "SELECT authority FROM alphapulse_encryption.tables") == "plaintext"
 
 
 def test_a_constraint_is_validated_beside_readers_and_writers(after: After) -> None:

@@ -49,7 +49,10 @@ def make(url: str, rows: int, ranges: int = 1) -> str:
 
 
 def ranges(url: str) -> list[support.Row]:
-    return run(url, "SELECT batch_range, status, position, rows_processed FROM encryption_ranges ORDER BY 1")
+    return run(
+        url,
+        "SELECT batch_range, status, position, rows_processed FROM alphapulse_encryption.ranges ORDER BY 1",
+    )
 
 
 def encrypted_rows(url: str) -> int:
@@ -141,12 +144,15 @@ def test_second_run_writes_no_row(database_url: str) -> None:
     make(database_url, 300, ranges=3)
     support.backfill_all(database_url, ENTRY)
     before = support.fingerprints(database_url, ENTRY)
-    bookkeeping = run(database_url, "SELECT xmin::text, * FROM encryption_ranges ORDER BY batch_range")
+    bookkeeping = run(
+        database_url, "SELECT xmin::text, * FROM alphapulse_encryption.ranges ORDER BY batch_range"
+    )
     results = support.backfill_all(database_url, ENTRY)
     assert [(r.rows, r.values, r.batches, r.changed) for r in results] == [(0, 0, 0, False)] * 3
     assert support.fingerprints(database_url, ENTRY) == before
     assert (
-        run(database_url, "SELECT xmin::text, * FROM encryption_ranges ORDER BY batch_range") == bookkeeping
+        run(database_url, "SELECT xmin::text, * FROM alphapulse_encryption.ranges ORDER BY batch_range")
+        == bookkeeping
     )
 
 
@@ -241,11 +247,11 @@ def test_progress_is_seen_while_it_runs(database_url: str) -> None:
 def test_wrong_key_is_refused_before_anything_is_written(database_url: str) -> None:
     make(database_url, 20)
     before = support.fingerprints(database_url, ENTRY)
-    bookkeeping = run(database_url, "SELECT xmin::text, * FROM encryption_ranges")
+    bookkeeping = run(database_url, "SELECT xmin::text, * FROM alphapulse_encryption.ranges")
     with pytest.raises(RefusedError, match="not the one this database was begun with"):
         backfill_range(target(database_url, keys=OTHER_KEYS), ENTRY, 0)
     assert support.fingerprints(database_url, ENTRY) == before
-    assert run(database_url, "SELECT xmin::text, * FROM encryption_ranges") == bookkeeping
+    assert run(database_url, "SELECT xmin::text, * FROM alphapulse_encryption.ranges") == bookkeeping
 
 
 # Of a check, of a trigger that names no code, and of one with a code of its own.
@@ -267,19 +273,22 @@ def test_a_row_the_server_refuses_is_set_aside_and_the_others_go_on(database_url
     ) as caught:
         support.backfill(database_url, ENTRY, batch_size=10)
     assert encrypted_rows(database_url) == 28
-    assert run(database_url, "SELECT key FROM encryption_quarantine ORDER BY key") == [(["25"],), (["7"],)]
+    assert run(database_url, "SELECT key FROM alphapulse_encryption.quarantine ORDER BY key") == [
+        (["25"],),
+        (["7"],),
+    ]
     assert run(database_url, "SELECT DISTINCT status FROM encryption_migrations") == [("failed",)]
     told = [
         str(caught.value),
-        *[str(row) for row in run(database_url, "SELECT * FROM encryption_ranges")],
+        *[str(row) for row in run(database_url, "SELECT * FROM alphapulse_encryption.ranges")],
         *[str(row) for row in run(database_url, "SELECT * FROM encryption_migrations")],
-        *[str(row) for row in run(database_url, "SELECT * FROM encryption_quarantine")],
+        *[str(row) for row in run(database_url, "SELECT * FROM alphapulse_encryption.quarantine")],
     ]
     assert not [text for text in told if CANARY in text or "m25" in text]
     run(database_url, "DROP TRIGGER refuse ON notes")
     assert support.backfill(database_url, ENTRY, batch_size=10).rows == 2
     support.assert_encrypted(database_url, ENTRY)
-    assert run(database_url, "SELECT * FROM encryption_quarantine") == []
+    assert run(database_url, "SELECT * FROM alphapulse_encryption.quarantine") == []
     assert run(database_url, "SELECT DISTINCT status, error_message FROM encryption_migrations") == [
         ("completed", None)
     ]
@@ -329,7 +338,7 @@ def test_values_whose_text_cannot_be_had_are_set_aside(database_url: str, code: 
         RowsQuarantined, match=r": 15; .*key \(0, k1\): its values cannot be read .* 5 more"
     ) as caught:
         support.backfill(database_url, entry, batch_size=16)
-    found = run(database_url, "SELECT key, reason FROM encryption_quarantine")
+    found = run(database_url, "SELECT key, reason FROM alphapulse_encryption.quarantine")
     assert {tuple(key) for key, _ in found} == bad
     assert all(code in reason for _, reason in found)
     assert CANARY not in str(caught.value) + str(found)
@@ -338,7 +347,7 @@ def test_values_whose_text_cannot_be_had_are_set_aside(database_url: str, code: 
     run(database_url, f"DELETE FROM fragile WHERE (a, b) IN ({keys})")
     assert support.assert_encrypted(database_url, entry) == 2 * 45
     assert support.backfill(database_url, entry).rows == 0
-    assert run(database_url, "SELECT * FROM encryption_quarantine") == []
+    assert run(database_url, "SELECT * FROM alphapulse_encryption.quarantine") == []
 
 
 @contextlib.contextmanager

@@ -141,8 +141,8 @@ def test_a_batch_costs_the_same_in_a_table_ten_times_as_large(
     for word, times in (
         ("t.xmin::text", BATCHES),
         ('UPDATE "public"."the table"', BATCHES),
-        ("UPDATE public.encryption_ranges SET position", BATCHES),
-        ("UPDATE public.encryption_migrations m SET records_processed", BATCHES),
+        ("UPDATE alphapulse_encryption.ranges SET position", BATCHES),
+        ("UPDATE alphapulse_encryption.columns m SET records_processed", BATCHES),
         ('"t"."mail_search"::text', 1),
     ):
         assert sum(len(blocks) for text, blocks in large.items() if word in text) >= times, word

@@ -156,7 +156,7 @@ def way(name: str, database_url: str, postgres: EmbeddedPostgres, tmp_path: Path
 def setting(url: str, name: str, text: str) -> None:
     run(
         url,
-        "INSERT INTO encryption_settings (name, value) VALUES (%s, %s) "
+        "INSERT INTO alphapulse_encryption.settings (name, value) VALUES (%s, %s) "
         "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
         name,
         text,
@@ -164,7 +164,7 @@ def setting(url: str, name: str, text: str) -> None:
 
 
 def waits_for(url: str) -> list[str]:
-    rows = run(url, "SELECT waiting_for FROM encryption_operations WHERE waiting_for IS NOT NULL")
+    rows = run(url, "SELECT waiting_for FROM alphapulse_encryption.operations WHERE waiting_for IS NOT NULL")
     return [reason for (reason,) in rows]
 
 
@@ -203,7 +203,7 @@ test_operations.WAYS[sys.argv[1]].act(sys.argv[2])
 
 
 def test_killed_in_the_middle_it_goes_on(database_url: str, name: str, way: Way) -> None:
-    counted = "SELECT coalesce(sum(rows_processed), 0) FROM encryption_operations"
+    counted = "SELECT coalesce(sum(rows_processed), 0) FROM alphapulse_encryption.operations"
     before = support.value(database_url, counted)
     setting(database_url, "batch_size", "10")
     setting(database_url, "rest_ratio", "50")
@@ -224,7 +224,7 @@ def test_killed_in_the_middle_it_goes_on(database_url: str, name: str, way: Way)
     assert support.value(database_url, counted) - before == done
     finished = support.fingerprints(database_url, NOTES)
     left = {(str(key),) for key in way.ids(database_url)}
-    run(database_url, "DELETE FROM encryption_settings")
+    run(database_url, "DELETE FROM alphapulse_encryption.settings")
 
     way.act(database_url)
 
@@ -248,14 +248,14 @@ def test_a_refused_row_is_set_aside_and_the_others_are_done(database_url: str, w
     assert way.again in str(caught.value)
     assert "archive" not in str(caught.value)
     assert way.ids(database_url) == [ONE]
-    aside = run(database_url, "SELECT table_name, key, reason FROM encryption_quarantine")
+    aside = run(database_url, "SELECT table_name, key, reason FROM alphapulse_encryption.quarantine")
     assert [(table, key) for table, key, _ in aside] == [("notes", [str(ONE)])]
     assert "P0001" in aside[0][2] and "archive" not in aside[0][2]
 
     run(database_url, "DROP TRIGGER keep ON notes")
     way.act(database_url)
     assert way.ids(database_url) == []
-    assert run(database_url, "SELECT * FROM encryption_quarantine") == []
+    assert run(database_url, "SELECT * FROM alphapulse_encryption.quarantine") == []
 
 
 def test_a_locked_row_is_left_for_later_and_named(
@@ -294,7 +294,7 @@ def test_another_run_that_changes_the_table_ends_it(
     other = "plaintext" if name.startswith("decrypt") else "ciphertext"
 
     def change(progress: Progress) -> None:
-        run(database_url, "UPDATE encryption_tables SET authority = %s, set_aside = '{}'", other)
+        run(database_url, "UPDATE alphapulse_encryption.tables SET authority = %s, set_aside = '{}'", other)
 
     with pytest.raises(RefusedError):
         way.act(database_url, on_progress=change)

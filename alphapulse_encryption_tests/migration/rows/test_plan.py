@@ -117,7 +117,7 @@ def in_ranges(url: str, shape: Shape) -> dict[int, set[support.Row]]:
         row = sql.SQL(", ").join(sql.Identifier(k) for k in key)
         for number, lower, upper in support.ask(
             connection,
-            "SELECT batch_range, lower_key, upper_key FROM encryption_ranges WHERE table_name = %s",
+            "SELECT batch_range, lower_key, upper_key FROM alphapulse_encryption.ranges WHERE table_name = %s",
             shape.entry.key,
         ):
             conditions: list[sql.Composable] = [sql.SQL("true")]
@@ -206,7 +206,7 @@ def test_small_tables(database_url: str, name: str) -> None:
     assert_partition(database_url, shape, 8)
     support.assert_encrypted(database_url, SMALL)
     assert support.verify(database_url, SMALL).passed
-    statuses = run(database_url, "SELECT DISTINCT status FROM encryption_ranges")
+    statuses = run(database_url, "SELECT DISTINCT status FROM alphapulse_encryption.ranges")
     assert statuses == [("completed",)]
     run(
         database_url,
@@ -238,7 +238,7 @@ def test_ranges_stay_as_they_were_planned(database_url: str) -> None:
     run(database_url, "CREATE TABLE t (id int PRIMARY KEY, v text)")
     run(database_url, "INSERT INTO t SELECT i, 'v' FROM generate_series(1, 100) AS i")
     support.add_columns(database_url, SMALL, ranges=4)
-    before = run(database_url, "SELECT * FROM encryption_ranges ORDER BY batch_range")
+    before = run(database_url, "SELECT * FROM alphapulse_encryption.ranges ORDER BY batch_range")
     assert [entry[2:4] for entry in before] == [
         (None, ["25"]),
         (["25"], ["50"]),
@@ -247,7 +247,7 @@ def test_ranges_stay_as_they_were_planned(database_url: str) -> None:
     ]
     run(database_url, "INSERT INTO t SELECT i, 'v' FROM generate_series(101, 1000) AS i")
     support.add_columns(database_url, SMALL, ranges=4)
-    assert run(database_url, "SELECT * FROM encryption_ranges ORDER BY batch_range") == before
+    assert run(database_url, "SELECT * FROM alphapulse_encryption.ranges ORDER BY batch_range") == before
 
 
 # Planning anew.
@@ -267,10 +267,10 @@ def bookkeeping(url: str) -> dict[str, list[support.Row]]:
     return {
         name: run(url, f"SELECT * FROM {name} ORDER BY 1, 2")
         for name in (
-            "encryption_ranges",
+            "alphapulse_encryption.ranges",
             "encryption_migrations",
-            "encryption_verifications",
-            "encryption_audit_log",
+            "alphapulse_encryption.verifications",
+            "alphapulse_encryption.audit_log",
         )
     }
 
@@ -284,9 +284,9 @@ def test_planned_anew(database_url: str, count: int) -> None:
     assert replan(database_url, count) == count
     sizes = assert_partition(database_url, Shape(SMALL, "", ("int",)), count)
     assert min(sizes) >= 1400 // count
-    assert run(database_url, "SELECT DISTINCT status, rows_processed, position FROM encryption_ranges") == [
-        ("pending", 0, None)
-    ]
+    assert run(
+        database_url, "SELECT DISTINCT status, rows_processed, position FROM alphapulse_encryption.ranges"
+    ) == [("pending", 0, None)]
     assert run(database_url, "SELECT status, records_processed, completed_at FROM encryption_migrations") == [
         ("pending", 100, None)
     ]
@@ -301,7 +301,8 @@ def test_planned_anew(database_url: str, count: int) -> None:
         ("completed", 1400)
     ]
     details = run(
-        database_url, "SELECT actor, details FROM encryption_audit_log WHERE action = 'replan_ranges'"
+        database_url,
+        "SELECT actor, details FROM alphapulse_encryption.audit_log WHERE action = 'replan_ranges'",
     )
     assert details == [("tests", {"ranges": count, "before": 4})]
     # Other steps ask for as many from now on.
@@ -314,7 +315,7 @@ def test_half_done_and_planned_anew(database_url: str) -> None:
     support.backfill(database_url, SMALL, 2)
     run(
         database_url,
-        "UPDATE encryption_ranges SET status = 'in_progress', position = '{10}' WHERE batch_range = 0",
+        "UPDATE alphapulse_encryption.ranges SET status = 'in_progress', position = '{10}' WHERE batch_range = 0",
     )
     run(database_url, "UPDATE t SET v = 'again' WHERE id = 60")
     replan(database_url, 4)
@@ -327,7 +328,7 @@ def test_verification_is_worth_nothing_afterwards(database_url: str) -> None:
     support.backfill_all(database_url, SMALL)
     assert support.verify(database_url, SMALL).passed
     replan(database_url, 4)
-    assert run(database_url, "SELECT * FROM encryption_verifications") == []
+    assert run(database_url, "SELECT * FROM alphapulse_encryption.verifications") == []
     assert not support.verification(database_url, SMALL).passed
     assert support.verify(database_url, SMALL).passed
 
@@ -365,7 +366,7 @@ def test_not_while_somebody_relies_on_the_boundaries(database_url: str) -> None:
 def test_a_backfill_that_comes_meanwhile_sees_the_new_ranges(database_url: str) -> None:
     filled(database_url)
     with support.application(database_url, autocommit=False) as slow:
-        slow.execute("LOCK TABLE encryption_audit_log IN SHARE MODE")
+        slow.execute("LOCK TABLE alphapulse_encryption.audit_log IN SHARE MODE")
         with support.Background(lambda: replan(database_url, 2)) as planning:
             support.until(
                 lambda: support.engine_waits(database_url, "INSERT%audit%", behind=slow),
@@ -398,7 +399,7 @@ def test_numbers_of_ranges_that_mean_nothing(database_url: str, count: int) -> N
 @pytest.mark.parametrize("stage", ["dropped", "restoring"])
 def test_not_where_there_is_nothing_to_encrypt(database_url: str, stage: str) -> None:
     filled(database_url)
-    run(database_url, "UPDATE encryption_tables SET stage = %s", stage)
+    run(database_url, "UPDATE alphapulse_encryption.tables SET stage = %s", stage)
     before = bookkeeping(database_url)
     with pytest.raises(RefusedError, match="nothing to encrypt"):
         replan(database_url, 4)

@@ -66,7 +66,7 @@ def audited(url: str) -> set[tuple[str, str, str]]:
     return set(
         run(
             url,
-            "SELECT c ->> 'column', c ->> 'problem', c -> 'key' ->> 1 FROM encryption_audit_log, "
+            "SELECT c ->> 'column', c ->> 'problem', c -> 'key' ->> 1 FROM alphapulse_encryption.audit_log, "
             "jsonb_array_elements(details -> 'cleared') AS c WHERE action = 'repair_mismatched'",
         )
     )
@@ -162,7 +162,7 @@ def test_the_switch_does_not_come_between(notes_url: str, behind: support.Connec
     behind.execute(DAMAGE)
     support.verify(notes_url, ENTRY)
     with support.application(notes_url, autocommit=False) as switching:
-        switching.execute("UPDATE encryption_tables SET authority = 'ciphertext'")
+        switching.execute("UPDATE alphapulse_encryption.tables SET authority = 'ciphertext'")
         with support.Background(lambda: repaired(notes_url)) as repairing:
             support.until(
                 lambda: support.engine_waits(notes_url, behind=switching), "the repair waits for the switch"

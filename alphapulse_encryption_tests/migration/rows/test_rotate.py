@@ -153,7 +153,7 @@ def test_everything_is_under_the_new_version(notes_url: str, second: bytes) -> N
     keys = KeyRing({1: MASTER_KEY, 2: second}, 2)
     expected = plaintexts(notes_url)
     before = {c.name: support.texts(notes_url, ENTRY, c.encrypted) for c in ENTRY.columns}
-    done = run(notes_url, "SELECT * FROM encryption_ranges ORDER BY batch_range")
+    done = run(notes_url, "SELECT * FROM alphapulse_encryption.ranges ORDER BY batch_range")
     migrations = run(notes_url, "SELECT * FROM encryption_migrations ORDER BY column_name")
     begin_rotation(target(notes_url, keys=keys))
     assert rotate_all(notes_url, keys=keys) == ROWS
@@ -167,20 +167,20 @@ def test_everything_is_under_the_new_version(notes_url: str, second: bytes) -> N
             for key, envelope in before[column.name].items()
         ), "the IV is a new one"
     # The backfill is as done as it was.
-    assert run(notes_url, "SELECT * FROM encryption_ranges ORDER BY batch_range") == done
+    assert run(notes_url, "SELECT * FROM alphapulse_encryption.ranges ORDER BY batch_range") == done
     assert run(notes_url, "SELECT * FROM encryption_migrations ORDER BY column_name") == migrations
     progress = run(
         notes_url,
-        "SELECT goal, status, sum(rows_processed) FROM encryption_operations GROUP BY 1, 2",
+        "SELECT goal, status, sum(rows_processed) FROM alphapulse_encryption.operations GROUP BY 1, 2",
     )
     assert progress == [(2, "completed", ROWS)]
 
     # Again: nothing is written.
     places = support.fingerprints(notes_url, ENTRY)
-    audited = support.value(notes_url, "SELECT count(*) FROM encryption_audit_log")
+    audited = support.value(notes_url, "SELECT count(*) FROM alphapulse_encryption.audit_log")
     assert not any(rotate(notes_url, number, keys=keys).changed for number in range(RANGES))
     assert support.fingerprints(notes_url, ENTRY) == places
-    assert support.value(notes_url, "SELECT count(*) FROM encryption_audit_log") == audited
+    assert support.value(notes_url, "SELECT count(*) FROM alphapulse_encryption.audit_log") == audited
     assert verified(notes_url, keys=keys).passed
 
 
@@ -189,7 +189,7 @@ def test_rows_that_are_current_are_not_written(begun_url: str) -> None:
     current = {key for key, found in versions(begun_url).items() if found == {2}}
     before = support.fingerprints(begun_url, ENTRY)
     # Also not where the progress of the range is lost.
-    run(begun_url, "DELETE FROM encryption_operations")
+    run(begun_url, "DELETE FROM alphapulse_encryption.operations")
     rotate_all(begun_url)
     after = support.fingerprints(begun_url, ENTRY)
     assert 0 < len(current) < ROWS
@@ -381,9 +381,9 @@ def test_what_does_not_open_is_set_aside(begun_url: str) -> None:
     assert "key (1, k05): secret_encrypted cannot be read (malformed envelope" in said
     assert "key (0, k08): secret_encrypted cannot be read (the envelope's key version is unknown" in said
     assert "canary" not in said
-    kept = run(begun_url, "SELECT key, step FROM encryption_quarantine ORDER BY key")
+    kept = run(begun_url, "SELECT key, step FROM alphapulse_encryption.quarantine ORDER BY key")
     assert kept == [(["0", "k08"], "rotate"), (["1", "k05"], "rotate")]
-    status = "SELECT status FROM encryption_operations ORDER BY batch_range"
+    status = "SELECT status FROM alphapulse_encryption.operations ORDER BY batch_range"
     assert sorted(run(begun_url, status)) == [("completed",), ("failed",), ("failed",)]
     # The other value of those rows is done, and so is every other row.
     found = versions_of(begun_url, "mail")
@@ -392,7 +392,7 @@ def test_what_does_not_open_is_set_aside(begun_url: str) -> None:
     run(begun_url, "UPDATE notes SET secret = 7 WHERE \"100%\" IN ('k03', 'k04', 'k06', 'k07')")
     for number in range(RANGES):
         backfill_range(target(begun_url, keys=KEYS), ENTRY, number)
-    assert run(begun_url, "SELECT key, step FROM encryption_quarantine ORDER BY key") == kept
+    assert run(begun_url, "SELECT key, step FROM alphapulse_encryption.quarantine ORDER BY key") == kept
 
     with behind(begun_url) as connection:
         for key in (broken, foreign):
@@ -401,7 +401,7 @@ def test_what_does_not_open_is_set_aside(begun_url: str) -> None:
                 [whole[key], *key],
             )
     assert rotate_all(begun_url) == 2
-    assert run(begun_url, "SELECT key FROM encryption_quarantine") == []
+    assert run(begun_url, "SELECT key FROM alphapulse_encryption.quarantine") == []
     assert_under(begun_url, 2, plaintexts(begun_url))
 
 
@@ -451,7 +451,7 @@ def test_ranges_planned_anew_are_rotated_anew(begun_url: str) -> None:
     """The boundaries have moved, so what was noted of the ranges is not of these."""
     assert rotate(begun_url, 0).rows > 0
     plan.replan_ranges(Database(begun_url), ENTRY, ACTOR, count=2)
-    assert run(begun_url, "SELECT 1 FROM encryption_operations") == []
+    assert run(begun_url, "SELECT 1 FROM alphapulse_encryption.operations") == []
     rotate_all(begun_url, ranges=2)
     assert_under(begun_url, 2, plaintexts(begun_url))
 

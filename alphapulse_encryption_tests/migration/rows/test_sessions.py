@@ -36,7 +36,7 @@ def result_of(url: str, number: int, sessions: Sessions, **options: object) -> R
 
 def has_read_ahead(url: str) -> bool:
     """Whether the second range's ten values were read: they are counted before they are encrypted, as the first's."""
-    query = "SELECT sum(messages) >= 20 FROM encryption_key_usage WHERE source = 'engine'"
+    query = "SELECT sum(messages) >= 20 FROM alphapulse_encryption.key_usage WHERE source = 'engine'"
     return bool(support.value(url, query))
 
 
@@ -120,7 +120,7 @@ def test_what_was_read_ahead_in_vain_is_forgotten(database_url: str, event: str)
         for number in rest:
             work(database_url, number, sessions)
     assert support.assert_encrypted(database_url, ENTRY) == 40
-    written = "SELECT sum(rows_processed) FROM encryption_ranges WHERE table_name = 'notes'"
+    written = "SELECT sum(rows_processed) FROM alphapulse_encryption.ranges WHERE table_name = 'notes'"
     assert support.value(database_url, written) == 40
 
 

@@ -45,7 +45,7 @@ def test_settings_are_validated_and_audited(database_url: str) -> None:
     assert change_limits(database, {}, ACTOR) == Limits()
     changed = change_limits(database, {"paused": "true", "batch_size": "250"}, ACTOR)
     assert (changed.paused, changed.batch_size) == (True, 250)
-    stored = run(database_url, "SELECT name, value FROM encryption_settings ORDER BY name")
+    stored = run(database_url, "SELECT name, value FROM alphapulse_encryption.settings ORDER BY name")
     assert stored == [("batch_size", 250), ("paused", True)]
     for changes, message in (
         ({"pause": "true"}, "no setting pause; there are paused"),
@@ -56,16 +56,20 @@ def test_settings_are_validated_and_audited(database_url: str) -> None:
     ):
         with pytest.raises(ConfigurationError, match=message):
             change_limits(database, {**changes, "min_free_disk_mib": "5"}, ACTOR)
-    assert run(database_url, "SELECT name, value FROM encryption_settings ORDER BY name") == stored
+    assert run(database_url, "SELECT name, value FROM alphapulse_encryption.settings ORDER BY name") == stored
     audited = run(
-        database_url, "SELECT details FROM encryption_audit_log WHERE action = 'change_settings' ORDER BY id"
+        database_url,
+        "SELECT details FROM alphapulse_encryption.audit_log WHERE action = 'change_settings' ORDER BY id",
     )
     assert audited[-1] == ({"settings": {"paused": True, "batch_size": 250}},)
 
 
 def test_what_an_operator_writes_with_psql_counts(database_url: str) -> None:
     make(database_url)
-    run(database_url, "INSERT INTO encryption_settings (name, value) VALUES ('target_seconds', '1.5')")
+    run(
+        database_url,
+        "INSERT INTO alphapulse_encryption.settings (name, value) VALUES ('target_seconds', '1.5')",
+    )
     with Database(database_url).connect() as connection:
         assert read_limits(connection).target_seconds == 1.5
 
@@ -78,7 +82,7 @@ def test_a_running_backfill_pauses_and_goes_on(database_url: str, monkeypatch: p
     seen: list[tuple[str | None, str | None, int]] = []
 
     looks = (
-        "SELECT (SELECT max(waiting_for) FROM encryption_ranges), "
+        "SELECT (SELECT max(waiting_for) FROM alphapulse_encryption.ranges), "
         "(SELECT count(*) FROM notes WHERE body_encrypted IS NOT NULL)"
     )
 
@@ -101,7 +105,7 @@ def test_a_running_backfill_pauses_and_goes_on(database_url: str, monkeypatch: p
     assert len({done for _, _, done in waits}) == 1, "rows were written during the pause"
     assert result.rows == 300
     assert result.seconds_held_back > 0
-    assert support.value(database_url, "SELECT max(waiting_for) FROM encryption_ranges") is None
+    assert support.value(database_url, "SELECT max(waiting_for) FROM alphapulse_encryption.ranges") is None
     support.assert_encrypted(database_url, ENTRY)
 
 
@@ -129,19 +133,24 @@ def test_a_caller_that_stops_leaves_the_range_to_be_resumed(database_url: str) -
 
     with pytest.raises(backfill.Stopped):
         backfill.backfill_range(target(database_url), ENTRY, 0, pace=Pace(batch_size=50), on_progress=stop)
-    assert run(database_url, "SELECT status, rows_processed FROM encryption_ranges") == [("in_progress", 50)]
+    assert run(database_url, "SELECT status, rows_processed FROM alphapulse_encryption.ranges") == [
+        ("in_progress", 50)
+    ]
     assert support.backfill(database_url, ENTRY).rows == 250
     support.assert_encrypted(database_url, ENTRY)
 
 
 def test_a_setting_that_means_nothing_holds_everybody_back(database_url: str) -> None:
     make(database_url)
-    run(database_url, "INSERT INTO encryption_settings (name, value) VALUES ('paused', '\"perhaps\"')")
+    run(
+        database_url,
+        "INSERT INTO alphapulse_encryption.settings (name, value) VALUES ('paused', '\"perhaps\"')",
+    )
 
     def on_progress(progress: Progress) -> None:
         if progress.waiting_for is not None:
             assert "setting paused" in progress.waiting_for
-            run(database_url, "DELETE FROM encryption_settings")
+            run(database_url, "DELETE FROM alphapulse_encryption.settings")
 
     result = backfill.backfill_range(target(database_url), ENTRY, 0, on_progress=on_progress)
     assert result.rows == 300
@@ -256,7 +265,8 @@ def test_a_backfill_waits_for_a_replica(database_url: str, replica: Replica) -> 
 
     def on_progress(progress: Progress) -> None:
         assert (
-            support.value(database_url, "SELECT waiting_for FROM encryption_ranges") == progress.waiting_for
+            support.value(database_url, "SELECT waiting_for FROM alphapulse_encryption.ranges")
+            == progress.waiting_for
         )
         done = support.value(database_url, "SELECT count(*) FROM notes WHERE body_encrypted IS NOT NULL")
         seen.append((progress.waiting_for, done))
@@ -276,7 +286,7 @@ def test_a_backfill_waits_for_a_replica(database_url: str, replica: Replica) -> 
     assert len({done for _, done in waits[:3]}) == 1, "rows were written while the replica was stuck"
     assert waits[0][1] < 300
     assert (result.rows, result.seconds_held_back > 0) == (300, True)
-    assert support.value(database_url, "SELECT max(waiting_for) FROM encryption_ranges") is None
+    assert support.value(database_url, "SELECT max(waiting_for) FROM alphapulse_encryption.ranges") is None
     support.assert_encrypted(database_url, ENTRY)
 
 
@@ -399,7 +409,9 @@ def test_the_lookout_comes_back_after_its_connection_was_lost(database_url: str)
     held = Throttle(lookout, lambda _: None)
     with held.looking():
         assert held.sight.reason is None
-        run(database_url, "INSERT INTO encryption_settings (name, value) VALUES ('paused', 'true')")
+        run(
+            database_url, "INSERT INTO alphapulse_encryption.settings (name, value) VALUES ('paused', 'true')"
+        )
         run(
             database_url,
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "

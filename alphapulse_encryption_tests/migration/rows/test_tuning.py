@@ -52,8 +52,8 @@ def options(url: str, name: str = "notes") -> Options:
 
 def bookkeeping(url: str) -> tuple[int, int]:
     return (
-        support.value(url, "SELECT count(*) FROM encryption_tuning"),
-        support.value(url, "SELECT count(*) FROM encryption_tuning_holders"),
+        support.value(url, "SELECT count(*) FROM alphapulse_encryption.tuning"),
+        support.value(url, "SELECT count(*) FROM alphapulse_encryption.tuning_holders"),
     )
 
 
@@ -91,7 +91,7 @@ def test_what_the_application_had_set_comes_back(notes_url: str, name: str) -> N
         assert bookkeeping(notes_url) == (1, 1)
     assert options(notes_url) == before
     assert bookkeeping(notes_url) == (0, 0)
-    actions = run(notes_url, "SELECT action FROM encryption_audit_log ORDER BY id DESC LIMIT 2")
+    actions = run(notes_url, "SELECT action FROM alphapulse_encryption.audit_log ORDER BY id DESC LIMIT 2")
     assert actions == [("autovacuum_restored",), ("autovacuum_off",)]
 
 
@@ -210,7 +210,7 @@ def test_a_killed_one_and_a_living_one(notes_url: str) -> None:
     database = Database(notes_url)
     living = tuned(database, ENTRY, ACTOR, autovacuum_off=True)
     living.__enter__()
-    killer = "SELECT pg_terminate_backend(pid) FROM encryption_tuning_holders ORDER BY since DESC LIMIT 1"
+    killer = "SELECT pg_terminate_backend(pid) FROM alphapulse_encryption.tuning_holders ORDER BY since DESC LIMIT 1"
     dying = tuned(database, ENTRY, ACTOR, autovacuum_off=True)
     dying.__enter__()
     run(notes_url, killer)
@@ -250,7 +250,7 @@ def test_restored_after_a_crash_of_the_server(server_dir: Path) -> None:
 
 def test_the_end_survives_a_lost_session(notes_url: str) -> None:
     with tuned(Database(notes_url), ENTRY, ACTOR, autovacuum_off=True):
-        run(notes_url, "SELECT pg_terminate_backend(pid) FROM encryption_tuning_holders")
+        run(notes_url, "SELECT pg_terminate_backend(pid) FROM alphapulse_encryption.tuning_holders")
     assert options(notes_url) == (set(), set())
     assert bookkeeping(notes_url) == (0, 0)
 
@@ -275,7 +275,7 @@ def test_a_lock_that_cannot_be_had_at_the_end(notes_url: str, monkeypatch: pytes
 
 def test_nothing_to_restore_where_nothing_was_begun(database_url: str) -> None:
     assert restore_abandoned(Database(database_url), ACTOR) == ()
-    assert run(database_url, "SELECT 1 FROM pg_class WHERE relname LIKE 'encryption%'") == []
+    assert run(database_url, "SELECT 1 FROM pg_namespace WHERE nspname = 'alphapulse_encryption'") == []
 
 
 def test_work_mem_is_the_sessions_own(notes_url: str) -> None:

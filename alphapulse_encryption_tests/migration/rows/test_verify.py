@@ -306,11 +306,13 @@ def test_values_of_a_retired_version(notes_url: str, behind: support.Connection)
     """Right, and readable here; but whoever was told that the version is retired may have removed its key."""
     behind.execute("UPDATE notes SET secret_encrypted = NULL, secret = NULL")
     begin_rotation(target(notes_url, keys=NEWER))
-    behind.execute("UPDATE encryption_key_versions SET state = 'retired' WHERE key_version = 1")
+    behind.execute("UPDATE alphapulse_encryption.key_versions SET state = 'retired' WHERE key_version = 1")
     verify_range(target(notes_url, keys=NEWER), ENTRY, 0)
-    rows = support.value(notes_url, "SELECT row_count FROM encryption_verifications WHERE batch_range = 0")
+    rows = support.value(
+        notes_url, "SELECT row_count FROM alphapulse_encryption.verifications WHERE batch_range = 0"
+    )
     counts = support.value(
-        notes_url, "SELECT columns -> 'mail' FROM encryption_verifications WHERE batch_range = 0"
+        notes_url, "SELECT columns -> 'mail' FROM alphapulse_encryption.verifications WHERE batch_range = 0"
     )
     assert rows > 0
     assert (counts["retired_key"], counts["matching"]) == (rows, 0)
@@ -319,7 +321,7 @@ def test_values_of_a_retired_version(notes_url: str, behind: support.Connection)
 def test_wrong_key_is_refused(notes_url: str) -> None:
     with pytest.raises(RefusedError, match="master key of version 1, from the key source, is not the one"):
         verify_range(target(notes_url, keys=OTHER_KEYS), ENTRY, 0)
-    assert run(notes_url, "SELECT 1 FROM encryption_verifications") == []
+    assert run(notes_url, "SELECT 1 FROM alphapulse_encryption.verifications") == []
 
 
 def test_before_its_time(database_url: str) -> None:
@@ -340,7 +342,7 @@ def test_no_value_is_kept_or_told(notes_url: str, behind: support.Connection) ->
         ("secret", "undecryptable"): ROWS,
         ("bare", "pending"): ROWS,
     }
-    kept = run(notes_url, "SELECT v::text FROM encryption_verifications v")
+    kept = run(notes_url, "SELECT v::text FROM alphapulse_encryption.verifications v")
     assert len(kept) == 3
     assert "canary" not in str(kept)
     assert "canary" not in str(found)
@@ -358,7 +360,7 @@ def test_stopped_between_two_batches_it_keeps_no_result(notes_url: str) -> None:
 
     with pytest.raises(Stopped):
         verify_range(support.target(notes_url), ENTRY, 1, on_progress=stop)
-    assert run(notes_url, "SELECT 1 FROM encryption_verifications") == []
+    assert run(notes_url, "SELECT 1 FROM alphapulse_encryption.verifications") == []
 
 
 def changed(url: str, since: int) -> RangeVerification:
@@ -368,7 +370,8 @@ def changed(url: str, since: int) -> RangeVerification:
 def test_rows_set_aside_are_counted_apart(notes_url: str, behind: support.Connection) -> None:
     behind.execute("UPDATE notes SET secret_encrypted = NULL WHERE id IN (1, 2)")
     behind.execute(
-        "INSERT INTO encryption_quarantine (table_name, batch_range, key, reason) VALUES ('notes', 0, '{2}', 'x')"
+        "INSERT INTO alphapulse_encryption.quarantine (table_name, batch_range, key, reason) VALUES "
+        "('notes', 0, '{2}', 'x')"
     )
     found = support.verify(notes_url, ENTRY)
     assert named(found) == {("secret", "pending", "1"), ("secret", "quarantined", "2")}

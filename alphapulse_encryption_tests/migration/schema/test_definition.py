@@ -69,7 +69,7 @@ def test_catalogue_and_database_disagree(database_url: str, statement: str, mess
             look()
         assert caught.value.exit_status == 2
     assert run(database_url, "SELECT 1 FROM pg_attribute WHERE attname LIKE '%_encrypted'") == []
-    assert run(database_url, "SELECT 1 FROM pg_class WHERE relname LIKE 'encryption_%'") == []
+    assert run(database_url, "SELECT 1 FROM pg_namespace WHERE nspname = 'alphapulse_encryption'") == []
 
 
 @pytest.mark.parametrize(

@@ -105,12 +105,12 @@ def test_pending_index_holds_what_is_pending_only(notes_url: str) -> None:
 def test_second_run_builds_nothing(notes_url: str) -> None:
     build(notes_url)
     before = run(notes_url, "SELECT oid, relfilenode FROM pg_class WHERE relkind = 'i' ORDER BY 1")
-    log = support.value(notes_url, "SELECT count(*) FROM encryption_audit_log")
+    log = support.value(notes_url, "SELECT count(*) FROM alphapulse_encryption.audit_log")
     result = build(notes_url)
     assert (result.created, result.analysed, result.changed) == ((), False, False)
     assert set(result.existing) == {"idx_mail", "idx_name", PENDING}
     assert run(notes_url, "SELECT oid, relfilenode FROM pg_class WHERE relkind = 'i' ORDER BY 1") == before
-    assert support.value(notes_url, "SELECT count(*) FROM encryption_audit_log") == log
+    assert support.value(notes_url, "SELECT count(*) FROM alphapulse_encryption.audit_log") == log
 
 
 @pytest.mark.parametrize("name", ["idx_mail", "idx_name", PENDING])
@@ -305,7 +305,9 @@ def test_reindex(notes_url: str) -> None:
     with pytest.raises(psycopg.errors.UniqueViolation, match="notes_mail_key"):
         run(notes_url, "INSERT INTO notes (id, mail) VALUES (900, 'm1')")
     assert not build(notes_url).changed
-    [(details,)] = run(notes_url, "SELECT details FROM encryption_audit_log WHERE action = 'reindex'")
+    [(details,)] = run(
+        notes_url, "SELECT details FROM alphapulse_encryption.audit_log WHERE action = 'reindex'"
+    )
     assert set(details["indexes"]) == set(result.reindexed)
     sizes = support.value(
         notes_url,
@@ -454,7 +456,9 @@ def test_what_an_interrupted_reindex_did_stays_and_is_told(notes_url: str) -> No
     )
     with pytest.raises(DatabaseFailure, match="Could not reindex notes"):
         reindex(Database(notes_url), ENTRY, ACTOR, choice="encrypted")
-    [(details,)] = run(notes_url, "SELECT details FROM encryption_audit_log WHERE action = 'reindex'")
+    [(details,)] = run(
+        notes_url, "SELECT details FROM alphapulse_encryption.audit_log WHERE action = 'reindex'"
+    )
     assert details["indexes"] == ["idx_mail"]
     assert [name for name in details["leftovers"] if name.startswith("idx_mail_2_cc")]
     assert run(notes_url, "SELECT relname FROM pg_class WHERE relname ~ '_cc(new|old)'") == []

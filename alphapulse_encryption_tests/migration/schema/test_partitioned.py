@@ -146,12 +146,12 @@ def test_every_step(notes_url: str) -> None:
 def test_second_run_changes_nothing(notes_url: str) -> None:
     support.encrypt(notes_url, ENTRY)
     build(notes_url)
-    log = support.value(notes_url, "SELECT count(*) FROM encryption_audit_log")
+    log = support.value(notes_url, "SELECT count(*) FROM alphapulse_encryption.audit_log")
     before = run(notes_url, "SELECT oid, relfilenode, xmin::text FROM pg_class ORDER BY 1")
     assert not support.add_columns(notes_url, ENTRY).changed
     assert not build(notes_url).changed
     assert run(notes_url, "SELECT oid, relfilenode, xmin::text FROM pg_class ORDER BY 1") == before
-    assert support.value(notes_url, "SELECT count(*) FROM encryption_audit_log") == log
+    assert support.value(notes_url, "SELECT count(*) FROM alphapulse_encryption.audit_log") == log
 
 
 def test_partitions_that_come_later(notes_url: str) -> None:
@@ -540,7 +540,9 @@ def test_ranges_of_a_large_partitioned_table_are_sampled(database_url: str) -> N
     support.add_columns(database_url, support.table("notes", "mail"), ranges=4)
     bounds = [
         int(upper[0])
-        for (upper,) in run(database_url, "SELECT upper_key FROM encryption_ranges ORDER BY batch_range")
+        for (upper,) in run(
+            database_url, "SELECT upper_key FROM alphapulse_encryption.ranges ORDER BY batch_range"
+        )
         if upper
     ]
     assert len(bounds) == 3

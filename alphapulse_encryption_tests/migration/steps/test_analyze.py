@@ -13,7 +13,7 @@ from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, run
 
 ENTRY = support.table("notes", "word")
-AUDITED = "SELECT actor, run_id, table_name FROM encryption_audit_log WHERE action = 'analyze'"
+AUDITED = "SELECT actor, run_id, table_name FROM alphapulse_encryption.audit_log WHERE action = 'analyze'"
 STATISTICS = "SELECT tablename::text FROM pg_stats WHERE attname = 'word_encrypted' ORDER BY 1"
 
 
@@ -55,8 +55,9 @@ def test_a_role_that_may_not(notes_url: str) -> None:
     """The server only warns; here it is an error."""
     run(
         notes_url,
-        "CREATE ROLE reader LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader;"
-        "GRANT INSERT ON encryption_audit_log TO reader",
+        "CREATE ROLE reader LOGIN; GRANT USAGE ON SCHEMA alphapulse_encryption TO reader; "
+        "GRANT SELECT ON ALL TABLES IN SCHEMA public, alphapulse_encryption TO reader;"
+        "GRANT INSERT ON alphapulse_encryption.audit_log TO reader",
     )
     try:
         with pytest.raises(RefusedError, match=r"did not analyse notes.*GRANT MAINTAIN"):

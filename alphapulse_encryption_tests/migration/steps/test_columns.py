@@ -40,7 +40,7 @@ def test_columns_are_added_without_rewriting_the_table(notes_url: str) -> None:
     assert (result.existing, result.guards_created, result.ranges) == ((), True, 4)
     assert support.value(notes_url, "SELECT pg_relation_filenode('notes')") == file
     assert support.fingerprints(notes_url, ENTRY) == before
-    assert support.value(notes_url, "SELECT count(*) FROM encryption_ranges") == 4
+    assert support.value(notes_url, "SELECT count(*) FROM alphapulse_encryption.ranges") == 4
 
 
 def test_second_run_changes_nothing_and_says_so(notes_url: str) -> None:
@@ -48,8 +48,8 @@ def test_second_run_changes_nothing_and_says_so(notes_url: str) -> None:
     looks = (
         ADDED,
         CATALOGUE,
-        "SELECT * FROM encryption_audit_log",
-        "SELECT xmin::text, * FROM encryption_ranges ORDER BY batch_range",
+        "SELECT * FROM alphapulse_encryption.audit_log",
+        "SELECT xmin::text, * FROM alphapulse_encryption.ranges ORDER BY batch_range",
         "SELECT xmin::text, oid, tgname, tgenabled FROM pg_trigger ORDER BY oid",
         "SELECT xmin::text, oid FROM pg_proc WHERE proname LIKE 'encryption%' ORDER BY oid",
     )
@@ -85,14 +85,14 @@ def test_columns_of_another_type_are_refused(notes_url: str, definition: str) ->
     with pytest.raises(ConfigurationError, match=rf"notes\.{name} exists with the type"):
         support.add_columns(notes_url, ENTRY)
     assert run(notes_url, ADDED) == before
-    assert run(notes_url, "SELECT 1 FROM pg_class WHERE relname LIKE 'encryption\\_%'") == []
+    assert run(notes_url, "SELECT 1 FROM pg_namespace WHERE nspname = 'alphapulse_encryption'") == []
 
 
 def test_another_number_of_ranges_is_refused(notes_url: str) -> None:
     support.add_columns(notes_url, ENTRY, ranges=4)
     with pytest.raises(ConfigurationError, match=r"cut into 4 batch ranges.*asks for 5"):
         support.add_columns(notes_url, ENTRY, ranges=5)
-    assert support.value(notes_url, "SELECT count(*) FROM encryption_ranges") == 4
+    assert support.value(notes_url, "SELECT count(*) FROM alphapulse_encryption.ranges") == 4
 
 
 def test_waits_for_the_lock_in_short_turns(notes_url: str) -> None:

@@ -16,9 +16,9 @@ from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.errors import DatabaseFailure, RefusedError
+from alphapulse_encryption.migration.bookkeeping.approvals import list_approvals
 from alphapulse_encryption.migration.bookkeeping.limits import change_limits
-from alphapulse_encryption.migration.bookkeeping.tracking import BOOKKEEPING_TABLES
-from alphapulse_encryption.migration.gates.approvals import list_approvals, revoke
+from alphapulse_encryption.migration.gates.approvals import revoke
 from alphapulse_encryption.migration.postgres import ddl
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
@@ -57,12 +57,12 @@ def test_an_approved_drop_takes_the_columns_and_uses_the_approval_up(approved_ur
     )
     assert walk.value(approved_url, leftovers) == 0
     assert walk.value(approved_url, "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'zzz%'") == 0
-    assert walk.query(approved_url, "SELECT consumed_by FROM encryption_approvals") == [("Grace",)]
-    assert walk.query(approved_url, "SELECT authority, stage FROM encryption_tables") == [
+    assert walk.query(approved_url, "SELECT consumed_by FROM alphapulse_encryption.approvals") == [("Grace",)]
+    assert walk.query(approved_url, "SELECT authority, stage FROM alphapulse_encryption.tables") == [
         ("ciphertext", "dropped")
     ]
     details = walk.value(
-        approved_url, "SELECT details FROM encryption_audit_log WHERE action = 'drop_plaintext'"
+        approved_url, "SELECT details FROM alphapulse_encryption.audit_log WHERE action = 'drop_plaintext'"
     )
     assert details["approver"] == "Ada" and set(details["columns"]) == set(PLAINTEXT)
 
@@ -81,12 +81,12 @@ def test_values_are_still_found_unique_and_readable_after_it(approved_url: str) 
 
 
 def test_refused_without_an_approval(approved_url: str, unchanged: Unchanged) -> None:
-    walk.query(approved_url, "DELETE FROM encryption_approvals")
+    walk.query(approved_url, "DELETE FROM alphapulse_encryption.approvals")
     unchanged.refuses(r"There is no approval for dropping the plaintext of users\. A person has to")
 
 
 def test_refused_with_an_expired_approval(approved_url: str, unchanged: Unchanged) -> None:
-    walk.query(approved_url, "UPDATE encryption_approvals SET expires_at = now() - interval '1s'")
+    walk.query(approved_url, "UPDATE alphapulse_encryption.approvals SET expires_at = now() - interval '1s'")
     unchanged.refuses("no approval for dropping the plaintext of users: the last one has expired")
 
 
@@ -99,7 +99,7 @@ def test_refused_with_a_used_approval(approved_url: str, unchanged: Unchanged) -
     walk.drop(approved_url, USERS)
     restore_plaintext(walk.target(approved_url), USERS)
     unchanged.refuses("no approval for dropping the plaintext of users: the last one was used already")
-    walk.query(approved_url, "UPDATE encryption_tables SET authority = 'ciphertext'")
+    walk.query(approved_url, "UPDATE alphapulse_encryption.tables SET authority = 'ciphertext'")
     unchanged.refuses("the last one was used already")
 
 
@@ -108,15 +108,15 @@ def test_refused_with_an_approval_of_another_table(
 ) -> None:
     walk.switch(approved_url, TRADES)
     walk.backup(approved_url, (TRADES,), tmp_path / "trades", postgres.bin_dir())
-    walk.query(approved_url, "DELETE FROM encryption_approvals")
+    walk.query(approved_url, "DELETE FROM alphapulse_encryption.approvals")
     walk.approve(approved_url, TRADES)
     unchanged.refuses("There is no approval for dropping the plaintext of users")
-    walk.query(approved_url, "UPDATE encryption_approvals SET table_name = 'users'")
+    walk.query(approved_url, "UPDATE alphapulse_encryption.approvals SET table_name = 'users'")
     unchanged.refuses("the table's definition and the catalogue's entry changed")
 
 
 def test_refused_while_the_authority_is_plaintext(approved_url: str, unchanged: Unchanged) -> None:
-    walk.query(approved_url, "UPDATE encryption_tables SET authority = 'plaintext'")
+    walk.query(approved_url, "UPDATE alphapulse_encryption.tables SET authority = 'plaintext'")
     unchanged.refuses("The authority of users is still plaintext")
 
 
@@ -224,7 +224,7 @@ def test_refused_when_the_pending_index_is_missing(approved_url: str, unchanged:
 
 
 def backup_of(url: str) -> Path:
-    return Path(walk.value(url, "SELECT location FROM encryption_backups"))
+    return Path(walk.value(url, "SELECT location FROM alphapulse_encryption.backups"))
 
 
 def test_refused_when_the_backup_is_missing(approved_url: str, unchanged: Unchanged) -> None:
@@ -233,7 +233,7 @@ def test_refused_when_the_backup_is_missing(approved_url: str, unchanged: Unchan
 
 
 def test_refused_when_the_backup_is_stale(approved_url: str, unchanged: Unchanged) -> None:
-    walk.query(approved_url, "UPDATE encryption_backups SET taken_at = now() - interval '25h'")
+    walk.query(approved_url, "UPDATE alphapulse_encryption.backups SET taken_at = now() - interval '25h'")
     unchanged.refuses("The backup of users is more than 24 hours old")
 
 
@@ -298,7 +298,7 @@ def test_refused_when_the_verification_is_gone_or_failed_since(
     walk.query(approved_url, BEHIND + "UPDATE users SET first_name = 'Eve' WHERE id = 5")
     assert not walk.verify(approved_url, USERS).passed
     unchanged.refuses("users is not verified: users.first_name: 1 values mismatched")
-    walk.query(approved_url, "DELETE FROM encryption_verifications WHERE batch_range = 1")
+    walk.query(approved_url, "DELETE FROM alphapulse_encryption.verifications WHERE batch_range = 1")
     unchanged.refuses("users is not verified: 1 batch ranges were not verified yet")
 
 
@@ -313,7 +313,7 @@ def test_refused_when_the_verification_is_gone_or_failed_since(
     ],
 )
 def test_refused_when_the_verification_is_too_old(approved_url: str, unchanged: Unchanged, age: str) -> None:
-    walk.query(approved_url, f"UPDATE encryption_verifications SET {age} WHERE batch_range = 0")
+    walk.query(approved_url, f"UPDATE alphapulse_encryption.verifications SET {age} WHERE batch_range = 0")
     unchanged.refuses("users is not verified: 1 batch ranges were verified")
 
 
@@ -338,11 +338,11 @@ def test_refused_to_the_approver(approved_url: str, unchanged: Unchanged) -> Non
         )
     unchanged.refuses("say who drops", lambda: walk.drop(approved_url, USERS, operator=" "))
     assert walk.drop(approved_url, USERS, operator="Grace Hopper").changed
-    assert walk.query(approved_url, "SELECT approver, consumed_by FROM encryption_approvals") == [
+    assert walk.query(approved_url, "SELECT approver, consumed_by FROM alphapulse_encryption.approvals") == [
         ("Ada", "Grace Hopper")
     ]
     details = walk.value(
-        approved_url, "SELECT details FROM encryption_audit_log WHERE action = 'drop_plaintext'"
+        approved_url, "SELECT details FROM alphapulse_encryption.audit_log WHERE action = 'drop_plaintext'"
     )
     assert (details["operator"], details["two_person_rule"]) == ("Grace Hopper", "names")
 
@@ -350,7 +350,7 @@ def test_refused_to_the_approver(approved_url: str, unchanged: Unchanged) -> Non
 def test_the_two_person_rule_can_be_turned_off_and_that_is_audited(approved_url: str) -> None:
     change_limits(Database(approved_url), {"two_person_rule": "off"}, Actor("Ada herself"))
     walk.drop(approved_url, USERS, operator="Ada")
-    audit = "SELECT actor, details FROM encryption_audit_log WHERE action = %s"
+    audit = "SELECT actor, details FROM alphapulse_encryption.audit_log WHERE action = %s"
     assert walk.query(approved_url, audit, "change_settings") == [
         ("Ada herself", {"settings": {"two_person_rule": "off"}})
     ]
@@ -363,13 +363,13 @@ def test_refused_over_the_approvers_database_role(approved_url: str, unchanged: 
     change_limits(Database(approved_url), {"two_person_rule": "roles"}, walk.ACTOR)
     role = walk.value(approved_url, "SELECT session_user::text")
     unchanged.refuses(f"approved over the role {role}, and has to be carried out over another one")
-    walk.query(approved_url, "UPDATE encryption_approvals SET database_role = 'approver'")
+    walk.query(approved_url, "UPDATE alphapulse_encryption.approvals SET database_role = 'approver'")
     assert walk.drop(approved_url, USERS).changed
 
 
 def test_the_rule_holds_unless_the_caller_says_that_it_is_the_sample(approved_url: str) -> None:
     assert walk.drop(approved_url, USERS, operator="", default_rule="off").changed
-    assert walk.query(approved_url, "SELECT consumed_by FROM encryption_approvals") == [("tests",)]
+    assert walk.query(approved_url, "SELECT consumed_by FROM alphapulse_encryption.approvals") == [("tests",)]
 
 
 def locked_part(url: str) -> None:
@@ -393,12 +393,12 @@ def locked_part(url: str) -> None:
         ("ALTER TABLE users DISABLE TRIGGER zzz_encryption_guard_update", "guard"),
         ("DROP INDEX users_encryption_pending", "users_encryption_pending"),
         ("ALTER TABLE users ALTER username TYPE text", "definition changed"),
-        ("UPDATE encryption_approvals SET expires_at = now() - interval '1s'", "expired"),
-        ("UPDATE encryption_approvals SET revoked_at = now(), revoked_by = 'x'", "revoked"),
-        ("UPDATE encryption_approvals SET consumed_at = now(), consumed_by = 'x'", "used already"),
+        ("UPDATE alphapulse_encryption.approvals SET expires_at = now() - interval '1s'", "expired"),
+        ("UPDATE alphapulse_encryption.approvals SET revoked_at = now(), revoked_by = 'x'", "revoked"),
+        ("UPDATE alphapulse_encryption.approvals SET consumed_at = now(), consumed_by = 'x'", "used already"),
         ("CREATE VIEW contacts AS SELECT id, email FROM users", "contacts"),
-        ("UPDATE encryption_tables SET authority = 'plaintext'", "another run"),
-        ("DELETE FROM encryption_verifications", "not verified"),
+        ("UPDATE alphapulse_encryption.tables SET authority = 'plaintext'", "another run"),
+        ("DELETE FROM alphapulse_encryption.verifications", "not verified"),
     ],
 )
 def test_what_changed_at_the_last_moment_is_seen_under_the_lock(
@@ -547,16 +547,15 @@ def test_nothing_under_the_lock_may_take_long(
     monkeypatch.setattr(drop_module, "LONGEST_STATEMENT_UNDER_LOCK", "100ms")
     walk.query(
         approved_url,
-        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; "
-        "END $$; "
-        "CREATE TRIGGER dawdle AFTER INSERT ON encryption_definitions FOR EACH ROW EXECUTE FUNCTION dawdle()",
+        "CREATE FUNCTION dawdle() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); END $$; "
+        "CREATE EVENT TRIGGER dawdle ON ddl_command_start WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION dawdle()",
     )
     schema = walk.schema(approved_url, unchanged.bin_dir, USERS)
     with pytest.raises(DatabaseFailure, match="57014"):
         walk.drop(approved_url, USERS)
     assert walk.schema(approved_url, unchanged.bin_dir, USERS) == schema
-    assert walk.query(approved_url, "SELECT consumed_at FROM encryption_approvals") == [(None,)]
-    walk.query(approved_url, "DROP TRIGGER dawdle ON encryption_definitions")
+    assert walk.query(approved_url, "SELECT consumed_at FROM alphapulse_encryption.approvals") == [(None,)]
+    walk.query(approved_url, "DROP EVENT TRIGGER dawdle")
     assert walk.drop(approved_url, USERS).changed
 
 
@@ -566,8 +565,9 @@ def test_an_approver_needs_no_more_than_to_read_the_bookkeeping(ready_url: str, 
     walk.query(
         ready_url,
         "DO $$ BEGIN CREATE ROLE plain_approver LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$; "
-        f"GRANT SELECT ON {', '.join(BOOKKEEPING_TABLES)} TO plain_approver; "
-        "GRANT INSERT ON encryption_approvals, encryption_audit_log TO plain_approver",
+        "GRANT USAGE ON SCHEMA alphapulse_encryption TO plain_approver; "
+        "GRANT SELECT ON ALL TABLES IN SCHEMA alphapulse_encryption TO plain_approver; "
+        "GRANT INSERT ON alphapulse_encryption.approvals, alphapulse_encryption.audit_log TO plain_approver",
     )
     change_limits(Database(ready_url), {"two_person_rule": "roles"}, walk.ACTOR)
     theirs = make_conninfo(ready_url, user="plain_approver")
@@ -575,7 +575,7 @@ def test_an_approver_needs_no_more_than_to_read_the_bookkeeping(ready_url: str, 
         walk.query(theirs, "SELECT email FROM users")
     approval = walk.approve(theirs, USERS)
     assert (approval.approver, approval.database_role) == ("Ada", "plain_approver")
-    audit = "SELECT database_role FROM encryption_audit_log WHERE action = 'approve_drop' ORDER BY id DESC"
+    audit = "SELECT database_role FROM alphapulse_encryption.audit_log WHERE action = 'approve_drop' ORDER BY id DESC"
     assert walk.query(ready_url, audit)[:1] == [("plain_approver",)]
     with pytest.raises(
         RefusedError, match="approved over the role plain_approver, and has to be carried out over"

@@ -110,13 +110,15 @@ def test_nothing_is_left_in_the_data_files(dropped_url: str) -> None:
     assert found[traces.STATISTICS].finding == "not found"
     # What an erasure cannot reach is told as it is.
     assert found["write-ahead log (pg_wal)"].finding == "found"
-    assert found["bookkeeping (encryption_*)"].finding == "not found"
+    assert found["bookkeeping (schema alphapulse_encryption)"].finding == "not found"
     unseen = {name for name, place in found.items() if place.finding == "cannot be seen"}
     assert {"backups (1 of ours)", "disk blocks of deleted files, and snapshots of the disk"} <= unseen
-    shown = repr(result) + str(walk.query(dropped_url, "SELECT details FROM encryption_audit_log"))
+    shown = repr(result) + str(walk.query(dropped_url, "SELECT details FROM alphapulse_encryption.audit_log"))
     assert not any(canary.decode() in shown for canary in CANARIES.values())
     assert (
-        walk.value(dropped_url, "SELECT count(*) FROM encryption_audit_log WHERE action = 'erase_dropped'")
+        walk.value(
+            dropped_url, "SELECT count(*) FROM alphapulse_encryption.audit_log WHERE action = 'erase_dropped'"
+        )
         == 1
     )
 
@@ -218,7 +220,9 @@ def test_a_role_that_may_not_look_says_so(dropped_url: str) -> None:
     with psycopg.connect(dropped_url, autocommit=True) as connection:
         connection.execute(SQL("CREATE ROLE {} LOGIN").format(Identifier(role)))
         connection.execute(SQL("ALTER TABLE users OWNER TO {}").format(Identifier(role)))
-        connection.execute(SQL("GRANT ALL ON ALL TABLES IN SCHEMA public TO {}").format(Identifier(role)))
+        everything = SQL("GRANT ALL ON ALL TABLES IN SCHEMA public, alphapulse_encryption TO {}")
+        connection.execute(everything.format(Identifier(role)))
+        connection.execute(SQL("GRANT USAGE ON SCHEMA alphapulse_encryption TO {}").format(Identifier(role)))
     statistics = file_of(dropped_url, "pg_statistic")
     try:
         result = run_erasure(dropped_url.replace("postgres@", f"{role}@", 1))

@@ -209,7 +209,9 @@ def test_kill_9_in_the_middle(sample_url: str, after: After, postgres: EmbeddedP
         )
         support.until(lambda: walk.value(url, sessions) == 0, "its session has ended")
     assert walk.value(url, "SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 1
-    assert walk.query(url, "SELECT authority, stage FROM encryption_tables") == [("ciphertext", "restoring")]
+    assert walk.query(url, "SELECT authority, stage FROM alphapulse_encryption.tables") == [
+        ("ciphertext", "restoring")
+    ]
 
     assert restored(url, USERS).rows == 0
     now = dumps.dump(url, postgres.bin_dir(), dumps.added_columns(USERS))
@@ -306,7 +308,9 @@ def test_a_value_that_cannot_be_read_is_named_and_the_ciphertext_stays_right(aft
     walk.query(url, "UPDATE users SET first_name_encrypted = 'x' WHERE id = 12")
     with pytest.raises(RefusedError, match=r"key \(12\): first_name_encrypted"):
         restored(url, USERS)
-    assert walk.query(url, "SELECT authority, stage FROM encryption_tables") == [("ciphertext", "restoring")]
+    assert walk.query(url, "SELECT authority, stage FROM alphapulse_encryption.tables") == [
+        ("ciphertext", "restoring")
+    ]
     walk.query(
         url,
         "UPDATE users SET first_name_encrypted = %s WHERE id = 12",
@@ -332,7 +336,7 @@ def test_columns_of_the_same_name_or_another_catalogue_are_refused(after: After)
     walk.query(url, "ALTER TABLE users ADD email text")
     with pytest.raises(RefusedError, match="email"):
         restored(url, USERS)
-    assert walk.value(url, "SELECT stage FROM encryption_tables") == "dropped"
+    assert walk.value(url, "SELECT stage FROM alphapulse_encryption.tables") == "dropped"
 
 
 def test_progress_is_reported(after: After) -> None:

@@ -49,7 +49,9 @@ def envelope(value: str, context: str) -> str:
 
 
 def authority(url: str, table: Table) -> str:
-    row = walk.query(url, "SELECT authority FROM encryption_tables WHERE table_name = %s", table.key)
+    row = walk.query(
+        url, "SELECT authority FROM alphapulse_encryption.tables WHERE table_name = %s", table.key
+    )
     return str(row[0][0])
 
 
@@ -200,7 +202,7 @@ def test_a_revert_leaves_the_encrypted_columns_alone(
     assert walk.value(url, "SELECT count(*) FROM pg_proc WHERE proname LIKE 'encryption_guard%'") == 0
     assert relations(url) == {"idx_user_email_search"}
     assert walk.value(url, "SELECT count(*) FROM users WHERE email_encrypted IS NULL") == 0
-    assert walk.query(url, "SELECT revoked_by FROM encryption_approvals") == [("tests",)]
+    assert walk.query(url, "SELECT revoked_by FROM alphapulse_encryption.approvals") == [("tests",)]
     for step in (walk.backfill, switched, lambda url, table: create_views(Database(url), table, walk.ACTOR)):
         with pytest.raises(RefusedError, match=r"reverted to plaintext\. Begin again"):
             step(url, USERS)
@@ -222,7 +224,7 @@ def test_the_next_try_trusts_no_ciphertext_that_nobody_watched_over(after: After
     assert walk.verify(url, USERS).passed
     sealed = walk.value(url, "SELECT first_name_encrypted FROM users WHERE id = 9")
     assert walk.CIPHER.decrypt(sealed, "user_personal") == "Newer"
-    processed = "SELECT sum(rows_processed) FROM encryption_ranges WHERE table_name = 'users'"
+    processed = "SELECT sum(rows_processed) FROM alphapulse_encryption.ranges WHERE table_name = 'users'"
     assert walk.value(url, processed) == rows
 
 
@@ -319,7 +321,7 @@ def test_what_is_written_at_the_last_moment_is_filled_under_the_lock(
     assert (said, last.done.rows, last.done.values) == ("", 2, 2)
     assert walk.query(sample_url, BALANCES) == [(3, "7.5000000000"), (4, "2.5000000000")]
     assert authority(sample_url, ACCOUNTS) == "plaintext"
-    audited = "SELECT details ->> 'rows' FROM encryption_audit_log WHERE action = 'hand_back'"
+    audited = "SELECT details ->> 'rows' FROM alphapulse_encryption.audit_log WHERE action = 'hand_back'"
     assert walk.query(sample_url, audited) == [("2",)]
 
 

@@ -52,7 +52,9 @@ Step = Callable[[str, KeyRing], object]
 def states(url: str) -> list[tuple[int, str]]:
     return [
         (version, state)
-        for version, state in run(url, "SELECT key_version, state FROM encryption_key_versions ORDER BY 1")
+        for version, state in run(
+            url, "SELECT key_version, state FROM alphapulse_encryption.key_versions ORDER BY 1"
+        )
     ]
 
 
@@ -78,7 +80,9 @@ def retire(url: str, catalogue: Catalogue = CATALOGUE) -> Retirement:
 
 
 def actions(url: str) -> list[str]:
-    found = run(url, "SELECT action FROM encryption_audit_log WHERE action LIKE '%key%' ORDER BY id")
+    found = run(
+        url, "SELECT action FROM alphapulse_encryption.audit_log WHERE action LIKE '%key%' ORDER BY id"
+    )
     return [action for (action,) in found]
 
 
@@ -96,7 +100,7 @@ def test_a_version_that_was_not_begun_is_refused(notes_url: str, step: Step) -> 
         step(notes_url, KEYS)
     assert states(notes_url) == [(1, "current")]
     assert run(notes_url, "SELECT 1 FROM notes WHERE secret_encrypted IS NOT NULL") == []
-    assert run(notes_url, "SELECT key_version FROM encryption_key_checks") == [(1,)]
+    assert run(notes_url, "SELECT key_version FROM alphapulse_encryption.key_checks") == [(1,)]
 
 
 @pytest.mark.parametrize("step", [backfill, verify, rotate])
@@ -128,11 +132,13 @@ def test_a_rotation_begins_once(notes_url: str) -> None:
     begun = begin_rotation(target(notes_url, keys=KEYS))
     assert (begun.version, begun.before, begun.changed, begun.revoked) == (2, 1, True, ())
     assert states(notes_url) == [(1, "readable"), (2, "current")]
-    checks = run(notes_url, "SELECT key_version, check_value FROM encryption_key_checks ORDER BY 1")
+    checks = run(
+        notes_url, "SELECT key_version, check_value FROM alphapulse_encryption.key_checks ORDER BY 1"
+    )
     assert checks == [(1, KEYS.check_value(1)), (2, KEYS.check_value(2))]
     assert actions(notes_url) == ["begin_key_rotation"]
     details = support.value(
-        notes_url, "SELECT details FROM encryption_audit_log WHERE action = 'begin_key_rotation'"
+        notes_url, "SELECT details FROM alphapulse_encryption.audit_log WHERE action = 'begin_key_rotation'"
     )
     assert details == {"from_version": 1, "to_version": 2, "revoked_approvals": []}
     assert not begin_rotation(target(notes_url, keys=KEYS)).changed
@@ -149,17 +155,17 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_beginning_that_is_refused_changes_nothing(begun_url: str, case: str) -> None:
     keys, why = REFUSED[case]
-    before = run(begun_url, "SELECT * FROM encryption_key_versions ORDER BY 1")
+    before = run(begun_url, "SELECT * FROM alphapulse_encryption.key_versions ORDER BY 1")
     with pytest.raises(RefusedError, match=why):
         begin_rotation(target(begun_url, keys=keys))
-    assert run(begun_url, "SELECT * FROM encryption_key_versions ORDER BY 1") == before
-    assert run(begun_url, "SELECT max(key_version) FROM encryption_key_checks") == [(2,)]
+    assert run(begun_url, "SELECT * FROM alphapulse_encryption.key_versions ORDER BY 1") == before
+    assert run(begun_url, "SELECT max(key_version) FROM alphapulse_encryption.key_checks") == [(2,)]
 
 
 def test_a_database_that_was_never_begun(database_url: str) -> None:
     begun = begin_rotation(target(database_url, keys=KEYS))
     assert (begun.before, begun.changed) == (None, False)
-    assert run(database_url, "SELECT 1 FROM pg_class WHERE relname LIKE 'encryption\\_%'") == []
+    assert run(database_url, "SELECT 1 FROM pg_namespace WHERE nspname = 'alphapulse_encryption'") == []
 
 
 def test_two_processes_begin_with_different_versions(database_url: str) -> None:
@@ -176,7 +182,8 @@ def test_verifications_and_approvals_end_with_it(approved_url: str) -> None:
     keys = KeyRing({1: bytes(range(32)), 2: SECOND_KEY}, 2)
     begun = begin_rotation(target(approved_url, keys=keys))
     approvals = run(
-        approved_url, "SELECT id, revoked_by FROM encryption_approvals WHERE revoked_at IS NOT NULL"
+        approved_url,
+        "SELECT id, revoked_by FROM alphapulse_encryption.approvals WHERE revoked_at IS NOT NULL",
     )
     assert [(number, "tests: key rotation") for number in begun.revoked] == approvals
     assert len(approvals) == 1
@@ -224,7 +231,9 @@ def test_a_version_is_retired_when_nothing_is_left_of_it(begun_url: str) -> None
     assert (first.retired, first.remaining) == ((), {1: {"notes": Found(ROWS, ROWS + SECRETS)}})
     assert first.describe() == ("Key version 1 is not retired: notes 114 values in 60 rows",)
     assert states(begun_url) == [(1, "readable"), (2, "current")]
-    kept = support.value(begun_url, "SELECT found FROM encryption_key_versions WHERE key_version = 1")
+    kept = support.value(
+        begun_url, "SELECT found FROM alphapulse_encryption.key_versions WHERE key_version = 1"
+    )
     assert kept == {"notes": {"rows": ROWS, "values": ROWS + SECRETS}}
     rotate_all(begun_url)
     assert retire(begun_url).retired == (1,)
@@ -274,34 +283,3 @@ def test_what_the_catalogue_does_not_name_is_no_reason_to_retire(begun_url: str)
     assert states(begun_url) == [(1, "readable"), (2, "current")]
     run(begun_url, "ALTER TABLE notes DROP COLUMN secret_encrypted CASCADE")
     assert retire(begun_url, smaller).retired == (1,)
-
-
-def test_progress_of_a_rotation_from_before_operations_were_kept_together(begun_url: str) -> None:
-    run(
-        begun_url,
-        "DROP TABLE encryption_operations; "
-        "CREATE TABLE encryption_rotation_ranges (table_name text, batch_range int, to_version int, status text, "
-        "position text[], rows_processed bigint, values_processed bigint, started_at timestamptz, "
-        "updated_at timestamptz, completed_at timestamptz, waiting_for text, error_message text); "
-        "INSERT INTO encryption_rotation_ranges VALUES ('notes', 1, 2, 'in_progress', '{1,k05}', 3, 6)",
-    )
-    support.add_columns(begun_url, ENTRY, ranges=3, keys=KEYS)
-    kept = "SELECT operation, goal, batch_range, position, values_processed FROM encryption_operations"
-    assert run(begun_url, kept) == [("rotate", 2, 1, ["1", "k05"], 6)]
-    rotate_all(begun_url)
-    assert retire(begun_url).retired == (1,)
-
-
-def test_bookkeeping_from_before_there_were_versions(notes_url: str) -> None:
-    run(
-        notes_url,
-        "DROP TABLE encryption_key_versions, encryption_operations; "
-        "ALTER TABLE encryption_quarantine DROP COLUMN step; "
-        "ALTER TABLE encryption_quarantine ADD PRIMARY KEY (table_name, key); "
-        "INSERT INTO encryption_quarantine (table_name, batch_range, key, reason) VALUES ('notes', 0, '{1,k05}', 'x')",
-    )
-    support.add_columns(notes_url, ENTRY, ranges=3)
-    assert states(notes_url) == [(1, "current")]
-    begin_rotation(target(notes_url, keys=KEYS))
-    rotate_all(notes_url)
-    assert retire(notes_url).retired == (1,)

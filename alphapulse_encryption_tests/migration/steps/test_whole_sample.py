@@ -125,13 +125,13 @@ def test_every_value_decrypts_and_every_token_is_right(encrypted_url: str) -> No
 def test_plain_data_stays_and_a_second_run_changes_nothing(sample_url: str, encrypted_url: str) -> None:
     assert everything(encrypted_url) == everything(sample_url)
     written = {table.key: support.fingerprints(encrypted_url, table) for table in TABLES}
-    audited = support.value(encrypted_url, "SELECT count(*) FROM encryption_audit_log")
+    audited = support.value(encrypted_url, "SELECT count(*) FROM alphapulse_encryption.audit_log")
     for table in TABLES:
         assert not support.add_columns(encrypted_url, table, ranges=RANGES).changed
         assert not any(result.changed for result in support.backfill_all(encrypted_url, table))
         assert not build_search_indexes(Database(encrypted_url), table, ACTOR).changed
     assert {table.key: support.fingerprints(encrypted_url, table) for table in TABLES} == written
-    assert support.value(encrypted_url, "SELECT count(*) FROM encryption_audit_log") == audited
+    assert support.value(encrypted_url, "SELECT count(*) FROM alphapulse_encryption.audit_log") == audited
 
 
 def test_nothing_in_the_bookkeeping_holds_a_value(encrypted_url: str) -> None:
@@ -145,7 +145,8 @@ def test_nothing_in_the_bookkeeping_holds_a_value(encrypted_url: str) -> None:
         if text is not None and len(text) > 8
     }
     for (name,) in support.run(
-        encrypted_url, "SELECT relname FROM pg_class WHERE relname LIKE 'encryption\\_%' AND relkind = 'r'"
+        encrypted_url,
+        "SELECT schemaname || '.' || tablename FROM pg_tables WHERE schemaname = 'alphapulse_encryption'",
     ):
         for (line,) in support.run(encrypted_url, f"SELECT t::text FROM {name} t"):
             assert not [secret for secret in secrets if secret in line], name

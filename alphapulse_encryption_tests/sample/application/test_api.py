@@ -215,9 +215,9 @@ def test_nothing_sensitive_is_kept_in_plaintext(place: tuple[str, httpx.Client],
     ]
     words = ["Ada@Example.com", "7946", "James", "0042", "o-1", "kraken"]
     kept = [word for word in words if word in json.dumps(rows)]
-    switched = walk.query(url, "SELECT to_regclass('encryption_tables') IS NOT NULL")[0][0] and walk.value(
-        url, "SELECT bool_and(authority = 'ciphertext') FROM encryption_tables"
-    )
+    switched = walk.query(url, "SELECT to_regclass('alphapulse_encryption.tables') IS NOT NULL")[0][
+        0
+    ] and walk.value(url, "SELECT bool_and(authority = 'ciphertext') FROM alphapulse_encryption.tables")
     # The exchange's name is no secret.
     assert kept == (["kraken"] if switched else words)
 

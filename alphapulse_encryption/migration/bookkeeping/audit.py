@@ -1,0 +1,39 @@
+"""The audit log: who changed what in the database, and when. It is only ever added to."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import psycopg
+
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.migration.postgres.database import Actor
+
+Connection = psycopg.Connection[Any]
+
+
+def audit(
+    connection: Connection, actor: Actor, action: str, table: Table | str | None = None, **details: object
+) -> None:
+    """Append to the audit log, in the transaction of what it tells of.
+
+    Args:
+        table: whose, or its key.
+        details: never a value.
+    """
+    key = table.key if isinstance(table, Table) else table
+    connection.execute(
+        "INSERT INTO alphapulse_encryption.audit_log (actor, run_id, table_name, action, details) "
+        "VALUES (%s, %s, %s, %s, %s)",
+        [actor.name, actor.run_id, key, action, json.dumps(details, default=str)],
+    )
+
+
+def last_entry(connection: Connection, action: str, table: Table) -> int:
+    """Number of the last entry that tells of an action on a table; 0 where none does."""
+    row = connection.execute(
+        "SELECT coalesce(max(id), 0) FROM alphapulse_encryption.audit_log WHERE table_name = %s AND action = %s",
+        [table.key, action],
+    ).fetchall()[0]
+    return int(row[0])

@@ -1,0 +1,107 @@
+"""Backups as they are recorded: where each is, what is in it, and when it was verified, drilled and uploaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from alphapulse_encryption.catalogue import Table
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A backup, as it was recorded.
+
+    Args:
+        id: its number.
+        taken_at: the moment it speaks of, by the server's clock.
+        location: path of the file.
+        bytes: size of the file.
+        sha256: of the file, hexadecimal.
+        tables: keys of the catalogued tables whose data is in it.
+    """
+
+    id: int
+    taken_at: datetime
+    location: str
+    bytes: int
+    sha256: str
+    tables: tuple[str, ...]
+
+
+def latest_backup(connection: Connection, table: Table) -> Backup | None:
+    """The newest recorded backup that holds the table's data."""
+    row = connection.execute(
+        _SELECT + " WHERE %s = ANY(tables) ORDER BY id DESC LIMIT 1", [table.key]
+    ).fetchone()
+    return None if row is None else _backup(row)
+
+
+def read_backup(connection: Connection, backup_id: int) -> Backup | None:
+    """The backup of that number."""
+    row = connection.execute(_SELECT + " WHERE id = %s", [backup_id]).fetchone()
+    return None if row is None else _backup(row)
+
+
+_SELECT = "SELECT id, taken_at, location, bytes, sha256, tables FROM alphapulse_encryption.backups"
+
+
+def _backup(row: tuple[Any, ...]) -> Backup:
+    return Backup(row[0], row[1], row[2], row[3], row[4], tuple(row[5]))
+
+
+def record_backup(
+    connection: Connection,
+    *,
+    taken_at: datetime,
+    location: str,
+    size: int,
+    sha256: str,
+    recipients: Sequence[str],
+    entries: int,
+    tables: Sequence[str],
+    run_id: str | None,
+    drill: Mapping[str, Any] | None,
+) -> int:
+    """Record a backup that was verified just now, and restored where a drill says so; its number."""
+    row = connection.execute(
+        "INSERT INTO alphapulse_encryption.backups (taken_at, location, bytes, sha256, recipient, listed_entries, "
+        "verified_at, tables, run_id, drilled_at, drill) VALUES (%(taken_at)s, %(location)s, %(bytes)s, %(sha256)s, "
+        "%(recipient)s, %(entries)s, clock_timestamp(), %(tables)s, %(run)s, "
+        "CASE WHEN %(drill)s::jsonb IS NOT NULL THEN clock_timestamp() END, %(drill)s) RETURNING id",
+        {
+            "taken_at": taken_at,
+            "location": location,
+            "bytes": size,
+            "sha256": sha256,
+            "recipient": ",".join(recipients),
+            "entries": entries,
+            "tables": list(tables),
+            "run": run_id,
+            "drill": None if drill is None else json.dumps(drill),
+        },
+    ).fetchall()[0]
+    return int(row[0])
+
+
+def record_upload(connection: Connection, backup: Backup, location: str) -> None:
+    """A backup has been uploaded there just now."""
+    connection.execute(
+        "UPDATE alphapulse_encryption.backups SET uploaded_at = clock_timestamp(), uploaded_to = %s WHERE id = %s",
+        [location, backup.id],
+    )
+
+
+def backups_known(connection: Connection) -> tuple[int, datetime | None]:
+    """How many backups are recorded, and when the last of them was verified."""
+    row = connection.execute(
+        "SELECT count(*), max(verified_at) FROM alphapulse_encryption.backups"
+    ).fetchall()[0]
+    return row[0], row[1]

@@ -1,0 +1,39 @@
+"""What a drop took away of a table, kept as JSON until a restore has rebuilt it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+from alphapulse_encryption.catalogue import Table
+
+Connection = psycopg.Connection[Any]
+
+
+def keep_definition(connection: Connection, table: Table, definition: str) -> int:
+    """Keep a definition, in the transaction of the drop; its number."""
+    row = connection.execute(
+        "INSERT INTO alphapulse_encryption.definitions (table_name, definition) VALUES (%s, %s) RETURNING id",
+        [table.key, definition],
+    ).fetchall()[0]
+    return int(row[0])
+
+
+def kept_definition(connection: Connection, table: Table) -> tuple[int, Any] | None:
+    """Number and contents of what the last drop that was not undone took away; None where there was none."""
+    row = connection.execute(
+        "SELECT id, definition FROM alphapulse_encryption.definitions "
+        "WHERE table_name = %s AND restored_at IS NULL ORDER BY id DESC LIMIT 1",
+        [table.key],
+    ).fetchone()
+    return None if row is None else (int(row[0]), row[1])
+
+
+def mark_restored(connection: Connection, table: Table) -> None:
+    """The table is as it was before the drop."""
+    connection.execute(
+        "UPDATE alphapulse_encryption.definitions SET restored_at = clock_timestamp() "
+        "WHERE table_name = %s AND restored_at IS NULL",
+        [table.key],
+    )

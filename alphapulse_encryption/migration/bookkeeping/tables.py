@@ -1,0 +1,128 @@
+"""Where each table stands: which side is right, whether its plaintext is there, and what a switch set aside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from alphapulse_encryption import lifecycle
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.lifecycle import Authority, State
+from alphapulse_encryption.migration.bookkeeping.columns import register_columns
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True)
+class TableState:
+    """Where a table stands.
+
+    Args:
+        set_aside: what the switch took off the plaintext columns, to be put back by a revert.
+    """
+
+    state: State
+    set_aside: Mapping[str, Any]
+
+    @property
+    def authority(self) -> Authority:
+        """Which side is the source of truth."""
+        return self.state.authority
+
+
+def register_table(connection: Connection, table: Table) -> None:
+    """Make the table and its columns known to the bookkeeping, where they are not."""
+    connection.execute(
+        "INSERT INTO alphapulse_encryption.tables (table_name) VALUES (%s) ON CONFLICT DO NOTHING",
+        [table.key],
+    )
+    register_columns(connection, table)
+
+
+def table_state(connection: Connection, table: Table, *, lock: bool = False) -> TableState | None:
+    """The table's state, or None where its encrypted columns were never added.
+
+    Args:
+        lock: hold the row until the end of the transaction, so that no other step changes it meanwhile.
+    """
+    query = sql.SQL(
+        "SELECT authority, stage, set_aside FROM alphapulse_encryption.tables WHERE table_name = %s {lock}"
+    ).format(lock=sql.SQL("FOR UPDATE" if lock else ""))
+    row = connection.execute(query, [table.key]).fetchone()
+    return None if row is None else _decoded(*row)
+
+
+def _decoded(authority: Authority, stage: str, set_aside: Mapping[str, Any]) -> TableState:
+    taken = any(set_aside.get(name) for name in ("defaults", "not_null"))
+    unguarded = bool(set_aside.get("unguarded"))
+    return TableState(lifecycle.decode(authority, stage, unguarded=unguarded, set_aside=taken), set_aside)
+
+
+def require_state(connection: Connection, table: Table, *, lock: bool = False) -> TableState:
+    """The table's state.
+
+    Raises:
+        RefusedError: its encrypted columns were never added.
+    """
+    state = table_state(connection, table, lock=lock) if bookkeeping_exists(connection) else None
+    if state is None:
+        raise RefusedError(
+            f"Table {table.key} has no encrypted columns yet. Run the step encrypted_columns "
+            f"(--add-columns --table {table.key}) first."
+        )
+    return state
+
+
+def require_guarded_state(connection: Connection, table: Table) -> TableState:
+    """The table's state, where its migration is under way.
+
+    Raises:
+        RefusedError: the encrypted columns were never added, or the table was reverted since.
+    """
+    state = require_state(connection, table)
+    if state.state is State.REVERTED:
+        raise RefusedError(
+            f"Table {table.key} was reverted to plaintext. Begin again with the encrypted columns "
+            f"(--add-columns --table {table.key}); nothing was changed."
+        )
+    return state
+
+
+def advance(
+    connection: Connection, table: Table, to: State, set_aside: Mapping[str, Any] | None = None
+) -> None:
+    """Record where the table stands now; called in the transaction that brings it there.
+
+    Raises:
+        RefusedError: no step leads there from where it stands.
+    """
+    now = require_state(connection, table, lock=True).state
+    if not lifecycle.leads(now, to):
+        raise RefusedError(
+            f"Table {table.key} was changed by another run meanwhile: it is {now}, from which no step leads to {to}. "
+            "Run the step again; nothing was changed."
+        )
+    kept = {"unguarded": True} if to is State.REVERTED else dict(set_aside or {})
+    stage = "columns" if to.has_both_sides else to.stage
+    connection.execute(
+        "UPDATE alphapulse_encryption.tables SET authority = %s, stage = %s, set_aside = %s, changed_at = now() "
+        "WHERE table_name = %s",
+        [to.authority, stage, json.dumps(kept), table.key],
+    )
+
+
+def states(connection: Connection) -> dict[str, TableState]:
+    """The state of every known table, by its key; empty where nothing was begun."""
+    if not bookkeeping_exists(connection):
+        return {}
+    rows = connection.execute(
+        "SELECT table_name, authority, stage, set_aside FROM alphapulse_encryption.tables"
+    )
+    return {key: _decoded(*rest) for key, *rest in rows}

@@ -1,0 +1,188 @@
+"""Results of verifications, by batch range, and of counting a table's rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+
+from alphapulse_encryption.catalogue import Table
+
+Connection = psycopg.Connection[Any]
+
+
+def keep_verification(
+    connection: Connection,
+    table: Table,
+    number: int,
+    *,
+    verified_at: datetime,
+    since: str,
+    definition: str,
+    key_check: str,
+    rows: int,
+    columns: Mapping[str, Mapping[str, Any]],
+    offenders: Sequence[Mapping[str, Any]],
+    run_id: str | None,
+) -> None:
+    """Keep what the verification of a range found, in place of what an earlier one did.
+
+    Args:
+        since: the oldest transaction under way when it began.
+        definition: fingerprint of the table's definition.
+        columns: counts by column.
+        offenders: column, problem and key of values that did not verify; never a value.
+    """
+    connection.execute(
+        "INSERT INTO alphapulse_encryption.verifications "
+        "(table_name, batch_range, verified_at, definition, key_check, row_count, columns, offenders, run_id, since) "
+        "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
+        "ON CONFLICT (table_name, batch_range) DO UPDATE SET verified_at = excluded.verified_at, "
+        "definition = excluded.definition, key_check = excluded.key_check, row_count = excluded.row_count, "
+        "columns = excluded.columns, offenders = excluded.offenders, run_id = excluded.run_id, "
+        "since = excluded.since",
+        [
+            *(table.key, number, verified_at, definition, key_check, rows),
+            *(json.dumps(columns), json.dumps(offenders), run_id, since),
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class KeptVerification:
+    """What is kept of one planned range.
+
+    Args:
+        verified_at: None where it was never verified; nothing else is told then.
+        columns: counts by column.
+        offenders: column, problem and key of values that did not verify.
+        current: whether definition and key are the ones asked for.
+        since: the oldest transaction under way when it began.
+        fresh: whether it is recent enough, in time and in transactions.
+    """
+
+    verified_at: datetime | None
+    rows: int
+    columns: Mapping[str, Mapping[str, Any]]
+    offenders: Sequence[Mapping[str, Any]]
+    current: bool
+    since: int
+    fresh: bool
+
+
+_KEPT = """
+SELECT v.verified_at, v.row_count, v.columns, v.offenders,
+       v.definition = %(definition)s AND v.key_check = %(key_check)s AND v.since IS NOT NULL,
+       v.since::text::bigint,
+       v.verified_at > clock_timestamp() - %(fresh_for)s
+         AND pg_snapshot_xmax(pg_current_snapshot())::text::bigint - v.since::text::bigint
+             BETWEEN 0 AND %(most_transactions)s
+  FROM alphapulse_encryption.ranges r LEFT JOIN alphapulse_encryption.verifications v USING (table_name, batch_range)
+ WHERE r.table_name = %(table)s ORDER BY r.batch_range
+"""
+
+
+def kept_verifications(
+    connection: Connection,
+    table: Table,
+    *,
+    definition: str,
+    key_check: str,
+    fresh_for: timedelta,
+    most_transactions: int,
+) -> list[KeptVerification]:
+    """What is kept of each planned range, held against a definition and a key."""
+    rows = connection.execute(
+        _KEPT,
+        {
+            "definition": definition,
+            "key_check": key_check,
+            "fresh_for": fresh_for,
+            "most_transactions": most_transactions,
+            "table": table.key,
+        },
+    )
+    return [KeptVerification(*row) for row in rows]
+
+
+def last_results(
+    connection: Connection, table: Table, definition: str, key_check: str
+) -> list[tuple[int, Mapping[str, Mapping[str, Any]], Sequence[Mapping[str, Any]], bool]]:
+    """Of each verified range its number, counts by column, offenders, and whether definition and key are these."""
+    return connection.execute(
+        "SELECT batch_range, columns, offenders, definition = %s AND key_check = %s "
+        "FROM alphapulse_encryption.verifications WHERE table_name = %s ORDER BY batch_range",
+        [definition, key_check, table.key],
+    ).fetchall()
+
+
+def forget_verifications(connection: Connection, table: Table, numbers: Sequence[int] | None = None) -> None:
+    """The table, or these of its ranges, count as not verified from now on."""
+    connection.execute(
+        "DELETE FROM alphapulse_encryption.verifications "
+        "WHERE table_name = %s AND (%s::int[] IS NULL OR batch_range = ANY (%s))",
+        [table.key, numbers, numbers],
+    )
+
+
+def verified_ranges(connection: Connection, table: Table) -> tuple[int, datetime | None]:
+    """How many ranges have a result, and when the oldest was verified."""
+    row = connection.execute(
+        "SELECT count(*), min(verified_at) FROM alphapulse_encryption.verifications WHERE table_name = %s",
+        [table.key],
+    ).fetchall()[0]
+    return row[0], row[1]
+
+
+def verified_otherwise(connection: Connection, table: Table, definition: str) -> datetime | None:
+    """When a range was last verified under another definition of the table; None where none was."""
+    row = connection.execute(
+        "SELECT max(verified_at) FROM alphapulse_encryption.verifications WHERE table_name = %s AND definition <> %s",
+        [table.key, definition],
+    ).fetchone()
+    return row[0] if row is not None else None
+
+
+def rows_verified(connection: Connection, tables: Sequence[Table], since: datetime) -> int:
+    """Rows of the ranges that were verified since a moment."""
+    row = connection.execute(
+        "SELECT coalesce(sum(row_count), 0)::bigint FROM alphapulse_encryption.verifications "
+        "WHERE table_name = ANY(%s) AND verified_at >= %s",
+        [[table.key for table in tables], since],
+    ).fetchall()[0]
+    return int(row[0])
+
+
+def keep_row_count(
+    connection: Connection,
+    table: Table,
+    *,
+    counted_at: datetime,
+    since: int,
+    rows: int,
+    verified: int,
+    missing: int,
+    run_id: str | None,
+) -> None:
+    """Keep how many rows a table has, beside those that were verified since a transaction."""
+    connection.execute(
+        "INSERT INTO alphapulse_encryption.row_counts "
+        "(table_name, counted_at, since, row_count, verified_count, missing_count, run_id) "
+        "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (table_name) DO UPDATE "
+        "SET counted_at = excluded.counted_at, since = excluded.since, row_count = excluded.row_count, "
+        "verified_count = excluded.verified_count, missing_count = excluded.missing_count, run_id = excluded.run_id",
+        [table.key, counted_at, str(since), rows, verified, missing, run_id],
+    )
+
+
+def missing_rows(connection: Connection, table: Table, since: int) -> int | None:
+    """How many rows the verification of that transaction did not reach; None where nobody counted."""
+    row = connection.execute(
+        "SELECT missing_count FROM alphapulse_encryption.row_counts WHERE table_name = %s AND since = %s::xid8",
+        [table.key, str(since)],
+    ).fetchone()
+    return None if row is None else int(row[0])
