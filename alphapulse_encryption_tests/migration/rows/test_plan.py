@@ -377,7 +377,7 @@ def test_a_backfill_that_comes_meanwhile_sees_the_new_ranges(database_url: str) 
                     lambda: (
                         support.value(
                             database_url,
-                            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%pg_try_advisory_lock(%%' "
+                            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%pg_try_advisory_lock%%' "
                             "AND pid <> pg_backend_pid() AND datname = current_database()",
                         )
                         > 0
