@@ -23,7 +23,7 @@ from alphapulse_encryption.migration.target import Target
 from alphapulse_encryption.rehearsal.child import heard, run, say
 
 # Of a range's result.
-_TOLD = ("rows", "values", "seconds", "seconds_held_back", "changed_meanwhile")
+_TOLD = ("rows", "by_column", "seconds", "seconds_held_back", "changed_meanwhile")
 
 
 def work(order: Mapping[str, Any]) -> None:
