@@ -124,7 +124,7 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
     from alphapulse_encryption.crypto.envelope import get_format
     from alphapulse_encryption.defs.resources.environment import key_environment, target_database
     from alphapulse_encryption.keysources import load_key_ring
-    from alphapulse_encryption.migration.bookkeeping.tracking import check_key, check_key_values
+    from alphapulse_encryption.migration.bookkeeping.keys import check_key, check_key_values
     from alphapulse_encryption.migration.gates.roles import refuse_unless_allowed
     from alphapulse_encryption.migration.rows.plan import check_ranges
     from alphapulse_encryption.migration.schema.definition import check_catalogue

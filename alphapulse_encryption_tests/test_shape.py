@@ -42,3 +42,15 @@ def test_every_package_says_what_belongs_there_and_what_does_not() -> None:
         belongs, separator, rest = first.partition("; ")
         assert belongs and separator and rest.startswith(("not ", "no ", "none ", "nothing ")), path
         assert first.count(".") == 1 and first.endswith("."), path
+
+
+def test_the_engine_tries_again_and_locks_by_one_home() -> None:
+    """Copies of a retry, or of the hash of a lock's name, drifted apart: one kept trying what the other refused."""
+    found = [
+        f"{path.relative_to(PACKAGE)}: {word}"
+        for path in sorted((PACKAGE / "migration").rglob("*.py"))
+        if path.parent.name != "postgres"
+        for word in ("Retrying(", "hashtextextended", "pg_advisory_", "pg_try_advisory_")
+        if word in path.read_text(encoding="utf-8")
+    ]
+    assert not found

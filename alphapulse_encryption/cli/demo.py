@@ -24,7 +24,8 @@ from alphapulse_encryption.errors import ConfigurationError, MigrationError, Ref
 from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.bookkeeping.approvals import list_approvals
 from alphapulse_encryption.migration.bookkeeping.backups import latest_backup
-from alphapulse_encryption.migration.bookkeeping.tracking import bookkeeping_exists, table_state
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.sample.database import DEFAULT_ROWS, MINIMUM_ROWS, load_sample
 from alphapulse_encryption.sample.key import make_sample_key

@@ -14,8 +14,9 @@ from alphapulse_encryption.defs.resources.border import actor, safely
 from alphapulse_encryption.defs.resources.processes import this_process
 from alphapulse_encryption.defs.resources.schedules import valid_cron
 from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.limits import change_limits, read_limits
-from alphapulse_encryption.migration.bookkeeping.tracking import bookkeeping_exists, table_state
+from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
 from alphapulse_encryption.rehearsal.clone import clone as clones
 from alphapulse_encryption.rehearsal.clone import source

@@ -12,7 +12,8 @@ import pytest
 from alphapulse_encryption.__main__ import main
 from alphapulse_encryption.catalogue import Catalogue, load_catalogue
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.install import ensure_bookkeeping
+from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.gates import roles
 from alphapulse_encryption.migration.gates.roles import roles_sql
 from alphapulse_encryption.migration.postgres.database import Database
@@ -212,7 +213,7 @@ def test_what_was_changed_of_the_bookkeeping_is_made_again_by_an_administrator_o
             Database(separated.of(login)).session("begin") as connection,
             pytest.raises(RefusedError, match="Have a database administrator run what --roles-sql prints"),
         ):
-            tracking.ensure_bookkeeping(connection)
+            ensure_bookkeeping(connection)
     assert state(separated.url) == before
     run_script(separated.postgres, separated.url, script_for(separated.url))
     walk.encrypt(separated.of("mia_migrates"), walk.CATALOGUE.table("api_keys"))
@@ -229,7 +230,7 @@ def test_the_layout_before_is_brought_up_to_date_by_an_administrator(
         Database(migrator).session("begin") as connection,
         pytest.raises(RefusedError, match="Have a database administrator run what --roles-sql prints"),
     ):
-        tracking.ensure_bookkeeping(connection)
+        ensure_bookkeeping(connection)
     text = script(database_url, *entries)
     run_script(postgres, database_url, text)
     before = state(database_url)
@@ -240,14 +241,14 @@ def test_the_layout_before_is_brought_up_to_date_by_an_administrator(
     }
     assert owners == {f"{PREFIX}bookkeeper"}
     with Database(migrator).session("look") as connection:
-        tracking.ensure_bookkeeping(connection)
-        assert tracking.require_state(connection, entries[2]).authority == "ciphertext"
+        ensure_bookkeeping(connection)
+        assert require_state(connection, entries[2]).authority == "ciphertext"
 
 
 def test_a_planted_bookkeeping_is_refused_by_name(database_url: str) -> None:
     walk.query(database_url, "CREATE TABLE notes (id int PRIMARY KEY, v text)")
     with Database(database_url).session("plant") as connection:
-        tracking.ensure_bookkeeping(connection)
+        ensure_bookkeeping(connection)
     walk.query(
         database_url,
         "CREATE FUNCTION planted() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "

@@ -17,7 +17,7 @@ from alphapulse_encryption import (
 )
 from alphapulse_encryption.crypto.usage import KeyUsage
 from alphapulse_encryption.errors import ConfigurationError, KeyExhausted
-from alphapulse_encryption.migration.bookkeeping.tracking import ensure_bookkeeping
+from alphapulse_encryption.migration.bookkeeping.install import ensure_bookkeeping
 from alphapulse_encryption.runtime import key_usage, report_key_usage
 from alphapulse_encryption_tests.vectors import ENVELOPES, MASTER_KEY, TOKENS
 

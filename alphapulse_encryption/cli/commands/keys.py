@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from alphapulse_encryption.catalogue import Catalogue
 
 if TYPE_CHECKING:
-    from alphapulse_encryption.migration.bookkeeping.tracking import KeyVersion
+    from alphapulse_encryption.migration.bookkeeping.keys import KeyVersion
     from alphapulse_encryption.migration.steps.versions import TableVersions
 
 
@@ -31,7 +31,7 @@ def compare_keys(_: argparse.Namespace) -> int:
         target_exists,
     )
     from alphapulse_encryption.keysources import load_key_ring
-    from alphapulse_encryption.migration.bookkeeping.tracking import stored_key_checks
+    from alphapulse_encryption.migration.bookkeeping.keys import stored_key_checks
     from alphapulse_encryption.migration.postgres.database import DatabaseUnreachable
 
     keys = load_key_ring(key_environment())
@@ -96,7 +96,7 @@ def print_key_versions(options: argparse.Namespace, catalogue: Catalogue, tables
     from alphapulse_encryption.crypto.envelope import get_format
     from alphapulse_encryption.defs.resources.environment import key_environment, target_database
     from alphapulse_encryption.keysources import load_key_ring
-    from alphapulse_encryption.migration.bookkeeping.tracking import key_versions
+    from alphapulse_encryption.migration.bookkeeping.keys import key_versions
     from alphapulse_encryption.migration.steps.versions import count_versions
 
     keys = load_key_ring(key_environment())

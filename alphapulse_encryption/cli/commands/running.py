@@ -26,8 +26,8 @@ def print_settings(options: argparse.Namespace) -> int:
     """The settings, with what they mean."""
     from alphapulse_encryption.cli.reports.documents import print_members
     from alphapulse_encryption.defs.resources.environment import target_database
+    from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
     from alphapulse_encryption.migration.bookkeeping.limits import Limits, read_limits
-    from alphapulse_encryption.migration.bookkeeping.tracking import bookkeeping_exists
 
     with target_database().session("read the settings of running backfills") as connection:
         limits = read_limits(connection) if bookkeeping_exists(connection) else Limits()

@@ -11,7 +11,8 @@ from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, ma
 from alphapulse_encryption.defs.resources.partitions import Partitions, over_ranges
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration.bookkeeping.tracking import bookkeeping_exists, table_state
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.rows.verify import TableVerification, count_rows, verify_table
 

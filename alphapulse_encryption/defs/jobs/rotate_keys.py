@@ -19,7 +19,8 @@ from alphapulse_encryption.defs.resources.schedules import valid_cron
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.defs.resources.workers import PaceConfig, parts_of, work_through
 from alphapulse_encryption.errors import MigrationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping.tracking import key_versions, table_state
+from alphapulse_encryption.migration.bookkeeping.keys import key_versions
+from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.rows.engine import RangeResult
 from alphapulse_encryption.migration.rows.rotate import rotate_range
 from alphapulse_encryption.migration.rows.verify import Problem, RangeVerification, count_rows

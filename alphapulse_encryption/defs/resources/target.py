@@ -12,7 +12,7 @@ from alphapulse_encryption.crypto.envelope import EnvelopeFormat, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.defs.resources.environment import key_environment, target_database
 from alphapulse_encryption.keysources import load_key_ring
-from alphapulse_encryption.migration.bookkeeping.tracking import check_key
+from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.target import Target
 

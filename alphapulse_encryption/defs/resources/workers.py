@@ -26,7 +26,7 @@ from alphapulse_encryption.defs.resources.partitions import TablePart, range_nam
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.logfiles import note
-from alphapulse_encryption.migration.bookkeeping.tracking import read_ranges
+from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
 from alphapulse_encryption.migration.rows.engine import How, Pace, Progress, RangeResult, Stopped
 from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.rows.tuning import Tuned, restore_abandoned, tuned

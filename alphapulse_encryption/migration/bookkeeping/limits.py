@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alphapulse_encryption.bounds import HIGHEST_REST_RATIO, LARGEST_BATCH_SIZE, LONGEST_BATCH_SECONDS
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.audit import audit
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists, ensure_bookkeeping
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 
 Connection = psycopg.Connection[Any]
@@ -92,8 +93,8 @@ def change_limits(database: Database, changes: Mapping[str, str], actor: Actor) 
         f"{'change' if values else 'read'} the settings of running backfills"
     ) as connection:
         if not values:
-            return read_limits(connection) if tracking.bookkeeping_exists(connection) else Limits()
-        tracking.ensure_bookkeeping(connection)
+            return read_limits(connection) if bookkeeping_exists(connection) else Limits()
+        ensure_bookkeeping(connection)
         with connection.transaction():
             for name, value in values.items():
                 connection.execute(
@@ -102,7 +103,7 @@ def change_limits(database: Database, changes: Mapping[str, str], actor: Actor) 
                     "changed_by = session_user",
                     [name, json.dumps(value)],
                 )
-            tracking.audit(connection, actor, "change_settings", settings=values)
+            audit(connection, actor, "change_settings", settings=values)
         return read_limits(connection)
 
 

@@ -14,9 +14,19 @@ import psycopg
 from psycopg.sql import SQL, Literal
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.columns import Status
 from alphapulse_encryption.migration.bookkeeping.quarantine import Step
-from alphapulse_encryption.migration.bookkeeping.tracking import BatchRange, Key, Status
+from alphapulse_encryption.migration.bookkeeping.ranges import (
+    BatchRange,
+    Key,
+    advance_range,
+    begin_range,
+    complete_range,
+    fail_range,
+    prepare_progress,
+    range_waits,
+    read_range,
+)
 
 Connection = psycopg.Connection[Any]
 
@@ -44,7 +54,7 @@ class Ledger:
         Raises:
             RefusedError: it was never planned.
         """
-        planned = tracking.read_range(connection, self.table, self.number)
+        planned = read_range(connection, self.table, self.number)
         row = connection.execute(
             "SELECT status, position, rows_processed, values_processed FROM alphapulse_encryption.operations "
             "WHERE table_name = %s AND operation = %s AND goal = %s AND batch_range = %s",
@@ -129,27 +139,25 @@ class BackfillLedger(Ledger):
     """The backfill's progress: that of the plan's own ranges."""
 
     def read(self, connection: Connection) -> BatchRange:
-        return tracking.read_range(connection, self.table, self.number)
+        return read_range(connection, self.table, self.number)
 
     def begin(self, connection: Connection) -> None:
-        tracking.prepare_progress(connection)
-        tracking.begin_range(connection, self.table, self.number)
+        prepare_progress(connection)
+        begin_range(connection, self.table, self.number)
 
     def advance(
         self, connection: Connection, *, position: Key, rows: int, values: Mapping[str, int]
     ) -> bytes:
-        return tracking.advance_range(
-            connection, self.table, self.number, position=position, rows=rows, values=values
-        )
+        return advance_range(connection, self.table, self.number, position=position, rows=rows, values=values)
 
     def waits(self, connection: Connection, reason: str | None) -> None:
-        tracking.range_waits(connection, self.table, self.number, reason)
+        range_waits(connection, self.table, self.number, reason)
 
     def complete(self, connection: Connection) -> None:
-        tracking.complete_range(connection, self.table, self.number)
+        complete_range(connection, self.table, self.number)
 
     def fail(self, connection: Connection, message: str) -> None:
-        tracking.fail_range(connection, self.table, self.number, message)
+        fail_range(connection, self.table, self.number, message)
 
 
 def forget(connection: Connection, table: Table, operation: Step) -> None:

@@ -17,7 +17,7 @@ import psycopg
 
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES, KeyUsage, exhausted
 from alphapulse_encryption.errors import KeyExhausted
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
@@ -50,7 +50,7 @@ SELECT context, key_version, sum(messages)::bigint FROM alphapulse_encryption.ke
 
 def read_usage(connection: Connection) -> tuple[KeyUsage, ...]:
     """What each key has encrypted, by context and version; empty where nothing was counted yet."""
-    if not tracking.bookkeeping_exists(connection):
+    if not bookkeeping_exists(connection):
         return ()
     return tuple(KeyUsage(*row) for row in connection.execute(_READ))
 

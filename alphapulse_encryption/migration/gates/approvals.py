@@ -14,10 +14,13 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import approvals as kept
-from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.approvals import Approval
+from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.backups import Backup, latest_backup, read_backup
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists, ensure_bookkeeping
+from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
+from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.gates import roles
 from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, check_backup, is_recent
 from alphapulse_encryption.migration.postgres.database import Actor, Database
@@ -64,9 +67,9 @@ def approve_drop(
     _check_words(table, approver, reason, confirmation, valid_for)
     with target.database.session(f"approve the drop of {table.key}") as connection:
         roles.refuse_unless_allowed(connection, "approve_drop", (table,))
-        tracking.check_key(connection, target.keys)
+        check_key(connection, target.keys)
         # What keeps approvals as they were given is a trigger.
-        tracking.ensure_bookkeeping(connection)
+        ensure_bookkeeping(connection)
         definition, verification = refuse_unless_droppable(connection, table, target.keys)
         backup = latest_backup(connection, table)
         if backup is None:
@@ -92,7 +95,7 @@ def approve_drop(
                 backup_id=backup.id,
                 run_id=target.actor.run_id,
             )
-            tracking.audit(
+            audit(
                 connection,
                 target.actor,
                 "approve_drop",
@@ -108,7 +111,7 @@ def approve_drop(
 
 def _bound_definition(connection: Connection, definition: TableDefinition) -> str:
     """The table's definition together with everything that would go with its plaintext columns."""
-    state = tracking.require_state(connection, definition.table)
+    state = require_state(connection, definition.table)
     goes = saved.read_saved(connection, definition, saved.set_aside(state))
     return hashlib.sha256(f"{definition.fingerprint()} {goes.model_dump_json()}".encode()).hexdigest()
 
@@ -140,7 +143,7 @@ def refuse_unless_droppable(
     Raises:
         RefusedError: says which of them is missing.
     """
-    state = tracking.require_state(connection, table)
+    state = require_state(connection, table)
     if state.state is State.DROPPED:
         raise RefusedError(f"The plaintext of {table.key} is dropped already; nothing was changed.")
     if state.state in (State.RESTORING, State.RESTORED):
@@ -361,11 +364,11 @@ def revoke(
         DatabaseFailure: the server refused.
     """
     with database.session(f"revoke approval {approval_id}") as connection:
-        if tracking.bookkeeping_exists(connection):
+        if bookkeeping_exists(connection):
             with connection.transaction():
                 revoked = kept.revoke(connection, approval_id, operator.strip() or actor.name)
                 if revoked is not None:
-                    tracking.audit(
+                    audit(
                         connection,
                         actor,
                         "revoke_approval",
@@ -384,7 +387,7 @@ def revoke(
 def describe(connection: Connection, definition: TableDefinition) -> str:
     """In plain words: what a drop takes away, what stays in its place, and how it is undone."""
     table = definition.table
-    state = tracking.require_state(connection, table)
+    state = require_state(connection, table)
     what = saved.read_saved(connection, definition, saved.set_aside(state))
     encrypted = {column.name: column.encrypted for column in table.columns}
     lines = [f"Dropping the plaintext of {table.key} removes"]

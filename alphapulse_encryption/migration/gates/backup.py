@@ -30,8 +30,9 @@ from psycopg.conninfo import make_conninfo
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.backups import Backup, record_backup
+from alphapulse_encryption.migration.bookkeeping.keys import ensure_key
 from alphapulse_encryption.migration.gates.drill import (
     LOCK_WAIT,
     DrillResult,
@@ -135,7 +136,7 @@ def take_backup(
     identity = backup_identity(target.keys)
     to = [pyrage.x25519.Identity.from_str(identity).to_public(), *(_recipient(text) for text in recipients)]
     with target.database.session("take a backup") as connection:
-        tracking.ensure_key(connection, target.keys)
+        ensure_key(connection, target.keys)
         version = connection.info.server_version // 10_000
         pg_dump, pg_restore = (find_program(name, bin_dir, version) for name in ("pg_dump", "pg_restore"))
         expected = {table.key: _relations(connection, table) for table in catalogue_tables}
@@ -407,7 +408,7 @@ def _record(
             run_id=actor.run_id,
             drill=None if drill is None else asdict(drill),
         )
-        tracking.audit(
+        audit(
             *(connection, actor, "backup"),
             backup=number,
             bytes=size,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.backups import Backup, record_upload
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.secrecy import unlogged
@@ -155,7 +155,7 @@ def upload_backup(
     location = f"s3://{bucket.name}/{key}"
     with database.session("record the upload") as connection, connection.transaction():
         record_upload(connection, backup, location)
-        tracking.audit(connection, actor, "upload_backup", backup=backup.id, location=location)
+        audit(connection, actor, "upload_backup", backup=backup.id, location=location)
     return Upload(location, backup.bytes, encryption, time.monotonic() - started)
 
 

@@ -20,9 +20,11 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.backups import latest_backup
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.limits import Limits
+from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates import roles
 from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, is_recent
@@ -110,10 +112,10 @@ def check(
         if keys is not None:
             findings.append(_key(connection, keys))
             findings += _key_usage(connection, tables, keys)
-        begun = tracking.bookkeeping_exists(connection)
+        begun = bookkeeping_exists(connection)
         for table in tables:
             try:
-                state = tracking.table_state(connection, table) if begun else None
+                state = table_state(connection, table) if begun else None
                 both = state is None or state.state.has_both_sides
                 definition = read_table(connection, table, plaintext=both, once=once)
             except MigrationError as error:
@@ -168,7 +170,7 @@ def _server(connection: Connection) -> Iterator[Checked]:
         yield Checked("ok", "server", f"PostgreSQL {version // 10000}.{version % 10000}")
     if answer(connection, "SELECT pg_is_in_recovery()"):
         yield Checked("blocker", "server", "is a read-only replica. Connect to the primary.")
-    if not tracking.bookkeeping_exists(connection) and not roles.may_begin(connection):
+    if not bookkeeping_exists(connection) and not roles.may_begin(connection):
         yield Checked(
             "blocker",
             "privileges",
@@ -216,7 +218,7 @@ def _privileges(connection: Connection, tables: Sequence[Table]) -> Iterator[Che
 
 def _key(connection: Connection, keys: KeyRing) -> Checked:
     try:
-        tracking.check_key(connection, keys)
+        check_key(connection, keys)
     except MigrationError as error:
         return Checked("blocker", "key", error.args[0])
     return Checked("ok", "key", f"version {keys.current_version} is readable and 32 bytes long")
@@ -410,7 +412,7 @@ def encrypted_bytes(connection: Connection, definition: TableDefinition) -> int:
 
 
 def _backups(connection: Connection, tables: Sequence[Table]) -> list[Checked]:
-    begun = tracking.bookkeeping_exists(connection)
+    begun = bookkeeping_exists(connection)
     newest = {table.key: latest_backup(connection, table) if begun else None for table in tables}
     without = [key for key, backup in newest.items() if backup is None or not is_recent(connection, backup)]
     if not without:

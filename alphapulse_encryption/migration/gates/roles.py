@@ -19,8 +19,13 @@ from psycopg.sql import Literal as SqlLiteral
 from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping import install, tracking
-from alphapulse_encryption.migration.bookkeeping.install import SCHEMA, owns_bookkeeping
+from alphapulse_encryption.migration.bookkeeping import install
+from alphapulse_encryption.migration.bookkeeping.install import (
+    BOOKKEEPING_TABLES,
+    SCHEMA,
+    bookkeeping_exists,
+    owns_bookkeeping,
+)
 from alphapulse_encryption.migration.bookkeeping.script import begin_script
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS
 from alphapulse_encryption.migration.schema.saved import verbatim
@@ -164,8 +169,8 @@ def missing_privileges(connection: Connection, step: guide.Step, tables: Iterabl
     """
     missing = _missing_on_data(connection, step, tables)
     needed = _writes(step)
-    if tracking.bookkeeping_exists(connection):
-        reads = tuple(Grant(table, "SELECT") for table in tracking.BOOKKEEPING_TABLES)
+    if bookkeeping_exists(connection):
+        reads = tuple(Grant(table, "SELECT") for table in BOOKKEEPING_TABLES)
         missing += [str(grant) for grant in _not_granted(connection, (*reads, *needed))]
     elif needed and not may_begin(connection):
         missing.append(
@@ -213,14 +218,12 @@ def is_superuser(connection: Connection) -> bool:
 
 def may_write_bookkeeping(connection: Connection) -> bool:
     """Whether the role of a session takes part in a migration that was begun, and does not only look."""
-    return not tracking.bookkeeping_exists(connection) or not _not_granted(
-        connection, _grants("tables", "INSERT")
-    )
+    return not bookkeeping_exists(connection) or not _not_granted(connection, _grants("tables", "INSERT"))
 
 
 def too_much(connection: Connection) -> tuple[str, ...]:
     """What a role that is no superuser's has, and defeats the separation of duties, in words."""
-    if not tracking.bookkeeping_exists(connection):
+    if not bookkeeping_exists(connection):
         return ()
     if owns_bookkeeping(connection):
         return (
@@ -548,7 +551,7 @@ class _Script:
 
     def _privileges(self) -> Iterator[Composable]:
         yield SQL("GRANT USAGE ON SCHEMA {} TO {}").format(Identifier(SCHEMA), self._all(_READERS))
-        names = [Identifier(SCHEMA, name) for name in tracking.BOOKKEEPING_TABLES]
+        names = [Identifier(SCHEMA, name) for name in BOOKKEEPING_TABLES]
         names += [Identifier("public", name) for name in (install.WATCHED, install.ASKED)]
         yield SQL("GRANT SELECT ON {} TO {}").format(SQL(", ").join(names), self._all(_READERS))
         for role, grants in writes().items():

@@ -17,9 +17,8 @@ from psycopg.sql import SQL
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.bookkeeping.install import SCHEMA
-from alphapulse_encryption.migration.bookkeeping.tracking import TableState
+from alphapulse_encryption.migration.bookkeeping.install import SCHEMA, bookkeeping_exists
+from alphapulse_encryption.migration.bookkeeping.tables import TableState, table_state
 from alphapulse_encryption.migration.bookkeeping.verifications import verified_otherwise, verified_ranges
 from alphapulse_encryption.migration.discovery.sensitive_names import Suspicion, looks_sensitive
 from alphapulse_encryption.migration.gates.findings import Alert
@@ -50,14 +49,14 @@ def look_for_drift(database: Database, catalogue: Catalogue) -> list[Alert]:
     with database.session("look for drift") as connection:
         plan_by_key(connection)
         found: list[Alert] = []
-        if tracking.bookkeeping_exists(connection):
+        if bookkeeping_exists(connection):
             for table in catalogue.tables:
                 found += _of_table(connection, table)
         return [*found, *uncatalogued(connection, catalogue)]
 
 
 def _of_table(connection: Connection, table: Table) -> Iterator[Alert]:
-    state = tracking.table_state(connection, table)
+    state = table_state(connection, table)
     if state is None or state.state is State.REVERTED:
         return
     try:

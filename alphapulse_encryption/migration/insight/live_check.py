@@ -22,7 +22,8 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.errors import DecryptionError
 from alphapulse_encryption.lifecycle import Authority
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.keys import check_key
+from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state
 from alphapulse_encryption.migration.postgres.database import without_values
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
@@ -102,8 +103,8 @@ def live_check(target: Target, table: Table) -> tuple[ColumnCheck, ...]:
         DatabaseFailure: the server refused something else than a write.
     """
     with target.database.session(f"check the encryption of {table.key}") as connection:
-        state = tracking.require_guarded_state(connection, table)
-        tracking.check_key(connection, target.keys)
+        state = require_guarded_state(connection, table)
+        check_key(connection, target.keys)
         definition = read_table(connection, table, plaintext=False)
         checks = []
         for column in definition.encrypted_columns:

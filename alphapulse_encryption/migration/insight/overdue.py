@@ -13,10 +13,12 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES, WARNING_FROM
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.approvals import Approval, list_approvals
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.bookkeeping.keys import key_versions
 from alphapulse_encryption.migration.bookkeeping.quarantine import quarantined_for
 from alphapulse_encryption.migration.bookkeeping.ranges import standing
+from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates.findings import Alert
 from alphapulse_encryption.migration.postgres.database import Database
@@ -75,12 +77,12 @@ def old_pending_rows(
         RefusedError: another session holds a table exclusively.
     """
     with database.session("look for old pending rows") as connection:
-        if not tracking.bookkeeping_exists(connection):
+        if not bookkeeping_exists(connection):
             return []
         plan_by_key(connection)
         found: list[Alert] = []
         for table in tables:
-            state = tracking.table_state(connection, table)
+            state = table_state(connection, table)
             if state is None or state.state is State.REVERTED or not state.state.has_both_sides:
                 continue
             unfinished = _standing_still(connection, table, limit)
@@ -173,7 +175,7 @@ def keys_due(
     """
     with database.session("look at the keys") as connection:
         usages = read_usage(connection)
-        versions = tracking.key_versions(connection)
+        versions = key_versions(connection)
         (now,) = connection.execute("SELECT clock_timestamp()").fetchall()[0]
     retired = {version.number for version in versions if version.state == "retired"}
     rotate = "Rotate to a new key version (--rotate-keys; the README says in which order)."

@@ -22,7 +22,10 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.lifecycle import Authority, Stage, State
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists, missing_bookkeeping
+from alphapulse_encryption.migration.bookkeeping.keys import current_key_check
+from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
+from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.gates.findings import Checked, Finding, Level
 from alphapulse_encryption.migration.insight.spans import NOTHING, Span
@@ -280,7 +283,7 @@ def make_plan(
             "CASE WHEN has_database_privilege(current_database(), 'CONNECT') "
             "THEN pg_database_size(current_database()) END"
         ).fetchall()[0]
-        bookkeeping = tracking.missing_bookkeeping(connection)
+        bookkeeping = missing_bookkeeping(connection)
     durations = estimate(works)
     timed = [_timed(table, durations) for table in plans]
     seconds = [step.seconds for table in timed for step in table.steps if step.seconds is not None]
@@ -334,8 +337,8 @@ SELECT sum(pg_table_size(p))::bigint, sum(pg_indexes_size(p))::bigint,
 
 
 def _table(connection: Connection, entry: Table, batch_ranges: int) -> tuple[TablePlan, Work, list[Finding]]:
-    begun = tracking.bookkeeping_exists(connection)
-    state = tracking.table_state(connection, entry) if begun else None
+    begun = bookkeeping_exists(connection)
+    state = table_state(connection, entry) if begun else None
     definition = read_table(
         connection, entry, plaintext=state is None or state.state.has_both_sides, once=True
     )
@@ -402,7 +405,7 @@ def _ranges(
     connection: Connection, definition: TableDefinition, count: int, *, begun: bool
 ) -> tuple[tuple[Range, ...], str]:
     """The batch ranges as they are or would be, and a word on that."""
-    planned = tracking.read_ranges(connection, definition.table) if begun else ()
+    planned = read_ranges(connection, definition.table) if begun else ()
     if planned:
         return (
             tuple(
@@ -523,8 +526,8 @@ class _Steps:
 
     def _verification(self) -> Step:
         passed = False
-        current = tracking.current_key_check(self._connection)
-        if current is not None and tracking.bookkeeping_exists(self._connection):
+        current = current_key_check(self._connection)
+        if current is not None and bookkeeping_exists(self._connection):
             with suppress(RefusedError):
                 passed = verify.sum_up(self._connection, self._definition.table, current).passed
         return _step("verification", done=passed, locks=(_BATCH_READ,))

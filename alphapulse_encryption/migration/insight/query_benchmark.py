@@ -21,7 +21,9 @@ from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_tokens_of_every_version
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.keys import check_key
+from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
+from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target
@@ -93,8 +95,8 @@ def benchmark_queries(
         DecryptionError: a value cannot be read.
     """
     with target.database.session(f"measure queries on {table.key}") as connection:
-        tracking.require_guarded_state(connection, table)
-        tracking.check_key(connection, target.keys)
+        require_guarded_state(connection, table)
+        check_key(connection, target.keys)
         definition = read_table(connection, table, plaintext=False)
         has_plaintext = len(definition.plaintext_columns) == len(table.columns)
         sample = _sample(connection, definition, target.cipher)
@@ -206,7 +208,7 @@ class _Questions:
 
 def _sample(connection: Connection, definition: TableDefinition, cipher: EnvelopeFormat) -> list[_Sampled]:
     """Rows from the beginning of each batch range, whole on every side that is there."""
-    ranges = [found for found in tracking.read_ranges(connection, definition.table) if not found.is_empty]
+    ranges = [found for found in read_ranges(connection, definition.table) if not found.is_empty]
     columns = definition.encrypted_columns
     whole = [
         SQL("({} IS NOT NULL) = ({} IS NOT NULL)").format(

@@ -15,7 +15,8 @@ from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.insight.statements import LONGEST_TEXT, Reader, Statement, TableName
 from alphapulse_encryption.migration.postgres.database import OF_THIS_TOOL, Database
 from alphapulse_encryption.migration.schema.views import view_names
@@ -277,7 +278,7 @@ def _facts(connection: Connection, table: Table) -> _Facts:
 
 def _is_switched(connection: Connection, table: Table) -> bool:
     try:
-        state = tracking.table_state(connection, table) if tracking.bookkeeping_exists(connection) else None
+        state = table_state(connection, table) if bookkeeping_exists(connection) else None
     except psycopg.errors.InsufficientPrivilege:
         return False  # one who only watches: the hints are worded as before the switch
     return state is not None and state.authority == "ciphertext"

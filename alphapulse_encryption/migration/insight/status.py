@@ -20,23 +20,29 @@ from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.lifecycle import Authority, Stage, State
-from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.approvals import Approval, list_approvals
 from alphapulse_encryption.migration.bookkeeping.backups import latest_backup
+from alphapulse_encryption.migration.bookkeeping.columns import Status as Progress
 from alphapulse_encryption.migration.bookkeeping.columns import column_progress
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.bookkeeping.keys import KeyState, current_key_check, key_versions
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.bookkeeping.quarantine import quarantined
 from alphapulse_encryption.migration.bookkeeping.ranges import (
+    BatchRange,
     Operating,
     RangeTimes,
     operations_under_way,
+    range_lock,
     range_times,
+    read_ranges,
 )
-from alphapulse_encryption.migration.bookkeeping.tracking import BatchRange, TableState
+from alphapulse_encryption.migration.bookkeeping.tables import TableState, table_state
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.bookkeeping.verifications import verified_ranges
 from alphapulse_encryption.migration.gates import approvals
 from alphapulse_encryption.migration.gates.backup import is_recent
+from alphapulse_encryption.migration.postgres import locks
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
@@ -70,7 +76,7 @@ class ColumnStatus(_Model):
     """A column of the catalogue."""
 
     name: str
-    status: tracking.Status | Literal["not begun"]
+    status: Progress | Literal["not begun"]
     records_processed: int
     pending: int | None = Field(description="values, where they were counted")
     verified: bool
@@ -162,7 +168,7 @@ class KeyVersionStatus(_Model):
     """A key version that the database knows."""
 
     number: int
-    state: tracking.KeyState
+    state: KeyState
     since: datetime
 
 
@@ -232,7 +238,7 @@ def read_status(database: Database, catalogue: Catalogue, tables: Sequence[str])
         connection.execute("SELECT set_config('statement_timeout', %s, false)", [LONGEST_STATEMENT])
         plan_by_key(connection)
         now, role = connection.execute("SELECT clock_timestamp(), current_user::text").fetchall()[0]
-        look = _Look(connection, catalogue, now, tracking.bookkeeping_exists(connection))
+        look = _Look(connection, catalogue, now, bookkeeping_exists(connection))
         workers = look.workers(entries)
         found = tuple(look.table(entry, workers) for entry in entries)
         return Status(
@@ -242,7 +248,7 @@ def read_status(database: Database, catalogue: Catalogue, tables: Sequence[str])
             paused=read_limits(connection).paused if look.begun else None,
             tables=found,
             approvals=tuple(look.approved(entries)),
-            key_versions=tuple(map(KeyVersionStatus.model_validate, tracking.key_versions(connection))),
+            key_versions=tuple(map(KeyVersionStatus.model_validate, key_versions(connection))),
             key_usage=tuple(
                 KeyUsageStatus(
                     context=usage.context,
@@ -257,16 +263,9 @@ def read_status(database: Database, catalogue: Catalogue, tables: Sequence[str])
         )
 
 
-# Advisory locks show the halves of their number (PostgreSQL manual, 53.12 "pg_locks").
 _WORKERS = """
-SELECT a.pid, a.usename::text, a.xact_start, a.backend_start, w.table_name, w.batch_range
-  FROM pg_stat_activity a
-  LEFT JOIN pg_locks l ON l.pid = a.pid AND l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
-       AND l.database = a.datid
-  LEFT JOIN unnest(%(names)s::text[], %(tables)s::text[], %(ranges)s::int[]) AS w (name, table_name, batch_range)
-    ON hashtextextended(w.name, 0) = (l.classid::bigint << 32 | l.objid::bigint)
- WHERE a.datname = current_database() AND a.application_name = %(application)s AND a.pid <> pg_backend_pid()
- ORDER BY w.table_name NULLS LAST, w.batch_range, a.pid
+SELECT pid, usename::text, backend_start FROM pg_stat_activity
+ WHERE datname = current_database() AND application_name = %s AND pid <> pg_backend_pid()
 """
 
 
@@ -279,42 +278,36 @@ class _Look:
         self.now = now
         self.begun = begun
         self.hidden: list[str] = []
-        self._key_check = tracking.current_key_check(connection)
+        self._key_check = current_key_check(connection)
 
     def workers(self, entries: Sequence[Table]) -> tuple[Worker, ...]:
         """Our sessions, with what they work on."""
-        locks: list[tuple[str, str, int]] = []
-        for entry in entries if self.begun else ():
-            locks += [
-                (tracking.range_lock(entry, r.number), entry.key, r.number)
-                for r in tracking.read_ranges(self.connection, entry)
-            ]
-        rows = self.connection.execute(
-            _WORKERS,
-            {
-                "names": [name for name, _, _ in locks],
-                "tables": [key for _, key, _ in locks],
-                "ranges": [number for _, _, number in locks],
-                "application": Database.application_name,
-            },
-        )
-        # A session that holds other locks beside that of its range is seen once for each.
-        found: dict[int, Worker] = {}
-        for pid, role, _, since, key, number in rows:
-            if pid not in found or found[pid].table is None:
-                found[pid] = Worker(pid=pid, role=role, table=key, range=number, since=since)
-        return tuple(found.values())
+        ranges = {
+            range_lock(entry, r.number): (entry.key, r.number)
+            for entry in (entries if self.begun else ())
+            for r in read_ranges(self.connection, entry)
+        }
+        at_work = {
+            pid: ranges[name]
+            for name, pids in locks.holders(self.connection, list(ranges)).items()
+            for pid in pids
+        }
+        found = []
+        for pid, role, since in self.connection.execute(_WORKERS, [Database.application_name]):
+            table, number = at_work.get(pid, (None, None))
+            found.append(Worker(pid=pid, role=role, table=table, range=number, since=since))
+        return tuple(sorted(found, key=lambda w: (w.table is None, w.table or "", w.range or 0, w.pid)))
 
     def table(self, entry: Table, workers: Sequence[Worker]) -> TableStatus:
         """One table."""
-        state = tracking.table_state(self.connection, entry) if self.begun else None
+        state = table_state(self.connection, entry) if self.begun else None
         definition: TableDefinition | None = None
         problem = None
         try:
             definition = read_table(self.connection, entry, plaintext=False, once=True)
         except MigrationError as error:
             problem = error.args[0]
-        ranges = tracking.read_ranges(self.connection, entry) if state is not None else ()
+        ranges = read_ranges(self.connection, entry) if state is not None else ()
         times = range_times(self.connection, entry) if state is not None else {}
         working = {w.range for w in workers if w.table == entry.key and w.range is not None}
         counts = self._pending(definition, state, ranges)

@@ -10,8 +10,8 @@ from psycopg.sql import Composed
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.tokens import search_tokens_many_utf8
-from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.progress import BackfillLedger, Ledger
+from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres.database import TextArray
 from alphapulse_encryption.migration.rows.engine import (
@@ -66,7 +66,7 @@ class Backfill(Operation):
         return BackfillLedger(self.step, self.table, number)
 
     def admit(self, connection: Connection) -> bool:
-        return tracking.require_guarded_state(connection, self.table).state.has_both_sides
+        return require_guarded_state(connection, self.table).state.has_both_sides
 
     def cells(self, definition: TableDefinition) -> sql.Cells:
         return sql.pending_cells(definition)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.sql import Composed
 
-from alphapulse_encryption.migration.bookkeeping.tracking import Key
+from alphapulse_encryption.migration.bookkeeping.ranges import Key
 from alphapulse_encryption.migration.postgres import retry, wire
 from alphapulse_encryption.migration.postgres.database import without_values
 from alphapulse_encryption.migration.schema.definition import TableDefinition

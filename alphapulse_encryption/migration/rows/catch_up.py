@@ -8,7 +8,9 @@ from typing import Any
 import psycopg
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
+from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.schema import sql
@@ -33,14 +35,14 @@ def pending_ranges(database: Database, tables: Iterable[Table]) -> list[tuple[st
 
 def pending_in(connection: psycopg.Connection[Any], table: Table) -> list[int]:
     """Those ranges of one table; the session follows the primary key (:func:`.batches.plan_by_key`)."""
-    state = tracking.table_state(connection, table) if tracking.bookkeeping_exists(connection) else None
+    state = table_state(connection, table) if bookkeeping_exists(connection) else None
     if state is None or not state.state.has_both_sides:
         return []
     definition = read_table(connection, table)
     if not has_pending_index(connection, definition):
         return []
     found = []
-    for batch_range in tracking.read_ranges(connection, table):
+    for batch_range in read_ranges(connection, table):
         if batch_range.status != "completed" or batch_range.is_empty:
             continue
         condition, parameters = sql.within(definition, batch_range.lower, batch_range.upper)

@@ -18,7 +18,7 @@ from psycopg.sql import SQL, Composable, Composed, Identifier
 
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.tokens import search_token
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres import wire
 from alphapulse_encryption.migration.rows import engine
@@ -50,11 +50,11 @@ class Decrypt(Operation):
     done = "decrypted"
 
     def admit(self, connection: Connection) -> bool:
-        return tracking.require_state(connection, self.table).authority == "ciphertext"
+        return require_state(connection, self.table).authority == "ciphertext"
 
     def before(self, connection: Connection) -> None:
         # Once the plaintext is the source of truth, a value that is missing is one that somebody took away.
-        if tracking.require_state(connection, self.table, lock=True).authority != "ciphertext":
+        if require_state(connection, self.table, lock=True).authority != "ciphertext":
             raise changed_meanwhile(self.table)
 
     def cells(self, definition: TableDefinition) -> sql.Cells:

@@ -14,8 +14,8 @@ from psycopg.sql import Composed
 
 from alphapulse_encryption.catalogue import Column
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.quarantine import Step
+from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.rows.operation import Columns, Faults, Item, Operation, changed_meanwhile
 from alphapulse_encryption.migration.schema import sql
@@ -36,7 +36,7 @@ class Discard(Operation):
     done = "cleared"
 
     def admit(self, connection: Connection) -> bool:
-        return tracking.require_state(connection, self.table, lock=True).state is State.REVERTED
+        return require_state(connection, self.table, lock=True).state is State.REVERTED
 
     def before(self, connection: Connection) -> None:
         # Held until the commit, so that no other run makes anything of the ciphertext meanwhile.

@@ -22,7 +22,8 @@ from psycopg.pq.abc import PGresult
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.usage import KeyUsage
 from alphapulse_encryption.errors import MigrationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.audit import audit
+from alphapulse_encryption.migration.bookkeeping.keys import check_key, ensure_key
 from alphapulse_encryption.migration.bookkeeping.limits import Limits
 from alphapulse_encryption.migration.bookkeeping.progress import Ledger
 from alphapulse_encryption.migration.bookkeeping.quarantine import (
@@ -33,7 +34,7 @@ from alphapulse_encryption.migration.bookkeeping.quarantine import (
     read_quarantine,
     release,
 )
-from alphapulse_encryption.migration.bookkeeping.tracking import Key
+from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan, range_lock, read_ranges
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher, metered
 from alphapulse_encryption.migration.postgres import locks, retry, wire
 from alphapulse_encryption.migration.postgres.database import MARK_AS_ENGINE, DatabaseUnreachable, failure
@@ -262,8 +263,8 @@ def work_on_table(
         quick_switches(),
         Sessions(target.database) as sessions,
     ):
-        tracking.hold_plan(connection, table)
-        numbers = [r.number for r in tracking.read_ranges(connection, table) if not r.is_empty]
+        hold_plan(connection, table)
+        numbers = [r.number for r in read_ranges(connection, table) if not r.is_empty]
         by_range = operation if isinstance(operation, Mapping) else dict.fromkeys(numbers, operation)
         for number, doing in by_range.items():
             report = _adding(total, on_progress)
@@ -411,12 +412,12 @@ class _Run:
             writer, reader = self.sessions.open()
             self.connected = True
             admitted = self.operation.admit(writer)
-            tracking.ensure_key(writer, self.target.keys)
+            ensure_key(writer, self.target.keys)
             if not admitted:
                 return self.result()
             self._take_range(writer)
             # Once more: whoever has the range now wrote under a version that was current when it began.
-            tracking.check_key(writer, self.target.keys)
+            check_key(writer, self.target.keys)
             result = self._work(writer, reader)
             locks.release(writer, self._lock_name)
             return result
@@ -471,7 +472,7 @@ class _Run:
             else:
                 self.ledger.complete(writer)
             if self.counters.rows or aside:
-                tracking.audit(
+                audit(
                     writer,
                     self.target.actor,
                     self.operation.step,
@@ -727,7 +728,7 @@ class _Run:
 
     @property
     def _lock_name(self) -> str:
-        return tracking.range_lock(self.table, self.number)
+        return range_lock(self.table, self.number)
 
     def result(
         self,

@@ -10,8 +10,16 @@ from psycopg.sql import SQL, Identifier, Literal
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.bookkeeping.ranges import forget_ranges, plan_ranges
+from alphapulse_encryption.migration.bookkeeping.audit import audit
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.bookkeeping.ranges import (
+    forget_ranges,
+    plan_lock,
+    plan_ranges,
+    range_lock,
+    read_ranges,
+)
+from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres import locks
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.schema import sql
@@ -82,7 +90,7 @@ def replan_ranges(database: Database, table: Table, actor: Actor, *, count: int)
     if count < 1:
         raise ConfigurationError(f"A table cannot be cut into {count} batch ranges.")
     with database.session(f"plan the ranges of {table.key} anew") as connection:
-        state = tracking.require_state(connection, table)
+        state = require_state(connection, table)
         if not state.state.has_both_sides:
             now = "dropped" if state.state is State.DROPPED else "being restored"
             raise RefusedError(
@@ -95,15 +103,15 @@ def replan_ranges(database: Database, table: Table, actor: Actor, *, count: int)
             before = _take_ranges(connection, table, count)
             forget_ranges(connection, table)
             plan_ranges(connection, table, _between(boundaries, count))
-            tracking.audit(connection, actor, "replan_ranges", table, ranges=count, before=before)
+            audit(connection, actor, "replan_ranges", table, ranges=count, before=before)
     return count
 
 
 def _take_ranges(connection: Connection, table: Table, count: int) -> int:
     """Keep everybody from the ranges until the end of the transaction; returns how many there are."""
-    before = len(tracking.read_ranges(connection, table))
-    names = [tracking.range_lock(table, number) for number in range(max(before, count))]
-    for name in (tracking.plan_lock(table), *names):
+    before = len(read_ranges(connection, table))
+    names = [range_lock(table, number) for number in range(max(before, count))]
+    for name in (plan_lock(table), *names):
         if not locks.try_hold(connection, name, transaction=True):
             raise RefusedError(
                 f"The batch ranges of {table.key} are being worked on. Let the runs of the table end, or end them, "
@@ -135,7 +143,7 @@ def check_ranges(connection: Connection, table: Table, count: int) -> int:
     Raises:
         ConfigurationError: ranges were planned with another number.
     """
-    planned = len(tracking.read_ranges(connection, table)) if tracking.bookkeeping_exists(connection) else 0
+    planned = len(read_ranges(connection, table)) if bookkeeping_exists(connection) else 0
     if planned not in (0, count):
         raise ConfigurationError(
             f"Table {table.key} is cut into {planned} batch ranges, and ALPHAPULSE_BATCH_RANGES asks for "

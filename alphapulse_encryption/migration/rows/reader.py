@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from alphapulse_encryption.migration.bookkeeping.tracking import Key
+from alphapulse_encryption.migration.bookkeeping.ranges import Key
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres import wire
 from alphapulse_encryption.migration.rows.batches import NotReadable, as_many_as_can_be_read, read_columns

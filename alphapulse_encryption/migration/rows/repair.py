@@ -13,8 +13,10 @@ from psycopg.sql import Composed
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.bookkeeping.tracking import Key
+from alphapulse_encryption.migration.bookkeeping.audit import audit
+from alphapulse_encryption.migration.bookkeeping.keys import check_key
+from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan
+from alphapulse_encryption.migration.bookkeeping.tables import TableState, require_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.bookkeeping.verifications import forget_verifications, last_results
 from alphapulse_encryption.migration.postgres.database import Actor
@@ -86,7 +88,7 @@ class Repair(Discard):
     actor: Actor
 
     def admit(self, connection: Connection) -> bool:
-        _require_plaintext(tracking.require_state(connection, self.table, lock=True), self.table)
+        _require_plaintext(require_state(connection, self.table, lock=True), self.table)
         return True
 
     def wanted(self, definition: TableDefinition) -> Composed:
@@ -119,7 +121,7 @@ class Repair(Discard):
         ]
         if cleared:
             number = self.found.number
-            tracking.audit(
+            audit(
                 connection, self.actor, "repair_mismatched", self.table, batch_range=number, cleared=cleared
             )
         return 0
@@ -147,9 +149,9 @@ def repair_mismatched(
     """
     started = time.monotonic()
     with target.database.session(f"repair {table.key}") as connection:
-        tracking.check_key(connection, target.keys)
-        _require_plaintext(tracking.require_state(connection, table), table)
-        tracking.hold_plan(connection, table)
+        check_key(connection, target.keys)
+        _require_plaintext(require_state(connection, table), table)
+        hold_plan(connection, table)
         definition = read_table(connection, table)
         operations = {
             found.number: Repair(table, target.cipher, target.keys, found, target.actor)
@@ -170,7 +172,7 @@ def repair_mismatched(
     )
 
 
-def _require_plaintext(state: tracking.TableState, table: Table) -> None:
+def _require_plaintext(state: TableState, table: Table) -> None:
     if not state.state.has_both_sides or state.authority != "plaintext":
         raise RefusedError(
             f"The ciphertext of {table.key} is the right side: what it holds is in no other place, so none of it is "

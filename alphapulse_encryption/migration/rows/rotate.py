@@ -18,9 +18,9 @@ from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.text import encode_many
 from alphapulse_encryption.crypto.tokens import search_tokens_many_utf8
 from alphapulse_encryption.errors import DecryptionError
-from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.progress import Ledger
-from alphapulse_encryption.migration.bookkeeping.tracking import Key
+from alphapulse_encryption.migration.bookkeeping.ranges import Key
+from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.rows.engine import How, RangeResult, work_on_range
 from alphapulse_encryption.migration.rows.operation import (
@@ -65,7 +65,7 @@ class Rotation(Operation):
         return {c.context: self.cipher.ending(c.context, version) for c in self.table.columns}
 
     def admit(self, connection: Connection) -> bool:
-        tracking.require_state(connection, self.table)
+        require_state(connection, self.table)
         return True
 
     def read_table(self, connection: Connection) -> TableDefinition:

@@ -19,9 +19,10 @@ from psycopg.sql import SQL, Composable, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
-from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping import tuning as kept
 from alphapulse_encryption.migration.bookkeeping.audit import audit
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres import locks
 from alphapulse_encryption.migration.postgres.database import Actor, Database, safe_errors
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
@@ -133,7 +134,7 @@ def restore_abandoned(database: Database, actor: Actor) -> tuple[str, ...]:
     restored: list[str] = []
     failed: MigrationError | None = None
     with database.session("restore autovacuum") as connection:
-        if not tracking.bookkeeping_exists(connection):
+        if not bookkeeping_exists(connection):
             return ()
         for key in kept.abandoned(connection):
             try:
@@ -151,7 +152,7 @@ def _one_at_a_time(connection: Connection, key: str) -> None:
 
 
 def _begin(connection: Connection, table: Table, actor: Actor) -> uuid.UUID:
-    tracking.require_state(connection, table)
+    require_state(connection, table)
     holder = uuid.uuid4()
     # An idle session that the server ends would look like a dead holder.
     connection.execute("SELECT set_config('idle_session_timeout', '0', false)")
@@ -166,7 +167,7 @@ def _begin(connection: Connection, table: Table, actor: Actor) -> uuid.UUID:
                 changed.append(part.name)
         kept.keep_holder(connection, table, holder, actor)
         if changed:
-            tracking.audit(connection, actor, "autovacuum_off", table, relations=changed)
+            audit(connection, actor, "autovacuum_off", table, relations=changed)
 
     in_short_transaction(
         connection, f"turn autovacuum off for {table.key}", turn_off, lock_timeout=LOCK_TIMEOUT

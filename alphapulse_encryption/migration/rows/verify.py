@@ -24,9 +24,10 @@ from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_token, search_tokens_many
 from alphapulse_encryption.errors import MigrationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.keys import check_key, retired_versions
 from alphapulse_encryption.migration.bookkeeping.quarantine import read_quarantine
-from alphapulse_encryption.migration.bookkeeping.tracking import Key, TableState
+from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan, read_range
+from alphapulse_encryption.migration.bookkeeping.tables import TableState, require_state
 from alphapulse_encryption.migration.bookkeeping.verifications import (
     keep_row_count,
     keep_verification,
@@ -221,10 +222,10 @@ def verify_range(
     started = time.monotonic()
     with target.database.session(f"verify range {number:02d} of {table.key}") as connection:
         plan_by_key(connection)
-        state = tracking.require_state(connection, table)
-        tracking.check_key(connection, target.keys)
-        tracking.hold_plan(connection, table)
-        batch_range = tracking.read_range(connection, table, number)
+        state = require_state(connection, table)
+        check_key(connection, target.keys)
+        hold_plan(connection, table)
+        batch_range = read_range(connection, table, number)
         definition = read_table(connection, table, plaintext=state.state.has_both_sides)
         aside = {row.key for row in read_quarantine(connection, table, number)}
         tally = _Tally({column.name: Counts() for column in table.columns}, aside)
@@ -367,7 +368,7 @@ def _comparison(
     connection: Connection, target: Target, definition: TableDefinition, state: TableState, tally: _Tally
 ) -> _Comparison:
     right = state.authority == "ciphertext"
-    retired = tracking.retired_versions(connection)
+    retired = retired_versions(connection)
     return _Comparison(definition, target.cipher, target.keys, tally, right, retired)
 
 
@@ -427,7 +428,7 @@ def verify_changed(target: Target, table: Table, since: int, *, seconds: float) 
     with target.database.session(
         f"verify the rows of {table.key} changed since the verification"
     ) as connection:
-        state = tracking.require_state(connection, table)
+        state = require_state(connection, table)
         definition = read_table(connection, table, plaintext=state.state.has_both_sides)
         tally = _Tally({column.name: Counts() for column in table.columns})
         comparison = _comparison(connection, target, definition, state, tally)
@@ -531,7 +532,7 @@ def verify_table(connection: Connection, table: Table, keys: KeyRing) -> TableVe
 
 def sum_up(connection: Connection, table: Table, key_check: str) -> TableVerification:
     """As :func:`verify_table`, for who has no key: the current one is told by its key-check value."""
-    tracking.require_state(connection, table)
+    require_state(connection, table)
     definition = read_table(connection, table, plaintext=False)
     kept = kept_verifications(
         connection,

@@ -19,8 +19,9 @@ from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.lifecycle import Authority
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.ranges import MAY_WRITE, MAY_WRITE_BY_NAME
+from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import WRITER, WRITER_SETTING, Actor
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner
@@ -47,7 +48,7 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
         Whether anything was changed.
     """
     table = definition.table
-    state = tracking.require_state(connection, table, lock=True)
+    state = require_state(connection, table, lock=True)
     if guard_is_current(connection, definition, state.authority):
         return False
     obsolete = _obsolete_triggers(connection, definition)
@@ -55,7 +56,7 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE" if obsolete else "SHARE ROW EXCLUSIVE")
     for statement in guard_statements(connection, definition, state.authority):
         connection.execute(statement)
-    tracking.audit(connection, actor, "guard", table, authority=state.authority)
+    audit(connection, actor, "guard", table, authority=state.authority)
     return True
 
 

@@ -15,8 +15,8 @@ from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
-from alphapulse_encryption.migration.bookkeeping.audit import last_entry
+from alphapulse_encryption.migration.bookkeeping.audit import audit, last_entry
+from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state, require_state
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
@@ -251,7 +251,7 @@ def build_search_indexes(
         database.session(f"build the search indexes of {table.key}") as connection,
         telling(database, table, on_wait),
     ):
-        tracking.require_guarded_state(connection, table)
+        require_guarded_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
         found: dict[str, State] = {}
         for index in wanted_indexes(connection, definition):
@@ -261,12 +261,12 @@ def build_search_indexes(
             if index.unique:
                 _refuse_collisions(connection, definition, index)
             build_index(connection, definition, index)
-            tracking.audit(connection, actor, "create_index", table, index=index.name, unique=index.unique)
+            audit(connection, actor, "create_index", table, index=index.name, unique=index.unique)
         created = tuple(name for name, state in found.items() if state != "valid")
         analysed = bool(created) or not _analysed_since(connection, table)
         if analysed:
             connection.execute(SQL("ANALYZE {}").format(definition.identifier))
-            tracking.audit(connection, actor, "analyze", table)
+            audit(connection, actor, "analyze", table)
         size = answer(
             connection,
             "SELECT coalesce(sum(pg_relation_size(coalesce(p.relid, c.oid))), 0)::bigint FROM pg_class c "
@@ -599,7 +599,7 @@ def reindex(
     started = time.monotonic()
     doing = f"reindex {table.key}"
     with database.session(doing) as connection, telling(database, table, on_wait, progress=progress):
-        tracking.require_state(connection, table)
+        require_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
         before = _all_indexes(connection, definition)
         after = dict(before)
@@ -627,9 +627,7 @@ def reindex(
                 old = {entry.oid for entry in before.values()}
                 reindexed = tuple(name for (_, name), e in after.items() if e.valid and e.oid not in old)
                 if reindexed or leftovers:
-                    tracking.audit(
-                        connection, actor, "reindex", table, indexes=reindexed, leftovers=leftovers
-                    )
+                    audit(connection, actor, "reindex", table, indexes=reindexed, leftovers=leftovers)
     return ReindexResult(
         reindexed=reindexed,
         leftovers=tuple(leftovers),

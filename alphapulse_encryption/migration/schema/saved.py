@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict
 
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.errors import DatabaseFailure
-from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.definitions import keep_definition, kept_definition
+from alphapulse_encryption.migration.bookkeeping.tables import TableState
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.indexes import pending_index
@@ -64,7 +64,7 @@ class SetAside(_Model):
         return not self.defaults and not self.not_null
 
 
-def set_aside(state: tracking.TableState) -> SetAside:
+def set_aside(state: TableState) -> SetAside:
     """What the switch took off the table's plaintext columns."""
     return SetAside.model_validate(dict(state.set_aside))
 

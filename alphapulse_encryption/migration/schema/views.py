@@ -27,7 +27,8 @@ from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.audit import audit
+from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner, in_short_transaction
@@ -91,7 +92,7 @@ def create_views(database: Database, table: Table, actor: Actor) -> ViewsResult:
     """
     started = time.monotonic()
     with database.session(f"create the compatibility views of {table.key}") as connection:
-        tracking.require_guarded_state(connection, table)
+        require_guarded_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
         _refuse_rows_shown_by_owner(connection, definition)
         wanted = _wanted(definition)
@@ -264,7 +265,7 @@ def _renew(connection: Connection, definition: TableDefinition, name: str, actor
     if not making.statements and not missing:
         return False
     granted = sorted({grant.grantee or "PUBLIC" for grant in missing})
-    tracking.audit(connection, actor, "create_view", definition.table, view=name, granted=granted)
+    audit(connection, actor, "create_view", definition.table, view=name, granted=granted)
     return True
 
 

@@ -12,7 +12,8 @@ from psycopg.sql import SQL
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.audit import audit
+from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.postgres.ddl import outside_transaction, without_limits
 from alphapulse_encryption.migration.postgres.waits import telling
@@ -60,7 +61,7 @@ def analyze(
         database.session(doing) as connection,
         telling(database, table, on_progress, progress=True),
     ):
-        tracking.require_state(connection, table)
+        require_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
         without_limits(connection)
         warnings: list[str | None] = []
@@ -80,6 +81,6 @@ def analyze(
                 f"The server did not analyse {table.key}, or not all of its partitions: this role may not. Let their "
                 "owner do it, or from PostgreSQL 17 on GRANT MAINTAIN on them."
             )
-        tracking.audit(connection, actor, "analyze", table)
+        audit(connection, actor, "analyze", table)
         rows = read_table(connection, table, plaintext=False).estimated_rows
     return AnalyzeResult(rows=rows, seconds=time.monotonic() - started)

@@ -13,7 +13,17 @@ from psycopg.sql import SQL, Composed, Identifier
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import progress, tracking
+from alphapulse_encryption.migration.bookkeeping import progress
+from alphapulse_encryption.migration.bookkeeping.audit import audit
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.bookkeeping.keys import check_key, ensure_key
+from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
+from alphapulse_encryption.migration.bookkeeping.tables import (
+    advance,
+    register_table,
+    require_state,
+    table_state,
+)
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import plan
@@ -88,16 +98,16 @@ def add_encrypted_columns(
     """
     started = time.monotonic()
     with target.database.session(f"add encrypted columns to {table.key}") as connection:
-        tracking.check_key(connection, target.keys)
-        state = tracking.table_state(connection, table) if tracking.bookkeeping_exists(connection) else None
+        check_key(connection, target.keys)
+        state = table_state(connection, table) if bookkeeping_exists(connection) else None
         if state is not None and not state.state.has_both_sides:
             existing = tuple(name for name, _ in _wanted_columns(table))
-            ranges = len(tracking.read_ranges(connection, table))
+            ranges = len(read_ranges(connection, table))
             return ColumnsResult((), existing, False, 0, ranges, time.monotonic() - started)
         definition = read_table(connection, table)
         refuse_partition(connection, definition)
         _check_types(definition)
-        tracking.ensure_key(connection, target.keys)
+        ensure_key(connection, target.keys)
         added = in_short_transaction(
             connection,
             f"add encrypted columns to {table.key}",
@@ -111,7 +121,7 @@ def add_encrypted_columns(
         )
         ranges = plan.ensure_ranges(connection, definition, batch_ranges)
         cleared = 0
-        if tracking.require_state(connection, table).state is State.REVERTED:
+        if require_state(connection, table).state is State.REVERTED:
             cleared = _discard(connection, target, table, on_progress)
     return ColumnsResult(
         added=added,
@@ -132,9 +142,9 @@ def _discard(
     result = work_on_table(table, operation, target, again=again, on_progress=on_progress)
 
     def finish() -> None:
-        tracking.advance(connection, table, State.GUARDED)
+        advance(connection, table, State.GUARDED)
         progress.forget(connection, table, operation.step)
-        tracking.audit(connection, target.actor, "clear_ciphertext", table, rows=result.rows)
+        audit(connection, target.actor, "clear_ciphertext", table, rows=result.rows)
 
     in_short_transaction(connection, f"clear old ciphertext of {table.key}", finish)
     return result.rows
@@ -177,12 +187,12 @@ def _check_types(definition: TableDefinition) -> None:
 
 def _add_missing(connection: Connection, table: Table, actor: Actor) -> tuple[str, ...]:
     definition = read_table(connection, table)
-    tracking.register_table(connection, table)
+    register_table(connection, table)
     names = missing_columns(definition)
     if names:
         lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
         connection.execute(add_columns_statement(definition, names))
-        tracking.audit(connection, actor, "add_columns", table, columns=list(names))
+        audit(connection, actor, "add_columns", table, columns=list(names))
     return names
 
 

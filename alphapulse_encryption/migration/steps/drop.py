@@ -17,9 +17,12 @@ from psycopg.sql import SQL, Composable, Composed, Identifier
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.approvals import Approval
+from alphapulse_encryption.migration.bookkeeping.audit import audit
+from alphapulse_encryption.migration.bookkeeping.install import ensure_bookkeeping
+from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
+from alphapulse_encryption.migration.bookkeeping.tables import advance, require_state
 from alphapulse_encryption.migration.gates import approvals
 from alphapulse_encryption.migration.gates.approvals import TwoPersonRule
 from alphapulse_encryption.migration.postgres.database import Actor
@@ -89,9 +92,9 @@ def drop_plaintext(
     dropped: _Dropped | None = None
     changed_rows = 0
     with target.database.session(doing) as connection:
-        state = tracking.require_state(connection, table)
-        tracking.check_key(connection, target.keys)
-        tracking.ensure_bookkeeping(connection)
+        state = require_state(connection, table)
+        check_key(connection, target.keys)
+        ensure_bookkeeping(connection)
         if state.state is not State.DROPPED:
             ask = _Ask(target, table, operator, default_rule)
             approval, since = _refuse_unless_allowed(connection, ask)
@@ -191,7 +194,7 @@ def _refuse_without_pending_index(connection: Connection, definition: TableDefin
 
 def _drop(connection: Connection, ask: _Ask, before: Approval) -> _Dropped:
     table = ask.table
-    state = tracking.require_state(connection, table, lock=True)
+    state = require_state(connection, table, lock=True)
     if state.state is not State.SWITCHED:
         raise RefusedError(f"Table {table.key} was changed by another run meanwhile; nothing was dropped.")
     _lock(connection, read_table(connection, table))
@@ -217,9 +220,9 @@ def _drop(connection: Connection, ask: _Ask, before: Approval) -> _Dropped:
     what = saved.read_saved(connection, definition, taken)
     definition_id = saved.keep(connection, table, what)
     _alter(connection, definition, what)
-    tracking.advance(connection, table, State.DROPPED)
+    advance(connection, table, State.DROPPED)
     approvals.consume(connection, approval, ask.operator.strip() or ask.target.actor.name)
-    tracking.audit(
+    audit(
         connection,
         ask.target.actor,
         "drop_plaintext",
@@ -332,7 +335,7 @@ def _require_ciphertext(connection: Connection, table: Table, actor: Actor) -> t
         def finish(encrypted: str = column.encrypted) -> None:
             for statement in _not_null_for_check(definition, encrypted):
                 connection.execute(statement)
-            tracking.audit(connection, actor, "set_not_null", table, column=encrypted)
+            audit(connection, actor, "set_not_null", table, column=encrypted)
 
         in_short_transaction(connection, f"set {table.key}.{column.encrypted} NOT NULL", finish)
         required.append(column.encrypted)

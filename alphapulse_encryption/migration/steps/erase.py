@@ -18,7 +18,9 @@ from psycopg.sql import SQL, Identifier
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.audit import audit
+from alphapulse_encryption.migration.bookkeeping.keys import check_key
+from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres.ddl import LOCK_TIMEOUT, outside_transaction, without_limits
 from alphapulse_encryption.migration.schema import saved
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
@@ -108,8 +110,8 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
         )
     started = time.monotonic()
     with target.database.session(f"erase what was dropped from {table.key}") as connection:
-        tracking.check_key(connection, target.keys)
-        state = tracking.require_state(connection, table)
+        check_key(connection, target.keys)
+        state = require_state(connection, table)
         dropped = saved.latest(connection, table)
         if state.state is not State.DROPPED or dropped is None:
             raise RefusedError(
@@ -149,7 +151,7 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
             look=_look(connection, looking, looked_before, places),
             seconds=time.monotonic() - started,
         )
-        tracking.audit(
+        audit(
             *(connection, target.actor, "erase_dropped", table),
             bytes_before=result.bytes_before,
             bytes_after=result.bytes_after,

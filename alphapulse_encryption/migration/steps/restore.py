@@ -19,9 +19,13 @@ from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import progress, tracking
+from alphapulse_encryption.migration.bookkeeping import progress
+from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.definitions import mark_restored
+from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.quarantine import NAMED
+from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
+from alphapulse_encryption.migration.bookkeeping.tables import advance, require_state
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
 from alphapulse_encryption.migration.rows import verify
@@ -98,8 +102,8 @@ def restore_plaintext(
     doing = f"restore the plaintext of {table.key}"
     with target.database.session(doing) as connection:
         plan_by_key(connection)
-        state = tracking.require_state(connection, table)
-        tracking.check_key(connection, target.keys)
+        state = require_state(connection, table)
+        check_key(connection, target.keys)
         if state.state.has_both_sides:
             return RestoreResult(changed=False, seconds=time.monotonic() - started)
         found = saved.latest(connection, table)
@@ -118,7 +122,7 @@ def restore_plaintext(
         filling = Filling(target, table, f"--restore-plaintext --table {table.key}", on_progress)
         built: tuple[str, ...] = ()
         added: tuple[str, ...] = ()
-        if tracking.require_state(connection, table).authority == "ciphertext":
+        if require_state(connection, table).authority == "ciphertext":
             filling.fill()
             built = _build_indexes(connection, definition, what)
             added = _add_constraints(connection, definition, what)
@@ -162,7 +166,7 @@ def _result(
 def _verify(target: Target, table: Table) -> None:
     """The comparison of step 4, of what was restored: every value against its ciphertext, every token anew."""
     with target.database.session(f"verify what was restored of {table.key}") as connection:
-        ranges = tracking.read_ranges(connection, table)
+        ranges = read_ranges(connection, table)
     for batch_range in ranges:
         found = verify.verify_range(target, table, batch_range.number)
         # The application may write plaintext again: that is pending, as it was before the drop.
@@ -177,7 +181,7 @@ def _verify(target: Target, table: Table) -> None:
 
 def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor) -> tuple[str, ...]:
     """The columns are there again, empty; the ciphertext is right, as after a switch."""
-    state = tracking.require_state(connection, table, lock=True)
+    state = require_state(connection, table, lock=True)
     if state.state is not State.DROPPED:
         return ()
     definition = read_table(connection, table, plaintext=False)
@@ -201,11 +205,9 @@ def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor)
     lost: list[str] = []
     for column in what.columns:
         lost += _dress_column(connection, definition, column)
-    tracking.advance(connection, table, State.RESTORING, what.set_aside.model_dump())
+    advance(connection, table, State.RESTORING, what.set_aside.model_dump())
     guard.ensure_guard(connection, read_table(connection, table), actor)
-    tracking.audit(
-        connection, actor, "begin_restore", table, columns=[c.name for c in what.columns], lost_grants=lost
-    )
+    audit(connection, actor, "begin_restore", table, columns=[c.name for c in what.columns], lost_grants=lost)
     return tuple(lost)
 
 

@@ -19,10 +19,13 @@ from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import progress, tracking
+from alphapulse_encryption.migration.bookkeeping import progress
 from alphapulse_encryption.migration.bookkeeping.approvals import revoke_all
+from alphapulse_encryption.migration.bookkeeping.audit import audit
+from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.quarantine import forget_quarantine
 from alphapulse_encryption.migration.bookkeeping.ranges import restart_ranges
+from alphapulse_encryption.migration.bookkeeping.tables import advance, require_guarded_state, require_state
 from alphapulse_encryption.migration.bookkeeping.verifications import forget_verifications
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
@@ -98,8 +101,8 @@ def switch_to_ciphertext(target: Target, table: Table) -> SwitchResult:
     started = time.monotonic()
     doing = f"switch {table.key} to ciphertext"
     with target.database.session(doing) as connection:
-        state = tracking.require_guarded_state(connection, table)
-        tracking.check_key(connection, target.keys)
+        state = require_guarded_state(connection, table)
+        check_key(connection, target.keys)
         if state.authority == "ciphertext":
             return SwitchResult(False, (), (), time.monotonic() - started)
         if state.state is not State.GUARDED:
@@ -244,7 +247,7 @@ def _require_either(
         if saved.constraint_state(connection, definition, name) is None:
             lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
             connection.execute(_add_presence_check(definition, column))
-            tracking.audit(connection, actor, "add_check", definition.table, constraint=name)
+            audit(connection, actor, "add_check", definition.table, constraint=name)
 
     in_short_transaction(connection, f"add the check {name}", add)
     validate(connection, definition, name)
@@ -308,7 +311,7 @@ def _relax(taken: SetAside) -> list[Composable]:
 
 
 def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | None:
-    state = tracking.require_state(connection, table, lock=True)
+    state = require_state(connection, table, lock=True)
     if state.authority == "ciphertext":
         return None
     definition = read_table(connection, table)
@@ -325,9 +328,9 @@ def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | No
             )
     if actions:
         connection.execute(saved.alter(definition, actions))
-    tracking.advance(connection, table, State.SWITCHED, taken.model_dump())
+    advance(connection, table, State.SWITCHED, taken.model_dump())
     guard.ensure_guard(connection, definition, actor)
-    tracking.audit(
+    audit(
         connection,
         actor,
         "switch_to_ciphertext",
@@ -362,8 +365,8 @@ def revert_to_plaintext(
     started = time.monotonic()
     with target.database.session(f"revert {table.key} to plaintext") as connection:
         plan_by_key(connection)
-        state = tracking.require_state(connection, table)
-        tracking.check_key(connection, target.keys)
+        state = require_state(connection, table)
+        check_key(connection, target.keys)
         if not state.state.has_both_sides:
             raise RefusedError(
                 f"The plaintext of {table.key} was dropped. Use restore_plaintext, which rebuilds it from "
@@ -393,7 +396,7 @@ def revert_to_plaintext(
 
 def _withdraw(connection: Connection, table: Table, actor: Actor) -> tuple[str, ...]:
     """Leave nothing with the table but its encrypted columns and their indexes; returns the views removed."""
-    state = tracking.require_state(connection, table, lock=True)
+    state = require_state(connection, table, lock=True)
     if state.state is not State.GUARDED:
         raise RefusedError(f"Table {table.key} was changed by another run meanwhile. Run the step again.")
     definition = read_table(connection, table)
@@ -408,8 +411,8 @@ def _withdraw(connection: Connection, table: Table, actor: Actor) -> tuple[str, 
     restart_ranges(connection, table)
     revoke_all(connection, actor.name, table)
     progress.forget(connection, table, "decrypt")
-    tracking.advance(connection, table, State.REVERTED)
-    tracking.audit(connection, actor, "withdraw", table, views=list(removed))
+    advance(connection, table, State.REVERTED)
+    audit(connection, actor, "withdraw", table, views=list(removed))
     return removed
 
 
@@ -442,7 +445,7 @@ def hand_back(connection: Connection, definition: TableDefinition, filling: Fill
 
 def _hand_back(connection: Connection, definition: TableDefinition, filling: Filling) -> None:
     table, actor = definition.table, filling.target.actor
-    state = tracking.require_state(connection, table, lock=True)
+    state = require_state(connection, table, lock=True)
     if state.authority == "plaintext":
         return
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
@@ -466,10 +469,10 @@ def _hand_back(connection: Connection, definition: TableDefinition, filling: Fil
     )
     # Where nothing is set aside, all that is left is to take the guard and the views away.
     back = State.RESTORED if state.state is State.RESTORING else State.REVERTING
-    tracking.advance(connection, table, back, SetAside(not_null=taken.not_null).model_dump())
+    advance(connection, table, back, SetAside(not_null=taken.not_null).model_dump())
     guard.ensure_guard(connection, definition, actor)
     done = filling.done + last
-    tracking.audit(connection, actor, "hand_back", table, rows=done.rows, values=done.values)
+    audit(connection, actor, "hand_back", table, rows=done.rows, values=done.values)
     filling.done = done
 
 
@@ -482,7 +485,7 @@ def put_back_not_null(connection: Connection, definition: TableDefinition) -> No
 def finish_return(connection: Connection, definition: TableDefinition, actor: Actor, action: str) -> None:
     """NOT NULL proper in place of the checks; the table stands where step 2 had left it. In a transaction."""
     table = definition.table
-    state = tracking.require_state(connection, table, lock=True)
+    state = require_state(connection, table, lock=True)
     if state.authority != "plaintext":
         raise RefusedError(f"Table {table.key} was switched to ciphertext meanwhile. Run the step again.")
     taken = saved.set_aside(state)
@@ -501,8 +504,8 @@ def finish_return(connection: Connection, definition: TableDefinition, actor: Ac
     if checks:
         connection.execute(saved.alter(definition, checks))
     if state.state is not State.GUARDED:
-        tracking.advance(connection, table, State.GUARDED)
-    tracking.audit(connection, actor, action, table)
+        advance(connection, table, State.GUARDED)
+    audit(connection, actor, action, table)
 
 
 def set_not_null(name: str, not_null: NotNull) -> Composable:

@@ -18,13 +18,20 @@ from psycopg.sql import SQL, Composed, Identifier, Literal
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.errors import DecryptionError, RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
 from alphapulse_encryption.migration.bookkeeping.approvals import revoke_all
+from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.columns import uncatalogued_columns
+from alphapulse_encryption.migration.bookkeeping.install import ensure_bookkeeping
 from alphapulse_encryption.migration.bookkeeping.keys import (
+    KeyState,
     KeyVersion,
+    check_key,
+    check_key_values,
+    check_readable,
     hold_key_versions,
     keep_key_count,
+    key_versions,
+    remember_key,
     set_key_state,
 )
 from alphapulse_encryption.migration.postgres.database import Actor, Database
@@ -69,27 +76,27 @@ def begin_rotation(target: Target) -> Begun:
     """
     new = target.keys.current_version
     with target.database.session("begin a key rotation") as connection:
-        tracking.check_key_values(connection, target.keys)
-        if not tracking.key_versions(connection):
+        check_key_values(connection, target.keys)
+        if not key_versions(connection):
             return Begun(new, None)
-        tracking.ensure_bookkeeping(connection)
+        ensure_bookkeeping(connection)
         with connection.transaction():
             hold_key_versions(connection)
-            versions = tracking.key_versions(connection)
+            versions = key_versions(connection)
             current = next(version for version in versions if version.state == "current")
             if current.number == new:
-                tracking.check_readable(versions, target.keys)
+                check_readable(versions, target.keys)
                 return Begun(new, new)
             if new < current.number:
-                tracking.check_key(connection, target.keys)
-            tracking.check_readable(versions, target.keys)
-            tracking.remember_key(connection, target.keys)
+                check_key(connection, target.keys)
+            check_readable(versions, target.keys)
+            remember_key(connection, target.keys)
             # Once more, now that this one is among them: somebody may have stored another key for it before.
-            tracking.check_key_values(connection, target.keys)
+            check_key_values(connection, target.keys)
             set_key_state(connection, current.number, "readable", target.actor)
             set_key_state(connection, new, "current", target.actor)
             approvals = revoke_all(connection, f"{target.actor.name}: key rotation")
-            tracking.audit(
+            audit(
                 connection,
                 target.actor,
                 "begin_key_rotation",
@@ -174,7 +181,7 @@ def count_versions(
 def _counted(
     connection: Connection, tables: Iterable[Table], cipher: EnvelopeFormat
 ) -> Iterable[TableVersions]:
-    known = [version.number for version in tracking.key_versions(connection)]
+    known = [version.number for version in key_versions(connection)]
     for table in tables:
         definition = read_table(connection, table, plaintext=False)
         if definition.encrypted_columns:
@@ -295,7 +302,7 @@ def retire_versions(target: Target) -> Retirement:
         DatabaseFailure: the server refused.
     """
     with target.database.session("look for uncatalogued encrypted columns") as connection:
-        if not tracking.key_versions(connection):
+        if not key_versions(connection):
             return Retirement((), (), {}, ())
         _refuse_uncatalogued(connection, target.catalogue)
     counts = count_versions(target.database, target.catalogue.tables, target.cipher)
@@ -304,7 +311,7 @@ def retire_versions(target: Target) -> Retirement:
     remaining: dict[int, Mapping[str, Found]] = {}
     with target.database.session("retire key versions") as connection, connection.transaction():
         hold_key_versions(connection)
-        for version in tracking.key_versions(connection):
+        for version in key_versions(connection):
             found = {
                 count.table: count.of(version.number) for count in counts if count.of(version.number).values
             }
@@ -333,7 +340,7 @@ def reinstate_version(database: Database, version: int, actor: Actor) -> bool:
         DatabaseFailure: the server refused.
     """
     with database.session("reinstate a key version") as connection, connection.transaction():
-        known = {found.number: found for found in tracking.key_versions(connection)}
+        known = {found.number: found for found in key_versions(connection)}
         if version not in known:
             raise RefusedError(f"This database knows no key version {version}; nothing was changed.")
         if known[version].state != "retired":
@@ -342,11 +349,9 @@ def reinstate_version(database: Database, version: int, actor: Actor) -> bool:
     return True
 
 
-def _change(
-    connection: Connection, version: KeyVersion, state: tracking.KeyState, action: str, actor: Actor
-) -> None:
+def _change(connection: Connection, version: KeyVersion, state: KeyState, action: str, actor: Actor) -> None:
     set_key_state(connection, version.number, state, actor)
-    tracking.audit(connection, actor, action, key_version=version.number)
+    audit(connection, actor, action, key_version=version.number)
 
 
 def _refuse_uncatalogued(connection: Connection, catalogue: Catalogue) -> None:

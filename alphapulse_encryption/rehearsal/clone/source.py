@@ -14,7 +14,8 @@ from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.gates import drill
 from alphapulse_encryption.migration.gates.preflight import long_transactions
 from alphapulse_encryption.migration.postgres.database import Database
@@ -199,11 +200,11 @@ def refuse_unrehearsable(connection: Connection, tables: Iterable[Table]) -> tup
     Raises:
         RefusedError: a table's plaintext is dropped, or on its way back.
     """
-    if not tracking.bookkeeping_exists(connection):
+    if not bookkeeping_exists(connection):
         return ()
     findings = []
     for table in tables:
-        state = tracking.table_state(connection, table)
+        state = table_state(connection, table)
         if state is None or state.state is State.REVERTED:
             continue
         if not state.state.has_both_sides:

@@ -25,7 +25,8 @@ from sqlalchemy.types import NullType, TypeEngine
 from alphapulse_encryption import orm
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.migration.bookkeeping.tracking import bookkeeping_exists, table_state
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.saved import latest
 

@@ -50,7 +50,7 @@ def test_before_anything_exists(theirs: Place, capsys: pytest.CaptureFixture[str
     plan = Plan.model_validate(planned)
     assert [table.table for table in plan.tables] == list(another.TABLES)
     assert plan.version == planned["version"] == 1 and planned["kind"] == "plan"
-    assert len(plan.bookkeeping) == 1 and not plan.blockers
+    assert len(plan.bookkeeping) == 4 and not plan.blockers
     for table in plan.tables:
         assert len(table.ranges) == theirs.ranges and table.rows == another.ROWS[table.table]
 

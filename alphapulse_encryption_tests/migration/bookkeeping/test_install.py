@@ -12,10 +12,17 @@ import pytest
 
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration.bookkeeping import install, tracking
+from alphapulse_encryption.migration.bookkeeping import install
 from alphapulse_encryption.migration.bookkeeping.approvals import list_approvals
 from alphapulse_encryption.migration.bookkeeping.contents import read_objects
-from alphapulse_encryption.migration.bookkeeping.install import LAYOUT, SCHEMA, Layout
+from alphapulse_encryption.migration.bookkeeping.install import (
+    LAYOUT,
+    SCHEMA,
+    Layout,
+    bookkeeping_exists,
+    ensure_bookkeeping,
+    missing_bookkeeping,
+)
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.backfill import backfill_range
@@ -41,7 +48,7 @@ CATALOGUE = Catalogue(tables=tuple(STAGES.values()))
 
 def ensure(url: str, layout: Layout = LAYOUT) -> None:
     with Database(url).session("begin") as connection:
-        tracking.ensure_bookkeeping(connection, layout)
+        ensure_bookkeeping(connection, layout)
 
 
 def objects(url: str) -> dict[str, str]:
@@ -235,11 +242,11 @@ def test_a_later_version_arrives(database_url: str, next_layout: Layout) -> None
     ensure(database_url)
     run(database_url, "INSERT INTO alphapulse_encryption.audit_log (actor, action) VALUES ('tests', 'try')")
     with Database(database_url).session("look") as connection:
-        (text,) = tracking.missing_bookkeeping(connection, next_layout)
+        (text,) = missing_bookkeeping(connection, next_layout)
         assert "ADD COLUMN why" in text
         # Nobody has recorded yet what it makes.
         with pytest.raises(RefusedError, match=r"column alphapulse_encryption.settings.why is not ours"):
-            tracking.ensure_bookkeeping(connection, next_layout)
+            ensure_bookkeeping(connection, next_layout)
     assert value(database_url, "SELECT max(version) FROM alphapulse_encryption.versions") == LAYOUT.latest
     with psycopg.connect(database_url) as connection:
         connection.execute(next_layout.versions[-1].text.encode())
@@ -258,11 +265,11 @@ def test_a_later_version_arrives(database_url: str, next_layout: Layout) -> None
 
 def test_a_session_that_may_not_write_is_told_what_does(before_url: str) -> None:
     with Database(before_url, read_only=True).session("look") as connection:
-        texts = tracking.missing_bookkeeping(connection)
+        texts = missing_bookkeeping(connection)
         assert len(texts) == len(LAYOUT.versions)
         assert "ALTER TABLE public.%I SET SCHEMA" in texts[1]
         with pytest.raises(RefusedError, match=r"of an earlier version.*--roles-sql"):
-            tracking.bookkeeping_exists(connection)
+            bookkeeping_exists(connection)
 
 
 def _kept(url: str, names: dict[str, str]) -> dict[str, list[tuple[object, ...]]]:

@@ -7,7 +7,9 @@ import pytest
 
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.audit import audit
+from alphapulse_encryption.migration.bookkeeping.install import ensure_bookkeeping
+from alphapulse_encryption.migration.bookkeeping.keys import check_key, ensure_key
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, KEYS, MASTER_KEY, OTHER_KEYS, run
@@ -24,7 +26,7 @@ def notes_url(database_url: str) -> str:
 
 def ensure(url: str) -> None:
     with Database(url).session("begin") as connection:
-        tracking.ensure_bookkeeping(connection)
+        ensure_bookkeeping(connection)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_audit_is_undone_with_what_it_tells_of(notes_url: str) -> None:
         pytest.raises(RuntimeError),
         connection.transaction(),
     ):
-        tracking.audit(connection, ACTOR, "try", ENTRY)
+        audit(connection, ACTOR, "try", ENTRY)
         raise RuntimeError
     assert support.value(notes_url, "SELECT count(*) FROM alphapulse_encryption.audit_log") == 0
 
@@ -73,17 +75,17 @@ def test_another_key_is_refused(notes_url: str) -> None:
     stored = run(notes_url, "SELECT key_version, check_value FROM alphapulse_encryption.key_checks")
     assert stored == [(1, KEYS.check_value(1))]
     with Database(notes_url).session("check") as connection:
-        tracking.check_key(connection, KEYS)
-        for check in (tracking.check_key, tracking.ensure_key):
+        check_key(connection, KEYS)
+        for check in (check_key, ensure_key):
             with pytest.raises(
                 RefusedError, match="master key of version 1, from the key source, is not the one"
             ) as caught:
                 check(connection, OTHER_KEYS)
             assert OTHER_KEYS.check_value(1) not in str(caught.value)
         # A later version beside the same old key is welcome to be read, with a changed old key it is not.
-        tracking.ensure_key(connection, KeyRing({1: MASTER_KEY, 2: bytes(32)}, 1))
+        ensure_key(connection, KeyRing({1: MASTER_KEY, 2: bytes(32)}, 1))
         with pytest.raises(RefusedError, match="version 1"):
-            tracking.ensure_key(connection, KeyRing({1: bytes(32), 2: bytes(32)}, 1))
+            ensure_key(connection, KeyRing({1: bytes(32), 2: bytes(32)}, 1))
     with pytest.raises(RefusedError, match="version 1"):
         support.add_columns(notes_url, ENTRY, keys=OTHER_KEYS)
     assert run(notes_url, "SELECT key_version FROM alphapulse_encryption.key_checks ORDER BY 1") == [(1,)]

@@ -13,7 +13,8 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.install import ensure_bookkeeping
+from alphapulse_encryption.migration.bookkeeping.keys import ensure_key
 from alphapulse_encryption.migration.gates import drill
 from alphapulse_encryption.migration.gates.backup import BackupResult, take_backup
 from alphapulse_encryption.migration.postgres.database import Database
@@ -71,8 +72,8 @@ def test_what_is_restored_equals_the_moment_of_the_dump_while_writes_go_on(
     sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
 ) -> None:
     with Database(sample_url).session("set up") as connection:
-        tracking.ensure_bookkeeping(connection)
-        tracking.ensure_key(connection, walk.KEYS)
+        ensure_bookkeeping(connection)
+        ensure_key(connection, walk.KEYS)
     before = counts(sample_url)
     # Between the snapshot and the dump, another session commits an insert, an update and a deletion.
     writes = (

@@ -79,10 +79,10 @@ def recorded(url: str, file: Path, content: bytes) -> Backup:
 
 @pytest.fixture
 def bookkeeping_url(database_url: str) -> str:
-    from alphapulse_encryption.migration.bookkeeping import tracking
+    from alphapulse_encryption.migration.bookkeeping.install import ensure_bookkeeping
 
     with Database(database_url).session("set up") as connection:
-        tracking.ensure_bookkeeping(connection)
+        ensure_bookkeeping(connection)
     return database_url
 
 

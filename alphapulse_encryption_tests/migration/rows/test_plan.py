@@ -9,7 +9,7 @@ from psycopg import sql
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.ranges import hold_plan
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows import plan
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
@@ -355,9 +355,9 @@ def test_not_while_a_range_is_worked_on(database_url: str, number: int) -> None:
 def test_not_while_somebody_relies_on_the_boundaries(database_url: str) -> None:
     filled(database_url)
     with Database(database_url).session("hold") as connection:
-        tracking.hold_plan(connection, SMALL)
+        hold_plan(connection, SMALL)
         with Database(database_url).session("hold, too") as another:
-            tracking.hold_plan(another, SMALL)
+            hold_plan(another, SMALL)
         with pytest.raises(RefusedError, match="are being worked on"):
             replan(database_url, 4)
     assert replan(database_url, 4) == 4

@@ -10,7 +10,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.tables import advance
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.repair import RepairResult, repair_mismatched
 from alphapulse_encryption.migration.rows.verify import NAMED_OFFENDERS
@@ -193,7 +193,7 @@ def test_refusals_once_switched(notes_url: str, behind: support.Connection) -> N
     behind.execute(DAMAGE)
     support.verify(notes_url, ENTRY)
     with Database(notes_url).session("switch") as connection:
-        tracking.advance(connection, ENTRY, State.SWITCHED)
+        advance(connection, ENTRY, State.SWITCHED)
     with pytest.raises(RefusedError, match="ciphertext of notes is the right side"):
         repaired(notes_url)
     assert cleared(notes_url) == set()

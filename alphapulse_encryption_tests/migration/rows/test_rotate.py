@@ -13,7 +13,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration.bookkeeping.tracking import range_lock
+from alphapulse_encryption.migration.bookkeeping.ranges import range_lock
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows import plan
 from alphapulse_encryption.migration.rows.backfill import backfill_range

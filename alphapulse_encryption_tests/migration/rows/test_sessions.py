@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from alphapulse_encryption.migration.bookkeeping.tracking import range_lock
+from alphapulse_encryption.migration.bookkeeping.ranges import range_lock
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.backfill import Progress, RangeResult, Stopped, backfill_range
 from alphapulse_encryption.migration.rows.sessions import Sessions, quick_switches

@@ -14,7 +14,7 @@ from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.tables import advance
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.backfill import RowsQuarantined
 from alphapulse_encryption.migration.rows.verify import (
@@ -206,7 +206,7 @@ def test_a_cleared_plaintext_is_right_once_the_ciphertext_is(
     behind.execute("UPDATE notes SET secret = NULL WHERE id = 4")
     assert named(support.verify(notes_url, ENTRY)) == {("secret", "mismatched", "4")}
     with Database(notes_url).session("switch") as connection:
-        tracking.advance(connection, ENTRY, State.SWITCHED)
+        advance(connection, ENTRY, State.SWITCHED)
     assert support.verify(notes_url, ENTRY).passed
     # A plaintext that is there has to be the same all the same.
     behind.execute("UPDATE notes SET secret = 99 WHERE id = 4")

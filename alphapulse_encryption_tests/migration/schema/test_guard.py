@@ -14,7 +14,7 @@ import pytest
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.lifecycle import Authority, State
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.tables import advance
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema import guard
 from alphapulse_encryption.migration.schema.definition import read_table
@@ -31,7 +31,7 @@ def set_authority(url: str, authority: Authority, entry: Table = ENTRY) -> None:
     """What the switch does about authority, and nothing else of it."""
     with Database(url).session("set the authority") as connection, connection.transaction():
         if authority == "ciphertext":
-            tracking.advance(connection, entry, State.SWITCHED)
+            advance(connection, entry, State.SWITCHED)
         guard.ensure_guard(connection, read_table(connection, entry), ACTOR)
 
 

@@ -11,7 +11,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.decrypt import Filling
 from alphapulse_encryption.migration.schema.definition import read_table
@@ -255,7 +255,7 @@ def test_a_revert_killed_before_not_null_is_continued(sample_url: str, postgres:
 
     assert walk.schema(sample_url, postgres.bin_dir(), ACCOUNTS) == before
     with Database(sample_url).session("read") as connection:
-        state = tracking.require_state(connection, ACCOUNTS)
+        state = require_state(connection, ACCOUNTS)
     assert (state.authority, state.state) == ("plaintext", State.REVERTED)
 
 

@@ -10,7 +10,7 @@ import pytest
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration.bookkeeping import tracking
+from alphapulse_encryption.migration.bookkeeping.keys import ensure_key
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.backfill import backfill_range
 from alphapulse_encryption.migration.rows.rotate import rotate_range
@@ -171,9 +171,9 @@ def test_a_database_that_was_never_begun(database_url: str) -> None:
 def test_two_processes_begin_with_different_versions(database_url: str) -> None:
     """The first use of a database by two, one of which has another current version: the later one is refused."""
     with Database(database_url).session("begin") as connection:
-        tracking.ensure_key(connection, support.KEYS)
+        ensure_key(connection, support.KEYS)
         with pytest.raises(RefusedError, match="environment says 2"):
-            tracking.ensure_key(connection, KEYS)
+            ensure_key(connection, KEYS)
     assert states(database_url) == [(1, "current")]
 
 
