@@ -25,7 +25,6 @@ def rehearse(config: Mapping[str, object], rows: int | None) -> bool:
     """Rehearse, and print each stage as it ends, the verdict and where the report is.
 
     Args:
-        config: of the run.
         rows: of the sample's staging copy, which is made or made anew where it has another size; None for the
             one that is there, or for the demo's size.
 

@@ -213,7 +213,6 @@ class Fault(_Measure):
 
     Args:
         kind: "worker killed", "connections dropped", "server restarted" or "key source unavailable".
-        at: when.
         seconds_away: how long the outage itself lasted.
         seconds_lost: from the fault until the work went on, the outage included.
         survived: whether the stage came to its end with nothing lost.

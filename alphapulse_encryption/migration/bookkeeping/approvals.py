@@ -21,7 +21,6 @@ class Approval:
     """A person's consent to one drop, as it is kept.
 
     Args:
-        id: its number.
         table: key of the table whose plaintext may be dropped.
         approver: the person, as they gave their name.
         database_role: the role that recorded it, which the database vouches for.

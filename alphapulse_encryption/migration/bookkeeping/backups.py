@@ -20,7 +20,6 @@ class Backup:
     """A backup, as it was recorded.
 
     Args:
-        id: its number.
         taken_at: the moment it speaks of, by the server's clock.
         location: path of the file.
         bytes: size of the file.

@@ -81,9 +81,7 @@ def change_limits(database: Database, changes: Mapping[str, str], actor: Actor) 
     """Change settings; reads only, where there is nothing to change.
 
     Args:
-        database: the target.
         changes: new values by name, as text.
-        actor: who does it.
 
     Raises:
         ConfigurationError: an unknown name, or a value that does not suit it; nothing was changed.

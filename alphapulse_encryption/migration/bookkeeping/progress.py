@@ -37,7 +37,6 @@ class Ledger:
 
     Args:
         operation: which.
-        table: the catalogue's entry.
         number: the range.
         goal: what it leads to, as a number, where the same operation may be done to a table again and again: of a
             rotation the key version.

@@ -52,9 +52,7 @@ def approve_drop(
     """Record a person's consent to dropping a table's plaintext columns.
 
     Args:
-        table: the table.
         approver: the person's name.
-        reason: why, in their words.
         confirmation: the table's key, typed by them.
         valid_for: how long it may be used.
 
@@ -270,7 +268,6 @@ def valid_approval(
     """The approval that a drop may use now: the newest open one, with everything it binds as it was.
 
     Args:
-        connection: an open session.
         catalogue: as it is now.
         definition: the table as it is now.
         keys: the key ring as it is now.
@@ -307,7 +304,6 @@ def changed_since(
     """What of that which an approval binds is another one now; empty where it still holds.
 
     Args:
-        connection: an open session.
         catalogue: as it is now.
         definition: of the table, as it is now.
         key_check: identifies the current master key.
@@ -353,11 +349,9 @@ def revoke(
     """Take an approval back.
 
     Args:
-        database: the target.
         approval_id: its number.
         actor: the program that records it.
         operator: name of the person who takes it back; the actor's where it is empty.
-        reason: why, in their words.
 
     Raises:
         RefusedError: there is none of that number, or it was used or revoked before; nothing was changed.

@@ -51,7 +51,6 @@ class Contents:
     """What a table holds.
 
     Args:
-        rows: how many.
         checksum: the sum of 128 bits of every row's SHA-256, of its text form: does not depend on their order.
     """
 

@@ -118,7 +118,6 @@ def without_limits(connection: Connection, *, in_transaction: bool = False) -> N
     """Lift an administrator's limits on how long something may last or be idle, for what lasts as long as it does.
 
     Args:
-        connection: an open session.
         in_transaction: for the rest of the transaction only, not of the session.
     """
     connection.execute(_WITHOUT_LIMITS, [in_transaction])

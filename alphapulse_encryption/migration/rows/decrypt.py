@@ -151,8 +151,6 @@ class Filling:
     """Fills a table's plaintext: beside the application, and at last under a lock.
 
     Args:
-        target: the target.
-        table: the catalogue's entry.
         again: what to type to go on with it.
         on_progress: called after each batch, and while it holds back.
     """

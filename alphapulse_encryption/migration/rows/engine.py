@@ -87,9 +87,6 @@ class Progress:
     """What a running range reports after each batch, and when it holds back: totals of this call.
 
     Args:
-        table: the table's key.
-        batch_range: the range.
-        rows: rows written.
         values: values written.
         seconds: since the beginning.
         batch_size: rows per batch, as it is now.
@@ -110,11 +107,8 @@ class RangeResult:
     """What was done to a range, or to all ranges of a table.
 
     Args:
-        rows: rows written.
         by_column: values written.
         renewed: of those, values whose ciphertext was made again for it.
-        seconds: duration.
-        batches: transactions.
         changed_meanwhile: rows left alone because another transaction changed or held them between reading and
             writing; they were read again.
         left: the rows that are to be worked on still, because they kept changing or were locked.
@@ -200,7 +194,6 @@ class How(TypedDict, total=False):
     """How a range is worked on.
 
     Args:
-        pace: size of batches.
         on_progress: called after each batch, and again and again while it holds back, from the calling thread; may
             raise :class:`Stopped`.
         sessions: the worker's own, which works on several ranges one after another; by default opened and closed here.
@@ -247,7 +240,6 @@ def work_on_table(
     """Do an operation to all rows of a table that it wants, one range after another.
 
     Args:
-        table: the catalogue's entry.
         operation: what to do, or by their numbers what to do to some of the ranges.
         again: what to type to go on with it.
         on_progress: see :class:`How`.
@@ -319,9 +311,7 @@ def finish_under_lock(
 
     Args:
         operation: what to do.
-        target: the target.
         connection: in a transaction that holds the table exclusively, and is undone on an error.
-        definition: the table.
         most: how many rows there may be.
 
     Raises:

@@ -98,7 +98,6 @@ class Written:
     """A batch whose :meth:`Operation.update` was executed.
 
     Args:
-        definition: the table.
         batch: what was sent.
         rows: those of its rows that were written.
         result: what the statement told.

@@ -47,7 +47,6 @@ def ensure_ranges(connection: Connection, definition: TableDefinition, count: in
 
     Args:
         connection: in autocommit mode.
-        definition: the table.
         count: how many ranges.
 
     Returns:
@@ -73,9 +72,6 @@ def replan_ranges(database: Database, table: Table, actor: Actor, *, count: int)
     speak of other rows.
 
     Args:
-        database: the target.
-        table: the catalogue's entry.
-        actor: who does it.
         count: how many ranges; other steps ask for as many as ALPHAPULSE_BATCH_RANGES says.
 
     Returns:

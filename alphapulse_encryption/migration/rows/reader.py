@@ -33,7 +33,6 @@ class Reader:
 
     Args:
         connection: in autocommit mode, used by nobody else meanwhile.
-        definition: the table.
         operation: what to read, and what to make of it.
         cipher: encrypts, and counts it beforehand.
         start: read behind this key; None from the beginning.

@@ -42,7 +42,6 @@ class RepairResult:
     Args:
         values: how many values were cleared, by column.
         changed_meanwhile: rows left alone because another transaction changed them just then.
-        seconds: duration.
     """
 
     values: Mapping[str, int]
@@ -138,7 +137,6 @@ def repair_mismatched(
     other rows now.
 
     Args:
-        table: the catalogue's entry.
         on_progress: called after each batch, and while it holds back.
 
     Raises:

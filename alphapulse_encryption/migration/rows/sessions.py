@@ -35,7 +35,6 @@ class Sessions:
     To be used by one worker at a time.
 
     Args:
-        database: the target.
         tuned: settings of the two sessions that carry the data.
     """
 

@@ -135,7 +135,6 @@ class TableVerification:
     """The ranges' results together.
 
     Args:
-        table: the table's key.
         rows: rows verified.
         columns: per catalogued column.
         offenders: the first of each range.
@@ -210,8 +209,6 @@ def verify_range(
     """Verify one batch range against the rows as they are now, and keep the result.
 
     Args:
-        table: the catalogue's entry.
-        number: the batch range.
         on_progress: called after each batch with rows so far and seconds; may raise :class:`Stopped`.
 
     Raises:
@@ -258,7 +255,6 @@ def faults(
     Args:
         rows: as :func:`sql.select_for_verification` reads them.
         definition: their table.
-        cipher: the catalogue's envelope format.
         keys: for the tokens.
     """
     tally = _Tally({column.name: Counts() for column in definition.table.columns}, names_at_most=math.inf)
@@ -411,7 +407,6 @@ def verify_changed(target: Target, table: Table, since: int, *, seconds: float) 
     What is changed on the disk past PostgreSQL keeps its ``xmin``: only a verification of all rows sees that.
 
     Args:
-        table: the catalogue's entry.
         since: as :class:`TableVerification` has it.
         seconds: how long it may take.
 
@@ -484,9 +479,6 @@ def count_rows(target: Target, table: Table) -> RowCount | None:
 
     Rows come and go while a verification runs; but each that was not written since it began has been verified, so
     there cannot be more of those than were.
-
-    Args:
-        table: the catalogue's entry.
 
     Returns:
         None where the ranges were not all verified.

@@ -132,7 +132,6 @@ def column_outdated(column: Column, endings: Mapping[str, str], *, plaintext: bo
     encrypted anew, from their plaintext.
 
     Args:
-        column: the column.
         endings: by context, how ciphertexts of the current version end.
         plaintext: whether the plaintext column is there.
     """
@@ -173,7 +172,6 @@ def update_batch(
     """Ciphertexts and tokens, where there are new ones; see :func:`update_rows`.
 
     Args:
-        definition: the table.
         columns: which columns' ciphertexts and tokens; None for all that have their plaintext.
         skip_locked: see :func:`update_rows`.
     """
@@ -206,7 +204,6 @@ def update_rows(
     another one.
 
     Args:
-        definition: the table.
         arrays: how many arrays there are beside key and xmin, called by :func:`new_value`.
         assignments: columns of the table, with what becomes of them.
         returning: what to tell of each row behind its key; nothing, not even that, where it is empty.
@@ -315,7 +312,6 @@ def select_for_verification(
     """A batch in key order: key, then plaintext, ciphertext and token (or NULL) of some columns, or of all.
 
     Args:
-        definition: the table.
         condition: which rows.
         columns: which columns; None for all.
         with_version: have each row's xmin behind its key.

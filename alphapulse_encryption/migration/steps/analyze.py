@@ -29,7 +29,6 @@ class AnalyzeResult:
 
     Args:
         rows: the table's number of rows, as estimated now.
-        seconds: duration.
     """
 
     rows: int
@@ -45,9 +44,6 @@ def analyze(
     maintenance only, and is waited for in short attempts.
 
     Args:
-        database: the target.
-        table: the catalogue's entry.
-        actor: who does it.
         on_progress: told, from another thread, how far it is.
 
     Raises:

@@ -57,7 +57,6 @@ class ColumnsResult:
         guards_created: whether the guard triggers were created or renewed.
         cleared: rows whose ciphertext was taken away, because a revert had left it without a guard.
         ranges: how many batch ranges the table has.
-        seconds: duration.
     """
 
     added: tuple[str, ...]
@@ -85,7 +84,6 @@ def add_encrypted_columns(
     lock briefly and then retries. What is there already is kept.
 
     Args:
-        table: the catalogue's entry.
         batch_ranges: number of ranges to cut the table into, at first.
         on_progress: called after each batch of ciphertext that a revert had left and is cleared, and while that holds
             back.

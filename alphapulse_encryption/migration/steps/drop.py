@@ -57,7 +57,6 @@ class DropResult:
         changed_rows: rows changed since the verification, which were verified before the lock.
         approval: the approval used up; None where nothing was dropped now.
         definition_id: number of the kept definition from which a restore rebuilds them; None as well.
-        seconds: duration.
     """
 
     changed: bool
@@ -77,7 +76,6 @@ def drop_plaintext(
     """Drop the table's plaintext columns.
 
     Args:
-        table: the table.
         operator: name of the person who does it.
         default_rule: the two-person rule, where the settings in the database have none.
 

@@ -56,7 +56,6 @@ class RestoreResult:
         constraints: names of constraints added by this call.
         lost_grants: privileges on columns that could not be given back because their role is gone.
         held: whether it stopped before the plaintext became right.
-        seconds: duration.
     """
 
     changed: bool
@@ -85,7 +84,6 @@ def restore_plaintext(
     ones now.
 
     Args:
-        table: the catalogue's entry.
         hold: stop when all is back but the ciphertext still right. Writers of ciphertext alone go on until then, and
             are refused afterwards: this is where they are exchanged for such as write both sides. The next call,
             without it, ends the restore.

@@ -55,7 +55,6 @@ class SwitchResult:
         changed: False where the ciphertext was right already.
         required: columns whose NOT NULL became a check on both sides.
         defaults: columns whose default was set aside.
-        seconds: duration.
     """
 
     changed: bool
@@ -73,7 +72,6 @@ class RevertResult:
         rows: rows whose plaintext was filled from the ciphertext.
         values: values filled.
         views: the compatibility views that were removed.
-        seconds: duration.
     """
 
     changed: bool
@@ -88,9 +86,6 @@ def switch_to_ciphertext(target: Target, table: Table) -> SwitchResult:
 
     NOT NULL on a plaintext column becomes a check that one of both sides is there, its default is set aside,
     and its uniqueness has to be carried by the search column already.
-
-    Args:
-        table: the catalogue's entry.
 
     Raises:
         RefusedError: not verified, values pending, or a guarantee that cannot be carried; nothing was
@@ -273,7 +268,6 @@ def switch_statements(connection: Connection, definition: TableDefinition) -> li
     """What a switch of the table would execute, as it is now; executes nothing.
 
     Args:
-        connection: an open session.
         definition: the table, with its encrypted columns.
     """
     statements: list[Composed] = []
@@ -352,7 +346,6 @@ def revert_to_plaintext(
     older than its plaintext, so all of it is made anew then.
 
     Args:
-        table: the catalogue's entry.
         on_progress: called after each batch that was filled, and while it holds back.
 
     Raises:

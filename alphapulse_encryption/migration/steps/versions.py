@@ -129,7 +129,6 @@ class TableVersions:
     """What a table's ciphertexts name as their key versions.
 
     Args:
-        table: the table's key.
         versions: by version.
         unreadable: values that are no envelopes of their column, so that they name none.
     """
@@ -165,9 +164,7 @@ def count_versions(
     """Count what each table has of every key version, all of them at one moment; reads every row, and opens none.
 
     Args:
-        database: the target.
         tables: the catalogue's entries; those without encrypted columns are left out.
-        cipher: the catalogue's envelope format.
 
     Raises:
         ConfigurationError: a table is missing.
