@@ -181,6 +181,7 @@ with psycopg.connect(embedded_url(SAMPLE_DATABASE)) as connection:
 """
 
 
+@pytest.mark.long
 def test_installed_it_works(installed: Installed) -> None:
     script = str(installed.bin / "alphapulse-encryption")
     shown = installed.run(script, "--help")

@@ -93,6 +93,7 @@ def project(
         yield Project(tmp_path / "project", found)
 
 
+@pytest.mark.long
 def test_what_is_scaffolded_is_loaded(project: Project) -> None:
     before = project.files()
     project.succeeds("dg", "scaffold", "defs", "dagster.asset", "my_asset.py")
@@ -114,6 +115,7 @@ def test_what_is_scaffolded_is_loaded(project: Project) -> None:
     assert set(Counter(file for _, file in modules).values()) == {1}
 
 
+@pytest.mark.long
 def test_what_cannot_be_loaded_is_named_and_not_quoted(project: Project) -> None:
     broken = project.root / DEFS / "assets" / "mine.py"
     for text, where in (

@@ -73,6 +73,7 @@ def test_the_whole_circle(sample: Place) -> None:
     assert not [finding for finding in findings if "remain" in finding.what]
 
 
+@pytest.mark.long
 def test_dumped_and_restored_where_others_are_connected(
     small: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

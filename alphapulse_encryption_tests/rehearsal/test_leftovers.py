@@ -218,6 +218,7 @@ def chain(here: Place, kills: Sequence[tuple[Stage, float]]) -> None:
 SOME = (Stage.CLONE, Stage.BACKFILL, Stage.BACKUP, Stage.DROP, Stage.REMOVAL)
 
 
+@pytest.mark.long
 def test_killed_and_rehearsed_again(small: Place) -> None:
     chain(small, [(stage, 0.02) for stage in SOME])
 
