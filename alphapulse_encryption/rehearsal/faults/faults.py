@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -199,7 +200,9 @@ class Faults:
                 if "failed" in said:
                     failed.append(f"{table}, batch range {number:02d}: {said['why']}")
                 else:
-                    done((table, number), RangeResult(**said["result"]))
+                    told = said["result"]
+                    by_column = Counter(told["by_column"])
+                    done((table, number), RangeResult(**{**told, "by_column": by_column}))
                 while left and coming and len(parts) - len(left) >= coming[0][0] and not worker.was_killed:
                     self._provoke(coming.pop(0)[1], worker)
             worker.kill()
