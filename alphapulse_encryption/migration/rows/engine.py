@@ -402,7 +402,10 @@ class _Run:
             writer, reader = self.sessions.open()
             self.connected = True
             admitted = self.operation.admit(writer)
-            ensure_key(writer, self.target.keys)
+            if not self.sessions.knows_the_bookkeeping:
+                # Holding it against its definition costs as much as hundreds of rows: once for a worker's sessions.
+                ensure_key(writer, self.target.keys)
+                self.sessions.knows_the_bookkeeping = True
             if not admitted:
                 return self.result()
             self._take_range(writer)

@@ -48,6 +48,8 @@ class Sessions:
         self._ahead: Reader | None = None
         self._metered: tuple[EnvelopeFormat, KeyRing, MeteredCipher] | None = None
         self._pids: list[int] = []
+        # Whether the bookkeeping was held against its definition over these connections.
+        self.knows_the_bookkeeping = False
         # Rows per batch, as the ranges so far have found it to suit.
         self.batch_size = FIRST_BATCH
 
@@ -68,6 +70,7 @@ class Sessions:
             self.close()
             self._writer = self._connect()
             self._reader = self._connect()
+            self.knows_the_bookkeeping = False
             self._pids[:] = [self._writer.info.backend_pid, self._reader.info.backend_pid]
         return self._writer, self._reader
 
