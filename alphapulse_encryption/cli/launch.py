@@ -120,7 +120,7 @@ class Launcher:
         on_event: OnEvent | None = None,
     ) -> Outcome:
         run_id = str(uuid.uuid4())
-        # Held before the run is known: whoever finds it without would take it for abandoned.
+        # Held before the run is known: a run without a lease would be taken for abandoned.
         with executing(self.instance, run_id):
             tags = {**tags, PROCESS_TAG: this_process()}
             run = self.location.create_run(self.instance, name, run_config, tags, run_id)

@@ -123,7 +123,7 @@ class Steps:
             outcome = self.launcher.job(stage.job, stage.works, config)
         self.seconds[stage.works if stage.is_asset else stage.job] += time.monotonic() - started
         if outcome.interrupted:
-            # Dagster has turned the signal into a failed run; here it goes on to whoever called.
+            # Dagster has turned the signal into a failed run; here it goes on to the caller.
             raise KeyboardInterrupt
         return outcome
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+
+# For runs with an id and a code location of our own (see CodeLocation), as are execute_run, origin and workspace.
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
 # What dagster.define_asset_job returns and dagster.Definitions takes: the type has no public name.

@@ -125,7 +125,7 @@ class AlphaPulseCeleryRunLauncher(CeleryRunLauncher):
         held = held_leases(self._instance, [run.run_id])
         lives = held is None or run.run_id in held
         now = time.monotonic()
-        # The storage's server may have been restarted: whoever executes the run comes back with its lease.
+        # The storage's server may have been restarted: the process that executes the run takes its lease again.
         may_come_back = now - self._missing.setdefault(run.run_id, now) < SECONDS_TO_COME_BACK
         if lives or not may_come_back:
             del self._missing[run.run_id]

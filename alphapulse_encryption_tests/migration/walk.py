@@ -26,6 +26,7 @@ from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
 from alphapulse_encryption.migration.steps.drop import DropResult, drop_plaintext
 from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption.migration.target import Target
+from alphapulse_encryption_tests.migration import support
 
 KEYS = KeyRing({1: bytes(range(32))}, 1)
 CIPHER = get_format("AES-256-GCM", KEYS)
@@ -42,11 +43,9 @@ def target(
     cipher: EnvelopeFormat | None = None,
     actor: Actor = ACTOR,
 ) -> Target:
-    """What a step works on: a database or its address, and what the tests have in common."""
-    database = Database(of) if isinstance(of, str) else of
-    # The same object for the same keys: a worker keeps what it has reserved for one.
-    usual = CIPHER if keys is KEYS else get_format("AES-256-GCM", keys)
-    return Target(database, catalogue, cipher or usual, keys, actor)
+    """As :func:`support.target`, with the keys and the catalogue of the sample."""
+    usual = CIPHER if keys is KEYS else None
+    return support.target(of, catalogue=catalogue, keys=keys, cipher=cipher or usual, actor=actor)
 
 
 def query(url: str, text: str, *parameters: object) -> list[tuple[Any, ...]]:

@@ -126,7 +126,7 @@ def _qualified(connection: Connection) -> Iterator[None]:
 def differences(found: Mapping[str, Object], wanted: Definition, owner: str) -> dict[str, str]:
     """What is not as it is wanted, and how: by object.
 
-    An index, a relation or a function of another name is left to whoever made it.
+    An index, a relation or a function of another name is left to its owner.
 
     Args:
         owner: whose everything has to be.

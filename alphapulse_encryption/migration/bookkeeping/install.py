@@ -34,7 +34,7 @@ SCHEMA = "alphapulse_encryption"
 WATCHED, ASKED, CALLED = "encryption_migrations", "encryption_tables", "encryption_report_key_usage"
 _IN_PUBLIC = tuple(f"public.{name}" for name in (WATCHED, ASKED, CALLED))
 _LOCK = "alphapulse_encryption bookkeeping"
-# Whoever works under an earlier version of the program, and holds a table of ours, is waited for so long.
+# So long we wait for a program of an earlier version that holds a table of ours.
 _LOCK_TIMEOUT = "5s"
 
 # Where a database stands that has no schema of ours: nothing, or the layout before there was one.

@@ -89,7 +89,7 @@ def _batch_range(row: tuple[Any, ...]) -> BatchRange:
 
 
 def range_lock(table: Table, number: int) -> str:
-    """Name of the advisory lock that whoever works on a range holds."""
+    """Name of the advisory lock that is held while a range is worked on."""
     return f"alphapulse_encryption range {table.key} {number}"
 
 

@@ -1,4 +1,4 @@
-"""Advisory locks by name: whoever does something that one at a time may do holds its lock while it does."""
+"""Advisory locks by name: what one session at a time may do is done under its lock."""
 
 from __future__ import annotations
 

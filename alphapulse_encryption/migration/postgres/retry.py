@@ -1,4 +1,4 @@
-"""What an error of the server means for whoever tries again: another try, another connection, or a row set aside."""
+"""What an error of the server asks for: another try, another connection, or a row set aside."""
 
 from __future__ import annotations
 

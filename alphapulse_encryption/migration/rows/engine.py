@@ -409,7 +409,7 @@ class _Run:
             if not admitted:
                 return self.result()
             self._take_range(writer)
-            # Once more: whoever has the range now wrote under a version that was current when it began.
+            # Once more: another process may have held the range, and a rotation may have begun meanwhile.
             check_key(writer, self.target.keys)
             result = self._work(writer, reader)
             locks.release(writer, self._lock_name)

@@ -156,9 +156,9 @@ class Operation(ABC):
         """The columns whose values are counted."""
         return definition.plaintext_columns
 
+    @abstractmethod
     def cells(self, definition: TableDefinition) -> sql.Cells:
         """What is wanted of a row, and read; of :meth:`select` and :meth:`wanted`, where they say nothing else."""
-        raise NotImplementedError
 
     def wanted(self, definition: TableDefinition) -> Composed:
         """The condition for a row ``t`` to be worked on."""
