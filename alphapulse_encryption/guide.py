@@ -1,7 +1,7 @@
 """The guide: every step of it, declared once.
 
 Belongs here: what a step is called, what it launches, who may run it, which options it takes, and where it stands in
-the plan and in a rehearsal. The command line, the jobs, the plan and the roles derive from it. Does not belong here:
+the plan. The command line, the jobs, the plan and the roles derive from it. Does not belong here:
 how a step does its work (``migration``), the state of a table that it needs (``lifecycle``), and what is no step.
 """
 
@@ -26,9 +26,7 @@ class Stage:
         over: what the asset's partitions are; for an op, how it is told of tables: a run for ``each``, ``all`` in one
             run, the only ``one``, or ``none``.
         config: options that go into the job's configuration, under their own names.
-        description: of an asset's job, for the UI.
         plan: its name in the plan, and its title there; empty where the plan leaves it out.
-        rehearsed: the rehearsal's stage that does the same.
         heading: printed before it begins; ``{table}`` is the first table.
         nothing: printed behind "Nothing to do: " where no table was changed.
     """
@@ -37,9 +35,7 @@ class Stage:
     works: str
     over: Literal["database", "table", "range", "each", "all", "one", "none"] = "each"
     config: tuple[str, ...] = ()
-    description: str = ""
     plan: tuple[str, str] = ("", "")
-    rehearsed: str = ""
     heading: str = ""
     nothing: str = ""
 
@@ -117,30 +113,13 @@ STEPS: tuple[Step, ...] = (
         "preflight",
         "check what would block the migration; reads only",
         Needs("planner", "nothing"),
-        (
-            Stage(
-                "run_preflight",
-                "preflight",
-                "database",
-                description="Pre-migration checklist; reads only (--preflight).",
-                rehearsed="preflight",
-            ),
-        ),
+        (Stage("run_preflight", "preflight", "database"),),
     ),
     Step(
         "backup",
         "take an encrypted, verified backup",
         Needs("backup", "read", ("backup",)),
-        (
-            Stage(
-                "take_backup",
-                "backup",
-                "database",
-                ("restore_drill",),
-                description="An encrypted backup, read back (--backup).",
-                rehearsed="backup",
-            ),
-        ),
+        (Stage("take_backup", "backup", "database", ("restore_drill",)),),
     ),
     Step(
         "add_columns",
@@ -151,9 +130,7 @@ STEPS: tuple[Step, ...] = (
                 "add_columns",
                 "encrypted_columns",
                 "table",
-                description="Step 2: encrypted columns beside the plaintext ones, and guards (--add-columns).",
                 plan=("columns", "Encrypted columns and guard"),
-                rehearsed="columns",
                 heading="Adding encrypted columns to tables...",
                 nothing="every encrypted column is there.",
             ),
@@ -169,21 +146,11 @@ STEPS: tuple[Step, ...] = (
                 "encrypted_data",
                 "range",
                 _PACE,
-                description="Step 3: encrypt what is pending (--migrate-data).",
                 plan=("data", "Backfill"),
-                rehearsed="backfill",
                 heading="Migrating data...",
                 nothing="every value is encrypted.",
             ),
-            Stage(
-                "build_indexes",
-                "search_indexes",
-                "table",
-                ("reindex",),
-                description="Step 3, after the data: search indexes and statistics (--migrate-data).",
-                plan=("indexes", "Indexes"),
-                rehearsed="indexes",
-            ),
+            Stage("build_indexes", "search_indexes", "table", ("reindex",), plan=("indexes", "Indexes")),
         ),
         takes=("runs",),
     ),
@@ -197,16 +164,9 @@ STEPS: tuple[Step, ...] = (
                 "verified_data",
                 "range",
                 ("workers",),
-                description="Step 4: decrypt and compare every value (--verify).",
                 plan=("verification", "Verification"),
-                rehearsed="verify",
             ),
-            Stage(
-                "verify_tables",
-                "verified_table",
-                "table",
-                description="Step 4: the verdict per table (--verify).",
-            ),
+            Stage("verify_tables", "verified_table", "table"),
         ),
         takes=("runs",),
     ),
@@ -231,9 +191,7 @@ STEPS: tuple[Step, ...] = (
                 "create_views",
                 "compatibility_views",
                 "table",
-                description="Step 6: compatibility views (--create-views).",
                 plan=("views", "Compatibility views"),
-                rehearsed="views",
                 heading="Creating compatibility views...",
                 nothing="every view is there.",
             ),
@@ -243,40 +201,19 @@ STEPS: tuple[Step, ...] = (
         "switch_to_encrypted",
         "step 7: make the encrypted columns the right side",
         _CREATES,
-        (
-            Stage(
-                "switch_to_ciphertext", "switch", plan=("switch", "Switch to ciphertext"), rehearsed="switch"
-            ),
-        ),
+        (Stage("switch_to_ciphertext", "switch", plan=("switch", "Switch to ciphertext")),),
     ),
     Step(
         "approve_drop",
         "step 8: approve the drop of one table (see below)",
         Needs("approver", "nothing", ("approval", "audit")),
-        (
-            Stage(
-                "approve_drop",
-                "approve",
-                "one",
-                ("approver", "reason", "confirmation", "valid_hours"),
-                rehearsed="approval",
-            ),
-        ),
+        (Stage("approve_drop", "approve", "one", ("approver", "reason", "confirmation", "valid_hours")),),
     ),
     Step(
         "drop_unencrypted",
         "step 8: drop the plaintext columns; needs an approval",
         _MIGRATES,
-        (
-            Stage(
-                "drop_unencrypted",
-                "drop",
-                "each",
-                ("operator",),
-                plan=("drop", "Drop of the plaintext"),
-                rehearsed="drop",
-            ),
-        ),
+        (Stage("drop_unencrypted", "drop", "each", ("operator",), plan=("drop", "Drop of the plaintext")),),
         takes=("confirm",),
     ),
     Step(
@@ -289,7 +226,6 @@ STEPS: tuple[Step, ...] = (
                 "erase",
                 "one",
                 ("confirmation",),
-                rehearsed="erasure",
                 heading="Erasing what was dropped from {table}: nobody reads or writes it meanwhile...",
             ),
         ),
@@ -327,7 +263,7 @@ STEPS: tuple[Step, ...] = (
         "restore_plaintext",
         "rollback after the drop: rebuild the plaintext columns",
         _CREATES,
-        (Stage("restore_plaintext", "restore", "each", ("hold",), rehearsed="restore"),),
+        (Stage("restore_plaintext", "restore", "each", ("hold",)),),
     ),
     Step(
         "rebuild_indexes",

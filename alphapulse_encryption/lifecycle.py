@@ -6,130 +6,91 @@ is kept belongs to the bookkeeping; what a step does to a table belongs to the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 Authority = Literal["plaintext", "ciphertext"]
 # What reports call it.
 Stage = Literal["not begun", "columns", "reverted", "dropped", "restoring"]
 
 
+# Which side is the source of truth, what reports call the state, the phases in which instances of the application may
+# use the table, the state in words whose subject is the table, and what an instance in another phase is to wait for.
+_Meaning = tuple[Authority, Stage, tuple[str, ...], str, str]
+
+_ON_PLAINTEXT: _Meaning = (
+    "plaintext",
+    "columns",
+    ("off", "plaintext", "dual"),
+    "its plaintext is right, and ciphertext alone is refused",
+    "Run --switch-to-encrypted once every instance is in the phase dual",
+)
+_RESTORING = (
+    ("dual", "encrypted"),
+    "its plaintext columns are being rebuilt and are not complete",
+    "Bring every instance to the phase dual, then end it with --restore-plaintext",
+)
+
+
 class State(StrEnum):
     """Where a table stands. Whether it is *verified* is no state: evidence says so, against the rows as they are."""
 
-    UNTOUCHED = "untouched"
-    GUARDED = "guarded"
-    SWITCHED = "switched"
+    UNTOUCHED = (
+        "untouched",
+        "plaintext",
+        "not begun",
+        ("off",),
+        "it has no encrypted columns yet",
+        "Run --add-columns first",
+    )
+    GUARDED = ("guarded", *_ON_PLAINTEXT)
+    SWITCHED = (
+        "switched",
+        "ciphertext",
+        "columns",
+        ("dual", "encrypted"),
+        "its ciphertext is right, and the plaintext of what is written encrypted is gone",
+        "To go back, bring every instance to the phase dual and run --revert-to-plaintext",
+    )
     # The plaintext is the source of truth again; its NOT NULL is a check still.
-    REVERTING = "reverting"
-    REVERTED = "reverted"
-    DROPPED = "dropped"
+    REVERTING = ("reverting", *_ON_PLAINTEXT)
+    REVERTED = (
+        "reverted",
+        "plaintext",
+        "reverted",
+        ("off", "plaintext"),
+        "it was reverted to plaintext, and its ciphertext may be older than its plaintext",
+        "Begin again with --add-columns before anything reads ciphertext",
+    )
+    DROPPED = (
+        "dropped",
+        "ciphertext",
+        "dropped",
+        ("encrypted",),
+        "its plaintext columns were dropped",
+        "To go back, run --restore-plaintext --hold",
+    )
     # The plaintext columns are there again, and being filled.
-    RESTORING = "restoring"
+    RESTORING = ("restoring", "ciphertext", "restoring", *_RESTORING)
     # They are filled and the source of truth; their NOT NULL is a check still.
-    RESTORED = "restored"
+    RESTORED = ("restored", "plaintext", "restoring", *_RESTORING)
 
-    @property
-    def authority(self) -> Authority:
-        """Which side is the source of truth."""
-        return _MEANING[self].authority
+    authority: Authority
+    stage: Stage
+    phases: tuple[str, ...]
+    words: str
+    advice: str
 
-    @property
-    def stage(self) -> Stage:
-        return _MEANING[self].stage
+    def __new__(cls, name: str, *meaning: Any) -> Self:
+        state = str.__new__(cls, name)
+        state._value_ = name
+        state.authority, state.stage, state.phases, state.words, state.advice = meaning
+        return state
 
     @property
     def has_both_sides(self) -> bool:
         """Whether plaintext and encrypted columns are there, and complete."""
         return self.stage in ("columns", "reverted")
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether a guard keeps the table's sides in step."""
-        return self not in (State.UNTOUCHED, State.REVERTED)
-
-    @property
-    def words(self) -> str:
-        """For a sentence whose subject is the table."""
-        return _MEANING[self].words
-
-    @property
-    def phases(self) -> tuple[str, ...]:
-        """The phases in which instances of the application may use the table."""
-        return _MEANING[self].phases
-
-    @property
-    def advice(self) -> str:
-        """What an instance in another phase is to wait for."""
-        return _MEANING[self].advice
-
-
-class _Meaning(NamedTuple):
-    authority: Authority
-    stage: Stage
-    words: str
-    phases: tuple[str, ...]
-    advice: str
-
-
-_SWITCH_NEXT = "Run --switch-to-encrypted once every instance is in the phase dual"
-_END_RESTORE = "Bring every instance to the phase dual, then end it with --restore-plaintext"
-
-_MEANING: Mapping[State, _Meaning] = {
-    State.UNTOUCHED: _Meaning(
-        "plaintext", "not begun", "it has no encrypted columns yet", ("off",), "Run --add-columns first"
-    ),
-    State.GUARDED: _Meaning(
-        "plaintext",
-        "columns",
-        "its plaintext is right, and ciphertext alone is refused",
-        ("off", "plaintext", "dual"),
-        _SWITCH_NEXT,
-    ),
-    State.SWITCHED: _Meaning(
-        "ciphertext",
-        "columns",
-        "its ciphertext is right, and the plaintext of what is written encrypted is gone",
-        ("dual", "encrypted"),
-        "To go back, bring every instance to the phase dual and run --revert-to-plaintext",
-    ),
-    State.REVERTING: _Meaning(
-        "plaintext",
-        "columns",
-        "its plaintext is right, and ciphertext alone is refused",
-        ("off", "plaintext", "dual"),
-        _SWITCH_NEXT,
-    ),
-    State.REVERTED: _Meaning(
-        "plaintext",
-        "reverted",
-        "it was reverted to plaintext, and its ciphertext may be older than its plaintext",
-        ("off", "plaintext"),
-        "Begin again with --add-columns before anything reads ciphertext",
-    ),
-    State.DROPPED: _Meaning(
-        "ciphertext",
-        "dropped",
-        "its plaintext columns were dropped",
-        ("encrypted",),
-        "To go back, run --restore-plaintext --hold",
-    ),
-    State.RESTORING: _Meaning(
-        "ciphertext",
-        "restoring",
-        "its plaintext columns are being rebuilt and are not complete",
-        ("dual", "encrypted"),
-        _END_RESTORE,
-    ),
-    State.RESTORED: _Meaning(
-        "plaintext",
-        "restoring",
-        "its plaintext columns are being rebuilt and are not complete",
-        ("dual", "encrypted"),
-        _END_RESTORE,
-    ),
-}
 
 
 class Transition(NamedTuple):
@@ -183,12 +144,3 @@ def decode(authority: str, stage: str, *, unguarded: bool, set_aside: bool) -> S
     if authority == "ciphertext":
         return State.SWITCHED
     return State.REVERTING if set_aside else State.GUARDED
-
-
-def diagram() -> str:
-    """The states and transitions as Mermaid's text (https://mermaid.js.org/syntax/stateDiagram.html)."""
-    lines = ["stateDiagram-v2", f"    [*] --> {State.UNTOUCHED}"]
-    for t in TRANSITIONS:
-        needs = f" [{t.needs}]" if t.needs else ""
-        lines.append(f"    {t.before} --> {t.after}: {t.step}{needs}")
-    return "\n".join(lines)

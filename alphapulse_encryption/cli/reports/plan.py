@@ -67,6 +67,10 @@ def expected_durations(work: Sequence[Work]) -> Durations:
     return by_rehearsal(newest, rehearsals, work, usual)
 
 
+# What the plan calls stages of a rehearsal that have another name there.
+_PLANNED = {"backfill": "data", "verify": "verification"}
+
+
 def by_rehearsal(
     newest: Rehearsal, rehearsals: Sequence[Rehearsal], work: Sequence[Work], usual: Durations
 ) -> Durations:
@@ -82,11 +86,11 @@ def by_rehearsal(
     earlier = [one for one in rehearsals if one.started < newest.started]
     prediction = predict([*earlier, newest], sizes, accuracy(rehearsals))
     steps = dict(usual.steps)
-    names = {stage.rehearsed: stage.plan[0] for stage in guide.stages() if stage.plan[0]}
+    planned = guide.planned()
     rows = sum(one.rows for one in known)
     for stage in prediction.stages:
-        name = names.get(stage.stage.value)
-        if name is None:
+        name = _PLANNED.get(stage.stage.value, stage.stage.value)
+        if name not in planned:
             continue
         by_table = sum(span.likely for span in stage.tables.values())
         for one in known:

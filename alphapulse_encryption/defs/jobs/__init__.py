@@ -19,7 +19,7 @@ from alphapulse_encryption.defs.jobs import (
 def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
     """All jobs."""
     return [
-        *(_asset_job(stage) for stage in guide.stages() if stage.is_asset),
+        *(_asset_job(step, stage) for step in guide.STEPS for stage in step.stages if stage.is_asset),
         *validation.build(),
         *approve_drop.build(),
         *tables.build(),
@@ -30,12 +30,12 @@ def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
     ]
 
 
-def _asset_job(stage: guide.Stage) -> UnresolvedAssetJobDefinition:
+def _asset_job(step: guide.Step, stage: guide.Stage) -> UnresolvedAssetJobDefinition:
     """What a flag launches for all of an asset's partitions, and what a schedule would."""
     return dg.define_asset_job(
         stage.job,
         selection=dg.AssetSelection.assets(stage.works),
-        description=stage.description,
+        description=f"{step.help[0].upper()}{step.help[1:]} ({step.flag}).",
         executor_def=dg.in_process_executor,
     )
 
