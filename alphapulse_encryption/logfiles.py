@@ -2,7 +2,7 @@
 
 One file a day (UTC), one JSON object a line, written by commands and by the runs that the UI or a schedule launches
 alike, several processes at once. The handlers of the standard library that rotate files rename them, which only one
-process may do. So that handler serves which opens again what somebody else has moved, and a new day has a new name.
+process may do: here a new day has a new name, and each line is one write to the end of its file.
 
 A log that cannot be written, because the disk is full or read-only, never stops what it tells of: that is said once, on
 standard error.
@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import io
 import json
 import logging
-import logging.handlers
 import os
 import platform
 import re
@@ -53,68 +51,52 @@ _EVENTS: Mapping[str, str] = {
     "ASSET_OBSERVATION": "progress",
     "ASSET_CHECK_EVALUATION": "checked",
 }
-# The logger of `context.log`.
-_OF_STEPS = "dagster"
 # The words among the metadata that say how it went; of all other metadata, numbers only.
 _WORDS = ("outcome", "holds_back_because")
-_TAGS = {"table": "table", "dagster/partition": "partition"}
 
 
-class DayFile(logging.handlers.WatchedFileHandler):
-    """Appends to the file of the day, which it makes again where somebody has tidied up."""
+class Files:
+    """The files of a directory, each of one day. No logger has them: who configures `logging` disables unknown ones."""
 
     def __init__(self) -> None:
-        super().__init__(os.devnull, encoding="utf-8", errors="replace", delay=True)
+        self._begun: Path | None = None
         self._failed = False
-        self._warned: set[Path] = set()
+        self._warned: set[Path | None] = set()
 
-    def format(self, record: logging.LogRecord) -> str:
-        """An entry of :func:`note` as one line."""
-        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        entry = {"at": at.replace("+00:00", "Z"), "level": record.levelname.lower(), "event": record.msg}
-        return json.dumps({**entry, **vars(record)["fields"], **_who()}, ensure_ascii=False, default=str)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Append an entry; never raises."""
+    def append(self, at: datetime, entry: Mapping[str, object]) -> None:
+        """Append an entry as one line to the file of its day (UTC), made where there is none; never raises."""
+        directory = None
         try:
-            day = datetime.fromtimestamp(record.created, UTC)
-            path = str(settings.log_dir() / f"{_PREFIX}{day:%Y-%m-%d}{_SUFFIX}")
-            if path != self.baseFilename:
-                self._drop()
-                self.baseFilename = path
-            super().emit(record)
-        except Exception:
-            self.handleError(record)
+            directory = settings.log_dir()
+            if not directory.is_dir():
+                directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+                # Whatever the umask says.
+                directory.chmod(_DIRECTORY_MODE)
+            path = directory / f"{_PREFIX}{at:%Y-%m-%d}{_SUFFIX}"
+            if path != self._begun:
+                _remove_old(directory)
+                self._begun = path
+            moment = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            line = json.dumps({"at": moment, **entry}, ensure_ascii=False, default=str)
+            self._write(path, f"{line}\n".encode(errors="replace"))
+        except Exception as error:
+            self.complain(error, directory)
 
-    def _open(self) -> io.TextIOWrapper:
-        path = Path(self.baseFilename)
-        if not path.parent.is_dir():
-            path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
-            # Whatever the umask says.
-            path.parent.chmod(_DIRECTORY_MODE)
-        _remove_old(path.parent)
-        # The lines are flushed one by one, each by one call of the system, to whatever end the file has then.
-        file = open(path, "a+", encoding=self.encoding, errors=self.errors, opener=_opener)  # noqa: SIM115
-        # The rest of a line that a full disk has cut is left behind as a line of its own. Asked after a failure only:
-        # another process may be in the middle of a line.
-        size = os.fstat(file.fileno()).st_size
-        if self._failed and size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-            file.write("\n")
+    def _write(self, path: Path, line: bytes) -> None:
+        # One call of the system writes a line to whatever end the file has then.
+        with open(path, "ab+", buffering=0, opener=_opener) as file:
+            # The rest of a line that a full disk has cut is left behind as a line of its own. Asked after a failure
+            # only: another process may be in the middle of a line.
+            size = os.fstat(file.fileno()).st_size
+            if self._failed and size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+                line = b"\n" + line
+            while line:
+                line = line[file.write(line) :]
         self._failed = False
-        return file
 
-    def _drop(self) -> None:
-        stream, self.stream = self.stream, None
-        if stream is not None:
-            with contextlib.suppress(OSError, ValueError):
-                stream.close()
-
-    def handleError(self, record: logging.LogRecord) -> None:
+    def complain(self, error: Exception, directory: Path | None = None) -> None:
         """Say once for each directory why it cannot be written."""
-        error = sys.exc_info()[1]
-        self._drop()
         self._failed = True
-        directory = Path(self.baseFilename).parent
         if directory in self._warned:
             return
         self._warned.add(directory)
@@ -122,8 +104,8 @@ class DayFile(logging.handlers.WatchedFileHandler):
         why = str(error).rstrip(".") if isinstance(error, ConfigurationError) else why
         with contextlib.suppress(OSError, ValueError):
             print(
-                f"alphapulse_encryption: the log files in {directory} cannot be written ({why}); everything else "
-                "goes on. ALPHAPULSE_LOG_DIR names another directory.",
+                f"alphapulse_encryption: the log files{f' in {directory}' if directory else ''} cannot be written "
+                f"({why}); everything else goes on. ALPHAPULSE_LOG_DIR names another directory.",
                 file=sys.stderr,
             )
 
@@ -142,41 +124,31 @@ def _remove_old(directory: Path) -> None:
                 path.unlink()
 
 
-# No logger has it: a library that configures `logging` disables those it does not know.
-_FILE = DayFile()
+_FILES = Files()
 
 
 def note(event: str, *, level: str = "info", message: str | None = None, **fields: object) -> None:
-    """Write an entry. Never raises, and costs nothing worth mentioning beside what it tells of.
+    """Write an entry, with the fields that are not None. Never raises.
 
     Args:
-        event: what happened, in one word.
         level: ``info``, ``warning`` or ``error``.
         message: in words, without any value.
-        **fields: what belongs to it; None leaves one out.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     if message is not None:
         text = _ADDRESS.sub("(an address)", str(message))
         given["message"] = text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + " …"
-    _FILE.handle(logging.makeLogRecord({"levelname": level, "msg": event, "fields": given}))
-
-
-def _who() -> dict[str, object]:
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
         user = str(os.getuid())  # a container's user may have no name
-    return {"user": user, "host": platform.node(), "pid": os.getpid()}
+    who = {"user": user, "host": platform.node(), "pid": os.getpid()}
+    _FILES.append(datetime.now(UTC), {"level": level, "event": event, **given, **who})
 
 
 @contextlib.contextmanager
 def command(flags: list[str], tables: list[str]) -> Iterator[dict[str, object]]:
-    """Tell of a command from its beginning to its end.
-
-    Args:
-        flags: those of the steps; never what was given with them.
-        tables: names of tables.
+    """Tell of a command from its beginning to its end: its flags, never what was given with them.
 
     Yields:
         What the end is to tell besides, to be filled in.
@@ -213,14 +185,9 @@ class RunLog(logging.Handler):
             event = meta.get("dagster_event")
             if event is None:
                 # Loggers of libraries come by here, too, where `managed_python_loggers` names them.
-                if record.levelno < logging.INFO or record.name != _OF_STEPS:
-                    return
-                note(
-                    "message",
-                    level=record.levelname.lower(),
-                    message=str(meta.get("orig_message", "")),
-                    **_whose(meta),
-                )
+                if record.levelno >= logging.INFO and record.name == "dagster":
+                    said = str(meta.get("orig_message", ""))
+                    note("message", level=record.levelname.lower(), message=said, **_whose(meta))
             elif (name := _EVENTS.get(event.event_type_value)) is not None:
                 level = "error" if name in {"run_failed", "step_failed"} else "info"
                 fields: dict[str, Any] = {"level": level, **_whose(meta), **_told(event)}
@@ -230,8 +197,8 @@ class RunLog(logging.Handler):
                         return
                     self._told.add(subject)
                 note(name, **fields)
-        except Exception:
-            _FILE.handleError(record)
+        except Exception as error:
+            _FILES.complain(error)
 
 
 def _whose(meta: Mapping[str, Any]) -> dict[str, object]:
@@ -240,7 +207,8 @@ def _whose(meta: Mapping[str, Any]) -> dict[str, object]:
         "run_id": meta.get("run_id"),
         "job": meta.get("job_name"),
         "step": meta.get("step_key"),
-        **{name: tags[tag] for tag, name in _TAGS.items() if tag in tags},
+        "table": tags.get("table"),
+        "partition": tags.get("dagster/partition"),
     }
 
 

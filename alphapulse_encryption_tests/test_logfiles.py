@@ -18,7 +18,7 @@ import pytest
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.logfiles import DayFile, RunLog, note
+from alphapulse_encryption.logfiles import Files, RunLog, note
 from alphapulse_encryption_tests import another
 from alphapulse_encryption_tests.place import Place
 
@@ -261,11 +261,10 @@ def test_a_migration_goes_on_without_them(theirs: Place) -> None:
 
 def test_the_clock_of_a_new_day(logs: Path) -> None:
     """Without any process being told."""
-    log = DayFile()
+    log = Files()
     days = [TODAY - timedelta(days=2), TODAY - timedelta(days=1)]
     for day in days:
-        at = day.replace(hour=23, minute=59).timestamp()
-        log.handle(logging.makeLogRecord({"created": at, "msg": f"{day:%F}", "fields": {}}))
+        log.append(day.replace(hour=23, minute=59), {"event": f"{day:%F}"})
     assert {path.name: json.loads(path.read_text())["event"] for path in logs.iterdir()} == {
         f"migration-{day:%F}.jsonl": f"{day:%F}" for day in days
     }
