@@ -3,7 +3,7 @@
 import dagster as dg
 
 from alphapulse_encryption.defs.assets.groups import PREPARE, TARGET_POOL
-from alphapulse_encryption.defs.resources.border import safely
+from alphapulse_encryption.defs.resources.border import as_table, safely
 from alphapulse_encryption.defs.resources.effects import REPORT
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.gates import preflight
@@ -29,15 +29,12 @@ def build() -> dg.AssetsDefinition:
             for finding in report.findings:
                 context.log.info(str(finding))
             preflight.refuse_blockers(report)
-            told = [str(finding) for finding in (*report.warnings, *report.passed)]
+            told = (*report.warnings, *report.passed)
             return dg.MaterializeResult(
                 metadata={
-                    REPORT: told,
-                    "findings": dg.MetadataValue.table(
-                        records=[
-                            dg.TableRecord({"level": f.level, "finding": f.message, "subject": f.subject})
-                            for f in (*report.warnings, *report.passed)
-                        ]
+                    REPORT: [str(finding) for finding in told],
+                    "findings": as_table(
+                        {"level": f.level, "finding": f.message, "subject": f.subject} for f in told
                     ),
                     "warnings": len(report.warnings),
                     "dagster/row_count": report.rows,

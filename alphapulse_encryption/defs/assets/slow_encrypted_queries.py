@@ -9,7 +9,7 @@ from pydantic import Field
 from alphapulse_encryption import settings
 from alphapulse_encryption.defs.assets.groups import MONITOR, TARGET_POOL
 from alphapulse_encryption.defs.dagster_private import UnresolvedAssetJobDefinition
-from alphapulse_encryption.defs.resources.border import MetadataEntry, safely
+from alphapulse_encryption.defs.resources.border import MetadataEntry, as_table, safely
 from alphapulse_encryption.defs.resources.schedules import valid_cron
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.insight.slow_queries import (
@@ -87,7 +87,7 @@ def build() -> dg.AssetsDefinition:
                 "worst_mean_ms": round(found.worst_mean_ms, 3),
                 **{f"total_ms_{t.key}": round(found.total_ms(t.key), 3) for t in tables},
                 "worse_than_last_time": dg.MetadataValue.md(_listed(worse)),
-                "statements": dg.MetadataValue.table([_record(query) for query in shown] or [_NOTHING]),
+                "statements": as_table([_record(query) for query in shown] or [_NOTHING]),
                 "counted_since": "not known" if found.since is None else f"{found.since:%Y-%m-%d %H:%M} UTC",
                 "remarks": list(found.remarks),
                 _SNAPSHOT: dg.MetadataValue.json(_remembered(found)),
@@ -97,25 +97,23 @@ def build() -> dg.AssetsDefinition:
     return asset
 
 
-_NOTHING = dg.TableRecord({"of": "", "statement": "no statement on an encrypted table was counted"})
+_NOTHING = {"of": "", "statement": "no statement on an encrypted table was counted"}
 
 
-def _record(query: SlowQuery) -> dg.TableRecord:
-    return dg.TableRecord(
-        {
-            "of": "this tool" if query.own else "application",
-            "mean_ms": round(query.mean_ms, 3),
-            "calls": query.calls,
-            "total_ms": round(query.total_ms, 3),
-            "max_ms": round(query.max_ms, 3),
-            "rows": query.rows,
-            "tables": ", ".join(query.tables),
-            "hints": "; ".join(query.hints),
-            "statement": query.shown,
-            "roles": ", ".join(query.roles),
-            "query_id": query.query_id,
-        }
-    )
+def _record(query: SlowQuery) -> dict[str, object]:
+    return {
+        "of": "this tool" if query.own else "application",
+        "mean_ms": round(query.mean_ms, 3),
+        "calls": query.calls,
+        "total_ms": round(query.total_ms, 3),
+        "max_ms": round(query.max_ms, 3),
+        "rows": query.rows,
+        "tables": ", ".join(query.tables),
+        "hints": "; ".join(query.hints),
+        "statement": query.shown,
+        "roles": ", ".join(query.roles),
+        "query_id": query.query_id,
+    }
 
 
 def _listed(worse: tuple[Worse, ...]) -> str:

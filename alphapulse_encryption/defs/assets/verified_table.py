@@ -7,7 +7,7 @@ import dagster as dg
 
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL, VERIFY
 from alphapulse_encryption.defs.checks import verification
-from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, materialized, safely
+from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, as_table, materialized, safely
 from alphapulse_encryption.defs.resources.partitions import Partitions, over_ranges
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import RefusedError
@@ -86,13 +86,13 @@ def verified_tables(who: Actor, target: TargetResource) -> dict[str, TableVerifi
 
 
 def _metadata(result: TableVerification) -> dict[str, MetadataEntry]:
-    records = [
-        dg.TableRecord({"column": name, "matching": counts.matching, "empty": counts.empty})
+    columns = [
+        {"column": name, "matching": counts.matching, "empty": counts.empty}
         for name, counts in result.columns.items()
     ]
     return {
         "outcome": f"{len(result.columns)} columns verified",
         "dagster/partition_row_count": result.rows,
-        "columns": dg.MetadataValue.table(records=records),
+        "columns": as_table(columns),
         "oldest_result": result.verified_at.isoformat() if result.verified_at is not None else "none",
     }

@@ -7,31 +7,31 @@ import dagster as dg
 from pydantic import Field
 
 from alphapulse_encryption.defs.jobs.once import op_job
+from alphapulse_encryption.defs.resources.border import as_table
 from alphapulse_encryption.defs.resources.effects import REPORT, NoConfig, On
-from alphapulse_encryption.migration.bookkeeping.approvals import Approval, list_approvals
+from alphapulse_encryption.migration.bookkeeping.approvals import list_approvals
 from alphapulse_encryption.migration.gates import approvals
 from alphapulse_encryption.migration.gates.approvals import LONGEST_VALID_FOR, VALID_FOR
 from alphapulse_encryption.migration.schema.definition import read_table
 
-
-def _hours(duration: timedelta) -> float:
-    return duration / timedelta(hours=1)
+_HOUR = timedelta(hours=1)
 
 
 class ApprovalConfig(dg.Config):
     """Who approves what, and why."""
 
-    table: str = Field(description="The table whose plaintext columns may be dropped.")
-    approver: str = Field(description="Your name, for the audit log.")
-    reason: str = Field(description="Why now, for the audit log.")
+    table: str = Field(description="The table whose plaintext columns may be dropped.", examples=["users"])
+    approver: str = Field(description="Your name, for the audit log.", examples=["Ada Example"])
+    reason: str = Field(description="Why now, for the audit log.", examples=["it has served for a month"])
     confirmation: str = Field(
         description="The table's name, typed once more. Without it nothing is approved, and the run's log says what "
-        "would be dropped."
+        "would be dropped.",
+        examples=[""],
     )
     valid_hours: float = Field(
-        default=_hours(VALID_FOR),
+        default=VALID_FOR / _HOUR,
         gt=0,
-        le=_hours(LONGEST_VALID_FOR),
+        le=LONGEST_VALID_FOR / _HOUR,
         description="How long the approval may be used, in hours.",
     )
 
@@ -85,12 +85,7 @@ def _list(on: On[NoConfig]) -> dict[str, Any]:
         on.log(str(approval))
     if not found:
         on.log("There is no approval.")
-    records = [_record(approval) for approval in found]
-    return {"approvals": dg.MetadataValue.table(records=records) if records else "none"}
-
-
-def _record(approval: Approval) -> dg.TableRecord:
-    return dg.TableRecord(
+    records = [
         {
             "approval": approval.id,
             "table": approval.table,
@@ -100,7 +95,9 @@ def _record(approval: Approval) -> dg.TableRecord:
             "reason": approval.reason,
             "approved_at": approval.approved_at.isoformat(timespec="seconds"),
         }
-    )
+        for approval in found
+    ]
+    return {"approvals": as_table(records) if records else "none"}
 
 
 def build() -> list[dg.JobDefinition]:
@@ -110,37 +107,22 @@ def build() -> list[dg.JobDefinition]:
             "approve",
             ApprovalConfig,
             _approve,
-            does="Record an approval for exactly what is there now.",
-            description="**Step 8, first half: a person, on purpose.** Refuses unless the table is switched to "
-            "ciphertext, verified since, and backed up. The approval holds for exactly what is there now, expires, "
-            "and is used once; where the two-person rule holds, by somebody else. Launched without a confirmation it "
-            "only says what would be dropped.",
-            launchpad={
-                **dict.fromkeys(("table", "approver", "reason", "confirmation"), ""),
-                "valid_hours": _hours(VALID_FOR),
-            },
-            example={
-                "table": "users",
-                "approver": "Ada Example",
-                "reason": "it has served for a month",
-                "confirmation": "",
-            },
-            then="\n\nand as `confirmation` the name of the table once more.",
+            "**Step 8, first half: a person, on purpose.** Refuses unless the table is switched to ciphertext, "
+            "verified since, and backed up. The approval holds for exactly what is there now, expires, and is used "
+            "once; where the two-person rule holds, by somebody else. The `confirmation` is the name of the table once "
+            "more; without it the job only says what would be dropped.",
         ),
         op_job(
             "revoke",
             RevocationConfig,
             _revoke,
-            does="Take an approval back.",
-            description="**Step 8, undone.** Takes an approval back before it is used.",
-            launchpad={"approval": 0, "operator": "", "reason": ""},
+            "**Step 8, undone.** Takes an approval back before it is used.",
         ),
         op_job(
             "list",
             NoConfig,
             _list,
+            "**Step 8.** Lists every approval, the newest first: open, used, revoked or expired. Reads only.",
             job="list_approvals",
-            does="Show every approval, the newest first. Reads only.",
-            description="**Step 8.** Lists every approval: open, used, revoked or expired. Reads only.",
         ),
     ]

@@ -6,6 +6,7 @@ import dagster as dg
 from pydantic import Field
 
 from alphapulse_encryption.defs.jobs.once import op_job
+from alphapulse_encryption.defs.resources.border import as_table
 from alphapulse_encryption.defs.resources.effects import REPORT, TABLES_CHANGED, On
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.steps import erase
@@ -15,40 +16,39 @@ from alphapulse_encryption.migration.steps.erase import ErasureResult
 class ErasureConfig(dg.Config):
     """Which table, said twice."""
 
-    table: str = Field(description="The table whose plaintext was dropped.")
+    table: str = Field(description="The table whose plaintext was dropped.", examples=["users"])
     confirmation: str = Field(
-        description="The table's name, typed once more: nobody reads or writes it while it is being rewritten."
+        description="The table's name, typed once more: nobody reads or writes it while it is being rewritten.",
+        examples=[""],
     )
 
 
 def _erase(on: On[ErasureConfig]) -> dict[str, Any]:
     table = on.catalogue.table(on.config.table)
     result = erase.erase_dropped(on.target, table, confirmation=on.config.confirmation)
-    first, *rest = report_lines(result)
-    for line in (first, *rest):
+    lines = report_lines(result)
+    for line in lines:
         on.log(line)
     if result.remaining:
         raise RefusedError(
             f"The table {result.table} was rewritten, and values that were dropped remain:\n"
-            + "\n".join([first, *rest])
+            + "\n".join(lines)
         )
     places = [
-        dg.TableRecord(
-            {
-                "place": place.name,
-                "finding": place.finding,
-                "known_values": place.values,
-                "before": "" if place.before is None else str(place.before),
-                "bytes_read": place.bytes,
-                "remark": place.remark,
-            }
-        )
+        {
+            "place": place.name,
+            "finding": place.finding,
+            "known_values": place.values,
+            "before": "" if place.before is None else str(place.before),
+            "bytes_read": place.bytes,
+            "remark": place.remark,
+        }
         for place in result.places
     ]
     return {
         TABLES_CHANGED: [result.table],
-        REPORT: [f"✓ Erased what was dropped: {first}", *(f"  {line}" for line in rest)],
-        "places": dg.MetadataValue.table(places),
+        REPORT: [f"✓ Erased what was dropped: {lines[0]}", *(f"  {line}" for line in lines[1:])],
+        "places": as_table(places),
         "bytes_before": result.bytes_before,
         "bytes_after": result.bytes_after,
         "locked_seconds": round(result.locked_seconds, 3),
@@ -91,12 +91,8 @@ def build() -> dg.JobDefinition:
         "erase",
         ErasureConfig,
         _erase,
-        does="Rewrite the table and the planner's statistics, then look.",
-        description="**After step 8, in a maintenance window.** A drop erases nothing: this rewrites the table "
-        "(`VACUUM FULL`) and the planner's statistics, then looks for known values in the data files and reports "
-        "where they remain. Nobody reads or writes the table while it is being rewritten, and a second copy of it "
-        "needs room on the disk. `restore_plaintext` works afterwards as before.",
-        launchpad={"table": "", "confirmation": ""},
-        example={"table": "users", "confirmation": ""},
-        then="\n\nand as `confirmation` the name of the table once more.",
+        "**After step 8, in a maintenance window.** A drop erases nothing: this rewrites the table (`VACUUM FULL`) and "
+        "the planner's statistics, then looks for known values in the data files and reports where they remain. Nobody "
+        "reads or writes the table while it is being rewritten, and a second copy of it needs room on the disk. "
+        "`restore_plaintext` works afterwards as before. The `confirmation` is the name of the table once more.",
     )

@@ -1,7 +1,7 @@
 """Jobs of one op: a person starts them, and nothing starts them again."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import dagster as dg
 import yaml
@@ -18,14 +18,13 @@ from alphapulse_encryption.errors import ConfigurationError, MigrationError
 # Dagster starts a failed run again where it is told to; a destructive step never starts by itself.
 NEVER_AGAIN = {"dagster/max_retries": "0"}
 
-EXAMPLE = {"tables": ["users"]}
-
 
 class TablesConfig(dg.Config):
     """Which tables."""
 
     tables: list[str] = Field(
-        description='Tables by the names of the catalogue, for example ["users"]. No default, on purpose.'
+        description='Tables by the names of the catalogue, for example ["users"]. No default, on purpose.',
+        examples=[["users"]],
     )
 
 
@@ -45,46 +44,43 @@ def op_job(
     op: str,
     config: type[C],
     work: Callable[[On[C]], Mapping[str, Any]],
-    *,
-    does: str,
     description: str,
-    launchpad: Mapping[str, object] | None = None,
-    example: Mapping[str, object] | None = None,
-    then: str = "",
+    *,
     job: str = "",
     pool: str | None = TARGET_POOL,
 ) -> dg.JobDefinition:
     """A job of one op.
 
+    The launchpad begins with the defaults, and with nothing where there is none: no careless click starts a job that
+    changes sides or destroys. The description says what to type, where the fields of the configuration have examples.
+
     Args:
-        op: its name.
-        config: its configuration.
-        work: what it does; returns the metadata of its output.
-        does: the op's description.
-        description: the job's.
-        launchpad: what the launchpad begins with. A job that changes sides or destroys has nothing filled in, so that
-            no careless click starts it.
-        example: what goes into the launchpad, for the description, ready to be copied.
-        then: what the description says behind the example.
+        work: what the op does; returns the metadata of its output.
         job: its name, where the guide has no such step.
         pool: what its op waits for a place in.
     """
 
-    @dg.op(name=op, pool=pool, description=does)
+    @dg.op(name=op, pool=pool, description=description)
     def run(context: dg.OpExecutionContext, config: config, target: TargetResource) -> None:  # type: ignore[valid-type]
         with safely():
             context.add_output_metadata(work(On(context, config, target)))
 
-    if example is not None:
-        text = yaml.safe_dump({"ops": {op: {"config": dict(example)}}}, sort_keys=False)
+    launchpad, example = dict[str, Any](), dict[str, Any]()
+    for name, field in config.model_fields.items():
+        kind: Any = get_origin(field.annotation) or field.annotation
+        launchpad[name] = kind() if field.is_required() else field.default
+        if field.examples:
+            example[name] = field.examples[0]
+    if example:
+        text = yaml.safe_dump({"ops": {op: {"config": example}}}, sort_keys=False)
         description += (
             f"\n\nFor example, in the Launchpad, with the names that are yours:\n\n```yaml\n{text}```"
         )
     return dg.GraphDefinition(name=job or guide.stage(op).job, node_defs=[run]).to_job(
         tags=NEVER_AGAIN,
-        config={"ops": {op: {"config": dict(launchpad)}}} if launchpad else None,
+        config={"ops": {op: {"config": launchpad}}} if launchpad else None,
         executor_def=dg.in_process_executor,
-        description=description + then,
+        description=description,
     )
 
 
@@ -92,11 +88,8 @@ def table_job(
     op: str,
     config: type[T],
     work: Callable[[On[T], Table], Effect],
-    *,
-    does: str,
     description: str,
-    launchpad: Mapping[str, object] | None = None,
-    example: Mapping[str, object] | None = None,
+    *,
     all_of_them: bool = False,
 ) -> dg.JobDefinition:
     """A job of one op that works on one table after the other.
@@ -129,15 +122,7 @@ def table_job(
             raise MigrationError("\n".join(failed))
         return {TABLES_CHANGED: changed, REPORT: report, **entries}
 
-    return op_job(
-        op,
-        config,
-        each,
-        does=does,
-        description=description,
-        launchpad={"tables": [], **(launchpad or {})},
-        example=None if example is None else {**EXAMPLE, **example},
-    )
+    return op_job(op, config, each, description)
 
 
 def named_tables(catalogue: Catalogue, names: Iterable[str]) -> list[Table]:

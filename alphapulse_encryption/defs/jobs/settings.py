@@ -15,7 +15,7 @@ _KNOWN = "\n".join(
 class SettingsConfig(dg.Config):
     """New values by name."""
 
-    settings: dict[str, str] = Field(description='For example {"paused": "true"}.')
+    settings: dict[str, str] = Field(description="Read at once.", examples=[{"paused": "true"}])
 
 
 def _change(on: On[SettingsConfig]) -> dict[str, str]:
@@ -30,9 +30,7 @@ def build() -> dg.JobDefinition:
         "change",
         SettingsConfig,
         _change,
+        f"**While backfills run.** Pause them, or change what they hold back for. Settings:\n\n{_KNOWN}",
         job="change_settings",
-        does="Change settings that running backfills read at once.",
-        description=f"**While backfills run.** Pause them, or change what they hold back for. Settings:\n\n{_KNOWN}",
-        launchpad={"settings": {"paused": "false"}},
         pool=None,
     )

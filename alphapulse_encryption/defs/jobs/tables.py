@@ -25,6 +25,7 @@ class DropConfig(TablesConfig):
         default="",
         description="Your name, for the audit log. Where the two-person rule holds, which it does outside the sample, "
         "it cannot be the name of who approved.",
+        examples=["Grace Example"],
     )
 
 
@@ -44,7 +45,8 @@ class IndexesConfig(TablesConfig):
     indexes: str = Field(
         description="`all`: every index of the tables, all of a table's at once, which needs room for a second copy of "
         "them; `encrypted`: those that have an encrypted or search column in them, one after the other. No default, "
-        "on purpose."
+        "on purpose.",
+        examples=["encrypted"],
     )
 
 
@@ -158,83 +160,65 @@ def build() -> list[dg.JobDefinition]:
             "switch",
             TablesConfig,
             _switch,
-            does="Make the encrypted columns of the named tables the right side.",
-            description="**Step 7.** Needs verified tables. From then on the encrypted columns are right, and the "
-            "application may write them alone. Reversible until the drop, with `revert_to_plaintext`.",
-            example={},
+            "**Step 7.** Makes the encrypted columns of the named tables the source of truth. Needs verified tables. "
+            "From then on the application may write the encrypted columns alone. Reversible until the drop, with "
+            "`revert_to_plaintext`.",
         ),
         table_job(
             "revert",
             TablesConfig,
             _revert,
-            does="Make the plaintext columns of the named tables the right side again.",
-            description="**Rollback before the drop.** Brings the plaintext columns up to date where the application "
-            "wrote ciphertext alone, makes them the right side again, and removes guard triggers and views. The "
+            "**Rollback before the drop.** Brings the plaintext columns up to date where the application wrote "
+            "ciphertext alone, makes them the source of truth again, and removes guard triggers and views. The "
             "encrypted columns stay for a retry, which begins with `encrypted_columns`.",
-            example={},
         ),
         table_job(
             "drop",
             DropConfig,
             _drop,
-            does="Drop the plaintext columns of the named tables, each with its own approval.",
-            description="**Step 8.** Drops the plaintext columns of the named tables. Needs an approval of each, given "
-            "with `approve_drop`, unused, unexpired, and for exactly what is there now; by another person, where the "
+            "**Step 8.** Drops the plaintext columns of the named tables. Needs an approval of each, given with "
+            "`approve_drop`, unused, unexpired, and for exactly what is there now; by another person, where the "
             "two-person rule holds. `restore_plaintext` undoes it.",
-            launchpad={"operator": ""},
-            example={"operator": "Grace Example"},
         ),
         table_job(
             "restore",
             RestoreConfig,
             _restore,
-            does="Rebuild the dropped plaintext columns of the named tables.",
-            description="**Rollback after the drop.** Decrypts the ciphertext into new plaintext columns, with the "
-            "types, defaults, constraints, indexes and privileges that the drop saved. Online; can be stopped and run "
-            "again. Then every value is verified. Where instances write ciphertext alone, run it with `hold` first, "
-            "and without it when all are in the phase dual: at its end ciphertext alone is refused.",
-            launchpad={"hold": False},
-            example={},
+            "**Rollback after the drop.** Decrypts the ciphertext into new plaintext columns, with the types, "
+            "defaults, constraints, indexes and privileges that the drop saved. Online; can be stopped and run again. "
+            "Then every value is verified. Where instances write ciphertext alone, run it with `hold` first, and "
+            "without it when all are in the phase dual: at its end ciphertext alone is refused.",
         ),
         table_job(
             "replan",
             TablesConfig,
             _replan,
-            does="Cut the named tables anew into batch ranges.",
-            description="**Before step 3, where needed.** Cuts tables anew into `ALPHAPULSE_BATCH_RANGES` batch "
-            "ranges, for example after they have grown. What is encrypted stays so; verification results are "
-            "discarded. Refused while a range is being worked on.",
+            "**Before step 3, where needed.** Cuts tables anew into `ALPHAPULSE_BATCH_RANGES` batch ranges, for "
+            "example after they have grown. What is encrypted stays so; verification results are discarded. Refused "
+            "while a range is being worked on.",
         ),
         table_job(
             "repair",
             TablesConfig,
             _repair,
-            does="Clear what the last verification of the named tables found mismatched or undecryptable.",
-            description="**After step 4, where needed.** While plaintext is right: clears the ciphertext and tokens "
-            "that the last verification found mismatched or undecryptable, and only those, so that `encrypted_data` "
-            "encrypts them again. Their keys are in the audit log. What only the ciphertext held is lost: look at "
-            "those rows first.",
+            "**After step 4, where needed.** While plaintext is right: clears the ciphertext and tokens that the last "
+            "verification found mismatched or undecryptable, and only those, so that `encrypted_data` encrypts them "
+            "again. Their keys are in the audit log. What only the ciphertext held is lost: look at those rows first.",
         ),
         table_job(
             "analyze",
             TablesConfig,
             _analyze,
-            does="Take the planner's statistics of the named tables anew, beside the application.",
-            description="**After the migration.** Takes the planner's statistics of tables anew (`ANALYZE`), beside "
-            "the application.",
-            example={},
+            "**After the migration.** Takes the planner's statistics of tables anew (`ANALYZE`), beside the "
+            "application.",
             all_of_them=True,
         ),
         table_job(
             "rebuild",
             IndexesConfig,
             _rebuild,
-            does="Build indexes of the named tables anew, beside the application; what an interrupted rebuild left is "
-            "dropped first.",
-            description="**After the migration.** Builds indexes of tables anew (`REINDEX CONCURRENTLY`), beside the "
-            "application; what an interrupted rebuild left is dropped first.",
-            launchpad={"indexes": ""},
-            example={"indexes": "encrypted"},
+            "**After the migration.** Builds indexes of tables anew (`REINDEX CONCURRENTLY`), beside the application; "
+            "what an interrupted rebuild left is dropped first.",
             all_of_them=True,
         ),
     ]

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import dagster as dg
@@ -11,6 +11,7 @@ from pydantic import Field
 from alphapulse_encryption import settings
 from alphapulse_encryption.defs.jobs.once import AnyTablesConfig, named_tables, op_job
 from alphapulse_encryption.defs.jobs.query_plot import plot
+from alphapulse_encryption.defs.resources.border import as_table
 from alphapulse_encryption.defs.resources.effects import REPORT, On
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.insight.live_check import ColumnCheck, live_check
@@ -46,20 +47,12 @@ def _check(on: On[AnyTablesConfig]) -> dict[str, Any]:
     if any(found.failed for found in checks):
         raise RefusedError("Encryption does not work as it has to:\n" + "\n".join(report))
     records = [
-        {
-            "column": f"{found.table}.{found.column}",
-            "what": look.what,
-            "verdict": look.verdict,
-            "remark": look.remark,
-        }
+        {"column": f"{found.table}.{found.column}", **asdict(look)}
         for found in checks
         for look in found.looks
     ]
     nothing = {"column": "", "what": "no row to try", "verdict": "", "remark": ""}
-    return {
-        REPORT: report,
-        "columns": dg.MetadataValue.table([dg.TableRecord(record) for record in records or [nothing]]),
-    }
+    return {REPORT: report, "columns": as_table(records or [nothing])}
 
 
 def _signed(found: ColumnCheck) -> str:
@@ -75,13 +68,14 @@ def _benchmark(on: On[BenchmarkConfig]) -> dict[str, Any]:
             on.log(line)
         found.append(measured)
     report = report_lines(found)
-    records = [_record(t) for m in found for t in m.timings] or [
-        dg.TableRecord({"table": "", "question": "nothing to measure"})
-    ]
-    metadata: dict[str, Any] = {"times": dg.MetadataValue.table(records)}
+    records = [_record(t) for m in found for t in m.timings]
+    nothing = {"table": "", "question": "nothing to measure"}
+    metadata: dict[str, Any] = {"times": as_table(records or [nothing])}
     picture = plot(found)
     if picture:
-        path = _keep(picture, on.context.run.run_id)
+        path = settings.state_dir() / "benchmarks" / f"queries-{on.context.run.run_id}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture)
         report.append(f"Plot: {path}")
         metadata["plot_file"] = dg.MetadataValue.path(path)
         encoded = base64.b64encode(picture).decode()
@@ -89,17 +83,14 @@ def _benchmark(on: On[BenchmarkConfig]) -> dict[str, Any]:
     return {REPORT: report, **metadata}
 
 
-def _record(timings: Timings) -> dg.TableRecord:
-    times = {f"p{percent:g}_ms": round(timings.percentile(percent) * 1000, 3) for percent in _PERCENTILES}
-    return dg.TableRecord(
-        {
-            "table": timings.table,
-            "question": timings.question,
-            "side": timings.side,
-            "asked": len(timings.seconds),
-            **times,
-        }
-    )
+def _record(timings: Timings) -> dict[str, object]:
+    return {
+        "table": timings.table,
+        "question": timings.question,
+        "side": timings.side,
+        "asked": len(timings.seconds),
+        **{f"p{percent:g}_ms": round(timings.percentile(percent) * 1000, 3) for percent in _PERCENTILES},
+    }
 
 
 def report_lines(found: Sequence[QueryBenchmark]) -> list[str]:
@@ -121,13 +112,6 @@ def _line(timings: Timings) -> str:
     return f"  {timings.side:<10}{times} ({len(timings.seconds)} times)"
 
 
-def _keep(picture: bytes, run_id: str) -> Path:
-    path = settings.state_dir() / "benchmarks" / f"queries-{run_id}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(picture)
-    return path
-
-
 def build() -> list[dg.JobDefinition]:
     """The jobs ``live_check`` and ``benchmark_queries``."""
     return [
@@ -135,21 +119,18 @@ def build() -> list[dg.JobDefinition]:
             "check",
             AnyTablesConfig,
             _check,
-            does="Write, read and look at the raw column, for every column of the named tables; leave nothing behind.",
-            description="**Validation script.** For every column, gives a recent row its own value again under a fresh "
-            "envelope, as an application writes it: looks at the raw column, decrypts it, finds it by its search "
-            "token, and sees whether the guard acts. Each row is locked for some milliseconds, the transaction is "
-            "always rolled back, and nothing remains.",
-            launchpad={"tables": []},
+            "**Validation script.** For every column, gives a recent row its own value again under a fresh envelope, "
+            "as an application writes it: looks at the raw column, decrypts it, finds it by its search token, and sees "
+            "whether the guard acts. Each row is locked for some milliseconds, the transaction is always rolled back, "
+            "and nothing remains.",
         ),
         op_job(
             "benchmark",
             BenchmarkConfig,
             _benchmark,
-            does="Ask the same questions of the encrypted and the plaintext columns. Reads only.",
-            description="**Validation script.** How long an application waits for rows by key, for many rows, and for "
-            "a row by a searchable value: from the encrypted columns, decryption and search tokens included, and from "
-            "the plaintext columns while they are there. Percentiles, and a plot in the metadata of the step's output.",
-            launchpad={"tables": [], "repetitions": DEFAULT_REPETITIONS},
+            "**Validation script.** How long an application waits for rows by key, for many rows, and for a row by a "
+            "searchable value: from the encrypted columns, decryption and search tokens included, and from the "
+            "plaintext columns while they are there. Percentiles, and a plot in the metadata of the step's output. "
+            "Reads only.",
         ),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,6 +72,11 @@ def actor(context: Context) -> Actor:
 def counted(number: int, what: str) -> str:
     """``1 row``, ``2 rows``."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def as_table(rows: Iterable[Mapping[str, Any]]) -> dg.TableMetadataValue:
+    """A table for the UI; its columns are those of the first row."""
+    return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows])
 
 
 def materialized(
