@@ -12,7 +12,7 @@ from alphapulse_encryption.catalogue import Table, load_catalogue
 from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN
 from alphapulse_encryption.defs.resources.border import actor, safely
 from alphapulse_encryption.defs.resources.processes import this_process
-from alphapulse_encryption.defs.resources.schedules import valid_cron
+from alphapulse_encryption.defs.resources.schedules import cron
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.limits import change_limits, read_limits
@@ -300,12 +300,11 @@ def build_schedule() -> dg.ScheduleDefinition:
     Raises:
         ConfigurationError: the schedule asked for means nothing.
     """
-    cron = valid_cron("ALPHAPULSE_REHEARSAL_SCHEDULE", settings.Schedules().rehearsal, example="0 2 * * 6")
 
     @dg.schedule(
         name=SCHEDULE,
         job_name=JOB,
-        cron_schedule=cron,
+        cron_schedule=cron("rehearsal"),
         default_status=dg.DefaultScheduleStatus.STOPPED,
         description="Rehearses the migration on a clone of the staging database (ALPHAPULSE_REHEARSAL_SCHEDULE says "
         "when). Leaves a turn out while a rehearsal is under way.",

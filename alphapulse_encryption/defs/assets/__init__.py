@@ -16,17 +16,14 @@ from alphapulse_encryption.defs.resources.partitions import Partitions
 
 
 def build_assets(partitions: Partitions) -> list[dg.AssetsDefinition | dg.AssetSpec]:
-    """All assets, in the guide's order."""
+    """All assets."""
     return [
         preflight.build(),
         backup.build(),
-        by_table.encrypted_columns(partitions),
-        by_range.encrypted_data(partitions),
-        by_table.search_indexes(partitions),
+        *by_table.build(partitions),
+        *by_range.build(partitions),
         verified_data.build(partitions),
         verified_table.build(partitions),
-        by_table.compatibility_views(partitions),
         slow_encrypted_queries.build(),
         plaintext_dropped.build(partitions),
-        by_range.rotated_data(partitions),
     ]

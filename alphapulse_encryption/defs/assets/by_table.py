@@ -15,7 +15,7 @@ from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.defs.resources.workers import told
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes, reindex
 from alphapulse_encryption.migration.schema.views import create_views
-from alphapulse_encryption.migration.steps.columns import ColumnsResult, add_encrypted_columns
+from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
 
 Config = TypeVar("Config", bound=dg.Config)
 
@@ -72,9 +72,15 @@ def _add_columns(on: On[NoConfig], table: Table) -> Effect:
             f"✓ Cleared the ciphertext of {counted(result.cleared, 'row')} of {table.key}, which had no guard since "
             "the revert: --migrate-data encrypts them again"
         )
+    if result.added:
+        outcome = f"{counted(len(result.added), 'column')} added"
+    elif result.cleared:
+        outcome = f"the ciphertext of {counted(result.cleared, 'row')} cleared"
+    else:
+        outcome = "guard put in its place again" if result.guards_created else NOTHING
     searchable = result.added and any(column.searchable for column in table.columns)
     return Effect(
-        _columns_outcome(result),
+        outcome,
         lines,
         {
             "columns_added": list(result.added),
@@ -85,14 +91,6 @@ def _add_columns(on: On[NoConfig], table: Table) -> Effect:
         },
         then="Indexes for search are built after the data, with --migrate-data." if searchable else "",
     )
-
-
-def _columns_outcome(result: ColumnsResult) -> str:
-    if result.added:
-        return f"{counted(len(result.added), 'column')} added"
-    if result.cleared:
-        return f"the ciphertext of {counted(result.cleared, 'row')} cleared"
-    return "guard put in its place again" if result.guards_created else NOTHING
 
 
 def _build_indexes(on: On[IndexConfig], table: Table) -> Effect:
@@ -128,45 +126,39 @@ def _create_views(on: On[NoConfig], table: Table) -> Effect:
     )
 
 
-def encrypted_columns(partitions: Partitions) -> dg.AssetsDefinition:
-    """Step 2, ``--add-columns``."""
-    return _asset(
-        "encrypted_columns",
-        partitions,
-        NoConfig,
-        _add_columns,
-        deps=["preflight", "backup"],
-        group=COLUMNS,
-        description="**Step 2.** Adds `<column>_encrypted` and, for searchable columns, `<column>_search`, without "
-        "rewriting the table, and the guard triggers that from now on keep every write of the application "
-        "consistent. Cuts the table into its batch ranges. Nothing that is there already is changed.",
-    )
-
-
-def search_indexes(partitions: Partitions) -> dg.AssetsDefinition:
-    """Step 3, after the data."""
-    return _asset(
-        "search_indexes",
-        partitions,
-        IndexConfig,
-        _build_indexes,
-        deps=[over_ranges("encrypted_data")],
-        group=MIGRATE,
-        description="**Indexes and statistics.** Builds the indexes on the search columns (unique where the plaintext "
-        "column is) and the small one that finds pending rows, `CONCURRENTLY`, then runs `ANALYZE`. An index left "
-        "invalid by an interrupted build is built again.",
-    )
-
-
-def compatibility_views(partitions: Partitions) -> dg.AssetsDefinition:
-    """Step 6, ``--create-views``."""
-    return _asset(
-        "compatibility_views",
-        partitions,
-        NoConfig,
-        _create_views,
-        deps=["verified_table"],
-        group=VIEWS,
-        description="**Step 6.** `v_<table>` has the original column names over the encrypted columns, "
-        "`v_<table>_safe` leaves the sensitive ones out. Both go on working after the drop.",
-    )
+def build(partitions: Partitions) -> list[dg.AssetsDefinition]:
+    """The assets ``encrypted_columns``, ``search_indexes`` and ``compatibility_views``."""
+    return [
+        _asset(
+            "encrypted_columns",
+            partitions,
+            NoConfig,
+            _add_columns,
+            deps=["preflight", "backup"],
+            group=COLUMNS,
+            description="**Step 2.** Adds `<column>_encrypted` and, for searchable columns, `<column>_search`, without "
+            "rewriting the table, and the guard triggers that from now on keep every write of the application "
+            "consistent. Cuts the table into its batch ranges. Nothing that is there already is changed.",
+        ),
+        _asset(
+            "search_indexes",
+            partitions,
+            IndexConfig,
+            _build_indexes,
+            deps=[over_ranges("encrypted_data")],
+            group=MIGRATE,
+            description="**Indexes and statistics.** Builds the indexes on the search columns (unique where the "
+            "plaintext column is) and the small one that finds pending rows, `CONCURRENTLY`, then runs `ANALYZE`. An "
+            "index left invalid by an interrupted build is built again.",
+        ),
+        _asset(
+            "compatibility_views",
+            partitions,
+            NoConfig,
+            _create_views,
+            deps=["verified_table"],
+            group=VIEWS,
+            description="**Step 6.** `v_<table>` has the original column names over the encrypted columns, "
+            "`v_<table>_safe` leaves the sensitive ones out. Both go on working after the drop.",
+        ),
+    ]

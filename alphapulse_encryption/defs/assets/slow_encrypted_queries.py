@@ -6,11 +6,10 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from alphapulse_encryption import settings
 from alphapulse_encryption.defs.assets.groups import MONITOR, TARGET_POOL
 from alphapulse_encryption.defs.dagster_private import UnresolvedAssetJobDefinition
 from alphapulse_encryption.defs.resources.border import MetadataEntry, as_table, safely
-from alphapulse_encryption.defs.resources.schedules import valid_cron
+from alphapulse_encryption.defs.resources.schedules import cron
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.insight.slow_queries import (
     DEFAULT_LIMIT,
@@ -152,14 +151,10 @@ def build_schedule() -> dg.ScheduleDefinition:
     Raises:
         ConfigurationError: the schedule asked for means nothing.
     """
-    cron = valid_cron(
-        "ALPHAPULSE_SLOW_QUERIES_SCHEDULE", settings.Schedules().slow_queries, example="0 * * * *"
-    )
     return dg.ScheduleDefinition(
         name="slow_queries",
         job_name=JOB,
-        cron_schedule=cron,
-        default_status=dg.DefaultScheduleStatus.STOPPED,
+        cron_schedule=cron("slow_queries"),
         description="Looks for slow statements on encrypted tables (ALPHAPULSE_SLOW_QUERIES_SCHEDULE says when), and "
         "so plots what they cost. Reads only.",
     )

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 
 import dagster as dg
 from pydantic import Field
@@ -13,6 +13,7 @@ from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, ma
 from alphapulse_encryption.defs.resources.partitions import Partitions, TablePart, over_ranges, parts_by_table
 from alphapulse_encryption.defs.resources.pools import in_table_pools
 from alphapulse_encryption.defs.resources.target import TargetResource
+from alphapulse_encryption.defs.resources.workers import in_workers
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.logfiles import note
 from alphapulse_encryption.migration.postgres.database import Actor
@@ -71,30 +72,19 @@ def verified_parts(
 ) -> Iterator[tuple[TablePart, RangeVerification | MigrationError]]:
     """Verify batch ranges, several at once; each with its result, in the order in which they end."""
     working = target.by(who)
-    stopped = threading.Event()
 
-    def on_progress(_rows: int, _seconds: float) -> None:
-        if stopped.is_set():
-            raise Stopped("Stopped. Run the partition again.")
+    def work(
+        _: None, part: TablePart, _following: TablePart | None, stopped: threading.Event
+    ) -> RangeVerification:
+        def on_progress(_rows: int, _seconds: float) -> None:
+            if stopped.is_set():
+                raise Stopped("Stopped. Run the partition again.")
 
-    def work(part: TablePart) -> RangeVerification | MigrationError:
         note("range_started", run_id=who.run_id, asset=NAME, partition=part.partition)
-        try:
-            return verify_range(
-                working, working.catalogue.table(part.table), part.batch_range, on_progress=on_progress
-            )
-        except MigrationError as error:
-            return error
+        table = working.catalogue.table(part.table)
+        return verify_range(working, table, part.batch_range, on_progress=on_progress)
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="verification")
-    running = {pool.submit(work, part): part for part in parts}
-    try:
-        for future in as_completed(running):
-            yield running[future], future.result()
-    finally:
-        # Interrupted: nothing new begins, and what runs ends after its batch, without a result.
-        stopped.set()
-        pool.shutdown(cancel_futures=True)
+    return in_workers(parts, workers, nullcontext, work)
 
 
 def describe(result: RangeVerification) -> dict[str, MetadataEntry]:

@@ -6,7 +6,6 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.defs.assets import by_range, verified_data
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL
@@ -15,7 +14,7 @@ from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, co
 from alphapulse_encryption.defs.resources.effects import REPORT
 from alphapulse_encryption.defs.resources.partitions import TablePart
 from alphapulse_encryption.defs.resources.pools import in_table_pools
-from alphapulse_encryption.defs.resources.schedules import valid_cron
+from alphapulse_encryption.defs.resources.schedules import cron
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.defs.resources.workers import PaceConfig, parts_of, work_through
 from alphapulse_encryption.errors import MigrationError, RefusedError
@@ -193,12 +192,10 @@ def build_schedule() -> dg.ScheduleDefinition:
     Raises:
         ConfigurationError: the schedule asked for means nothing.
     """
-    cron = valid_cron("ALPHAPULSE_ROTATION_SCHEDULE", settings.Schedules().rotation, example="0 3 * * 0")
     return dg.ScheduleDefinition(
         name="key_rotation",
         job_name=JOB,
-        cron_schedule=cron,
-        default_status=dg.DefaultScheduleStatus.STOPPED,
+        cron_schedule=cron("rotation"),
         description="Runs `rotate_keys` (ALPHAPULSE_ROTATION_SCHEDULE says when). A rotation begins only where "
         "ALPHAPULSE_ENCRYPTION_KEY_VERSION names a new version; otherwise what old instances wrote since is caught "
         "up, or nothing happens.",

@@ -2,19 +2,22 @@
 
 import dagster as dg
 
+from alphapulse_encryption import settings
 from alphapulse_encryption.errors import ConfigurationError
 
 
-def valid_cron(variable: str, cron: str, *, example: str) -> str:
-    """A cron schedule that Dagster takes.
+def cron(schedule: str) -> str:
+    """The cron schedule that a field of :class:`settings.Schedules` is set to.
 
     Raises:
         ConfigurationError: Dagster would not take it.
     """
+    wanted: str = getattr(settings.Schedules(), schedule)
     try:
-        dg.ScheduleDefinition(name="asked_for", job_name="any", cron_schedule=cron)
+        dg.ScheduleDefinition(name="asked_for", job_name="any", cron_schedule=wanted)
     except dg.DagsterInvalidDefinitionError:
+        about = settings.Schedules.model_fields[schedule]
         raise ConfigurationError(
-            f"{variable} is not a cron schedule: five fields, for example {example}."
+            f"{about.validation_alias} is not a cron schedule: five fields, for example {about.default}."
         ) from None
-    return cron
+    return wanted

@@ -5,11 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
-from typing import Protocol, Unpack
+from contextlib import AbstractContextManager, ExitStack, closing
+from typing import Protocol, TypeVar, Unpack
 
 import dagster as dg
 from pydantic import Field
@@ -21,7 +20,7 @@ from alphapulse_encryption.bounds import (
     MOST_WORKERS,
 )
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.defs.resources.border import Context, MetadataEntry, actor, counted
+from alphapulse_encryption.defs.resources.border import Context, actor, counted
 from alphapulse_encryption.defs.resources.partitions import TablePart, range_name
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import MigrationError
@@ -29,11 +28,15 @@ from alphapulse_encryption.logfiles import note
 from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
 from alphapulse_encryption.migration.rows.engine import How, Pace, Progress, RangeResult, Stopped
 from alphapulse_encryption.migration.rows.sessions import Sessions
-from alphapulse_encryption.migration.rows.tuning import Tuned, restore_abandoned, tuned
+from alphapulse_encryption.migration.rows.tuning import restore_abandoned, tuned
 from alphapulse_encryption.migration.target import Target
 
 # Each observation is a row in Dagster's storage; more often than this nobody looks.
 SECONDS_BETWEEN_OBSERVATIONS = 5.0
+
+
+Own = TypeVar("Own")
+Result = TypeVar("Result")
 
 
 class Work(Protocol):
@@ -105,14 +108,13 @@ def work_through(
     """
     working = target.by(actor(context))
     database, catalogue = working.database, working.catalogue
-    stopped = threading.Event()
     # Each range looks again; here it is known before anything is tuned.
     target.refuse_another_key()
     restore_abandoned(database, working.actor)
 
     def work_on(
-        part: TablePart, following: TablePart | None, sessions: Sessions
-    ) -> RangeResult | MigrationError:
+        sessions: Sessions, part: TablePart, following: TablePart | None, stopped: threading.Event
+    ) -> RangeResult:
         observe = _observer(context, asset, part)
         note("range_started", run_id=context.run.run_id, job=context.run.job_name, partition=part.partition)
 
@@ -121,36 +123,17 @@ def work_through(
             if stopped.is_set():
                 raise Stopped("Stopped; what is done stays done. Run the partition again to go on.")
 
-        try:
-            return work(
-                working,
-                catalogue.table(part.table),
-                part.batch_range,
-                pace=Pace(config.batch_size, config.target_seconds, config.rest_ratio),
-                on_progress=on_progress,
-                sessions=sessions,
-                following=following.batch_range if following and following.table == part.table else None,
-            )
-        except MigrationError as error:
-            return error
+        return work(
+            working,
+            catalogue.table(part.table),
+            part.batch_range,
+            pace=Pace(config.batch_size, config.target_seconds, config.rest_ratio),
+            on_progress=on_progress,
+            sessions=sessions,
+            following=following.batch_range if following and following.table == part.table else None,
+        )
 
-    ahead = deque(parts)
-    ended = queue.SimpleQueue[tuple[TablePart, RangeResult | BaseException]]()
     failed: list[str] = []
-
-    def worker(settings: Tuned) -> None:
-        part = parts[0]
-        try:
-            with Sessions(database, settings) as sessions:
-                following = _next(ahead)
-                while following is not None and not stopped.is_set():
-                    # Taken before it is begun, so that its first rows are read while the last ones of this are written.
-                    part, following = following, _next(ahead)
-                    ended.put((part, work_on(part, following, sessions)))
-        except BaseException as error:
-            # Nobody else would tell the one who waits for results.
-            ended.put((part, error))
-
     with ExitStack() as stack:
         tunings = [
             stack.enter_context(
@@ -164,27 +147,18 @@ def work_through(
             )
             for key in dict.fromkeys(part.table for part in parts)
         ]
-        pool = stack.enter_context(ThreadPoolExecutor(config.workers, thread_name_prefix="range worker"))
-        try:
-            for _ in range(min(config.workers, len(parts))):
-                # What is tuned for sessions is the same for every table.
-                pool.submit(worker, tunings[0])
-            for _ in parts:
-                part, outcome = ended.get()
+        # What is tuned for sessions is the same for every table.
+        outcomes = in_workers(parts, config.workers, lambda: Sessions(database, tunings[0]), work_on)
+        with closing(outcomes):
+            for part, outcome in outcomes:
                 if isinstance(outcome, MigrationError):
                     # The other ranges do not depend on this one.
                     failed.append(f"{part.partition}: {outcome.args[0]}")
                     context.log.error(failed[-1])
-                elif isinstance(outcome, BaseException):
-                    raise outcome
-                else:
-                    for warning in filter(None, (usage.warning() for usage in outcome.key_usage)):
-                        context.log.warning(warning)
-                    done(part, outcome)
-        finally:
-            # Interrupted: nothing new begins, and what runs ends after its batch.
-            stopped.set()
-            pool.shutdown(wait=False)
+                    continue
+                for warning in filter(None, (usage.warning() for usage in outcome.key_usage)):
+                    context.log.warning(warning)
+                done(part, outcome)
     if failed:
         raise MigrationError(
             f"{len(failed)} of {len(parts)} batch ranges failed:\n"
@@ -192,10 +166,51 @@ def work_through(
         )
 
 
-def _next(ahead: deque[TablePart]) -> TablePart | None:
-    with suppress(IndexError):
-        return ahead.popleft()
-    return None
+def in_workers(
+    parts: Sequence[TablePart],
+    workers: int,
+    own: Callable[[], AbstractContextManager[Own]],
+    work: Callable[[Own, TablePart, TablePart | None, threading.Event], Result],
+) -> Generator[tuple[TablePart, Result | MigrationError], None, None]:
+    """Do work to batch ranges in threads; each with what came of it, in the order in which they end.
+
+    Args:
+        own: what each worker has for all its work.
+        work: is given the part, the one that the same worker does next, and an event: once that is set, nobody waits
+            for a result any more.
+    """
+    ahead = iter(parts)
+    ended = queue.SimpleQueue[tuple[TablePart, Result | BaseException]]()
+    stopped = threading.Event()
+
+    def worker() -> None:
+        part = parts[0]
+        try:
+            with own() as mine:
+                following = next(ahead, None)
+                while following is not None and not stopped.is_set():
+                    # Taken before it is begun, so that its first rows are read while the last ones of this are written.
+                    part, following = following, next(ahead, None)
+                    try:
+                        ended.put((part, work(mine, part, following, stopped)))
+                    except MigrationError as error:
+                        ended.put((part, error))
+        except BaseException as error:
+            # Nobody else would tell the one who waits for results.
+            ended.put((part, error))
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="range worker") as pool:
+        try:
+            for _ in range(min(workers, len(parts))):
+                pool.submit(worker)
+            for _ in parts:
+                part, outcome = ended.get()
+                if isinstance(outcome, BaseException) and not isinstance(outcome, MigrationError):
+                    raise outcome
+                yield part, outcome
+        finally:
+            # Interrupted: nothing new begins, and what runs ends after its batch.
+            stopped.set()
 
 
 def _observer(context: Context, asset: str | None, part: TablePart) -> Callable[[Progress], None]:
@@ -248,22 +263,3 @@ def told(context: Context) -> Callable[[Progress], None]:
             context.log.info(f"{where}: {rows} in {progress.seconds:.1f} s so far")
 
     return tell
-
-
-def figures(result: RangeResult) -> dict[str, MetadataEntry]:
-    """What the metadata of a range's partition has in common, whatever was done to it."""
-    return {
-        "values": result.values,
-        "batches": result.batches,
-        "changed_meanwhile": result.changed_meanwhile,
-        "left_pending": result.left_pending,
-        "resumed": result.resumed,
-        "seconds": round(result.seconds, 3),
-        "seconds_held_back": round(result.seconds_held_back, 3),
-        "seconds_rested": round(result.seconds_rested, 3),
-        "rows_per_second": round(result.rows / result.seconds) if result.seconds else 0,
-        # Of the 2^32 that each may.
-        "values_encrypted_by_key": {
-            f"{usage.context}, version {usage.key_version}": usage.messages for usage in result.key_usage
-        },
-    }
