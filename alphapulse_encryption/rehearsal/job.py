@@ -295,11 +295,7 @@ def build_job() -> dg.JobDefinition:
 
 
 def build_schedule() -> dg.ScheduleDefinition:
-    """The schedule ``staging_rehearsal_schedule``, stopped until somebody starts it.
-
-    Raises:
-        ConfigurationError: the schedule asked for means nothing.
-    """
+    """The schedule ``staging_rehearsal_schedule``, stopped until somebody starts it."""
 
     @dg.schedule(
         name=SCHEDULE,

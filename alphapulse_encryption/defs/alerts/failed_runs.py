@@ -19,8 +19,6 @@ from alphapulse_encryption.defs.alerts.wording import COMMAND, outcome, plain, s
 from alphapulse_encryption.defs.resources.border import counted
 from alphapulse_encryption.defs.resources.target import TargetResource
 
-NAME = "alert_failed_runs"
-SECONDS_BETWEEN_LOOKS = 30
 # One message does not tell of more; the rest comes with the next.
 MOST_TOLD_AT_ONCE = 20
 LONGEST_PROBLEM = 500
@@ -33,47 +31,41 @@ _JOB_OF: Mapping[str, str] = {
 _WITHOUT_TABLES = frozenset(stage.job for stage in guide.stages() if stage.over == "database")
 
 
-DESCRIPTION = (
-    "Tells of every run that fails from the moment it is started: job, tables, step, and the first line of what it "
-    "said. Runs that somebody stopped are not failed."
-)
-
-
 def tick(
     context: dg.SensorEvaluationContext, channels: Sequence[Channel], target: TargetResource
 ) -> dg.SensorResult:
     """Tell each channel of the runs that failed since it was told last."""
-    catalogue = target.catalogue
+    instance, catalogue = context.instance, target.catalogue
     before = _load(context.cursor)
-    newest = context.instance.fetch_run_status_changes(dg.DagsterEventType.RUN_FAILURE, limit=1).records
+    newest = instance.fetch_run_status_changes(dg.DagsterEventType.RUN_FAILURE, limit=1).records
     latest = newest[0].storage_id if newest else 0
     # A channel that is new here is told of what fails from now on.
     after = {channel.name: before.get(channel.name, latest) for channel in channels}
-    records = _failures(context.instance, min(after.values()))
+    wanted = dg.RunStatusChangeRecordsFilter(
+        dg.DagsterEventType.RUN_FAILURE, after_storage_id=min(after.values())
+    )
+    records = instance.fetch_run_status_changes(wanted, limit=10 * MOST_TOLD_AT_ONCE, ascending=True).records
     repository = context.repository_def
     ours = {job.name for job in repository.get_all_jobs()} if repository is not None else set()
-    sent, reached = {}, {}
     described: dict[str, str] = {}
+    sent, reached = {}, dict(after)
     for channel in channels:
         lines: list[str] = []
-        for number, run_id in records:
-            if number <= after[channel.name]:
+        for record in records:
+            if record.storage_id <= after[channel.name] or len(lines) == MOST_TOLD_AT_ONCE:
                 continue
-            if len(lines) == MOST_TOLD_AT_ONCE:
-                break
+            run_id = record.run_id
             if run_id not in described:
-                described[run_id] = _describe(context.instance, run_id, ours, catalogue)
+                described[run_id] = _describe(instance, run_id, ours, catalogue)
             if described[run_id]:
                 lines.append(described[run_id])
-            reached[channel.name] = number
+            reached[channel.name] = record.storage_id
         if lines:
-            sent[channel] = _message(lines)
-        else:
-            after[channel.name] = reached.get(channel.name, after[channel.name])
+            text = "\n".join(f"- {plain(line)}" for line in lines)
+            about = subject(settings.Alerts().label, "runs", counted(len(lines), "failed run"))
+            sent[channel] = Message(about, text)
     results = deliver(list(sent.items()))
-    for name, problem in results.items():
-        if problem is None:
-            after[name] = reached[name]
+    after |= {name: number for name, number in reached.items() if results.get(name) is None}
     failed = sum(bool(text) for text in described.values())
     stands = f"{counted(failed, 'run')} failed" if failed else "no run has failed since the last look"
     return dg.SensorResult(skip_reason=outcome(results, stands), cursor=json.dumps({"after": after}))
@@ -86,13 +78,6 @@ def _load(cursor: str | None) -> dict[str, int]:
         return {}
 
 
-def _failures(instance: dg.DagsterInstance, after: int) -> list[tuple[int, str]]:
-    """Numbers and run ids of failures, in the order in which they were recorded."""
-    wanted = dg.RunStatusChangeRecordsFilter(dg.DagsterEventType.RUN_FAILURE, after_storage_id=after)
-    records = instance.fetch_run_status_changes(wanted, limit=10 * MOST_TOLD_AT_ONCE, ascending=True).records
-    return [(record.storage_id, record.run_id) for record in records]
-
-
 def _describe(instance: dg.DagsterInstance, run_id: str, ours: Set[str], catalogue: Catalogue) -> str:
     """What to tell of a run; nothing where it is of another code location, or removed meanwhile."""
     run = instance.get_run_by_id(run_id)
@@ -100,8 +85,11 @@ def _describe(instance: dg.DagsterInstance, run_id: str, ours: Set[str], catalog
         return ""
     steps = [*_failed_steps(instance, run_id)]
     tables = _tables(run, catalogue)
+    # Runs of partitions from the UI are of a job without a name of its own.
+    hidden = run.job_name.startswith("__")
+    job = f"materialization of {steps[0][0]}" if hidden and steps else run.job_name.strip("_")
     of_tables = f" of {', '.join(tables)}" if tables else ""
-    parts = [f"{_job(run, steps)}{of_tables}, run {run_id}:"]
+    parts = [f"{job}{of_tables}, run {run_id}:"]
     parts += [f"step {step}: {problem}" for step, problem in steps[:3]] or [
         "ended outside of its steps; its page in Dagster's UI says how."
     ]
@@ -110,12 +98,6 @@ def _describe(instance: dg.DagsterInstance, run_id: str, ours: Set[str], catalog
     if base is not None:
         parts.append(f"{base}/runs/{run_id}")
     return " ".join(parts)
-
-
-def _job(run: dg.DagsterRun, steps: Sequence[tuple[str, str]]) -> str:
-    # Runs of partitions from the UI are of a job without a name of its own.
-    hidden = run.job_name.startswith("__")
-    return f"materialization of {steps[0][0]}" if hidden and steps else run.job_name.strip("_")
 
 
 def _failed_steps(instance: dg.DagsterInstance, run_id: str) -> Iterator[tuple[str, str]]:
@@ -168,8 +150,3 @@ def _remedy(job: str, steps: Sequence[tuple[str, str]], tables: Sequence[str]) -
         return "correct what it says, and run it again."
     chosen = "" if job in _WITHOUT_TABLES else "".join(f" --table {table}" for table in tables)
     return f"correct what it says, and run it again; it goes on where it was ({COMMAND} {flag}{chosen})."
-
-
-def _message(lines: Sequence[str]) -> Message:
-    text = "\n".join(f"- {plain(line)}" for line in lines)
-    return Message(subject(settings.Alerts().label, "runs", counted(len(lines), "failed run")), text)

@@ -6,18 +6,16 @@ twice. The cursor holds names and times, never a value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, PrivateAttr, ValidationError
 
+from alphapulse_encryption.defs.alerts.wording import KINDS, MOST_TOLD_AT_ONCE, Kind, News, line, moment
 from alphapulse_encryption.migration.gates.findings import Alert
 from alphapulse_encryption.migration.insight.overdue import Mark
-
-# One message does not tell more than this; the rest comes with the next.
-MOST_TOLD_AT_ONCE = 30
 
 
 @dataclass(frozen=True)
@@ -43,36 +41,6 @@ class Told:
     state: str
     at: datetime
     silent: bool = False
-
-
-@dataclass(frozen=True)
-class Item:
-    """A finding, and when a look found it first."""
-
-    finding: Alert
-    first_seen: datetime
-
-
-@dataclass(frozen=True)
-class News:
-    """What a channel is to be told now.
-
-    Args:
-        begun: not told of before.
-        changed: in another state than when it was told.
-        reminded: as it was, for a long time.
-        ended: what was told is over: keys, with what was told.
-        left: how many more there are, for the next message.
-    """
-
-    begun: tuple[Item, ...] = ()
-    changed: tuple[Item, ...] = ()
-    reminded: tuple[Item, ...] = ()
-    ended: tuple[tuple[str, Told], ...] = ()
-    left: int = 0
-
-    def __bool__(self) -> bool:
-        return bool(self.begun or self.changed or self.reminded or self.ended)
 
 
 class Ledger(BaseModel):
@@ -111,9 +79,8 @@ class Ledger(BaseModel):
         self._found = [blind] if blind is not None else list(findings)
         found = {finding.key: finding for finding in self._found}
         for key, finding in found.items():
-            before = self.standing.get(key)
-            since = now if before is None else before.since
-            self.standing[key] = Standing(since, finding.settles)
+            before = self.standing.get(key, Standing(now))
+            self.standing[key] = Standing(before.since, finding.settles)
         if blind is not None:
             return
         for key in set(self.standing) - set(found):
@@ -124,31 +91,37 @@ class Ledger(BaseModel):
             else:
                 del self.standing[key]
 
-    def news(self, channel: str, now: datetime, remind_after: timedelta) -> News:
-        """What a channel has not been told."""
+    def news(self, channel: str, now: datetime, remind_after: timedelta) -> list[News]:
+        """What a channel has not been told, in the order of a message."""
         told = self.told.get(channel, {})
-        begun, changed, reminded = list[Item](), list[Item](), list[Item]()
+        news = [
+            News("over", key, f"{before.title} (told of at {moment(before.at)})")
+            for key, before in sorted(told.items())
+            if key not in self.standing and not before.silent
+        ]
         for finding in self._found:
-            item = Item(finding, self.standing[finding.key].since)
+            since = self.standing[finding.key].since
             before = told.get(finding.key)
+            kind: Kind
             if before is None:
-                if now - item.first_seen >= finding.waits:
-                    begun.append(item)
+                kind, due = "new", now - since >= finding.waits
             elif before.state != finding.state:
-                changed.append(item)
-            elif finding.reminds and now - before.at >= remind_after:
-                reminded.append(item)
-        ended = [(k, told[k]) for k in sorted(told) if k not in self.standing and not told[k].silent]
-        return _at_most(News(tuple(begun), tuple(changed), tuple(reminded), tuple(ended)))
+                kind, due = "changed", True
+            else:
+                kind, due = "as before", finding.reminds and now - before.at >= remind_after
+            if due:
+                news.append(News(kind, finding.key, line(finding, since), finding))
+        return sorted(news, key=lambda one: KINDS.index(one.kind))
 
-    def delivered(self, channel: str, news: News, now: datetime) -> None:
-        """A channel was told."""
+    def delivered(self, channel: str, news: Sequence[News], now: datetime) -> None:
+        """A channel was told, as much as one message holds."""
         told = self.told.setdefault(channel, {})
-        for item in (*news.begun, *news.changed, *news.reminded):
-            finding = item.finding
-            told[finding.key] = Told(finding.subject, finding.state, now, finding.ends_silently)
-        for key, _ in news.ended:
-            del told[key]
+        for one in news[:MOST_TOLD_AT_ONCE]:
+            if one.finding is None:
+                del told[one.key]
+            else:
+                finding = one.finding
+                told[one.key] = Told(finding.subject, finding.state, now, finding.ends_silently)
 
     def only(self, channels: Iterable[str]) -> None:
         """Forget channels that are not there any more, and what needs no words at its end."""
@@ -159,22 +132,10 @@ class Ledger(BaseModel):
                 del told[key]
 
 
-def _at_most(news: News) -> News:
-    room, kept = MOST_TOLD_AT_ONCE, dict[str, tuple[Any, ...]]()
-    for part in ("begun", "changed", "ended", "reminded"):
-        entries = getattr(news, part)
-        kept[part] = entries[: max(room, 0)]
-        room -= len(entries)
-    return News(**kept, left=max(-room, 0))
-
-
 def add_mark(marks: list[Mark], mark: Mark, length: timedelta) -> list[Mark]:
     """Keep a mark, and of those before as few as will do to have one that is about ``length`` old.
 
-    Args:
-        marks: the oldest first.
-        mark: of now.
-        length: how far back the oldest one that is needed lies.
+    The marks are the oldest first.
     """
     kept = [*marks, mark] if not marks or mark.at - marks[-1].at >= length / 12 else list(marks)
     # The newest one that is old enough is all that is needed of the old ones.

@@ -92,7 +92,11 @@ def build_sensors() -> list[dg.SensorDefinition]:
     told = "Once when it begins or changes, again after `ALPHAPULSE_ALERT_REMIND_HOURS`, and when it is over."
     return [
         _build(
-            failed_runs.NAME, failed_runs.SECONDS_BETWEEN_LOOKS, failed_runs.DESCRIPTION, failed_runs.tick
+            "alert_failed_runs",
+            30,
+            "Tells of every run that fails from the moment it is started: job, tables, step, and the first line of "
+            "what it said. Runs that somebody stopped are not failed.",
+            failed_runs.tick,
         ),
         *(_build(a.name, a.seconds, f"{a.description} {told}", partial(_tick, a)) for a in _ALERTS),
     ]
@@ -146,11 +150,7 @@ def _tick(
     for channel, new in news.items():
         if new and results[channel.name] is None:
             ledger.delivered(channel.name, new, now)
-    stands = (
-        f"could not look: {blind.message}"
-        if blind
-        else f"{len(findings)} found"
-        if findings
-        else "all is well"
-    )
+    stands = f"could not look: {blind.message}" if blind else "all is well"
+    if findings:
+        stands = f"{len(findings)} found"
     return dg.SensorResult(skip_reason=outcome(results, stands), cursor=ledger.dump())

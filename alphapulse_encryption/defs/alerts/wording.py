@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from alphapulse_encryption.defs.alerts.delivery import Message
-from alphapulse_encryption.defs.alerts.ledger import Item, News
+from alphapulse_encryption.migration.gates.findings import Alert
 
 COMMAND = "python -m alphapulse_encryption"
+# One message does not tell more than this; the rest comes with the next.
+MOST_TOLD_AT_ONCE = 30
+
+Kind = Literal["new", "changed", "over", "as before"]
+# In the order of a message.
+KINDS: tuple[Kind, ...] = ("new", "changed", "over", "as before")
+
+
+@dataclass(frozen=True)
+class News:
+    """A line of a message; without a finding where what was told of is over."""
+
+    kind: Kind
+    key: str
+    text: str
+    finding: Alert | None = None
 
 
 def subject(label: str | None, about: str, what: str) -> str:
@@ -16,28 +34,24 @@ def subject(label: str | None, about: str, what: str) -> str:
     return f"AlphaPulse encryption{f' ({label})' if label else ''}, {about}: {what}"
 
 
-def written(news: News, label: str | None, about: str, link: str | None) -> Message:
+def written(news: Sequence[News], label: str | None, about: str, link: str | None) -> Message:
     """The message for a channel.
 
     Args:
         label: what the database is called.
-        link: to the sensor's page; None for no link.
+        link: to the sensor's page.
     """
     lines: list[str] = []
     counts: list[str] = []
-    over = [f"{told.title} (told of at {_moment(told.at)})" for _, told in news.ended]
-    for heading, count, entries in (
-        ("New:", "new", [_line(item) for item in news.begun]),
-        ("Changed:", "changed", [_line(item) for item in news.changed]),
-        ("Over:", "over", over),
-        ("As before:", "as before", [_line(item) for item in news.reminded]),
-    ):
-        if entries:
-            counts.append(f"{len(entries)} {count}")
-            lines += [heading, *(f"- {plain(entry)}" for entry in entries)]
-    if news.left:
-        lines.append(f"{news.left:,} more follow in the next message.")
-    if news.begun or news.changed or news.reminded:
+    told, left = news[:MOST_TOLD_AT_ONCE], len(news) - MOST_TOLD_AT_ONCE
+    for kind in KINDS:
+        of_kind = [f"- {plain(one.text)}" for one in told if one.kind == kind]
+        if of_kind:
+            counts.append(f"{len(of_kind)} {kind}")
+            lines += [f"{kind.capitalize()}:", *of_kind]
+    if left > 0:
+        lines.append(f"{left:,} more follow in the next message.")
+    if any(one.finding for one in told):
         lines.append(f"Options are those of: {COMMAND}")
     if link:
         lines.append(link)
@@ -49,15 +63,14 @@ def plain(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def _line(item: Item) -> str:
-    finding = item.finding
-    since = (
-        f"Since {_moment(finding.since)}." if finding.since else f"First seen at {_moment(item.first_seen)}."
-    )
+def line(finding: Alert, first_seen: datetime) -> str:
+    """What is wrong, since when, and what to do."""
+    since = f"Since {moment(finding.since)}." if finding.since else f"First seen at {moment(first_seen)}."
     return f"{finding.message[:1].upper()}{finding.message[1:]} {since} To do: {finding.remedy}"
 
 
-def _moment(at: datetime) -> str:
+def moment(at: datetime) -> str:
+    """To the minute."""
     return f"{at:%F %R} UTC"
 
 

@@ -14,10 +14,8 @@ from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.insight.slow_queries import (
     DEFAULT_LIMIT,
     NotCounted,
-    SlowQueries,
     SlowQuery,
     Snapshot,
-    Worse,
     slow_queries,
     snapshot,
     worse_than,
@@ -74,22 +72,23 @@ def build() -> dg.AssetsDefinition:
                 context.log.warning(f"Left out. {missing}")
                 return
             worse = worse_than(found, _last_snapshot(context))
-            for change in worse:
-                context.log.warning(str(change))
-            for remark in found.remarks:
-                context.log.warning(remark)
+            for warning in (*map(str, worse), *found.remarks):
+                context.log.warning(warning)
             slow = [query for query in found.queries if query.mean_ms >= config.slow_ms]
             shown = [*found.queries[: config.limit], *found.own[: config.limit]]
+            counted = sorted(snapshot(found).items(), key=lambda item: -item[1][1])
+            remembered = {query: [calls, total] for query, (calls, total) in counted[:_REMEMBERED]}
+            listed = "\n".join(f"- {change}" for change in worse)
             metadata: dict[str, MetadataEntry] = {
                 "slow_queries": len(slow),
                 "queries": len(found.queries),
                 "worst_mean_ms": round(found.worst_mean_ms, 3),
                 **{f"total_ms_{t.key}": round(found.total_ms(t.key), 3) for t in tables},
-                "worse_than_last_time": dg.MetadataValue.md(_listed(worse)),
+                "worse_than_last_time": dg.MetadataValue.md(listed or "none"),
                 "statements": as_table([_record(query) for query in shown] or [_NOTHING]),
                 "counted_since": "not known" if found.since is None else f"{found.since:%Y-%m-%d %H:%M} UTC",
                 "remarks": list(found.remarks),
-                _SNAPSHOT: dg.MetadataValue.json(_remembered(found)),
+                _SNAPSHOT: dg.MetadataValue.json(remembered),
             }
             yield dg.MaterializeResult(metadata=metadata)
 
@@ -115,15 +114,6 @@ def _record(query: SlowQuery) -> dict[str, object]:
     }
 
 
-def _listed(worse: tuple[Worse, ...]) -> str:
-    return "\n".join(f"- {change}" for change in worse) or "none"
-
-
-def _remembered(found: SlowQueries) -> dict[str, list[float]]:
-    counted = sorted(snapshot(found).items(), key=lambda item: -item[1][1])
-    return {query: [calls, total] for query, (calls, total) in counted[:_REMEMBERED]}
-
-
 def _last_snapshot(context: dg.AssetExecutionContext) -> Snapshot:
     """What the last run has counted; a materialization of another version of this may have no such thing."""
     event = context.instance.get_latest_materialization_event(context.asset_key)
@@ -146,11 +136,7 @@ def build_job() -> UnresolvedAssetJobDefinition:
 
 
 def build_schedule() -> dg.ScheduleDefinition:
-    """The schedule ``slow_queries``, stopped until somebody starts it.
-
-    Raises:
-        ConfigurationError: the schedule asked for means nothing.
-    """
+    """The schedule ``slow_queries``, stopped until somebody starts it."""
     return dg.ScheduleDefinition(
         name="slow_queries",
         job_name=JOB,

@@ -4,12 +4,10 @@ from collections import Counter
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
 
-from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.defs.assets import by_range, verified_data
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL
-from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN
+from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN, AnyTablesConfig, named_tables
 from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, counted, safely
 from alphapulse_encryption.defs.resources.effects import REPORT
 from alphapulse_encryption.defs.resources.partitions import TablePart
@@ -22,7 +20,7 @@ from alphapulse_encryption.migration.bookkeeping.keys import key_versions
 from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.rows.engine import RangeResult
 from alphapulse_encryption.migration.rows.rotate import rotate_range
-from alphapulse_encryption.migration.rows.verify import Problem, RangeVerification, count_rows
+from alphapulse_encryption.migration.rows.verify import Problem, count_rows
 from alphapulse_encryption.migration.steps.versions import begin_rotation, retire_versions
 
 JOB, BEGIN = "rotate_keys", "begin"
@@ -32,13 +30,8 @@ _OF_THE_BACKFILL: frozenset[Problem] = frozenset({"pending", "quarantined"})
 Plan = dict[str, Any]
 
 
-class RotationConfig(PaceConfig):
+class RotationConfig(AnyTablesConfig, PaceConfig):
     """What to rotate, and how fast."""
-
-    tables: list[str] = Field(
-        default=[],
-        description='Tables by the names of the catalogue, for example ["users"]. None: all of them.',
-    )
 
 
 @dg.op(
@@ -47,9 +40,8 @@ class RotationConfig(PaceConfig):
     description="Make the version of ALPHAPULSE_ENCRYPTION_KEY_VERSION the database's current one, if it is not.",
 )
 def begin(context: dg.OpExecutionContext, config: RotationConfig, target: TargetResource) -> Plan:
-    """Begin, and say which tables there are to work on."""
     with safely():
-        chosen = _tables(target.catalogue, config.tables)
+        chosen = named_tables(target.catalogue, config.tables or target.catalogue.keys)
         begun = begin_rotation(target.by(actor(context)))
         if begun.changed:
             context.log.info(f"Key version {begun.version} is current; before it was {begun.before}")
@@ -72,7 +64,6 @@ def begin(context: dg.OpExecutionContext, config: RotationConfig, target: Target
     "`rotated_data`, which can be run again by itself.",
 )
 def reencrypt(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -> Plan:
-    """Encrypt again."""
     with safely():
         rows: Counter[str] = Counter()
 
@@ -96,7 +87,6 @@ def reencrypt(context: dg.OpExecutionContext, target: TargetResource, plan: Plan
     description="Decrypt and compare every value of the tables, unless nothing was of an older version.",
 )
 def verify(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -> Plan:
-    """Verify."""
     with safely():
         with target.database.session("look at the key versions") as connection:
             to_retire = any(version.state == "readable" for version in key_versions(connection))
@@ -112,14 +102,15 @@ def verify(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -
                 wrong.append(f"{part.partition}: {outcome.args[0]}")
                 continue
             _materialized(context, verified_data.NAME, part, verified_data.describe(outcome))
-            wrong += _faults(part, outcome)
+            faults = (o for o in outcome.offenders if o.problem not in _OF_THE_BACKFILL)
+            wrong += [f"{part.table}.{fault}" for fault in faults]
         for key in plan["tables"]:
             count_rows(target.by(actor(context)), target.catalogue.table(key))
         if wrong:
             raise RefusedError(
                 "Not verified after the rotation:\n" + "\n".join(f"- {line}" for line in wrong)
             )
-        tables = list(plan["tables"])
+        tables = plan["tables"]
         report = [f"✓ Verified {', '.join(tables)}"] if tables else []
         context.add_output_metadata({"tables_verified": tables, f"{REPORT}_verify": report})
         return plan
@@ -130,7 +121,6 @@ def verify(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -
     description="Retire every older version of which no value is left in any table; say where the others are.",
 )
 def retire(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -> None:
-    """Retire."""
     with safely():
         found = retire_versions(target.by(actor(context)))
         report = [f"✓ Key version {version} is retired: no value of it is left" for version in found.retired]
@@ -155,18 +145,10 @@ def retire(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -
         )
 
 
-def _tables(catalogue: Catalogue, names: list[str]) -> list[Table]:
-    return [catalogue.table(name) for name in dict.fromkeys(names or catalogue.keys)]
-
-
 def _materialized(
     context: dg.OpExecutionContext, asset: str, part: TablePart, metadata: dict[str, MetadataEntry]
 ) -> None:
     context.log_event(dg.AssetMaterialization(asset, partition=part.partition, metadata=metadata))
-
-
-def _faults(part: TablePart, found: RangeVerification) -> list[str]:
-    return [f"{part.table}.{o}" for o in found.offenders if o.problem not in _OF_THE_BACKFILL]
 
 
 @dg.graph(name=JOB)
@@ -187,11 +169,7 @@ def build() -> dg.JobDefinition:
 
 
 def build_schedule() -> dg.ScheduleDefinition:
-    """The schedule ``key_rotation``, stopped until somebody starts it.
-
-    Raises:
-        ConfigurationError: the schedule asked for means nothing.
-    """
+    """The schedule ``key_rotation``, stopped until somebody starts it."""
     return dg.ScheduleDefinition(
         name="key_rotation",
         job_name=JOB,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from alphapulse_encryption.defs.alerts.ledger import MOST_TOLD_AT_ONCE, Ledger, News, add_mark
-from alphapulse_encryption.defs.alerts.wording import written
+from alphapulse_encryption.defs.alerts.ledger import Ledger, add_mark
+from alphapulse_encryption.defs.alerts.wording import MOST_TOLD_AT_ONCE, News, written
 from alphapulse_encryption.migration.gates.findings import Alert
 from alphapulse_encryption.migration.insight.overdue import Mark
 
@@ -36,7 +37,7 @@ class Sensor:
         after: timedelta = MINUTE,
         blind: Alert | None = None,
     ) -> dict[str, str]:
-        """By channel, what it was told: new, changed, again and over, by their keys."""
+        """By channel, what it was told: new, changed, as before and over, by their keys."""
         self.now += after
         ledger = Ledger.load(self.cursor)
         ledger.only(self.channels)
@@ -52,10 +53,10 @@ class Sensor:
         return told
 
 
-def said(news: News) -> str:
-    parts = {"new": news.begun, "changed": news.changed, "again": news.reminded}
-    words = [f"{name} {item.finding.key}" for name, items in parts.items() for item in items]
-    return ", ".join([*words, *(f"over {told.title}" for _, told in news.ended)])
+def said(news: Sequence[News]) -> str:
+    told = news[:MOST_TOLD_AT_ONCE]
+    words = [f"{one.kind} {one.key}" for one in told if one.finding is not None]
+    return ", ".join([*words, *(f"over {one.text.partition(' (')[0]}" for one in told if one.kind == "over")])
 
 
 def test_once_again_and_over() -> None:
@@ -66,8 +67,8 @@ def test_once_again_and_over() -> None:
     assert sensor.tick(finding("a"), finding("b")) == {"webhook": "new b"}
     assert sensor.tick(finding("a", "worse"), finding("b")) == {"webhook": "changed a"}
     assert sensor.tick(finding("a", "worse"), finding("b"), after=DAY - 2 * MINUTE) == {}
-    assert sensor.tick(finding("a", "worse"), finding("b")) == {"webhook": "again b"}
-    assert sensor.tick(finding("a", "worse"), finding("b")) == {"webhook": "again a"}
+    assert sensor.tick(finding("a", "worse"), finding("b")) == {"webhook": "as before b"}
+    assert sensor.tick(finding("a", "worse"), finding("b")) == {"webhook": "as before a"}
     assert sensor.tick(finding("b")) == {"webhook": "over a, in short"}
     assert sensor.tick(finding("b")) == {}
     assert sensor.tick(finding("a"), finding("b")) == {"webhook": "new a"}

@@ -7,8 +7,7 @@ import pytest
 
 from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.defs.jobs.query_plot import plot
-from alphapulse_encryption.defs.jobs.validation import report_lines
+from alphapulse_encryption.defs.jobs.validation import plot, report_lines
 from alphapulse_encryption.errors import DecryptionError, RefusedError
 from alphapulse_encryption.migration.insight.query_benchmark import QueryBenchmark, Timings, benchmark_queries
 from alphapulse_encryption.migration.steps.versions import begin_rotation

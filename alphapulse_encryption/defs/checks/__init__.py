@@ -1,1 +1,0 @@
-"""What the UI shows red or green beside an asset; not how values are compared."""
