@@ -62,11 +62,7 @@ _OF_TABLES: Mapping[str, Callable[[argparse.Namespace, Catalogue, tuple[str, ...
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the steps asked for.
-
-    Returns:
-        The exit status: 0 done, 1 not migrated, not verified or refused, 2 wrong usage or configuration.
-    """
+    """Run the steps asked for; 0 is done, 1 not migrated, not verified or refused, 2 wrong usage or configuration."""
     parser = build_parser()
     options = parser.parse_args(arguments)
     check_usage(parser, options)
@@ -80,12 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace, told: dict[str, object]) -> int:
-    """Do what the options ask for.
-
-    Args:
-        options: checked.
-        told: what the log files are to tell of the end.
-    """
+    """Do what the checked options ask for, and add to what the log files are to tell of the end."""
     try:
         for name, do in _OF_THE_WHOLE.items():
             if getattr(options, name):

@@ -11,12 +11,7 @@ from contextlib import contextmanager
 def beside(
     work: Callable[[threading.Event], None], *, name: str, patience: float | None = None
 ) -> Iterator[None]:
-    """Run ``work`` in a thread while the block runs.
-
-    Args:
-        work: is to return once the event is set, and waits between two looks with its ``wait``.
-        patience: how many seconds it may take to return after that; None for any time.
-    """
+    """Run ``work`` in a thread while the block runs. It returns within ``patience`` seconds once the event is set."""
     ended = threading.Event()
     thread = threading.Thread(target=work, args=[ended], name=name, daemon=True)
     thread.start()

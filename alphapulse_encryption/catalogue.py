@@ -96,12 +96,9 @@ class _Entry(BaseModel):
 
 
 class Column(_Entry):
-    """One plaintext column that is to be encrypted.
+    """One plaintext column that is to be encrypted, by its exact name.
 
-    Attributes:
-        name: exact name, as in the database, without quotes.
-        context: names the derived key; stored in every envelope.
-        search_index: name of the index on the search column; None where the column is not searchable.
+    The context names the derived key, and is stored in every envelope. A column with a search index is searchable.
     """
 
     name: Identifier
@@ -128,7 +125,6 @@ class Column(_Entry):
 
     @property
     def searchable(self) -> bool:
-        """Whether the column has a search column and an index on it."""
         return self.search_index is not None
 
     @property

@@ -20,14 +20,10 @@ from alphapulse_encryption.rehearsal import job as rehearsal
 
 
 def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.Definitions:
-    """Assemble everything.
-
-    Args:
-        resource_overrides: resources to use in place of ours, by name.
+    """Assemble everything, with these resources, by name, in place of ours.
 
     Raises:
-        ConfigurationError: the catalogue, ``ALPHAPULSE_BATCH_RANGES``, ``ALPHAPULSE_ROTATION_SCHEDULE``,
-            ``ALPHAPULSE_SLOW_QUERIES_SCHEDULE`` or ``ALPHAPULSE_REHEARSAL_SCHEDULE`` is not valid.
+        ConfigurationError: the catalogue, ``ALPHAPULSE_BATCH_RANGES`` or the variable of a schedule is not valid.
     """
     partitions = Partitions(
         load_catalogue(settings.TargetVariables().catalogue_path), settings.TargetVariables().batch_ranges

@@ -4,8 +4,7 @@
 class MigrationError(Exception):
     """Base of every error raised on purpose by this package.
 
-    The message names the thing, says what is wrong and what to do, and holds
-    neither user data nor secrets, so that it can be logged and stored as it is.
+    The message names the thing, what is wrong and what to do, without user data or secrets: it can be stored.
     """
 
     exit_status = 1
@@ -28,10 +27,7 @@ class KeyExhausted(RefusedError):
 class DatabaseFailure(MigrationError):
     """PostgreSQL refused a statement. Carries the SQLSTATE, never the server's DETAIL, which quotes rows.
 
-    Args:
-        message: what was being done, and the SQLSTATE and constraint name where there is one.
-        sqlstate: the five-character code (PostgreSQL manual, appendix A), or None where the
-            connection itself failed.
+    There is no SQLSTATE where the connection itself failed.
     """
 
     def __init__(self, message: str, sqlstate: str | None = None) -> None:

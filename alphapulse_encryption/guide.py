@@ -46,13 +46,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Needs:
-    """Who runs a step.
+    """Which group role runs a step, and what that role has to be able to do.
 
-    Args:
-        role: the group role.
-        data: what it has to be able to do with the catalogued tables.
-        rights: what it has to be able to write in the bookkeeping, which it reads in any case.
-        creates: whether it makes indexes, views or functions.
+    That is with the data of the catalogued tables, and in the bookkeeping, which it reads in any case; and whether it
+    makes indexes, views or functions.
     """
 
     role: Role
@@ -67,14 +64,10 @@ class Step:
 
     Args:
         name: of the flag, with underscores.
-        help: what it does, behind where it stands in the guide.
-        needs: who runs it.
-        stages: what it launches, in this order.
         takes: options that go into no job's configuration.
         before: the step that it runs ahead of where both are asked for, unlike in the list here.
         value: the member of the configuration that the flag's own value becomes; empty where it takes none.
-        choices: what the value may be; empty where it is a number.
-        number: what number the value is, in words.
+        number: what number the value is, in words, where there are no choices.
     """
 
     name: str
@@ -94,7 +87,6 @@ class Step:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The options that change what it does."""
         return (*(name for stage in self.stages for name in stage.config), *self.takes)
 
     @property
@@ -301,12 +293,10 @@ STEPS: tuple[Step, ...] = (
 
 
 def flag(name: str) -> str:
-    """An option as it is typed."""
     return "--" + name.replace("_", "-")
 
 
 def step(name: str) -> Step:
-    """The step of that name."""
     return next(one for one in STEPS if one.name == name)
 
 
@@ -330,7 +320,6 @@ def takers(option: str) -> tuple[str, ...]:
 
 
 def stages() -> Iterator[Stage]:
-    """What the steps launch."""
     for one in STEPS:
         yield from one.stages
 

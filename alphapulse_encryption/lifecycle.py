@@ -94,12 +94,7 @@ class State(StrEnum):
 
 
 class Transition(NamedTuple):
-    """A step that brings a table from one state to another.
-
-    Args:
-        step: as the command line has it.
-        needs: what has to be so besides the state, in words.
-    """
+    """A step that brings a table from one state to another; besides the state it needs something, in words."""
 
     step: str
     before: State
@@ -122,7 +117,6 @@ TRANSITIONS = (
 
 
 def leads(before: State, after: State) -> bool:
-    """Whether a step leads from one state to the other."""
     return any((t.before, t.after) == (before, after) for t in TRANSITIONS)
 
 
@@ -130,7 +124,6 @@ def decode(authority: str, stage: str, *, unguarded: bool, set_aside: bool) -> S
     """The state of a table that the bookkeeping knows.
 
     Args:
-        authority: as it is kept.
         stage: as it is kept: ``columns``, ``dropped`` or ``restoring``.
         unguarded: a revert has taken the guard away.
         set_aside: something of the plaintext columns is to be put back.

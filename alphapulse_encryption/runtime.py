@@ -23,11 +23,7 @@ def get_cipher() -> FieldCipher:
 
 @cache
 def get_searchable_cipher() -> SearchableCipher:
-    """The cipher of this process, with search tokens. The first call loads the keys.
-
-    Raises:
-        ConfigurationError: a key is missing or malformed.
-    """
+    """The cipher of this process, with search tokens. The first call loads the keys, or raises ConfigurationError."""
     keys = load_key_ring()
     return SearchableCipher(get_format(AES_256_GCM, keys, _usage), keys)
 

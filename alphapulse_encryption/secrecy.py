@@ -48,11 +48,7 @@ def bare_environment() -> dict[str, str]:
 
 
 def environment_without_keys(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """For programs that a person uses, or that need our other settings.
-
-    Args:
-        environ: the variables; None for those of the process.
-    """
+    """For programs that a person uses, or that need our other settings."""
     environ = os.environ if environ is None else environ
     return {name: value for name, value in environ.items() if not name.startswith(_SECRET)}
 
@@ -118,12 +114,7 @@ def _tell_of_a_finalizer(arguments: sys.UnraisableHookArgs) -> None:
 
 @contextlib.contextmanager
 def unlogged(name: str, *, threads_of_its_own: bool = False) -> Iterator[None]:
-    """Have a logger, and those below it, log nothing of what this thread does.
-
-    Args:
-        name: of the logger.
-        threads_of_its_own: the library works in threads that it starts, so that nothing of any thread is logged.
-    """
+    """Have a logger, and those below it, log nothing of what this thread does; or any, where it has its own."""
     thread = threading.get_ident()
 
     def of_others(record: logging.LogRecord) -> bool:

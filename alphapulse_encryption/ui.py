@@ -89,11 +89,7 @@ class _Service:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until stopped by a signal.
-
-    Returns:
-        The exit status: 0 when stopped by a signal, 1 when a service died, 2 on wrong usage or configuration.
-    """
+    """Serve; 0 when stopped by a signal, 1 when a service died, 2 on wrong usage or configuration."""
     parser = argparse.ArgumentParser(prog="make ui", description="Open Dagster's UI.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="port (default: %(default)s)")
@@ -106,11 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def serve(host: str, port: int) -> int:
-    """Run web server and daemon until a signal arrives or one of them dies.
-
-    Raises:
-        ConfigurationError: the port is taken, or the instance cannot be opened.
-    """
+    """Run web server and daemon until a signal arrives or one of them dies."""
     _check_port(host, port)
     stop = _Stop()
     with stop.installed(), contextlib.ExitStack() as stack:

@@ -53,12 +53,8 @@ class CodeLocation:
     """The definitions as the UI's code location has them: runs made here are shown there with their jobs.
 
     ``dagster.execute_job`` takes neither the id of a run nor a code location. Nobody could hold the run's lease from
-    its first moment on, and the UI could neither show the run's job nor run it again.
-
-    Args:
-        module: that holds the definitions.
-        function: of the module, that makes them.
-        workspace: the ``workspace.yaml`` that the UI loads.
+    its first moment on, and the UI could neither show the run's job nor run it again. The module's function makes the
+    definitions, and the workspace is the ``workspace.yaml`` that the UI loads.
     """
 
     def __init__(self, module: str, function: str, workspace: Path) -> None:
@@ -127,10 +123,8 @@ def submit(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
 def execute_launched_run(instance: dg.DagsterInstance, run_id: str) -> bool:
     """Execute a run as ``dagster api execute_run`` does, in this process, which has the definitions loaded.
 
-    That command is a process of its own, which first loads everything, and is not public either.
-
-    Returns:
-        Whether it succeeded.
+    That command is a process of its own, which first loads everything, and is not public either. Says whether the run
+    succeeded.
     """
     from dagster._cli.api import _execute_run_command_body
 

@@ -170,11 +170,7 @@ def prepare_broker(app: Celery) -> None:
 
 
 def check_reachable(url: str, variable: str) -> None:
-    """Refuse an address where nobody answers, without showing it.
-
-    Raises:
-        ConfigurationError: names the variable.
-    """
+    """Refuse an address where nobody answers, without showing it; the variable is named."""
     from kombu import Connection  # type: ignore[attr-defined]
 
     try:

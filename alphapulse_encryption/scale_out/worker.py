@@ -63,11 +63,7 @@ def _number(text: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Work until a signal arrives.
-
-    Returns:
-        The exit status: 0 when stopped by a signal, 2 on wrong usage or configuration.
-    """
+    """Work; 0 when stopped by a signal, 2 on wrong usage or configuration."""
     options = build_parser().parse_args(arguments)
     try:
         return _work(options.name or platform.node(), options.concurrent_runs, options.verbose)
@@ -149,11 +145,7 @@ def build_app(name: str) -> Celery:
 
 
 def execute(run_id: str, worker: str) -> int:
-    """Execute a run that was taken from the queue, unless another worker does.
-
-    Returns:
-        0 where it succeeded, or there was nothing to do; 1 where it failed.
-    """
+    """Execute a run that was taken from the queue, unless another worker does; 1 where it failed."""
     import dagster as dg
 
     from alphapulse_encryption.defs.dagster_private import capture_interrupts, execute_launched_run

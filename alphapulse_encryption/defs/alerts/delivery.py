@@ -63,12 +63,7 @@ class Message:
 
 
 class DeliveryError(MigrationError):
-    """A message did not arrive; says why in words of ours.
-
-    Args:
-        again: whether another try may help.
-        after: seconds to wait before it, where the server said so.
-    """
+    """A message did not arrive; says why in words of ours, and whether and after how many seconds to try again."""
 
     def __init__(self, message: str, *, again: bool, after: float | None = None) -> None:
         super().__init__(message)
@@ -83,12 +78,7 @@ class Channel(Protocol):
     def name(self) -> str: ...
 
     def send(self, message: Message) -> None:
-        """Try once.
-
-        Raises:
-            DeliveryError: it did not arrive.
-            OSError: the library's own, of which only the kind may be told.
-        """
+        """Try once; raises DeliveryError, or the library's own OSError, of which only the kind may be told."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +112,9 @@ class Webhook:
 
 @dataclass(frozen=True)
 class Email:
-    """Mail by SMTP.
+    """Mail by SMTP, to the server of a URL as ``ALPHAPULSE_SMTP_URL`` has it.
 
     A password is sent over TLS only, and certificates are checked (``SSL_CERT_FILE`` names further authorities).
-
-    Args:
-        url: of the mail server, as ``ALPHAPULSE_SMTP_URL`` has it. Holds a password.
     """
 
     url: str = field(repr=False)
@@ -223,11 +210,7 @@ def _trouble(error: OSError) -> DeliveryError:  # noqa: PLR0912 -- one for each 
 
 
 def configured_channels() -> tuple[Channel, ...]:
-    """The channels that the environment names; none where it names none.
-
-    Raises:
-        ConfigurationError: a variable is malformed, or one of those for e-mail is missing.
-    """
+    """The channels that the environment names."""
     said = settings.Alerts()
     channels: list[Channel] = [] if said.webhook_url is None else [Webhook(said.webhook_url)]
     wanted = {
@@ -249,9 +232,7 @@ def deliver(
     """Send to each channel its message, side by side; one that fails does not keep the others.
 
     What may pass is tried again, after the pause that the server asks for; not for longer than a sensor's tick lasts.
-
-    Returns:
-        By the channels' names, why the message did not arrive; None where it did.
+    Says by the channels' names why the message did not arrive; None where it did.
     """
     if not messages:
         return {}

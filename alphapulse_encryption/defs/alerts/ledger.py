@@ -20,13 +20,7 @@ from alphapulse_encryption.migration.insight.overdue import Mark
 
 @dataclass(frozen=True)
 class Standing:
-    """Something that is so.
-
-    Args:
-        since: when a look found it first.
-        settles: how long it has to be away to be over.
-        absent_since: since when no look has found it, while that may be a pause.
-    """
+    """Something that is so since a look found it first, until no look has found it for as long as it settles."""
 
     since: datetime
     settles: timedelta = timedelta()
@@ -44,12 +38,9 @@ class Told:
 
 
 class Ledger(BaseModel):
-    """What stands, and what each channel was told of it.
+    """What stands, and what each channel was told of it, by the findings' keys.
 
-    Args:
-        standing: by the findings' keys.
-        told: by channel, by the findings' keys.
-        marks: moments in the database's reckoning, for those who ask how old something is; the oldest first.
+    Its marks, the oldest first, are for those who ask how old something is.
     """
 
     version: Literal[2] = 2
@@ -71,11 +62,7 @@ class Ledger(BaseModel):
         return self.model_dump_json()
 
     def looked(self, findings: Iterable[Alert], now: datetime, *, blind: Alert | None = None) -> None:
-        """A look found this.
-
-        Args:
-            blind: in place of them, why nobody could look: what stood before is neither there nor over then.
-        """
+        """A look found this; or, where nobody could look, why: what stood before is neither there nor over then."""
         self._found = [blind] if blind is not None else list(findings)
         found = {finding.key: finding for finding in self._found}
         for key, finding in found.items():

@@ -35,12 +35,7 @@ def subject(label: str | None, about: str, what: str) -> str:
 
 
 def written(news: Sequence[News], label: str | None, about: str, link: str | None) -> Message:
-    """The message for a channel.
-
-    Args:
-        label: what the database is called.
-        link: to the sensor's page.
-    """
+    """The message for a channel, with what the database is called and a link to the sensor's page."""
     lines: list[str] = []
     counts: list[str] = []
     told, left = news[:MOST_TOLD_AT_ONCE], len(news) - MOST_TOLD_AT_ONCE
@@ -75,12 +70,7 @@ def moment(at: datetime) -> str:
 
 
 def outcome(results: Mapping[str, str | None], stands: str) -> str:
-    """For a tick: who was told, and who was not.
-
-    Args:
-        results: by channel, why a message did not arrive; None where it did.
-        stands: what the look found, in words.
-    """
+    """For a tick: what the look found, who was told, and who was not, and why."""
     told = [name for name, problem in results.items() if problem is None]
     missed = [f"{name} ({problem})" for name, problem in results.items() if problem is not None]
     parts = [stands[:1].upper() + stands[1:]]

@@ -125,11 +125,7 @@ def _evaluate(results: Mapping[str, TableVerification]) -> Iterator[dg.AssetChec
 
 
 def refuse_unverified(results: Mapping[str, TableVerification], keys: Iterable[str]) -> None:
-    """Refuse where one of the tables did not pass.
-
-    Raises:
-        RefusedError: says of each which values, and why.
-    """
+    """Refuse where one of the tables did not pass; says of each which values, and why."""
     refused: list[str] = []
     for key in keys:
         result = results.get(key)

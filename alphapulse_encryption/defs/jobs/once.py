@@ -94,9 +94,7 @@ def table_job(
 ) -> dg.JobDefinition:
     """A job of one op that works on one table after the other.
 
-    Args:
-        work: what it does to one, in words of its own.
-        all_of_them: whether the others have their turn where one fails.
+    Where one fails, the others have their turn if ``all_of_them``.
     """
 
     def each(on: On[T]) -> dict[str, Any]:
@@ -126,11 +124,7 @@ def table_job(
 
 
 def named_tables(catalogue: Catalogue, names: Iterable[str]) -> list[Table]:
-    """The tables of those names.
-
-    Raises:
-        ConfigurationError: none is given, or one is not in the catalogue.
-    """
+    """The tables of those names, of which there has to be one."""
     if not names:
         raise ConfigurationError(f"Name at least one table: {', '.join(catalogue.keys)}.")
     return [catalogue.table(name) for name in dict.fromkeys(names)]

@@ -23,9 +23,6 @@ def safely() -> Iterator[None]:
 
     Dagster stores exception texts. Ours are written to be shown; of any other only its type and the places
     it passed are kept, because a driver's text can quote rows.
-
-    Raises:
-        dagster.Failure: in place of whatever the block raised.
     """
     try:
         yield
@@ -45,11 +42,7 @@ def safely() -> Iterator[None]:
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """The same for what Dagster loads: it shows, and keeps, why a code location could not be loaded.
-
-    Raises:
-        MigrationError: in place of any other error.
-    """
+    """The same for what Dagster loads: it shows, and keeps, why a code location could not be loaded."""
     try:
         yield
     except MigrationError as error:

@@ -24,7 +24,6 @@ class Effect:
 
     Args:
         outcome: in a few words; empty for what only looks.
-        lines: what there is to show, line by line; in the order of the work.
         entries: of the metadata: counts and names.
         then: what to know or to do next.
     """
@@ -81,11 +80,9 @@ class On(Generic[Config]):
         return self.resource.catalogue
 
     def log(self, line: str) -> None:
-        """Add a line to the run's log."""
         self.context.log.info(line)
 
     def tell(self, effect: Effect) -> None:
-        """Log what was done."""
         for line in effect.lines:
             self.log(line)
         if effect.then:

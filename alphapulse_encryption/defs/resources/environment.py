@@ -23,11 +23,7 @@ def uses_sample() -> bool:
 
 
 def target_database() -> Database:
-    """``ALPHAPULSE_DATABASE_URL``, or the embedded database, which is started if need be.
-
-    Raises:
-        ConfigurationError: the variable is malformed, or the embedded server cannot run here.
-    """
+    """``ALPHAPULSE_DATABASE_URL``, or the embedded database, which is started if need be."""
     return Database(settings.TargetVariables().database_url or embedded_url(SAMPLE_DATABASE))
 
 
@@ -37,10 +33,7 @@ def target_exists() -> bool:
 
 
 def key_environment() -> Mapping[str, str]:
-    """The variables that the key source reads.
-
-    The sample's own key stands in for a missing variable, for the embedded database alone.
-    """
+    """The variables that the key source reads: with the sample's own key, for the embedded database alone."""
     sample_key = read_sample_key() if uses_sample() else None
     if sample_key is None or _MASTER_KEY in os.environ or (os.environ.get(_KEY_SOURCE) or "env") != "env":
         return os.environ
@@ -48,10 +41,7 @@ def key_environment() -> Mapping[str, str]:
 
 
 def client_programs() -> Path | None:
-    """Where ``pg_dump`` and ``pg_restore`` are; None for those on the path, which suit a database of one's own.
-
-    Where there are none, and for the sample, the embedded PostgreSQL's serve.
-    """
+    """Where ``pg_dump`` and ``pg_restore`` are: for the sample, and where none is on the path, the embedded ones."""
     on_path = not uses_sample() and shutil.which("pg_dump") and shutil.which("pg_restore")
     return None if on_path else embedded().bin_dir()
 
@@ -62,11 +52,7 @@ def backup_directory() -> Path:
 
 
 def backup_bucket() -> Bucket | None:
-    """Where backups are uploaded to; None where they are not.
-
-    Raises:
-        ConfigurationError: the server-side encryption asked for is not one.
-    """
+    """Where backups are uploaded to; None where they are not."""
     said = settings.Backups()
     if said.bucket is None:
         return None
@@ -74,10 +60,6 @@ def backup_bucket() -> Bucket | None:
 
 
 def restore_drill_server() -> Database:
-    """A database of the server on which restore drills make their scratch database.
-
-    Raises:
-        ConfigurationError: the variable is malformed.
-    """
+    """A database of the server on which restore drills make their scratch database."""
     url = settings.Backups().restore_drill_url
     return Database(url) if url is not None else target_database()

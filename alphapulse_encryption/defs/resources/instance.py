@@ -24,11 +24,7 @@ def packaged_file(name: str) -> Path:
 def prepare_dagster_home() -> Path:
     """Make the instance's directory, with our `dagster.yaml` in it, the one for `ALPHAPULSE_RUN_LAUNCHER`.
 
-    A directory given by `DAGSTER_HOME` keeps the `dagster.yaml` it has; in our own one it is renewed,
-    so that it always suits the installed version.
-
-    Raises:
-        ConfigurationError: the directory cannot be made or written, or the variable means nothing.
+    A directory given by `DAGSTER_HOME` keeps the `dagster.yaml` it has; in our own it suits the installed version.
     """
     home = settings.dagster_home()
     configuration = _CONFIGURATIONS[settings.Workers().run_launcher]
@@ -55,9 +51,6 @@ def open_instance() -> Iterator[DagsterInstance]:
     """Open the instance: `DAGSTER_HOME`, or `dagster_home` in the state directory.
 
     The variable is set for as long as it is open: parts of Dagster read it, and so do its subprocesses.
-
-    Raises:
-        ConfigurationError: the directory, its `dagster.yaml` or the storage is not usable.
     """
     home = prepare_dagster_home()
     before = os.environ.get(_HOME_VARIABLE)

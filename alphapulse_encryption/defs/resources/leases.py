@@ -35,11 +35,7 @@ def _lock(run_id: str) -> str:
 
 
 def held_leases(instance: dg.DagsterInstance, run_ids: Collection[str]) -> frozenset[str] | None:
-    """Those of the runs that somebody is executing, on whatever machine.
-
-    Returns:
-        None where that cannot be said: the storage is another one, or cannot be reached.
-    """
+    """Those of the runs that somebody is executing, on whatever machine; None where the storage cannot say so."""
     address = _address(instance)
     if address is None:
         return None
@@ -53,10 +49,7 @@ def held_leases(instance: dg.DagsterInstance, run_ids: Collection[str]) -> froze
 
 @contextlib.contextmanager
 def run_lease(instance: dg.DagsterInstance, run_id: str) -> Iterator[bool]:
-    """Hold a run's lease for the length of the block.
-
-    Args:
-        run_id: of a run, or of one that is about to be created.
+    """Hold the lease of a run, which need not be created yet, for the length of the block.
 
     Returns:
         Whether it could be had; no, where somebody else executes the run. Where the storage is no PostgreSQL, or is

@@ -38,11 +38,7 @@ def safe_to_repeat(run: dg.DagsterRun) -> bool:
 
 @contextlib.contextmanager
 def executing(instance: dg.DagsterInstance, run_id: str) -> Iterator[bool]:
-    """Hold the run's lease, and have the UI's "Terminate" reach this process as SIGINT.
-
-    Returns:
-        Whether the run may be executed here; see :func:`run_lease`.
-    """
+    """Hold the run's lease, and have the UI's "Terminate" reach this process as SIGINT; see :func:`run_lease`."""
     with run_lease(instance, run_id) as ours:
         if not ours:
             yield False

@@ -79,11 +79,7 @@ class AlphaPulseStorage(DagsterPostgresStorage):
     def from_config_value(
         cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> Self:
-        """Called by Dagster in every process that opens the instance.
-
-        Raises:
-            ConfigurationError: the database cannot be reached; its address is not shown.
-        """
+        """Called by Dagster in every process that opens the instance."""
         url = storage_url()
         _check_reachable(url)
         return cls(
@@ -106,20 +102,12 @@ def kept(ask: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def storage_url() -> str:
-    """Where Dagster keeps its runs; starts the embedded PostgreSQL if it has to serve them.
-
-    Raises:
-        ConfigurationError: `DAGSTER_POSTGRES_URL` is no URL for it, or the embedded server cannot run here.
-    """
+    """Where Dagster keeps its runs; starts the embedded PostgreSQL if it has to serve them."""
     return settings.Dagster().postgres_url or embedded_url(DAGSTER_DATABASE, driver=_DRIVER)
 
 
 def _check_reachable(url: str) -> None:
-    """Dagster itself would log the driver's message, which quotes host, user and database.
-
-    Raises:
-        ConfigurationError: nobody answers there, or not to us.
-    """
+    """Dagster itself would log the driver's message, which quotes host, user and database."""
     try:
         connect_once(url)
     except (ArgumentError, ValueError):

@@ -38,12 +38,7 @@ class TargetResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         return load_key_ring(key_environment())
 
     def refuse_another_key(self) -> None:
-        """For steps that use no key themselves, and change a database that only the right one may change.
-
-        Raises:
-            RefusedError: the database was begun with another key.
-            ConfigurationError: a key cannot be read.
-        """
+        """For steps that use no key themselves, and change a database that only the right one may change."""
         with self.database.session("check the master key") as connection:
             check_key(connection, self.key_ring)
 
