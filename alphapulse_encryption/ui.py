@@ -15,11 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
 from alphapulse_encryption import secrecy, settings
+from alphapulse_encryption.bounds import whole_number
 from alphapulse_encryption.defs.resources.instance import open_instance, packaged_file, prepare_dagster_home
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.sample.postgres import embedded
@@ -63,36 +63,29 @@ class _Stop:
                 signal.signal(number, handler)
 
 
-@dataclass(frozen=True)
-class _Service:
-    name: str
-    process: subprocess.Popen[bytes]
-
-    def ask_to_end(self) -> None:
-        # Only the service itself: it ends its code servers in order.
-        self.process.send_signal(signal.SIGINT)
-
-    def end(self, stop: _Stop) -> None:
-        """Wait for an orderly end, then end by force what is left of the service and of what it started."""
-        deadline = time.monotonic() + _STOP_TIMEOUT
-        while self.process.poll() is None and time.monotonic() < deadline and not stop.at_once.wait(_POLL):
-            pass
-        # It leads a process group of its own, in which its code servers and their runs are. They are seen
-        # off too: the embedded PostgreSQL stops with its last user.
-        deadline = time.monotonic() + _KILL_TIMEOUT
-        with contextlib.suppress(ProcessLookupError):
-            while time.monotonic() < deadline:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.poll()
-                time.sleep(_KILL_POLL)
-        self.process.wait()
+def _end(service: subprocess.Popen[bytes], stop: _Stop) -> None:
+    """Wait for an orderly end, then end by force what is left of the service and of what it started."""
+    deadline = time.monotonic() + _STOP_TIMEOUT
+    while service.poll() is None and time.monotonic() < deadline and not stop.at_once.wait(_POLL):
+        pass
+    # It leads a process group of its own, in which its code servers and their runs are. They are seen
+    # off too: the embedded PostgreSQL stops with its last user.
+    deadline = time.monotonic() + _KILL_TIMEOUT
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(service.pid, signal.SIGKILL)
+            service.poll()
+            time.sleep(_KILL_POLL)
+    service.wait()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve; 0 when stopped by a signal, 1 when a service died, 2 on wrong usage or configuration."""
     parser = argparse.ArgumentParser(prog="make ui", description="Open Dagster's UI.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="port (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=whole_number(1, _MAX_PORT), default=DEFAULT_PORT, help="port (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     try:
         return serve(options.host, options.port)
@@ -117,64 +110,52 @@ def serve(host: str, port: int) -> int:
 
 
 @contextlib.contextmanager
-def _services(host: str, port: int, stop: _Stop) -> Iterator[tuple[_Service, _Service]]:
+def _services(host: str, port: int, stop: _Stop) -> Iterator[Mapping[str, subprocess.Popen[bytes]]]:
     environment = {**os.environ, "DAGSTER_HOME": str(prepare_dagster_home())}
     workspace = ["--workspace", str(packaged_file("workspace.yaml")), "--code-server-log-level", "warning"]
-    server = [
-        "-m",
-        "dagster_webserver",
-        "--host",
-        host,
-        "--port",
-        str(port),
-        *("--dagster-log-level", "warning"),
-    ]
+    address = ["--host", host, "--port", str(port)]
+    server = ["-m", "dagster_webserver", *address, "--dagster-log-level", "warning"]
     commands = (
         # Runs and sensors are the daemon's: the one that serves the network needs no key, and gets none.
         ("dagster-webserver", server, environment_without_keys(environment)),
         ("dagster-daemon", ["-c", _DAEMON, "run", "--log-level", "warning"], environment),
     )
-    services: list[_Service] = []
+    services: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, command, variables in commands:
-            process = subprocess.Popen(
+            services[name] = subprocess.Popen(
                 [sys.executable, *command, *workspace],
                 env=variables,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            services.append(_Service(name, process))
-        yield services[0], services[1]
+        yield services
     finally:
-        for service in services:
-            service.ask_to_end()
-        for service in services:
-            service.end(stop)
+        for service in services.values():
+            # Only the service itself: it ends its code servers in order.
+            service.send_signal(signal.SIGINT)
+        for service in services.values():
+            _end(service, stop)
 
 
-def _watch(services: Sequence[_Service], host: str, port: int, stop: _Stop) -> int:
+def _watch(services: Mapping[str, subprocess.Popen[bytes]], host: str, port: int, stop: _Stop) -> int:
+    shown = "localhost" if host in {"127.0.0.1", "0.0.0.0", "::", "::1"} else host  # noqa: S104
     announced = False
     while not stop.asked.wait(_POLL):
-        for service in services:
-            status = service.process.poll()
+        for name, service in services.items():
+            status = service.poll()
             if status is not None:
-                print(f"{service.name} ended with status {status}; stopping the rest.", file=sys.stderr)
+                print(f"{name} ended with status {status}; stopping the rest.", file=sys.stderr)
                 return 1
-        if not announced and _answers(host, port):
+        if not announced and _answers(shown, port):
             announced = True
-            print(f"Dagster's UI is at {_address(host, port)} (Ctrl-C stops it).", flush=True)
+            print(f"Dagster's UI is at http://{shown}:{port} (Ctrl-C stops it).", flush=True)
     print("Stopping ...", flush=True)
     return 0
 
 
-def _address(host: str, port: int) -> str:
-    shown = "localhost" if host in {"127.0.0.1", "0.0.0.0", "::", "::1"} else host  # noqa: S104
-    return f"http://{shown}:{port}"
-
-
 def _answers(host: str, port: int) -> bool:
-    target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    connection = http.client.HTTPConnection(target, port, timeout=1)
+    connection = http.client.HTTPConnection(host, port, timeout=1)
     try:
         connection.request("GET", "/server_info")
         return connection.getresponse().status == http.HTTPStatus.OK
@@ -182,12 +163,6 @@ def _answers(host: str, port: int) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _port(text: str) -> int:
-    if text.isascii() and text.isdigit() and 0 < int(text) <= _MAX_PORT:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"the port must be a whole number from 1 to {_MAX_PORT}")
 
 
 def _check_port(host: str, port: int) -> None:

@@ -16,13 +16,13 @@ from typing import Any
 import dagster as dg
 
 from alphapulse_encryption.cli.outcomes import Outcome
-from alphapulse_encryption.cli.unfinished import NOT_ENDED, end_abandoned_runs
+from alphapulse_encryption.cli.unfinished import end_abandoned_runs
 from alphapulse_encryption.cli.waiting import Waiting
 from alphapulse_encryption.defs.dagster_private import CodeLocation
 from alphapulse_encryption.defs.resources.instance import open_instance, packaged_file
 from alphapulse_encryption.defs.resources.partitions import range_name
 from alphapulse_encryption.defs.resources.processes import PROCESS_TAG, this_process
-from alphapulse_encryption.defs.resources.running import RUN_AGAIN, executing, safe_to_repeat
+from alphapulse_encryption.defs.resources.running import NOT_ENDED, RUN_AGAIN, executing, safe_to_repeat
 from alphapulse_encryption.defs.resources.tags import FIRST_PARTITION, LAST_PARTITION
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.guide import Stage

@@ -11,16 +11,11 @@ from alphapulse_encryption.cli.outcomes import in_words
 from alphapulse_encryption.defs.resources.instance import open_instance
 from alphapulse_encryption.defs.resources.leases import SECONDS_TO_COME_BACK, held_leases
 from alphapulse_encryption.defs.resources.processes import PROCESS_TAG, is_running
+from alphapulse_encryption.defs.resources.running import NOT_ENDED
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.logfiles import note
 
-_UNDER_WAY = [
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
-NOT_ENDED = [dg.DagsterRunStatus.QUEUED, *_UNDER_WAY]
+_UNDER_WAY = [status for status in NOT_ENDED if status is not dg.DagsterRunStatus.QUEUED]
 
 
 def end_abandoned_runs(instance: dg.DagsterInstance) -> None:

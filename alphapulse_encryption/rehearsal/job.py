@@ -12,6 +12,7 @@ from alphapulse_encryption.catalogue import Table, load_catalogue
 from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN
 from alphapulse_encryption.defs.resources.border import actor, safely
 from alphapulse_encryption.defs.resources.processes import this_process
+from alphapulse_encryption.defs.resources.running import NOT_ENDED
 from alphapulse_encryption.defs.resources.schedules import cron
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
@@ -42,14 +43,6 @@ SCHEDULE = "staging_rehearsal_schedule"
 SENSOR = "rehearsal_leftovers"
 FIRST = Stage.CLONE.value
 SECONDS_BETWEEN_LOOKS = 300
-
-_UNDER_WAY = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 @dg.op(
@@ -307,7 +300,7 @@ def build_schedule() -> dg.ScheduleDefinition:
     )
     def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         with safely():
-            if context.instance.get_runs(dg.RunsFilter(job_name=JOB, statuses=_UNDER_WAY), limit=1):
+            if context.instance.get_runs(dg.RunsFilter(job_name=JOB, statuses=NOT_ENDED), limit=1):
                 return dg.SkipReason("A rehearsal is under way.")
             return dg.RunRequest()
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from alphapulse_encryption import secrecy, settings
+from alphapulse_encryption.bounds import whole_number
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--concurrent-runs",
-        type=_number,
+        type=whole_number(1, MOST_RUNS),
         default=1,
         metavar="N",
         help="how many runs at once, each a process of its own (default: %(default)s)",
@@ -54,12 +55,6 @@ def _name(text: str) -> str:
     if text.isascii() and len(text) <= _LONGEST_NAME and text.replace("-", "").replace("_", "").isalnum():
         return text
     raise argparse.ArgumentTypeError(f"up to {_LONGEST_NAME} letters, digits, - and _")
-
-
-def _number(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) <= len(str(MOST_RUNS)) and 1 <= int(text) <= MOST_RUNS:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST_RUNS}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

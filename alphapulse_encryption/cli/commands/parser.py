@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from alphapulse_encryption import guide
-from alphapulse_encryption.bounds import LARGEST_BATCH_SIZE, MOST_WORKERS
+from alphapulse_encryption.bounds import LARGEST_BATCH_SIZE, MOST_WORKERS, whole_number
 from alphapulse_encryption.guide import flag
 
 PROGRAM = "python -m alphapulse_encryption"
@@ -62,30 +62,8 @@ def _dest(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _whole_number(least: int, most: int, what: str) -> Callable[[str], int]:
-    """The type of an option that takes one.
-
-    Args:
-        least: included.
-        most: included.
-        what: it has to be, for people.
-    """
-
-    def read(text: str) -> int:
-        # int() also takes other digits than ours, and refuses thousands of digits with words of its own.
-        if text.isascii() and text.isdigit() and len(text) <= len(str(most)) and least <= int(text) <= most:
-            return int(text)
-        raise argparse.ArgumentTypeError(f"must be {what}")
-
-    return read
-
-
-def _between(least: int, most: int) -> Callable[[str], int]:
-    return _whole_number(least, most, f"a whole number from {least} to {most}")
-
-
 def _up_to(most: int) -> Callable[[str], int]:
-    return _whole_number(0, most, f"a whole number up to {most}")
+    return whole_number(0, most, f"a whole number up to {most}")
 
 
 def _hours(text: str) -> float:
@@ -97,14 +75,14 @@ def _hours(text: str) -> float:
 
 
 _TYPES: Mapping[str, Callable[[str], object]] = {
-    "limit": _between(1, MOST_SHOWN),
+    "limit": whole_number(1, MOST_SHOWN),
     "sample": _up_to(LARGEST_SAMPLE),
-    "reinstate_key_version": _whole_number(1, LARGEST_NUMBER, "a key version, as --key-versions shows it"),
-    "rows": _whole_number(SMALLEST_SAMPLE, LARGEST_NUMBER, f"a whole number of at least {SMALLEST_SAMPLE}"),
+    "reinstate_key_version": whole_number(1, LARGEST_NUMBER, "a key version, as --key-versions shows it"),
+    "rows": whole_number(SMALLEST_SAMPLE, LARGEST_NUMBER, f"a whole number of at least {SMALLEST_SAMPLE}"),
     "rate": _up_to(HIGHEST_RATE),
-    "batch_size": _between(1, LARGEST_BATCH_SIZE),
-    "workers": _between(1, MOST_WORKERS),
-    "runs": _between(1, MOST_RUNS),
+    "batch_size": whole_number(1, LARGEST_BATCH_SIZE),
+    "workers": whole_number(1, MOST_WORKERS),
+    "runs": whole_number(1, MOST_RUNS),
     "valid_hours": _hours,
 }
 
@@ -179,7 +157,7 @@ def _add_step(group: argparse._ArgumentGroup, step: guide.Step) -> None:
     if step.choices:
         group.add_argument(step.flag, choices=step.choices, help=step.help)
     elif step.number:
-        number = _whole_number(1, LARGEST_NUMBER, step.number)
+        number = whole_number(1, LARGEST_NUMBER, step.number)
         group.add_argument(step.flag, type=number, metavar="N", help=step.help)
     else:
         group.add_argument(step.flag, action="store_true", help=step.help)

@@ -106,7 +106,6 @@ def _build(name: str, seconds: int, description: str, tick: Tick) -> dg.SensorDe
     @dg.sensor(
         name=name,
         minimum_interval_seconds=seconds,
-        default_status=dg.DefaultSensorStatus.STOPPED,
         description=description,
     )
     def sensor(

@@ -5,6 +5,7 @@ import dagster as dg
 from alphapulse_encryption import guide
 from alphapulse_encryption.defs.resources.border import safely
 from alphapulse_encryption.defs.resources.partitions import range_name
+from alphapulse_encryption.defs.resources.running import NOT_ENDED
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.rows.catch_up import pending_ranges
@@ -12,13 +13,6 @@ from alphapulse_encryption.migration.rows.tuning import restore_abandoned
 
 SECONDS_BETWEEN_LOOKS = 60
 _JOB = guide.stage("encrypted_data").job
-
-_UNDER_WAY = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-]
 
 
 def build() -> dg.SensorDefinition:
@@ -28,7 +22,6 @@ def build() -> dg.SensorDefinition:
         name="pending_rows",
         job_name=_JOB,
         minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
-        default_status=dg.DefaultSensorStatus.STOPPED,
         description="Looks for rows that an application wrote in plaintext after their range was done, by the small "
         "index on pending rows, and runs just those partitions of `encrypted_data` again. Does nothing while a "
         "backfill is under way. Also puts back autovacuum where a killed backfill had turned it off.",
@@ -38,7 +31,7 @@ def build() -> dg.SensorDefinition:
     ) -> dg.SensorResult | dg.SkipReason:
         with safely():
             restore_abandoned(target.database, Actor("sensor pending_rows"))
-            under_way = dg.RunsFilter(job_name=_JOB, statuses=_UNDER_WAY)
+            under_way = dg.RunsFilter(job_name=_JOB, statuses=NOT_ENDED)
             if context.instance.get_runs(under_way, limit=1):
                 return dg.SkipReason("A backfill is under way.")
             found = pending_ranges(target.database, target.catalogue.tables)

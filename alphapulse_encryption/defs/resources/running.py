@@ -24,6 +24,14 @@ RUN_AGAIN = {tags.MAX_RETRIES: "3"}
 _SAFE_JOBS = frozenset({"migrate_data", "verify_data"})
 _SAFE_ASSETS = frozenset({"encrypted_data", "verified_data"})
 
+NOT_ENDED = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
+
 _SECONDS_BETWEEN_LOOKS = 3.0
 # Somebody has taken it for dead, and another run may go on with its work.
 _ENDED = frozenset({dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE})
