@@ -17,17 +17,14 @@ import psycopg
 from sqlalchemy.engine import make_url
 
 from alphapulse_encryption.beside import beside
+from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.postgres import locks
-from alphapulse_encryption.migration.postgres.database import DEAD_PEER_SETTINGS
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import Database
 
 # How often a holder looks whether the server still knows its session, in seconds.
 SECONDS_BETWEEN_LOOKS = 4.0
 # After a restart of the storage's server, its holder is back within this many seconds.
 SECONDS_TO_COME_BACK = 15.0
-
-_APPLICATION_NAME = "alphapulse_encryption run lease"
 
 
 def _lock(run_id: str) -> str:
@@ -36,13 +33,13 @@ def _lock(run_id: str) -> str:
 
 def held_leases(instance: dg.DagsterInstance, run_ids: Collection[str]) -> frozenset[str] | None:
     """Those of the runs that somebody is executing, on whatever machine; None where the storage cannot say so."""
-    address = _address(instance)
-    if address is None:
+    storage = _storage(instance)
+    if storage is None:
         return None
     try:
-        with contextlib.closing(_connect(address)) as connection:
+        with storage.session("look for leases") as connection:
             held = locks.holders(connection, [_lock(run_id) for run_id in run_ids])
-    except psycopg.Error:
+    except MigrationError:
         return None
     return frozenset(run_id for run_id in run_ids if _lock(run_id) in held)
 
@@ -55,11 +52,11 @@ def run_lease(instance: dg.DagsterInstance, run_id: str) -> Iterator[bool]:
         Whether it could be had; no, where somebody else executes the run. Where the storage is no PostgreSQL, or is
         away for a moment, it is taken for had: a lease tells others, and is not what keeps data safe.
     """
-    address = _address(instance)
-    if address is None:
+    storage = _storage(instance)
+    if storage is None:
         yield True
         return
-    lease = _Lease(address, run_id)
+    lease = _Lease(storage, run_id)
     if not lease.take():
         yield False
         return
@@ -69,22 +66,22 @@ def run_lease(instance: dg.DagsterInstance, run_id: str) -> Iterator[bool]:
 
 
 class _Lease:
-    def __init__(self, address: str, run_id: str) -> None:
-        self._address = address
-        self._run_id = run_id
-        self._connection: Connection | None = None
+    def __init__(self, storage: Database, run_id: str) -> None:
+        self._storage = storage
+        self._lock = _lock(run_id)
+        self._connection: psycopg.Connection[Any] | None = None
 
     def take(self) -> bool:
         """Take it; False where another session has it."""
         try:
             with contextlib.ExitStack() as stack:
-                connection = stack.enter_context(contextlib.closing(_connect(self._address)))
-                taken = locks.try_hold(connection, _lock(self._run_id))
+                connection = stack.enter_context(contextlib.closing(self._storage.connect()))
+                taken = locks.try_hold(connection, self._lock)
                 if taken:
                     stack.pop_all()
                     self._connection = connection
                 return taken
-        except psycopg.Error:
+        except (MigrationError, psycopg.Error):
             return True
 
     def keep(self, ended: threading.Event) -> None:
@@ -106,25 +103,10 @@ class _Lease:
         self._connection = None
 
 
-def _address(instance: dg.DagsterInstance) -> str | None:
+def _storage(instance: dg.DagsterInstance) -> Database | None:
     # Of Dagster's storages, those in PostgreSQL have it.
     url = getattr(instance.run_storage, "postgres_url", None)
     if url is None:
         return None
-    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-
-
-def _connect(address: str) -> Connection:
-    connection = psycopg.connect(
-        address, autocommit=True, connect_timeout=10, application_name=_APPLICATION_NAME
-    )
-    try:
-        settings = {**DEAD_PEER_SETTINGS, "idle_session_timeout": "0"}
-        connection.execute(
-            "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
-            [list(settings), list(settings.values())],
-        )
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    return Database(address, "alphapulse_encryption run lease", "DAGSTER_POSTGRES_URL")

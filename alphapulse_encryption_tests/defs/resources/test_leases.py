@@ -17,6 +17,7 @@ from alphapulse_encryption.defs.resources import leases
 from alphapulse_encryption.defs.resources.leases import held_leases, run_lease
 from alphapulse_encryption.defs.resources.processes import PROCESS_TAG
 from alphapulse_encryption.defs.resources.running import executing
+from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.place import Place, place
@@ -97,11 +98,11 @@ def test_it_is_taken_again_after_the_session_ended(
 def test_a_storage_that_is_away_stops_nobody(
     here: Place, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "_address", lambda _: "postgresql://nobody@127.0.0.1:9/nothing")
+    monkeypatch.setattr(leases, "_storage", lambda _: Database("postgresql://nobody@127.0.0.1:9/nothing"))
     assert held_leases(instance, [RUN]) is None
     with run_lease(instance, RUN) as ours:
         assert ours
-    monkeypatch.setattr(leases, "_address", lambda _: None)
+    monkeypatch.setattr(leases, "_storage", lambda _: None)
     assert held_leases(instance, [RUN]) is None
     with run_lease(instance, RUN) as ours:
         assert ours
