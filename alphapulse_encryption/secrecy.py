@@ -86,7 +86,7 @@ def tell_no_texts() -> None:
     """Have this process tell of errors that nobody caught, in any thread, without their texts."""
     sys.excepthook = _tell
     threading.excepthook = _tell_of_a_thread
-    sys.unraisablehook = _tell_of_a_finalizer
+    sys.unraisablehook = lambda told: _tell(told.exc_type, told.exc_value, told.exc_traceback)
 
 
 def leave_no_core() -> None:
@@ -106,10 +106,6 @@ def _tell(error: type[BaseException], _: BaseException | None, trace: TracebackT
 def _tell_of_a_thread(arguments: threading.ExceptHookArgs) -> None:
     if not issubclass(arguments.exc_type, SystemExit):
         _tell(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
-
-
-def _tell_of_a_finalizer(arguments: sys.UnraisableHookArgs) -> None:
-    _tell(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
 
 
 @contextlib.contextmanager

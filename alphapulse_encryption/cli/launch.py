@@ -20,7 +20,7 @@ from alphapulse_encryption.cli.unfinished import end_abandoned_runs
 from alphapulse_encryption.cli.waiting import Waiting
 from alphapulse_encryption.defs.dagster_private import CodeLocation
 from alphapulse_encryption.defs.resources.instance import open_instance, packaged_file
-from alphapulse_encryption.defs.resources.partitions import range_name
+from alphapulse_encryption.defs.resources.partitions import TablePart
 from alphapulse_encryption.defs.resources.processes import PROCESS_TAG, this_process
 from alphapulse_encryption.defs.resources.running import NOT_ENDED, RUN_AGAIN, executing, safe_to_repeat
 from alphapulse_encryption.defs.resources.tags import FIRST_PARTITION, LAST_PARTITION
@@ -106,8 +106,8 @@ class Launcher:
         return [
             {
                 "table": table,
-                FIRST_PARTITION: f"{range_name(start)}|{table}",
-                LAST_PARTITION: f"{range_name(end - 1)}|{table}",
+                FIRST_PARTITION: TablePart(table, start).partition,
+                LAST_PARTITION: TablePart(table, end - 1).partition,
             }
             for start, end in pairwise(cuts)
         ]

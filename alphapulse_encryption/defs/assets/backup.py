@@ -9,13 +9,12 @@ from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, sa
 from alphapulse_encryption.defs.resources.effects import REPORT
 from alphapulse_encryption.defs.resources.environment import (
     backup_bucket,
-    backup_directory,
     client_programs,
     restore_drill_server,
 )
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.gates import offsite
-from alphapulse_encryption.migration.gates.backup import BackupResult, take_backup
+from alphapulse_encryption.migration.gates.backup import take_backup
 
 # What a command prints of the metadata.
 _TOLD = (
@@ -55,50 +54,40 @@ def build() -> dg.AssetsDefinition:
             bucket = backup_bucket()
             # What an upload needs is known before a long dump.
             client = offsite.open_client() if bucket is not None else None
-            database = target.database
             result = take_backup(
                 target.by(actor(context)),
                 target.catalogue.tables,
-                directory=backup_directory(),
+                directory=settings.state_dir() / "backups",
                 bin_dir=client_programs(),
                 recipients=settings.Backups().recipients,
                 drill_server=restore_drill_server() if config.restore_drill else None,
             )
-            metadata = _metadata(result)
+            backup, drill = result.backup, result.drill
+            metadata: dict[str, MetadataEntry] = {
+                "file": backup.location,
+                "bytes": backup.bytes,
+                "sha256": backup.sha256,
+                "recipients": list(result.recipients),
+                "entries_listed": result.listed_entries,
+                "seconds": round(result.seconds, 3),
+                "dump_seconds": round(result.dump_seconds, 3),
+                "read_back_seconds": round(result.read_back_seconds, 3),
+            }
+            if drill is not None:
+                metadata |= {
+                    "tables_restored_and_equal": drill.tables,
+                    "rows_restored_and_equal": drill.rows,
+                    "drill_seconds": round(drill.seconds, 3),
+                }
             if bucket is not None:
-                upload = offsite.upload_backup(database, result.backup, bucket, actor(context), client=client)
+                upload = offsite.upload_backup(target.database, backup, bucket, actor(context), client=client)
                 metadata |= {
                     "uploaded_to": upload.location,
                     "upload_encryption": upload.encryption,
                     "upload_seconds": round(upload.seconds, 3),
                 }
-            told = [
-                f"  {name.replace('_', ' ')}: {_plain(metadata[name])}" for name in _TOLD if name in metadata
-            ]
-            return dg.MaterializeResult(metadata={**metadata, REPORT: told})
+            told = [f"  {name.replace('_', ' ')}: {metadata[name]}" for name in _TOLD if name in metadata]
+            file = dg.MetadataValue.path(backup.location)
+            return dg.MaterializeResult(metadata={**metadata, "file": file, REPORT: told})
 
     return asset
-
-
-def _plain(value: MetadataEntry) -> object:
-    return value.value if isinstance(value, dg.MetadataValue) else value
-
-
-def _metadata(result: BackupResult) -> dict[str, MetadataEntry]:
-    found: dict[str, MetadataEntry] = {
-        "file": dg.MetadataValue.path(result.backup.location),
-        "bytes": result.backup.bytes,
-        "sha256": result.backup.sha256,
-        "recipients": list(result.recipients),
-        "entries_listed": result.listed_entries,
-        "seconds": round(result.seconds, 3),
-        "dump_seconds": round(result.dump_seconds, 3),
-        "read_back_seconds": round(result.read_back_seconds, 3),
-    }
-    if result.drill is not None:
-        found |= {
-            "tables_restored_and_equal": result.drill.tables,
-            "rows_restored_and_equal": result.drill.rows,
-            "drill_seconds": round(result.drill.seconds, 3),
-        }
-    return found

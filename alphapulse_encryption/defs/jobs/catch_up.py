@@ -4,7 +4,7 @@ import dagster as dg
 
 from alphapulse_encryption import guide
 from alphapulse_encryption.defs.resources.border import safely
-from alphapulse_encryption.defs.resources.partitions import range_name
+from alphapulse_encryption.defs.resources.partitions import TablePart
 from alphapulse_encryption.defs.resources.running import NOT_ENDED
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.postgres.database import Actor
@@ -37,10 +37,6 @@ def build() -> dg.SensorDefinition:
             found = pending_ranges(target.database, target.catalogue.tables)
             if not found:
                 return dg.SkipReason("Nothing is pending.")
-            return dg.SensorResult(
-                run_requests=[
-                    dg.RunRequest(partition_key=f"{range_name(number)}|{table}") for table, number in found
-                ]
-            )
+            return dg.SensorResult([dg.RunRequest(partition_key=TablePart(*one).partition) for one in found])
 
     return sensor

@@ -46,11 +46,6 @@ def client_programs() -> Path | None:
     return None if on_path else embedded().bin_dir()
 
 
-def backup_directory() -> Path:
-    """Where backups are kept."""
-    return settings.state_dir() / "backups"
-
-
 def backup_bucket() -> Bucket | None:
     """Where backups are uploaded to; None where they are not."""
     said = settings.Backups()

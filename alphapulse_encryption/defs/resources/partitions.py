@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import dagster as dg
 
@@ -47,19 +48,19 @@ def over_ranges(asset: str) -> dg.AssetDep:
     return dg.AssetDep(asset, partition_mapping=dg.MultiToSingleDimensionPartitionMapping(TABLE))
 
 
-@dataclass(frozen=True)
-class TablePart:
-    """One partition of a table: its key as Dagster has it, and what it stands for."""
+class TablePart(NamedTuple):
+    """A batch range of a table."""
 
-    partition: str
     table: str
     batch_range: int
+
+    @property
+    def partition(self) -> str:
+        """Its key as Dagster has it."""
+        return f"{range_name(self.batch_range)}|{self.table}"
 
 
 def parts_by_table(partitions: Iterable[str]) -> list[TablePart]:
     """Partitions in the order they are worked through: one table after the other, ranges ascending."""
-    parts = []
-    for key in partitions:
-        number, _, table = key.partition("|")
-        parts.append(TablePart(key, table, int(number)))
-    return sorted(parts, key=lambda part: (part.table, part.batch_range))
+    keys = (key.partition("|") for key in partitions)
+    return sorted(TablePart(table, int(number)) for number, _, table in keys)

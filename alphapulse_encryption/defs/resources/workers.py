@@ -81,7 +81,7 @@ def parts_of(target: TargetResource, keys: Sequence[str]) -> list[TablePart]:
     """The batch ranges of these tables, as they were planned."""
     with target.database.session("read the batch ranges") as connection:
         return [
-            TablePart(f"{range_name(found.number)}|{key}", key, found.number)
+            TablePart(key, found.number)
             for key in keys
             for found in read_ranges(connection, target.catalogue.table(key))
         ]

@@ -69,7 +69,6 @@ def test_where_things_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert environment.uses_sample()
     programs = environment.client_programs()
     assert programs is not None and (programs / "pg_dump").is_file()
-    assert environment.backup_directory() == tmp_path / "state" / "backups"
     monkeypatch.setenv(URL, "postgresql://me@host/db")
     assert not environment.uses_sample()
     # Those on the path suit one's own database; where there are none, the embedded ones serve.
