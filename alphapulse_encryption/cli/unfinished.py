@@ -9,9 +9,8 @@ import dagster as dg
 
 from alphapulse_encryption.cli.outcomes import in_words
 from alphapulse_encryption.defs.resources.instance import open_instance
-from alphapulse_encryption.defs.resources.leases import SECONDS_TO_COME_BACK, held_leases
 from alphapulse_encryption.defs.resources.processes import PROCESS_TAG, is_running
-from alphapulse_encryption.defs.resources.running import NOT_ENDED
+from alphapulse_encryption.defs.resources.running import NOT_ENDED, SECONDS_TO_COME_BACK, held_leases
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.logfiles import note
 

@@ -1,6 +1,6 @@
 """Runs on workers of Celery's: Dagster's own launcher, with addresses from the environment and a true look at health.
 
-The broker is a queue and no more. Whether a run is alive says its lease (:mod:`.leases`): Celery's result of a task
+The broker is a queue and no more. Whether a run is alive says its lease (:mod:`.running`): Celery's result of a task
 whose worker was killed stays "started" for ever.
 """
 
@@ -29,9 +29,13 @@ from alphapulse_encryption.defs.dagster_private import (
     WorkerStatus,
 )
 from alphapulse_encryption.defs.resources import tags
-from alphapulse_encryption.defs.resources.leases import SECONDS_TO_COME_BACK, held_leases
 from alphapulse_encryption.defs.resources.processes import PROCESS_TAG
-from alphapulse_encryption.defs.resources.running import RUN_AGAIN, safe_to_repeat
+from alphapulse_encryption.defs.resources.running import (
+    RUN_AGAIN,
+    SECONDS_TO_COME_BACK,
+    held_leases,
+    safe_to_repeat,
+)
 from alphapulse_encryption.defs.resources.storage import connect_once, storage_url
 from alphapulse_encryption.errors import ConfigurationError
 

@@ -16,8 +16,7 @@ from alphapulse_encryption import settings
 from alphapulse_encryption.defs.dagster_private import LaunchRunContext, WorkerStatus
 from alphapulse_encryption.defs.jobs import build_jobs
 from alphapulse_encryption.defs.resources.instance import packaged_file
-from alphapulse_encryption.defs.resources.leases import run_lease
-from alphapulse_encryption.defs.resources.running import safe_to_repeat
+from alphapulse_encryption.defs.resources.running import run_lease, safe_to_repeat
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption.scale_out import celery_runs

@@ -20,7 +20,7 @@ from alphapulse_encryption.bounds import (
     MOST_WORKERS,
 )
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.defs.resources.border import Context, actor, counted
+from alphapulse_encryption.defs.resources.border import Context, MetadataEntry, actor, counted
 from alphapulse_encryption.defs.resources.partitions import TablePart, range_name
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import MigrationError
@@ -115,7 +115,7 @@ def work_through(
     def work_on(
         sessions: Sessions, part: TablePart, following: TablePart | None, stopped: threading.Event
     ) -> RangeResult:
-        observe = _observer(context, asset, part)
+        observe = told(context, asset)
         note("range_started", run_id=context.run.run_id, job=context.run.job_name, partition=part.partition)
 
         def on_progress(progress: Progress) -> None:
@@ -213,53 +213,36 @@ def in_workers(
             stopped.set()
 
 
-def _observer(context: Context, asset: str | None, part: TablePart) -> Callable[[Progress], None]:
-    last = time.monotonic()
-    waiting_for: str | None = None
+def told(context: Context, asset: str | None = None) -> Callable[[Progress], None]:
+    """Tells the run's log where a range holds back, and an asset's partition from time to time how far it is.
 
-    def observe(progress: Progress) -> None:
-        nonlocal last, waiting_for
-        news = progress.waiting_for != waiting_for
-        if not news and time.monotonic() - last < SECONDS_BETWEEN_OBSERVATIONS:
-            return
-        last = time.monotonic()
-        waiting_for = progress.waiting_for
-        if waiting_for is not None:
-            context.log.warning(f"{part.partition} holds back: {waiting_for}")
-        if asset is None:
-            return
-        context.log_event(
-            dg.AssetObservation(
-                asset_key=asset,
-                partition=part.partition,
-                metadata={
-                    "rows": progress.rows,
-                    "values": progress.values,
-                    "rows_per_second": round(progress.rows / progress.seconds) if progress.seconds else 0,
-                    "batch_size": progress.batch_size,
-                    "holds_back_because": progress.waiting_for or "it does not",
-                },
-            )
-        )
-
-    return observe
-
-
-def told(context: Context) -> Callable[[Progress], None]:
-    """Tells the run's log at the first batch of each batch range, and whenever what it waits for changes."""
-    last: tuple[str, int, str | None] | None = None
+    Without an asset, whose partitions tell, the log is told of the first batch of each range as well.
+    """
+    before: tuple[TablePart, str | None] | None = None
+    observed = time.monotonic()
 
     def tell(progress: Progress) -> None:
-        nonlocal last
-        now = (progress.table, progress.batch_range, progress.waiting_for)
-        if now == last:
-            return
-        last = now
-        where = f"{progress.table}, batch range {range_name(progress.batch_range)}"
-        if progress.waiting_for is not None:
-            context.log.warning(f"{where} holds back: {progress.waiting_for}")
-        else:
+        nonlocal before, observed
+        part, waiting_for = TablePart(progress.table, progress.batch_range), progress.waiting_for
+        news = before != (part, waiting_for)
+        changed = waiting_for != (before[1] if before is not None else None)
+        before = part, waiting_for
+        where = f"{part.table}, batch range {range_name(part.batch_range)}"
+        if news and waiting_for is not None:
+            context.log.warning(f"{where} holds back: {waiting_for}")
+        elif news and asset is None:
             rows = counted(progress.rows, "row")
             context.log.info(f"{where}: {rows} in {progress.seconds:.1f} s so far")
+        if asset is None or not (changed or time.monotonic() - observed >= SECONDS_BETWEEN_OBSERVATIONS):
+            return
+        observed = time.monotonic()
+        metadata: dict[str, MetadataEntry] = {
+            "rows": progress.rows,
+            "values": progress.values,
+            "rows_per_second": round(progress.rows / progress.seconds) if progress.seconds else 0,
+            "batch_size": progress.batch_size,
+            "holds_back_because": waiting_for or "it does not",
+        }
+        context.log_event(dg.AssetObservation(asset, partition=part.partition, metadata=metadata))
 
     return tell

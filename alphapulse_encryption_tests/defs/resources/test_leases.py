@@ -13,10 +13,9 @@ import psycopg
 import pytest
 
 from alphapulse_encryption.cli.launch import launcher
-from alphapulse_encryption.defs.resources import leases
-from alphapulse_encryption.defs.resources.leases import held_leases, run_lease
+from alphapulse_encryption.defs.resources import running
 from alphapulse_encryption.defs.resources.processes import PROCESS_TAG
-from alphapulse_encryption.defs.resources.running import executing
+from alphapulse_encryption.defs.resources.running import executing, held_leases, run_lease
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support
@@ -66,7 +65,7 @@ def test_it_ends_with_its_process(here: Place, instance: dg.DagsterInstance) -> 
     code = (
         "import sys\n"
         "from alphapulse_encryption.defs.resources.instance import open_instance\n"
-        "from alphapulse_encryption.defs.resources.leases import run_lease\n"
+        "from alphapulse_encryption.defs.resources.running import run_lease\n"
         "with open_instance() as instance, run_lease(instance, sys.argv[1]):\n"
         "    print(flush=True)\n"
         "    input()\n"
@@ -86,7 +85,7 @@ def test_it_ends_with_its_process(here: Place, instance: dg.DagsterInstance) -> 
 def test_it_is_taken_again_after_the_session_ended(
     here: Place, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr(running, "SECONDS_BETWEEN_LOOKS", 0.05)
     with run_lease(instance, RUN):
         (before,) = sessions(here)
         with psycopg.connect(here.dagster_url, autocommit=True) as connection:
@@ -98,11 +97,11 @@ def test_it_is_taken_again_after_the_session_ended(
 def test_a_storage_that_is_away_stops_nobody(
     here: Place, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "_storage", lambda _: Database("postgresql://nobody@127.0.0.1:9/nothing"))
+    monkeypatch.setattr(running, "_storage", lambda _: Database("postgresql://nobody@127.0.0.1:9/nothing"))
     assert held_leases(instance, [RUN]) is None
     with run_lease(instance, RUN) as ours:
         assert ours
-    monkeypatch.setattr(leases, "_storage", lambda _: None)
+    monkeypatch.setattr(running, "_storage", lambda _: None)
     assert held_leases(instance, [RUN]) is None
     with run_lease(instance, RUN) as ours:
         assert ours
@@ -147,7 +146,7 @@ def test_a_machine_of_the_same_name_is_not_this_one(here: Place, instance: dg.Da
 def test_who_is_taken_for_dead_stops(
     here: Place, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alphapulse_encryption.defs.resources.running._SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr("alphapulse_encryption.defs.resources.running.SECONDS_BETWEEN_LOOKS", 0.05)
     run = started(here, instance)
     with pytest.raises(KeyboardInterrupt), executing(instance, run.run_id) as ours:
         assert ours
