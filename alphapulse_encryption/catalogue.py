@@ -42,17 +42,13 @@ def _problem(problem: str, *location: str | int) -> PydanticCustomError:
     return PydanticCustomError("catalogue", "{problem}", {"problem": problem, "location": location})
 
 
-def _holds(text: str, *categories: str) -> bool:
-    return any(unicodedata.category(character) in categories for character in text)
+def _has_controls(text: str) -> bool:
+    return any(unicodedata.category(character) == "Cc" for character in text)
 
 
 def _check_identifier(name: str) -> str:
-    if not name:
-        raise _problem("must not be empty")
     if "\x00" in name:
         raise _problem("must not contain a NUL character")
-    if _holds(name, "Cs"):
-        raise _problem("must not contain lone surrogates")
     size = len(name.encode())
     if size > MAX_IDENTIFIER_BYTES:
         raise _problem(f"is {size} bytes long, {_KEPT}")
@@ -63,19 +59,15 @@ def _check_partition_name(name: str) -> str:
     for forbidden in NOT_IN_PARTITION_KEYS:
         if forbidden in name:
             raise _problem(f"must not contain {forbidden!r}: Dagster does not allow it in partition keys")
-    if _holds(name, "Cc"):
+    if _has_controls(name):
         raise _problem("must not contain control characters: Dagster does not allow them in partition keys")
     return name
 
 
 def _check_context(context: str) -> str:
     # A colon is harmless in the salt `{context}:v{version}`: the last `:v` always separates the two.
-    if not context:
-        raise _problem("must not be empty")
-    if len(context) > MAX_CONTEXT_LENGTH:
-        raise _problem(f"is {len(context)} characters long, at most {MAX_CONTEXT_LENGTH} are allowed")
-    if _holds(context, "Cc", "Cs"):
-        raise _problem("must not contain control characters or lone surrogates")
+    if _has_controls(context):
+        raise _problem("must not contain control characters")
     return context
 
 
@@ -85,10 +77,11 @@ def _check_schema(schema: str) -> str:
     return schema
 
 
-Identifier = Annotated[StrictStr, AfterValidator(_check_identifier)]
+Text = Annotated[StrictStr, Field(min_length=1)]
+Identifier = Annotated[Text, AfterValidator(_check_identifier)]
 PartitionName = Annotated[Identifier, AfterValidator(_check_partition_name)]
 SchemaName = Annotated[PartitionName, AfterValidator(_check_schema)]
-Context = Annotated[StrictStr, AfterValidator(_check_context)]
+Context = Annotated[Text, Field(max_length=MAX_CONTEXT_LENGTH), AfterValidator(_check_context)]
 
 
 class _Entry(BaseModel):
@@ -166,7 +159,7 @@ class Table(_Entry):
 class Catalogue(_Entry):
     """Everything that is to be encrypted in one database, and how: `crypto.envelope.get_format` knows the format."""
 
-    format: Annotated[StrictStr, Field(min_length=1)] = "AES-256-GCM"
+    format: Text = "AES-256-GCM"
     tables: tuple[Table, ...]
 
     @model_validator(mode="after")
@@ -297,13 +290,14 @@ def _describe(details: ErrorDetails) -> str:
     place = ""
     for part in location:
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else part
-    given = type(details["input"])
-    kind = _YAML_KINDS.get(given, f"a {given.__name__}")
+    kind = _YAML_KINDS.get(type(details["input"]), f"a {type(details['input']).__name__}")
     problem = {
         "extra_forbidden": "unknown key",
         "missing": "is missing",
         "string_type": f"must be a string, not {kind}; put it in quotes",
         "string_too_short": "must not be empty",
+        "string_too_long": f"is longer than {MAX_CONTEXT_LENGTH} characters",
+        "string_unicode": "must not contain lone surrogates",
         "tuple_type": f"must be a list, not {kind}",
         "model_type": f"must be a mapping, not {kind}",
     }.get(details["type"], details["msg"])
