@@ -4,10 +4,12 @@ The variables of the key sources (`ALPHAPULSE_ENCRYPTION_*MASTER_KEY*`, AWS, Vau
 key sources read them themselves.
 """
 
+import contextlib
 import re
+from argparse import ArgumentTypeError
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import platformdirs
@@ -17,25 +19,23 @@ from pydantic import (
     Field,
     HttpUrl,
     TypeAdapter,
-    ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from alphapulse_encryption.bounds import MOST_BATCH_RANGES
+from alphapulse_encryption.bounds import MOST_BATCH_RANGES, whole_number
 from alphapulse_encryption.errors import ConfigurationError
 
 _PACKAGE = Path(__file__).resolve().parent
 
 
-class Wrong(ConfigurationError):
-    """What a type says of a variable that is wrong: the words after its name."""
-
-
 class Variables(BaseSettings):
-    """A group of variables; its docstring is the group's heading in the manual."""
+    """A group of variables; its docstring is the group's heading in the manual.
+
+    What reads a variable raises ArgumentTypeError, in words that follow its name and never quote it: it may be secret.
+    """
 
     model_config = SettingsConfigDict(case_sensitive=True, enable_decoding=False, extra="ignore", frozen=True)
 
@@ -48,11 +48,8 @@ class Variables(BaseSettings):
             return about.default
         try:
             return handler(value.strip())
-        except ValidationError:
-            (wrong,) = (part for part in about.metadata if isinstance(part, Wrong))
-        except Wrong as error:
-            wrong = error
-        return ConfigurationError(f"{about.validation_alias} {wrong}")
+        except ArgumentTypeError as error:
+            return ConfigurationError(f"{about.validation_alias} {error}")
 
     def __getattribute__(self, name: str) -> Any:
         """Raise the error of this variable, if it is wrong."""
@@ -74,35 +71,51 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def _digits(text: str) -> int:
-    # int() alone would also take "1_6", "+16" and digits of other scripts.
-    if not re.fullmatch("[0-9]{1,5}", text):
-        raise ValueError
-    return int(text)
-
-
 def _span(unit: str) -> BeforeValidator:
     # float() alone would also take "nan", "1e3" and "1_0".
     def read(text: str) -> timedelta:
-        if not re.fullmatch("[0-9.]{1,8}", text):
-            raise ValueError
+        if not re.fullmatch(r"(?=.{1,8}$)([0-9]+\.?[0-9]*|\.[0-9]+)", text) or not float(text):
+            raise ArgumentTypeError(f"must be a number of {unit}, more than 0.")
         return timedelta(**{unit: float(text)})
 
     return BeforeValidator(read)
 
 
-def _http(text: str) -> str:
-    TypeAdapter(HttpUrl).validate_python(text)
+def _postgres_url(text: str) -> str:
+    if not text.startswith(("postgresql://", "postgres://")):
+        raise ArgumentTypeError(
+            "is not a PostgreSQL URL: it must begin with postgresql:// or postgres://, "
+            "as in postgresql://user@host:5432/database."
+        )
+    return text
+
+
+def _web_url(text: str) -> str:
+    with contextlib.suppress(ValueError):
+        if re.fullmatch("https?://[!-~]+", text) and TypeAdapter(HttpUrl).validate_python(text):
+            return text
+    raise ArgumentTypeError("is not a URL: it must begin with https:// or http://.")
+
+
+def _address(text: str) -> str:
+    if not text.isprintable() or not re.fullmatch(r'[^\s<>",;:]+@[^\s<>",;:@]+', text):
+        raise ArgumentTypeError("is not an e-mail address, as in alerts@example.com.")
     return text
 
 
 def _mail_url(text: str) -> str:
-    url = urlsplit(text)
-    whole = url.hostname and url.port != 0 and not (url.path.strip("/") or url.query or url.fragment)
-    if url.scheme not in {"smtp", "smtp+starttls", "smtps"} or not whole:
-        raise ValueError
+    try:
+        url = urlsplit(text)
+        whole = url.hostname and url.port != 0 and not (url.path.strip("/") or url.query or url.fragment)
+    except ValueError:
+        whole = False
+    if not whole or url.scheme not in {"smtp", "smtp+starttls", "smtps"}:
+        raise ArgumentTypeError(
+            "is not a mail server's URL: smtp+starttls://user:password@host:587, smtps://… for TLS from the "
+            "beginning, or smtp://host:25. What has a meaning in URLs is written %40, %3A, %2F in a password."
+        )
     if bool(url.username) != bool(url.password):
-        raise Wrong("needs a user and a password, or neither.")
+        raise ArgumentTypeError("needs a user and a password, or neither.")
     return text
 
 
@@ -113,7 +126,10 @@ def _storage(text: str) -> str:
     # A bare `postgresql://` makes SQLAlchemy 2.1 choose psycopg 3, with which Dagster's event log cannot notify.
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in _POSTGRES:
-        raise ValueError
+        raise ArgumentTypeError(
+            "is not a URL Dagster's storage can use: it must begin with postgresql+psycopg2:// "
+            "(postgresql:// and postgres:// are taken for it)."
+        )
     return f"postgresql+psycopg2://{rest}"
 
 
@@ -123,7 +139,7 @@ def _queue(prefix: str, *others: str) -> AfterValidator:
         if scheme.removeprefix(f"{prefix}+") in _POSTGRES and rest:
             return f"{prefix}+postgresql+psycopg2://{rest}"
         if not separator or scheme not in {*others, "redis", "rediss", "sentinel"}:
-            raise Wrong(
+            raise ArgumentTypeError(
                 "is not a URL that can be used: postgresql://user:password@host:5432/database, "
                 f"redis://…, rediss://… or {others[0]}://…"
             )
@@ -132,30 +148,20 @@ def _queue(prefix: str, *others: str) -> AfterValidator:
     return AfterValidator(read)
 
 
-PostgresUrl = Annotated[
-    str | None,
-    Field(pattern="^postgres(ql)?://"),
-    Wrong(
-        "is not a PostgreSQL URL: it must begin with postgresql:// or postgres://, "
-        "as in postgresql://user@host:5432/database."
-    ),
-]
-WebUrl = Annotated[
-    str | None,
-    Field(pattern="^https?://[!-~]+$"),
-    AfterValidator(_http),
-    Wrong("is not a URL: it must begin with https:// or http://."),
-]
-Address = Annotated[str, Field(pattern=r'^[^\s\p{C}<>",;:]+@[^\s\p{C}<>",;:@]+$')]
-NO_ADDRESS = Wrong("is not an e-mail address, as in alerts@example.com.")
-Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+def _run_launcher(text: str) -> str:
+    if text not in {"local", "celery"}:
+        raise ArgumentTypeError("must be local (runs on this machine) or celery (runs on workers).")
+    return text
+
+
+PostgresUrl = Annotated[str | None, AfterValidator(_postgres_url)]
+WebUrl = Annotated[str | None, AfterValidator(_web_url)]
+Address = Annotated[str, AfterValidator(_address)]
+Words = BeforeValidator(_words)
 File = Annotated[Path | None, BeforeValidator(_path)]
 Directory = Annotated[Path | None, BeforeValidator(_path), AfterValidator(Path.absolute)]
-Whole = Annotated[int, BeforeValidator(_digits)]
-Positive = Field(gt=timedelta())
-Hours = Annotated[timedelta, _span("hours"), Positive, Wrong("must be a number of hours, more than 0.")]
-Days = Annotated[timedelta, _span("days"), Positive, Wrong("must be a number of days, more than 0.")]
-RunLauncher = Literal["local", "celery"]
+Hours = Annotated[timedelta, _span("hours")]
+Days = Annotated[timedelta, _span("days")]
 
 
 def _variable(name: str, description: str, default: object = None) -> Any:
@@ -173,11 +179,7 @@ class TargetVariables(Variables):
         "ALPHAPULSE_ENCRYPTION_CATALOGUE",
         "path of [the catalogue](catalogue.md); unset: AlphaPulse's own, which is packaged",
     )
-    batch_ranges: Annotated[
-        Whole,
-        Field(ge=1, le=MOST_BATCH_RANGES),
-        Wrong(f"must be a whole number from 1 to {MOST_BATCH_RANGES}."),
-    ] = _variable(
+    batch_ranges: Annotated[int, BeforeValidator(whole_number(1, MOST_BATCH_RANGES))] = _variable(
         "ALPHAPULSE_BATCH_RANGES",
         f"batch ranges per table, 1 to {MOST_BATCH_RANGES}; stays as it was at the first `--add-columns`, "
         "until `--replan`",
@@ -193,7 +195,7 @@ class TargetVariables(Variables):
 class Backups(Variables):
     """Backups"""
 
-    recipients: Words = _variable(
+    recipients: Annotated[tuple[str, ...], Words] = _variable(
         "ALPHAPULSE_BACKUP_RECIPIENTS",
         "age public keys of others who can open backups without the master key, several with commas",
         (),
@@ -220,17 +222,15 @@ class Logs(Variables):
         "ALPHAPULSE_LOG_DIR",
         "where [the log files](logs.md) go; default `logs/migration` in the checkout or the state directory",
     )
-    days: Annotated[Whole, Field(ge=1), Wrong("must be a whole number of days, at least 1.")] = _variable(
-        "ALPHAPULSE_LOG_DAYS", "how long they are kept, in days", 90
+    days: Annotated[int, BeforeValidator(whole_number(1, 99_999, "a whole number of days, at least 1."))] = (
+        _variable("ALPHAPULSE_LOG_DAYS", "how long they are kept, in days", 90)
     )
 
 
 class Workers(Variables):
     """Runs on several machines"""
 
-    run_launcher: Annotated[
-        RunLauncher, Wrong("must be local (runs on this machine) or celery (runs on workers).")
-    ] = _variable(
+    run_launcher: Annotated[str, AfterValidator(_run_launcher)] = _variable(
         "ALPHAPULSE_RUN_LAUNCHER",
         "`local`, or `celery`: runs are executed by [workers](scale-out.md)",
         "local",
@@ -274,23 +274,14 @@ class Alerts(Variables):
     """Alerts"""
 
     webhook_url: WebUrl = _variable("ALPHAPULSE_ALERT_WEBHOOK_URL", "where alerts are posted; a secret")
-    mail_url: Annotated[
-        str | None,
-        AfterValidator(_mail_url),
-        Wrong(
-            "is not a mail server's URL: smtp+starttls://user:password@host:587, smtps://… for TLS from the "
-            "beginning, or smtp://host:25. What has a meaning in URLs is written %40, %3A, %2F in a password."
-        ),
-    ] = _variable(
+    mail_url: Annotated[str | None, AfterValidator(_mail_url)] = _variable(
         "ALPHAPULSE_SMTP_URL",
         "the mail server, `smtp+starttls://user:password@host:587`, `smtps://…` or `smtp://…`; a secret",
     )
-    recipients: Annotated[tuple[Address, ...], BeforeValidator(_words), NO_ADDRESS] = _variable(
+    recipients: Annotated[tuple[Address, ...], Words] = _variable(
         "ALPHAPULSE_ALERT_EMAIL_TO", "whom alerts are mailed to, several with commas", ()
     )
-    sender: Annotated[Address | None, NO_ADDRESS] = _variable(
-        "ALPHAPULSE_ALERT_EMAIL_FROM", "what address they come from"
-    )
+    sender: Address | None = _variable("ALPHAPULSE_ALERT_EMAIL_FROM", "what address they come from")
     label: Annotated[str | None, AfterValidator(lambda text: " ".join(text.split())[:60])] = _variable(
         "ALPHAPULSE_ALERT_LABEL", "what alerts call this database, as in `production`"
     )
@@ -320,14 +311,7 @@ class Dagster(Variables):
     home: Directory = _variable(
         "DAGSTER_HOME", "Dagster's instance; unset: in the state directory, of each run launcher another one"
     )
-    postgres_url: Annotated[
-        str | None,
-        AfterValidator(_storage),
-        Wrong(
-            "is not a URL Dagster's storage can use: it must begin with postgresql+psycopg2:// "
-            "(postgresql:// and postgres:// are taken for it)."
-        ),
-    ] = _variable(
+    postgres_url: Annotated[str | None, AfterValidator(_storage)] = _variable(
         "DAGSTER_POSTGRES_URL",
         "its storage, `postgresql+psycopg2://…`; unset: on the embedded server. A secret where it has a "
         "password",
