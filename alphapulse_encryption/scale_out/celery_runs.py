@@ -43,33 +43,32 @@ QUEUE = "dagster"
 
 # Delivered messages stay in the queue's table of the PostgreSQL broker; they are removed after so many days.
 _DAYS_KEPT = 7
+_REMOVE_DELIVERED = (
+    "DELETE FROM kombu_message WHERE NOT visible AND timestamp < now() - make_interval(days => :days)"
+)
 
 
-def broker_url() -> str:
-    """Where runs are queued: ``ALPHAPULSE_CELERY_BROKER_URL``, or Dagster's storage."""
-    return settings.Workers().broker_url or f"sqla+{storage_url()}"
-
-
-def backend_url() -> str:
-    """Where Celery keeps results: ``ALPHAPULSE_CELERY_BACKEND_URL``, or Dagster's storage."""
-    return settings.Workers().backend_url or f"db+{storage_url()}"
-
-
-def app_settings() -> dict[str, Any]:
-    """What launchers and workers have in common."""
+def celery_settings() -> dict[str, Any]:
+    """What launchers and workers have in common: broker, backend, and Celery's own configuration."""
+    given = settings.Workers()
     return {
-        # A worker has no more runs than it executes: those in reserve would be lost with it. A message that a broker
-        # delivers once more meanwhile finds that its run is being executed.
-        **DEFAULT_CONFIG,
-        "worker_prefetch_multiplier": 1,
-        "task_acks_late": True,
-        "task_default_queue": QUEUE,
-        "broker_connection_retry_on_startup": True,
-        # Dagster's event log says what came of a run; this is a number only.
-        "result_expires": _DAYS_KEPT * 86_400,
-        "worker_hijack_root_logger": False,
-        "worker_redirect_stdouts": False,
-        "worker_enable_remote_control": False,
+        "broker": given.broker_url or f"sqla+{storage_url()}",
+        "backend": given.backend_url or f"db+{storage_url()}",
+        "config_source": {
+            # A worker has no more runs than it executes: those in reserve would be lost with it. A message that a
+            # broker delivers once more meanwhile finds that its run is being executed.
+            **DEFAULT_CONFIG,
+            "worker_prefetch_multiplier": 1,
+            "task_acks_late": True,
+            "task_default_queue": QUEUE,
+            "task_track_started": True,
+            "broker_connection_retry_on_startup": True,
+            # Dagster's event log says what came of a run; this is a number only.
+            "result_expires": _DAYS_KEPT * 86_400,
+            "worker_hijack_root_logger": False,
+            "worker_redirect_stdouts": False,
+            "worker_enable_remote_control": False,
+        },
     }
 
 
@@ -80,13 +79,7 @@ class AlphaPulseCeleryRunLauncher(CeleryRunLauncher):
     """
 
     def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
-        super().__init__(
-            default_queue=QUEUE,
-            broker=broker_url(),
-            backend=backend_url(),
-            config_source=app_settings(),
-            inst_data=inst_data,
-        )
+        super().__init__(default_queue=QUEUE, inst_data=inst_data, **celery_settings())
         # When each run was first found without a lease.
         self._missing: dict[str, float] = {}
 
@@ -157,20 +150,12 @@ def prepare_broker(app: Celery) -> None:
         return
     engine = sqlalchemy.create_engine(address.removeprefix("sqla+"), poolclass=sqlalchemy.pool.NullPool)
     with engine.begin() as connection:
-        connection.execute(
-            sqlalchemy.text(
-                "SELECT pg_advisory_xact_lock(hashtextextended('alphapulse_encryption broker', 0))"
-            )
-        )
+        lock = "SELECT pg_advisory_xact_lock(hashtextextended('alphapulse_encryption broker', 0))"
+        connection.execute(sqlalchemy.text(lock))
         with app.connection_for_write() as broker:
             for queue in app.conf.task_queues:
                 queue(broker.default_channel).declare()
-        connection.execute(
-            sqlalchemy.text(
-                "DELETE FROM kombu_message WHERE NOT visible AND timestamp < now() - make_interval(days => :days)"
-            ),
-            {"days": _DAYS_KEPT},
-        )
+        connection.execute(sqlalchemy.text(_REMOVE_DELIVERED), {"days": _DAYS_KEPT})
 
 
 def check_reachable(url: str, variable: str) -> None:

@@ -61,13 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Work; 0 when stopped by a signal, 2 on wrong usage or configuration."""
     options = build_parser().parse_args(arguments)
     try:
-        return _work(options.name or platform.node(), options.concurrent_runs, options.verbose)
+        return _work(options)
     except MigrationError as error:
         print(error, file=sys.stderr)
         return error.exit_status
 
 
-def _work(name: str, runs: int, verbose: bool) -> int:
+def _work(options: argparse.Namespace) -> int:
+    name, runs = options.name or platform.node(), options.concurrent_runs
     if settings.Workers().run_launcher != "celery" and not os.environ.get("DAGSTER_HOME", "").strip():
         raise ConfigurationError(
             "Nobody sends runs to a worker of this instance: set ALPHAPULSE_RUN_LAUNCHER=celery, here and wherever "
@@ -84,13 +85,19 @@ def _work(name: str, runs: int, verbose: bool) -> int:
     from alphapulse_encryption import definitions
     from alphapulse_encryption.defs.resources.instance import open_instance
 
-    broker, backend = celery_runs.broker_url(), celery_runs.backend_url()
+    addresses = celery_runs.celery_settings()
+    broker, backend = addresses["broker"], addresses["backend"]
     celery_runs.check_reachable(broker, "ALPHAPULSE_CELERY_BROKER_URL")
     celery_runs.check_reachable(backend, "ALPHAPULSE_CELERY_BACKEND_URL")
     with open_instance():
         # Whatever is wrong with it is known now, and not with the first run.
         pass
-    _configure_logging(celery_runs.WithoutAddresses(broker, backend), verbose)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.addFilter(celery_runs.WithoutAddresses(broker, backend))
+    level = logging.INFO if options.verbose else logging.WARNING
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    _log.setLevel(logging.INFO)
     app = build_app(name)
     celery_runs.prepare_broker(app)
     # Loaded once here, and not in the process of every run.
@@ -119,13 +126,7 @@ def build_app(name: str) -> Celery:
 
     from alphapulse_encryption.scale_out import celery_runs
 
-    app: Celery = make_app(  # type: ignore[no-untyped-call]
-        {
-            "broker": celery_runs.broker_url(),
-            "backend": celery_runs.backend_url(),
-            "config_source": {**celery_runs.app_settings(), "task_track_started": True},
-        }
-    )
+    app: Celery = make_app(celery_runs.celery_settings())  # type: ignore[no-untyped-call]
 
     @app.task(name=TASK_EXECUTE_JOB_NAME)  # type: ignore[untyped-decorator]
     def execute_job(run_id: str) -> int:
@@ -161,16 +162,6 @@ def execute(run_id: str, worker: str) -> int:
         succeeded = execute_launched_run(instance, run_id)
         _log.info("Run %s ends, %s.", run_id[:8], "done" if succeeded else "failed")
         return 0 if succeeded else 1
-
-
-def _configure_logging(filtered: logging.Filter, verbose: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    handler.addFilter(filtered)
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO if verbose else logging.WARNING)
-    _log.setLevel(logging.INFO)
 
 
 if __name__ == "__main__":
