@@ -8,25 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from alphapulse_encryption import guide, logfiles, secrecy, settings
 from alphapulse_encryption.catalogue import Catalogue, load_catalogue
-from alphapulse_encryption.cli.commands.keys import (
-    compare_keys,
-    print_backup_identity,
-    print_key_usage,
-    print_key_versions,
-    reinstate_key_version,
-)
+from alphapulse_encryption.cli.commands import keys, preparations, reports, running
 from alphapulse_encryption.cli.commands.parser import PROGRAM, build_parser
-from alphapulse_encryption.cli.commands.preparations import print_roles_sql, rehearse_on_a_clone, try_alerts
-from alphapulse_encryption.cli.commands.reports import (
-    print_approvals,
-    print_discovery,
-    print_json_schema,
-    print_plan,
-    print_preflight,
-    print_slow_queries,
-    print_status,
-)
-from alphapulse_encryption.cli.commands.running import change_settings, print_settings, stop_all_runs
 from alphapulse_encryption.cli.commands.usage import check_usage, given
 from alphapulse_encryption.errors import MigrationError
 
@@ -35,29 +18,29 @@ LOGGED = ("rehearse", "reinstate_key_version", "pause", "resume", "set", "stop_r
 
 # In this order: what changes settings shows them as well.
 _OF_THE_WHOLE: Mapping[str, Callable[[argparse.Namespace], int]] = {
-    "rehearse": rehearse_on_a_clone,
-    "backup_identity": print_backup_identity,
-    "json_schema": print_json_schema,
-    "discover": print_discovery,
-    "approvals": print_approvals,
-    "check_key": compare_keys,
-    "key_usage": print_key_usage,
-    "test_alerts": try_alerts,
-    "roles_sql": print_roles_sql,
-    "stop_runs": stop_all_runs,
-    "reinstate_key_version": reinstate_key_version,
-    "pause": change_settings,
-    "resume": change_settings,
-    "set": change_settings,
-    "settings": print_settings,
+    "rehearse": preparations.rehearse_on_a_clone,
+    "backup_identity": keys.print_backup_identity,
+    "json_schema": reports.print_json_schema,
+    "discover": reports.print_discovery,
+    "approvals": reports.print_approvals,
+    "check_key": keys.compare_keys,
+    "key_usage": keys.print_key_usage,
+    "test_alerts": preparations.try_alerts,
+    "roles_sql": preparations.print_roles_sql,
+    "stop_runs": running.stop_all_runs,
+    "reinstate_key_version": keys.reinstate_key_version,
+    "pause": running.change_settings,
+    "resume": running.change_settings,
+    "set": running.change_settings,
+    "settings": running.print_settings,
 }
 _OF_TABLES: Mapping[str, Callable[[argparse.Namespace, Catalogue, tuple[str, ...]], int]] = {
-    "plan": print_plan,
-    "status": print_status,
-    "slow_queries": print_slow_queries,
-    "key_versions": print_key_versions,
+    "plan": reports.print_plan,
+    "status": reports.print_status,
+    "slow_queries": reports.print_slow_queries,
+    "key_versions": keys.print_key_versions,
     # With --json; else it is a step.
-    "preflight": print_preflight,
+    "preflight": reports.print_preflight,
 }
 
 
@@ -121,8 +104,8 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
     from alphapulse_encryption.migration.schema.definition import check_catalogue
 
     ranges = settings.TargetVariables().batch_ranges
-    keys = load_key_ring(key_environment())
-    get_format(catalogue.format, keys)
+    key_ring = load_key_ring(key_environment())
+    get_format(catalogue.format, key_ring)
     database = target_database()
     asked = [step for step in guide.in_running_order() if given(options, [step.name])]
     # The steps look at all this themselves; here it is known before the first of them has begun.
@@ -130,7 +113,7 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
         for step in asked:
             refuse_unless_allowed(connection, step.name, [catalogue.table(key) for key in tables])
         # A rotation that begins has another current version than the database.
-        (check_key_values if options.rotate_keys else check_key)(connection, keys)
+        (check_key_values if options.rotate_keys else check_key)(connection, key_ring)
         check_catalogue(connection, catalogue, tables)
         for key in () if options.replan else tables:
             check_ranges(connection, catalogue.table(key), ranges)
@@ -141,7 +124,7 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
     from alphapulse_encryption.cli.steps import Steps
 
     with launcher(ranges, options.runs) as found:
-        steps = Steps(found, database, catalogue, keys, tables)
+        steps = Steps(found, database, catalogue, key_ring, tables)
         for step in asked:
             value = {step.value: getattr(options, step.name)} if step.value else {}
             if not steps.run(step.name, **given(options, step.options), **value):

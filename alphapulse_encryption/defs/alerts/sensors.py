@@ -18,13 +18,8 @@ from alphapulse_encryption.defs.resources.border import safely
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.migration.gates.findings import Alert
+from alphapulse_encryption.migration.insight import overdue
 from alphapulse_encryption.migration.insight.drift import look_for_drift
-from alphapulse_encryption.migration.insight.overdue import (
-    approvals_waiting,
-    current_mark,
-    keys_due,
-    old_pending_rows,
-)
 from alphapulse_encryption.migration.postgres.database import DatabaseUnreachable
 
 # A server that is being restarted, or a table that is locked for a moment, is nobody's concern.
@@ -45,11 +40,11 @@ class _Alert:
 
 def _pending(target: TargetResource, ledger: Ledger) -> Sequence[Alert]:
     limit = settings.Alerts().pending_after
-    mark = current_mark(target.database)
+    mark = overdue.current_mark(target.database)
     ledger.marks = add_mark(ledger.marks, mark, limit)
     (oldest, *_) = ledger.marks
     old_enough = oldest if mark.at - oldest.at >= limit else None
-    return old_pending_rows(target.database, target.catalogue.tables, old_enough, limit)
+    return overdue.old_pending_rows(target.database, target.catalogue.tables, old_enough, limit)
 
 
 _ALERTS = (
@@ -73,7 +68,7 @@ _ALERTS = (
         "alert_keys",
         "keys",
         3600,
-        lambda target, _: keys_due(target.database, settings.Alerts().rotate_after),
+        lambda target, _: overdue.keys_due(target.database, settings.Alerts().rotate_after),
         "Tells when a key nears the number of values it may encrypt, and when the current key version is older than "
         "`ALPHAPULSE_ALERT_KEY_DAYS`.",
     ),
@@ -81,7 +76,7 @@ _ALERTS = (
         "alert_approvals",
         "approvals",
         300,
-        lambda target, _: approvals_waiting(target.database),
+        lambda target, _: overdue.approvals_waiting(target.database),
         "Tells of approvals of a drop that wait to be used, end soon, or have ended unused.",
     ),
 )

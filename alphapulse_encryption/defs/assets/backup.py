@@ -5,13 +5,9 @@ from pydantic import Field
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.defs.assets.groups import PREPARE, TARGET_POOL
+from alphapulse_encryption.defs.resources import environment
 from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, safely
 from alphapulse_encryption.defs.resources.effects import REPORT
-from alphapulse_encryption.defs.resources.environment import (
-    backup_bucket,
-    client_programs,
-    restore_drill_server,
-)
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.gates import offsite
 from alphapulse_encryption.migration.gates.backup import take_backup
@@ -51,16 +47,16 @@ def build() -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, config: BackupConfig, target: TargetResource
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with safely():
-            bucket = backup_bucket()
+            bucket = environment.backup_bucket()
             # What an upload needs is known before a long dump.
             client = offsite.open_client() if bucket is not None else None
             result = take_backup(
                 target.by(actor(context)),
                 target.catalogue.tables,
                 directory=settings.state_dir() / "backups",
-                bin_dir=client_programs(),
+                bin_dir=environment.client_programs(),
                 recipients=settings.Backups().recipients,
-                drill_server=restore_drill_server() if config.restore_drill else None,
+                drill_server=environment.restore_drill_server() if config.restore_drill else None,
             )
             backup, drill = result.backup, result.drill
             metadata: dict[str, MetadataEntry] = {

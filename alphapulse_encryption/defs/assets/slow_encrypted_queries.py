@@ -11,15 +11,7 @@ from alphapulse_encryption.defs.dagster_private import UnresolvedAssetJobDefinit
 from alphapulse_encryption.defs.resources.border import MetadataEntry, as_table, safely
 from alphapulse_encryption.defs.resources.schedules import cron
 from alphapulse_encryption.defs.resources.target import TargetResource
-from alphapulse_encryption.migration.insight.slow_queries import (
-    DEFAULT_LIMIT,
-    NotCounted,
-    SlowQuery,
-    Snapshot,
-    slow_queries,
-    snapshot,
-    worse_than,
-)
+from alphapulse_encryption.migration.insight import slow_queries
 
 NAME = "slow_encrypted_queries"
 JOB = "look_for_slow_queries"
@@ -38,7 +30,10 @@ class SlowQueriesConfig(dg.Config):
         description="A statement whose mean time is at least this, in milliseconds, is slow.",
     )
     limit: int = Field(
-        default=DEFAULT_LIMIT, ge=1, le=200, description="How many statements the table shows, slowest first."
+        default=slow_queries.DEFAULT_LIMIT,
+        ge=1,
+        le=200,
+        description="How many statements the table shows, slowest first.",
     )
 
 
@@ -64,19 +59,19 @@ def build() -> dg.AssetsDefinition:
         with safely():
             tables = target.catalogue.tables
             try:
-                found = slow_queries(target.database, tables)
-            except NotCounted as missing:
+                found = slow_queries.slow_queries(target.database, tables)
+            except slow_queries.NotCounted as missing:
                 if len(context.job_def.nodes) == 1:
                     raise
                 # The others were asked for, too: they are not to end as a failed run for want of a help with tuning.
                 context.log.warning(f"Left out. {missing}")
                 return
-            worse = worse_than(found, _last_snapshot(context))
+            worse = slow_queries.worse_than(found, _last_snapshot(context))
             for warning in (*map(str, worse), *found.remarks):
                 context.log.warning(warning)
             slow = [query for query in found.queries if query.mean_ms >= config.slow_ms]
             shown = [*found.queries[: config.limit], *found.own[: config.limit]]
-            counted = sorted(snapshot(found).items(), key=lambda item: -item[1][1])
+            counted = sorted(slow_queries.snapshot(found).items(), key=lambda item: -item[1][1])
             remembered = {query: [calls, total] for query, (calls, total) in counted[:_REMEMBERED]}
             listed = "\n".join(f"- {change}" for change in worse)
             metadata: dict[str, MetadataEntry] = {
@@ -98,7 +93,7 @@ def build() -> dg.AssetsDefinition:
 _NOTHING = {"of": "", "statement": "no statement on an encrypted table was counted"}
 
 
-def _record(query: SlowQuery) -> dict[str, object]:
+def _record(query: slow_queries.SlowQuery) -> dict[str, object]:
     return {
         "of": "this tool" if query.own else "application",
         "mean_ms": round(query.mean_ms, 3),
@@ -114,7 +109,7 @@ def _record(query: SlowQuery) -> dict[str, object]:
     }
 
 
-def _last_snapshot(context: dg.AssetExecutionContext) -> Snapshot:
+def _last_snapshot(context: dg.AssetExecutionContext) -> slow_queries.Snapshot:
     """What the last run has counted; a materialization of another version of this may have no such thing."""
     event = context.instance.get_latest_materialization_event(context.asset_key)
     materialization = None if event is None else event.asset_materialization

@@ -13,14 +13,8 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.postgres.database import Actor
-from alphapulse_encryption.migration.rows.verify import (
-    FRESH_FOR,
-    MOST_TRANSACTIONS,
-    Problem,
-    TableVerification,
-    count_rows,
-    verify_table,
-)
+from alphapulse_encryption.migration.rows import verify
+from alphapulse_encryption.migration.rows.verify import TableVerification
 
 NAME = "verified_table"
 Yielded = dg.AssetCheckResult | dg.MaterializeResult[Any]
@@ -29,7 +23,7 @@ Yielded = dg.AssetCheckResult | dg.MaterializeResult[Any]
 class _Check(NamedTuple):
     name: str
     description: str
-    kinds: tuple[Problem, ...] = ()
+    kinds: tuple[verify.Problem, ...] = ()
     passes: Callable[[TableVerification], bool] = lambda _: True
 
 
@@ -59,7 +53,7 @@ _CHECKS = (
     ),
     _Check(
         "fresh",
-        f"Every result is at most {FRESH_FOR.days} days and {MOST_TRANSACTIONS:,} transactions old.",
+        f"Every result is at most {verify.FRESH_FOR.days} days and {verify.MOST_TRANSACTIONS:,} transactions old.",
         passes=lambda result: result.fresh,
     ),
 )
@@ -147,10 +141,10 @@ def verified_tables(who: Actor, target: TargetResource) -> dict[str, TableVerifi
         for table in target.catalogue.tables:
             if table_state(connection, table) is None:
                 continue
-            result = verify_table(connection, table, target.key_ring)
+            result = verify.verify_table(connection, table, target.key_ring)
             if result.since is not None and result.missing_rows is None:
-                count_rows(target.by(who), table)
-                result = verify_table(connection, table, target.key_ring)
+                verify.count_rows(target.by(who), table)
+                result = verify.verify_table(connection, table, target.key_ring)
             results[table.key] = result
     return results
 

@@ -14,13 +14,9 @@ from alphapulse_encryption.defs.jobs.once import AnyTablesConfig, named_tables, 
 from alphapulse_encryption.defs.resources.border import as_table
 from alphapulse_encryption.defs.resources.effects import REPORT, On
 from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.insight import query_benchmark
 from alphapulse_encryption.migration.insight.live_check import ColumnCheck, live_check
-from alphapulse_encryption.migration.insight.query_benchmark import (
-    DEFAULT_REPETITIONS,
-    QueryBenchmark,
-    Timings,
-    benchmark_queries,
-)
+from alphapulse_encryption.migration.insight.query_benchmark import QueryBenchmark, Timings
 from alphapulse_encryption.secrecy import find_fonts
 
 _PERCENTILES = (50.0, 95.0, 99.0)
@@ -33,7 +29,7 @@ class BenchmarkConfig(AnyTablesConfig):
     """Which tables, and how long."""
 
     repetitions: int = Field(
-        default=DEFAULT_REPETITIONS,
+        default=query_benchmark.DEFAULT_REPETITIONS,
         ge=1,
         le=100_000,
         description="How often each question is asked, at most.",
@@ -67,7 +63,7 @@ def _signed(found: ColumnCheck) -> str:
 def _benchmark(on: On[BenchmarkConfig]) -> dict[str, Any]:
     found: list[QueryBenchmark] = []
     for table in named_tables(on.catalogue, on.config.tables or on.catalogue.keys):
-        measured = benchmark_queries(on.target, table, repetitions=on.config.repetitions)
+        measured = query_benchmark.benchmark_queries(on.target, table, repetitions=on.config.repetitions)
         for line in report_lines([measured]):
             on.log(line)
         found.append(measured)

@@ -13,12 +13,7 @@ from typing import Protocol, TypeVar, Unpack
 import dagster as dg
 from pydantic import Field
 
-from alphapulse_encryption.bounds import (
-    HIGHEST_REST_RATIO,
-    LARGEST_BATCH_SIZE,
-    LONGEST_BATCH_SECONDS,
-    MOST_WORKERS,
-)
+from alphapulse_encryption import bounds
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.defs.resources.border import Context, MetadataEntry, actor, counted
 from alphapulse_encryption.defs.resources.partitions import TablePart, range_name
@@ -51,23 +46,23 @@ class PaceConfig(dg.Config):
     batch_size: int | None = Field(
         default=None,
         ge=1,
-        le=LARGEST_BATCH_SIZE,
+        le=bounds.LARGEST_BATCH_SIZE,
         description="Rows per batch. Unset: as the settings in the database say, which adapt it.",
     )
     target_seconds: float | None = Field(
         default=None,
         gt=0,
-        le=LONGEST_BATCH_SECONDS,
+        le=bounds.LONGEST_BATCH_SECONDS,
         description="How long one batch's transaction is to take, in seconds. Unset: as the settings say.",
     )
     rest_ratio: float | None = Field(
         default=None,
         ge=0,
-        le=HIGHEST_REST_RATIO,
+        le=bounds.HIGHEST_REST_RATIO,
         description="Seconds of rest for each second of work. Unset: as the settings say, which is none at first.",
     )
     workers: int = Field(
-        default=1, ge=1, le=MOST_WORKERS, description="How many batch ranges are worked on at once."
+        default=1, ge=1, le=bounds.MOST_WORKERS, description="How many batch ranges are worked on at once."
     )
     work_mem: str | None = Field(
         default=None, description="Memory of one sort or hash in our sessions, for example 256MB."

@@ -66,7 +66,7 @@ def theirs(
         leak.url = database_url  # type: ignore[attr-defined]
         for name in ("target_database", "load_key_ring", "load_catalogue"):
             monkeypatch.setattr(f"alphapulse_encryption.defs.resources.target.{name}", leak)
-        monkeypatch.setattr("alphapulse_encryption.defs.assets.backup.backup_bucket", leak)
+        monkeypatch.setattr("alphapulse_encryption.defs.resources.environment.backup_bucket", leak)
         monkeypatch.setattr("alphapulse_encryption.rehearsal.job.RehearsalTarget", leak)
         monkeypatch.setattr("alphapulse_encryption.rehearsal.job.Passed.model_validate", leak)
         monkeypatch.setattr("alphapulse_encryption.rehearsal.job._has_no_clones", leak)
