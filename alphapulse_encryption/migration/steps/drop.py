@@ -25,6 +25,7 @@ from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.bookkeeping.tables import advance, require_state
 from alphapulse_encryption.migration.gates import approvals
 from alphapulse_encryption.migration.gates.approvals import TwoPersonRule
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
@@ -207,8 +208,7 @@ def _drop(connection: Connection, ask: _Ask, before: Approval) -> _Dropped:
     _refuse_unless_ready(connection, ask, approval)
     _refuse_without_guard(connection, definition)
     _refuse_without_pending_index(connection, definition)
-    row = connection.execute(sql.any_pending(definition, SQL("{}").format(SQL("true")))).fetchone()
-    if row is None or row[0]:
+    if answer(connection, sql.any_pending(definition)):
         raise RefusedError(
             f"Values of {table.key} are pending: they were written just now by an application that still "
             f"uses the plaintext columns. Encrypt them (--migrate-data --table {table.key}), and find out "

@@ -27,6 +27,7 @@ from alphapulse_encryption.migration.bookkeeping.quarantine import forget_quaran
 from alphapulse_encryption.migration.bookkeeping.ranges import restart_ranges
 from alphapulse_encryption.migration.bookkeeping.tables import advance, require_guarded_state, require_state
 from alphapulse_encryption.migration.bookkeeping.verifications import forget_verifications
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
@@ -127,8 +128,7 @@ def _refuse_unless_ready(connection: Connection, definition: TableDefinition, ke
             f"Table {table.key} is not verified: {'; '.join(verification.reasons)}. Run the backfill and the "
             f"verification (--migrate-data --verify --table {table.key}); nothing was changed."
         )
-    row = connection.execute(sql.any_pending(definition, sql.EVERYTHING)).fetchone()
-    if row is None or row[0]:
+    if answer(connection, sql.any_pending(definition)):
         raise RefusedError(
             f"Values of {table.key} are pending: they were written since the backfill. Run it again "
             f"(--migrate-data --verify --table {table.key}); nothing was changed."
