@@ -42,18 +42,6 @@ def lock_columns(connection: Connection, table: Table) -> None:
     )
 
 
-def status_rows(
-    connection: Connection, tables: Iterable[Table]
-) -> list[tuple[str, str, Status, int, datetime | None]]:
-    """Of every column: table, column, status, records processed, completion."""
-    rows = connection.execute(
-        "SELECT table_name, column_name, status, records_processed, completed_at "
-        "FROM alphapulse_encryption.columns WHERE table_name = ANY(%s) ORDER BY table_name, column_name",
-        [[table.key for table in tables]],
-    ).fetchall()
-    return [(row[0], row[1], row[2], row[3], row[4]) for row in rows]
-
-
 def register_columns(connection: Connection, table: Table) -> None:
     """Make the table's columns known, where they are not."""
     connection.execute(

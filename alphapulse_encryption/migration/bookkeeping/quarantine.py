@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import psycopg
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.migration.bookkeeping.ranges import Key
+from alphapulse_encryption.migration.bookkeeping.ranges import Key, Step
 
 Connection = psycopg.Connection[Any]
-
-# Which operation could not do it.
-Step = Literal["backfill", "rotate", "decrypt", "discard", "repair"]
 
 # So many are named in a message; all of them are in the table.
 NAMED = 10
