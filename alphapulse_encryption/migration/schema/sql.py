@@ -20,7 +20,6 @@ GUARD_MENTION = "zzz_encryption_guard_mention_"
 GUARDS = f"^({GUARD_INSERT}|{GUARD_UPDATE}|{GUARD_MENTION}[0-9]+)$"
 # The condition that every row meets.
 EVERYTHING = SQL("{}").format(SQL("true"))
-PENDING_INDEX_SUFFIX = "_encryption_pending"
 
 
 def key_list(definition: TableDefinition, alias: LiteralString = "t") -> Composed:
@@ -84,17 +83,17 @@ def within(
     return SQL(" AND ").join(conditions or [SQL("true")]), parameters
 
 
-def column_pending(column: Column, alias: LiteralString = "t") -> Composed:
+def column_pending(column: Column) -> Composed:
     """A value is pending when its plaintext is there and its ciphertext, or the token it needs, is not."""
-    missing = SQL("{} IS NULL").format(Identifier(alias, column.encrypted))
+    missing = SQL("{} IS NULL").format(Identifier(column.encrypted))
     if column.searchable:
-        missing = SQL("({} OR {} IS NULL)").format(missing, Identifier(alias, column.search))
-    return SQL("({} IS NOT NULL AND {})").format(Identifier(alias, column.name), missing)
+        missing = SQL("({} OR {} IS NULL)").format(missing, Identifier(column.search))
+    return SQL("({} IS NOT NULL AND {})").format(Identifier(column.name), missing)
 
 
-def row_pending(definition: TableDefinition, alias: LiteralString = "t") -> Composed:
+def row_pending(definition: TableDefinition) -> Composed:
     """A row is pending when one of its values is."""
-    pending: list[Composable] = [column_pending(column, alias) for column in definition.plaintext_columns]
+    pending: list[Composable] = [column_pending(column) for column in definition.plaintext_columns]
     return SQL("({})").format(SQL(" OR ").join(pending or [SQL("false")]))
 
 
@@ -359,10 +358,10 @@ def filled_cells(definition: TableDefinition) -> Cells:
     return cells
 
 
-def unfilled_cells(definition: TableDefinition, alias: str = "t") -> Cells:
+def unfilled_cells(definition: TableDefinition) -> Cells:
     """Ciphertexts that have no plaintext beside them."""
     cells: Cells = []
     for column in definition.plaintext_columns:
-        plaintext, encrypted = Identifier(alias, column.name), Identifier(alias, column.encrypted)
+        plaintext, encrypted = Identifier(column.name), Identifier(column.encrypted)
         cells.append((SQL("({} IS NULL AND {} IS NOT NULL)").format(plaintext, encrypted), encrypted))
     return cells

@@ -182,11 +182,9 @@ def _refuse_uncarried(connection: Connection, definition: TableDefinition) -> No
     """Refuse where a guarantee of the plaintext columns would silently be lost."""
     table = definition.table
     refuse_uncarriable(connection, definition)
-    there = indexes.read_indexes(connection, definition)
     for want in indexes.wanted_indexes(connection, definition):
-        found = there.get(want.name)
-        carried = found is not None and found.usable and (found.unique or not want.unique)
-        if not want.pending_only and not carried:
+        carried = indexes.is_usable(connection, definition, want.name, unique=bool(want.unique))
+        if want.condition is None and not carried:
             raise RefusedError(
                 f"The {'unique ' if want.unique else ''}index {want.name} of {table.key} is missing or "
                 f"invalid. Build it first (asset search_indexes); nothing was changed."
@@ -519,6 +517,6 @@ def _build_unfilled_index(connection: Connection, definition: TableDefinition) -
             saved.unfilled_index(table),
             tuple(key.name for key in definition.key),
             unique=False,
-            condition=lambda name: sql.wanted(sql.unfilled_cells(definition, indexes.alias(name))),
+            condition=sql.wanted(sql.unfilled_cells(definition)),
         ),
     )
