@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-import psycopg
 from psycopg.sql import SQL, Composable
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import Connection
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
-
-import psycopg
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.migration.postgres.database import Actor
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import Actor, Connection
 
 
 def audit(

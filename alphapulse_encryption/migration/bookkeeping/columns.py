@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
-
-import psycopg
+from typing import Literal
 
 from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.migration.postgres.database import Connection
 
-Connection = psycopg.Connection[Any]
 Status = Literal["pending", "in_progress", "completed", "failed"]
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import psycopg
-
 from alphapulse_encryption.catalogue import Table
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import Connection
 
 
 def keep_definition(connection: Connection, table: Table, definition: str) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import LiteralString
 
 import psycopg
 from psycopg.sql import SQL, Composable, Identifier
@@ -26,8 +26,7 @@ from alphapulse_encryption.migration.bookkeeping.contents import (
     read_objects,
 )
 from alphapulse_encryption.migration.postgres import locks
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import Connection
 
 SCHEMA = "alphapulse_encryption"
 # Of ours in public: what operators watch, what instances of an application ask when they start, what they call.

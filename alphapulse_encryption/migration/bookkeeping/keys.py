@@ -6,16 +6,13 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
-
-import psycopg
+from typing import Literal
 
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists, ensure_bookkeeping
-from alphapulse_encryption.migration.postgres.database import Actor
+from alphapulse_encryption.migration.postgres.database import Actor, Connection
 
-Connection = psycopg.Connection[Any]
 KeyState = Literal["current", "readable", "retired"]
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import LiteralString
 
-import psycopg
 from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
@@ -18,8 +17,7 @@ from alphapulse_encryption.migration.bookkeeping.columns import lock_columns, se
 from alphapulse_encryption.migration.bookkeeping.ranges import BatchRange, Key, Step, read_range
 from alphapulse_encryption.migration.postgres import wire
 from alphapulse_encryption.migration.postgres.answers import answer
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import Connection
 
 
 @dataclass(frozen=True)

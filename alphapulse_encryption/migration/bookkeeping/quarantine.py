@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
-
-import psycopg
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, Step
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import Connection
 
 # So many are named in a message; all of them are in the table.
 NAMED = 10

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, LiteralString
+from typing import Literal, LiteralString
 
-import psycopg
 from psycopg.sql import SQL
 
 from alphapulse_encryption.catalogue import Table
@@ -15,8 +14,8 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.columns import Status, reset_status
 from alphapulse_encryption.migration.postgres import locks
 from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Connection
 
-Connection = psycopg.Connection[Any]
 # The primary key of a row, each part in its text form.
 Key = tuple[str, ...]
 # An operation on rows, as the bookkeeping has it.

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
 from psycopg import sql
 
 from alphapulse_encryption import lifecycle
@@ -16,8 +15,7 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import Authority, State
 from alphapulse_encryption.migration.bookkeeping.columns import register_columns
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import Connection
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import psycopg
 
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES, KeyUsage, exhausted
 from alphapulse_encryption.errors import KeyExhausted
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.target import Target
-
-Connection = psycopg.Connection[Any]
 
 # Messages reserved at once, at most: about a tenth of a second of encrypting. The first blocks are small, so that a
 # process that is killed early has hardly counted more than it has encrypted.

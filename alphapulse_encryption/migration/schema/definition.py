@@ -8,15 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
-import psycopg
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 
 from alphapulse_encryption.catalogue import Catalogue, Column, Table
 from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
-
-Connection = psycopg.Connection[Any]
 
 # Of tables c in schemas n, those of the application: no partitions, and none of the system, of an extension or ours.
 OF_THE_APPLICATION: LiteralString = """

@@ -12,9 +12,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import LiteralString
 
-import psycopg
 from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Column, Table
@@ -23,14 +22,12 @@ from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.ranges import MAY_WRITE, MAY_WRITE_BY_NAME
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import WRITER, WRITER_SETTING, Actor
+from alphapulse_encryption.migration.postgres.database import WRITER, WRITER_SETTING, Actor, Connection
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.names import short_name
 from alphapulse_encryption.migration.schema.partitions import lock_partitions, read_parts
 from alphapulse_encryption.migration.schema.sql import GUARD_INSERT, GUARD_MENTION, GUARD_UPDATE, GUARDS
-
-Connection = psycopg.Connection[Any]
 
 
 def guard_name(table: Table) -> str:

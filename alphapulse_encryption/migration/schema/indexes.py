@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 from typing import Literal as OneOf
 
 import psycopg
@@ -17,15 +16,13 @@ from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.audit import audit, last_entry
 from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state, require_state
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
 from alphapulse_encryption.migration.postgres.waits import telling
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.names import short_name
 from alphapulse_encryption.migration.schema.partitions import Part, lock_parts, read_parts, whole
-
-Connection = psycopg.Connection[Any]
 
 # Partitions may come and go while the indexes of the others are built.
 LOOKS_AT_PARTITIONS = 5

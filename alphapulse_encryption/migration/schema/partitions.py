@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import psycopg
 from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 
-Connection = psycopg.Connection[Any]
 LockMode = Literal["SHARE", "SHARE ROW EXCLUSIVE", "ACCESS EXCLUSIVE"]
 
 

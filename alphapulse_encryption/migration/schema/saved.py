@@ -21,11 +21,10 @@ from alphapulse_encryption.errors import DatabaseFailure
 from alphapulse_encryption.migration.bookkeeping.definitions import keep_definition, kept_definition
 from alphapulse_encryption.migration.bookkeeping.tables import TableState
 from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.indexes import pending_index
 from alphapulse_encryption.migration.schema.names import short_name
-
-Connection = psycopg.Connection[Any]
 
 
 class _Model(BaseModel):
