@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, Step
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Connection
 
 # So many are named in a message; all of them are in the table.
@@ -78,10 +79,8 @@ def forget_quarantine(connection: Connection, table: Table) -> None:
 
 def quarantined(connection: Connection, table: Table) -> int:
     """How often rows of a table are set aside now."""
-    row = connection.execute(
-        "SELECT count(*) FROM alphapulse_encryption.quarantine WHERE table_name = %s", [table.key]
-    ).fetchall()[0]
-    return int(row[0])
+    query = "SELECT count(*) FROM alphapulse_encryption.quarantine WHERE table_name = %s"
+    return int(answer(connection, query, table.key))
 
 
 def quarantined_for(

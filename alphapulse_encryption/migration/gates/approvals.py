@@ -23,6 +23,7 @@ from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.gates import roles
 from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, check_backup, is_recent
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.verify import TableVerification
@@ -244,7 +245,7 @@ def refuse_same_person(
             f"has to carry it out. {turned_off}; nothing was changed."
         )
     if rule == "roles":
-        role = saved.only_row(connection.execute("SELECT session_user::text"))[0]
+        role = answer(connection, "SELECT session_user::text")
         if role == approval.database_role:
             raise RefusedError(
                 f"The two-person rule holds for database roles: the drop of {approval.table} was approved over the "

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, LiteralString
 
-import psycopg
 from psycopg.rows import dict_row
 from psycopg.sql import SQL, Composable, Composed, Identifier
 from psycopg.sql import Literal as SqlLiteral
 from pydantic import BaseModel, ConfigDict
 
 from alphapulse_encryption.catalogue import Column, Table
-from alphapulse_encryption.errors import DatabaseFailure
-from alphapulse_encryption.migration.bookkeeping.definitions import keep_definition, kept_definition
+from alphapulse_encryption.migration.bookkeeping.definitions import kept_definition
 from alphapulse_encryption.migration.bookkeeping.tables import TableState
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Connection
@@ -204,14 +202,6 @@ def verbatim(text: str) -> Composed:
     return Composed([SQL(text)])
 
 
-def only_row(cursor: psycopg.Cursor[Any]) -> tuple[Any, ...]:
-    """The row of a statement that always returns one."""
-    row = cursor.fetchone()
-    if row is None:
-        raise DatabaseFailure("The database returned no row where there has to be one.")
-    return tuple(row)
-
-
 _COLUMNS = """
 SELECT a.attnum AS number, a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type,
        CASE WHEN a.attcollation <> t.typcollation THEN ARRAY[n.nspname::text, c.collname::text] END AS collation,
@@ -343,19 +333,10 @@ def read_not_null(connection: Connection, definition: TableDefinition) -> dict[s
     }
 
 
-def keep(connection: Connection, table: Table, saved: SavedTable) -> int:
-    """Store what is about to be dropped, in the transaction that drops it.
-
-    Returns:
-        Its number in the bookkeeping.
-    """
-    return keep_definition(connection, table, saved.model_dump_json())
-
-
-def latest(connection: Connection, table: Table) -> tuple[int, SavedTable] | None:
-    """The definition saved by the last drop that was not undone: its id and what it says."""
+def latest(connection: Connection, table: Table) -> SavedTable | None:
+    """What the last drop took away that was not undone."""
     kept = kept_definition(connection, table)
-    return None if kept is None else (kept[0], SavedTable.model_validate(kept[1]))
+    return None if kept is None else SavedTable.model_validate(kept)
 
 
 def has_children(connection: Connection, definition: TableDefinition) -> bool:

@@ -19,6 +19,7 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.approvals import Approval
 from alphapulse_encryption.migration.bookkeeping.audit import audit
+from alphapulse_encryption.migration.bookkeeping.definitions import keep_definition
 from alphapulse_encryption.migration.bookkeeping.install import ensure_bookkeeping
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
@@ -216,7 +217,7 @@ def _drop(connection: Connection, ask: _Ask, before: Approval) -> _Dropped:
         )
     taken = saved.set_aside(state)
     what = saved.read_saved(connection, definition, taken)
-    definition_id = saved.keep(connection, table, what)
+    definition_id = keep_definition(connection, table, what.model_dump_json())
     _alter(connection, definition, what)
     advance(connection, table, State.DROPPED)
     approvals.consume(connection, approval, ask.operator.strip() or ask.target.actor.name)

@@ -202,7 +202,7 @@ def _dropped(connection: Connection, definition: TableDefinition) -> dict[str, L
     if not missing:
         return {}
     saved = latest(connection, definition.table)
-    columns = {column.name: column for column in saved[1].columns} if saved is not None else {}
+    columns = {column.name: column for column in saved.columns} if saved is not None else {}
     unknown = [name for name in missing if name not in columns]
     if unknown:
         raise ConfigurationError(
