@@ -40,15 +40,6 @@ def lock_columns(connection: Connection, table: Table) -> None:
     )
 
 
-def register_columns(connection: Connection, table: Table) -> None:
-    """Make the table's columns known, where they are not."""
-    connection.execute(
-        "INSERT INTO alphapulse_encryption.columns (table_name, column_name) "
-        "SELECT %s, c FROM unnest(%s::text[]) AS c ON CONFLICT DO NOTHING",
-        [table.key, [column.name for column in table.columns]],
-    )
-
-
 def reset_status(connection: Connection, table: Table, *, uncounted: bool = False) -> None:
     """Every column of the table is pending.
 

@@ -72,11 +72,9 @@ class KeyVersion:
     """Where a key version stands in this database.
 
     Args:
-        number: the version.
         state: ``current`` for the one that is written; ``readable`` while values of it may be there; ``retired`` once
             none was found.
         since: when it came to be so.
-        changed_by: who brought it there.
     """
 
     number: int

@@ -17,13 +17,7 @@ NAMED = 10
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A row that could not be done.
-
-    Args:
-        key: its primary key, in text form.
-        reason: what the server or the cipher said, without values.
-        since: when it was set aside.
-    """
+    """A row that could not be done; the reason is what the server or the cipher said, without values."""
 
     key: Key
     reason: str

@@ -13,7 +13,6 @@ from alphapulse_encryption import lifecycle
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import Authority, State
-from alphapulse_encryption.migration.bookkeeping.columns import register_columns
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.postgres.database import Connection
 
@@ -41,7 +40,11 @@ def register_table(connection: Connection, table: Table) -> None:
         "INSERT INTO alphapulse_encryption.tables (table_name) VALUES (%s) ON CONFLICT DO NOTHING",
         [table.key],
     )
-    register_columns(connection, table)
+    connection.execute(
+        "INSERT INTO alphapulse_encryption.columns (table_name, column_name) "
+        "SELECT %s, c FROM unnest(%s::text[]) AS c ON CONFLICT DO NOTHING",
+        [table.key, [column.name for column in table.columns]],
+    )
 
 
 def table_state(connection: Connection, table: Table, *, lock: bool = False) -> TableState | None:

@@ -27,13 +27,11 @@ def keep_verification(
     offenders: Sequence[Mapping[str, Any]],
     run_id: str | None,
 ) -> None:
-    """Keep what the verification of a range found, in place of what an earlier one did.
+    """Keep what the verification of a range found, in place of what an earlier one did; never a value.
 
     Args:
         since: the oldest transaction under way when it began.
         definition: fingerprint of the table's definition.
-        columns: counts by column.
-        offenders: column, problem and key of values that did not verify; never a value.
     """
     connection.execute(
         "INSERT INTO alphapulse_encryption.verifications "
@@ -57,7 +55,6 @@ class KeptVerification:
     Args:
         verified_at: None where it was never verified; nothing else is told then.
         columns: counts by column.
-        offenders: column, problem and key of values that did not verify.
         current: whether definition and key are the ones asked for.
         since: the oldest transaction under way when it began.
         fresh: whether it is recent enough, in time and in transactions.

@@ -278,7 +278,9 @@ def valid_approval(
         RefusedError: there is none; says why.
     """
     table = definition.table
-    approvals = kept.approvals_of(connection, table, lock=lock)
+    if lock:
+        kept.lock_approvals(connection, table)
+    approvals = kept.list_approvals(connection, table)
     found = next((approval for approval in approvals if approval.is_open), None)
     if found is None:
         raise RefusedError(
@@ -361,8 +363,8 @@ def revoke(
     with database.session(f"revoke approval {approval_id}") as connection:
         if bookkeeping_exists(connection):
             with connection.transaction():
-                revoked = kept.revoke(connection, approval_id, operator.strip() or actor.name)
-                if revoked is not None:
+                name = operator.strip() or actor.name
+                for revoked in kept.revoke(connection, name, number=approval_id):
                     audit(
                         connection,
                         actor,

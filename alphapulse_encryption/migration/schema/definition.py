@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, LiteralString
 
 from psycopg import sql
@@ -14,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from alphapulse_encryption.catalogue import Catalogue, Column, Table
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.postgres.database import Connection
-from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
+from alphapulse_encryption.migration.postgres.ddl import ATTEMPTS, in_short_transaction
 
 # Of tables c in schemas n, those of the application: no partitions, and none of the system, of an extension or ours.
 OF_THE_APPLICATION: LiteralString = """
@@ -56,12 +57,10 @@ class TableDefinition:
     """A catalogued table together with what the database says of it.
 
     Args:
-        oid: the table's object identifier.
         key: the primary key's columns, in the index's order.
         key_operators: schema of the comparison operators of the key's own types; using them by name keeps
             the comparison the index's own, whatever the search path is.
         columns: every column, in the table's order.
-        partitioned: whether it is declaratively partitioned.
         estimated_rows: the planner's estimate (0 where the table was never analysed).
         total_bytes: size with indexes and TOAST, in bytes.
     """
@@ -177,18 +176,11 @@ def read_table(
             catalogued column is part of the key or generated. Names it and says what to do.
         RefusedError: another session holds the table exclusively.
     """
-
-    def read() -> TableDefinition:
-        return _read_table(connection, table, plaintext=plaintext)
-
+    read = partial(_read_table, connection, table, plaintext=plaintext)
     if connection.info.transaction_status is not TransactionStatus.IDLE:
         return read()
     doing = f"look at the table {table.key}"
-    return (
-        in_short_transaction(connection, doing, read, attempts=1)
-        if once
-        else in_short_transaction(connection, doing, read)
-    )
+    return in_short_transaction(connection, doing, read, attempts=1 if once else ATTEMPTS)
 
 
 def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> TableDefinition:

@@ -22,7 +22,7 @@ from alphapulse_encryption.migration.postgres.waits import telling
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.names import short_name
-from alphapulse_encryption.migration.schema.partitions import Part, lock_parts, read_parts, whole
+from alphapulse_encryption.migration.schema.partitions import Part, lock_parts, read_parts
 
 # Partitions may come and go while the indexes of the others are built.
 LOOKS_AT_PARTITIONS = 5
@@ -50,10 +50,8 @@ class IndexResult:
     """What :func:`build_search_indexes` did.
 
     Args:
-        created: names of the indexes built now.
         existing: names of those found valid.
         rebuilt: of those created, the ones whose earlier build had been interrupted.
-        analysed: whether statistics were taken.
         bytes: size of all of them together.
     """
 
@@ -235,9 +233,10 @@ def build_search_indexes(
     ):
         require_guarded_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
+        part = read_parts(connection, definition.oid)[0]
         found: dict[str, State] = {}
         for index in wanted_indexes(connection, definition):
-            found[index.name] = _look(connection, whole(definition), index)
+            found[index.name] = _look(connection, part, index)
             if found[index.name] == "valid":
                 continue
             if index.unique:
@@ -496,10 +495,8 @@ class ReindexResult:
     """What :func:`reindex` did.
 
     Args:
-        reindexed: names of the indexes that were rebuilt.
         leftovers: names of what an interrupted call had left, dropped now.
-        bytes_before: size of the table's indexes before, in bytes.
-        bytes_after: after.
+        bytes_before: size of the table's indexes.
     """
 
     reindexed: tuple[str, ...]

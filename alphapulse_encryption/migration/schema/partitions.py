@@ -43,12 +43,6 @@ class Part:
         return self.name if self.schema_name == "public" else f"{self.schema_name}.{self.name}"
 
 
-def whole(definition: TableDefinition) -> Part:
-    """The catalogued table itself."""
-    table = definition.table
-    return Part(definition.oid, table.schema_name, table.name, None, not definition.partitioned)
-
-
 _PARTS = """
 SELECT c.oid, n.nspname, c.relname, CASE WHEN p.level > 0 THEN p.parentrelid::oid END, c.relkind <> 'p'
   FROM (SELECT relid, parentrelid, isleaf, level FROM pg_partition_tree(%(table)s)

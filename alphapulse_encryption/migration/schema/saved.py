@@ -30,13 +30,7 @@ class _Model(BaseModel):
 
 
 class NotNull(_Model):
-    """A column's NOT NULL.
-
-    Attributes:
-        name: of its constraint; None before PostgreSQL 18, which is the first to name them.
-        definition: of its constraint, None as well.
-        comment: on its constraint.
-    """
+    """A column's NOT NULL, and its constraint: nothing of that before PostgreSQL 18, which names them first."""
 
     name: str | None = None
     definition: str | None = None
@@ -47,8 +41,7 @@ class SetAside(_Model):
     """What the switch took off the plaintext columns.
 
     Attributes:
-        defaults: default expressions by column.
-        not_null: the columns that were NOT NULL.
+        defaults: expressions by column.
         unguarded: nothing was, but the guard is gone with the views since a revert.
     """
 
@@ -79,16 +72,13 @@ class SavedColumn(_Model):
 
     Attributes:
         type: with its modifiers, quoted and qualified.
-        collation: schema and name.
+        collation: schema and name, as for sequences, which it owns.
         default: expression, set aside by the switch or still there.
         not_null: set aside by the switch.
         encrypted_was_required: whether the encrypted column was NOT NULL before the drop made it so.
         grants: privileges on the column alone.
-        statistics: target.
-        storage: TOAST strategy, one letter as in ``pg_attribute``.
-        compression: method, one letter.
+        storage: TOAST strategy, one letter as in ``pg_attribute``; so is the compression.
         options: such as ``n_distinct=100``.
-        sequences: those owned by the column, schema and name.
     """
 
     name: str
@@ -107,10 +97,9 @@ class SavedColumn(_Model):
 
 
 class SavedIndex(_Model):
-    """An index.
+    """An index: its CREATE INDEX, and what that does not tell.
 
     Attributes:
-        definition: its CREATE INDEX, which does not tell the rest.
         tablespace: None for the database's own.
         clustered: whether CLUSTER goes by it.
         statistics: targets by the number of the index's column, where they were set.
@@ -130,9 +119,7 @@ class SavedConstraint(_Model):
     Attributes:
         kind: as in ``pg_constraint.contype``: check, foreign key, unique, exclusion.
         definition: what follows ADD CONSTRAINT name.
-        validated: whether it holds for every row.
-        deferrable: for unique ones.
-        deferred: initially.
+        deferred: initially; told of unique ones, as ``deferrable`` is.
         index: that enforces it.
     """
 

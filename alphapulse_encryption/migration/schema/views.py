@@ -43,12 +43,7 @@ _SECURITY_INVOKER_SINCE = 150000
 
 @dataclass(frozen=True)
 class ViewsResult:
-    """What :func:`create_views` did.
-
-    Args:
-        created: the views created or renewed now.
-        existing: the views found as they are to be.
-    """
+    """What :func:`create_views` did; those that were renewed count as created."""
 
     created: tuple[str, ...]
     existing: tuple[str, ...]

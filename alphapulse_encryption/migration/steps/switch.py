@@ -20,7 +20,7 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import progress
-from alphapulse_encryption.migration.bookkeeping.approvals import revoke_all
+from alphapulse_encryption.migration.bookkeeping.approvals import revoke
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.quarantine import forget_quarantine
@@ -400,7 +400,7 @@ def _withdraw(connection: Connection, table: Table, actor: Actor) -> tuple[str, 
     forget_verifications(connection, table)
     forget_quarantine(connection, table)
     restart_ranges(connection, table)
-    revoke_all(connection, actor.name, table)
+    revoke(connection, actor.name, table=table)
     progress.forget(connection, table, "decrypt")
     advance(connection, table, State.REVERTED)
     audit(connection, actor, "withdraw", table, views=list(removed))
