@@ -111,7 +111,7 @@ def approve_drop(
 def _bound_definition(connection: Connection, definition: TableDefinition) -> str:
     """The table's definition together with everything that would go with its plaintext columns."""
     state = require_state(connection, definition.table)
-    goes = saved.read_saved(connection, definition, saved.set_aside(state))
+    goes = saved.read_saved(connection, definition, state.set_aside)
     return hashlib.sha256(f"{definition.fingerprint()} {goes.model_dump_json()}".encode()).hexdigest()
 
 
@@ -385,7 +385,7 @@ def describe(connection: Connection, definition: TableDefinition) -> str:
     """In plain words: what a drop takes away, what stays in its place, and how it is undone."""
     table = definition.table
     state = require_state(connection, table)
-    what = saved.read_saved(connection, definition, saved.set_aside(state))
+    what = saved.read_saved(connection, definition, state.set_aside)
     encrypted = {column.name: column.encrypted for column in table.columns}
     lines = [f"Dropping the plaintext of {table.key} removes"]
     lines += [f"  column {column.name} ({column.type})" for column in what.columns]

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.migration.bookkeeping.definitions import kept_definition
-from alphapulse_encryption.migration.bookkeeping.tables import TableState
+from alphapulse_encryption.migration.bookkeeping.tables import NotNull, SetAside
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.schema.definition import TableDefinition
@@ -27,36 +27,6 @@ from alphapulse_encryption.migration.schema.names import short_name
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NotNull(_Model):
-    """A column's NOT NULL, and its constraint: nothing of that before PostgreSQL 18, which names them first."""
-
-    name: str | None = None
-    definition: str | None = None
-    comment: str | None = None
-
-
-class SetAside(_Model):
-    """What the switch took off the plaintext columns.
-
-    Attributes:
-        defaults: expressions by column.
-        unguarded: nothing was, but the guard is gone with the views since a revert.
-    """
-
-    defaults: dict[str, str] = {}
-    not_null: dict[str, NotNull] = {}
-    unguarded: bool = False
-
-    @property
-    def is_empty(self) -> bool:
-        return not self.defaults and not self.not_null
-
-
-def set_aside(state: TableState) -> SetAside:
-    """What the switch took off the table's plaintext columns."""
-    return SetAside.model_validate(dict(state.set_aside))
 
 
 class Grant(_Model):

@@ -215,8 +215,7 @@ def _drop(connection: Connection, ask: _Ask, before: Approval) -> _Dropped:
             f"uses the plaintext columns. Encrypt them (--migrate-data --table {table.key}), and find out "
             "who it is; nothing was dropped."
         )
-    taken = saved.set_aside(state)
-    what = saved.read_saved(connection, definition, taken)
+    what = saved.read_saved(connection, definition, state.set_aside)
     definition_id = keep_definition(connection, table, what.model_dump_json())
     _alter(connection, definition, what)
     advance(connection, table, State.DROPPED)

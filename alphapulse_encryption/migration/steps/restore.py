@@ -202,7 +202,7 @@ def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor)
     lost: list[str] = []
     for column in what.columns:
         lost += _dress_column(connection, definition, column)
-    advance(connection, table, State.RESTORING, what.set_aside.model_dump())
+    advance(connection, table, State.RESTORING, what.set_aside)
     guard.ensure_guard(connection, read_table(connection, table), actor)
     audit(connection, actor, "begin_restore", table, columns=[c.name for c in what.columns], lost_grants=lost)
     return tuple(lost)

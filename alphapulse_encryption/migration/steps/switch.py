@@ -25,7 +25,13 @@ from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.quarantine import forget_quarantine
 from alphapulse_encryption.migration.bookkeeping.ranges import restart_ranges
-from alphapulse_encryption.migration.bookkeeping.tables import advance, require_guarded_state, require_state
+from alphapulse_encryption.migration.bookkeeping.tables import (
+    NotNull,
+    SetAside,
+    advance,
+    require_guarded_state,
+    require_state,
+)
 from alphapulse_encryption.migration.bookkeeping.verifications import forget_verifications
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor
@@ -37,7 +43,6 @@ from alphapulse_encryption.migration.rows.engine import NotFinished, Progress
 from alphapulse_encryption.migration.schema import guard, indexes, saved, sql, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.partitions import lock_partitions
-from alphapulse_encryption.migration.schema.saved import NotNull, SetAside
 from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
@@ -320,7 +325,7 @@ def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | No
             )
     if actions:
         connection.execute(saved.alter(definition, actions))
-    advance(connection, table, State.SWITCHED, taken.model_dump())
+    advance(connection, table, State.SWITCHED, taken)
     guard.ensure_guard(connection, definition, actor)
     audit(
         connection,
@@ -442,7 +447,7 @@ def _hand_back(connection: Connection, definition: TableDefinition, filling: Fil
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
     connection.execute(SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(definition.identifier))
     last = filling.fill_under_lock(connection, definition, most=FILLED_UNDER_LOCK)
-    taken = saved.set_aside(state)
+    taken = state.set_aside
     actions: list[Composable] = [
         SQL("ALTER COLUMN {} SET DEFAULT {}").format(Identifier(name), saved.verbatim(text))
         for name, text in taken.defaults.items()
@@ -460,7 +465,7 @@ def _hand_back(connection: Connection, definition: TableDefinition, filling: Fil
     )
     # Where nothing is set aside, all that is left is to take the guard and the views away.
     back = State.RESTORED if state.state is State.RESTORING else State.REVERTING
-    advance(connection, table, back, SetAside(not_null=taken.not_null).model_dump())
+    advance(connection, table, back, SetAside(not_null=taken.not_null))
     guard.ensure_guard(connection, definition, actor)
     done = filling.done + last
     audit(connection, actor, "hand_back", table, rows=done.rows, values=done.values)
@@ -479,7 +484,7 @@ def finish_return(connection: Connection, definition: TableDefinition, actor: Ac
     state = require_state(connection, table, lock=True)
     if state.authority != "plaintext":
         raise RefusedError(f"Table {table.key} was switched to ciphertext meanwhile. Run the step again.")
-    taken = saved.set_aside(state)
+    taken = state.set_aside
     current = read_table(connection, table)
     # One after the other: it is by the checks that PostgreSQL knows it need not look at the rows.
     for name, not_null in taken.not_null.items():
