@@ -46,11 +46,14 @@ def quarantine(
     )
 
 
-def release(connection: Connection, table: Table, number: int, step: Step = "backfill") -> None:
-    """Forget what a step had set aside of a range: it is tried again from now on."""
+def release(
+    connection: Connection, table: Table, number: int | None = None, step: Step | None = None
+) -> None:
+    """Forget what was set aside of a table, or by a step of a range: it is tried again from now on."""
     connection.execute(
-        "DELETE FROM alphapulse_encryption.quarantine WHERE table_name = %s AND batch_range = %s AND step = %s",
-        [table.key, number, step],
+        "DELETE FROM alphapulse_encryption.quarantine WHERE table_name = %s "
+        "AND (%s::int IS NULL OR batch_range = %s) AND (%s::text IS NULL OR step = %s)",
+        [table.key, number, number, step, step],
     )
 
 
@@ -64,11 +67,6 @@ def read_quarantine(
         [table.key, number, number, step],
     ).fetchall()
     return tuple(Quarantined(tuple(key), reason, since) for key, reason, since in rows)
-
-
-def forget_quarantine(connection: Connection, table: Table) -> None:
-    """Forget what any step had set aside of a table."""
-    connection.execute("DELETE FROM alphapulse_encryption.quarantine WHERE table_name = %s", [table.key])
 
 
 def quarantined(connection: Connection, table: Table) -> int:

@@ -94,30 +94,18 @@ class TableDefinition:
         Unlike :meth:`fingerprint` it stays the same when constraints or other columns change.
         """
         concerned = {name for column in self.table.columns for name in (column.name, *column.derived)}
-        return _digest(
-            {
-                "oid": self.oid,
-                "key": [[k.name, k.type] for k in self.key],
-                "columns": sorted([c.name, c.type] for c in self.columns.values() if c.name in concerned),
-            }
-        )
+        return self._digest([[c.name, c.type] for c in self.columns.values() if c.name in concerned])
 
     def fingerprint(self) -> str:
         """A hash of the columns with types, NOT NULL and defaults, and of the key: changes when they do."""
-        return _digest(
-            {
-                "oid": self.oid,
-                "key": [[k.name, k.type] for k in self.key],
-                "columns": [
-                    [c.name, c.type, c.not_null, c.default, c.generated]
-                    for c in sorted(self.columns.values(), key=lambda c: c.name)
-                ],
-            }
+        return self._digest(
+            [[c.name, c.type, c.not_null, c.default, c.generated] for c in self.columns.values()]
         )
 
-
-def _digest(what: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    def _digest(self, columns: list[list[Any]]) -> str:
+        key = [[k.name, k.type] for k in self.key]
+        what = {"oid": self.oid, "key": key, "columns": sorted(columns, key=lambda column: column[0])}
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 _TABLE = """

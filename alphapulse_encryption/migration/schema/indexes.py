@@ -67,42 +67,27 @@ class IndexResult:
         return bool(self.created)
 
 
-# Types whose values are equal exactly when their texts are: for others (numeric, citext, interval, jsonb, …) two
-# equal values can have two tokens, and a unique index on tokens would let both in.
-_TEXTUALLY_UNIQUE = [
-    "text",
-    "varchar",
-    "bpchar",
-    "name",
-    "uuid",
-    "bool",
-    "int2",
-    "int4",
-    "int8",
-    "oid",
-    "date",
-    "bytea",
-    "timestamp",
-    "timestamptz",
-]
-
 # What a unique index on tokens cannot do: expressions, conditions, deferred checks, NULLs that count as equal,
-# and equality other than that of the text.
+# and equality other than that of the text. Of other types than those named (numeric, citext, interval, jsonb, …) two
+# equal values can have two tokens, and a unique index on tokens would let both in.
 _UNIQUE = """
-SELECT i.relname, array_agg(a.attname::text ORDER BY k.position),
+SELECT i.relname, x.indrelid, array_agg(a.attname::text ORDER BY k.position),
        x.indpred IS NOT NULL OR 0 = ANY (x.indkey::int2[]) OR NOT x.indimmediate
          OR coalesce((to_jsonb(x) ->> 'indnullsnotdistinct')::boolean, false)
-         OR bool_or(a.attname = ANY (%s) AND NOT (t.typname = ANY (%s) AND t.typnamespace = 'pg_catalog'::regnamespace
-                    AND coalesce(c.collisdeterministic, true)))
+         OR bool_or(a.attname = ANY (%(columns)s) AND NOT (
+              t.typname IN ('text', 'varchar', 'bpchar', 'name', 'uuid', 'bool', 'int2', 'int4', 'int8', 'oid', 'date',
+                            'bytea', 'timestamp', 'timestamptz')
+              AND t.typnamespace = 'pg_catalog'::regnamespace AND coalesce(c.collisdeterministic, true)))
   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
  CROSS JOIN unnest(x.indkey::int2[], x.indcollation::oid[]) WITH ORDINALITY AS k (attnum, collation_id, position)
   LEFT JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.attnum
   LEFT JOIN pg_type t ON t.oid = a.atttypid
   LEFT JOIN pg_collation c ON c.oid = k.collation_id
- WHERE x.indrelid = %s AND x.indisunique AND x.indisvalid AND NOT x.indisprimary AND k.position <= x.indnkeyatts
-   AND (%s OR NOT i.relispartition)
- GROUP BY i.relname, x.indexrelid, x.indpred, x.indkey, x.indimmediate, to_jsonb(x)
- ORDER BY i.relname
+ WHERE x.indrelid = ANY (%(parts)s) AND x.indisunique AND x.indisvalid AND NOT x.indisprimary
+   AND k.position <= x.indnkeyatts AND (x.indrelid = %(table)s OR NOT i.relispartition)
+ GROUP BY i.relname, x.indrelid, x.indexrelid, x.indpred, x.indkey, x.indimmediate, to_jsonb(x)
+HAVING bool_or(a.attname = ANY (%(columns)s))
+ ORDER BY array_position(%(parts)s::oid[], x.indrelid), i.relname
 """
 
 
@@ -141,17 +126,19 @@ def unique_indexes(connection: Connection, definition: TableDefinition) -> tuple
     A partitioned table's own ones contain its partition key, and so do those of the search columns then; those of
     single partitions have no counterpart.
     """
-    sensitive = {column.name: column for column in definition.table.columns}
+    plain = [column.name for column in definition.table.columns if not column.searchable]
+    parts = {part.oid: part for part in read_parts(connection, definition.oid)}
+    parameters = {
+        "columns": [column.name for column in definition.table.columns],
+        "table": definition.oid,
+        "parts": list(parts),
+    }
     found = []
-    for part in read_parts(connection, definition.oid):
-        whole = part.oid == definition.oid
-        parameters = [list(sensitive), _TEXTUALLY_UNIQUE, part.oid, whole]
-        for name, columns, special in connection.execute(_UNIQUE, parameters):
-            touched = [sensitive[column] for column in columns if column in sensitive]
-            if touched:
-                portable = whole and not special and all(column.searchable for column in touched)
-                partition = None if whole else f"{part.schema_name}.{part.name}"
-                found.append(UniqueIndex(name, tuple(columns), portable, partition))
+    for name, oid, columns, special in connection.execute(_UNIQUE, parameters):
+        whole = oid == definition.oid
+        portable = whole and not special and not set(columns).intersection(plain)
+        partition = None if whole else f"{parts[oid].schema_name}.{parts[oid].name}"
+        found.append(UniqueIndex(name, tuple(columns), portable, partition))
     return tuple(found)
 
 

@@ -23,7 +23,7 @@ from alphapulse_encryption.migration.bookkeeping import progress
 from alphapulse_encryption.migration.bookkeeping.approvals import revoke
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
-from alphapulse_encryption.migration.bookkeeping.quarantine import forget_quarantine
+from alphapulse_encryption.migration.bookkeeping.quarantine import release
 from alphapulse_encryption.migration.bookkeeping.ranges import restart_ranges
 from alphapulse_encryption.migration.bookkeeping.tables import (
     NotNull,
@@ -403,7 +403,7 @@ def _withdraw(connection: Connection, table: Table, actor: Actor) -> tuple[str, 
     )
     # What a retry makes again, and approvals given for what is no more.
     forget_verifications(connection, table)
-    forget_quarantine(connection, table)
+    release(connection, table)
     restart_ranges(connection, table)
     revoke(connection, actor.name, table=table)
     progress.forget(connection, table, "decrypt")
