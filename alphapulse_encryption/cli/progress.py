@@ -25,7 +25,7 @@ from rich.text import Text
 from alphapulse_encryption.beside import beside
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
-from alphapulse_encryption.migration.bookkeeping.ranges import rows_backfilled, rows_worked_on, waiting_for
+from alphapulse_encryption.migration.bookkeeping.ranges import rows_done, waiting_for
 from alphapulse_encryption.migration.bookkeeping.verifications import rows_verified
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.postgres.waits import build_waits_for, under_way
@@ -45,12 +45,14 @@ SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
 
 def backfilled(tables: Sequence[Table]) -> Callable[[Connection], Count]:
     """Counts rows encrypted since now, of those that were not."""
-    return _counting(tables, lambda connection, _: rows_backfilled(connection, tables), all_rows=False)
+    return _counting(
+        tables, lambda connection, _: rows_done(connection, tables, backfilled=True), all_rows=False
+    )
 
 
 def worked_on(tables: Sequence[Table]) -> Callable[[Connection], Count]:
     """Counts rows to which an operation other than the backfill was done since now."""
-    return _counting(tables, lambda connection, _: rows_worked_on(connection, tables))
+    return _counting(tables, lambda connection, _: rows_done(connection, tables, backfilled=False))
 
 
 def verified(tables: Sequence[Table]) -> Callable[[Connection], Count]:

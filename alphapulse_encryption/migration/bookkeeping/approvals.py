@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import LiteralString
 
-import psycopg
-from psycopg.sql import SQL, Composable
+from psycopg.sql import SQL
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import Connection
 
 
 @dataclass(frozen=True)
@@ -22,21 +19,11 @@ class Approval:
 
     Args:
         table: key of the table whose plaintext may be dropped.
-        approver: the person, as they gave their name.
+        approver: the person, as they gave their name; so are who used it and who took it back.
         database_role: the role that recorded it, which the database vouches for.
-        reason: in the approver's words.
-        approved_at: by the server's clock.
-        expires_at: until then.
         definition: fingerprint of the table's definition, and of all that would be dropped with its columns.
         catalogue_entry: fingerprint of the catalogue's entry.
         key_check: identifies the current master key.
-        verified_at: the verification it relies on.
-        backup_id: the backup it relies on.
-        run_id: the run that recorded it, where there was one.
-        consumed_at: when it was used.
-        consumed_by: by whom, as they gave their name.
-        revoked_at: when it was taken back.
-        revoked_by: by whom, as they gave their name.
         expired: by the server's clock, when it was read.
     """
 
@@ -77,16 +64,14 @@ class Approval:
         )
 
 
-_SELECT = """
-SELECT id, table_name, approver, database_role, reason, approved_at, expires_at, definition, catalogue_entry,
-       key_check, verified_at, backup_id, run_id, consumed_at, consumed_by, revoked_at, revoked_by,
-       expires_at <= clock_timestamp()
-  FROM alphapulse_encryption.approvals
-"""
+_COLUMNS = SQL(
+    "id, table_name, approver, database_role, reason, approved_at, expires_at, definition, catalogue_entry, key_check, "
+    "verified_at, backup_id, run_id, consumed_at, consumed_by, revoked_at, revoked_by, expires_at <= clock_timestamp()"
+)
 
 
-def _read(connection: Connection, rest: Composable, parameters: Sequence[object]) -> tuple[Approval, ...]:
-    rows = connection.execute(SQL("{} {}").format(SQL(_SELECT), rest), parameters)
+def _read(connection: Connection, query: LiteralString, *parameters: object) -> tuple[Approval, ...]:
+    rows = connection.execute(SQL(query).format(columns=_COLUMNS), parameters)
     return tuple(Approval(*row) for row in rows)
 
 
@@ -105,31 +90,34 @@ def keep_approval(
     run_id: str | None,
 ) -> Approval:
     """Keep a consent; see :class:`Approval` for what it is bound to."""
-    row = connection.execute(
+    (kept,) = _read(
+        connection,
         "INSERT INTO alphapulse_encryption.approvals (table_name, approver, reason, expires_at, "
         "definition, catalogue_entry, key_check, verified_at, backup_id, run_id) "
-        "VALUES (%s, %s, %s, now() + %s, %s, %s, %s, %s, %s, %s) RETURNING id",
-        [
-            *(table.key, approver, reason, valid_for, definition, catalogue_entry),
-            *(key_check, verified_at, backup_id, run_id),
-        ],
-    ).fetchall()[0]
-    return _read(connection, SQL("WHERE id = %s"), row)[0]
+        "VALUES (%s, %s, %s, now() + %s, %s, %s, %s, %s, %s, %s) RETURNING {columns}",
+        *(table.key, approver, reason, valid_for, definition, catalogue_entry),
+        *(key_check, verified_at, backup_id, run_id),
+    )
+    return kept
 
 
 def list_approvals(connection: Connection, table: Table | None = None) -> tuple[Approval, ...]:
     """Every approval, the newest first; of one table where it is given."""
     if not bookkeeping_exists(connection):
         return ()
+    query = (
+        "SELECT {columns} FROM alphapulse_encryption.approvals "
+        "WHERE %s::text IS NULL OR table_name = %s ORDER BY id DESC"
+    )
     key = table.key if table else None
-    where = SQL("WHERE %s::text IS NULL OR table_name = %s ORDER BY id DESC")
-    return _read(connection, where, [key, key])
+    return _read(connection, query, key, key)
 
 
-def approvals_of(connection: Connection, table: Table, *, lock: bool) -> tuple[Approval, ...]:
-    """The table's approvals, the newest first; locked until the end of the transaction where that is asked for."""
-    where = SQL("WHERE table_name = %s ORDER BY id DESC {}").format(SQL("FOR UPDATE" if lock else ""))
-    return _read(connection, where, [table.key])
+def lock_approvals(connection: Connection, table: Table) -> None:
+    """Keep a table's approvals as they are until the end of the transaction."""
+    connection.execute(
+        "SELECT FROM alphapulse_encryption.approvals WHERE table_name = %s FOR UPDATE", [table.key]
+    )
 
 
 def consume(connection: Connection, number: int, operator: str) -> bool:
@@ -142,22 +130,15 @@ def consume(connection: Connection, number: int, operator: str) -> bool:
     return used.rowcount == 1
 
 
-def revoke(connection: Connection, number: int, operator: str) -> Approval | None:
-    """Take an approval back; None where it is not there, or was used or taken back before."""
-    taken = _revoke(connection, SQL("AND id = %s"), operator, number)
-    return _read(connection, SQL("WHERE id = %s"), taken)[0] if taken else None
-
-
-def revoke_all(connection: Connection, operator: str, table: Table | None = None) -> tuple[int, ...]:
-    """Take back every approval that was neither used nor taken back, of one table where it is given; their numbers."""
-    if table is None:
-        return _revoke(connection, SQL(""), operator)
-    return _revoke(connection, SQL("AND table_name = %s"), operator, table.key)
-
-
-def _revoke(connection: Connection, which: Composable, operator: str, *parameters: object) -> tuple[int, ...]:
-    statement = SQL(
+def revoke(
+    connection: Connection, operator: str, *, number: int | None = None, table: Table | None = None
+) -> tuple[Approval, ...]:
+    """Take back every approval that was neither used nor taken back; that of a number, or those of a table."""
+    key = table.key if table else None
+    return _read(
+        connection,
         "UPDATE alphapulse_encryption.approvals SET revoked_at = clock_timestamp(), revoked_by = %s "
-        "WHERE consumed_at IS NULL AND revoked_at IS NULL {} RETURNING id"
-    ).format(which)
-    return tuple(number for (number,) in connection.execute(statement, [operator, *parameters]))
+        "WHERE consumed_at IS NULL AND revoked_at IS NULL AND (%s::bigint IS NULL OR id = %s) "
+        "AND (%s::text IS NULL OR table_name = %s) RETURNING {columns}",
+        *(operator, number, number, key, key),
+    )

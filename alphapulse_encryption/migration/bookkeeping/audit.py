@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
-
-import psycopg
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.migration.postgres.database import Actor
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Actor, Connection
 
 
 def audit(
@@ -32,8 +28,5 @@ def audit(
 
 def last_entry(connection: Connection, action: str, table: Table) -> int:
     """Number of the last entry that tells of an action on a table; 0 where none does."""
-    row = connection.execute(
-        "SELECT coalesce(max(id), 0) FROM alphapulse_encryption.audit_log WHERE table_name = %s AND action = %s",
-        [table.key, action],
-    ).fetchall()[0]
-    return int(row[0])
+    query = "SELECT coalesce(max(id), 0) FROM alphapulse_encryption.audit_log WHERE table_name = %s AND action = %s"
+    return int(answer(connection, query, table.key, action))

@@ -6,13 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
-
-import psycopg
+from typing import Any, LiteralString
 
 from alphapulse_encryption.catalogue import Table
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import Connection
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,6 @@ class Backup:
         location: path of the file.
         bytes: size of the file.
         sha256: of the file, hexadecimal.
-        tables: keys of the catalogued tables whose data is in it.
     """
 
     id: int
@@ -32,28 +28,24 @@ class Backup:
     location: str
     bytes: int
     sha256: str
-    tables: tuple[str, ...]
+
+
+_SELECT = "SELECT id, taken_at, location, bytes, sha256 FROM alphapulse_encryption.backups "
 
 
 def latest_backup(connection: Connection, table: Table) -> Backup | None:
     """The newest recorded backup that holds the table's data."""
-    row = connection.execute(
-        _SELECT + " WHERE %s = ANY(tables) ORDER BY id DESC LIMIT 1", [table.key]
-    ).fetchone()
-    return None if row is None else _backup(row)
+    return _read(connection, _SELECT + "WHERE %s = ANY(tables) ORDER BY id DESC LIMIT 1", table.key)
 
 
 def read_backup(connection: Connection, backup_id: int) -> Backup | None:
     """The backup of that number."""
-    row = connection.execute(_SELECT + " WHERE id = %s", [backup_id]).fetchone()
-    return None if row is None else _backup(row)
+    return _read(connection, _SELECT + "WHERE id = %s", backup_id)
 
 
-_SELECT = "SELECT id, taken_at, location, bytes, sha256, tables FROM alphapulse_encryption.backups"
-
-
-def _backup(row: tuple[Any, ...]) -> Backup:
-    return Backup(row[0], row[1], row[2], row[3], row[4], tuple(row[5]))
+def _read(connection: Connection, query: LiteralString, parameter: object) -> Backup | None:
+    row = connection.execute(query, [parameter]).fetchone()
+    return None if row is None else Backup(*row)
 
 
 def record_backup(
@@ -70,7 +62,7 @@ def record_backup(
     drill: Mapping[str, Any] | None,
 ) -> int:
     """Record a backup that was verified just now, and restored where a drill says so; its number."""
-    row = connection.execute(
+    number = connection.execute(
         "INSERT INTO alphapulse_encryption.backups (taken_at, location, bytes, sha256, recipient, listed_entries, "
         "verified_at, tables, run_id, drilled_at, drill) VALUES (%(taken_at)s, %(location)s, %(bytes)s, %(sha256)s, "
         "%(recipient)s, %(entries)s, clock_timestamp(), %(tables)s, %(run)s, "
@@ -86,8 +78,8 @@ def record_backup(
             "run": run_id,
             "drill": None if drill is None else json.dumps(drill),
         },
-    ).fetchall()[0]
-    return int(row[0])
+    ).fetchall()[0][0]
+    return int(number)
 
 
 def record_upload(connection: Connection, backup: Backup, location: str) -> None:
@@ -100,7 +92,6 @@ def record_upload(connection: Connection, backup: Backup, location: str) -> None
 
 def backups_known(connection: Connection) -> tuple[int, datetime | None]:
     """How many backups are recorded, and when the last of them was verified."""
-    row = connection.execute(
-        "SELECT count(*), max(verified_at) FROM alphapulse_encryption.backups"
-    ).fetchall()[0]
-    return row[0], row[1]
+    query = "SELECT count(*), max(verified_at) FROM alphapulse_encryption.backups"
+    ((backups, last),) = connection.execute(query)
+    return backups, last

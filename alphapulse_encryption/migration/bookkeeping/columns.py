@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
-
-import psycopg
+from typing import Literal
 
 from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.migration.postgres.database import Connection
 
-Connection = psycopg.Connection[Any]
 Status = Literal["pending", "in_progress", "completed", "failed"]
 
 
@@ -39,27 +37,6 @@ def lock_columns(connection: Connection, table: Table) -> None:
     connection.execute(
         "SELECT FROM alphapulse_encryption.columns WHERE table_name = %s ORDER BY column_name FOR UPDATE",
         [table.key],
-    )
-
-
-def status_rows(
-    connection: Connection, tables: Iterable[Table]
-) -> list[tuple[str, str, Status, int, datetime | None]]:
-    """Of every column: table, column, status, records processed, completion."""
-    rows = connection.execute(
-        "SELECT table_name, column_name, status, records_processed, completed_at "
-        "FROM alphapulse_encryption.columns WHERE table_name = ANY(%s) ORDER BY table_name, column_name",
-        [[table.key for table in tables]],
-    ).fetchall()
-    return [(row[0], row[1], row[2], row[3], row[4]) for row in rows]
-
-
-def register_columns(connection: Connection, table: Table) -> None:
-    """Make the table's columns known, where they are not."""
-    connection.execute(
-        "INSERT INTO alphapulse_encryption.columns (table_name, column_name) "
-        "SELECT %s, c FROM unnest(%s::text[]) AS c ON CONFLICT DO NOTHING",
-        [table.key, [column.name for column in table.columns]],
     )
 
 

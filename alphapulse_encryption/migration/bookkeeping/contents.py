@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
-import psycopg
-
-Connection = psycopg.Connection[Any]
-
-_BELONGS = "belongs to"
+from alphapulse_encryption.migration.postgres.database import Connection
 
 # By kind and name of an object: its definition.
 Definition = Mapping[str, str]
@@ -21,17 +15,9 @@ Definition = Mapping[str, str]
 NEVER_MORE = ("trigger ", "rule ", "policy ", "column ", "constraint ")
 
 
-@dataclass(frozen=True)
-class Object:
-    """One of them.
+class Object(NamedTuple):
+    """One of them; of a part of a table, the owner is the table's."""
 
-    Args:
-        name: kind and name, as in a :data:`Definition`.
-        definition: what it is.
-        owner: whose it is; of a part of a table, the table's.
-    """
-
-    name: str
     definition: str
     owner: str
 
@@ -91,15 +77,16 @@ SELECT 'function ' || name,
 
 
 def read_objects(connection: Connection, schema: str, names: Iterable[str]) -> dict[str, Object]:
-    """Everything in a schema, and everything of some names elsewhere.
+    """Everything in a schema, and everything of some names elsewhere, by kind and name.
 
     Args:
-        schema: its name.
         names: of relations and functions, each with its schema before it.
     """
-    with _qualified(connection):
+    with connection.transaction(force_rollback=True):
+        # The server names what is not in its search path with the schema; so nothing of ours is to be in it.
+        connection.execute("SELECT set_config('search_path', 'pg_catalog', true)")
         rows = connection.execute(_OBJECTS, {"schema": schema, "names": list(names)}).fetchall()
-    return {name: Object(name, _plain(name, text), owner) for name, text, owner in rows}
+    return {name: Object(_plain(name, text), owner) for name, text, owner in rows}
 
 
 def _plain(name: str, text: str) -> str:
@@ -110,26 +97,10 @@ def _plain(name: str, text: str) -> str:
     return re.sub(r"\b(?<!\.)(columns|tables)\.", "", " ".join(text.split()))
 
 
-@contextmanager
-def _qualified(connection: Connection) -> Iterator[None]:
-    """The server names what is not in its search path with the schema; so nothing of ours is to be in it."""
-    before = connection.execute(
-        "SELECT current_setting('search_path'), set_config('search_path', 'pg_catalog', false)"
-    ).fetchall()[0][0]
-    try:
-        yield
-    finally:
-        if connection.info.transaction_status != psycopg.pq.TransactionStatus.INERROR:
-            connection.execute("SELECT set_config('search_path', %s, false)", [before])
-
-
 def differences(found: Mapping[str, Object], wanted: Definition, owner: str) -> dict[str, str]:
     """What is not as it is wanted, and how: by object.
 
     An index, a relation or a function of another name is left to its owner.
-
-    Args:
-        owner: whose everything has to be.
     """
     wrong = {}
     gone = {name for name in wanted if name.startswith("relation ") and name not in found}
@@ -141,7 +112,7 @@ def differences(found: Mapping[str, Object], wanted: Definition, owner: str) -> 
         elif one.definition != wanted[name]:
             wrong[name] = "is another one than this program makes"
         elif one.owner != owner and name.startswith(("relation ", "function ")):
-            wrong[name] = f"{_BELONGS} {one.owner} and not to {owner}"
+            wrong[name] = f"belongs to {one.owner} and not to {owner}"
     known = tuple(name.removeprefix("relation ") for name in wanted if name.startswith("relation "))
     for name in found:
         if name not in wanted and name.startswith(NEVER_MORE) and _table_of(name) in known:

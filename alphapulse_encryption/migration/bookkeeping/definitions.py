@@ -4,30 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-import psycopg
-
 from alphapulse_encryption.catalogue import Table
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Connection
 
 
 def keep_definition(connection: Connection, table: Table, definition: str) -> int:
     """Keep a definition, in the transaction of the drop; its number."""
-    row = connection.execute(
-        "INSERT INTO alphapulse_encryption.definitions (table_name, definition) VALUES (%s, %s) RETURNING id",
-        [table.key, definition],
-    ).fetchall()[0]
-    return int(row[0])
+    statement = (
+        "INSERT INTO alphapulse_encryption.definitions (table_name, definition) VALUES (%s, %s) RETURNING id"
+    )
+    return int(answer(connection, statement, table.key, definition))
 
 
-def kept_definition(connection: Connection, table: Table) -> tuple[int, Any] | None:
-    """Number and contents of what the last drop that was not undone took away; None where there was none."""
-    row = connection.execute(
-        "SELECT id, definition FROM alphapulse_encryption.definitions "
-        "WHERE table_name = %s AND restored_at IS NULL ORDER BY id DESC LIMIT 1",
-        [table.key],
-    ).fetchone()
-    return None if row is None else (int(row[0]), row[1])
+def kept_definition(connection: Connection, table: Table) -> Any:
+    """What the last drop that was not undone took away; None where there was none."""
+    query = (
+        "SELECT definition FROM alphapulse_encryption.definitions "
+        "WHERE table_name = %s AND restored_at IS NULL ORDER BY id DESC LIMIT 1"
+    )
+    return answer(connection, query, table.key)
 
 
 def mark_restored(connection: Connection, table: Table) -> None:

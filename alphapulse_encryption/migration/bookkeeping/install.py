@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import LiteralString, NamedTuple
 
 import psycopg
 from psycopg.sql import SQL, Composable, Identifier
@@ -26,8 +26,8 @@ from alphapulse_encryption.migration.bookkeeping.contents import (
     read_objects,
 )
 from alphapulse_encryption.migration.postgres import locks
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Connection
 
 SCHEMA = "alphapulse_encryption"
 # Of ours in public: what operators watch, what instances of an application ask when they start, what they call.
@@ -39,21 +39,15 @@ _LOCK_TIMEOUT = "5s"
 
 # Where a database stands that has no schema of ours: nothing, or the layout before there was one.
 _NOTHING, _BEFORE = 0, -1
-_STATEMENT = re.compile(r"(?:[^;$]|\$(\w*)\$.*?\$\1\$)+;", re.DOTALL)
-_CREATES = re.compile(
-    r"CREATE (?:OR REPLACE )?(?:FUNCTION (?P<function>[^\s(]+)|TRIGGER (?P<trigger>\S+)[^;]*? ON (?P<table>\S+))"
+# A function or a trigger that a file makes.
+_MADE = re.compile(
+    r"^CREATE (?:OR REPLACE )?((FUNCTION|TRIGGER) ([^\s(]+)(?:[^;$]|\$(\w*)\$.*?\$\4\$)+;)",
+    re.DOTALL | re.MULTILINE,
 )
 
 
-@dataclass(frozen=True)
-class Version:
-    """One of the numbered files.
-
-    Args:
-        number: its place.
-        name: the file's name without its suffix.
-        text: what it executes.
-    """
+class Version(NamedTuple):
+    """One of the numbered files; its name is without the suffix."""
 
     number: int
     name: str
@@ -96,45 +90,33 @@ class Layout:
 
     def missing(self, version: int) -> tuple[str, ...]:
         """What brings a database up to date that stands at a version: the text of each file."""
-        return tuple(self._texts(version))
+        return tuple(
+            f"{self._text(file, version)}\n"
+            f"INSERT INTO {SCHEMA}.versions (version, name) VALUES ({file.number}, '{file.name}');"
+            for file in self.versions
+            if file.number > version
+        )
 
-    def _texts(self, version: int) -> Iterator[str]:
-        for file in self.versions:
-            if file.number <= version:
-                continue
-            text = file.text
-            if version == _BEFORE:
-                moved, kept = (
-                    sorted((self.directory / "before").glob(f"{file.name[:4]}_*_{how}.sql"))
-                    for how in ("moved", "kept")
-                )
-                text = "\n".join(
-                    [*([m.read_text() for m in moved] or [text]), *(k.read_text() for k in kept)]
-                )
-            yield (
-                f"{text.strip()}\nINSERT INTO {SCHEMA}.versions (version, name) VALUES ({file.number}, '{file.name}');"
-            )
+    def _text(self, file: Version, version: int) -> str:
+        if version != _BEFORE:
+            return file.text.strip()
+        of_before = (self.directory / "before").glob(f"{file.name[:4]}_*.sql")
+        texts = {path.stem.rpartition("_")[2]: path.read_text() for path in of_before}
+        return f"{texts.get('moved', file.text)}\n{texts.get('kept', '')}".strip()
 
     def statement(self, name: str) -> str | None:
-        """What makes a function or a trigger as the last version has it; None for any other object."""
-        made = None
-        for version in self.versions:
-            for match in _STATEMENT.finditer(re.sub(r"^--.*\n", "", version.text, flags=re.MULTILINE)):
-                text = match[0].strip()
-                created = _CREATES.match(text)
-                if created is not None and _is(created, name):
-                    made = re.sub(r"^CREATE (OR REPLACE )?", "CREATE OR REPLACE ", text)
-        return made
+        """What makes a function or a trigger of ours as the last version has it; None for any other object."""
+        kind_and_name = re.split(r" on |\(", name)[0]
+        return self._statements.get(kind_and_name) if name in self.definition else None
 
-
-def _is(created: re.Match[str], name: str) -> bool:
-    if created["function"]:
-        return name.startswith(f"function {created['function']}(")
-    return name == f"trigger {created['trigger']} on {created['table']}"
+    @cached_property
+    def _statements(self) -> dict[str, str]:
+        made = [match for file in self.versions for match in _MADE.finditer(file.text)]
+        return {f"{match[2].lower()} {match[3]}": f"CREATE OR REPLACE {match[1]}" for match in made}
 
 
 def _definition(directory: Path) -> Definition:
-    found: Mapping[str, str] = json.loads((directory / "definition.json").read_text())
+    found: Definition = json.loads((directory / "definition.json").read_text())
     return found
 
 
@@ -166,10 +148,7 @@ def version_of(connection: Connection, layout: Layout = LAYOUT) -> int:
         return _BEFORE if old == len(before) else _NOTHING
     if not readable:
         return layout.latest
-    rows = connection.execute(
-        "SELECT coalesce(max(version), 0) FROM alphapulse_encryption.versions"
-    ).fetchall()
-    version = int(rows[0][0])
+    version = int(answer(connection, "SELECT coalesce(max(version), 0) FROM alphapulse_encryption.versions"))
     if version > layout.latest:
         raise RefusedError(
             f"The bookkeeping of this database is of version {version}, and this program knows {layout.latest}: a "
@@ -204,7 +183,7 @@ def ensure_bookkeeping(connection: Connection, layout: Layout = LAYOUT) -> None:
     """
     if version_of(connection, layout) == layout.latest and not wrong_objects(connection, layout):
         return
-    if connection.execute("SELECT current_setting('transaction_read_only')").fetchall() == [("on",)]:
+    if answer(connection, "SELECT current_setting('transaction_read_only')") == "on":
         raise RefusedError(
             "The bookkeeping of this database is missing or of an earlier version of this program. The next step "
             "brings it up to date (--add-columns; --plan shows the SQL), or what --roles-sql prints; nothing was "
@@ -274,11 +253,17 @@ def refuse_foreign(connection: Connection, layout: Layout = LAYOUT) -> None:
         wrong = {
             name: "exists and is not ours" for name in found if name.startswith(("relation", "function"))
         }
-        if connection.execute("SELECT to_regnamespace(%s) IS NOT NULL", [SCHEMA]).fetchall() == [(True,)]:
+        if answer(connection, "SELECT to_regnamespace(%s) IS NOT NULL", SCHEMA):
             wrong = {f"schema {SCHEMA}": "exists and is not ours"}
         _refuse(wrong)
     elif version == _BEFORE:
-        _refuse(_differences_before(connection, layout))
+        names = [
+            name.split(" ", 1)[1].partition("(")[0]
+            for name in layout.before
+            if name.startswith(("relation", "function"))
+        ]
+        found = read_objects(connection, SCHEMA, names)
+        _refuse(differences(found, layout.before, _owner(connection, version)))
     else:
         # Of an earlier version definitions differ, and are looked at once it is brought up to date; owners do not. What
         # can be made again is no reason to refuse.
@@ -290,16 +275,6 @@ def refuse_foreign(connection: Connection, layout: Layout = LAYOUT) -> None:
                 if how.startswith("belongs") or not (mine or layout.statement(name))
             }
         )
-
-
-def _differences_before(connection: Connection, layout: Layout) -> dict[str, str]:
-    names = [
-        name.split(" ", 1)[1].partition("(")[0]
-        for name in layout.before
-        if name.startswith(("relation", "function"))
-    ]
-    found = read_objects(connection, SCHEMA, names)
-    return differences(found, layout.before, _owner(connection, _BEFORE))
 
 
 def refuse_for_script(connection: Connection, layout: Layout = LAYOUT) -> tuple[str, ...]:
@@ -322,12 +297,11 @@ def refuse_for_script(connection: Connection, layout: Layout = LAYOUT) -> tuple[
 
 def owns_bookkeeping(connection: Connection) -> bool:
     """Whether the role of a session, or one that it is a member of, owns the approvals: it could write its own."""
-    row = connection.execute(
+    query = (
         "SELECT pg_has_role(c.relowner, 'USAGE') FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE n.nspname = %s AND c.relname = 'approvals'",
-        [SCHEMA],
-    ).fetchone()
-    return bool(row and row[0])
+        "WHERE n.nspname = %s AND c.relname = 'approvals'"
+    )
+    return bool(answer(connection, query, SCHEMA))
 
 
 def wrong_objects(connection: Connection, layout: Layout = LAYOUT) -> dict[str, str]:
@@ -338,13 +312,12 @@ def wrong_objects(connection: Connection, layout: Layout = LAYOUT) -> dict[str, 
 
 def _owner(connection: Connection, version: int = 1) -> str:
     """The role that keeps the bookkeeping."""
-    query = (
+    query: LiteralString = (
         "SELECT tableowner::text FROM pg_tables WHERE schemaname = 'public' AND tablename = 'encryption_audit_log'"
         if version == _BEFORE
         else "SELECT pg_get_userbyid(nspowner)::text FROM pg_namespace WHERE nspname = 'alphapulse_encryption'"
     )
-    row = connection.execute(query).fetchone()
-    return str(row[0]) if row is not None else ""
+    return str(answer(connection, query) or "")
 
 
 def _made_again(connection: Connection, layout: Layout, wrong: Mapping[str, str]) -> dict[str, str]:

@@ -6,16 +6,13 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
-
-import psycopg
+from typing import Literal
 
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists, ensure_bookkeeping
-from alphapulse_encryption.migration.postgres.database import Actor
+from alphapulse_encryption.migration.postgres.database import Actor, Connection
 
-Connection = psycopg.Connection[Any]
 KeyState = Literal["current", "readable", "retired"]
 
 
@@ -75,11 +72,9 @@ class KeyVersion:
     """Where a key version stands in this database.
 
     Args:
-        number: the version.
         state: ``current`` for the one that is written; ``readable`` while values of it may be there; ``retired`` once
             none was found.
         since: when it came to be so.
-        changed_by: who brought it there.
     """
 
     number: int

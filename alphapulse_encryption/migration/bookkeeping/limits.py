@@ -9,16 +9,13 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import psycopg
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alphapulse_encryption.bounds import HIGHEST_REST_RATIO, LARGEST_BATCH_SIZE, LONGEST_BATCH_SECONDS
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists, ensure_bookkeeping
-from alphapulse_encryption.migration.postgres.database import Actor, Database
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database
 
 
 class Limits(BaseModel):

@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
-
-import psycopg
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.migration.bookkeeping.ranges import Key
-
-Connection = psycopg.Connection[Any]
-
-# Which operation could not do it.
-Step = Literal["backfill", "rotate", "decrypt", "discard", "repair"]
+from alphapulse_encryption.migration.bookkeeping.ranges import Key, Step
+from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Connection
 
 # So many are named in a message; all of them are in the table.
 NAMED = 10
@@ -23,13 +17,7 @@ NAMED = 10
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A row that could not be done.
-
-    Args:
-        key: its primary key, in text form.
-        reason: what the server or the cipher said, without values.
-        since: when it was set aside.
-    """
+    """A row that could not be done; the reason is what the server or the cipher said, without values."""
 
     key: Key
     reason: str
@@ -58,11 +46,14 @@ def quarantine(
     )
 
 
-def release(connection: Connection, table: Table, number: int, step: Step = "backfill") -> None:
-    """Forget what a step had set aside of a range: it is tried again from now on."""
+def release(
+    connection: Connection, table: Table, number: int | None = None, step: Step | None = None
+) -> None:
+    """Forget what was set aside of a table, or by a step of a range: it is tried again from now on."""
     connection.execute(
-        "DELETE FROM alphapulse_encryption.quarantine WHERE table_name = %s AND batch_range = %s AND step = %s",
-        [table.key, number, step],
+        "DELETE FROM alphapulse_encryption.quarantine WHERE table_name = %s "
+        "AND (%s::int IS NULL OR batch_range = %s) AND (%s::text IS NULL OR step = %s)",
+        [table.key, number, number, step, step],
     )
 
 
@@ -78,17 +69,10 @@ def read_quarantine(
     return tuple(Quarantined(tuple(key), reason, since) for key, reason, since in rows)
 
 
-def forget_quarantine(connection: Connection, table: Table) -> None:
-    """Forget what any step had set aside of a table."""
-    connection.execute("DELETE FROM alphapulse_encryption.quarantine WHERE table_name = %s", [table.key])
-
-
 def quarantined(connection: Connection, table: Table) -> int:
     """How often rows of a table are set aside now."""
-    row = connection.execute(
-        "SELECT count(*) FROM alphapulse_encryption.quarantine WHERE table_name = %s", [table.key]
-    ).fetchall()[0]
-    return int(row[0])
+    query = "SELECT count(*) FROM alphapulse_encryption.quarantine WHERE table_name = %s"
+    return int(answer(connection, query, table.key))
 
 
 def quarantined_for(

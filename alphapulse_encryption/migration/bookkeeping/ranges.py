@@ -1,30 +1,31 @@
-"""Batch ranges: their boundaries, how far each is, and what that makes of the columns' status."""
+"""Batch ranges: their boundaries, and how far operations on them are. What moves them belongs in ``progress``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Literal, LiteralString
 
-import psycopg
-from psycopg import sql
+from psycopg.sql import SQL
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration.bookkeeping.columns import Status, lock_columns, reset_status, set_status
-from alphapulse_encryption.migration.postgres import locks, wire
+from alphapulse_encryption.migration.bookkeeping.columns import Status, reset_status
+from alphapulse_encryption.migration.postgres import locks
+from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Connection
 
-Connection = psycopg.Connection[Any]
 # The primary key of a row, each part in its text form.
 Key = tuple[str, ...]
-
+# An operation on rows, as the bookkeeping has it.
+Step = Literal["backfill", "rotate", "decrypt", "discard", "repair"]
 
 # Whether the role of a session may write here, which an application's may not. The server keeps the first form, in a
 # trigger's condition, by the table's number. The second is for the body of a function, which is text: it runs as an
 # application that may not even look into the schema.
-MAY_WRITE = sql.SQL("has_table_privilege('alphapulse_encryption.ranges'::regclass, 'UPDATE')")
-MAY_WRITE_BY_NAME = sql.SQL(
+MAY_WRITE = SQL("has_table_privilege('alphapulse_encryption.ranges'::regclass, 'UPDATE')")
+MAY_WRITE_BY_NAME = SQL(
     "coalesce((SELECT has_table_privilege(c.oid, 'UPDATE') FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n "
     "ON n.oid = c.relnamespace WHERE n.nspname = 'alphapulse_encryption' AND c.relname = 'ranges'), false)"
 )
@@ -32,15 +33,27 @@ MAY_WRITE_BY_NAME = sql.SQL(
 
 @dataclass(frozen=True)
 class BatchRange:
-    """One batch range of a table: the rows with ``lower < key <= upper``; None leaves that side open."""
+    """One batch range of a table, and how far an operation on it is.
+
+    Args:
+        lower: the range has the rows with ``lower < key <= upper``; None leaves that side open.
+        position: the last key that is done.
+        goal: what the operation leads to: of a rotation the key version.
+    """
 
     number: int
-    lower: tuple[str, ...] | None
-    upper: tuple[str, ...] | None
+    lower: Key | None
+    upper: Key | None
     status: Status
-    position: tuple[str, ...] | None
+    position: Key | None
     rows_processed: int
-    values_processed: int
+    started_at: datetime | None
+    updated_at: datetime | None
+    completed_at: datetime | None
+    waiting_for: str | None
+    error_message: str | None
+    operation: Step
+    goal: int
 
     @property
     def is_empty(self) -> bool:
@@ -48,44 +61,56 @@ class BatchRange:
         return self.lower is not None and self.lower == self.upper
 
 
-_RANGE = """
-SELECT batch_range, lower_key, upper_key, status, position, rows_processed, values_processed
-  FROM alphapulse_encryption.ranges WHERE table_name = %s
+# The backfill's progress is that of the plan itself; every other operation's is a row of its own.
+_PROGRESS = SQL("""(
+    SELECT table_name, batch_range, 'backfill' AS operation, 0 AS goal, status, position, rows_processed,
+           started_at, updated_at, completed_at, waiting_for, error_message FROM alphapulse_encryption.ranges
+     UNION ALL
+    SELECT table_name, batch_range, operation, goal, status, position, rows_processed,
+           started_at, updated_at, completed_at, waiting_for, error_message FROM alphapulse_encryption.operations
+) AS progress""")
+_RANGES = """
+SELECT r.batch_range, r.lower_key, r.upper_key, coalesce(status, 'pending'), position, coalesce(rows_processed, 0),
+       started_at, updated_at, completed_at, waiting_for, error_message, operation, goal
+  FROM (SELECT table_name, batch_range, lower_key, upper_key, %s AS operation, %s AS goal
+          FROM alphapulse_encryption.ranges) r
+  LEFT JOIN {progress} USING (table_name, batch_range, operation, goal)
+ WHERE table_name = %s AND (%s::int IS NULL OR batch_range = %s) ORDER BY batch_range
 """
 
 
+def _ranges(connection: Connection, query: LiteralString, *parameters: object) -> tuple[BatchRange, ...]:
+    rows = connection.execute(SQL(query).format(progress=_PROGRESS), parameters)
+    return tuple(
+        BatchRange(number, _key(lower), _key(upper), status, _key(position), *rest)
+        for number, lower, upper, status, position, *rest in rows
+    )
+
+
+def _key(parts: Sequence[str] | None) -> Key | None:
+    return None if parts is None else tuple(parts)
+
+
 def read_ranges(connection: Connection, table: Table) -> tuple[BatchRange, ...]:
-    """The table's batch ranges in order; empty where they were not planned yet."""
-    rows = connection.execute(_RANGE + " ORDER BY batch_range", [table.key]).fetchall()
-    return tuple(_batch_range(row) for row in rows)
+    """The table's batch ranges in order, with the backfill's progress; empty where they were not planned yet."""
+    return _ranges(connection, _RANGES, "backfill", 0, table.key, None, None)
 
 
-def read_range(connection: Connection, table: Table, number: int) -> BatchRange:
-    """One batch range.
+def read_range(
+    connection: Connection, table: Table, number: int, operation: Step = "backfill", goal: int = 0
+) -> BatchRange:
+    """One batch range, with an operation's progress.
 
     Raises:
         RefusedError: it was never planned.
     """
-    row = connection.execute(_RANGE + " AND batch_range = %s", [table.key, number]).fetchone()
-    if row is None:
+    found = _ranges(connection, _RANGES, operation, goal, table.key, number, number)
+    if not found:
         raise RefusedError(
             f"Batch range {number:02d} of {table.key} is not planned. Ranges are planned by encrypted_columns "
             f"(--add-columns --table {table.key}); ALPHAPULSE_BATCH_RANGES has to be what it was then."
         )
-    return _batch_range(row)
-
-
-def _batch_range(row: tuple[Any, ...]) -> BatchRange:
-    number, lower, upper, status, position, rows, values = row
-    return BatchRange(
-        number,
-        tuple(lower) if lower is not None else None,
-        tuple(upper) if upper is not None else None,
-        status,
-        tuple(position) if position is not None else None,
-        rows,
-        values,
-    )
+    return found[0]
 
 
 def range_lock(table: Table, number: int) -> str:
@@ -104,109 +129,6 @@ def hold_plan(connection: Connection, table: Table) -> None:
     To be called before the ranges are read, by whatever keeps a result under a range's number.
     """
     locks.hold(connection, plan_lock(table), shared=True)
-
-
-def begin_range(connection: Connection, table: Table, number: int) -> None:
-    """A range begins: it and the table's columns are ``in_progress``."""
-    connection.execute(
-        "UPDATE alphapulse_encryption.ranges SET status = 'in_progress', error_message = NULL, waiting_for = NULL, "
-        "started_at = coalesce(started_at, clock_timestamp()), updated_at = clock_timestamp(), "
-        "completed_at = NULL WHERE table_name = %s AND batch_range = %s",
-        [table.key, number],
-    )
-    set_status(connection, table, "in_progress")
-
-
-def prepare_progress(connection: Connection) -> None:
-    """Prepare what :func:`advance_range` executes, for as long as the connection lasts."""
-    known = connection.execute("SELECT 1 FROM pg_prepared_statements WHERE name = %s", [_ADVANCE_NAME])
-    if known.fetchone() is None:
-        wire.script(connection, _ADVANCE)
-
-
-def advance_range(
-    connection: Connection,
-    table: Table,
-    number: int,
-    *,
-    position: tuple[str, ...],
-    rows: int,
-    values: Mapping[str, int],
-) -> bytes:
-    """The statement that keeps the progress of one batch, for the transaction that holds its data.
-
-    It needs no parameters, so that it can be sent along with others; :func:`prepare_progress` comes before it.
-    """
-    arguments = [
-        list(position),
-        rows,
-        sum(values.values()),
-        table.key,
-        number,
-        list(values),
-        list(values.values()),
-    ]
-    return (
-        sql.SQL("EXECUTE {} ({})")
-        .format(sql.Identifier(_ADVANCE_NAME), sql.SQL(", ").join(map(sql.Literal, arguments)))
-        .as_bytes(connection)
-    )
-
-
-_ADVANCE_NAME = "encryption_advance_range"
-
-# One statement, because it comes with every batch. The columns are locked in order of their names: two ranges of
-# one table never wait for each other crosswise.
-_ADVANCE = b"""
-PREPARE encryption_advance_range (text[], bigint, bigint, text, int, text[], bigint[]) AS
-WITH advanced AS (
-    UPDATE alphapulse_encryption.ranges SET position = $1, rows_processed = rows_processed + $2,
-           values_processed = values_processed + $3, updated_at = clock_timestamp()
-     WHERE table_name = $4 AND batch_range = $5),
-locked AS MATERIALIZED (
-    SELECT column_name FROM alphapulse_encryption.columns
-     WHERE table_name = $4 AND column_name = ANY ($6) ORDER BY column_name FOR UPDATE)
-UPDATE alphapulse_encryption.columns m SET records_processed = records_processed + d.n
-  FROM (SELECT unnest($6) AS column_name, unnest($7) AS n) AS d JOIN locked USING (column_name)
- WHERE m.table_name = $4 AND m.column_name = d.column_name AND d.n <> 0
-"""
-
-
-def range_waits(connection: Connection, table: Table, number: int, reason: str | None) -> None:
-    """A range holds back, or goes on where ``reason`` is None."""
-    connection.execute(
-        "UPDATE alphapulse_encryption.ranges SET waiting_for = %s, updated_at = clock_timestamp() "
-        "WHERE table_name = %s AND batch_range = %s",
-        [reason, table.key, number],
-    )
-
-
-def complete_range(connection: Connection, table: Table, number: int) -> None:
-    """A range is done; with its last one the table's columns are ``completed``."""
-    connection.execute(
-        "UPDATE alphapulse_encryption.ranges SET status = 'completed', position = NULL, error_message = NULL, "
-        "updated_at = clock_timestamp(), completed_at = clock_timestamp() "
-        "WHERE table_name = %s AND batch_range = %s",
-        [table.key, number],
-    )
-    # Of two ranges that end at once, the later one waits here and then sees the other completed.
-    lock_columns(connection, table)
-    row = connection.execute(
-        "SELECT count(*) FROM alphapulse_encryption.ranges WHERE table_name = %s AND status <> 'completed'",
-        [table.key],
-    ).fetchone()
-    if row is not None and row[0] == 0:
-        set_status(connection, table, "completed")
-
-
-def fail_range(connection: Connection, table: Table, number: int, message: str) -> None:
-    """A range ended with an error; ``message`` has to be free of values."""
-    connection.execute(
-        "UPDATE alphapulse_encryption.ranges SET status = 'failed', error_message = %s, waiting_for = NULL, "
-        "updated_at = clock_timestamp() WHERE table_name = %s AND batch_range = %s",
-        [message, table.key, number],
-    )
-    set_status(connection, table, "failed", message)
 
 
 def plan_ranges(
@@ -248,27 +170,6 @@ def restart_ranges(connection: Connection, table: Table) -> None:
 
 
 @dataclass(frozen=True)
-class RangeTimes:
-    """When a range moved, and what it waits for or ended with."""
-
-    started_at: datetime | None
-    updated_at: datetime | None
-    completed_at: datetime | None
-    waiting_for: str | None
-    error_message: str | None
-
-
-def range_times(connection: Connection, table: Table) -> dict[int, RangeTimes]:
-    """Of each planned range, by its number."""
-    rows = connection.execute(
-        "SELECT batch_range, started_at, updated_at, completed_at, waiting_for, error_message "
-        "FROM alphapulse_encryption.ranges WHERE table_name = %s",
-        [table.key],
-    )
-    return {number: RangeTimes(*rest) for number, *rest in rows}
-
-
-@dataclass(frozen=True)
 class Standing:
     """How a table's ranges stand, for who watches them.
 
@@ -297,62 +198,34 @@ def standing(connection: Connection, table: Table, limit: timedelta) -> Standing
     return Standing(*row)
 
 
-@dataclass(frozen=True)
-class Operating:
-    """An operation other than the backfill that was begun on a range and is not done.
-
-    Args:
-        operation: which.
-        goal: what it leads to: of a rotation the key version.
-    """
-
-    number: int
-    operation: Literal["rotate", "decrypt", "discard", "repair"]
-    goal: int
-    status: Status
-    rows: int
-    updated_at: datetime
-    waiting_for: str | None
-    error_message: str | None
-
-
 # Of a rotation what leads to the current version; of what leads back, all that is not done.
-_OPERATIONS = """
-SELECT batch_range, operation, goal, status, rows_processed, updated_at, waiting_for, error_message
-  FROM alphapulse_encryption.operations
- WHERE table_name = %s AND status IN ('in_progress', 'failed') AND (operation <> 'rotate'
+_UNDER_WAY = """
+SELECT batch_range, lower_key, upper_key, p.status, p.position, p.rows_processed, p.started_at, p.updated_at,
+       p.completed_at, p.waiting_for, p.error_message, operation, goal
+  FROM alphapulse_encryption.operations p JOIN alphapulse_encryption.ranges USING (table_name, batch_range)
+ WHERE table_name = %s AND p.status IN ('in_progress', 'failed') AND (operation <> 'rotate'
    OR goal = (SELECT key_version FROM alphapulse_encryption.key_versions WHERE state = 'current'))
  ORDER BY operation, batch_range
 """
 
 
-def operations_under_way(connection: Connection, table: Table) -> tuple[Operating, ...]:
+def operations_under_way(connection: Connection, table: Table) -> tuple[BatchRange, ...]:
     """What is being done to the table's ranges, or ended with an error, beside the backfill."""
-    return tuple(Operating(*row) for row in connection.execute(_OPERATIONS, [table.key]))
+    return _ranges(connection, _UNDER_WAY, table.key)
 
 
-def rows_backfilled(connection: Connection, tables: Sequence[Table]) -> int:
-    """Rows that backfills have done so far."""
-    return _rows(connection, "ranges", tables)
-
-
-def rows_worked_on(connection: Connection, tables: Sequence[Table]) -> int:
-    """Rows to which operations other than the backfill were done so far."""
-    return _rows(connection, "operations", tables)
-
-
-def _rows(connection: Connection, of: str, tables: Sequence[Table]) -> int:
-    query = sql.SQL(
-        "SELECT coalesce(sum(rows_processed), 0)::bigint FROM {} WHERE table_name = ANY(%s)"
-    ).format(sql.Identifier("alphapulse_encryption", of))
-    return int(connection.execute(query, [[table.key for table in tables]]).fetchall()[0][0])
+def rows_done(connection: Connection, tables: Sequence[Table], *, backfilled: bool) -> int:
+    """Rows that backfills have done so far, or to which other operations were done."""
+    query = SQL(
+        "SELECT coalesce(sum(rows_processed), 0)::bigint FROM {} "
+        "WHERE table_name = ANY(%s) AND (operation = 'backfill') = %s"
+    ).format(_PROGRESS)
+    return int(answer(connection, query, [table.key for table in tables], backfilled))
 
 
 def waiting_for(connection: Connection) -> str | None:
     """What backfills and other operations wait for now; None where none does."""
-    row = connection.execute(
-        "SELECT string_agg(DISTINCT waiting_for, '; ') FROM (SELECT waiting_for FROM alphapulse_encryption.ranges "
-        "UNION ALL SELECT waiting_for FROM alphapulse_encryption.operations) AS ranges WHERE "
-        "waiting_for IS NOT NULL"
-    ).fetchone()
-    return row[0] if row is not None else None
+    reasons: str | None = answer(
+        connection, SQL("SELECT string_agg(DISTINCT waiting_for, '; ') FROM {}").format(_PROGRESS)
+    )
+    return reasons

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-import psycopg
 from psycopg.sql import SQL, Identifier, Literal
 
 from alphapulse_encryption.migration.bookkeeping import install
 from alphapulse_encryption.migration.bookkeeping.install import LAYOUT, SCHEMA, Layout
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import Connection
 
 # A script that was printed for a database without the schema may run again, not over somebody else's schema.
 _BEGIN = """\

@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import psycopg
 from psycopg import sql
+from pydantic import BaseModel, ConfigDict
 
 from alphapulse_encryption import lifecycle
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import Authority, State
-from alphapulse_encryption.migration.bookkeeping.columns import register_columns
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.postgres.database import Connection
 
-Connection = psycopg.Connection[Any]
+
+class NotNull(BaseModel):
+    """A column's NOT NULL, and its constraint: nothing of that before PostgreSQL 18, which names them first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str | None = None
+    definition: str | None = None
+    comment: str | None = None
+
+
+class SetAside(BaseModel):
+    """What the switch took off the plaintext columns, to be put back by a revert.
+
+    Attributes:
+        defaults: expressions by column.
+        unguarded: nothing was, but the guard is gone with the views since a revert.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    defaults: dict[str, str] = {}
+    not_null: dict[str, NotNull] = {}
+    unguarded: bool = False
 
 
 @dataclass(frozen=True)
 class TableState:
-    """Where a table stands.
-
-    Args:
-        set_aside: what the switch took off the plaintext columns, to be put back by a revert.
-    """
+    """Where a table stands."""
 
     state: State
-    set_aside: Mapping[str, Any]
+    set_aside: SetAside
 
     @property
     def authority(self) -> Authority:
@@ -43,7 +59,11 @@ def register_table(connection: Connection, table: Table) -> None:
         "INSERT INTO alphapulse_encryption.tables (table_name) VALUES (%s) ON CONFLICT DO NOTHING",
         [table.key],
     )
-    register_columns(connection, table)
+    connection.execute(
+        "INSERT INTO alphapulse_encryption.columns (table_name, column_name) "
+        "SELECT %s, c FROM unnest(%s::text[]) AS c ON CONFLICT DO NOTHING",
+        [table.key, [column.name for column in table.columns]],
+    )
 
 
 def table_state(connection: Connection, table: Table, *, lock: bool = False) -> TableState | None:
@@ -59,10 +79,11 @@ def table_state(connection: Connection, table: Table, *, lock: bool = False) -> 
     return None if row is None else _decoded(*row)
 
 
-def _decoded(authority: Authority, stage: str, set_aside: Mapping[str, Any]) -> TableState:
-    taken = any(set_aside.get(name) for name in ("defaults", "not_null"))
-    unguarded = bool(set_aside.get("unguarded"))
-    return TableState(lifecycle.decode(authority, stage, unguarded=unguarded, set_aside=taken), set_aside)
+def _decoded(authority: Authority, stage: str, kept: object) -> TableState:
+    aside = SetAside.model_validate(kept)
+    taken = bool(aside.defaults or aside.not_null)
+    state = lifecycle.decode(authority, stage, unguarded=aside.unguarded, set_aside=taken)
+    return TableState(state, aside)
 
 
 def require_state(connection: Connection, table: Table, *, lock: bool = False) -> TableState:
@@ -95,9 +116,7 @@ def require_guarded_state(connection: Connection, table: Table) -> TableState:
     return state
 
 
-def advance(
-    connection: Connection, table: Table, to: State, set_aside: Mapping[str, Any] | None = None
-) -> None:
+def advance(connection: Connection, table: Table, to: State, set_aside: SetAside | None = None) -> None:
     """Record where the table stands now; called in the transaction that brings it there.
 
     Raises:
@@ -109,12 +128,12 @@ def advance(
             f"Table {table.key} was changed by another run meanwhile: it is {now}, from which no step leads to {to}. "
             "Run the step again; nothing was changed."
         )
-    kept = {"unguarded": True} if to is State.REVERTED else dict(set_aside or {})
+    kept = SetAside(unguarded=True) if to is State.REVERTED else set_aside or SetAside()
     stage = "columns" if to.has_both_sides else to.stage
     connection.execute(
         "UPDATE alphapulse_encryption.tables SET authority = %s, stage = %s, set_aside = %s, changed_at = now() "
         "WHERE table_name = %s",
-        [to.authority, stage, json.dumps(kept), table.key],
+        [to.authority, stage, kept.model_dump_json(exclude_defaults=True), table.key],
     )
 
 

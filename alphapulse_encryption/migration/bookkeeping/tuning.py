@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from typing import Any
-
-import psycopg
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.migration.postgres import locks
-from alphapulse_encryption.migration.postgres.database import Actor
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import Actor, Connection
 
 
 def holder_lock(holder: uuid.UUID) -> str:

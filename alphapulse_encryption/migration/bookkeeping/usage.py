@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import psycopg
 
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES, KeyUsage, exhausted
 from alphapulse_encryption.errors import KeyExhausted
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.target import Target
-
-Connection = psycopg.Connection[Any]
 
 # Messages reserved at once, at most: about a tenth of a second of encrypting. The first blocks are small, so that a
 # process that is killed early has hardly counted more than it has encrypted.
@@ -56,63 +54,32 @@ def read_usage(connection: Connection) -> tuple[KeyUsage, ...]:
 
 
 class MeteredCipher:
-    """An envelope format that encrypts only what was reserved in the database before.
+    """Encrypts, by a target's envelope format, only what was reserved in the database before.
 
     Safe to share between threads, though they wait for each other where a block is reserved. Its connection is opened
     with the first value that is encrypted.
-
-    Args:
-        block: messages reserved at once, at most.
-        most: how many messages a key may encrypt.
     """
 
-    def __init__(self, target: Target, *, block: int = BLOCK, most: int = MOST_MESSAGES) -> None:
+    def __init__(self, target: Target) -> None:
         self._database = target.database
         self._cipher = target.cipher
         self._version = target.keys.current_version
-        self._block = block
-        self._most = most
+        self._block = BLOCK
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._reserved: dict[str, int] = {}
         self._left: dict[str, int] = {}
         self._sums: dict[str, int] = {}
 
-    @property
-    def name(self) -> str:
-        """See `EnvelopeFormat.name`."""
-        return self._cipher.name
-
     def encrypt(self, value: str, context: str) -> str:
         """See `EnvelopeFormat.encrypt`; raises what :meth:`reserve` raises."""
         self.reserve(context, 1)
         return self._cipher.encrypt(value, context)
 
-    def encrypt_many(self, values: Sequence[str | None], context: str) -> list[str | None]:
-        """See `EnvelopeFormat.encrypt_many`; raises what :meth:`reserve` raises."""
-        self.reserve(context, len(values) - values.count(None))
-        return self._cipher.encrypt_many(values, context)
-
     def encrypt_many_utf8(self, values: Sequence[bytes | None], context: str) -> list[bytes | None]:
         """See `EnvelopeFormat.encrypt_many_utf8`; raises what :meth:`reserve` raises."""
         self.reserve(context, len(values) - values.count(None))
         return self._cipher.encrypt_many_utf8(values, context)
-
-    def decrypt(self, envelope: str, context: str) -> str:
-        """See `EnvelopeFormat.decrypt`."""
-        return self._cipher.decrypt(envelope, context)
-
-    def decrypt_many(self, envelopes: Sequence[str | None], context: str) -> list[str | None]:
-        """See `EnvelopeFormat.decrypt_many`."""
-        return self._cipher.decrypt_many(envelopes, context)
-
-    def key_version(self, envelope: str, context: str) -> int:
-        """See `EnvelopeFormat.key_version`."""
-        return self._cipher.key_version(envelope, context)
-
-    def ending(self, context: str, version: int) -> str:
-        """See `EnvelopeFormat.ending`."""
-        return self._cipher.ending(context, version)
 
     def reserve(self, context: str, messages: int) -> None:
         """See to it that so many messages of a context are counted in the database, under the current key version.
@@ -158,20 +125,10 @@ class MeteredCipher:
         for messages in dict.fromkeys((max(needed, min(self._block, before)), needed)):
             row = self._connection.execute(
                 _RESERVE,
-                {"context": context, "version": self._version, "messages": messages, "most": self._most},
+                {"context": context, "version": self._version, "messages": messages, "most": MOST_MESSAGES},
             ).fetchone()
             if row is not None:
                 self._sums[context] = int(row[0])
                 self._reserved[context] = before + messages
                 return messages
-        raise KeyExhausted(exhausted(context, self._version, self._most))
-
-
-@contextlib.contextmanager
-def metered(target: Target) -> Iterator[MeteredCipher]:
-    """A :class:`MeteredCipher` for the length of a ``with`` block."""
-    metering = MeteredCipher(target)
-    try:
-        yield metering
-    finally:
-        metering.close()
+        raise KeyExhausted(exhausted(context, self._version))

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-import psycopg
-
 from alphapulse_encryption.catalogue import Table
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Connection
 
 
 def keep_verification(
@@ -29,13 +27,11 @@ def keep_verification(
     offenders: Sequence[Mapping[str, Any]],
     run_id: str | None,
 ) -> None:
-    """Keep what the verification of a range found, in place of what an earlier one did.
+    """Keep what the verification of a range found, in place of what an earlier one did; never a value.
 
     Args:
         since: the oldest transaction under way when it began.
         definition: fingerprint of the table's definition.
-        columns: counts by column.
-        offenders: column, problem and key of values that did not verify; never a value.
     """
     connection.execute(
         "INSERT INTO alphapulse_encryption.verifications "
@@ -59,7 +55,6 @@ class KeptVerification:
     Args:
         verified_at: None where it was never verified; nothing else is told then.
         columns: counts by column.
-        offenders: column, problem and key of values that did not verify.
         current: whether definition and key are the ones asked for.
         since: the oldest transaction under way when it began.
         fresh: whether it is recent enough, in time and in transactions.
@@ -131,30 +126,30 @@ def forget_verifications(connection: Connection, table: Table, numbers: Sequence
 
 def verified_ranges(connection: Connection, table: Table) -> tuple[int, datetime | None]:
     """How many ranges have a result, and when the oldest was verified."""
-    row = connection.execute(
+    ((ranges, oldest),) = connection.execute(
         "SELECT count(*), min(verified_at) FROM alphapulse_encryption.verifications WHERE table_name = %s",
         [table.key],
-    ).fetchall()[0]
-    return row[0], row[1]
+    )
+    return ranges, oldest
 
 
 def verified_otherwise(connection: Connection, table: Table, definition: str) -> datetime | None:
     """When a range was last verified under another definition of the table; None where none was."""
-    row = connection.execute(
+    verified_at: datetime | None = answer(
+        connection,
         "SELECT max(verified_at) FROM alphapulse_encryption.verifications WHERE table_name = %s AND definition <> %s",
-        [table.key, definition],
-    ).fetchone()
-    return row[0] if row is not None else None
+        *(table.key, definition),
+    )
+    return verified_at
 
 
 def rows_verified(connection: Connection, tables: Sequence[Table], since: datetime) -> int:
     """Rows of the ranges that were verified since a moment."""
-    row = connection.execute(
+    query = (
         "SELECT coalesce(sum(row_count), 0)::bigint FROM alphapulse_encryption.verifications "
-        "WHERE table_name = ANY(%s) AND verified_at >= %s",
-        [[table.key for table in tables], since],
-    ).fetchall()[0]
-    return int(row[0])
+        "WHERE table_name = ANY(%s) AND verified_at >= %s"
+    )
+    return int(answer(connection, query, [table.key for table in tables], since))
 
 
 def keep_row_count(
@@ -181,8 +176,9 @@ def keep_row_count(
 
 def missing_rows(connection: Connection, table: Table, since: int) -> int | None:
     """How many rows the verification of that transaction did not reach; None where nobody counted."""
-    row = connection.execute(
+    missing: int | None = answer(
+        connection,
         "SELECT missing_count FROM alphapulse_encryption.row_counts WHERE table_name = %s AND since = %s::xid8",
-        [table.key, str(since)],
-    ).fetchone()
-    return None if row is None else int(row[0])
+        *(table.key, str(since)),
+    )
+    return missing

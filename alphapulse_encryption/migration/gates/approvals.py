@@ -23,6 +23,7 @@ from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.gates import roles
 from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, check_backup, is_recent
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.verify import TableVerification
@@ -110,7 +111,7 @@ def approve_drop(
 def _bound_definition(connection: Connection, definition: TableDefinition) -> str:
     """The table's definition together with everything that would go with its plaintext columns."""
     state = require_state(connection, definition.table)
-    goes = saved.read_saved(connection, definition, saved.set_aside(state))
+    goes = saved.read_saved(connection, definition, state.set_aside)
     return hashlib.sha256(f"{definition.fingerprint()} {goes.model_dump_json()}".encode()).hexdigest()
 
 
@@ -244,7 +245,7 @@ def refuse_same_person(
             f"has to carry it out. {turned_off}; nothing was changed."
         )
     if rule == "roles":
-        role = saved.only_row(connection.execute("SELECT session_user::text"))[0]
+        role = answer(connection, "SELECT session_user::text")
         if role == approval.database_role:
             raise RefusedError(
                 f"The two-person rule holds for database roles: the drop of {approval.table} was approved over the "
@@ -277,7 +278,9 @@ def valid_approval(
         RefusedError: there is none; says why.
     """
     table = definition.table
-    approvals = kept.approvals_of(connection, table, lock=lock)
+    if lock:
+        kept.lock_approvals(connection, table)
+    approvals = kept.list_approvals(connection, table)
     found = next((approval for approval in approvals if approval.is_open), None)
     if found is None:
         raise RefusedError(
@@ -360,8 +363,8 @@ def revoke(
     with database.session(f"revoke approval {approval_id}") as connection:
         if bookkeeping_exists(connection):
             with connection.transaction():
-                revoked = kept.revoke(connection, approval_id, operator.strip() or actor.name)
-                if revoked is not None:
+                name = operator.strip() or actor.name
+                for revoked in kept.revoke(connection, name, number=approval_id):
                     audit(
                         connection,
                         actor,
@@ -382,7 +385,7 @@ def describe(connection: Connection, definition: TableDefinition) -> str:
     """In plain words: what a drop takes away, what stays in its place, and how it is undone."""
     table = definition.table
     state = require_state(connection, table)
-    what = saved.read_saved(connection, definition, saved.set_aside(state))
+    what = saved.read_saved(connection, definition, state.set_aside)
     encrypted = {column.name: column.encrypted for column in table.columns}
     lines = [f"Dropping the plaintext of {table.key} removes"]
     lines += [f"  column {column.name} ({column.type})" for column in what.columns]

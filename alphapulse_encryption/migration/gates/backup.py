@@ -50,7 +50,6 @@ from alphapulse_encryption.migration.postgres.programs import (
     kind_of_failure,
     without_connection,
 )
-from alphapulse_encryption.migration.schema import saved
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.migration.target import Target
@@ -140,7 +139,7 @@ def take_backup(
         version = connection.info.server_version // 10_000
         pg_dump, pg_restore = (find_program(name, bin_dir, version) for name in ("pg_dump", "pg_restore"))
         expected = {table.key: _relations(connection, table) for table in catalogue_tables}
-        taken_at, name = saved.only_row(connection.execute("SELECT clock_timestamp(), current_database()"))
+        ((taken_at, name),) = connection.execute("SELECT clock_timestamp(), current_database()")
     if drill_server is not None:
         refuse_unless_possible(drill_server)
     environment, options = connection_environment(target.database)
@@ -179,7 +178,7 @@ def take_backup(
             path.unlink(missing_ok=True)
             raise
     return BackupResult(
-        backup=Backup(backup_id, taken_at, str(path), size, digest, tuple(expected)),
+        backup=Backup(backup_id, taken_at, str(path), size, digest),
         recipients=tuple(str(recipient) for recipient in to),
         listed_entries=entries,
         drill=drill,

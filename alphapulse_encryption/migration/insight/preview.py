@@ -25,7 +25,7 @@ from alphapulse_encryption.lifecycle import Authority, Stage, State
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists, missing_bookkeeping
 from alphapulse_encryption.migration.bookkeeping.keys import current_key_check
 from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
-from alphapulse_encryption.migration.bookkeeping.tables import table_state
+from alphapulse_encryption.migration.bookkeeping.tables import SetAside, table_state
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.gates.findings import Checked, Finding, Level
 from alphapulse_encryption.migration.insight.spans import NOTHING, Span
@@ -361,7 +361,7 @@ def _table(connection: Connection, entry: Table, batch_ranges: int) -> tuple[Tab
     ranges, note = _ranges(connection, definition, batch_ranges, begun=begun)
     stands = State.UNTOUCHED if state is None else state.state
     steps = _Steps(connection, definition, stands, findings)
-    taken = saved.set_aside(state) if state is not None and stands.authority == "ciphertext" else None
+    taken = state.set_aside if state is not None and stands.authority == "ciphertext" else None
     found = TablePlan(
         table=entry.key,
         stage=stands.stage,
@@ -461,7 +461,7 @@ class _Steps:
         # As it will be once step 2 is done.
         self._added = columns.with_columns(definition)
 
-    def every(self, ranges: Sequence[Range], taken: saved.SetAside | None) -> list[Step]:
+    def every(self, ranges: Sequence[Range], taken: SetAside | None) -> list[Step]:
         """All steps, in their order.
 
         Args:
@@ -552,7 +552,7 @@ class _Steps:
             note = "will be refused, see the warnings"
         return self._changing("switch", switch.switch_statements(self._connection, self._added), note)
 
-    def _drop(self, taken: saved.SetAside | None) -> Step:
+    def _drop(self, taken: SetAside | None) -> Step:
         if saved.has_children(self._connection, self._added):
             note = "will be refused: the table is partitioned, or takes part in inheritance"
             return _step("drop", note=note)

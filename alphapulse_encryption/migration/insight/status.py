@@ -6,7 +6,7 @@ Who works is told by the advisory locks that workers hold, not by a status colum
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -30,11 +30,8 @@ from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.bookkeeping.quarantine import quarantined
 from alphapulse_encryption.migration.bookkeeping.ranges import (
     BatchRange,
-    Operating,
-    RangeTimes,
     operations_under_way,
     range_lock,
-    range_times,
     read_ranges,
 )
 from alphapulse_encryption.migration.bookkeeping.tables import TableState, table_state
@@ -308,17 +305,23 @@ class _Look:
         except MigrationError as error:
             problem = error.args[0]
         ranges = read_ranges(self.connection, entry) if state is not None else ()
-        times = range_times(self.connection, entry) if state is not None else {}
         working = {w.range for w in workers if w.table == entry.key and w.range is not None}
         counts = self._pending(definition, state, ranges)
         rows = definition.estimated_rows if definition is not None else 0
         left = _rows_left(ranges, rows) if state is not None and state.state.has_both_sides else None
-        rate = _rate(ranges, times, self.now)
-        operations = self._operations(entry, working, times) if state is not None else []
-        rotation = [version for version, one in operations if one.step == "rotation"]
-        others = [one for _, one in operations]
-        elsewhere = {one.number for one in others if one.status in ("running", "holding back")}
-        active = [*_active(ranges, times, working - elsewhere), *others]
+        rate = _rate(ranges, self.now)
+        operations = operations_under_way(self.connection, entry) if state is not None else ()
+        # Who has a range may be the backfill; the one that wrote last is it.
+        written = {r.number: r.updated_at for r in ranges}
+        elsewhere = {
+            one.number
+            for one in operations
+            if one.number in working and _not_before(one.updated_at, written.get(one.number))
+        }
+        active = [
+            *(_told(one, working - elsewhere) for one in ranges if one.status in ("in_progress", "failed")),
+            *(_told(one, elsewhere) for one in operations),
+        ]
         verification = self._verification(entry, state, definition)
         return TableStatus(
             table=entry.key,
@@ -332,41 +335,17 @@ class _Look:
             pending=counts.pending,
             ranges=_count(ranges, active),
             active=tuple(active),
-            rows_done=sum(r.rows_processed for r in ranges) + sum(one.rows for one in others),
+            rows_done=sum(r.rows_processed for r in ranges) + sum(one.rows_processed for one in operations),
             rows_left=left,
             rows_per_second=rate,
             seconds_left=left / rate if left and rate else None,
             waiting_for=tuple(dict.fromkeys(one.waiting_for for one in active if one.waiting_for)),
-            rotating_to=rotation[0] if rotation else None,
+            rotating_to=next((one.goal for one in operations if one.operation == "rotate"), None),
             quarantined=quarantined(self.connection, entry) if state is not None else 0,
             verification=verification[0] if verification is not None else None,
             backup=self._backup(entry) if self.begun else None,
             problem=problem,
         )
-
-    def _operations(
-        self, entry: Table, working: set[int], times: Mapping[int, RangeTimes]
-    ) -> list[tuple[int, RangeStatus]]:
-        def works(one: Operating) -> bool:
-            # Who has the range may be the backfill; the one that wrote last is it.
-            backfilled = times[one.number].updated_at if one.number in times else None
-            return one.number in working and (backfilled is None or one.updated_at >= backfilled)
-
-        return [
-            (
-                one.goal,
-                RangeStatus(
-                    number=one.number,
-                    step="rotation" if one.operation == "rotate" else one.operation,
-                    status=_doing(one.status, one.waiting_for, works=works(one)),
-                    rows=one.rows,
-                    updated_at=one.updated_at,
-                    waiting_for=one.waiting_for if works(one) else None,
-                    error_message=one.error_message,
-                ),
-            )
-            for one in operations_under_way(self.connection, entry)
-        ]
 
     def _pending(
         self, definition: TableDefinition | None, state: TableState | None, ranges: Sequence[BatchRange]
@@ -518,36 +497,31 @@ def _state_of(
     return "void" if changed else "open"
 
 
-def _doing(
-    status: str, waiting_for: str | None, *, works: bool
-) -> Literal["running", "holding back", "interrupted", "failed"]:
+def _not_before(moment: datetime | None, other: datetime | None) -> bool:
+    return other is None or (moment is not None and moment >= other)
+
+
+def _told(one: BatchRange, working: Collection[int]) -> RangeStatus:
+    """What is told of a range that is worked on, or ended otherwise than done.
+
+    Args:
+        working: numbers of the ranges that somebody works on.
+    """
+    works = one.number in working
+    status: Literal["running", "holding back", "interrupted", "failed"]
     if works:
-        return "holding back" if waiting_for else "running"
-    return "failed" if status == "failed" else "interrupted"
-
-
-def _active(
-    ranges: Sequence[BatchRange], times: Mapping[int, RangeTimes], working: set[int]
-) -> list[RangeStatus]:
-    """Ranges of the backfill about which there is something to tell."""
-    found = []
-    for one in ranges:
-        works = one.number in working
-        if one.status not in ("in_progress", "failed"):
-            continue
-        when = times[one.number]
-        found.append(
-            RangeStatus(
-                number=one.number,
-                step="backfill",
-                status=_doing(one.status, when.waiting_for, works=works),
-                rows=one.rows_processed,
-                updated_at=when.updated_at,
-                waiting_for=when.waiting_for if works else None,
-                error_message=when.error_message,
-            )
-        )
-    return found
+        status = "holding back" if one.waiting_for else "running"
+    else:
+        status = "failed" if one.status == "failed" else "interrupted"
+    return RangeStatus(
+        number=one.number,
+        step="rotation" if one.operation == "rotate" else one.operation,
+        status=status,
+        rows=one.rows_processed,
+        updated_at=one.updated_at,
+        waiting_for=one.waiting_for if works else None,
+        error_message=one.error_message,
+    )
 
 
 def _count(ranges: Sequence[BatchRange], active: Sequence[RangeStatus]) -> Ranges:
@@ -571,18 +545,17 @@ def _rows_left(ranges: Sequence[BatchRange], rows: int) -> int:
     return round(sum(max(0.0, share - one.rows_processed) for one in with_rows if one.status != "completed"))
 
 
-def _rate(ranges: Sequence[BatchRange], times: Mapping[int, RangeTimes], now: datetime) -> float | None:
+def _rate(ranges: Sequence[BatchRange], now: datetime) -> float | None:
     """Rows per second of the ranges that were worked on lately, while any of them was; None where nobody works."""
     if not any(one.status == "in_progress" for one in ranges):
         return None
     spans: list[tuple[datetime, datetime]] = []
     rows = 0
     for one in ranges:
-        when = times[one.number]
-        end = when.completed_at or when.updated_at
-        if when.started_at is None or end is None or now - end > RECENT or end <= when.started_at:
+        end = one.completed_at or one.updated_at
+        if one.started_at is None or end is None or now - end > RECENT or end <= one.started_at:
             continue
-        spans.append((when.started_at, end))
+        spans.append((one.started_at, end))
         rows += one.rows_processed
     seconds = 0.0
     covered: datetime | None = None

@@ -16,6 +16,8 @@ from psycopg.pq import Format
 
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, MigrationError
 
+Connection = psycopg.Connection[Any]
+
 _TEXT_OID = 25
 TEXT_ARRAY_OID = 1009
 

@@ -83,4 +83,4 @@ class Backfill(Operation):
         return [Batch(arrays, width, ciphertexts)]
 
     def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:
-        return sql.update_batch(definition, skip_locked=skip_locked)
+        return sql.update_batch(definition, definition.plaintext_columns, skip_locked=skip_locked)

@@ -11,6 +11,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
 from alphapulse_encryption.migration.bookkeeping.tables import table_state
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.schema import sql
@@ -46,8 +47,7 @@ def pending_in(connection: psycopg.Connection[Any], table: Table) -> list[int]:
         if batch_range.status != "completed" or batch_range.is_empty:
             continue
         condition, parameters = sql.within(definition, batch_range.lower, batch_range.upper)
-        row = connection.execute(sql.any_pending(definition, condition), parameters).fetchone()
-        if row is not None and row[0]:
+        if answer(connection, sql.any_pending(definition, condition), *parameters):
             found.append(batch_range.number)
     return found
 

@@ -14,7 +14,7 @@ from psycopg.sql import Composed
 
 from alphapulse_encryption.catalogue import Column
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping.quarantine import Step
+from alphapulse_encryption.migration.bookkeeping.ranges import Step
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.rows.operation import Columns, Faults, Item, Operation, changed_meanwhile

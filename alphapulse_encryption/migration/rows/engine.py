@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, Unpack
 
@@ -35,7 +35,7 @@ from alphapulse_encryption.migration.bookkeeping.quarantine import (
     release,
 )
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan, range_lock, read_ranges
-from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher, metered
+from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres import locks, retry, wire
 from alphapulse_encryption.migration.postgres.database import MARK_AS_ENGINE, DatabaseUnreachable, failure
 from alphapulse_encryption.migration.rows.batches import read_columns
@@ -317,7 +317,7 @@ def finish_under_lock(
     Raises:
         NotFinished: there are more, or one of them cannot be done.
     """
-    with metered(target) as cipher:
+    with closing(MeteredCipher(target)) as cipher:
         run = _Run(operation, target, 0, Sessions(target.database), cipher=cipher)
         position: Key | None = None
         left = most

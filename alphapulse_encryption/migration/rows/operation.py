@@ -19,8 +19,7 @@ from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import DecryptionError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.progress import Ledger
-from alphapulse_encryption.migration.bookkeeping.quarantine import Step
-from alphapulse_encryption.migration.bookkeeping.ranges import Key
+from alphapulse_encryption.migration.bookkeeping.ranges import Key, Step
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres.database import TextArray, without_values
 from alphapulse_encryption.migration.schema import sql

@@ -6,17 +6,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, LiteralString
 
-import psycopg
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 
 from alphapulse_encryption.catalogue import Catalogue, Column, Table
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.ddl import ATTEMPTS, in_short_transaction
 
 # Of tables c in schemas n, those of the application: no partitions, and none of the system, of an extension or ours.
 OF_THE_APPLICATION: LiteralString = """
@@ -58,12 +57,10 @@ class TableDefinition:
     """A catalogued table together with what the database says of it.
 
     Args:
-        oid: the table's object identifier.
         key: the primary key's columns, in the index's order.
         key_operators: schema of the comparison operators of the key's own types; using them by name keeps
             the comparison the index's own, whatever the search path is.
         columns: every column, in the table's order.
-        partitioned: whether it is declaratively partitioned.
         estimated_rows: the planner's estimate (0 where the table was never analysed).
         total_bytes: size with indexes and TOAST, in bytes.
     """
@@ -97,30 +94,18 @@ class TableDefinition:
         Unlike :meth:`fingerprint` it stays the same when constraints or other columns change.
         """
         concerned = {name for column in self.table.columns for name in (column.name, *column.derived)}
-        return _digest(
-            {
-                "oid": self.oid,
-                "key": [[k.name, k.type] for k in self.key],
-                "columns": sorted([c.name, c.type] for c in self.columns.values() if c.name in concerned),
-            }
-        )
+        return self._digest([[c.name, c.type] for c in self.columns.values() if c.name in concerned])
 
     def fingerprint(self) -> str:
         """A hash of the columns with types, NOT NULL and defaults, and of the key: changes when they do."""
-        return _digest(
-            {
-                "oid": self.oid,
-                "key": [[k.name, k.type] for k in self.key],
-                "columns": [
-                    [c.name, c.type, c.not_null, c.default, c.generated]
-                    for c in sorted(self.columns.values(), key=lambda c: c.name)
-                ],
-            }
+        return self._digest(
+            [[c.name, c.type, c.not_null, c.default, c.generated] for c in self.columns.values()]
         )
 
-
-def _digest(what: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    def _digest(self, columns: list[list[Any]]) -> str:
+        key = [[k.name, k.type] for k in self.key]
+        what = {"oid": self.oid, "key": key, "columns": sorted(columns, key=lambda column: column[0])}
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 _TABLE = """
@@ -179,18 +164,11 @@ def read_table(
             catalogued column is part of the key or generated. Names it and says what to do.
         RefusedError: another session holds the table exclusively.
     """
-
-    def read() -> TableDefinition:
-        return _read_table(connection, table, plaintext=plaintext)
-
+    read = partial(_read_table, connection, table, plaintext=plaintext)
     if connection.info.transaction_status is not TransactionStatus.IDLE:
         return read()
     doing = f"look at the table {table.key}"
-    return (
-        in_short_transaction(connection, doing, read, attempts=1)
-        if once
-        else in_short_transaction(connection, doing, read)
-    )
+    return in_short_transaction(connection, doing, read, attempts=1 if once else ATTEMPTS)
 
 
 def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> TableDefinition:

@@ -6,15 +6,11 @@ What a function holds as text is not known to the database, nor to us.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import psycopg
-
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.schema import saved
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.sql import GUARDS
-
-Connection = psycopg.Connection[Any]
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import LiteralString
 
-import psycopg
 from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Column, Table
@@ -23,14 +22,12 @@ from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.ranges import MAY_WRITE, MAY_WRITE_BY_NAME
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import WRITER, WRITER_SETTING, Actor
+from alphapulse_encryption.migration.postgres.database import WRITER, WRITER_SETTING, Actor, Connection
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.names import short_name
 from alphapulse_encryption.migration.schema.partitions import lock_partitions, read_parts
 from alphapulse_encryption.migration.schema.sql import GUARD_INSERT, GUARD_MENTION, GUARD_UPDATE, GUARDS
-
-Connection = psycopg.Connection[Any]
 
 
 def guard_name(table: Table) -> str:
@@ -62,10 +59,9 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
 
 def guard_is_current(connection: Connection, definition: TableDefinition, authority: Authority) -> bool:
     """Whether the guard is in place, and made for these columns and this authority."""
-    if not guard_in_place(connection, definition):
-        return False
+    comment = _guard_comment(connection, definition, authority)
     made = set(_guard_triggers(connection, definition).values())
-    return made == {_guard_comment(connection, definition, authority)}
+    return made == {comment} and guard_in_place(connection, definition)
 
 
 def guard_statements(
@@ -91,16 +87,10 @@ def guard_statements(
     for trigger in triggers:
         statements.append(
             SQL(
-                "CREATE OR REPLACE TRIGGER {name} BEFORE {event} ON {table} FOR EACH ROW "
-                "WHEN ({condition}) EXECUTE FUNCTION {function}({authority}, {argument})"
+                "CREATE OR REPLACE TRIGGER {} BEFORE {} ON {} FOR EACH ROW WHEN ({}) EXECUTE FUNCTION {}({}, {})"
             ).format(
-                name=Identifier(trigger.name),
-                event=trigger.event,
-                table=definition.identifier,
-                condition=trigger.condition,
-                function=function,
-                authority=Literal(authority),
-                argument=Literal(trigger.argument),
+                *(Identifier(trigger.name), trigger.event, definition.identifier, trigger.condition),
+                *(function, Literal(authority), Literal(trigger.argument)),
             )
         )
         statements.append(
@@ -183,13 +173,9 @@ _SAID = SQL("current_setting({}, true) IS NOT DISTINCT FROM {}").format(
 _BY_ENGINE = SQL("({} AND {})").format(_SAID, MAY_WRITE)
 
 
-def _stored(column: Column) -> list[str]:
-    return [column.encrypted, column.search] if column.searchable else [column.encrypted]
-
-
 def _given(columns: Sequence[Column]) -> Composed:
     return SQL(" OR ").join(
-        SQL("NEW.{} IS NOT NULL").format(Identifier(name)) for column in columns for name in _stored(column)
+        SQL("NEW.{} IS NOT NULL").format(Identifier(name)) for column in columns for name in column.derived
     )
 
 
@@ -208,14 +194,26 @@ class _Trigger:
 
 def _triggers(definition: TableDefinition) -> list[_Trigger]:
     columns = definition.plaintext_columns
+    inserted = SQL("NOT ({}) AND ({})").format(_BY_ENGINE, _given(columns))
+    # The engine's own writes pass, unless a trigger of the application changed the plaintext on their way.
+    updated = SQL("CASE WHEN {} THEN {} ELSE {} END").format(
+        _BY_ENGINE,
+        _images_differ([column.name for column in columns]),
+        _images_differ([name for column in columns for name in (column.name, *column.derived)]),
+    )
     return [
-        _Trigger(GUARD_INSERT, SQL("INSERT"), _insert_condition(columns)),
-        _Trigger(GUARD_UPDATE, SQL("UPDATE"), _update_condition(columns)),
+        _Trigger(GUARD_INSERT, SQL("INSERT"), inserted),
+        _Trigger(GUARD_UPDATE, SQL("UPDATE"), updated),
         *(
             _Trigger(
                 f"{GUARD_MENTION}{number:04d}",
                 SQL("UPDATE OF {}").format(Identifier(column.name)),
-                _mention_condition(column),
+                # As little as will do: a statement that names the column pays for it once, and each of its rows. An
+                # envelope has no two forms, so here the operator of its own type is enough.
+                SQL("OLD.{encrypted} IS DISTINCT FROM NEW.{encrypted} AND {same}").format(
+                    encrypted=Identifier(column.encrypted),
+                    same=_compare_images([column.name], "record_image_eq"),
+                ),
                 _mention(number),
             )
             for number, column in enumerate(columns)
@@ -225,27 +223,6 @@ def _triggers(definition: TableDefinition) -> list[_Trigger]:
 
 def _mention(number: int) -> str:
     return f"<{number}>"
-
-
-def _mention_condition(column: Column) -> Composed:
-    # As little as will do: a statement that names the column pays for it once, and each of its rows. An envelope has no
-    # two forms, so here the operator of its own type is enough.
-    return SQL("OLD.{encrypted} IS DISTINCT FROM NEW.{encrypted} AND {same}").format(
-        encrypted=Identifier(column.encrypted), same=_compare_images([column.name], "record_image_eq")
-    )
-
-
-def _insert_condition(columns: Sequence[Column]) -> Composed:
-    return SQL("NOT ({}) AND ({})").format(_BY_ENGINE, _given(columns))
-
-
-def _update_condition(columns: Sequence[Column]) -> Composed:
-    # The engine's own writes pass, unless a trigger of the application changed the plaintext on their way.
-    return SQL("CASE WHEN {} THEN {} ELSE {} END").format(
-        _BY_ENGINE,
-        _images_differ([column.name for column in columns]),
-        _images_differ([name for column in columns for name in (column.name, *_stored(column))]),
-    )
 
 
 def _images_differ(names: Sequence[str]) -> Composed:
@@ -376,7 +353,7 @@ def guard_function(columns: Sequence[Column], table_key: str) -> str:
             "encrypted": encrypted,
             "plaintext_changed": _images_differ([column.name]),
             "encrypted_changed": _images_differ([column.encrypted]),
-            "ciphertext_changed": _images_differ(_stored(column)),
+            "ciphertext_changed": _images_differ(column.derived),
             "ciphertext_given": SQL("({})").format(_given([column])),
             "token_missing": token_missing,
             "token_stale": token_stale,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, LiteralString
 from typing import Literal as OneOf
 
 import psycopg
@@ -18,15 +16,13 @@ from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.audit import audit, last_entry
 from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state, require_state
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
 from alphapulse_encryption.migration.postgres.waits import telling
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.names import short_name
-from alphapulse_encryption.migration.schema.partitions import Part, lock_parts, read_parts, whole
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.schema.partitions import Part, lock_parts, read_parts
 
 # Partitions may come and go while the indexes of the others are built.
 LOOKS_AT_PARTITIONS = 5
@@ -38,20 +34,15 @@ class WantedIndex:
 
     Args:
         unique: whether it is unique; None, after a drop, leaves it as it was carried over before.
-        condition: of the rows it holds, for a table's name; None for all rows.
+        condition: of the rows it holds, where it is there for the migration alone; None for all rows.
         comment: written last, so that an index of this name without it is unfinished, or of another catalogue.
     """
 
     name: str
     columns: tuple[str, ...]
     unique: bool | None
-    condition: Callable[[str], Composed] | None = None
+    condition: Composed | None = None
     comment: str | None = None
-
-    @property
-    def pending_only(self) -> bool:
-        """Whether it holds some rows only, and is there for the migration alone."""
-        return self.condition is not None
 
 
 @dataclass(frozen=True)
@@ -59,10 +50,8 @@ class IndexResult:
     """What :func:`build_search_indexes` did.
 
     Args:
-        created: names of the indexes built now.
         existing: names of those found valid.
         rebuilt: of those created, the ones whose earlier build had been interrupted.
-        analysed: whether statistics were taken.
         bytes: size of all of them together.
     """
 
@@ -78,42 +67,27 @@ class IndexResult:
         return bool(self.created)
 
 
-# Types whose values are equal exactly when their texts are: for others (numeric, citext, interval, jsonb, …) two
-# equal values can have two tokens, and a unique index on tokens would let both in.
-_TEXTUALLY_UNIQUE = [
-    "text",
-    "varchar",
-    "bpchar",
-    "name",
-    "uuid",
-    "bool",
-    "int2",
-    "int4",
-    "int8",
-    "oid",
-    "date",
-    "bytea",
-    "timestamp",
-    "timestamptz",
-]
-
 # What a unique index on tokens cannot do: expressions, conditions, deferred checks, NULLs that count as equal,
-# and equality other than that of the text.
+# and equality other than that of the text. Of other types than those named (numeric, citext, interval, jsonb, …) two
+# equal values can have two tokens, and a unique index on tokens would let both in.
 _UNIQUE = """
-SELECT i.relname, array_agg(a.attname::text ORDER BY k.position),
+SELECT i.relname, x.indrelid, array_agg(a.attname::text ORDER BY k.position),
        x.indpred IS NOT NULL OR 0 = ANY (x.indkey::int2[]) OR NOT x.indimmediate
          OR coalesce((to_jsonb(x) ->> 'indnullsnotdistinct')::boolean, false)
-         OR bool_or(a.attname = ANY (%s) AND NOT (t.typname = ANY (%s) AND t.typnamespace = 'pg_catalog'::regnamespace
-                    AND coalesce(c.collisdeterministic, true)))
+         OR bool_or(a.attname = ANY (%(columns)s) AND NOT (
+              t.typname IN ('text', 'varchar', 'bpchar', 'name', 'uuid', 'bool', 'int2', 'int4', 'int8', 'oid', 'date',
+                            'bytea', 'timestamp', 'timestamptz')
+              AND t.typnamespace = 'pg_catalog'::regnamespace AND coalesce(c.collisdeterministic, true)))
   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
  CROSS JOIN unnest(x.indkey::int2[], x.indcollation::oid[]) WITH ORDINALITY AS k (attnum, collation_id, position)
   LEFT JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.attnum
   LEFT JOIN pg_type t ON t.oid = a.atttypid
   LEFT JOIN pg_collation c ON c.oid = k.collation_id
- WHERE x.indrelid = %s AND x.indisunique AND x.indisvalid AND NOT x.indisprimary AND k.position <= x.indnkeyatts
-   AND (%s OR NOT i.relispartition)
- GROUP BY i.relname, x.indexrelid, x.indpred, x.indkey, x.indimmediate, to_jsonb(x)
- ORDER BY i.relname
+ WHERE x.indrelid = ANY (%(parts)s) AND x.indisunique AND x.indisvalid AND NOT x.indisprimary
+   AND k.position <= x.indnkeyatts AND (x.indrelid = %(table)s OR NOT i.relispartition)
+ GROUP BY i.relname, x.indrelid, x.indexrelid, x.indpred, x.indkey, x.indimmediate, to_jsonb(x)
+HAVING bool_or(a.attname = ANY (%(columns)s))
+ ORDER BY array_position(%(parts)s::oid[], x.indrelid), i.relname
 """
 
 
@@ -152,17 +126,19 @@ def unique_indexes(connection: Connection, definition: TableDefinition) -> tuple
     A partitioned table's own ones contain its partition key, and so do those of the search columns then; those of
     single partitions have no counterpart.
     """
-    sensitive = {column.name: column for column in definition.table.columns}
+    plain = [column.name for column in definition.table.columns if not column.searchable]
+    parts = {part.oid: part for part in read_parts(connection, definition.oid)}
+    parameters = {
+        "columns": [column.name for column in definition.table.columns],
+        "table": definition.oid,
+        "parts": list(parts),
+    }
     found = []
-    for part in read_parts(connection, definition.oid):
-        whole = part.oid == definition.oid
-        parameters = [list(sensitive), _TEXTUALLY_UNIQUE, part.oid, whole]
-        for name, columns, special in connection.execute(_UNIQUE, parameters):
-            touched = [sensitive[column] for column in columns if column in sensitive]
-            if touched:
-                portable = whole and not special and all(column.searchable for column in touched)
-                partition = None if whole else f"{part.schema_name}.{part.name}"
-                found.append(UniqueIndex(name, tuple(columns), portable, partition))
+    for name, oid, columns, special in connection.execute(_UNIQUE, parameters):
+        whole = oid == definition.oid
+        portable = whole and not special and not set(columns).intersection(plain)
+        partition = None if whole else f"{parts[oid].schema_name}.{parts[oid].name}"
+        found.append(UniqueIndex(name, tuple(columns), portable, partition))
     return tuple(found)
 
 
@@ -191,44 +167,35 @@ def wanted_indexes(connection: Connection, definition: TableDefinition) -> tuple
                 pending_index(table),
                 tuple(key.name for key in definition.key),
                 unique=False,
-                condition=lambda name: sql.row_pending(definition, alias(name)),
-                comment=_comment(definition),
+                condition=sql.row_pending(definition),
+                comment=f"alphapulse_encryption {definition.shape()}",
             )
         )
     return tuple(wanted)
 
 
-@dataclass(frozen=True)
-class IndexState:
-    """An index that is there.
+def is_usable(
+    connection: Connection, definition: TableDefinition, name: str, *, unique: bool = False
+) -> bool | None:
+    """Whether the server uses the table's index of that name; None where it has none.
+
+    Not so after a build that was interrupted.
 
     Args:
-        usable: whether the server uses it; not so after a build that was interrupted.
+        unique: whether it has to be unique as well.
     """
-
-    usable: bool
-    unique: bool
-
-
-def read_indexes(connection: Connection, definition: TableDefinition) -> dict[str, IndexState]:
-    """The table's indexes, by name."""
-    rows = connection.execute(
-        "SELECT i.relname, x.indisvalid AND x.indisready, x.indisunique "
-        "FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indrelid = %s",
-        [definition.oid],
+    usable: bool | None = answer(
+        connection,
+        "SELECT x.indisvalid AND x.indisready AND (x.indisunique OR NOT %s) "
+        "FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indrelid = %s AND i.relname = %s",
+        *(unique, definition.oid, name),
     )
-    return {name: IndexState(usable, unique) for name, usable, unique in rows}
-
-
-def is_usable(connection: Connection, definition: TableDefinition, name: str) -> bool | None:
-    """Whether the table's index of that name can be used; None where it has none."""
-    found = read_indexes(connection, definition).get(name)
-    return None if found is None else found.usable
+    return usable
 
 
 def pending_index(table: Table) -> str:
     """Name of the partial index that answers "what is pending" in time proportional to the answer."""
-    return short_name(f"{table.name}{sql.PENDING_INDEX_SUFFIX}")
+    return short_name(f"{table.name}_encryption_pending")
 
 
 def build_search_indexes(
@@ -253,9 +220,10 @@ def build_search_indexes(
     ):
         require_guarded_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
+        part = read_parts(connection, definition.oid)[0]
         found: dict[str, State] = {}
         for index in wanted_indexes(connection, definition):
-            found[index.name] = _look(connection, whole(definition), index)
+            found[index.name] = _look(connection, part, index)
             if found[index.name] == "valid":
                 continue
             if index.unique:
@@ -263,7 +231,10 @@ def build_search_indexes(
             build_index(connection, definition, index)
             audit(connection, actor, "create_index", table, index=index.name, unique=index.unique)
         created = tuple(name for name, state in found.items() if state != "valid")
-        analysed = bool(created) or not _analysed_since(connection, table)
+        # A killed build leaves that undone.
+        analysed = bool(created) or last_entry(connection, "analyze", table) < last_entry(
+            connection, "create_index", table
+        )
         if analysed:
             connection.execute(SQL("ANALYZE {}").format(definition.identifier))
             audit(connection, actor, "analyze", table)
@@ -282,20 +253,6 @@ def build_search_indexes(
         bytes=size,
         seconds=time.monotonic() - started,
     )
-
-
-def _analysed_since(connection: Connection, table: Table) -> bool:
-    """Whether statistics were taken after the last index was built: a killed build leaves that undone."""
-    return last_entry(connection, "analyze", table) >= last_entry(connection, "create_index", table)
-
-
-def alias(name: str) -> LiteralString:
-    """A table's name where a statement has an alias; it is quoted there, as any identifier."""
-    return name
-
-
-def _comment(definition: TableDefinition) -> str:
-    return f"alphapulse_encryption {definition.shape()}"
 
 
 # What a statement goes on with, or not.
@@ -344,16 +301,14 @@ class _Piece:
 
     Args:
         doing: for a message.
-        statements: what is to be executed.
-        part: where rows are; built concurrently.
-        index: of that part.
+        locked: what is locked exclusively before.
+        beside: built concurrently, where rows are: the index of that part.
     """
 
     doing: str
     statements: list[Composed]
-    part: Part
-    index: WantedIndex
-    beside: bool = False
+    locked: tuple[Part, ...] = ()
+    beside: tuple[Part, WantedIndex] | None = None
 
 
 def _pieces(
@@ -369,21 +324,30 @@ def _pieces(
 
     Args:
         parts: all of the table's.
-        afresh: take nothing for there: the whole tree goes first.
+        afresh: take nothing for there.
         attached: the index belongs to that of the part above already, whatever its name.
     """
     state = "missing" if afresh else _look(connection, part, index)
+    if state == "valid":
+        return
     if part.leaf:
-        if state != "valid" and not attached:
+        if not attached:
             dropped = [_drop_statement(part, index, _BESIDE)] if state != "missing" else []
             statements = [*dropped, *_create(part, index, _BESIDE, _NOT)]
-            yield _Piece(f"build the index {index.name}", statements, part, index, beside=True)
+            yield _Piece(f"build the index {index.name}", statements, beside=(part, index))
         return
+    if state == "outdated":
+        # A partitioned index cannot be dropped concurrently; it takes no time, but every partition's lock.
+        drop = [_drop_statement(part, index, _NOT)]
+        yield _Piece(f"drop the outdated index {index.name}", drop, locked=parts)
+        state = "missing"
+        # Where it is only told, it is there still.
+        afresh = _look(connection, part, index) != "missing"
     if state == "missing" and not attached:
-        yield _Piece(f"begin the index {index.name}", _create(part, index, _NOT, _ONLY), part, index)
+        yield _Piece(f"begin the index {index.name}", _create(part, index, _NOT, _ONLY))
     for child in (p for p in parts if p.parent == part.oid):
         name = None if afresh else _attached_to(connection, child, part, index)
-        below = replace(index, name=name or part_index(child, index.name))
+        below = replace(index, name=name or short_name(f"{child.name}_{index.name}"))
         if name is not None:
             # Made by the server with a partition that came later, without our comment.
             below = replace(below, comment=None)
@@ -392,7 +356,7 @@ def _pieces(
             attach = SQL("ALTER INDEX {} ATTACH PARTITION {}").format(
                 Identifier(part.schema_name, index.name), Identifier(child.schema_name, below.name)
             )
-            yield _Piece(f"attach the index {below.name} to {index.name}", [attach], part, index)
+            yield _Piece(f"attach the index {below.name} to {index.name}", [attach])
 
 
 def build_index(connection: Connection, definition: TableDefinition, index: WantedIndex) -> None:
@@ -403,21 +367,18 @@ def build_index(connection: Connection, definition: TableDefinition, index: Want
 
     Args:
         connection: in autocommit mode.
-        index: what is wanted; there is nothing valid of its name.
 
     Raises:
         RefusedError: a lock could not be had; what is built stays and is gone on with.
         ConfigurationError: a name is taken.
     """
-    if definition.partitioned and _look(connection, whole(definition), index) == "outdated":
-        _drop_tree(connection, definition, index)
     for _ in range(LOOKS_AT_PARTITIONS):
         parts = read_parts(connection, definition.oid)
         for piece in _pieces(connection, parts, parts[0], index):
-            if piece.beside:
-                _build_beside(connection, piece)
+            if piece.beside is not None:
+                _build_beside(connection, piece.doing, *piece.beside)
             else:
-                in_short_transaction(connection, piece.doing, partial(_execute, connection, piece.statements))
+                in_short_transaction(connection, piece.doing, partial(_execute, connection, piece))
         if _look(connection, parts[0], index) == "valid":
             return
     raise RefusedError(
@@ -436,19 +397,7 @@ def index_statements(
         ConfigurationError: a name is taken.
     """
     parts = read_parts(connection, definition.oid)
-    state = _look(connection, parts[0], index)
-    if state == "valid":
-        return []
-    afresh = definition.partitioned and state == "outdated"
-    statements = [_drop_statement(parts[0], index, _NOT)] if afresh else []
-    for piece in _pieces(connection, parts, parts[0], index, afresh=afresh):
-        statements += piece.statements
-    return statements
-
-
-def part_index(part: Part, name: str) -> str:
-    """Name of a partition's share in a partitioned table's index."""
-    return short_name(f"{part.name}_{name}")
+    return [s for piece in _pieces(connection, parts, parts[0], index) for s in piece.statements]
 
 
 def _attached_to(connection: Connection, child: Part, parent: Part, index: WantedIndex) -> str | None:
@@ -464,8 +413,9 @@ def _attached_to(connection: Connection, child: Part, parent: Part, index: Wante
     return None if found is None else str(found)
 
 
-def _execute(connection: Connection, statements: list[Composed]) -> None:
-    for statement in statements:
+def _execute(connection: Connection, piece: _Piece) -> None:
+    lock_parts(connection, piece.locked, "ACCESS EXCLUSIVE")
+    for statement in piece.statements:
         connection.execute(statement)
 
 
@@ -473,28 +423,18 @@ def _drop_statement(part: Part, index: WantedIndex, beside: SQL) -> Composed:
     return SQL("DROP INDEX {}IF EXISTS {}").format(beside, Identifier(part.schema_name, index.name))
 
 
-def _drop_tree(connection: Connection, definition: TableDefinition, index: WantedIndex) -> None:
-    """A partitioned index cannot be dropped concurrently; dropping takes no time, but every partition's lock."""
-
-    def drop() -> None:
-        lock_parts(connection, read_parts(connection, definition.oid), "ACCESS EXCLUSIVE")
-        connection.execute(_drop_statement(whole(definition), index, _NOT))
-
-    in_short_transaction(connection, f"drop the outdated index {index.name}", drop)
-
-
-def _build_beside(connection: Connection, piece: _Piece) -> None:
-    part, index = piece.part, piece.index
+def _build_beside(connection: Connection, doing: str, part: Part, index: WantedIndex) -> None:
     drop = _drop_statement(part, index, _BESIDE)
 
     def build() -> None:
         # What is there was left by an interrupted build, or by the try before this one.
         if _look(connection, part, index) != "missing":
             connection.execute(drop)
-        _execute(connection, _create(part, index, _BESIDE, _NOT))
+        for statement in _create(part, index, _BESIDE, _NOT):
+            connection.execute(statement)
 
     try:
-        outside_transaction(connection, piece.doing, build)
+        outside_transaction(connection, doing, build)
     except psycopg.Error:
         if not connection.broken:
             doing = f"drop the unfinished index {index.name}"
@@ -510,7 +450,7 @@ def _create(part: Part, index: WantedIndex, beside: SQL, only: SQL) -> list[Comp
         only=only,
         table=part.identifier,
         columns=SQL(", ").join(Identifier(column) for column in index.columns),
-        condition=SQL(" WHERE {}").format(index.condition(part.name)) if index.condition else SQL(""),
+        condition=SQL(" WHERE {}").format(index.condition) if index.condition else SQL(""),
     )
     if index.comment is None:
         return [create]
@@ -542,10 +482,8 @@ class ReindexResult:
     """What :func:`reindex` did.
 
     Args:
-        reindexed: names of the indexes that were rebuilt.
         leftovers: names of what an interrupted call had left, dropped now.
-        bytes_before: size of the table's indexes before, in bytes.
-        bytes_after: after.
+        bytes_before: size of the table's indexes.
     """
 
     reindexed: tuple[str, ...]
@@ -557,9 +495,11 @@ class ReindexResult:
 
 IndexChoice = OneOf["all", "encrypted"]
 
-# Of the table, its partitions and their TOAST tables; with the columns that keys, conditions and expressions name.
+# Of the table, its partitions and their TOAST tables; with the columns that keys, conditions and expressions name, and
+# told from what REINDEX CONCURRENTLY leaves when it is interrupted (PostgreSQL manual, REINDEX).
 _ALL_INDEXES = """
-SELECT n.nspname, i.relname, i.oid, x.indisvalid, pg_relation_size(i.oid),
+SELECT n.nspname, i.relname, i.oid, x.indisvalid, NOT x.indisvalid AND i.relname ~ '_cc(new|old)[0-9]*$',
+       pg_relation_size(i.oid),
        EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = x.indrelid AND a.attname = ANY(%(columns)s)
                   AND (a.attnum = ANY (x.indkey::int2[]) OR EXISTS (
                       SELECT FROM pg_depend d
@@ -571,8 +511,6 @@ SELECT n.nspname, i.relname, i.oid, x.indisvalid, pg_relation_size(i.oid),
         OR x.indrelid IN (SELECT reltoastrelid FROM pg_class WHERE oid = ANY (%(parts)s)))
  ORDER BY 1, 2
 """
-# What REINDEX CONCURRENTLY calls its indexes while it works (PostgreSQL manual, REINDEX).
-_TRANSIENT = re.compile(r"_cc(new|old)[0-9]*$")
 
 
 def reindex(
@@ -601,20 +539,25 @@ def reindex(
     with database.session(doing) as connection, telling(database, table, on_wait, progress=progress):
         require_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
-        before = _all_indexes(connection, definition)
-        after = dict(before)
+        before = after = _all_indexes(connection, definition)
         leftovers: list[str] = []
         reindexed: tuple[str, ...] = ()
 
         def work(statement: Composed | None = None) -> None:
-            leftovers.extend(_drop_leftovers(connection, definition))
+            for index in _all_indexes(connection, definition):
+                if index.leftover:
+                    connection.execute(SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(index.identifier))
+                    leftovers.append(index.name)
             if statement is not None:
                 connection.execute(statement)
 
+        statements = [SQL("REINDEX TABLE CONCURRENTLY {}").format(definition.identifier)]
+        if choice == "encrypted":
+            chosen = [index for index in before if index.valid and index.encrypted]
+            statements = [SQL("REINDEX INDEX CONCURRENTLY {}").format(one.identifier) for one in chosen]
         try:
-            outside_transaction(connection, doing, work)
-            for statement in _reindexing(definition, before, choice):
-                # A try that follows another one begins with what that one left.
+            # A try that follows another one begins with what that one left.
+            for statement in (None, *statements):
                 outside_transaction(connection, doing, partial(work, statement))
         except (psycopg.Error, RefusedError):
             if not connection.broken:
@@ -624,50 +567,36 @@ def reindex(
             if not connection.broken:
                 after = _all_indexes(connection, definition)
                 # An index that was rebuilt is another one under the same name.
-                old = {entry.oid for entry in before.values()}
-                reindexed = tuple(name for (_, name), e in after.items() if e.valid and e.oid not in old)
+                old = {index.oid for index in before}
+                reindexed = tuple(index.name for index in after if index.valid and index.oid not in old)
                 if reindexed or leftovers:
                     audit(connection, actor, "reindex", table, indexes=reindexed, leftovers=leftovers)
     return ReindexResult(
         reindexed=reindexed,
         leftovers=tuple(leftovers),
-        bytes_before=sum(entry.bytes for entry in before.values()),
-        bytes_after=sum(entry.bytes for entry in after.values()),
+        bytes_before=sum(index.bytes for index in before),
+        bytes_after=sum(index.bytes for index in after),
         seconds=time.monotonic() - started,
     )
 
 
-def _reindexing(
-    definition: TableDefinition, there: Mapping[tuple[str, str], _Entry], choice: IndexChoice
-) -> list[Composed]:
-    if choice == "all":
-        return [SQL("REINDEX TABLE CONCURRENTLY {}").format(definition.identifier)]
-    return [
-        SQL("REINDEX INDEX CONCURRENTLY {}").format(Identifier(*name))
-        for name, entry in there.items()
-        if entry.valid and entry.encrypted
-    ]
-
-
 @dataclass(frozen=True)
-class _Entry:
+class _Index:
+    schema_name: str
+    name: str
     oid: int
     valid: bool
+    leftover: bool
     bytes: int
     encrypted: bool
 
+    @property
+    def identifier(self) -> Identifier:
+        return Identifier(self.schema_name, self.name)
 
-def _all_indexes(connection: Connection, definition: TableDefinition) -> dict[tuple[str, str], _Entry]:
+
+def _all_indexes(connection: Connection, definition: TableDefinition) -> list[_Index]:
     columns = [name for column in definition.table.columns for name in (column.encrypted, column.search)]
     parts = [part.oid for part in read_parts(connection, definition.oid)]
     rows = connection.execute(_ALL_INDEXES, {"parts": parts, "columns": columns})
-    return {(schema, name): _Entry(*entry) for schema, name, *entry in rows}
-
-
-def _drop_leftovers(connection: Connection, definition: TableDefinition) -> list[str]:
-    dropped = []
-    for (schema, name), entry in _all_indexes(connection, definition).items():
-        if not entry.valid and _TRANSIENT.search(name):
-            connection.execute(SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(Identifier(schema, name)))
-            dropped.append(name)
-    return dropped
+    return [_Index(*row) for row in rows]

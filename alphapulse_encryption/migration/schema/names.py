@@ -8,12 +8,7 @@ LONGEST_NAME = 63  # bytes: NAMEDATALEN - 1 (PostgreSQL manual, 4.1.1)
 
 
 def short_name(name: str, *, prefix: str = "encryption_") -> str:
-    """``name``, or where it is too long for PostgreSQL one made unique by a hash.
-
-    Args:
-        name: as it would be called.
-        prefix: of the name that is made in its place.
-    """
+    """``name``, or where it is too long for PostgreSQL one of this prefix, made unique by a hash."""
     if len(name.encode()) <= LONGEST_NAME:
         return name
     return f"{prefix}{hashlib.sha256(name.encode()).hexdigest()[:24]}"

@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import psycopg
 from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 
-Connection = psycopg.Connection[Any]
 LockMode = Literal["SHARE", "SHARE ROW EXCLUSIVE", "ACCESS EXCLUSIVE"]
 
 
@@ -42,12 +41,6 @@ class Part:
     def key(self) -> str:
         """Its name, as the catalogue has it."""
         return self.name if self.schema_name == "public" else f"{self.schema_name}.{self.name}"
-
-
-def whole(definition: TableDefinition) -> Part:
-    """The catalogued table itself."""
-    table = definition.table
-    return Part(definition.oid, table.schema_name, table.name, None, not definition.partitioned)
 
 
 _PARTS = """

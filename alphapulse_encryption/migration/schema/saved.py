@@ -10,63 +10,23 @@ from __future__ import annotations
 
 from typing import Any, Literal, LiteralString
 
-import psycopg
 from psycopg.rows import dict_row
 from psycopg.sql import SQL, Composable, Composed, Identifier
 from psycopg.sql import Literal as SqlLiteral
 from pydantic import BaseModel, ConfigDict
 
 from alphapulse_encryption.catalogue import Column, Table
-from alphapulse_encryption.errors import DatabaseFailure
-from alphapulse_encryption.migration.bookkeeping.definitions import keep_definition, kept_definition
-from alphapulse_encryption.migration.bookkeeping.tables import TableState
+from alphapulse_encryption.migration.bookkeeping.definitions import kept_definition
+from alphapulse_encryption.migration.bookkeeping.tables import NotNull, SetAside
 from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.indexes import pending_index
 from alphapulse_encryption.migration.schema.names import short_name
 
-Connection = psycopg.Connection[Any]
-
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NotNull(_Model):
-    """A column's NOT NULL.
-
-    Attributes:
-        name: of its constraint; None before PostgreSQL 18, which is the first to name them.
-        definition: of its constraint, None as well.
-        comment: on its constraint.
-    """
-
-    name: str | None = None
-    definition: str | None = None
-    comment: str | None = None
-
-
-class SetAside(_Model):
-    """What the switch took off the plaintext columns.
-
-    Attributes:
-        defaults: default expressions by column.
-        not_null: the columns that were NOT NULL.
-        unguarded: nothing was, but the guard is gone with the views since a revert.
-    """
-
-    defaults: dict[str, str] = {}
-    not_null: dict[str, NotNull] = {}
-    unguarded: bool = False
-
-    @property
-    def is_empty(self) -> bool:
-        return not self.defaults and not self.not_null
-
-
-def set_aside(state: TableState) -> SetAside:
-    """What the switch took off the table's plaintext columns."""
-    return SetAside.model_validate(dict(state.set_aside))
 
 
 class Grant(_Model):
@@ -82,16 +42,13 @@ class SavedColumn(_Model):
 
     Attributes:
         type: with its modifiers, quoted and qualified.
-        collation: schema and name.
+        collation: schema and name, as for sequences, which it owns.
         default: expression, set aside by the switch or still there.
         not_null: set aside by the switch.
         encrypted_was_required: whether the encrypted column was NOT NULL before the drop made it so.
         grants: privileges on the column alone.
-        statistics: target.
-        storage: TOAST strategy, one letter as in ``pg_attribute``.
-        compression: method, one letter.
+        storage: TOAST strategy, one letter as in ``pg_attribute``; so is the compression.
         options: such as ``n_distinct=100``.
-        sequences: those owned by the column, schema and name.
     """
 
     name: str
@@ -110,10 +67,9 @@ class SavedColumn(_Model):
 
 
 class SavedIndex(_Model):
-    """An index.
+    """An index: its CREATE INDEX, and what that does not tell.
 
     Attributes:
-        definition: its CREATE INDEX, which does not tell the rest.
         tablespace: None for the database's own.
         clustered: whether CLUSTER goes by it.
         statistics: targets by the number of the index's column, where they were set.
@@ -133,9 +89,7 @@ class SavedConstraint(_Model):
     Attributes:
         kind: as in ``pg_constraint.contype``: check, foreign key, unique, exclusion.
         definition: what follows ADD CONSTRAINT name.
-        validated: whether it holds for every row.
-        deferrable: for unique ones.
-        deferred: initially.
+        deferred: initially; told of unique ones, as ``deferrable`` is.
         index: that enforces it.
     """
 
@@ -203,14 +157,6 @@ def verbatim(text: str) -> Composed:
     """A type, an expression or a definition as the server printed it: quoted and qualified already."""
     # Only ever text that the server made, which cannot be quoted once more.
     return Composed([SQL(text)])
-
-
-def only_row(cursor: psycopg.Cursor[Any]) -> tuple[Any, ...]:
-    """The row of a statement that always returns one."""
-    row = cursor.fetchone()
-    if row is None:
-        raise DatabaseFailure("The database returned no row where there has to be one.")
-    return tuple(row)
 
 
 _COLUMNS = """
@@ -344,19 +290,10 @@ def read_not_null(connection: Connection, definition: TableDefinition) -> dict[s
     }
 
 
-def keep(connection: Connection, table: Table, saved: SavedTable) -> int:
-    """Store what is about to be dropped, in the transaction that drops it.
-
-    Returns:
-        Its number in the bookkeeping.
-    """
-    return keep_definition(connection, table, saved.model_dump_json())
-
-
-def latest(connection: Connection, table: Table) -> tuple[int, SavedTable] | None:
-    """The definition saved by the last drop that was not undone: its id and what it says."""
+def latest(connection: Connection, table: Table) -> SavedTable | None:
+    """What the last drop took away that was not undone."""
     kept = kept_definition(connection, table)
-    return None if kept is None else (kept[0], SavedTable.model_validate(kept[1]))
+    return None if kept is None else SavedTable.model_validate(kept)
 
 
 def has_children(connection: Connection, definition: TableDefinition) -> bool:

@@ -20,7 +20,6 @@ GUARD_MENTION = "zzz_encryption_guard_mention_"
 GUARDS = f"^({GUARD_INSERT}|{GUARD_UPDATE}|{GUARD_MENTION}[0-9]+)$"
 # The condition that every row meets.
 EVERYTHING = SQL("{}").format(SQL("true"))
-PENDING_INDEX_SUFFIX = "_encryption_pending"
 
 
 def key_list(definition: TableDefinition, alias: LiteralString = "t") -> Composed:
@@ -48,18 +47,35 @@ def _type(name: str) -> LiteralString:
     return name
 
 
+def _of_rows(definition: TableDefinition, template: LiteralString, **parts: Composable) -> Composed:
+    """A statement on the table's rows ``t``.
+
+    ``{table}``, ``{key}``, ``{order}`` and ``{same_key}`` (as a batch's row ``d``) are its own; ``{batch}`` takes the
+    first and the last key of a batch.
+    """
+    return SQL(template).format(
+        table=definition.identifier,
+        key=key_text(definition),
+        order=key_list(definition),
+        same_key=_same_key(definition),
+        batch=_batch(definition),
+        **parts,
+    )
+
+
+def _batch(definition: TableDefinition, alias: LiteralString = "t") -> Composed:
+    first, last = (compare_key(definition, operator, alias) for operator in (">=", "<="))
+    return SQL("{} AND {}").format(first, last)
+
+
 def within(
-    definition: TableDefinition,
-    lower: Sequence[str] | None,
-    upper: Sequence[str] | None,
-    *,
-    lower_inclusive: bool = False,
+    definition: TableDefinition, lower: Sequence[str] | None, upper: Sequence[str] | None
 ) -> tuple[Composed, list[str]]:
     """The condition ``lower < key <= upper`` and its parameters; None leaves a side open."""
     conditions: list[Composable] = []
     parameters: list[str] = []
     if lower is not None:
-        conditions.append(compare_key(definition, ">=" if lower_inclusive else ">"))
+        conditions.append(compare_key(definition, ">"))
         parameters += lower
     if upper is not None:
         conditions.append(compare_key(definition, "<="))
@@ -67,17 +83,17 @@ def within(
     return SQL(" AND ").join(conditions or [SQL("true")]), parameters
 
 
-def column_pending(column: Column, alias: LiteralString = "t") -> Composed:
+def column_pending(column: Column) -> Composed:
     """A value is pending when its plaintext is there and its ciphertext, or the token it needs, is not."""
-    missing = SQL("{} IS NULL").format(Identifier(alias, column.encrypted))
+    missing = SQL("{} IS NULL").format(Identifier(column.encrypted))
     if column.searchable:
-        missing = SQL("({} OR {} IS NULL)").format(missing, Identifier(alias, column.search))
-    return SQL("({} IS NOT NULL AND {})").format(Identifier(alias, column.name), missing)
+        missing = SQL("({} OR {} IS NULL)").format(missing, Identifier(column.search))
+    return SQL("({} IS NOT NULL AND {})").format(Identifier(column.name), missing)
 
 
-def row_pending(definition: TableDefinition, alias: LiteralString = "t") -> Composed:
+def row_pending(definition: TableDefinition) -> Composed:
     """A row is pending when one of its values is."""
-    pending: list[Composable] = [column_pending(column, alias) for column in definition.plaintext_columns]
+    pending: list[Composable] = [column_pending(column) for column in definition.plaintext_columns]
     return SQL("({})").format(SQL(" OR ").join(pending or [SQL("false")]))
 
 
@@ -93,16 +109,13 @@ def wanted(cells: Cells) -> Composed:
 
 def select_wanted(definition: TableDefinition, condition: Composed, cells: Cells) -> Composed:
     """A batch of wanted rows in key order: key, xmin, and of each column what is read, where it is wanted."""
-    return SQL(
+    return _of_rows(
+        definition,
         "SELECT {key}, t.xmin::text, {values} FROM {table} t WHERE {condition} AND {wanted} "
-        "ORDER BY {order} LIMIT %s"
-    ).format(
-        key=key_text(definition),
+        "ORDER BY {order} LIMIT %s",
         values=SQL(", ").join(SQL("CASE WHEN {} THEN {} END").format(*cell) for cell in cells),
-        table=definition.identifier,
         condition=condition,
         wanted=wanted(cells),
-        order=key_list(definition),
     )
 
 
@@ -116,67 +129,49 @@ def pending_cells(definition: TableDefinition) -> Cells:
 
 def select_first_key(definition: TableDefinition, condition: Composed, wanted: Composed) -> Composed:
     """The key of the first row that is wanted, whose values may be unreadable."""
-    return SQL("SELECT {key} FROM {table} t WHERE {condition} AND {wanted} ORDER BY {order} LIMIT 1").format(
-        key=key_text(definition),
-        table=definition.identifier,
+    return _of_rows(
+        definition,
+        "SELECT {key} FROM {table} t WHERE {condition} AND {wanted} ORDER BY {order} LIMIT 1",
         condition=condition,
         wanted=wanted,
-        order=key_list(definition),
     )
 
 
-def column_outdated(column: Column, endings: Mapping[str, str], *, plaintext: bool) -> Composed:
-    """A value is outdated when its ciphertext may be of another key version than the current one.
+def outdated_cells(definition: TableDefinition, endings: Mapping[str, str]) -> Cells:
+    """Values whose ciphertext may be of another key version than the current one, read as ciphertext.
 
     Told by how it ends; another program's spelling has to be looked at. Pending values are not outdated: they are
-    encrypted anew, from their plaintext.
+    encrypted again from their plaintext.
 
     Args:
         endings: by context, how ciphertexts of the current version end.
-        plaintext: whether the plaintext column is there.
     """
-    ending = endings[column.context]
-    # "C" compares bytes; what a text is like under another collation does not matter here.
-    outdated = SQL(
-        '({encrypted} IS NOT NULL AND right({encrypted}, {length}) COLLATE "C" <> {ending})'
-    ).format(encrypted=Identifier("t", column.encrypted), length=Literal(len(ending)), ending=Literal(ending))
-    if not plaintext:
-        return outdated
-    return SQL("({} AND NOT {})").format(outdated, column_pending(column))
-
-
-def outdated_cells(definition: TableDefinition, endings: Mapping[str, str]) -> Cells:
-    """Outdated values, read as ciphertext."""
-    return [
-        (
-            column_outdated(column, endings, plaintext=column in definition.plaintext_columns),
-            SQL("{}::text").format(Identifier("t", column.encrypted)),
+    cells: Cells = []
+    for column in definition.encrypted_columns:
+        encrypted, ending = Identifier("t", column.encrypted), endings[column.context]
+        # "C" compares bytes; what a text is like under another collation does not matter here.
+        outdated = SQL('{} IS NOT NULL AND right({}, {}) COLLATE "C" <> {}').format(
+            encrypted, encrypted, Literal(len(ending)), Literal(ending)
         )
-        for column in definition.encrypted_columns
-    ]
+        pending = column_pending(column) if column in definition.plaintext_columns else SQL("false")
+        cells.append((SQL("({} AND NOT {})").format(outdated, pending), SQL("{}::text").format(encrypted)))
+    return cells
 
 
 def select_by_token(definition: TableDefinition, column: Column) -> Composed:
     """Keys of the rows that carry a search token (the parameter)."""
-    return SQL("SELECT {key} FROM {table} t WHERE {search} = %s ORDER BY {order} LIMIT 2").format(
-        key=key_text(definition),
-        table=definition.identifier,
+    return _of_rows(
+        definition,
+        "SELECT {key} FROM {table} t WHERE {search} = %s ORDER BY {order} LIMIT 2",
         search=Identifier("t", column.search),
-        order=key_list(definition),
     )
 
 
 def update_batch(
-    definition: TableDefinition, columns: Sequence[Column] | None = None, *, skip_locked: bool = False
+    definition: TableDefinition, columns: Sequence[Column], *, skip_locked: bool = False
 ) -> Composed:
-    """Ciphertexts and tokens, where there are new ones; see :func:`update_rows`.
-
-    Args:
-        columns: which columns' ciphertexts and tokens; None for all that have their plaintext.
-        skip_locked: see :func:`update_rows`.
-    """
-    chosen = definition.plaintext_columns if columns is None else columns
-    names = [name for column in chosen for name in column.derived]
+    """Ciphertexts and tokens of these columns, where there are new ones; see :func:`update_rows`."""
+    names = [name for column in columns for name in column.derived]
     assignments = [
         (name, SQL("coalesce({}, {})").format(new_value(number), Identifier("t", name)))
         for number, name in enumerate(names)
@@ -210,18 +205,13 @@ def update_rows(
         skip_locked: leave rows alone that another transaction holds; takes the two keys twice.
     """
     told = SQL("RETURNING {}, {}").format(key_text(definition), SQL(", ").join(returning))
-    return SQL(
-        "UPDATE {table} t SET {assignments} FROM {rows} WHERE {first} AND {last} AND {keys} AND t.xmin = d.x "
-        "{free} {told}"
-    ).format(
-        table=definition.identifier,
+    return _of_rows(
+        definition,
+        "UPDATE {table} t SET {assignments} FROM {rows} WHERE {batch} AND {same_key} AND t.xmin = d.x {free} {told}",
         assignments=SQL(", ").join(
             SQL("{} = {}").format(Identifier(name), value) for name, value in assignments
         ),
         rows=_rows(definition, arrays),
-        first=compare_key(definition, ">="),
-        last=compare_key(definition, "<="),
-        keys=same_key(definition),
         free=_not_locked(definition) if skip_locked else SQL(""),
         told=told if returning else SQL(""),
     )
@@ -229,15 +219,10 @@ def update_rows(
 
 def keys_unchanged(definition: TableDefinition) -> Composed:
     """Of rows that were read, the keys of those that are as they were; takes keys, xmin and bounds."""
-    return SQL(
-        "SELECT {key} FROM {table} t, {rows} WHERE {first} AND {last} AND {keys} AND t.xmin = d.x"
-    ).format(
-        key=key_text(definition),
-        table=definition.identifier,
+    return _of_rows(
+        definition,
+        "SELECT {key} FROM {table} t, {rows} WHERE {batch} AND {same_key} AND t.xmin = d.x",
         rows=_rows(definition, 0),
-        first=compare_key(definition, ">="),
-        last=compare_key(definition, "<="),
-        keys=same_key(definition),
     )
 
 
@@ -250,18 +235,15 @@ def _rows(definition: TableDefinition, arrays: int) -> Composed:
 
 
 def _not_locked(definition: TableDefinition) -> Composed:
-    return SQL(
-        "AND ({key}) IN (SELECT {other_key} FROM {table} o WHERE {first} AND {last} FOR NO KEY UPDATE SKIP LOCKED)"
-    ).format(
-        key=key_list(definition),
-        other_key=key_list(definition, "o"),
-        table=definition.identifier,
-        first=compare_key(definition, ">=", "o"),
-        last=compare_key(definition, "<=", "o"),
+    return _of_rows(
+        definition,
+        "AND ({order}) IN (SELECT {others} FROM {table} o WHERE {bounds} FOR NO KEY UPDATE SKIP LOCKED)",
+        others=key_list(definition, "o"),
+        bounds=_batch(definition, "o"),
     )
 
 
-def same_key(definition: TableDefinition) -> Composed:
+def _same_key(definition: TableDefinition) -> Composed:
     """``t.a = d.k0::bigint AND t.b = d.k1::text``, by the key's own operators.
 
     The cast is made here and not of the whole array, because ``unnest`` would take an array of arrays apart
@@ -280,17 +262,12 @@ def same_key(definition: TableDefinition) -> Composed:
 
 def keys_written_now(definition: TableDefinition) -> Composed:
     """The keys between two bounds that this very transaction has written."""
-    return SQL(
-        "SELECT {key} FROM {table} t WHERE {first} AND {last} AND t.xmin = pg_current_xact_id()::xid"
-    ).format(
-        key=key_text(definition),
-        table=definition.identifier,
-        first=compare_key(definition, ">="),
-        last=compare_key(definition, "<="),
+    return _of_rows(
+        definition, "SELECT {key} FROM {table} t WHERE {batch} AND t.xmin = pg_current_xact_id()::xid"
     )
 
 
-def any_pending(definition: TableDefinition, condition: Composed) -> Composed:
+def any_pending(definition: TableDefinition, condition: Composed = EVERYTHING) -> Composed:
     """Whether any row of a part of the table is pending."""
     return any_of(definition, condition, row_pending(definition))
 
@@ -309,19 +286,14 @@ def select_for_verification(
     *,
     with_version: bool = False,
 ) -> Composed:
-    """A batch in key order: key, then plaintext, ciphertext and token (or NULL) of some columns, or of all.
+    """A batch in key order: key, then plaintext, ciphertext and token (or NULL) of some columns; None for all.
 
     Args:
-        condition: which rows.
-        columns: which columns; None for all.
         with_version: have each row's xmin behind its key.
     """
     chosen = definition.table.columns if columns is None else columns
-    return SQL("{rows} WHERE {condition} ORDER BY {order} LIMIT %s").format(
-        rows=_select_sides(definition, chosen, with_version=with_version),
-        condition=condition,
-        order=key_list(definition),
-    )
+    rows = _select_sides(definition, chosen, with_version=with_version)
+    return SQL("{} WHERE {} ORDER BY {} LIMIT %s").format(rows, condition, key_list(definition))
 
 
 def select_changed(definition: TableDefinition) -> Composed:
@@ -386,10 +358,10 @@ def filled_cells(definition: TableDefinition) -> Cells:
     return cells
 
 
-def unfilled_cells(definition: TableDefinition, alias: str = "t") -> Cells:
+def unfilled_cells(definition: TableDefinition) -> Cells:
     """Ciphertexts that have no plaintext beside them."""
     cells: Cells = []
     for column in definition.plaintext_columns:
-        plaintext, encrypted = Identifier(alias, column.name), Identifier(alias, column.encrypted)
+        plaintext, encrypted = Identifier(column.name), Identifier(column.encrypted)
         cells.append((SQL("({} IS NULL AND {} IS NOT NULL)").format(plaintext, encrypted), encrypted))
     return cells

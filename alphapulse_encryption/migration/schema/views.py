@@ -18,9 +18,8 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import psycopg
 from psycopg.sql import SQL, Composed, Identifier, Literal
@@ -30,12 +29,11 @@ from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner, in_short_transaction
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.names import LONGEST_NAME
 
-Connection = psycopg.Connection[Any]
 # Source column and name in the view.
 Columns = list[tuple[str, str]]
 
@@ -45,12 +43,7 @@ _SECURITY_INVOKER_SINCE = 150000
 
 @dataclass(frozen=True)
 class ViewsResult:
-    """What :func:`create_views` did.
-
-    Args:
-        created: the views created or renewed now.
-        existing: the views found as they are to be.
-    """
+    """What :func:`create_views` did; those that were renewed count as created."""
 
     created: tuple[str, ...]
     existing: tuple[str, ...]
@@ -95,20 +88,18 @@ def create_views(database: Database, table: Table, actor: Actor) -> ViewsResult:
         require_guarded_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
         _refuse_rows_shown_by_owner(connection, definition)
-        wanted = _wanted(definition)
-        for name in wanted:
+        names = view_names(table)
+        for name in names:
             _find(connection, table, name)  # a foreign one is told before the other one is made
-        changed = {
-            name: in_short_transaction(
+        created = tuple(
+            name
+            for name in names
+            if in_short_transaction(
                 connection, f"create the view {name}", partial(_renew, connection, definition, name, actor)
             )
-            for name in wanted
-        }
-    return ViewsResult(
-        created=tuple(name for name in wanted if changed[name]),
-        existing=tuple(name for name in wanted if not changed[name]),
-        seconds=time.monotonic() - started,
-    )
+        )
+    existing = tuple(name for name in names if name not in created)
+    return ViewsResult(created, existing, time.monotonic() - started)
 
 
 def drop_views(connection: Connection, definition: TableDefinition) -> tuple[str, ...]:
@@ -122,7 +113,8 @@ def drop_views(connection: Connection, definition: TableDefinition) -> tuple[str
     """
     dropped = []
     for name in view_names(definition.table):
-        if any(view.ours for view in _look(connection, definition.table, name)):
+        view = _look(connection, definition.table, name)
+        if view is not None and view.ours:
             with _refusing_dependants(name, "has to go"):
                 connection.execute(_drop_statement(definition, name))
             dropped.append(name)
@@ -139,27 +131,17 @@ def _refuse_rows_shown_by_owner(connection: Connection, definition: TableDefinit
         )
 
 
-def _wanted(definition: TableDefinition) -> dict[str, Columns]:
-    return dict(zip(view_names(definition.table), (_full(definition), _safe(definition)), strict=True))
-
-
-def _full(definition: TableDefinition) -> Columns:
+def _columns(definition: TableDefinition, *, safe: bool) -> Columns:
     sensitive = {column.name: column for column in definition.table.columns}
     added = {name for column in definition.table.columns for name in column.derived}
-    columns = [
-        (sensitive[name].encrypted if name in sensitive else name, name)
-        for name in definition.columns
-        if name not in added
-    ]
+    others = [name for name in definition.columns if name not in added]
+    if safe:
+        return [(name, name) for name in others if name not in sensitive]
+    columns = [(sensitive[name].encrypted if name in sensitive else name, name) for name in others]
     # After a drop the plaintext columns are gone from the table, not from the view.
     columns += [(c.encrypted, c.name) for c in definition.table.columns if c.name not in definition.columns]
     columns += [(c.search, c.search) for c in definition.table.columns if c.searchable]
     return columns
-
-
-def _safe(definition: TableDefinition) -> Columns:
-    hidden = {name for column in definition.table.columns for name in (column.name, *column.derived)}
-    return [(name, name) for name in definition.columns if name not in hidden]
 
 
 def _mark(columns: Columns) -> str:
@@ -196,9 +178,10 @@ SELECT c.oid, c.relkind = 'v' AND coalesce(starts_with(obj_description(c.oid, 'p
 """
 
 
-def _look(connection: Connection, table: Table, name: str) -> list[_View]:
-    """What there is under that name: nothing, or one relation."""
-    return [_View(*row) for row in connection.execute(_LOOK, [_COMMENT, table.schema_name, name])]
+def _look(connection: Connection, table: Table, name: str) -> _View | None:
+    """What relation there is under that name."""
+    row = connection.execute(_LOOK, [_COMMENT, table.schema_name, name]).fetchone()
+    return None if row is None else _View(*row)
 
 
 def _find(connection: Connection, table: Table, name: str) -> _View | None:
@@ -207,66 +190,24 @@ def _find(connection: Connection, table: Table, name: str) -> _View | None:
     Raises:
         ConfigurationError: what is there is not ours.
     """
-    for view in _look(connection, table, name):
-        if not view.ours:
-            raise ConfigurationError(
-                f"{table.schema_name}.{name} exists and is not a compatibility view of ours. Rename it; "
-                "nothing was changed."
-            )
-        return view
-    return None
-
-
-@dataclass(frozen=True)
-class _Making:
-    """What makes a view as it is to be.
-
-    Args:
-        statements: none where it is.
-        columns: of the view, in the order that it gets or has them.
-        new: whether there is none of that name, or it goes first.
-        kept: the privileges on the one that goes.
-    """
-
-    statements: list[Composed]
-    columns: Columns
-    new: bool = False
-    kept: list[_Grant] = field(default_factory=list)
-
-
-def _making(connection: Connection, definition: TableDefinition, name: str, view: _View | None) -> _Making:
-    invoker = connection.info.server_version >= _SECURITY_INVOKER_SINCE
-    columns = _wanted(definition)[name]
-    if view is None:
-        return _Making(_create(connection, definition, name, columns, invoker=invoker), columns, new=True)
-    if view.comment == _mark(columns) and view.invoker == invoker and not view.barrier:
-        return _Making([], columns)
-    gained = _extended(connection, definition, view, columns)
-    if gained is not None:
-        return _Making(_create(connection, definition, name, gained, invoker=invoker), gained)
-    _refuse_triggers(connection, view, name)
-    statements = [
-        _drop_statement(definition, name),
-        *_create(connection, definition, name, columns, invoker=invoker),
-    ]
-    return _Making(statements, columns, new=True, kept=_grants_of(connection, view.oid))
+    view = _look(connection, table, name)
+    if view is not None and not view.ours:
+        raise ConfigurationError(
+            f"{table.schema_name}.{name} exists and is not a compatibility view of ours. Rename it; "
+            "nothing was changed."
+        )
+    return view
 
 
 def _renew(connection: Connection, definition: TableDefinition, name: str, actor: Actor) -> bool:
     """Bring a view and its privileges up to what they are to be; returns whether anything had to be done."""
-    making = _making(connection, definition, name, _find(connection, definition.table, name))
+    statements, granted = _renewal(connection, definition, name)
     with _refusing_dependants(name, f"has to be renewed because {definition.table.key} has changed"):
-        for statement in making.statements:
+        for statement in statements:
             connection.execute(statement)
-    (found,) = _look(connection, definition.table, name)
-    missing = _missing_grants(connection, definition, making, _grants_of(connection, found.oid), found.owner)
-    for statement in _grant_statements(definition, name, missing):
-        connection.execute(statement)
-    if not making.statements and not missing:
-        return False
-    granted = sorted({grant.grantee or "PUBLIC" for grant in missing})
-    audit(connection, actor, "create_view", definition.table, view=name, granted=granted)
-    return True
+    if statements:
+        audit(connection, actor, "create_view", definition.table, view=name, granted=granted)
+    return bool(statements)
 
 
 def view_statements(connection: Connection, definition: TableDefinition) -> list[Composed]:
@@ -276,31 +217,46 @@ def view_statements(connection: Connection, definition: TableDefinition) -> list
         ConfigurationError: a name is taken, or too long.
         RefusedError: a view has to be made again, and has triggers.
     """
-    statements: list[Composed] = []
-    for name in _wanted(definition):
-        view = _find(connection, definition.table, name)
-        making = _making(connection, definition, name, view)
-        if view is None or making.new:
-            # Whose it is once it is made, and what it has been granted then.
-            present = [_Grant(*row) for row in connection.execute(_DEFAULT_GRANTS, [definition.oid])]
-            owner = _look(connection, definition.table, definition.table.name)[0].owner
-        else:
-            present, owner = _grants_of(connection, view.oid), view.owner
-        missing = _missing_grants(connection, definition, making, present, owner)
-        statements += [*making.statements, *_grant_statements(definition, name, missing)]
-    return statements
+    names = view_names(definition.table)
+    return [one for name in names for one in _renewal(connection, definition, name)[0]]
 
 
-def _create(
-    connection: Connection, definition: TableDefinition, name: str, columns: Columns, *, invoker: bool
-) -> list[Composed]:
+def _renewal(
+    connection: Connection, definition: TableDefinition, name: str
+) -> tuple[list[Composed], list[str]]:
+    """What makes a view as it is to be, and to whom that grants something."""
+    view = _find(connection, definition.table, name)
     identifier = Identifier(definition.table.schema_name, name)
-    options = SQL(" WITH (security_invoker = true)") if invoker else SQL("")
-    return [
-        SQL("CREATE OR REPLACE VIEW {}{} AS {}").format(identifier, options, _query(definition, columns)),
-        SQL("COMMENT ON VIEW {} IS {}").format(identifier, Literal(_mark(columns))),
-        *give_to_owner(connection, SQL("VIEW {}").format(identifier), definition.oid)[1],
+    invoker = connection.info.server_version >= _SECURITY_INVOKER_SINCE
+    columns = _columns(definition, safe=name == view_names(definition.table)[1])
+    statements: list[Composed] = []
+    wanted: list[_Grant] = []
+    present = _grants_of(connection, view.oid) if view is not None else []
+    owner = view.owner if view is not None else ""
+    if view is None or view.comment != _mark(columns) or view.invoker != invoker or view.barrier:
+        gained = None if view is None else _extended(connection, definition, view, columns)
+        if view is not None and gained is None:
+            _refuse_triggers(connection, view, name)
+            statements.append(_drop_statement(definition, name))
+            shown = {name for _, name in columns}
+            wanted = [grant for grant in present if grant.column is None or grant.column in shown]
+            present = []
+        columns = gained or columns
+        owner, given = give_to_owner(connection, SQL("VIEW {}").format(identifier), definition.oid)
+        options = SQL(" WITH (security_invoker = true)") if invoker else SQL("")
+        statements += [
+            SQL("CREATE OR REPLACE VIEW {}{} AS {}").format(identifier, options, _query(definition, columns)),
+            SQL("COMMENT ON VIEW {} IS {}").format(identifier, Literal(_mark(columns))),
+            *given,
+        ]
+    wanted += _readers(connection, definition, columns)
+    missing = [
+        grant
+        for grant in dict.fromkeys(wanted)
+        if grant.grantee != owner and grant not in present and replace(grant, grantable=True) not in present
     ]
+    statements += [_grant_statement(identifier, grant) for grant in missing]
+    return statements, sorted({grant.grantee or "PUBLIC" for grant in missing})
 
 
 def _drop_statement(definition: TableDefinition, name: str) -> Composed:
@@ -364,14 +320,12 @@ class _Grant:
 
 
 _GRANTS = """
-SELECT r.rolname, x.privilege_type, NULL::name, x.is_grantable
-  FROM pg_class c CROSS JOIN aclexplode(c.relacl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
- WHERE c.oid = %(relation)s AND x.grantee <> c.relowner AND (x.grantee = 0 OR r.oid IS NOT NULL)
- UNION
-SELECT r.rolname, x.privilege_type, a.attname, x.is_grantable
-  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped
- CROSS JOIN aclexplode(a.attacl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
- WHERE c.oid = %(relation)s AND x.grantee <> c.relowner AND (x.grantee = 0 OR r.oid IS NOT NULL)
+SELECT r.rolname, x.privilege_type, o.attname, x.is_grantable
+  FROM pg_class c CROSS JOIN LATERAL (
+       SELECT NULL::name AS attname, c.relacl AS acl
+        UNION ALL SELECT attname, attacl FROM pg_attribute WHERE attrelid = c.oid AND NOT attisdropped) o
+ CROSS JOIN aclexplode(o.acl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
+ WHERE c.oid = %s AND x.grantee <> c.relowner AND (x.grantee = 0 OR r.oid IS NOT NULL)
  ORDER BY 3 NULLS FIRST, 1 NULLS FIRST, 2
 """
 # What can be granted on a view or its columns (PostgreSQL manual, 5.8 "Privileges").
@@ -382,54 +336,28 @@ _PRIVILEGES = {
 
 
 def _grants_of(connection: Connection, oid: int) -> list[_Grant]:
-    return [_Grant(*row) for row in connection.execute(_GRANTS, {"relation": oid})]
+    return [_Grant(*row) for row in connection.execute(_GRANTS, [oid])]
 
 
-def _missing_grants(
-    connection: Connection, definition: TableDefinition, making: _Making, present: list[_Grant], owner: str
-) -> list[_Grant]:
-    """The privileges that a view is to have and has not.
-
-    Those are the ones it had before it was made again, and SELECT to who may read all that the view reads: it reads
-    with their rights.
-    """
-    shown = {name for _, name in making.columns}
-    wanted = [grant for grant in making.kept if grant.column is None or grant.column in shown]
+def _readers(connection: Connection, definition: TableDefinition, columns: Columns) -> list[_Grant]:
+    """SELECT on a view to who may read all of the table that the view reads: it reads with their rights."""
+    grants = [grant for grant in _grants_of(connection, definition.oid) if grant.privilege == "SELECT"]
     by_column: dict[str | None, set[str]] = {}
-    for grant in _grants_of(connection, definition.oid):
-        if grant.privilege == "SELECT" and grant.column is None:
-            wanted.append(grant)
-        elif grant.privilege == "SELECT" and grant.column is not None:
+    for grant in grants:
+        if grant.column is not None:
             by_column.setdefault(grant.grantee, set()).add(grant.column)
-    read = {source for source, _ in making.columns}
-    wanted += [
-        _Grant(grantee, "SELECT", None, False) for grantee, names in by_column.items() if read <= names
-    ]
+    read = {source for source, _ in columns}
     return [
-        grant
-        for grant in dict.fromkeys(wanted)
-        if grant.grantee != owner and grant not in present and replace(grant, grantable=True) not in present
+        *(grant for grant in grants if grant.column is None),
+        *(_Grant(grantee, "SELECT", None, False) for grantee, names in by_column.items() if read <= names),
     ]
 
 
-def _grant_statements(definition: TableDefinition, name: str, grants: list[_Grant]) -> list[Composed]:
-    view = Identifier(definition.table.schema_name, name)
-    return [
-        SQL("GRANT {}{} ON {} TO {}{}").format(
-            _PRIVILEGES[grant.privilege],
-            SQL(" ({})").format(Identifier(grant.column)) if grant.column is not None else SQL(""),
-            view,
-            SQL("PUBLIC") if grant.grantee is None else Identifier(grant.grantee),
-            SQL(" WITH GRANT OPTION" if grant.grantable else ""),
-        )
-        for grant in grants
-    ]
-
-
-# ALTER DEFAULT PRIVILEGES of the owner, for all schemas (0) or the table's.
-_DEFAULT_GRANTS = """
-SELECT r.rolname, x.privilege_type, NULL::name, x.is_grantable
-  FROM pg_class c JOIN pg_default_acl d ON d.defaclrole = c.relowner AND d.defaclnamespace IN (0, c.relnamespace)
- CROSS JOIN aclexplode(d.defaclacl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
- WHERE c.oid = %s AND d.defaclobjtype = 'r' AND x.grantee <> c.relowner
-"""
+def _grant_statement(view: Identifier, grant: _Grant) -> Composed:
+    return SQL("GRANT {}{} ON {} TO {}{}").format(
+        _PRIVILEGES[grant.privilege],
+        SQL(" ({})").format(Identifier(grant.column)) if grant.column is not None else SQL(""),
+        view,
+        SQL("PUBLIC") if grant.grantee is None else Identifier(grant.grantee),
+        SQL(" WITH GRANT OPTION" if grant.grantable else ""),
+    )

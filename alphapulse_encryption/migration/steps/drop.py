@@ -19,12 +19,14 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.approvals import Approval
 from alphapulse_encryption.migration.bookkeeping.audit import audit
+from alphapulse_encryption.migration.bookkeeping.definitions import keep_definition
 from alphapulse_encryption.migration.bookkeeping.install import ensure_bookkeeping
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.bookkeeping.tables import advance, require_state
 from alphapulse_encryption.migration.gates import approvals
 from alphapulse_encryption.migration.gates.approvals import TwoPersonRule
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
@@ -207,16 +209,14 @@ def _drop(connection: Connection, ask: _Ask, before: Approval) -> _Dropped:
     _refuse_unless_ready(connection, ask, approval)
     _refuse_without_guard(connection, definition)
     _refuse_without_pending_index(connection, definition)
-    row = connection.execute(sql.any_pending(definition, SQL("{}").format(SQL("true")))).fetchone()
-    if row is None or row[0]:
+    if answer(connection, sql.any_pending(definition)):
         raise RefusedError(
             f"Values of {table.key} are pending: they were written just now by an application that still "
             f"uses the plaintext columns. Encrypt them (--migrate-data --table {table.key}), and find out "
             "who it is; nothing was dropped."
         )
-    taken = saved.set_aside(state)
-    what = saved.read_saved(connection, definition, taken)
-    definition_id = saved.keep(connection, table, what)
+    what = saved.read_saved(connection, definition, state.set_aside)
+    definition_id = keep_definition(connection, table, what.model_dump_json())
     _alter(connection, definition, what)
     advance(connection, table, State.DROPPED)
     approvals.consume(connection, approval, ask.operator.strip() or ask.target.actor.name)

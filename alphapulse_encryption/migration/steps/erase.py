@@ -120,7 +120,7 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
         definition = read_table(connection, table, plaintext=False)
         parts = read_parts(connection, definition.oid)
         values = sample_values(
-            connection, definition, {column.name: column.type for column in dropped[1].columns}, target.cipher
+            connection, definition, {column.name: column.type for column in dropped.columns}, target.cipher
         )
         began = time.monotonic()
         before, looked_before = _before(connection, parts, values)

@@ -104,13 +104,12 @@ def restore_plaintext(
         check_key(connection, target.keys)
         if state.state.has_both_sides:
             return RestoreResult(changed=False, seconds=time.monotonic() - started)
-        found = saved.latest(connection, table)
-        if found is None:
+        what = saved.latest(connection, table)
+        if what is None:
             raise RefusedError(
                 f"No definition of the dropped columns of {table.key} is kept in alphapulse_encryption.definitions. "
                 "Restore them from the backup instead; nothing was changed."
             )
-        what = found[1]
         lost: tuple[str, ...] = ()
         if state.state is State.DROPPED:
             lost = in_short_transaction(
@@ -203,7 +202,7 @@ def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor)
     lost: list[str] = []
     for column in what.columns:
         lost += _dress_column(connection, definition, column)
-    advance(connection, table, State.RESTORING, what.set_aside.model_dump())
+    advance(connection, table, State.RESTORING, what.set_aside)
     guard.ensure_guard(connection, read_table(connection, table), actor)
     audit(connection, actor, "begin_restore", table, columns=[c.name for c in what.columns], lost_grants=lost)
     return tuple(lost)

@@ -20,13 +20,20 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import progress
-from alphapulse_encryption.migration.bookkeeping.approvals import revoke_all
+from alphapulse_encryption.migration.bookkeeping.approvals import revoke
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
-from alphapulse_encryption.migration.bookkeeping.quarantine import forget_quarantine
+from alphapulse_encryption.migration.bookkeeping.quarantine import release
 from alphapulse_encryption.migration.bookkeeping.ranges import restart_ranges
-from alphapulse_encryption.migration.bookkeeping.tables import advance, require_guarded_state, require_state
+from alphapulse_encryption.migration.bookkeeping.tables import (
+    NotNull,
+    SetAside,
+    advance,
+    require_guarded_state,
+    require_state,
+)
 from alphapulse_encryption.migration.bookkeeping.verifications import forget_verifications
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
@@ -36,7 +43,6 @@ from alphapulse_encryption.migration.rows.engine import NotFinished, Progress
 from alphapulse_encryption.migration.schema import guard, indexes, saved, sql, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.partitions import lock_partitions
-from alphapulse_encryption.migration.schema.saved import NotNull, SetAside
 from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
@@ -127,8 +133,7 @@ def _refuse_unless_ready(connection: Connection, definition: TableDefinition, ke
             f"Table {table.key} is not verified: {'; '.join(verification.reasons)}. Run the backfill and the "
             f"verification (--migrate-data --verify --table {table.key}); nothing was changed."
         )
-    row = connection.execute(sql.any_pending(definition, sql.EVERYTHING)).fetchone()
-    if row is None or row[0]:
+    if answer(connection, sql.any_pending(definition)):
         raise RefusedError(
             f"Values of {table.key} are pending: they were written since the backfill. Run it again "
             f"(--migrate-data --verify --table {table.key}); nothing was changed."
@@ -182,11 +187,9 @@ def _refuse_uncarried(connection: Connection, definition: TableDefinition) -> No
     """Refuse where a guarantee of the plaintext columns would silently be lost."""
     table = definition.table
     refuse_uncarriable(connection, definition)
-    there = indexes.read_indexes(connection, definition)
     for want in indexes.wanted_indexes(connection, definition):
-        found = there.get(want.name)
-        carried = found is not None and found.usable and (found.unique or not want.unique)
-        if not want.pending_only and not carried:
+        carried = indexes.is_usable(connection, definition, want.name, unique=bool(want.unique))
+        if want.condition is None and not carried:
             raise RefusedError(
                 f"The {'unique ' if want.unique else ''}index {want.name} of {table.key} is missing or "
                 f"invalid. Build it first (asset search_indexes); nothing was changed."
@@ -322,7 +325,7 @@ def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | No
             )
     if actions:
         connection.execute(saved.alter(definition, actions))
-    advance(connection, table, State.SWITCHED, taken.model_dump())
+    advance(connection, table, State.SWITCHED, taken)
     guard.ensure_guard(connection, definition, actor)
     audit(
         connection,
@@ -400,9 +403,9 @@ def _withdraw(connection: Connection, table: Table, actor: Actor) -> tuple[str, 
     )
     # What a retry makes again, and approvals given for what is no more.
     forget_verifications(connection, table)
-    forget_quarantine(connection, table)
+    release(connection, table)
     restart_ranges(connection, table)
-    revoke_all(connection, actor.name, table)
+    revoke(connection, actor.name, table=table)
     progress.forget(connection, table, "decrypt")
     advance(connection, table, State.REVERTED)
     audit(connection, actor, "withdraw", table, views=list(removed))
@@ -444,7 +447,7 @@ def _hand_back(connection: Connection, definition: TableDefinition, filling: Fil
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
     connection.execute(SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(definition.identifier))
     last = filling.fill_under_lock(connection, definition, most=FILLED_UNDER_LOCK)
-    taken = saved.set_aside(state)
+    taken = state.set_aside
     actions: list[Composable] = [
         SQL("ALTER COLUMN {} SET DEFAULT {}").format(Identifier(name), saved.verbatim(text))
         for name, text in taken.defaults.items()
@@ -462,7 +465,7 @@ def _hand_back(connection: Connection, definition: TableDefinition, filling: Fil
     )
     # Where nothing is set aside, all that is left is to take the guard and the views away.
     back = State.RESTORED if state.state is State.RESTORING else State.REVERTING
-    advance(connection, table, back, SetAside(not_null=taken.not_null).model_dump())
+    advance(connection, table, back, SetAside(not_null=taken.not_null))
     guard.ensure_guard(connection, definition, actor)
     done = filling.done + last
     audit(connection, actor, "hand_back", table, rows=done.rows, values=done.values)
@@ -481,7 +484,7 @@ def finish_return(connection: Connection, definition: TableDefinition, actor: Ac
     state = require_state(connection, table, lock=True)
     if state.authority != "plaintext":
         raise RefusedError(f"Table {table.key} was switched to ciphertext meanwhile. Run the step again.")
-    taken = saved.set_aside(state)
+    taken = state.set_aside
     current = read_table(connection, table)
     # One after the other: it is by the checks that PostgreSQL knows it need not look at the rows.
     for name, not_null in taken.not_null.items():
@@ -519,6 +522,6 @@ def _build_unfilled_index(connection: Connection, definition: TableDefinition) -
             saved.unfilled_index(table),
             tuple(key.name for key in definition.key),
             unique=False,
-            condition=lambda name: sql.wanted(sql.unfilled_cells(definition, indexes.alias(name))),
+            condition=sql.wanted(sql.unfilled_cells(definition)),
         ),
     )

@@ -18,7 +18,7 @@ from psycopg.sql import SQL, Composed, Identifier, Literal
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.errors import DecryptionError, RefusedError
-from alphapulse_encryption.migration.bookkeeping.approvals import revoke_all
+from alphapulse_encryption.migration.bookkeeping.approvals import revoke
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.columns import uncatalogued_columns
 from alphapulse_encryption.migration.bookkeeping.install import ensure_bookkeeping
@@ -95,7 +95,8 @@ def begin_rotation(target: Target) -> Begun:
             check_key_values(connection, target.keys)
             set_key_state(connection, current.number, "readable", target.actor)
             set_key_state(connection, new, "current", target.actor)
-            approvals = revoke_all(connection, f"{target.actor.name}: key rotation")
+            revoked = revoke(connection, f"{target.actor.name}: key rotation")
+            approvals = tuple(approval.id for approval in revoked)
             audit(
                 connection,
                 target.actor,

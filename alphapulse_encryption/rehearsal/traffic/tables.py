@@ -202,7 +202,7 @@ def _dropped(connection: Connection, definition: TableDefinition) -> dict[str, L
     if not missing:
         return {}
     saved = latest(connection, definition.table)
-    columns = {column.name: column for column in saved[1].columns} if saved is not None else {}
+    columns = {column.name: column for column in saved.columns} if saved is not None else {}
     unknown = [name for name in missing if name not in columns]
     if unknown:
         raise ConfigurationError(
@@ -217,7 +217,7 @@ def _dropped(connection: Connection, definition: TableDefinition) -> dict[str, L
 def _not_null_set_aside(connection: Connection, table: Table) -> set[str]:
     """The columns that were NOT NULL before the switch, and may not be NULL on both sides since."""
     state = table_state(connection, table) if bookkeeping_exists(connection) else None
-    return set(state.set_aside.get("not_null") or ()) if state is not None else set()
+    return set(state.set_aside.not_null) if state is not None else set()
 
 
 def _unique_columns(connection: Connection, definition: TableDefinition) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from contextlib import closing
 from typing import Any
 
 import psycopg
@@ -13,7 +14,7 @@ from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES, WARNING_FROM, KeyUsage
 from alphapulse_encryption.errors import KeyExhausted
-from alphapulse_encryption.migration.bookkeeping.usage import BLOCK, MeteredCipher, metered, read_usage
+from alphapulse_encryption.migration.bookkeeping.usage import BLOCK, MeteredCipher, read_usage
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.backfill import Pace, Progress, Stopped, backfill_range
@@ -140,7 +141,7 @@ def test_a_stopped_backfill_counts_what_it_read_ahead(database_url: str) -> None
 def test_a_process_that_does_not_end_in_order_counts_its_block(database_url: str) -> None:
     make(database_url)
     lost = MeteredCipher(target(database_url))
-    lost.encrypt_many(["x"] * 10, "ctx_mail")
+    lost.encrypt_many_utf8([b"x"] * 10, "ctx_mail")
     assert used(database_url)[0] == 10
     lost.encrypt("x", "ctx_mail")
     assert used(database_url)[0] == 20, "as many as so far are reserved at once"
@@ -156,7 +157,7 @@ def test_a_process_that_does_not_end_in_order_counts_its_block(database_url: str
 
 def test_blocks_grow_to_their_full_size_and_no_further(database_url: str) -> None:
     make(database_url)
-    with metered(target(database_url)) as cipher:
+    with closing(MeteredCipher(target(database_url))) as cipher:
         cipher._block = 64
         sums = []
         for _ in range(200):
@@ -174,10 +175,10 @@ def test_many_at_once(database_url: str) -> None:
     together = threading.Barrier(4)
 
     def work() -> None:
-        with metered(target(database_url)) as cipher:
+        with closing(MeteredCipher(target(database_url))) as cipher:
             together.wait()
             for _ in range(30):
-                cipher.encrypt_many(["x"] * 7, "ctx_mail")
+                cipher.encrypt_many_utf8([b"x"] * 7, "ctx_mail")
                 cipher.encrypt_many_utf8([b"x", None], "ctx_text")
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -197,17 +198,17 @@ def test_refused_at_the_limit(database_url: str) -> None:
         MOST_MESSAGES - 50,
     )
     # There is room for 40, which are the rows; of a block there is not.
-    with metered(target(database_url)) as cipher:
-        cipher.encrypt_many(["x"] * 10, "ctx_mail")
-        cipher.encrypt_many(["x"] * 19, "ctx_mail")
+    with closing(MeteredCipher(target(database_url))) as cipher:
+        cipher.encrypt_many_utf8([b"x"] * 10, "ctx_mail")
+        cipher.encrypt_many_utf8([b"x"] * 19, "ctx_mail")
         with pytest.raises(
             KeyExhausted, match="context ctx_mail, version 1, may not encrypt more than 4,294,967,296"
         ):
-            cipher.encrypt_many(["x"] * 12, "ctx_mail")
-        cipher.encrypt_many(["x"] * 11, "ctx_mail")
+            cipher.encrypt_many_utf8([b"x"] * 12, "ctx_mail")
+        cipher.encrypt_many_utf8([b"x"] * 11, "ctx_mail")
         # Another version is another key, and so is another context.
         newer = KeyRing({1: bytes(32), 2: bytes(32)}, 2)
-        with metered(target(database_url, keys=newer)) as other:
+        with closing(MeteredCipher(target(database_url, keys=newer))) as other:
             other.encrypt("x", "ctx_mail")
         cipher.encrypt("x", "ctx_text")
     assert used(database_url) == (MOST_MESSAGES + 1, 1)

@@ -310,7 +310,7 @@ def test_its_checksum_is_that_of_the_row(tmp_path: Path) -> None:
     file = tmp_path / "x.dump.age"
     file.write_bytes(b"content")
     digest = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
-    row = Backup(1, None, str(file), 7, digest, ())  # type: ignore[arg-type]
+    row = Backup(1, None, str(file), 7, digest)  # type: ignore[arg-type]
     check_backup(row)
     with pytest.raises(RefusedError):
         check_backup(replace(row, sha256="00"))

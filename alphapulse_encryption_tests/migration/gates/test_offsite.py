@@ -74,7 +74,7 @@ def recorded(url: str, file: Path, content: bytes) -> Backup:
         "verified_at, tables) VALUES (now(), %s, %s, %s, 'age1', 1, now(), '{users}') RETURNING id",
         *(str(file), len(content), digest),
     )
-    return Backup(number, datetime.now(UTC), str(file), len(content), digest, ("users",))
+    return Backup(number, datetime.now(UTC), str(file), len(content), digest)
 
 
 @pytest.fixture

@@ -687,7 +687,7 @@ def test_a_batch_costs_what_a_batch_costs(database_url: str, key: str, analysed:
         verifying = sql.select_for_verification(definition, condition)
         for query, values, count in (
             (reading, [*parameters, 500], 500),
-            (sql.update_batch(definition), [*written, *bounds], 500),
+            (sql.update_batch(definition, definition.plaintext_columns), [*written, *bounds], 500),
             (verifying, [*parameters, 500], 500),
         ):
             scans = [n for n in explain(connection, query, values) if n.get("Relation Name") == "large"]

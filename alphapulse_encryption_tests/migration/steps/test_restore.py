@@ -240,9 +240,8 @@ def test_newer_ciphertext_is_what_comes_back(after: After) -> None:
 
 def begin(url: str) -> None:
     with Database(url).session("begin") as connection:
-        found = saved.latest(connection, USERS)
-        assert found is not None
-        what = found[1]
+        what = saved.latest(connection, USERS)
+        assert what is not None
         in_short_transaction(
             connection, "begin", lambda: restore_module._begin(connection, USERS, what, walk.ACTOR)
         )
@@ -262,7 +261,7 @@ def test_killed_in_the_middle_it_goes_on_and_loses_no_write(
         assert work_on_table(USERS, one_range, walk.target(url), again="the step").rows > 50
         found = saved.latest(connection, USERS)
         assert found is not None
-        restore_module._build_indexes(connection, definition, found[1])
+        restore_module._build_indexes(connection, definition, found)
     # The application, meanwhile: over a filled value, and over one that is not filled yet.
     for key in (50, 200):
         walk.query(
