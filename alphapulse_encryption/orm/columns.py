@@ -19,10 +19,10 @@ from sqlalchemy.orm import PassiveFlag
 from sqlalchemy.orm.base import LoaderCallableStatus
 from sqlalchemy.sql import ClauseElement, ColumnElement, operators
 from sqlalchemy.sql.operators import OperatorType
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from alphapulse_encryption.errors import DecryptionError
-from alphapulse_encryption.orm.limits import Limit
+from alphapulse_encryption.orm.limits import problem_of
 from alphapulse_encryption.orm.phases import Phase
 from alphapulse_encryption.orm.types import (
     ColumnsCompared,
@@ -111,40 +111,11 @@ class Unreadable:
         raise self.error()
 
 
-for _name in (
-    *(
-        "str",
-        "bytes",
-        "bool",
-        "int",
-        "float",
-        "index",
-        "complex",
-        "format",
-        "hash",
-        "len",
-        "iter",
-        "contains",
-    ),
-    *(
-        "getitem",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "neg",
-        "pos",
-        "abs",
-        "round",
-        "add",
-        "radd",
-        "sub",
-        "rsub",
-    ),
-    *("mul", "rmul", "truediv", "rtruediv", "floordiv", "rfloordiv", "mod", "rmod"),
-):
+_REFUSED = (
+    "str bytes bool int float index complex format hash len iter contains getitem eq ne lt le gt ge neg pos abs round "
+    "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod"
+)
+for _name in _REFUSED.split():
     setattr(Unreadable, f"__{_name}__", Unreadable._raise)
 
 
@@ -185,31 +156,28 @@ class EncryptedColumn(TypeDecorator[Any]):
 
     Args:
         kind: the declared type.
-        limit: what the plaintext column refuses.
+        plain: the plaintext column's, whose limits hold for the ciphertext too.
     """
 
     impl = Text
     cache_ok = True
     comparator_factory = _Operators
 
-    def __init__(self, kind: _Encrypted[Any], attribute: Attribute, limit: Limit) -> None:
+    def __init__(self, kind: _Encrypted[Any], attribute: Attribute, plain: TypeEngine[Any]) -> None:
         super().__init__()
-        self.kind, self.attribute, self.limit = kind, attribute, limit
+        self.kind, self.attribute, self.plain = kind, attribute, plain
         # Events of the declared type, as of `MutableDict.as_mutable`, reach the column through this.
         self.impl = kind  # type: ignore[assignment]
         self.hashable = kind.hashable
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
         """Values to envelopes; raises what `checked_text` raises, and ConfigurationError where a key is missing."""
-        kind = self.kind
-        if self.limit == Limit():
-            return lambda value: kind.process_bind_param(value, dialect)
-        return lambda value: None if value is None else kind.seal_text(self.checked_text(value))
+        return lambda value: None if value is None else self.kind.seal_text(self.checked_text(value))
 
     def checked_text(self, value: Any) -> str:
         """The text form of a value; EncryptedTypeError or EncryptedValueError where the plaintext column refuses it."""
         text = self.kind.text_of(value)
-        problem = self.limit.problem(text)
+        problem = problem_of(text, self.plain)
         if problem:
             raise EncryptedValueError(f"{self.attribute}: {problem}")
         return text

@@ -29,7 +29,6 @@ from sqlalchemy.types import JSON, TypeEngine
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.orm.attributes import INFO, DeclaredComparator, EncryptedComparator
 from alphapulse_encryption.orm.columns import Attribute, EncryptedColumn
-from alphapulse_encryption.orm.limits import limit_of
 from alphapulse_encryption.orm.phases import Phase, phase_of, refuse_unknown_phases
 from alphapulse_encryption.orm.types import (
     SEARCH_COLUMN_LENGTH,
@@ -162,7 +161,7 @@ class _Declaration:
             plaintext={Phase.PLAINTEXT: name, Phase.DUAL: name + PLAINTEXT_SUFFIX}.get(phase),
             search=name + SEARCH_SUFFIX if self.search else None,
         )
-        kind = EncryptedColumn(self.kind, attribute, limit_of(self.plain))
+        kind = EncryptedColumn(self.kind, attribute, self.plain)
         envelopes: tuple[str, TypeEngine[Any]] = column + ENCRYPTED_SUFFIX, kind
         plaintext = column, self.plain
         reads_plaintext = phase in {Phase.OFF, Phase.PLAINTEXT}
