@@ -33,7 +33,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import LiteralString, Self
+from typing import Self
 from urllib.parse import quote
 
 import psutil  # type: ignore[import-untyped,unused-ignore]
@@ -41,7 +41,8 @@ import psycopg
 from psycopg import pq, sql
 
 from alphapulse_encryption import secrecy, settings
-from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, MigrationError
+from alphapulse_encryption.errors import ConfigurationError, MigrationError
+from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.secrecy import bare_environment, environment_without_keys
 
 SAMPLE_DATABASE = "alphapulse"
@@ -220,22 +221,17 @@ class EmbeddedPostgres:
 
     def ensure_database(self, name: str) -> None:
         """Create a database unless it exists. The server must run."""
-        self._administer("Creating", "CREATE DATABASE {}", name)
+        # Two processes may get here at once; which error the second one gets depends on timing.
+        there = contextlib.suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation)
+        with Database(self.url("postgres")).session(f"create the database {name}") as connection, there:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
 
     def drop_database(self, name: str) -> None:
         """Drop a database, connections and all. The server must run."""
-        self._administer("Dropping", "DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
-
-    def _administer(self, doing: str, statement: LiteralString, database: str) -> None:
-        try:
-            with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-                connection.execute(sql.SQL(statement).format(sql.Identifier(database)))
-        except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
-            pass  # two processes may make it at once; which error the second one gets depends on timing
-        except psycopg.Error as error:
-            raise DatabaseFailure(
-                f"{doing} the database {database} failed (SQLSTATE {error.sqlstate}).", error.sqlstate
-            ) from None
+        with Database(self.url("postgres")).session(f"drop the database {name}") as connection:
+            connection.execute(
+                sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+            )
 
     # Lease and locks
 
