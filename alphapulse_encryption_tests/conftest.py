@@ -259,7 +259,7 @@ def _remove_leftovers() -> None:
     for directory in itertools.chain.from_iterable(place.glob(f"{_PREFIX}*") for place in places):
         # Another user's, another session's, or gone meanwhile.
         with contextlib.suppress(ConfigurationError, OSError), _lock(directory):
-            if EmbeddedPostgres(directory / "postgres").stop_if_unused():
+            if EmbeddedPostgres(directory / "postgres").stop(if_unused=True):
                 shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -15,7 +15,7 @@ def test_a_server_is_not_started_unannounced(request: pytest.FixtureRequest, tmp
     assert "postgres" not in markers(request)
     server = EmbeddedPostgres(tmp_path / "postgres")
     with pytest.raises(pytest.fail.Exception, match="starts PostgreSQL"):
-        server.start()
+        server.ensure_running()
     assert not server.exists()
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.sql.selectable import SelectBase
 from sqlalchemy.types import Text
 
-from alphapulse_encryption.orm.columns import Attribute, EncryptedColumn, SelectedValue
+from alphapulse_encryption.orm.columns import EncryptedColumn, SelectedValue
 
 # Of `ColumnProperty.info`: the type of the attribute's column of envelopes.
 INFO = "alphapulse_encryption"
@@ -33,7 +33,7 @@ class DeclaredComparator(ColumnProperty.Comparator[Any]):
         return cast(EncryptedColumn, self.prop.info[INFO])
 
     def column_of(self, key: str) -> Any:
-        """The attribute's column of a key, of the class or alias that is asked."""
+        """Of the class or alias that is asked."""
         if key == self.prop.key:
             return self.expressions[0]
         return getattr(self._parententity.entity, key)
@@ -93,15 +93,10 @@ class Selected(TypeCoerce[Any]):
     @property
     def _proxy_key(self) -> str:
         # What rows and subqueries call it.
-        return self._attribute.name
-
-    @property
-    def _attribute(self) -> Attribute:
-        return cast(SelectedValue, self.type).column.attribute
+        return cast(SelectedValue, self.type).column.attribute.name
 
     def refuse(self, place: str) -> NoReturn:
-        """Refuse to be anywhere else."""
-        attribute = self._attribute
+        attribute = cast(SelectedValue, self.type).column.attribute
         raise InvalidRequestError(
             f"{attribute} is encrypted in the phase {attribute.phase} and cannot be used in {place}: the "
             "database knows neither its order nor its value. Do it after loading."

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Column, Table
 from sqlalchemy import inspect as inspect_class
-from sqlalchemy.orm import Mapper
 from sqlalchemy.types import JSON
 
 from alphapulse_encryption.errors import ConfigurationError
@@ -24,18 +23,16 @@ def encrypted_values(model: type[Any], values: Mapping[str, Any]) -> dict[str, A
     """The values of all columns that go with some attributes, by the keys of the table's columns.
 
     For statements on the table that nothing else completes, such as the `set_` of an upsert. Values stay Python
-    values, and the statement encrypts them; tokens are made here, with the errors of writing a value.
-
-    Args:
-        values: by attribute; those that are not encrypted are returned as they are.
+    values, and the statement encrypts them; tokens are made here, with the errors of writing a value. Attributes that
+    are not encrypted are returned as they are.
     """
     kinds = _kinds(model)
     given: dict[str, Any] = {}
     for name, value in values.items():
-        kind = kinds.get(name)
-        given |= (
-            {name: value} if kind is None else {key: kind.beside(key, value) for key in kind.attribute.keys}
-        )
+        if name in kinds:
+            given |= {key: kinds[name].beside(key, value) for key in kinds[name].attribute.keys}
+        else:
+            given[name] = value
     return given
 
 
@@ -55,10 +52,7 @@ def copy_rows(model: type[Any], attributes: Sequence[str], rows: Iterable[Sequen
             for row in rows:
                 copy.write_row(row)
 
-    Args:
-        attributes: names of the attributes that a row has, in order. Attributes that are left out get what the
-            database gives them, not the default of the declaration.
-        rows: their Python values; None is NULL.
+    Attributes that are left out get what the database gives them, not the default of the declaration.
 
     Raises:
         ConfigurationError: there is no such attribute.
@@ -111,8 +105,7 @@ def _columns(kind: EncryptedColumn, values: Sequence[Any], table: Table) -> list
 
 
 def _table(model: type[Any]) -> Table:
-    mapper: Mapper[Any] = inspect_class(model)
-    return cast(Table, mapper.local_table)
+    return cast(Table, inspect_class(model).local_table)
 
 
 def _kinds(model: type[Any]) -> dict[str, EncryptedColumn]:

@@ -19,13 +19,12 @@ from sqlalchemy.orm import PassiveFlag
 from sqlalchemy.orm.base import LoaderCallableStatus
 from sqlalchemy.sql import ClauseElement, ColumnElement, operators
 from sqlalchemy.sql.operators import OperatorType
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from alphapulse_encryption.errors import DecryptionError
-from alphapulse_encryption.orm.limits import Limit
+from alphapulse_encryption.orm.limits import problem_of
 from alphapulse_encryption.orm.phases import Phase
 from alphapulse_encryption.orm.types import (
-    ColumnsCompared,
     EncryptedValueError,
     NullTestsOnly,
     _Encrypted,
@@ -41,18 +40,15 @@ _PLAINTEXT_MARK = "="
 class Attribute:
     """One declared attribute in one phase, and the columns it has then, by their keys in the mapped table.
 
-    Args:
-        column: the name of its plaintext column, for messages.
-        name: of the attribute, and the key of the column that it is read from.
-        encrypted: key of the column of envelopes.
-        plaintext: key of the plaintext column; None where the phase does not name it.
-        search: key of the search column; None where the attribute is not searchable.
+    `plaintext` is None where the phase does not name that column, `search` where the attribute is not searchable.
     """
 
     table: str
     column: str
+    """The name of the plaintext column, for messages."""
     phase: Phase
     name: str
+    """Of the attribute, and the key of the column that it is read from."""
     encrypted: str
     plaintext: str | None
     search: str | None
@@ -77,9 +73,6 @@ class Unreadable:
 
     In a mapped instance it becomes the attribute's loader, so that access raises. In a row of a Core statement on the
     table itself it stays, and whatever is done with it raises.
-
-    Args:
-        place: table and column, and the row where it is known.
     """
 
     __slots__ = ("_place", "_reason")
@@ -88,11 +81,9 @@ class Unreadable:
         self._place, self._reason = place, reason
 
     def of_row(self, key: str) -> Unreadable:
-        """The same, naming the row."""
         return Unreadable(f"{self._place} of the row {key}", self._reason)
 
     def error(self) -> DecryptionError:
-        """The error to raise."""
         return DecryptionError(f"{self._place} cannot be read: {self._reason}")
 
     def __call__(self, state: object, passive: PassiveFlag) -> LoaderCallableStatus:
@@ -111,56 +102,24 @@ class Unreadable:
         raise self.error()
 
 
-for _name in (
-    *(
-        "str",
-        "bytes",
-        "bool",
-        "int",
-        "float",
-        "index",
-        "complex",
-        "format",
-        "hash",
-        "len",
-        "iter",
-        "contains",
-    ),
-    *(
-        "getitem",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "neg",
-        "pos",
-        "abs",
-        "round",
-        "add",
-        "radd",
-        "sub",
-        "rsub",
-    ),
-    *("mul", "rmul", "truediv", "rtruediv", "floordiv", "rfloordiv", "mod", "rmod"),
-):
+_REFUSED = (
+    "str bytes bool int float index complex format hash len iter contains getitem eq ne lt le gt ge neg pos abs round "
+    "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod"
+)
+for _name in _REFUSED.split():
     setattr(Unreadable, f"__{_name}__", Unreadable._raise)
 
 
-class _Operators(TypeDecorator.Comparator[Any]):
+class _Operators(NullTestsOnly):
     """Operators on the column itself, for statements on the table; attributes have their own."""
 
     __slots__ = ()
 
-    def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
-        compared = ColumnsCompared.if_so(self.expr, op, other)
-        if compared is not None:
-            return compared
+    def _compare(self, op: OperatorType, other: tuple[Any, ...]) -> ColumnElement[Any]:
         kind = cast(EncryptedColumn, self.type)
         return kind.compare(op, other, lambda key: neighbour(self.expr, kind.attribute, key))
 
-    def reverse_operate(self, op: OperatorType, other: Any, **kwargs: Any) -> ColumnElement[Any]:
+    def _refuse(self, op: OperatorType) -> NoReturn:
         cast(EncryptedColumn, self.type).refuse(op)
 
 
@@ -181,35 +140,27 @@ def neighbour(column: Any, attribute: Attribute, key: str) -> ColumnElement[Any]
 
 
 class EncryptedColumn(TypeDecorator[Any]):
-    """The type of a declared attribute's column of envelopes.
-
-    Args:
-        kind: the declared type.
-        limit: what the plaintext column refuses.
-    """
+    """The type of a declared attribute's column of envelopes: the declared type, with the limits of the plaintext's."""
 
     impl = Text
     cache_ok = True
     comparator_factory = _Operators
 
-    def __init__(self, kind: _Encrypted[Any], attribute: Attribute, limit: Limit) -> None:
+    def __init__(self, kind: _Encrypted[Any], attribute: Attribute, plain: TypeEngine[Any]) -> None:
         super().__init__()
-        self.kind, self.attribute, self.limit = kind, attribute, limit
+        self.kind, self.attribute, self.plain = kind, attribute, plain
         # Events of the declared type, as of `MutableDict.as_mutable`, reach the column through this.
         self.impl = kind  # type: ignore[assignment]
         self.hashable = kind.hashable
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
         """Values to envelopes; raises what `checked_text` raises, and ConfigurationError where a key is missing."""
-        kind = self.kind
-        if self.limit == Limit():
-            return lambda value: kind.process_bind_param(value, dialect)
-        return lambda value: None if value is None else kind.seal_text(self.checked_text(value))
+        return lambda value: None if value is None else self.kind.seal_text(self.checked_text(value))
 
     def checked_text(self, value: Any) -> str:
         """The text form of a value; EncryptedTypeError or EncryptedValueError where the plaintext column refuses it."""
         text = self.kind.text_of(value)
-        problem = self.limit.problem(text)
+        problem = problem_of(text, self.plain)
         if problem:
             raise EncryptedValueError(f"{self.attribute}: {problem}")
         return text
@@ -256,11 +207,7 @@ class EncryptedColumn(TypeDecorator[Any]):
     def compare(
         self, op: OperatorType, other: tuple[Any, ...], column_of: Callable[[str], ColumnElement[Any]]
     ) -> ColumnElement[Any]:
-        """An operator on the attribute; refuses what ciphertext cannot be asked.
-
-        Args:
-            column_of: the attribute's column of a key, without operators of its own.
-        """
+        """An operator on the attribute, by its columns of each key; refuses what ciphertext cannot be asked."""
         attribute = self.attribute
         pending = None
         if attribute.plaintext is not None:
@@ -305,7 +252,6 @@ class EncryptedColumn(TypeDecorator[Any]):
         )
 
     def compare_values(self, x: Any, y: Any) -> bool:
-        """Whether two values are the same, as the declared type has it."""
         return self.kind.compare_values(x, y)
 
     def __repr__(self) -> str:
@@ -331,7 +277,6 @@ class SelectedValue(TypeDecorator[Any]):
         self.hashable = column.hashable
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
-        """The value, or the error why it cannot be read, which names table and column."""
         try:
             return self.column.read(value, dialect)
         except DecryptionError as error:

@@ -29,7 +29,6 @@ from sqlalchemy.types import JSON, TypeEngine
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.orm.attributes import INFO, DeclaredComparator, EncryptedComparator
 from alphapulse_encryption.orm.columns import Attribute, EncryptedColumn
-from alphapulse_encryption.orm.limits import limit_of
 from alphapulse_encryption.orm.phases import Phase, phase_of, refuse_unknown_phases
 from alphapulse_encryption.orm.types import (
     SEARCH_COLUMN_LENGTH,
@@ -59,7 +58,7 @@ def encrypted(
     """Declare an encrypted attribute of a mapped class, in place of `mapped_column`.
 
     Args:
-        kind: its encrypted type, with the context that the catalogue gives the column.
+        kind: with the context that the catalogue gives the column.
         plaintext: the type of its plaintext column.
         search: whether the catalogue gives it a search index: equality works on ciphertext then.
         nullable: whether it may be None; where left out, that is for the annotation to say, as with `mapped_column`.
@@ -162,7 +161,7 @@ class _Declaration:
             plaintext={Phase.PLAINTEXT: name, Phase.DUAL: name + PLAINTEXT_SUFFIX}.get(phase),
             search=name + SEARCH_SUFFIX if self.search else None,
         )
-        kind = EncryptedColumn(self.kind, attribute, limit_of(self.plain))
+        kind = EncryptedColumn(self.kind, attribute, self.plain)
         envelopes: tuple[str, TypeEngine[Any]] = column + ENCRYPTED_SUFFIX, kind
         plaintext = column, self.plain
         reads_plaintext = phase in {Phase.OFF, Phase.PLAINTEXT}
@@ -257,24 +256,17 @@ def _expand_in_subclasses(owner: type, declaration: _Declaration, name: str) -> 
     owner.__init_subclass__ = classmethod(initialize)  # type: ignore[assignment, arg-type]
 
 
-_OPTIONAL = re.compile(r"\bOptional\b|\bNone\b")
-
-
 def _annotated_nullable(owner: type, name: str) -> bool:
     """Whether the annotation of an attribute allows None; True where there is none, as with `mapped_column`."""
     annotation = inspect.get_annotations(owner).get(name)
     if annotation is None:
         return True
-    if isinstance(annotation, str):
-        return _OPTIONAL.search(annotation) is not None
-    return any(_allows_none(argument) for argument in typing.get_args(annotation))
+    arguments = (annotation,) if isinstance(annotation, str) else typing.get_args(annotation)
+    return any(_allows_none(argument) for argument in arguments)
 
 
 def _allows_none(annotation: Any) -> bool:
-    if annotation is None or annotation is types.NoneType:
-        return True
     if isinstance(annotation, str | typing.ForwardRef):
-        return _OPTIONAL.search(str(annotation)) is not None
-    return typing.get_origin(annotation) in {typing.Union, types.UnionType} and any(
-        _allows_none(argument) for argument in typing.get_args(annotation)
-    )
+        return re.search(r"\b(Optional|None)\b", str(annotation)) is not None
+    united = typing.get_origin(annotation) in {typing.Union, types.UnionType}
+    return united and types.NoneType in typing.get_args(annotation)

@@ -10,7 +10,6 @@ import os
 import threading
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
@@ -148,10 +147,7 @@ def check_phases(bind: Engine | Connection) -> dict[str, Phase]:
     """Hold the phase of every declared table against the database; call it when an instance starts.
 
     It reads the view ``encryption_tables``, which the application's role needs ``SELECT`` on. With an asynchronous
-    engine: ``await connection.run_sync(check_phases)``.
-
-    Returns:
-        The phases, by table.
+    engine: ``await connection.run_sync(check_phases)``. The phases by table are returned.
 
     Raises:
         RefusedError: a table's phase contradicts where the migration stands; the message names all of them and says
@@ -160,7 +156,11 @@ def check_phases(bind: Engine | Connection) -> dict[str, Phase]:
     if isinstance(bind, Engine):
         with bind.connect() as connection:
             return check_phases(connection)
-    states = _read_states(bind)
+    states: dict[str, State] = {}
+    if bind.execute(text("SELECT to_regclass(:view)"), {"view": _VIEW}).scalar_one() is not None:
+        for table, authority, stage, unguarded in bind.execute(_READ_STATES):
+            # What is set aside changes nothing for an application.
+            states[table] = decode(authority, stage, unguarded=unguarded, set_aside=False)
     declared = dict(_configuration.declared)
     problems = []
     for table, phase in sorted(declared.items()):
@@ -173,16 +173,3 @@ def check_phases(bind: Engine | Connection) -> dict[str, Phase]:
     if problems:
         raise RefusedError("; ".join(problems) + ". Nothing was changed.")
     return declared
-
-
-def _read_states(connection: Connection) -> dict[str, State]:
-    exists: Any = connection.execute(
-        text("SELECT to_regclass(:view) IS NOT NULL"), {"view": _VIEW}
-    ).scalar_one()
-    if not exists:
-        return {}
-    return {
-        # What is set aside changes nothing for an application.
-        table: decode(authority, stage, unguarded=unguarded, set_aside=False)
-        for table, authority, stage, unguarded in connection.execute(_READ_STATES)
-    }

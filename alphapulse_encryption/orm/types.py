@@ -9,26 +9,22 @@
     user = User(email="user@example.com", email_search="user@example.com")
     select(User).where(User.email_search == "user@example.com")
 
-What is encrypted is the PostgreSQL text form of a value, the one that `value::text` has under
-`TimeZone=UTC`, `DateStyle=ISO`, `bytea_output=hex` and `extra_float_digits=1`, so that the
-application and the migration write the same plaintext. None is NULL.
+What is encrypted is the PostgreSQL text form of a value, the one that `value::text` has under `TimeZone=UTC`,
+`DateStyle=ISO`, `bytea_output=hex` and `extra_float_digits=1`, so that the application and the migration write the same
+plaintext. None is NULL.
 
-Encrypted columns support `IS NULL` only: equal values have different envelopes, so every other
-comparison is refused when the query is built. Compare the search column instead.
-
-SQLAlchemy quotes the parameters of a statement in some of its errors, before encryption. The
-types here raise errors that it does not wrap; for those of other types, create the engine with
-`hide_parameters=True`.
+SQLAlchemy quotes the parameters of a statement in some of its errors, before encryption. The types here raise errors
+that it does not wrap; for those of other types, create the engine with `hide_parameters=True`.
 """
 
 import functools
+import itertools
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_UP, Context, Decimal
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, Concatenate, NoReturn, ParamSpec, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Boolean, ColumnClause, String, Text, func
@@ -64,6 +60,7 @@ _FLOAT_CONTEXT = Context(prec=2000)
 _NULL_TESTS = frozenset({operators.eq, operators.ne, operators.is_, operators.is_not})
 
 T = TypeVar("T")
+P = ParamSpec("P")
 R = TypeVar("R")
 Kind = TypeVar("Kind", bound="_ContextType[Any]")
 
@@ -109,12 +106,14 @@ class NullTestsOnly(_Refusing):
     )
 
     def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
-        compared = ColumnsCompared.if_so(self.expr, op, other)
-        if compared is not None:
-            return compared
-        if is_null_test(op, other):
-            return super().operate(op, *other, **kwargs)
-        self._refuse(op)
+        if op in {operators.eq, operators.ne} and isinstance(other[0], ColumnClause):
+            return ColumnsCompared(self.expr, other[0], op, type_=Boolean())
+        return self._compare(op, other)
+
+    def _compare(self, op: OperatorType, other: tuple[Any, ...]) -> ColumnElement[Any]:
+        if not is_null_test(op, other):
+            self._refuse(op)
+        return super().operate(op, *other)
 
 
 class _EqualityOnly(_Refusing):
@@ -144,15 +143,6 @@ class ColumnsCompared(BinaryExpression[bool]):
 
     inherit_cache = True
 
-    @classmethod
-    def if_so(
-        cls, column: ColumnElement[Any], op: OperatorType, other: tuple[Any, ...]
-    ) -> "ColumnsCompared | None":
-        """The comparison, if it is one of two columns."""
-        if op not in {operators.eq, operators.ne} or not isinstance(other[0], ColumnClause):
-            return None
-        return cls(column, other[0], op, type_=Boolean())
-
 
 @compiles(ColumnsCompared)
 def _refuse_columns_compared(element: ColumnsCompared, compiler: object, **_: Any) -> NoReturn:
@@ -176,14 +166,14 @@ def is_null_test(op: OperatorType, other: tuple[Any, ...]) -> bool:
     return op in _NULL_TESTS and all(operand is None or isinstance(operand, Null) for operand in other)
 
 
-def _unquoted(method: Callable[[Kind, Any], R]) -> Callable[[Kind, Any], R]:
+def _unquoted(method: Callable[Concatenate[Kind, P], R]) -> Callable[Concatenate[Kind, P], R]:
     """A method of a type whose errors quote no value, and which SQLAlchemy does not wrap with the parameters."""
 
     @functools.wraps(method)
-    def unquoted(kind: Kind, value: Any) -> R:
+    def unquoted(kind: Kind, /, *arguments: P.args, **options: P.kwargs) -> R:
         failure: Exception
         try:
-            return method(kind, value)
+            return method(kind, *arguments, **options)
         except (EncryptedTypeError, EncryptedValueError):
             raise
         except ConfigurationError as error:
@@ -209,9 +199,14 @@ class _ContextType(TypeDecorator[T]):
     _takes: ClassVar[tuple[type, ...]] = ()
     _refuses: ClassVar[tuple[type, ...]] = ()
     _expected: ClassVar[str] = "nothing"
+    _read: ClassVar["staticmethod[[str], Any]"]
 
     def __init_subclass__(
-        cls, takes: tuple[type, ...] = (), refuses: tuple[type, ...] = (), expected: str = ""
+        cls,
+        takes: tuple[type, ...] = (),
+        refuses: tuple[type, ...] = (),
+        expected: str = "",
+        read: Callable[[str], Any] | None = None,
     ) -> None:
         """Of a type that is used for columns.
 
@@ -219,12 +214,15 @@ class _ContextType(TypeDecorator[T]):
             takes: the Python types of its values.
             refuses: subclasses of those that mean something else.
             expected: what a message calls them.
+            read: makes a value of its text, or raises ValueError or ArithmeticError.
         """
         super().__init_subclass__()
         if takes:
             cls.cache_ok = True  # each class has to say so by itself
             cls._takes, cls._refuses = takes, refuses
             cls._expected = expected or takes[0].__name__
+        if read is not None:
+            cls._read = staticmethod(read)
 
     def __init__(self, context: str) -> None:
         if not context:
@@ -257,13 +255,6 @@ class _Encrypted(_ContextType[T]):
     """
 
     comparator_factory = NullTestsOnly
-    _read: ClassVar["staticmethod[[str], Any]"]
-
-    def __init_subclass__(cls, read: Callable[[str], Any] | None = None, **values: Any) -> None:
-        """As for `_ContextType`; `read` makes a value of its text, or raises ValueError or ArithmeticError."""
-        super().__init_subclass__(**values)
-        if read is not None:
-            cls._read = staticmethod(read)
 
     def _render(self, value: Any) -> str:
         return str(self._checked(value))
@@ -271,13 +262,9 @@ class _Encrypted(_ContextType[T]):
     def _parse(self, text: str) -> T:
         return self._read(text)  # type: ignore[no-any-return]
 
+    @_unquoted
     def process_bind_param(self, value: T | None, dialect: Dialect) -> str | None:
         """The envelope of a value."""
-        return self.seal(value)
-
-    @_unquoted
-    def seal(self, value: Any) -> str | None:
-        """The envelope of a value; None for None."""
         return None if value is None else encrypt_field(self._render(value), self.context)
 
     @_unquoted
@@ -325,15 +312,12 @@ class _Encrypted(_ContextType[T]):
         raise DecryptionError(f"{self!r}: a decrypted value is not one that this type can represent")
 
 
-class EncryptedString(_Encrypted[str], takes=(str,)):
+class EncryptedString(_Encrypted[str], takes=(str,), read=str):
     """Text: `varchar`, `text`."""
 
     def _render(self, value: Any) -> str:
         # The most frequent type saves a call.
         return value if isinstance(value, str) else str(self._checked(value))
-
-    def _parse(self, text: str) -> str:
-        return text
 
 
 class EncryptedText(EncryptedString, takes=(str,)):
@@ -381,7 +365,7 @@ class EncryptedNumeric(
         return _numeric_text(number)
 
     def compare_values(self, x: Any, y: Any) -> bool:
-        """Whether two values are the same, digits included: 1.5 over 1.50 is a change, unless the scale is given."""
+        """Digits included: 1.5 over 1.50 is a change, unless the scale is given."""
         if self.scale is None and isinstance(x, Decimal) and isinstance(y, Decimal):
             return x.compare_total(y) == 0
         return bool(x == y)
@@ -469,7 +453,7 @@ class EncryptedJSON(_Encrypted[Any], takes=(object,), expected="what JSON can ho
         raise self._wrong_type(value, self._expected)
 
     def compare_values(self, x: Any, y: Any) -> bool:
-        """Whether two values are the same JSON: 1 and true, which Python calls equal, are not."""
+        """1 and true, which Python calls equal, are not the same JSON."""
         if x is None or y is None:
             return x is y
         try:
@@ -540,15 +524,11 @@ class SearchToken(_ContextType[str], takes=(str,)):
     comparator_factory = _EqualityOnly
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """`VARCHAR(64)`, as the migration creates it."""
         return dialect.type_descriptor(String(SEARCH_COLUMN_LENGTH))
 
+    @_unquoted
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         """The token of a plaintext, under the current key version; raises what an encrypted column raises."""
-        return self._token(value)
-
-    @_unquoted
-    def _token(self, value: Any) -> str | None:
         text: str | None = None if value is None else self._checked(value)
         return get_searchable_cipher().generate_search_token(text, self.context)
 
@@ -584,12 +564,9 @@ def _float8_text(value: float) -> str:
 
 def _shortest(value: float) -> str:
     """The shortest digits; Python's own may lie exactly between two floats, which PostgreSQL avoids."""
-    text = repr(value)
-    digits = len(re.sub(r"e.*|[-.]", "", text).strip("0"))
-    while _lies_between(text, value) and digits < _FLOAT_MAX_DIGITS:
-        digits += 1
-        text = f"{value:.{digits - 1}e}"
-    return text
+    longer = (f"{value:.{digits}e}" for digits in range(_FLOAT_MAX_DIGITS))
+    texts = itertools.chain([repr(value)], longer)
+    return next(text for text in texts if float(text) == value and not _lies_between(text, value))
 
 
 def _lies_between(text: str, value: float) -> bool:

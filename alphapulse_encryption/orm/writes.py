@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy import inspect as inspect_instance
 from sqlalchemy.dialects.postgresql.dml import OnConflictDoUpdate
 from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.orm import InstanceState, Mapper, attributes
+from sqlalchemy.orm import InstanceState, attributes
 from sqlalchemy.sql import ClauseElement, Executable, Insert, Update
 from sqlalchemy.sql.elements import BindParameter, Null
 
@@ -27,30 +27,29 @@ _DECLARED = "__encrypted_columns__"
 
 def keep_written_together(owner: type, name: str, kind: EncryptedColumn) -> None:
     """See to the instances of a class that is about to be mapped, and of its subclasses."""
-    declared: dict[str, EncryptedColumn] | None = vars(owner).get(_DECLARED)
-    if declared is None:
-        declared = {}
-        setattr(owner, _DECLARED, declared)
-        kinds = declared
+    kinds: dict[str, EncryptedColumn] = vars(owner).get(_DECLARED, {})
+    kinds[name] = kind
+    if len(kinds) > 1:
+        return
+    setattr(owner, _DECLARED, kinds)
 
-        def before_update(mapper: Mapper[Any], connection: Connection, target: Any) -> None:
-            _complete_instance(target, kinds)
+    def load(target: Any, context: Any, attrs: Any = None) -> None:
+        _set_unreadable_aside(target, context, kinds)
 
-        def load(target: Any, context: Any, attrs: Any = None) -> None:
-            _set_unreadable_aside(target, context, kinds)
-
-        event.listen(owner, "before_update", before_update, propagate=True)
-        event.listen(owner, "load", load, propagate=True)
-        event.listen(owner, "refresh", load, propagate=True)
-        event.listen(owner, "expire", _keep_aside, propagate=True)
-    declared[name] = kind
+    event.listen(
+        owner, "before_update", lambda _, __, target: _complete_instance(target, kinds), propagate=True
+    )
+    event.listen(owner, "load", load, propagate=True)
+    event.listen(owner, "refresh", load, propagate=True)
+    event.listen(owner, "expire", _keep_aside, propagate=True)
 
 
 def _complete_instance(target: Any, kinds: Mapping[str, EncryptedColumn]) -> None:
     state: InstanceState[Any] = inspect_instance(target)
     for name, kind in kinds.items():
         # A change in place of a shared JSON value may be noted on any of the attributes.
-        changed = {key for key in kind.attribute.keys if _has_changed(state, key)}
+        noted = state.committed_state.keys() & set(kind.attribute.keys)
+        changed = {key for key in noted if state.attrs[key].history.has_changes()}
         if not changed or name not in state.dict:
             continue
         value = state.dict[name]
@@ -67,11 +66,6 @@ def _complete_instance(target: Any, kinds: Mapping[str, EncryptedColumn]) -> Non
             setattr(target, key, kind.beside(key, value))
             if key not in changed:
                 attributes.flag_modified(target, key)
-
-
-def _has_changed(state: InstanceState[Any], key: str) -> bool:
-    # Of what nobody touched, nothing is noted.
-    return key in state.committed_state and bool(state.attrs[key].history.has_changes())
 
 
 # Of `InstanceState.info`: the attributes that could not be read, by name.

@@ -10,7 +10,7 @@ pools come from). The first rows of every table hold values that break naive too
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -19,7 +19,8 @@ from faker import Faker
 from psycopg import sql
 
 from alphapulse_encryption import secrecy
-from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, MigrationError, RefusedError
+from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.sample import difficult
 from alphapulse_encryption.sample.postgres import SAMPLE_DATABASE, embedded_url
 
@@ -79,69 +80,55 @@ def load_sample(conninfo: str, rows: int = DEFAULT_ROWS, seed: int = DEFAULT_SEE
     counts = {table: rows * share // 100 for table, share in _SHARES.items()}
     counts["trades"] += rows - sum(counts.values())
 
-    try:
-        with _connect(conninfo) as connection:
-            return SampleCounts(counts, loaded=_load(connection, counts, rows, seed))
-    except psycopg.Error as error:
-        raise DatabaseFailure(
-            f"Loading the sample failed (SQLSTATE {error.sqlstate}).", error.sqlstate
-        ) from None
-
-
-def _load(connection: psycopg.Connection, counts: Mapping[str, int], rows: int, seed: int) -> bool:
-    """Whether this call made the sample."""
-    # Functions of rows.sql name the tables, and the URL may set another path.
-    connection.execute("SET LOCAL search_path TO public")
-    connection.execute("SET LOCAL TimeZone TO 'UTC'")
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOADER_LOCK])
     marker = f"{_MARKER}{rows} rows, seed {seed}"
-    if _is_there(connection, marker):
-        return False
-    _create_extensions(connection)
-    _run_script(connection, "schema.sql")
-    _make_constants(connection, counts, seed)
-    _run_script(connection, "rows.sql")
-    _run_script(connection, "indexes.sql")
-    for table in TABLES:
-        name = sql.Identifier(table)
-        connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(name, sql.Literal(marker)))
-        connection.execute(sql.SQL("ANALYZE {}").format(name))
-    return True
+    with _database(conninfo).session("load the sample", autocommit=False) as connection:
+        # Functions of rows.sql name the tables.
+        connection.execute("SET LOCAL search_path TO public")
+        # Another loader may take its time.
+        connection.execute("SET LOCAL lock_timeout TO 0")
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOADER_LOCK])
+        if _is_there(connection, marker):
+            return SampleCounts(counts, loaded=False)
+        _create_extensions(connection)
+        _run_script(connection, "schema.sql")
+        _make_constants(connection, counts, seed)
+        _run_script(connection, "rows.sql")
+        _run_script(connection, "indexes.sql")
+        for table in TABLES:
+            name = sql.Identifier(table)
+            connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(name, sql.Literal(marker)))
+            connection.execute(sql.SQL("ANALYZE {}").format(name))
+    return SampleCounts(counts, loaded=True)
 
 
 def loaded_sample(conninfo: str) -> int | None:
     """How many rows the sample in a database was loaded with; None where there is no sample."""
-    with _connect(conninfo) as connection:
-        row = connection.execute(
-            "SELECT min(obj_description(oid, 'pg_class')) FROM pg_class "
-            "WHERE relnamespace = 'public'::regnamespace AND relname = ANY (%s) "
-            "AND starts_with(obj_description(oid, 'pg_class'), %s) HAVING count(*) = %s",
-            [list(TABLES), _MARKER, len(TABLES)],
-        ).fetchone()
-    return None if row is None else int(row[0].removeprefix(_MARKER).partition(" ")[0])
+    with _database(conninfo).session("look for the sample") as connection:
+        comments = _comments(connection)
+    if len(comments) < len(TABLES) or not all(
+        (comment or "").startswith(_MARKER) for comment in comments.values()
+    ):
+        return None
+    return int(str(comments[TABLES[0]]).removeprefix(_MARKER).partition(" ")[0])
 
 
-@contextlib.contextmanager
-def _connect(conninfo: str) -> Iterator[psycopg.Connection]:
-    try:
-        connection = psycopg.connect(conninfo, application_name="alphapulse_encryption sample")
-    except psycopg.Error:
-        raise ConfigurationError(
-            "The database for the sample cannot be reached: check its URL, that the server runs and that "
-            "the database exists."
-        ) from None
-    with connection:
-        yield connection
+def _database(conninfo: str) -> Database:
+    return Database(conninfo, "alphapulse_encryption sample", "the sample's URL")
 
 
-def _is_there(connection: psycopg.Connection, marker: str) -> bool:
-    """Whether this sample is there; refuses where anything else has the name of one of its tables."""
+def _comments(connection: psycopg.Connection) -> dict[str, str | None]:
+    """On the tables that have the names of the sample's."""
     rows = connection.execute(
         "SELECT relname::text, obj_description(oid, 'pg_class') FROM pg_class "
         "WHERE relnamespace = 'public'::regnamespace AND relname = ANY (%s)",
         [list(TABLES)],
     )
-    found: dict[str, str | None] = dict(rows)
+    return dict(rows)
+
+
+def _is_there(connection: psycopg.Connection, marker: str) -> bool:
+    """Whether this sample is there; refuses where anything else has the name of one of its tables."""
+    found = _comments(connection)
     if not found:
         return False
     comments = set(found.values())
@@ -179,7 +166,7 @@ def _run_script(connection: psycopg.Connection, name: str) -> None:
 def _make_constants(connection: psycopg.Connection, counts: Mapping[str, int], seed: int) -> None:
     """Make the constant functions that rows.sql refers to; the planner puts their values in their place."""
     numbers: Mapping[str, object] = {"seed": seed} | {f"{table}_rows": rows for table, rows in counts.items()}
-    pools = {name: list(pool) for name, pool in {**_word_pools(seed), **difficult.pools()}.items()}
+    pools = {name: list(pool) for name, pool in {**_word_pools(seed), **difficult.POOLS}.items()}
     make = sql.SQL("CREATE FUNCTION pg_temp.{}() RETURNS {kind} IMMUTABLE LANGUAGE sql RETURN {}::{kind}")
     for kind, constants in ((sql.SQL("bigint"), numbers), (sql.SQL("text[]"), pools)):
         for name, value in constants.items():

@@ -96,16 +96,15 @@ REPORTS: tuple[str, ...] = (
 )
 
 
-def pools() -> dict[str, Sequence[str]]:
-    """The pools by the names that rows.sql knows them by."""
-    return {
-        "difficult_short_texts": SHORT_TEXTS,
-        "difficult_texts": TEXTS,
-        "difficult_long_texts": LONG_TEXTS,
-        "difficult_emails": EMAILS,
-        "difficult_amounts": AMOUNTS,
-        "difficult_numerics": NUMERICS,
-        "difficult_floats": FLOATS,
-        "difficult_documents": DOCUMENTS,
-        "difficult_reports": REPORTS,
-    }
+# By the names that rows.sql knows them by.
+POOLS: dict[str, Sequence[str]] = {
+    "difficult_short_texts": SHORT_TEXTS,
+    "difficult_texts": TEXTS,
+    "difficult_long_texts": LONG_TEXTS,
+    "difficult_emails": EMAILS,
+    "difficult_amounts": AMOUNTS,
+    "difficult_numerics": NUMERICS,
+    "difficult_floats": FLOATS,
+    "difficult_documents": DOCUMENTS,
+    "difficult_reports": REPORTS,
+}

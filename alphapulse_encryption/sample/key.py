@@ -10,16 +10,13 @@ from pathlib import Path
 
 from alphapulse_encryption import settings
 
-_FILE = "sample_master_key"
-
 
 def sample_key_file() -> Path:
-    """Where the key is kept; readable by its owner only."""
-    return settings.state_dir() / _FILE
+    return settings.state_dir() / "sample_master_key"
 
 
 def make_sample_key() -> None:
-    """Make the sample's key where there is none yet."""
+    """Make the sample's key where there is none yet; readable by its owner only."""
     path = sample_key_file()
     if path.exists():
         return
@@ -32,5 +29,4 @@ def make_sample_key() -> None:
 
 def read_sample_key() -> str | None:
     """The key as the environment variable would hold it; None where it was never made."""
-    path = sample_key_file()
-    return path.read_text(encoding="ascii").strip() if path.exists() else None
+    return sample_key_file().read_text(encoding="ascii").strip() if sample_key_file().exists() else None

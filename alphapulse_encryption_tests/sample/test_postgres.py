@@ -3,13 +3,13 @@
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -24,8 +24,8 @@ import sys
 from pathlib import Path
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 server = EmbeddedPostgres(Path(sys.argv[1]), settings={"fsync": "off"})
-server.start()
-print(server.postmaster_pid(), flush=True)
+server.ensure_running()
+print(server.postmaster().pid, flush=True)
 sys.stdin.read()
 """
 
@@ -103,24 +103,25 @@ def test_server_of_killed_process_is_taken_over(server: EmbeddedPostgres, holder
     killed.kill()
     killed.wait()
     with server:
-        assert server.postmaster_pid() == pid
+        assert (found := server.postmaster()) is not None
+        assert found.pid == pid
     assert not server.is_running()
 
 
 def test_stop_if_unused(server: EmbeddedPostgres, holder: Start) -> None:
-    assert not server.stop_if_unused()
+    assert not server.stop(if_unused=True)
     process = holder()
     postmaster_of(process)
-    assert not server.stop_if_unused()
+    assert not server.stop(if_unused=True)
     assert server.is_running()
     process.kill()
     process.wait()
-    assert server.stop_if_unused()
+    assert server.stop(if_unused=True)
     assert not server.is_running()
 
 
 def test_commands_started_meanwhile_hold_nothing(server: EmbeddedPostgres) -> None:
-    server.start()
+    server.ensure_running()
     with subprocess.Popen(
         [sys.executable, "-c", "print('up', flush=True); input()"],
         stdin=subprocess.PIPE,
@@ -137,7 +138,7 @@ def test_commands_started_meanwhile_hold_nothing(server: EmbeddedPostgres) -> No
 
 
 def test_forked_child_takes_no_lease_away(server: EmbeddedPostgres) -> None:
-    server.start()
+    server.ensure_running()
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
@@ -145,7 +146,7 @@ def test_forked_child_takes_no_lease_away(server: EmbeddedPostgres) -> None:
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert server.is_running()
-    assert not EmbeddedPostgres(server.log_file.parents[1]).stop_if_unused()
+    assert not EmbeddedPostgres(server.log_file.parents[1]).stop(if_unused=True)
     server.release()
     assert not server.is_running()
 
@@ -155,14 +156,14 @@ def test_killed_server_recovers(server: EmbeddedPostgres) -> None:
         server.ensure_database("kept")
         with psycopg.connect(server.url("kept")) as connection:
             connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
-        pid = server.postmaster_pid()
-        assert pid is not None
+        killed = server.postmaster()
+        assert killed is not None
         with psycopg.connect(server.url("kept")):  # a backend that outlives its postmaster for a moment
-            os.kill(pid, signal.SIGKILL)
+            killed.kill()
             while server.is_running():
                 pass  # it dies a moment later
             server.ensure_running()
-        assert server.postmaster_pid() != pid
+        assert server.postmaster() != killed
         with psycopg.connect(server.url("kept")) as connection:
             assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
     assert not server.is_running()
@@ -181,7 +182,7 @@ def test_lock_file_of_another_life(server: EmbeddedPostgres, content: str) -> No
 def test_stopped_under_a_lease_and_started_again(server: EmbeddedPostgres, holder: Start) -> None:
     process = holder()
     postmaster_of(process)
-    server.start()
+    server.ensure_running()
     EmbeddedPostgres(server.log_file.parents[1]).stop()
     assert not server.is_running()
     server.ensure_running()
@@ -193,19 +194,19 @@ def test_stopped_under_a_lease_and_started_again(server: EmbeddedPostgres, holde
 
 
 def test_threads_share_one_lease(server: EmbeddedPostgres) -> None:
-    pids: list[int | None] = []
+    found: list[psutil.Process | None] = []
 
     def use() -> None:
         server.ensure_running()
-        pids.append(server.postmaster_pid())
+        found.append(server.postmaster())
 
     threads = [threading.Thread(target=use) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(pids) == len(threads)
-    assert len(set(pids)) == 1
+    assert len(found) == len(threads)
+    assert len(set(found)) == 1
     server.release()
     assert not server.is_running()
 
@@ -220,10 +221,10 @@ def test_unfinished_cluster_is_made_anew(server: EmbeddedPostgres) -> None:
 
 def test_directory_deleted_under_the_server(server: EmbeddedPostgres) -> None:
     with server:
-        forgotten = server.postmaster_pid()
+        forgotten = server.postmaster()
         shutil.rmtree(server.log_file.parent)
         server.ensure_running()
-        assert server.postmaster_pid() not in (None, forgotten)
+        assert server.postmaster() not in (None, forgotten)
         assert query(server, "SELECT 1") == 1
 
 
@@ -313,20 +314,20 @@ def test_other_major_version_is_refused(server: EmbeddedPostgres) -> None:
     version = server.log_file.with_name("PG_VERSION")
     version.write_text("9\n")
     with pytest.raises(ConfigurationError, match="was made by PostgreSQL 9"):
-        server.start()
+        server.ensure_running()
 
 
 def test_server_that_cannot_start_says_why(server_dir: Path) -> None:
     server = EmbeddedPostgres(server_dir, settings={"shared_preload_libraries": "no_such_library"})
     with pytest.raises(ConfigurationError, match="no_such_library"):
-        server.start()
+        server.ensure_running()
     assert not server.is_running()
 
 
 def test_directory_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="ALPHAPULSE_STATE_DIR"):
-        EmbeddedPostgres(tmp_path / "file" / "postgres").start()
+        EmbeddedPostgres(tmp_path / "file" / "postgres").ensure_running()
 
 
 class TestCommandLine:
@@ -343,45 +344,14 @@ class TestCommandLine:
             self.command(*arguments), env=environment, capture_output=True, text=True, check=False
         )
 
-    def test_run_and_psql(self, environment: dict[str, str], server: EmbeddedPostgres) -> None:
-        inner = self.command("psql", "-Atc", "SELECT current_database()")
-        result = self.run(environment, "run", "--", *inner)
+    def test_psql(self, environment: dict[str, str], server: EmbeddedPostgres) -> None:
+        result = self.run(environment, "psql", "-Atc", "SELECT current_database()")
         assert (result.returncode, result.stdout, result.stderr) == (0, "alphapulse\n", "")
         assert not server.is_running()
-        assert self.run(environment, "run", "--", sys.executable, "-c", "raise SystemExit(7)").returncode == 7
-        assert self.run(environment, "run", "--", "no such command").returncode == 2
-        assert self.run(environment, "run", "--").returncode == 2
         assert self.run(environment, "psql", "-c", "SELECT broken").returncode == 1
-        assert self.run(environment, "url", "dagster").stdout.strip() == server.url("dagster")
         assert not server.is_running()
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-    def test_signals_end_the_child_first(
-        self, environment: dict[str, str], server: EmbeddedPostgres, number: signal.Signals
-    ) -> None:
-        child = "\n".join(
-            (
-                "import signal, sys",
-                # One moment later, and the signal could come before the child is ready for it.
-                "try: print('up', flush=True); signal.pause()",
-                "except KeyboardInterrupt: print('interrupted', flush=True); sys.exit(5)",
-            )
-        )
-        with subprocess.Popen(
-            self.command("run", "--", sys.executable, "-c", child),
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "up\n"
-            assert server.is_running()
-            process.send_signal(number)
-            assert process.communicate()[0] == "interrupted\n"
-        assert process.returncode == 5
-        assert not server.is_running()
-
-    def test_stop_whoever_uses_it(
+    def test_stop_a_server_in_use(
         self, environment: dict[str, str], server: EmbeddedPostgres, holder: Start
     ) -> None:
         assert self.run(environment, "stop").returncode == 0

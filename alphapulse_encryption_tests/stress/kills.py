@@ -430,9 +430,8 @@ def _invalid_indexes(witness: Witness) -> list[str]:
 
 def kill_server(server: EmbeddedPostgres) -> None:
     """The postmaster and all its children, at once."""
-    number = server.postmaster_pid()
-    assert number is not None
-    postmaster = psutil.Process(number)
+    postmaster = server.postmaster()
+    assert postmaster is not None
     family = [postmaster, *postmaster.children(recursive=True)]
     for process in family:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from alphapulse_encryption.sample.application import people, trading
 from alphapulse_encryption.sample.application.database import get_db_session
-from alphapulse_encryption.sample.application.models import TradingAccount, User
+from alphapulse_encryption.sample.application.models import ApiKey, Position, Trade, TradingAccount, User
 
 app = FastAPI(title="AlphaPulse sample application")
 
@@ -29,13 +30,7 @@ _UNIQUE_VIOLATION = "23505"
 Amount = Annotated[Decimal, Field(gt=0, max_digits=18, decimal_places=8)]
 
 
-class _Shown(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
-
 class Registration(BaseModel):
-    """Somebody new."""
-
     username: str = Field(min_length=1, max_length=64)
     email: str = Field(min_length=3, max_length=320)
     password: str = Field(min_length=8, max_length=1000)
@@ -46,15 +41,11 @@ class Registration(BaseModel):
 
 
 class Credentials(BaseModel):
-    """An address and a password."""
-
     email: str
     password: str
 
 
-class Profile(_Shown):
-    """What a person sees of themselves."""
-
+class Profile(BaseModel):
     id: int
     username: str
     email: str
@@ -73,17 +64,13 @@ class ProfileChange(BaseModel):
 
 
 class NewAccount(BaseModel):
-    """An account at an exchange, with money on it."""
-
     account_number: str
     exchange: str = "kraken"
     currency: str = "USD"
     deposit: Amount
 
 
-class Account(_Shown):
-    """An account with its balances."""
-
+class Account(BaseModel):
     account_number: str
     exchange: str
     currency: str
@@ -92,8 +79,6 @@ class Account(_Shown):
 
 
 class Order(BaseModel):
-    """Something to be bought or sold."""
-
     symbol: str = Field(min_length=1, max_length=32)
     side: Literal["buy", "sell"]
     quantity: Amount
@@ -102,9 +87,7 @@ class Order(BaseModel):
     order_id: str
 
 
-class FilledOrder(_Shown):
-    """A trade."""
-
+class FilledOrder(BaseModel):
     id: int
     position_id: int | None
     symbol: str
@@ -116,9 +99,7 @@ class FilledOrder(_Shown):
     execution_details: Any
 
 
-class OpenPosition(_Shown):
-    """A position."""
-
+class OpenPosition(BaseModel):
     id: int
     symbol: str
     size: Decimal
@@ -138,15 +119,11 @@ class Mark(BaseModel):
 
 
 class NewKey(BaseModel):
-    """A key to be made."""
-
     name: str = Field(min_length=1, max_length=64)
     permissions: list[Literal["read", "trade", "manage"]]
 
 
-class Key(_Shown):
-    """What is kept of a key."""
-
+class Key(BaseModel):
     id: uuid.UUID
     name: str
     permissions: list[str]
@@ -211,9 +188,8 @@ def refused(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "Something went wrong."}, status_code=500)
 
 
-@app.post("/users", status_code=201)
-def register(new: Registration, session: Transaction) -> Profile:
-    """Register."""
+@app.post("/users", status_code=201, response_model=Profile)
+def register(new: Registration, session: Transaction) -> User:
     user = User(
         **new.model_dump(exclude={"password", "address"}),
         password_hash=people.hash_password(new.password),
@@ -221,7 +197,7 @@ def register(new: Registration, session: Transaction) -> Profile:
     )
     session.add(user)
     session.flush()
-    return Profile.model_validate(user)
+    return user
 
 
 @app.post("/login")
@@ -230,23 +206,20 @@ def log_in(credentials: Credentials, session: Transaction) -> dict[str, str]:
     return {"key": people.log_in(session, credentials.email, credentials.password)}
 
 
-@app.get("/me")
-def profile(user: Reader) -> Profile:
-    """Oneself."""
-    return Profile.model_validate(user)
+@app.get("/me", response_model=Profile)
+def profile(user: Reader) -> User:
+    return user
 
 
-@app.patch("/me")
-def change_profile(change: ProfileChange, user: Manager) -> Profile:
-    """Change an address or a number."""
+@app.patch("/me", response_model=Profile)
+def change_profile(change: ProfileChange, user: Manager) -> User:
     for name in change.model_fields_set:
         setattr(user, "address_data" if name == "address" else name, getattr(change, name))
-    return Profile.model_validate(user)
+    return user
 
 
-@app.post("/accounts", status_code=201)
-def open_account(new: NewAccount, user: Manager, session: Transaction) -> Account:
-    """Open an account."""
+@app.post("/accounts", status_code=201, response_model=Account)
+def open_account(new: NewAccount, user: Manager, session: Transaction) -> TradingAccount:
     account = TradingAccount(
         **new.model_dump(exclude={"deposit"}),
         user_id=user.id,
@@ -256,13 +229,12 @@ def open_account(new: NewAccount, user: Manager, session: Transaction) -> Accoun
     )
     session.add(account)
     session.flush()
-    return Account.model_validate(account)
+    return account
 
 
-@app.get("/accounts")
-def accounts(user: Reader, session: Transaction) -> list[Account]:
-    """One's accounts with their balances."""
-    return [Account.model_validate(account) for account in trading.accounts_of(session, user)]
+@app.get("/accounts", response_model=list[Account])
+def accounts(user: Reader) -> list[TradingAccount]:
+    return user.accounts
 
 
 def _account(session: Session, user: User, number: str, *, lock: bool = False) -> TradingAccount:
@@ -272,47 +244,41 @@ def _account(session: Session, user: User, number: str, *, lock: bool = False) -
     return account
 
 
-@app.post("/accounts/{number}/trades", status_code=201)
-def place_trade(number: str, order: Order, user: Trader, session: Transaction) -> FilledOrder:
-    """Buy or sell."""
+@app.post("/accounts/{number}/trades", status_code=201, response_model=FilledOrder)
+def place_trade(number: str, order: Order, user: Trader, session: Transaction) -> Trade:
     account = _account(session, user, number, lock=True)
-    return FilledOrder.model_validate(trading.trade(session, account, **order.model_dump()))
+    return trading.trade(session, account, **order.model_dump())
 
 
-@app.get("/accounts/{number}/trades")
-def trades(number: str, user: Reader, session: Transaction) -> list[FilledOrder]:
-    """An account's trades."""
-    account = _account(session, user, number)
-    return [FilledOrder.model_validate(one) for one in trading.trades_of(session, account)]
+@app.get("/accounts/{number}/trades", response_model=list[FilledOrder])
+def trades(number: str, user: Reader, session: Transaction) -> list[Trade]:
+    return _account(session, user, number).trades
 
 
-@app.get("/accounts/{number}/positions")
-def positions(number: str, user: Reader, session: Transaction) -> list[OpenPosition]:
-    """An account's positions."""
-    account = _account(session, user, number)
-    return [OpenPosition.model_validate(one) for one in trading.positions_of(session, account)]
+@app.get("/accounts/{number}/positions", response_model=list[OpenPosition])
+def positions(number: str, user: Reader, session: Transaction) -> list[Position]:
+    return _account(session, user, number).positions
 
 
-@app.patch("/positions/{position_id}")
-def mark_position(position_id: int, mark: Mark, user: Trader, session: Transaction) -> OpenPosition:
+@app.patch("/positions/{position_id}", response_model=OpenPosition)
+def mark_position(position_id: int, mark: Mark, user: Trader, session: Transaction) -> Position:
     """Mark a position to the market."""
     position = trading.position_of(session, user, position_id)
     if position is None:
         raise HTTPException(404, "There is no such position.")
     trading.mark(position, mark.price, mark.note)
-    return OpenPosition.model_validate(position)
+    return position
 
 
 @app.get("/report")
-def report(user: Reader, session: Transaction) -> dict[str, Any]:
+def report(user: Reader) -> dict[str, Any]:
     """All accounts: balances, turnover by symbol, and what positions gained."""
     found = {}
-    for account in trading.accounts_of(session, user):
-        held = trading.positions_of(session, account)
+    for account in user.accounts:
         found[account.account_number] = {
             "balance": account.balance,
-            "turnover": trading.turnover(trading.trades_of(session, account)),
-            "realized_pnl": sum(position.realized_pnl for position in held),
+            "turnover": trading.turnover(account.trades),
+            "realized_pnl": sum(position.realized_pnl for position in account.positions),
         }
     return {"user": user.username, "accounts": found}
 
@@ -321,17 +287,19 @@ def report(user: Reader, session: Transaction) -> dict[str, Any]:
 def make_key(new: NewKey, user: Manager, session: Transaction) -> dict[str, Any]:
     """Make a key; it is shown this once."""
     kept, key = people.make_key(session, user, new.name, list(new.permissions))
-    return {"key": key, **Key.model_validate(kept).model_dump(mode="json")}
+    return {"key": key, **Key.model_validate(kept, from_attributes=True).model_dump(mode="json")}
 
 
-@app.get("/api-keys")
-def keys(user: Reader, session: Transaction) -> list[Key]:
-    """One's keys, and what was called with them."""
-    return [Key.model_validate(key) for key in people.keys_of(session, user)]
+@app.get("/api-keys", response_model=list[Key])
+def keys(user: Reader, session: Transaction) -> Sequence[ApiKey]:
+    """The newest first, with what was called with them."""
+    query = select(ApiKey).where(ApiKey.user_id == user.id, ApiKey.is_active)
+    return session.scalars(query.order_by(ApiKey.created_at.desc())).all()
 
 
 @app.delete("/api-keys/{key_id}", status_code=204)
 def revoke_key(key_id: uuid.UUID, user: Manager, session: Transaction) -> None:
-    """Take a key away."""
-    if not people.revoke_key(session, user, key_id):
+    found = session.get(ApiKey, key_id)
+    if found is None or found.user_id != user.id:
         raise HTTPException(404, "There is no such key.")
+    found.is_active = False

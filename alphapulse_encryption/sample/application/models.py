@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Identity, Numeric, String, Text, func
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.ext.mutable import MutableDict, MutableList
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from alphapulse_encryption.orm import (
     EncryptedFloat,
@@ -62,6 +62,7 @@ class User(Base):
     last_login_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
+    accounts: Mapped[list[TradingAccount]] = relationship(order_by="TradingAccount.id", viewonly=True)
 
 
 class TradingAccount(Base):
@@ -80,6 +81,8 @@ class TradingAccount(Base):
     api_key_reference: Mapped[str | None] = encrypted(EncryptedText("api_credentials"), Text)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
+    positions: Mapped[list[Position]] = relationship(order_by="Position.id", viewonly=True)
+    trades: Mapped[list[Trade]] = relationship(order_by="Trade.id", viewonly=True)
 
 
 class Position(Base):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import uuid
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from argon2 import PasswordHasher
@@ -88,21 +86,6 @@ def identify(session: Session, key: str, permission: str, endpoint: str) -> User
     found.usage_stats = usage
     found.last_used_at = datetime.now(UTC)
     return session.get_one(User, found.user_id)
-
-
-def keys_of(session: Session, user: User) -> Sequence[ApiKey]:
-    """A person's keys, the newest first."""
-    query = select(ApiKey).where(ApiKey.user_id == user.id, ApiKey.is_active)
-    return session.scalars(query.order_by(ApiKey.created_at.desc())).all()
-
-
-def revoke_key(session: Session, user: User, key_id: uuid.UUID) -> bool:
-    """Take a key away; False where the person has none of this id."""
-    found = session.get(ApiKey, key_id)
-    if found is None or found.user_id != user.id:
-        return False
-    found.is_active = False
-    return True
 
 
 def _hash(key: str) -> str:

@@ -20,12 +20,6 @@ class NotPossible(Exception):
     """A trade that the account cannot make. The text says why and can be shown."""
 
 
-def accounts_of(session: Session, user: User) -> Sequence[TradingAccount]:
-    """A person's accounts."""
-    query = select(TradingAccount).where(TradingAccount.user_id == user.id).order_by(TradingAccount.id)
-    return session.scalars(query).all()
-
-
 def account_of(session: Session, user: User, number: str, *, lock: bool = False) -> TradingAccount | None:
     """A person's account of that number."""
     query = select(TradingAccount).where(
@@ -141,17 +135,6 @@ def mark(position: Position, price: Decimal, note: str | None = None) -> None:
     position.unrealized_pnl = float(position.size * (price - position.entry_price))
     if note is not None:
         position.notes["note"] = note
-
-
-def trades_of(session: Session, account: TradingAccount) -> Sequence[Trade]:
-    """An account's trades, in the order they were made."""
-    return session.scalars(select(Trade).where(Trade.account_id == account.id).order_by(Trade.id)).all()
-
-
-def positions_of(session: Session, account: TradingAccount) -> Sequence[Position]:
-    """An account's positions, closed ones too."""
-    query = select(Position).where(Position.account_id == account.id).order_by(Position.id)
-    return session.scalars(query).all()
 
 
 def position_of(session: Session, user: User, position_id: int) -> Position | None:

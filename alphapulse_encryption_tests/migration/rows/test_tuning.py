@@ -235,9 +235,9 @@ def test_restored_after_a_crash_of_the_server(server_dir: Path) -> None:
         make(url)
         run(url, "ALTER TABLE notes SET (autovacuum_enabled = true)")
         with tuned(Database(url), ENTRY, ACTOR, autovacuum_off=True):
-            postmaster = server.postmaster_pid()
+            postmaster = server.postmaster()
             assert postmaster is not None
-            os.kill(postmaster, signal.SIGQUIT)  # immediate shutdown: as after a power cut
+            postmaster.send_signal(signal.SIGQUIT)  # immediate shutdown: as after a power cut
             support.until(lambda: not server.is_running(), "it is down")
             server.ensure_running()
             url = server.url("crashing")

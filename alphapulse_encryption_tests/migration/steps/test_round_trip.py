@@ -27,7 +27,7 @@ from alphapulse_encryption_tests.migration import dumps, support, walk
 TABLES = walk.CATALOGUE.tables
 ADDED = dumps.added_columns(*TABLES)
 # More than the longest of the pools has.
-WRITTEN = 1 + max(len(pool) for pool in difficult.pools().values())
+WRITTEN = 1 + max(len(pool) for pool in difficult.POOLS.values())
 
 
 @pytest.fixture
