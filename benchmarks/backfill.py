@@ -49,7 +49,8 @@ from alphapulse_encryption.catalogue import Catalogue, Column, Table
 from alphapulse_encryption.crypto.envelope import AES_256_GCM, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.migration.postgres.database import Actor, Database
-from alphapulse_encryption.migration.rows.backfill import Pace, Progress, backfill_range
+from alphapulse_encryption.migration.rows.backfill import backfill_range
+from alphapulse_encryption.migration.rows.engine import Pace, Progress
 from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
 from alphapulse_encryption.migration.target import Target
@@ -175,7 +176,8 @@ def engine(job: Job) -> list[int]:
     cipher = get_format(AES_256_GCM, KEYS)
     pace = Pace(batch_size=job.batch_size)
     database = Database(job.url)
-    with Sessions(database) as sessions:
+    target = Target(database, Catalogue(tables=(TABLE,)), cipher, KEYS, ACTOR)
+    with Sessions(target) as sessions:
         for number, following in itertools.zip_longest(job.ranges, job.ranges[1:]):
             before = 0
 
@@ -185,7 +187,7 @@ def engine(job: Job) -> list[int]:
                 before = progress.rows
 
             backfill_range(
-                Target(database, Catalogue(tables=(TABLE,)), cipher, KEYS, ACTOR),
+                target,
                 TABLE,
                 number,
                 pace=pace,

@@ -32,7 +32,8 @@ from psycopg.sql import SQL, Identifier
 from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.migration.postgres.database import Actor, Database
-from alphapulse_encryption.migration.rows.backfill import Pace, backfill_range
+from alphapulse_encryption.migration.rows.backfill import backfill_range
+from alphapulse_encryption.migration.rows.engine import Pace
 from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
 from alphapulse_encryption.migration.target import Target
@@ -70,7 +71,7 @@ class Part(NamedTuple):
 def encrypt(url: str, pace: Pace) -> None:
     """The backfill of everything, by one worker."""
     target = Target.of(Database(url), CATALOGUE, KEYS, ACTOR)
-    with Sessions(target.database, pace.session) as sessions:
+    with Sessions(target, pace.session) as sessions:
         for table in CATALOGUE.tables:
             for number, following in itertools.zip_longest(range(RANGES), range(1, RANGES)):
                 backfill_range(

@@ -30,8 +30,9 @@ from alphapulse_encryption.migration.gates import preflight as checklist
 from alphapulse_encryption.migration.gates.approvals import approve_drop, two_person_rule
 from alphapulse_encryption.migration.gates.backup import take_backup
 from alphapulse_encryption.migration.postgres.database import Actor
-from alphapulse_encryption.migration.rows.backfill import Pace, RangeResult, backfill_range
+from alphapulse_encryption.migration.rows.backfill import backfill_range
 from alphapulse_encryption.migration.rows.catch_up import pending_ranges
+from alphapulse_encryption.migration.rows.engine import Pace, RangeResult
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption.migration.schema.views import create_views
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns

@@ -12,7 +12,8 @@ from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.postgres.database import Actor
-from alphapulse_encryption.migration.rows.backfill import Pace, Progress, backfill_range
+from alphapulse_encryption.migration.rows.backfill import backfill_range
+from alphapulse_encryption.migration.rows.engine import Pace, Progress
 from alphapulse_encryption.migration.rows.verify import verify_range
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import another

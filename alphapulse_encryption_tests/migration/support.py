@@ -22,7 +22,8 @@ from alphapulse_encryption.catalogue import Catalogue, Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.migration.postgres.database import Actor, Database
-from alphapulse_encryption.migration.rows.backfill import Pace, RangeResult, backfill_range
+from alphapulse_encryption.migration.rows.backfill import backfill_range
+from alphapulse_encryption.migration.rows.engine import Pace, RangeResult
 from alphapulse_encryption.migration.rows.verify import TableVerification, verify_range, verify_table
 from alphapulse_encryption.migration.steps.columns import ColumnsResult, add_encrypted_columns
 from alphapulse_encryption.migration.target import Target

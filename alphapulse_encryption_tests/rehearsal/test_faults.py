@@ -15,7 +15,8 @@ from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows.backfill import Pace, RangeResult, backfill_range
+from alphapulse_encryption.migration.rows.backfill import backfill_range
+from alphapulse_encryption.migration.rows.engine import Pace, RangeResult
 from alphapulse_encryption.rehearsal.faults.faults import (
     FaultConfig,
     Faults,

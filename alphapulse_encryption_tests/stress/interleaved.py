@@ -18,7 +18,8 @@ from psycopg.sql import SQL, Composable, Composed, Identifier
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows.backfill import Pace, backfill_range
+from alphapulse_encryption.migration.rows.backfill import backfill_range
+from alphapulse_encryption.migration.rows.engine import Pace
 from alphapulse_encryption.migration.rows.verify import verify_range
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes

@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows.backfill import Pace, backfill_range
+from alphapulse_encryption.migration.rows.backfill import backfill_range
+from alphapulse_encryption.migration.rows.engine import Pace
 from alphapulse_encryption.migration.rows.tuning import tuned
 from alphapulse_encryption.migration.rows.verify import verify_range
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes

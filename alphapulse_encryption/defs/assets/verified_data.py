@@ -17,7 +17,7 @@ from alphapulse_encryption.defs.resources.workers import in_workers
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.logfiles import note
 from alphapulse_encryption.migration.postgres.database import Actor
-from alphapulse_encryption.migration.rows.verify import PROBLEMS, RangeVerification, Stopped, verify_range
+from alphapulse_encryption.migration.rows.verify import KINDS, RangeVerification, Stopped, verify_range
 
 NAME = "verified_data"
 
@@ -89,10 +89,7 @@ def verified_parts(
 
 def describe(result: RangeVerification) -> dict[str, MetadataEntry]:
     """The metadata of a range's partition."""
-    totals = {
-        kind: sum(getattr(counts, kind) for counts in result.columns.values())
-        for kind in ("matching", "empty", *PROBLEMS)
-    }
+    totals = {kind: sum(counts[kind] for counts in result.columns.values()) for kind in KINDS}
     return {
         "outcome": "every value matches" if result.passed else "there are values that do not match",
         "dagster/partition_row_count": result.rows,

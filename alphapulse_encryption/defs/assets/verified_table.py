@@ -102,7 +102,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
 def _evaluate(results: Mapping[str, TableVerification]) -> Iterator[dg.AssetCheckResult]:
     for check in _CHECKS:
         failing = {
-            table: sum(getattr(counts, kind) for counts in result.columns.values() for kind in check.kinds)
+            table: sum(counts[kind] for counts in result.columns.values() for kind in check.kinds)
             for table, result in results.items()
         }
         bad = [table for table, result in results.items() if failing[table] or not check.passes(result)]
@@ -151,7 +151,7 @@ def verified_tables(who: Actor, target: TargetResource) -> dict[str, TableVerifi
 
 def _metadata(result: TableVerification) -> dict[str, MetadataEntry]:
     columns = [
-        {"column": name, "matching": counts.matching, "empty": counts.empty}
+        {"column": name, "matching": counts["matching"], "empty": counts["empty"]}
         for name, counts in result.columns.items()
     ]
     return {

@@ -122,7 +122,7 @@ def _replan(on: On[TablesConfig], table: Table) -> Effect:
 
 def _repair(on: On[TablesConfig], table: Table) -> Effect:
     result = repair.repair_mismatched(on.target, table, on_progress=told(on.context))
-    for column, count in result.values.items():
+    for column, count in result.by_column.items():
         on.log(f"{table.key}.{column}: {counted(count, 'value')} cleared")
     if result.changed_meanwhile:
         rows = counted(result.changed_meanwhile, "row")

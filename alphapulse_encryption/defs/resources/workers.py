@@ -143,7 +143,7 @@ def work_through(
             for key in dict.fromkeys(part.table for part in parts)
         ]
         # What is tuned for sessions is the same for every table.
-        outcomes = in_workers(parts, config.workers, lambda: Sessions(database, tunings[0]), work_on)
+        outcomes = in_workers(parts, config.workers, lambda: Sessions(working, tunings[0]), work_on)
         with closing(outcomes):
             for part, outcome in outcomes:
                 if isinstance(outcome, MigrationError):

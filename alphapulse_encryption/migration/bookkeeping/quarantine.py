@@ -86,7 +86,7 @@ def quarantined_for(
     ).fetchall()
 
 
-def named(rows: Sequence[Quarantined]) -> str:
+def named(rows: Sequence[object]) -> str:
     """The first of them, for a message."""
     text = "; ".join(str(row) for row in rows[:NAMED])
     return f"{text}; and {len(rows) - NAMED} more" if len(rows) > NAMED else text

@@ -511,7 +511,7 @@ def long_transactions(connection: Connection) -> list[Checked]:
 
 
 def _replicas(connection: Connection) -> list[Checked]:
-    seen = ReplicationLag().look(connection, Limits())
+    seen = ReplicationLag()(connection, Limits())
     if not isinstance(seen, NotAvailable):
         return []
     return [Checked("warning", "replicas", f"the backfill will not hold back for them: {seen.reason}.")]

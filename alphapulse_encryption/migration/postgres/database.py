@@ -231,8 +231,8 @@ class Database:
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a Database holds an address with a password, and cannot be pickled or copied")
 
-    def connect(self, *, autocommit: bool = True) -> psycopg.Connection[tuple[Any, ...]]:
-        """Open a session with the settings above.
+    def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """Open a session with the settings above, in autocommit mode.
 
         Raises:
             DatabaseUnreachable: the message has no DSN in it.
@@ -251,35 +251,31 @@ class Database:
         except psycopg.Error as error:
             connection.close()
             raise failure("set up the session", error) from None
-        connection.autocommit = autocommit
         return connection
 
     def _set_up(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         settings = {**TEXT_FORM_SETTINGS, **SAFETY_SETTINGS, **DEAD_PEER_SETTINGS}
         if self.read_only:
             settings["default_transaction_read_only"] = "on"
-        _configure(connection, settings)
+        configure(connection, settings)
         keep_values_out_of_the_log(connection)
         connection.adapters.register_dumper(TextArray, _TextArrayDumper)
         connection.cursor_factory = _Cursor
         connection.server_cursor_factory = _ServerCursor
 
     @contextmanager
-    def session(
-        self, doing: str, *, autocommit: bool = True
-    ) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    def session(self, doing: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
         """A connection for the length of a ``with`` block, errors made safe.
 
         Args:
             doing: what is being done, for the message of a failure ("add columns to users").
-            autocommit: off, the block is one transaction: committed at its end, rolled back on an error.
         """
-        connection = self.connect(autocommit=autocommit)
-        with safe_errors(doing), connection:
+        with safe_errors(doing), self.connect() as connection:
             yield connection
 
 
-def _configure(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> None:
+def configure(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> None:
+    """Set what a session is to have until its end."""
     connection.execute(
         "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
         [list(settings), list(settings.values())],
@@ -312,12 +308,8 @@ def keep_values_out_of_the_log(connection: psycopg.Connection[Any]) -> dict[str,
     return dict(connection.execute(query.encode(), parameters).fetchall())
 
 
+# Tells the guard triggers, for the rest of a transaction, that the writes are the engine's own.
 MARK_AS_ENGINE = f"SELECT set_config('{WRITER_SETTING}', '{WRITER}', true)".encode()
-
-
-def mark_as_engine(connection: psycopg.Connection[Any]) -> None:
-    """Tell the guard triggers, for the rest of this transaction, that the writes are the engine's own."""
-    connection.execute(MARK_AS_ENGINE)
 
 
 @contextmanager
@@ -448,8 +440,3 @@ def _connection_problem(error: psycopg.Error) -> str:
         if needle in text:
             return kind
     return type(error).__name__
-
-
-def qualified(schema: str, name: str) -> sql.Identifier:
-    """A schema-qualified identifier, quoted."""
-    return sql.Identifier(schema, name)

@@ -14,34 +14,12 @@ from alphapulse_encryption.migration.bookkeeping.progress import BackfillLedger,
 from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres.database import TextArray
-from alphapulse_encryption.migration.rows.engine import (
-    LARGEST_BATCH,
-    SMALLEST_BATCH,
-    How,
-    Pace,
-    Progress,
-    RangeIsTaken,
-    RangeResult,
-    RowsQuarantined,
-    Stopped,
-    work_on_range,
-)
-from alphapulse_encryption.migration.rows.operation import Batch, Columns, Item, Operation
+from alphapulse_encryption.migration.rows.batches import Columns
+from alphapulse_encryption.migration.rows.engine import How, RangeResult, work_on_range
+from alphapulse_encryption.migration.rows.operation import Batch, Item, Operation
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.target import Target
-
-__all__ = [
-    "LARGEST_BATCH",
-    "SMALLEST_BATCH",
-    "Pace",
-    "Progress",
-    "RangeIsTaken",
-    "RangeResult",
-    "RowsQuarantined",
-    "Stopped",
-    "backfill_range",
-]
 
 Connection = psycopg.Connection[Any]
 
@@ -53,7 +31,7 @@ def backfill_range(target: Target, table: Table, number: int, **how: Unpack[How]
         KeyExhausted: a key may not encrypt that many more values; what is written stays.
         MigrationError: as :func:`.engine.work_on_range`.
     """
-    return work_on_range(Backfill(table, target.cipher, target.keys), target, number, **how)
+    return work_on_range(Backfill(target, table), number, **how)
 
 
 @dataclass(frozen=True)
@@ -79,7 +57,7 @@ class Backfill(Operation):
             ciphertexts.append(len(arrays))
             arrays.append(TextArray(cipher.encrypt_many_utf8(values, column.context)))
             if column.searchable:
-                arrays.append(TextArray(search_tokens_many_utf8(self.keys, values, column.context)))
+                arrays.append(TextArray(search_tokens_many_utf8(self.target.keys, values, column.context)))
         return [Batch(arrays, width, ciphertexts)]
 
     def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -11,18 +13,17 @@ from psycopg.sql import Composed
 
 from alphapulse_encryption.migration.bookkeeping.ranges import Key
 from alphapulse_encryption.migration.postgres import retry, wire
-from alphapulse_encryption.migration.postgres.database import without_values
-from alphapulse_encryption.migration.schema.definition import TableDefinition
+from alphapulse_encryption.migration.postgres.database import configure, without_values
 
 Connection = psycopg.Connection[Any]
-Row = tuple[str | None, ...]
+# What was read: column by column, in the UTF-8 form that came over the wire.
+Columns = list[list[bytes | None]]
+Texts = list[list[str | None]]
 T = TypeVar("T")
 
 # However large single values are, a batch stops growing here; a few batches are in memory at a time.
 BATCH_BYTES = 4 * 1024 * 1024
 _FIRST_CHUNK = 50
-
-_SETTINGS = {"enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off"}
 
 
 def plan_by_key(connection: Connection) -> None:
@@ -30,80 +31,73 @@ def plan_by_key(connection: Connection) -> None:
 
     On a table without statistics the planner would read and sort all of it for each batch.
     """
-    connection.execute(
-        "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
-        [list(_SETTINGS), list(_SETTINGS.values())],
-    )
+    configure(connection, {"enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off"})
 
 
-def key_of(definition: TableDefinition, row: Row) -> Key:
-    """The key at the head of a row; the columns of a primary key are never NULL."""
-    return tuple(part or "" for part in row[: len(definition.key)])
+def key_at(columns: Sequence[Sequence[str | bytes | None]], width: int, row: int) -> Key:
+    """The primary key of a row that was read; its columns are never NULL."""
+    parts = [column[row] for column in columns[:width]]
+    return tuple(part.decode() if isinstance(part, bytes) else part or "" for part in parts)
 
 
-def read_batch(connection: Connection, query: Composed, parameters: Sequence[str], limit: int) -> list[Row]:
-    """The first rows of a query: at most ``limit``, fewer where they are large.
-
-    Args:
-        connection: in autocommit mode.
-        query: ends in ``LIMIT %s``; its columns are text.
-        parameters: those before the limit.
-        limit: rows.
-    """
-    columns = read_columns(connection, wire.numbered(connection, query), parameters, limit)
-    return list(
-        zip(*([None if v is None else v.decode() for v in column] for column in columns), strict=True)
-    )
+def texts(columns: Columns, errors: str = "strict") -> Texts:
+    """What was read as text; raises UnicodeDecodeError, unless ``errors`` says otherwise, as in ``bytes.decode``."""
+    return [[None if v is None else v.decode(errors=errors) for v in column] for column in columns]
 
 
-def read_columns(
-    connection: Connection, statement: bytes, parameters: Sequence[str], limit: int
-) -> list[list[bytes | None]]:
-    """As :func:`read_batch`, column by column, in the UTF-8 form that came over the wire.
+def read_texts(connection: Connection, query: Composed, parameters: Sequence[str], limit: int) -> Texts:
+    """As :func:`read_columns`, of a query and as text; raises UnicodeDecodeError as well."""
+    return texts(read_columns(connection, wire.numbered(connection, query), parameters, limit))
+
+
+def read_columns(connection: Connection, statement: bytes, parameters: Sequence[str], limit: int) -> Columns:
+    """The first rows of a query whose columns are text: at most ``limit``, fewer where they are large.
 
     Args:
         connection: in autocommit mode.
-        statement: made by :func:`wire.numbered`.
+        statement: made by :func:`wire.numbered`; ends in ``LIMIT %s``.
         parameters: those before the limit.
-        limit: rows.
 
     Raises:
         psycopg.DataError: a value cannot be converted to UTF-8; an encoding of SQL_ASCII lets such in.
     """
-    found: list[list[bytes | None]] = []
-    rows = size = 0
-    chunk = min(limit, _FIRST_CHUNK)
+    with reading(connection, statement, [*parameters, limit]) as fetch:
+        return fetch(limit)
+
+
+@contextmanager
+def reading(
+    connection: Connection, statement: bytes, parameters: Sequence[wire.Parameter] = ()
+) -> Iterator[Callable[[int], Columns]]:
+    """Fetches a query's next rows: at most so many, fewer where they are large, none at the end."""
     with wire.transaction(connection) as last:
         # Within a transaction of the caller's it would stay open, and keep the table from being altered.
         last.append(b"CLOSE encryption_batch")
-        wire.execute(
-            connection, b"DECLARE encryption_batch NO SCROLL CURSOR FOR " + statement, [*parameters, limit]
-        )
-        while rows < limit and size < BATCH_BYTES:
-            fetch = b"FETCH FORWARD %d FROM encryption_batch" % chunk
-            part = wire.columns(wire.execute(connection, fetch, binary=True))
-            for known, new in zip(found, part, strict=True) if found else ():
-                known.extend(new)
-            found = found or part
-            rows += len(part[0])
-            size += sum(map(len, filter(None, chain.from_iterable(part))))
-            if len(part[0]) < chunk:
-                break
-            affordable = (BATCH_BYTES - size) // max(1, size // rows)
-            chunk = max(1, min(limit - rows, affordable))
+        wire.execute(connection, b"DECLARE encryption_batch NO SCROLL CURSOR FOR " + statement, parameters)
+        yield partial(_fetch, connection)
+
+
+def _fetch(connection: Connection, limit: int) -> Columns:
+    found: Columns = []
+    rows = size = 0
+    chunk = min(limit, _FIRST_CHUNK)
+    while rows < limit and size < BATCH_BYTES:
+        statement = b"FETCH FORWARD %d FROM encryption_batch" % chunk
+        part = wire.columns(wire.execute(connection, statement, binary=True))
+        for known, new in zip(found, part, strict=True) if found else ():
+            known.extend(new)
+        found = found or part
+        rows += len(part[0])
+        size += sum(map(len, filter(None, chain.from_iterable(part))))
+        if len(part[0]) < chunk:
+            break
+        affordable = (BATCH_BYTES - size) // max(1, size // rows)
+        chunk = max(1, min(limit - rows, affordable))
     return found
 
 
 class NotReadable(Exception):
-    """The server or the driver cannot hand over the values of the very first row.
-
-    Args:
-        reason: why, without values.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    """The server or the driver cannot hand over the values of the very first row; says why, without values."""
 
 
 def as_many_as_can_be_read(read: Callable[[int], T], limit: int) -> T:
@@ -128,19 +122,3 @@ def as_many_as_can_be_read(read: Callable[[int], T], limit: int) -> T:
         if limit == 1:
             raise NotReadable(reason)
         limit //= 2
-
-
-def fetch_batch(cursor: psycopg.ServerCursor[Any], limit: int) -> list[Row]:
-    """The next rows of an open cursor, of text: at most ``limit``, fewer where they are large, none at the end."""
-    rows: list[Row] = []
-    size = 0
-    chunk = min(limit, _FIRST_CHUNK)
-    while len(rows) < limit and size < BATCH_BYTES:
-        part = cursor.fetchmany(chunk)
-        if not part:
-            break
-        rows += part
-        size += sum(map(len, filter(None, chain.from_iterable(part))))
-        affordable = (BATCH_BYTES - size) // max(1, size // len(rows))
-        chunk = max(1, min(limit - len(rows), affordable))
-    return rows

@@ -16,28 +16,24 @@ from typing import Any
 import psycopg
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
-from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.catalogue import Column
 from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres import wire
-from alphapulse_encryption.migration.rows import engine
-from alphapulse_encryption.migration.rows.engine import Progress, RangeResult
+from alphapulse_encryption.migration.rows.batches import Columns, key_at, texts
+from alphapulse_encryption.migration.rows.engine import Progress, RangeResult, work_on_table
 from alphapulse_encryption.migration.rows.operation import (
-    Columns,
     Faults,
     Item,
     Operation,
     Unwritable,
     Written,
     changed_meanwhile,
-    key_at,
-    open_each,
 )
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.saved import verbatim
-from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
 
@@ -64,12 +60,9 @@ class Decrypt(Operation):
         width = len(definition.key)
         arrays: list[Sequence[str | bytes | None]] = list(columns[: width + 1])
         faults = Faults()
-        for column, envelopes in zip(definition.plaintext_columns, columns[width + 1 :], strict=True):
-            texts = [None if e is None else e.decode(errors="replace") for e in envelopes]
-            values, unreadable = open_each(self.cipher, column, texts)
-            for row, error in unreadable.items():
-                faults.add(row, column, error)
-            arrays.append(values)
+        read = texts(columns[width + 1 :], errors="replace")
+        for column, envelopes in zip(definition.plaintext_columns, read, strict=True):
+            arrays.append(faults.open(self.target.cipher, column, envelopes))
         return faults.items(columns, arrays, width, list(range(width + 1, len(arrays))))
 
     def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:
@@ -123,7 +116,7 @@ class Decrypt(Operation):
             parameters: list[object] = [done.cipher.encrypt(text, column.context)]
             if column.searchable:
                 assignments.append(SQL("{} = %s").format(Identifier(column.search)))
-                parameters.append(search_token(self.keys, text, column.context))
+                parameters.append(search_token(self.target.keys, text, column.context))
             connection.execute(
                 SQL("UPDATE {} t SET {} WHERE {}").format(
                     definition.identifier,
@@ -148,27 +141,18 @@ def _same(shown: bytes, free: bytes | None, base_type: str) -> bool:
 
 @dataclass
 class Filling:
-    """Fills a table's plaintext: beside the application, and at last under a lock.
+    """Fills a table's plaintext beside the application, as often as it takes.
 
     Args:
         again: what to type to go on with it.
         on_progress: called after each batch, and while it holds back.
+        done: what was done so far.
     """
 
-    target: Target
-    table: Table
+    operation: Decrypt
     again: str
     on_progress: Callable[[Progress], None] | None = None
-    # What was done so far.
     done: RangeResult = field(default_factory=RangeResult)
-
-    @property
-    def _operation(self) -> Decrypt:
-        return Decrypt(self.table, self.target.cipher, self.target.keys)
-
-    def is_wanted(self, connection: Connection, definition: TableDefinition) -> bool:
-        """Whether a row of the table is unfilled."""
-        return engine.anything_wanted(self._operation, connection, definition)
 
     def fill(self) -> None:
         """Fill what is unfilled, range by range; rows that keep changing may be left.
@@ -176,17 +160,11 @@ class Filling:
         Raises:
             RowsLeft: rows cannot be filled, or are locked; the others are.
         """
-        self.done += engine.work_on_table(
-            self.table,
-            self._operation,
-            self.target,
+        self.done += work_on_table(
+            self.operation.target,
+            self.operation.table,
+            self.operation,
             again=self.again,
             on_progress=self.on_progress,
             changing_may_stay=True,
         )
-
-    def fill_under_lock(
-        self, connection: Connection, definition: TableDefinition, *, most: int
-    ) -> RangeResult:
-        """Fill the rows that are left; see :func:`engine.finish_under_lock`. The caller adds it to what is done."""
-        return engine.finish_under_lock(self._operation, self.target, connection, definition, most=most)

@@ -17,7 +17,8 @@ from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.ranges import Step
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
-from alphapulse_encryption.migration.rows.operation import Columns, Faults, Item, Operation, changed_meanwhile
+from alphapulse_encryption.migration.rows.batches import Columns
+from alphapulse_encryption.migration.rows.operation import Faults, Item, Operation, changed_meanwhile
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, Unpack
 
@@ -27,7 +27,6 @@ from alphapulse_encryption.migration.bookkeeping.keys import check_key, ensure_k
 from alphapulse_encryption.migration.bookkeeping.limits import Limits
 from alphapulse_encryption.migration.bookkeeping.progress import Ledger
 from alphapulse_encryption.migration.bookkeeping.quarantine import (
-    NAMED,
     Quarantined,
     named,
     quarantine,
@@ -35,21 +34,17 @@ from alphapulse_encryption.migration.bookkeeping.quarantine import (
     release,
 )
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan, range_lock, read_ranges
-from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres import locks, retry, wire
-from alphapulse_encryption.migration.postgres.database import MARK_AS_ENGINE, DatabaseUnreachable, failure
-from alphapulse_encryption.migration.rows.batches import read_columns
-from alphapulse_encryption.migration.rows.operation import (
-    Batch,
-    Item,
-    Operation,
-    Unreadable,
-    Unwritable,
-    Written,
-    key_at,
+from alphapulse_encryption.migration.postgres.database import (
+    MARK_AS_ENGINE,
+    DatabaseUnreachable,
+    connection_was_lost,
+    safe_errors,
 )
+from alphapulse_encryption.migration.rows.batches import key_at, read_columns
+from alphapulse_encryption.migration.rows.operation import Batch, Operation, Unreadable, Unwritable, Written
 from alphapulse_encryption.migration.rows.reader import Reader
-from alphapulse_encryption.migration.rows.sessions import Sessions, quick_switches
+from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.rows.throttle import Throttle
 from alphapulse_encryption.migration.rows.tuning import Tuned
 from alphapulse_encryption.migration.schema import sql
@@ -102,9 +97,9 @@ class Progress:
     waiting_for: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class RangeResult:
-    """What was done to a range, or to all ranges of a table.
+    """What was done to a range, or to all ranges of a table; counted while it is done.
 
     Args:
         by_column: values written.
@@ -175,21 +170,6 @@ class RangeIsTaken(RefusedError):
     """Another process works on the range."""
 
 
-@dataclass
-class _Counters:
-    rows: int = 0
-    by_column: Counter[str] = field(default_factory=Counter)
-    renewed: int = 0
-    batches: int = 0
-    changed_meanwhile: int = 0
-    # Of this pass: rows that were not written, and whether another session held them.
-    missed: dict[Key, bool] = field(default_factory=dict)
-
-    @property
-    def values(self) -> int:
-        return self.by_column.total()
-
-
 class How(TypedDict, total=False):
     """How a range is worked on.
 
@@ -207,7 +187,7 @@ class How(TypedDict, total=False):
     following: int | None
 
 
-def work_on_range(operation: Operation, target: Target, number: int, **how: Unpack[How]) -> RangeResult:
+def work_on_range(operation: Operation, number: int, **how: Unpack[How]) -> RangeResult:
     """Do an operation to all rows of one batch range that it wants.
 
     Raises:
@@ -216,22 +196,19 @@ def work_on_range(operation: Operation, target: Target, number: int, **how: Unpa
         ConfigurationError: the table, its key or a column is missing, or a setting in the database means nothing.
         DatabaseFailure: the server refused; the range is marked as failed, what is written stays.
     """
-    pace, sessions = how.get("pace") or Pace(), how.get("sessions")
-    with ExitStack() as stack:
-        stack.enter_context(quick_switches())
-        if sessions is None:
-            sessions = stack.enter_context(Sessions(target.database, pace.session))
-        run = _Run(operation, target, number, sessions, pace, how.get("on_progress"), how.get("following"))
-        result = _work_on(run)
+    pace, given = how.get("pace") or Pace(), how.get("sessions")
+    with nullcontext(given) if given else Sessions(operation.target, pace.session) as sessions:
+        run = _Run(operation, number, sessions, pace, how.get("on_progress"), how.get("following"))
+        result = run.through()
     if result.quarantined:
         raise RowsQuarantined(run.set_aside(result.quarantined))
     return result
 
 
 def work_on_table(
+    target: Target,
     table: Table,
     operation: Operation | Mapping[int, Operation],
-    target: Target,
     *,
     again: str,
     on_progress: Callable[[Progress], None] | None = None,
@@ -250,17 +227,12 @@ def work_on_table(
         MigrationError: as :func:`work_on_range`.
     """
     total, done = RangeResult(), ""
-    with (
-        target.database.session(f"go through {table.key}") as connection,
-        quick_switches(),
-        Sessions(target.database) as sessions,
-    ):
+    with target.database.session(f"go through {table.key}") as connection, Sessions(target) as sessions:
         hold_plan(connection, table)
         numbers = [r.number for r in read_ranges(connection, table) if not r.is_empty]
         by_range = operation if isinstance(operation, Mapping) else dict.fromkeys(numbers, operation)
         for number, doing in by_range.items():
-            report = _adding(total, on_progress)
-            total += _work_on(_Run(doing, target, number, sessions, on_progress=report))
+            total += _Run(doing, number, sessions, on_progress=on_progress, before=total).through()
             done = doing.done
     left = total.locked if changing_may_stay else total.left
     reasons = []
@@ -269,213 +241,174 @@ def work_on_table(
             f"Rows of {table.key} that could not be {done}: {len(aside)}: {named(aside)}. Correct them."
         )
     if left:
+        keys = named([f"key ({', '.join(key)})" for key in left])
         reasons.append(
             f"Rows of {table.key} that are locked by other sessions, kept by a trigger, or change all the while: "
-            f"{len(left)}: {_keys(left)}. Let those transactions end."
+            f"{len(left)}: {keys}. Let those transactions end."
         )
     if reasons:
         raise RowsLeft(f"{' '.join(reasons)} All other rows are done. Run it again then ({again}).")
     return total
 
 
-def _adding(
-    before: RangeResult, on_progress: Callable[[Progress], None] | None
-) -> Callable[[Progress], None] | None:
-    """Reports a range's progress on top of that of the ranges before it."""
-    if on_progress is None:
-        return None
-
-    def report(progress: Progress) -> None:
-        rows, values = progress.rows + before.rows, progress.values + before.values
-        seconds = progress.seconds + before.seconds
-        on_progress(replace(progress, rows=rows, values=values, seconds=seconds))
-
-    return report
-
-
-def _keys(keys: Sequence[Key]) -> str:
-    text = "; ".join(f"key ({', '.join(key)})" for key in keys[:NAMED])
-    return f"{text}; and {len(keys) - NAMED} more" if len(keys) > NAMED else text
-
-
-def anything_wanted(operation: Operation, connection: Connection, definition: TableDefinition) -> bool:
-    """Whether any row of the table is still to be worked on."""
-    statement = sql.any_of(definition, sql.EVERYTHING, operation.wanted(definition))
-    return connection.execute(statement).fetchone() == (True,)
-
-
 def finish_under_lock(
-    operation: Operation, target: Target, connection: Connection, definition: TableDefinition, *, most: int
+    operation: Operation, connection: Connection, definition: TableDefinition, *, most: int
 ) -> RangeResult:
     """Do an operation to the last few rows, in the transaction of a caller who keeps everybody from the table.
 
     Args:
-        operation: what to do.
         connection: in a transaction that holds the table exclusively, and is undone on an error.
         most: how many rows there may be.
 
     Raises:
         NotFinished: there are more, or one of them cannot be done.
     """
-    with closing(MeteredCipher(target)) as cipher:
-        run = _Run(operation, target, 0, Sessions(target.database), cipher=cipher)
-        position: Key | None = None
-        left = most
-        while True:
-            condition, parameters = sql.within(definition, position, None)
-            statement = wire.numbered(connection, operation.select(definition, condition))
-            columns = read_columns(connection, statement, parameters, left + 1)
-            if not columns[0]:
-                break
-            left -= len(columns[0])
-            if left < 0:
-                raise NotFinished
-            position = key_at(columns, len(definition.key), -1)
-            for item in operation.make(definition, columns, cipher):
-                run.write_under_lock(connection, definition, item)
-        if anything_wanted(operation, connection, definition):
+    with Sessions(operation.target) as sessions:
+        run = _Run(operation, 0, sessions, under_lock=True)
+        run.writer, run.definition = connection, definition
+        try:
+            run.finish(most)
+        except Unwritable:
+            raise NotFinished from None
+        except psycopg.Error as error:
+            if retry.about_a_row(error):
+                raise NotFinished from None
+            raise
+        if operation.is_wanted(connection, definition):
             raise NotFinished
         return run.result()
 
 
-def _work_on(run: _Run) -> RangeResult:
-    try:
-        return retry.again(run.attempt, run.may_go_on_after, attempts=TRIES, pauses=(0.25, 15), first=0.5)
-    except psycopg.Error as error:
-        safe = failure(f"{run.operation.step} range {run.number:02d} of {run.table.key}", error)
-        run.record_failure(safe)
-        raise safe from None
-    except MigrationError as error:
-        run.record_failure(error)
-        raise
-
-
 @dataclass
 class _Run:
+    """An operation on one range, in as many attempts as it takes."""
+
     operation: Operation
-    target: Target
     number: int
     sessions: Sessions
     pace: Pace = field(default_factory=Pace)
     on_progress: Callable[[Progress], None] | None = None
     following: int | None = None
-    counters: _Counters = field(default_factory=_Counters)
-    statements: dict[bool, bytes] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
-    connected: bool = False
-    begun: bool = False
-    held_back: float = 0.0
-    rested: float = 0.0
-    # None: the sessions' own.
-    cipher: MeteredCipher | None = None
+    # What was done to other ranges before; told of as progress together with this one's.
+    before: RangeResult = field(default_factory=RangeResult)
+    # In the transaction of a caller, which keeps no progress.
+    under_lock: bool = False
+    done: RangeResult = field(default_factory=RangeResult, init=False)
+    # Of this pass: rows that were not written, and whether another session held them.
+    missed: dict[Key, bool] = field(default_factory=dict, init=False)
+    statements: dict[bool, bytes] = field(default_factory=dict, init=False)
+    started: float = field(default_factory=time.monotonic, init=False)
+    connected: bool = field(default=False, init=False)
+    begun: bool = field(default=False, init=False)
+    # Of the attempt that is under way.
+    writer: Connection = field(init=False)
+    definition: TableDefinition = field(init=False)
 
-    @property
-    def table(self) -> Table:
-        """The catalogue's entry."""
-        return self.operation.table
+    def __post_init__(self) -> None:
+        self.table: Table = self.operation.table
+        self.ledger: Ledger = self.operation.ledger(self.number)
 
-    @property
-    def ledger(self) -> Ledger:
-        """Keeps the range's progress."""
-        return self.operation.ledger(self.number)
+    def through(self) -> RangeResult:
+        """Attempt it until it goes through; the range keeps why it does not."""
+        try:
+            with safe_errors(f"{self.operation.step} range {self.number:02d} of {self.table.key}"):
+                return retry.again(
+                    self._attempt, self._may_go_on_after, attempts=TRIES, pauses=(0.25, 15), first=0.5
+                )
+        except MigrationError as error:
+            self._record_failure(error)
+            raise
 
-    @property
-    def batch_size(self) -> int:
-        """Rows per batch, as the worker's ranges so far have found it to suit."""
-        return self.sessions.batch_size
-
-    @batch_size.setter
-    def batch_size(self, rows: int) -> None:
-        self.sessions.batch_size = rows
-
-    def may_go_on_after(self, error: BaseException) -> bool:
+    def _may_go_on_after(self, error: BaseException) -> bool:
         """Whether a new connection may help: a server that was there and is being restarted."""
         if isinstance(error, DatabaseUnreachable):
             return self.connected
-        return retry.connection_was_lost(error)
+        return connection_was_lost(error)
 
-    def attempt(self) -> RangeResult:
+    def _attempt(self) -> RangeResult:
         if self.pace.batch_size:
-            self.batch_size = self.pace.batch_size
+            self.sessions.batch_size = self.pace.batch_size
         self.statements.clear()
+        keys, lock = self.operation.target.keys, range_lock(self.table, self.number)
         try:
-            writer, reader = self.sessions.open()
+            self.writer = writer = self.sessions.open()
             self.connected = True
             admitted = self.operation.admit(writer)
             if not self.sessions.knows_the_bookkeeping:
                 # Holding it against its definition costs as much as hundreds of rows: once for a worker's sessions.
-                ensure_key(writer, self.target.keys)
+                ensure_key(writer, keys)
                 self.sessions.knows_the_bookkeeping = True
-            if not admitted:
-                return self.result()
-            self._take_range(writer)
-            # Once more: another process may have held the range, and a rotation may have begun meanwhile.
-            check_key(writer, self.target.keys)
-            result = self._work(writer, reader)
-            locks.release(writer, self._lock_name)
-            return result
+            if admitted:
+                self._take_range(lock)
+                # Once more: another process may have held the range, and a rotation may have begun meanwhile.
+                check_key(writer, keys)
+                self._work()
+                locks.release(writer, lock)
+            return self.result()
         except BaseException:
             # With them goes the lock on the range.
             self.sessions.close()
             raise
 
-    def _work(self, writer: Connection, reader: Connection) -> RangeResult:
+    def _take_range(self, lock: str) -> None:
+        # Two processes on one range would do no harm, but each would do the other's work. A killed process's
+        # session may outlive it by the length of its last statement.
+        def take() -> None:
+            if not locks.try_hold(self.writer, lock):
+                raise RangeIsTaken(
+                    f"Batch range {self.number:02d} of {self.table.key} is being worked on by another process. "
+                    "Wait for it, or end it, and run the partition again."
+                )
+
+        retry.again(take, lambda e: isinstance(e, RangeIsTaken), attempts=TRIES, pauses=(0.1, 4), first=0.2)
+
+    def _work(self) -> None:
+        writer = self.writer
         batch_range = self.ledger.read(writer)
-        definition = self.operation.read_table(writer)
-        resumed = batch_range.position is not None
-        everything, parameters = sql.within(definition, batch_range.lower, batch_range.upper)
-        wanted = self.operation.wanted(definition)
-        any_wanted = sql.any_of(definition, everything, wanted)
+        lower, upper = batch_range.lower, batch_range.upper
+        self.definition = self.operation.read_table(writer)
 
         def anything_left() -> bool:
-            row = writer.execute(any_wanted, parameters).fetchone()
-            return bool(row and row[0])
+            return self.operation.is_wanted(writer, self.definition, lower, upper)
 
         if batch_range.is_empty or (batch_range.status == "completed" and not anything_left()):
             if batch_range.status != "completed":
                 with writer.transaction():
                     self.ledger.complete(writer)
-            return self.result()
+            return
 
+        self.done.resumed = batch_range.position is not None
         with writer.transaction():
             self.ledger.begin(writer)
             release(writer, self.table, self.number, self.operation.step)
         self.begun = True
-        start = batch_range.position or batch_range.lower
-        left: dict[Key, bool] = {}
+        start = batch_range.position or lower
         for _ in range(PASSES):
-            self.counters.missed = {}
-            self._pass(writer, reader, definition, start, batch_range.upper)
+            self.missed = {}
+            self._pass(start, upper)
             # Before the point where we began, and behind the reader, rows may have changed again.
-            if start == batch_range.lower and not self.counters.missed:
+            if start == lower and not self.missed:
                 break
-            start = batch_range.lower
+            start = lower
             if not anything_left():
                 break
         else:
-            left = self.counters.missed
-        aside = self._finish(writer)
-        return self.result(left=left, quarantined=aside, resumed=resumed)
+            self.done.left = tuple(self.missed)
+            self.done.locked = tuple(key for key, locked in self.missed.items() if locked)
+        self._finish()
 
-    def _finish(self, writer: Connection) -> tuple[Quarantined, ...]:
-        aside = read_quarantine(writer, self.table, self.number, step=self.operation.step)
+    def _finish(self) -> None:
+        writer, done, step = self.writer, self.done, self.operation.step
+        done.quarantined = aside = read_quarantine(writer, self.table, self.number, step=step)
         with writer.transaction():
             if aside:
                 self.ledger.fail(writer, self.set_aside(aside))
             else:
                 self.ledger.complete(writer)
-            if self.counters.rows or aside:
-                audit(
-                    writer,
-                    self.target.actor,
-                    self.operation.step,
-                    self.table,
-                    batch_range=self.number,
-                    rows=self.counters.rows,
-                    values=self.counters.values,
-                    quarantined=len(aside),
-                )
-        return aside
+            if done.rows or aside:
+                told = {"rows": done.rows, "values": done.values, "quarantined": len(aside)}
+                actor = self.operation.target.actor
+                audit(writer, actor, step, self.table, batch_range=self.number, **told)
 
     def set_aside(self, rows: Sequence[Quarantined]) -> str:
         """What is told of rows of this range that could not be done."""
@@ -484,33 +417,24 @@ class _Run:
             f"{len(rows)}; all others are. Correct them and run the partition again: {named(rows)}."
         )
 
-    def _pass(
-        self,
-        writer: Connection,
-        reader: Connection,
-        definition: TableDefinition,
-        start: Key | None,
-        upper: Key | None,
-    ) -> None:
-        with (
-            self.sessions.throttle(self._wait_for(writer)) as throttle,
-            self._reader(reader, definition, start, upper) as items,
-        ):
-            self._read_ahead(writer, reader, definition, items)
-            waited_before, rested_before = throttle.waited, throttle.rested
+    def _pass(self, start: Key | None, upper: Key | None) -> None:
+        throttle = self.sessions.throttle(self._waiting())
+        waited_before, rested_before = throttle.waited, throttle.rested
+        with self._reader(start, upper) as items:
+            self._read_ahead(items)
             for item in items:
                 limits = throttle.wait()
                 if isinstance(item, Unreadable):
-                    self._set_aside(writer, item.key, item.reason)
+                    self._set_aside(item.key, item.reason)
                     continue
                 began = time.monotonic()
-                self._write(writer, definition, item)
+                self._write(item)
                 took = time.monotonic() - began
                 self._adapt(len(item), took, limits)
                 self._report()
                 self._rest(throttle, took, limits)
-            self.held_back += throttle.waited - waited_before
-            self.rested += throttle.rested - rested_before
+        self.done.seconds_held_back += throttle.waited - waited_before
+        self.done.seconds_rested += throttle.rested - rested_before
 
     def _rest(self, throttle: Throttle, worked: float, limits: Limits) -> None:
         ratio = limits.rest_ratio if self.pace.rest_ratio is None else self.pace.rest_ratio
@@ -518,60 +442,37 @@ class _Run:
             reason = f"rests {ratio:g} s for each second of work (setting rest_ratio)"
             throttle.rest(worked * ratio, lambda: self._report(reason))
 
-    def _reader(
-        self, reader: Connection, definition: TableDefinition, start: Key | None, upper: Key | None
-    ) -> Reader:
-        ahead = self.sessions.take_ahead()
-        if ahead is not None:
-            if ahead.reads(definition, self.operation, start, upper):
-                return ahead
-            # The table, or what is left to do, is not what it was.
-            ahead.close()
-        return self._new_reader(reader, definition, start, upper)
+    def _reader(self, start: Key | None, upper: Key | None) -> Reader:
+        reader = Reader(self.sessions, self.operation, self.definition, start, upper)
+        ahead, self.sessions.ahead = self.sessions.ahead, None
+        if ahead is None:
+            return reader
+        if ahead.reads == reader.reads:
+            return ahead
+        # The table, or what is left to do, is not what it was.
+        ahead.close()
+        return reader
 
-    def _new_reader(
-        self,
-        reader: Connection,
-        definition: TableDefinition,
-        start: Key | None,
-        upper: Key | None,
-        *,
-        at_leisure: bool = False,
-    ) -> Reader:
-        sessions = self.sessions
-        return Reader(
-            reader,
-            definition,
-            self.operation,
-            self._metered,
-            start,
-            upper,
-            lambda: sessions.batch_size,
-            at_leisure=at_leisure,
-        )
-
-    def _read_ahead(
-        self, writer: Connection, reader: Connection, definition: TableDefinition, items: Reader
-    ) -> None:
+    def _read_ahead(self, items: Reader) -> None:
         if self.following is None:
             return
-        upcoming = self.operation.ledger(self.following).read(writer)
+        upcoming = self.operation.ledger(self.following).read(self.writer)
         if upcoming.is_empty or upcoming.status == "completed":
             return
         start = upcoming.position or upcoming.lower
-        ahead = self._new_reader(reader, definition, start, upcoming.upper, at_leisure=True)
-        self.sessions.read_ahead(ahead)
-        items.then(ahead)
+        ahead = Reader(self.sessions, self.operation, self.definition, start, upcoming.upper, at_leisure=True)
+        self.sessions.ahead = items.following = ahead
 
-    def _wait_for(self, writer: Connection) -> Callable[[str | None], None]:
+    def _waiting(self) -> Callable[[str | None], None]:
         told: str | None = None
 
         def wait(reason: str | None) -> None:
             nonlocal told
             if reason != told:
-                self.ledger.waits(writer, reason)
+                self.ledger.waits(self.writer, reason)
                 # What somebody waits for is a batch of ours: the next one is shorter.
-                self.batch_size = self.pace.batch_size or max(SMALLEST_BATCH, self.batch_size // 2)
+                shorter = max(SMALLEST_BATCH, self.sessions.batch_size // 2)
+                self.sessions.batch_size = self.pace.batch_size or shorter
             told = reason
             self._report(reason)
 
@@ -579,189 +480,151 @@ class _Run:
 
     def _report(self, waiting_for: str | None = None) -> None:
         if self.on_progress is not None:
+            before, done = self.before, self.done
             self.on_progress(
                 Progress(
                     self.table.key,
                     self.number,
-                    self.counters.rows,
-                    self.counters.values,
-                    time.monotonic() - self.started,
-                    self.batch_size,
+                    before.rows + done.rows,
+                    before.values + done.values,
+                    before.seconds + time.monotonic() - self.started,
+                    self.sessions.batch_size,
                     waiting_for,
                 )
             )
 
-    def _write(self, writer: Connection, definition: TableDefinition, batch: Batch) -> None:
+    def _write(self, batch: Batch) -> None:
         """Write a batch; of one that the server refuses, all rows but the culprits."""
         try:
             try:
-                self._write_again(writer, definition, batch)
+                self._write_again(batch)
             except psycopg.errors.LockNotAvailable:
-                self._write_again(writer, definition, batch, skip_locked=True)
+                self._write_again(batch, skip_locked=True)
         except Unwritable as error:
             for row, reason in error.rows.items():
-                self._set_aside(writer, batch.key(row), reason)
+                self._set_aside(batch.key(row), reason)
             if others := [row for row in range(len(batch)) if row not in error.rows]:
-                self._write(writer, definition, batch.only(others))
+                self._write(batch.only(others))
         except psycopg.Error as error:
             if not retry.about_a_row(error):
                 raise
             if len(batch) == 1:
-                reason = self.operation.refused(writer, definition, batch, error)
-                self._set_aside(writer, batch.key(0), reason)
+                reason = self.operation.refused(self.writer, self.definition, batch, error)
+                self._set_aside(batch.key(0), reason)
                 return
-            for half in batch.halves():
-                self._write(writer, definition, half)
+            middle = len(batch) // 2
+            for half in (range(middle), range(middle, len(batch))):
+                self._write(batch.only(half))
 
-    def write_under_lock(self, connection: Connection, definition: TableDefinition, item: Item) -> None:
-        """Write a batch in the caller's transaction, all of it or nothing."""
-        if isinstance(item, Unreadable):
-            raise NotFinished
-        try:
-            self._write_once(connection, definition, item)
-        except Unwritable:
-            raise NotFinished from None
-        except psycopg.Error as error:
-            if retry.about_a_row(error):
-                raise NotFinished from None
-            raise
-        if self.counters.missed:
-            raise NotFinished
-
-    def _write_again(
-        self, writer: Connection, definition: TableDefinition, batch: Batch, *, skip_locked: bool = False
-    ) -> None:
+    def _write_again(self, batch: Batch, *, skip_locked: bool = False) -> None:
         retry.again(
-            lambda: self._write_once(writer, definition, batch, skip_locked=skip_locked),
+            lambda: self._write_once(batch, skip_locked=skip_locked),
             retry.retryable,
             attempts=TRIES,
             pauses=(0.05, 5),
             first=0.1,
         )
 
-    def _write_once(
-        self, writer: Connection, definition: TableDefinition, batch: Batch, *, skip_locked: bool = False
-    ) -> None:
+    def finish(self, most: int) -> None:
+        """All of the few rows that are wanted, in the caller's transaction; raises where one cannot be done."""
+        position: Key | None = None
+        while True:
+            condition, parameters = sql.within(self.definition, position, None)
+            statement = wire.numbered(self.writer, self.operation.select(self.definition, condition))
+            columns = read_columns(self.writer, statement, parameters, most + 1)
+            if not columns[0]:
+                return
+            most -= len(columns[0])
+            if most < 0:
+                raise NotFinished
+            position = key_at(columns, len(self.definition.key), -1)
+            for item in self.operation.make(self.definition, columns, self.sessions.cipher):
+                if isinstance(item, Unreadable):
+                    raise NotFinished
+                self._write_once(item)
+                if self.missed:
+                    raise NotFinished
+
+    def _write_once(self, batch: Batch, *, skip_locked: bool = False) -> None:
+        writer, definition, operation = self.writer, self.definition, self.operation
         missed: dict[Key, bool] = {}
         with wire.transaction(writer, MARK_AS_ENGINE) as last:
-            self.operation.before(writer)
-            result = self._update(writer, definition, batch, skip_locked=skip_locked)
+            operation.before(writer)
+            result = self._update(batch, skip_locked=skip_locked)
             rows = result.command_tuples or 0
             written: Sequence[int] = range(len(batch))
             if rows < len(batch):
                 ours = {tuple(row) for row in writer.execute(sql.keys_written_now(definition), batch.bounds)}
                 written = [row for row in written if batch.key(row) in ours]
-                missed = self._missed(
-                    writer, definition, batch.only(set(range(len(batch))).difference(written))
-                )
-            done = Written(definition, batch, written, result, self._metered)
-            renewed = self.operation.after(writer, done)
+                missed = self._missed(batch.only(set(range(len(batch))).difference(written)))
+            done = Written(definition, batch, written, result, self.sessions.cipher)
+            renewed = operation.after(writer, done)
             counts = batch.values(None if rows == len(batch) else written)
-            names = [column.name for column in self.operation.columns(definition)]
+            names = [column.name for column in operation.columns(definition)]
             values = dict(zip(names, counts, strict=True))
-            if self.cipher is None:
+            if not self.under_lock:
                 position = batch.key(-1)
                 last.append(self.ledger.advance(writer, position=position, rows=rows, values=values))
-        self.counters.batches += 1
-        self.counters.rows += rows
-        self.counters.by_column.update(values)
-        self.counters.renewed += renewed
-        self.counters.changed_meanwhile += len(missed)
-        self.counters.missed |= missed
+        self.done.batches += 1
+        self.done.rows += rows
+        self.done.by_column.update(values)
+        self.done.renewed += renewed
+        self.done.changed_meanwhile += len(missed)
+        self.missed |= missed
 
-    def _update(
-        self, writer: Connection, definition: TableDefinition, batch: Batch, *, skip_locked: bool
-    ) -> PGresult:
+    def _update(self, batch: Batch, *, skip_locked: bool) -> PGresult:
         if skip_locked not in self.statements:
-            statement = self.operation.update(definition, skip_locked=skip_locked)
-            self.statements[skip_locked] = wire.numbered(writer, statement)
+            statement = self.operation.update(self.definition, skip_locked=skip_locked)
+            self.statements[skip_locked] = wire.numbered(self.writer, statement)
         bounds = [*batch.bounds, *batch.bounds] if skip_locked else batch.bounds
-        return wire.execute(writer, self.statements[skip_locked], [*batch.arrays, *bounds])
+        return wire.execute(self.writer, self.statements[skip_locked], [*batch.arrays, *bounds])
 
-    def _missed(self, writer: Connection, definition: TableDefinition, batch: Batch) -> dict[Key, bool]:
+    def _missed(self, batch: Batch) -> dict[Key, bool]:
         """Rows that were not written, and whether they are as they were read: somebody holds them, or a trigger."""
-        statement = wire.numbered(writer, sql.keys_unchanged(definition))
-        result = wire.execute(writer, statement, [*batch.arrays[: batch.key_width + 1], *batch.bounds])
+        statement = wire.numbered(self.writer, sql.keys_unchanged(self.definition))
+        result = wire.execute(self.writer, statement, [*batch.arrays[: batch.key_width + 1], *batch.bounds])
         columns, width = wire.columns(result), batch.key_width
         unchanged = {key_at(columns, width, row) for row in range(len(columns[0]))}
         return {key: key in unchanged for key in map(batch.key, range(len(batch)))}
 
-    def _set_aside(self, writer: Connection, key: Key, reason: str) -> None:
-        with writer.transaction():
-            run_id = self.target.actor.run_id
-            quarantine(writer, self.table, self.number, key, reason, run_id, self.operation.step)
-            wire.script(
-                writer,
-                self.ledger.advance(writer, position=key, rows=0, values={}),
-            )
+    def _set_aside(self, key: Key, reason: str) -> None:
+        with self.writer.transaction():
+            run_id = self.operation.target.actor.run_id
+            quarantine(self.writer, self.table, self.number, key, reason, run_id, self.operation.step)
+            wire.script(self.writer, self.ledger.advance(self.writer, position=key, rows=0, values={}))
 
     def _adapt(self, rows: int, seconds: float, limits: Limits) -> None:
-        fixed = self.pace.batch_size or limits.batch_size
+        sessions, fixed = self.sessions, self.pace.batch_size or limits.batch_size
         if fixed:
-            self.batch_size = fixed
+            sessions.batch_size = fixed
             return
         target = self.pace.target_seconds or limits.target_seconds
         # The cost of a batch is proportional to its rows. Half of the way at a time, so that one slow batch
         # (a checkpoint, a lock) does not throw the size about; a short one, the range's last, says nothing.
         if rows >= SMALLEST_BATCH:
             ideal = rows * target / max(seconds, 1e-6)
-            self.batch_size = int(min(LARGEST_BATCH, max(SMALLEST_BATCH, (self.batch_size + ideal) / 2)))
+            sessions.batch_size = int(
+                min(LARGEST_BATCH, max(SMALLEST_BATCH, (sessions.batch_size + ideal) / 2))
+            )
 
-    def _take_range(self, writer: Connection) -> None:
-        # Two processes on one range would do no harm, but each would do the other's work. A killed process's
-        # session may outlive it by the length of its last statement.
-        def take() -> None:
-            if not locks.try_hold(writer, self._lock_name):
-                raise RangeIsTaken(
-                    f"Batch range {self.number:02d} of {self.table.key} is being worked on by another process. "
-                    "Wait for it, or end it, and run the partition again."
-                )
-
-        retry.again(take, lambda e: isinstance(e, RangeIsTaken), attempts=TRIES, pauses=(0.1, 4), first=0.2)
-
-    @property
-    def _lock_name(self) -> str:
-        return range_lock(self.table, self.number)
-
-    def result(
-        self,
-        *,
-        left: Mapping[Key, bool] | None = None,
-        quarantined: tuple[Quarantined, ...] = (),
-        resumed: bool = False,
-    ) -> RangeResult:
+    def result(self) -> RangeResult:
         """What was done so far."""
-        return RangeResult(
-            rows=self.counters.rows,
-            by_column=self.counters.by_column,
-            renewed=self.counters.renewed,
-            seconds=time.monotonic() - self.started,
-            batches=self.counters.batches,
-            changed_meanwhile=self.counters.changed_meanwhile,
-            left=tuple(left or ()),
-            locked=tuple(key for key, locked in (left or {}).items() if locked),
-            quarantined=quarantined,
-            resumed=resumed,
-            seconds_held_back=self.held_back,
-            seconds_rested=self.rested,
-            key_usage=self._key_usage() if self.counters.rows else (),
-        )
+        self.done.seconds = time.monotonic() - self.started
+        if self.done.rows:
+            contexts = {column.context for column in self.table.columns}
+            usage = self.sessions.cipher.usage()
+            self.done.key_usage = tuple(used for used in usage if used.context in contexts)
+        return self.done
 
-    def _key_usage(self) -> tuple[KeyUsage, ...]:
-        contexts = {column.context for column in self.table.columns}
-        return tuple(usage for usage in self._metered.usage() if usage.context in contexts)
-
-    @property
-    def _metered(self) -> MeteredCipher:
-        return self.cipher or self.sessions.metered(self.target)
-
-    def record_failure(self, error: MigrationError) -> None:
+    def _record_failure(self, error: MigrationError) -> None:
         """Mark the range as failed where it had begun; the error itself is what the caller shows."""
         if not self.begun or isinstance(error, Stopped):
             return
-        try:
-            with self.target.database.connect() as connection, connection.transaction():
-                self.ledger.fail(connection, error.args[0])
-        except (psycopg.Error, MigrationError):
-            # The database is away: the range stays in_progress, and is resumed like one that was killed.
-            return
+        # Where the database is away, the range stays in_progress, and is resumed like one that was killed.
+        database = self.operation.target.database
+        with (
+            suppress(psycopg.Error, MigrationError),
+            database.connect() as connection,
+            connection.transaction(),
+        ):
+            self.ledger.fail(connection, error.args[0])

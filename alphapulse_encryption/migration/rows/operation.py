@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import psycopg
@@ -16,18 +16,18 @@ from psycopg.sql import Composed
 
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
-from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import DecryptionError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.progress import Ledger
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, Step
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import TextArray, without_values
+from alphapulse_encryption.migration.rows.batches import Columns, key_at
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
-# What was read: column by column, in the UTF-8 form that came over the wire.
-Columns = list[list[bytes | None]]
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ class Batch:
 
     def key(self, row: int) -> Key:
         """A row's primary key."""
-        parts = [array.items[row] for array in self.arrays[: self.key_width]]
-        return tuple(part.decode() if isinstance(part, bytes) else part or "" for part in parts)
+        return key_at([array.items for array in self.arrays], self.key_width, row)
 
     @property
     def bounds(self) -> list[str]:
@@ -64,11 +63,6 @@ class Batch:
             return [len(items) - items.count(None) for items in columns]
         return [sum(items[row] is not None for row in rows) for items in columns]
 
-    def halves(self) -> tuple[Batch, Batch]:
-        """The batch in two; it has to have two rows at least."""
-        middle = len(self) // 2
-        return self.only(range(middle)), self.only(range(middle, len(self)))
-
     def only(self, rows: Iterable[int]) -> Batch:
         """Some of its rows."""
         chosen = sorted(rows)
@@ -78,12 +72,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A row with values that cannot be read, by the server, the driver or the cipher.
-
-    Args:
-        key: its primary key.
-        reason: why, without values.
-    """
+    """A row with values that cannot be read, by the server, the driver or the cipher; the reason quotes none."""
 
     key: Key
     reason: str
@@ -131,9 +120,8 @@ class Operation(ABC):
     # What it does to a row, for a message of one to which it could not.
     done: ClassVar[str] = "encrypted"
 
+    target: Target
     table: Table
-    cipher: EnvelopeFormat = field(repr=False)
-    keys: KeyRing = field(repr=False)
 
     def ledger(self, number: int) -> Ledger:
         """Where its progress through a range is kept."""
@@ -162,6 +150,18 @@ class Operation(ABC):
     def wanted(self, definition: TableDefinition) -> Composed:
         """The condition for a row ``t`` to be worked on."""
         return sql.wanted(self.cells(definition))
+
+    def is_wanted(
+        self,
+        connection: Connection,
+        definition: TableDefinition,
+        lower: Key | None = None,
+        upper: Key | None = None,
+    ) -> bool:
+        """Whether a row of the table, or behind one key and up to another, is still to be worked on."""
+        condition, parameters = sql.within(definition, lower, upper)
+        statement = sql.any_of(definition, condition, self.wanted(definition))
+        return bool(answer(connection, statement, *parameters))
 
     def select(self, definition: TableDefinition, condition: Composed) -> Composed:
         """A batch in key order: key, ``xmin``, and what it is made of. Ends in ``LIMIT %s``."""
@@ -234,6 +234,15 @@ class Faults:
         reason = f"{column.encrypted} cannot be read ({error.args[0]})"
         self._reasons.setdefault(row, []).append(reason)
 
+    def open(
+        self, cipher: EnvelopeFormat, column: Column, envelopes: Sequence[str | None]
+    ) -> list[str | None]:
+        """The values of a column's ciphertexts; None for those that do not open."""
+        values, unreadable = open_each(cipher, column, envelopes)
+        for row, error in unreadable.items():
+            self.add(row, column, error)
+        return values
+
     def items(
         self, columns: Columns, arrays: Sequence[Sequence[str | bytes | None]], width: int, counted: list[int]
     ) -> list[Item]:
@@ -248,8 +257,3 @@ class Faults:
             chosen = arrays if whole else [[array[row] for row in rows] for array in arrays]
             items.append(Batch([TextArray(array) for array in chosen], width, counted))
         return items
-
-
-def key_at(columns: Columns, width: int, row: int) -> Key:
-    """The primary key of a row that was read."""
-    return tuple((part[row] or b"").decode() for part in columns[:width])

@@ -9,21 +9,21 @@ from __future__ import annotations
 import queue
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
-
-import psycopg
+from contextlib import suppress
 
 from alphapulse_encryption.migration.bookkeeping.ranges import Key
-from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres import wire
-from alphapulse_encryption.migration.rows.batches import NotReadable, as_many_as_can_be_read, read_columns
-from alphapulse_encryption.migration.rows.operation import Columns, Item, Operation, Unreadable
+from alphapulse_encryption.migration.rows.batches import (
+    Columns,
+    NotReadable,
+    as_many_as_can_be_read,
+    key_at,
+    read_columns,
+)
+from alphapulse_encryption.migration.rows.operation import Item, Operation, Unreadable
+from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
-
-Connection = psycopg.Connection[Any]
-
 
 FIRST_READ = 250
 
@@ -32,34 +32,35 @@ class Reader:
     """Iterates over the batches of a range; a context manager that ends its threads.
 
     Args:
-        connection: in autocommit mode, used by nobody else meanwhile.
+        sessions: whose reading connection nobody else uses meanwhile.
         operation: what to read, and what to make of it.
-        cipher: encrypts, and counts it beforehand.
         start: read behind this key; None from the beginning.
         upper: read up to this key; None to the end.
-        batch_size: asked for each batch: how many rows.
         at_leisure: nobody waits for the first batch.
+
+    Attributes:
+        reads: equal for readers that read the same, and make the same of it.
+        following: another one, of the same sessions, that begins as soon as this one has read its last row.
     """
 
     def __init__(
         self,
-        connection: Connection,
-        definition: TableDefinition,
+        sessions: Sessions,
         operation: Operation,
-        cipher: MeteredCipher,
+        definition: TableDefinition,
         start: Key | None,
         upper: Key | None,
-        batch_size: Callable[[], int],
         *,
         at_leisure: bool = False,
     ) -> None:
-        self._connection = connection
+        self.reads = (definition.shape(), operation, start, upper)
+        self.following: Reader | None = None
+        self._sessions = sessions
+        self._connection = sessions.reader
         self._definition = definition
         self._operation = operation
-        self._cipher = cipher
-        self._position = self._from = start
+        self._position = start
         self._upper = upper
-        self._batch_size = batch_size
         # Nothing can be written until the first batch is encrypted: it is a small one, the next ones grow.
         self._ramp = sys.maxsize if at_leisure else FIRST_READ
         self._queries: dict[bool, bytes] = {}
@@ -67,7 +68,6 @@ class Reader:
         self._read: queue.Queue[Columns | Unreadable | BaseException | None] = queue.Queue(maxsize=1)
         self._ready: queue.Queue[Item | BaseException | None] = queue.Queue(maxsize=1)
         self._stop = threading.Event()
-        self._following: Reader | None = None
         self._started = False
         self._threads = [
             threading.Thread(target=self._read_on, name="reader", daemon=True),
@@ -87,27 +87,10 @@ class Reader:
         if not self._started:
             return
         while any(thread.is_alive() for thread in self._threads):
-            try:
+            with suppress(queue.Empty):
                 self._ready.get(timeout=0.05)
-            except queue.Empty:
-                continue
         for thread in self._threads:
             thread.join()
-
-    def then(self, following: Reader) -> None:
-        """Have another one, of the same connection, begin as soon as this one has read its last row."""
-        self._following = following
-
-    def reads(
-        self,
-        definition: TableDefinition,
-        operation: Operation,
-        start: Key | None,
-        upper: Key | None,
-    ) -> bool:
-        """Whether it was made to read just this, and to make the same of it."""
-        ours = (self._definition.shape(), self._operation, self._from, self._upper)
-        return ours == (definition.shape(), operation, start, upper)
 
     def _start(self) -> None:
         if not self._started:
@@ -130,8 +113,8 @@ class Reader:
         try:
             while not self._stop.is_set():
                 columns = self._next()
-                if columns is None and self._following is not None:
-                    self._following._start()
+                if columns is None and self.following is not None:
+                    self.following._start()
                 self._read.put(columns)
                 if columns is None:
                     return
@@ -144,35 +127,30 @@ class Reader:
         try:
             while True:
                 read = self._read.get()
-                made = (
-                    self._operation.make(self._definition, read, self._cipher)
-                    if isinstance(read, list)
-                    else [read]
-                )
-                for item in made:
-                    self._ready.put(item)
-                if read is None or isinstance(read, BaseException):
+                if isinstance(read, list):
+                    for item in self._operation.make(self._definition, read, self._sessions.cipher):
+                        self._ready.put(item)
+                    continue
+                self._ready.put(read)
+                if not isinstance(read, Unreadable):
                     return
         except BaseException as error:
             self._stop.set()
             self._ready.put(error)
             while self._threads[0].is_alive():
-                try:
+                with suppress(queue.Empty):
                     self._read.get(timeout=0.05)
-                except queue.Empty:
-                    continue
 
     def _next(self) -> Columns | Unreadable | None:
-        limit = min(self._batch_size(), self._ramp)
+        limit = min(self._sessions.batch_size, self._ramp)
         self._ramp *= 3
         try:
             columns = as_many_as_can_be_read(self._columns, limit)
         except NotReadable as error:
-            return self._skip(error.reason)
+            return self._skip(error.args[0])
         if not columns[0]:
             return None
-        last = [column[-1] for column in columns[: len(self._definition.key)]]
-        self._position = tuple((part or b"").decode() for part in last)
+        self._position = key_at(columns, len(self._definition.key), -1)
         return columns
 
     def _columns(self, limit: int) -> Columns:

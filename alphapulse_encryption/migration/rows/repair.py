@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,6 @@ import psycopg
 from psycopg.sql import Composed
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
@@ -19,11 +17,10 @@ from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan
 from alphapulse_encryption.migration.bookkeeping.tables import TableState, require_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.bookkeeping.verifications import forget_verifications, last_results
-from alphapulse_encryption.migration.postgres.database import Actor
-from alphapulse_encryption.migration.rows.batches import Row, key_of
+from alphapulse_encryption.migration.rows.batches import Columns, key_at, texts
 from alphapulse_encryption.migration.rows.discard import Discard
-from alphapulse_encryption.migration.rows.engine import Progress, work_on_table
-from alphapulse_encryption.migration.rows.operation import Columns, Faults, Item, Written
+from alphapulse_encryption.migration.rows.engine import Progress, RangeResult, work_on_table
+from alphapulse_encryption.migration.rows.operation import Faults, Item, Written
 from alphapulse_encryption.migration.rows.verify import Offender, faults
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
@@ -36,55 +33,18 @@ _CLEARED = ("mismatched", "undecryptable", "token_mismatched")
 
 
 @dataclass(frozen=True)
-class RepairResult:
-    """What :func:`repair_mismatched` did.
-
-    Args:
-        values: how many values were cleared, by column.
-        changed_meanwhile: rows left alone because another transaction changed them just then.
-    """
-
-    values: Mapping[str, int]
-    changed_meanwhile: int
-    seconds: float
-
-    @property
-    def changed(self) -> bool:
-        return bool(self.values)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What the last verification found in a range.
-
-    Args:
-        number: the range.
-        keys: by column the rows it named; None where there were more than it names.
-    """
-
-    number: int
-    keys: Mapping[str, frozenset[Key] | None]
-
-    def names(self, offender: Offender) -> bool:
-        if offender.problem not in _CLEARED or offender.column not in self.keys:
-            return False
-        named = self.keys[offender.column]
-        return named is None or offender.key in named
-
-
-@dataclass(frozen=True)
 class Repair(Discard):
     """Clears what a verification found wrong in a range, where it is wrong still.
 
     Args:
-        found: what it found.
-        actor: whom the audit log names.
+        number: the range.
+        found: by column the rows that the verification named; None where there were more than it names.
     """
 
     step = "repair"
 
-    found: _Found
-    actor: Actor
+    number: int
+    found: Mapping[str, frozenset[Key] | None]
 
     def admit(self, connection: Connection) -> bool:
         _require_plaintext(require_state(connection, self.table, lock=True), self.table)
@@ -99,17 +59,22 @@ class Repair(Discard):
 
     def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
         width = len(definition.key)
-        texts = [[None if v is None else v.decode(errors="replace") for v in column] for column in columns]
-        rows: list[Row] = list(zip(*texts[:width], *texts[width + 1 :], strict=True))
+        read = texts([*columns[:width], *columns[width + 1 :]], errors="replace")
         wrong = {
             (offender.key, offender.column): offender.problem.encode()
-            for offender in faults(rows, definition, self.cipher, self.keys)
-            if self.found.names(offender)
+            for offender in faults(read, definition, self.target)
+            if self._was_found(offender)
         }
-        keys = [key_of(definition, row) for row in rows]
+        keys = [key_at(read, width, row) for row in range(len(read[0]))]
         flags = [[wrong.get((key, column.name)) for key in keys] for column in definition.encrypted_columns]
         arrays = [*columns[: width + 1], *flags]
         return Faults().items(columns, arrays, width, list(range(width + 1, len(arrays))))
+
+    def _was_found(self, offender: Offender) -> bool:
+        if offender.problem not in _CLEARED or offender.column not in self.found:
+            return False
+        named = self.found[offender.column]
+        return named is None or offender.key in named
 
     def after(self, connection: Connection, done: Written) -> int:
         cleared = [
@@ -119,16 +84,14 @@ class Repair(Discard):
             if isinstance(problem := done.batch.arrays[at].items[row], bytes)
         ]
         if cleared:
-            number = self.found.number
-            audit(
-                connection, self.actor, "repair_mismatched", self.table, batch_range=number, cleared=cleared
-            )
+            told = {"batch_range": self.number, "cleared": cleared}
+            audit(connection, self.target.actor, "repair_mismatched", self.table, **told)
         return 0
 
 
 def repair_mismatched(
     target: Target, table: Table, *, on_progress: Callable[[Progress], None] | None = None
-) -> RepairResult:
+) -> RangeResult:
     """Clear ciphertext and token of the values that the table's last verification found wrong.
 
     Each is decrypted and compared once more, and cleared only if it is wrong still. Nothing else is touched: of a
@@ -145,29 +108,15 @@ def repair_mismatched(
         ConfigurationError: table or column missing.
         DatabaseFailure: the server refused.
     """
-    started = time.monotonic()
     with target.database.session(f"repair {table.key}") as connection:
         check_key(connection, target.keys)
         _require_plaintext(require_state(connection, table), table)
         hold_plan(connection, table)
-        definition = read_table(connection, table)
-        operations = {
-            found.number: Repair(table, target.cipher, target.keys, found, target.actor)
-            for found in _last_verification(connection, definition, target.keys)
-        }
-        result = work_on_table(
-            table,
-            operations,
-            target,
-            again=f"--repair-mismatched --table {table.key}",
-            on_progress=on_progress,
-        )
+        operations = _repairs(connection, read_table(connection, table), target)
+        again = f"--repair-mismatched --table {table.key}"
+        result = work_on_table(target, table, operations, again=again, on_progress=on_progress)
         forget_verifications(connection, table, list(operations))
-    return RepairResult(
-        {name: count for name, count in result.by_column.items() if count},
-        result.changed_meanwhile,
-        time.monotonic() - started,
-    )
+    return result
 
 
 def _require_plaintext(state: TableState, table: Table) -> None:
@@ -178,27 +127,24 @@ def _require_plaintext(state: TableState, table: Table) -> None:
         )
 
 
-def _last_verification(
-    connection: Connection, definition: TableDefinition, keys: KeyRing
-) -> tuple[_Found, ...]:
-    table = definition.table
-    rows = last_results(connection, table, definition.shape(), keys.check_value(keys.current_version))
-    found = []
-    for number, counts, offenders, current in rows:
-        wanted: dict[str, frozenset[Key] | None] = {}
+def _repairs(connection: Connection, definition: TableDefinition, target: Target) -> dict[int, Repair]:
+    """By range, what is to be cleared of what the last verification found."""
+    table, key_check = definition.table, target.keys.check_value(target.keys.current_version)
+    repairs = {}
+    for number, counts, offenders, current in last_results(connection, table, definition.shape(), key_check):
+        found: dict[str, frozenset[Key] | None] = {}
         for column in definition.plaintext_columns:
             count = sum(counts.get(column.name, {}).get(kind, 0) for kind in _CLEARED)
             named = [
                 tuple(o["key"]) for o in offenders if o["column"] == column.name and o["problem"] in _CLEARED
             ]
             if count:
-                wanted[column.name] = frozenset(named) if len(named) == count else None
-        if not wanted:
-            continue
-        if not current:
+                found[column.name] = frozenset(named) if len(named) == count else None
+        if found and not current:
             raise RefusedError(
                 f"Batch range {number:02d} of {table.key} was verified before the table's columns or the key changed. "
                 f"Verify it again (--verify --table {table.key}); nothing was changed."
             )
-        found.append(_Found(number, wanted))
-    return tuple(found)
+        if found:
+            repairs[number] = Repair(target, table, number, found)
+    return repairs

@@ -6,19 +6,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 
-from alphapulse_encryption.crypto.envelope import EnvelopeFormat
-from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
-from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.batches import plan_by_key
-from alphapulse_encryption.migration.rows.reader import Reader
-from alphapulse_encryption.migration.rows.throttle import Lookout, Throttle, indicators
+from alphapulse_encryption.migration.rows.throttle import Throttle, indicators
 from alphapulse_encryption.migration.rows.tuning import Tuned
 from alphapulse_encryption.migration.target import Target
+
+if TYPE_CHECKING:
+    from alphapulse_encryption.migration.rows.reader import Reader
 
 Connection = psycopg.Connection[Any]
 
@@ -36,22 +35,29 @@ class Sessions:
 
     Args:
         tuned: settings of the two sessions that carry the data.
+
+    Attributes:
+        writer: the connection that writes; as the one that reads ahead, open after :meth:`open`, in autocommit mode.
+        reader: the one that reads ahead.
+        cipher: encrypts for this worker, over a connection of its own; its reserve serves all ranges.
+        ahead: a reader of what comes next, which begins when the one before it has read its last row.
+        batch_size: rows per batch, as the ranges so far have found it to suit.
+        knows_the_bookkeeping: whether the bookkeeping was held against its definition over these connections.
     """
 
-    def __init__(self, database: Database, tuned: Tuned | None = None) -> None:
-        self.database = database
+    writer: Connection
+    reader: Connection
+
+    def __init__(self, target: Target, tuned: Tuned | None = None) -> None:
+        self.target = target
+        self.cipher = MeteredCipher(target)
+        self.ahead: Reader | None = None
+        self.batch_size = FIRST_BATCH
+        self.knows_the_bookkeeping = False
         self._tuned = tuned or Tuned()
         self._open = ExitStack()
-        self._writer: Connection | None = None
-        self._reader: Connection | None = None
+        self._is_open = False
         self._throttle: Throttle | None = None
-        self._ahead: Reader | None = None
-        self._metered: tuple[EnvelopeFormat, KeyRing, MeteredCipher] | None = None
-        self._pids: list[int] = []
-        # Whether the bookkeeping was held against its definition over these connections.
-        self.knows_the_bookkeeping = False
-        # Rows per batch, as the ranges so far have found it to suit.
-        self.batch_size = FIRST_BATCH
 
     def __enter__(self) -> Self:
         return self
@@ -59,64 +65,45 @@ class Sessions:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self) -> tuple[Connection, Connection]:
-        """The connection that writes, and the one that reads ahead; both in autocommit mode.
+    def open(self) -> Connection:
+        """Connect where that is not done; the connection that writes.
 
         Raises:
             DatabaseUnreachable: nobody answers.
             ConfigurationError: the server does not accept a setting.
         """
-        if self._writer is None or self._reader is None:
+        if not self._is_open:
             self.close()
-            self._writer = self._connect()
-            self._reader = self._connect()
+            self._open.enter_context(quick_switches())
+            self.writer, self.reader = self._connect(), self._connect()
             self.knows_the_bookkeeping = False
-            self._pids[:] = [self._writer.info.backend_pid, self._reader.info.backend_pid]
-        return self._writer, self._reader
+            self._is_open = True
+        return self.writer
 
-    def read_ahead(self, reader: Reader) -> None:
-        """Keep a reader of what comes next, which begins when the one before it has read its last row."""
-        self._ahead = reader
-
-    def take_ahead(self) -> Reader | None:
-        """The reader kept, which is the caller's from now on: nobody else may read meanwhile."""
-        ahead, self._ahead = self._ahead, None
-        return ahead
-
-    @contextmanager
-    def throttle(self, on_wait: Callable[[str | None], None]) -> Iterator[Throttle]:
-        """Holds the worker back while the server shows distress; looked at from the first block on, until the end.
+    def throttle(self, on_wait: Callable[[str | None], None]) -> Throttle:
+        """Holds the worker back while the server shows distress; looks from now on until the sessions are closed.
 
         Args:
-            on_wait: see :class:`Throttle`; for the length of the ``with`` block.
+            on_wait: see :class:`Throttle`.
         """
         if self._throttle is None:
-            lookout = Lookout(self.database, indicators(lambda: self._pids))
-            self._open.callback(lookout.close)
-            self._throttle = Throttle(lookout, on_wait)
+            ours = [self.writer.info.backend_pid, self.reader.info.backend_pid]
+            self._throttle = Throttle(self.target.database, indicators(ours), on_wait)
             self._open.enter_context(self._throttle.looking())
         self._throttle.on_wait = on_wait
-        yield self._throttle
-
-    def metered(self, target: Target) -> MeteredCipher:
-        """The cipher that encrypts for this worker, with a connection of its own; its reserve serves all ranges."""
-        cipher, keys = target.cipher, target.keys
-        if self._metered is None or self._metered[:2] != (cipher, keys):
-            metering = MeteredCipher(target)
-            self._open.callback(metering.close)
-            self._metered = (cipher, keys, metering)
-        return self._metered[2]
+        return self._throttle
 
     def close(self) -> None:
         """Close everything; the server gives up what the sessions held."""
-        ahead = self.take_ahead()
-        if ahead is not None:
-            ahead.close()
-        self._writer = self._reader = self._throttle = self._metered = None
+        if self.ahead is not None:
+            self.ahead.close()
+        self.ahead = self._throttle = None
+        self._is_open = False
+        self.cipher.close()
         self._open.close()
 
     def _connect(self) -> Connection:
-        connection = self._open.enter_context(self.database.connect())
+        connection = self._open.enter_context(self.target.database.connect())
         plan_by_key(connection)
         self._tuned.apply(connection)
         return connection

@@ -14,14 +14,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psycopg
 
 from alphapulse_encryption.beside import beside
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.limits import Limits, read_limits
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import (
     Database,
     DatabaseUnreachable,
@@ -34,11 +36,6 @@ SECONDS_BETWEEN_LOOKS = 1.0
 # So many looks are remembered, an hour's: longer than a backfill should go on beside a replica that is stuck.
 MOST_MOMENTS = 3_600
 _MEBIBYTE = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Normal:
-    """Nothing to hold back for."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +52,15 @@ class NotAvailable:
     reason: str
 
 
-Signal = Normal | Stop | NotAvailable
+# None: nothing to hold back for.
+Signal = Stop | NotAvailable | None
+# Looks at one sign of distress, over a connection that others use as well.
+Indicator = Callable[[Connection, Limits], Signal]
 
 
-class Indicator(Protocol):
-    """Looks at one sign of distress."""
-
-    def look(self, connection: Connection, limits: Limits) -> Signal:
-        """What it says now."""
-
-
-class PauseSwitch:
+def paused(connection: Connection, limits: Limits) -> Signal:
     """An operator asked for a pause."""
-
-    def look(self, connection: Connection, limits: Limits) -> Signal:
-        """Stop while the switch is on."""
-        return Stop("paused by an operator (setting paused)") if limits.paused else Normal()
+    return Stop("paused by an operator (setting paused)") if limits.paused else None
 
 
 # A replica that is being copied, or reports no replay (pg_receivewal), is not behind in anything. Of a role that may
@@ -98,16 +88,16 @@ class ReplicationLag:
         default_factory=lambda: deque(maxlen=MOST_MOMENTS), init=False
     )
 
-    def look(self, connection: Connection, limits: Limits) -> Signal:
+    def __call__(self, connection: Connection, limits: Limits) -> Signal:
         """Stop while the slowest replica replays later, or has more left to replay, than the limits."""
         seconds, mib = limits.max_replication_lag_seconds, limits.max_replication_lag_mib
         if not seconds and not mib:
-            return Normal()
+            return None
         replicas = connection.execute(_REPLICAS).fetchall()
         if any(hidden for _, hidden, *_ in replicas):
             return NotAvailable("this role may not see how far replicas are (GRANT pg_monitor lets it)")
         if not replicas:
-            return Normal()
+            return None
         now, written = self.clock(), max(row[2] for row in replicas)
         self._written.append((now, written))
         behind = [
@@ -121,30 +111,24 @@ class ReplicationLag:
         left, name = max(((left, name) for _, left, name in behind), default=(0.0, ""))
         if mib and left > mib:
             return Stop(f"replica {name} has {left:.0f} MiB left to replay (limit {mib})")
-        return Normal()
+        return None
 
     def _age(self, now: float, replayed: float) -> float:
         """For how long, at least, there has been something that a replica has not replayed."""
         return next((now - moment for moment, written in self._written if written > replayed), 0.0)
 
 
-@dataclass
-class BlockedSessions:
-    """The application waits for a lock of ours."""
-
-    # Process numbers of our sessions.
-    ours: Callable[[], Sequence[int]]
-
-    def look(self, connection: Connection, limits: Limits) -> Signal:
-        """Stop while more sessions wait for us than the limit says."""
-        [(waiting,)] = connection.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
-            "AND NOT pid = ANY (%(ours)s::int[]) AND pg_blocking_pids(pid) && %(ours)s::int[]",
-            {"ours": list(self.ours())},
-        ).fetchall()
-        if waiting <= limits.max_blocked_sessions:
-            return Normal()
-        return Stop(f"{waiting} sessions wait for a lock of ours (limit {limits.max_blocked_sessions})")
+def blocked_sessions(ours: Sequence[int], connection: Connection, limits: Limits) -> Signal:
+    """More of the application's sessions than the limit says wait for a lock of ours, told by process numbers."""
+    waiting = answer(
+        connection,
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+        "AND NOT pid = ANY (%s::int[]) AND pg_blocking_pids(pid) && %s::int[]",
+        *(ours, ours),
+    )
+    if waiting <= limits.max_blocked_sessions:
+        return None
+    return Stop(f"{waiting} sessions wait for a lock of ours (limit {limits.max_blocked_sessions})")
 
 
 @dataclass
@@ -154,44 +138,38 @@ class WalRate:
     clock: Callable[[], float] = time.monotonic
     _last: tuple[float, int] | None = field(default=None, init=False)
 
-    def look(self, connection: Connection, limits: Limits) -> Signal:
+    def __call__(self, connection: Connection, limits: Limits) -> Signal:
         """Stop while more was written since the last look than the limit says."""
         limit = limits.max_wal_mib_per_second
-        [(written,)] = connection.execute(
-            "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
-        ).fetchall()
+        written = answer(connection, "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint")
         now = (self.clock(), written)
         last, self._last = self._last, now
         if not limit or last is None or now[0] <= last[0]:
-            return Normal()
+            return None
         rate = (now[1] - last[1]) / _MEBIBYTE / (now[0] - last[0])
         if rate <= limit:
-            return Normal()
+            return None
         return Stop(f"the server writes {rate:.0f} MiB of WAL a second (limit {limit:g})")
 
 
-@dataclass
-class FreeDisk:
-    """A full disk stops the server."""
-
-    free: Callable[[Path], int | None] = field(default_factory=lambda: free_bytes)
-
-    def look(self, connection: Connection, limits: Limits) -> Signal:
-        """Stop while less is free than the limit says."""
-        if not limits.min_free_disk_mib:
-            return Normal()
-        if not (connection.info.host or "").startswith("/"):
-            return NotAvailable("the server is on another machine")
-        try:
-            [(directory,)] = connection.execute("SELECT current_setting('data_directory')").fetchall()
-        except psycopg.errors.InsufficientPrivilege:
-            return NotAvailable("this role may not see where the server keeps its data")
-        free = self.free(Path(directory))
-        if free is None:
-            return NotAvailable("the server's data directory cannot be seen from here")
-        if free >= limits.min_free_disk_mib * _MEBIBYTE:
-            return Normal()
-        return Stop(f"{free // _MEBIBYTE} MiB of disk are free (limit {limits.min_free_disk_mib})")
+def free_disk(
+    connection: Connection, limits: Limits, *, free: Callable[[Path], int | None] | None = None
+) -> Signal:
+    """Less disk is free than the limit says; a full one stops the server."""
+    if not limits.min_free_disk_mib:
+        return None
+    if not (connection.info.host or "").startswith("/"):
+        return NotAvailable("the server is on another machine")
+    try:
+        directory = answer(connection, "SELECT current_setting('data_directory')")
+    except psycopg.errors.InsufficientPrivilege:
+        return NotAvailable("this role may not see where the server keeps its data")
+    found = (free or free_bytes)(Path(directory))
+    if found is None:
+        return NotAvailable("the server's data directory cannot be seen from here")
+    if found >= limits.min_free_disk_mib * _MEBIBYTE:
+        return None
+    return Stop(f"{found // _MEBIBYTE} MiB of disk are free (limit {limits.min_free_disk_mib})")
 
 
 def free_bytes(directory: Path) -> int | None:
@@ -204,44 +182,9 @@ def free_bytes(directory: Path) -> int | None:
     return status.f_bavail * status.f_frsize
 
 
-@dataclass(frozen=True)
-class Sight:
-    """What one look has shown.
-
-    Args:
-        limits: the settings as they were then.
-        reason: why to hold back; None where nothing speaks against going on.
-    """
-
-    limits: Limits
-    reason: str | None
-
-
-@dataclass
-class Lookout:
-    """Asks every indicator, over a connection of its own that is opened again where it was lost."""
-
-    database: Database
-    looks_at: Sequence[Indicator]
-    _connection: Connection | None = field(default=None, init=False)
-
-    def __call__(self) -> Sight:
-        """One look."""
-        if self._connection is None or self._connection.closed:
-            self._connection = self.database.connect()
-        limits = read_limits(self._connection)
-        signals = [indicator.look(self._connection, limits) for indicator in self.looks_at]
-        return Sight(limits, next((s.reason for s in signals if isinstance(s, Stop)), None))
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self._connection is not None:
-            self._connection.close()
-
-
-def indicators(ours: Callable[[], Sequence[int]]) -> tuple[Indicator, ...]:
-    """All of them, the cheapest and most deliberate first."""
-    return (PauseSwitch(), BlockedSessions(ours), ReplicationLag(), WalRate(), FreeDisk())
+def indicators(ours: Sequence[int]) -> tuple[Indicator, ...]:
+    """All of them, the cheapest and most deliberate first; ``ours`` are process numbers of our sessions."""
+    return (paused, partial(blocked_sessions, ours), ReplicationLag(), WalRate(), free_disk)
 
 
 @dataclass
@@ -249,21 +192,24 @@ class Throttle:
     """Holds a worker back while an indicator says so.
 
     Looks are taken in a thread of their own, because a session that waits for a lock of ours waits while our
-    statement runs, not between two of them.
+    statement runs, not between two of them; and over a connection of their own, opened again where it was lost.
 
     Args:
         on_wait: told the reason again and again, and None when the wait is over; ends the wait by raising.
     """
 
-    look: Callable[[], Sight]
+    database: Database
+    indicators: Sequence[Indicator]
     on_wait: Callable[[str | None], None]
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
-    sight: Sight = field(default_factory=lambda: Sight(Limits(), None), init=False)
+    # What the latest look has shown: the settings, and why to hold back, where anything speaks against going on.
+    limits: Limits = field(default_factory=Limits, init=False)
+    reason: str | None = field(default=None, init=False)
     waited: float = field(default=0.0, init=False)
     rested: float = field(default=0.0, init=False)
-    pauses: int = field(default=0, init=False)
     _error: psycopg.Error | None = field(default=None, init=False)
+    _connection: Connection | None = field(default=None, init=False)
 
     def wait(self) -> Limits:
         """Return when nothing speaks against the next batch, with the settings as they are then.
@@ -273,18 +219,17 @@ class Throttle:
         """
         if self._error is not None:
             raise self._error
-        reason = self.sight.reason
+        reason = self.reason
         if reason is None:
-            return self.sight.limits
+            return self.limits
         began = self.clock()
         while reason is not None:
             self.on_wait(reason)
             self.sleep(SECONDS_BETWEEN_LOOKS / 2)
-            reason = self.sight.reason
+            reason = self.reason
         self.waited += self.clock() - began
-        self.pauses += 1
         self.on_wait(None)
-        return self.sight.limits
+        return self.limits
 
     def rest(self, seconds: float, on_rest: Callable[[], None]) -> None:
         """Leave the machine to others for a while.
@@ -303,15 +248,21 @@ class Throttle:
     def take_look(self) -> None:
         """Ask the indicators now."""
         try:
-            self.sight = self.look()
+            self.reason = self._look()
         except ConfigurationError as error:
             # A setting that means nothing was meant to mean something: until it is put right, nobody goes on. That
             # the server is away is not for us to say: the worker itself notices, and knows what to do.
-            reason = None if isinstance(error, DatabaseUnreachable) else str(error.args[0])
-            self.sight = Sight(self.sight.limits, reason)
+            self.reason = None if isinstance(error, DatabaseUnreachable) else str(error.args[0])
         except psycopg.Error as error:
             if not connection_was_lost(error):
                 self._error = error
+
+    def _look(self) -> str | None:
+        if self._connection is None or self._connection.closed:
+            self._connection = self.database.connect()
+        self.limits = read_limits(self._connection)
+        signals = [look(self._connection, self.limits) for look in self.indicators]
+        return next((signal.reason for signal in signals if isinstance(signal, Stop)), None)
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -322,5 +273,9 @@ class Throttle:
                 self.take_look()
 
         self.take_look()
-        with beside(look_on, name="throttle"):
-            yield
+        try:
+            with beside(look_on, name="throttle"):
+                yield
+        finally:
+            if self._connection is not None:
+                self._connection.close()

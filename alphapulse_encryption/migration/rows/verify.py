@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal, get_args
 
 import psycopg
 from psycopg.sql import Composed
 
 from alphapulse_encryption.catalogue import Column, Table
-from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_token, search_tokens_many
 from alphapulse_encryption.errors import MigrationError, RefusedError
@@ -34,15 +35,16 @@ from alphapulse_encryption.migration.bookkeeping.verifications import (
     kept_verifications,
     missing_rows,
 )
-from alphapulse_encryption.migration.postgres.database import Actor
+from alphapulse_encryption.migration.postgres import wire
 from alphapulse_encryption.migration.rows.batches import (
     NotReadable,
-    Row,
+    Texts,
     as_many_as_can_be_read,
-    fetch_batch,
-    key_of,
+    key_at,
     plan_by_key,
-    read_batch,
+    read_texts,
+    reading,
+    texts,
 )
 from alphapulse_encryption.migration.rows.operation import open_each
 from alphapulse_encryption.migration.schema import sql
@@ -50,8 +52,23 @@ from alphapulse_encryption.migration.schema.definition import TableDefinition, r
 from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
-Problem = Literal["pending", "quarantined", "mismatched", "undecryptable", "token_mismatched", "retired_key"]
+Problem = Literal[
+    # Plaintext without ciphertext or token.
+    "pending",
+    # The same, in a row that the backfill had to set aside.
+    "quarantined",
+    # Decrypted to something else, or there without its plaintext.
+    "mismatched",
+    # Not a readable envelope of this column.
+    "undecryptable",
+    # The search token is not that of the value, under the key version of its ciphertext.
+    "token_mismatched",
+    # Right, but of a key version that is retired, whose key may be gone tomorrow.
+    "retired_key",
+]
 PROBLEMS: tuple[Problem, ...] = get_args(Problem)
+# Decrypted and equal, or, where the ciphertext is right, decrypted; and NULL on both sides.
+KINDS = ("matching", "empty", *PROBLEMS)
 
 ROWS_PER_BATCH = 5_000
 # So many offenders are named per range and kind of problem and column; the counts are always exact.
@@ -67,37 +84,13 @@ class Stopped(MigrationError):
     """The caller wants no more batches; raised by it from ``on_progress``. No result is kept."""
 
 
-@dataclass
-class Counts:
-    """Values of one column.
-
-    Args:
-        matching: decrypted and equal, or, where the ciphertext is right, decrypted.
-        empty: NULL on both sides.
-        pending: plaintext without ciphertext or token.
-        quarantined: the same, in a row that the backfill had to set aside.
-        mismatched: decrypted to something else, or there without its plaintext.
-        undecryptable: not a readable envelope of this column.
-        token_mismatched: the search token is not that of the value, under the key version of its ciphertext.
-        retired_key: right, but of a key version that is retired, whose key may be gone tomorrow.
-    """
-
-    matching: int = 0
-    empty: int = 0
-    pending: int = 0
-    quarantined: int = 0
-    mismatched: int = 0
-    undecryptable: int = 0
-    token_mismatched: int = 0
-    retired_key: int = 0
+class Counts(Counter[str]):
+    """Values of one column, by kind."""
 
     @property
     def faults(self) -> int:
-        """Values that stand in the way of calling the column migrated."""
-        return sum(getattr(self, problem) for problem in PROBLEMS)
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Counts)})
+        """Values that keep the column from being called migrated."""
+        return sum(self[problem] for problem in PROBLEMS)
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ class RangeVerification:
 
     @property
     def values(self) -> int:
-        return sum(sum(asdict(counts).values()) for counts in self.columns.values())
+        return sum(counts.total() for counts in self.columns.values())
 
     @property
     def passed(self) -> bool:
@@ -165,42 +158,94 @@ class TableVerification:
         return self.verified_at is not None and self.columns[column].faults == 0
 
 
-@dataclass(frozen=True)
-class RowCount:
-    """What :func:`count_rows` found.
-
-    Args:
-        rows: in the table now.
-        verified: by the ranges, together.
-        missing: rows not changed since, beyond those verified.
-    """
-
-    rows: int
-    verified: int
-    missing: int
-
-
 @dataclass
-class _Tally:
-    columns: dict[str, Counts]
-    quarantined: Collection[Key] = ()
-    rows: int = 0
-    offenders: list[Offender] = field(default_factory=list)
-    named: dict[tuple[str, Problem], int] = field(default_factory=dict)
-    names_at_most: float = NAMED_OFFENDERS
+class _Comparison:
+    """Compares rows, and counts what it finds."""
 
-    def fault(self, column: str, problem: Problem, key: Key) -> None:
+    definition: TableDefinition
+    target: Target
+    # With the ciphertext as the source of truth, plaintext may be missing.
+    ciphertext_is_right: bool = False
+    retired: Collection[int] = ()
+    quarantined: Collection[Key] = ()
+    names_at_most: float = NAMED_OFFENDERS
+    rows: int = field(default=0, init=False)
+    offenders: list[Offender] = field(default_factory=list, init=False)
+    started: float = field(default_factory=time.monotonic, init=False)
+
+    def __post_init__(self) -> None:
+        self.columns = {column.name: Counts() for column in self.definition.table.columns}
+
+    def compare(self, read: Texts) -> None:
+        """Compare rows that have every column: their keys, then plaintexts, ciphertexts and tokens of each."""
+        width = len(self.definition.key)
+        self.rows += len(read[0])
+        for number, column in enumerate(self.definition.table.columns):
+            first = width + 3 * number
+            self.compare_column(column, [*read[:width], *read[first : first + 3]])
+
+    def compare_column(self, column: Column, read: Texts) -> None:
+        """Compare one column, of rows that have only that."""
+        plaintexts, envelopes, tokens = read[-3:]
+        cipher, keys, counts = self.target.cipher, self.target.keys, self.columns[column.name]
+        values, unreadable = open_each(cipher, column, envelopes)
+        current = keys.current_version
+        expected = search_tokens_many(keys, values, column.context) if column.searchable else None
+        ending = cipher.ending(column.context, current)
+        for i, (plaintext, envelope, token, value) in enumerate(
+            zip(plaintexts, envelopes, tokens, values, strict=True)
+        ):
+            problem: Problem | None = None
+            if envelope is None:
+                problem = _problem_without_ciphertext(plaintext, token)
+            elif i in unreadable:
+                problem = "undecryptable"
+            elif plaintext != value and not (plaintext is None and self.ciphertext_is_right):
+                problem = "mismatched"
+            else:
+                # Of most envelopes the version is told by their ending; looking into one takes as long as opening it.
+                ours = envelope.endswith(ending)
+                version = current if ours else cipher.key_version(envelope, column.context)
+                if expected is not None and token != self._token(column, value, version, expected[i]):
+                    problem = "pending" if token is None and plaintext is not None else "token_mismatched"
+                elif version in self.retired:
+                    problem = "retired_key"
+            if problem is not None:
+                self.fault(column, problem, key_at(read, len(self.definition.key), i))
+            else:
+                counts["matching" if envelope is not None else "empty"] += 1
+
+    def fault(self, column: Column, problem: Problem, key: Key) -> None:
+        """Count a value that did not verify, and name the first of them."""
         if problem == "pending" and key in self.quarantined:
             problem = "quarantined"
-        counts = self.columns[column]
-        setattr(counts, problem, getattr(counts, problem) + 1)
-        seen = self.named.get((column, problem), 0)
-        self.named[column, problem] = seen + 1
-        if seen < self.names_at_most:
-            self.offenders.append(Offender(column, problem, key))
+        counts = self.columns[column.name]
+        if counts[problem] < self.names_at_most:
+            self.offenders.append(Offender(column.name, problem, key))
+        counts[problem] += 1
 
-    def result(self, started: float) -> RangeVerification:
-        return RangeVerification(self.rows, self.columns, tuple(self.offenders), time.monotonic() - started)
+    def result(self) -> RangeVerification:
+        """What was found so far."""
+        seconds = time.monotonic() - self.started
+        return RangeVerification(self.rows, self.columns, tuple(self.offenders), seconds)
+
+    def _token(self, column: Column, value: str | None, version: int, current: str | None) -> str | None:
+        """The token that belongs to an envelope: of its own version, for a lookup asks for those of either."""
+        if value is None or version == self.target.keys.current_version:
+            return current
+        return search_token(self.target.keys, value, column.context, version)
+
+
+def _problem_without_ciphertext(plaintext: str | None, token: str | None) -> Problem | None:
+    if plaintext is not None:
+        return "pending"
+    return None if token is None else "token_mismatched"
+
+
+def _comparison(
+    connection: Connection, target: Target, definition: TableDefinition, state: TableState
+) -> _Comparison:
+    return _Comparison(definition, target, state.authority == "ciphertext", retired_versions(connection))
 
 
 def verify_range(
@@ -216,7 +261,6 @@ def verify_range(
         ConfigurationError: table or column missing.
         DatabaseFailure: the server refused.
     """
-    started = time.monotonic()
     with target.database.session(f"verify range {number:02d} of {table.key}") as connection:
         plan_by_key(connection)
         state = require_state(connection, table)
@@ -224,55 +268,44 @@ def verify_range(
         hold_plan(connection, table)
         batch_range = read_range(connection, table, number)
         definition = read_table(connection, table, plaintext=state.state.has_both_sides)
-        aside = {row.key for row in read_quarantine(connection, table, number)}
-        tally = _Tally({column.name: Counts() for column in table.columns}, aside)
-        comparison = _comparison(connection, target, definition, state, tally)
+        comparison = _comparison(connection, target, definition, state)
+        comparison.quarantined = {row.key for row in read_quarantine(connection, table, number)}
         verified_at, since = connection.execute(
             "SELECT clock_timestamp(), pg_snapshot_xmin(pg_current_snapshot())::text"
         ).fetchall()[0]
         position = batch_range.lower
         while not batch_range.is_empty:
             condition, parameters = sql.within(definition, position, batch_range.upper)
-            rows = _read(connection, definition, condition, parameters)
-            if rows is None:
+            query = sql.select_for_verification(definition, condition)
+            try:
+                read = as_many_as_can_be_read(
+                    partial(read_texts, connection, query, parameters), ROWS_PER_BATCH
+                )
+            except NotReadable:
                 position = _compare_alone(connection, comparison, condition, parameters) or position
-            elif rows:
-                comparison.compare(rows)
-                position = key_of(definition, rows[-1])
             else:
-                break
+                if not read[0]:
+                    break
+                comparison.compare(read)
+                position = key_at(read, len(definition.key), -1)
             if on_progress is not None:
-                on_progress(tally.rows, time.monotonic() - started)
-        _keep(connection, table, number, definition, target.keys, tally, verified_at, since, target.actor)
-    return tally.result(started)
-
-
-def faults(
-    rows: Sequence[Row], definition: TableDefinition, cipher: EnvelopeFormat, keys: KeyRing
-) -> tuple[Offender, ...]:
-    """Every fault of some rows while their plaintext is right, in the order of the columns.
-
-    Args:
-        rows: as :func:`sql.select_for_verification` reads them.
-        definition: their table.
-        keys: for the tokens.
-    """
-    tally = _Tally({column.name: Counts() for column in definition.table.columns}, names_at_most=math.inf)
-    _Comparison(definition, cipher, keys, tally, ciphertext_is_right=False).compare(rows)
-    return tuple(tally.offenders)
-
-
-def _read(
-    connection: Connection, definition: TableDefinition, condition: Composed, parameters: Sequence[str]
-) -> list[Row] | None:
-    """The next batch; None where the server or the driver cannot hand over the values of its very first row."""
-    query = sql.select_for_verification(definition, condition)
-    try:
-        return as_many_as_can_be_read(
-            lambda limit: read_batch(connection, query, parameters, limit), ROWS_PER_BATCH
+                on_progress(comparison.rows, time.monotonic() - comparison.started)
+        keep_verification(
+            connection,
+            table,
+            number,
+            verified_at=verified_at,
+            since=since,
+            definition=definition.shape(),
+            key_check=target.keys.check_value(target.keys.current_version),
+            rows=comparison.rows,
+            columns={
+                name: {kind: counts[kind] for kind in KINDS} for name, counts in comparison.columns.items()
+            },
+            offenders=[asdict(offender) for offender in comparison.offenders],
+            run_id=target.actor.run_id,
         )
-    except NotReadable:
-        return None
+    return comparison.result()
 
 
 def _compare_alone(
@@ -283,121 +316,33 @@ def _compare_alone(
     Returns:
         Its key; None where it was deleted meanwhile.
     """
-    definition = comparison.definition
-    found = read_batch(connection, sql.select_for_verification(definition, condition, ()), parameters, 1)
-    if not found:
+    definition, width = comparison.definition, len(comparison.definition.key)
+    found = read_texts(connection, sql.select_for_verification(definition, condition, ()), parameters, 1)
+    if not found[0]:
         return None
-    key = key_of(definition, found[0])
-    comparison.tally.rows += 1
+    key = key_at(found, width, 0)
+    comparison.rows += 1
     for column in definition.table.columns:
         query = sql.select_for_verification(definition, condition, (column,))
         try:
-            rows = read_batch(connection, query, parameters, 1)
-            if rows and key_of(definition, rows[0]) == key:
-                comparison.compare_column(column, rows, list(zip(*rows, strict=True))[-3:])
+            read = read_texts(connection, query, parameters, 1)
+            if read[0] and key_at(read, width, 0) == key:
+                comparison.compare_column(column, read)
         except (psycopg.DataError, UnicodeDecodeError):
             # Such a value cannot have been encrypted by us, and the backfill has set it aside.
-            problem: Problem = "pending" if key in comparison.tally.quarantined else "mismatched"
-            comparison.tally.fault(column.name, problem, key)
+            comparison.fault(column, "pending" if key in comparison.quarantined else "mismatched", key)
     return key
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    definition: TableDefinition
-    cipher: EnvelopeFormat
-    keys: KeyRing
-    tally: _Tally
-    ciphertext_is_right: bool
-    retired: Collection[int] = ()
+def faults(read: Texts, definition: TableDefinition, target: Target) -> tuple[Offender, ...]:
+    """Every fault of rows while their plaintext is right, in the order of the columns.
 
-    def compare(self, rows: Sequence[Row]) -> None:
-        """Compare rows that have every column."""
-        self.tally.rows += len(rows)
-        columns = list(zip(*rows, strict=True))[len(self.definition.key) :]
-        for number, column in enumerate(self.definition.table.columns):
-            self.compare_column(column, rows, columns[3 * number : 3 * number + 3])
-
-    def compare_column(
-        self, column: Column, rows: Sequence[Row], sides: Sequence[Sequence[str | None]]
-    ) -> None:
-        """Compare one column: of rows with their keys at the head, its plaintexts, ciphertexts and tokens."""
-        plaintexts, envelopes, tokens = sides
-        values, unreadable = open_each(self.cipher, column, envelopes)
-        current = self.keys.current_version
-        expected = search_tokens_many(self.keys, values, column.context) if column.searchable else None
-        ending = self.cipher.ending(column.context, current)
-        counts = self.tally.columns[column.name]
-        for i, (plaintext, envelope, token, value) in enumerate(
-            zip(plaintexts, envelopes, tokens, values, strict=True)
-        ):
-            problem: Problem | None = None
-            if envelope is None:
-                problem = _problem_without_ciphertext(plaintext, token)
-            elif i in unreadable:
-                problem = "undecryptable"
-            elif plaintext != value and not (plaintext is None and self.ciphertext_is_right):
-                problem = "mismatched"
-            else:
-                # Of most envelopes the version is told by their ending; looking into one takes as long as opening it.
-                ours = envelope.endswith(ending)
-                version = current if ours else self.cipher.key_version(envelope, column.context)
-                if expected is not None and token != self._token(column, value, version, expected[i]):
-                    problem = "pending" if token is None and plaintext is not None else "token_mismatched"
-                elif version in self.retired:
-                    problem = "retired_key"
-            if problem is not None:
-                self.tally.fault(column.name, problem, key_of(self.definition, rows[i]))
-            elif envelope is None:
-                counts.empty += 1
-            else:
-                counts.matching += 1
-
-    def _token(self, column: Column, value: str | None, version: int, current: str | None) -> str | None:
-        """The token that belongs to an envelope: of its own version, for a lookup asks for those of either."""
-        if value is None or version == self.keys.current_version:
-            return current
-        return search_token(self.keys, value, column.context, version)
-
-
-def _comparison(
-    connection: Connection, target: Target, definition: TableDefinition, state: TableState, tally: _Tally
-) -> _Comparison:
-    right = state.authority == "ciphertext"
-    retired = retired_versions(connection)
-    return _Comparison(definition, target.cipher, target.keys, tally, right, retired)
-
-
-def _problem_without_ciphertext(plaintext: str | None, token: str | None) -> Problem | None:
-    if plaintext is not None:
-        return "pending"
-    return None if token is None else "token_mismatched"
-
-
-def _keep(
-    connection: Connection,
-    table: Table,
-    number: int,
-    definition: TableDefinition,
-    keys: KeyRing,
-    tally: _Tally,
-    verified_at: datetime,
-    since: str,
-    actor: Actor,
-) -> None:
-    keep_verification(
-        connection,
-        table,
-        number,
-        verified_at=verified_at,
-        since=since,
-        definition=definition.shape(),
-        key_check=keys.check_value(keys.current_version),
-        rows=tally.rows,
-        columns={name: asdict(counts) for name, counts in tally.columns.items()},
-        offenders=[asdict(offender) for offender in tally.offenders],
-        run_id=actor.run_id,
-    )
+    Args:
+        read: as :func:`sql.select_for_verification` reads them.
+    """
+    comparison = _Comparison(definition, target, names_at_most=math.inf)
+    comparison.compare(read)
+    return tuple(comparison.offenders)
 
 
 def verify_changed(target: Target, table: Table, since: int, *, seconds: float) -> RangeVerification:
@@ -415,73 +360,56 @@ def verify_changed(target: Target, table: Table, since: int, *, seconds: float) 
         ConfigurationError: table or column missing.
         DatabaseFailure: the server refused.
     """
-    started = time.monotonic()
-
-    def left() -> float:
-        return seconds - (time.monotonic() - started)
-
+    until = time.monotonic() + seconds
     with target.database.session(
         f"verify the rows of {table.key} changed since the verification"
     ) as connection:
         state = require_state(connection, table)
         definition = read_table(connection, table, plaintext=state.state.has_both_sides)
-        tally = _Tally({column.name: Counts() for column in table.columns})
-        comparison = _comparison(connection, target, definition, state, tally)
+        comparison = _comparison(connection, target, definition, state)
+
+        def allow_what_is_left() -> None:
+            milliseconds = int((until - time.monotonic()) * 1000)
+            if milliseconds <= 0:
+                raise psycopg.errors.QueryCanceled
+            connection.execute("SELECT set_config('statement_timeout', %s, true)", [f"{milliseconds}ms"])
+
         try:
-            with connection.transaction(), connection.cursor(name="encryption_changed") as cursor:
-                _allow(connection, left())
-                cursor.execute(sql.select_changed(definition), [_as_xid(since)])
-                while rows := fetch_batch(cursor, ROWS_PER_BATCH):
-                    comparison.compare(rows)
-                    _allow(connection, left())
+            with connection.transaction():
+                allow_what_is_left()
+                query = wire.numbered(connection, sql.select_changed(definition))
+                with reading(connection, query, [_as_xid(since)]) as fetch:
+                    while (read := texts(fetch(ROWS_PER_BATCH)))[0]:
+                        comparison.compare(read)
+                        allow_what_is_left()
         except psycopg.errors.QueryCanceled:
-            # By nobody else: the time that each statement has left is what the budget has left.
-            if left() > 0:
+            # By somebody else, where there was time left: less than a millisecond is none.
+            if until - time.monotonic() > 0.001:
                 raise
-            raise _over_budget(table, tally.rows, seconds) from None
-        except _OverBudget:
-            raise _over_budget(table, tally.rows, seconds) from None
+            raise RefusedError(
+                f"Looking for what changed in {table.key} since its verification took more than {seconds:g} s: "
+                f"{comparison.rows:,} changed rows were verified by then. Verify the table again (--verify --table "
+                f"{table.key}), so that fewer are left, or allow more time (setting drop_verification_seconds); "
+                "nothing was changed."
+            ) from None
         except (psycopg.DataError, UnicodeDecodeError):
             raise RefusedError(
                 f"Among the rows of {table.key} changed since its verification are values that cannot be read. Verify "
                 f"the table again (--verify --table {table.key}), which names them; nothing was changed."
             ) from None
-    tally.offenders.sort(key=str)
-    return tally.result(started)
-
-
-class _OverBudget(Exception):
-    pass
-
-
-def _allow(connection: Connection, seconds: float) -> None:
-    """Let a statement of this transaction take so long at most."""
-    if seconds <= 0:
-        raise _OverBudget
-    milliseconds = max(1, int(seconds * 1000))
-    connection.execute("SELECT set_config('statement_timeout', %s, true)", [f"{milliseconds}ms"])
-
-
-def _over_budget(table: Table, rows: int, seconds: float) -> RefusedError:
-    return RefusedError(
-        f"Looking for what changed in {table.key} since its verification took more than {seconds:g} s: {rows:,} "
-        f"changed rows were verified by then. Verify the table again (--verify --table {table.key}), so that fewer "
-        "are left, or allow more time (setting drop_verification_seconds); nothing was changed."
-    )
+    comparison.offenders.sort(key=str)
+    return comparison.result()
 
 
 def _as_xid(transaction: int) -> str:
     return str(transaction % 2**_XID_BITS)
 
 
-def count_rows(target: Target, table: Table) -> RowCount | None:
+def count_rows(target: Target, table: Table) -> None:
     """Count the rows past the primary key's index, by which they were verified, and keep how many it left out.
 
     Rows come and go while a verification runs; but each that was not written since it began has been verified, so
-    there cannot be more of those than were.
-
-    Returns:
-        None where the ranges were not all verified.
+    there cannot be more of those than were. Does nothing where the ranges were not all verified.
 
     Raises:
         RefusedError: the table's encrypted columns were never added.
@@ -491,23 +419,21 @@ def count_rows(target: Target, table: Table) -> RowCount | None:
     with target.database.session(f"count the rows of {table.key}") as connection:
         found = verify_table(connection, table, target.keys)
         if found.since is None:
-            return None
+            return
         definition = read_table(connection, table, plaintext=False)
         statement = sql.count_unchanged(definition)
         counted_at, *_ = connection.execute("SELECT clock_timestamp()").fetchall()[0]
         rows, unchanged = connection.execute(statement, [_as_xid(found.since)]).fetchall()[0]
-        counted = RowCount(rows, found.rows, max(0, unchanged - found.rows))
         keep_row_count(
             connection,
             table,
             counted_at=counted_at,
             since=found.since,
-            rows=counted.rows,
-            verified=counted.verified,
-            missing=counted.missing,
+            rows=rows,
+            verified=found.rows,
+            missing=max(0, unchanged - found.rows),
             run_id=target.actor.run_id,
         )
-    return counted
 
 
 def verify_table(connection: Connection, table: Table, keys: KeyRing) -> TableVerification:
@@ -550,8 +476,8 @@ def sum_up(connection: Connection, table: Table, key_check: str) -> TableVerific
         moments.append(found.verified_at)
         transactions.append(found.since)
         total += found.rows
-        for name in columns:
-            columns[name] += Counts(**found.columns.get(name, {}))
+        for name, counts in columns.items():
+            counts.update(found.columns.get(name, {}))
         offenders += [Offender(o["column"], o["problem"], tuple(o["key"])) for o in found.offenders]
     complete = bool(moments) and not missing and not outdated
     unreached = missing_rows(connection, table, min(transactions)) if complete else None
@@ -566,11 +492,7 @@ def sum_up(connection: Connection, table: Table, key_check: str) -> TableVerific
             "transactions ago"
         )
     for name, counts in columns.items():
-        reasons += [
-            f"{table.key}.{name}: {getattr(counts, kind)} values {kind}"
-            for kind in PROBLEMS
-            if getattr(counts, kind)
-        ]
+        reasons += [f"{table.key}.{name}: {counts[kind]} values {kind}" for kind in PROBLEMS if counts[kind]]
     if unreached:
         reasons.append(
             f"{unreached} rows were not reached in the order of the primary key, whose index may be damaged: "

@@ -136,8 +136,8 @@ def _discard(
 ) -> int:
     """Clear what a revert had left; the state remembers that there is something to clear until all of it is."""
     again = f"--add-columns --table {table.key}"
-    operation = Discard(table, target.cipher, target.keys)
-    result = work_on_table(table, operation, target, again=again, on_progress=on_progress)
+    operation = Discard(target, table)
+    result = work_on_table(target, table, operation, again=again, on_progress=on_progress)
 
     def finish() -> None:
         advance(connection, table, State.GUARDED)

@@ -30,7 +30,7 @@ from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
-from alphapulse_encryption.migration.rows.decrypt import Filling
+from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
 from alphapulse_encryption.migration.rows.engine import Progress, RangeResult
 from alphapulse_encryption.migration.schema import guard, indexes, saved
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
@@ -116,7 +116,7 @@ def restore_plaintext(
                 connection, doing, lambda: _begin(connection, table, what, target.actor)
             )
         definition = read_table(connection, table)
-        filling = Filling(target, table, f"--restore-plaintext --table {table.key}", on_progress)
+        filling = Filling(Decrypt(target, table), f"--restore-plaintext --table {table.key}", on_progress)
         built: tuple[str, ...] = ()
         added: tuple[str, ...] = ()
         if require_state(connection, table).authority == "ciphertext":

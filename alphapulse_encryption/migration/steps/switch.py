@@ -38,8 +38,8 @@ from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
-from alphapulse_encryption.migration.rows.decrypt import Filling
-from alphapulse_encryption.migration.rows.engine import NotFinished, Progress
+from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
+from alphapulse_encryption.migration.rows.engine import NotFinished, Progress, finish_under_lock
 from alphapulse_encryption.migration.schema import guard, indexes, saved, sql, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.partitions import lock_partitions
@@ -371,7 +371,7 @@ def revert_to_plaintext(
         if state.state is State.REVERTED:
             return RevertResult(False, 0, 0, (), time.monotonic() - started)
         definition = read_table(connection, table)
-        filling = Filling(target, table, f"--revert-to-plaintext --table {table.key}", on_progress)
+        filling = Filling(Decrypt(target, table), f"--revert-to-plaintext --table {table.key}", on_progress)
         if state.authority == "ciphertext":
             filling.fill()
             hand_back(connection, definition, filling)
@@ -421,7 +421,7 @@ def hand_back(connection: Connection, definition: TableDefinition, filling: Fill
     table = definition.table
     _build_unfilled_index(connection, definition)
     for _ in range(LOOKS):
-        if filling.is_wanted(connection, definition):
+        if filling.operation.is_wanted(connection, definition):
             filling.fill()
         try:
             in_short_transaction(
@@ -440,13 +440,13 @@ def hand_back(connection: Connection, definition: TableDefinition, filling: Fill
 
 
 def _hand_back(connection: Connection, definition: TableDefinition, filling: Filling) -> None:
-    table, actor = definition.table, filling.target.actor
+    table, actor = definition.table, filling.operation.target.actor
     state = require_state(connection, table, lock=True)
     if state.authority == "plaintext":
         return
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
     connection.execute(SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(definition.identifier))
-    last = filling.fill_under_lock(connection, definition, most=FILLED_UNDER_LOCK)
+    last = finish_under_lock(filling.operation, connection, definition, most=FILLED_UNDER_LOCK)
     taken = state.set_aside
     actions: list[Composable] = [
         SQL("ALTER COLUMN {} SET DEFAULT {}").format(Identifier(name), saved.verbatim(text))

@@ -34,8 +34,9 @@ from alphapulse_encryption.migration.bookkeeping.keys import (
     remember_key,
     set_key_state,
 )
+from alphapulse_encryption.migration.postgres import wire
 from alphapulse_encryption.migration.postgres.database import Actor, Database
-from alphapulse_encryption.migration.rows.batches import fetch_batch
+from alphapulse_encryption.migration.rows.batches import reading, texts
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target
 
@@ -196,10 +197,10 @@ def _count(
     for i, version in enumerate(versions):
         if numbers[2 * i]:
             count.add(version, numbers[2 * i], numbers[2 * i + 1])
-    with connection.cursor(name="alphapulse_key_versions") as cursor:
-        cursor.execute(_select_others(definition, cipher, versions))
-        while rows := fetch_batch(cursor, ROWS_PER_BATCH):
-            for row in rows:
+    others = wire.numbered(connection, _select_others(definition, cipher, versions))
+    with reading(connection, others) as fetch:
+        while (columns := texts(fetch(ROWS_PER_BATCH)))[0]:
+            for row in zip(*columns, strict=True):
                 _look(definition, cipher, row, count)
     return TableVersions(definition.table.key, dict(sorted(count.versions.items())), count.unreadable)
 

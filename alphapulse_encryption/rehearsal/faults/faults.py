@@ -26,7 +26,7 @@ from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.keysources import KEY_SOURCE_VARIABLE
 from alphapulse_encryption.migration.postgres.database import Actor, Database, DatabaseUnreachable
-from alphapulse_encryption.migration.rows.backfill import Pace, RangeResult
+from alphapulse_encryption.migration.rows.engine import Pace, RangeResult
 from alphapulse_encryption.rehearsal.child import Child, Said
 from alphapulse_encryption.rehearsal.measures import Fault
 from alphapulse_encryption.secrecy import bare_environment

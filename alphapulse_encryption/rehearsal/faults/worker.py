@@ -17,7 +17,8 @@ from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.postgres.database import Actor, Database
-from alphapulse_encryption.migration.rows.backfill import Pace, Progress, backfill_range
+from alphapulse_encryption.migration.rows.backfill import backfill_range
+from alphapulse_encryption.migration.rows.engine import Pace, Progress
 from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.target import Target
 from alphapulse_encryption.rehearsal.child import heard, run, say
@@ -55,7 +56,7 @@ def work(order: Mapping[str, Any]) -> None:
 
     def go_on() -> None:
         try:
-            with Sessions(target.database) as sessions:
+            with Sessions(target) as sessions:
                 for table, number in ahead:
                     encrypt(table, number, sessions)
         except BaseException as error:

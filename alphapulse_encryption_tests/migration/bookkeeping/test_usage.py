@@ -17,7 +17,8 @@ from alphapulse_encryption.errors import KeyExhausted
 from alphapulse_encryption.migration.bookkeeping.usage import BLOCK, MeteredCipher, read_usage
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows.backfill import Pace, Progress, Stopped, backfill_range
+from alphapulse_encryption.migration.rows.backfill import backfill_range
+from alphapulse_encryption.migration.rows.engine import Pace, Progress, Stopped
 from alphapulse_encryption.migration.rows.rotate import rotate_range
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
 from alphapulse_encryption.migration.steps.versions import begin_rotation

@@ -14,9 +14,9 @@ from psycopg import sql
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, RefusedError
 from alphapulse_encryption.migration.postgres.database import (
     LOG_SETTINGS,
+    MARK_AS_ENGINE,
     Database,
     TextArray,
-    mark_as_engine,
 )
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.leaks import Find, Scanner
@@ -234,24 +234,10 @@ def test_lost_connection(database_url: str) -> None:
     assert caught.value.sqlstate in {"57P01", None}
 
 
-def test_transaction_block_is_undone_on_an_error(database_url: str) -> None:
-    support.run(database_url, "CREATE TABLE public.t (n int)")
-    with (
-        pytest.raises(DatabaseFailure),
-        Database(database_url).session("insert", autocommit=False) as connection,
-    ):
-        connection.execute("INSERT INTO public.t VALUES (1)")
-        connection.execute("SELECT 1 / 0")
-    assert support.value(database_url, "SELECT count(*) FROM t") == 0
-    with Database(database_url).session("insert", autocommit=False) as connection:
-        connection.execute("INSERT INTO public.t VALUES (1)")
-    assert support.value(database_url, "SELECT count(*) FROM t") == 1
-
-
 def test_engine_mark_ends_with_its_transaction(database_url: str) -> None:
     with Database(database_url).connect() as connection:
         with connection.transaction():
-            mark_as_engine(connection)
+            connection.execute(MARK_AS_ENGINE)
             marked = connection.execute("SELECT current_setting('alphapulse_encryption.writer', true)")
             assert marked.fetchone() == ("engine",)
         marked = connection.execute("SELECT current_setting('alphapulse_encryption.writer', true)")

@@ -19,14 +19,9 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.postgres import database
 from alphapulse_encryption.migration.postgres.database import SAFETY_SETTINGS, Database, TextArray
 from alphapulse_encryption.migration.rows import batches
-from alphapulse_encryption.migration.rows.backfill import (
-    Pace,
-    Progress,
-    RangeResult,
-    RowsQuarantined,
-    backfill_range,
-)
-from alphapulse_encryption.migration.rows.batches import BATCH_BYTES, plan_by_key, read_batch
+from alphapulse_encryption.migration.rows.backfill import backfill_range
+from alphapulse_encryption.migration.rows.batches import BATCH_BYTES, plan_by_key, read_texts
+from alphapulse_encryption.migration.rows.engine import Pace, Progress, RangeResult, RowsQuarantined
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
@@ -204,13 +199,13 @@ def test_large_values_make_small_batches(database_url: str) -> None:
     with Database(database_url).session("read") as connection:
         definition = read_table(connection, entry)
         query = sql.select_wanted(definition, sql.EVERYTHING, sql.pending_cells(definition))
-        rows = read_batch(connection, query, [], 10_000)
-        assert 50 <= len(rows) < 100
-        assert sum(len(value or "") for row in rows for value in row) < 1.2 * BATCH_BYTES
-        assert len(read_batch(connection, query, [], 20)) == 20
+        read = read_texts(connection, query, [], 10_000)
+        assert 50 <= len(read[0]) < 100
+        assert sum(len(value or "") for column in read for value in column) < 1.2 * BATCH_BYTES
+        assert len(read_texts(connection, query, [], 20)[0]) == 20
         small_one = read_table(connection, ENTRY)
         small = sql.select_wanted(small_one, sql.EVERYTHING, sql.pending_cells(small_one))
-        assert len(read_batch(connection, small, [], 10_000)) == 200
+        assert len(read_texts(connection, small, [], 10_000)[0]) == 200
     result = support.backfill(database_url, entry, batch_size=10_000)
     assert result.rows == 200
     assert result.batches >= 200 * 100_000 // BATCH_BYTES
@@ -645,7 +640,7 @@ def explain(
 ) -> list[dict[str, Any]]:
     """The nodes of a plan that was run, and undone."""
     with connection.transaction(force_rollback=True):
-        database.mark_as_engine(connection)
+        connection.execute(database.MARK_AS_ENGINE)
         row = connection.execute(
             pg.SQL("EXPLAIN (ANALYZE, FORMAT JSON) {}").format(query), parameters
         ).fetchone()
@@ -677,13 +672,13 @@ def test_a_batch_costs_what_a_batch_costs(database_url: str, key: str, analysed:
         start = ("24000",) if names == "id" else ("240", "k000")
         condition, parameters = sql.within(definition, start, None)
         reading = sql.select_wanted(definition, condition, sql.pending_cells(definition))
-        rows = batches.read_batch(connection, reading, parameters, 500)
-        assert len(rows) == 500
-        arrays = [TextArray(list(column)) for column in zip(*rows, strict=True)]
+        read = batches.read_texts(connection, reading, parameters, 500)
+        assert len(read[0]) == 500
+        arrays = [TextArray(column) for column in read]
         width = len(definition.key)
         mail, secret = arrays[width + 1 :]
         written = [*arrays[: width + 1], mail, mail, secret]
-        bounds = [*batches.key_of(definition, rows[0]), *batches.key_of(definition, rows[-1])]
+        bounds = [*batches.key_at(read, width, 0), *batches.key_at(read, width, -1)]
         verifying = sql.select_for_verification(definition, condition)
         for query, values, count in (
             (reading, [*parameters, 500], 500),

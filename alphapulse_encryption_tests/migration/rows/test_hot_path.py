@@ -17,7 +17,8 @@ import pytest
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows.backfill import Pace, backfill_range
+from alphapulse_encryption.migration.rows.backfill import backfill_range
+from alphapulse_encryption.migration.rows.engine import Pace
 from alphapulse_encryption.migration.rows.verify import verify_range
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption_tests.migration import support
@@ -59,12 +60,11 @@ class Explained(Database):
 
     costs: list[tuple[str, int]] = field(default_factory=list)
 
-    def connect(self, *, autocommit: bool = True) -> psycopg.Connection[tuple[Any, ...]]:
-        connection = super().connect(autocommit=True)
+    def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
+        connection = super().connect()
         connection.execute("LOAD 'auto_explain'")
         for name, value in EXPLAINING.items():
             connection.execute("SELECT set_config(%s, %s, false)", [name, value])
-        connection.autocommit = autocommit
         connection.add_notice_handler(self._note)
         return connection
 

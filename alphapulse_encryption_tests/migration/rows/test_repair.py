@@ -12,7 +12,8 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.tables import advance
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows.repair import RepairResult, repair_mismatched
+from alphapulse_encryption.migration.rows.engine import RangeResult
+from alphapulse_encryption.migration.rows.repair import repair_mismatched
 from alphapulse_encryption.migration.rows.verify import NAMED_OFFENDERS
 from alphapulse_encryption.migration.steps.versions import begin_rotation
 from alphapulse_encryption_tests.migration import support
@@ -44,7 +45,7 @@ def behind(notes_url: str) -> Iterator[support.Connection]:
         yield connection
 
 
-def repaired(url: str, entry: Table = ENTRY, keys: KeyRing = KEYS) -> RepairResult:
+def repaired(url: str, entry: Table = ENTRY, keys: KeyRing = KEYS) -> RangeResult:
     return repair_mismatched(target(url, keys=keys), entry)
 
 
@@ -94,7 +95,7 @@ def test_exactly_what_is_wrong_is_cleared_and_encrypted_again(
     plaintexts = run(notes_url, 'SELECT tenant, "100%", mail, secret::text FROM notes ORDER BY 1, 2')
     versions = support.fingerprints(notes_url, ENTRY)
     result = repaired(notes_url)
-    assert (result.values, result.changed_meanwhile) == ({"mail": 3, "secret": 1}, 0)
+    assert (result.by_column, result.changed_meanwhile) == ({"mail": 3, "secret": 1}, 0)
     assert cleared(notes_url) == {(column, key) for column, _, key in WRONG}
     assert audited(notes_url) == WRONG
     now = support.fingerprints(notes_url, ENTRY)
@@ -115,7 +116,7 @@ def test_more_than_a_verification_names(notes_url: str, behind: support.Connecti
     behind.execute("UPDATE notes SET secret_encrypted = 'x'")
     found = support.verify(notes_url, ENTRY)
     assert len(found.offenders) == 3 * NAMED_OFFENDERS < ROWS
-    assert repaired(notes_url).values == {"secret": ROWS}
+    assert repaired(notes_url).by_column == {"secret": ROWS}
     assert len(cleared(notes_url)) == len(audited(notes_url)) == ROWS
     support.backfill_all(notes_url, ENTRY)
     support.assert_encrypted(notes_url, ENTRY)
@@ -127,14 +128,14 @@ def test_only_what_was_named(notes_url: str, behind: support.Connection) -> None
     support.verify(notes_url, ENTRY)
     behind.execute("UPDATE notes SET mail_encrypted = 'x' WHERE \"100%\" = 'k6'")
     behind.execute("UPDATE notes SET mail = 'm51' WHERE \"100%\" = 'k51'")
-    assert repaired(notes_url).values == {"mail": 2, "secret": 1}
+    assert repaired(notes_url).by_column == {"mail": 2, "secret": 1}
     assert cleared(notes_url) == {("secret", "k3"), ("mail", "k4"), ("mail", "k5")}
 
 
 def test_a_ciphertext_without_its_plaintext(notes_url: str, behind: support.Connection) -> None:
     behind.execute("UPDATE notes SET mail = NULL WHERE \"100%\" = 'k7'")
     support.verify(notes_url, ENTRY)
-    assert repaired(notes_url).values == {"mail": 1}
+    assert repaired(notes_url).by_column == {"mail": 1}
     assert run(notes_url, "SELECT mail, mail_encrypted, mail_search FROM notes WHERE \"100%\" = 'k7'") == [
         (None, None, None)
     ]
@@ -153,7 +154,7 @@ def test_a_row_that_is_written_meanwhile(notes_url: str, behind: support.Connect
         )
         behind.execute("COMMIT")
         result = repairing.result()
-    assert (result.values, result.changed_meanwhile) == ({}, 1)
+    assert (result.by_column, result.changed_meanwhile) == ({}, 1)
     assert run(notes_url, "SELECT secret_encrypted FROM notes WHERE \"100%\" = 'k3'") == [(right,)]
     assert audited(notes_url) == set()
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from alphapulse_encryption.migration.bookkeeping.ranges import range_lock
-from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows.backfill import Progress, RangeResult, Stopped, backfill_range
+from alphapulse_encryption.migration.rows.backfill import backfill_range
+from alphapulse_encryption.migration.rows.engine import Progress, RangeResult, Stopped
 from alphapulse_encryption.migration.rows.sessions import Sessions, quick_switches
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import run, target
@@ -50,7 +50,7 @@ def lock_is_free(url: str, number: int) -> bool:
 
 def test_ranges_one_after_another(database_url: str) -> None:
     make(database_url)
-    with Sessions(Database(database_url)) as sessions:
+    with Sessions(target(database_url)) as sessions:
         pids = []
         for number in range(RANGES):
             assert work(database_url, number, sessions) == 10
@@ -65,7 +65,7 @@ def test_ranges_one_after_another(database_url: str) -> None:
 
 def test_lost_between_two_ranges(database_url: str) -> None:
     make(database_url)
-    with Sessions(Database(database_url)) as sessions:
+    with Sessions(target(database_url)) as sessions:
         for number in range(RANGES):
             assert work(database_url, number, sessions) == 10
             run(database_url, f"SELECT pg_terminate_backend(pid) {OURS}")
@@ -74,7 +74,7 @@ def test_lost_between_two_ranges(database_url: str) -> None:
 
 def test_what_is_read_ahead_is_written_by_the_next_range(database_url: str) -> None:
     make(database_url)
-    with Sessions(Database(database_url)) as sessions:
+    with Sessions(target(database_url)) as sessions:
         for number in range(RANGES):
             found = result_of(database_url, number, sessions, following=number + 1 if number < 3 else None)
             assert (found.rows, found.changed_meanwhile) == (10, 0)
@@ -83,7 +83,7 @@ def test_what_is_read_ahead_is_written_by_the_next_range(database_url: str) -> N
 
 def test_rows_read_ahead_and_changed_since_are_read_again(database_url: str) -> None:
     make(database_url)
-    with Sessions(Database(database_url)) as sessions:
+    with Sessions(target(database_url)) as sessions:
         assert work(database_url, 0, sessions, following=1) == 10
         support.until(lambda: has_read_ahead(database_url), "the next range has been read")
         run(database_url, "UPDATE notes SET body = 'changed' WHERE id = 15")
@@ -101,7 +101,7 @@ def test_what_was_read_ahead_in_vain_is_forgotten(database_url: str, event: str)
     def stop(_: Progress) -> None:
         raise Stopped("enough")
 
-    with Sessions(Database(database_url)) as sessions:
+    with Sessions(target(database_url)) as sessions:
         if event == "stopped":
             with pytest.raises(Stopped):
                 work(database_url, 0, sessions, following=1, on_progress=stop)
@@ -131,7 +131,7 @@ def test_a_range_that_ends_early_gives_its_lock_back(database_url: str) -> None:
         assert not lock_is_free(database_url, 1)
         raise Stopped("enough")
 
-    with Sessions(Database(database_url)) as sessions:
+    with Sessions(target(database_url)) as sessions:
         assert work(database_url, 0, sessions) == 10
         with pytest.raises(Stopped):
             work(database_url, 1, sessions, on_progress=stop)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,10 @@ from psycopg.conninfo import make_conninfo
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.limits import Limits, change_limits, read_limits
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows import backfill, throttle
-from alphapulse_encryption.migration.rows.backfill import Pace, Progress
+from alphapulse_encryption.migration.rows import backfill, engine, throttle
+from alphapulse_encryption.migration.rows.engine import Pace, Progress
 from alphapulse_encryption.migration.rows.sessions import Sessions
-from alphapulse_encryption.migration.rows.throttle import Normal, NotAvailable, Sight, Stop, Throttle
+from alphapulse_encryption.migration.rows.throttle import NotAvailable, Stop, Throttle
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS
 from alphapulse_encryption_tests.migration import support
@@ -37,7 +38,7 @@ def make(url: str, rows: int = 300) -> None:
 
 def look(url: str, indicator: throttle.Indicator, limits: Limits) -> throttle.Signal:
     with Database(url).connect() as connection:
-        return indicator.look(connection, limits)
+        return indicator(connection, limits)
 
 
 def test_settings_are_validated_and_audited(database_url: str) -> None:
@@ -129,9 +130,9 @@ def test_a_caller_that_stops_leaves_the_range_to_be_resumed(database_url: str) -
     make(database_url)
 
     def stop(progress: Progress) -> None:
-        raise backfill.Stopped("enough")
+        raise engine.Stopped("enough")
 
-    with pytest.raises(backfill.Stopped):
+    with pytest.raises(engine.Stopped):
         backfill.backfill_range(target(database_url), ENTRY, 0, pace=Pace(batch_size=50), on_progress=stop)
     assert run(database_url, "SELECT status, rows_processed FROM alphapulse_encryption.ranges") == [
         ("in_progress", 50)
@@ -160,20 +161,20 @@ def test_a_setting_that_means_nothing_holds_everybody_back(database_url: str) ->
 def test_sessions_that_wait_for_a_lock_of_ours(database_url: str) -> None:
     make(database_url)
     with support.application(database_url, autocommit=False) as ours:
-        indicator = throttle.BlockedSessions(lambda: [ours.info.backend_pid])
+        indicator = partial(throttle.blocked_sessions, [ours.info.backend_pid])
         ours.execute("UPDATE notes SET body = body WHERE id = 1")
-        assert look(database_url, indicator, Limits()) == Normal()
+        assert look(database_url, indicator, Limits()) is None
         with support.Background(
             lambda: run(database_url, "UPDATE notes SET body = 'theirs' WHERE id = 1")
         ) as waits:
-            support.until(lambda: look(database_url, indicator, Limits()) != Normal(), "it is seen")
+            support.until(lambda: look(database_url, indicator, Limits()) is not None, "it is seen")
             assert look(database_url, indicator, Limits()) == Stop(
                 "1 sessions wait for a lock of ours (limit 0)"
             )
-            assert look(database_url, indicator, Limits(max_blocked_sessions=1)) == Normal()
+            assert look(database_url, indicator, Limits(max_blocked_sessions=1)) is None
             ours.rollback()
             waits.result()
-        assert look(database_url, indicator, Limits()) == Normal()
+        assert look(database_url, indicator, Limits()) is None
 
 
 @dataclass
@@ -227,19 +228,19 @@ def test_a_replica_that_is_stuck(database_url: str, replica: Replica) -> None:
     now = 0.0
     indicator = throttle.ReplicationLag(clock=lambda: now)
     far = Limits(max_replication_lag_mib=4)
-    assert look(database_url, indicator, far) == Normal()
+    assert look(database_url, indicator, far) is None
     replica.pause()
     now = 100.0
     # On an idle server it is late in nothing.
-    support.until(lambda: look(database_url, indicator, far) == Normal(), "it has all there is")
+    support.until(lambda: look(database_url, indicator, far) is None, "it has all there is")
     run(database_url, "SET synchronous_commit TO local; CREATE TABLE few AS SELECT 1 AS v")
-    assert look(database_url, indicator, far) == Normal()
+    assert look(database_url, indicator, far) is None
     now = 110.0
-    assert look(database_url, indicator, far) == Normal()
+    assert look(database_url, indicator, far) is None
     now = 110.5
     assert look(database_url, indicator, far) == Stop("replica replica is 10 s behind (limit 10 s)")
-    assert look(database_url, indicator, Limits(max_replication_lag_seconds=11)) == Normal()
-    assert look(database_url, indicator, Limits(max_replication_lag_seconds=0)) == Normal()
+    assert look(database_url, indicator, Limits(max_replication_lag_seconds=11)) is None
+    assert look(database_url, indicator, Limits(max_replication_lag_seconds=0)) is None
     reported = support.value(database_url, "SELECT extract(epoch FROM replay_lag) FROM pg_stat_replication")
     assert reported is None or reported < 5
 
@@ -252,9 +253,9 @@ def test_a_replica_that_is_stuck(database_url: str, replica: Replica) -> None:
     signal = look(database_url, throttle.ReplicationLag(), far)
     assert isinstance(signal, Stop)
     assert re.fullmatch(r"replica replica has \d+ MiB left to replay \(limit 4\)", signal.reason)
-    assert look(database_url, throttle.ReplicationLag(), Limits(max_replication_lag_mib=0)) == Normal()
+    assert look(database_url, throttle.ReplicationLag(), Limits(max_replication_lag_mib=0)) is None
     replica.resume()
-    support.until(lambda: look(database_url, indicator, far) == Normal(), "it has caught up")
+    support.until(lambda: look(database_url, indicator, far) is None, "it has caught up")
 
 
 def test_a_backfill_waits_for_a_replica(database_url: str, replica: Replica) -> None:
@@ -298,7 +299,7 @@ def test_a_role_that_may_not_see_replicas(database_url: str, replica: Replica) -
             "this role may not see how far replicas are (GRANT pg_monitor lets it)"
         )
         run(database_url, "GRANT pg_monitor TO throttle_tester")
-        assert look(url, throttle.ReplicationLag(), Limits()) == Normal()
+        assert look(url, throttle.ReplicationLag(), Limits()) is None
     finally:
         run(database_url, "DROP ROLE throttle_tester")
 
@@ -307,26 +308,28 @@ def test_write_ahead_log(database_url: str) -> None:
     times = iter([0.0, 1.0, 2.0, 3.0])
     indicator = throttle.WalRate(clock=lambda: next(times))
     limits = Limits(max_wal_mib_per_second=1)
-    assert look(database_url, indicator, limits) == Normal()
+    assert look(database_url, indicator, limits) is None
     run(
         database_url,
         "CREATE TABLE much AS SELECT repeat(md5(i::text), 20) AS v FROM generate_series(1, 10000) AS i",
     )
     assert isinstance(look(database_url, indicator, limits), Stop)
-    assert look(database_url, indicator, limits) == Normal()
-    assert look(database_url, indicator, Limits()) == Normal()
+    assert look(database_url, indicator, limits) is None
+    assert look(database_url, indicator, Limits()) is None
 
 
 def test_free_disk(database_url: str) -> None:
     mebibyte = 1024 * 1024
     limits = Limits(min_free_disk_mib=100)
-    assert look(database_url, throttle.FreeDisk(lambda _: 100 * mebibyte), limits) == Normal()
-    assert look(database_url, throttle.FreeDisk(lambda _: 99 * mebibyte), limits) == Stop(
+    assert look(database_url, partial(throttle.free_disk, free=lambda _: 100 * mebibyte), limits) is None
+    assert look(database_url, partial(throttle.free_disk, free=lambda _: 99 * mebibyte), limits) == Stop(
         "99 MiB of disk are free (limit 100)"
     )
-    assert isinstance(look(database_url, throttle.FreeDisk(lambda _: None), limits), NotAvailable)
+    assert isinstance(
+        look(database_url, partial(throttle.free_disk, free=lambda _: None), limits), NotAvailable
+    )
     asked: list[Path] = []
-    look(database_url, throttle.FreeDisk(asked.append), limits)
+    look(database_url, partial(throttle.free_disk, free=asked.append), limits)
     data = support.value(database_url, "SELECT current_setting('data_directory')")
     assert asked == [Path(data)]
     assert throttle.free_bytes(Path(data)) is not None
@@ -345,10 +348,10 @@ def test_a_backfill_rests_for_as_long_as_the_setting_says_now(database_url: str)
             support.until(heard, "the look")
 
     def heard() -> bool:
-        return bool(sessions._throttle and sessions._throttle.sight.limits.rest_ratio == 0)
+        return bool(sessions._throttle and sessions._throttle.limits.rest_ratio == 0)
 
     change_limits(database, {"rest_ratio": "4"}, ACTOR)
-    with Sessions(database) as sessions:
+    with Sessions(target(database)) as sessions:
         result = backfill.backfill_range(
             target(database), ENTRY, 0, pace=Pace(50), on_progress=note, sessions=sessions
         )
@@ -374,12 +377,12 @@ def test_a_long_rest_can_be_ended() -> None:
         now += seconds
 
     told: list[int] = []
-    resting = Throttle(lambda: Sight(Limits(), None), lambda reason: None, sleep, lambda: now)
+    resting = Throttle(Database(""), (), lambda reason: None, sleep, lambda: now)
     resting.rest(1.2, lambda: told.append(1))
     assert sum(slept) == pytest.approx(1.2)
     assert (len(told), resting.rested) == (2, 1.2)
-    with pytest.raises(backfill.Stopped):
-        resting.rest(60, lambda: (_ for _ in ()).throw(backfill.Stopped("enough")))
+    with pytest.raises(engine.Stopped):
+        resting.rest(60, lambda: (_ for _ in ()).throw(engine.Stopped("enough")))
     assert now < 2
 
 
@@ -392,12 +395,12 @@ def test_a_wait_tells_its_reason_until_it_is_over() -> None:
         nonlocal now
         now += seconds
         if now >= 2:
-            held.sight = Sight(Limits(batch_size=7), None)
+            held.limits, held.reason = Limits(batch_size=7), None
 
-    held = Throttle(lambda: Sight(Limits(), None), told.append, sleep=advance, clock=lambda: now)
+    held = Throttle(Database(""), (), told.append, sleep=advance, clock=lambda: now)
     assert held.wait() == Limits()
     assert told == []
-    held.sight = Sight(Limits(), "the moon")
+    held.reason = "the moon"
     assert held.wait() == Limits(batch_size=7)
     assert set(told[:-1]) == {"the moon"}
     assert told[-1] is None
@@ -406,10 +409,9 @@ def test_a_wait_tells_its_reason_until_it_is_over() -> None:
 
 def test_the_lookout_comes_back_after_its_connection_was_lost(database_url: str) -> None:
     make(database_url)
-    lookout = throttle.Lookout(Database(database_url), throttle.indicators(lambda: []))
-    held = Throttle(lookout, lambda _: None)
+    held = Throttle(Database(database_url), throttle.indicators([]), lambda _: None)
     with held.looking():
-        assert held.sight.reason is None
+        assert held.reason is None
         run(
             database_url, "INSERT INTO alphapulse_encryption.settings (name, value) VALUES ('paused', 'true')"
         )
@@ -418,6 +420,5 @@ def test_the_lookout_comes_back_after_its_connection_was_lost(database_url: str)
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
             "AND datname = current_database() AND application_name = 'alphapulse_encryption'",
         )
-        support.until(lambda: held.sight.reason is not None, "it looks again")
-    lookout.close()
+        support.until(lambda: held.reason is not None, "it looks again")
     assert threading.active_count() >= 1

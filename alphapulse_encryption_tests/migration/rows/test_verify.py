@@ -16,11 +16,10 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.tables import advance
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows.backfill import RowsQuarantined
+from alphapulse_encryption.migration.rows.engine import RowsQuarantined
 from alphapulse_encryption.migration.rows.verify import (
     NAMED_OFFENDERS,
     RangeVerification,
-    RowCount,
     Stopped,
     TableVerification,
     count_rows,
@@ -40,6 +39,7 @@ KINDS = ("pending", "quarantined", "mismatched", "undecryptable", "token_mismatc
 ROWS = 40
 SECOND_KEY = bytes(range(1, 33))
 NEWER = KeyRing({1: MASTER_KEY, 2: SECOND_KEY}, 2)
+COUNTED = "SELECT row_count, verified_count, missing_count FROM alphapulse_encryption.row_counts"
 
 
 @pytest.fixture
@@ -100,7 +100,9 @@ def test_everything_matches(notes_url: str) -> None:
     found = support.verify(notes_url, ENTRY)
     assert found.passed
     assert (found.rows, found.offenders, found.reasons) == (ROWS, (), ())
-    tallies = {name: (counts.matching, counts.empty, counts.faults) for name, counts in found.columns.items()}
+    tallies = {
+        name: (counts["matching"], counts["empty"], counts.faults) for name, counts in found.columns.items()
+    }
     assert tallies == {"mail": (40, 0, 0), "secret": (36, 4, 0), "bare": (0, 40, 0)}
     assert found.verified_at is not None
     assert all(found.column_passed(column.name) for column in ENTRY.columns)
@@ -438,19 +440,21 @@ def test_changes_in_partitions_are_found(database_url: str) -> None:
         "secret mismatched at key (3)",
         "secret mismatched at key (33)",
     ]
-    counted = count_rows(support.target(database_url), ENTRY)
-    assert counted == RowCount(rows=40, verified=40, missing=0)
+    count_rows(support.target(database_url), ENTRY)
+    assert run(database_url, COUNTED) == [(40, 40, 0)]
 
 
 def test_rows_that_the_key_does_not_lead_to_are_missed(notes_url: str, behind: support.Connection) -> None:
     """As after a change of a collation's order: rows are verified by the key's index, and counted without it."""
     database = Database(notes_url)
-    assert count_rows(support.target(database), ENTRY) is None
+    count_rows(support.target(database), ENTRY)
+    assert run(notes_url, COUNTED) == []
     support.verify(notes_url, ENTRY)
     assert support.verification(notes_url, ENTRY).missing_rows is None
     run(notes_url, "DELETE FROM notes WHERE id = 1")
     run(notes_url, "INSERT INTO notes (id) VALUES (1000), (1001)")
-    assert count_rows(support.target(database), ENTRY) == RowCount(rows=41, verified=40, missing=0)
+    count_rows(support.target(database), ENTRY)
+    assert run(notes_url, COUNTED) == [(41, 40, 0)]
     assert support.verification(notes_url, ENTRY).missing_rows == 0
 
     ready = "UPDATE pg_index SET indisready = {} WHERE indexrelid = 'notes_pkey'::regclass"
@@ -459,7 +463,8 @@ def test_rows_that_the_key_does_not_lead_to_are_missed(notes_url: str, behind: s
     behind.execute(ready.format("true").encode())
     found = support.verify(notes_url, ENTRY)
     assert (found.rows, found.passed) == (41, True)
-    assert count_rows(support.target(database), ENTRY) == RowCount(rows=43, verified=41, missing=2)
+    count_rows(support.target(database), ENTRY)
+    assert run(notes_url, COUNTED) == [(43, 41, 2)]
     found = support.verification(notes_url, ENTRY)
     assert (found.missing_rows, found.passed) == (2, False)
     assert found.reasons[0].startswith("2 rows were not reached in the order of the primary key")
@@ -488,7 +493,7 @@ def test_values_that_cannot_be_read_do_not_keep_the_others_from_being_verified(
         since = support.verify(url, ENTRY).since
         found = support.verify(url, ENTRY)
         assert named(found) == {(column, "quarantined", "13") for column in ("mail", "secret", "bare")}
-        assert (found.rows, found.columns["mail"].matching) == (30, 29)
+        assert (found.rows, found.columns["mail"]["matching"]) == (30, 29)
         assert since is not None
         with application_behind(url) as behind:
             behind.execute("UPDATE notes SET bare = convert_from('\\xff', 'SQL_ASCII') WHERE id = 20")

@@ -257,8 +257,8 @@ def test_killed_in_the_middle_it_goes_on_and_loses_no_write(
     begin(url)
     with Database(url).session("fill") as connection:
         definition = read_table(connection, USERS)
-        one_range = {0: Decrypt(USERS, walk.CIPHER, walk.KEYS)}
-        assert work_on_table(USERS, one_range, walk.target(url), again="the step").rows > 50
+        one_range = {0: Decrypt(walk.target(url), USERS)}
+        assert work_on_table(walk.target(url), USERS, one_range, again="the step").rows > 50
         found = saved.latest(connection, USERS)
         assert found is not None
         restore_module._build_indexes(connection, definition, found)

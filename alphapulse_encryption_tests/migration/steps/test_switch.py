@@ -13,7 +13,7 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows.decrypt import Filling
+from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.views import create_views
 from alphapulse_encryption.migration.steps import switch
@@ -41,7 +41,7 @@ def reverted(url: str, table: Table) -> RevertResult:
 
 
 def filling(url: str) -> Filling:
-    return Filling(walk.target(url), ACCOUNTS, "the step")
+    return Filling(Decrypt(walk.target(url), ACCOUNTS), "the step")
 
 
 def envelope(value: str, context: str) -> str:
