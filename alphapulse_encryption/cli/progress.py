@@ -86,8 +86,8 @@ def index_builds(
     def look(connection: Connection, bar: Progress, done: threading.Event) -> None:
         task = bar.add_task(what, total=None)
         while not done.wait(_SECONDS_BETWEEN_LOOKS):
-            doing = build_waits_for(connection, tables) or under_way(connection, tables)
-            bar.update(task, description=what if doing is None else f"{what}: {doing}")
+            doing = build_waits_for(connection, tables) or "".join(under_way(connection, tables) or ())
+            bar.update(task, description=f"{what}: {doing}" if doing else what)
 
     with _watching(database, (TextColumn("{task.description}"), TimeElapsedColumn()), look, console):
         yield

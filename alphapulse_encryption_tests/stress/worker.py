@@ -75,7 +75,7 @@ def migrate(url: str, name: str, tell: Callable[..., None] = say) -> None:
     tell("backfill")
 
     with (
-        tuned(database, entry, ACTOR, work_mem="16MB", autovacuum_off=True) as tuning,
+        tuned(database, entry, ACTOR, work_mem="16MB", autovacuum_off=True),
         ThreadPoolExecutor(RANGES) as pool,
     ):
 
@@ -84,7 +84,7 @@ def migrate(url: str, name: str, tell: Callable[..., None] = say) -> None:
                 target(database),
                 entry,
                 number,
-                pace=Pace(batch_size=BATCH, session=tuning),
+                pace=Pace(batch_size=BATCH, work_mem="16MB"),
                 on_progress=lambda progress: tell("batch", number, progress.rows),
             )
 

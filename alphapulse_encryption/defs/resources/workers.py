@@ -130,7 +130,7 @@ def work_through(
 
     failed: list[str] = []
     with ExitStack() as stack:
-        tunings = [
+        for key in dict.fromkeys(part.table for part in parts):
             stack.enter_context(
                 tuned(
                     database,
@@ -140,10 +140,7 @@ def work_through(
                     autovacuum_off=config.autovacuum_off,
                 )
             )
-            for key in dict.fromkeys(part.table for part in parts)
-        ]
-        # What is tuned for sessions is the same for every table.
-        outcomes = in_workers(parts, config.workers, lambda: Sessions(working, tunings[0]), work_on)
+        outcomes = in_workers(parts, config.workers, lambda: Sessions(working, config.work_mem), work_on)
         with closing(outcomes):
             for part, outcome in outcomes:
                 if isinstance(outcome, MigrationError):

@@ -14,7 +14,7 @@ from psycopg.abc import AdaptContext, Params
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, MigrationError
+from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure
 
 Connection = psycopg.Connection[Any]
 
@@ -188,13 +188,6 @@ class _Cursor(psycopg.Cursor[tuple[Any, ...]]):
         return super().execute(_marked(query), params, **options)
 
 
-class _ServerCursor(psycopg.ServerCursor[tuple[Any, ...]]):
-    def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
-        if params is not None and isinstance(query, sql.Composed):
-            query = _percent_safe(query)
-        return super().execute(query, params, **options)
-
-
 class DatabaseUnreachable(ConfigurationError):
     """Nobody answers at the address, or not to us; a server that is being restarted does not answer either."""
 
@@ -261,7 +254,6 @@ class Database:
         keep_values_out_of_the_log(connection)
         connection.adapters.register_dumper(TextArray, _TextArrayDumper)
         connection.cursor_factory = _Cursor
-        connection.server_cursor_factory = _ServerCursor
 
     @contextmanager
     def session(self, doing: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
@@ -282,10 +274,6 @@ def configure(connection: psycopg.Connection[Any], settings: Mapping[str, str]) 
     )
 
 
-_SET_WHERE_KNOWN = (
-    "SELECT name, set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value) "
-    "WHERE current_setting(name, true) IS NOT NULL"
-)
 # GRANT SET ON PARAMETER.
 SET_PRIVILEGES = 150_000
 
@@ -296,16 +284,18 @@ def keep_values_out_of_the_log(connection: psycopg.Connection[Any]) -> dict[str,
     Returns:
         What was set.
     """
-    wanted, query = dict(LOG_SETTINGS_FOR_ALL), _SET_WHERE_KNOWN
+    allowed: LiteralString = "false"
     if connection.info.parameter_status("is_superuser") == "on":
-        wanted |= LOG_SETTINGS
+        allowed = "true"
     elif connection.info.server_version >= SET_PRIVILEGES:
-        wanted |= LOG_SETTINGS
-        query += " AND (name = ANY(%s) OR has_parameter_privilege(name, 'SET'))"
-    parameters = [list(wanted), list(wanted.values())]
-    if query is not _SET_WHERE_KNOWN:
-        parameters.append(list(LOG_SETTINGS_FOR_ALL))
-    return dict(connection.execute(query.encode(), parameters).fetchall())
+        allowed = "has_parameter_privilege(name, 'SET')"
+    wanted = LOG_SETTINGS_FOR_ALL | LOG_SETTINGS
+    query = sql.SQL(
+        "SELECT name, set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value) "
+        "WHERE current_setting(name, true) IS NOT NULL AND (name = ANY(%s) OR {})"
+    ).format(sql.SQL(allowed))
+    values = [list(wanted), list(wanted.values()), list(LOG_SETTINGS_FOR_ALL)]
+    return dict(connection.execute(query, values).fetchall())
 
 
 # Tells the guard triggers, for the rest of a transaction, that the writes are the engine's own.
@@ -317,8 +307,6 @@ def safe_errors(doing: str) -> Iterator[None]:
     """Turn psycopg's errors, whose text can quote rows, into :class:`DatabaseFailure`."""
     try:
         yield
-    except MigrationError:
-        raise
     except psycopg.Error as error:
         raise failure(doing, error) from None
 

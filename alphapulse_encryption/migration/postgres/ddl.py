@@ -39,8 +39,7 @@ def in_short_transaction(
     Args:
         connection: in autocommit mode.
         doing: for the message, as in "add columns to users".
-        change: the statements; run from the beginning at each try, so it has to look at the database anew.
-        attempts: how many tries.
+        change: the statements; run from the beginning at each try, so it has to look at the database again.
         lock_timeout: how long one statement waits for a lock, in PostgreSQL's notation.
 
     Raises:
@@ -56,12 +55,7 @@ def in_short_transaction(
 
 
 def outside_transaction(
-    connection: Connection,
-    doing: str,
-    change: Callable[[], T],
-    *,
-    attempts: int = ATTEMPTS,
-    lock_timeout: str = "0",
+    connection: Connection, doing: str, change: Callable[[], T], *, lock_timeout: str = "0"
 ) -> T:
     """As :func:`in_short_transaction`, for statements that cannot run in one (``CREATE INDEX CONCURRENTLY``).
 
@@ -77,7 +71,7 @@ def outside_transaction(
             if not connection.broken:
                 connection.execute("SELECT set_config('lock_timeout', '5s', false)")
 
-    return _retrying(doing, attempt, attempts, lock_timeout)
+    return _retrying(doing, attempt, ATTEMPTS, lock_timeout)
 
 
 _OWNER = """
@@ -92,11 +86,10 @@ SELECT pg_get_userbyid(relowner),
 def give_to_owner(connection: Connection, what: Composed, table: int) -> tuple[str, list[Composed]]:
     """What lets something that was created for a table belong to the table's owner, as its indexes do.
 
-    Otherwise it would belong to whoever happened to run the step, and a colleague, as good a member of the table's
-    owner, could not renew it. Left as it is where that owner may create nothing there.
+    Otherwise it would belong to the role that happened to run the step, and a colleague, as good a member of the
+    table's owner, could not renew it. Left as it is where that owner may create nothing there.
 
     Args:
-        connection: an open session of whoever creates it.
         what: its kind and name, as in ``VIEW public.v_users``.
         table: the table's oid.
 
@@ -126,9 +119,7 @@ def without_limits(connection: Connection, *, in_transaction: bool = False) -> N
 def _retrying(doing: str, attempt: Callable[[], T], attempts: int, lock_timeout: str) -> T:
     pauses = (SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
     try:
-        return again(
-            attempt, lambda e: isinstance(e, _TRY_AGAIN), attempts=attempts, pauses=pauses, first=0.2
-        )
+        return again(attempt, lambda e: isinstance(e, _TRY_AGAIN), attempts=attempts, pauses=pauses)
     except _TRY_AGAIN:
         kept = f"through {attempts} tries" if attempts > 1 else f"for longer than {lock_timeout}"
         raise RefusedError(

@@ -8,10 +8,6 @@ from typing import TypeVar
 import psycopg
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from alphapulse_encryption.migration.postgres.database import connection_was_lost
-
-__all__ = ["about_a_row", "again", "connection_was_lost", "retryable"]
-
 T = TypeVar("T")
 
 # SQLSTATEs (PostgreSQL manual, appendix A) after which the same statements may simply be tried again.
@@ -42,24 +38,18 @@ def again(
     *,
     attempts: int,
     pauses: tuple[float, float],
-    first: float,
 ) -> T:
-    """Try until it goes through, with growing, jittered pauses.
+    """Try until it goes through, with growing, jittered pauses; raises what does not go away, or the last try's error.
 
     Args:
         attempt: what to try; begins from the beginning each time.
         when: whether an error may go away by itself.
-        attempts: how many tries.
-        pauses: the shortest and the longest, in seconds.
-        first: what the first pause is drawn from, in seconds; each further one from twice as much.
-
-    Raises:
-        BaseException: the last try's error, or one that does not go away.
+        pauses: the shortest and the longest, in seconds; the first is drawn from twice the shortest.
     """
     retrying = Retrying(
         retry=retry_if_exception(when),
         stop=stop_after_attempt(attempts),
-        wait=wait_random_exponential(multiplier=first, min=pauses[0], max=pauses[1]),
+        wait=wait_random_exponential(multiplier=2 * pauses[0], min=pauses[0], max=pauses[1]),
         reraise=True,
     )
     return retrying(attempt)
@@ -78,12 +68,10 @@ def about_a_row(error: psycopg.Error) -> bool:
     state = error.sqlstate
     if state is None:
         return isinstance(error, psycopg.DataError)
-    return state[:2] in _ABOUT_A_ROW or state == _DATA_CORRUPTED or not _is_of_postgresql(state)
-
-
-def _is_of_postgresql(state: str) -> bool:
+    if state[:2] in _ABOUT_A_ROW or state == _DATA_CORRUPTED:
+        return True
     try:
         psycopg.errors.lookup(state)
     except KeyError:
-        return False
-    return True
+        return True
+    return False

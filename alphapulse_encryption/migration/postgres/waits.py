@@ -7,9 +7,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -28,8 +26,9 @@ SECONDS_BETWEEN_REPORTS = 10.0
 # PostgreSQL manual, 27.4.4 "CREATE INDEX Progress Reporting". The start of other roles' transactions is not everybody's
 # to see.
 _LOCKERS = """
-SELECT i.relname, p.current_locker_pid, coalesce(a.application_name, ''), coalesce(a.usename, ''),
-       extract(epoch FROM clock_timestamp() - a.xact_start)::float8
+SELECT coalesce(i.relname, 'an index') || ' waits for session ' || p.current_locker_pid,
+       concat_ws(', ', nullif(a.application_name, ''), 'role ' || a.usename,
+                 'in a transaction for ' || round(extract(epoch FROM clock_timestamp() - a.xact_start)) || ' s')
   FROM pg_stat_progress_create_index p
   JOIN unnest(%s::text[], %s::text[]) AS t (schema, name) ON p.datname = current_database()
   JOIN pg_namespace n ON n.nspname = t.schema
@@ -43,20 +42,15 @@ SELECT i.relname, p.current_locker_pid, coalesce(a.application_name, ''), coales
 
 def build_waits_for(connection: Connection, tables: Sequence[Table]) -> str | None:
     """The session that an index build on one of the tables waits for; None where none does."""
-    row = connection.execute(_LOCKERS, [[t.schema_name for t in tables], [t.name for t in tables]]).fetchone()
+    row = connection.execute(_LOCKERS, _names(tables)).fetchone()
     if row is None:
         return None
-    index, pid, application, role, seconds = row
-    of_whom = ", ".join(
-        part
-        for part in (
-            application,
-            f"role {role}" if role else "",
-            f"in a transaction for {seconds:.0f} s" if seconds is not None else "",
-        )
-        if part
-    )
-    return f"{index or 'an index'} waits for session {pid}" + (f" ({of_whom})" if of_whom else "")
+    waits, of_whom = row
+    return f"{waits} ({of_whom})" if of_whom else str(waits)
+
+
+def _names(tables: Sequence[Table]) -> list[list[str]]:
+    return [[table.schema_name for table in tables], [table.name for table in tables]]
 
 
 # PostgreSQL manual, 27.4.1 "ANALYZE Progress Reporting" and 27.4.4. What is being done counts blocks in some phases,
@@ -66,58 +60,34 @@ WITH relation AS (
     SELECT c.oid, c.reltoastrelid FROM unnest(%s::text[], %s::text[]) AS t (schema, name)
       JOIN pg_namespace n ON n.nspname = t.schema JOIN pg_class w ON w.relnamespace = n.oid AND w.relname = t.name
       JOIN pg_class c ON c.oid = w.oid OR c.oid IN (SELECT relid FROM pg_partition_tree(w.oid)))
-SELECT coalesce(i.relname, 'an index'), p.phase, p.blocks_done, p.blocks_total, p.tuples_done, p.tuples_total
+SELECT coalesce(i.relname, 'an index') || ': ' || p.phase, p.blocks_done, p.blocks_total, p.tuples_done, p.tuples_total
   FROM pg_stat_progress_create_index p LEFT JOIN pg_class i ON i.oid = p.index_relid
  WHERE p.datname = current_database()
    AND p.relid IN (SELECT oid FROM relation UNION SELECT reltoastrelid FROM relation)
  UNION ALL
-SELECT c.relname, p.phase, p.sample_blks_scanned, p.sample_blks_total, 0, 0
+SELECT c.relname || ': ' || p.phase, p.sample_blks_scanned, p.sample_blks_total, 0, 0
   FROM pg_stat_progress_analyze p JOIN pg_class c ON c.oid = p.relid
  WHERE p.datname = current_database() AND p.relid IN (SELECT oid FROM relation)
- ORDER BY 1, 2
+ ORDER BY 1
 """
 
 
-@dataclass(frozen=True)
-class UnderWay:
-    """An index build or ANALYZE.
+def under_way(connection: Connection, tables: Sequence[Table]) -> tuple[str, str] | None:
+    """The index build or ANALYZE that is under way on one of the tables; None where there is none.
 
-    Args:
-        relation: the index, or the table that is analysed.
-        phase: in PostgreSQL's words.
-        done: blocks or rows done in this phase.
-        total: of how many; 0 where the phase counts nothing.
-        unit: what is counted.
+    Returns:
+        The index or table with the phase in PostgreSQL's words, and how far that is, where the phase counts anything.
     """
-
-    relation: str
-    phase: str
-    done: int
-    total: int
-    unit: str
-
-    @property
-    def phase_of(self) -> str:
-        """What it is doing, without how far it is."""
-        return f"{self.relation}: {self.phase}"
-
-    def __str__(self) -> str:
-        if not self.total:
-            return self.phase_of
-        return f"{self.phase_of}, {self.done / self.total:.0%} ({self.done:,} of {self.total:,} {self.unit})"
-
-
-def under_way(connection: Connection, tables: Sequence[Table]) -> UnderWay | None:
-    """The index build or ANALYZE that is under way on one of the tables; None where there is none."""
-    row = connection.execute(
-        _UNDER_WAY, [[t.schema_name for t in tables], [t.name for t in tables]]
-    ).fetchone()
+    row = connection.execute(_UNDER_WAY, _names(tables)).fetchone()
     if row is None:
         return None
-    relation, phase, blocks_done, blocks_total, rows_done, rows_total = row
-    if blocks_total:
-        return UnderWay(relation, phase, blocks_done, blocks_total, "blocks")
-    return UnderWay(relation, phase, rows_done, rows_total, "rows")
+    phase, blocks_done, blocks, rows_done, rows = row
+    return phase, how_far(blocks_done, blocks, "blocks") or how_far(rows_done, rows, "rows")
+
+
+def how_far(done: int, total: int, unit: str) -> str:
+    """How much of a total is done, in words to be put behind others; empty where there is none."""
+    return f", {done / total:.0%} ({done:,} of {total:,} {unit})" if total else ""
 
 
 @contextmanager
@@ -135,18 +105,15 @@ def telling(
     if tell is None:
         yield
         return
-    with beside(partial(_watch, database, table, tell, progress), name="index builds"):
-        yield
 
-
-def _watch(
-    database: Database, table: Table, tell: Callable[[str], None], progress: bool, ended: threading.Event
-) -> None:
-    told: str | None = None
-    phase, reported = "", 0.0
-    # It is a courtesy: that the build cannot be watched must not end the build.
-    try:
-        with database.session(f"watch the index builds of {table.key}") as connection:
+    def watch(ended: threading.Event) -> None:
+        told: str | None = None
+        phase, reported = "", 0.0
+        # It is a courtesy: that the build cannot be watched must not end the build.
+        with (
+            suppress(MigrationError),
+            database.session(f"watch the index builds of {table.key}") as connection,
+        ):
             while not ended.wait(SECONDS_BETWEEN_LOOKS):
                 reason = build_waits_for(connection, [table])
                 who = None if reason is None else reason.partition(" (")[0]
@@ -155,9 +122,10 @@ def _watch(
                 told = who
                 doing = under_way(connection, [table]) if progress and reason is None else None
                 if doing is not None and (
-                    doing.phase_of != phase or time.monotonic() - reported > SECONDS_BETWEEN_REPORTS
+                    doing[0] != phase or time.monotonic() - reported > SECONDS_BETWEEN_REPORTS
                 ):
-                    tell(str(doing))
-                    phase, reported = doing.phase_of, time.monotonic()
-    except MigrationError:
-        return
+                    tell("".join(doing))
+                    phase, reported = doing[0], time.monotonic()
+
+    with beside(watch, name="index builds"):
+        yield

@@ -46,7 +46,6 @@ from alphapulse_encryption.migration.rows.operation import Batch, Operation, Unr
 from alphapulse_encryption.migration.rows.reader import Reader
 from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.rows.throttle import Throttle
-from alphapulse_encryption.migration.rows.tuning import Tuned
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.target import Target
@@ -68,13 +67,13 @@ class Pace:
         batch_size: rows per batch, kept as it is.
         target_seconds: duration of one batch's transaction to aim at, in seconds.
         rest_ratio: seconds of rest for each second that a batch took.
-        session: what is tuned; given to the sessions that do the work.
+        work_mem: memory of one sort or hash in the sessions opened for the work.
     """
 
     batch_size: int | None = None
     target_seconds: float | None = None
     rest_ratio: float | None = None
-    session: Tuned = field(default_factory=Tuned)
+    work_mem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -197,7 +196,7 @@ def work_on_range(operation: Operation, number: int, **how: Unpack[How]) -> Rang
         DatabaseFailure: the server refused; the range is marked as failed, what is written stays.
     """
     pace, given = how.get("pace") or Pace(), how.get("sessions")
-    with nullcontext(given) if given else Sessions(operation.target, pace.session) as sessions:
+    with nullcontext(given) if given else Sessions(operation.target, pace.work_mem) as sessions:
         run = _Run(operation, number, sessions, pace, how.get("on_progress"), how.get("following"))
         result = run.through()
     if result.quarantined:
@@ -312,9 +311,7 @@ class _Run:
         """Attempt it until it goes through; the range keeps why it does not."""
         try:
             with safe_errors(f"{self.operation.step} range {self.number:02d} of {self.table.key}"):
-                return retry.again(
-                    self._attempt, self._may_go_on_after, attempts=TRIES, pauses=(0.25, 15), first=0.5
-                )
+                return retry.again(self._attempt, self._may_go_on_after, attempts=TRIES, pauses=(0.25, 15))
         except MigrationError as error:
             self._record_failure(error)
             raise
@@ -360,7 +357,7 @@ class _Run:
                     "Wait for it, or end it, and run the partition again."
                 )
 
-        retry.again(take, lambda e: isinstance(e, RangeIsTaken), attempts=TRIES, pauses=(0.1, 4), first=0.2)
+        retry.again(take, lambda e: isinstance(e, RangeIsTaken), attempts=TRIES, pauses=(0.1, 4))
 
     def _work(self) -> None:
         writer = self.writer
@@ -522,7 +519,6 @@ class _Run:
             retry.retryable,
             attempts=TRIES,
             pauses=(0.05, 5),
-            first=0.1,
         )
 
     def finish(self, most: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
-from psycopg.sql import SQL, Identifier, Literal
+from psycopg.sql import SQL, Composable, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
@@ -21,6 +21,7 @@ from alphapulse_encryption.migration.bookkeeping.ranges import (
 )
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres import locks
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
@@ -47,7 +48,6 @@ def ensure_ranges(connection: Connection, definition: TableDefinition, count: in
 
     Args:
         connection: in autocommit mode.
-        count: how many ranges.
 
     Returns:
         The number of ranges.
@@ -55,27 +55,22 @@ def ensure_ranges(connection: Connection, definition: TableDefinition, count: in
     Raises:
         ConfigurationError: ranges were planned with another number.
     """
-    table = definition.table
-    if planned := check_ranges(connection, table, count):
-        return planned
-    boundaries = _boundaries(connection, definition, count)
-    with connection.transaction():
-        plan_ranges(connection, table, _between(boundaries, count))
+    if not check_ranges(connection, definition.table, count):
+        planned = cut(connection, definition, count)
+        with connection.transaction():
+            plan_ranges(connection, definition.table, planned)
     return count
 
 
 def replan_ranges(database: Database, table: Table, actor: Actor, *, count: int) -> int:
-    """Cut the table anew, as its keys are spread now: explicitly, for a table that has grown out of its ranges.
+    """Cut the table again, as its keys are spread now: explicitly, for a table that has grown out of its ranges.
 
     All ranges are pending afterwards. No progress is lost, because what is encrypted already is not read again
     where the pending index is there, and written in no case; what ranges were verified is, because those results
     speak of other rows.
 
-    Args:
-        count: how many ranges; other steps ask for as many as ALPHAPULSE_BATCH_RANGES says.
-
     Returns:
-        The number of ranges.
+        The number of ranges; other steps ask for as many as ALPHAPULSE_BATCH_RANGES says.
 
     Raises:
         RefusedError: columns not added, the plaintext dropped or being restored, or somebody works on a range or relies
@@ -93,12 +88,11 @@ def replan_ranges(database: Database, table: Table, actor: Actor, *, count: int)
                 f"The plaintext of {table.key} is {now}, so "
                 "there is nothing to encrypt range by range; nothing was changed."
             )
-        definition = read_table(connection, table)
-        boundaries = _boundaries(connection, definition, count)
+        planned = cut(connection, read_table(connection, table), count)
         with connection.transaction():
             before = _take_ranges(connection, table, count)
             forget_ranges(connection, table)
-            plan_ranges(connection, table, _between(boundaries, count))
+            plan_ranges(connection, table, planned)
             audit(connection, actor, "replan_ranges", table, ranges=count, before=before)
     return count
 
@@ -114,20 +108,6 @@ def _take_ranges(connection: Connection, table: Table, count: int) -> int:
                 "and plan anew then; nothing was changed."
             )
     return before
-
-
-def cut(
-    connection: Connection, definition: TableDefinition, count: int
-) -> list[tuple[list[str] | None, list[str] | None]]:
-    """The ranges that a table would be cut into now: lower and upper key of each, None where it is open; reads only."""
-    return _between(_boundaries(connection, definition, count), count)
-
-
-def _between(boundaries: list[list[str]], count: int) -> list[tuple[list[str] | None, list[str] | None]]:
-    if not boundaries:
-        # Nothing to go by: the last range holds everything, those before it are empty for good.
-        return [*(([], []) for _ in range(count - 1)), (None, None)]
-    return list(zip([None, *boundaries], [*boundaries, None], strict=True))
 
 
 def check_ranges(connection: Connection, table: Table, count: int) -> int:
@@ -148,23 +128,29 @@ def check_ranges(connection: Connection, table: Table, count: int) -> int:
     return planned
 
 
-def _boundaries(connection: Connection, definition: TableDefinition, count: int) -> list[list[str]]:
-    row = connection.execute(
-        "SELECT coalesce(sum(pg_relation_size(relid)), 0) / current_setting('block_size')::int "
+def cut(
+    connection: Connection, definition: TableDefinition, count: int
+) -> list[tuple[list[str] | None, list[str] | None]]:
+    """The ranges that a table would be cut into now: lower and upper key of each, None where it is open; reads only."""
+    pages = answer(
+        connection,
+        "SELECT sum(pg_relation_size(relid)) / current_setting('block_size')::int "
         "FROM (SELECT relid FROM pg_partition_tree(%s) UNION SELECT %s::oid) AS parts",
-        [definition.oid, definition.oid],
-    ).fetchone()
-    pages = int(row[0]) if row is not None else 0
-    sample = SQL("")
+        *(definition.oid, definition.oid),
+    )
+    sample: Composable = SQL("")
     if pages > SAMPLED_PAGES:
-        percent = 100.0 * SAMPLED_PAGES / pages
-        sample = SQL("TABLESAMPLE SYSTEM ({}) REPEATABLE (0)").format(Literal(percent))  # type: ignore[assignment]
-    names = SQL(", ").join(Identifier(f"k{number}") for number in range(len(definition.key)))
+        percent = float(100 * SAMPLED_PAGES / pages)
+        sample = SQL("TABLESAMPLE SYSTEM ({}) REPEATABLE (0)").format(Literal(percent))
     query = SQL(_QUANTILES).format(
-        names=names,
+        names=SQL(", ").join(Identifier(f"k{number}") for number in range(len(definition.key))),
         key=sql.key_text(definition),
         order=sql.key_list(definition),
         table=definition.identifier,
         sample=sample,
     )
-    return [list(row) for row in connection.execute(query, [count, count])]
+    boundaries = [list(row) for row in connection.execute(query, [count, count])]
+    if not boundaries:
+        # Nothing to go by: the last range holds everything, those before it are empty for good.
+        return [*(([], []) for _ in range(count - 1)), (None, None)]
+    return list(zip([None, *boundaries], [*boundaries, None], strict=True))

@@ -13,7 +13,7 @@ import psycopg
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.throttle import Throttle, indicators
-from alphapulse_encryption.migration.rows.tuning import Tuned
+from alphapulse_encryption.migration.rows.tuning import use_memory
 from alphapulse_encryption.migration.target import Target
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Sessions:
     To be used by one worker at a time.
 
     Args:
-        tuned: settings of the two sessions that carry the data.
+        work_mem: of the two sessions that carry the data; see :func:`use_memory`.
 
     Attributes:
         writer: the connection that writes; as the one that reads ahead, open after :meth:`open`, in autocommit mode.
@@ -48,13 +48,13 @@ class Sessions:
     writer: Connection
     reader: Connection
 
-    def __init__(self, target: Target, tuned: Tuned | None = None) -> None:
+    def __init__(self, target: Target, work_mem: str | None = None) -> None:
         self.target = target
         self.cipher = MeteredCipher(target)
         self.ahead: Reader | None = None
         self.batch_size = FIRST_BATCH
         self.knows_the_bookkeeping = False
-        self._tuned = tuned or Tuned()
+        self._work_mem = work_mem
         self._open = ExitStack()
         self._is_open = False
         self._throttle: Throttle | None = None
@@ -105,7 +105,7 @@ class Sessions:
     def _connect(self) -> Connection:
         connection = self._open.enter_context(self.target.database.connect())
         plan_by_key(connection)
-        self._tuned.apply(connection)
+        use_memory(connection, self._work_mem)
         return connection
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -37,47 +36,30 @@ LOCK_TIMEOUT = "4s"
 
 _MEMORY = re.compile(r"[0-9]{1,10} ?(kB|MB|GB|TB)")
 _OPTION = "autovacuum_enabled"
+_OFF = SQL("ALTER TABLE {} SET (autovacuum_enabled = 'false', toast.autovacuum_enabled = 'false')")
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """What is tuned while it lasts: settings for the sessions that do the work."""
-
-    settings: Mapping[str, str] = field(default_factory=dict)
-
-    def apply(self, connection: Connection) -> None:
-        """Give a session the settings; they end with it.
-
-        Raises:
-            ConfigurationError: the server does not accept one of them.
-        """
-        for name, value in self.settings.items():
-            try:
-                connection.execute("SELECT set_config(%s, %s, false)", [name, value])
-            except psycopg.errors.InvalidParameterValue:
-                raise ConfigurationError(
-                    f"The server does not accept {value} for {name}. PostgreSQL's own bounds for it are in "
-                    "pg_settings."
-                ) from None
-
-
-def session_settings(work_mem: str | None) -> dict[str, str]:
-    """Settings for the sessions of a step.
+def use_memory(connection: Connection, work_mem: str | None) -> None:
+    """Give a session memory for one sort or hash, until its end; None leaves it as the server has it.
 
     Args:
-        work_mem: memory of one sort or hash, a number with kB, MB, GB or TB (PostgreSQL manual, 19.1.1); None
-            leaves it as the server has it.
+        work_mem: a number with kB, MB, GB or TB (PostgreSQL manual, 19.1.1).
 
     Raises:
-        ConfigurationError: it is not of that form.
+        ConfigurationError: it is not of that form, or the server does not accept it.
     """
     if work_mem is None:
-        return {}
+        return
     if not _MEMORY.fullmatch(work_mem):
         raise ConfigurationError(
             f"work_mem has to be a number with its unit, like 64MB or 1GB, and is {work_mem[:40]!r}."
         )
-    return {"work_mem": work_mem}
+    try:
+        connection.execute("SELECT set_config('work_mem', %s, false)", [work_mem])
+    except psycopg.errors.InvalidParameterValue:
+        raise ConfigurationError(
+            f"The server does not accept {work_mem} for work_mem. PostgreSQL's own bounds for it are in pg_settings."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -88,27 +70,25 @@ def tuned(
     *,
     work_mem: str | None = None,
     autovacuum_off: bool = False,
-) -> Iterator[Tuned]:
+) -> Iterator[None]:
     """Tune for the length of a ``with`` block; several at once on one table are undone by the last of them.
 
     Args:
-        work_mem: see :func:`session_settings`; the block gives it to its sessions with :meth:`Tuned.apply`.
+        work_mem: looked at here; the block gives it to its sessions with :func:`use_memory`.
         autovacuum_off: whether to turn autovacuum off, for the table (or its partitions) and for TOAST.
 
     Raises:
         ConfigurationError: a value that does not suit, or the table is missing; nothing was changed.
         RefusedError: a lock could not be had. At the end of the block: the next call restores.
     """
-    what = Tuned(session_settings(work_mem))
     restore_abandoned(database, actor)
-    doing = f"tune {table.key}"
     # Not a session() around the block: its errors are not ours to word.
     with contextlib.closing(database.connect()) as connection:
-        with safe_errors(doing):
-            what.apply(connection)
+        with safe_errors(f"tune {table.key}"):
+            use_memory(connection, work_mem)
             holder = _begin(connection, table, actor) if autovacuum_off else None
         try:
-            yield what
+            yield
         except BaseException:
             # What went wrong is what the caller has to see; what is not restored here is found later.
             if holder is not None:
@@ -163,7 +143,8 @@ def _begin(connection: Connection, table: Table, actor: Actor) -> uuid.UUID:
         oid = read_table(connection, table, plaintext=False).oid
         changed = []
         for part in read_parts(connection, oid):
-            if part.leaf and _turn_off(connection, table, part.oid, part.identifier):
+            if part.leaf and kept.keep_options(connection, table, part.oid):
+                connection.execute(_OFF.format(part.identifier))
                 changed.append(part.name)
         kept.keep_holder(connection, table, holder, actor)
         if changed:
@@ -173,18 +154,6 @@ def _begin(connection: Connection, table: Table, actor: Actor) -> uuid.UUID:
         connection, f"turn autovacuum off for {table.key}", turn_off, lock_timeout=LOCK_TIMEOUT
     )
     return holder
-
-
-def _turn_off(connection: Connection, table: Table, oid: int, name: Identifier) -> bool:
-    """Remember what a relation has and turn its autovacuum off; False where that was done before."""
-    if not kept.keep_options(connection, table, oid):
-        return False
-    connection.execute(
-        SQL("ALTER TABLE {} SET (autovacuum_enabled = 'false', toast.autovacuum_enabled = 'false')").format(
-            name
-        )
-    )
-    return True
 
 
 def _end(database: Database, connection: Connection, table: Table, holder: uuid.UUID, actor: Actor) -> None:
@@ -208,12 +177,9 @@ def _restore(connection: Connection, key: str, holder: uuid.UUID | None, actor: 
         if not kept.release_holder(connection, key, holder):
             return False
         remembered = kept.take_options(connection, key)
-        relations = []
-        for oid, options, toast_options in sorted(remembered):
-            name = _put_back(connection, oid, options, toast_options)
-            if name is not None:
-                relations.append(name)
+        names = [_put_back(connection, *options) for options in sorted(remembered)]
         if remembered:
+            relations = [name for name in names if name is not None]
             audit(connection, actor, "autovacuum_restored", key, why=why, relations=relations)
         return bool(remembered)
 

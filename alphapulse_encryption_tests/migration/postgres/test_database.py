@@ -270,6 +270,3 @@ def test_names_with_percent_signs(database_url: str, name: str) -> None:
             column, column, sql.SQL("{} = ANY (%s) AND {} <> ''").format(column, sql.Literal(name))
         )
         assert connection.execute(nested, [["with", name]]).fetchall() == sorted([("with",), (name,)])
-        with connection.transaction(), connection.cursor(name="c") as cursor:
-            cursor.execute(nested, [["with"]])
-            assert cursor.fetchall() == [("with",)]

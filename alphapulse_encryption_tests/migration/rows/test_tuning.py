@@ -14,7 +14,7 @@ import pytest
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows import tuning
-from alphapulse_encryption.migration.rows.tuning import restore_abandoned, session_settings, tuned
+from alphapulse_encryption.migration.rows.tuning import restore_abandoned, tuned, use_memory
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS
 from alphapulse_encryption_tests.migration import support
@@ -280,13 +280,12 @@ def test_nothing_to_restore_where_nothing_was_begun(database_url: str) -> None:
 
 def test_work_mem_is_the_sessions_own(notes_url: str) -> None:
     database = Database(notes_url)
-    with tuned(database, ENTRY, ACTOR, work_mem="77MB") as what:
+    with tuned(database, ENTRY, ACTOR, work_mem="77MB"):
         with database.session("work") as connection:
-            what.apply(connection)
+            use_memory(connection, "77MB")
             assert support.ask(connection, "SHOW work_mem") == [("77MB",)]
         assert support.value(notes_url, "SHOW work_mem") != "77MB"
         assert options(notes_url) == (set(), set())
-    assert session_settings(None) == {}
 
 
 @pytest.mark.parametrize(

@@ -77,10 +77,10 @@ def named(found: TableVerification) -> set[tuple[str, ...]]:
 
 def counted(found: TableVerification) -> dict[tuple[str, str], int]:
     return {
-        (column, kind): getattr(counts, kind)
+        (column, kind): counts[kind]
         for column, counts in found.columns.items()
         for kind in KINDS
-        if getattr(counts, kind)
+        if counts[kind]
     }
 
 
