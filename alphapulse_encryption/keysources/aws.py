@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.keysources.base import MasterKeyNotFound, SecretStore, parse_secret
+from alphapulse_encryption.keysources.base import KeySource, MasterKeyNotFound, parse_secret
 from alphapulse_encryption.secrecy import unlogged
 
 SECRET = "alphapulse/encryption/master_key"  # noqa: S105 - its name
@@ -23,17 +23,17 @@ _CREDENTIALS_REFUSED = {
 }
 
 
-class SecretsManagerKeySource(SecretStore):
+class SecretsManagerKeySource(KeySource):
     """Reads the secret ``alphapulse/encryption/master_key`` and, for versions with a key of their own, ``…_v<n>``.
 
     Region, credentials and endpoint are found as boto3 finds them; ``AWS_REGION`` goes before boto3's own
     ``AWS_DEFAULT_REGION``.
     """
 
-    store = "AWS Secrets Manager"
     common = SECRET
+    where = "the secret {} in AWS Secrets Manager"
 
-    def _read(self, secret: str, place: str) -> bytes:
+    def _read(self, name: str, place: str) -> bytes:
         client = self._client
         import botocore.exceptions as refused
 
@@ -41,9 +41,9 @@ class SecretsManagerKeySource(SecretStore):
         try:
             # Responses, which hold the key, and requests with the session's token.
             with unlogged("botocore"):
-                response = client.get_secret_value(SecretId=secret)
+                response = client.get_secret_value(SecretId=name)
         except refused.ClientError as error:
-            raise _explained(error, secret, place) from None
+            raise _explained(error, name, place) from None
         except (refused.BotoCoreError, ValueError) as error:
             raise _not_reached(error, place) from None
         text = response.get("SecretString")

@@ -4,7 +4,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from alphapulse_encryption.crypto.keys import parse_master_key
 from alphapulse_encryption.errors import ConfigurationError
@@ -17,11 +17,25 @@ class MasterKeyNotFound(ConfigurationError):
     """The source holds no such key. It answers: sources that cannot be reached raise ConfigurationError."""
 
 
-class KeySource(Protocol):
-    """A place where master keys are kept. It is read only: none is ever made or changed there."""
+class KeySource(ABC):
+    """A place where every master key is kept under a name of its own. It is read only: none is made or changed there.
+
+    Attributes:
+        common: the name of the common master key.
+        infix: stands between that and a version, in the name of a version's own key.
+        where: what messages call the place of a name.
+    """
+
+    common: ClassVar[str]
+    infix: ClassVar[str] = "_v"
+    where: ClassVar[str]
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
 
     def place(self, version: int | None) -> str:
         """Where the master key of a version is kept, in words for a message; None for the common one."""
+        return self.where.format(self._name(version))
 
     def master_key(self, version: int | None) -> bytes:
         """The 32 bytes of a master key.
@@ -33,37 +47,15 @@ class KeySource(Protocol):
             MasterKeyNotFound: there is none; the message says where it was expected and how to make one.
             ConfigurationError: the key is malformed, or the source does not answer, or does not allow it.
         """
-
-
-class SecretStore(ABC):
-    """A key source that keeps every key as a secret of its own, that of version 2 under a name which ends in ``_v2``.
-
-    Attributes:
-        store: what messages call it.
-        common: the name of the secret with the common master key.
-    """
-
-    store: ClassVar[str]
-    common: ClassVar[str]
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
-
-    def place(self, version: int | None) -> str:
-        """See `KeySource.place`."""
-        return f"the secret {self._secret(version)} in {self.store}"
-
-    def master_key(self, version: int | None) -> bytes:
-        """See `KeySource.master_key`."""
         key = "the common master key" if version is None else f"the master key of version {version}"
-        return self._read(self._secret(version), f"{self.place(version)} ({key})")
+        return self._read(self._name(version), f"{self.place(version)} ({key})")
 
-    def _secret(self, version: int | None) -> str:
-        return self.common if version is None else f"{self.common}_v{version}"
+    def _name(self, version: int | None) -> str:
+        return self.common if version is None else f"{self.common}{self.infix}{version}"
 
     @abstractmethod
-    def _read(self, secret: str, place: str) -> bytes:
-        """The key in a secret; `place` is what messages call both."""
+    def _read(self, name: str, place: str) -> bytes:
+        """The key of that name; `place` is what messages call its place and itself."""
 
 
 def parse_secret(text: str, *, place: str) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.keysources.base import FIELD, MasterKeyNotFound, SecretStore, parse_secret
+from alphapulse_encryption.keysources.base import FIELD, KeySource, MasterKeyNotFound, parse_secret
 
 if TYPE_CHECKING:
     from hvac.exceptions import VaultError
@@ -28,7 +28,7 @@ SERVICE_ACCOUNT_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount/token"  #
 METHODS = ("token", "approle", "kubernetes")
 
 
-class VaultKeySource(SecretStore):
+class VaultKeySource(KeySource):
     """Reads the field ``value`` of ``alphapulse/encryption/master_key``, or of ``…_v<n>`` for version n's own key.
 
     The server and the way to it are named by the variables of Vault's own command line: ``VAULT_ADDR``,
@@ -38,20 +38,19 @@ class VaultKeySource(SecretStore):
     service account's token is elsewhere); ``VAULT_AUTH_MOUNT`` names the method's mount where it is another.
     """
 
-    store = "Vault"
+    where = "the secret {} in Vault"
     common = f"{MOUNT}/{PATH}"
 
-    def _read(self, secret: str, place: str) -> bytes:
+    def _read(self, name: str, place: str) -> bytes:
         client = self._client
-        with _told(lambda error: _not_read(error, secret, place)):
+        with _told(lambda error: _not_read(error, name, place)):
             response = client.secrets.kv.v2.read_secret_version(
-                path=secret.removeprefix(f"{MOUNT}/"), mount_point=MOUNT, raise_on_deleted_version=True
+                path=name.removeprefix(f"{MOUNT}/"), mount_point=MOUNT, raise_on_deleted_version=True
             )
             text = response["data"]["data"].get(FIELD)
         if not isinstance(text, str):
             raise ConfigurationError(
-                f"{place} has no text in its field {FIELD}: store the key with: vault kv put "
-                f"{secret} {FIELD}=…"
+                f"{place} has no text in its field {FIELD}: store the key with: vault kv put {name} {FIELD}=…"
             )
         return parse_secret(text, place=f"the field {FIELD} of {place}")
 

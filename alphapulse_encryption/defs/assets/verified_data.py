@@ -17,7 +17,8 @@ from alphapulse_encryption.defs.resources.workers import in_workers
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.logfiles import note
 from alphapulse_encryption.migration.postgres.database import Actor
-from alphapulse_encryption.migration.rows.verify import KINDS, RangeVerification, Stopped, verify_range
+from alphapulse_encryption.migration.rows.engine import Stopped
+from alphapulse_encryption.migration.rows.verify import KINDS, RangeVerification, verify_range
 
 NAME = "verified_data"
 

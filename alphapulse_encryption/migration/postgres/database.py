@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, LiteralString, NoReturn, Self
 
 import psycopg
 from psycopg import sql
-from psycopg.abc import AdaptContext, Params
-from psycopg.adapt import Dumper
-from psycopg.pq import Format
+from psycopg.abc import Params
 
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure
 
 Connection = psycopg.Connection[Any]
-
-_TEXT_OID = 25
-TEXT_ARRAY_OID = 1009
 
 # The plaintext of an envelope is a value's text form under exactly these settings (PostgreSQL manual,
 # 19.11 "Client Connection Defaults"), so that it does not depend on the session that took it.
@@ -84,108 +78,32 @@ WRITER_SETTING = "alphapulse_encryption.writer"
 WRITER = "engine"
 
 
-class TextArray:
-    """A ``text[]`` parameter, made ready for the wire by whoever creates it.
-
-    The backfill's reader thread creates it, so that the thread that writes only has to send it; psycopg's list
-    adaptation costs a third more.
-    """
-
-    __slots__ = ("data", "items")
-
-    def __init__(self, items: Sequence[str | bytes | None]) -> None:
-        self.items = items
-        self.data = _text_array(items)
-
-
-class _TextArrayDumper(Dumper):
-    # Binary form of an array: number of dimensions, whether there are NULLs, element type, then length and
-    # lower bound of each dimension, then each element with its length (src/backend/utils/adt/arrayfuncs.c).
-    oid = TEXT_ARRAY_OID
-    format = Format.BINARY
-
-    def dump(self, obj: TextArray) -> bytes:
-        return obj.data
-
-
-# Lengths of elements in network order, of those that are common.
-_LENGTHS = tuple(struct.pack("!i", length) for length in range(1024))
-_NULL = struct.pack("!i", -1)
-
-
-def _text_array(items: Sequence[str | bytes | None]) -> bytes:
-    if not items:
-        return struct.pack("!iiI", 0, 0, _TEXT_OID)
-    head = struct.pack("!iiIii", 1, int(None in items), _TEXT_OID, len(items), 1)
-    try:
-        # Short bytes, which the backfill's are nearly always: half the time of appending.
-        parts: list[Any] = [head, *items, *items]
-        parts[1::2] = [_LENGTHS[len(item)] for item in items]  # type: ignore[arg-type]
-        parts[2::2] = items
-        return b"".join(parts)
-    except (TypeError, IndexError):
-        return b"".join(_any_elements(head, items))
-
-
-def _any_elements(head: bytes, items: Sequence[str | bytes | None]) -> Iterator[bytes]:
-    yield head
-    for item in items:
-        if item is None:
-            yield _NULL
-            continue
-        element = item.encode() if isinstance(item, str) else item
-        yield struct.pack("!i", len(element))
-        yield element
-
-
-class _PercentSafe(sql.Composable):
-    """A name in a statement with parameters, where a percent sign of its own has to be doubled.
-
-    psycopg quotes names for the server, and then looks for placeholders in the quoted text.
-    """
-
-    def as_bytes(self, context: AdaptContext | None = None) -> bytes:
-        part: sql.Composable = self._obj
-        return part.as_bytes(context).replace(b"%", b"%%")
-
-
-def _percent_safe(query: sql.Composed) -> sql.Composed:
-    parts: list[sql.Composable] = []
-    for part in query:
-        if isinstance(part, sql.Composed):
-            parts.append(_percent_safe(part))
-        else:
-            parts.append(_PercentSafe(part) if isinstance(part, sql.Identifier | sql.Literal) else part)
-    return sql.Composed(parts)
+def flat(query: sql.Composable) -> Iterator[sql.Composable]:
+    """The parts of a statement that have none themselves, in their order."""
+    if isinstance(query, sql.Composed):
+        for part in query:
+            yield from flat(part)
+    else:
+        yield query
 
 
 # At the end of our statements on rows: pg_stat_statements keeps it, and tells them from the application's by nothing
 # else. Statements on definitions are executed word for word as a plan shows them.
 OF_THIS_TOOL: LiteralString = "/* alphapulse_encryption */"
-_MARK = sql.SQL(" " + OF_THIS_TOOL)
-_OF_ROWS = ("select", "insert", "update", "delete", "with", "merge")
-
-
-def _marked(query: Any) -> Any:
-    if isinstance(query, bytes):
-        return query + b" " + OF_THIS_TOOL.encode() if _is_of_rows(query.decode()) else query
-    if isinstance(query, str):
-        return f"{query} {OF_THIS_TOOL}" if _is_of_rows(query) else query
-    first = query
-    while isinstance(first, sql.Composed):
-        first = next(iter(first), sql.SQL(""))
-    return query + _MARK if isinstance(first, sql.SQL) and _is_of_rows(first.as_string()) else query
-
-
-def _is_of_rows(text: str) -> bool:
-    return text.lstrip()[:6].lower().startswith(_OF_ROWS)
+_OF_ROWS = (b"select", b"insert", b"update", b"delete", b"with", b"merge")
 
 
 class _Cursor(psycopg.Cursor[tuple[Any, ...]]):
     def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
-        if params is not None and isinstance(query, sql.Composed):
-            query = _percent_safe(query)
-        return super().execute(_marked(query), params, **options)
+        text = query.encode() if isinstance(query, str) else query
+        if isinstance(query, sql.Composable):
+            parts = [(part, part.as_bytes(self)) for part in flat(query)]
+            # Of a statement with parameters, psycopg looks for placeholders in names, too.
+            named = sql.Identifier | sql.Literal if params is not None else ()
+            text = b"".join(t.replace(b"%", b"%%") if isinstance(part, named) else t for part, t in parts)
+        if text.lstrip()[:6].lower().startswith(_OF_ROWS):
+            text += b" " + OF_THIS_TOOL.encode()
+        return super().execute(text, params, **options)
 
 
 class DatabaseUnreachable(ConfigurationError):
@@ -239,21 +157,17 @@ class Database:
                 f"The database cannot be reached ({_connection_problem(error)}). "
                 f"Check {self.variable}, that the server runs, and that the role may log in."
             ) from None
+        settings = TEXT_FORM_SETTINGS | SAFETY_SETTINGS | DEAD_PEER_SETTINGS
+        if self.read_only:
+            settings["default_transaction_read_only"] = "on"
         try:
-            self._set_up(connection)
+            configure(connection, settings)
+            keep_values_out_of_the_log(connection)
         except psycopg.Error as error:
             connection.close()
             raise failure("set up the session", error) from None
-        return connection
-
-    def _set_up(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
-        settings = {**TEXT_FORM_SETTINGS, **SAFETY_SETTINGS, **DEAD_PEER_SETTINGS}
-        if self.read_only:
-            settings["default_transaction_read_only"] = "on"
-        configure(connection, settings)
-        keep_values_out_of_the_log(connection)
-        connection.adapters.register_dumper(TextArray, _TextArrayDumper)
         connection.cursor_factory = _Cursor
+        return connection
 
     @contextmanager
     def session(self, doing: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:

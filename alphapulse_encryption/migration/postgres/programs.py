@@ -159,10 +159,7 @@ def kind_of_failure(said: str) -> str:
     about = re.search(r"^Command was: ((?:CREATE|ALTER) [A-Z ]+[^\s(;]*)", said, re.MULTILINE) or re.search(
         r"COPY failed for (table \"[^\"]*\")", said
     )
-    return f"at {about[1]}: {_kind(said)}" if about else _kind(said)
-
-
-def _kind(said: str) -> str:
+    at = f"at {about[1]}: " if about else ""
     for needle, kind in (
         ("row-level security", "row-level security hides rows from this role: it needs BYPASSRLS"),
         ("permission denied", "permission denied; to dump, the role has to be able to read every table"),
@@ -181,8 +178,8 @@ def _kind(said: str) -> str:
         ("invalid page", "a page of the database is damaged"),
     ):
         if needle in said:
-            return kind
-    return "its messages may quote values and are not shown; run it by hand to see them"
+            return f"{at}{kind}"
+    return f"{at}its messages may quote values and are not shown; run it by hand to see them"
 
 
 class PipeWriter:
@@ -192,19 +189,13 @@ class PipeWriter:
     """
 
     def __init__(self, pipe: IO[bytes]) -> None:
-        self._pipe: IO[bytes] | None = pipe
+        self._pipe = pipe
 
     def write(self, data: bytes) -> int:
-        if self._pipe is not None:
-            try:
-                self._pipe.write(data)
-            except BrokenPipeError:
-                self._pipe = None
+        with contextlib.suppress(BrokenPipeError):
+            self._pipe.write(data)
         return len(data)
 
     def flush(self) -> None:
-        if self._pipe is not None:
-            try:
-                self._pipe.flush()
-            except BrokenPipeError:
-                self._pipe = None
+        with contextlib.suppress(BrokenPipeError):
+            self._pipe.flush()

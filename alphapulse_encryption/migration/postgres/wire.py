@@ -7,6 +7,7 @@ offers as :mod:`psycopg.pq`, give the interpreter away once for each statement. 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -18,30 +19,75 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from alphapulse_encryption.migration.postgres.database import OF_THIS_TOOL, TEXT_ARRAY_OID, TextArray
+from alphapulse_encryption.migration.postgres.database import OF_THIS_TOOL, flat
 
 Connection = psycopg.Connection[Any]
+
+_TEXT_OID = 25
+_TEXT_ARRAY_OID = 1009
+
+
+class TextArray:
+    """A ``text[]`` parameter, made ready for the wire where it is created.
+
+    The backfill's reader thread creates it, so that the thread that writes only has to send it; psycopg's list
+    adaptation costs a third more.
+    """
+
+    __slots__ = ("data", "items")
+
+    def __init__(self, items: Sequence[str | bytes | None]) -> None:
+        self.items = items
+        self.data = _text_array(items)
+
+
+# Lengths of elements in network order, of those that are common.
+_LENGTHS = tuple(struct.pack("!i", length) for length in range(1024))
+_NULL = struct.pack("!i", -1)
+
+
+def _text_array(items: Sequence[str | bytes | None]) -> bytes:
+    # Binary form of an array: number of dimensions, whether there are NULLs, element type, then length and
+    # lower bound of each dimension, then each element with its length (src/backend/utils/adt/arrayfuncs.c).
+    if not items:
+        return struct.pack("!iiI", 0, 0, _TEXT_OID)
+    head = struct.pack("!iiIii", 1, int(None in items), _TEXT_OID, len(items), 1)
+    try:
+        # Short bytes, which the backfill's are nearly always: half the time of appending.
+        parts: list[Any] = [head, *items, *items]
+        parts[1::2] = [_LENGTHS[len(item)] for item in items]  # type: ignore[arg-type]
+        parts[2::2] = items
+        return b"".join(parts)
+    except (TypeError, IndexError):
+        return b"".join(_any_elements(head, items))
+
+
+def _any_elements(head: bytes, items: Sequence[str | bytes | None]) -> Iterator[bytes]:
+    yield head
+    for item in items:
+        if item is None:
+            yield _NULL
+            continue
+        element = item.encode() if isinstance(item, str) else item
+        yield struct.pack("!i", len(element))
+        yield element
+
+
 Parameter = TextArray | str | int
 
 
 def numbered(connection: Connection, query: sql.Composed) -> bytes:
     """A statement for :func:`execute`, put together once for many executions: ``%s`` becomes ``$1``, ``$2``, …"""
     numbers = count(1)
-
-    def flat(part: sql.Composable) -> Iterator[str]:
-        if isinstance(part, sql.Composed):
-            for inner in part:
-                yield from flat(inner)
-        elif isinstance(part, sql.SQL):
+    statement = ""
+    for part in flat(query):
+        text = part.as_string(connection)
+        if isinstance(part, sql.SQL):
             # Only here a percent sign means something: names are quoted apart from the text around them.
-            pieces = part.as_string(connection).split("%s")
-            yield pieces[0]
-            for piece in pieces[1:]:
-                yield f"${next(numbers)}{piece}"
-        else:
-            yield part.as_string(connection)
-
-    return f"{''.join(flat(query))} {OF_THIS_TOOL}".encode()
+            text, *pieces = text.split("%s")
+            text += "".join(f"${next(numbers)}{piece}" for piece in pieces)
+        statement += text
+    return f"{statement} {OF_THIS_TOOL}".encode()
 
 
 def execute(
@@ -62,7 +108,7 @@ def execute(
     result = connection.pgconn.exec_params(
         statement,
         [p.data if isinstance(p, TextArray) else str(p).encode() for p in parameters],
-        [TEXT_ARRAY_OID if isinstance(p, TextArray) else 0 for p in parameters],
+        [_TEXT_ARRAY_OID if isinstance(p, TextArray) else 0 for p in parameters],
         [Format.BINARY if isinstance(p, TextArray) else Format.TEXT for p in parameters],
         Format.BINARY if binary else Format.TEXT,
     )

@@ -13,7 +13,7 @@ from alphapulse_encryption.crypto.tokens import search_tokens_many_utf8
 from alphapulse_encryption.migration.bookkeeping.progress import BackfillLedger, Ledger
 from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
-from alphapulse_encryption.migration.postgres.database import TextArray
+from alphapulse_encryption.migration.postgres.wire import TextArray
 from alphapulse_encryption.migration.rows.batches import Columns
 from alphapulse_encryption.migration.rows.engine import How, RangeResult, work_on_range
 from alphapulse_encryption.migration.rows.operation import Batch, Item, Operation

@@ -21,7 +21,8 @@ from alphapulse_encryption.migration.bookkeeping.progress import Ledger
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, Step
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import TextArray, without_values
+from alphapulse_encryption.migration.postgres.database import without_values
+from alphapulse_encryption.migration.postgres.wire import TextArray
 from alphapulse_encryption.migration.rows.batches import Columns, key_at
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table

@@ -82,6 +82,11 @@ def tuned(
         RefusedError: a lock could not be had. At the end of the block: the next call restores.
     """
     restore_abandoned(database, actor)
+
+    def end() -> None:
+        with database.session(f"restore autovacuum for {table.key}") as another:
+            _restore(another, table.key, holder, actor, why="done")
+
     # Not a session() around the block: its errors are not ours to word.
     with contextlib.closing(database.connect()) as connection:
         with safe_errors(f"tune {table.key}"):
@@ -92,12 +97,11 @@ def tuned(
         except BaseException:
             # What went wrong is what the caller has to see; what is not restored here is found later.
             if holder is not None:
-                with contextlib.suppress(MigrationError, psycopg.Error):
-                    _end(database, connection, table, holder, actor)
+                with contextlib.suppress(MigrationError):
+                    end()
             raise
         if holder is not None:
-            with safe_errors(f"undo what was tuned for {table.key}"):
-                _end(database, connection, table, holder, actor)
+            end()
 
 
 def restore_abandoned(database: Database, actor: Actor) -> tuple[str, ...]:
@@ -154,19 +158,6 @@ def _begin(connection: Connection, table: Table, actor: Actor) -> uuid.UUID:
         connection, f"turn autovacuum off for {table.key}", turn_off, lock_timeout=LOCK_TIMEOUT
     )
     return holder
-
-
-def _end(database: Database, connection: Connection, table: Table, holder: uuid.UUID, actor: Actor) -> None:
-    try:
-        if not connection.broken:
-            _restore(connection, table.key, holder, actor, why="done")
-            return
-    except psycopg.Error:
-        if not connection.broken:
-            raise
-    # The server was restarted meanwhile, or ended the session.
-    with database.session(f"restore autovacuum for {table.key}") as another:
-        _restore(another, table.key, holder, actor, why="done")
 
 
 def _restore(connection: Connection, key: str, holder: uuid.UUID | None, actor: Actor, *, why: str) -> bool:

@@ -24,7 +24,7 @@ from psycopg.sql import Composed
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_token, search_tokens_many
-from alphapulse_encryption.errors import MigrationError, RefusedError
+from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.keys import check_key, retired_versions
 from alphapulse_encryption.migration.bookkeeping.quarantine import read_quarantine
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan, read_range
@@ -78,10 +78,6 @@ FRESH_FOR = timedelta(days=7)
 # Transactions are told apart over a distance of 2^31 (PostgreSQL manual, 24.1.5); half of it leaves a margin.
 MOST_TRANSACTIONS = 2**30
 _XID_BITS = 32
-
-
-class Stopped(MigrationError):
-    """The caller wants no more batches; raised by it from ``on_progress``. No result is kept."""
 
 
 class Counts(Counter[str]):
@@ -254,7 +250,8 @@ def verify_range(
     """Verify one batch range against the rows as they are now, and keep the result.
 
     Args:
-        on_progress: called after each batch with rows so far and seconds; may raise :class:`Stopped`.
+        on_progress: called after each batch with rows so far and seconds; may raise :class:`.engine.Stopped`: no
+            result is kept then.
 
     Raises:
         RefusedError: wrong key, or the range was never planned.

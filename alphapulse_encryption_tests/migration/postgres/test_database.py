@@ -12,11 +12,11 @@ import pytest
 from psycopg import sql
 
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, RefusedError
+from alphapulse_encryption.migration.postgres import wire
 from alphapulse_encryption.migration.postgres.database import (
     LOG_SETTINGS,
     MARK_AS_ENGINE,
     Database,
-    TextArray,
 )
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.leaks import Find, Scanner
@@ -250,10 +250,8 @@ def test_engine_mark_ends_with_its_transaction(database_url: str) -> None:
 )
 def test_ready_made_arrays_arrive_as_they_are(database_url: str, items: list[str | None]) -> None:
     with Database(database_url).connect() as connection:
-        row = connection.execute(
-            "SELECT %s, ARRAY(SELECT unnest(%s) IS NULL)", [TextArray(items), TextArray(items)]
-        ).fetchone()
-    assert row == (items, [item is None for item in items])
+        found = wire.execute(connection, b"SELECT unnest($1::text[])", [wire.TextArray(items)])
+        assert wire.columns(found) == [[None if item is None else item.encode() for item in items]]
 
 
 @pytest.mark.parametrize("name", ["100%", "%s", "a%(b)s", "%%", 'quo"te %t', "{} {x}"])

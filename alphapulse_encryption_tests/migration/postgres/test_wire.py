@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from psycopg.sql import SQL, Identifier, Literal
 
 from alphapulse_encryption.migration.postgres import wire
-from alphapulse_encryption.migration.postgres.database import Database, TextArray, connection_was_lost
+from alphapulse_encryption.migration.postgres.database import Database, connection_was_lost
+from alphapulse_encryption.migration.postgres.wire import TextArray
 from alphapulse_encryption.migration.rows.batches import read_columns
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration.support import run

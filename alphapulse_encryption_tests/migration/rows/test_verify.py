@@ -16,11 +16,10 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.tables import advance
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows.engine import RowsQuarantined
+from alphapulse_encryption.migration.rows.engine import RowsQuarantined, Stopped
 from alphapulse_encryption.migration.rows.verify import (
     NAMED_OFFENDERS,
     RangeVerification,
-    Stopped,
     TableVerification,
     count_rows,
     verify_changed,
