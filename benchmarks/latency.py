@@ -71,7 +71,7 @@ class Part(NamedTuple):
 def encrypt(url: str, pace: Pace) -> None:
     """The backfill of everything, by one worker."""
     target = Target.of(Database(url), CATALOGUE, KEYS, ACTOR)
-    with Sessions(target, pace.work_mem) as sessions:
+    with Sessions(target) as sessions:
         for table in CATALOGUE.tables:
             for number, following in itertools.zip_longest(range(RANGES), range(1, RANGES)):
                 backfill_range(

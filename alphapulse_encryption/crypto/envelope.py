@@ -36,10 +36,6 @@ _LAST_DIGITS = {1: frozenset("AEIMQUYcgkosw048"), 2: frozenset("AQgw")}
 class EnvelopeFormat(Protocol):
     """Turns text into envelopes and back. None stays None in the `_many` methods."""
 
-    @property
-    def name(self) -> str:
-        """The name that a catalogue selects it by."""
-
     def encrypt(self, value: str, context: str) -> str:
         """The envelope of a value, under the current key version.
 

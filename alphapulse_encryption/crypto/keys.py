@@ -101,7 +101,6 @@ class KeyRing:
 
     @property
     def current_version(self) -> int:
-        """The version that writes use."""
         return self._current_version
 
     @property

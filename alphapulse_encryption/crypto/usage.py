@@ -54,11 +54,11 @@ class MessageCounter:
         most: refuse to go beyond so many, those that others were told to have encrypted included.
     """
 
-    __slots__ = ("_elsewhere", "_here", "_lock", "_most", "_reported", "context", "key_version")
+    __slots__ = ("_elsewhere", "_lock", "_most", "_reported", "context", "key_version", "messages")
 
     def __init__(self, context: str, key_version: int, most: int) -> None:
         self.context, self.key_version, self._most = context, key_version, most
-        self._here = self._reported = self._elsewhere = 0
+        self.messages = self._reported = self._elsewhere = 0
         self._lock = threading.Lock()
 
     def count(self, messages: int) -> None:
@@ -68,33 +68,28 @@ class MessageCounter:
             KeyExhausted: they would be too many; none of them is counted.
         """
         with self._lock:
-            here = self._here + messages
+            here = self.messages + messages
             if here + self._elsewhere > self._most:
                 raise KeyExhausted(exhausted(self.context, self.key_version, self._most))
-            self._here = here
+            self.messages = here
 
-    @property
-    def messages(self) -> int:
-        """Counted in this process."""
-        return self._here
-
-    @property
-    def unreported(self) -> int:
-        """Those of them that nobody has been told of."""
+    def report(self, send: Callable[[str, int, int], int]) -> KeyUsage | None:
+        """See :meth:`UsageBook.report`; None where there is no news."""
+        news = self.messages - self._reported
+        if not news:
+            return None
+        total = send(self.context, self.key_version, news)
         with self._lock:
-            return self._here - self._reported
-
-    def reported(self, messages: int, total: int) -> None:
-        """So many were told of; ``total`` is what all processes together have encrypted by then."""
-        with self._lock:
-            self._reported += messages
+            self._reported += news
+            # What all processes together have encrypted by then, without this one's.
             self._elsewhere = max(self._elsewhere, total - self._reported)
+        return KeyUsage(self.context, self.key_version, total)
 
     def begin_anew(self) -> None:
         """In a forked child: its parent reports what is counted so far."""
         self._lock = threading.Lock()
-        self._elsewhere += self._here
-        self._here = self._reported = 0
+        self._elsewhere += self.messages
+        self.messages = self._reported = 0
 
 
 class UsageBook:
@@ -127,14 +122,9 @@ class UsageBook:
         Returns:
             The sums, of the keys that there was news of.
         """
-        sums = []
         with self._reporting:
-            for counter in list(self._counters.values()):
-                if messages := counter.unreported:
-                    total = send(counter.context, counter.key_version, messages)
-                    counter.reported(messages, total)
-                    sums.append(KeyUsage(counter.context, counter.key_version, total))
-        return tuple(sorted(sums))
+            sums = [counter.report(send) for counter in list(self._counters.values())]
+        return tuple(sorted(filter(None, sums)))
 
     def begin_anew(self) -> None:
         """In a forked child, which has one thread; the locks may have been held by another one."""

@@ -40,8 +40,6 @@ class Interleaved:
         cipher: the real one.
     """
 
-    name = CIPHER.name
-
     def __init__(self, moments: Sequence[Meanwhile], cipher: EnvelopeFormat = CIPHER) -> None:
         self._moments = list(moments)
         self._cipher = cipher

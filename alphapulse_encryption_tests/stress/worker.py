@@ -15,6 +15,7 @@ from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.backfill import backfill_range
 from alphapulse_encryption.migration.rows.engine import Pace
+from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.rows.tuning import tuned
 from alphapulse_encryption.migration.rows.verify import verify_range
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
@@ -80,13 +81,15 @@ def migrate(url: str, name: str, tell: Callable[..., None] = say) -> None:
     ):
 
         def fill(number: int) -> None:
-            backfill_range(
-                target(database),
-                entry,
-                number,
-                pace=Pace(batch_size=BATCH, work_mem="16MB"),
-                on_progress=lambda progress: tell("batch", number, progress.rows),
-            )
+            with Sessions(target(database), "16MB") as sessions:
+                backfill_range(
+                    sessions.target,
+                    entry,
+                    number,
+                    pace=Pace(batch_size=BATCH),
+                    sessions=sessions,
+                    on_progress=lambda progress: tell("batch", number, progress.rows),
+                )
 
         list(pool.map(fill, range(RANGES)))
     tell("indexes")

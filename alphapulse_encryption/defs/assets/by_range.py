@@ -56,7 +56,7 @@ def describe(asset: str, result: RangeResult) -> dict[str, MetadataEntry]:
         "values": result.values,
         "batches": result.batches,
         "changed_meanwhile": result.changed_meanwhile,
-        "left_pending": result.left_pending,
+        "left_pending": len(result.left),
         "resumed": result.resumed,
         "seconds": round(result.seconds, 3),
         "seconds_held_back": round(result.seconds_held_back, 3),

@@ -36,8 +36,6 @@ EXPIRES_SOON = timedelta(hours=2)
 # An approval that ended unused is told of for so long.
 EXPIRED_RECENTLY = timedelta(hours=24)
 
-_XID_BITS = 32
-
 
 @dataclass(frozen=True)
 class Mark:
@@ -102,7 +100,7 @@ def _unchanged(connection: Connection, table: Table, mark: Mark, limit: timedelt
     if not has_pending_index(connection, definition):
         return
     rows = connection.execute(
-        sql.count_pending_unchanged(definition), [str(mark.transaction % 2**_XID_BITS), COUNTED + 1]
+        sql.count_pending_unchanged(definition), [str(mark.transaction), COUNTED + 1]
     ).fetchall()[0][0]
     if not rows:
         return

@@ -112,12 +112,7 @@ class DatabaseUnreachable(ConfigurationError):
 
 @dataclass(frozen=True)
 class Actor:
-    """Who changes the database.
-
-    Args:
-        name: the person or program, as the audit log is to show it.
-        run_id: the Dagster run, where there is one.
-    """
+    """Who changes the database: a person or program, and the Dagster run, as the audit log is to show them."""
 
     name: str
     run_id: str | None = None
@@ -171,11 +166,7 @@ class Database:
 
     @contextmanager
     def session(self, doing: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-        """A connection for the length of a ``with`` block, errors made safe.
-
-        Args:
-            doing: what is being done, for the message of a failure ("add columns to users").
-        """
+        """A connection for a ``with`` block, errors made safe; they name what was ``doing``: "add columns to users"."""
         with safe_errors(doing), self.connect() as connection:
             yield connection
 
@@ -193,11 +184,7 @@ SET_PRIVILEGES = 150_000
 
 
 def keep_values_out_of_the_log(connection: psycopg.Connection[Any]) -> dict[str, str]:
-    """Have the server log nothing of this session that could quote a value, as far as the role may say so.
-
-    Returns:
-        What was set.
-    """
+    """Have the server log nothing of this session that could quote a value, as far as the role may; what was set."""
     allowed: LiteralString = "false"
     if connection.info.parameter_status("is_superuser") == "on":
         allowed = "true"

@@ -38,16 +38,14 @@ def _call(connection: Connection, function: str, name: str) -> object:
 
 # A lock named by one bigint shows its halves as classid and objid, with 1 as objsubid (PostgreSQL manual, 53.13).
 _HOLDERS = """
-SELECT DISTINCT k.name, l.pid FROM unnest(%s::text[]) AS k (name)
+SELECT k.name, array_agg(DISTINCT l.pid) FROM unnest(%s::text[]) AS k (name)
   JOIN pg_locks l ON hashtextextended(k.name, 0) = (l.classid::bigint << 32 | l.objid::bigint)
  WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ GROUP BY k.name
 """
 
 
 def holders(connection: Connection, names: Sequence[str]) -> dict[str, frozenset[int]]:
     """The sessions of this database that hold each of these locks, by their process numbers; of held ones alone."""
-    found: dict[str, set[int]] = {}
-    for name, pid in connection.execute(_HOLDERS, [list(names)]):
-        found.setdefault(name, set()).add(pid)
-    return {name: frozenset(pids) for name, pids in found.items()}
+    return {name: frozenset(pids) for name, pids in connection.execute(_HOLDERS, [list(names)])}

@@ -29,7 +29,6 @@ def find_program(name: str, bin_dir: Path | None, server: int) -> str:
     """Path of a client program.
 
     Args:
-        name: ``pg_dump`` or ``pg_restore``.
         bin_dir: where to look; None for the PATH.
         server: major version of the server, which the program's must not be below.
 
@@ -62,7 +61,6 @@ def connection_environment(
     A command line is seen by every user of the machine, an environment by its owner.
 
     Args:
-        database: whose address the child gets.
         unlogged: the child writes values; the server is to log none of them, as far as the role may say so.
 
     Returns:

@@ -98,7 +98,6 @@ def telling(
 
     Args:
         database: asked over a connection of its own.
-        table: whose indexes are built.
         tell: called from another thread; None asks nothing.
         progress: also say what is being done and how far it is, at each new phase and every ten seconds.
     """

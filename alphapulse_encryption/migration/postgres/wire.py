@@ -93,17 +93,12 @@ def numbered(connection: Connection, query: sql.Composed) -> bytes:
 def execute(
     connection: Connection, statement: bytes, parameters: Sequence[Parameter] = (), *, binary: bool = False
 ) -> PGresult:
-    """Execute one statement.
+    """Execute one statement, over a connection that nobody else uses meanwhile; raises as psycopg's own cursors would.
 
     Args:
-        connection: used by nobody else meanwhile.
         statement: with ``$1``, ``$2``, … for its parameters, which text and numbers need a cast for where the type
             does not follow from the statement.
-        parameters: their values.
         binary: the form of the result's values; that of text is the text itself.
-
-    Raises:
-        psycopg.Error: as psycopg's own cursors would.
     """
     result = connection.pgconn.exec_params(
         statement,
@@ -116,11 +111,7 @@ def execute(
 
 
 def script(connection: Connection, *statements: bytes) -> None:
-    """Execute statements without parameters in one exchange; one that fails ends it.
-
-    Raises:
-        psycopg.Error: as psycopg's own cursors would.
-    """
+    """Execute statements without parameters in one exchange; one that fails ends it, and raises."""
     _checked(connection, connection.pgconn.exec_(b"; ".join(statements)))
 
 
@@ -139,7 +130,6 @@ def transaction(connection: Connection, *first: bytes) -> Iterator[list[bytes]]:
     Each exchange with the server makes this thread wait for the interpreter, which others encrypt with meanwhile.
 
     Args:
-        connection: used by nobody else meanwhile.
         first: statements to send along with BEGIN.
 
     Yields:

@@ -141,13 +141,7 @@ def _same(shown: bytes, free: bytes | None, base_type: str) -> bool:
 
 @dataclass
 class Filling:
-    """Fills a table's plaintext beside the application, as often as it takes.
-
-    Args:
-        again: what to type to go on with it.
-        on_progress: called after each batch, and while it holds back.
-        done: what was done so far.
-    """
+    """Fills a table's plaintext beside the application, as often as it takes; ``again`` is what to type to go on."""
 
     operation: Decrypt
     again: str

@@ -67,13 +67,11 @@ class Pace:
         batch_size: rows per batch, kept as it is.
         target_seconds: duration of one batch's transaction to aim at, in seconds.
         rest_ratio: seconds of rest for each second that a batch took.
-        work_mem: memory of one sort or hash in the sessions opened for the work.
     """
 
     batch_size: int | None = None
     target_seconds: float | None = None
     rest_ratio: float | None = None
-    work_mem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,6 @@ class Progress:
     """What a running range reports after each batch, and when it holds back: totals of this call.
 
     Args:
-        values: values written.
-        seconds: since the beginning.
         batch_size: rows per batch, as it is now.
         waiting_for: why it holds back; None while it works.
     """
@@ -134,13 +130,7 @@ class RangeResult:
 
     @property
     def values(self) -> int:
-        """Values written, over all columns."""
         return self.by_column.total()
-
-    @property
-    def left_pending(self) -> int:
-        """How many rows are left."""
-        return len(self.left)
 
     def __add__(self, other: RangeResult) -> RangeResult:
         """Both together; of what is not a sum, this one's."""
@@ -196,7 +186,7 @@ def work_on_range(operation: Operation, number: int, **how: Unpack[How]) -> Rang
         DatabaseFailure: the server refused; the range is marked as failed, what is written stays.
     """
     pace, given = how.get("pace") or Pace(), how.get("sessions")
-    with nullcontext(given) if given else Sessions(operation.target, pace.work_mem) as sessions:
+    with nullcontext(given) if given else Sessions(operation.target) as sessions:
         run = _Run(operation, number, sessions, pace, how.get("on_progress"), how.get("following"))
         result = run.through()
     if result.quarantined:
@@ -218,7 +208,6 @@ def work_on_table(
     Args:
         operation: what to do, or by their numbers what to do to some of the ranges.
         again: what to type to go on with it.
-        on_progress: see :class:`How`.
         changing_may_stay: whether rows that keep changing, but are not locked, are the caller's to look for.
 
     Raises:

@@ -49,12 +49,10 @@ class Batch:
         return len(self.arrays[0].items)
 
     def key(self, row: int) -> Key:
-        """A row's primary key."""
         return key_at([array.items for array in self.arrays], self.key_width, row)
 
     @property
     def bounds(self) -> list[str]:
-        """First and last key."""
         return [*self.key(0), *self.key(-1)]
 
     def values(self, rows: Sequence[int] | None = None) -> list[int]:
@@ -65,7 +63,6 @@ class Batch:
         return [sum(items[row] is not None for row in rows) for items in columns]
 
     def only(self, rows: Iterable[int]) -> Batch:
-        """Some of its rows."""
         chosen = sorted(rows)
         arrays = [TextArray([array.items[row] for row in chosen]) for array in self.arrays]
         return Batch(arrays, self.key_width, self.counted)
@@ -84,14 +81,7 @@ Item = Batch | Unreadable
 
 @dataclass(frozen=True)
 class Written:
-    """A batch whose :meth:`Operation.update` was executed.
-
-    Args:
-        batch: what was sent.
-        rows: those of its rows that were written.
-        result: what the statement told.
-        cipher: the one to encrypt by.
-    """
+    """A batch whose :meth:`Operation.update` was executed; which of its rows were written, and what it told."""
 
     definition: TableDefinition
     batch: Batch
@@ -101,11 +91,7 @@ class Written:
 
 
 class Unwritable(Exception):
-    """Rows of a batch whose values are not what was to be written; has no text, so that it can quote nothing.
-
-    Args:
-        rows: by their numbers in the batch, why.
-    """
+    """Rows of a batch, by number, whose values are not what was to be written, and why; quotes no value."""
 
     def __init__(self, rows: Mapping[int, str]) -> None:
         super().__init__()

@@ -41,16 +41,10 @@ SELECT {names} FROM generate_series(1, %s - 1) AS i
 
 
 def ensure_ranges(connection: Connection, definition: TableDefinition, count: int) -> int:
-    """Plan the table's batch ranges where that was not done; once planned they stay.
+    """Plan the table's batch ranges where that was not done; once planned they stay. Returns how many there are.
 
     The first range is open below and the last one above, so that rows inserted later belong somewhere.
     A large table is not read whole: the boundaries come from a sample of its pages.
-
-    Args:
-        connection: in autocommit mode.
-
-    Returns:
-        The number of ranges.
 
     Raises:
         ConfigurationError: ranges were planned with another number.
@@ -111,13 +105,10 @@ def _take_ranges(connection: Connection, table: Table, count: int) -> int:
 
 
 def check_ranges(connection: Connection, table: Table, count: int) -> int:
-    """Hold a number of ranges against the table's planned ones; reads only.
-
-    Returns:
-        How many are planned; 0 before the first time.
+    """How many ranges are planned, 0 before the first time; reads only.
 
     Raises:
-        ConfigurationError: ranges were planned with another number.
+        ConfigurationError: another number of them than this one.
     """
     planned = len(read_ranges(connection, table)) if bookkeeping_exists(connection) else 0
     if planned not in (0, count):

@@ -33,7 +33,6 @@ class Reader:
 
     Args:
         sessions: whose reading connection nobody else uses meanwhile.
-        operation: what to read, and what to make of it.
         start: read behind this key; None from the beginning.
         upper: read up to this key; None to the end.
         at_leisure: nobody waits for the first batch.

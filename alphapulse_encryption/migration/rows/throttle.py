@@ -232,12 +232,7 @@ class Throttle:
         return self.limits
 
     def rest(self, seconds: float, on_rest: Callable[[], None]) -> None:
-        """Leave the machine to others for a while.
-
-        Args:
-            seconds: how long.
-            on_rest: called from time to time during a long rest; ends it by raising.
-        """
+        """Leave the machine to others for a while; ``on_rest`` is called now and then, and ends it by raising."""
         until = self.clock() + seconds
         while (left := until - self.clock()) > 0:
             self.sleep(min(left, SECONDS_BETWEEN_LOOKS / 2))

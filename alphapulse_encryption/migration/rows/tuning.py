@@ -105,12 +105,9 @@ def tuned(
 
 
 def restore_abandoned(database: Database, actor: Actor) -> tuple[str, ...]:
-    """Restore what killed processes, or a server that was stopped, left tuned.
+    """Restore what killed processes, or a server that was stopped, left tuned; returns the tables.
 
     Costs one small query where there is nothing to do.
-
-    Returns:
-        The tables restored now.
 
     Raises:
         RefusedError: a lock could not be had for one of them; the others are restored.

@@ -77,7 +77,6 @@ NAMED_OFFENDERS = 10
 FRESH_FOR = timedelta(days=7)
 # Transactions are told apart over a distance of 2^31 (PostgreSQL manual, 24.1.5); half of it leaves a margin.
 MOST_TRANSACTIONS = 2**30
-_XID_BITS = 32
 
 
 class Counts(Counter[str]):
@@ -124,8 +123,6 @@ class TableVerification:
     """The ranges' results together.
 
     Args:
-        rows: rows verified.
-        columns: per catalogued column.
         offenders: the first of each range.
         verified_at: the oldest moment that any range's result speaks of; None where one is missing.
         since: number of a transaction; every row that no later one has written was verified. None as well.
@@ -173,7 +170,7 @@ class _Comparison:
         self.columns = {column.name: Counts() for column in self.definition.table.columns}
 
     def compare(self, read: Texts) -> None:
-        """Compare rows that have every column: their keys, then plaintexts, ciphertexts and tokens of each."""
+        """Compare rows with every column: their keys, then plaintexts, ciphertexts and tokens of each."""
         width = len(self.definition.key)
         self.rows += len(read[0])
         for number, column in enumerate(self.definition.table.columns):
@@ -192,8 +189,10 @@ class _Comparison:
             zip(plaintexts, envelopes, tokens, values, strict=True)
         ):
             problem: Problem | None = None
-            if envelope is None:
-                problem = _problem_without_ciphertext(plaintext, token)
+            if envelope is None and plaintext is not None:
+                problem = "pending"
+            elif envelope is None:
+                problem = None if token is None else "token_mismatched"
             elif i in unreadable:
                 problem = "undecryptable"
             elif plaintext != value and not (plaintext is None and self.ciphertext_is_right):
@@ -212,7 +211,6 @@ class _Comparison:
                 counts["matching" if envelope is not None else "empty"] += 1
 
     def fault(self, column: Column, problem: Problem, key: Key) -> None:
-        """Count a value that did not verify, and name the first of them."""
         if problem == "pending" and key in self.quarantined:
             problem = "quarantined"
         counts = self.columns[column.name]
@@ -221,7 +219,6 @@ class _Comparison:
         counts[problem] += 1
 
     def result(self) -> RangeVerification:
-        """What was found so far."""
         seconds = time.monotonic() - self.started
         return RangeVerification(self.rows, self.columns, tuple(self.offenders), seconds)
 
@@ -230,12 +227,6 @@ class _Comparison:
         if value is None or version == self.target.keys.current_version:
             return current
         return search_token(self.target.keys, value, column.context, version)
-
-
-def _problem_without_ciphertext(plaintext: str | None, token: str | None) -> Problem | None:
-    if plaintext is not None:
-        return "pending"
-    return None if token is None else "token_mismatched"
 
 
 def _comparison(
@@ -308,11 +299,7 @@ def verify_range(
 def _compare_alone(
     connection: Connection, comparison: _Comparison, condition: Composed, parameters: Sequence[str]
 ) -> Key | None:
-    """Compare the first row column by column, because one of them cannot be read.
-
-    Returns:
-        Its key; None where it was deleted meanwhile.
-    """
+    """Compare the first row column by column; returns its key, None where it was deleted meanwhile."""
     definition, width = comparison.definition, len(comparison.definition.key)
     found = read_texts(connection, sql.select_for_verification(definition, condition, ()), parameters, 1)
     if not found[0]:
@@ -332,11 +319,7 @@ def _compare_alone(
 
 
 def faults(read: Texts, definition: TableDefinition, target: Target) -> tuple[Offender, ...]:
-    """Every fault of rows while their plaintext is right, in the order of the columns.
-
-    Args:
-        read: as :func:`sql.select_for_verification` reads them.
-    """
+    """Every fault of rows read by :func:`sql.select_for_verification` while plaintext is the source of truth."""
     comparison = _Comparison(definition, target, names_at_most=math.inf)
     comparison.compare(read)
     return tuple(comparison.offenders)
@@ -375,7 +358,7 @@ def verify_changed(target: Target, table: Table, since: int, *, seconds: float) 
             with connection.transaction():
                 allow_what_is_left()
                 query = wire.numbered(connection, sql.select_changed(definition))
-                with reading(connection, query, [_as_xid(since)]) as fetch:
+                with reading(connection, query, [str(since)]) as fetch:
                     while (read := texts(fetch(ROWS_PER_BATCH)))[0]:
                         comparison.compare(read)
                         allow_what_is_left()
@@ -398,10 +381,6 @@ def verify_changed(target: Target, table: Table, since: int, *, seconds: float) 
     return comparison.result()
 
 
-def _as_xid(transaction: int) -> str:
-    return str(transaction % 2**_XID_BITS)
-
-
 def count_rows(target: Target, table: Table) -> None:
     """Count the rows past the primary key's index, by which they were verified, and keep how many it left out.
 
@@ -420,7 +399,7 @@ def count_rows(target: Target, table: Table) -> None:
         definition = read_table(connection, table, plaintext=False)
         statement = sql.count_unchanged(definition)
         counted_at, *_ = connection.execute("SELECT clock_timestamp()").fetchall()[0]
-        rows, unchanged = connection.execute(statement, [_as_xid(found.since)]).fetchall()[0]
+        rows, unchanged = connection.execute(statement, [str(found.since)]).fetchall()[0]
         keep_row_count(
             connection,
             table,
@@ -457,27 +436,17 @@ def sum_up(connection: Connection, table: Table, key_check: str) -> TableVerific
         fresh_for=FRESH_FOR,
         most_transactions=MOST_TRANSACTIONS,
     )
+    current = [found for found in kept if found.verified_at is not None and found.current]
+    missing = sum(found.verified_at is None for found in kept)
+    outdated = len(kept) - missing - len(current)
+    stale = sum(not found.fresh for found in current)
     columns = {column.name: Counts() for column in table.columns}
-    offenders: list[Offender] = []
-    moments: list[datetime] = []
-    transactions: list[int] = []
-    missing = outdated = stale = total = 0
-    for found in kept:
-        if found.verified_at is None:
-            missing += 1
-            continue
-        if not found.current:
-            outdated += 1
-            continue
-        stale += not found.fresh
-        moments.append(found.verified_at)
-        transactions.append(found.since)
-        total += found.rows
+    for found in current:
         for name, counts in columns.items():
             counts.update(found.columns.get(name, {}))
-        offenders += [Offender(o["column"], o["problem"], tuple(o["key"])) for o in found.offenders]
-    complete = bool(moments) and not missing and not outdated
-    unreached = missing_rows(connection, table, min(transactions)) if complete else None
+    complete = bool(current) and len(current) == len(kept)
+    since = min(found.since for found in current) if complete else None
+    unreached = None if since is None else missing_rows(connection, table, since)
     reasons = []
     if missing or not kept:
         reasons.append(f"{missing or 'all'} batch ranges were not verified yet")
@@ -497,11 +466,13 @@ def sum_up(connection: Connection, table: Table, key_check: str) -> TableVerific
         )
     return TableVerification(
         table=table.key,
-        rows=total,
+        rows=sum(found.rows for found in current),
         columns=columns,
-        offenders=tuple(offenders),
-        verified_at=min(moments) if complete else None,
-        since=min(transactions) if complete else None,
+        offenders=tuple(
+            Offender(o["column"], o["problem"], tuple(o["key"])) for found in current for o in found.offenders
+        ),
+        verified_at=min(found.verified_at for found in current if found.verified_at) if complete else None,
+        since=since,
         missing_rows=unreached,
         fresh=complete and not stale,
         reasons=tuple(reasons),

@@ -299,7 +299,7 @@ def select_for_verification(
 def select_changed(definition: TableDefinition) -> Composed:
     """The rows changed since a transaction, all columns as in :func:`select_for_verification`, in no order.
 
-    Parameter: the transaction's number, of 32 bits.
+    Parameter: the transaction's number, as text.
     """
     return SQL("{} WHERE {}").format(_select_sides(definition, definition.table.columns), _changed_since())
 
@@ -321,7 +321,7 @@ def count_pending_unchanged(definition: TableDefinition) -> Composed:
 def _changed_since() -> Composed:
     # age() is a distance modulo 2^32 from the next transaction: in one statement it begins at 0, because nothing is
     # visible that began after it. A row keeps its xmin when it is frozen (PostgreSQL manual, 24.1.5).
-    return SQL("(age(t.xmin) BETWEEN 0 AND age(%s::xid))").format()
+    return SQL("(age(t.xmin) BETWEEN 0 AND age(%s::xid8::xid))").format()
 
 
 def _select_sides(
