@@ -81,7 +81,7 @@ def load_sample(conninfo: str, rows: int = DEFAULT_ROWS, seed: int = DEFAULT_SEE
     counts["trades"] += rows - sum(counts.values())
 
     marker = f"{_MARKER}{rows} rows, seed {seed}"
-    with _database(conninfo).session("load the sample", autocommit=False) as connection:
+    with _database(conninfo).session("load the sample") as connection, connection.transaction():
         # Functions of rows.sql name the tables.
         connection.execute("SET LOCAL search_path TO public")
         # Another loader may take its time.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psycopg
 from psycopg.sql import SQL, Composed, Identifier
 
 from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.postgres.retry import again
 
-Connection = psycopg.Connection[Any]
 T = TypeVar("T")
 
 # While an ALTER TABLE waits for its lock, every later query on the table waits behind it: so it waits briefly. But

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import psycopg
 from psycopg.sql import SQL, Identifier
 
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import Connection
 
 
 def hold(connection: Connection, name: str, *, shared: bool = False, transaction: bool = False) -> None:

@@ -8,16 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
-
-import psycopg
 
 from alphapulse_encryption.beside import beside
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
-from alphapulse_encryption.migration.postgres.database import Database
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import Connection, Database
 
 SECONDS_BETWEEN_LOOKS = 0.5
 # Each of them is a row in Dagster's storage.

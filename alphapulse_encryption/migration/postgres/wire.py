@@ -19,9 +19,7 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from alphapulse_encryption.migration.postgres.database import OF_THIS_TOOL, flat
-
-Connection = psycopg.Connection[Any]
+from alphapulse_encryption.migration.postgres.database import OF_THIS_TOOL, Connection, flat
 
 _TEXT_OID = 25
 _TEXT_ARRAY_OID = 1009

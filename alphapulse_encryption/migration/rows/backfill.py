@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Unpack
 
-import psycopg
 from psycopg.sql import Composed
 
 from alphapulse_encryption.catalogue import Table
@@ -13,6 +12,7 @@ from alphapulse_encryption.crypto.tokens import search_tokens_many_utf8
 from alphapulse_encryption.migration.bookkeeping.progress import BackfillLedger, Ledger
 from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.postgres.wire import TextArray
 from alphapulse_encryption.migration.rows.batches import Columns
 from alphapulse_encryption.migration.rows.engine import How, RangeResult, work_on_range
@@ -20,8 +20,6 @@ from alphapulse_encryption.migration.rows.operation import Batch, Item, Operatio
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.target import Target
-
-Connection = psycopg.Connection[Any]
 
 
 def backfill_range(target: Target, table: Table, number: int, **how: Unpack[How]) -> RangeResult:

@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psycopg
 from psycopg.sql import Composed
 
 from alphapulse_encryption.migration.bookkeeping.ranges import Key
 from alphapulse_encryption.migration.postgres import retry, wire
-from alphapulse_encryption.migration.postgres.database import configure, without_values
+from alphapulse_encryption.migration.postgres.database import Connection, configure, without_values
 
-Connection = psycopg.Connection[Any]
 # What was read: column by column, in the UTF-8 form that came over the wire.
 Columns = list[list[bytes | None]]
 Texts = list[list[str | None]]

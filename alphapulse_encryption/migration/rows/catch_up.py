@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
-
-import psycopg
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
 from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.postgres.database import Connection, Database
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
@@ -34,7 +31,7 @@ def pending_ranges(database: Database, tables: Iterable[Table]) -> list[tuple[st
         return [(table.key, number) for table in tables for number in pending_in(connection, table)]
 
 
-def pending_in(connection: psycopg.Connection[Any], table: Table) -> list[int]:
+def pending_in(connection: Connection, table: Table) -> list[int]:
     """Those ranges of one table; the session follows the primary key (:func:`.batches.plan_by_key`)."""
     state = table_state(connection, table) if bookkeeping_exists(connection) else None
     if state is None or not state.state.has_both_sides:
@@ -52,6 +49,6 @@ def pending_in(connection: psycopg.Connection[Any], table: Table) -> list[int]:
     return found
 
 
-def has_pending_index(connection: psycopg.Connection[Any], definition: TableDefinition) -> bool:
+def has_pending_index(connection: Connection, definition: TableDefinition) -> bool:
     """Whether the pending index is there and can be used."""
     return bool(is_usable(connection, definition, pending_index(definition.table)))

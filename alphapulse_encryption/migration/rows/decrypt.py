@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from typing import Any
 
-import psycopg
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
 from alphapulse_encryption.catalogue import Column
@@ -21,6 +19,7 @@ from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres import wire
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.rows.batches import Columns, key_at, texts
 from alphapulse_encryption.migration.rows.engine import Progress, RangeResult, work_on_table
 from alphapulse_encryption.migration.rows.operation import (
@@ -34,8 +33,6 @@ from alphapulse_encryption.migration.rows.operation import (
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.saved import verbatim
-
-Connection = psycopg.Connection[Any]
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ After a revert all of it, because nobody watched over it (:class:`Discard`); aft
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import psycopg
 from psycopg.sql import Composed
 
 from alphapulse_encryption.catalogue import Column
@@ -17,12 +16,11 @@ from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.ranges import Step
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.rows.batches import Columns
 from alphapulse_encryption.migration.rows.operation import Faults, Item, Operation, changed_meanwhile
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
-
-Connection = psycopg.Connection[Any]
 
 
 @dataclass(frozen=True)

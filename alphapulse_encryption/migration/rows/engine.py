@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import psycopg
 from psycopg.pq.abc import PGresult
@@ -37,6 +37,7 @@ from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan, r
 from alphapulse_encryption.migration.postgres import locks, retry, wire
 from alphapulse_encryption.migration.postgres.database import (
     MARK_AS_ENGINE,
+    Connection,
     DatabaseUnreachable,
     connection_was_lost,
     safe_errors,
@@ -49,8 +50,6 @@ from alphapulse_encryption.migration.rows.throttle import Throttle
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.target import Target
-
-Connection = psycopg.Connection[Any]
 
 SMALLEST_BATCH = 100
 LARGEST_BATCH = 2_500

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import psycopg
 from psycopg.pq.abc import PGresult
@@ -21,14 +21,12 @@ from alphapulse_encryption.migration.bookkeeping.progress import Ledger
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, Step
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import without_values
+from alphapulse_encryption.migration.postgres.database import Connection, without_values
 from alphapulse_encryption.migration.postgres.wire import TextArray
 from alphapulse_encryption.migration.rows.batches import Columns, key_at
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target
-
-Connection = psycopg.Connection[Any]
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import psycopg
 from psycopg.sql import SQL, Composable, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
@@ -22,11 +19,9 @@ from alphapulse_encryption.migration.bookkeeping.ranges import (
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres import locks
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
-
-Connection = psycopg.Connection[Any]
 
 # A sample of this many pages places the boundaries of a large table; a smaller table is read whole.
 SAMPLED_PAGES = 2_000

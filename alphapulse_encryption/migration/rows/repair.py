@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import psycopg
 from psycopg.sql import Composed
 
 from alphapulse_encryption.catalogue import Table
@@ -17,6 +15,7 @@ from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan
 from alphapulse_encryption.migration.bookkeeping.tables import TableState, require_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.bookkeeping.verifications import forget_verifications, last_results
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.rows.batches import Columns, key_at, texts
 from alphapulse_encryption.migration.rows.discard import Discard
 from alphapulse_encryption.migration.rows.engine import Progress, RangeResult, work_on_table
@@ -25,8 +24,6 @@ from alphapulse_encryption.migration.rows.verify import Offender, faults
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target
-
-Connection = psycopg.Connection[Any]
 
 # A pending value needs no repair: the backfill finds it.
 _CLEARED = ("mismatched", "undecryptable", "token_mismatched")

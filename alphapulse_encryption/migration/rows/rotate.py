@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Unpack
 
 import psycopg
 from psycopg.sql import Composed
@@ -21,14 +21,13 @@ from alphapulse_encryption.errors import DecryptionError
 from alphapulse_encryption.migration.bookkeeping.progress import Ledger
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.rows.batches import Columns, texts
 from alphapulse_encryption.migration.rows.engine import How, RangeResult, work_on_range
 from alphapulse_encryption.migration.rows.operation import Batch, Faults, Item, Operation
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target
-
-Connection = psycopg.Connection[Any]
 
 
 def rotate_range(target: Target, table: Table, number: int, **how: Unpack[How]) -> RangeResult:

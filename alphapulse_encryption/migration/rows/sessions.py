@@ -6,11 +6,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Self
-
-import psycopg
+from typing import TYPE_CHECKING, Self
 
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.throttle import Throttle, indicators
 from alphapulse_encryption.migration.rows.tuning import use_memory
@@ -19,7 +18,6 @@ from alphapulse_encryption.migration.target import Target
 if TYPE_CHECKING:
     from alphapulse_encryption.migration.rows.reader import Reader
 
-Connection = psycopg.Connection[Any]
 
 FIRST_BATCH = 1_000
 

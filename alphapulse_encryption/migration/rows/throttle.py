@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psycopg
 
@@ -25,12 +24,11 @@ from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.limits import Limits, read_limits
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import (
+    Connection,
     Database,
     DatabaseUnreachable,
     connection_was_lost,
 )
-
-Connection = psycopg.Connection[Any]
 
 SECONDS_BETWEEN_LOOKS = 1.0
 # So many looks are remembered, an hour's: longer than a backfill should go on beside a replica that is stuck.

@@ -11,7 +11,6 @@ import contextlib
 import re
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import psycopg
 from psycopg.sql import SQL, Composable, Identifier, Literal
@@ -23,12 +22,10 @@ from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres import locks
-from alphapulse_encryption.migration.postgres.database import Actor, Database, safe_errors
+from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database, safe_errors
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.partitions import read_parts
-
-Connection = psycopg.Connection[Any]
 
 # Storage parameters take SHARE UPDATE EXCLUSIVE: nobody's reading and writing waits behind it, so it may wait
 # longer than deadlock_timeout, after which PostgreSQL cancels an autovacuum that stands in the way.

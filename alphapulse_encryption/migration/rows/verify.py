@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import psycopg
 from psycopg.sql import Composed
@@ -36,6 +36,7 @@ from alphapulse_encryption.migration.bookkeeping.verifications import (
     missing_rows,
 )
 from alphapulse_encryption.migration.postgres import wire
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.rows.batches import (
     NotReadable,
     Texts,
@@ -51,7 +52,6 @@ from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target
 
-Connection = psycopg.Connection[Any]
 Problem = Literal[
     # Plaintext without ciphertext or token.
     "pending",
