@@ -181,7 +181,7 @@ class EncryptedColumn(TypeDecorator[Any]):
         return process
 
     def read(self, stored: str | None, dialect: Dialect) -> Any:
-        """The value of what `column_expression` selects; raises what the declared type raises."""
+        """The value of what `reading` selects; raises what the declared type raises."""
         if stored is None or not stored.startswith(_PLAINTEXT_MARK) or not self.attribute.plaintext:
             return self.kind.process_result_value(stored, dialect)
         try:

@@ -61,9 +61,8 @@ def encrypted(
         kind: with the context that the catalogue gives the column.
         plaintext: the type of its plaintext column.
         search: whether the catalogue gives it a search index: equality works on ciphertext then.
-        nullable: whether it may be None; where left out, that is for the annotation to say, as with `mapped_column`.
-        default: what an INSERT without it writes, a value or a function. There is no `server_default`: the server
-            cannot encrypt one.
+        nullable: where left out, that is for the annotation to say, as with `mapped_column`.
+        default: a value or a function. There is no `server_default`: the server cannot encrypt one.
         name: of the plaintext column, where it is not the attribute's.
         deferred: load it on access only.
 

@@ -56,8 +56,7 @@ def configure(phase: Phase | str | None = None, tables: Mapping[str, Phase | str
 
     Args:
         phase: of all tables that `tables` does not name; None leaves that to the environment.
-        tables: phases of single tables, by name, or ``schema.name`` outside ``public``: the switch goes table by
-            table, and so may the phases.
+        tables: by name, or ``schema.name`` outside ``public``: the switch goes table by table, and so may the phases.
 
     Raises:
         ConfigurationError: there is no such phase, or a table was declared in another one already.
@@ -137,9 +136,10 @@ def _parse(phase: Phase | str, name: str) -> Phase:
 
 # What the bookkeeping shows to applications: a view, so that this library, which imports nothing of the engine, goes on
 # reading it whatever the tables behind it are.
-_VIEW = "public.encryption_tables"
+_VIEW = text("SELECT to_regclass('public.encryption_tables')")
 _READ_STATES = text(
-    f"SELECT table_name, authority, stage, coalesce((set_aside ->> 'unguarded')::boolean, false) FROM {_VIEW}"  # noqa: S608 - a constant
+    "SELECT table_name, authority, stage, coalesce((set_aside ->> 'unguarded')::boolean, false) "
+    "FROM public.encryption_tables"
 )
 
 
@@ -157,7 +157,7 @@ def check_phases(bind: Engine | Connection) -> dict[str, Phase]:
         with bind.connect() as connection:
             return check_phases(connection)
     states: dict[str, State] = {}
-    if bind.execute(text("SELECT to_regclass(:view)"), {"view": _VIEW}).scalar_one() is not None:
+    if bind.execute(_VIEW).scalar_one() is not None:
         for table, authority, stage, unguarded in bind.execute(_READ_STATES):
             # What is set aside changes nothing for an application.
             states[table] = decode(authority, stage, unguarded=unguarded, set_aside=False)

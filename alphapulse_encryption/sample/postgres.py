@@ -91,13 +91,12 @@ _SETTINGS: Mapping[str, str] = {
 class EmbeddedPostgres:
     """A PostgreSQL server in a directory of its own, started on first use, stopped by its last user.
 
-    As a context manager it is started on entering and released on leaving. All methods may be called
-    from several threads.
+    As a context manager it is started on entering and released on leaving. All methods may be called from several
+    threads.
 
     Args:
-        data_dir: the server's directory, made when needed: the cluster, its socket, its locks.
-        settings: server settings (PostgreSQL manual, chapter 20) on top of ours; they take effect when
-            this object starts the server, not on one that is running already.
+        data_dir: made when needed; it holds the cluster, its socket and its locks.
+        settings: of the server (PostgreSQL manual, chapter 20), on top of ours; for a server that this object starts.
     """
 
     def __init__(self, data_dir: Path, settings: Mapping[str, str] | None = None) -> None:
@@ -139,11 +138,7 @@ class EmbeddedPostgres:
         )
 
     def url(self, database: str, driver: str = "postgresql") -> str:
-        """The address of a database, whether the server runs or not.
-
-        Args:
-            driver: the URL's scheme, such as `postgresql+psycopg2` for SQLAlchemy.
-        """
+        """The address of a database, whether the server runs or not; `driver` is its scheme."""
         host = quote(str(self._socket_dir()), safe="/")
         return f"{driver}://{_SUPERUSER}@/{quote(database, safe='')}?host={host}&port={_PORT}"
 
@@ -197,10 +192,7 @@ class EmbeddedPostgres:
                 self._drop_lease()
 
     def stop(self, *, if_unused: bool = False) -> bool:
-        """Give the lease back, where this object has one, and stop the server.
-
-        Args:
-            if_unused: leave it running where somebody else holds a lease.
+        """Give the lease back, where this object has one, and stop the server; `if_unused`, where nobody else has one.
 
         Returns:
             Whether the server is stopped now; False where somebody uses it, or nobody ever has.
@@ -489,9 +481,6 @@ def embedded_url(database: str, driver: str = "postgresql") -> str:
     """The address of a database of the embedded server, which is started and the database made if needed.
 
     The server stays up until this process ends or releases it.
-
-    Args:
-        driver: the URL's scheme, such as `postgresql+psycopg2` for SQLAlchemy.
     """
     server = embedded()
     server.ensure_running()
@@ -504,10 +493,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m alphapulse_encryption.sample.postgres", description="The embedded PostgreSQL."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("stop", help="stop the server, even where it is in use")
-    psql = commands.add_parser("psql", help="psql on the sample database", prefix_chars="\0", add_help=False)
-    psql.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT...")
+    parser.add_argument(
+        "command", choices=("psql", "stop"), help="psql on the sample database; stop the server"
+    )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="those of psql")
     chosen = parser.parse_args(arguments)
 
     server = embedded()

@@ -41,11 +41,7 @@ def trade(
 ) -> Trade:
     """Fill an order: a trade, the position it changes, and the money it costs or brings.
 
-    Args:
-        account: whose money; locked in this transaction.
-        side: "buy" or "sell".
-        quantity: units, more than 0.
-        price: of a unit, in the account's currency, as the fee.
+    The account is locked in this transaction. Price and fee are in its currency.
 
     Raises:
         NotPossible: too little money, or too few units.
