@@ -85,16 +85,6 @@ def phase_of(table: str) -> Phase:
     return phase
 
 
-def refuse_unknown_phases() -> None:
-    """Refuse an environment variable that names no phase, before a class is made.
-
-    Whatever is raised while a class is being made, Python 3.11 wraps in a RuntimeError.
-    """
-    with _configuration.lock:
-        if _configuration.default is None:
-            _from_environment()
-
-
 def reset_phases() -> None:
     """Forget what was configured and which tables were declared: for tests that declare models in several phases."""
     with _configuration.lock:
