@@ -80,16 +80,7 @@ def encrypted(
             f"{kind!r} cannot be declared with search=True: equal values of it have several text forms, and a token is "
             "that of one."
         )
-    options: dict[str, Any] = {} if nullable is None else {"nullable": nullable}
-    return _Declared(
-        fitting,
-        plain,
-        searchable=search,
-        default=default,
-        plaintext_name=name,
-        unloaded=deferred,
-        **options,
-    )
+    return _Declared(fitting, plain, search, nullable, default, name, deferred)
 
 
 def _fitting(kind: TypeEngine[Any], plain: TypeEngine[Any]) -> _Encrypted[Any]:
@@ -134,14 +125,13 @@ class _Declared(MappedColumn[Any]):
         self,
         kind: _Encrypted[Any],
         plain: TypeEngine[Any],
-        *,
         searchable: bool,
+        nullable: bool | None,
         default: Any,
         plaintext_name: str | None,
         unloaded: bool,
-        **options: Any,
     ) -> None:
-        super().__init__(plain, **options)
+        super().__init__(plain, **({} if nullable is None else {"nullable": nullable}))
         self._kind, self._plain, self._searchable = kind, plain, searchable
         self._default, self._plaintext_name, self._unloaded = default, plaintext_name, unloaded
 
@@ -186,29 +176,23 @@ class _Declared(MappedColumn[Any]):
             search=name + SEARCH_SUFFIX if self._searchable else None,
         )
         kind = EncryptedColumn(self._kind, attribute, self._plain)
-        envelopes: tuple[str, TypeEngine[Any]] = column + ENCRYPTED_SUFFIX, kind
-        plaintext = column, self._plain
-        reads_plaintext = phase in {Phase.OFF, Phase.PLAINTEXT}
-        self.column = Column(
-            *(plaintext if reads_plaintext else envelopes),
-            key=name,
-            nullable=self.column.nullable,
-            default=self._default,
-        )
+        columns: dict[str | None, tuple[str, TypeEngine[Any]]] = {
+            attribute.search: (column + SEARCH_SUFFIX, String(SEARCH_COLUMN_LENGTH)),
+            attribute.encrypted: (column + ENCRYPTED_SUFFIX, kind),
+            attribute.plaintext: (column, self._plain),
+        }
+        if phase is Phase.OFF:
+            columns[name] = column, self._plain
+        self.column = Column(*columns[name], key=name, nullable=self.column.nullable, default=self._default)
         if phase is Phase.OFF:
             self._property = column_property(self.column, deferred=self._unloaded)
             return
         self._property = column_property(
             self.column,
-            comparator_factory=DeclaredComparator if reads_plaintext else EncryptedComparator,
+            comparator_factory=EncryptedComparator if attribute.reads_ciphertext else DeclaredComparator,
             deferred=self._unloaded,
             info={INFO: kind},
         )
-        others = {
-            attribute.search: (column + SEARCH_SUFFIX, String(SEARCH_COLUMN_LENGTH)),
-            attribute.encrypted: envelopes,
-            attribute.plaintext: plaintext,
-        }
         # First, for the others' defaults are made from what is written to it.
         decl_scan.properties[name] = self
         for other in reversed(attribute.keys[1:]):
@@ -217,7 +201,7 @@ class _Declared(MappedColumn[Any]):
                     f"{cls.__name__}.{other} is declared beside encrypted(): it comes with {cls.__name__}.{name}, "
                     "remove it"
                 )
-            companion = Column(*others[other], key=other, nullable=True, default=_companion(kind, other))
+            companion = Column(*columns[other], key=other, nullable=True, default=_companion(kind, other))
             # What is selected for the attribute may need the plaintext; nothing else is read.
             unread = self._unloaded or other != attribute.plaintext
             decl_scan.properties[other] = column_property(companion, deferred=unread)

@@ -107,9 +107,6 @@ class EmbeddedPostgres:
         self._lease_pid: int | None = None
         self._thread_lock = threading.RLock()
 
-    def __repr__(self) -> str:
-        return f"EmbeddedPostgres({str(self._home)!r})"
-
     def __enter__(self) -> Self:
         self.ensure_running()
         return self
@@ -297,24 +294,18 @@ class EmbeddedPostgres:
         arguments = ["-w", "-s", "-t", str(_START_TIMEOUT), "-l", str(self.log_file), "-o", options]
         give_up = time.monotonic() + _ORPHANS_TIMEOUT
         while True:
-            position = self.log_file.stat().st_size if self.log_file.exists() else 0
             result = self._run("pg_ctl", "start", "-D", self._cluster, *arguments)
             if result.returncode == 0:
                 return
-            said = (
-                self.log_file.read_bytes()[position:].decode(errors="replace")
-                if self.log_file.exists()
-                else ""
-            )
-            if "pre-existing shared memory block" not in said or time.monotonic() > give_up:
-                break
+            said = self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+            fatal = [line.partition("FATAL:")[2].strip() for line in said.splitlines() if "FATAL:" in line]
+            reason = fatal[-1] if fatal else result.stdout.strip() or "it did not say why"
+            if "pre-existing shared memory block" not in reason or time.monotonic() > give_up:
+                raise ConfigurationError(
+                    f"The embedded PostgreSQL in {self._home} did not start: {reason}. Its log is {self.log_file}. "
+                    "Set ALPHAPULSE_DATABASE_URL to use a server of your own, or remove the directory to start over."
+                )
             time.sleep(_POLL)
-        reasons = [line.partition("FATAL:")[2].strip() for line in said.splitlines() if "FATAL:" in line]
-        reason = reasons[-1] if reasons else result.stdout.strip() or "it did not say why"
-        raise ConfigurationError(
-            f"The embedded PostgreSQL in {self._home} did not start: {reason}. Its log is {self.log_file}. "
-            "Set ALPHAPULSE_DATABASE_URL to use a server of your own, or remove the directory to start over."
-        )
 
     def _stop_server(self) -> None:
         for mode in ("fast", "immediate"):
@@ -339,15 +330,17 @@ class EmbeddedPostgres:
             with contextlib.suppress(KeyError):
                 account = pwd.getpwnam(_SYSTEM_USER)
                 return account.pw_uid, account.pw_gid
+            # It fails where another process makes it now, and holds the lock on the accounts.
             command = ["useradd", "--system", "--no-create-home", _SYSTEM_USER]
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 subprocess.run(
-                    command, env=bare_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=True
+                    command,
+                    env=bare_environment(),
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    check=False,
                 )
-            except OSError:
-                break
-            except subprocess.CalledProcessError:
-                time.sleep(_POLL)  # another process is making it now, and holds the lock on the accounts
+            time.sleep(_POLL)
         raise ConfigurationError(
             f"PostgreSQL does not run as root, and the system user {_SYSTEM_USER} for it could not be made. "
             f"Create it (useradd {_SYSTEM_USER}), run as an ordinary user, or set ALPHAPULSE_DATABASE_URL."
@@ -373,8 +366,7 @@ class EmbeddedPostgres:
 
         unfinished = self._home / "cluster.new"
         for directory in (unfinished, self._cluster):  # what a killed process left
-            if directory.exists():
-                shutil.rmtree(directory)
+            shutil.rmtree(directory, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
         os.chown(unfinished, uid, gid)
         # The builtin provider sorts alike on every system, with or without its locales installed.
