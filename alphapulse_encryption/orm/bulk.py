@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Table
 from sqlalchemy import inspect as inspect_class
@@ -58,7 +58,7 @@ def copy_rows(model: type[Any], attributes: Sequence[str], rows: Iterable[Sequen
         ConfigurationError: there is no such attribute.
         EncryptedTypeError, EncryptedValueError: of a value, as when it is written; raised while rows are taken.
     """
-    kinds, table, mapped = _kinds(model), _table(model), inspect_class(model).columns
+    kinds, table, mapped = _kinds(model), inspect_class(model).local_table, inspect_class(model).columns
     unknown = [name for name in attributes if name not in mapped]
     if unknown:
         raise ConfigurationError(f"{model.__name__} has no column attribute {', '.join(unknown)}")
@@ -104,10 +104,6 @@ def _columns(kind: EncryptedColumn, values: Sequence[Any], table: Table) -> list
     return columns
 
 
-def _table(model: type[Any]) -> Table:
-    return cast(Table, inspect_class(model).local_table)
-
-
 def _kinds(model: type[Any]) -> dict[str, EncryptedColumn]:
-    kinds = [column.type for column in _table(model).c if isinstance(column.type, EncryptedColumn)]
-    return {kind.attribute.name: kind for kind in kinds}
+    types = [column.type for column in inspect_class(model).local_table.c]
+    return {kind.attribute.name: kind for kind in types if isinstance(kind, EncryptedColumn)}

@@ -7,11 +7,26 @@ seen to in `writes`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Any, NoReturn, cast
 
-from sqlalchemy import Column, Text, and_, false, func, or_, type_coerce
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Integer,
+    Numeric,
+    SmallInteger,
+    String,
+    Text,
+    and_,
+    false,
+    func,
+    or_,
+    type_coerce,
+)
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import InvalidRequestError
@@ -22,7 +37,6 @@ from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from alphapulse_encryption.errors import DecryptionError
-from alphapulse_encryption.orm.limits import problem_of
 from alphapulse_encryption.orm.phases import Phase
 from alphapulse_encryption.orm.types import (
     EncryptedValueError,
@@ -68,6 +82,7 @@ class Attribute:
         return f"{self.table}.{self.column}"
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Unreadable:
     """Stands where a value could not be read, until somebody asks for it. Holds neither value nor ciphertext.
 
@@ -75,10 +90,8 @@ class Unreadable:
     table itself it stays, and whatever is done with it raises.
     """
 
-    __slots__ = ("_place", "_reason")
-
-    def __init__(self, place: str, reason: str) -> None:
-        self._place, self._reason = place, reason
+    _place: str
+    _reason: str
 
     def of_row(self, key: str) -> Unreadable:
         return Unreadable(f"{self._place} of the row {key}", self._reason)
@@ -91,9 +104,6 @@ class Unreadable:
         if not passive & PassiveFlag.SQL_OK:
             return LoaderCallableStatus.PASSIVE_NO_RESULT
         raise self.error()
-
-    def __reduce__(self) -> tuple[type[Unreadable], tuple[str, str]]:
-        return Unreadable, (self._place, self._reason)
 
     def __repr__(self) -> str:
         return f"<{self._place} cannot be read>"
@@ -160,7 +170,7 @@ class EncryptedColumn(TypeDecorator[Any]):
     def checked_text(self, value: Any) -> str:
         """The text form of a value; EncryptedTypeError or EncryptedValueError where the plaintext column refuses it."""
         text = self.kind.text_of(value)
-        problem = problem_of(text, self.plain)
+        problem = _problem_of(text, self.plain)
         if problem:
             raise EncryptedValueError(f"{self.attribute}: {problem}")
         return text
@@ -181,7 +191,7 @@ class EncryptedColumn(TypeDecorator[Any]):
         return process
 
     def read(self, stored: str | None, dialect: Dialect) -> Any:
-        """The value of what `column_expression` selects; raises what the declared type raises."""
+        """The value of what `reading` selects; raises what the declared type raises."""
         if stored is None or not stored.startswith(_PLAINTEXT_MARK) or not self.attribute.plaintext:
             return self.kind.process_result_value(stored, dialect)
         try:
@@ -256,6 +266,36 @@ class EncryptedColumn(TypeDecorator[Any]):
 
     def __repr__(self) -> str:
         return f"EncryptedColumn({self.kind!r})"
+
+
+def _problem_of(text: str, plaintext: TypeEngine[Any]) -> str | None:
+    """Why a column of a type cannot hold a value, given in its text form, in words that do not quote it; or None."""
+    if isinstance(plaintext, String):
+        if "\x00" in text:
+            return "text cannot hold a NUL character"
+        if plaintext.length is not None and len(text) > plaintext.length:
+            return f"the value is longer than {plaintext.length} characters"
+    elif isinstance(plaintext, Numeric) and plaintext.asdecimal and plaintext.precision is not None:
+        digits = plaintext.precision - (plaintext.scale or 0)
+        if _whole_digits(text) > digits:
+            return f"the value has more than {digits} digits before the decimal point"
+    elif isinstance(plaintext, Integer):
+        small, big = isinstance(plaintext, SmallInteger), isinstance(plaintext, BigInteger)
+        bits = 16 if small else 64 if big else 32
+        if not -(2 ** (bits - 1)) <= int(text) < 2 ** (bits - 1):
+            return f"the value is out of the range of an integer of {bits} bits"
+    return None
+
+
+def _whole_digits(text: str) -> float:
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return 0
+    # NaN fits every numeric; PostgreSQL refuses infinity where there is a precision.
+    if number.is_infinite():
+        return math.inf
+    return max(number.adjusted() + 1, 0) if number.is_finite() and number else 0
 
 
 _LISTS = frozenset({operators.in_op, operators.not_in_op})

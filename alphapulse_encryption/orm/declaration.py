@@ -12,24 +12,26 @@ Declared once, it becomes the columns of the table's phase when its class is mad
 
 from __future__ import annotations
 
-import inspect
-import re
-import types
-import typing
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import CHAR, Column, DateTime, Numeric, String
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, column_property
+from sqlalchemy.orm import (
+    ColumnProperty,
+    DeclarativeBase,
+    Mapped,
+    MappedAsDataclass,
+    MappedColumn,
+    column_property,
+)
 from sqlalchemy.types import JSON, TypeEngine
 
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.orm.attributes import INFO, DeclaredComparator, EncryptedComparator
 from alphapulse_encryption.orm.columns import Attribute, EncryptedColumn
-from alphapulse_encryption.orm.phases import Phase, phase_of, refuse_unknown_phases
+from alphapulse_encryption.orm.phases import Phase, phase_of
 from alphapulse_encryption.orm.types import (
     SEARCH_COLUMN_LENGTH,
     EncryptedDateTime,
@@ -61,9 +63,8 @@ def encrypted(
         kind: with the context that the catalogue gives the column.
         plaintext: the type of its plaintext column.
         search: whether the catalogue gives it a search index: equality works on ciphertext then.
-        nullable: whether it may be None; where left out, that is for the annotation to say, as with `mapped_column`.
-        default: what an INSERT without it writes, a value or a function. There is no `server_default`: the server
-            cannot encrypt one.
+        nullable: where left out, that is for the annotation to say, as with `mapped_column`.
+        default: a value or a function. There is no `server_default`: the server cannot encrypt one.
         name: of the plaintext column, where it is not the attribute's.
         deferred: load it on access only.
 
@@ -71,7 +72,6 @@ def encrypted(
         ConfigurationError: the types do not go together, or, when the class is made, it is not one that this works
             with, or there is no such phase.
     """
-    refuse_unknown_phases()
     plain = plaintext() if isinstance(plaintext, type) else plaintext
     fitting = _fitting(kind, plain)
     unscaled = isinstance(fitting, EncryptedNumeric) and fitting.scale is None
@@ -80,8 +80,7 @@ def encrypted(
             f"{kind!r} cannot be declared with search=True: equal values of it have several text forms, and a token is "
             "that of one."
         )
-    declaration = _Declaration(fitting, plain, search, nullable, default, name, deferred)
-    return typing.cast(Mapped[Any], declaration)
+    return _Declared(fitting, plain, search, nullable, default, name, deferred)
 
 
 def _fitting(kind: TypeEngine[Any], plain: TypeEngine[Any]) -> _Encrypted[Any]:
@@ -119,39 +118,54 @@ def _fitting(kind: TypeEngine[Any], plain: TypeEngine[Any]) -> _Encrypted[Any]:
     return kind
 
 
-@dataclass
-class _Declaration:
-    """What stands in a class body until the class is made."""
+class _Declared(MappedColumn[Any]):
+    """Stands in a class body, or a mixin's, until a class is mapped; then it has the columns of its table's phase."""
 
-    kind: _Encrypted[Any]
-    plain: TypeEngine[Any]
-    search: bool
-    nullable: bool | None
-    default: Any
-    column: str | None
-    deferred: bool
+    def __init__(
+        self,
+        kind: _Encrypted[Any],
+        plain: TypeEngine[Any],
+        searchable: bool,
+        nullable: bool | None,
+        default: Any,
+        plaintext_name: str | None,
+        unloaded: bool,
+    ) -> None:
+        super().__init__(plain, **({} if nullable is None else {"nullable": nullable}))
+        self._kind, self._plain, self._searchable = kind, plain, searchable
+        self._default, self._plaintext_name, self._unloaded = default, plaintext_name, unloaded
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        # Called before the class is mapped; annotations are there already.
-        if self.nullable is None:
-            self.nullable = _annotated_nullable(owner, name)
-        if _table_of(owner) is not None:
-            self.declare(owner, name)
-        else:
-            _expand_in_subclasses(owner, self, name)
+    def _copy(self, **options: Any) -> Self:
+        copy = super()._copy(**options)
+        vars(copy).update(vars(self))
+        return copy
 
-    def declare(self, owner: type, name: str) -> None:
-        """Give a class that is about to be mapped the columns of its table's phase."""
-        table = _table_of(owner)
-        if table is None or "__table__" in vars(owner):
+    @property
+    def mapper_property_to_assign(self) -> ColumnProperty[Any]:
+        return self._property
+
+    def declarative_scan(
+        self,
+        decl_scan: Any,
+        registry: Any,
+        cls: type,
+        originating_module: str | None,
+        key: str,
+        *annotated: Any,
+    ) -> None:
+        """SQLAlchemy calls this as it maps a class; afterwards it asks for the property and its column."""
+        table = _table_of(cls)
+        if table is None or "__table__" in vars(cls):
             raise ConfigurationError(
-                f"encrypted() needs a declarative class with __tablename__: {owner.__name__} has none"
+                f"encrypted() needs a declarative class with __tablename__: {cls.__name__} has none"
             )
-        if issubclass(owner, MappedAsDataclass):
+        if issubclass(cls, MappedAsDataclass):
             raise ConfigurationError(
-                f"encrypted() does not work with dataclass mappings: make {owner.__name__} a plain declarative class"
+                f"encrypted() does not work with dataclass mappings: make {cls.__name__} a plain declarative class"
             )
-        phase, column = phase_of(table), self.column or name
+        # Settles whether it may be None.
+        super().declarative_scan(decl_scan, registry, cls, originating_module, key, *annotated)
+        phase, name, column = phase_of(table), key, self._plaintext_name or key
         attribute = Attribute(
             table=table,
             column=column,
@@ -159,42 +173,39 @@ class _Declaration:
             name=name,
             encrypted=name + ENCRYPTED_SUFFIX if phase is Phase.PLAINTEXT else name,
             plaintext={Phase.PLAINTEXT: name, Phase.DUAL: name + PLAINTEXT_SUFFIX}.get(phase),
-            search=name + SEARCH_SUFFIX if self.search else None,
+            search=name + SEARCH_SUFFIX if self._searchable else None,
         )
-        kind = EncryptedColumn(self.kind, attribute, self.plain)
-        envelopes: tuple[str, TypeEngine[Any]] = column + ENCRYPTED_SUFFIX, kind
-        plaintext = column, self.plain
-        reads_plaintext = phase in {Phase.OFF, Phase.PLAINTEXT}
-        main = Column(
-            *(plaintext if reads_plaintext else envelopes),
-            key=name,
-            nullable=bool(self.nullable),
-            default=self.default,
-        )
-        if phase is Phase.OFF:
-            setattr(owner, name, column_property(main, deferred=self.deferred))
-            return
-        comparator = DeclaredComparator if reads_plaintext else EncryptedComparator
-        declared = column_property(
-            main, comparator_factory=comparator, deferred=self.deferred, info={INFO: kind}
-        )
-        setattr(owner, name, declared)
-        others = {
+        kind = EncryptedColumn(self._kind, attribute, self._plain)
+        columns: dict[str | None, tuple[str, TypeEngine[Any]]] = {
             attribute.search: (column + SEARCH_SUFFIX, String(SEARCH_COLUMN_LENGTH)),
-            attribute.encrypted: envelopes,
-            attribute.plaintext: plaintext,
+            attribute.encrypted: (column + ENCRYPTED_SUFFIX, kind),
+            attribute.plaintext: (column, self._plain),
         }
-        for key in reversed(attribute.keys[1:]):
-            if hasattr(owner, key):
+        if phase is Phase.OFF:
+            columns[name] = column, self._plain
+        self.column = Column(*columns[name], key=name, nullable=self.column.nullable, default=self._default)
+        if phase is Phase.OFF:
+            self._property = column_property(self.column, deferred=self._unloaded)
+            return
+        self._property = column_property(
+            self.column,
+            comparator_factory=EncryptedComparator if attribute.reads_ciphertext else DeclaredComparator,
+            deferred=self._unloaded,
+            info={INFO: kind},
+        )
+        # First, for the others' defaults are made from what is written to it.
+        decl_scan.properties[name] = self
+        for other in reversed(attribute.keys[1:]):
+            if hasattr(cls, other):
                 raise ConfigurationError(
-                    f"{owner.__name__}.{key} is declared beside encrypted(): it comes with {owner.__name__}.{name}, "
+                    f"{cls.__name__}.{other} is declared beside encrypted(): it comes with {cls.__name__}.{name}, "
                     "remove it"
                 )
-            companion = Column(*others[key], key=key, nullable=True, default=_companion(kind, key))
+            companion = Column(*columns[other], key=other, nullable=True, default=_companion(kind, other))
             # What is selected for the attribute may need the plaintext; nothing else is read.
-            unread = self.deferred or key != attribute.plaintext
-            setattr(owner, key, column_property(companion, deferred=unread))
-        keep_written_together(owner, name, kind)
+            unread = self._unloaded or other != attribute.plaintext
+            decl_scan.properties[other] = column_property(companion, deferred=unread)
+        keep_written_together(cls, name, kind)
 
 
 def _companion(kind: EncryptedColumn, key: str) -> Callable[[Any], Any]:
@@ -226,47 +237,3 @@ def _table_of(owner: type) -> str | None:
     if schema is None and issubclass(owner, DeclarativeBase):
         schema = owner.metadata.schema
     return name if schema in {None, "public"} else f"{schema}.{name}"
-
-
-def _expand_in_subclasses(owner: type, declaration: _Declaration, name: str) -> None:
-    """Declare the attribute in every mapped class that is made of a mixin or an abstract class."""
-    declared: dict[str, _Declaration] = vars(owner).get("__encrypted_attributes__", {})
-    declared[name] = declaration
-    if len(declared) > 1:
-        return
-    owner.__encrypted_attributes__ = declared  # type: ignore[attr-defined]
-    inherited = vars(owner).get("__init_subclass__")
-
-    def initialize(cls: type, **arguments: Any) -> None:
-        if _table_of(cls) is not None and not any("__mapper__" in vars(base) for base in cls.__mro__[1:-1]):
-            if "__mapper__" in vars(cls):
-                raise ConfigurationError(
-                    f"{cls.__name__} was mapped before its mixin {owner.__name__} had its say: name the mixin before "
-                    "the declarative base"
-                )
-            for attribute, waiting in declared.items():
-                if attribute not in vars(cls):
-                    waiting.declare(cls, attribute)
-        if inherited is not None:
-            inherited.__get__(None, cls)(**arguments)
-        else:
-            inherit: Any = super(owner, cls)
-            inherit.__init_subclass__(**arguments)
-
-    owner.__init_subclass__ = classmethod(initialize)  # type: ignore[assignment, arg-type]
-
-
-def _annotated_nullable(owner: type, name: str) -> bool:
-    """Whether the annotation of an attribute allows None; True where there is none, as with `mapped_column`."""
-    annotation = inspect.get_annotations(owner).get(name)
-    if annotation is None:
-        return True
-    arguments = (annotation,) if isinstance(annotation, str) else typing.get_args(annotation)
-    return any(_allows_none(argument) for argument in arguments)
-
-
-def _allows_none(annotation: Any) -> bool:
-    if isinstance(annotation, str | typing.ForwardRef):
-        return re.search(r"\b(Optional|None)\b", str(annotation)) is not None
-    united = typing.get_origin(annotation) in {typing.Union, types.UnionType}
-    return united and types.NoneType in typing.get_args(annotation)

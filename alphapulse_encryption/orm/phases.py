@@ -32,20 +32,11 @@ class Phase(StrEnum):
     """Ciphertext only: the plaintext columns need not exist and are not named."""
 
 
-class _Configuration:
-    """The phases of this process; a table's is settled when its first attribute is declared."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.reset()
-
-    def reset(self) -> None:
-        self.default: Phase | None = None
-        self.tables: dict[str, Phase] = {}
-        self.declared: dict[str, Phase] = {}
-
-
-_configuration = _Configuration()
+_lock = threading.Lock()
+# By table, that of all others under the empty name.
+_configured: dict[str, Phase] = {}
+# What is settled: a table's phase is when its first attribute is declared.
+_declared: dict[str, Phase] = {}
 
 
 def configure(phase: Phase | str | None = None, tables: Mapping[str, Phase | str] | None = None) -> None:
@@ -56,63 +47,51 @@ def configure(phase: Phase | str | None = None, tables: Mapping[str, Phase | str
 
     Args:
         phase: of all tables that `tables` does not name; None leaves that to the environment.
-        tables: phases of single tables, by name, or ``schema.name`` outside ``public``: the switch goes table by
-            table, and so may the phases.
+        tables: by name, or ``schema.name`` outside ``public``: the switch goes table by table, and so may the phases.
 
     Raises:
         ConfigurationError: there is no such phase, or a table was declared in another one already.
     """
-    default = None if phase is None else _parse(phase, "configure(phase=...)")
-    named = {
+    phases = {
         name: _parse(value, f"configure(tables={{{name!r}: ...}})") for name, value in (tables or {}).items()
     }
-    with _configuration.lock:
-        for table, declared in _configuration.declared.items():
-            wanted = _phase(table, default, named)
+    if phase is not None:
+        phases[""] = _parse(phase, "configure(phase=...)")
+    with _lock:
+        for table, declared in _declared.items():
+            wanted = _phase(table, phases)
             if wanted is not declared:
                 raise ConfigurationError(
                     f"configure() comes too late for {table}: its model was declared in the phase {declared}, not "
                     f"{wanted}. Call it before the models are imported; nothing was changed."
                 )
-        _configuration.default = default
-        _configuration.tables = named
+        _configured.clear()
+        _configured.update(phases)
 
 
 def phase_of(table: str) -> Phase:
     """The phase of a table (``name``, or ``schema.name`` outside ``public``); from then on it cannot change."""
-    with _configuration.lock:
-        phase = _phase(table, _configuration.default, _configuration.tables)
-        _configuration.declared[table] = phase
-    return phase
-
-
-def refuse_unknown_phases() -> None:
-    """Refuse an environment variable that names no phase, before a class is made.
-
-    Whatever is raised while a class is being made, Python 3.11 wraps in a RuntimeError.
-    """
-    with _configuration.lock:
-        if _configuration.default is None:
-            _from_environment()
+    with _lock:
+        return _declared.setdefault(table, _phase(table, _configured))
 
 
 def reset_phases() -> None:
     """Forget what was configured and which tables were declared: for tests that declare models in several phases."""
-    with _configuration.lock:
-        _configuration.reset()
+    with _lock:
+        _configured.clear()
+        _declared.clear()
 
 
-def _phase(table: str, default: Phase | None, named: Mapping[str, Phase]) -> Phase:
-    if table in named:
-        return named[table]
-    if default is not None:
-        return default
-    environment = _from_environment()
-    return environment.get(table) or environment.get("") or Phase.OFF
+def _phase(table: str, configured: Mapping[str, Phase]) -> Phase:
+    found = configured.get(table) or configured.get("")
+    if found is None:
+        environment = _from_environment()
+        found = environment.get(table) or environment.get("")
+    return found or Phase.OFF
 
 
 def _from_environment() -> dict[str, Phase]:
-    """Phases by table, that of all others under the empty name: ``dual`` or ``plaintext,users=dual``."""
+    """As what is configured: of ``dual`` or ``plaintext,users=dual``."""
     phases: dict[str, Phase] = {}
     for entry in os.environ.get(PHASE_VARIABLE, "").split(","):
         table, separator, phase = entry.rpartition("=")
@@ -137,9 +116,10 @@ def _parse(phase: Phase | str, name: str) -> Phase:
 
 # What the bookkeeping shows to applications: a view, so that this library, which imports nothing of the engine, goes on
 # reading it whatever the tables behind it are.
-_VIEW = "public.encryption_tables"
+_VIEW = text("SELECT to_regclass('public.encryption_tables')")
 _READ_STATES = text(
-    f"SELECT table_name, authority, stage, coalesce((set_aside ->> 'unguarded')::boolean, false) FROM {_VIEW}"  # noqa: S608 - a constant
+    "SELECT table_name, authority, stage, coalesce((set_aside ->> 'unguarded')::boolean, false) "
+    "FROM public.encryption_tables"
 )
 
 
@@ -157,11 +137,11 @@ def check_phases(bind: Engine | Connection) -> dict[str, Phase]:
         with bind.connect() as connection:
             return check_phases(connection)
     states: dict[str, State] = {}
-    if bind.execute(text("SELECT to_regclass(:view)"), {"view": _VIEW}).scalar_one() is not None:
+    if bind.execute(_VIEW).scalar_one() is not None:
         for table, authority, stage, unguarded in bind.execute(_READ_STATES):
             # What is set aside changes nothing for an application.
             states[table] = decode(authority, stage, unguarded=unguarded, set_aside=False)
-    declared = dict(_configuration.declared)
+    declared = dict(_declared)
     problems = []
     for table, phase in sorted(declared.items()):
         state = states.get(table, State.UNTOUCHED)

@@ -78,8 +78,6 @@ class _UnquotedConfigurationError(DontWrapMixin, ConfigurationError):
 
 
 class _Refusing(TypeDecorator.Comparator[Any]):
-    """Refuses the operators that mean nothing for what a column holds."""
-
     __slots__ = ()
     _column: ClassVar[str]
     _supports: ClassVar[str]
@@ -157,7 +155,6 @@ def _name(expression: Any) -> str:
 
 
 def operator_name(op: OperatorType) -> str:
-    """What messages call an operator."""
     return str(getattr(op, "__name__", "this operator"))
 
 
@@ -189,11 +186,7 @@ def _unquoted(method: Callable[Concatenate[Kind, P], R]) -> Callable[Concatenate
 
 
 class _ContextType(TypeDecorator[T]):
-    """What encrypted columns and search columns share: a context, and values of one Python type.
-
-    Args:
-        context: that of the column, as in the catalogue.
-    """
+    """What encrypted columns and search columns share: the context of the catalogue, and values of one Python type."""
 
     impl: type[TypeEngine[Any]] = Text
     _takes: ClassVar[tuple[type, ...]] = ()
@@ -211,9 +204,8 @@ class _ContextType(TypeDecorator[T]):
         """Of a type that is used for columns.
 
         Args:
-            takes: the Python types of its values.
+            takes: the Python types of its values, which messages call `expected`.
             refuses: subclasses of those that mean something else.
-            expected: what a message calls them.
             read: makes a value of its text, or raises ValueError or ArithmeticError.
         """
         super().__init_subclass__()
@@ -264,12 +256,10 @@ class _Encrypted(_ContextType[T]):
 
     @_unquoted
     def process_bind_param(self, value: T | None, dialect: Dialect) -> str | None:
-        """The envelope of a value."""
         return None if value is None else encrypt_field(self._render(value), self.context)
 
     @_unquoted
     def seal_text(self, text: str) -> str:
-        """The envelope of a value's text form."""
         return encrypt_field(text, self.context)
 
     @_unquoted
@@ -297,11 +287,7 @@ class _Encrypted(_ContextType[T]):
         return self._parse(json.loads(text) if text.startswith('"') else text)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> T | None:
-        """The value in an envelope.
-
-        Raises:
-            DecryptionError: it is not a readable envelope of the context, or holds no value of this type.
-        """
+        """Raises DecryptionError for what is no readable envelope of the context, or holds no value of this type."""
         if value is None:
             return None
         text = get_cipher().decrypt(value, self.context)
@@ -349,9 +335,8 @@ class EncryptedNumeric(
 ):
     """Exact numbers: `numeric`. All digits are kept, trailing zeros included.
 
-    Args:
-        scale: that of a column `numeric(precision, scale)`: values are written with exactly so many
-            decimals, rounded half away from zero as PostgreSQL does. None: as many as the value has.
+    With the scale of a column `numeric(precision, scale)`, values are written with exactly so many decimals, rounded
+    half away from zero as PostgreSQL does.
     """
 
     def __init__(self, context: str, scale: int | None = None) -> None:
@@ -388,12 +373,9 @@ class EncryptedDate(_Encrypted[date], takes=(date,), refuses=(datetime,), read=d
 
 
 class EncryptedDateTime(_Encrypted[datetime], takes=(datetime,), read=datetime.fromisoformat):
-    """`timestamp with time zone` or `timestamp`.
+    """`timestamp with time zone`, of aware values, which are returned in UTC; or `timestamp`, of naive ones.
 
     PostgreSQL's `infinity` and years that Python does not have cannot be read.
-
-    Args:
-        timezone: True takes aware values and returns them in UTC; False takes and returns naive ones.
     """
 
     def __init__(self, context: str, timezone: bool = True) -> None:
@@ -416,7 +398,7 @@ class EncryptedDateTime(_Encrypted[datetime], takes=(datetime,), read=datetime.f
         return value
 
     def parse_json(self, text: str) -> datetime:
-        """As for other types; JSON has the offset of the session's time zone."""
+        # JSON has the offset of the session's time zone.
         value = super().parse_json(text)
         return value.astimezone(UTC) if self.timezone else value
 
@@ -428,13 +410,11 @@ class EncryptedUUID(_Encrypted[UUID], takes=(UUID,), read=UUID):
 class EncryptedJSON(_Encrypted[Any], takes=(object,), expected="what JSON can hold", read=json.loads):
     """`jsonb`: dicts with str keys, lists, tuples, str, int, float, Decimal, bool and None inside them.
 
-    None itself is NULL; a JSON null in the column is read as None. Numbers with a decimal point are
-    read as float. Wrap it in `MutableDict.as_mutable` or `MutableList.as_mutable` to have changes in
-    place seen.
+    None itself is NULL; a JSON null in the column is read as None. Numbers with a decimal point are read as float. Wrap
+    it in `MutableDict.as_mutable` or `MutableList.as_mutable` to have changes in place seen.
 
-    Args:
-        binary: False for a plaintext column of the type `json`, which keeps the text as it was written: values are
-            written as the engine's JSON serializer (`json.dumps`) writes them, so that both sides agree.
+    A plaintext column of the type `json` (`binary=False`) keeps the text as it was written: values are written as the
+    engine's JSON serializer (`json.dumps`) writes them, so that both sides agree.
     """
 
     # Values are dicts and lists.
@@ -490,7 +470,6 @@ class EncryptedJSON(_Encrypted[Any], takes=(object,), expected="what JSON can ho
                 self._refuse(value)
 
     def parse_json(self, text: str) -> Any:
-        """The plaintext is JSON already."""
         return self._parse(text)
 
 
@@ -501,7 +480,7 @@ class EncryptedBytes(_Encrypted[bytes], takes=(bytes, bytearray, memoryview)):
         return f"\\x{self._checked(value).hex()}"
 
     def json_of(self, column: ColumnElement[Any]) -> ColumnElement[str]:
-        """As for other types, in hexadecimal digits whatever `bytea_output` says."""
+        # In hexadecimal digits whatever `bytea_output` says.
         return sql_cast(func.to_json("\\x" + func.encode(column, "hex")), Text)
 
     def _parse(self, text: str) -> bytes:
@@ -513,11 +492,7 @@ class EncryptedBytes(_Encrypted[bytes], takes=(bytes, bytearray, memoryview)):
 class SearchToken(_ContextType[str], takes=(str,)):
     """A search column: what is compared with it or stored in it is plaintext, bound as its token.
 
-    What is loaded is the stored token. Do not assign a loaded token to another row: it would be
-    taken for plaintext.
-
-    Args:
-        context: the context of the plaintext column, as in the catalogue.
+    What is loaded is the stored token. Do not assign it to another row: it would be taken for plaintext.
     """
 
     impl = String
@@ -528,7 +503,7 @@ class SearchToken(_ContextType[str], takes=(str,)):
 
     @_unquoted
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """The token of a plaintext, under the current key version; raises what an encrypted column raises."""
+        """The token under the current key version; raises what an encrypted column raises."""
         text: str | None = None if value is None else self._checked(value)
         return get_searchable_cipher().generate_search_token(text, self.context)
 

@@ -7,7 +7,7 @@ or refused when the statement is executed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from sqlalchemy import Connection, Engine, event
@@ -138,7 +138,7 @@ class _Written:
     ) -> None:
         self.statement, self.rows = statement, rows
         self.kind, self.attribute = kind, kind.attribute
-        self.fixed = [_by_key(values) for values in _values_of(statement)]
+        self.fixed = _values_of(statement)
         main = statement.table.c[self.attribute.name]
         self.required = not main.nullable and self.attribute.reads_ciphertext
         self.has_default = main.default is not None
@@ -160,7 +160,7 @@ class _Written:
 
     def _complete_update(self) -> None:
         attribute = self.attribute
-        written = self._part_of([*self.fixed[0], *(self.rows[0] if self.rows else ())])
+        written = self._part_of([*self.fixed[0], *self.rows[0]])
         missing = [key for key in attribute.keys if key not in written]
         if not written or not missing:
             return
@@ -223,14 +223,11 @@ class _Written:
         )
 
 
-def _values_of(statement: Insert | Update) -> Sequence[Mapping[Any, Any]]:
-    """What `.values()` was given; each of several rows."""
+def _values_of(statement: Insert | Update) -> list[dict[str, Any]]:
+    """What `.values()` was given, by key; each of several rows."""
     rows = [row for rows in statement._multi_values for row in rows if isinstance(row, Mapping)]
-    return rows or [statement._values or {}]
-
-
-def _by_key(values: Mapping[Any, Any]) -> dict[str, Any]:
-    return dict(zip(_keys(values), values.values(), strict=True))
+    given = rows or [statement._values or {}]
+    return [dict(zip(_keys(values), values.values(), strict=True)) for values in given]
 
 
 def _keys(columns: Iterable[Any]) -> list[str]:

@@ -65,7 +65,6 @@ def load_sample(conninfo: str, rows: int = DEFAULT_ROWS, seed: int = DEFAULT_SEE
     rows and columns since.
 
     Args:
-        conninfo: a URL or a libpq connection string.
         rows: of all tables together, at least 1,000.
         seed: another one gives other data; 0 or more.
 

@@ -91,13 +91,12 @@ _SETTINGS: Mapping[str, str] = {
 class EmbeddedPostgres:
     """A PostgreSQL server in a directory of its own, started on first use, stopped by its last user.
 
-    As a context manager it is started on entering and released on leaving. All methods may be called
-    from several threads.
+    As a context manager it is started on entering and released on leaving. All methods may be called from several
+    threads.
 
     Args:
-        data_dir: the server's directory, made when needed: the cluster, its socket, its locks.
-        settings: server settings (PostgreSQL manual, chapter 20) on top of ours; they take effect when
-            this object starts the server, not on one that is running already.
+        data_dir: made when needed; it holds the cluster, its socket and its locks.
+        settings: of the server (PostgreSQL manual, chapter 20), on top of ours; for a server that this object starts.
     """
 
     def __init__(self, data_dir: Path, settings: Mapping[str, str] | None = None) -> None:
@@ -107,9 +106,6 @@ class EmbeddedPostgres:
         self._lease: int | None = None
         self._lease_pid: int | None = None
         self._thread_lock = threading.RLock()
-
-    def __repr__(self) -> str:
-        return f"EmbeddedPostgres({str(self._home)!r})"
 
     def __enter__(self) -> Self:
         self.ensure_running()
@@ -139,11 +135,7 @@ class EmbeddedPostgres:
         )
 
     def url(self, database: str, driver: str = "postgresql") -> str:
-        """The address of a database, whether the server runs or not.
-
-        Args:
-            driver: the URL's scheme, such as `postgresql+psycopg2` for SQLAlchemy.
-        """
+        """The address of a database, whether the server runs or not; `driver` is its scheme."""
         host = quote(str(self._socket_dir()), safe="/")
         return f"{driver}://{_SUPERUSER}@/{quote(database, safe='')}?host={host}&port={_PORT}"
 
@@ -197,10 +189,7 @@ class EmbeddedPostgres:
                 self._drop_lease()
 
     def stop(self, *, if_unused: bool = False) -> bool:
-        """Give the lease back, where this object has one, and stop the server.
-
-        Args:
-            if_unused: leave it running where somebody else holds a lease.
+        """Give the lease back, where this object has one, and stop the server; `if_unused`, where nobody else has one.
 
         Returns:
             Whether the server is stopped now; False where somebody uses it, or nobody ever has.
@@ -305,24 +294,18 @@ class EmbeddedPostgres:
         arguments = ["-w", "-s", "-t", str(_START_TIMEOUT), "-l", str(self.log_file), "-o", options]
         give_up = time.monotonic() + _ORPHANS_TIMEOUT
         while True:
-            position = self.log_file.stat().st_size if self.log_file.exists() else 0
             result = self._run("pg_ctl", "start", "-D", self._cluster, *arguments)
             if result.returncode == 0:
                 return
-            said = (
-                self.log_file.read_bytes()[position:].decode(errors="replace")
-                if self.log_file.exists()
-                else ""
-            )
-            if "pre-existing shared memory block" not in said or time.monotonic() > give_up:
-                break
+            said = self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+            fatal = [line.partition("FATAL:")[2].strip() for line in said.splitlines() if "FATAL:" in line]
+            reason = fatal[-1] if fatal else result.stdout.strip() or "it did not say why"
+            if "pre-existing shared memory block" not in reason or time.monotonic() > give_up:
+                raise ConfigurationError(
+                    f"The embedded PostgreSQL in {self._home} did not start: {reason}. Its log is {self.log_file}. "
+                    "Set ALPHAPULSE_DATABASE_URL to use a server of your own, or remove the directory to start over."
+                )
             time.sleep(_POLL)
-        reasons = [line.partition("FATAL:")[2].strip() for line in said.splitlines() if "FATAL:" in line]
-        reason = reasons[-1] if reasons else result.stdout.strip() or "it did not say why"
-        raise ConfigurationError(
-            f"The embedded PostgreSQL in {self._home} did not start: {reason}. Its log is {self.log_file}. "
-            "Set ALPHAPULSE_DATABASE_URL to use a server of your own, or remove the directory to start over."
-        )
 
     def _stop_server(self) -> None:
         for mode in ("fast", "immediate"):
@@ -347,15 +330,17 @@ class EmbeddedPostgres:
             with contextlib.suppress(KeyError):
                 account = pwd.getpwnam(_SYSTEM_USER)
                 return account.pw_uid, account.pw_gid
+            # It fails where another process makes it now, and holds the lock on the accounts.
             command = ["useradd", "--system", "--no-create-home", _SYSTEM_USER]
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 subprocess.run(
-                    command, env=bare_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=True
+                    command,
+                    env=bare_environment(),
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    check=False,
                 )
-            except OSError:
-                break
-            except subprocess.CalledProcessError:
-                time.sleep(_POLL)  # another process is making it now, and holds the lock on the accounts
+            time.sleep(_POLL)
         raise ConfigurationError(
             f"PostgreSQL does not run as root, and the system user {_SYSTEM_USER} for it could not be made. "
             f"Create it (useradd {_SYSTEM_USER}), run as an ordinary user, or set ALPHAPULSE_DATABASE_URL."
@@ -381,8 +366,7 @@ class EmbeddedPostgres:
 
         unfinished = self._home / "cluster.new"
         for directory in (unfinished, self._cluster):  # what a killed process left
-            if directory.exists():
-                shutil.rmtree(directory)
+            shutil.rmtree(directory, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
         os.chown(unfinished, uid, gid)
         # The builtin provider sorts alike on every system, with or without its locales installed.
@@ -489,9 +473,6 @@ def embedded_url(database: str, driver: str = "postgresql") -> str:
     """The address of a database of the embedded server, which is started and the database made if needed.
 
     The server stays up until this process ends or releases it.
-
-    Args:
-        driver: the URL's scheme, such as `postgresql+psycopg2` for SQLAlchemy.
     """
     server = embedded()
     server.ensure_running()
@@ -504,10 +485,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m alphapulse_encryption.sample.postgres", description="The embedded PostgreSQL."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("stop", help="stop the server, even where it is in use")
-    psql = commands.add_parser("psql", help="psql on the sample database", prefix_chars="\0", add_help=False)
-    psql.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT...")
+    parser.add_argument(
+        "command", choices=("psql", "stop"), help="psql on the sample database; stop the server"
+    )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="those of psql")
     chosen = parser.parse_args(arguments)
 
     server = embedded()

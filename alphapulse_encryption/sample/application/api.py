@@ -20,14 +20,13 @@ from sqlalchemy.orm import Session
 from alphapulse_encryption.sample.application import people, trading
 from alphapulse_encryption.sample.application.database import get_db_session
 from alphapulse_encryption.sample.application.models import ApiKey, Position, Trade, TradingAccount, User
+from alphapulse_encryption.sample.application.trading import Amount, Order
 
 app = FastAPI(title="AlphaPulse sample application")
 
 _log = logging.getLogger(__name__)
 # PostgreSQL manual, appendix A.
 _UNIQUE_VIOLATION = "23505"
-
-Amount = Annotated[Decimal, Field(gt=0, max_digits=18, decimal_places=8)]
 
 
 class Registration(BaseModel):
@@ -76,15 +75,6 @@ class Account(BaseModel):
     currency: str
     balance: Decimal
     available_balance: Decimal
-
-
-class Order(BaseModel):
-    symbol: str = Field(min_length=1, max_length=32)
-    side: Literal["buy", "sell"]
-    quantity: Amount
-    price: Amount
-    fee: Annotated[Decimal, Field(ge=0, max_digits=18, decimal_places=8)] = Decimal(0)
-    order_id: str
 
 
 class FilledOrder(BaseModel):
@@ -238,7 +228,10 @@ def accounts(user: Reader) -> list[TradingAccount]:
 
 
 def _account(session: Session, user: User, number: str, *, lock: bool = False) -> TradingAccount:
-    account = trading.account_of(session, user, number, lock=lock)
+    query = select(TradingAccount).where(
+        TradingAccount.account_number == number, TradingAccount.user_id == user.id
+    )
+    account = session.scalars(query.with_for_update() if lock else query).one_or_none()
     if account is None:
         raise HTTPException(404, "There is no such account.")
     return account
@@ -246,8 +239,7 @@ def _account(session: Session, user: User, number: str, *, lock: bool = False) -
 
 @app.post("/accounts/{number}/trades", status_code=201, response_model=FilledOrder)
 def place_trade(number: str, order: Order, user: Trader, session: Transaction) -> Trade:
-    account = _account(session, user, number, lock=True)
-    return trading.trade(session, account, **order.model_dump())
+    return trading.trade(session, _account(session, user, number, lock=True), order)
 
 
 @app.get("/accounts/{number}/trades", response_model=list[FilledOrder])
@@ -263,7 +255,12 @@ def positions(number: str, user: Reader, session: Transaction) -> list[Position]
 @app.patch("/positions/{position_id}", response_model=OpenPosition)
 def mark_position(position_id: int, mark: Mark, user: Trader, session: Transaction) -> Position:
     """Mark a position to the market."""
-    position = trading.position_of(session, user, position_id)
+    position = session.scalars(
+        select(Position)
+        .join(TradingAccount, TradingAccount.id == Position.account_id)
+        .where(Position.id == position_id, TradingAccount.user_id == user.id)
+        .with_for_update(of=Position)
+    ).one_or_none()
     if position is None:
         raise HTTPException(404, "There is no such position.")
     trading.mark(position, mark.price, mark.note)

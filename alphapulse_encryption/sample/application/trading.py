@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Annotated, Literal
 
+from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from alphapulse_encryption.sample.application.models import Position, Trade, TradingAccount, User
+from alphapulse_encryption.sample.application.models import Position, Trade, TradingAccount
 
+Amount = Annotated[Decimal, Field(gt=0, max_digits=18, decimal_places=8)]
 # Average prices are kept to this many decimals.
 _PRICE = Decimal("1e-10")
 
@@ -20,67 +23,47 @@ class NotPossible(Exception):
     """A trade that the account cannot make. The text says why and can be shown."""
 
 
-def account_of(session: Session, user: User, number: str, *, lock: bool = False) -> TradingAccount | None:
-    """A person's account of that number."""
-    query = select(TradingAccount).where(
-        TradingAccount.account_number == number, TradingAccount.user_id == user.id
-    )
-    return session.scalars(query.with_for_update() if lock else query).one_or_none()
+class Order(BaseModel):
+    symbol: str = Field(min_length=1, max_length=32)
+    side: Literal["buy", "sell"]
+    quantity: Amount
+    price: Amount
+    fee: Annotated[Decimal, Field(ge=0, max_digits=18, decimal_places=8)] = Decimal(0)
+    order_id: str
 
 
-def trade(
-    session: Session,
-    account: TradingAccount,
-    *,
-    symbol: str,
-    side: str,
-    quantity: Decimal,
-    price: Decimal,
-    fee: Decimal,
-    order_id: str,
-) -> Trade:
+def trade(session: Session, account: TradingAccount, order: Order) -> Trade:
     """Fill an order: a trade, the position it changes, and the money it costs or brings.
 
-    Args:
-        account: whose money; locked in this transaction.
-        side: "buy" or "sell".
-        quantity: units, more than 0.
-        price: of a unit, in the account's currency, as the fee.
+    The account is locked in this transaction. Price and fee are in its currency.
 
     Raises:
         NotPossible: too little money, or too few units.
     """
     position = session.scalars(
         select(Position)
-        .where(Position.account_id == account.id, Position.symbol == symbol, Position.status == "open")
+        .where(Position.account_id == account.id, Position.symbol == order.symbol, Position.status == "open")
         .with_for_update()
     ).one_or_none()
-    worth = quantity * price
-    if side == "buy":
-        if account.available_balance < worth + fee:
+    worth = order.quantity * order.price
+    if order.side == "buy":
+        if account.available_balance < worth + order.fee:
             raise NotPossible("The account has too little money.")
-        position = _bought(session, account, position, symbol, quantity, price)
-        change = -worth - fee
+        position = _bought(session, account, position, order)
+        change = -worth - order.fee
     else:
-        if position is None or position.size < quantity:
+        if position is None or position.size < order.quantity:
             raise NotPossible("The account holds too few units.")
-        _sold(position, quantity, price)
-        change = worth - fee
+        _sold(position, order)
+        change = worth - order.fee
     account.balance += change
     account.available_balance += change
+    fill = {"quantity": str(order.quantity), "price": str(order.price)}
     filled = Trade(
         account_id=account.id,
         position_id=position.id,
-        symbol=symbol,
-        side=side,
-        order_id=order_id,
-        quantity=quantity,
-        price=price,
-        fee=fee,
-        execution_details={
-            "venue": account.exchange,
-            "fills": [{"quantity": str(quantity), "price": str(price)}],
-        },
+        **order.model_dump(),
+        execution_details={"venue": account.exchange, "fills": [fill]},
     )
     session.add(filled)
     session.flush()
@@ -89,21 +72,14 @@ def trade(
     return filled
 
 
-def _bought(
-    session: Session,
-    account: TradingAccount,
-    position: Position | None,
-    symbol: str,
-    quantity: Decimal,
-    price: Decimal,
-) -> Position:
+def _bought(session: Session, account: TradingAccount, position: Position | None, order: Order) -> Position:
     if position is None:
         position = Position(
             account_id=account.id,
-            symbol=symbol,
-            size=quantity,
-            entry_price=price,
-            current_price=price,
+            symbol=order.symbol,
+            size=order.quantity,
+            entry_price=order.price,
+            current_price=order.price,
             unrealized_pnl=0.0,
             realized_pnl=0.0,
             notes={"fills": 1},
@@ -111,19 +87,19 @@ def _bought(
         session.add(position)
         session.flush()
         return position
-    cost = position.size * position.entry_price + quantity * price
-    position.size += quantity
+    cost = position.size * position.entry_price + order.quantity * order.price
+    position.size += order.quantity
     position.entry_price = (cost / position.size).quantize(_PRICE)
     position.notes["fills"] += 1
-    mark(position, price)
+    mark(position, order.price)
     return position
 
 
-def _sold(position: Position, quantity: Decimal, price: Decimal) -> None:
-    position.realized_pnl += float(quantity * (price - position.entry_price))
-    position.size -= quantity
+def _sold(position: Position, order: Order) -> None:
+    position.realized_pnl += float(order.quantity * (order.price - position.entry_price))
+    position.size -= order.quantity
     position.notes["fills"] += 1
-    mark(position, price)
+    mark(position, order.price)
     if not position.size:
         position.status = "closed"
         position.closed_at = datetime.now(UTC)
@@ -135,16 +111,6 @@ def mark(position: Position, price: Decimal, note: str | None = None) -> None:
     position.unrealized_pnl = float(position.size * (price - position.entry_price))
     if note is not None:
         position.notes["note"] = note
-
-
-def position_of(session: Session, user: User, position_id: int) -> Position | None:
-    """A person's position, locked."""
-    return session.scalars(
-        select(Position)
-        .join(TradingAccount, TradingAccount.id == Position.account_id)
-        .where(Position.id == position_id, TradingAccount.user_id == user.id)
-        .with_for_update(of=Position)
-    ).one_or_none()
 
 
 @dataclass
