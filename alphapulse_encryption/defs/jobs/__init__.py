@@ -7,7 +7,6 @@ from alphapulse_encryption.defs.assets import slow_encrypted_queries
 from alphapulse_encryption.defs.dagster_private import UnresolvedAssetJobDefinition
 from alphapulse_encryption.defs.jobs import (
     approve_drop,
-    catch_up,
     erase_dropped,
     rotate_keys,
     settings,
@@ -38,13 +37,3 @@ def _asset_job(step: guide.Step, stage: guide.Stage) -> UnresolvedAssetJobDefini
         description=f"{step.help[0].upper()}{step.help[1:]} ({step.flag}).",
         executor_def=dg.in_process_executor,
     )
-
-
-def build_sensors() -> list[dg.SensorDefinition]:
-    """All sensors; each is stopped until somebody starts it."""
-    return [catch_up.build()]
-
-
-def build_schedules() -> list[dg.ScheduleDefinition]:
-    """All schedules; each is stopped until somebody starts it."""
-    return [rotate_keys.build_schedule(), slow_encrypted_queries.build_schedule()]
