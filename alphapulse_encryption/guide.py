@@ -300,18 +300,13 @@ def step(name: str) -> Step:
     return next(one for one in STEPS if one.name == name)
 
 
-def in_running_order() -> Iterator[Step]:
+def in_running_order() -> list[Step]:
     """The steps, in the order in which they run where several are asked for."""
+    order = [one for one in STEPS if not one.before]
     for one in STEPS:
-        if not one.before:
-            yield from _with_earlier(one)
-
-
-def _with_earlier(later: Step) -> Iterator[Step]:
-    for one in STEPS:
-        if one.before == later.name:
-            yield from _with_earlier(one)
-    yield later
+        if one.before:
+            order.insert(order.index(step(one.before)), one)
+    return order
 
 
 def takers(option: str) -> tuple[str, ...]:
