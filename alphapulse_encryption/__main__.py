@@ -83,30 +83,21 @@ def _main(options: argparse.Namespace, told: dict[str, object]) -> int:
         return 130
 
 
-def _check_backup(options: argparse.Namespace) -> None:
-    from alphapulse_encryption.defs.resources.environment import backup_bucket, restore_drill_server
-    from alphapulse_encryption.migration.gates.drill import refuse_unless_possible
-    from alphapulse_encryption.migration.gates.offsite import open_client
-
-    if backup_bucket() is not None:
-        open_client()
-    if options.restore_drill:
-        refuse_unless_possible(restore_drill_server())
-
-
 def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> int:
     from alphapulse_encryption.crypto.envelope import get_format
-    from alphapulse_encryption.defs.resources.environment import key_environment, target_database
+    from alphapulse_encryption.defs.resources import environment
     from alphapulse_encryption.keysources import load_key_ring
     from alphapulse_encryption.migration.bookkeeping.keys import check_key, check_key_values
+    from alphapulse_encryption.migration.gates.drill import refuse_unless_possible
+    from alphapulse_encryption.migration.gates.offsite import open_client
     from alphapulse_encryption.migration.gates.roles import refuse_unless_allowed
     from alphapulse_encryption.migration.rows.plan import check_ranges
     from alphapulse_encryption.migration.schema.definition import check_catalogue
 
     ranges = settings.TargetVariables().batch_ranges
-    key_ring = load_key_ring(key_environment())
+    key_ring = load_key_ring(environment.key_environment())
     get_format(catalogue.format, key_ring)
-    database = target_database()
+    database = environment.target_database()
     asked = [step for step in guide.in_running_order() if given(options, [step.name])]
     # The steps look at all this themselves; here it is known before the first of them has begun.
     with database.session("check the configuration") as connection:
@@ -118,7 +109,10 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
         for key in () if options.replan else tables:
             check_ranges(connection, catalogue.table(key), ranges)
     if options.backup:
-        _check_backup(options)
+        if environment.backup_bucket() is not None:
+            open_client()
+        if options.restore_drill:
+            refuse_unless_possible(environment.restore_drill_server())
     # Dagster takes a second to load: not before all this is known to be right.
     from alphapulse_encryption.cli.launch import launcher
     from alphapulse_encryption.cli.steps import Steps

@@ -11,8 +11,8 @@ from alphapulse_encryption import defs as ours
 from alphapulse_encryption import secrecy, settings
 from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.defs.alerts import sensors as alerts
-from alphapulse_encryption.defs.assets import build_assets
-from alphapulse_encryption.defs.jobs import build_jobs, build_schedules, build_sensors
+from alphapulse_encryption.defs.assets import build_assets, slow_encrypted_queries
+from alphapulse_encryption.defs.jobs import build_jobs, catch_up, rotate_keys
 from alphapulse_encryption.defs.resources.border import loading
 from alphapulse_encryption.defs.resources.partitions import Partitions
 from alphapulse_encryption.defs.resources.target import TargetResource
@@ -34,8 +34,12 @@ def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.
         return dg.Definitions(
             assets=[*build_assets(partitions), *rehearsal.build_assets()],
             jobs=[*build_jobs(), rehearsal.build_job()],
-            sensors=[*build_sensors(), rehearsal.build_sensor(), *alerts.build_sensors()],
-            schedules=[*build_schedules(), rehearsal.build_schedule()],
+            sensors=[catch_up.build(), rehearsal.build_sensor(), *alerts.build_sensors()],
+            schedules=[
+                rotate_keys.build_schedule(),
+                slow_encrypted_queries.build_schedule(),
+                rehearsal.build_schedule(),
+            ],
             resources={"target": TargetResource(), **(resource_overrides or {})},
             executor=dg.in_process_executor,
         )

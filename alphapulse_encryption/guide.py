@@ -1,8 +1,8 @@
 """The guide: every step of it, declared once.
 
 Belongs here: what a step is called, what it launches, who may run it, which options it takes, and where it stands in
-the plan. The command line, the jobs, the plan and the roles derive from it. Does not belong here:
-how a step does its work (``migration``), the state of a table that it needs (``lifecycle``), and what is no step.
+the plan. The command line, the jobs, the plan and the roles derive from it. Does not belong here: how a step does its
+work (``migration``), the state of a table that it needs (``lifecycle``), and what is no step.
 """
 
 from __future__ import annotations
@@ -300,18 +300,13 @@ def step(name: str) -> Step:
     return next(one for one in STEPS if one.name == name)
 
 
-def in_running_order() -> Iterator[Step]:
+def in_running_order() -> list[Step]:
     """The steps, in the order in which they run where several are asked for."""
+    order = [one for one in STEPS if not one.before]
     for one in STEPS:
-        if not one.before:
-            yield from _with_earlier(one)
-
-
-def _with_earlier(later: Step) -> Iterator[Step]:
-    for one in STEPS:
-        if one.before == later.name:
-            yield from _with_earlier(one)
-    yield later
+        if one.before:
+            order.insert(order.index(step(one.before)), one)
+    return order
 
 
 def takers(option: str) -> tuple[str, ...]:
@@ -327,11 +322,6 @@ def stages() -> Iterator[Stage]:
 def stage(works: str) -> Stage:
     """The stage of an asset or an op."""
     return next(one for one in stages() if one.works == works)
-
-
-def commands() -> dict[str, str]:
-    """What to type for a job, for those that need no more than tables."""
-    return {part.job: one.command for one in STEPS for part in one.stages if part.over not in ("one", "none")}
 
 
 def planned() -> dict[str, tuple[str, str]]:

@@ -27,8 +27,7 @@ from typing import Any
 from alphapulse_encryption import settings
 from alphapulse_encryption.errors import ConfigurationError
 
-_PREFIX, _SUFFIX = "migration-", ".jsonl"
-_NAME = re.compile(rf"{_PREFIX}(\d{{4}}-\d{{2}}-\d{{2}}){re.escape(_SUFFIX)}")
+_NAME = "migration-{:%Y-%m-%d}.jsonl"
 _DIRECTORY_MODE, _FILE_MODE = 0o700, 0o600
 # What is longer is a mistake, and is cut.
 _LONGEST_MESSAGE = 8_000
@@ -72,7 +71,7 @@ class Files:
                 directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
                 # Whatever the umask says.
                 directory.chmod(_DIRECTORY_MODE)
-            path = directory / f"{_PREFIX}{at:%Y-%m-%d}{_SUFFIX}"
+            path = directory / _NAME.format(at)
             if path != self._begun:
                 _remove_old(directory)
                 self._begun = path
@@ -115,10 +114,9 @@ def _opener(path: str, flags: int) -> int:
 
 
 def _remove_old(directory: Path) -> None:
-    oldest = f"{datetime.now(UTC) - timedelta(days=settings.Logs().days):%Y-%m-%d}"
-    for path in directory.iterdir():
-        found = _NAME.fullmatch(path.name)
-        if found and found[1] < oldest:
+    oldest = _NAME.format(datetime.now(UTC) - timedelta(days=settings.Logs().days))
+    for path in directory.glob("migration-????-??-??.jsonl"):
+        if path.name < oldest:
             # Another process may remove it, too.
             with contextlib.suppress(OSError):
                 path.unlink()

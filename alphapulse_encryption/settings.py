@@ -31,11 +31,12 @@ from alphapulse_encryption.errors import ConfigurationError
 _PACKAGE = Path(__file__).resolve().parent
 
 
-class Variables(BaseSettings):
-    """A group of variables; its docstring is the group's heading in the manual.
+class Wrong(ConfigurationError):
+    """What is wrong with a variable, in words that follow its name and never quote it: it may be secret."""
 
-    What reads a variable raises ArgumentTypeError, in words that follow its name and never quote it: it may be secret.
-    """
+
+class Variables(BaseSettings):
+    """A group of variables; its docstring is the group's heading in the manual."""
 
     model_config = SettingsConfigDict(case_sensitive=True, enable_decoding=False, extra="ignore", frozen=True)
 
@@ -48,7 +49,7 @@ class Variables(BaseSettings):
             return about.default
         try:
             return handler(value.strip())
-        except ArgumentTypeError as error:
+        except (Wrong, ArgumentTypeError) as error:
             return ConfigurationError(f"{about.validation_alias} {error}")
 
     def __getattribute__(self, name: str) -> Any:
@@ -75,7 +76,7 @@ def _span(unit: str) -> BeforeValidator:
     # float() alone would also take "nan", "1e3" and "1_0".
     def read(text: str) -> timedelta:
         if not re.fullmatch(r"(?=.{1,8}$)([0-9]+\.?[0-9]*|\.[0-9]+)", text) or not float(text):
-            raise ArgumentTypeError(f"must be a number of {unit}, more than 0.")
+            raise Wrong(f"must be a number of {unit}, more than 0.")
         return timedelta(**{unit: float(text)})
 
     return BeforeValidator(read)
@@ -83,7 +84,7 @@ def _span(unit: str) -> BeforeValidator:
 
 def _postgres_url(text: str) -> str:
     if not text.startswith(("postgresql://", "postgres://")):
-        raise ArgumentTypeError(
+        raise Wrong(
             "is not a PostgreSQL URL: it must begin with postgresql:// or postgres://, "
             "as in postgresql://user@host:5432/database."
         )
@@ -94,12 +95,12 @@ def _web_url(text: str) -> str:
     with contextlib.suppress(ValueError):
         if re.fullmatch("https?://[!-~]+", text) and TypeAdapter(HttpUrl).validate_python(text):
             return text
-    raise ArgumentTypeError("is not a URL: it must begin with https:// or http://.")
+    raise Wrong("is not a URL: it must begin with https:// or http://.")
 
 
 def _address(text: str) -> str:
     if not text.isprintable() or not re.fullmatch(r'[^\s<>",;:]+@[^\s<>",;:@]+', text):
-        raise ArgumentTypeError("is not an e-mail address, as in alerts@example.com.")
+        raise Wrong("is not an e-mail address, as in alerts@example.com.")
     return text
 
 
@@ -110,12 +111,12 @@ def _mail_url(text: str) -> str:
     except ValueError:
         whole = False
     if not whole or url.scheme not in {"smtp", "smtp+starttls", "smtps"}:
-        raise ArgumentTypeError(
+        raise Wrong(
             "is not a mail server's URL: smtp+starttls://user:password@host:587, smtps://… for TLS from the "
             "beginning, or smtp://host:25. What has a meaning in URLs is written %40, %3A, %2F in a password."
         )
     if bool(url.username) != bool(url.password):
-        raise ArgumentTypeError("needs a user and a password, or neither.")
+        raise Wrong("needs a user and a password, or neither.")
     return text
 
 
@@ -126,7 +127,7 @@ def _storage(text: str) -> str:
     # A bare `postgresql://` makes SQLAlchemy 2.1 choose psycopg 3, with which Dagster's event log cannot notify.
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in _POSTGRES:
-        raise ArgumentTypeError(
+        raise Wrong(
             "is not a URL Dagster's storage can use: it must begin with postgresql+psycopg2:// "
             "(postgresql:// and postgres:// are taken for it)."
         )
@@ -139,7 +140,7 @@ def _queue(prefix: str, *others: str) -> AfterValidator:
         if scheme.removeprefix(f"{prefix}+") in _POSTGRES and rest:
             return f"{prefix}+postgresql+psycopg2://{rest}"
         if not separator or scheme not in {*others, "redis", "rediss", "sentinel"}:
-            raise ArgumentTypeError(
+            raise Wrong(
                 "is not a URL that can be used: postgresql://user:password@host:5432/database, "
                 f"redis://…, rediss://… or {others[0]}://…"
             )
@@ -150,7 +151,7 @@ def _queue(prefix: str, *others: str) -> AfterValidator:
 
 def _run_launcher(text: str) -> str:
     if text not in {"local", "celery"}:
-        raise ArgumentTypeError("must be local (runs on this machine) or celery (runs on workers).")
+        raise Wrong("must be local (runs on this machine) or celery (runs on workers).")
     return text
 
 

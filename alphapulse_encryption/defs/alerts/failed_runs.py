@@ -23,13 +23,6 @@ from alphapulse_encryption.defs.resources.target import TargetResource
 MOST_TOLD_AT_ONCE = 20
 LONGEST_PROBLEM = 500
 
-# Partitions that are run again in the UI are of no job of ours; their step has the asset's name.
-_JOB_OF: Mapping[str, str] = {
-    **{stage.works: stage.job for stage in guide.stages() if stage.is_asset},
-    "rotated_data": "rotate_keys",
-}
-_WITHOUT_TABLES = frozenset(stage.job for stage in guide.stages() if stage.over == "database")
-
 
 def tick(
     context: dg.SensorEvaluationContext, channels: Sequence[Channel], target: TargetResource
@@ -143,10 +136,13 @@ def _tables(run: dg.DagsterRun, catalogue: Catalogue) -> list[str]:
 
 
 def _remedy(job: str, steps: Sequence[tuple[str, str]], tables: Sequence[str]) -> str:
-    if job.startswith("__") and steps:
-        job = _JOB_OF.get(steps[0][0], job)
-    flag = guide.commands().get(job)
-    if flag is None:
-        return "correct what it says, and run it again."
-    chosen = "" if job in _WITHOUT_TABLES else "".join(f" --table {table}" for table in tables)
-    return f"correct what it says, and run it again; it goes on where it was ({COMMAND} {flag}{chosen})."
+    # Partitions that are run again in the UI are of no job of ours; their step has the asset's name.
+    asset = steps[0][0] if job.startswith("__") and steps else ""
+    job = "rotate_keys" if asset == "rotated_data" else job
+    for step in guide.STEPS:
+        for stage in step.stages:
+            if stage.over not in ("one", "none") and (stage.job == job or stage.works == asset):
+                chosen = "" if stage.over == "database" else "".join(f" --table {table}" for table in tables)
+                again = f"{COMMAND} {step.command}{chosen}"
+                return f"correct what it says, and run it again; it goes on where it was ({again})."
+    return "correct what it says, and run it again."

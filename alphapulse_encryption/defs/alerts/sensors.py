@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 import dagster as dg
 
@@ -29,15 +27,6 @@ Look = Callable[[TargetResource, Ledger], Sequence[Alert]]
 Tick = Callable[[dg.SensorEvaluationContext, Sequence[Channel], TargetResource], dg.SensorResult]
 
 
-@dataclass(frozen=True)
-class _Alert:
-    name: str
-    about: str
-    seconds: int
-    look: Look
-    description: str
-
-
 def _pending(target: TargetResource, ledger: Ledger) -> Sequence[Alert]:
     limit = settings.Alerts().pending_after
     mark = overdue.current_mark(target.database)
@@ -47,44 +36,8 @@ def _pending(target: TargetResource, ledger: Ledger) -> Sequence[Alert]:
     return overdue.old_pending_rows(target.database, target.catalogue.tables, old_enough, limit)
 
 
-_ALERTS = (
-    _Alert(
-        "alert_drift",
-        "drift",
-        300,
-        lambda target, _: look_for_drift(target.database, target.catalogue),
-        "Tells when plaintext is written without ciphertext to what was done, a guard trigger is missing or disabled, "
-        "a column is gone or of another type, or a column that looks sensitive is not in the catalogue.",
-    ),
-    _Alert(
-        "alert_old_pending_rows",
-        "pending rows",
-        300,
-        _pending,
-        "Tells when rows wait for their ciphertext for longer than `ALPHAPULSE_ALERT_PENDING_HOURS`, were set aside "
-        "for as long, or a backfill stands still. Begins to count when it is started.",
-    ),
-    _Alert(
-        "alert_keys",
-        "keys",
-        3600,
-        lambda target, _: overdue.keys_due(target.database, settings.Alerts().rotate_after),
-        "Tells when a key nears the number of values it may encrypt, and when the current key version is older than "
-        "`ALPHAPULSE_ALERT_KEY_DAYS`.",
-    ),
-    _Alert(
-        "alert_approvals",
-        "approvals",
-        300,
-        lambda target, _: overdue.approvals_waiting(target.database),
-        "Tells of approvals of a drop that wait to be used, end soon, or have ended unused.",
-    ),
-)
-
-
 def build_sensors() -> list[dg.SensorDefinition]:
     """All alerts; each is stopped until somebody starts it."""
-    told = "Once when it begins or changes, again after `ALPHAPULSE_ALERT_REMIND_HOURS`, and when it is over."
     return [
         _build(
             "alert_failed_runs",
@@ -93,7 +46,37 @@ def build_sensors() -> list[dg.SensorDefinition]:
             "what it said. Runs that somebody stopped are not failed.",
             failed_runs.tick,
         ),
-        *(_build(a.name, a.seconds, f"{a.description} {told}", partial(_tick, a)) for a in _ALERTS),
+        _alert(
+            "alert_drift",
+            "drift",
+            300,
+            lambda target, _: look_for_drift(target.database, target.catalogue),
+            "Tells when plaintext is written without ciphertext to what was done, a guard trigger is missing or "
+            "disabled, a column is gone or of another type, or a column that looks sensitive is not in the catalogue.",
+        ),
+        _alert(
+            "alert_old_pending_rows",
+            "pending rows",
+            300,
+            _pending,
+            "Tells when rows wait for their ciphertext for longer than `ALPHAPULSE_ALERT_PENDING_HOURS`, were set "
+            "aside for as long, or a backfill stands still. Begins to count when it is started.",
+        ),
+        _alert(
+            "alert_keys",
+            "keys",
+            3600,
+            lambda target, _: overdue.keys_due(target.database, settings.Alerts().rotate_after),
+            "Tells when a key nears the number of values it may encrypt, and when the current key version is older "
+            "than `ALPHAPULSE_ALERT_KEY_DAYS`.",
+        ),
+        _alert(
+            "alert_approvals",
+            "approvals",
+            300,
+            lambda target, _: overdue.approvals_waiting(target.database),
+            "Tells of approvals of a drop that wait to be used, end soon, or have ended unused.",
+        ),
     ]
 
 
@@ -115,36 +98,40 @@ def _build(name: str, seconds: int, description: str, tick: Tick) -> dg.SensorDe
     return sensor
 
 
-def _tick(
-    alert: _Alert, context: dg.SensorEvaluationContext, channels: Sequence[Channel], target: TargetResource
-) -> dg.SensorResult:
-    ledger = Ledger.load(context.cursor)
-    blind = None
-    findings: Sequence[Alert] = ()
-    try:
-        findings = alert.look(target, ledger)
-    except MigrationError as error:
-        if isinstance(error, ConfigurationError) and not isinstance(error, DatabaseUnreachable):
-            # A person is at it, and sees the tick.
-            raise
-        blind = Alert(
-            f"look for {alert.about}",
-            f"Nobody can look for {alert.about}: {error}",
-            key=f"look:{alert.name}",
-            remedy="Correct that; until then nothing of this is told of.",
-            waits=BLIND_FOR,
-        )
-    now = datetime.now(UTC)
-    ledger.only(channel.name for channel in channels)
-    ledger.looked(findings, now, blind=blind)
-    said = settings.Alerts()
-    link = f"{said.ui_url}/automation" if said.ui_url else None
-    news = {channel: ledger.news(channel.name, now, said.remind_after) for channel in channels}
-    results = deliver([(c, written(new, said.label, alert.about, link)) for c, new in news.items() if new])
-    for channel, new in news.items():
-        if new and results[channel.name] is None:
-            ledger.delivered(channel.name, new, now)
-    stands = f"could not look: {blind.message}" if blind else "all is well"
-    if findings:
-        stands = f"{len(findings)} found"
-    return dg.SensorResult(skip_reason=outcome(results, stands), cursor=ledger.dump())
+def _alert(name: str, about: str, seconds: int, look: Look, description: str) -> dg.SensorDefinition:
+    def tick(
+        context: dg.SensorEvaluationContext, channels: Sequence[Channel], target: TargetResource
+    ) -> dg.SensorResult:
+        ledger = Ledger.load(context.cursor)
+        blind = None
+        findings: Sequence[Alert] = ()
+        try:
+            findings = look(target, ledger)
+        except MigrationError as error:
+            if isinstance(error, ConfigurationError) and not isinstance(error, DatabaseUnreachable):
+                # A person is at it, and sees the tick.
+                raise
+            blind = Alert(
+                f"look for {about}",
+                f"Nobody can look for {about}: {error}",
+                key=f"look:{name}",
+                remedy="Correct that; until then nothing of this is told of.",
+                waits=BLIND_FOR,
+            )
+        now = datetime.now(UTC)
+        ledger.only(channel.name for channel in channels)
+        ledger.looked(findings, now, blind=blind)
+        said = settings.Alerts()
+        link = f"{said.ui_url}/automation" if said.ui_url else None
+        news = {channel: ledger.news(channel.name, now, said.remind_after) for channel in channels}
+        results = deliver([(c, written(new, said.label, about, link)) for c, new in news.items() if new])
+        for channel, new in news.items():
+            if new and results[channel.name] is None:
+                ledger.delivered(channel.name, new, now)
+        stands = f"could not look: {blind.message}" if blind else "all is well"
+        if findings:
+            stands = f"{len(findings)} found"
+        return dg.SensorResult(skip_reason=outcome(results, stands), cursor=ledger.dump())
+
+    told = "Once when it begins or changes, again after `ALPHAPULSE_ALERT_REMIND_HOURS`, and when it is over."
+    return _build(name, seconds, f"{description} {told}", tick)

@@ -6,7 +6,6 @@ from alphapulse_encryption.defs.assets import (
     backup,
     by_range,
     by_table,
-    plaintext_dropped,
     preflight,
     slow_encrypted_queries,
     verified_data,
@@ -25,5 +24,4 @@ def build_assets(partitions: Partitions) -> list[dg.AssetsDefinition | dg.AssetS
         verified_data.build(partitions),
         verified_table.build(partitions),
         slow_encrypted_queries.build(),
-        plaintext_dropped.build(partitions),
     ]

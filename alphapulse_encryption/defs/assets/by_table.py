@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.defs.assets.groups import COLUMNS, MIGRATE, TARGET_POOL, VIEWS
+from alphapulse_encryption.defs.assets.groups import COLUMNS, DROP, MIGRATE, TARGET_POOL, VIEWS
 from alphapulse_encryption.defs.resources.border import counted, materialized, safely
 from alphapulse_encryption.defs.resources.effects import NOTHING, Effect, NoConfig, On
 from alphapulse_encryption.defs.resources.partitions import Partitions, over_ranges
@@ -16,6 +16,8 @@ from alphapulse_encryption.defs.resources.workers import told
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes, reindex
 from alphapulse_encryption.migration.schema.views import create_views
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
+
+DROPPED = dg.AssetKey("plaintext_dropped")
 
 Config = TypeVar("Config", bound=dg.Config)
 
@@ -126,8 +128,8 @@ def _create_views(on: On[NoConfig], table: Table) -> Effect:
     )
 
 
-def build(partitions: Partitions) -> list[dg.AssetsDefinition]:
-    """The assets ``encrypted_columns``, ``search_indexes`` and ``compatibility_views``."""
+def build(partitions: Partitions) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+    """The assets ``encrypted_columns``, ``search_indexes``, ``compatibility_views`` and ``plaintext_dropped``."""
     return [
         _asset(
             "encrypted_columns",
@@ -160,5 +162,15 @@ def build(partitions: Partitions) -> list[dg.AssetsDefinition]:
             group=VIEWS,
             description="**Step 6.** `v_<table>` has the original column names over the encrypted columns, "
             "`v_<table>_safe` leaves the sensitive ones out. Both go on working after the drop.",
+        ),
+        # External: the drop jobs report it, and nobody can materialize it.
+        dg.AssetSpec(
+            key=DROPPED,
+            deps=["verified_table", "compatibility_views"],
+            partitions_def=partitions.by_table,
+            group_name=DROP,
+            description="**Step 8.** The plaintext columns are gone. Reported by the job `drop_unencrypted`, which "
+            "needs an approval given by a person with the job `approve_drop`; it cannot be materialized from here, and "
+            "what the database's audit log says counts, not the colour. The job `restore_plaintext` undoes it.",
         ),
     ]

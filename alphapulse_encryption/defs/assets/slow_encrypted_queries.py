@@ -7,7 +7,6 @@ import dagster as dg
 from pydantic import Field
 
 from alphapulse_encryption.defs.assets.groups import MONITOR, TARGET_POOL
-from alphapulse_encryption.defs.dagster_private import UnresolvedAssetJobDefinition
 from alphapulse_encryption.defs.resources.border import MetadataEntry, as_table, safely
 from alphapulse_encryption.defs.resources.schedules import cron
 from alphapulse_encryption.defs.resources.target import TargetResource
@@ -118,16 +117,6 @@ def _last_snapshot(context: dg.AssetExecutionContext) -> slow_queries.Snapshot:
     if not isinstance(kept, Mapping):
         return {}
     return {str(query): (int(calls), float(total)) for query, (calls, total) in kept.items()}
-
-
-def build_job() -> UnresolvedAssetJobDefinition:
-    """The job ``look_for_slow_queries``, for the schedule."""
-    return dg.define_asset_job(
-        JOB,
-        selection=dg.AssetSelection.assets(NAME),
-        description="Step 7, monitoring: what the application's statements on encrypted tables cost.",
-        executor_def=dg.in_process_executor,
-    )
 
 
 def build_schedule() -> dg.ScheduleDefinition:

@@ -5,15 +5,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import dagster as dg
-from pydantic import Field
 
-from alphapulse_encryption.bounds import MOST_WORKERS
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL, VERIFY
 from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, materialized, safely
 from alphapulse_encryption.defs.resources.partitions import Partitions, TablePart, over_ranges, parts_by_table
 from alphapulse_encryption.defs.resources.pools import in_table_pools
 from alphapulse_encryption.defs.resources.target import TargetResource
-from alphapulse_encryption.defs.resources.workers import in_workers
+from alphapulse_encryption.defs.resources.workers import WorkersConfig, in_workers
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.logfiles import note
 from alphapulse_encryption.migration.postgres.database import Actor
@@ -21,14 +19,6 @@ from alphapulse_encryption.migration.rows.engine import Stopped
 from alphapulse_encryption.migration.rows.verify import KINDS, RangeVerification, verify_range
 
 NAME = "verified_data"
-
-
-class VerificationConfig(dg.Config):
-    """Pace of a verification."""
-
-    workers: int = Field(
-        default=1, ge=1, le=MOST_WORKERS, description="How many batch ranges are verified at once."
-    )
 
 
 def build(partitions: Partitions) -> dg.AssetsDefinition:
@@ -47,7 +37,7 @@ def build(partitions: Partitions) -> dg.AssetsDefinition:
         "offenders, never a value. Materializing it says that the range was looked at; whether a table passed is "
         "`verified_table`. Shown as unsynced once the range was backfilled again: verify it again then.",
     )
-    def asset(context: dg.AssetExecutionContext, config: VerificationConfig, target: TargetResource) -> None:
+    def asset(context: dg.AssetExecutionContext, config: WorkersConfig, target: TargetResource) -> None:
         parts = parts_by_table(context.partition_keys)
         with safely(), in_table_pools(context, [part.table for part in parts]):
             failed: list[str] = []

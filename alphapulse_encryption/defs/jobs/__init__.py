@@ -7,7 +7,6 @@ from alphapulse_encryption.defs.assets import slow_encrypted_queries
 from alphapulse_encryption.defs.dagster_private import UnresolvedAssetJobDefinition
 from alphapulse_encryption.defs.jobs import (
     approve_drop,
-    catch_up,
     erase_dropped,
     rotate_keys,
     settings,
@@ -19,32 +18,27 @@ from alphapulse_encryption.defs.jobs import (
 def build_jobs() -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
     """All jobs."""
     return [
-        *(_asset_job(step, stage) for step in guide.STEPS for stage in step.stages if stage.is_asset),
+        *(
+            _asset_job(stage.job, stage.works, f"{step.help[0].upper()}{step.help[1:]} ({step.flag}).")
+            for step in guide.STEPS
+            for stage in step.stages
+            if stage.is_asset
+        ),
         *validation.build(),
         *approve_drop.build(),
         *tables.build(),
         erase_dropped.build(),
         settings.build(),
         rotate_keys.build(),
-        slow_encrypted_queries.build_job(),
+        _asset_job(
+            slow_encrypted_queries.JOB,
+            slow_encrypted_queries.NAME,
+            "Step 7, monitoring: what the application's statements on encrypted tables cost.",
+        ),
     ]
 
 
-def _asset_job(step: guide.Step, stage: guide.Stage) -> UnresolvedAssetJobDefinition:
+def _asset_job(name: str, asset: str, description: str) -> UnresolvedAssetJobDefinition:
     """What a flag launches for all of an asset's partitions, and what a schedule would."""
-    return dg.define_asset_job(
-        stage.job,
-        selection=dg.AssetSelection.assets(stage.works),
-        description=f"{step.help[0].upper()}{step.help[1:]} ({step.flag}).",
-        executor_def=dg.in_process_executor,
-    )
-
-
-def build_sensors() -> list[dg.SensorDefinition]:
-    """All sensors; each is stopped until somebody starts it."""
-    return [catch_up.build()]
-
-
-def build_schedules() -> list[dg.ScheduleDefinition]:
-    """All schedules; each is stopped until somebody starts it."""
-    return [rotate_keys.build_schedule(), slow_encrypted_queries.build_schedule()]
+    selection = dg.AssetSelection.assets(asset)
+    return dg.define_asset_job(name, selection, description=description, executor_def=dg.in_process_executor)

@@ -8,7 +8,7 @@ import dagster as dg
 from alphapulse_encryption.defs.assets import by_range, verified_data
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL
 from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN, AnyTablesConfig, named_tables
-from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, counted, safely
+from alphapulse_encryption.defs.resources.border import actor, counted, safely
 from alphapulse_encryption.defs.resources.effects import REPORT
 from alphapulse_encryption.defs.resources.partitions import TablePart
 from alphapulse_encryption.defs.resources.pools import in_table_pools
@@ -69,7 +69,10 @@ def reencrypt(context: dg.OpExecutionContext, target: TargetResource, plan: Plan
 
         def done(part: TablePart, result: RangeResult) -> None:
             rows[part.table] += result.rows
-            _materialized(context, by_range.ROTATED, part, by_range.describe(by_range.ROTATED, result))
+            told = by_range.describe(by_range.ROTATED, result)
+            context.log_event(
+                dg.AssetMaterialization(by_range.ROTATED, partition=part.partition, metadata=told)
+            )
 
         config = PaceConfig(**{name: plan[name] for name in PaceConfig.model_fields})
         parts = parts_of(target, plan["tables"])
@@ -101,7 +104,10 @@ def verify(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -
             if isinstance(outcome, MigrationError):
                 wrong.append(f"{part.partition}: {outcome.args[0]}")
                 continue
-            _materialized(context, verified_data.NAME, part, verified_data.describe(outcome))
+            told = verified_data.describe(outcome)
+            context.log_event(
+                dg.AssetMaterialization(verified_data.NAME, partition=part.partition, metadata=told)
+            )
             faults = (o for o in outcome.offenders if o.problem not in _OF_THE_BACKFILL)
             wrong += [f"{part.table}.{fault}" for fault in faults]
         for key in plan["tables"]:
@@ -143,12 +149,6 @@ def retire(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -
         context.add_output_metadata(
             {"versions_retired": list(found.retired), f"{REPORT}_retire": report, **left}
         )
-
-
-def _materialized(
-    context: dg.OpExecutionContext, asset: str, part: TablePart, metadata: dict[str, MetadataEntry]
-) -> None:
-    context.log_event(dg.AssetMaterialization(asset, partition=part.partition, metadata=metadata))
 
 
 @dg.graph(name=JOB)

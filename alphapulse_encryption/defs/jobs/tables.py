@@ -4,7 +4,7 @@ import dagster as dg
 from pydantic import Field
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.defs.assets import plaintext_dropped
+from alphapulse_encryption.defs.assets import by_table
 from alphapulse_encryption.defs.jobs.once import TablesConfig, table_job
 from alphapulse_encryption.defs.resources.border import counted
 from alphapulse_encryption.defs.resources.effects import Effect, On
@@ -81,7 +81,7 @@ def _drop(on: On[DropConfig], table: Table) -> Effect:
     )
     on.context.log_event(
         dg.AssetMaterialization(
-            asset_key=plaintext_dropped.ASSET_KEY,
+            asset_key=by_table.DROPPED,
             partition=table.key,
             metadata={
                 "columns_dropped": list(result.columns),
@@ -102,7 +102,7 @@ def _restore(on: On[RestoreConfig], table: Table) -> Effect:
     on.log(f"{table.key}: restored {', '.join(result.columns)}, {result.rows} rows")
     on.context.log_event(
         dg.AssetObservation(
-            asset_key=plaintext_dropped.ASSET_KEY,
+            asset_key=by_table.DROPPED,
             partition=table.key,
             description="The plaintext is back: restored from the ciphertext.",
             metadata={"columns_restored": list(result.columns), "rows": result.rows},

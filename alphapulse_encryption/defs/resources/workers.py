@@ -40,7 +40,15 @@ class Work(Protocol):
     def __call__(self, target: Target, table: Table, number: int, **how: Unpack[How]) -> RangeResult: ...
 
 
-class PaceConfig(dg.Config):
+class WorkersConfig(dg.Config):
+    """How many workers go through a table range by range."""
+
+    workers: int = Field(
+        default=1, ge=1, le=bounds.MOST_WORKERS, description="How many batch ranges are worked on at once."
+    )
+
+
+class PaceConfig(WorkersConfig):
     """Pace of what goes through a table range by range."""
 
     batch_size: int | None = Field(
@@ -60,9 +68,6 @@ class PaceConfig(dg.Config):
         ge=0,
         le=bounds.HIGHEST_REST_RATIO,
         description="Seconds of rest for each second of work. Unset: as the settings say, which is none at first.",
-    )
-    workers: int = Field(
-        default=1, ge=1, le=bounds.MOST_WORKERS, description="How many batch ranges are worked on at once."
     )
     work_mem: str | None = Field(
         default=None, description="Memory of one sort or hash in our sessions, for example 256MB."
