@@ -255,9 +255,6 @@ def build_search_indexes(
     )
 
 
-# What a statement goes on with, or not.
-_BESIDE, _ONLY, _NOT = SQL("CONCURRENTLY "), SQL("ONLY "), SQL("")
-
 State = OneOf["missing", "unfinished", "outdated", "valid"]
 
 _LOOK = """
@@ -332,19 +329,19 @@ def _pieces(
         return
     if part.leaf:
         if not attached:
-            dropped = [_drop_statement(part, index, _BESIDE)] if state != "missing" else []
-            statements = [*dropped, *_create(part, index, _BESIDE, _NOT)]
+            dropped = [_drop_statement(part, index)] if state != "missing" else []
+            statements = [*dropped, *_create(part, index)]
             yield _Piece(f"build the index {index.name}", statements, beside=(part, index))
         return
     if state == "outdated":
         # A partitioned index cannot be dropped concurrently; it takes no time, but every partition's lock.
-        drop = [_drop_statement(part, index, _NOT)]
+        drop = [_drop_statement(part, index)]
         yield _Piece(f"drop the outdated index {index.name}", drop, locked=parts)
         state = "missing"
         # Where it is only told, it is there still.
         afresh = _look(connection, part, index) != "missing"
     if state == "missing" and not attached:
-        yield _Piece(f"begin the index {index.name}", _create(part, index, _NOT, _ONLY))
+        yield _Piece(f"begin the index {index.name}", _create(part, index))
     for child in (p for p in parts if p.parent == part.oid):
         name = None if afresh else _attached_to(connection, child, part, index)
         below = replace(index, name=name or short_name(f"{child.name}_{index.name}"))
@@ -419,18 +416,19 @@ def _execute(connection: Connection, piece: _Piece) -> None:
         connection.execute(statement)
 
 
-def _drop_statement(part: Part, index: WantedIndex, beside: SQL) -> Composed:
+def _drop_statement(part: Part, index: WantedIndex) -> Composed:
+    beside = SQL("CONCURRENTLY " if part.leaf else "")
     return SQL("DROP INDEX {}IF EXISTS {}").format(beside, Identifier(part.schema_name, index.name))
 
 
 def _build_beside(connection: Connection, doing: str, part: Part, index: WantedIndex) -> None:
-    drop = _drop_statement(part, index, _BESIDE)
+    drop = _drop_statement(part, index)
 
     def build() -> None:
         # What is there was left by an interrupted build, or by the try before this one.
         if _look(connection, part, index) != "missing":
             connection.execute(drop)
-        for statement in _create(part, index, _BESIDE, _NOT):
+        for statement in _create(part, index):
             connection.execute(statement)
 
     try:
@@ -442,15 +440,15 @@ def _build_beside(connection: Connection, doing: str, part: Part, index: WantedI
         raise
 
 
-def _create(part: Part, index: WantedIndex, beside: SQL, only: SQL) -> list[Composed]:
-    create = SQL("CREATE {unique}INDEX {beside}{name} ON {only}{table} ({columns}){condition}").format(
-        unique=SQL("UNIQUE " if index.unique else ""),
-        beside=beside,
-        name=Identifier(index.name),
-        only=only,
-        table=part.identifier,
-        columns=SQL(", ").join(Identifier(column) for column in index.columns),
-        condition=SQL(" WHERE {}").format(index.condition) if index.condition else SQL(""),
+def _create(part: Part, index: WantedIndex) -> list[Composed]:
+    create = SQL("CREATE {}INDEX {}{} ON {}{} ({}){}").format(
+        SQL("UNIQUE " if index.unique else ""),
+        SQL("CONCURRENTLY " if part.leaf else ""),
+        Identifier(index.name),
+        SQL("" if part.leaf else "ONLY "),
+        part.identifier,
+        SQL(", ").join(Identifier(column) for column in index.columns),
+        SQL(" WHERE {}").format(index.condition) if index.condition else SQL(""),
     )
     if index.comment is None:
         return [create]
