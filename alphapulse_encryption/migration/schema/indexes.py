@@ -399,7 +399,7 @@ def index_statements(
 
 def _attached_to(connection: Connection, child: Part, parent: Part, index: WantedIndex) -> str | None:
     """Name of the child's index that is part of its parent's, however it came about."""
-    found = answer(
+    name: str | None = answer(
         connection,
         "SELECT c.relname::text FROM pg_inherits i JOIN pg_index x ON x.indexrelid = i.inhrelid "
         "JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class p ON p.oid = i.inhparent "
@@ -407,7 +407,7 @@ def _attached_to(connection: Connection, child: Part, parent: Part, index: Wante
         "WHERE x.indrelid = %s AND n.nspname = %s AND p.relname = %s",
         *(child.oid, parent.schema_name, index.name),
     )
-    return None if found is None else str(found)
+    return name
 
 
 def _execute(connection: Connection, piece: _Piece) -> None:
