@@ -27,9 +27,9 @@ def key_list(definition: TableDefinition, alias: LiteralString = "t") -> Compose
     return SQL(", ").join(Identifier(alias, key.name) for key in definition.key)
 
 
-def key_text(definition: TableDefinition, alias: LiteralString = "t") -> Composed:
+def key_text(definition: TableDefinition) -> Composed:
     """``t.a::text, t.b::text``: the key in the form the bookkeeping keeps."""
-    return SQL(", ").join(SQL("{}::text").format(Identifier(alias, key.name)) for key in definition.key)
+    return SQL(", ").join(SQL("{}::text").format(Identifier("t", key.name)) for key in definition.key)
 
 
 def compare_key(definition: TableDefinition, operator: LiteralString, alias: LiteralString = "t") -> Composed:
@@ -38,13 +38,14 @@ def compare_key(definition: TableDefinition, operator: LiteralString, alias: Lit
         columns=key_list(definition, alias),
         schema=Identifier(definition.key_operators),
         operator=SQL(operator),
-        values=SQL(", ").join(SQL("%s::{}").format(SQL(_type(key.type))) for key in definition.key),
+        values=SQL(", ").join(SQL("%s::{}").format(verbatim(key.type)) for key in definition.key),
     )
 
 
-def _type(name: str) -> LiteralString:
-    # format_type() has quoted it already; there is no other way to write a type with its modifiers.
-    return name
+def verbatim(text: str) -> Composed:
+    """A type, an expression or a definition as the server printed it: quoted and qualified already."""
+    # Only ever text that the server made, which cannot be quoted once more.
+    return Composed([SQL(text)])
 
 
 def _of_rows(definition: TableDefinition, template: LiteralString, **parts: Composable) -> Composed:
@@ -93,8 +94,7 @@ def column_pending(column: Column) -> Composed:
 
 def row_pending(definition: TableDefinition) -> Composed:
     """A row is pending when one of its values is."""
-    pending: list[Composable] = [column_pending(column) for column in definition.plaintext_columns]
-    return SQL("({})").format(SQL(" OR ").join(pending or [SQL("false")]))
+    return wanted(pending_cells(definition))
 
 
 # What is to be done of a row: of each column when its value is wanted, and what is read of it then.
@@ -254,7 +254,7 @@ def _same_key(definition: TableDefinition) -> Composed:
             Identifier("t", key.name),
             Identifier(definition.key_operators),
             Identifier("d", f"k{number}"),
-            SQL(_type(key.type)),
+            verbatim(key.type),
         )
         for number, key in enumerate(definition.key)
     )
