@@ -1,13 +1,5 @@
 """The errors an operator may see. Their messages are written to be shown: never a value, a key or a DSN."""
 
-from collections.abc import Sequence
-
-
-def listed(items: Sequence[object], most: int) -> str:
-    """The first of them, for a message, and how many more there are."""
-    more = [f"and {len(items) - most} more"] if len(items) > most else []
-    return "; ".join([*map(str, items[:most]), *more])
-
 
 class MigrationError(Exception):
     """Base of every error raised on purpose by this package.

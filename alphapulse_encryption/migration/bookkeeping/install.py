@@ -19,7 +19,7 @@ from typing import LiteralString, NamedTuple
 import psycopg
 from psycopg.sql import SQL, Composable, Identifier
 
-from alphapulse_encryption.errors import RefusedError, listed
+from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.contents import (
     Definition,
     differences,
@@ -331,9 +331,10 @@ def _made_again(connection: Connection, layout: Layout, wrong: Mapping[str, str]
 
 def _refuse(wrong: Mapping[str, str]) -> None:
     if wrong:
-        named = listed([f"{name} {how}" for name, how in sorted(wrong.items())], _NAMED)
+        named = "; ".join(f"{name} {how}" for name, how in sorted(wrong.items())[:_NAMED])
+        more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
         raise RefusedError(
-            f"What stands where the bookkeeping belongs is not ours, or was changed: {named}. Find out who made "
+            f"What stands where the bookkeeping belongs is not ours, or was changed: {named}{more}. Find out who made "
             "it, and rename or drop it, or restore it from a backup; nothing was changed."
         )
 

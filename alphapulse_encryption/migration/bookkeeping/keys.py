@@ -93,6 +93,11 @@ def key_versions(connection: Connection) -> tuple[KeyVersion, ...]:
     return tuple(KeyVersion(*row) for row in rows)
 
 
+def retired_versions(connection: Connection) -> frozenset[int]:
+    """The key versions that no value should have."""
+    return frozenset(v.number for v in key_versions(connection) if v.state == "retired")
+
+
 def check_key(connection: Connection, keys: KeyRing) -> None:
     """Hold the key ring against the database without writing.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -83,3 +84,9 @@ def quarantined_for(
         "GROUP BY step HAVING min(since) < clock_timestamp() - %s ORDER BY step",
         [table.key, limit],
     ).fetchall()
+
+
+def named(rows: Sequence[Quarantined]) -> str:
+    """The first of them, for a message."""
+    text = "; ".join(str(row) for row in rows[:NAMED])
+    return f"{text}; and {len(rows) - NAMED} more" if len(rows) > NAMED else text

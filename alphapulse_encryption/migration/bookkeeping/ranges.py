@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, LiteralString
 
 from psycopg.sql import SQL
@@ -167,6 +167,35 @@ def restart_ranges(connection: Connection, table: Table) -> None:
         [table.key],
     )
     reset_status(connection, table, uncounted=True)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a table's ranges stand, for who watches them.
+
+    Args:
+        moved: when one of them was last heard of.
+        overdue: whether that is longer ago than was asked for.
+        reason: what one of them waits for.
+    """
+
+    done: int
+    ranges: int
+    begun: int
+    moved: datetime | None
+    overdue: bool
+    reason: str | None
+
+
+def standing(connection: Connection, table: Table, limit: timedelta) -> Standing:
+    """How far a table's ranges are, and whether they have moved within a time."""
+    row = connection.execute(
+        "SELECT count(*) FILTER (WHERE status = 'completed'), count(*), count(started_at), max(updated_at), "
+        "coalesce(max(updated_at) < clock_timestamp() - %s, false), min(waiting_for) "
+        "FROM alphapulse_encryption.ranges WHERE table_name = %s",
+        [limit, table.key],
+    ).fetchall()[0]
+    return Standing(*row)
 
 
 # Of a rotation what leads to the current version; of what leads back, all that is not done.

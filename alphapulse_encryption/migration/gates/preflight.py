@@ -19,7 +19,7 @@ from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
-from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError, listed
+from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.backups import latest_backup
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
@@ -206,7 +206,7 @@ def _privileges(connection: Connection, tables: Sequence[Table]) -> Iterator[Che
             "warning",
             "privileges",
             f"the role {name} may not run {', '.join(flags)}, which {'are' if len(flags) > 1 else 'is'} for a member "
-            f"of {roles.DEFAULT_PREFIX}{role}: it lacks {listed(missing, roles.NAMED)}.",
+            f"of {roles.DEFAULT_PREFIX}{role}: it lacks {roles.shortened(missing)}.",
         )
         for (role, missing), flags in steps_lacking.items()
     )

@@ -18,7 +18,7 @@ from psycopg.sql import Literal as SqlLiteral
 
 from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Catalogue, Table
-from alphapulse_encryption.errors import ConfigurationError, RefusedError, listed
+from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import install
 from alphapulse_encryption.migration.bookkeeping.install import (
     BOOKKEEPING_TABLES,
@@ -28,7 +28,7 @@ from alphapulse_encryption.migration.bookkeeping.install import (
 )
 from alphapulse_encryption.migration.bookkeeping.script import begin_script
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS
-from alphapulse_encryption.migration.schema.sql import verbatim
+from alphapulse_encryption.migration.schema.saved import verbatim
 
 Connection = psycopg.Connection[Any]
 
@@ -190,13 +190,18 @@ def refuse_unless_allowed(connection: Connection, name: str, tables: Iterable[Ta
     if missing:
         raise RefusedError(
             f"{step.flag} is not for the database role {current_role(connection)}, which lacks "
-            f"{listed(missing, NAMED)}. Connect (ALPHAPULSE_DATABASE_URL) as a member of the group role for it, "
+            f"{shortened(missing)}. Connect (ALPHAPULSE_DATABASE_URL) as a member of the group role for it, "
             f"{DEFAULT_PREFIX}{step.needs.role} as --roles-sql creates it; nothing was changed."
         )
 
 
-# So many privileges are named in a message.
-NAMED = 6
+_NAMED = 6
+
+
+def shortened(privileges: Sequence[str]) -> str:
+    """Privileges for a message: the first of them, and how many more there are."""
+    named = "; ".join(privileges[:_NAMED])
+    return named if len(privileges) <= _NAMED else f"{named}; and {len(privileges) - _NAMED} more"
 
 
 def current_role(connection: Connection) -> str:

@@ -17,11 +17,10 @@ from alphapulse_encryption.migration.bookkeeping.approvals import Approval, list
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.keys import key_versions
 from alphapulse_encryption.migration.bookkeeping.quarantine import quarantined_for
-from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
+from alphapulse_encryption.migration.bookkeeping.ranges import standing
 from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates.findings import Alert
-from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.catch_up import has_pending_index
@@ -119,22 +118,19 @@ def _unchanged(connection: Connection, table: Table, mark: Mark, limit: timedelt
 
 def _standing_still(connection: Connection, table: Table, limit: timedelta) -> list[Alert] | None:
     """What to tell of a backfill that was begun and is not done; None where it is done, or was never begun."""
-    ranges = read_ranges(connection, table)
-    done = sum(one.status == "completed" for one in ranges)
-    if done == len(ranges) or not any(one.started_at for one in ranges):
+    found = standing(connection, table, limit)
+    if found.done == found.ranges or not found.begun:
         return None
-    moved = max(one.updated_at for one in ranges if one.updated_at is not None)
-    if answer(connection, "SELECT clock_timestamp()") - moved <= limit:
+    if not found.overdue:
         return []
-    reason = min((one.waiting_for for one in ranges if one.waiting_for is not None), default=None)
     return [
         Alert(
             f"{table.key}: backfill that stands still",
-            f"The backfill of {table.key} has not moved for longer than {_span(limit)}: {done} of {len(ranges)} "
-            f"batch ranges are done{f'; it holds back: {reason}' if reason else ''}.",
+            f"The backfill of {table.key} has not moved for longer than {_span(limit)}: {found.done} of {found.ranges} "
+            f"batch ranges are done{f'; it holds back: {found.reason}' if found.reason else ''}.",
             key=f"unfinished:{table.key}",
             remedy=f"Go on with --migrate-data --table {table.key}; --settings shows whether it is paused.",
-            since=moved,
+            since=found.moved,
         )
     ]
 

@@ -36,6 +36,7 @@ from alphapulse_encryption.migration.rows.operation import (
 )
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
+from alphapulse_encryption.migration.schema.saved import verbatim
 from alphapulse_encryption.migration.target import Target
 
 Connection = psycopg.Connection[Any]
@@ -82,7 +83,7 @@ class Decrypt(Operation):
         returning: list[Composable] = []
         for number, column in enumerate(columns):
             value = sql.new_value(number)
-            free = SQL("{}::{}").format(value, sql.verbatim(definition.columns[column.name].base_type))
+            free = SQL("{}::{}").format(value, verbatim(definition.columns[column.name].base_type))
             shown = SQL("{}::text").format(Identifier("t", column.name))
             # "C" compares bytes, and settles which of two columns' collations is meant.
             differs = SQL('{} COLLATE "C" IS DISTINCT FROM ({}) COLLATE "C" AND {} IS NOT NULL').format(

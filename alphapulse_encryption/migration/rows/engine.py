@@ -21,7 +21,7 @@ from psycopg.pq.abc import PGresult
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.usage import KeyUsage
-from alphapulse_encryption.errors import MigrationError, RefusedError, listed
+from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.keys import check_key, ensure_key
 from alphapulse_encryption.migration.bookkeeping.limits import Limits
@@ -29,6 +29,7 @@ from alphapulse_encryption.migration.bookkeeping.progress import Ledger
 from alphapulse_encryption.migration.bookkeeping.quarantine import (
     NAMED,
     Quarantined,
+    named,
     quarantine,
     read_quarantine,
     release,
@@ -265,13 +266,12 @@ def work_on_table(
     reasons = []
     if aside := total.quarantined:
         reasons.append(
-            f"Rows of {table.key} that could not be {done}: {len(aside)}: {listed(aside, NAMED)}. Correct them."
+            f"Rows of {table.key} that could not be {done}: {len(aside)}: {named(aside)}. Correct them."
         )
     if left:
-        named = listed([f"key ({', '.join(key)})" for key in left], NAMED)
         reasons.append(
             f"Rows of {table.key} that are locked by other sessions, kept by a trigger, or change all the while: "
-            f"{len(left)}: {named}. Let those transactions end."
+            f"{len(left)}: {_keys(left)}. Let those transactions end."
         )
     if reasons:
         raise RowsLeft(f"{' '.join(reasons)} All other rows are done. Run it again then ({again}).")
@@ -291,6 +291,11 @@ def _adding(
         on_progress(replace(progress, rows=rows, values=values, seconds=seconds))
 
     return report
+
+
+def _keys(keys: Sequence[Key]) -> str:
+    text = "; ".join(f"key ({', '.join(key)})" for key in keys[:NAMED])
+    return f"{text}; and {len(keys) - NAMED} more" if len(keys) > NAMED else text
 
 
 def anything_wanted(operation: Operation, connection: Connection, definition: TableDefinition) -> bool:
@@ -476,7 +481,7 @@ class _Run:
         """What is told of rows of this range that could not be done."""
         return (
             f"Rows of {self.table.key} in batch range {self.number:02d} that could not be {self.operation.done}: "
-            f"{len(rows)}; all others are. Correct them and run the partition again: {listed(rows, NAMED)}."
+            f"{len(rows)}; all others are. Correct them and run the partition again: {named(rows)}."
         )
 
     def _pass(

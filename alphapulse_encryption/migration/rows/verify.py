@@ -24,7 +24,7 @@ from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_token, search_tokens_many
 from alphapulse_encryption.errors import MigrationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping.keys import check_key, key_versions
+from alphapulse_encryption.migration.bookkeeping.keys import check_key, retired_versions
 from alphapulse_encryption.migration.bookkeeping.quarantine import read_quarantine
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan, read_range
 from alphapulse_encryption.migration.bookkeeping.tables import TableState, require_state
@@ -364,7 +364,7 @@ def _comparison(
     connection: Connection, target: Target, definition: TableDefinition, state: TableState, tally: _Tally
 ) -> _Comparison:
     right = state.authority == "ciphertext"
-    retired = {version.number for version in key_versions(connection) if version.state == "retired"}
+    retired = retired_versions(connection)
     return _Comparison(definition, target.cipher, target.keys, tally, right, retired)
 
 

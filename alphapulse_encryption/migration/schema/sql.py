@@ -38,14 +38,13 @@ def compare_key(definition: TableDefinition, operator: LiteralString, alias: Lit
         columns=key_list(definition, alias),
         schema=Identifier(definition.key_operators),
         operator=SQL(operator),
-        values=SQL(", ").join(SQL("%s::{}").format(verbatim(key.type)) for key in definition.key),
+        values=SQL(", ").join(SQL("%s::{}").format(SQL(_type(key.type))) for key in definition.key),
     )
 
 
-def verbatim(text: str) -> Composed:
-    """A type, an expression or a definition as the server printed it: quoted and qualified already."""
-    # Only ever text that the server made, which cannot be quoted once more.
-    return Composed([SQL(text)])
+def _type(name: str) -> LiteralString:
+    # format_type() has quoted it already; there is no other way to write a type with its modifiers.
+    return name
 
 
 def _of_rows(definition: TableDefinition, template: LiteralString, **parts: Composable) -> Composed:
@@ -254,7 +253,7 @@ def _same_key(definition: TableDefinition) -> Composed:
             Identifier("t", key.name),
             Identifier(definition.key_operators),
             Identifier("d", f"k{number}"),
-            verbatim(key.type),
+            SQL(_type(key.type)),
         )
         for number, key in enumerate(definition.key)
     )

@@ -35,7 +35,6 @@ from alphapulse_encryption.migration.rows.engine import Progress, RangeResult
 from alphapulse_encryption.migration.schema import guard, indexes, saved
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.saved import SavedColumn, SavedConstraint, SavedIndex, SavedTable
-from alphapulse_encryption.migration.schema.sql import verbatim
 from alphapulse_encryption.migration.steps import switch
 from alphapulse_encryption.migration.target import Target
 
@@ -230,7 +229,7 @@ def _refuse_other_catalogue(definition: TableDefinition, what: SavedTable) -> No
 def _add_column(column: SavedColumn) -> Composed:
     return SQL("ADD COLUMN {} {} {}").format(
         Identifier(column.name),
-        verbatim(column.type),
+        saved.verbatim(column.type),
         SQL("COLLATE {}").format(Identifier(*column.collation)) if column.collation else SQL(""),
     )
 
@@ -253,7 +252,9 @@ def _dress_column(connection: Connection, definition: TableDefinition, column: S
         )
     for option in column.options:
         key, _, value = option.partition("=")
-        actions.append(SQL("ALTER COLUMN {} SET ({} = {})").format(name, Identifier(key), verbatim(value)))
+        actions.append(
+            SQL("ALTER COLUMN {} SET ({} = {})").format(name, Identifier(key), saved.verbatim(value))
+        )
     if actions:
         connection.execute(saved.alter(definition, actions))
     full_name = Identifier(definition.table.schema_name, definition.table.name, column.name)
@@ -286,7 +287,7 @@ def _build_index(connection: Connection, definition: TableDefinition, index: Sav
     """Build an index beside the application; one that an interrupted build left invalid is built anew."""
     name = Identifier(definition.table.schema_name, index.name)
     doing = f"build the index {index.name}"
-    statement = verbatim(index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1))
+    statement = saved.verbatim(index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1))
 
     def build() -> None:
         # What an interrupted build left, or the try before this one.
@@ -350,7 +351,7 @@ def _constraint(constraint: SavedConstraint) -> Composed:
     # Checks and foreign keys bind new rows at once and are validated afterwards; exclusion has no such way.
     later = constraint.kind in ("c", "f") and constraint.validated
     return SQL("ADD CONSTRAINT {} {} {}").format(
-        name, verbatim(constraint.definition), SQL("NOT VALID" if later else "")
+        name, saved.verbatim(constraint.definition), SQL("NOT VALID" if later else "")
     )
 
 
@@ -365,7 +366,7 @@ def _add_statistics(connection: Connection, definition: TableDefinition, what: S
             continue
         with connection.transaction():
             name = Identifier(statistics.schema_name, statistics.name)
-            connection.execute(verbatim(statistics.definition))
+            connection.execute(saved.verbatim(statistics.definition))
             if statistics.target is not None:
                 connection.execute(
                     SQL("ALTER STATISTICS {} SET STATISTICS {}").format(name, Literal(statistics.target))

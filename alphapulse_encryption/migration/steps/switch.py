@@ -449,7 +449,7 @@ def _hand_back(connection: Connection, definition: TableDefinition, filling: Fil
     last = filling.fill_under_lock(connection, definition, most=FILLED_UNDER_LOCK)
     taken = state.set_aside
     actions: list[Composable] = [
-        SQL("ALTER COLUMN {} SET DEFAULT {}").format(Identifier(name), sql.verbatim(text))
+        SQL("ALTER COLUMN {} SET DEFAULT {}").format(Identifier(name), saved.verbatim(text))
         for name, text in taken.defaults.items()
     ]
     for column in definition.plaintext_columns:
@@ -508,7 +508,7 @@ def set_not_null(name: str, not_null: NotNull) -> Composable:
     """NOT NULL again, under the name its constraint had."""
     if not_null.name is None or not_null.definition is None:
         return SQL("ALTER COLUMN {} SET NOT NULL").format(Identifier(name))
-    return SQL("ADD CONSTRAINT {} {}").format(Identifier(not_null.name), sql.verbatim(not_null.definition))
+    return SQL("ADD CONSTRAINT {} {}").format(Identifier(not_null.name), saved.verbatim(not_null.definition))
 
 
 def _build_unfilled_index(connection: Connection, definition: TableDefinition) -> None:
