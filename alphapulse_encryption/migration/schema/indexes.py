@@ -47,13 +47,7 @@ class WantedIndex:
 
 @dataclass(frozen=True)
 class IndexResult:
-    """What :func:`build_search_indexes` did.
-
-    Args:
-        existing: names of those found valid.
-        rebuilt: of those created, the ones whose earlier build had been interrupted.
-        bytes: size of all of them together.
-    """
+    """What :func:`build_search_indexes` did; rebuilt are, of those created, what an interrupted build had left."""
 
     created: tuple[str, ...]
     existing: tuple[str, ...]
@@ -179,10 +173,7 @@ def is_usable(
 ) -> bool | None:
     """Whether the server uses the table's index of that name; None where it has none.
 
-    Not so after a build that was interrupted.
-
-    Args:
-        unique: whether it has to be unique as well.
+    Not so after a build that was interrupted, or where it has to be unique and is not.
     """
     usable: bool | None = answer(
         connection,
@@ -294,16 +285,11 @@ def _look(connection: Connection, part: Part, index: WantedIndex) -> State:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A part of the work on an index: of a table or partition that has rows, or of the tree above.
-
-    Args:
-        doing: for a message.
-        locked: what is locked exclusively before.
-        beside: built concurrently, where rows are: the index of that part.
-    """
+    """A part of the work on an index: built beside the application where rows are, or on the tree above."""
 
     doing: str
     statements: list[Composed]
+    # Exclusively, before.
     locked: tuple[Part, ...] = ()
     beside: tuple[Part, WantedIndex] | None = None
 
@@ -320,7 +306,6 @@ def _pieces(
     """What is to be done for the index of one part of a table, and for those of the parts below it.
 
     Args:
-        parts: all of the table's.
         afresh: take nothing for there.
         attached: the index belongs to that of the part above already, whatever its name.
     """
@@ -477,12 +462,7 @@ def _refuse_collisions(connection: Connection, definition: TableDefinition, inde
 
 @dataclass(frozen=True)
 class ReindexResult:
-    """What :func:`reindex` did.
-
-    Args:
-        leftovers: names of what an interrupted call had left, dropped now.
-        bytes_before: size of the table's indexes.
-    """
+    """What :func:`reindex` did; leftovers are what an interrupted call had left, dropped now."""
 
     reindexed: tuple[str, ...]
     leftovers: tuple[str, ...]

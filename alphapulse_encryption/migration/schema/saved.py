@@ -80,13 +80,7 @@ class SavedColumn(_Model):
 
 
 class SavedIndex(_Model):
-    """An index: its CREATE INDEX, and what that does not tell.
-
-    Attributes:
-        tablespace: None for the database's own.
-        clustered: whether CLUSTER goes by it.
-        statistics: targets by the number of the index's column, where they were set.
-    """
+    """An index: its CREATE INDEX, and what that does not tell; statistics targets by the number of its column."""
 
     name: str
     definition: str

@@ -187,11 +187,7 @@ def _look(connection: Connection, table: Table, name: str) -> _View | None:
 
 
 def _find(connection: Connection, table: Table, name: str) -> _View | None:
-    """Our view of that name, if it is there.
-
-    Raises:
-        ConfigurationError: what is there is not ours.
-    """
+    """Our view of that name, if it is there; what is there and is not ours is refused."""
     view = _look(connection, table, name)
     if view is not None and not view.ours:
         raise ConfigurationError(
