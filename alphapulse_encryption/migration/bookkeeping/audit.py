@@ -12,12 +12,7 @@ from alphapulse_encryption.migration.postgres.database import Actor, Connection
 def audit(
     connection: Connection, actor: Actor, action: str, table: Table | str | None = None, **details: object
 ) -> None:
-    """Append to the audit log, in the transaction of what it tells of.
-
-    Args:
-        table: whose, or its key.
-        details: never a value.
-    """
+    """Append to the audit log, in the transaction of what it tells of; its details never hold a value."""
     key = table.key if isinstance(table, Table) else table
     connection.execute(
         "INSERT INTO alphapulse_encryption.audit_log (actor, run_id, table_name, action, details) "

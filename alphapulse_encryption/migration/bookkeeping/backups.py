@@ -14,14 +14,7 @@ from alphapulse_encryption.migration.postgres.database import Connection
 
 @dataclass(frozen=True)
 class Backup:
-    """A backup, as it was recorded.
-
-    Args:
-        taken_at: the moment it speaks of, by the server's clock.
-        location: path of the file.
-        bytes: size of the file.
-        sha256: of the file, hexadecimal.
-    """
+    """A file, as it was recorded; ``taken_at`` is the moment it speaks of, by the server's clock."""
 
     id: int
     taken_at: datetime

@@ -41,11 +41,7 @@ def lock_columns(connection: Connection, table: Table) -> None:
 
 
 def reset_status(connection: Connection, table: Table, *, uncounted: bool = False) -> None:
-    """Every column of the table is pending.
-
-    Args:
-        uncounted: forget how many records were processed, too, and since when.
-    """
+    """Every column of the table is pending; uncounted, where the records processed are forgotten, too."""
     connection.execute(
         "UPDATE alphapulse_encryption.columns SET status = 'pending', completed_at = NULL, error_message = NULL, "
         "records_processed = CASE WHEN %(uncounted)s THEN 0 ELSE records_processed END, "

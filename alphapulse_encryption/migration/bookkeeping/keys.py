@@ -30,15 +30,13 @@ def ensure_key(connection: Connection, keys: KeyRing) -> None:
     if not key_versions(connection):
         with connection.transaction():
             remember_key(connection, keys)
-            connection.execute(_FIRST_USE, [keys.current_version])
+            connection.execute(
+                "INSERT INTO alphapulse_encryption.key_versions (key_version, state, changed_by) "
+                "VALUES (%s, 'current', 'first use') ON CONFLICT DO NOTHING",
+                [keys.current_version],
+            )
     # Somebody else may have begun at the same moment, with another key.
     check_key(connection, keys)
-
-
-_FIRST_USE = """
-INSERT INTO alphapulse_encryption.key_versions (key_version, state, changed_by)
-VALUES (%s, 'current', 'first use') ON CONFLICT DO NOTHING
-"""
 
 
 def remember_key(connection: Connection, keys: KeyRing) -> None:

@@ -35,11 +35,7 @@ class Ledger:
     goal: int = 0
 
     def read(self, connection: Connection) -> BatchRange:
-        """The range, with this operation's progress.
-
-        Raises:
-            RefusedError: it was never planned.
-        """
+        """The range, with this operation's progress; raises what :func:`.ranges.read_range` raises."""
         return read_range(connection, self.table, self.number, self.operation, self.goal)
 
     def begin(self, connection: Connection) -> None:

@@ -56,10 +56,6 @@ INSERT INTO alphapulse_encryption.settings (name, value) VALUES ('two_person_rul
 def begin_script(connection: Connection, owner: str, layout: Layout = LAYOUT) -> str:
     """Begins what is missing and gives all of it to a role; nothing but that role may do anything with it then.
 
-    Args:
-        connection: with the database that it is for; reads only.
-        owner: a role that is there when the script runs.
-
     Raises:
         RefusedError: something of our names is there and is not ours.
     """

@@ -54,7 +54,6 @@ class KeptVerification:
 
     Args:
         verified_at: None where it was never verified; nothing else is told then.
-        columns: counts by column.
         current: whether definition and key are the ones asked for.
         since: the oldest transaction under way when it began.
         fresh: whether it is recent enough, in time and in transactions.

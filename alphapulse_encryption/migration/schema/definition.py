@@ -57,10 +57,8 @@ class TableDefinition:
     """A catalogued table together with what the database says of it.
 
     Args:
-        key: the primary key's columns, in the index's order.
         key_operators: schema of the comparison operators of the key's own types; using them by name keeps
             the comparison the index's own, whatever the search path is.
-        columns: every column, in the table's order.
         estimated_rows: the planner's estimate (0 where the table was never analysed).
         total_bytes: size with indexes and TOAST, in bytes.
     """

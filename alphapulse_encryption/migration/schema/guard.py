@@ -149,11 +149,7 @@ def drop_guard(connection: Connection, definition: TableDefinition) -> None:
 def drop_guard_statements(
     definition: TableDefinition, triggers: Iterable[str] | None = None
 ) -> list[Composed]:
-    """What takes the guard away.
-
-    Args:
-        triggers: names of those that are there; None for all that a guard has.
-    """
+    """What takes the guard away: its function, and these triggers, or all that a guard has."""
     names = {trigger.name for trigger in _triggers(definition)} if triggers is None else triggers
     function = SQL("DROP FUNCTION IF EXISTS public.{}()").format(Identifier(guard_name(definition.table)))
     return [*_drop_triggers(definition, names), function]
@@ -299,6 +295,13 @@ _GUARD_UPDATE = """
         END IF;
 """
 
+# Of a searchable column; never so of others.
+_GUARD_TOKEN: dict[str, LiteralString] = {
+    "token_missing": "(NEW.{encrypted} IS NULL) <> (NEW.{search} IS NULL)",
+    "token_left_out": "(NEW.{plaintext} IS NOT NULL AND NEW.{search} IS NULL)",
+    "token_stale": "(NEW.{plaintext} IS NOT NULL AND (NEW.{search} IS NULL OR NEW.{search} = OLD.{search}))",
+}
+
 _GUARD_REFUSE = """RAISE EXCEPTION USING ERRCODE = 'check_violation', TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA,
                 COLUMN = {encrypted_name}, MESSAGE = {message}, HINT = {hint};"""
 
@@ -326,17 +329,13 @@ def guard_function(columns: Sequence[Column], table_key: str) -> str:
     updates: list[Composed] = []
     for number, column in enumerate(columns):
         plaintext, encrypted = Identifier(column.name), Identifier(column.encrypted)
+        names = {"plaintext": plaintext, "encrypted": encrypted}
         clear = SQL("NEW.{} := NULL;").format(encrypted)
-        token_missing: Composed = SQL("{}").format(SQL("false"))
-        token_stale = token_left_out = token_missing
+        tokens: dict[str, Composable] = dict.fromkeys(_GUARD_TOKEN, SQL("false"))
         if column.searchable:
-            search = Identifier(column.search)
-            clear = SQL("NEW.{} := NULL; NEW.{} := NULL;").format(encrypted, search)
-            token_missing = SQL("(NEW.{} IS NULL) <> (NEW.{} IS NULL)").format(encrypted, search)
-            token_left_out = SQL("(NEW.{} IS NOT NULL AND NEW.{} IS NULL)").format(plaintext, search)
-            token_stale = SQL(
-                "(NEW.{plaintext} IS NOT NULL AND (NEW.{search} IS NULL OR NEW.{search} = OLD.{search}))"
-            ).format(plaintext=plaintext, search=search)
+            names["search"] = Identifier(column.search)
+            clear = SQL("NEW.{} := NULL; NEW.{} := NULL;").format(encrypted, names["search"])
+            tokens = {name: SQL(text).format(**names) for name, text in _GUARD_TOKEN.items()}
         refuse = SQL(_GUARD_REFUSE).format(
             encrypted_name=Literal(column.encrypted),
             message=Literal(
@@ -355,9 +354,7 @@ def guard_function(columns: Sequence[Column], table_key: str) -> str:
             "encrypted_changed": _images_differ([column.encrypted]),
             "ciphertext_changed": _images_differ(column.derived),
             "ciphertext_given": SQL("({})").format(_given([column])),
-            "token_missing": token_missing,
-            "token_stale": token_stale,
-            "token_left_out": token_left_out,
+            **tokens,
             "mentioned": SQL("strpos(coalesce(current_setting({}, true), ''), {}) > 0").format(
                 _MENTIONED, Literal(_mention(number))
             ),

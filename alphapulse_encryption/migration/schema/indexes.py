@@ -47,13 +47,7 @@ class WantedIndex:
 
 @dataclass(frozen=True)
 class IndexResult:
-    """What :func:`build_search_indexes` did.
-
-    Args:
-        existing: names of those found valid.
-        rebuilt: of those created, the ones whose earlier build had been interrupted.
-        bytes: size of all of them together.
-    """
+    """What :func:`build_search_indexes` did; rebuilt are, of those created, what an interrupted build had left."""
 
     created: tuple[str, ...]
     existing: tuple[str, ...]
@@ -179,10 +173,7 @@ def is_usable(
 ) -> bool | None:
     """Whether the server uses the table's index of that name; None where it has none.
 
-    Not so after a build that was interrupted.
-
-    Args:
-        unique: whether it has to be unique as well.
+    Not so after a build that was interrupted, or where it has to be unique and is not.
     """
     usable: bool | None = answer(
         connection,
@@ -255,9 +246,6 @@ def build_search_indexes(
     )
 
 
-# What a statement goes on with, or not.
-_BESIDE, _ONLY, _NOT = SQL("CONCURRENTLY "), SQL("ONLY "), SQL("")
-
 State = OneOf["missing", "unfinished", "outdated", "valid"]
 
 _LOOK = """
@@ -297,16 +285,11 @@ def _look(connection: Connection, part: Part, index: WantedIndex) -> State:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A part of the work on an index: of a table or partition that has rows, or of the tree above.
-
-    Args:
-        doing: for a message.
-        locked: what is locked exclusively before.
-        beside: built concurrently, where rows are: the index of that part.
-    """
+    """A part of the work on an index: built beside the application where rows are, or on the tree above."""
 
     doing: str
     statements: list[Composed]
+    # Exclusively, before.
     locked: tuple[Part, ...] = ()
     beside: tuple[Part, WantedIndex] | None = None
 
@@ -323,7 +306,6 @@ def _pieces(
     """What is to be done for the index of one part of a table, and for those of the parts below it.
 
     Args:
-        parts: all of the table's.
         afresh: take nothing for there.
         attached: the index belongs to that of the part above already, whatever its name.
     """
@@ -332,19 +314,19 @@ def _pieces(
         return
     if part.leaf:
         if not attached:
-            dropped = [_drop_statement(part, index, _BESIDE)] if state != "missing" else []
-            statements = [*dropped, *_create(part, index, _BESIDE, _NOT)]
+            dropped = [_drop_statement(part, index)] if state != "missing" else []
+            statements = [*dropped, *_create(part, index)]
             yield _Piece(f"build the index {index.name}", statements, beside=(part, index))
         return
     if state == "outdated":
         # A partitioned index cannot be dropped concurrently; it takes no time, but every partition's lock.
-        drop = [_drop_statement(part, index, _NOT)]
+        drop = [_drop_statement(part, index)]
         yield _Piece(f"drop the outdated index {index.name}", drop, locked=parts)
         state = "missing"
         # Where it is only told, it is there still.
         afresh = _look(connection, part, index) != "missing"
     if state == "missing" and not attached:
-        yield _Piece(f"begin the index {index.name}", _create(part, index, _NOT, _ONLY))
+        yield _Piece(f"begin the index {index.name}", _create(part, index))
     for child in (p for p in parts if p.parent == part.oid):
         name = None if afresh else _attached_to(connection, child, part, index)
         below = replace(index, name=name or short_name(f"{child.name}_{index.name}"))
@@ -402,7 +384,7 @@ def index_statements(
 
 def _attached_to(connection: Connection, child: Part, parent: Part, index: WantedIndex) -> str | None:
     """Name of the child's index that is part of its parent's, however it came about."""
-    found = answer(
+    name: str | None = answer(
         connection,
         "SELECT c.relname::text FROM pg_inherits i JOIN pg_index x ON x.indexrelid = i.inhrelid "
         "JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class p ON p.oid = i.inhparent "
@@ -410,7 +392,7 @@ def _attached_to(connection: Connection, child: Part, parent: Part, index: Wante
         "WHERE x.indrelid = %s AND n.nspname = %s AND p.relname = %s",
         *(child.oid, parent.schema_name, index.name),
     )
-    return None if found is None else str(found)
+    return name
 
 
 def _execute(connection: Connection, piece: _Piece) -> None:
@@ -419,18 +401,19 @@ def _execute(connection: Connection, piece: _Piece) -> None:
         connection.execute(statement)
 
 
-def _drop_statement(part: Part, index: WantedIndex, beside: SQL) -> Composed:
+def _drop_statement(part: Part, index: WantedIndex) -> Composed:
+    beside = SQL("CONCURRENTLY " if part.leaf else "")
     return SQL("DROP INDEX {}IF EXISTS {}").format(beside, Identifier(part.schema_name, index.name))
 
 
 def _build_beside(connection: Connection, doing: str, part: Part, index: WantedIndex) -> None:
-    drop = _drop_statement(part, index, _BESIDE)
+    drop = _drop_statement(part, index)
 
     def build() -> None:
         # What is there was left by an interrupted build, or by the try before this one.
         if _look(connection, part, index) != "missing":
             connection.execute(drop)
-        for statement in _create(part, index, _BESIDE, _NOT):
+        for statement in _create(part, index):
             connection.execute(statement)
 
     try:
@@ -442,15 +425,15 @@ def _build_beside(connection: Connection, doing: str, part: Part, index: WantedI
         raise
 
 
-def _create(part: Part, index: WantedIndex, beside: SQL, only: SQL) -> list[Composed]:
-    create = SQL("CREATE {unique}INDEX {beside}{name} ON {only}{table} ({columns}){condition}").format(
-        unique=SQL("UNIQUE " if index.unique else ""),
-        beside=beside,
-        name=Identifier(index.name),
-        only=only,
-        table=part.identifier,
-        columns=SQL(", ").join(Identifier(column) for column in index.columns),
-        condition=SQL(" WHERE {}").format(index.condition) if index.condition else SQL(""),
+def _create(part: Part, index: WantedIndex) -> list[Composed]:
+    create = SQL("CREATE {}INDEX {}{} ON {}{} ({}){}").format(
+        SQL("UNIQUE " if index.unique else ""),
+        SQL("CONCURRENTLY " if part.leaf else ""),
+        Identifier(index.name),
+        SQL("" if part.leaf else "ONLY "),
+        part.identifier,
+        SQL(", ").join(Identifier(column) for column in index.columns),
+        SQL(" WHERE {}").format(index.condition) if index.condition else SQL(""),
     )
     if index.comment is None:
         return [create]
@@ -479,12 +462,7 @@ def _refuse_collisions(connection: Connection, definition: TableDefinition, inde
 
 @dataclass(frozen=True)
 class ReindexResult:
-    """What :func:`reindex` did.
-
-    Args:
-        leftovers: names of what an interrupted call had left, dropped now.
-        bytes_before: size of the table's indexes.
-    """
+    """What :func:`reindex` did; leftovers are what an interrupted call had left, dropped now."""
 
     reindexed: tuple[str, ...]
     leftovers: tuple[str, ...]

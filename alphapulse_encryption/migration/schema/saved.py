@@ -33,8 +33,21 @@ class Grant(_Model):
     """A privilege on one column; ``grantee`` None is PUBLIC."""
 
     grantee: str | None
-    privilege: str
+    # PostgreSQL manual, 5.8 "Privileges".
+    privilege: Literal[
+        "SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN"
+    ]
     grantable: bool
+
+    def statement(self, relation: Identifier, column: str | None) -> Composed:
+        """What grants it on a relation, or on a column of it."""
+        return SQL("GRANT {}{} ON {} TO {}{}").format(
+            verbatim(self.privilege),
+            SQL(" ({})").format(Identifier(column)) if column is not None else SQL(""),
+            relation,
+            SQL("PUBLIC") if self.grantee is None else Identifier(self.grantee),
+            SQL(" WITH GRANT OPTION" if self.grantable else ""),
+        )
 
 
 class SavedColumn(_Model):
@@ -67,13 +80,7 @@ class SavedColumn(_Model):
 
 
 class SavedIndex(_Model):
-    """An index: its CREATE INDEX, and what that does not tell.
-
-    Attributes:
-        tablespace: None for the database's own.
-        clustered: whether CLUSTER goes by it.
-        statistics: targets by the number of the index's column, where they were set.
-    """
+    """An index: its CREATE INDEX, and what that does not tell; statistics targets by the number of its column."""
 
     name: str
     definition: str

@@ -27,9 +27,9 @@ def key_list(definition: TableDefinition, alias: LiteralString = "t") -> Compose
     return SQL(", ").join(Identifier(alias, key.name) for key in definition.key)
 
 
-def key_text(definition: TableDefinition, alias: LiteralString = "t") -> Composed:
+def key_text(definition: TableDefinition) -> Composed:
     """``t.a::text, t.b::text``: the key in the form the bookkeeping keeps."""
-    return SQL(", ").join(SQL("{}::text").format(Identifier(alias, key.name)) for key in definition.key)
+    return SQL(", ").join(SQL("{}::text").format(Identifier("t", key.name)) for key in definition.key)
 
 
 def compare_key(definition: TableDefinition, operator: LiteralString, alias: LiteralString = "t") -> Composed:
@@ -93,8 +93,7 @@ def column_pending(column: Column) -> Composed:
 
 def row_pending(definition: TableDefinition) -> Composed:
     """A row is pending when one of its values is."""
-    pending: list[Composable] = [column_pending(column) for column in definition.plaintext_columns]
-    return SQL("({})").format(SQL(" OR ").join(pending or [SQL("false")]))
+    return wanted(pending_cells(definition))
 
 
 # What is to be done of a row: of each column when its value is wanted, and what is read of it then.

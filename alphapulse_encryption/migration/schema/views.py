@@ -18,10 +18,11 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import psycopg
+from psycopg.rows import kwargs_row
 from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
@@ -33,6 +34,7 @@ from alphapulse_encryption.migration.postgres.database import Actor, Connection,
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner, in_short_transaction
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.names import LONGEST_NAME
+from alphapulse_encryption.migration.schema.saved import Grant
 
 # Source column and name in the view.
 Columns = list[tuple[str, str]]
@@ -185,11 +187,7 @@ def _look(connection: Connection, table: Table, name: str) -> _View | None:
 
 
 def _find(connection: Connection, table: Table, name: str) -> _View | None:
-    """Our view of that name, if it is there.
-
-    Raises:
-        ConfigurationError: what is there is not ours.
-    """
+    """Our view of that name, if it is there; what is there and is not ours is refused."""
     view = _look(connection, table, name)
     if view is not None and not view.ours:
         raise ConfigurationError(
@@ -230,7 +228,7 @@ def _renewal(
     invoker = connection.info.server_version >= _SECURITY_INVOKER_SINCE
     columns = _columns(definition, safe=name == view_names(definition.table)[1])
     statements: list[Composed] = []
-    wanted: list[_Grant] = []
+    wanted: list[_Granted] = []
     present = _grants_of(connection, view.oid) if view is not None else []
     owner = view.owner if view is not None else ""
     if view is None or view.comment != _mark(columns) or view.invoker != invoker or view.barrier:
@@ -253,9 +251,11 @@ def _renewal(
     missing = [
         grant
         for grant in dict.fromkeys(wanted)
-        if grant.grantee != owner and grant not in present and replace(grant, grantable=True) not in present
+        if grant.grantee != owner
+        and grant not in present
+        and grant.model_copy(update={"grantable": True}) not in present
     ]
-    statements += [_grant_statement(identifier, grant) for grant in missing]
+    statements += [grant.statement(identifier, grant.column) for grant in missing]
     return statements, sorted({grant.grantee or "PUBLIC" for grant in missing})
 
 
@@ -309,18 +309,14 @@ def _extended(
     ]
 
 
-@dataclass(frozen=True)
-class _Grant:
-    """A privilege on a relation, or on one column of it; ``grantee`` None is PUBLIC."""
+class _Granted(Grant):
+    """A privilege on a relation, or on one column of it."""
 
-    grantee: str | None
-    privilege: str
     column: str | None
-    grantable: bool
 
 
 _GRANTS = """
-SELECT r.rolname, x.privilege_type, o.attname, x.is_grantable
+SELECT r.rolname AS grantee, x.privilege_type AS privilege, o.attname AS column, x.is_grantable AS grantable
   FROM pg_class c CROSS JOIN LATERAL (
        SELECT NULL::name AS attname, c.relacl AS acl
         UNION ALL SELECT attname, attacl FROM pg_attribute WHERE attrelid = c.oid AND NOT attisdropped) o
@@ -328,18 +324,13 @@ SELECT r.rolname, x.privilege_type, o.attname, x.is_grantable
  WHERE c.oid = %s AND x.grantee <> c.relowner AND (x.grantee = 0 OR r.oid IS NOT NULL)
  ORDER BY 3 NULLS FIRST, 1 NULLS FIRST, 2
 """
-# What can be granted on a view or its columns (PostgreSQL manual, 5.8 "Privileges").
-_PRIVILEGES = {
-    name: SQL(name)
-    for name in ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN")
-}
 
 
-def _grants_of(connection: Connection, oid: int) -> list[_Grant]:
-    return [_Grant(*row) for row in connection.execute(_GRANTS, [oid])]
+def _grants_of(connection: Connection, oid: int) -> list[_Granted]:
+    return connection.cursor(row_factory=kwargs_row(_Granted)).execute(_GRANTS, [oid]).fetchall()
 
 
-def _readers(connection: Connection, definition: TableDefinition, columns: Columns) -> list[_Grant]:
+def _readers(connection: Connection, definition: TableDefinition, columns: Columns) -> list[_Granted]:
     """SELECT on a view to who may read all of the table that the view reads: it reads with their rights."""
     grants = [grant for grant in _grants_of(connection, definition.oid) if grant.privilege == "SELECT"]
     by_column: dict[str | None, set[str]] = {}
@@ -349,15 +340,9 @@ def _readers(connection: Connection, definition: TableDefinition, columns: Colum
     read = {source for source, _ in columns}
     return [
         *(grant for grant in grants if grant.column is None),
-        *(_Grant(grantee, "SELECT", None, False) for grantee, names in by_column.items() if read <= names),
+        *(
+            _Granted(grantee=grantee, privilege="SELECT", grantable=False, column=None)
+            for grantee, names in by_column.items()
+            if read <= names
+        ),
     ]
-
-
-def _grant_statement(view: Identifier, grant: _Grant) -> Composed:
-    return SQL("GRANT {}{} ON {} TO {}{}").format(
-        _PRIVILEGES[grant.privilege],
-        SQL(" ({})").format(Identifier(grant.column)) if grant.column is not None else SQL(""),
-        view,
-        SQL("PUBLIC") if grant.grantee is None else Identifier(grant.grantee),
-        SQL(" WITH GRANT OPTION" if grant.grantable else ""),
-    )

@@ -236,7 +236,6 @@ def _add_column(column: SavedColumn) -> Composed:
 
 _STORAGE = {"p": SQL("PLAIN"), "e": SQL("EXTERNAL"), "m": SQL("MAIN"), "x": SQL("EXTENDED")}
 _COMPRESSION = {"p": SQL("pglz"), "l": SQL("lz4")}
-_PRIVILEGES = {name: SQL(name) for name in ("SELECT", "INSERT", "UPDATE", "REFERENCES")}
 
 
 def _dress_column(connection: Connection, definition: TableDefinition, column: SavedColumn) -> list[str]:
@@ -271,15 +270,7 @@ def _dress_column(connection: Connection, definition: TableDefinition, column: S
         if grant.grantee is not None and grant.grantee not in roles:
             lost.append(f"{grant.privilege} ({column.name}) to {grant.grantee}")
             continue
-        connection.execute(
-            SQL("GRANT {} ({}) ON {} TO {} {}").format(
-                _PRIVILEGES[grant.privilege],
-                name,
-                definition.identifier,
-                SQL("PUBLIC") if grant.grantee is None else Identifier(grant.grantee),
-                SQL("WITH GRANT OPTION" if grant.grantable else ""),
-            )
-        )
+        connection.execute(grant.statement(definition.identifier, column.name))
     return lost
 
 
