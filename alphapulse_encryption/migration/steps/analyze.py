@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
-import psycopg
 from psycopg.sql import SQL
 
 from alphapulse_encryption.catalogue import Table
@@ -20,25 +16,11 @@ from alphapulse_encryption.migration.postgres.waits import telling
 from alphapulse_encryption.migration.rows.tuning import LOCK_TIMEOUT
 from alphapulse_encryption.migration.schema.definition import read_table
 
-Connection = psycopg.Connection[Any]
-
-
-@dataclass(frozen=True)
-class AnalyzeResult:
-    """What :func:`analyze` did.
-
-    Args:
-        rows: the table's number of rows, as estimated now.
-    """
-
-    rows: int
-    seconds: float
-
 
 def analyze(
     database: Database, table: Table, actor: Actor, *, on_progress: Callable[[str], None] | None = None
-) -> AnalyzeResult:
-    """Take a table's statistics anew, those of its partitions included.
+) -> int:
+    """Take a table's statistics anew, those of its partitions included; returns its rows, as estimated now.
 
     Nobody's reading or writing waits for it: its lock (SHARE UPDATE EXCLUSIVE) keeps out schema changes and other
     maintenance only, and is waited for in short attempts.
@@ -49,34 +31,23 @@ def analyze(
     Raises:
         RefusedError: columns not added, the role may not analyse the table, or a lock could not be had.
         ConfigurationError: the table is missing.
-        DatabaseFailure: the server refused.
     """
-    started = time.monotonic()
     doing = f"analyze {table.key}"
-    with (
-        database.session(doing) as connection,
-        telling(database, table, on_progress, progress=True),
-    ):
+    with database.session(doing) as connection, telling(database, table, on_progress, progress=True):
         require_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
         without_limits(connection)
-        warnings: list[str | None] = []
-
-        def notice(diagnostic: psycopg.errors.Diagnostic) -> None:
-            # What a role may not analyse, the server leaves out with a warning.
-            if diagnostic.severity_nonlocalized == "WARNING":
-                warnings.append(diagnostic.sqlstate)
-
-        connection.add_notice_handler(notice)
+        told: list[str | None] = []
+        connection.add_notice_handler(lambda notice: told.append(notice.severity_nonlocalized))
         statement = SQL("ANALYZE {}").format(definition.identifier)
         outside_transaction(
             connection, doing, lambda: connection.execute(statement), lock_timeout=LOCK_TIMEOUT
         )
-        if warnings:
+        # What a role may not analyse, the server leaves out with a warning.
+        if "WARNING" in told:
             raise RefusedError(
                 f"The server did not analyse {table.key}, or not all of its partitions: this role may not. Let their "
                 "owner do it, or from PostgreSQL 17 on GRANT MAINTAIN on them."
             )
         audit(connection, actor, "analyze", table)
-        rows = read_table(connection, table, plaintext=False).estimated_rows
-    return AnalyzeResult(rows=rows, seconds=time.monotonic() - started)
+        return read_table(connection, table, plaintext=False).estimated_rows

@@ -33,9 +33,9 @@ def notes_url(database_url: str) -> str:
 
 def test_all_partitions(notes_url: str) -> None:
     assert run(notes_url, STATISTICS) == []
-    result = analyze(Database(notes_url), ENTRY, ACTOR)
+    rows = analyze(Database(notes_url), ENTRY, ACTOR)
     assert run(notes_url, STATISTICS) == [("high",), ("low",), ("notes",)]
-    assert result.rows == 150
+    assert rows == 150
     assert run(notes_url, AUDITED) == [("tests", "run-7", "notes")]
 
 
