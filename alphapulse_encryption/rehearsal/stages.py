@@ -487,7 +487,7 @@ def _restore(at: Rehearsing, *, hold: bool) -> None:
 def revert(at: Rehearsing) -> None:
     """Guards and views go; afterwards nothing of the migration is in the application's way."""
     for table in at.by_table():
-        result = revert_to_plaintext(at.target.by(at.who), table)
+        result = revert_to_plaintext(at.target.by(at.who), table) or RangeResult()
         at.add(table.key, TableWork(rows=result.rows, values=result.values))
 
 

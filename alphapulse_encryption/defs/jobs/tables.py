@@ -53,13 +53,13 @@ class IndexesConfig(TablesConfig):
 
 
 def _switch(on: On[TablesConfig], table: Table) -> Effect:
-    if not switch.switch_to_ciphertext(on.target, table).changed:
+    if switch.switch_to_ciphertext(on.target, table) is None:
         return Effect(lines=[f"{table.key}: was switched already"])
     return Effect("switched to ciphertext", [f"✓ Switched to the encrypted columns: {table.key}"])
 
 
 def _revert(on: On[TablesConfig], table: Table) -> Effect:
-    if not switch.revert_to_plaintext(on.target, table, on_progress=told(on.context)).changed:
+    if switch.revert_to_plaintext(on.target, table, on_progress=told(on.context)) is None:
         return Effect(lines=[f"{table.key}: was on plaintext already"])
     return Effect("reverted to plaintext", [f"✓ Reverted to the plaintext columns: {table.key}"])
 

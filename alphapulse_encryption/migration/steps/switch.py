@@ -7,12 +7,9 @@ alters the catalogue of the database and no row.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-import psycopg
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
 from alphapulse_encryption.catalogue import Column, Table
@@ -26,7 +23,6 @@ from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.quarantine import release
 from alphapulse_encryption.migration.bookkeeping.ranges import restart_ranges
 from alphapulse_encryption.migration.bookkeeping.tables import (
-    NotNull,
     SetAside,
     advance,
     require_guarded_state,
@@ -34,18 +30,16 @@ from alphapulse_encryption.migration.bookkeeping.tables import (
 )
 from alphapulse_encryption.migration.bookkeeping.verifications import forget_verifications
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Actor
+from alphapulse_encryption.migration.postgres.database import Actor, Connection
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
-from alphapulse_encryption.migration.rows.engine import NotFinished, Progress, finish_under_lock
+from alphapulse_encryption.migration.rows.engine import NotFinished, Progress, RangeResult, finish_under_lock
 from alphapulse_encryption.migration.schema import guard, indexes, saved, sql, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.partitions import lock_partitions
 from alphapulse_encryption.migration.target import Target
-
-Connection = psycopg.Connection[Any]
 
 # So many rows that the application cleared at the last moment are filled under the lock itself; where there
 # are more, it is given up and they are filled without it first.
@@ -53,59 +47,25 @@ FILLED_UNDER_LOCK = 500
 LOOKS = 20
 
 
-@dataclass(frozen=True)
-class SwitchResult:
-    """What :func:`switch_to_ciphertext` did.
-
-    Args:
-        changed: False where the ciphertext was right already.
-        required: columns whose NOT NULL became a check on both sides.
-        defaults: columns whose default was set aside.
-    """
-
-    changed: bool
-    required: tuple[str, ...]
-    defaults: tuple[str, ...]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class RevertResult:
-    """What :func:`revert_to_plaintext` did.
-
-    Args:
-        changed: False where the plaintext was right already.
-        rows: rows whose plaintext was filled from the ciphertext.
-        values: values filled.
-        views: the compatibility views that were removed.
-    """
-
-    changed: bool
-    rows: int
-    values: int
-    views: tuple[str, ...]
-    seconds: float
-
-
-def switch_to_ciphertext(target: Target, table: Table) -> SwitchResult:
+def switch_to_ciphertext(target: Target, table: Table) -> SetAside | None:
     """Let the ciphertext be right from now on: the application reads and writes the encrypted columns.
 
     NOT NULL on a plaintext column becomes a check that one of both sides is there, its default is set aside,
     and its uniqueness has to be carried by the search column already.
 
+    Returns:
+        What was taken off the plaintext columns; None where the ciphertext was right already.
+
     Raises:
-        RefusedError: not verified, values pending, or a guarantee that cannot be carried; nothing was
-        changed.
+        RefusedError: not verified, values pending, or a guarantee that cannot be carried; nothing was changed.
         ConfigurationError: table or column missing.
-        DatabaseFailure: the server refused.
     """
-    started = time.monotonic()
     doing = f"switch {table.key} to ciphertext"
     with target.database.session(doing) as connection:
         state = require_guarded_state(connection, table)
         check_key(connection, target.keys)
         if state.authority == "ciphertext":
-            return SwitchResult(False, (), (), time.monotonic() - started)
+            return None
         if state.state is not State.GUARDED:
             raise RefusedError(
                 f"Table {table.key} is on its way back to plaintext. Let "
@@ -113,16 +73,13 @@ def switch_to_ciphertext(target: Target, table: Table) -> SwitchResult:
             )
         definition = read_table(connection, table)
         _refuse_unless_ready(connection, definition, target.keys)
-        for column in definition.plaintext_columns:
-            if definition.columns[column.name].not_null:
-                _require_either(connection, definition, column, target.actor)
-        taken = in_short_transaction(connection, doing, lambda: _switch(connection, table, target.actor))
-    return SwitchResult(
-        changed=taken is not None,
-        required=tuple(taken.not_null) if taken else (),
-        defaults=tuple(taken.defaults) if taken else (),
-        seconds=time.monotonic() - started,
-    )
+        for column in _required(definition):
+            _require_either(connection, definition, column, target.actor)
+        return in_short_transaction(connection, doing, lambda: _switch(connection, table, target.actor))
+
+
+def _required(definition: TableDefinition) -> list[Column]:
+    return [column for column in definition.plaintext_columns if definition.columns[column.name].not_null]
 
 
 def _refuse_unless_ready(connection: Connection, definition: TableDefinition, keys: KeyRing) -> None:
@@ -138,7 +95,14 @@ def _refuse_unless_ready(connection: Connection, definition: TableDefinition, ke
             f"Values of {table.key} are pending: they were written since the backfill. Run it again "
             f"(--migrate-data --verify --table {table.key}); nothing was changed."
         )
-    _refuse_uncarried(connection, definition)
+    refuse_uncarriable(connection, definition)
+    for want in indexes.wanted_indexes(connection, definition):
+        carried = indexes.is_usable(connection, definition, want.name, unique=bool(want.unique))
+        if want.condition is None and not carried:
+            raise RefusedError(
+                f"The {'unique ' if want.unique else ''}index {want.name} of {table.key} is missing or "
+                f"invalid. Build it first (asset search_indexes); nothing was changed."
+            )
 
 
 _DOMAINS = """
@@ -147,15 +111,6 @@ WITH RECURSIVE t (column_name, oid) AS (
     UNION ALL
     SELECT t.column_name, d.typbasetype FROM t JOIN pg_type d ON d.oid = t.oid WHERE d.typtype = 'd')
 SELECT t.column_name FROM t JOIN pg_type d ON d.oid = t.oid WHERE d.typnotnull ORDER BY 1
-"""
-
-_EXCLUSIONS = """
-SELECT DISTINCT c.conname FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid
- WHERE c.contype = 'x' AND c.conrelid = %s AND a.attname = ANY(%s)
-   AND (a.attnum = ANY(c.conkey) OR EXISTS (
-        SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.conindid
-           AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.conrelid AND d.refobjsubid = a.attnum))
- ORDER BY 1
 """
 
 # From PostgreSQL 18 on.
@@ -183,19 +138,6 @@ SELECT c.relname, format('the exclusion constraint %%I', x.conname)
 """
 
 
-def _refuse_uncarried(connection: Connection, definition: TableDefinition) -> None:
-    """Refuse where a guarantee of the plaintext columns would silently be lost."""
-    table = definition.table
-    refuse_uncarriable(connection, definition)
-    for want in indexes.wanted_indexes(connection, definition):
-        carried = indexes.is_usable(connection, definition, want.name, unique=bool(want.unique))
-        if want.condition is None and not carried:
-            raise RefusedError(
-                f"The {'unique ' if want.unique else ''}index {want.name} of {table.key} is missing or "
-                f"invalid. Build it first (asset search_indexes); nothing was changed."
-            )
-
-
 def refuse_uncarriable(connection: Connection, definition: TableDefinition) -> None:
     """Refuse where no step of ours could carry a guarantee of the plaintext columns over.
 
@@ -209,12 +151,13 @@ def refuse_uncarriable(connection: Connection, definition: TableDefinition) -> N
                 f"The unique index {index.name} of {table.key} ({', '.join(index.columns)}) cannot be "
                 f"carried over to ciphertext: {index.obstacle}; nothing was changed."
             )
+    for constraint in saved.read_saved(connection, definition, SetAside()).constraints:
+        if constraint.kind == "x":
+            raise RefusedError(
+                f"The exclusion constraint {constraint.name} of {table.key} cannot be carried over to ciphertext, "
+                "which cannot be compared. Drop it, or take its columns out of the catalogue; nothing was changed."
+            )
     names = [column.name for column in definition.plaintext_columns]
-    for (name,) in connection.execute(_EXCLUSIONS, [definition.oid, names]):
-        raise RefusedError(
-            f"The exclusion constraint {name} of {table.key} cannot be carried over to ciphertext, which "
-            "cannot be compared. Drop it, or take its columns out of the catalogue; nothing was changed."
-        )
     for (name,) in connection.execute(_UNPROVEN_NOT_NULL, [definition.oid, names]):
         raise RefusedError(
             f"The constraint {name} of {table.key} is NOT VALID: rows without a value may be there, and the check "
@@ -244,18 +187,24 @@ def _require_either(
     def add() -> None:
         if saved.constraint_state(connection, definition, name) is None:
             lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
-            connection.execute(_add_presence_check(definition, column))
+            connection.execute(saved.alter(definition, [present(column)]))
             audit(connection, actor, "add_check", definition.table, constraint=name)
 
     in_short_transaction(connection, f"add the check {name}", add)
     validate(connection, definition, name)
 
 
-def _add_presence_check(definition: TableDefinition, column: Column) -> Composed:
+def present(column: Column) -> Composed:
+    """Adds the check that one of a column's two sides is there."""
     either = SQL("{} IS NOT NULL OR {} IS NOT NULL").format(
         Identifier(column.name), Identifier(column.encrypted)
     )
-    return saved.alter(definition, [saved.add_check(saved.presence_check(column), either)])
+    return saved.add_check(saved.presence_check(column), either)
+
+
+def required(name: str) -> Composed:
+    """Adds the check that stands for a column's NOT NULL until it is validated."""
+    return saved.add_check(saved.required_check(name), SQL("{} IS NOT NULL").format(Identifier(name)))
 
 
 def validate(connection: Connection, definition: TableDefinition, name: str) -> None:
@@ -268,22 +217,16 @@ def validate(connection: Connection, definition: TableDefinition, name: str) -> 
 
 
 def switch_statements(connection: Connection, definition: TableDefinition) -> list[Composed]:
-    """What a switch of the table would execute, as it is now; executes nothing.
-
-    Args:
-        definition: the table, with its encrypted columns.
-    """
+    """What a switch of the table, with its encrypted columns, would execute as it is now; executes nothing."""
     statements: list[Composed] = []
-    for column in definition.plaintext_columns:
-        if definition.columns[column.name].not_null:
-            name = saved.presence_check(column)
-            state = saved.constraint_state(connection, definition, name)
-            if state is None:
-                statements.append(_add_presence_check(definition, column))
-            if not state:
-                statements.append(saved.validate_check(definition, name))
-    actions = _relax(what_is_set_aside(connection, definition))
-    if actions:
+    for column in _required(definition):
+        name = saved.presence_check(column)
+        state = saved.constraint_state(connection, definition, name)
+        if state is None:
+            statements.append(saved.alter(definition, [present(column)]))
+        if not state:
+            statements.append(saved.validate_check(definition, name))
+    if actions := _relax(what_is_set_aside(connection, definition)):
         statements.append(saved.alter(definition, actions))
     return statements + guard.guard_statements(connection, definition, "ciphertext")
 
@@ -314,7 +257,6 @@ def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | No
     definition = read_table(connection, table)
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
     taken = what_is_set_aside(connection, definition)
-    actions = _relax(taken)
     for column in definition.plaintext_columns:
         if column.name in taken.not_null and not saved.constraint_state(
             connection, definition, saved.presence_check(column)
@@ -323,24 +265,18 @@ def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | No
                 f"{table.key}.{column.name} became NOT NULL meanwhile. Run the step again; nothing was "
                 "changed."
             )
-    if actions:
+    if actions := _relax(taken):
         connection.execute(saved.alter(definition, actions))
     advance(connection, table, State.SWITCHED, taken)
     guard.ensure_guard(connection, definition, actor)
-    audit(
-        connection,
-        actor,
-        "switch_to_ciphertext",
-        table,
-        not_null=list(taken.not_null),
-        defaults=taken.defaults,
-    )
+    details = {"not_null": list(taken.not_null), "defaults": taken.defaults}
+    audit(connection, actor, "switch_to_ciphertext", table, **details)
     return taken
 
 
 def revert_to_plaintext(
     target: Target, table: Table, *, on_progress: Callable[[Progress], None] | None = None
-) -> RevertResult:
+) -> RangeResult | None:
     """Let the plaintext be right again, before it was dropped, and leave the table to itself.
 
     Values that were written as ciphertext only are put into the plaintext columns first. Then the guard, the
@@ -351,15 +287,17 @@ def revert_to_plaintext(
     Args:
         on_progress: called after each batch that was filled, and while it holds back.
 
+    Returns:
+        What was filled from the ciphertext; None where the table was reverted already.
+
     Raises:
         RowsLeft: rows cannot be filled, or are locked; the others are, and the ciphertext stays the source of truth.
         RefusedError: the plaintext was dropped (``restore_plaintext`` then), or somebody else's object depends on a
             compatibility view (the plaintext is right already then).
         ConfigurationError: table or column missing.
-        DatabaseFailure: the server refused.
     """
-    started = time.monotonic()
-    with target.database.session(f"revert {table.key} to plaintext") as connection:
+    doing = f"revert {table.key} to plaintext"
+    with target.database.session(doing) as connection:
         plan_by_key(connection)
         state = require_state(connection, table)
         check_key(connection, target.keys)
@@ -369,7 +307,7 @@ def revert_to_plaintext(
                 "the ciphertext; nothing was changed."
             )
         if state.state is State.REVERTED:
-            return RevertResult(False, 0, 0, (), time.monotonic() - started)
+            return None
         definition = read_table(connection, table)
         filling = Filling(Decrypt(target, table), f"--revert-to-plaintext --table {table.key}", on_progress)
         if state.authority == "ciphertext":
@@ -377,21 +315,15 @@ def revert_to_plaintext(
             hand_back(connection, definition, filling)
         if state.state in (State.SWITCHED, State.REVERTING):
             put_back_not_null(connection, definition)
-            in_short_transaction(
-                connection,
-                f"revert {table.key} to plaintext",
-                lambda: finish_return(connection, definition, target.actor, "revert_to_plaintext"),
-            )
-        removed = in_short_transaction(
-            connection,
-            f"take the guard and the views of {table.key} away",
-            lambda: _withdraw(connection, table, target.actor),
-        )
-    return RevertResult(True, filling.done.rows, filling.done.values, removed, time.monotonic() - started)
+            finish = partial(finish_return, connection, definition, target.actor, "revert_to_plaintext")
+            in_short_transaction(connection, doing, finish)
+        withdraw = partial(_withdraw, connection, table, target.actor)
+        in_short_transaction(connection, f"take the guard and the views of {table.key} away", withdraw)
+    return filling.done
 
 
-def _withdraw(connection: Connection, table: Table, actor: Actor) -> tuple[str, ...]:
-    """Leave nothing with the table but its encrypted columns and their indexes; returns the views removed."""
+def _withdraw(connection: Connection, table: Table, actor: Actor) -> None:
+    """Leave nothing with the table but its encrypted columns and their indexes."""
     state = require_state(connection, table, lock=True)
     if state.state is not State.GUARDED:
         raise RefusedError(f"Table {table.key} was changed by another run meanwhile. Run the step again.")
@@ -409,7 +341,6 @@ def _withdraw(connection: Connection, table: Table, actor: Actor) -> tuple[str, 
     progress.forget(connection, table, "decrypt")
     advance(connection, table, State.REVERTED)
     audit(connection, actor, "withdraw", table, views=list(removed))
-    return removed
 
 
 def hand_back(connection: Connection, definition: TableDefinition, filling: Filling) -> None:
@@ -418,17 +349,21 @@ def hand_back(connection: Connection, definition: TableDefinition, filling: Fill
     What is left is told by a partial index, so that the look under the lock costs what it finds. The state
     remembers NOT NULL until :func:`finish_return`.
     """
-    table = definition.table
-    _build_unfilled_index(connection, definition)
+    table, name = definition.table, saved.unfilled_index(definition.table)
+    if not indexes.is_usable(connection, definition, name):
+        wanted = indexes.WantedIndex(
+            name,
+            tuple(key.name for key in definition.key),
+            unique=False,
+            condition=sql.wanted(sql.unfilled_cells(definition)),
+        )
+        indexes.build_index(connection, definition, wanted)
+    change = partial(_hand_back, connection, definition, filling)
     for _ in range(LOOKS):
         if filling.operation.is_wanted(connection, definition):
             filling.fill()
         try:
-            in_short_transaction(
-                connection,
-                f"hand {table.key} back to plaintext",
-                lambda: _hand_back(connection, definition, filling),
-            )
+            in_short_transaction(connection, f"hand {table.key} back to plaintext", change)
             return
         except NotFinished:
             # Written in the moment between; what cannot be filled at all, the next fill names.
@@ -455,9 +390,7 @@ def _hand_back(connection: Connection, definition: TableDefinition, filling: Fil
     for column in definition.plaintext_columns:
         if saved.constraint_state(connection, definition, saved.presence_check(column)) is not None:
             actions.append(SQL("DROP CONSTRAINT {}").format(Identifier(saved.presence_check(column))))
-    for name in taken.not_null:
-        condition = SQL("{} IS NOT NULL").format(Identifier(name))
-        actions.append(saved.add_check(saved.required_check(name), condition))
+    actions += map(required, taken.not_null)
     if actions:
         connection.execute(saved.alter(definition, actions))
     connection.execute(
@@ -489,39 +422,18 @@ def finish_return(connection: Connection, definition: TableDefinition, actor: Ac
     # One after the other: it is by the checks that PostgreSQL knows it need not look at the rows.
     for name, not_null in taken.not_null.items():
         if name in current.columns and not current.columns[name].not_null:
-            connection.execute(saved.alter(definition, [set_not_null(name, not_null)]))
-            if not_null.name is not None and not_null.comment is not None:
-                constraint = SQL("{} ON {}").format(Identifier(not_null.name), definition.identifier)
-                connection.execute(saved.comment_on("CONSTRAINT", constraint, not_null.comment))
-    checks: list[Composable] = [
-        SQL("DROP CONSTRAINT IF EXISTS {}").format(Identifier(saved.required_check(name)))
-        for name in taken.not_null
-    ]
-    if checks:
-        connection.execute(saved.alter(definition, checks))
+            constraint, text = not_null.name, not_null.definition
+            if constraint is None or text is None:
+                again = SQL("ALTER COLUMN {} SET NOT NULL").format(Identifier(name))
+            else:
+                again = SQL("ADD CONSTRAINT {} {}").format(Identifier(constraint), saved.verbatim(text))
+            connection.execute(saved.alter(definition, [again]))
+            if constraint is not None and not_null.comment is not None:
+                on = SQL("{} ON {}").format(Identifier(constraint), definition.identifier)
+                connection.execute(saved.comment_on("CONSTRAINT", on, not_null.comment))
+    drop = SQL("DROP CONSTRAINT IF EXISTS {}")
+    if checks := [drop.format(Identifier(saved.required_check(name))) for name in taken.not_null]:
+        connection.execute(saved.alter(definition, [*checks]))
     if state.state is not State.GUARDED:
         advance(connection, table, State.GUARDED)
     audit(connection, actor, action, table)
-
-
-def set_not_null(name: str, not_null: NotNull) -> Composable:
-    """NOT NULL again, under the name its constraint had."""
-    if not_null.name is None or not_null.definition is None:
-        return SQL("ALTER COLUMN {} SET NOT NULL").format(Identifier(name))
-    return SQL("ADD CONSTRAINT {} {}").format(Identifier(not_null.name), saved.verbatim(not_null.definition))
-
-
-def _build_unfilled_index(connection: Connection, definition: TableDefinition) -> None:
-    table = definition.table
-    if indexes.is_usable(connection, definition, saved.unfilled_index(table)):
-        return
-    indexes.build_index(
-        connection,
-        definition,
-        indexes.WantedIndex(
-            saved.unfilled_index(table),
-            tuple(key.name for key in definition.key),
-            unique=False,
-            condition=sql.wanted(sql.unfilled_cells(definition)),
-        ),
-    )

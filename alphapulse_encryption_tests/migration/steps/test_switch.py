@@ -14,16 +14,13 @@ from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
+from alphapulse_encryption.migration.rows.engine import RangeResult
 from alphapulse_encryption.migration.schema.definition import read_table
+from alphapulse_encryption.migration.schema.saved import SetAside
 from alphapulse_encryption.migration.schema.views import create_views
 from alphapulse_encryption.migration.steps import switch
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
-from alphapulse_encryption.migration.steps.switch import (
-    RevertResult,
-    SwitchResult,
-    revert_to_plaintext,
-    switch_to_ciphertext,
-)
+from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import walk
 from alphapulse_encryption_tests.migration.journey import After
@@ -32,11 +29,11 @@ USERS = walk.CATALOGUE.table("users")
 ACCOUNTS = walk.CATALOGUE.table("trading_accounts")
 
 
-def switched(url: str, table: Table) -> SwitchResult:
+def switched(url: str, table: Table) -> SetAside | None:
     return switch_to_ciphertext(walk.target(url), table)
 
 
-def reverted(url: str, table: Table) -> RevertResult:
+def reverted(url: str, table: Table) -> RangeResult | None:
     return revert_to_plaintext(walk.target(url), table)
 
 
@@ -107,8 +104,8 @@ def test_a_domain_that_forbids_null_is_refused(sample_url: str) -> None:
 def test_not_null_becomes_a_check_and_defaults_are_set_aside(after: After) -> None:
     url = after("verified", ACCOUNTS)
     result = switched(url, ACCOUNTS)
-    assert result.changed
-    assert set(result.required) == {"account_number", "balance", "available_balance"}
+    assert result is not None
+    assert set(result.not_null) == {"account_number", "balance", "available_balance"}
     assert set(result.defaults) == {"balance", "available_balance"}
     nullable = (
         "SELECT count(*) FROM pg_attribute WHERE attrelid = 'trading_accounts'::regclass "
@@ -121,7 +118,7 @@ def test_not_null_becomes_a_check_and_defaults_are_set_aside(after: After) -> No
         walk.query(url, "UPDATE trading_accounts SET balance = NULL, balance_encrypted = NULL")
 
     again = switched(url, ACCOUNTS)
-    assert not again.changed and not again.required
+    assert again is None
 
 
 def test_ciphertext_alone_is_accepted_and_clears_the_old_plaintext(after: After) -> None:
@@ -142,7 +139,7 @@ def test_a_switch_killed_after_its_checks_is_continued(after: After) -> None:
     with Database(url).session("begin") as connection:
         definition = read_table(connection, ACCOUNTS)
         switch._require_either(connection, definition, ACCOUNTS.columns[0], walk.ACTOR)
-    assert switched(url, ACCOUNTS).changed
+    assert switched(url, ACCOUNTS) is not None
     assert authority(url, ACCOUNTS) == "ciphertext"
 
 
@@ -162,7 +159,7 @@ def test_a_revert_puts_everything_back(sample_url: str, postgres: EmbeddedPostgr
 
     result = reverted(sample_url, USERS)
 
-    assert (result.changed, result.rows, result.values) == (True, 1, 1)
+    assert result is not None and (result.rows, result.values) == (1, 1)
     assert authority(sample_url, USERS) == "plaintext"
     assert walk.schema(sample_url, postgres.bin_dir(), USERS) == before
     assert walk.query(sample_url, "SELECT email, last_name FROM users WHERE id = 7") == [
@@ -172,7 +169,7 @@ def test_a_revert_puts_everything_back(sample_url: str, postgres: EmbeddedPostgr
         walk.contents(sample_url, "users", [name for name in columns if name not in ("email", "last_name")])
         == rows
     )
-    assert not reverted(sample_url, USERS).changed
+    assert reverted(sample_url, USERS) is None
 
 
 def triggers(url: str) -> list[str]:
@@ -196,8 +193,10 @@ def test_a_revert_leaves_the_encrypted_columns_alone(
     walk.backup(url, (USERS,), tmp_path, postgres.bin_dir())
     walk.approve(url, USERS)
 
-    assert set(reverted(url, USERS).views) == {"v_users", "v_users_safe"}
+    reverted(url, USERS)
 
+    audited = "SELECT details -> 'views' FROM alphapulse_encryption.audit_log WHERE action = 'withdraw'"
+    assert set(walk.value(url, audited)) == {"v_users", "v_users_safe"}
     assert triggers(url) == []
     assert walk.value(url, "SELECT count(*) FROM pg_proc WHERE proname LIKE 'encryption_guard%'") == 0
     assert relations(url) == {"idx_user_email_search"}
@@ -237,7 +236,7 @@ def test_what_others_built_on_the_views_stays_and_the_plaintext_is_right(after: 
     assert authority(url, USERS) == "plaintext"
     assert relations(url) > {"v_users", "v_users_safe"} and triggers(url)
     walk.query(url, "DROP VIEW report")
-    assert reverted(url, USERS).changed
+    assert reverted(url, USERS) is not None
     assert not triggers(url)
 
 
@@ -251,7 +250,7 @@ def test_a_revert_killed_before_not_null_is_continued(sample_url: str, postgres:
     with pytest.raises(psycopg.errors.CheckViolation):
         walk.query(sample_url, "UPDATE trading_accounts SET balance = NULL WHERE id = 1")
 
-    assert reverted(sample_url, ACCOUNTS).changed
+    assert reverted(sample_url, ACCOUNTS) is not None
 
     assert walk.schema(sample_url, postgres.bin_dir(), ACCOUNTS) == before
     with Database(sample_url).session("read") as connection:
