@@ -72,13 +72,14 @@ def _drop(on: On[DropConfig], table: Table) -> Effect:
         default_rule="off" if uses_sample() else "names",
     )
     dropped = f"✓ Dropped the unencrypted columns: {table.key}"
-    if result.approval is None:
+    if result.what is None:
         if not result.changed:
             return Effect(lines=[f"{table.key}: was dropped already"])
         on.log(f"{table.key}: an interrupted drop was finished")
         return Effect("dropped", [dropped])
+    columns = [column.name for column in result.what.columns]
     on.log(
-        f"{table.key}: dropped {', '.join(result.columns)}; rows changed since the verification, which were "
+        f"{table.key}: dropped {', '.join(columns)}; rows changed since the verification, which were "
         f"verified before: {result.changed_rows}"
     )
     on.context.log_event(
@@ -86,8 +87,8 @@ def _drop(on: On[DropConfig], table: Table) -> Effect:
             asset_key=by_table.DROPPED,
             partition=table.key,
             metadata={
-                "columns_dropped": list(result.columns),
-                "approved_by": result.approval.approver,
+                "columns_dropped": columns,
+                "approved_by": result.approver,
                 "dropped_by": on.config.operator or "not said",
                 "changed_rows_verified": result.changed_rows,
                 "seconds": round(result.seconds, 3),

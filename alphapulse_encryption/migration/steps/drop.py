@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-import psycopg
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
 from alphapulse_encryption.catalogue import Table
@@ -27,7 +26,7 @@ from alphapulse_encryption.migration.bookkeeping.tables import advance, require_
 from alphapulse_encryption.migration.gates import approvals
 from alphapulse_encryption.migration.gates.approvals import TwoPersonRule
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Actor
+from alphapulse_encryption.migration.postgres.database import Actor, Connection
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
@@ -37,8 +36,6 @@ from alphapulse_encryption.migration.schema.definition import TableDefinition, r
 from alphapulse_encryption.migration.schema.partitions import Part, lock_parts, read_parts
 from alphapulse_encryption.migration.steps import switch
 from alphapulse_encryption.migration.target import Target
-
-Connection = psycopg.Connection[Any]
 
 # Nothing done under the lock takes long. Should it all the same, or should this process stand still, the server ends
 # the transaction, and the application goes on.
@@ -51,25 +48,21 @@ class DropResult:
     """What :func:`drop_plaintext` did.
 
     Args:
-        changed: False where the plaintext was dropped, and all of it finished, before.
-        columns: the columns dropped now.
-        constraints: names of the constraints that went with them.
-        indexes: names of the indexes that went with them.
-        required: encrypted columns that are NOT NULL from now on in their place.
+        what: all that was dropped now; None where that was done before.
+        approver: who approved it; "" as well.
+        required: encrypted columns that are NOT NULL from now on in the place of dropped ones.
         changed_rows: rows changed since the verification, which were verified before the lock.
-        approval: the approval used up; None where nothing was dropped now.
-        definition_id: number of the kept definition from which a restore rebuilds them; None as well.
     """
 
-    changed: bool
-    columns: tuple[str, ...]
-    constraints: tuple[str, ...]
-    indexes: tuple[str, ...]
+    what: saved.SavedTable | None
+    approver: str
     required: tuple[str, ...]
     changed_rows: int
-    approval: Approval | None
-    definition_id: int | None
     seconds: float
+
+    @property
+    def changed(self) -> bool:
+        return self.what is not None or bool(self.required)
 
 
 def drop_plaintext(
@@ -89,126 +82,88 @@ def drop_plaintext(
     """
     started = time.monotonic()
     doing = f"drop the plaintext of {table.key}"
-    dropped: _Dropped | None = None
-    changed_rows = 0
+    what, approver, changed_rows = None, "", 0
     with target.database.session(doing) as connection:
         state = require_state(connection, table)
         check_key(connection, target.keys)
         ensure_bookkeeping(connection)
         if state.state is not State.DROPPED:
-            ask = _Ask(target, table, operator, default_rule)
-            approval, since = _refuse_unless_allowed(connection, ask)
-            changed_rows = _verify_changed(connection, ask, since)
+            # The cheap reasons to refuse first.
+            definition = read_table(connection, table)
+            approval = approvals.valid_approval(connection, target.catalogue, definition, target.keys)
+            rule = approvals.two_person_rule(connection, default_rule)
+            approvals.refuse_same_person(connection, approval, operator, rule)
+            since = _refuse_unless_ready(connection, target, definition, approval)
+            approvals.refuse_without_backup(connection, table, approval)
+            changed_rows = _verify_changed(connection, target, table, since)
             plan_by_key(connection)
-            dropped = in_short_transaction(connection, doing, lambda: _drop(connection, ask, approval))
+            names = {"operator": operator.strip(), "two_person_rule": rule}
+            what = in_short_transaction(
+                connection, doing, partial(_drop, connection, target, table, approval, names)
+            )
+            approver = approval.approver
         required = _require_ciphertext(connection, table, target.actor)
-    return DropResult(
-        changed=dropped is not None or bool(required),
-        columns=tuple(column.name for column in dropped.what.columns) if dropped else (),
-        constraints=tuple(constraint.name for constraint in dropped.what.constraints) if dropped else (),
-        indexes=tuple(index.name for index in dropped.what.indexes) if dropped else (),
-        required=required,
-        changed_rows=changed_rows,
-        approval=dropped.approval if dropped else None,
-        definition_id=dropped.definition_id if dropped else None,
-        seconds=time.monotonic() - started,
-    )
+    return DropResult(what, approver, required, changed_rows, time.monotonic() - started)
 
 
-@dataclass(frozen=True)
-class _Ask:
-    """What is asked for."""
-
-    target: Target
-    table: Table
-    operator: str
-    default_rule: TwoPersonRule
-
-
-@dataclass(frozen=True)
-class _Dropped:
-    what: saved.SavedTable
-    approval: Approval
-    definition_id: int
-
-
-def _refuse_unless_allowed(connection: Connection, ask: _Ask) -> tuple[Approval, int]:
-    """All that can be said without a lock, the cheap reasons to refuse first.
+def _refuse_unless_ready(
+    connection: Connection, target: Target, definition: TableDefinition, approval: Approval
+) -> int:
+    """The table is droppable still, by the verification that was approved or a later one, and guarded.
 
     Returns:
-        The approval, and the transaction since which rows may have changed.
+        The transaction since which rows may have changed.
     """
-    definition = read_table(connection, ask.table)
-    approval = approvals.valid_approval(connection, ask.target.catalogue, definition, ask.target.keys)
-    rule = approvals.two_person_rule(connection, ask.default_rule)
-    approvals.refuse_same_person(connection, approval, ask.operator, rule)
-    since = _refuse_unless_ready(connection, ask, approval)
-    _refuse_without_guard(connection, definition)
-    _refuse_without_pending_index(connection, definition)
-    approvals.refuse_without_backup(connection, ask.table, approval)
-    return approval, since
-
-
-def _refuse_unless_ready(connection: Connection, ask: _Ask, approval: Approval) -> int:
-    """The table is droppable still, by the verification that was approved or a later one."""
-    _, verification = approvals.refuse_unless_droppable(connection, ask.table, ask.target.keys)
+    table, key = definition.table, definition.table.key
+    _, verification = approvals.refuse_unless_droppable(connection, table, target.keys)
     at, since = verification.verified_at, verification.since
     if at is None or since is None or at < approval.verified_at:
         raise RefusedError(
-            f"The verification of {ask.table.key} that approval {approval.id} relies on is not there any more. Verify "
-            f"the table again (--verify --table {ask.table.key}); nothing was changed."
+            f"The verification of {key} that approval {approval.id} relies on is not there any more. Verify "
+            f"the table again (--verify --table {key}); nothing was changed."
         )
-    return since
-
-
-def _verify_changed(connection: Connection, ask: _Ask, since: int) -> int:
-    seconds = read_limits(connection).drop_verification_seconds
-    found = verify.verify_changed(ask.target, ask.table, since, seconds=seconds)
-    if not found.passed:
-        named = "; ".join(str(offender) for offender in found.offenders[:10])
-        raise RefusedError(
-            f"Of the rows of {ask.table.key} changed since the verification, values did not verify: {named}. Encrypt "
-            f"what is pending (--migrate-data --table {ask.table.key}), correct the others, and verify again; nothing "
-            "was dropped."
-        )
-    return found.rows
-
-
-def _refuse_without_guard(connection: Connection, definition: TableDefinition) -> None:
-    key = definition.table.key
     if not guard.guard_in_place(connection, definition):
         raise RefusedError(
             f"The guard triggers of {key} are missing or disabled, so writes since the verification may have gone "
             f"unnoticed. Renew them (--add-columns --table {key}), verify and approve again; nothing was dropped."
         )
-
-
-def _refuse_without_pending_index(connection: Connection, definition: TableDefinition) -> None:
     if not has_pending_index(connection, definition):
         raise RefusedError(
-            f"The index {indexes.pending_index(definition.table)} is missing or invalid: without it the look "
-            f"for pending values under the lock would read all of {definition.table.key}. Build it first "
+            f"The index {indexes.pending_index(table)} is missing or invalid: without it the look "
+            f"for pending values under the lock would read all of {key}. Build it first "
             "(asset search_indexes); nothing was changed."
         )
+    return since
 
 
-def _drop(connection: Connection, ask: _Ask, before: Approval) -> _Dropped:
-    table = ask.table
+def _verify_changed(connection: Connection, target: Target, table: Table, since: int) -> int:
+    seconds = read_limits(connection).drop_verification_seconds
+    found = verify.verify_changed(target, table, since, seconds=seconds)
+    if not found.passed:
+        named = "; ".join(str(offender) for offender in found.offenders[:10])
+        raise RefusedError(
+            f"Of the rows of {table.key} changed since the verification, values did not verify: {named}. Encrypt "
+            f"what is pending (--migrate-data --table {table.key}), correct the others, and verify again; nothing "
+            "was dropped."
+        )
+    return found.rows
+
+
+def _drop(
+    connection: Connection, target: Target, table: Table, before: Approval, names: dict[str, str]
+) -> saved.SavedTable:
+    """Look again at all of it under the lock, and drop; ``names`` are for the audit log."""
     state = require_state(connection, table, lock=True)
     if state.state is not State.SWITCHED:
         raise RefusedError(f"Table {table.key} was changed by another run meanwhile; nothing was dropped.")
     _lock(connection, read_table(connection, table))
     definition = read_table(connection, table)
-    approval = approvals.valid_approval(
-        connection, ask.target.catalogue, definition, ask.target.keys, lock=True
-    )
+    approval = approvals.valid_approval(connection, target.catalogue, definition, target.keys, lock=True)
     if approval.id != before.id:
         raise RefusedError(
             f"Table {table.key} was approved anew meanwhile. Run the step again; nothing was dropped."
         )
-    _refuse_unless_ready(connection, ask, approval)
-    _refuse_without_guard(connection, definition)
-    _refuse_without_pending_index(connection, definition)
+    _refuse_unless_ready(connection, target, definition, approval)
     if answer(connection, sql.any_pending(definition)):
         raise RefusedError(
             f"Values of {table.key} are pending: they were written just now by an application that still "
@@ -217,23 +172,24 @@ def _drop(connection: Connection, ask: _Ask, before: Approval) -> _Dropped:
         )
     what = saved.read_saved(connection, definition, state.set_aside)
     definition_id = keep_definition(connection, table, what.model_dump_json())
-    _alter(connection, definition, what)
+    guard.drop_guard(connection, definition)
+    for statement in _removal(definition, what):
+        connection.execute(statement)
     advance(connection, table, State.DROPPED)
-    approvals.consume(connection, approval, ask.operator.strip() or ask.target.actor.name)
+    approvals.consume(connection, approval, names["operator"] or target.actor.name)
     audit(
         connection,
-        ask.target.actor,
+        target.actor,
         "drop_plaintext",
         table,
         columns=[column.name for column in what.columns],
         approval=approval.id,
         approver=approval.approver,
-        operator=ask.operator.strip(),
-        two_person_rule=approvals.two_person_rule(connection, ask.default_rule),
         definition=definition_id,
         backup=approval.backup_id,
+        **names,
     )
-    return _Dropped(what, approval, definition_id)
+    return what
 
 
 # The other tables that an ALTER TABLE of ours locks: those that a foreign key refers to lose its triggers.
@@ -264,12 +220,6 @@ def _lock(connection: Connection, definition: TableDefinition) -> None:
     lock_parts(connection, [*parts, *read_parts(connection, definition.oid)], "ACCESS EXCLUSIVE")
 
 
-def _alter(connection: Connection, definition: TableDefinition, what: saved.SavedTable) -> None:
-    guard.drop_guard(connection, definition)
-    for statement in _removal(definition, what):
-        connection.execute(statement)
-
-
 def drop_statements(definition: TableDefinition, what: saved.SavedTable) -> list[Composed]:
     """What the drop of a table executes, and the ciphertext's NOT NULL after it.
 
@@ -277,36 +227,27 @@ def drop_statements(definition: TableDefinition, what: saved.SavedTable) -> list
         definition: the table as it is after the switch.
         what: what goes with its plaintext columns.
     """
+    statements = [*guard.drop_guard_statements(definition), *_removal(definition, what)]
+    for name in _to_require(definition, what):
+        statements.append(saved.validate_check(definition, saved.required_check(name)))
+        statements += _not_null_for_check(definition, name)
+    return statements
+
+
+def _to_require(definition: TableDefinition, what: saved.SavedTable) -> list[str]:
+    """The encrypted columns that become NOT NULL in the place of dropped ones."""
     names = {c.name for c in what.columns if c.not_null is not None and not c.encrypted_was_required}
-    required = [column.encrypted for column in definition.table.columns if column.name in names]
-    return [
-        *guard.drop_guard_statements(definition),
-        *_removal(definition, what),
-        *(
-            statement
-            for name in required
-            for statement in (
-                saved.validate_check(definition, saved.required_check(name)),
-                *_not_null_for_check(definition, name),
-            )
-        ),
-    ]
+    return [column.encrypted for column in definition.table.columns if column.name in names]
 
 
 def _removal(definition: TableDefinition, what: saved.SavedTable) -> list[Composed]:
-    encrypted = {column.name: column.encrypted for column in definition.table.columns}
-    statements: list[Composed] = []
-    actions: list[Composable] = []
-    for column in what.columns:
-        for schema, name in column.sequences:
-            # A sequence goes with the column that owns it, and its position with it.
-            statements.append(SQL("ALTER SEQUENCE {} OWNED BY NONE").format(Identifier(schema, name)))
-        if column.not_null is not None and not column.encrypted_was_required:
-            condition = SQL("{} IS NOT NULL").format(Identifier(encrypted[column.name]))
-            actions.append(saved.add_check(saved.required_check(encrypted[column.name]), condition))
+    # A sequence goes with the column that owns it, and its position with it.
+    keep = SQL("ALTER SEQUENCE {} OWNED BY NONE")
+    sequences = [keep.format(Identifier(*name)) for column in what.columns for name in column.sequences]
+    actions: list[Composable] = [*map(switch.required, _to_require(definition, what))]
     # Without CASCADE: what we did not expect stops it.
     actions += [SQL("DROP COLUMN {}").format(Identifier(column.name)) for column in what.columns]
-    return [*statements, saved.alter(definition, actions)]
+    return [*sequences, saved.alter(definition, actions)]
 
 
 def _not_null_for_check(definition: TableDefinition, encrypted: str) -> tuple[Composed, Composed]:

@@ -41,10 +41,11 @@ PLAINTEXT = ("email", "phone_number", "first_name", "last_name", "address_data",
 def test_an_approved_drop_takes_the_columns_and_uses_the_approval_up(approved_url: str) -> None:
     result = walk.drop(approved_url, USERS)
 
-    assert set(result.columns) == set(PLAINTEXT)
+    assert result.what is not None
+    assert {column.name for column in result.what.columns} == set(PLAINTEXT)
     assert not set(walk.columns_of(approved_url, "users")) & set(PLAINTEXT)
-    assert result.constraints == ("users_email_key",)
-    assert set(result.indexes) == {"users_last_name_idx", "users_phone_number_idx"}
+    assert [constraint.name for constraint in result.what.constraints] == ["users_email_key"]
+    assert {index.name for index in result.what.indexes} == {"users_last_name_idx", "users_phone_number_idx"}
     assert result.required == ("email_encrypted",)
     required = (
         "SELECT attnotnull FROM pg_attribute "
@@ -67,7 +68,7 @@ def test_an_approved_drop_takes_the_columns_and_uses_the_approval_up(approved_ur
     assert details["approver"] == "Ada" and set(details["columns"]) == set(PLAINTEXT)
 
     again = walk.drop(approved_url, USERS)
-    assert not again.changed and again.columns == ()
+    assert not again.changed and again.what is None
 
 
 def test_values_are_still_found_unique_and_readable_after_it(approved_url: str) -> None:
@@ -374,13 +375,13 @@ def test_the_rule_holds_unless_the_caller_says_that_it_is_the_sample(approved_ur
 
 def locked_part(url: str) -> None:
     """What runs under the lock, without what comes before it."""
-    ask = drop_module._Ask(walk.target(url), USERS, "Grace", "names")
+    names = {"operator": "Grace", "two_person_rule": "names"}
     with Database(url).session("drop") as connection:
         approval = list_approvals(connection, USERS)[0]
         in_short_transaction(
             connection,
             "drop the plaintext of users",
-            lambda: drop_module._drop(connection, ask, approval),
+            lambda: drop_module._drop(connection, walk.target(url), USERS, approval, names),
             attempts=1,
             lock_timeout="50ms",
         )
@@ -423,7 +424,7 @@ def test_a_drop_killed_before_not_null_is_continued(approved_url: str) -> None:
     with pytest.raises(psycopg.errors.CheckViolation):
         walk.query(approved_url, "UPDATE users SET email_encrypted = NULL WHERE id = 1")
     result = walk.drop(approved_url, USERS)
-    assert result.changed and result.columns == () and result.required == ("email_encrypted",)
+    assert result.changed and result.what is None and result.required == ("email_encrypted",)
     with pytest.raises(psycopg.errors.NotNullViolation):
         walk.query(approved_url, "UPDATE users SET email_encrypted = NULL WHERE id = 1")
 
@@ -538,7 +539,8 @@ def test_a_table_that_it_refers_to_is_waited_for_before_its_own_is_locked(ready_
                 application.execute("UPDATE users SET is_active = is_active WHERE id = 7")
             holder.rollback()
             result = dropping.result()
-    assert {"refers0", "refers1"} <= set(result.constraints)
+    assert result.what is not None
+    assert {"refers0", "refers1"} <= {constraint.name for constraint in result.what.constraints}
 
 
 def test_nothing_under_the_lock_may_take_long(
