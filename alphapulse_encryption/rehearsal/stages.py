@@ -481,7 +481,8 @@ def restore_end(at: Rehearsing) -> None:
 def _restore(at: Rehearsing, *, hold: bool) -> None:
     for table in at.by_table():
         result = restore_plaintext(at.target.by(at.who), table, hold=hold)
-        at.add(table.key, TableWork(rows=result.rows, values=result.values))
+        filled = result.filled if result is not None else RangeResult()
+        at.add(table.key, TableWork(rows=filled.rows, values=filled.values))
 
 
 def revert(at: Rehearsing) -> None:

@@ -100,15 +100,15 @@ def _drop(on: On[DropConfig], table: Table) -> Effect:
 
 def _restore(on: On[RestoreConfig], table: Table) -> Effect:
     result = restore.restore_plaintext(on.target, table, hold=on.config.hold, on_progress=told(on.context))
-    if not result.changed:
+    if result is None:
         return Effect(lines=[f"{table.key}: nothing was dropped, nothing to restore"])
-    on.log(f"{table.key}: restored {', '.join(result.columns)}, {result.rows} rows")
+    on.log(f"{table.key}: restored {', '.join(result.columns)}, {result.filled.rows} rows")
     on.context.log_event(
         dg.AssetObservation(
             asset_key=by_table.DROPPED,
             partition=table.key,
             description="The plaintext is back: restored from the ciphertext.",
-            metadata={"columns_restored": list(result.columns), "rows": result.rows},
+            metadata={"columns_restored": list(result.columns), "rows": result.filled.rows},
         )
     )
     if result.held:

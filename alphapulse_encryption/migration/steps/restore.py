@@ -8,13 +8,11 @@ from there.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-import psycopg
-from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
+from psycopg.sql import SQL, Composable, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
@@ -26,7 +24,8 @@ from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.quarantine import NAMED
 from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
 from alphapulse_encryption.migration.bookkeeping.tables import advance, require_state
-from alphapulse_encryption.migration.postgres.database import Actor
+from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Actor, Connection
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
@@ -38,36 +37,20 @@ from alphapulse_encryption.migration.schema.saved import SavedColumn, SavedConst
 from alphapulse_encryption.migration.steps import switch
 from alphapulse_encryption.migration.target import Target
 
-Connection = psycopg.Connection[Any]
-
 
 @dataclass(frozen=True)
 class RestoreResult:
     """What :func:`restore_plaintext` did.
 
     Args:
-        changed: False where nothing was dropped.
         columns: the columns that are back.
-        rows: rows filled by this call.
-        values: values filled by this call.
-        reencrypted: of those, values that the column shows in another text form than the ciphertext had, and
-            whose ciphertext was renewed for that.
-        indexes: names of indexes built by this call, those of constraints included.
-        constraints: names of constraints added by this call.
-        lost_grants: privileges on columns that could not be given back because their role is gone.
+        filled: what of them this call has filled.
         held: whether it stopped before the plaintext became right.
     """
 
-    changed: bool
-    columns: tuple[str, ...] = ()
-    rows: int = 0
-    values: int = 0
-    reencrypted: int = 0
-    indexes: tuple[str, ...] = ()
-    constraints: tuple[str, ...] = ()
-    lost_grants: tuple[str, ...] = ()
-    held: bool = False
-    seconds: float = 0.0
+    columns: tuple[str, ...]
+    filled: RangeResult
+    held: bool
 
 
 def restore_plaintext(
@@ -76,7 +59,7 @@ def restore_plaintext(
     *,
     hold: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
-) -> RestoreResult:
+) -> RestoreResult | None:
     """Rebuild the dropped plaintext columns: types, values, indexes, constraints, comments and privileges.
 
     Online, and resumable at any point; the values come back in the batch ranges of the backfill, and are verified
@@ -89,114 +72,83 @@ def restore_plaintext(
             without it, ends the restore.
         on_progress: called after each batch that was filled, and while it holds back.
 
+    Returns:
+        None where nothing is dropped.
+
     Raises:
         RowsLeft: rows cannot be filled, or are locked; the others are, and the ciphertext stays the source of truth.
         RefusedError: nothing saved to restore from, or, when all is back, values that
             do not match.
         ConfigurationError: the table or its key is missing.
-        DatabaseFailure: the server refused.
     """
-    started = time.monotonic()
     doing = f"restore the plaintext of {table.key}"
     with target.database.session(doing) as connection:
         plan_by_key(connection)
-        state = require_state(connection, table)
+        state = require_state(connection, table).state
         check_key(connection, target.keys)
-        if state.state.has_both_sides:
-            return RestoreResult(changed=False, seconds=time.monotonic() - started)
+        if state.has_both_sides:
+            return None
         what = saved.latest(connection, table)
         if what is None:
             raise RefusedError(
                 f"No definition of the dropped columns of {table.key} is kept in alphapulse_encryption.definitions. "
                 "Restore them from the backup instead; nothing was changed."
             )
-        lost: tuple[str, ...] = ()
-        if state.state is State.DROPPED:
-            lost = in_short_transaction(
-                connection, doing, lambda: _begin(connection, table, what, target.actor)
-            )
+        columns = tuple(column.name for column in what.columns)
+        if state is State.DROPPED:
+            in_short_transaction(connection, doing, partial(_begin, connection, table, what, target.actor))
         definition = read_table(connection, table)
         filling = Filling(Decrypt(target, table), f"--restore-plaintext --table {table.key}", on_progress)
-        built: tuple[str, ...] = ()
-        added: tuple[str, ...] = ()
         if require_state(connection, table).authority == "ciphertext":
             filling.fill()
-            built = _build_indexes(connection, definition, what)
-            added = _add_constraints(connection, definition, what)
+            _build_indexes(connection, definition, what)
+            _add_constraints(connection, definition, what)
             _add_statistics(connection, definition, what)
             if hold:
-                return _result(started, what, filling.done, built, added, lost, held=True)
+                return RestoreResult(columns, filling.done, held=True)
             switch.hand_back(connection, definition, filling)
         switch.put_back_not_null(connection, definition)
-        in_short_transaction(connection, doing, lambda: _finish(connection, definition, target.actor))
+        in_short_transaction(connection, doing, partial(_finish, connection, definition, target.actor))
         connection.execute(SQL("ANALYZE {}").format(definition.identifier))
+        ranges = read_ranges(connection, table)
     # The drop took the pending index with it.
     indexes.build_search_indexes(target.database, table, target.actor)
-    _verify(target, table)
-    return _result(started, what, filling.done, built, added, lost)
-
-
-def _result(
-    started: float,
-    what: SavedTable,
-    filled: RangeResult,
-    built: tuple[str, ...],
-    added: tuple[str, ...],
-    lost: tuple[str, ...],
-    *,
-    held: bool = False,
-) -> RestoreResult:
-    return RestoreResult(
-        changed=True,
-        columns=tuple(column.name for column in what.columns),
-        rows=filled.rows,
-        values=filled.values,
-        reencrypted=filled.renewed,
-        indexes=built,
-        constraints=added,
-        lost_grants=lost,
-        held=held,
-        seconds=time.monotonic() - started,
-    )
-
-
-def _verify(target: Target, table: Table) -> None:
-    """The comparison of step 4, of what was restored: every value against its ciphertext, every token anew."""
-    with target.database.session(f"verify what was restored of {table.key}") as connection:
-        ranges = read_ranges(connection, table)
     for batch_range in ranges:
-        found = verify.verify_range(target, table, batch_range.number)
-        # The application may write plaintext again: that is pending, as it was before the drop.
-        wrong = [offender for offender in found.offenders if offender.problem != "pending"]
-        if wrong:
-            named = "; ".join(str(offender) for offender in wrong[:NAMED])
-            raise RefusedError(
-                f"The plaintext of {table.key} is back, and {len(wrong)} values or more do not match their ciphertext: "
-                f"{named}. Look at these rows; --verify --table {table.key} names them again."
-            )
+        _verify(target, table, batch_range.number)
+    return RestoreResult(columns, filling.done, held=False)
 
 
-def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor) -> tuple[str, ...]:
+def _verify(target: Target, table: Table, number: int) -> None:
+    """The comparison of step 4, of what was restored: every value against its ciphertext, every token anew."""
+    found = verify.verify_range(target, table, number)
+    # The application may write plaintext again: that is pending, as it was before the drop.
+    wrong = [offender for offender in found.offenders if offender.problem != "pending"]
+    if wrong:
+        named = "; ".join(str(offender) for offender in wrong[:NAMED])
+        raise RefusedError(
+            f"The plaintext of {table.key} is back, and {len(wrong)} values or more do not match their ciphertext: "
+            f"{named}. Look at these rows; --verify --table {table.key} names them again."
+        )
+
+
+def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor) -> None:
     """The columns are there again, empty; the ciphertext is right, as after a switch."""
-    state = require_state(connection, table, lock=True)
-    if state.state is not State.DROPPED:
-        return ()
+    if require_state(connection, table, lock=True).state is not State.DROPPED:
+        return
     definition = read_table(connection, table, plaintext=False)
     by_name = {column.name: column for column in table.columns}
     _refuse_other_catalogue(definition, what)
     actions: list[Composable] = []
     for column in what.columns:
-        encrypted = by_name[column.name].encrypted
-        actions.append(_add_column(column))
+        collation = SQL("COLLATE {}").format(Identifier(*column.collation)) if column.collation else SQL("")
+        add = SQL("ADD COLUMN {} {} {}")
+        actions.append(add.format(Identifier(column.name), saved.verbatim(column.type), collation))
         if column.not_null is not None:
-            either = SQL("{} IS NOT NULL OR {} IS NOT NULL").format(
-                Identifier(column.name), Identifier(encrypted)
-            )
-            actions.append(saved.add_check(saved.presence_check(by_name[column.name]), either))
+            encrypted = by_name[column.name].encrypted
+            actions.append(switch.present(by_name[column.name]))
             if not column.encrypted_was_required:
-                actions.append(
-                    SQL("DROP CONSTRAINT IF EXISTS {}").format(Identifier(saved.required_check(encrypted)))
-                )
+                check = Identifier(saved.required_check(encrypted))
+                actions.append(SQL("DROP CONSTRAINT IF EXISTS {}").format(check))
                 actions.append(SQL("ALTER COLUMN {} DROP NOT NULL").format(Identifier(encrypted)))
     connection.execute(saved.alter(definition, actions))
     lost: list[str] = []
@@ -205,7 +157,6 @@ def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor)
     advance(connection, table, State.RESTORING, what.set_aside)
     guard.ensure_guard(connection, read_table(connection, table), actor)
     audit(connection, actor, "begin_restore", table, columns=[c.name for c in what.columns], lost_grants=lost)
-    return tuple(lost)
 
 
 def _refuse_other_catalogue(definition: TableDefinition, what: SavedTable) -> None:
@@ -224,14 +175,6 @@ def _refuse_other_catalogue(definition: TableDefinition, what: SavedTable) -> No
             f"Columns named {', '.join(present)} were added to {table.key} since the drop. Rename them; "
             "nothing was changed."
         )
-
-
-def _add_column(column: SavedColumn) -> Composed:
-    return SQL("ADD COLUMN {} {} {}").format(
-        Identifier(column.name),
-        saved.verbatim(column.type),
-        SQL("COLLATE {}").format(Identifier(*column.collation)) if column.collation else SQL(""),
-    )
 
 
 _STORAGE = {"p": SQL("PLAIN"), "e": SQL("EXTERNAL"), "m": SQL("MAIN"), "x": SQL("EXTENDED")}
@@ -274,29 +217,24 @@ def _dress_column(connection: Connection, definition: TableDefinition, column: S
     return lost
 
 
-def _build_indexes(connection: Connection, definition: TableDefinition, what: SavedTable) -> tuple[str, ...]:
-    built = []
-    wanted = [*what.indexes, *(c.index for c in what.constraints if c.kind == "u" and c.index is not None)]
-    for index in wanted:
-        if _build_index(connection, definition, index):
-            built.append(index.name)
-    return tuple(built)
+def _build_indexes(connection: Connection, definition: TableDefinition, what: SavedTable) -> None:
+    of_constraints = (c.index for c in what.constraints if c.kind == "u" and c.index is not None)
+    for index in [*what.indexes, *of_constraints]:
+        _build_index(connection, definition, index)
 
 
-def _build_index(connection: Connection, definition: TableDefinition, index: SavedIndex) -> bool:
-    """Build an index beside the application; one that an interrupted build left invalid is built anew."""
+def _build_index(connection: Connection, definition: TableDefinition, index: SavedIndex) -> None:
+    """Build an index beside the application; one that an interrupted build left invalid is built again."""
     name = Identifier(definition.table.schema_name, index.name)
     doing = f"build the index {index.name}"
-    statement = saved.verbatim(index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1))
 
     def build() -> None:
         # What an interrupted build left, or the try before this one.
         if indexes.is_usable(connection, definition, index.name) is False:
             connection.execute(SQL("DROP INDEX CONCURRENTLY {}").format(name))
-        connection.execute(statement)
+        connection.execute(saved.verbatim(index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1)))
 
-    missing = not indexes.is_usable(connection, definition, index.name)
-    if missing:
+    if not indexes.is_usable(connection, definition, index.name):
         connection.execute("SELECT set_config('default_tablespace', %s, false)", [index.tablespace or ""])
         try:
             outside_transaction(connection, doing, build)
@@ -306,63 +244,50 @@ def _build_index(connection: Connection, definition: TableDefinition, index: Sav
     if index.comment is not None:
         connection.execute(saved.comment_on("INDEX", name, index.comment))
     for number, target in index.statistics.items():
-        connection.execute(
-            SQL("ALTER INDEX {} ALTER COLUMN {} SET STATISTICS {}").format(
-                name, Literal(number), Literal(target)
-            )
-        )
+        change = SQL("ALTER INDEX {} ALTER COLUMN {} SET STATISTICS {}")
+        connection.execute(change.format(name, Literal(number), Literal(target)))
     if index.clustered:
         cluster = saved.alter(definition, [SQL("CLUSTER ON {}").format(Identifier(index.name))])
-        in_short_transaction(connection, doing, lambda: connection.execute(cluster))
-    return missing
+        in_short_transaction(connection, doing, partial(connection.execute, cluster))
 
 
-def _add_constraints(
-    connection: Connection, definition: TableDefinition, what: SavedTable
-) -> tuple[str, ...]:
-    added = []
+def _add_constraints(connection: Connection, definition: TableDefinition, what: SavedTable) -> None:
     for constraint in what.constraints:
-
-        def add(constraint: SavedConstraint = constraint) -> bool:
-            if saved.constraint_state(connection, definition, constraint.name) is not None:
-                return False
-            connection.execute(saved.alter(definition, [_constraint(constraint)]))
-            if constraint.comment is not None:
-                name = SQL("{} ON {}").format(Identifier(constraint.name), definition.identifier)
-                connection.execute(saved.comment_on("CONSTRAINT", name, constraint.comment))
-            return True
-
-        if in_short_transaction(connection, f"add the constraint {constraint.name}", add):
-            added.append(constraint.name)
+        add = partial(_add_constraint, connection, definition, constraint)
+        in_short_transaction(connection, f"add the constraint {constraint.name}", add)
         if constraint.validated:
             switch.validate(connection, definition, constraint.name)
-    return tuple(added)
 
 
-def _constraint(constraint: SavedConstraint) -> Composed:
+def _add_constraint(connection: Connection, definition: TableDefinition, constraint: SavedConstraint) -> None:
+    if saved.constraint_state(connection, definition, constraint.name) is not None:
+        return
     name = Identifier(constraint.name)
     if constraint.kind == "u" and constraint.index is not None:
-        return SQL("ADD CONSTRAINT {} UNIQUE USING INDEX {} {} {}").format(
+        action = SQL("ADD CONSTRAINT {} UNIQUE USING INDEX {} {} {}").format(
             name,
             Identifier(constraint.index.name),
             SQL("DEFERRABLE" if constraint.deferrable else "NOT DEFERRABLE"),
             SQL("INITIALLY DEFERRED" if constraint.deferred else "INITIALLY IMMEDIATE"),
         )
-    # Checks and foreign keys bind new rows at once and are validated afterwards; exclusion has no such way.
-    later = constraint.kind in ("c", "f") and constraint.validated
-    return SQL("ADD CONSTRAINT {} {} {}").format(
-        name, saved.verbatim(constraint.definition), SQL("NOT VALID" if later else "")
-    )
+    else:
+        # Checks and foreign keys bind new rows at once and are validated afterwards; exclusion has no such way.
+        later = SQL("NOT VALID" if constraint.kind in ("c", "f") and constraint.validated else "")
+        action = SQL("ADD CONSTRAINT {} {} {}").format(name, saved.verbatim(constraint.definition), later)
+    connection.execute(saved.alter(definition, [action]))
+    if constraint.comment is not None:
+        on = SQL("{} ON {}").format(name, definition.identifier)
+        connection.execute(saved.comment_on("CONSTRAINT", on, constraint.comment))
 
 
 def _add_statistics(connection: Connection, definition: TableDefinition, what: SavedTable) -> None:
     for statistics in what.statistics:
-        row = connection.execute(
-            "SELECT FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace "
+        if answer(
+            connection,
+            "SELECT true FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace "
             "WHERE n.nspname = %s AND s.stxname = %s",
-            [statistics.schema_name, statistics.name],
-        ).fetchone()
-        if row is not None:
+            *(statistics.schema_name, statistics.name),
+        ):
             continue
         with connection.transaction():
             name = Identifier(statistics.schema_name, statistics.name)

@@ -40,7 +40,18 @@ def dropped(url: str, table: Table, bin_dir: Path, directory: Path, catalogue: C
 
 
 def restored(url: str, table: Table) -> RestoreResult:
-    return restore_plaintext(walk.target(url), table)
+    result = restore_plaintext(walk.target(url), table)
+    assert result is not None
+    return result
+
+
+def lost_grants(url: str) -> list[str]:
+    """The privileges that the restore could not give back, as the audit log tells them."""
+    told = (
+        "SELECT details -> 'lost_grants' FROM alphapulse_encryption.audit_log WHERE action = 'begin_restore'"
+    )
+    lost: list[str] = walk.value(url, told)
+    return lost
 
 
 RICH = """
@@ -132,15 +143,14 @@ def test_every_kind_of_definition_comes_back(
     dropped(database_url, DEALS, postgres.bin_dir(), tmp_path, catalogue)
     assert "day" not in walk.columns_of(database_url, key)
 
-    result = restored(database_url, DEALS)
+    restored(database_url, DEALS)
 
     after = dumps.dump(database_url, postgres.bin_dir(), dumps.added_columns(DEALS))
     assert before - after == {}
     names = {"deals_label_search", "Deals_encryption_pending"}
     assert all(dumps.is_guard(s, DEALS) or dumps.is_index(s, names) for s in after - before)
     assert walk.value(database_url, 'SELECT last_value FROM "Sales"."Deals_serial_seq"') == sequence
-    assert set(result.constraints) == {"known", "one_label", "sensible day", "old_note", "hoped"}
-    assert result.lost_grants == ()
+    assert lost_grants(database_url) == []
     assert walk.verify(database_url, DEALS).passed
 
 
@@ -166,8 +176,9 @@ def test_a_build_that_a_deadlock_ended_is_begun_anew(after: After) -> None:
         # … which now waits for the lock that the build keeps, and gets it when the server has ended the build.
         other.execute("LOCK TABLE users IN SHARE UPDATE EXCLUSIVE MODE")
         other.rollback()
-        result = restoring.result()
-    assert set(result.indexes) == {"users_last_name_idx", "users_phone_number_idx", "users_email_key"}
+        restoring.result()
+    names = ["users_last_name_idx", "users_phone_number_idx", "users_email_key"]
+    assert walk.value(url, "SELECT count(*) FROM pg_class WHERE relname = ANY(%s)", names) == 3
     assert walk.value(url, "SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
 
 
@@ -213,7 +224,7 @@ def test_kill_9_in_the_middle(sample_url: str, after: After, postgres: EmbeddedP
         ("ciphertext", "restoring")
     ]
 
-    assert restored(url, USERS).rows == 0
+    assert restored(url, USERS).filled.rows == 0
     now = dumps.dump(url, postgres.bin_dir(), dumps.added_columns(USERS))
     assert before - now == {}
     names = {"idx_user_email_search", "users_encryption_pending"}
@@ -231,7 +242,7 @@ def test_newer_ciphertext_is_what_comes_back(after: After) -> None:
 
     result = restored(url, USERS)
 
-    assert result.reencrypted == 1
+    assert result.filled.renewed == 1
     row = walk.query(url, "SELECT address_data::text, last_name FROM users WHERE id = 9")
     assert row == [('{"a": "\u00e4", "b": 1}', None)]
     assert walk.value(url, "SELECT count(*) FROM users WHERE id = 10") == 0
@@ -277,7 +288,7 @@ def test_killed_in_the_middle_it_goes_on_and_loses_no_write(
 
     result = restored(url, USERS)
 
-    assert 0 < result.rows < len(contents)
+    assert 0 < result.filled.rows < len(contents)
     assert walk.schema(url, postgres.bin_dir(), USERS) == schema
     kept = walk.contents(url, "users", [name for name in columns if name != "last_name"])
     assert kept == contents
@@ -297,8 +308,9 @@ def test_an_interrupted_index_build_is_done_again(
         url,
         "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'users_last_name_idx'::regclass",
     )
-    result = restored(url, USERS)
-    assert "users_last_name_idx" in result.indexes
+    restored(url, USERS)
+    invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
+    assert walk.value(url, invalid) == 0
     assert walk.schema(url, postgres.bin_dir(), USERS) == schema
 
 
@@ -325,7 +337,8 @@ def test_a_privilege_of_a_role_that_is_gone_is_told(
     walk.query(sample_url, "CREATE ROLE short_lived; GRANT SELECT (email) ON users TO short_lived")
     dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
     walk.query(sample_url, "DROP ROLE short_lived")
-    assert restored(sample_url, USERS).lost_grants == ("SELECT (email) to short_lived",)
+    restored(sample_url, USERS)
+    assert lost_grants(sample_url) == ["SELECT (email) to short_lived"]
 
 
 def test_columns_of_the_same_name_or_another_catalogue_are_refused(after: After) -> None:
@@ -343,7 +356,8 @@ def test_progress_is_reported(after: After) -> None:
     seen: list[Progress] = []
     result = restore_plaintext(walk.target(url), USERS, on_progress=seen.append)
     assert {progress.batch_range for progress in seen} == set(range(walk.RANGES))
-    assert (seen[-1].rows, seen[-1].values) == (result.rows, result.values)
+    assert result is not None
+    assert (seen[-1].rows, seen[-1].values) == (result.filled.rows, result.filled.values)
 
 
 def test_held_until_nobody_writes_ciphertext_alone(approved_url: str) -> None:
@@ -352,7 +366,9 @@ def test_held_until_nobody_writes_ciphertext_alone(approved_url: str) -> None:
     walk.drop(approved_url, USERS)
 
     def hold() -> RestoreResult:
-        return restore_plaintext(walk.target(approved_url), USERS, hold=True)
+        result = restore_plaintext(walk.target(approved_url), USERS, hold=True)
+        assert result is not None
+        return result
 
     def write(email: str, number: int, *more: str) -> None:
         """Ciphertext and token, and what else is named."""
@@ -365,7 +381,7 @@ def test_held_until_nobody_writes_ciphertext_alone(approved_url: str) -> None:
         )
 
     first = hold()
-    assert (first.held, first.changed, first.rows) == (True, True, len(before))
+    assert (first.held, first.filled.rows) == (True, len(before))
     assert dict(walk.query(approved_url, "SELECT id, email FROM users")) == before
     write("alone@x.example", 100)
     write("both@x.example", 101, ", email = 'both@x.example'")
@@ -374,11 +390,10 @@ def test_held_until_nobody_writes_ciphertext_alone(approved_url: str) -> None:
         (101, "both@x.example"),
     ]
     again = hold()
-    assert (again.held, again.rows, again.indexes, again.constraints) == (True, 1, (), ())
+    assert (again.held, again.filled.rows) == (True, 1)
 
     write("later@x.example", 102)
-    ended = restored(approved_url, USERS)
-    assert (ended.held, ended.changed) == (False, True)
+    assert not restored(approved_url, USERS).held
     assert dict(walk.query(approved_url, "SELECT id, email FROM users")) == before | {
         100: "alone@x.example",
         101: "both@x.example",
