@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
-import psycopg
-from psycopg.sql import SQL, Composed, Identifier
+from psycopg.sql import SQL, Composable, Composed, Identifier
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError
@@ -25,25 +24,21 @@ from alphapulse_encryption.migration.bookkeeping.tables import (
     table_state,
 )
 from alphapulse_encryption.migration.postgres.database import Actor
-from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
+from alphapulse_encryption.migration.postgres.ddl import Connection, in_short_transaction
 from alphapulse_encryption.migration.rows import plan
 from alphapulse_encryption.migration.rows.discard import Discard
 from alphapulse_encryption.migration.rows.engine import Progress, work_on_table
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.guard import ensure_guard
 from alphapulse_encryption.migration.schema.partitions import lock_partitions, refuse_partition
+from alphapulse_encryption.migration.schema.saved import alter, verbatim
 from alphapulse_encryption.migration.target import Target
-
-Connection = psycopg.Connection[Any]
-
-ENCRYPTED_TYPE = "text"
-SEARCH_TYPE = "character varying(64)"
 
 # Columns of these types that are there already are taken as they are: an envelope, or a token of 44
 # characters, fits.
 _ADOPTED = {
-    ENCRYPTED_TYPE: {"text", "character varying"},
-    SEARCH_TYPE: {"character varying(64)", "character varying", "text"},
+    "text": {"text", "character varying"},
+    "character varying(64)": {"character varying(64)", "character varying", "text"},
 }
 
 
@@ -66,10 +61,6 @@ class ColumnsResult:
     ranges: int
     seconds: float
 
-    @property
-    def changed(self) -> bool:
-        return bool(self.added) or self.guards_created
-
 
 def add_encrypted_columns(
     target: Target,
@@ -91,39 +82,32 @@ def add_encrypted_columns(
     Raises:
         RowsLeft: rows of such ciphertext cannot be cleared, or are locked; the others are.
         ConfigurationError: table, column or key missing, or an existing column of another type.
-        RefusedError: another key than the one this database was begun with.
-        DatabaseFailure: the lock could not be had, or the server refused.
+        RefusedError: another key than the one this database was begun with, or the lock could not be had.
     """
     started = time.monotonic()
-    with target.database.session(f"add encrypted columns to {table.key}") as connection:
+    doing = f"add encrypted columns to {table.key}"
+    with target.database.session(doing) as connection:
         check_key(connection, target.keys)
         state = table_state(connection, table) if bookkeeping_exists(connection) else None
         if state is not None and not state.state.has_both_sides:
-            existing = tuple(name for name, _ in _wanted_columns(table))
-            ranges = len(read_ranges(connection, table))
+            existing, ranges = tuple(_wanted_columns(table)), len(read_ranges(connection, table))
             return ColumnsResult((), existing, False, 0, ranges, time.monotonic() - started)
         definition = read_table(connection, table)
         refuse_partition(connection, definition)
-        _check_types(definition)
+        _refuse_unsuitable(definition)
         ensure_key(connection, target.keys)
-        added = in_short_transaction(
-            connection,
-            f"add encrypted columns to {table.key}",
-            lambda: _add_missing(connection, table, target.actor),
-        )
+        add = partial(_add_missing, connection, table, target.actor)
+        added = in_short_transaction(connection, doing, add)
         definition = read_table(connection, table)
-        guarded = in_short_transaction(
-            connection,
-            f"create the guard of {table.key}",
-            lambda: ensure_guard(connection, definition, target.actor),
-        )
+        guard = partial(ensure_guard, connection, definition, target.actor)
+        guarded = in_short_transaction(connection, f"create the guard of {table.key}", guard)
         ranges = plan.ensure_ranges(connection, definition, batch_ranges)
         cleared = 0
         if require_state(connection, table).state is State.REVERTED:
             cleared = _discard(connection, target, table, on_progress)
     return ColumnsResult(
         added=added,
-        existing=tuple(name for name, _ in _wanted_columns(table) if name not in added),
+        existing=tuple(name for name in _wanted_columns(table) if name not in added),
         guards_created=guarded,
         cleared=cleared,
         ranges=ranges,
@@ -148,39 +132,31 @@ def _discard(
     return result.rows
 
 
-def _wanted_columns(table: Table) -> list[tuple[str, str]]:
-    wanted: list[tuple[str, str]] = []
+def _wanted_columns(table: Table) -> dict[str, str]:
+    """The types of the encrypted and search columns, by name."""
+    wanted = {}
     for column in table.columns:
-        wanted.append((column.encrypted, ENCRYPTED_TYPE))
+        wanted[column.encrypted] = "text"
         if column.searchable:
-            wanted.append((column.search, SEARCH_TYPE))
+            wanted[column.search] = "character varying(64)"
     return wanted
 
 
 def unsuitable_columns(definition: TableDefinition) -> list[str]:
     """Encrypted and search columns that are there with a type which does not hold what they are for."""
-    return [
-        name
-        for name, type_ in _wanted_columns(definition.table)
-        if name in definition.columns and not _is_suitable(definition.columns[name], type_)
-    ]
+    found, wanted = definition.columns, _wanted_columns(definition.table)
+    there = [name for name in wanted if name in found]
+    return [name for name in there if found[name].generated or found[name].type not in _ADOPTED[wanted[name]]]
 
 
-def _is_suitable(column: LiveColumn, type_: str) -> bool:
-    return not column.generated and column.type in _ADOPTED[type_]
-
-
-def _check_types(definition: TableDefinition) -> None:
-    for name, type_ in _wanted_columns(definition.table):
-        found = definition.columns.get(name)
-        if found is None:
-            continue
-        if not _is_suitable(found, type_):
-            raise ConfigurationError(
-                f"Column {definition.table.key}.{name} exists with the type {found.type}"
-                f"{' (generated)' if found.generated else ''}, where {type_} is needed. Rename or drop it; "
-                "nothing was changed."
-            )
+def _refuse_unsuitable(definition: TableDefinition) -> None:
+    for name in unsuitable_columns(definition):
+        found = definition.columns[name]
+        raise ConfigurationError(
+            f"Column {definition.table.key}.{name} exists with the type {found.type}"
+            f"{' (generated)' if found.generated else ''}, where {_wanted_columns(definition.table)[name]} is needed. "
+            "Rename or drop it; nothing was changed."
+        )
 
 
 def _add_missing(connection: Connection, table: Table, actor: Actor) -> tuple[str, ...]:
@@ -196,26 +172,18 @@ def _add_missing(connection: Connection, table: Table, actor: Actor) -> tuple[st
 
 def missing_columns(definition: TableDefinition) -> tuple[str, ...]:
     """Encrypted and search columns that are not there yet."""
-    return tuple(name for name, _ in _wanted_columns(definition.table) if name not in definition.columns)
+    return tuple(name for name in _wanted_columns(definition.table) if name not in definition.columns)
 
 
 def add_columns_statement(definition: TableDefinition, names: Sequence[str]) -> Composed:
     """Adds encrypted and search columns: nullable and without a default, so that nothing is rewritten."""
-    types = dict(_wanted_columns(definition.table))
-    return SQL("ALTER TABLE {} {}").format(
-        definition.identifier,
-        SQL(", ").join(
-            SQL("ADD COLUMN {} {}").format(
-                Identifier(name),
-                SQL("text") if types[name] == ENCRYPTED_TYPE else SQL("character varying(64)"),
-            )
-            for name in names
-        ),
-    )
+    types, add = _wanted_columns(definition.table), SQL("ADD COLUMN {} {}")
+    actions: list[Composable] = [add.format(Identifier(name), verbatim(types[name])) for name in names]
+    return alter(definition, actions)
 
 
 def with_columns(definition: TableDefinition) -> TableDefinition:
     """The table as it is once its encrypted columns are added."""
-    types = dict(_wanted_columns(definition.table))
+    types = _wanted_columns(definition.table)
     added = {name: LiveColumn(name, types[name], False, None, False) for name in missing_columns(definition)}
     return replace(definition, columns={**definition.columns, **added})

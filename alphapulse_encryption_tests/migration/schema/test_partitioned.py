@@ -148,7 +148,7 @@ def test_second_run_changes_nothing(notes_url: str) -> None:
     build(notes_url)
     log = support.value(notes_url, "SELECT count(*) FROM alphapulse_encryption.audit_log")
     before = run(notes_url, "SELECT oid, relfilenode, xmin::text FROM pg_class ORDER BY 1")
-    assert not support.add_columns(notes_url, ENTRY).changed
+    assert not support.add_columns(notes_url, ENTRY).guards_created
     assert not build(notes_url).changed
     assert run(notes_url, "SELECT oid, relfilenode, xmin::text FROM pg_class ORDER BY 1") == before
     assert support.value(notes_url, "SELECT count(*) FROM alphapulse_encryption.audit_log") == log

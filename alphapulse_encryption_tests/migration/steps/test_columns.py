@@ -56,7 +56,7 @@ def test_second_run_changes_nothing_and_says_so(notes_url: str) -> None:
     before = [run(notes_url, look) for look in looks]
     result = support.add_columns(notes_url, ENTRY, ranges=4)
     assert [run(notes_url, look) for look in looks] == before
-    assert not result.changed
+    assert (result.added, result.guards_created) == ((), False)
     assert result.existing == ("mail_encrypted", "mail_search", "secret_encrypted")
 
 

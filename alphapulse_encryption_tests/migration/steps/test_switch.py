@@ -218,7 +218,7 @@ def test_the_next_try_trusts_no_ciphertext_that_nobody_watched_over(after: After
 
     assert (result.added, result.guards_created, result.cleared) == ((), True, rows)
     assert walk.value(url, "SELECT count(*) FROM users WHERE email_encrypted || email_search <> ''") == 0
-    assert not add_encrypted_columns(walk.target(url), USERS, batch_ranges=walk.RANGES).changed
+    assert not add_encrypted_columns(walk.target(url), USERS, batch_ranges=walk.RANGES).guards_created
     walk.encrypt(url, USERS)
     assert walk.verify(url, USERS).passed
     sealed = walk.value(url, "SELECT first_name_encrypted FROM users WHERE id = 9")
