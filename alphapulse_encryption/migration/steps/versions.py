@@ -8,14 +8,12 @@ which values turn up again is readable again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-import psycopg
 from psycopg.sql import SQL, Composed, Identifier, Literal
 
-from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.errors import DecryptionError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.approvals import revoke
@@ -36,11 +34,10 @@ from alphapulse_encryption.migration.bookkeeping.keys import (
 )
 from alphapulse_encryption.migration.postgres import wire
 from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.ddl import Connection
 from alphapulse_encryption.migration.rows.batches import reading, texts
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target
-
-Connection = psycopg.Connection[Any]
 
 ROWS_PER_BATCH = 5_000
 
@@ -73,7 +70,6 @@ def begin_rotation(target: Target) -> Begun:
     Raises:
         RefusedError: the database's current version is a later one, a key is not the one the database was begun with,
             or there is no key of a version that values may have; nothing was changed.
-        DatabaseFailure: the server refused.
     """
     new = target.keys.current_version
     with target.database.session("begin a key rotation") as connection:
@@ -84,17 +80,16 @@ def begin_rotation(target: Target) -> Begun:
         with connection.transaction():
             hold_key_versions(connection)
             versions = key_versions(connection)
-            current = next(version for version in versions if version.state == "current")
-            if current.number == new:
-                check_readable(versions, target.keys)
-                return Begun(new, new)
-            if new < current.number:
+            current = next(version.number for version in versions if version.state == "current")
+            if new < current:
                 check_key(connection, target.keys)
             check_readable(versions, target.keys)
+            if new == current:
+                return Begun(new, new)
             remember_key(connection, target.keys)
             # Once more, now that this one is among them: somebody may have stored another key for it before.
             check_key_values(connection, target.keys)
-            set_key_state(connection, current.number, "readable", target.actor)
+            set_key_state(connection, current, "readable", target.actor)
             set_key_state(connection, new, "current", target.actor)
             revoked = revoke(connection, f"{target.actor.name}: key rotation")
             approvals = tuple(approval.id for approval in revoked)
@@ -102,21 +97,16 @@ def begin_rotation(target: Target) -> Begun:
                 connection,
                 target.actor,
                 "begin_key_rotation",
-                from_version=current.number,
+                from_version=current,
                 to_version=new,
                 revoked_approvals=list(approvals),
             )
-    return Begun(new, current.number, approvals)
+    return Begun(new, current, approvals)
 
 
 @dataclass
 class Found:
-    """What is of one key version in one table.
-
-    Args:
-        rows: rows with a value of it.
-        values: values.
-    """
+    """What is of one key version in one table: values, and the rows that have one."""
 
     rows: int = 0
     values: int = 0
@@ -126,17 +116,16 @@ class Found:
         return f"{values} in {self.rows:,} row{'' if self.rows == 1 else 's'}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class TableVersions:
     """What a table's ciphertexts name as their key versions.
 
     Args:
-        versions: by version.
         unreadable: values that are no envelopes of their column, so that they name none.
     """
 
     table: str
-    versions: Mapping[int, Found]
+    versions: dict[int, Found] = field(default_factory=dict)
     unreadable: int = 0
 
     def __str__(self) -> str:
@@ -144,17 +133,8 @@ class TableVersions:
         parts += [f"no envelopes: {self.unreadable:,} values"] if self.unreadable else []
         return "; ".join(parts) or "nothing is encrypted"
 
-    def of(self, version: int) -> Found:
-        """What is of a version."""
-        return self.versions.get(version, Found())
-
-
-@dataclass
-class _Count:
-    versions: dict[int, Found] = field(default_factory=dict)
-    unreadable: int = 0
-
     def add(self, version: int, rows: int, values: int) -> None:
+        """Count more of a version."""
         found = self.versions.setdefault(version, Found())
         found.rows += rows
         found.values += values
@@ -170,92 +150,67 @@ def count_versions(
 
     Raises:
         ConfigurationError: a table is missing.
-        DatabaseFailure: the server refused.
     """
     with database.session("count the values of each key version") as connection, connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        return tuple(_counted(connection, tables, cipher))
-
-
-def _counted(
-    connection: Connection, tables: Iterable[Table], cipher: EnvelopeFormat
-) -> Iterable[TableVersions]:
-    known = [version.number for version in key_versions(connection)]
-    for table in tables:
-        definition = read_table(connection, table, plaintext=False)
-        if definition.encrypted_columns:
-            yield _count(connection, definition, cipher, known)
+        known = [version.number for version in key_versions(connection)]
+        definitions = [read_table(connection, table, plaintext=False) for table in tables]
+        return tuple(
+            _count(connection, definition, cipher, known)
+            for definition in definitions
+            if definition.encrypted_columns
+        )
 
 
 def _count(
-    connection: Connection, definition: TableDefinition, cipher: EnvelopeFormat, versions: Sequence[int]
+    connection: Connection, definition: TableDefinition, cipher: EnvelopeFormat, known: list[int]
 ) -> TableVersions:
     """Those that end as ours do are counted by the server, rows with any other are looked at here."""
-    count = _Count()
-    # Two numbers for each version, in one row.
-    numbers = connection.execute(_count_ours(definition, cipher, versions)).fetchall()[0]
-    for i, version in enumerate(versions):
-        if numbers[2 * i]:
-            count.add(version, numbers[2 * i], numbers[2 * i + 1])
-    others = wire.numbered(connection, _select_others(definition, cipher, versions))
-    with reading(connection, others) as fetch:
-        while (columns := texts(fetch(ROWS_PER_BATCH)))[0]:
-            for row in zip(*columns, strict=True):
-                _look(definition, cipher, row, count)
-    return TableVersions(definition.table.key, dict(sorted(count.versions.items())), count.unreadable)
+    count = TableVersions(definition.table.key)
+    columns = definition.encrypted_columns
+    # Whether a column's envelope ends as those of a version do: by version, then by column.
+    ends = [[_ends(c.encrypted, cipher.ending(c.context, version)) for c in columns] for version in known]
+    others = SQL(" OR ").join(
+        SQL("NOT coalesce({}, true)").format(SQL(" OR ").join(of_column))
+        for of_column in zip(*ends, strict=True)
+    )
+    rows = [SQL("count(*) FILTER (WHERE {})").format(SQL(" OR ").join(of_version)) for of_version in ends]
+    values = [
+        SQL("coalesce(sum({}), 0)::bigint").format(
+            SQL(" + ").join(SQL("coalesce({}, false)::int").format(one) for one in of_version)
+        )
+        for of_version in ends
+    ]
+    select = SQL("SELECT {} FROM {} t WHERE {}")
+    ours = select.format(
+        SQL(", ").join([*rows, *values]), definition.identifier, SQL("NOT ({})").format(others)
+    )
+    numbers = connection.execute(ours).fetchall()[0]
+    for version, with_it, of_it in zip(known, numbers[: len(known)], numbers[len(known) :], strict=True):
+        if with_it:
+            count.add(version, with_it, of_it)
+    envelopes = SQL(", ").join(SQL("{}::text").format(Identifier("t", c.encrypted)) for c in columns)
+    query = wire.numbered(connection, select.format(envelopes, definition.identifier, others))
+    with reading(connection, query) as fetch:
+        while (batch := texts(fetch(ROWS_PER_BATCH)))[0]:
+            for row in zip(*batch, strict=True):
+                _look(count, cipher, columns, row)
+    count.versions = dict(sorted(count.versions.items()))
+    return count
 
 
 def _look(
-    definition: TableDefinition, cipher: EnvelopeFormat, row: Sequence[str | None], count: _Count
+    count: TableVersions, cipher: EnvelopeFormat, columns: Iterable[Column], row: Iterable[str | None]
 ) -> None:
-    found: Counter[int] = Counter()
-    for column, envelope in zip(definition.encrypted_columns, row, strict=True):
-        if envelope is None:
-            continue
+    seen: Counter[int] = Counter()
+    for column, envelope in zip(columns, row, strict=True):
         try:
-            found[cipher.key_version(envelope, column.context)] += 1
+            if envelope is not None:
+                seen[cipher.key_version(envelope, column.context)] += 1
         except DecryptionError:
             count.unreadable += 1
-    for version, values in found.items():
+    for version, values in seen.items():
         count.add(version, 1, values)
-
-
-def _count_ours(definition: TableDefinition, cipher: EnvelopeFormat, versions: Sequence[int]) -> Composed:
-    counts: list[Composed] = []
-    for version in versions:
-        values = [
-            _ends(column.encrypted, cipher.ending(column.context, version))
-            for column in definition.encrypted_columns
-        ]
-        counts.append(SQL("count(*) FILTER (WHERE {})").format(SQL(" OR ").join(values)))
-        counts.append(
-            SQL("coalesce(sum({}), 0)::bigint").format(
-                SQL(" + ").join(SQL("coalesce({}, false)::int").format(value) for value in values)
-            )
-        )
-    return SQL("SELECT {} FROM {} t WHERE NOT {}").format(
-        SQL(", ").join(counts), definition.identifier, _has_others(definition, cipher, versions)
-    )
-
-
-def _select_others(definition: TableDefinition, cipher: EnvelopeFormat, versions: Sequence[int]) -> Composed:
-    columns = [SQL("{}::text").format(Identifier("t", c.encrypted)) for c in definition.encrypted_columns]
-    return SQL("SELECT {} FROM {} t WHERE {}").format(
-        SQL(", ").join(columns), definition.identifier, _has_others(definition, cipher, versions)
-    )
-
-
-def _has_others(definition: TableDefinition, cipher: EnvelopeFormat, versions: Sequence[int]) -> Composed:
-    """The condition that a row has an envelope which ends in no way that we know."""
-    others = [
-        SQL("NOT coalesce({}, true)").format(
-            SQL(" OR ").join(
-                _ends(column.encrypted, cipher.ending(column.context, version)) for version in versions
-            )
-        )
-        for column in definition.encrypted_columns
-    ]
-    return SQL("({})").format(SQL(" OR ").join(others))
 
 
 def _ends(column: str, ending: str) -> Composed:
@@ -298,12 +253,16 @@ def retire_versions(target: Target) -> Retirement:
         RefusedError: there are encrypted columns that the catalogue no longer names, so that nobody can say what they
             hold; nothing was changed.
         ConfigurationError: a table is missing.
-        DatabaseFailure: the server refused.
     """
     with target.database.session("look for uncatalogued encrypted columns") as connection:
         if not key_versions(connection):
             return Retirement((), (), {}, ())
-        _refuse_uncatalogued(connection, target.catalogue)
+        if rows := uncatalogued_columns(connection, target.catalogue.tables):
+            raise RefusedError(
+                f"No key version is retired: {', '.join(f'{t}.{c}' for t, c in rows)} has an encrypted column that the "
+                "catalogue does not name, so what it holds is not looked at. Put it back into the catalogue, or drop "
+                "that column."
+            )
     counts = count_versions(target.database, target.catalogue.tables, target.cipher)
     retired: list[int] = []
     reinstated: list[int] = []
@@ -311,9 +270,7 @@ def retire_versions(target: Target) -> Retirement:
     with target.database.session("retire key versions") as connection, connection.transaction():
         hold_key_versions(connection)
         for version in key_versions(connection):
-            found = {
-                count.table: count.of(version.number) for count in counts if count.of(version.number).values
-            }
+            found = {c.table: c.versions[version.number] for c in counts if version.number in c.versions}
             keep_key_count(connection, version.number, {table: vars(count) for table, count in found.items()})
             if version.state == "current":
                 continue
@@ -336,7 +293,6 @@ def reinstate_version(database: Database, version: int, actor: Actor) -> bool:
 
     Raises:
         RefusedError: this database does not know the version.
-        DatabaseFailure: the server refused.
     """
     with database.session("reinstate a key version") as connection, connection.transaction():
         known = {found.number: found for found in key_versions(connection)}
@@ -351,13 +307,3 @@ def reinstate_version(database: Database, version: int, actor: Actor) -> bool:
 def _change(connection: Connection, version: KeyVersion, state: KeyState, action: str, actor: Actor) -> None:
     set_key_state(connection, version.number, state, actor)
     audit(connection, actor, action, key_version=version.number)
-
-
-def _refuse_uncatalogued(connection: Connection, catalogue: Catalogue) -> None:
-    rows = uncatalogued_columns(connection, catalogue.tables)
-    if rows:
-        raise RefusedError(
-            f"No key version is retired: {', '.join(f'{t}.{c}' for t, c in rows)} has an encrypted column that the "
-            "catalogue does not name, so what it holds is not looked at. Put it back into the catalogue, or drop that "
-            "column."
-        )
