@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import psycopg
 from psycopg.sql import SQL, Identifier
@@ -21,23 +20,19 @@ from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
-from alphapulse_encryption.migration.postgres.ddl import LOCK_TIMEOUT, outside_transaction, without_limits
-from alphapulse_encryption.migration.schema import saved
-from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
-from alphapulse_encryption.migration.schema.partitions import Part, read_parts
-from alphapulse_encryption.migration.steps.traces import (
-    OTHER_FILES,
-    WAL,
-    KnownValues,
-    Place,
-    look_everywhere,
-    look_into_table,
-    open_data_files,
-    sample_values,
+from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.ddl import (
+    LOCK_TIMEOUT,
+    Connection,
+    outside_transaction,
+    without_limits,
 )
+from alphapulse_encryption.migration.schema import saved
+from alphapulse_encryption.migration.schema.definition import read_table
+from alphapulse_encryption.migration.schema.partitions import Part, read_parts
+from alphapulse_encryption.migration.steps import traces
+from alphapulse_encryption.migration.steps.traces import Place
 from alphapulse_encryption.migration.target import Target
-
-Connection = psycopg.Connection[Any]
 
 _STATISTICS = ("pg_statistic", "pg_statistic_ext_data")
 
@@ -68,7 +63,7 @@ class ErasureResult:
         statistics_rewritten: whether the planner's statistics were; not every role may.
         checkpointed: whether the files were made to show what the server has in memory; not every role may.
         values: how many known values were looked for.
-        unsearchable: columns of which no value could be looked for.
+        unsearchable: columns of which none could be.
         places: what is where now.
         locked_seconds: how long the table was rewritten, under its lock.
     """
@@ -119,28 +114,35 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
             )
         definition = read_table(connection, table, plaintext=False)
         parts = read_parts(connection, definition.oid)
-        values = sample_values(
-            connection, definition, {column.name: column.type for column in dropped.columns}, target.cipher
-        )
+        oids = [part.oid for part in parts]
+        types = {column.name: column.type for column in dropped.columns}
+        values = traces.sample_values(connection, definition, types, target.cipher)
         began = time.monotonic()
-        before, looked_before = _before(connection, parts, values)
+        _checkpoint(connection)
+        # While they are still there: it shows what the later look is worth.
+        before, looked = traces.look_into_table(connection, traces.open_data_files(connection), oids, values)
         looking = time.monotonic() - began
-        size = definition.total_bytes
         without_limits(connection)
-        locked = _rewrite_table(connection, definition, parts)
+        began = time.monotonic()
+        _rewrite_table(connection, table, parts)
+        locked = time.monotonic() - began
         connection.execute(SQL("ANALYZE {}").format(definition.identifier))
         statistics = all([_rewrite_catalogue(connection, name) for name in _STATISTICS])
         checkpointed = _checkpoint(connection)
-        oids = [part.oid for part in parts]
         began = time.monotonic()
         places = [
             replace(place, before=before.get(place.name)) if place.erasable else place
-            for place in look_everywhere(connection, open_data_files(connection), definition, oids, values)
+            for place in traces.look_everywhere(
+                connection, traces.open_data_files(connection), definition, oids, values
+            )
         ]
         looking += time.monotonic() - began
+        read = {place.name: place.bytes for place in places}
+        wal, other = read.pop(traces.WAL), read.pop(traces.OTHER_FILES)
+        most = answer(connection, "SELECT pg_size_bytes(current_setting('max_wal_size'))")
         result = ErasureResult(
             table=table.key,
-            bytes_before=size,
+            bytes_before=definition.total_bytes,
             bytes_after=read_table(connection, table, plaintext=False).total_bytes,
             statistics_rewritten=statistics,
             checkpointed=checkpointed,
@@ -148,11 +150,14 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
             unsearchable=values.unsearchable,
             places=tuple(places),
             locked_seconds=locked,
-            look=_look(connection, looking, looked_before, places),
+            look=Look(looking, looked + sum(read.values()), wal, most, other),
             seconds=time.monotonic() - started,
         )
         audit(
-            *(connection, target.actor, "erase_dropped", table),
+            connection,
+            target.actor,
+            "erase_dropped",
+            table,
             bytes_before=result.bytes_before,
             bytes_after=result.bytes_after,
             statistics_rewritten=statistics,
@@ -161,30 +166,13 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
     return result
 
 
-def _before(connection: Connection, parts: Sequence[Part], values: KnownValues) -> tuple[dict[str, int], int]:
-    """How many known values can be seen while they are still there, which shows what the later look is worth; bytes."""
-    _checkpoint(connection)
-    files = open_data_files(connection)
-    oids = [part.oid for part in parts]
-    return ({}, 0) if files is None else look_into_table(connection, files, oids, values)
-
-
-def _look(connection: Connection, seconds: float, before: int, places: Sequence[Place]) -> Look:
-    wal, other = (sum(place.bytes for place in places if place.name == name) for name in (WAL, OTHER_FILES))
-    [(most,)] = connection.execute("SELECT pg_size_bytes(current_setting('max_wal_size'))").fetchall()
-    database = before + sum(place.bytes for place in places) - wal - other
-    return Look(seconds, database, wal, most, other)
-
-
-def _rewrite_table(connection: Connection, definition: TableDefinition, parts: Sequence[Part]) -> float:
-    started = time.monotonic()
+def _rewrite_table(connection: Connection, table: Table, parts: Sequence[Part]) -> None:
     for part in parts:
         if part.leaf and not _rewrite(connection, part.schema_name, part.name):
             raise RefusedError(
                 f"The server did not rewrite {part.schema_name}.{part.name}: this role may not vacuum it. Let its "
-                f"owner erase {definition.table.key}."
+                f"owner erase {table.key}."
             )
-    return time.monotonic() - started
 
 
 def _rewrite_catalogue(connection: Connection, name: str) -> bool:
@@ -208,12 +196,13 @@ def _rewrite(connection: Connection, schema: str, name: str) -> bool:
 
 
 def _file_of(connection: Connection, schema: str, name: str) -> str | None:
-    row = connection.execute(
+    file: str | None = answer(
+        connection,
         "SELECT pg_relation_filepath(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
         "WHERE n.nspname = %s AND c.relname = %s",
-        [schema, name],
-    ).fetchone()
-    return None if row is None else row[0]
+        *(schema, name),
+    )
+    return file
 
 
 def _checkpoint(connection: Connection) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any
 from typing import Literal as OneOf
 from uuid import UUID
 
@@ -30,9 +30,10 @@ from alphapulse_encryption.catalogue import Column
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.migration.bookkeeping.backups import backups_known
 from alphapulse_encryption.migration.bookkeeping.install import SCHEMA
+from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.ddl import Connection
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 
-Connection = psycopg.Connection[Any]
 Finding = OneOf["found", "not found", "cannot be seen"]
 
 VALUES_PER_COLUMN = 6
@@ -65,7 +66,7 @@ class Place:
         values: how many of the known values are there.
         before: how many of them were before an erasure; None where that is not known.
         bytes: how much was read.
-        remark: what an operator has to know of it; "" where nothing.
+        remark: what an operator has to know of it.
         erasable: whether an erasure is to leave nothing there.
     """
 
@@ -184,9 +185,9 @@ def sample_values(
 
 def _sampled(connection: Connection, definition: TableDefinition, column: Column) -> list[str]:
     # A sample of pages; where there are few rows, or the pages chosen have none, all of them.
-    share = min(100.0, 100.0 * 20 * _SAMPLED_ROWS / max(definition.estimated_rows, 1))
+    share = 100.0 * 20 * _SAMPLED_ROWS / max(definition.estimated_rows, 1)
     pages = SQL("TABLESAMPLE SYSTEM ({})").format(Literal(share))
-    for sample in (SQL(""),) if share == 100.0 else (pages, SQL("")):
+    for sample in (SQL(""),) if share >= 100.0 else (pages, SQL("")):
         rows = connection.execute(
             SQL("SELECT {0} FROM {1} {2} WHERE {0} IS NOT NULL LIMIT {3}").format(
                 Identifier(column.encrypted), definition.identifier, sample, Literal(_SAMPLED_ROWS)
@@ -199,19 +200,16 @@ def _sampled(connection: Connection, definition: TableDefinition, column: Column
 
 def _python_encoding(connection: Connection) -> str:
     """What Python calls the database's encoding: text lies on disk in it."""
-    [(name,)] = connection.execute(
-        "SELECT set_config('client_encoding', current_setting('server_encoding'), false)"
-    ).fetchall()
+    name = answer(
+        connection, "SELECT set_config('client_encoding', current_setting('server_encoding'), false)"
+    )
     try:
         return "utf-8" if name == "SQL_ASCII" else connection.info.encoding
     finally:
         connection.execute("SELECT set_config('client_encoding', 'UTF8', false)")
 
 
-# Files
-
-
-# The server's data directory. Paths are relative to it; what has gone meanwhile is empty.
+# Files: the server's data directory. Paths are relative to it; what has gone meanwhile is empty.
 
 
 @dataclass(frozen=True)
@@ -355,50 +353,12 @@ _ELSEWHERE = "the same value occurs there: it may be a copy, or a value of its o
 _UNREADABLE = "the data directory can be read neither from here nor through the server (pg_read_server_files)"
 
 
-@dataclass
-class _Map:
-    """Which place a file of the data directory belongs to.
-
-    Args:
-        relations: places of the database's relations, by the path of their first file.
-        own: those that an erasure is to clean; the table first, its heap before its indexes.
-    """
-
-    relations: dict[str, str]
-    own: list[str]
-
-    def files(self, files: DataFiles) -> Iterator[tuple[str, str]]:
-        """Every file with its place, but for those of other databases."""
-        databases = {path.rpartition("/")[0] for path in self.relations}
-        directories = [""]
-        while directories:
-            directory = directories.pop()
-            if _OF_A_DATABASE.fullmatch(directory) and directory not in databases:
-                continue
-            for name, is_directory in files.entries(directory):
-                path = f"{directory}/{name}" if directory else name
-                if is_directory:
-                    directories.append(path)
-                elif (place := self._place(directory, name)) is not None:
-                    yield path, place
-
-    def _place(self, directory: str, name: str) -> str | None:
-        if "/pgsql_tmp" in directory:
-            return _TEMPORARY
-        if _OF_A_DATABASE.fullmatch(directory):
-            # Segments, forks and temporary tables: 16384, 16384.1, 16384_fsm, t3_16384.
-            number = re.match(r"(t\d+_)?\d+", name)
-            return None if number is None else self.relations.get(f"{directory}/{number[0]}", _NOBODYS)
-        if directory.startswith("pg_wal"):
-            return WAL
-        return None if directory.startswith(("base", "pg_tblspc")) else OTHER_FILES
-
-
 # A database's directory; in a table space it is below one that is named by the version.
 _OF_A_DATABASE = re.compile(r"(base|pg_tblspc/\d+/[^/]+)/\d+")
 
 
-def _map(connection: Connection, tables: Sequence[int]) -> _Map:
+def _relations(connection: Connection, tables: Sequence[int]) -> tuple[dict[str, str], list[str]]:
+    """The places of the database's relations, by the path of their first file; and which of them are to be clean."""
     found: dict[str, str] = {}
     own = set()
     for path, schema, table, oid, part in connection.execute(_RELATIONS).fetchall():
@@ -410,7 +370,35 @@ def _map(connection: Connection, tables: Sequence[int]) -> _Map:
             found[path] = STATISTICS
         elif schema == SCHEMA:
             found[path] = _BOOKKEEPING
-    return _Map(found, [*sorted(own), STATISTICS])
+    return found, [*sorted(own), STATISTICS]
+
+
+def _files(files: DataFiles, relations: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Every file with its place, but for those of other databases."""
+    databases = {path.rpartition("/")[0] for path in relations}
+    directories = [""]
+    while directories:
+        directory = directories.pop()
+        if _OF_A_DATABASE.fullmatch(directory) and directory not in databases:
+            continue
+        for name, is_directory in files.entries(directory):
+            path = f"{directory}/{name}" if directory else name
+            if is_directory:
+                directories.append(path)
+            elif (place := _place(relations, directory, name)) is not None:
+                yield path, place
+
+
+def _place(relations: Mapping[str, str], directory: str, name: str) -> str | None:
+    if "/pgsql_tmp" in directory:
+        return _TEMPORARY
+    if _OF_A_DATABASE.fullmatch(directory):
+        # Segments, forks and temporary tables: 16384, 16384.1, 16384_fsm, t3_16384.
+        number = re.match(r"(t\d+_)?\d+", name)
+        return None if number is None else relations.get(f"{directory}/{number[0]}", _NOBODYS)
+    if directory.startswith("pg_wal"):
+        return WAL
+    return None if directory.startswith(("base", "pg_tblspc")) else OTHER_FILES
 
 
 @dataclass
@@ -443,19 +431,23 @@ class _Look:
 
 
 def look_into_table(
-    connection: Connection, files: DataFiles, tables: Sequence[int], values: KnownValues
+    connection: Connection, files: DataFiles | None, tables: Sequence[int], values: KnownValues
 ) -> tuple[dict[str, int], int]:
     """How many values are in what an erasure is to clean: the files of the table, and the planner's statistics.
 
     Args:
+        files: None where they cannot be read.
         tables: object identifiers of the table and its partitions.
 
     Returns:
         Numbers by the name of the place, and how many bytes were looked through.
     """
-    places, look = _map(connection, tables), _Look(files, ManyPatterns(values.patterns))
-    for path, place in places.files(files):
-        if place in places.own:
+    if files is None:
+        return {}, 0
+    relations, own = _relations(connection, tables)
+    look = _Look(files, ManyPatterns(values.patterns))
+    for path, place in _files(files, relations):
+        if place in own:
             look.into(place, path)
     return {name: len(found) for name, found in look.found.items()}, look.bytes.total()
 
@@ -469,24 +461,22 @@ def look_everywhere(
 ) -> list[Place]:
     """Look through every file of the database, and what else the server keeps in its data directory.
 
-    Args:
-        files: None where they cannot be read.
-        tables: object identifiers of the table and its partitions.
+    Arguments as for :func:`look_into_table`.
     """
-    map_ = _map(connection, tables)
+    relations, own = _relations(connection, tables)
     if files is None:
         return [
-            *(Place(name, "cannot be seen", remark=_UNREADABLE, erasable=True) for name in map_.own),
+            *(Place(name, "cannot be seen", remark=_UNREADABLE, erasable=True) for name in own),
             *(Place(name, "cannot be seen", remark=_UNREADABLE) for name in (_OTHER_TABLES, *_REMARKS)),
             *_out_of_sight(connection),
         ]
     look = _Look(files, ManyPatterns(values.patterns))
-    for path, place in map_.files(files):
+    for path, place in _files(files, relations):
         look.into(place, path)
-    others = sorted(look.found.keys() - {*map_.own, *_REMARKS})
+    others = sorted(look.found.keys() - {*own, *_REMARKS})
     quiet = [name for name in others if not look.found[name] and name not in look.unreadable]
     return [
-        *(_without_live(connection, definition, look, name, values) for name in map_.own),
+        *(_without_live(connection, definition, look, name, values) for name in own),
         *(look.place(name, _ELSEWHERE) for name in others if name not in quiet),
         Place(_OTHER_TABLES, "not found", bytes=sum(look.bytes[name] for name in quiet)),
         *(look.place(name, remark) for name, remark in _REMARKS.items()),
@@ -494,13 +484,20 @@ def look_everywhere(
     ]
 
 
+_LIVE_STATISTICS = SQL("""
+SELECT concat_ws(E'\\n', array_to_string(most_common_vals::text::text[], E'\\n'),
+                 array_to_string(histogram_bounds::text::text[], E'\\n'),
+                 array_to_string(most_common_elems::text::text[], E'\\n'))
+  FROM pg_stats
+""")
+
+
 def _without_live(
     connection: Connection, definition: TableDefinition, look: _Look, name: str, values: KnownValues
 ) -> Place:
     """A place to be clean; a value that another column shows, or has in its statistics, is no remnant."""
-    found = look.found.get(name)
-    if found:
-        query: Composed = SQL(_LIVE_STATISTICS).format()
+    if found := look.found.get(name):
+        query: SQL | Composed = _LIVE_STATISTICS
         if name != STATISTICS:
             derived = {name for column in definition.table.columns for name in column.derived}
             others = map(Identifier, [column for column in definition.columns if column not in derived])
@@ -512,15 +509,7 @@ def _without_live(
     return look.place(name, _REMAINS, erasable=True)
 
 
-_LIVE_STATISTICS: LiteralString = """
-SELECT concat_ws(E'\\n', array_to_string(most_common_vals::text::text[], E'\\n'),
-                 array_to_string(histogram_bounds::text::text[], E'\\n'),
-                 array_to_string(most_common_elems::text::text[], E'\\n'))
-  FROM pg_stats
-"""
-
-
-def _seen(connection: Connection, query: Composed, texts: Sequence[str]) -> set[str]:
+def _seen(connection: Connection, query: SQL | Composed, texts: Sequence[str]) -> set[str]:
     """Which of the texts occur in the rows, which are brought here for it."""
     # In a jsonb document a text may be shown with escapes.
     forms = {text: (text, json.dumps(text, ensure_ascii=False)[1:-1]) for text in texts}
