@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from datetime import timedelta
-from typing import Any, Literal
-
-import psycopg
+from typing import Literal
 
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.keys import KeyRing
@@ -25,14 +23,13 @@ from alphapulse_encryption.migration.gates import roles
 from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, check_backup, is_recent
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.ddl import Connection
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.verify import TableVerification
 from alphapulse_encryption.migration.schema import indexes, saved
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.dependants import stops_of_the_drop
 from alphapulse_encryption.migration.target import Target
-
-Connection = psycopg.Connection[Any]
 
 VALID_FOR = timedelta(hours=24)
 LONGEST_VALID_FOR = timedelta(days=7)
@@ -55,13 +52,11 @@ def approve_drop(
     Args:
         approver: the person's name.
         confirmation: the table's key, typed by them.
-        valid_for: how long it may be used.
 
     Raises:
         RefusedError: confirmation, name or reason missing; not verified, or rows left out by it; authority not
             ciphertext; no recent, undamaged backup; other objects depend on the plaintext. Nothing was recorded.
         ConfigurationError: table or column missing.
-        DatabaseFailure: the server refused.
     """
     _check_words(table, approver, reason, confirmation, valid_for)
     with target.database.session(f"approve the drop of {table.key}") as connection:
@@ -75,8 +70,7 @@ def approve_drop(
             raise RefusedError(
                 f"There is no backup of {table.key}. Take one first (asset backup); nothing was changed."
             )
-        _refuse_stale(connection, table, backup)
-        check_backup(backup)
+        _refuse_unusable(connection, table, backup)
         if verification.missing_rows is None:
             verify.count_rows(target, table)
             definition, verification = refuse_unless_droppable(connection, table, target.keys)
@@ -110,9 +104,13 @@ def approve_drop(
 
 def _bound_definition(connection: Connection, definition: TableDefinition) -> str:
     """The table's definition together with everything that would go with its plaintext columns."""
-    state = require_state(connection, definition.table)
-    goes = saved.read_saved(connection, definition, state.set_aside)
+    goes = _what_goes(connection, definition)
     return hashlib.sha256(f"{definition.fingerprint()} {goes.model_dump_json()}".encode()).hexdigest()
+
+
+def _what_goes(connection: Connection, definition: TableDefinition) -> saved.SavedTable:
+    state = require_state(connection, definition.table)
+    return saved.read_saved(connection, definition, state.set_aside)
 
 
 def _check_words(table: Table, approver: str, reason: str, confirmation: str, valid_for: timedelta) -> None:
@@ -166,31 +164,21 @@ def refuse_unless_droppable(
             f"Table {table.key} is not verified: {'; '.join(verification.reasons)}. Run the verification "
             f"(--verify --table {table.key}); nothing was changed."
         )
-    refuse_dependants(connection, definition)
+    if depending := stops_of_the_drop(connection, definition):
+        raise RefusedError(
+            f"Other objects depend on the plaintext columns of {table.key}: {'; '.join(depending)}. Move them to the "
+            "encrypted columns or the compatibility views, or drop them; nothing was changed."
+        )
     return definition, verification
 
 
-def refuse_dependants(connection: Connection, definition: TableDefinition) -> None:
-    """Refuse where somebody else's object needs a plaintext column.
-
-    Raises:
-        RefusedError: names them.
-    """
-    depending = stops_of_the_drop(connection, definition)
-    if depending:
-        raise RefusedError(
-            f"Other objects depend on the plaintext columns of {definition.table.key}: "
-            f"{'; '.join(depending)}. Move them to the encrypted columns or the compatibility views, or drop "
-            "them; nothing was changed."
-        )
-
-
-def _refuse_stale(connection: Connection, table: Table, backup: Backup) -> None:
+def _refuse_unusable(connection: Connection, table: Table, backup: Backup) -> None:
     if not is_recent(connection, backup):
         raise RefusedError(
             f"The backup of {table.key} is more than {NOT_OLDER_THAN_HOURS} hours old. Take a new one (asset backup), "
             "and approve the drop after it; nothing was changed."
         )
+    check_backup(backup)
 
 
 def refuse_without_backup(connection: Connection, table: Table, approval: Approval) -> None:
@@ -204,8 +192,7 @@ def refuse_without_backup(connection: Connection, table: Table, approval: Approv
         raise RefusedError(
             f"The backup that approval {approval.id} relies on is not recorded any more; nothing was changed."
         )
-    _refuse_stale(connection, table, backup)
-    check_backup(backup)
+    _refuse_unusable(connection, table, backup)
 
 
 def two_person_rule(connection: Connection, default: TwoPersonRule) -> TwoPersonRule:
@@ -217,19 +204,10 @@ def two_person_rule(connection: Connection, default: TwoPersonRule) -> TwoPerson
 def refuse_same_person(
     connection: Connection, approval: Approval, operator: str, rule: TwoPersonRule
 ) -> None:
-    """Refuse to the approver what they approved.
+    """Refuse to the approver what they approved, and to anybody who drops it without a name.
 
-    A name is what somebody says of themselves. A database role is what the server vouches for; that two roles are two
-    people is for whoever gives out their passwords to see to.
-
-    Args:
-        connection: that of the drop.
-        approval: the approval.
-        operator: name of who drops.
-        rule: whom to refuse.
-
-    Raises:
-        RefusedError: it is the approver, or who drops has not given their name.
+    A name is what somebody says of themselves. A database role is what the server vouches for; who gives out the
+    passwords sees to it that two roles are two people.
     """
     if rule == "off":
         return
@@ -259,19 +237,11 @@ def _plain_name(name: str) -> str:
 
 
 def valid_approval(
-    connection: Connection,
-    catalogue: Catalogue,
-    definition: TableDefinition,
-    keys: KeyRing,
-    *,
-    lock: bool = False,
+    connection: Connection, target: Target, definition: TableDefinition, *, lock: bool = False
 ) -> Approval:
     """The approval that a drop may use now: the newest open one, with everything it binds as it was.
 
     Args:
-        catalogue: as it is now.
-        definition: the table as it is now.
-        keys: the key ring as it is now.
         lock: hold the row until the end of the transaction, so that nobody else uses or revokes it.
 
     Raises:
@@ -288,8 +258,8 @@ def valid_approval(
             f"{_why_closed(approvals[0]) if approvals else ''}. A person has to approve it (job "
             "approve_drop); nothing was changed."
         )
-    changed = changed_since(connection, catalogue, definition, keys.check_value(keys.current_version), found)
-    if changed:
+    key_check = target.keys.check_value(target.keys.current_version)
+    if changed := changed_since(connection, target.catalogue, definition, key_check, found):
         raise RefusedError(
             f"Since the plaintext drop of {table.key} was approved, {' and '.join(changed)} changed. Verify "
             "and approve it again (--verify, job approve_drop); nothing was dropped."
@@ -304,13 +274,10 @@ def changed_since(
     key_check: str,
     approval: Approval,
 ) -> list[str]:
-    """What of that which an approval binds is another one now; empty where it still holds.
+    """What an approval binds and is another one now; empty where it still holds.
 
     Args:
-        catalogue: as it is now.
-        definition: of the table, as it is now.
         key_check: identifies the current master key.
-        approval: which one.
     """
     return [
         what
@@ -331,34 +298,16 @@ def _why_closed(last: Approval) -> str:
     return ": the last one has expired"
 
 
-def consume(connection: Connection, approval: Approval, operator: str) -> None:
-    """Use an approval up, in the transaction of the drop.
-
-    Args:
-        connection: that of the drop.
-        approval: the approval.
-        operator: who drops.
-
-    Raises:
-        RefusedError: it is not open any more.
-    """
-    if not kept.consume(connection, approval.id, operator):
-        raise RefusedError(f"Approval {approval.id} is not valid any more; nothing was changed.")
-
-
 def revoke(
     database: Database, approval_id: int, actor: Actor, *, operator: str = "", reason: str = ""
 ) -> Approval:
     """Take an approval back.
 
     Args:
-        approval_id: its number.
-        actor: the program that records it.
         operator: name of the person who takes it back; the actor's where it is empty.
 
     Raises:
         RefusedError: there is none of that number, or it was used or revoked before; nothing was changed.
-        DatabaseFailure: the server refused.
     """
     with database.session(f"revoke approval {approval_id}") as connection:
         if bookkeeping_exists(connection):
@@ -384,22 +333,23 @@ def revoke(
 def describe(connection: Connection, definition: TableDefinition) -> str:
     """In plain words: what a drop takes away, what stays in its place, and how it is undone."""
     table = definition.table
-    state = require_state(connection, table)
-    what = saved.read_saved(connection, definition, state.set_aside)
+    what = _what_goes(connection, definition)
     encrypted = {column.name: column.encrypted for column in table.columns}
-    lines = [f"Dropping the plaintext of {table.key} removes"]
-    lines += [f"  column {column.name} ({column.type})" for column in what.columns]
-    lines += [f"  constraint {c.name}: {c.definition}" for c in what.constraints]
-    lines += [f"  index {index.name}" for index in what.indexes]
-    lines += [f"  statistics {statistics.name}" for statistics in what.statistics]
     required = [encrypted[column.name] for column in what.columns if column.not_null is not None]
     unique = [want.name for want in indexes.wanted_indexes(connection, definition) if want.unique]
+    uncarried = [c.name for c in what.constraints if c.kind in ("c", "f")]
+    lines = [
+        f"Dropping the plaintext of {table.key} removes",
+        *(f"  column {column.name} ({column.type})" for column in what.columns),
+        *(f"  constraint {c.name}: {c.definition}" for c in what.constraints),
+        *(f"  index {index.name}" for index in what.indexes),
+        *(f"  statistics {statistics.name}" for statistics in what.statistics),
+    ]
     if required or unique:
         lines.append("In their place")
     if required:
         lines.append(f"  NOT NULL on {', '.join(required)}")
     lines += [f"  uniqueness by the index {name}" for name in unique]
-    uncarried = [c.name for c in what.constraints if c.kind in ("c", "f")]
     if uncarried:
         lines.append(
             f"Nothing takes the place of {', '.join(uncarried)}: the database cannot look into ciphertext."

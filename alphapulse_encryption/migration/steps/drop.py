@@ -16,7 +16,7 @@ from psycopg.sql import SQL, Composable, Composed, Identifier
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping.approvals import Approval
+from alphapulse_encryption.migration.bookkeeping.approvals import Approval, consume
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.definitions import keep_definition
 from alphapulse_encryption.migration.bookkeeping.install import ensure_bookkeeping
@@ -90,7 +90,7 @@ def drop_plaintext(
         if state.state is not State.DROPPED:
             # The cheap reasons to refuse first.
             definition = read_table(connection, table)
-            approval = approvals.valid_approval(connection, target.catalogue, definition, target.keys)
+            approval = approvals.valid_approval(connection, target, definition)
             rule = approvals.two_person_rule(connection, default_rule)
             approvals.refuse_same_person(connection, approval, operator, rule)
             since = _refuse_unless_ready(connection, target, definition, approval)
@@ -158,7 +158,7 @@ def _drop(
         raise RefusedError(f"Table {table.key} was changed by another run meanwhile; nothing was dropped.")
     _lock(connection, read_table(connection, table))
     definition = read_table(connection, table)
-    approval = approvals.valid_approval(connection, target.catalogue, definition, target.keys, lock=True)
+    approval = approvals.valid_approval(connection, target, definition, lock=True)
     if approval.id != before.id:
         raise RefusedError(
             f"Table {table.key} was approved anew meanwhile. Run the step again; nothing was dropped."
@@ -176,7 +176,8 @@ def _drop(
     for statement in _removal(definition, what):
         connection.execute(statement)
     advance(connection, table, State.DROPPED)
-    approvals.consume(connection, approval, names["operator"] or target.actor.name)
+    if not consume(connection, approval.id, names["operator"] or target.actor.name):
+        raise RefusedError(f"Approval {approval.id} is not valid any more; nothing was changed.")
     audit(
         connection,
         target.actor,
