@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal, LiteralString
 
-import psycopg
 from psycopg.sql import SQL, Composable, Composed, Identifier
 from psycopg.sql import Literal as SqlLiteral
 
@@ -27,10 +26,10 @@ from alphapulse_encryption.migration.bookkeeping.install import (
     owns_bookkeeping,
 )
 from alphapulse_encryption.migration.bookkeeping.script import begin_script
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS
+from alphapulse_encryption.migration.postgres.ddl import Connection
 from alphapulse_encryption.migration.schema.saved import verbatim
-
-Connection = psycopg.Connection[Any]
 
 DEFAULT_PREFIX = "alphapulse_"
 # With the longest name behind it, a prefix has to leave an identifier of at most 63 bytes.
@@ -54,15 +53,14 @@ _READERS = ("planner", "verifier", "migrator", "approver", "backup")
 
 @dataclass(frozen=True)
 class Grant:
-    """A privilege on a table of the bookkeeping, or on some of its columns."""
+    """A privilege on a table of the bookkeeping, or on some of its columns, which have commas between them."""
 
     table: str
     privilege: Literal["SELECT", "INSERT", "UPDATE", "DELETE"]
-    columns: tuple[str, ...] = ()
+    columns: str = ""
 
     def __str__(self) -> str:
-        columns = f" ({', '.join(self.columns)})" if self.columns else ""
-        return f"{self.privilege}{columns} on {SCHEMA}.{self.table}"
+        return f"{self.privilege}{self.columns and f' ({self.columns})'} on {SCHEMA}.{self.table}"
 
 
 def _grants(table: str, *privileges: Literal["INSERT", "UPDATE", "DELETE"]) -> tuple[Grant, ...]:
@@ -70,50 +68,35 @@ def _grants(table: str, *privileges: Literal["INSERT", "UPDATE", "DELETE"]) -> t
 
 
 # Without the columns that the server fills in by itself: when it was, and over which database role.
-_AUDIT = Grant("audit_log", "INSERT", ("actor", "run_id", "table_name", "action", "details"))
+_AUDIT = Grant("audit_log", "INSERT", "actor, run_id, table_name, action, details")
 _APPROVE = Grant(
     "approvals",
     "INSERT",
-    (
-        *("table_name", "approver", "reason", "expires_at", "definition", "catalogue_entry", "key_check"),
-        *("verified_at", "backup_id", "run_id"),
-    ),
+    "table_name, approver, reason, expires_at, definition, catalogue_entry, key_check, verified_at, backup_id, run_id",
 )
-_REVOKE = Grant("approvals", "UPDATE", ("revoked_at", "revoked_by"))
-_CONSUME = Grant("approvals", "UPDATE", ("consumed_at", "consumed_by"))
+_REVOKE = Grant("approvals", "UPDATE", "revoked_at, revoked_by")
+_CONSUME = Grant("approvals", "UPDATE", "consumed_at, consumed_by")
 # The first step of all begins the bookkeeping with the key.
 _BEGIN = (
-    Grant("key_checks", "INSERT", ("key_version", "check_value")),
-    Grant("key_versions", "INSERT", ("key_version", "state", "changed_by", "run_id")),
+    Grant("key_checks", "INSERT", "key_version, check_value"),
+    Grant("key_versions", "INSERT", "key_version, state, changed_by, run_id"),
 )
 _VERIFICATION = (
     *_grants("verifications", "INSERT", "UPDATE"),
     *_grants("row_counts", "INSERT", "UPDATE"),
 )
 _SETTINGS = (
-    Grant("settings", "INSERT", ("name", "value")),
-    Grant("settings", "UPDATE", ("value", "changed_at", "changed_by")),
+    Grant("settings", "INSERT", "name, value"),
+    Grant("settings", "UPDATE", "value, changed_at, changed_by"),
 )
 _BACKUP = (
     *_BEGIN,
     Grant(
         "backups",
         "INSERT",
-        (
-            *(
-                "taken_at",
-                "location",
-                "bytes",
-                "sha256",
-                "recipient",
-                "listed_entries",
-                "verified_at",
-                "tables",
-            ),
-            *("run_id", "drilled_at", "drill"),
-        ),
+        "taken_at, location, bytes, sha256, recipient, listed_entries, verified_at, tables, run_id, drilled_at, drill",
     ),
-    Grant("backups", "UPDATE", ("uploaded_at", "uploaded_to")),
+    Grant("backups", "UPDATE", "uploaded_at, uploaded_to"),
     _AUDIT,
 )
 _MIGRATION = (
@@ -130,8 +113,8 @@ _MIGRATION = (
     *_grants("quarantine", "INSERT", "UPDATE", "DELETE"),
     *_grants("tuning", "INSERT", "DELETE"),
     *_grants("tuning_holders", "INSERT", "DELETE"),
-    Grant("definitions", "INSERT", ("table_name", "definition")),
-    Grant("definitions", "UPDATE", ("restored_at",)),
+    Grant("definitions", "INSERT", "table_name, definition"),
+    Grant("definitions", "UPDATE", "restored_at"),
     _CONSUME,
     _REVOKE,
     _AUDIT,
@@ -150,14 +133,6 @@ def _writes(step: guide.Step) -> tuple[Grant, ...]:
     return tuple(dict.fromkeys(grant for right in step.needs.rights for grant in RIGHTS[right]))
 
 
-def writes() -> dict[str, tuple[Grant, ...]]:
-    """What each role may write in the bookkeeping: what its steps have to."""
-    found: dict[str, dict[Grant, None]] = {}
-    for step in guide.STEPS:
-        found.setdefault(step.needs.role, {}).update(dict.fromkeys(_writes(step)))
-    return {role: tuple(grants) for role, grants in found.items()}
-
-
 # Questions
 
 
@@ -171,7 +146,7 @@ def missing_privileges(connection: Connection, step: guide.Step, tables: Iterabl
     needed = _writes(step)
     if bookkeeping_exists(connection):
         reads = tuple(Grant(table, "SELECT") for table in BOOKKEEPING_TABLES)
-        missing += [str(grant) for grant in _not_granted(connection, (*reads, *needed))]
+        missing += map(str, _not_granted(connection, (*reads, *needed)))
     elif needed and not may_begin(connection):
         missing.append(
             "CREATE on the database and on the schema public, or the bookkeeping made by what --roles-sql prints"
@@ -206,14 +181,7 @@ def shortened(privileges: Sequence[str]) -> str:
 
 def current_role(connection: Connection) -> str:
     """The role whose privileges count in a session."""
-    return str(connection.execute("SELECT current_user").fetchall()[0][0])
-
-
-def is_superuser(connection: Connection) -> bool:
-    """Whether no privilege is asked of the role of a session."""
-    return bool(
-        connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchall()[0][0]
-    )
+    return str(answer(connection, "SELECT current_user::text"))
 
 
 def may_write_bookkeeping(connection: Connection) -> bool:
@@ -235,25 +203,23 @@ def too_much(connection: Connection) -> tuple[str, ...]:
     return ("it may approve a drop as well as carry it out",) if both else ()
 
 
-_TABLE = """
-SELECT c.relname, pg_has_role(c.relowner, 'USAGE'), has_table_privilege(c.oid, 'SELECT')
+# By the data that a step needs: of which tables the role may not so much.
+_LACKING = """
+SELECT CASE %s WHEN 'own' THEN NOT pg_has_role(c.relowner, 'USAGE') ELSE NOT has_table_privilege(c.oid, 'SELECT') END
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')
 """
 
 
 def _missing_on_data(connection: Connection, step: guide.Step, tables: Iterable[Table]) -> list[str]:
-    if step.needs.data == "nothing":
+    needed = step.needs.data
+    if needed == "nothing":
         return []
     tables = tuple(tables)
-    lacking = []
-    for table in tables:
-        for _, owns, reads in connection.execute(_TABLE, [table.schema_name, table.name]):
-            if not (owns if step.needs.data == "own" else reads):
-                lacking.append(table.key)
+    lacking = [t.key for t in tables if answer(connection, _LACKING, needed, t.schema_name, t.name)]
     missing = []
     if lacking:
-        what = "ownership, or membership in the owner, of" if step.needs.data == "own" else "SELECT on"
+        what = "ownership, or membership in the owner, of" if needed == "own" else "SELECT on"
         missing.append(f"{what} {', '.join(lacking)}")
     if step.needs.creates:
         schemas = dict.fromkeys(("public", *(table.schema_name for table in tables)))
@@ -263,18 +229,17 @@ def _missing_on_data(connection: Connection, step: guide.Step, tables: Iterable[
 
 def may_begin(connection: Connection) -> bool:
     """Whether the role of a session may make the bookkeeping: a schema, and what others use of it in public."""
-    row = connection.execute("SELECT has_database_privilege(current_database(), 'CREATE')").fetchone()
-    return bool(row and row[0]) and _may_create(connection, "public")
+    on_database = answer(connection, "SELECT has_database_privilege(current_database(), 'CREATE')")
+    return on_database and _may_create(connection, "public")
 
 
 def _may_create(connection: Connection, schema: str) -> bool:
     # Of a list of privileges, any one would do.
-    row = connection.execute(
+    query: LiteralString = (
         "SELECT has_schema_privilege(oid, 'CREATE') AND has_schema_privilege(oid, 'USAGE') FROM pg_namespace "
-        "WHERE nspname = %s",
-        [schema],
-    ).fetchone()
-    return row is None or bool(row[0])
+        "WHERE nspname = %s"
+    )
+    return answer(connection, query, schema) is not False
 
 
 _GRANTED = """
@@ -283,14 +248,14 @@ SELECT w.number::int
   JOIN pg_class c ON c.relnamespace = 'alphapulse_encryption'::regnamespace AND c.relname = w.name
  WHERE CASE WHEN w.columns = '' THEN has_table_privilege(c.oid, w.privilege)
        ELSE (SELECT bool_and(has_column_privilege(c.oid, a.attnum, w.privilege)) FROM pg_attribute a
-              WHERE a.attrelid = c.oid AND a.attname = ANY (string_to_array(w.columns, ','))) END
+              WHERE a.attrelid = c.oid AND a.attname = ANY (string_to_array(w.columns, ', '))) END
 """
 
 
 def _not_granted(connection: Connection, grants: Sequence[Grant]) -> list[Grant]:
     granted = connection.execute(
         _GRANTED,
-        [[g.table for g in grants], [g.privilege for g in grants], [",".join(g.columns) for g in grants]],
+        [[g.table for g in grants], [g.privilege for g in grants], [g.columns for g in grants]],
     )
     numbers = {number for (number,) in granted}
     return [grant for number, grant in enumerate(grants, 1) if number not in numbers]
@@ -302,11 +267,10 @@ def _not_granted(connection: Connection, grants: Sequence[Grant]) -> list[Grant]
 def roles_sql(connection: Connection, catalogue: Catalogue, prefix: str = DEFAULT_PREFIX) -> str:
     """A script for psql that creates the group roles for a catalogue's tables, and all that they need.
 
-    Reads the database's catalogue only. What the script does it does in one transaction, and may do again.
+    Reads the database's catalogue only; any role will do. What the script does it does in one transaction, and may do
+    again.
 
     Args:
-        connection: an open session with the database; any role will do.
-        catalogue: what is to be encrypted.
         prefix: what the roles' names begin with.
 
     Raises:
@@ -317,7 +281,8 @@ def roles_sql(connection: Connection, catalogue: Catalogue, prefix: str = DEFAUL
             "--role-prefix has to begin with a letter, and hold nothing but lower-case letters, digits and "
             "underscores, at most 40 of them."
         )
-    script = _Script(connection, prefix, connection.info.server_version, _read(connection, catalogue))
+    script = _Script(connection, prefix, connection.info.server_version)
+    script.read(catalogue)
     return script.text()
 
 
@@ -337,19 +302,6 @@ class _Relation:
     def keeps_owner(self) -> bool:
         """Whether its owner is a role for owning already; one of PostgreSQL's own takes no members."""
         return not (self.owner_superuser or self.owner_logs_in or self.owner.startswith("pg_"))
-
-
-@dataclass(frozen=True)
-class _Facts:
-    tables: tuple[_Relation, ...]
-    views: tuple[_Relation, ...]
-    guards: tuple[tuple[str, str, str], ...]
-    sequences: tuple[tuple[str, str], ...]
-    log_settings: tuple[str, ...]
-
-    @property
-    def schemas(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(("public", *(table.schema for table in self.tables))))
 
 
 _PARTS = """
@@ -382,41 +334,6 @@ SELECT DISTINCT n.nspname, s.relname
    AND cn.nspname = %s AND c.relname = %s
  ORDER BY 1, 2
 """
-
-
-def _read(connection: Connection, catalogue: Catalogue) -> _Facts:
-    tables: list[_Relation] = []
-    views: list[_Relation] = []
-    guards: list[tuple[str, str, str]] = []
-    sequences: list[tuple[str, str]] = []
-    for table in catalogue.tables:
-        parts = [
-            _Relation(*row) for row in connection.execute(_PARTS, [table.schema_name, table.name]).fetchall()
-        ]
-        if not parts:
-            raise ConfigurationError(
-                f"Table {table.schema_name}.{table.name} is in the catalogue but not in the database. "
-                "Names are exact and case-sensitive: correct the catalogue, or create the table."
-            )
-        tables += parts
-        names = [f"v_{table.name}", f"v_{table.name}_safe"]
-        views += [_Relation(*row) for row in connection.execute(_VIEWS, [table.schema_name, names])]
-        owner = parts[0].owner if parts[0].keeps_owner else ""
-        for schema, name in connection.execute(_GUARD_FUNCTIONS, [table.schema_name, table.name]):
-            guards.append((schema, name, owner))
-        for part in parts:
-            sequences += connection.execute(_SEQUENCES, [part.schema, part.name]).fetchall()
-    settings = connection.execute(
-        "SELECT name FROM pg_settings WHERE name = ANY (%s) AND context = 'superuser' ORDER BY 1",
-        [list(LOG_SETTINGS)],
-    )
-    return _Facts(
-        tuple(tables),
-        tuple(views),
-        tuple(guards),
-        tuple(dict.fromkeys(sequences)),
-        tuple(name for (name,) in settings),
-    )
 
 
 _HEAD = """\
@@ -460,10 +377,53 @@ _MAINTAIN_SINCE = 170000
 
 @dataclass(frozen=True)
 class _Script:
+    """What the script is made from, and the statements of its parts.
+
+    Args:
+        guards: the guard functions, each with the role that keeps its table.
+        log_settings: those that only a superuser sets by itself.
+    """
+
     connection: Connection
     prefix: str
     version: int
-    facts: _Facts
+    tables: list[_Relation] = field(default_factory=list)
+    views: list[_Relation] = field(default_factory=list)
+    guards: list[tuple[Identifier, Identifier]] = field(default_factory=list)
+    sequences: dict[tuple[str, str], None] = field(default_factory=dict)
+    log_settings: list[str] = field(default_factory=list)
+
+    def read(self, catalogue: Catalogue) -> None:
+        """Look at what there is in the database.
+
+        Raises:
+            ConfigurationError: a table is missing.
+        """
+        ask = self.connection.execute
+        for table in catalogue.tables:
+            named = [table.schema_name, table.name]
+            parts = [_Relation(*row) for row in ask(_PARTS, named)]
+            if not parts:
+                raise ConfigurationError(
+                    f"Table {table.schema_name}.{table.name} is in the catalogue but not in the database. "
+                    "Names are exact and case-sensitive: correct the catalogue, or create the table."
+                )
+            self.tables.extend(parts)
+            views = [f"v_{table.name}", f"v_{table.name}_safe"]
+            self.views.extend(_Relation(*row) for row in ask(_VIEWS, [table.schema_name, views]))
+            owner = Identifier(parts[0].owner) if parts[0].keeps_owner else self._role("owner")
+            self.guards.extend((Identifier(*name), owner) for name in ask(_GUARD_FUNCTIONS, named))
+            for part in parts:
+                self.sequences.update(dict.fromkeys(ask(_SEQUENCES, [part.schema, part.name])))
+        settings = ask(
+            "SELECT name FROM pg_settings WHERE name = ANY (%s) AND context = 'superuser' ORDER BY 1",
+            [list(LOG_SETTINGS)],
+        )
+        self.log_settings.extend(name for (name,) in settings)
+
+    @property
+    def _schemas(self) -> list[Identifier]:
+        return [*map(Identifier, dict.fromkeys(("public", *(table.schema for table in self.tables))))]
 
     def text(self) -> str:
         """The whole of it."""
@@ -485,8 +445,10 @@ class _Script:
     def _role(self, name: str) -> Identifier:
         return Identifier(self.prefix + name)
 
-    def _all(self, names: Iterable[str]) -> Composed:
-        return SQL(", ").join(self._role(name) for name in names)
+    def _grant(self, what: LiteralString, *objects: Composable, to: Iterable[str | Identifier]) -> Composed:
+        """Grants something to groups by their names, or to other roles."""
+        roles = [self._role(role) if isinstance(role, str) else role for role in to]
+        return SQL("GRANT {} TO {}").format(SQL(what).format(*objects), SQL(", ").join(roles))
 
     def _steps(self) -> str:
         """A comment that says which steps each role runs."""
@@ -506,104 +468,84 @@ class _Script:
             yield SQL("COMMENT ON ROLE {} IS {}").format(
                 self._role(name), SqlLiteral(f"alphapulse_encryption: {purpose}")
             )
-        yield SQL("GRANT {} TO {}").format(self._role("migrator"), self._role("eraser"))
+        yield self._grant("{}", self._role("migrator"), to=["eraser"])
 
     def _owners(self) -> Iterator[Composable]:
-        yield SQL("GRANT {} TO {}").format(self._role("owner"), self._role("migrator"))
-        # Objects change hands under the rules for whoever takes them: they may create there.
-        for schema in self.facts.schemas:
-            yield SQL("GRANT USAGE, CREATE ON SCHEMA {} TO {}").format(
-                Identifier(schema), self._role("owner")
-            )
-        kept = dict.fromkeys(table.owner for table in self.facts.tables if table.keeps_owner)
-        for owner in kept:
-            if owner != self.prefix + "owner":
-                yield SQL("GRANT {} TO {}").format(Identifier(owner), self._role("migrator"))
-                for schema in self.facts.schemas:
-                    yield SQL("GRANT USAGE, CREATE ON SCHEMA {} TO {}").format(
-                        Identifier(schema), Identifier(owner)
-                    )
-        for table in self.facts.tables:
+        ours = self._role("owner")
+        owners = {table.owner: Identifier(table.owner) for table in self.tables if table.keeps_owner}
+        for owner in {self.prefix + "owner": ours, **owners}.values():
+            yield self._grant("{}", owner, to=["migrator"])
+            # Objects change hands under the rules for whoever takes them: they may create there.
+            for schema in self._schemas:
+                yield self._grant("USAGE, CREATE ON SCHEMA {}", schema, to=[owner])
+        for table in self.tables:
             if not table.keeps_owner:
-                yield SQL("ALTER TABLE {} OWNER TO {}").format(table.identifier, self._role("owner"))
-        applications = dict.fromkeys(
-            table.owner for table in self.facts.tables if table.owner_logs_in and not table.owner_superuser
-        )
-        for name in applications:
-            yield SQL("GRANT {} TO {}").format(self._role("application"), Identifier(name))
-        for view in self.facts.views:
+                yield SQL("ALTER TABLE {} OWNER TO {}").format(table.identifier, ours)
+        applications = [t.owner for t in self.tables if t.owner_logs_in and not t.owner_superuser]
+        for name in dict.fromkeys(applications):
+            yield self._grant("{}", self._role("application"), to=[Identifier(name)])
+        for view in self.views:
             if not view.keeps_owner:
-                yield SQL("ALTER VIEW {} OWNER TO {}").format(view.identifier, self._role("owner"))
-        for schema, name, owner in self.facts.guards:
-            new = Identifier(owner) if owner else self._role("owner")
-            yield SQL("ALTER FUNCTION {}() OWNER TO {}").format(Identifier(schema, name), new)
+                yield SQL("ALTER VIEW {} OWNER TO {}").format(view.identifier, ours)
+        for function, owner in self.guards:
+            yield SQL("ALTER FUNCTION {}() OWNER TO {}").format(function, owner)
 
     def _bookkeeping(self) -> Iterator[Composable]:
-        yield SQL("GRANT USAGE ON SCHEMA public TO {}").format(self._role("bookkeeper"))
+        yield self._grant("USAGE ON SCHEMA public", to=["bookkeeper"])
         yield verbatim(begin_script(self.connection, self.prefix + "bookkeeper").strip().removesuffix(";"))
 
     def _common(self) -> Iterator[Composable]:
         groups = [name for name in GROUPS if name not in ("owner", "bookkeeper")]
-        statement = SQL("GRANT CONNECT ON DATABASE %I TO {}").format(self._all(groups))
+        statement = self._grant("CONNECT ON DATABASE %I", to=groups)
         yield SQL(_CONNECT).format(statement=SqlLiteral(statement.as_string(self.connection)))
-        for schema in self.facts.schemas:
-            yield SQL("GRANT USAGE ON SCHEMA {} TO {}").format(Identifier(schema), self._all(groups))
+        for schema in self._schemas:
+            yield self._grant("USAGE ON SCHEMA {}", schema, to=groups)
 
     def _privileges(self) -> Iterator[Composable]:
-        yield SQL("GRANT USAGE ON SCHEMA {} TO {}").format(Identifier(SCHEMA), self._all(_READERS))
+        yield self._grant("USAGE ON SCHEMA {}", Identifier(SCHEMA), to=_READERS)
         names = [Identifier(SCHEMA, name) for name in BOOKKEEPING_TABLES]
         names += [Identifier("public", name) for name in (install.WATCHED, install.ASKED)]
-        yield SQL("GRANT SELECT ON {} TO {}").format(SQL(", ").join(names), self._all(_READERS))
-        for role, grants in writes().items():
+        yield self._grant("SELECT ON {}", SQL(", ").join(names), to=_READERS)
+        # What each role's steps have to write.
+        writes: dict[str, dict[Grant, None]] = {}
+        for step in guide.STEPS:
+            writes.setdefault(step.needs.role, {}).update(dict.fromkeys(_writes(step)))
+        for role, grants in writes.items():
             for grant in grants:
-                columns = SQL(", ").join(map(Identifier, grant.columns))
-                yield SQL("GRANT {}{} ON {} TO {}").format(
-                    SQL(grant.privilege),
-                    SQL(" ({})").format(columns) if grant.columns else SQL(""),
-                    Identifier(SCHEMA, grant.table),
-                    self._role(role),
-                )
-        yield SQL("GRANT SELECT ON {} TO {}").format(
-            Identifier("public", install.ASKED), self._role("application")
-        )
-        yield SQL("GRANT EXECUTE ON FUNCTION {}(text, int, bigint) TO {}").format(
-            Identifier("public", install.CALLED), self._role("application")
-        )
+                names = [Identifier(name) for name in grant.columns.split(", ") if name]
+                columns = SQL(" ({})").format(SQL(", ").join(names)) if names else SQL("")
+                table = Identifier(SCHEMA, grant.table)
+                yield self._grant("{}{} ON {}", SQL(grant.privilege), columns, table, to=[role])
+        yield self._grant("SELECT ON {}", Identifier("public", install.ASKED), to=["application"])
+        called = Identifier("public", install.CALLED)
+        yield self._grant("EXECUTE ON FUNCTION {}(text, int, bigint)", called, to=["application"])
 
     def _data(self) -> Iterator[Composable]:
-        for table in self.facts.tables:
-            yield SQL("GRANT SELECT ON {} TO {}").format(table.identifier, self._role("verifier"))
-            yield SQL("GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {}").format(
-                table.identifier, self._role("application")
-            )
-        for schema, name in self.facts.sequences:
-            yield SQL("GRANT USAGE, SELECT ON SEQUENCE {} TO {}").format(
-                Identifier(schema, name), self._role("application")
-            )
+        for table in self.tables:
+            yield self._grant("SELECT ON {}", table.identifier, to=["verifier"])
+            yield self._grant("SELECT, INSERT, UPDATE, DELETE ON {}", table.identifier, to=["application"])
+        for name in self.sequences:
+            yield self._grant("USAGE, SELECT ON SEQUENCE {}", Identifier(*name), to=["application"])
 
     def _server(self) -> Iterator[Composable]:
         # pg_dump reads all of the database, sequences included.
-        yield SQL("GRANT pg_read_all_data TO {}").format(self._all(("backup", "rehearser")))
+        yield self._grant("pg_read_all_data", to=["backup", "rehearser"])
         # Replicas, other sessions, the settings, and the statistics of statements.
-        yield SQL("GRANT pg_monitor TO {}").format(self._role("migrator"))
-        yield SQL("GRANT pg_read_all_settings TO {}").format(self._all(("planner", "verifier")))
+        yield self._grant("pg_monitor", to=["migrator"])
+        yield self._grant("pg_read_all_settings", to=["planner", "verifier"])
         # How wide values are on average; the values that the statistics hold are not among these columns.
-        yield SQL("GRANT SELECT ({}) ON pg_catalog.pg_statistic TO {}").format(
-            SQL(", ").join(map(Identifier, _STATISTICS_WITHOUT_VALUES)), self._role("planner")
-        )
+        columns = SQL(", ").join(map(Identifier, _STATISTICS_WITHOUT_VALUES))
+        yield self._grant("SELECT ({}) ON pg_catalog.pg_statistic", columns, to=["planner"])
         if self.version >= _SET_ON_PARAMETER_SINCE:
             # So that their sessions keep values out of the server's log.
-            for name in self.facts.log_settings:
-                yield SQL("GRANT SET ON PARAMETER {} TO {}").format(
-                    Identifier(name), self._all(("verifier", "migrator", "backup", "rehearser"))
-                )
+            sessions = ["verifier", "migrator", "backup", "rehearser"]
+            for name in self.log_settings:
+                yield self._grant("SET ON PARAMETER {}", Identifier(name), to=sessions)
         if self.version >= _CHECKPOINT_SINCE:
-            yield SQL("GRANT pg_checkpoint TO {}").format(self._role("eraser"))
+            yield self._grant("pg_checkpoint", to=["eraser"])
         if self.version >= _MAINTAIN_SINCE:
-            yield SQL(
-                "GRANT MAINTAIN ON pg_catalog.pg_statistic, pg_catalog.pg_statistic_ext_data TO {}"
-            ).format(self._role("eraser"))
-        for function in _FILE_FUNCTIONS:
-            yield SQL("GRANT EXECUTE ON FUNCTION pg_catalog.{} TO {}").format(
-                verbatim(function), self._role("eraser")
+            yield self._grant(
+                "MAINTAIN ON pg_catalog.pg_statistic, pg_catalog.pg_statistic_ext_data", to=["eraser"]
             )
+        for function in _FILE_FUNCTIONS:
+            yield self._grant("EXECUTE ON FUNCTION pg_catalog.{}", verbatim(function), to=["eraser"])
