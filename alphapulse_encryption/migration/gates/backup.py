@@ -15,13 +15,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, LiteralString, cast
 
 import bech32
-import psycopg
 import pyrage  # type: ignore[import-untyped,unused-ignore]
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -38,11 +37,13 @@ from alphapulse_encryption.migration.gates.drill import (
     DrillResult,
     decrypt_into,
     hold_snapshot,
+    read_everything,
     refuse_unless_possible,
     rehearse,
 )
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.postgres.ddl import Connection
 from alphapulse_encryption.migration.postgres.programs import (
     child,
     connection_environment,
@@ -53,8 +54,6 @@ from alphapulse_encryption.migration.postgres.programs import (
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.migration.target import Target
-
-Connection = psycopg.Connection[Any]
 
 NOT_OLDER_THAN_HOURS = 24
 _KEY_CONTEXT = "alphapulse_encryption backup"
@@ -70,13 +69,11 @@ class BackupResult:
     """What :func:`take_backup` did.
 
     Args:
-        backup: the row recorded.
         recipients: who can open it, as age's public keys; the first is derived from the master key.
         listed_entries: entries that ``pg_restore --list`` found in it.
         drill: what the restore drill compared; None where none was asked for.
-        seconds: duration in all.
-        dump_seconds: of that, of ``pg_dump`` and the encryption.
-        read_back_seconds: of that, of the decryption and the list.
+        dump_seconds: of all the seconds, those of ``pg_dump`` and the encryption.
+        read_back_seconds: those of the decryption and the list.
     """
 
     backup: Backup
@@ -88,18 +85,13 @@ class BackupResult:
     read_back_seconds: float
 
 
-def backup_identity(keys: KeyRing, version: int | None = None) -> str:
+def backup_identity(keys: KeyRing) -> str:
     """The age identity (``AGE-SECRET-KEY-1…``) that opens backups; a secret like the master key itself.
 
-    An X25519 key of HKDF-SHA256 (RFC 5869) over a key derived from the master key under a context of its own.
-
-    Args:
-        version: key version the backup was made with; None for the current one.
-
-    Raises:
-        ConfigurationError: no master key of that version.
+    An X25519 key of HKDF-SHA256 (RFC 5869) over a key derived from the current version's master key under a context of
+    its own.
     """
-    material = keys.derive(_KEY_CONTEXT, keys.current_version if version is None else version)
+    material = keys.derive(_KEY_CONTEXT, keys.current_version)
     secret = HKDF(algorithm=SHA256(), length=32, salt=None, info=_KEY_INFO).derive(material)
     digits = cast(list[int], bech32.convertbits(secret, 8, 5))
     return str(bech32.bech32_encode(_IDENTITY_PREFIX, digits)).upper()
@@ -148,12 +140,13 @@ def take_backup(
     path = _path(directory, name)
     with _new_file(path) as (file, keep):
         held = contextlib.nullcontext() if drill_server is None else hold_snapshot(target.database)
-        with held as snapshot:
-            if snapshot is not None:
-                command += [f"--snapshot={snapshot.id}", f"--lock-wait-timeout={LOCK_WAIT}"]
+        with held as holder:
+            if holder is not None:
+                snapshot = answer(holder, "SELECT pg_export_snapshot()")
+                command += [f"--snapshot={snapshot}", f"--lock-wait-timeout={LOCK_WAIT}"]
             digest = _dump(command, environment, to, file)
             clock.lap("dump")
-            contents = snapshot.contents() if snapshot is not None else {}
+            contents = read_everything(holder) if holder is not None else {}
             clock.lap("drill")
         listing = _list(pg_restore, environment, file, identity)
         entries = _check_listing(listing, expected)
@@ -165,20 +158,17 @@ def take_backup(
             rows = sum(each.rows for each in contents.values())
             drill = DrillResult(len(contents), rows, clock.seconds["drill"])
         size = os.fstat(file.fileno()).st_size
+        backup = Backup(0, taken_at, str(path), size, digest)
         keep()
         try:
-            backup_id = _record(
-                *(target.database, target.actor, taken_at, path, size, digest),
-                recipients=[str(recipient) for recipient in to],
-                entries=entries,
-                tables=list(expected),
-                drill=drill,
+            backup = _recorded(
+                target, backup, list(expected), [str(recipient) for recipient in to], entries, drill
             )
         except BaseException:
             path.unlink(missing_ok=True)
             raise
     return BackupResult(
-        backup=Backup(backup_id, taken_at, str(path), size, digest),
+        backup=backup,
         recipients=tuple(str(recipient) for recipient in to),
         listed_entries=entries,
         drill=drill,
@@ -381,38 +371,34 @@ def _check_listing(listing: str, expected: Mapping[str, set[tuple[str, str]]]) -
     return len(entries)
 
 
-def _record(
-    database: Database,
-    actor: Actor,
-    taken_at: datetime,
-    path: Path,
-    size: int,
-    digest: str,
-    *,
+def _recorded(
+    target: Target,
+    backup: Backup,
+    tables: list[str],
     recipients: list[str],
     entries: int,
-    tables: list[str],
     drill: DrillResult | None,
-) -> int:
-    with database.session("record the backup") as connection, connection.transaction():
+) -> Backup:
+    """The backup with its number."""
+    with target.database.session("record the backup") as connection, connection.transaction():
         number = record_backup(
             connection,
-            taken_at=taken_at,
-            location=str(path),
-            size=size,
-            sha256=digest,
+            taken_at=backup.taken_at,
+            location=backup.location,
+            size=backup.bytes,
+            sha256=backup.sha256,
             recipients=recipients,
             entries=entries,
             tables=tables,
-            run_id=actor.run_id,
+            run_id=target.actor.run_id,
             drill=None if drill is None else asdict(drill),
         )
         audit(
-            *(connection, actor, "backup"),
+            *(connection, target.actor, "backup"),
             backup=number,
-            bytes=size,
-            sha256=digest,
+            bytes=backup.bytes,
+            sha256=backup.sha256,
             tables=tables,
             drilled=drill is not None,
         )
-        return number
+    return replace(backup, id=number)

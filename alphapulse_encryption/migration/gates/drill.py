@@ -15,7 +15,7 @@ import secrets
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import psycopg
 import pyrage  # type: ignore[import-untyped,unused-ignore]
@@ -26,15 +26,13 @@ from alphapulse_encryption.errors import ConfigurationError, MigrationError, Ref
 from alphapulse_encryption.migration.postgres import locks
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Database, DatabaseUnreachable
-from alphapulse_encryption.migration.postgres.ddl import without_limits
+from alphapulse_encryption.migration.postgres.ddl import Connection, without_limits
 from alphapulse_encryption.migration.postgres.programs import (
     PipeWriter,
     child,
     connection_environment,
     kind_of_failure,
 )
-
-Connection = psycopg.Connection[Any]
 
 _PREFIX = "encryption_drill"
 # While we hold our locks for pg_dump's sake, it may wait behind somebody who waits for us: that has to end.
@@ -63,31 +61,8 @@ TableName = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """The original as of one moment, for as long as the session lasts.
-
-    Args:
-        id: for ``pg_dump --snapshot``.
-        connection: the session that holds it.
-        tables: those that a dump holds the rows of.
-    """
-
-    id: str
-    connection: Connection
-    tables: tuple[TableName, ...]
-
-    def contents(self) -> dict[TableName, Contents]:
-        """What every table holds at that moment."""
-        return {table: read_contents(self.connection, table) for table in self.tables}
-
-
-@dataclass(frozen=True)
 class DrillResult:
-    """What a drill that succeeded compared.
-
-    Args:
-        seconds: duration, of the original's checksums too.
-    """
+    """What a drill that succeeded compared, and how long it took, the original's checksums too."""
 
     tables: int
     rows: int
@@ -123,9 +98,14 @@ def read_contents(connection: Connection, table: TableName) -> Contents:
     return Contents(*row)
 
 
+def read_everything(connection: Connection) -> dict[TableName, Contents]:
+    """What every table of the database holds."""
+    return {table: read_contents(connection, table) for table in read_tables(connection)}
+
+
 @contextlib.contextmanager
-def hold_snapshot(database: Database) -> Iterator[Snapshot]:
-    """A moment of the original that a dump and the checksums can both speak of.
+def hold_snapshot(database: Database) -> Iterator[Connection]:
+    """A transaction that sees one moment of the original, which a dump and the checksums can both speak of.
 
     Its tables keep their form until the end of the block: an ``ALTER TABLE`` waits for us, reads and writes do not.
 
@@ -139,12 +119,10 @@ def hold_snapshot(database: Database) -> Iterator[Snapshot]:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         without_limits(connection, in_transaction=True)
         connection.execute("SELECT set_config('lock_timeout', %s, true)", [LOCK_WAIT])
-        snapshot = answer(connection, "SELECT pg_export_snapshot()")
-        tables = read_tables(connection)
-        if tables:
+        if tables := read_tables(connection):
             names = SQL(", ").join(SQL("ONLY {}").format(Identifier(*table)) for table in tables)
             connection.execute(SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
-        yield Snapshot(snapshot, connection, tables)
+        yield connection
 
 
 def refuse_unless_possible(server: Database) -> None:
@@ -182,7 +160,7 @@ def rehearse(
     """Restore a backup into a scratch database, and compare every table's rows with what they were.
 
     Args:
-        server: a database of the server to restore on; the scratch database is made beside it.
+        server: as for :func:`scratch_database`.
         original: whose encoding and locale the scratch database gets.
         expected: what the original held at the moment of the dump.
 
@@ -196,7 +174,7 @@ def rehearse(
         _restore(scratch, pg_restore, file, identity)
         with scratch.session("compare the restored database") as connection:
             without_limits(connection)
-            found = {table: read_contents(connection, table) for table in read_tables(connection)}
+            found = read_everything(connection)
     differences = _differences(expected, found)
     if differences:
         raise RefusedError(
