@@ -6,11 +6,10 @@ Reads only. Each finding names a thing, says what is wrong and what to do.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -31,14 +30,13 @@ from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, i
 from alphapulse_encryption.migration.gates.findings import Checked, Level
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_PRIVILEGES, Database
+from alphapulse_encryption.migration.postgres.ddl import Connection
 from alphapulse_encryption.migration.rows.throttle import NotAvailable, ReplicationLag, free_bytes
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.dependants import dependants
 from alphapulse_encryption.migration.schema.indexes import unique_indexes
 from alphapulse_encryption.migration.schema.partitions import has_children, read_parts, refuse_partition
 from alphapulse_encryption.migration.schema.sql import GUARD_INSERT, GUARDS
-
-Connection = psycopg.Connection[Any]
 
 OLDEST_SERVER = 140000  # CREATE OR REPLACE TRIGGER (PostgreSQL 14)
 LONG_TRANSACTION = timedelta(minutes=5)
@@ -110,8 +108,7 @@ def check(
         findings += _server(connection)
         findings += _privileges(connection, tables)
         if keys is not None:
-            findings.append(_key(connection, keys))
-            findings += _key_usage(connection, tables, keys)
+            findings += _keys(connection, tables, keys)
         begun = bookkeeping_exists(connection)
         for table in tables:
             try:
@@ -123,7 +120,11 @@ def check(
                 continue
             about = list(_table(connection, definition))
             if not any(finding.level == "blocker" for finding in about):
-                findings.append(_in_order(definition))
+                told = (
+                    f"about {definition.estimated_rows:,} rows, {len(table.columns)} columns to encrypt, "
+                    f"key ({', '.join(key.name for key in definition.key)})"
+                )
+                findings.append(Checked("ok", table.key, told))
             findings += about
             rows += definition.estimated_rows
             current += definition.total_bytes
@@ -216,15 +217,13 @@ def _privileges(connection: Connection, tables: Sequence[Table]) -> Iterator[Che
     )
 
 
-def _key(connection: Connection, keys: KeyRing) -> Checked:
+def _keys(connection: Connection, tables: Sequence[Table], keys: KeyRing) -> Iterator[Checked]:
     try:
         check_key(connection, keys)
     except MigrationError as error:
-        return Checked("blocker", "key", error.args[0])
-    return Checked("ok", "key", f"version {keys.current_version} is readable and 32 bytes long")
-
-
-def _key_usage(connection: Connection, tables: Sequence[Table], keys: KeyRing) -> list[Checked]:
+        yield Checked("blocker", "key", error.args[0])
+    else:
+        yield Checked("ok", "key", f"version {keys.current_version} is readable and 32 bytes long")
     contexts = {column.context for table in tables for column in table.columns}
     ours = [
         usage
@@ -232,22 +231,11 @@ def _key_usage(connection: Connection, tables: Sequence[Table], keys: KeyRing) -
         if usage.key_version == keys.current_version and usage.context in contexts
     ]
     warned = [(usage, warning) for usage in ours if (warning := usage.warning()) is not None]
+    for usage, warning in warned:
+        yield Checked("blocker" if usage.messages >= MOST_MESSAGES else "warning", "key usage", warning)
     if ours and not warned:
         most = max(usage.messages for usage in ours)
-        return [Checked("ok", "key usage", f"at most {most:,} of {MOST_MESSAGES:,} values under one key")]
-    return [
-        Checked("blocker" if usage.messages >= MOST_MESSAGES else "warning", "key usage", warning)
-        for usage, warning in warned
-    ]
-
-
-def _in_order(definition: TableDefinition) -> Checked:
-    return Checked(
-        "ok",
-        definition.table.key,
-        f"about {definition.estimated_rows:,} rows, {len(definition.table.columns)} columns to encrypt, "
-        f"key ({', '.join(key.name for key in definition.key)})",
-    )
+        yield Checked("ok", "key usage", f"at most {most:,} of {MOST_MESSAGES:,} values under one key")
 
 
 def _table(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
@@ -341,7 +329,7 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
 _ROW, _BEFORE, _INSERT_OR_UPDATE = 1, 2, 4 | 16
 
 
-def _triggers(connection: Connection, definition: TableDefinition) -> list[Checked]:
+def _triggers(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
     rows = connection.execute(
         "SELECT DISTINCT tgname FROM pg_trigger WHERE tgrelid = ANY (%s) AND NOT tgisinternal AND tgenabled <> 'D' "
         'AND tgname COLLATE "C" > %s AND tgname !~ %s AND tgtype & %s = %s AND tgtype & %s <> 0 ORDER BY 1',
@@ -353,16 +341,14 @@ def _triggers(connection: Connection, definition: TableDefinition) -> list[Check
             _ROW | _BEFORE,
             _INSERT_OR_UPDATE,
         ],
-    ).fetchall()
-    return [
-        Checked(
+    )
+    for (name,) in rows:
+        yield Checked(
             "blocker",
             definition.table.key,
             f"the trigger {name} runs after the guard, which would not see what it makes of a row: triggers run in "
             "the order of their names. Rename it.",
         )
-        for (name,) in rows
-    ]
 
 
 def _defaults(connection: Connection, definition: TableDefinition) -> list[str]:
@@ -437,43 +423,8 @@ _RECORDED = {
 }
 
 
-def _logging(connection: Connection) -> list[Checked]:
-    records = _records_values(connection)
-    if not records:
-        return [Checked("ok", "logging", "our sessions leave no values in the server's log")]
-    role = connection.info.user
-    return [
-        Checked(
-            "warning",
-            "logging",
-            f"{_RECORDED[name]}, and this role may not turn that off for its sessions: values can end up in the "
-            "server's log when plaintext is put back (revert, restore), in a live check, and where a value is refused. "
-            + _remedy(connection, role, name),
-        )
-        for name in records
-    ]
-
-
-def _records_values(connection: Connection) -> list[str]:
-    """The settings that would keep values out of the server's log, and do not."""
-    names = [*_STATEMENTS_LOGGED, *LOG_SETTINGS, "pgaudit.log"]
-    rows = connection.execute(
-        "SELECT name, current_setting(name, true) FROM unnest(%s::text[]) AS s (name)", [names]
-    )
-    settings = {name: value for name, value in rows if value is not None}
-    statements = any(settings.get(name, off) not in off for name, off in _STATEMENTS_LOGGED.items())
-    found = {
-        "log_parameter_max_length": statements and settings.get("log_parameter_max_length") != "0",
-        "log_min_messages": settings.get("log_min_messages") not in {"log", "fatal", "panic"},
-        "auto_explain.log_min_duration": settings.get("auto_explain.log_min_duration", "-1") != "-1",
-        "pgaudit.log_parameter": settings.get("pgaudit.log_parameter", "off") == "on"
-        and settings.get("pgaudit.log", "none") != "none",
-    }
-    return [name for name, recorded in found.items() if recorded]
-
-
 # Settings by which statements get into the log, and their values by which none with parameters does.
-_STATEMENTS_LOGGED: Mapping[str, tuple[str, ...]] = {
+_STATEMENTS_LOGGED = {
     "log_statement": ("none", "ddl"),
     "log_min_duration_statement": ("-1",),
     "log_min_duration_sample": ("-1",),
@@ -481,14 +432,42 @@ _STATEMENTS_LOGGED: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def _remedy(connection: Connection, role: str, name: str) -> str:
-    names = {"role": sql.Identifier(role), "name": sql.SQL(name), "value": sql.Literal(LOG_SETTINGS[name])}
-    alter, grant = (
-        sql.SQL(statement).format(**names).as_string(connection)
-        for statement in ("ALTER ROLE {role} SET {name} = {value}", "GRANT SET ON PARAMETER {name} TO {role}")
+def _logging(connection: Connection) -> Iterator[Checked]:
+    rows = connection.execute(
+        "SELECT name, current_setting(name, true) FROM unnest(%s::text[]) AS s (name)",
+        [[*_STATEMENTS_LOGGED, *LOG_SETTINGS, "pgaudit.log"]],
     )
+    settings = {name: value for name, value in rows if value is not None}
+    statements = any(settings.get(name, off[0]) not in off for name, off in _STATEMENTS_LOGGED.items())
+    recorded = {
+        "log_parameter_max_length": statements and settings.get("log_parameter_max_length") != "0",
+        "log_min_messages": settings.get("log_min_messages") not in {"log", "fatal", "panic"},
+        "auto_explain.log_min_duration": settings.get("auto_explain.log_min_duration", "-1") != "-1",
+        "pgaudit.log_parameter": settings.get("pgaudit.log_parameter", "off") == "on"
+        and settings.get("pgaudit.log", "none") != "none",
+    }
+    for name in [name for name, is_so in recorded.items() if is_so]:
+        yield Checked(
+            "warning",
+            "logging",
+            f"{_RECORDED[name]}, and this role may not turn that off for its sessions: values can end up in the "
+            "server's log when plaintext is put back (revert, restore), in a live check, and where a value is refused. "
+            + _remedy(connection, name),
+        )
+    if not any(recorded.values()):
+        yield Checked("ok", "logging", "our sessions leave no values in the server's log")
+
+
+def _remedy(connection: Connection, name: str) -> str:
+    names = {
+        "role": sql.Identifier(connection.info.user),
+        "name": sql.SQL(name),
+        "value": sql.Literal(LOG_SETTINGS[name]),
+    }
+    alter = sql.SQL("ALTER ROLE {role} SET {name} = {value}").format(**names).as_string(connection)
     if connection.info.server_version < SET_PRIVILEGES:
         return f"Let a superuser run: {alter}"
+    grant = sql.SQL("GRANT SET ON PARAMETER {name} TO {role}").format(**names).as_string(connection)
     return f"Let a superuser run: {grant} (or {alter})"
 
 
