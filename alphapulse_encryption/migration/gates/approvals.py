@@ -134,11 +134,8 @@ def refuse_unless_droppable(
 ) -> tuple[TableDefinition, TableVerification]:
     """What an approval and a drop both need of the table itself; takes no lock, and reads no row of it.
 
-    Returns:
-        The table's definition, and its verification.
-
     Raises:
-        RefusedError: says which of them is missing.
+        RefusedError: says what is missing.
     """
     state = require_state(connection, table)
     if state.state is State.DROPPED:
@@ -274,11 +271,7 @@ def changed_since(
     key_check: str,
     approval: Approval,
 ) -> list[str]:
-    """What an approval binds and is another one now; empty where it still holds.
-
-    Args:
-        key_check: identifies the current master key.
-    """
+    """What an approval binds and is another one now (``key_check`` is of the current key); empty where it holds."""
     return [
         what
         for what, same in (

@@ -46,13 +46,10 @@ LEFT_OUT = (
 
 @dataclass(frozen=True)
 class Contents:
-    """What a table holds.
-
-    Args:
-        checksum: the sum of 128 bits of every row's SHA-256, of its text form: does not depend on their order.
-    """
+    """What a table holds."""
 
     rows: int
+    # The sum of 128 bits of every row's SHA-256, of its text form: does not depend on their order.
     checksum: str
 
 
@@ -160,13 +157,11 @@ def rehearse(
     """Restore a backup into a scratch database, and compare every table's rows with what they were.
 
     Args:
-        server: as for :func:`scratch_database`.
         original: whose encoding and locale the scratch database gets.
         expected: what the original held at the moment of the dump.
 
     Raises:
         RefusedError: it cannot be restored, or is not equal; names the tables.
-        DatabaseFailure: there can be no scratch database.
     """
     with original.session("read the database's locale") as connection:
         like = locale_options(connection)
@@ -236,14 +231,10 @@ def _restore(scratch: Database, pg_restore: str, file: IO[bytes], identity: str)
 
 @contextlib.contextmanager
 def scratch_database(server: Database, like: Composable) -> Iterator[Database]:
-    """A new, empty database for the length of the block.
+    """A new, empty database for the length of the block, beside another one of its server.
 
     Args:
-        server: a database beside which it is made.
         like: options of ``CREATE DATABASE``.
-
-    Raises:
-        DatabaseFailure: the server refuses.
     """
     with server.session("make a scratch database for the restore drill") as connection:
         _remove_abandoned(connection)

@@ -30,12 +30,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Checked(Finding):
-    """A line of the checklist.
+    """A line of the checklist."""
 
-    Args:
-        of_role: whether it is about the role that asks, and not so for another one.
-    """
-
+    # About the role that asks, and not so for another one.
     of_role: bool = False
 
 

@@ -37,11 +37,11 @@ class Bucket:
 
     Args:
         prefix: what the objects' keys begin with.
-        encryption: the server-side encryption: ``AES256``, ``aws:kms`` or ``aws:kms:dsse``.
+        encryption: the server-side encryption.
         kms_key: identifier of the KMS key; None for the account's own. Not with ``AES256``.
 
     Raises:
-        ConfigurationError: the encryption is none of these, or has no key to be given.
+        ConfigurationError: the encryption is none of ``ENCRYPTIONS``, or has no key to be given.
     """
 
     name: str
@@ -67,13 +67,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Upload:
-    """What :func:`upload_backup` did.
-
-    Args:
-        location: ``s3://bucket/key``.
-        encryption: as the server says.
-        seconds: duration, of the comparison too.
-    """
+    """What :func:`upload_backup` did: where the object is, and what encryption the server says."""
 
     location: str
     bytes: int
@@ -121,8 +115,7 @@ def upload_backup(
     """Send a recorded backup to the bucket, compare what arrived, and record where it is.
 
     Args:
-        database: the target, whose bookkeeping the backup is in.
-        part_bytes: size of a part, in bytes; larger where the file has too many of them.
+        part_bytes: size of a part; larger where the file has too many of them.
 
     Raises:
         RefusedError: it could not be sent, or is not there as it was sent. The backup itself stays as it is.
@@ -160,14 +153,10 @@ def upload_backup(
 
 
 def check_upload(backup: Backup, bucket: Bucket, *, client: Any, checksum: str | None = None) -> str:
-    """Hold the object in the bucket against the backup: its size, its encryption, its checksum.
+    """Hold the object in the bucket against the backup: its size, its checksum, its encryption, which is returned.
 
     Args:
-        bucket: where it is.
         checksum: what S3 computes of its parts; without it the object is read back.
-
-    Returns:
-        The encryption that the server names.
 
     Raises:
         RefusedError: it differs.
@@ -186,7 +175,10 @@ def check_upload(backup: Backup, bucket: Bucket, *, client: Any, checksum: str |
         if stored and checksum is not None:
             intact = stored == checksum
         else:
-            intact = _read_back(client, bucket.name, key) == backup.sha256
+            digest = hashlib.sha256()
+            for chunk in client.get_object(Bucket=bucket.name, Key=key)["Body"].iter_chunks(_CHUNK):
+                digest.update(chunk)
+            intact = digest.hexdigest() == backup.sha256
         if not intact:
             problems.append("its checksum differs")
     if problems:
@@ -198,11 +190,7 @@ def check_upload(backup: Backup, bucket: Bucket, *, client: Any, checksum: str |
 
 
 def _checksum(backup: Backup, part_bytes: int) -> str:
-    """What S3 will say of the file in parts of that size, once the file is what was recorded.
-
-    Raises:
-        RefusedError: it is not.
-    """
+    """What S3 will say of the file in parts of that size, once the file is what was recorded."""
     whole, parts = hashlib.sha256(), []
     try:
         with Path(backup.location).open("rb") as file:
@@ -223,13 +211,6 @@ def _checksum(backup: Backup, part_bytes: int) -> str:
         )
     digest = parts[0] if len(parts) == 1 else hashlib.sha256(b"".join(parts)).digest()
     return base64.b64encode(digest).decode()
-
-
-def _read_back(client: Any, bucket: str, key: str) -> str:
-    digest = hashlib.sha256()
-    for chunk in client.get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(_CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextmanager

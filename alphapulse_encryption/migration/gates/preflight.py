@@ -56,12 +56,11 @@ class PreflightReport:
 
     Args:
         findings: in the order of the checklist.
-        rows: estimated rows of all tables.
+        rows: of all tables, by the planner's estimate.
         current_bytes: size of the tables with indexes.
-        growth_bytes: estimated growth, the old row versions included until vacuum reclaims them.
-        free_bytes: free disk where the server keeps its data; None where that cannot be seen from here.
-        estimated_seconds: of one worker.
-        seconds: duration of the check.
+        growth_bytes: estimated; until vacuum reclaims them, the old row versions count.
+        free_bytes: on the disk of the server's data; None where that cannot be seen from here.
+        estimated_seconds: of one worker, for the backfill.
     """
 
     findings: tuple[Checked, ...]
@@ -99,7 +98,6 @@ def check(
 
     Raises:
         ConfigurationError: the database cannot be reached.
-        DatabaseFailure: the server refused a question.
     """
     started = time.monotonic()
     findings: list[Checked] = []
@@ -149,11 +147,7 @@ def check(
 
 
 def refuse_blockers(report: PreflightReport) -> None:
-    """Refuse where the checklist has something that blocks the migration.
-
-    Raises:
-        RefusedError: names all of it.
-    """
+    """Refuse where the checklist has something that blocks the migration, and name all of it."""
     if report.blockers:
         raise RefusedError(
             "The preflight found what blocks the migration:\n"

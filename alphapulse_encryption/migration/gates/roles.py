@@ -137,11 +137,7 @@ def _writes(step: guide.Step) -> tuple[Grant, ...]:
 
 
 def missing_privileges(connection: Connection, step: guide.Step, tables: Iterable[Table]) -> tuple[str, ...]:
-    """What the role of a session may not do, and the step has to, in words; empty where it may be run.
-
-    Args:
-        tables: the tables it is for; those that are not there are left out.
-    """
+    """What a step does with these tables and the role of a session may not, in words; empty where it may be run."""
     missing = _missing_on_data(connection, step, tables)
     needed = _writes(step)
     if bookkeeping_exists(connection):
@@ -242,23 +238,23 @@ def _may_create(connection: Connection, schema: str) -> bool:
     return answer(connection, query, schema) is not False
 
 
-_GRANTED = """
+_NOT_GRANTED = """
 SELECT w.number::int
   FROM unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY AS w (name, privilege, columns, number)
-  JOIN pg_class c ON c.relnamespace = 'alphapulse_encryption'::regnamespace AND c.relname = w.name
- WHERE CASE WHEN w.columns = '' THEN has_table_privilege(c.oid, w.privilege)
+  LEFT JOIN pg_class c ON c.relnamespace = 'alphapulse_encryption'::regnamespace AND c.relname = w.name
+ WHERE (CASE WHEN w.columns = '' THEN has_table_privilege(c.oid, w.privilege)
        ELSE (SELECT bool_and(has_column_privilege(c.oid, a.attnum, w.privilege)) FROM pg_attribute a
-              WHERE a.attrelid = c.oid AND a.attname = ANY (string_to_array(w.columns, ', '))) END
+              WHERE a.attrelid = c.oid AND a.attname = ANY (string_to_array(w.columns, ', '))) END) IS NOT TRUE
+ ORDER BY 1
 """
 
 
 def _not_granted(connection: Connection, grants: Sequence[Grant]) -> list[Grant]:
-    granted = connection.execute(
-        _GRANTED,
+    missing = connection.execute(
+        _NOT_GRANTED,
         [[g.table for g in grants], [g.privilege for g in grants], [g.columns for g in grants]],
     )
-    numbers = {number for (number,) in granted}
-    return [grant for number, grant in enumerate(grants, 1) if number not in numbers]
+    return [grants[number - 1] for (number,) in missing]
 
 
 # The SQL
@@ -377,28 +373,20 @@ _MAINTAIN_SINCE = 170000
 
 @dataclass(frozen=True)
 class _Script:
-    """What the script is made from, and the statements of its parts.
-
-    Args:
-        guards: the guard functions, each with the role that keeps its table.
-        log_settings: those that only a superuser sets by itself.
-    """
+    """What the script is made from, and the statements of its parts."""
 
     connection: Connection
     prefix: str
     version: int
     tables: list[_Relation] = field(default_factory=list)
     views: list[_Relation] = field(default_factory=list)
+    # The guard functions, each with the role that keeps its table.
     guards: list[tuple[Identifier, Identifier]] = field(default_factory=list)
     sequences: dict[tuple[str, str], None] = field(default_factory=dict)
     log_settings: list[str] = field(default_factory=list)
 
     def read(self, catalogue: Catalogue) -> None:
-        """Look at what there is in the database.
-
-        Raises:
-            ConfigurationError: a table is missing.
-        """
+        """Look at what there is in the database."""
         ask = self.connection.execute
         for table in catalogue.tables:
             named = [table.schema_name, table.name]

@@ -47,8 +47,8 @@ class ColumnsResult:
     """What :func:`add_encrypted_columns` did.
 
     Args:
-        added: the names of the columns added now; empty where all were there.
-        existing: the names of the columns found and adopted.
+        added: the columns added now.
+        existing: the columns found and adopted.
         guards_created: whether the guard triggers were created or renewed.
         cleared: rows whose ciphertext was taken away, because a revert had left it without a guard.
         ranges: how many batch ranges the table has.

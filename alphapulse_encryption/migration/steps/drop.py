@@ -78,7 +78,6 @@ def drop_plaintext(
         RefusedError: no valid approval, it was given by the same person, or anything it relies on does not hold now;
             nothing was changed.
         ConfigurationError: table or column missing.
-        DatabaseFailure: the server refused; nothing was changed.
     """
     started = time.monotonic()
     doing = f"drop the plaintext of {table.key}"
@@ -109,10 +108,9 @@ def drop_plaintext(
 def _refuse_unless_ready(
     connection: Connection, target: Target, definition: TableDefinition, approval: Approval
 ) -> int:
-    """The table is droppable still, by the verification that was approved or a later one, and guarded.
+    """The table is droppable still, and guarded, by the verification that was approved or a later one.
 
-    Returns:
-        The transaction since which rows may have changed.
+    Returns the transaction since which rows may have changed.
     """
     table, key = definition.table, definition.table.key
     _, verification = approvals.refuse_unless_droppable(connection, table, target.keys)
@@ -222,12 +220,7 @@ def _lock(connection: Connection, definition: TableDefinition) -> None:
 
 
 def drop_statements(definition: TableDefinition, what: saved.SavedTable) -> list[Composed]:
-    """What the drop of a table executes, and the ciphertext's NOT NULL after it.
-
-    Args:
-        definition: the table as it is after the switch.
-        what: what goes with its plaintext columns.
-    """
+    """What the drop of a switched table executes, and the ciphertext's NOT NULL after it."""
     statements = [*guard.drop_guard_statements(definition), *_removal(definition, what)]
     for name in _to_require(definition, what):
         statements.append(saved.validate_check(definition, saved.required_check(name)))

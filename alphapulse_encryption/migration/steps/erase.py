@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import LiteralString
 
 import psycopg
 from psycopg.sql import SQL, Identifier
@@ -184,25 +185,17 @@ def _rewrite_catalogue(connection: Connection, name: str) -> bool:
 
 def _rewrite(connection: Connection, schema: str, name: str) -> bool:
     """``VACUUM FULL``; returns whether the table has another file now. Where a role may not, the server only warns."""
-    before = _file_of(connection, schema, name)
+    table = Identifier(schema, name)
+    file: LiteralString = "SELECT pg_relation_filepath(to_regclass(%s))"
+    before = answer(connection, file, table.as_string(connection))
     outside_transaction(
         connection,
         f"rewrite {schema}.{name}",
-        lambda: connection.execute(SQL("VACUUM (FULL) {}").format(Identifier(schema, name))),
+        lambda: connection.execute(SQL("VACUUM (FULL) {}").format(table)),
         # Whoever wants the table queues behind us while we wait.
         lock_timeout=LOCK_TIMEOUT,
     )
-    return _file_of(connection, schema, name) != before
-
-
-def _file_of(connection: Connection, schema: str, name: str) -> str | None:
-    file: str | None = answer(
-        connection,
-        "SELECT pg_relation_filepath(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE n.nspname = %s AND c.relname = %s",
-        *(schema, name),
-    )
-    return file
+    return bool(answer(connection, file, table.as_string(connection)) != before)
 
 
 def _checkpoint(connection: Connection) -> bool:

@@ -40,13 +40,7 @@ from alphapulse_encryption.migration.target import Target
 
 @dataclass(frozen=True)
 class RestoreResult:
-    """What :func:`restore_plaintext` did.
-
-    Args:
-        columns: the columns that are back.
-        filled: what of them this call has filled.
-        held: whether it stopped before the plaintext became right.
-    """
+    """Which columns are back, what this call has filled of them, and whether it stopped before they became right."""
 
     columns: tuple[str, ...]
     filled: RangeResult
@@ -64,7 +58,7 @@ def restore_plaintext(
 
     Online, and resumable at any point; the values come back in the batch ranges of the backfill, and are verified
     at the end as in step 4. Afterwards the plaintext is right, as before the switch; the columns are the table's last
-    ones now.
+    ones now. None is returned where nothing is dropped.
 
     Args:
         hold: stop when all is back but the ciphertext still right. Writers of ciphertext alone go on until then, and
@@ -72,13 +66,9 @@ def restore_plaintext(
             without it, ends the restore.
         on_progress: called after each batch that was filled, and while it holds back.
 
-    Returns:
-        None where nothing is dropped.
-
     Raises:
         RowsLeft: rows cannot be filled, or are locked; the others are, and the ciphertext stays the source of truth.
-        RefusedError: nothing saved to restore from, or, when all is back, values that
-            do not match.
+        RefusedError: nothing saved to restore from, or, when all is back, values that do not match.
         ConfigurationError: the table or its key is missing.
     """
     doing = f"restore the plaintext of {table.key}"

@@ -139,11 +139,7 @@ SELECT c.relname, format('the exclusion constraint %%I', x.conname)
 
 
 def refuse_uncarriable(connection: Connection, definition: TableDefinition) -> None:
-    """Refuse where no step of ours could carry a guarantee of the plaintext columns over.
-
-    Raises:
-        RefusedError: names it, and says what to do.
-    """
+    """Refuse where no step of ours could carry a guarantee of the plaintext columns over, and say what to do."""
     table = definition.table
     for index in indexes.unique_indexes(connection, definition):
         if not index.portable:

@@ -46,16 +46,11 @@ _CHUNK = 8 * 1024 * 1024
 
 @dataclass(frozen=True)
 class KnownValues:
-    """Values to look for, as they lie on disk and as text; ``columns`` says how many of them are of each column."""
+    """Values to look for, as they lie on disk and as text; and columns of which none could be told from chance."""
 
     patterns: tuple[bytes, ...] = field(repr=False)
     texts: tuple[str, ...] = field(repr=False)
-    columns: Mapping[str, int]
-
-    @property
-    def unsearchable(self) -> tuple[str, ...]:
-        """The columns of which no value could be told from chance."""
-        return tuple(name for name, count in self.columns.items() if not count)
+    unsearchable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,19 +124,19 @@ def _numeric(value: Decimal) -> list[bytes]:
 
     Fewer than three such digits are too common to be looked for.
     """
-    sign, _, exponent = value.as_tuple()
+    sign, digits, exponent = value.as_tuple()
     if not isinstance(exponent, int):
         return []  # NaN and the infinities
     scale = max(-exponent, 0)
-    whole, _, fraction = f"{abs(value):f}".partition(".")
-    whole = whole.zfill(-(-len(whole) // 4) * 4)
-    fraction = fraction.ljust(-(-len(fraction) // 4) * 4, "0")
-    digits = (whole + fraction).rstrip("0")
-    digits = digits.ljust(-(-len(digits) // 4) * 4, "0")
-    groups = [int(digits[at : at + 4]) for at in range(0, len(digits), 4)]
-    weight = len(whole) // 4 - 1
-    while groups and groups[0] == 0:
-        groups, weight = groups[1:], weight - 1
+    of_fraction = -(-scale // 4)
+    number = int("".join(map(str, digits))) * 10 ** (exponent + 4 * of_fraction)
+    groups: list[int] = []
+    while number:
+        number, group = divmod(number, 10_000)
+        groups.insert(0, group)
+    weight = len(groups) - 1 - of_fraction
+    while groups and groups[-1] == 0:
+        groups.pop()
     if len(groups) < 3 or scale > 63 or not -64 <= weight <= 63:
         return []
     header = 0x8000 | (0x2000 if sign else 0) | scale << 7 | (weight & 0x7F)
@@ -152,18 +147,14 @@ def _numeric(value: Decimal) -> list[bytes]:
 def sample_values(
     connection: Connection, definition: TableDefinition, types: Mapping[str, str], cipher: EnvelopeFormat
 ) -> KnownValues:
-    """Open some values of every dropped column from their ciphertext.
-
-    Args:
-        definition: the table without its plaintext.
-        types: the types that the dropped columns had.
+    """Open some values of every dropped column, by the types they had, from their ciphertext.
 
     Raises:
         DecryptionError: a ciphertext cannot be opened.
     """
     encoding = _python_encoding(connection)
     patterns: dict[bytes, str] = {}
-    counts: dict[str, int] = {}
+    unsearchable: list[str] = []
     columns = [column for column in definition.table.columns if column.name in types]
     sampled = {column: _sampled(connection, definition, column) for column in columns}
     # What every envelope says in the clear: the format's own words, and the contexts.
@@ -179,8 +170,8 @@ def sample_values(
         wanted = dict.fromkeys([*every[:1], *every[-1:], *longest, *any_other])
         chosen = dict(list(wanted)[:VALUES_PER_COLUMN])
         patterns |= chosen
-        counts[column.name] = len(chosen)
-    return KnownValues(tuple(patterns), tuple(patterns.values()), counts)
+        unsearchable += [] if chosen else [column.name]
+    return KnownValues(tuple(patterns), tuple(patterns.values()), tuple(unsearchable))
 
 
 def _sampled(connection: Connection, definition: TableDefinition, column: Column) -> list[str]:
@@ -288,29 +279,25 @@ def _is_of(directory: Path, system: int) -> bool:
     return len(identifier) == 8 and struct.unpack("=q", identifier)[0] == system
 
 
-class ManyPatterns:
-    """Many byte strings, looked for at once: looking takes little longer for thirty than for one."""
+def look_through(patterns: Sequence[bytes], chunks: Iterable[bytes]) -> tuple[set[int], int]:
+    """Which of the patterns occur in a stream, by their position, and how many bytes it has.
 
-    def __init__(self, patterns: Sequence[bytes]) -> None:
-        self._patterns = tuple(patterns)
-        self._overlap = max(map(len, patterns), default=1) - 1
-        self._all = BytesAhoCorasick(self._patterns) if patterns else None
-
-    def look_through(self, chunks: Iterable[bytes]) -> tuple[set[int], int]:
-        """Which of the patterns occur in a stream, by their position, and how many bytes it has."""
-        found: set[int] = set()
-        size, tail, missing = 0, b"", self._all
-        for chunk in chunks:
-            size += len(chunk)
-            window = tail + chunk
-            # Matches of one pattern may hide those of another within them: they only tell where a closer look is due.
-            if missing is not None and missing.find_matches_as_indexes(window):
-                found |= {n for n, one in enumerate(self._patterns) if n not in found and one in window}
-                # What was found is looked for no more: a value that is in every row would be matched a million times.
-                rest = [one for n, one in enumerate(self._patterns) if n not in found]
-                missing = BytesAhoCorasick(rest) if rest else None
-            tail = window[-self._overlap :] if self._overlap else b""
-        return found, size
+    Looking takes little longer for thirty than for one.
+    """
+    found: set[int] = set()
+    overlap = max(map(len, patterns), default=1) - 1
+    size, tail, missing = 0, b"", BytesAhoCorasick(patterns) if patterns else None
+    for chunk in chunks:
+        size += len(chunk)
+        window = tail + chunk
+        # Matches of one pattern may hide those of another within them: they only tell where a closer look is due.
+        if missing is not None and missing.find_matches_as_indexes(window):
+            found |= {n for n, one in enumerate(patterns) if n not in found and one in window}
+            # What was found is looked for no more: a value that is in every row would be matched a million times.
+            rest = [one for n, one in enumerate(patterns) if n not in found]
+            missing = BytesAhoCorasick(rest) if rest else None
+        tail = window[-overlap:] if overlap else b""
+    return found, size
 
 
 # Places
@@ -406,7 +393,7 @@ class _Look:
     """What was found so far, by place, in the order in which the places were met."""
 
     files: DataFiles
-    patterns: ManyPatterns
+    patterns: Sequence[bytes]
     found: dict[str, set[int]] = field(default_factory=dict)
     bytes: Counter[str] = field(default_factory=Counter)
     unreadable: set[str] = field(default_factory=set)
@@ -415,7 +402,7 @@ class _Look:
         """Look through a file that belongs to a place."""
         found, size = set[int](), 0
         try:
-            found, size = self.patterns.look_through(self.files.chunks(path))
+            found, size = look_through(self.patterns, self.files.chunks(path))
         except (OSError, psycopg.Error):
             self.unreadable.add(place)
         self.found.setdefault(place, set()).update(found)
@@ -440,12 +427,12 @@ def look_into_table(
         tables: object identifiers of the table and its partitions.
 
     Returns:
-        Numbers by the name of the place, and how many bytes were looked through.
+        Numbers by the name of the place, and how many bytes were read.
     """
     if files is None:
         return {}, 0
     relations, own = _relations(connection, tables)
-    look = _Look(files, ManyPatterns(values.patterns))
+    look = _Look(files, values.patterns)
     for path, place in _files(files, relations):
         if place in own:
             look.into(place, path)
@@ -459,10 +446,7 @@ def look_everywhere(
     tables: Sequence[int],
     values: KnownValues,
 ) -> list[Place]:
-    """Look through every file of the database, and what else the server keeps in its data directory.
-
-    Arguments as for :func:`look_into_table`.
-    """
+    """Look through every file of the database, and what else the server keeps in its data directory."""
     relations, own = _relations(connection, tables)
     if files is None:
         return [
@@ -470,7 +454,7 @@ def look_everywhere(
             *(Place(name, "cannot be seen", remark=_UNREADABLE) for name in (_OTHER_TABLES, *_REMARKS)),
             *_out_of_sight(connection),
         ]
-    look = _Look(files, ManyPatterns(values.patterns))
+    look = _Look(files, values.patterns)
     for path, place in _files(files, relations):
         look.into(place, path)
     others = sorted(look.found.keys() - {*own, *_REMARKS})

@@ -44,13 +44,7 @@ ROWS_PER_BATCH = 5_000
 
 @dataclass(frozen=True)
 class Begun:
-    """What :func:`begin_rotation` did.
-
-    Args:
-        version: the current version now.
-        before: the current version before; the same where nothing was begun. None where the database never was.
-        revoked: approvals of a drop that this has voided.
-    """
+    """The current version now, and before (None where the database has none); and approvals that this has voided."""
 
     version: int
     before: int | None
@@ -118,14 +112,11 @@ class Found:
 
 @dataclass
 class TableVersions:
-    """What a table's ciphertexts name as their key versions.
-
-    Args:
-        unreadable: values that are no envelopes of their column, so that they name none.
-    """
+    """What a table's ciphertexts name as their key versions."""
 
     table: str
     versions: dict[int, Found] = field(default_factory=dict)
+    # Values that are no envelopes of their column, so that they name none.
     unreadable: int = 0
 
     def __str__(self) -> str:
@@ -145,8 +136,7 @@ def count_versions(
 ) -> tuple[TableVersions, ...]:
     """Count what each table has of every key version, all of them at one moment; reads every row, and opens none.
 
-    Args:
-        tables: the catalogue's entries; those without encrypted columns are left out.
+    Tables without encrypted columns are left out.
 
     Raises:
         ConfigurationError: a table is missing.
@@ -227,7 +217,6 @@ class Retirement:
         retired: versions retired now.
         reinstated: retired versions of which values turned up again, and which are readable again.
         remaining: of versions that are neither current nor retired, what tables still have of them.
-        counts: everything that was counted.
     """
 
     retired: tuple[int, ...]
@@ -286,10 +275,7 @@ def retire_versions(target: Target) -> Retirement:
 
 
 def reinstate_version(database: Database, version: int, actor: Actor) -> bool:
-    """Make a retired version readable again: who lacks its key is refused from then on.
-
-    Returns:
-        Whether it was retired.
+    """Make a retired version readable again, if it was retired: who lacks its key is refused from then on.
 
     Raises:
         RefusedError: this database does not know the version.

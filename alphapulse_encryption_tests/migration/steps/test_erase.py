@@ -132,7 +132,7 @@ def test_the_engines_own_look_finds_what_was_dropped_by_either_way(dropped_url: 
         definition = read_table(connection, USERS, plaintext=False)
         files = traces.open_data_files(connection)
         assert isinstance(files, traces.LocalFiles)
-        values = traces.KnownValues(tuple(CANARIES.values()), (IN_ROW, COMMON, LONG), {})
+        values = traces.KnownValues(tuple(CANARIES.values()), (IN_ROW, COMMON, LONG))
         assert b"canary" not in repr(values).encode()
         seen = []
         for way in (files, traces.ServerFiles(connection)):
@@ -176,7 +176,7 @@ def test_old_statistics_kept_for_a_long_transaction_are_reported(dropped_url: st
         assert kept == {file_of(dropped_url, "pg_statistic")}
         with Database(dropped_url).session("look") as connection:
             definition = read_table(connection, USERS, plaintext=False)
-            values = traces.KnownValues((COMMON.encode(),), (COMMON,), {})
+            values = traces.KnownValues((COMMON.encode(),), (COMMON,))
             files = traces.open_data_files(connection)
             looked = traces.look_everywhere(connection, files, definition, [definition.oid], values)
         (place,) = [place for place in looked if place.name == traces.STATISTICS]
@@ -299,8 +299,8 @@ def test_what_cannot_be_told_from_chance_is_not_looked_for(type_: str, text: str
 
 
 def test_a_value_across_two_chunks_is_found() -> None:
-    patterns = traces.ManyPatterns([b"canary", b"no", b"other"])
-    found, size = patterns.look_through(iter([b"...can", b"a", b"ry...", b"other"]))
+    chunks = iter([b"...can", b"a", b"ry...", b"other"])
+    found, size = traces.look_through([b"canary", b"no", b"other"], chunks)
     assert (found, size) == ({0, 2}, 17)
 
 
@@ -313,14 +313,13 @@ def test_many_patterns_at_once_are_found_like_each_by_itself(
     patterns: list[bytes], chunks: list[bytes]
 ) -> None:
     whole = b"".join(chunks)
-    found, size = traces.ManyPatterns(patterns).look_through(iter(chunks))
+    found, size = traces.look_through(patterns, iter(chunks))
     assert found == {n for n, pattern in enumerate(patterns) if pattern in whole}
     assert size == len(whole)
 
 
 def test_a_pattern_within_another_is_found() -> None:
-    patterns = traces.ManyPatterns([b"abcd", b"bc", b"cdef"])
-    assert patterns.look_through(iter([b"xabcdef"])) == ({0, 1, 2}, 7)
+    assert traces.look_through([b"abcd", b"bc", b"cdef"], [b"xabcdef"]) == ({0, 1, 2}, 7)
 
 
 def test_another_servers_directory_is_not_taken_for_this_one(tmp_path: Path) -> None:
