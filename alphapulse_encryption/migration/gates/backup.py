@@ -137,7 +137,8 @@ def take_backup(
     environment, options = connection_environment(target.database)
     command = [pg_dump, "--format=custom", "--no-password"]
     command += [f"--dbname={make_conninfo(**options)}"] if options else []
-    path = _path(directory, name)
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "database"
+    path = directory.absolute() / f"{safe}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}{_SUFFIX}"
     with _new_file(path) as (file, keep):
         held = contextlib.nullcontext() if drill_server is None else hold_snapshot(target.database)
         with held as holder:
@@ -216,12 +217,6 @@ def _relations(connection: Connection, table: Table) -> set[tuple[str, str]]:
     """Schema and name of the relations that hold the table's rows: itself, or its partitions."""
     parts = read_parts(connection, read_table(connection, table, plaintext=False).oid)
     return {(part.schema_name, part.name) for part in parts if part.leaf}
-
-
-def _path(directory: Path, name: str) -> Path:
-    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "database"
-    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    return directory.absolute() / f"{safe}-{moment}{_SUFFIX}"
 
 
 @contextlib.contextmanager

@@ -1,11 +1,9 @@
 """The restore drill: a backup counts for more once it was restored and found equal to the original.
 
-The original goes on being written meanwhile. So a session exports its snapshot (PostgreSQL manual, 9.28.5 "Snapshot
-Synchronization Functions"), ``pg_dump`` dumps under it, and the original's checksums are computed under it as well.
-The dump is then restored into a scratch database, whose checksums have to be the same.
-
-A scratch database is removed whatever happens. One whose process was killed is found by its name and by the lock that
-nobody holds any more, and removed by the next drill.
+The original goes on being written meanwhile. So ``pg_dump`` dumps under the exported snapshot of a session that
+computes the original's checksums as well (PostgreSQL manual, 9.28.5 "Snapshot Synchronization Functions"). A scratch
+database whose process was killed is known by its name and the lock that nobody holds any more, and removed by the next
+drill.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """A backup's second place: an S3 bucket, encrypted there once more, and held against what was sent.
 
-The file goes up in parts, each with its SHA-256, which S3 checks on arrival. Of an object in several parts S3 keeps the
-SHA-256 of the parts' SHA-256 (Amazon S3 User Guide, "Checking object integrity for data uploads"), which is computed
-here as well and compared. A server that keeps none has the object read back.
+Of an object in several parts S3 keeps the SHA-256 of the parts' SHA-256 (Amazon S3 User Guide, "Checking object
+integrity for data uploads"), which is computed here as well. From a server that keeps none, the object is read back.
 """
 
 from __future__ import annotations
@@ -70,7 +69,6 @@ class Upload:
     """What :func:`upload_backup` did: where the object is, and what encryption the server says."""
 
     location: str
-    bytes: int
     encryption: str
     seconds: float
 
@@ -149,14 +147,14 @@ def upload_backup(
     with database.session("record the upload") as connection, connection.transaction():
         record_upload(connection, backup, location)
         audit(connection, actor, "upload_backup", backup=backup.id, location=location)
-    return Upload(location, backup.bytes, encryption, time.monotonic() - started)
+    return Upload(location, encryption, time.monotonic() - started)
 
 
-def check_upload(backup: Backup, bucket: Bucket, *, client: Any, checksum: str | None = None) -> str:
+def check_upload(backup: Backup, bucket: Bucket, *, client: Any, checksum: str) -> str:
     """Hold the object in the bucket against the backup: its size, its checksum, its encryption, which is returned.
 
     Args:
-        checksum: what S3 computes of its parts; without it the object is read back.
+        checksum: what S3 computes of its parts.
 
     Raises:
         RefusedError: it differs.
@@ -172,7 +170,7 @@ def check_upload(backup: Backup, bucket: Bucket, *, client: Any, checksum: str |
             problems.append(f"its encryption is {encryption or 'none'} in place of {bucket.encryption}")
         # Of several parts it ends with their number: "…=-3".
         stored = head.get("ChecksumSHA256", "").partition("-")[0]
-        if stored and checksum is not None:
+        if stored:
             intact = stored == checksum
         else:
             digest = hashlib.sha256()

@@ -234,13 +234,12 @@ def _keys(connection: Connection, tables: Sequence[Table], keys: KeyRing) -> Ite
 
 def _table(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
     table = definition.table
-    owner = connection.execute(
+    ((owns, secured, bypasses, forced),) = connection.execute(
         "SELECT pg_has_role(relowner, 'USAGE'), relrowsecurity, "
         "  (SELECT rolbypassrls OR rolsuper FROM pg_roles WHERE rolname = current_user), relforcerowsecurity "
         "FROM pg_class WHERE oid = %s",
         [definition.oid],
-    ).fetchone()
-    owns, secured, bypasses, forced = owner or (False, False, False, False)
+    )
     # Of a role that only looks, it is told with the privileges.
     takes_part = roles.may_write_bookkeeping(connection)
     if not owns and takes_part:
@@ -319,24 +318,17 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
     )
 
 
-# Bits of pg_trigger.tgtype (src/include/catalog/pg_trigger.h): for each row, before, on insert or update.
-_ROW, _BEFORE, _INSERT_OR_UPDATE = 1, 2, 4 | 16
+# By the bits of tgtype (src/include/catalog/pg_trigger.h): for each row (1), before (2), on insert (4) or update (16).
+_LATE_TRIGGERS = """
+SELECT DISTINCT tgname FROM pg_trigger WHERE tgrelid = ANY (%s) AND NOT tgisinternal AND tgenabled <> 'D'
+   AND tgname COLLATE "C" > %s AND tgname !~ %s AND tgtype & 3 = 3 AND tgtype & 20 <> 0 ORDER BY 1
+"""
 
 
 def _triggers(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
-    rows = connection.execute(
-        "SELECT DISTINCT tgname FROM pg_trigger WHERE tgrelid = ANY (%s) AND NOT tgisinternal AND tgenabled <> 'D' "
-        'AND tgname COLLATE "C" > %s AND tgname !~ %s AND tgtype & %s = %s AND tgtype & %s <> 0 ORDER BY 1',
-        [
-            [part.oid for part in read_parts(connection, definition.oid)],
-            GUARD_INSERT,  # the first of them
-            GUARDS,
-            _ROW | _BEFORE,
-            _ROW | _BEFORE,
-            _INSERT_OR_UPDATE,
-        ],
-    )
-    for (name,) in rows:
+    parts = [part.oid for part in read_parts(connection, definition.oid)]
+    # The insert's is the first of the guards.
+    for (name,) in connection.execute(_LATE_TRIGGERS, [parts, GUARD_INSERT, GUARDS]):
         yield Checked(
             "blocker",
             definition.table.key,

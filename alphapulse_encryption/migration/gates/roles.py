@@ -1,8 +1,8 @@
 """Least privilege: what each role may do, as SQL that a database administrator runs, and as questions to the server.
 
 The bookkeeping belongs to nobody who takes part: an approval that the one who migrates could write would be none. The
-tables of the application belong to a role that nobody logs in with; whoever migrates is a member of it, because
-PostgreSQL lets only a table's owner change it, and the application is not, so that it cannot take its guard away.
+application's tables belong to a role that nobody logs in with: who migrates is a member, because PostgreSQL lets only
+a table's owner change it, and the application is not, so that it cannot take its guard away.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from alphapulse_encryption.migration.bookkeeping.install import (
 )
 from alphapulse_encryption.migration.bookkeeping.script import begin_script
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS
+from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_PRIVILEGES
 from alphapulse_encryption.migration.postgres.ddl import Connection
 from alphapulse_encryption.migration.schema.saved import verbatim
 
@@ -366,7 +366,6 @@ _FILE_FUNCTIONS = (
     "pg_stat_file(text, boolean)",
     "pg_ls_dir(text, boolean, boolean)",
 )
-_SET_ON_PARAMETER_SINCE = 150000
 _CHECKPOINT_SINCE = 150000
 _MAINTAIN_SINCE = 170000
 
@@ -524,7 +523,7 @@ class _Script:
         # How wide values are on average; the values that the statistics hold are not among these columns.
         columns = SQL(", ").join(map(Identifier, _STATISTICS_WITHOUT_VALUES))
         yield self._grant("SELECT ({}) ON pg_catalog.pg_statistic", columns, to=["planner"])
-        if self.version >= _SET_ON_PARAMETER_SINCE:
+        if self.version >= SET_PRIVILEGES:
             # So that their sessions keep values out of the server's log.
             sessions = ["verifier", "migrator", "backup", "rehearser"]
             for name in self.log_settings:

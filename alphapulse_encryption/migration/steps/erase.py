@@ -8,7 +8,6 @@ table's ACCESS EXCLUSIVE lock for as long as that lasts: nobody reads or writes 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import LiteralString
 
@@ -30,7 +29,7 @@ from alphapulse_encryption.migration.postgres.ddl import (
 )
 from alphapulse_encryption.migration.schema import saved
 from alphapulse_encryption.migration.schema.definition import read_table
-from alphapulse_encryption.migration.schema.partitions import Part, read_parts
+from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.migration.steps import traces
 from alphapulse_encryption.migration.steps.traces import Place
 from alphapulse_encryption.migration.target import Target
@@ -125,7 +124,12 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
         looking = time.monotonic() - began
         without_limits(connection)
         began = time.monotonic()
-        _rewrite_table(connection, table, parts)
+        for part in parts:
+            if part.leaf and not _rewrite(connection, part.schema_name, part.name):
+                raise RefusedError(
+                    f"The server did not rewrite {part.schema_name}.{part.name}: this role may not vacuum it. Let its "
+                    f"owner erase {table.key}."
+                )
         locked = time.monotonic() - began
         connection.execute(SQL("ANALYZE {}").format(definition.identifier))
         statistics = all([_rewrite_catalogue(connection, name) for name in _STATISTICS])
@@ -165,15 +169,6 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
             found_in=[place.name for place in places if place.finding == "found"],
         )
     return result
-
-
-def _rewrite_table(connection: Connection, table: Table, parts: Sequence[Part]) -> None:
-    for part in parts:
-        if part.leaf and not _rewrite(connection, part.schema_name, part.name):
-            raise RefusedError(
-                f"The server did not rewrite {part.schema_name}.{part.name}: this role may not vacuum it. Let its "
-                f"owner erase {table.key}."
-            )
 
 
 def _rewrite_catalogue(connection: Connection, name: str) -> bool:

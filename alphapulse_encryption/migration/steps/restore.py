@@ -1,9 +1,8 @@
 """The undo of a drop: the plaintext columns again, from the ciphertext as it is now.
 
-The columns come back empty and unbound, so that the application goes on writing ciphertext; they are filled
-range by range, then their indexes and constraints are built beside the application, and one short transaction
-lets the plaintext be right. What a killed call had done is found in the database, and the next call goes on
-from there.
+The columns come back empty, so that the application goes on writing ciphertext; they are filled range by range, their
+indexes and constraints are built beside the application, and one short transaction lets the plaintext be right. What
+a killed call had done is found in the database, and the next call goes on from there.
 """
 
 from __future__ import annotations
@@ -174,22 +173,19 @@ _COMPRESSION = {"p": SQL("pglz"), "l": SQL("lz4")}
 def _dress_column(connection: Connection, definition: TableDefinition, column: SavedColumn) -> list[str]:
     """Everything about a column that is not its type; returns the privileges that could not be given back."""
     name = Identifier(column.name)
-    actions: list[Composable] = []
+    settings: list[Composable] = []
     if column.statistics is not None:
-        actions.append(SQL("ALTER COLUMN {} SET STATISTICS {}").format(name, Literal(column.statistics)))
+        settings.append(SQL("STATISTICS {}").format(Literal(column.statistics)))
     if column.storage is not None:
-        actions.append(SQL("ALTER COLUMN {} SET STORAGE {}").format(name, _STORAGE[column.storage]))
+        settings.append(SQL("STORAGE {}").format(_STORAGE[column.storage]))
     if column.compression is not None:
-        actions.append(
-            SQL("ALTER COLUMN {} SET COMPRESSION {}").format(name, _COMPRESSION[column.compression])
-        )
+        settings.append(SQL("COMPRESSION {}").format(_COMPRESSION[column.compression]))
     for option in column.options:
         key, _, value = option.partition("=")
-        actions.append(
-            SQL("ALTER COLUMN {} SET ({} = {})").format(name, Identifier(key), saved.verbatim(value))
-        )
-    if actions:
-        connection.execute(saved.alter(definition, actions))
+        settings.append(SQL("({} = {})").format(Identifier(key), saved.verbatim(value)))
+    alter = SQL("ALTER COLUMN {} SET {}")
+    if settings:
+        connection.execute(saved.alter(definition, [alter.format(name, setting) for setting in settings]))
     full_name = Identifier(definition.table.schema_name, definition.table.name, column.name)
     if column.comment is not None:
         connection.execute(saved.comment_on("COLUMN", full_name, column.comment))

@@ -1,8 +1,7 @@
 """Which side is right: over to the ciphertext, and back to the plaintext before it is dropped.
 
-Both directions are online. What needs a look at every row (a check, a fill) is done beforehand or afterwards
-under locks that let the application go on; the change of authority itself is one short transaction that
-alters the catalogue of the database and no row.
+Both directions are online. What needs a look at every row (a check, a fill) is done beforehand or afterwards; the
+change of authority itself is one short transaction that alters the catalogue of the database and no row.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
 from alphapulse_encryption.migration.rows.engine import NotFinished, Progress, RangeResult, finish_under_lock
 from alphapulse_encryption.migration.schema import guard, indexes, saved, sql, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
-from alphapulse_encryption.migration.schema.partitions import lock_partitions
+from alphapulse_encryption.migration.schema.partitions import lock_partitions, lock_parts, read_parts
 from alphapulse_encryption.migration.target import Target
 
 # So many rows that the application cleared at the last moment are filled under the lock itself; where there
@@ -375,8 +374,7 @@ def _hand_back(connection: Connection, definition: TableDefinition, filling: Fil
     state = require_state(connection, table, lock=True)
     if state.authority == "plaintext":
         return
-    lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
-    connection.execute(SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(definition.identifier))
+    lock_parts(connection, read_parts(connection, definition.oid), "ACCESS EXCLUSIVE")
     last = finish_under_lock(filling.operation, connection, definition, most=FILLED_UNDER_LOCK)
     taken = state.set_aside
     actions: list[Composable] = [

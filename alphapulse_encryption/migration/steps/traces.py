@@ -1,7 +1,6 @@
 """Looks for values that were dropped where they may still lie: in the data files, and in what else the server keeps.
 
-The values are opened from ciphertext, kept in memory only, and never leave this process: files are brought to them, not
-they to the files. They are looked for in the form in which PostgreSQL writes them to disk, whole files over, free space
+The values are opened from ciphertext and never leave this process: files are brought to them, in whole, free space
 included. A value can hide from such a look: compressed in TOAST or in the write-ahead log, or of a type whose form on
 disk is too short to be told from chance. So what is not found is only said to be not found.
 """
@@ -212,8 +211,8 @@ class LocalFiles:
     def entries(self, directory: str) -> list[tuple[str, bool]]:
         """Names in a directory, and whether each is a directory."""
         with contextlib.suppress(FileNotFoundError):
-            found = [(entry, entry.is_dir()) for entry in (self.root / directory).iterdir()]
-            return sorted((entry.name, is_dir) for entry, is_dir in found if is_dir or entry.is_file())
+            found = (self.root / directory).iterdir()
+            return [(entry.name, entry.is_dir()) for entry in found if entry.is_dir() or entry.is_file()]
         return []
 
     def chunks(self, path: str) -> Iterator[bytes]:
