@@ -42,8 +42,7 @@ from alphapulse_encryption.migration.gates.drill import (
     rehearse,
 )
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.postgres.ddl import Connection
+from alphapulse_encryption.migration.postgres.database import Connection, Database
 from alphapulse_encryption.migration.postgres.programs import (
     child,
     connection_environment,

@@ -27,8 +27,7 @@ from alphapulse_encryption.migration.bookkeeping.install import (
 )
 from alphapulse_encryption.migration.bookkeeping.script import begin_script
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_PRIVILEGES
-from alphapulse_encryption.migration.postgres.ddl import Connection
+from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_PRIVILEGES, Connection
 from alphapulse_encryption.migration.schema.saved import verbatim
 
 DEFAULT_PREFIX = "alphapulse_"

@@ -23,8 +23,8 @@ from alphapulse_encryption.migration.bookkeeping.tables import (
     require_state,
     table_state,
 )
-from alphapulse_encryption.migration.postgres.database import Actor
-from alphapulse_encryption.migration.postgres.ddl import Connection, in_short_transaction
+from alphapulse_encryption.migration.postgres.database import Actor, Connection
+from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import plan
 from alphapulse_encryption.migration.rows.discard import Discard
 from alphapulse_encryption.migration.rows.engine import Progress, work_on_table

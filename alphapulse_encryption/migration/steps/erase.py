@@ -21,12 +21,8 @@ from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.ddl import (
-    LOCK_TIMEOUT,
-    Connection,
-    outside_transaction,
-    without_limits,
-)
+from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.ddl import LOCK_TIMEOUT, outside_transaction, without_limits
 from alphapulse_encryption.migration.schema import saved
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.partitions import read_parts

@@ -33,8 +33,7 @@ from alphapulse_encryption.migration.bookkeeping.keys import (
     set_key_state,
 )
 from alphapulse_encryption.migration.postgres import wire
-from alphapulse_encryption.migration.postgres.database import Actor, Database
-from alphapulse_encryption.migration.postgres.ddl import Connection
+from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database
 from alphapulse_encryption.migration.rows.batches import reading, texts
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target

@@ -11,12 +11,11 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping.tables import require_state
+from alphapulse_encryption.migration.bookkeeping.tables import SetAside, require_state
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
 from alphapulse_encryption.migration.rows.engine import RangeResult
 from alphapulse_encryption.migration.schema.definition import read_table
-from alphapulse_encryption.migration.schema.saved import SetAside
 from alphapulse_encryption.migration.schema.views import create_views
 from alphapulse_encryption.migration.steps import switch
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
