@@ -57,7 +57,19 @@ def approve_drop(
             ciphertext; no recent, undamaged backup; other objects depend on the plaintext. Nothing was recorded.
         ConfigurationError: table or column missing.
     """
-    _check_words(table, approver, reason, confirmation, valid_for)
+    if confirmation != table.key:
+        raise RefusedError(
+            f"The confirmation is not the name of the table. Type {table.key} exactly; nothing was approved."
+        )
+    if not approver.strip():
+        raise RefusedError("An approval needs the name of the person who gives it; nothing was approved.")
+    if not reason.strip():
+        raise RefusedError("An approval needs a reason; nothing was approved.")
+    if not timedelta() < valid_for <= LONGEST_VALID_FOR:
+        raise RefusedError(
+            f"An approval is valid for more than no time and at most {LONGEST_VALID_FOR.days} days; nothing "
+            "was approved."
+        )
     with target.database.session(f"approve the drop of {table.key}") as connection:
         roles.refuse_unless_allowed(connection, "approve_drop", (table,))
         check_key(connection, target.keys)
@@ -110,22 +122,6 @@ def _bound_definition(connection: Connection, definition: TableDefinition) -> st
 def _what_goes(connection: Connection, definition: TableDefinition) -> saved.SavedTable:
     state = require_state(connection, definition.table)
     return saved.read_saved(connection, definition, state.set_aside)
-
-
-def _check_words(table: Table, approver: str, reason: str, confirmation: str, valid_for: timedelta) -> None:
-    if confirmation != table.key:
-        raise RefusedError(
-            f"The confirmation is not the name of the table. Type {table.key} exactly; nothing was approved."
-        )
-    if not approver.strip():
-        raise RefusedError("An approval needs the name of the person who gives it; nothing was approved.")
-    if not reason.strip():
-        raise RefusedError("An approval needs a reason; nothing was approved.")
-    if not timedelta() < valid_for <= LONGEST_VALID_FOR:
-        raise RefusedError(
-            f"An approval is valid for more than no time and at most {LONGEST_VALID_FOR.days} days; nothing "
-            "was approved."
-        )
 
 
 def refuse_unless_droppable(

@@ -28,6 +28,7 @@ from alphapulse_encryption.migration.bookkeeping.install import (
 from alphapulse_encryption.migration.bookkeeping.script import begin_script
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_PRIVILEGES, Connection
+from alphapulse_encryption.migration.schema.guard import guard_name
 from alphapulse_encryption.migration.schema.saved import verbatim
 
 DEFAULT_PREFIX = "alphapulse_"
@@ -315,12 +316,6 @@ SELECT n.nspname, c.relname, r.rolname, r.rolsuper, r.rolcanlogin
    AND starts_with(obj_description(c.oid, 'pg_class'), 'alphapulse_encryption')
  ORDER BY 1, 2
 """
-_GUARD_FUNCTIONS = """
-SELECT DISTINCT pn.nspname, p.proname
-  FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace pn ON pn.oid = p.pronamespace
-  JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE n.nspname = %s AND c.relname = %s AND starts_with(p.proname, 'encryption_guard_')
-"""
 _SEQUENCES = """
 SELECT DISTINCT n.nspname, s.relname
   FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_namespace n ON n.oid = s.relnamespace
@@ -352,11 +347,6 @@ DO $roles$ BEGIN
             OR rolcreatedb OR rolreplication OR rolbypassrls)) THEN
         RAISE EXCEPTION USING MESSAGE = {message};
     END IF;
-END $roles$"""
-
-_CONNECT = """\
-DO $roles$ BEGIN
-    EXECUTE format({statement}, current_database());
 END $roles$"""
 
 _STATISTICS_WITHOUT_VALUES = ("starelid", "staattnum", "stainherit", "stanullfrac", "stawidth")
@@ -398,7 +388,9 @@ class _Script:
             views = [f"v_{table.name}", f"v_{table.name}_safe"]
             self.views.extend(_Relation(*row) for row in ask(_VIEWS, [table.schema_name, views]))
             owner = Identifier(parts[0].owner) if parts[0].keeps_owner else self._role("owner")
-            self.guards.extend((Identifier(*name), owner) for name in ask(_GUARD_FUNCTIONS, named))
+            guard = Identifier("public", guard_name(table))
+            if answer(self.connection, "SELECT to_regproc(%s)", guard.as_string(self.connection)) is not None:
+                self.guards.append((guard, owner))
             for part in parts:
                 self.sequences.update(dict.fromkeys(ask(_SEQUENCES, [part.schema, part.name])))
         settings = ask(
@@ -482,8 +474,8 @@ class _Script:
 
     def _common(self) -> Iterator[Composable]:
         groups = [name for name in GROUPS if name not in ("owner", "bookkeeper")]
-        statement = self._grant("CONNECT ON DATABASE %I", to=groups)
-        yield SQL(_CONNECT).format(statement=SqlLiteral(statement.as_string(self.connection)))
+        # The database that psql is connected to.
+        yield self._grant('CONNECT ON DATABASE :"DBNAME"', to=groups)
         for schema in self._schemas:
             yield self._grant("USAGE ON SCHEMA {}", schema, to=groups)
 

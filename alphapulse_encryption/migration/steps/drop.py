@@ -33,7 +33,7 @@ from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.catch_up import has_pending_index
 from alphapulse_encryption.migration.schema import guard, indexes, saved, sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
-from alphapulse_encryption.migration.schema.partitions import Part, lock_parts, read_parts
+from alphapulse_encryption.migration.schema.partitions import lock_parts, read_parts
 from alphapulse_encryption.migration.steps import switch
 from alphapulse_encryption.migration.target import Target
 
@@ -193,9 +193,10 @@ def _drop(
 
 # The other tables that an ALTER TABLE of ours locks: those that a foreign key refers to lose its triggers.
 _REFERRED_TO = """
-SELECT DISTINCT c.confrelid, has_table_privilege(c.confrelid, 'UPDATE, DELETE, TRUNCATE')
+SELECT DISTINCT c.confrelid
   FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey)
  WHERE c.contype = 'f' AND c.conrelid = %s AND c.confrelid <> c.conrelid AND a.attname = ANY(%s)
+   AND has_table_privilege(c.confrelid, 'UPDATE, DELETE, TRUNCATE')
  ORDER BY 1
 """
 
@@ -212,9 +213,7 @@ def _lock(connection: Connection, definition: TableDefinition) -> None:
     )
     names = [column.name for column in definition.plaintext_columns]
     others = connection.execute(_REFERRED_TO, [definition.oid, names]).fetchall()
-    parts: list[Part] = []
-    for oid, allowed in others:
-        parts += read_parts(connection, oid) if allowed else ()
+    parts = [part for (oid,) in others for part in read_parts(connection, oid)]
     # Our own last: the application waits for it from the moment that we do.
     lock_parts(connection, [*parts, *read_parts(connection, definition.oid)], "ACCESS EXCLUSIVE")
 
