@@ -32,24 +32,11 @@ from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.backups import Backup, record_backup
 from alphapulse_encryption.migration.bookkeeping.keys import ensure_key
-from alphapulse_encryption.migration.gates.drill import (
-    LOCK_WAIT,
-    DrillResult,
-    decrypt_into,
-    hold_snapshot,
-    read_everything,
-    refuse_unless_possible,
-    rehearse,
-)
+from alphapulse_encryption.migration.gates import drill
+from alphapulse_encryption.migration.gates.drill import DrillResult
+from alphapulse_encryption.migration.postgres import programs
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Connection, Database
-from alphapulse_encryption.migration.postgres.programs import (
-    child,
-    connection_environment,
-    find_program,
-    kind_of_failure,
-    without_connection,
-)
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.migration.target import Target
@@ -124,53 +111,54 @@ def take_backup(
     """
     started = time.monotonic()
     identity = backup_identity(target.keys)
-    to = [pyrage.x25519.Identity.from_str(identity).to_public(), *(_recipient(text) for text in recipients)]
+    to = [pyrage.x25519.Identity.from_str(identity).to_public(), *map(_recipient, recipients)]
+    told = [str(recipient) for recipient in to]
     with target.database.session("take a backup") as connection:
         ensure_key(connection, target.keys)
         version = connection.info.server_version // 10_000
-        pg_dump, pg_restore = (find_program(name, bin_dir, version) for name in ("pg_dump", "pg_restore"))
+        pg_dump, pg_restore = (
+            programs.find_program(name, bin_dir, version) for name in ("pg_dump", "pg_restore")
+        )
         expected = {table.key: _relations(connection, table) for table in catalogue_tables}
         ((taken_at, name),) = connection.execute("SELECT clock_timestamp(), current_database()")
     if drill_server is not None:
-        refuse_unless_possible(drill_server)
-    environment, options = connection_environment(target.database)
+        drill.refuse_unless_possible(drill_server)
+    environment, options = programs.connection_environment(target.database)
     command = [pg_dump, "--format=custom", "--no-password"]
     command += [f"--dbname={make_conninfo(**options)}"] if options else []
     safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "database"
     path = directory.absolute() / f"{safe}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}{_SUFFIX}"
     with _new_file(path) as (file, keep):
-        held = contextlib.nullcontext() if drill_server is None else hold_snapshot(target.database)
+        held = contextlib.nullcontext() if drill_server is None else drill.hold_snapshot(target.database)
         with held as holder:
             if holder is not None:
                 snapshot = answer(holder, "SELECT pg_export_snapshot()")
-                command += [f"--snapshot={snapshot}", f"--lock-wait-timeout={LOCK_WAIT}"]
+                command += [f"--snapshot={snapshot}", f"--lock-wait-timeout={drill.LOCK_WAIT}"]
             digest = _dump(command, environment, to, file)
             dumped = time.monotonic()
-            contents = read_everything(holder) if holder is not None else {}
+            contents = drill.read_everything(holder) if holder is not None else {}
         summed = time.monotonic()
         listing = _list(pg_restore, environment, file, identity)
         entries = _check_listing(listing, expected)
         listed = time.monotonic()
-        drill = None
+        drilled = None
         if drill_server is not None:
-            rehearse(drill_server, target.database, contents, pg_restore, file, identity)
+            drill.rehearse(drill_server, target.database, contents, pg_restore, file, identity)
             rows = sum(each.rows for each in contents.values())
-            drill = DrillResult(len(contents), rows, summed - dumped + time.monotonic() - listed)
+            drilled = DrillResult(len(contents), rows, summed - dumped + time.monotonic() - listed)
         size = os.fstat(file.fileno()).st_size
         backup = Backup(0, taken_at, str(path), size, digest)
         keep()
         try:
-            backup = _recorded(
-                target, backup, list(expected), [str(recipient) for recipient in to], entries, drill
-            )
+            backup = _recorded(target, backup, list(expected), told, entries, drilled)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
     return BackupResult(
         backup=backup,
-        recipients=tuple(str(recipient) for recipient in to),
+        recipients=tuple(told),
         listed_entries=entries,
-        drill=drill,
+        drill=drilled,
         seconds=time.monotonic() - started,
         dump_seconds=dumped - started,
         read_back_seconds=listed - summed,
@@ -287,7 +275,8 @@ def _dump(
 ) -> str:
     """Run pg_dump through age into the file; returns the file's SHA-256."""
     writer = _HashingWriter(file)
-    with child(command, environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as (process, said):
+    running = programs.child(command, environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    with running as (process, said):
         try:
             pyrage.encrypt_io(process.stdout, writer, list(recipients))
         except (pyrage.EncryptError, OSError):  # of the header, and of what follows it
@@ -300,7 +289,7 @@ def _dump(
         status = process.wait()
     if status != 0:
         raise RefusedError(
-            f"pg_dump failed with exit status {status} ({kind_of_failure(said())}). No backup was recorded, "
+            f"pg_dump failed with exit status {status} ({programs.kind_of_failure(said())}). No backup was recorded, "
             "and no file is left."
         )
     file.flush()
@@ -311,12 +300,12 @@ def _dump(
 def _list(pg_restore: str, environment: Mapping[str, str], file: IO[bytes], identity: str) -> str:
     """Decrypt the whole file again, which authenticates every byte, and have pg_restore list what is in it."""
     listed: list[bytes] = []
-    command, bare = [pg_restore, "--list"], without_connection(environment)
-    with child(command, bare, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as (process, _):
+    command, bare = [pg_restore, "--list"], programs.without_connection(environment)
+    with programs.child(command, bare, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as (process, _):
         output = cast(IO[bytes], process.stdout)
         reader = threading.Thread(target=lambda: listed.append(output.read()), name="list", daemon=True)
         reader.start()
-        status = decrypt_into(process, file, identity)
+        status = drill.decrypt_into(process, file, identity)
         reader.join()
     if status != 0:
         raise RefusedError(
@@ -350,7 +339,7 @@ def _recorded(
     tables: list[str],
     recipients: list[str],
     entries: int,
-    drill: DrillResult | None,
+    drilled: DrillResult | None,
 ) -> Backup:
     """The backup with its number."""
     with target.database.session("record the backup") as connection, connection.transaction():
@@ -364,7 +353,7 @@ def _recorded(
             entries=entries,
             tables=tables,
             run_id=target.actor.run_id,
-            drill=None if drill is None else asdict(drill),
+            drill=None if drilled is None else asdict(drilled),
         )
         audit(
             *(connection, target.actor, "backup"),
@@ -372,6 +361,6 @@ def _recorded(
             bytes=backup.bytes,
             sha256=backup.sha256,
             tables=tables,
-            drilled=drill is not None,
+            drilled=drilled is not None,
         )
     return replace(backup, id=number)

@@ -176,23 +176,19 @@ def rehearse(
         )
 
 
-def _differences(
-    expected: Mapping[TableName, Contents], found: Mapping[TableName, Contents]
-) -> tuple[str, ...]:
+def _differences(expected: Mapping[TableName, Contents], found: Mapping[TableName, Contents]) -> list[str]:
     differences = []
     for table in sorted({*expected, *found}):
         name, there, restored = ".".join(table), expected.get(table), found.get(table)
-        if there == restored:
-            continue
         if restored is None:
             differences.append(f"table {name} is missing")
         elif there is None:
             differences.append(f"table {name} was not there")
         elif there.rows != restored.rows:
             differences.append(f"table {name} has {restored.rows:,} rows in place of {there.rows:,}")
-        else:
+        elif there != restored:
             differences.append(f"table {name} has other values")
-    return tuple(differences)
+    return differences
 
 
 def decrypt_into(process: subprocess.Popen[bytes], file: IO[bytes], identity: str) -> int | None:

@@ -12,17 +12,11 @@ from psycopg.sql import SQL, Composable, Composed, Identifier
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import progress
+from alphapulse_encryption.migration.bookkeeping import progress, tables
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.keys import check_key, ensure_key
 from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
-from alphapulse_encryption.migration.bookkeeping.tables import (
-    advance,
-    register_table,
-    require_state,
-    table_state,
-)
 from alphapulse_encryption.migration.postgres.database import Actor, Connection
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import plan
@@ -88,7 +82,7 @@ def add_encrypted_columns(
     doing = f"add encrypted columns to {table.key}"
     with target.database.session(doing) as connection:
         check_key(connection, target.keys)
-        state = table_state(connection, table) if bookkeeping_exists(connection) else None
+        state = tables.table_state(connection, table) if bookkeeping_exists(connection) else None
         if state is not None and not state.state.has_both_sides:
             existing, ranges = tuple(_wanted_columns(table)), len(read_ranges(connection, table))
             return ColumnsResult((), existing, False, 0, ranges, time.monotonic() - started)
@@ -103,7 +97,7 @@ def add_encrypted_columns(
         guarded = in_short_transaction(connection, f"create the guard of {table.key}", guard)
         ranges = plan.ensure_ranges(connection, definition, batch_ranges)
         cleared = 0
-        if require_state(connection, table).state is State.REVERTED:
+        if tables.require_state(connection, table).state is State.REVERTED:
             cleared = _discard(connection, target, table, on_progress)
     return ColumnsResult(
         added=added,
@@ -124,7 +118,7 @@ def _discard(
     result = work_on_table(target, table, operation, again=again, on_progress=on_progress)
 
     def finish() -> None:
-        advance(connection, table, State.GUARDED)
+        tables.advance(connection, table, State.GUARDED)
         progress.forget(connection, table, operation.step)
         audit(connection, target.actor, "clear_ciphertext", table, rows=result.rows)
 
@@ -161,7 +155,7 @@ def _refuse_unsuitable(definition: TableDefinition) -> None:
 
 def _add_missing(connection: Connection, table: Table, actor: Actor) -> tuple[str, ...]:
     definition = read_table(connection, table)
-    register_table(connection, table)
+    tables.register_table(connection, table)
     names = missing_columns(definition)
     if names:
         lock_partitions(connection, definition, "ACCESS EXCLUSIVE")

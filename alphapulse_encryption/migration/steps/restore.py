@@ -97,7 +97,13 @@ def restore_plaintext(
                 return RestoreResult(columns, filling.done, held=True)
             switch.hand_back(connection, definition, filling)
         switch.put_back_not_null(connection, definition)
-        in_short_transaction(connection, doing, partial(_finish, connection, definition, target.actor))
+
+        def finish() -> None:
+            switch.finish_return(connection, definition, target.actor, "restore_plaintext")
+            progress.forget(connection, table, "decrypt")
+            mark_restored(connection, table)
+
+        in_short_transaction(connection, doing, finish)
         connection.execute(SQL("ANALYZE {}").format(definition.identifier))
         ranges = read_ranges(connection, table)
     # The drop took the pending index with it.
@@ -288,9 +294,3 @@ def _add_statistics(connection: Connection, definition: TableDefinition, what: S
             connection.execute(
                 SQL("ALTER STATISTICS {} OWNER TO {}").format(name, Identifier(statistics.owner))
             )
-
-
-def _finish(connection: Connection, definition: TableDefinition, actor: Actor) -> None:
-    switch.finish_return(connection, definition, actor, "restore_plaintext")
-    progress.forget(connection, definition.table, "decrypt")
-    mark_restored(connection, definition.table)

@@ -16,22 +16,11 @@ from psycopg.sql import SQL, Composed, Identifier, Literal
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.errors import DecryptionError, RefusedError
+from alphapulse_encryption.migration.bookkeeping import keys
 from alphapulse_encryption.migration.bookkeeping.approvals import revoke
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.columns import uncatalogued_columns
 from alphapulse_encryption.migration.bookkeeping.install import ensure_bookkeeping
-from alphapulse_encryption.migration.bookkeeping.keys import (
-    KeyState,
-    KeyVersion,
-    check_key,
-    check_key_values,
-    check_readable,
-    hold_key_versions,
-    keep_key_count,
-    key_versions,
-    remember_key,
-    set_key_state,
-)
 from alphapulse_encryption.migration.postgres import wire
 from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database
 from alphapulse_encryption.migration.rows.batches import reading, texts
@@ -66,24 +55,24 @@ def begin_rotation(target: Target) -> Begun:
     """
     new = target.keys.current_version
     with target.database.session("begin a key rotation") as connection:
-        check_key_values(connection, target.keys)
-        if not key_versions(connection):
+        keys.check_key_values(connection, target.keys)
+        if not keys.key_versions(connection):
             return Begun(new, None)
         ensure_bookkeeping(connection)
         with connection.transaction():
-            hold_key_versions(connection)
-            versions = key_versions(connection)
+            keys.hold_key_versions(connection)
+            versions = keys.key_versions(connection)
             current = next(version.number for version in versions if version.state == "current")
             if new < current:
-                check_key(connection, target.keys)
-            check_readable(versions, target.keys)
+                keys.check_key(connection, target.keys)
+            keys.check_readable(versions, target.keys)
             if new == current:
                 return Begun(new, new)
-            remember_key(connection, target.keys)
+            keys.remember_key(connection, target.keys)
             # Once more, now that this one is among them: somebody may have stored another key for it before.
-            check_key_values(connection, target.keys)
-            set_key_state(connection, current, "readable", target.actor)
-            set_key_state(connection, new, "current", target.actor)
+            keys.check_key_values(connection, target.keys)
+            keys.set_key_state(connection, current, "readable", target.actor)
+            keys.set_key_state(connection, new, "current", target.actor)
             revoked = revoke(connection, f"{target.actor.name}: key rotation")
             approvals = tuple(approval.id for approval in revoked)
             audit(
@@ -142,7 +131,7 @@ def count_versions(
     """
     with database.session("count the values of each key version") as connection, connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        known = [version.number for version in key_versions(connection)]
+        known = [version.number for version in keys.key_versions(connection)]
         definitions = [read_table(connection, table, plaintext=False) for table in tables]
         return tuple(
             _count(connection, definition, cipher, known)
@@ -243,7 +232,7 @@ def retire_versions(target: Target) -> Retirement:
         ConfigurationError: a table is missing.
     """
     with target.database.session("look for uncatalogued encrypted columns") as connection:
-        if not key_versions(connection):
+        if not keys.key_versions(connection):
             return Retirement((), (), {}, ())
         if rows := uncatalogued_columns(connection, target.catalogue.tables):
             raise RefusedError(
@@ -256,10 +245,12 @@ def retire_versions(target: Target) -> Retirement:
     reinstated: list[int] = []
     remaining: dict[int, Mapping[str, Found]] = {}
     with target.database.session("retire key versions") as connection, connection.transaction():
-        hold_key_versions(connection)
-        for version in key_versions(connection):
+        keys.hold_key_versions(connection)
+        for version in keys.key_versions(connection):
             found = {c.table: c.versions[version.number] for c in counts if version.number in c.versions}
-            keep_key_count(connection, version.number, {table: vars(count) for table, count in found.items()})
+            keys.keep_key_count(
+                connection, version.number, {table: vars(count) for table, count in found.items()}
+            )
             if version.state == "current":
                 continue
             if found:
@@ -280,7 +271,7 @@ def reinstate_version(database: Database, version: int, actor: Actor) -> bool:
         RefusedError: this database does not know the version.
     """
     with database.session("reinstate a key version") as connection, connection.transaction():
-        known = {found.number: found for found in key_versions(connection)}
+        known = {found.number: found for found in keys.key_versions(connection)}
         if version not in known:
             raise RefusedError(f"This database knows no key version {version}; nothing was changed.")
         if known[version].state != "retired":
@@ -289,6 +280,8 @@ def reinstate_version(database: Database, version: int, actor: Actor) -> bool:
     return True
 
 
-def _change(connection: Connection, version: KeyVersion, state: KeyState, action: str, actor: Actor) -> None:
-    set_key_state(connection, version.number, state, actor)
+def _change(
+    connection: Connection, version: keys.KeyVersion, state: keys.KeyState, action: str, actor: Actor
+) -> None:
+    keys.set_key_state(connection, version.number, state, actor)
     audit(connection, actor, action, key_version=version.number)
