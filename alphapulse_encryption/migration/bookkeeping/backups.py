@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, LiteralString
 
@@ -43,36 +43,30 @@ def _read(connection: Connection, query: LiteralString, parameter: object) -> Ba
 
 def record_backup(
     connection: Connection,
+    backup: Backup,
     *,
-    taken_at: datetime,
-    location: str,
-    size: int,
-    sha256: str,
     recipients: Sequence[str],
     entries: int,
     tables: Sequence[str],
     run_id: str | None,
     drill: Mapping[str, Any] | None,
-) -> int:
-    """Record a backup that was verified just now, and restored where a drill says so; its number."""
-    number = connection.execute(
+) -> Backup:
+    """Record a backup that was verified just now, and restored where a drill says so; it gets its number."""
+    ((number,),) = connection.execute(
         "INSERT INTO alphapulse_encryption.backups (taken_at, location, bytes, sha256, recipient, listed_entries, "
         "verified_at, tables, run_id, drilled_at, drill) VALUES (%(taken_at)s, %(location)s, %(bytes)s, %(sha256)s, "
         "%(recipient)s, %(entries)s, clock_timestamp(), %(tables)s, %(run)s, "
         "CASE WHEN %(drill)s::jsonb IS NOT NULL THEN clock_timestamp() END, %(drill)s) RETURNING id",
         {
-            "taken_at": taken_at,
-            "location": location,
-            "bytes": size,
-            "sha256": sha256,
+            **vars(backup),
             "recipient": ",".join(recipients),
             "entries": entries,
             "tables": list(tables),
             "run": run_id,
             "drill": None if drill is None else json.dumps(drill),
         },
-    ).fetchall()[0][0]
-    return int(number)
+    )
+    return replace(backup, id=number)
 
 
 def record_upload(connection: Connection, backup: Backup, location: str) -> None:

@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, LiteralString, cast
@@ -343,12 +343,9 @@ def _recorded(
 ) -> Backup:
     """The backup with its number."""
     with target.database.session("record the backup") as connection, connection.transaction():
-        number = record_backup(
+        recorded = record_backup(
             connection,
-            taken_at=backup.taken_at,
-            location=backup.location,
-            size=backup.bytes,
-            sha256=backup.sha256,
+            backup,
             recipients=recipients,
             entries=entries,
             tables=tables,
@@ -357,10 +354,10 @@ def _recorded(
         )
         audit(
             *(connection, target.actor, "backup"),
-            backup=number,
-            bytes=backup.bytes,
-            sha256=backup.sha256,
+            backup=recorded.id,
+            bytes=recorded.bytes,
+            sha256=recorded.sha256,
             tables=tables,
             drilled=drilled is not None,
         )
-    return replace(backup, id=number)
+    return recorded
