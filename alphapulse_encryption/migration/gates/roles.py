@@ -19,12 +19,6 @@ from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import install
-from alphapulse_encryption.migration.bookkeeping.install import (
-    BOOKKEEPING_TABLES,
-    SCHEMA,
-    bookkeeping_exists,
-    owns_bookkeeping,
-)
 from alphapulse_encryption.migration.bookkeeping.script import begin_script
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_PRIVILEGES, Connection
@@ -60,7 +54,7 @@ class Grant:
     columns: str = ""
 
     def __str__(self) -> str:
-        return f"{self.privilege}{self.columns and f' ({self.columns})'} on {SCHEMA}.{self.table}"
+        return f"{self.privilege}{self.columns and f' ({self.columns})'} on {install.SCHEMA}.{self.table}"
 
 
 def _grants(table: str, *privileges: Literal["INSERT", "UPDATE", "DELETE"]) -> tuple[Grant, ...]:
@@ -140,8 +134,8 @@ def missing_privileges(connection: Connection, step: guide.Step, tables: Iterabl
     """What a step does with these tables and the role of a session may not, in words; empty where it may be run."""
     missing = _missing_on_data(connection, step, tables)
     needed = _writes(step)
-    if bookkeeping_exists(connection):
-        reads = tuple(Grant(table, "SELECT") for table in BOOKKEEPING_TABLES)
+    if install.bookkeeping_exists(connection):
+        reads = tuple(Grant(table, "SELECT") for table in install.BOOKKEEPING_TABLES)
         missing += map(str, _not_granted(connection, (*reads, *needed)))
     elif needed and not may_begin(connection):
         missing.append(
@@ -182,14 +176,16 @@ def current_role(connection: Connection) -> str:
 
 def may_write_bookkeeping(connection: Connection) -> bool:
     """Whether the role of a session takes part in a migration that was begun, and does not only look."""
-    return not bookkeeping_exists(connection) or not _not_granted(connection, _grants("tables", "INSERT"))
+    return not install.bookkeeping_exists(connection) or not _not_granted(
+        connection, _grants("tables", "INSERT")
+    )
 
 
 def too_much(connection: Connection) -> tuple[str, ...]:
     """What a role that is no superuser's has, and defeats the separation of duties, in words."""
-    if not bookkeeping_exists(connection):
+    if not install.bookkeeping_exists(connection):
         return ()
-    if owns_bookkeeping(connection):
+    if install.owns_bookkeeping(connection):
         return (
             "it owns the bookkeeping, so that it could write, change and remove approvals; --roles-sql gives that to a "
             "role of nobody's",
@@ -480,8 +476,8 @@ class _Script:
             yield self._grant("USAGE ON SCHEMA {}", schema, to=groups)
 
     def _privileges(self) -> Iterator[Composable]:
-        yield self._grant("USAGE ON SCHEMA {}", Identifier(SCHEMA), to=_READERS)
-        names = [Identifier(SCHEMA, name) for name in BOOKKEEPING_TABLES]
+        yield self._grant("USAGE ON SCHEMA {}", Identifier(install.SCHEMA), to=_READERS)
+        names = [Identifier(install.SCHEMA, name) for name in install.BOOKKEEPING_TABLES]
         names += [Identifier("public", name) for name in (install.WATCHED, install.ASKED)]
         yield self._grant("SELECT ON {}", SQL(", ").join(names), to=_READERS)
         # What each role's steps have to write.
@@ -492,7 +488,7 @@ class _Script:
             for grant in grants:
                 names = [Identifier(name) for name in grant.columns.split(", ") if name]
                 columns = SQL(" ({})").format(SQL(", ").join(names)) if names else SQL("")
-                table = Identifier(SCHEMA, grant.table)
+                table = Identifier(install.SCHEMA, grant.table)
                 yield self._grant("{}{} ON {}", SQL(grant.privilege), columns, table, to=[role])
         yield self._grant("SELECT ON {}", Identifier("public", install.ASKED), to=["application"])
         called = Identifier("public", install.CALLED)
