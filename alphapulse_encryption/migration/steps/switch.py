@@ -15,18 +15,12 @@ from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping import progress
+from alphapulse_encryption.migration.bookkeeping import progress, tables
 from alphapulse_encryption.migration.bookkeeping.approvals import revoke
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.quarantine import release
 from alphapulse_encryption.migration.bookkeeping.ranges import restart_ranges
-from alphapulse_encryption.migration.bookkeeping.tables import (
-    SetAside,
-    advance,
-    require_guarded_state,
-    require_state,
-)
 from alphapulse_encryption.migration.bookkeeping.verifications import forget_verifications
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor, Connection
@@ -46,7 +40,7 @@ FILLED_UNDER_LOCK = 500
 LOOKS = 20
 
 
-def switch_to_ciphertext(target: Target, table: Table) -> SetAside | None:
+def switch_to_ciphertext(target: Target, table: Table) -> tables.SetAside | None:
     """Let the ciphertext be right from now on: the application reads and writes the encrypted columns.
 
     NOT NULL on a plaintext column becomes a check that one of both sides is there, its default is set aside,
@@ -61,7 +55,7 @@ def switch_to_ciphertext(target: Target, table: Table) -> SetAside | None:
     """
     doing = f"switch {table.key} to ciphertext"
     with target.database.session(doing) as connection:
-        state = require_guarded_state(connection, table)
+        state = tables.require_guarded_state(connection, table)
         check_key(connection, target.keys)
         if state.authority == "ciphertext":
             return None
@@ -146,7 +140,7 @@ def refuse_uncarriable(connection: Connection, definition: TableDefinition) -> N
                 f"The unique index {index.name} of {table.key} ({', '.join(index.columns)}) cannot be "
                 f"carried over to ciphertext: {index.obstacle}; nothing was changed."
             )
-    for constraint in saved.read_saved(connection, definition, SetAside()).constraints:
+    for constraint in saved.read_saved(connection, definition, tables.SetAside()).constraints:
         if constraint.kind == "x":
             raise RefusedError(
                 f"The exclusion constraint {constraint.name} of {table.key} cannot be carried over to ciphertext, "
@@ -226,9 +220,9 @@ def switch_statements(connection: Connection, definition: TableDefinition) -> li
     return statements + guard.guard_statements(connection, definition, "ciphertext")
 
 
-def what_is_set_aside(connection: Connection, definition: TableDefinition) -> SetAside:
+def what_is_set_aside(connection: Connection, definition: TableDefinition) -> tables.SetAside:
     """What a switch takes off the plaintext columns."""
-    return SetAside(
+    return tables.SetAside(
         defaults={
             column.name: live.default
             for column in definition.plaintext_columns
@@ -238,15 +232,15 @@ def what_is_set_aside(connection: Connection, definition: TableDefinition) -> Se
     )
 
 
-def _relax(taken: SetAside) -> list[Composable]:
+def _relax(taken: tables.SetAside) -> list[Composable]:
     return [
         *(SQL("ALTER COLUMN {} DROP NOT NULL").format(Identifier(name)) for name in taken.not_null),
         *(SQL("ALTER COLUMN {} DROP DEFAULT").format(Identifier(name)) for name in taken.defaults),
     ]
 
 
-def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | None:
-    state = require_state(connection, table, lock=True)
+def _switch(connection: Connection, table: Table, actor: Actor) -> tables.SetAside | None:
+    state = tables.require_state(connection, table, lock=True)
     if state.authority == "ciphertext":
         return None
     definition = read_table(connection, table)
@@ -262,7 +256,7 @@ def _switch(connection: Connection, table: Table, actor: Actor) -> SetAside | No
             )
     if actions := _relax(taken):
         connection.execute(saved.alter(definition, actions))
-    advance(connection, table, State.SWITCHED, taken)
+    tables.advance(connection, table, State.SWITCHED, taken)
     guard.ensure_guard(connection, definition, actor)
     details = {"not_null": list(taken.not_null), "defaults": taken.defaults}
     audit(connection, actor, "switch_to_ciphertext", table, **details)
@@ -294,7 +288,7 @@ def revert_to_plaintext(
     doing = f"revert {table.key} to plaintext"
     with target.database.session(doing) as connection:
         plan_by_key(connection)
-        state = require_state(connection, table)
+        state = tables.require_state(connection, table)
         check_key(connection, target.keys)
         if not state.state.has_both_sides:
             raise RefusedError(
@@ -319,7 +313,7 @@ def revert_to_plaintext(
 
 def _withdraw(connection: Connection, table: Table, actor: Actor) -> None:
     """Leave nothing with the table but its encrypted columns and their indexes."""
-    state = require_state(connection, table, lock=True)
+    state = tables.require_state(connection, table, lock=True)
     if state.state is not State.GUARDED:
         raise RefusedError(f"Table {table.key} was changed by another run meanwhile. Run the step again.")
     definition = read_table(connection, table)
@@ -334,7 +328,7 @@ def _withdraw(connection: Connection, table: Table, actor: Actor) -> None:
     restart_ranges(connection, table)
     revoke(connection, actor.name, table=table)
     progress.forget(connection, table, "decrypt")
-    advance(connection, table, State.REVERTED)
+    tables.advance(connection, table, State.REVERTED)
     audit(connection, actor, "withdraw", table, views=list(removed))
 
 
@@ -371,7 +365,7 @@ def hand_back(connection: Connection, definition: TableDefinition, filling: Fill
 
 def _hand_back(connection: Connection, definition: TableDefinition, filling: Filling) -> None:
     table, actor = definition.table, filling.operation.target.actor
-    state = require_state(connection, table, lock=True)
+    state = tables.require_state(connection, table, lock=True)
     if state.authority == "plaintext":
         return
     lock_parts(connection, read_parts(connection, definition.oid), "ACCESS EXCLUSIVE")
@@ -392,7 +386,7 @@ def _hand_back(connection: Connection, definition: TableDefinition, filling: Fil
     )
     # Where nothing is set aside, all that is left is to take the guard and the views away.
     back = State.RESTORED if state.state is State.RESTORING else State.REVERTING
-    advance(connection, table, back, SetAside(not_null=taken.not_null))
+    tables.advance(connection, table, back, tables.SetAside(not_null=taken.not_null))
     guard.ensure_guard(connection, definition, actor)
     done = filling.done + last
     audit(connection, actor, "hand_back", table, rows=done.rows, values=done.values)
@@ -408,7 +402,7 @@ def put_back_not_null(connection: Connection, definition: TableDefinition) -> No
 def finish_return(connection: Connection, definition: TableDefinition, actor: Actor, action: str) -> None:
     """NOT NULL proper in place of the checks; the table stands where step 2 had left it. In a transaction."""
     table = definition.table
-    state = require_state(connection, table, lock=True)
+    state = tables.require_state(connection, table, lock=True)
     if state.authority != "plaintext":
         raise RefusedError(f"Table {table.key} was switched to ciphertext meanwhile. Run the step again.")
     taken = state.set_aside
@@ -429,5 +423,5 @@ def finish_return(connection: Connection, definition: TableDefinition, actor: Ac
     if checks := [drop.format(Identifier(saved.required_check(name))) for name in taken.not_null]:
         connection.execute(saved.alter(definition, [*checks]))
     if state.state is not State.GUARDED:
-        advance(connection, table, State.GUARDED)
+        tables.advance(connection, table, State.GUARDED)
     audit(connection, actor, action, table)
