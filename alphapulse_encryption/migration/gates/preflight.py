@@ -59,7 +59,6 @@ class PreflightReport:
     """What :func:`check` found.
 
     Args:
-        findings: in the order of the checklist.
         rows: of all tables, by the planner's estimate.
         current_bytes: size of the tables with indexes.
         growth_bytes: estimated; until vacuum reclaims them, the old row versions count.
@@ -236,6 +235,14 @@ def _keys(connection: Connection, tables: Sequence[Table], keys: KeyRing) -> Ite
         yield Checked("ok", "key usage", f"at most {most:,} of {MOST_MESSAGES:,} values under one key")
 
 
+# The columns that an INSERT fills without naming them, by their own default or their domain's.
+_DEFAULTED = """
+SELECT a.attname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+ WHERE a.attrelid = %s AND a.attname = ANY (%s) AND (a.atthasdef OR t.typdefault IS NOT NULL)
+ ORDER BY a.attnum
+"""
+
+
 def _table(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
     table = definition.table
     ((owns, secured, bypasses, forced),) = connection.execute(
@@ -273,7 +280,8 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
             "other tables inherit from it, whose rows the guard would not see. List them in the catalogue as "
             "tables of their own, and end the inheritance.",
         )
-    if names := _defaults(connection, definition):
+    plaintext = [column.name for column in definition.plaintext_columns]
+    if names := [name for (name,) in connection.execute(_DEFAULTED, [definition.oid, plaintext])]:
         yield Checked(
             "warning",
             table.key,
@@ -339,17 +347,6 @@ def _triggers(connection: Connection, definition: TableDefinition) -> Iterator[C
             f"the trigger {name} runs after the guard, which would not see what it makes of a row: triggers run in "
             "the order of their names. Rename it.",
         )
-
-
-def _defaults(connection: Connection, definition: TableDefinition) -> list[str]:
-    """The plaintext columns that an INSERT fills without naming them, by their own default or their domain's."""
-    rows = connection.execute(
-        "SELECT a.attname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
-        "WHERE a.attrelid = %s AND a.attname = ANY (%s) AND (a.atthasdef OR t.typdefault IS NOT NULL) "
-        "ORDER BY a.attnum",
-        [definition.oid, [column.name for column in definition.plaintext_columns]],
-    )
-    return [name for (name,) in rows]
 
 
 def _widths(connection: Connection, definition: TableDefinition) -> dict[str, float]:

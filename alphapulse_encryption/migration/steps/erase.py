@@ -38,9 +38,8 @@ class Look:
     """What it took to look for known values, before and after.
 
     Args:
-        database: bytes of the database's own files.
+        database: bytes of the database's own files; so are ``wal`` and ``other``, of other files.
         most_wal: bytes of write-ahead log that the server means to keep at most; 0 where it sets no limit.
-        other: bytes of the server's other files.
     """
 
     seconds: float = 0.0
@@ -60,7 +59,6 @@ class ErasureResult:
         checkpointed: whether the files were made to show what the server has in memory; not every role may.
         values: how many known values were looked for.
         unsearchable: columns of which none could be.
-        places: what is where now.
         locked_seconds: how long the table was rewritten, under its lock.
     """
 

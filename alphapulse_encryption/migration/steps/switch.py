@@ -41,13 +41,11 @@ LOOKS = 20
 
 
 def switch_to_ciphertext(target: Target, table: Table) -> tables.SetAside | None:
-    """Let the ciphertext be right from now on: the application reads and writes the encrypted columns.
+    """Let the ciphertext be the source of truth: the application reads and writes the encrypted columns.
 
-    NOT NULL on a plaintext column becomes a check that one of both sides is there, its default is set aside,
-    and its uniqueness has to be carried by the search column already.
-
-    Returns:
-        What was taken off the plaintext columns; None where the ciphertext was right already.
+    NOT NULL on a plaintext column becomes a check that one of both sides is there, its default is set aside, and its
+    uniqueness has to be carried by the search column already. Returned is what was taken off the plaintext columns;
+    None where the ciphertext was the source of truth already.
 
     Raises:
         RefusedError: not verified, values pending, or a guarantee that cannot be carried; nothing was changed.
@@ -266,18 +264,16 @@ def _switch(connection: Connection, table: Table, actor: Actor) -> tables.SetAsi
 def revert_to_plaintext(
     target: Target, table: Table, *, on_progress: Callable[[Progress], None] | None = None
 ) -> RangeResult | None:
-    """Let the plaintext be right again, before it was dropped, and leave the table to itself.
+    """Let the plaintext be the source of truth again, before it was dropped, and leave the table to itself.
 
     Values that were written as ciphertext only are put into the plaintext columns first. Then the guard, the
     compatibility views and the index on pending rows are removed. The encrypted columns and their search indexes stay
     for a retry, which begins with ``add_encrypted_columns``: without the guard nobody sees which ciphertext becomes
-    older than its plaintext, so all of it is made anew then.
+    older than its plaintext, so all of it is made again then. Returned is what was filled from the ciphertext; None
+    where the table was reverted already.
 
     Args:
         on_progress: called after each batch that was filled, and while it holds back.
-
-    Returns:
-        What was filled from the ciphertext; None where the table was reverted already.
 
     Raises:
         RowsLeft: rows cannot be filled, or are locked; the others are, and the ciphertext stays the source of truth.
