@@ -54,7 +54,8 @@ class Grant:
     columns: str = ""
 
     def __str__(self) -> str:
-        return f"{self.privilege}{self.columns and f' ({self.columns})'} on {install.SCHEMA}.{self.table}"
+        columns = f" ({self.columns})" if self.columns else ""
+        return f"{self.privilege}{columns} on {install.SCHEMA}.{self.table}"
 
 
 def _grants(table: str, *privileges: Literal["INSERT", "UPDATE", "DELETE"]) -> tuple[Grant, ...]:

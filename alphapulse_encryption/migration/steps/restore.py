@@ -1,8 +1,8 @@
 """The undo of a drop: the plaintext columns again, from the ciphertext as it is now.
 
 The columns come back empty, so that the application goes on writing ciphertext; they are filled range by range, their
-indexes and constraints are built beside the application, and one short transaction lets the plaintext be right. What
-a killed call had done is found in the database, and the next call goes on from there.
+indexes and constraints are built beside the application, and one short transaction makes them the source of truth.
+What a killed call had done is found in the database, and the next call goes on from there.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def restore_plaintext(
     """Rebuild the dropped plaintext columns: types, values, indexes, constraints, comments and privileges.
 
     Online, and resumable at any point; the values come back in the batch ranges of the backfill, and are verified
-    at the end as in step 4. Afterwards the plaintext is right, as before the switch; the columns are the table's last
-    ones now. None is returned where nothing is dropped.
+    at the end as in step 4. Afterwards the plaintext is the source of truth, as before the switch; the columns are the
+    table's last ones now. None is returned where nothing is dropped.
 
     Args:
-        hold: stop when all is back but the ciphertext still right. Writers of ciphertext alone go on until then, and
-            are refused afterwards: this is where they are exchanged for such as write both sides. The next call,
-            without it, ends the restore.
+        hold: stop when all is back but the ciphertext is the source of truth still. Writers of ciphertext alone are
+            refused afterwards: here they are exchanged for such as write both sides. The next call, without it, ends
+            the restore.
         on_progress: called after each batch that was filled, and while it holds back.
 
     Raises:
