@@ -351,21 +351,20 @@ def _triggers(connection: Connection, definition: TableDefinition) -> Iterator[C
 
 def _widths(connection: Connection, definition: TableDefinition) -> dict[str, float]:
     """Bytes of each column's values, NULLs counted as nothing, where the table was analysed."""
-    named = [definition.table.schema_name, definition.table.name]
     # Of a table that it may not read, a role that plans sees the widths all the same: in the catalogue itself.
     if answer(connection, "SELECT has_column_privilege('pg_catalog.pg_statistic', 'stawidth', 'SELECT')"):
         query = (
             "SELECT a.attname, max(s.stawidth * (1 - s.stanullfrac))::float8 FROM pg_statistic s "
             "JOIN pg_attribute a ON a.attrelid = s.starelid AND a.attnum = s.staattnum "
-            "JOIN pg_class c ON c.oid = s.starelid JOIN pg_namespace n ON n.oid = c.relnamespace "
-            "WHERE n.nspname = %s AND c.relname = %s GROUP BY 1"
+            "WHERE s.starelid = %(oid)s GROUP BY 1"
         )
     else:
         query = (
             "SELECT attname, (avg_width * (1 - null_frac))::float8 FROM pg_stats "
-            "WHERE schemaname = %s AND tablename = %s"
+            "WHERE schemaname = %(schema)s AND tablename = %(name)s"
         )
-    return dict(connection.execute(query.encode(), named).fetchall())
+    of = {"oid": definition.oid, "schema": definition.table.schema_name, "name": definition.table.name}
+    return dict(connection.execute(query.encode(), of).fetchall())
 
 
 def encrypted_bytes(connection: Connection, definition: TableDefinition) -> int:
@@ -408,8 +407,6 @@ _RECORDED = {
     "auto_explain.log_min_duration": "auto_explain logs plans, which show parameters",
     "pgaudit.log_parameter": "pgaudit logs the parameters of statements",
 }
-
-
 # Settings by which statements get into the log, and their values by which none with parameters does.
 _STATEMENTS_LOGGED = {
     "log_statement": ("none", "ddl"),
