@@ -37,8 +37,6 @@ def encrypted_values(model: type[Any], values: Mapping[str, Any]) -> dict[str, A
 
 
 class CopyRows(NamedTuple):
-    """What `COPY` takes."""
-
     columns: tuple[str, ...]
     rows: Iterator[tuple[Any, ...]]
 
@@ -87,7 +85,6 @@ def _rows(
 
 
 def _columns(kind: EncryptedColumn, values: Sequence[Any], table: Table) -> list[Sequence[Any]]:
-    """The columns of one attribute, in the order of its keys."""
     attribute = kind.attribute
     if None in values and attribute.reads_ciphertext and not table.c[attribute.name].nullable:
         raise EncryptedValueError(f"{attribute} is required (nullable=False) and cannot be written as None")

@@ -74,7 +74,7 @@ class EncryptedValueError(DontWrapMixin, ValueError):
 
 
 class _UnquotedConfigurationError(DontWrapMixin, ConfigurationError):
-    """A ConfigurationError that SQLAlchemy raises as it is, instead of with the statement's parameters."""
+    """SQLAlchemy raises it as it is, instead of with the statement's parameters."""
 
 
 class _Refusing(TypeDecorator.Comparator[Any]):

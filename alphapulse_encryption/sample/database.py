@@ -11,8 +11,8 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
+from typing import NamedTuple
 
 import psycopg
 from faker import Faker
@@ -45,17 +45,12 @@ _MARKER = "AlphaPulse sample of "
 _LOADER_LOCK = 7_310_254_901
 
 
-@dataclass(frozen=True)
-class SampleCounts:
-    """Rows by table, and whether this call made them or found them there."""
+class SampleCounts(NamedTuple):
+    """Rows by table and of all, and whether this call made them or found them there."""
 
     tables: Mapping[str, int]
+    total: int
     loaded: bool
-
-    @property
-    def total(self) -> int:
-        """Rows of all tables together."""
-        return sum(self.tables.values())
 
 
 def load_sample(conninfo: str, rows: int = DEFAULT_ROWS, seed: int = DEFAULT_SEED) -> SampleCounts:
@@ -87,7 +82,7 @@ def load_sample(conninfo: str, rows: int = DEFAULT_ROWS, seed: int = DEFAULT_SEE
         connection.execute("SET LOCAL lock_timeout TO 0")
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOADER_LOCK])
         if _is_there(connection, marker):
-            return SampleCounts(counts, loaded=False)
+            return SampleCounts(counts, rows, loaded=False)
         _create_extensions(connection)
         _run_script(connection, "schema.sql")
         _make_constants(connection, counts, seed)
@@ -97,7 +92,7 @@ def load_sample(conninfo: str, rows: int = DEFAULT_ROWS, seed: int = DEFAULT_SEE
             name = sql.Identifier(table)
             connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(name, sql.Literal(marker)))
             connection.execute(sql.SQL("ANALYZE {}").format(name))
-    return SampleCounts(counts, loaded=True)
+    return SampleCounts(counts, rows, loaded=True)
 
 
 def loaded_sample(conninfo: str) -> int | None:

@@ -333,13 +333,7 @@ class EmbeddedPostgres:
             # It fails where another process makes it now, and holds the lock on the accounts.
             command = ["useradd", "--system", "--no-create-home", _SYSTEM_USER]
             with contextlib.suppress(FileNotFoundError):
-                subprocess.run(
-                    command,
-                    env=bare_environment(),
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    check=False,
-                )
+                subprocess.run(command, env=bare_environment(), capture_output=True, check=False)
             time.sleep(_POLL)
         raise ConfigurationError(
             f"PostgreSQL does not run as root, and the system user {_SYSTEM_USER} for it could not be made. "

@@ -55,8 +55,6 @@ class Profile(BaseModel):
 
 
 class ProfileChange(BaseModel):
-    """What is to be changed; what is left out stays."""
-
     email: str | None = None
     phone_number: str | None = None
     address: dict[str, Any] | None = None
@@ -102,8 +100,6 @@ class OpenPosition(BaseModel):
 
 
 class Mark(BaseModel):
-    """The market's price of a position, and a note on it."""
-
     price: Amount
     note: str | None = None
 
@@ -152,18 +148,6 @@ Trader = Annotated[User, _with("trade")]
 Manager = Annotated[User, _with("manage")]
 
 
-@app.exception_handler(people.NotAllowed)
-def not_allowed(_: Request, __: Exception) -> JSONResponse:
-    """Neither what was wrong nor whether there is such a person."""
-    return JSONResponse({"detail": "Not allowed."}, status_code=401)
-
-
-@app.exception_handler(trading.NotPossible)
-def not_possible(_: Request, error: Exception) -> JSONResponse:
-    """What the account cannot do."""
-    return JSONResponse({"detail": str(error)}, status_code=409)
-
-
 @app.exception_handler(IntegrityError)
 def refused(request: Request, error: Exception) -> JSONResponse:
     """A name, an address or a number that somebody has already; the database's message would tell it, with the value.
@@ -182,7 +166,7 @@ def refused(request: Request, error: Exception) -> JSONResponse:
 def register(new: Registration, session: Transaction) -> User:
     user = User(
         **new.model_dump(exclude={"password", "address"}),
-        password_hash=people.hash_password(new.password),
+        password_hash=people.passwords.hash(new.password),
         address_data=new.address,
     )
     session.add(user)
