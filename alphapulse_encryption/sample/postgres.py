@@ -191,8 +191,7 @@ class EmbeddedPostgres:
     def stop(self, *, if_unused: bool = False) -> bool:
         """Give the lease back, where this object has one, and stop the server; `if_unused`, where nobody else has one.
 
-        Returns:
-            Whether the server is stopped now; False where somebody uses it, or nobody ever has.
+        Whether it is stopped now; False where somebody uses it, or nobody ever has.
         """
         with self._locked():
             if not (self._home / "lease").exists():
@@ -475,7 +474,6 @@ def embedded_url(database: str, driver: str = "postgresql") -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m alphapulse_encryption.sample.postgres", description="The embedded PostgreSQL."
     )

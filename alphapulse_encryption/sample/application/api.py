@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from psycopg.errors import UniqueViolation
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -25,8 +26,6 @@ from alphapulse_encryption.sample.application.trading import Amount, Order
 app = FastAPI(title="AlphaPulse sample application")
 
 _log = logging.getLogger(__name__)
-# PostgreSQL manual, appendix A.
-_UNIQUE_VIOLATION = "23505"
 
 
 class Registration(BaseModel):
@@ -156,7 +155,7 @@ def refused(request: Request, error: Exception) -> JSONResponse:
     row, does not.
     """
     state = getattr(getattr(error, "orig", None), "sqlstate", None)
-    if state == _UNIQUE_VIOLATION:
+    if state == UniqueViolation.sqlstate:
         return JSONResponse({"detail": "Taken already."}, status_code=409)
     _log.error("%s was refused by the database: SQLSTATE %s", request.scope["route"].path, state)
     return JSONResponse({"detail": "Something went wrong."}, status_code=500)
@@ -238,7 +237,6 @@ def positions(number: str, user: Reader, session: Transaction) -> list[Position]
 
 @app.patch("/positions/{position_id}", response_model=OpenPosition)
 def mark_position(position_id: int, mark: Mark, user: Trader, session: Transaction) -> Position:
-    """Mark a position to the market."""
     position = session.scalars(
         select(Position)
         .join(TradingAccount, TradingAccount.id == Position.account_id)
