@@ -73,7 +73,6 @@ class EncryptedComparator(DeclaredComparator):
 
 
 def refuse_expression(kind: EncryptedColumn) -> NoReturn:
-    """Refuse an SQL expression as a value: the database cannot encrypt."""
     raise InvalidRequestError(
         f"{kind.attribute} is encrypted in the phase {kind.attribute.phase} and takes values, not SQL expressions: "
         "load the rows, and assign the values."

@@ -37,8 +37,6 @@ def encrypted_values(model: type[Any], values: Mapping[str, Any]) -> dict[str, A
 
 
 class CopyRows(NamedTuple):
-    """What `COPY` takes."""
-
     columns: tuple[str, ...]
     rows: Iterator[tuple[Any, ...]]
 
@@ -62,12 +60,9 @@ def copy_rows(model: type[Any], attributes: Sequence[str], rows: Iterable[Sequen
     unknown = [name for name in attributes if name not in mapped]
     if unknown:
         raise ConfigurationError(f"{model.__name__} has no column attribute {', '.join(unknown)}")
+    keys = [key for name in attributes for key in (kinds[name].attribute.keys if name in kinds else (name,))]
     sources = [kinds.get(name) or mapped[name] for name in attributes]
-    names: list[str] = []
-    for source in sources:
-        keys = source.attribute.keys if isinstance(source, EncryptedColumn) else ()
-        names += [table.c[key].name for key in keys] or [source.name]
-    return CopyRows(tuple(names), _rows(sources, table, rows))
+    return CopyRows(tuple(mapped[key].name for key in keys), _rows(sources, table, rows))
 
 
 def _rows(
@@ -87,7 +82,6 @@ def _rows(
 
 
 def _columns(kind: EncryptedColumn, values: Sequence[Any], table: Table) -> list[Sequence[Any]]:
-    """The columns of one attribute, in the order of its keys."""
     attribute = kind.attribute
     if None in values and attribute.reads_ciphertext and not table.c[attribute.name].nullable:
         raise EncryptedValueError(f"{attribute} is required (nullable=False) and cannot be written as None")

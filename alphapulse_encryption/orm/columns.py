@@ -75,7 +75,6 @@ class Attribute:
 
     @property
     def reads_ciphertext(self) -> bool:
-        """Whether the attribute is read from the column of envelopes."""
         return self.encrypted == self.name
 
     def __str__(self) -> str:

@@ -128,12 +128,13 @@ class _Declared(MappedColumn[Any]):
         searchable: bool,
         nullable: bool | None,
         default: Any,
-        plaintext_name: str | None,
-        unloaded: bool,
+        name: str | None,
+        deferred: bool,
     ) -> None:
-        super().__init__(plain, **({} if nullable is None else {"nullable": nullable}))
+        options = {} if nullable is None else {"nullable": nullable}
+        super().__init__(plain, name=name, **options)
         self._kind, self._plain, self._searchable = kind, plain, searchable
-        self._default, self._plaintext_name, self._unloaded = default, plaintext_name, unloaded
+        self._default, self._deferred = default, deferred
 
     def _copy(self, **options: Any) -> Self:
         copy = super()._copy(**options)
@@ -163,9 +164,9 @@ class _Declared(MappedColumn[Any]):
             raise ConfigurationError(
                 f"encrypted() does not work with dataclass mappings: make {cls.__name__} a plain declarative class"
             )
-        # Settles whether it may be None.
+        # Settles the plaintext column's name, and whether it may be None.
         super().declarative_scan(decl_scan, registry, cls, originating_module, key, *annotated)
-        phase, name, column = phase_of(table), key, self._plaintext_name or key
+        phase, name, column = phase_of(table), key, self.column.name
         attribute = Attribute(
             table=table,
             column=column,
@@ -185,12 +186,12 @@ class _Declared(MappedColumn[Any]):
             columns[name] = column, self._plain
         self.column = Column(*columns[name], key=name, nullable=self.column.nullable, default=self._default)
         if phase is Phase.OFF:
-            self._property = column_property(self.column, deferred=self._unloaded)
+            self._property = column_property(self.column, deferred=self._deferred)
             return
         self._property = column_property(
             self.column,
             comparator_factory=EncryptedComparator if attribute.reads_ciphertext else DeclaredComparator,
-            deferred=self._unloaded,
+            deferred=self._deferred,
             info={INFO: kind},
         )
         # First, for the others' defaults are made from what is written to it.
@@ -203,13 +204,12 @@ class _Declared(MappedColumn[Any]):
                 )
             companion = Column(*columns[other], key=other, nullable=True, default=_companion(kind, other))
             # What is selected for the attribute may need the plaintext; nothing else is read.
-            unread = self._unloaded or other != attribute.plaintext
+            unread = self._deferred or other != attribute.plaintext
             decl_scan.properties[other] = column_property(companion, deferred=unread)
         keep_written_together(cls, name, kind)
 
 
 def _companion(kind: EncryptedColumn, key: str) -> Callable[[Any], Any]:
-    """What an INSERT writes to a column beside the one that is read."""
     return lambda context: kind.beside(key, _given(context, kind.attribute.name))
 
 

@@ -74,7 +74,7 @@ class EncryptedValueError(DontWrapMixin, ValueError):
 
 
 class _UnquotedConfigurationError(DontWrapMixin, ConfigurationError):
-    """A ConfigurationError that SQLAlchemy raises as it is, instead of with the statement's parameters."""
+    """SQLAlchemy raises it as it is, instead of with the statement's parameters."""
 
 
 class _Refusing(TypeDecorator.Comparator[Any]):
@@ -201,12 +201,9 @@ class _ContextType(TypeDecorator[T]):
         expected: str = "",
         read: Callable[[str], Any] | None = None,
     ) -> None:
-        """Of a type that is used for columns.
+        """Of a type that takes values of some Python types, but not of those subclasses that mean something else.
 
-        Args:
-            takes: the Python types of its values, which messages call `expected`.
-            refuses: subclasses of those that mean something else.
-            read: makes a value of its text, or raises ValueError or ArithmeticError.
+        `read` makes a value of its text, or raises ValueError or ArithmeticError.
         """
         super().__init_subclass__()
         if takes:

@@ -7,7 +7,7 @@ or refused when the statement is executed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NoReturn
 
 from sqlalchemy import Connection, Engine, event
@@ -84,7 +84,9 @@ def _set_unreadable_aside(target: Any, context: Any, kinds: Mapping[str, Encrypt
     for name in kinds:
         value = state.dict.get(name)
         if type(value) is Unreadable:
-            found = value.of_row(_key_of(state))
+            columns = [column.name for column in state.mapper.primary_key]
+            key = zip(columns, state.key[1], strict=True) if state.key else ()
+            found = value.of_row(", ".join(f"{column}={part}" for column, part in key) or "without a key")
             del state.dict[name]
             state.info.setdefault(_UNREADABLE, {})[name] = found
             state.callables = {**state.callables, name: found}
@@ -105,13 +107,6 @@ def _keep_aside(target: Any | None, attrs: Iterable[str] | None) -> None:
             state.callables = {**state.callables, name: unreadable}
 
 
-def _key_of(state: InstanceState[Any]) -> str:
-    if state.key is None:
-        return "without a key"
-    columns = [column.name for column in state.mapper.primary_key]
-    return ", ".join(f"{name}={value}" for name, value in zip(columns, state.key[1], strict=True))
-
-
 @event.listens_for(Engine, "before_execute", retval=True)
 def _before_execute(
     connection: Connection,
@@ -124,7 +119,7 @@ def _before_execute(
         for column in statement.table.c:
             if isinstance(column.type, EncryptedColumn):
                 written = _Written(statement, column.type, list(multiple) or [single])
-                written.see_to_all()
+                written.complete_or_refuse()
                 statement = written.statement
                 multiple, single = (written.rows, {}) if multiple else ([], written.rows[0])
     return statement, multiple, single
@@ -143,8 +138,7 @@ class _Written:
         self.required = not main.nullable and self.attribute.reads_ciphertext
         self.has_default = main.default is not None
 
-    def see_to_all(self) -> None:
-        """Complete the statement or its parameters, or refuse it."""
+    def complete_or_refuse(self) -> None:
         if self.attribute.reads_ciphertext:
             for values in self.fixed:
                 value = values.get(self.attribute.name)
@@ -177,7 +171,7 @@ class _Written:
 
     def _check_insert(self, statement: Insert) -> None:
         attribute = self.attribute
-        parts: list[Iterable[str]] = []
+        parts: list[list[str]] = []
         if statement.select is not None:
             parts.append(_keys(statement._select_names or ()))
         upsert = getattr(statement, "_post_values_clause", None)
@@ -205,9 +199,8 @@ class _Written:
     def _beside(self, value: Any, keys: Iterable[str]) -> dict[str, Any]:
         return {key: self.kind.beside(key, value) for key in keys}
 
-    def _part_of(self, keys: Iterable[str]) -> list[str]:
-        present = set(keys)
-        return [key for key in self.attribute.keys if key in present]
+    def _part_of(self, keys: Collection[str]) -> list[str]:
+        return [key for key in self.attribute.keys if key in keys]
 
     def _refuse_none(self) -> NoReturn:
         raise EncryptedValueError(

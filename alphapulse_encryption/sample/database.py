@@ -11,8 +11,8 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
+from typing import NamedTuple
 
 import psycopg
 from faker import Faker
@@ -41,32 +41,25 @@ _WORDS_PER_LOCALE = 40
 _EXTENSIONS = ("pg_stat_statements", "pgstattuple")
 # The comment on each of the tables begins so, and goes on with the size and the seed.
 _MARKER = "AlphaPulse sample of "
+# What our sessions and the address are called.
+_NAMES = ("alphapulse_encryption sample", "the sample's URL")
 # Any number will do, as long as nothing else in the database uses it.
 _LOADER_LOCK = 7_310_254_901
 
 
-@dataclass(frozen=True)
-class SampleCounts:
-    """Rows by table, and whether this call made them or found them there."""
+class SampleCounts(NamedTuple):
+    """Rows by table and of all, and whether this call made them or found them there."""
 
     tables: Mapping[str, int]
+    total: int
     loaded: bool
-
-    @property
-    def total(self) -> int:
-        """Rows of all tables together."""
-        return sum(self.tables.values())
 
 
 def load_sample(conninfo: str, rows: int = DEFAULT_ROWS, seed: int = DEFAULT_SEED) -> SampleCounts:
-    """Create the five tables in the schema `public` and fill them, in one transaction.
+    """Create the five tables in the schema `public` and fill them with so many rows in all, in one transaction.
 
-    Where they are there already from the same size and seed nothing is done, whatever became of their
-    rows and columns since.
-
-    Args:
-        rows: of all tables together, at least 1,000.
-        seed: another one gives other data; 0 or more.
+    Where they are there already from the same size and seed nothing is done, whatever became of their rows and columns
+    since. Another seed gives other data.
 
     Raises:
         RefusedError: tables of these names exist that are not this sample; they are left alone.
@@ -80,39 +73,36 @@ def load_sample(conninfo: str, rows: int = DEFAULT_ROWS, seed: int = DEFAULT_SEE
     counts["trades"] += rows - sum(counts.values())
 
     marker = f"{_MARKER}{rows} rows, seed {seed}"
-    with _database(conninfo).session("load the sample") as connection, connection.transaction():
+    with Database(conninfo, *_NAMES).session("load the sample") as connection, connection.transaction():
         # Functions of rows.sql name the tables.
         connection.execute("SET LOCAL search_path TO public")
         # Another loader may take its time.
         connection.execute("SET LOCAL lock_timeout TO 0")
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOADER_LOCK])
         if _is_there(connection, marker):
-            return SampleCounts(counts, loaded=False)
+            return SampleCounts(counts, rows, loaded=False)
         _create_extensions(connection)
-        _run_script(connection, "schema.sql")
+        scripts = resources.files(__package__)
+        connection.execute((scripts / "schema.sql").read_bytes())
         _make_constants(connection, counts, seed)
-        _run_script(connection, "rows.sql")
-        _run_script(connection, "indexes.sql")
+        connection.execute((scripts / "rows.sql").read_bytes())
+        connection.execute((scripts / "indexes.sql").read_bytes())
         for table in TABLES:
             name = sql.Identifier(table)
             connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(name, sql.Literal(marker)))
             connection.execute(sql.SQL("ANALYZE {}").format(name))
-    return SampleCounts(counts, loaded=True)
+    return SampleCounts(counts, rows, loaded=True)
 
 
 def loaded_sample(conninfo: str) -> int | None:
     """How many rows the sample in a database was loaded with; None where there is no sample."""
-    with _database(conninfo).session("look for the sample") as connection:
+    with Database(conninfo, *_NAMES).session("look for the sample") as connection:
         comments = _comments(connection)
     if len(comments) < len(TABLES) or not all(
         (comment or "").startswith(_MARKER) for comment in comments.values()
     ):
         return None
     return int(str(comments[TABLES[0]]).removeprefix(_MARKER).partition(" ")[0])
-
-
-def _database(conninfo: str) -> Database:
-    return Database(conninfo, "alphapulse_encryption sample", "the sample's URL")
 
 
 def _comments(connection: psycopg.Connection) -> dict[str, str | None]:
@@ -157,11 +147,6 @@ def _create_extensions(connection: psycopg.Connection) -> None:
             connection.execute(sql.SQL("CREATE EXTENSION IF NOT EXISTS {}").format(sql.Identifier(name)))
 
 
-def _run_script(connection: psycopg.Connection, name: str) -> None:
-    # The package's own text: nothing is put into it.
-    connection.execute(resources.files(__package__).joinpath(name).read_bytes())
-
-
 def _make_constants(connection: psycopg.Connection, counts: Mapping[str, int], seed: int) -> None:
     """Make the constant functions that rows.sql refers to; the planner puts their values in their place."""
     numbers: Mapping[str, object] = {"seed": seed} | {f"{table}_rows": rows for table, rows in counts.items()}
@@ -193,7 +178,6 @@ def _word_pools(seed: int) -> dict[str, list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m alphapulse_encryption.sample.database", description="Load the sample database."
     )

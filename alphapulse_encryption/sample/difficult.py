@@ -66,10 +66,7 @@ FLOATS: tuple[str, ...] = (
 )
 
 
-def _long_document() -> str:
-    entries = [{"n": number, "note": f"entry {number} \u00e9\U0001f600"} for number in range(2_800)]
-    return json.dumps({"history": entries}, ensure_ascii=False)
-
+_HISTORY = [{"n": number, "note": f"entry {number} \u00e9\U0001f600"} for number in range(2_800)]
 
 # For jsonb, which orders keys and drops repeated ones, but keeps the digits of numbers.
 DOCUMENTS: tuple[str, ...] = (
@@ -82,7 +79,7 @@ DOCUMENTS: tuple[str, ...] = (
     '{"nested": {"list": [[], [{}], [[1, [2, [3]]]]]}}',
     _ENVELOPE,
     json.dumps({"document": _ENVELOPE}),
-    _long_document(),
+    json.dumps({"history": _HISTORY}, ensure_ascii=False),
 )
 
 # For json, which keeps the text as it came.

@@ -191,8 +191,7 @@ class EmbeddedPostgres:
     def stop(self, *, if_unused: bool = False) -> bool:
         """Give the lease back, where this object has one, and stop the server; `if_unused`, where nobody else has one.
 
-        Returns:
-            Whether the server is stopped now; False where somebody uses it, or nobody ever has.
+        Whether it is stopped now; False where somebody uses it, or nobody ever has.
         """
         with self._locked():
             if not (self._home / "lease").exists():
@@ -333,13 +332,7 @@ class EmbeddedPostgres:
             # It fails where another process makes it now, and holds the lock on the accounts.
             command = ["useradd", "--system", "--no-create-home", _SYSTEM_USER]
             with contextlib.suppress(FileNotFoundError):
-                subprocess.run(
-                    command,
-                    env=bare_environment(),
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    check=False,
-                )
+                subprocess.run(command, env=bare_environment(), capture_output=True, check=False)
             time.sleep(_POLL)
         raise ConfigurationError(
             f"PostgreSQL does not run as root, and the system user {_SYSTEM_USER} for it could not be made. "
@@ -481,7 +474,6 @@ def embedded_url(database: str, driver: str = "postgresql") -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m alphapulse_encryption.sample.postgres", description="The embedded PostgreSQL."
     )

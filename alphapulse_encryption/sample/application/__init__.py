@@ -5,6 +5,5 @@
 What is encrypted is declared once, in `models`; nothing else knows of it. An instance is brought from one phase to the
 next by starting it again with another `ALPHAPULSE_ENCRYPTION_PHASE`, and by nothing else.
 
-`people` and `trading` are what the application does, `api` is what it looks like from outside, `database` where its
-sessions come from. It needs `pip install 'alphapulse-encryption[application]'`.
+It needs `pip install 'alphapulse-encryption[application]'`.
 """

@@ -14,11 +14,7 @@ _WAITING = 128
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until the process is told to stop; requests under way are answered first.
-
-    Returns:
-        The exit status: 0 served, 2 wrong configuration, as a phase that the database is not ready for.
-    """
+    """Serve until told to stop, and answer requests under way; 2 where the database is not ready for the phase."""
     parser = argparse.ArgumentParser(
         prog="python -m alphapulse_encryption.sample.application", description="Serve the sample application."
     )

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from psycopg.errors import UniqueViolation
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -25,8 +26,6 @@ from alphapulse_encryption.sample.application.trading import Amount, Order
 app = FastAPI(title="AlphaPulse sample application")
 
 _log = logging.getLogger(__name__)
-# PostgreSQL manual, appendix A.
-_UNIQUE_VIOLATION = "23505"
 
 
 class Registration(BaseModel):
@@ -55,8 +54,6 @@ class Profile(BaseModel):
 
 
 class ProfileChange(BaseModel):
-    """What is to be changed; what is left out stays."""
-
     email: str | None = None
     phone_number: str | None = None
     address: dict[str, Any] | None = None
@@ -102,8 +99,6 @@ class OpenPosition(BaseModel):
 
 
 class Mark(BaseModel):
-    """The market's price of a position, and a note on it."""
-
     price: Amount
     note: str | None = None
 
@@ -152,18 +147,6 @@ Trader = Annotated[User, _with("trade")]
 Manager = Annotated[User, _with("manage")]
 
 
-@app.exception_handler(people.NotAllowed)
-def not_allowed(_: Request, __: Exception) -> JSONResponse:
-    """Neither what was wrong nor whether there is such a person."""
-    return JSONResponse({"detail": "Not allowed."}, status_code=401)
-
-
-@app.exception_handler(trading.NotPossible)
-def not_possible(_: Request, error: Exception) -> JSONResponse:
-    """What the account cannot do."""
-    return JSONResponse({"detail": str(error)}, status_code=409)
-
-
 @app.exception_handler(IntegrityError)
 def refused(request: Request, error: Exception) -> JSONResponse:
     """A name, an address or a number that somebody has already; the database's message would tell it, with the value.
@@ -172,7 +155,7 @@ def refused(request: Request, error: Exception) -> JSONResponse:
     row, does not.
     """
     state = getattr(getattr(error, "orig", None), "sqlstate", None)
-    if state == _UNIQUE_VIOLATION:
+    if state == UniqueViolation.sqlstate:
         return JSONResponse({"detail": "Taken already."}, status_code=409)
     _log.error("%s was refused by the database: SQLSTATE %s", request.scope["route"].path, state)
     return JSONResponse({"detail": "Something went wrong."}, status_code=500)
@@ -182,7 +165,7 @@ def refused(request: Request, error: Exception) -> JSONResponse:
 def register(new: Registration, session: Transaction) -> User:
     user = User(
         **new.model_dump(exclude={"password", "address"}),
-        password_hash=people.hash_password(new.password),
+        password_hash=people.passwords.hash(new.password),
         address_data=new.address,
     )
     session.add(user)
@@ -254,7 +237,6 @@ def positions(number: str, user: Reader, session: Transaction) -> list[Position]
 
 @app.patch("/positions/{position_id}", response_model=OpenPosition)
 def mark_position(position_id: int, mark: Mark, user: Trader, session: Transaction) -> Position:
-    """Mark a position to the market."""
     position = session.scalars(
         select(Position)
         .join(TradingAccount, TradingAccount.id == Position.account_id)

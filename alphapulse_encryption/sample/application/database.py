@@ -21,10 +21,9 @@ class TextSession(Session):
     """A session that also takes SQL as a plain string, as SQLAlchemy 1 did and the guide's scripts do."""
 
     def execute(self, statement: Any, *arguments: Any, **options: Any) -> Any:
-        """As `Session.execute`; a string is taken for `text(string)`."""
-        return super().execute(
-            text(statement) if isinstance(statement, str) else statement, *arguments, **options
-        )
+        if isinstance(statement, str):
+            statement = text(statement)
+        return super().execute(statement, *arguments, **options)
 
 
 @cache

@@ -42,8 +42,6 @@ class Base(DeclarativeBase):
 
 
 class User(Base):
-    """A person who trades."""
-
     __tablename__ = "users"
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
@@ -66,8 +64,6 @@ class User(Base):
 
 
 class TradingAccount(Base):
-    """Money at an exchange."""
-
     __tablename__ = "trading_accounts"
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
@@ -86,8 +82,6 @@ class TradingAccount(Base):
 
 
 class Position(Base):
-    """What an account holds of an instrument."""
-
     __tablename__ = "positions"
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
@@ -112,8 +106,6 @@ class Position(Base):
 
 
 class Trade(Base):
-    """An order that was filled."""
-
     __tablename__ = "trades"
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)

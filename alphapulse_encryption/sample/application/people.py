@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerifyMismatchError
+from fastapi import HTTPException
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -17,31 +18,26 @@ SESSION_HOURS = 12
 EVERYTHING = ["read", "trade", "manage"]
 
 # The smallest of the settings that OWASP's password storage cheat sheet recommends for argon2id.
-_passwords = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+passwords = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 
 
-class NotAllowed(Exception):
-    """Nobody we know, or not with this key."""
+class NotAllowed(HTTPException):
+    """Says neither what was wrong nor whether there is such a person."""
 
-
-def hash_password(password: str) -> str:
-    """The argon2id hash of a password, with salt and parameters."""
-    return _passwords.hash(password)
+    def __init__(self) -> None:
+        super().__init__(401, "Not allowed.")
 
 
 def log_in(session: Session, email: str, password: str) -> str:
     """A key for the person with this address.
 
     The query is what it was before anything was encrypted: `User.email` asks the right column in every phase.
-
-    Raises:
-        NotAllowed: there is nobody of this address and password.
     """
     user = session.scalars(select(User).where(User.email == email)).one_or_none()
     if user is None or not user.is_active:
         raise NotAllowed
     try:
-        _passwords.verify(user.password_hash, password)
+        passwords.verify(user.password_hash, password)
     except (VerifyMismatchError, InvalidHashError):
         raise NotAllowed from None
     user.last_login_at = datetime.now(UTC)
@@ -68,11 +64,7 @@ def make_key(
 
 
 def identify(session: Session, key: str, permission: str, endpoint: str) -> User:
-    """Whose key this is; the call is counted.
-
-    Raises:
-        NotAllowed: the key is unknown, revoked or expired, or does not permit this.
-    """
+    """Whose key this is; the call is counted. NotAllowed where it is revoked or expired, or does not permit this."""
     # Locked, or calls at the same moment would be counted once.
     found = session.scalars(
         select(ApiKey).where(ApiKey.key_hash == _hash(key), ApiKey.is_active).with_for_update()

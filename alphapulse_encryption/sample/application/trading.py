@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Literal
 
+from fastapi import HTTPException
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -17,10 +18,6 @@ from alphapulse_encryption.sample.application.models import Position, Trade, Tra
 Amount = Annotated[Decimal, Field(gt=0, max_digits=18, decimal_places=8)]
 # Average prices are kept to this many decimals.
 _PRICE = Decimal("1e-10")
-
-
-class NotPossible(Exception):
-    """A trade that the account cannot make. The text says why and can be shown."""
 
 
 class Order(BaseModel):
@@ -36,9 +33,6 @@ def trade(session: Session, account: TradingAccount, order: Order) -> Trade:
     """Fill an order: a trade, the position it changes, and the money it costs or brings.
 
     The account is locked in this transaction. Price and fee are in its currency.
-
-    Raises:
-        NotPossible: too little money, or too few units.
     """
     position = session.scalars(
         select(Position)
@@ -48,14 +42,34 @@ def trade(session: Session, account: TradingAccount, order: Order) -> Trade:
     worth = order.quantity * order.price
     if order.side == "buy":
         if account.available_balance < worth + order.fee:
-            raise NotPossible("The account has too little money.")
-        position = _bought(session, account, position, order)
+            raise HTTPException(409, "The account has too little money.")
+        if position is None:
+            position = Position(
+                account_id=account.id,
+                symbol=order.symbol,
+                size=order.quantity,
+                entry_price=order.price,
+                realized_pnl=0.0,
+                notes={"fills": 0},
+            )
+            session.add(position)
+        else:
+            cost = position.size * position.entry_price + worth
+            position.size += order.quantity
+            position.entry_price = (cost / position.size).quantize(_PRICE)
         change = -worth - order.fee
     else:
         if position is None or position.size < order.quantity:
-            raise NotPossible("The account holds too few units.")
-        _sold(position, order)
+            raise HTTPException(409, "The account holds too few units.")
+        position.realized_pnl += float(order.quantity * (order.price - position.entry_price))
+        position.size -= order.quantity
+        if not position.size:
+            position.status = "closed"
+            position.closed_at = datetime.now(UTC)
         change = worth - order.fee
+    position.notes["fills"] += 1
+    mark(position, order.price)
+    session.flush()
     account.balance += change
     account.available_balance += change
     fill = {"quantity": str(order.quantity), "price": str(order.price)}
@@ -72,39 +86,6 @@ def trade(session: Session, account: TradingAccount, order: Order) -> Trade:
     return filled
 
 
-def _bought(session: Session, account: TradingAccount, position: Position | None, order: Order) -> Position:
-    if position is None:
-        position = Position(
-            account_id=account.id,
-            symbol=order.symbol,
-            size=order.quantity,
-            entry_price=order.price,
-            current_price=order.price,
-            unrealized_pnl=0.0,
-            realized_pnl=0.0,
-            notes={"fills": 1},
-        )
-        session.add(position)
-        session.flush()
-        return position
-    cost = position.size * position.entry_price + order.quantity * order.price
-    position.size += order.quantity
-    position.entry_price = (cost / position.size).quantize(_PRICE)
-    position.notes["fills"] += 1
-    mark(position, order.price)
-    return position
-
-
-def _sold(position: Position, order: Order) -> None:
-    position.realized_pnl += float(order.quantity * (order.price - position.entry_price))
-    position.size -= order.quantity
-    position.notes["fills"] += 1
-    mark(position, order.price)
-    if not position.size:
-        position.status = "closed"
-        position.closed_at = datetime.now(UTC)
-
-
 def mark(position: Position, price: Decimal, note: str | None = None) -> None:
     """Give a position the market's price, and what that makes it worth; and a note."""
     position.current_price = price
@@ -115,12 +96,10 @@ def mark(position: Position, price: Decimal, note: str | None = None) -> None:
 
 @dataclass
 class Turnover:
-    """What was traded of an instrument."""
-
     trades: int = 0
-    bought: Decimal = field(default_factory=Decimal)
-    sold: Decimal = field(default_factory=Decimal)
-    fees: Decimal = field(default_factory=Decimal)
+    bought: Decimal = Decimal(0)
+    sold: Decimal = Decimal(0)
+    fees: Decimal = Decimal(0)
 
 
 def turnover(trades: Sequence[Trade]) -> dict[str, Turnover]:
