@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import alphapulse_encryption
+from alphapulse_encryption import secrecy
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import forked
 from alphapulse_encryption_tests.leaks import Scanner
