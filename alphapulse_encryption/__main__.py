@@ -127,6 +127,4 @@ def _run(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, .
 
 
 if __name__ == "__main__":
-    secrecy.tell_no_texts()
-    secrecy.leave_no_core()
-    sys.exit(main())
+    secrecy.run_program(main)

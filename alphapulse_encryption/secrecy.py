@@ -10,20 +10,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn, ParamSpec
+
+from alphapulse_encryption.errors import MigrationError
 
 try:
     import resource
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
+
+P = ParamSpec("P")
 
 # What PostgreSQL's programs need of it.
 _NEEDED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
@@ -80,6 +86,27 @@ def kind(error: BaseException | type[BaseException]) -> str:
 def places(trace: TracebackType | None) -> list[str]:
     """The places an error passed, the innermost last: file, line and function, no source and no variables."""
     return [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in traceback.extract_tb(trace)]
+
+
+def telling_errors(main: Callable[P, int]) -> Callable[P, int]:
+    """Have a command print an error of ours, and end with its exit status."""
+
+    @functools.wraps(main)
+    def told(*given: P.args, **named: P.kwargs) -> int:
+        try:
+            return main(*given, **named)
+        except MigrationError as error:
+            print(error, file=sys.stderr)
+            return error.exit_status
+
+    return told
+
+
+def run_program(main: Callable[[], int]) -> NoReturn:
+    """Run a command as a program, which tells of other errors without their texts, and leaves no core file."""
+    tell_no_texts()
+    leave_no_core()
+    sys.exit(main())
 
 
 def tell_no_texts() -> None:

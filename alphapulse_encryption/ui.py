@@ -21,7 +21,7 @@ from types import FrameType
 from alphapulse_encryption import secrecy, settings
 from alphapulse_encryption.bounds import whole_number
 from alphapulse_encryption.defs.resources.instance import open_instance, packaged_file, prepare_dagster_home
-from alphapulse_encryption.errors import ConfigurationError, MigrationError
+from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.sample.postgres import embedded
 from alphapulse_encryption.secrecy import environment_without_keys
 
@@ -79,6 +79,7 @@ def _end(service: subprocess.Popen[bytes], stop: _Stop) -> None:
     service.wait()
 
 
+@secrecy.telling_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve; 0 when stopped by a signal, 1 when a service died, 2 on wrong usage or configuration."""
     parser = argparse.ArgumentParser(prog="make ui", description="Open Dagster's UI.")
@@ -87,15 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--port", type=whole_number(1, _MAX_PORT), default=DEFAULT_PORT, help="port (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
-    try:
-        return serve(options.host, options.port)
-    except MigrationError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
-
-
-def serve(host: str, port: int) -> int:
-    """Run web server and daemon until a signal arrives or one of them dies."""
+    host, port = options.host, options.port
     _check_port(host, port)
     stop = _Stop()
     with stop.installed(), contextlib.ExitStack() as stack:
@@ -181,6 +174,4 @@ def _check_port(host: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    secrecy.tell_no_texts()
-    secrecy.leave_no_core()
-    sys.exit(main())
+    secrecy.run_program(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import alphapulse_encryption
+from alphapulse_encryption import secrecy
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import forked
 from alphapulse_encryption_tests.leaks import Scanner
@@ -201,10 +203,12 @@ def test_no_program_is_without() -> None:
     }
     assert len(programs) >= 8
     del programs["sample/application/__main__.py"]  # the application's own, to be copied
-    begins = "    secrecy.tell_no_texts()\n    secrecy.leave_no_core()\n"
+    begins = "    secrecy.run_program(main)\n"
+    both = ("tell_no_texts()\n", "leave_no_core()\n")
+    assert all(one in inspect.getsource(secrecy.run_program) for one in both)
     # A process that works for a rehearsal does both in what runs it.
     child = (package / "rehearsal" / "child.py").read_text()
-    assert begins in child.partition("def run(")[2].partition("\ndef ")[0]
+    assert all(one in child.partition("def run(")[2].partition("\ndef ")[0] for one in both)
     runs = {
         name
         for name, text in programs.items()

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from alphapulse_encryption import secrecy, settings
+from alphapulse_encryption.bounds import whole_number
 from alphapulse_encryption.catalogue import Catalogue, Table, load_catalogue
 from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
@@ -258,10 +259,7 @@ def _plaintext_columns(demo: Demo) -> int:
     return int(row[0]) if row else 0
 
 
-def _rows(text: str) -> int:
-    if text.isascii() and text.isdigit() and int(text) >= MINIMUM_ROWS:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"must be a whole number of at least {MINIMUM_ROWS}")
+_ROWS = whole_number(MINIMUM_ROWS, 10**18 - 1, f"a whole number of at least {MINIMUM_ROWS}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -271,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 a step failed, 2 wrong usage or configuration.
     """
     parser = argparse.ArgumentParser(prog=PROGRAM, description="The whole migration on the sample database.")
-    parser.add_argument("--rows", type=_rows, default=DEFAULT_ROWS, help="rows of the sample in total")
+    parser.add_argument("--rows", type=_ROWS, default=DEFAULT_ROWS, help="rows of the sample in total")
     parser.add_argument("--drop", action="store_true", help="approval, drop and restore, after the demo")
     options = parser.parse_args(arguments)
     try:
@@ -317,6 +315,4 @@ def _run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    secrecy.tell_no_texts()
-    secrecy.leave_no_core()
-    sys.exit(main())
+    secrecy.run_program(main)

@@ -9,7 +9,6 @@ pools come from). The first rows of every table hold values that break naive too
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from faker import Faker
 from psycopg import sql
 
 from alphapulse_encryption import secrecy
-from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.sample import difficult
 from alphapulse_encryption.sample.postgres import SAMPLE_DATABASE, embedded_url
@@ -177,6 +176,7 @@ def _word_pools(seed: int) -> dict[str, list[str]]:
     return pools
 
 
+@secrecy.telling_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m alphapulse_encryption.sample.database", description="Load the sample database."
@@ -185,11 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="another one gives other data")
     parser.add_argument("--url", help="the database, default: the embedded one")
     chosen = parser.parse_args(arguments)
-    try:
-        counts = load_sample(chosen.url or embedded_url(SAMPLE_DATABASE), chosen.rows, chosen.seed)
-    except MigrationError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
+    counts = load_sample(chosen.url or embedded_url(SAMPLE_DATABASE), chosen.rows, chosen.seed)
     if not counts.loaded:
         print("The sample is loaded already: nothing to do.")
     for table, count in counts.tables.items() if counts.loaded else ():
@@ -198,6 +194,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    secrecy.tell_no_texts()
-    secrecy.leave_no_core()
-    sys.exit(main())
+    secrecy.run_program(main)

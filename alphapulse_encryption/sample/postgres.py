@@ -27,7 +27,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -41,7 +40,7 @@ import psycopg
 from psycopg import pq, sql
 
 from alphapulse_encryption import secrecy, settings
-from alphapulse_encryption.errors import ConfigurationError, MigrationError
+from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.secrecy import bare_environment, environment_without_keys
 
@@ -473,6 +472,7 @@ def embedded_url(database: str, driver: str = "postgresql") -> str:
     return server.url(database, driver)
 
 
+@secrecy.telling_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m alphapulse_encryption.sample.postgres", description="The embedded PostgreSQL."
@@ -484,26 +484,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
 
     server = embedded()
-    try:
-        if chosen.command == "stop":
-            server.stop()
-            return 0
-        with server:
-            server.ensure_database(SAMPLE_DATABASE)
-            # The terminal signals psql by itself; the server has to outlive it. Not SIG_IGN, which psql would inherit.
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, lambda *_: None)
-            status = subprocess.call(
-                [server.bin_dir() / "psql", server.url(SAMPLE_DATABASE), *chosen.arguments],
-                env=environment_without_keys(),
-            )
-            return status if status >= 0 else 128 - status
-    except MigrationError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
+    if chosen.command == "stop":
+        server.stop()
+        return 0
+    with server:
+        server.ensure_database(SAMPLE_DATABASE)
+        # The terminal signals psql by itself; the server has to outlive it. Not SIG_IGN, which psql would inherit.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        status = subprocess.call(
+            [server.bin_dir() / "psql", server.url(SAMPLE_DATABASE), *chosen.arguments],
+            env=environment_without_keys(),
+        )
+        return status if status >= 0 else 128 - status
 
 
 if __name__ == "__main__":
-    secrecy.tell_no_texts()
-    secrecy.leave_no_core()
-    sys.exit(main())
+    secrecy.run_program(main)

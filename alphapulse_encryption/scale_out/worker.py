@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from alphapulse_encryption import secrecy, settings
 from alphapulse_encryption.bounds import whole_number
-from alphapulse_encryption.errors import ConfigurationError, MigrationError
+from alphapulse_encryption.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -57,17 +57,10 @@ def _name(text: str) -> str:
     raise argparse.ArgumentTypeError(f"up to {_LONGEST_NAME} letters, digits, - and _")
 
 
+@secrecy.telling_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Work; 0 when stopped by a signal, 2 on wrong usage or configuration."""
     options = build_parser().parse_args(arguments)
-    try:
-        return _work(options)
-    except MigrationError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
-
-
-def _work(options: argparse.Namespace) -> int:
     name, runs = options.name or platform.node(), options.concurrent_runs
     if settings.Workers().run_launcher != "celery" and not os.environ.get("DAGSTER_HOME", "").strip():
         raise ConfigurationError(
@@ -165,6 +158,4 @@ def execute(run_id: str, worker: str) -> int:
 
 
 if __name__ == "__main__":
-    secrecy.tell_no_texts()
-    secrecy.leave_no_core()
-    sys.exit(main())
+    secrecy.run_program(main)

@@ -15,12 +15,10 @@ import dagster as dg
 from alphapulse_encryption import guide, settings
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.defs.alerts.delivery import Channel, Message, deliver
-from alphapulse_encryption.defs.alerts.wording import COMMAND, outcome, plain, subject
+from alphapulse_encryption.defs.alerts.wording import COMMAND, MOST_TOLD_AT_ONCE, outcome, plain, subject
 from alphapulse_encryption.defs.resources.border import counted
 from alphapulse_encryption.defs.resources.target import TargetResource
 
-# One message does not tell of more; the rest comes with the next.
-MOST_TOLD_AT_ONCE = 20
 LONGEST_PROBLEM = 500
 
 

@@ -11,7 +11,6 @@ from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.rows.catch_up import pending_ranges
 from alphapulse_encryption.migration.rows.tuning import restore_abandoned
 
-SECONDS_BETWEEN_LOOKS = 60
 _JOB = guide.stage("encrypted_data").job
 
 
@@ -21,7 +20,7 @@ def build() -> dg.SensorDefinition:
     @dg.sensor(
         name="pending_rows",
         job_name=_JOB,
-        minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
+        minimum_interval_seconds=60,
         description="Looks for rows that an application wrote in plaintext after their range was done, by the small "
         "index on pending rows, and runs just those partitions of `encrypted_data` again. Does nothing while a "
         "backfill is under way. Also puts back autovacuum where a killed backfill had turned it off.",

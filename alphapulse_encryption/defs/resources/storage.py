@@ -20,14 +20,6 @@ from alphapulse_encryption.defs.dagster_private import ConfigurableClassData
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.sample.postgres import DAGSTER_DATABASE, embedded_url
 
-_DRIVER = "postgresql+psycopg2"
-# A server that is just being restarted is back after a few seconds.
-_ATTEMPTS = 4
-_CONNECT_TIMEOUT = 10
-# Sessions that are kept, and their longest life in seconds: a network may forget one without a word.
-_KEPT = 2
-_LIFE = 60
-
 
 class AlphaPulseStorage(DagsterPostgresStorage):
     """Runs, events and schedules in PostgreSQL, with a fallback that `dagster.yaml` cannot express.
@@ -51,9 +43,10 @@ class AlphaPulseStorage(DagsterPostgresStorage):
         sessions = sqlalchemy.create_engine(
             postgres_url,
             isolation_level="AUTOCOMMIT",
-            pool_size=_KEPT,
+            pool_size=2,
             max_overflow=-1,
-            pool_recycle=_LIFE,
+            # In seconds: a network may forget one without a word.
+            pool_recycle=60,
             pool_pre_ping=True,
             pool_use_lifo=True,
         )
@@ -81,12 +74,21 @@ class AlphaPulseStorage(DagsterPostgresStorage):
     ) -> Self:
         """Called by Dagster in every process that opens the instance."""
         url = storage_url()
-        _check_reachable(url)
-        return cls(
-            postgres_url=url,
-            should_autocreate_tables=config_value["should_autocreate_tables"],
-            inst_data=inst_data,
-        )
+        # Dagster itself would log the driver's message, which quotes host, user and database.
+        try:
+            connect_once(url)
+        except (ArgumentError, ValueError):
+            raise ConfigurationError(
+                "DAGSTER_POSTGRES_URL is not a usable URL. It looks like "
+                "postgresql+psycopg2://user:password@host:5432/database."
+            ) from None
+        except SQLAlchemyError:
+            raise ConfigurationError(
+                "Dagster's storage cannot be reached. Check that the server of DAGSTER_POSTGRES_URL is up and "
+                "its host, port, database, user and password are right, or unset it: the embedded PostgreSQL "
+                "is used then."
+            ) from None
+        return cls(url, config_value["should_autocreate_tables"], inst_data)
 
 
 def kept(ask: Callable[..., bool]) -> Callable[..., bool]:
@@ -103,33 +105,16 @@ def kept(ask: Callable[..., bool]) -> Callable[..., bool]:
 
 def storage_url() -> str:
     """Where Dagster keeps its runs; starts the embedded PostgreSQL if it has to serve them."""
-    return settings.Dagster().postgres_url or embedded_url(DAGSTER_DATABASE, driver=_DRIVER)
-
-
-def _check_reachable(url: str) -> None:
-    """Dagster itself would log the driver's message, which quotes host, user and database."""
-    try:
-        connect_once(url)
-    except (ArgumentError, ValueError):
-        raise ConfigurationError(
-            "DAGSTER_POSTGRES_URL is not a usable URL. It looks like "
-            "postgresql+psycopg2://user:password@host:5432/database."
-        ) from None
-    except SQLAlchemyError:
-        raise ConfigurationError(
-            "Dagster's storage cannot be reached. Check that the server of DAGSTER_POSTGRES_URL is up and "
-            "its host, port, database, user and password are right, or unset it: the embedded PostgreSQL "
-            "is used then."
-        ) from None
+    return settings.Dagster().postgres_url or embedded_url(DAGSTER_DATABASE, driver="postgresql+psycopg2")
 
 
 @tenacity.retry(
     retry=tenacity.retry_if_exception_type(OperationalError),
-    stop=tenacity.stop_after_attempt(_ATTEMPTS),
+    stop=tenacity.stop_after_attempt(4),
     wait=tenacity.wait_exponential(multiplier=0.2, max=2),
     reraise=True,
 )
 def connect_once(url: str) -> None:
     """Open a session and close it; tries for some seconds."""
-    arguments = {"connect_timeout": _CONNECT_TIMEOUT}
-    sqlalchemy.create_engine(url, poolclass=NullPool, connect_args=arguments).connect().close()
+    # A server that is just being restarted is back by then.
+    sqlalchemy.create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 10}).connect().close()
