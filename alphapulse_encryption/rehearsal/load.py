@@ -40,9 +40,8 @@ class Load:
             target.database.conninfo, target.catalogue, phases, requests, target.environment
         ) as running:
             yield
-        measured = running.measured()
-        if measured is not None:
-            self._measured.append(measured)
+        if running.measured is not None:
+            self._measured.append(running.measured)
 
     def measured(self) -> Traffic | None:
         """The traffic of all deployments.

@@ -64,7 +64,7 @@ def encrypted_beside_traffic(url: str, config: FaultConfig, **options: object) -
     with faults_on(url, config, **options) as faults:
         with traffic(url, TRADES, ("off", "plaintext"), load, ENVIRONMENT) as running:
             faults.encrypt(PARTS, lambda part, done: results.append((part, done)))
-        measured = running.measured()
+        measured = running.measured
     assert sorted(part for part, _ in results) == PARTS
     assert measured is not None
     assert (measured.overall.errors, measured.overall.wrong_answers, measured.error_kinds) == (0, 0, {})

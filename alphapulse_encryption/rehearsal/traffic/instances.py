@@ -2,8 +2,8 @@
 
     python -m alphapulse_encryption.rehearsal.traffic.instances
 
-reads orders from its standard input, one JSON document a line, and answers each with a line; see ``traffic``. Address
-and keys come in an order. It ends when its input does, or its parent: nobody has to be left to stop it.
+reads orders from its standard input, one JSON document a line, and answers each with a line: to begin, with address and
+keys, then to end, and so on. It ends when its input does, or its parent: nobody has to be left to stop it.
 
 Requests are an open loop: each client draws the times at which its requests are due, and does not wait for answers to
 draw the next. How long one took is counted from then, so that a request that waited for its turn behind a slow one is
@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any
 
 import psycopg
 from sqlalchemy import Engine, create_engine
@@ -30,6 +30,7 @@ from sqlalchemy.orm import Session
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.bookkeeping.tables import states
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import (
     TEXT_FORM_SETTINGS,
     Database,
@@ -53,7 +54,7 @@ from alphapulse_encryption.rehearsal.traffic.targets import (
     readable,
     was_lost,
 )
-from alphapulse_encryption.rehearsal.traffic.ways import MOST_FOUND, Key, Plain, RowIsMissing, Way, libraries
+from alphapulse_encryption.rehearsal.traffic.ways import MOST_FOUND, Key, RowIsMissing, Way, libraries, plain
 from alphapulse_encryption.runtime import reset_ciphers
 
 APPLICATION_NAME = "alphapulse_encryption rehearsal traffic"
@@ -92,7 +93,7 @@ class Load:
         self.config: Mapping[str, Any] = order["config"]
         self.phases = tuple(Phase(phase) for phase in order["phases"])
         self.engine = _engine(order["url"], self.config["clients"])
-        self.targets = self._targets(Database(order["url"], APPLICATION_NAME), order["catalogue"], books)
+        self.targets = self._targets(order, books)
         self.clients = [Client(self, number) for number in range(self.config["clients"])]
         self.failures: list[str] = []
         self.stopped = threading.Event()
@@ -100,25 +101,27 @@ class Load:
         self._threads: list[threading.Thread] = []
         self._waits = LockWaits(order["url"], APPLICATION_NAME)
 
-    def _targets(
-        self, database: Database, catalogue: Mapping[str, Any], books: dict[str, Book]
-    ) -> list[Target]:
-        tables = Catalogue.model_validate(catalogue).tables
-        with database.session("look at the tables of the traffic") as connection:
+    def _targets(self, order: Mapping[str, Any], books: dict[str, Book]) -> list[Target]:
+        tables = Catalogue.model_validate(order["catalogue"]).tables
+        with Database(order["url"], APPLICATION_NAME).session(
+            "look at the tables of the traffic"
+        ) as connection:
             shapes = [read_shape(connection, table) for table in tables]
-            without = _without_plaintext(connection)
-        models = [libraries(shapes, phase, self.engine) for phase in self.phases]
+            stands = states(connection)
+        # A list for each table, of a way for each phase.
+        ways = zip(*(libraries(shapes, phase, self.engine) for phase in self.phases), strict=True)
         chance = random.Random(self.config["seed"])  # noqa: S311 - to be repeated
         targets = []
-        for shape in shapes:
+        for shape, library in zip(shapes, ways, strict=True):
             key = shape.table.key
+            state = stands.get(key)
+            in_plaintext = state is None or (state.authority == "plaintext" and state.state.has_both_sides)
             # Who sends plain SQL knows of no encryption, as an instance in the phase off, and goes when those go.
-            plain = Plain(shape) if Phase.OFF in self.phases and key not in without else None
-            library = [by_table[key] for by_table in models]
+            past = plain(shape) if Phase.OFF in self.phases and in_plaintext else None
             if key not in books:
                 rows = ROWS_EACH * self.config["clients"]
                 books[key] = open_book(self.engine, shape, library[0], rows, chance)
-            target = Target(shape, library, plain, books[key], left_out=list(shape.left_out))
+            target = Target(shape, library, past, books[key], left_out=list(shape.left_out))
             target.try_out(self.engine, chance)
             targets.append(target)
         return targets
@@ -172,20 +175,20 @@ class Load:
         """Hold all rows that are owned against what is there, each way: nobody has read yet what was written last."""
         found: dict[str, list[Sample]] = {}
         for target in self.targets:
-            rows = target.book.rows
+            keys = [row.key for row in target.book.rows]
             for way in target.ways:
                 began = time.time()
-                there = self._read(way, [row.key for row in rows])
+                there = self._read(way, keys)
                 took = (time.time() - began) * 1000
                 found.setdefault(way.name, []).extend(
                     Sample(began, took, FINAL, way.name, None, not row.agrees(there.get(row.key)))
-                    for row in rows
+                    for row in target.book.rows
                 )
         return [samples.latency(FINAL, way, those) for way, those in found.items()]
 
     def _read(self, way: Way, keys: list[Key]) -> dict[Key, Values]:
-        found = ask(self.engine, lambda session, _: readable(way, session, keys))
-        return cast(dict[Key, Values], found)
+        found: dict[Key, Values] = ask(self.engine, lambda session, _: readable(way, session, keys))
+        return found
 
 
 class Client:
@@ -306,7 +309,7 @@ class Client:
         def request(session: Session, again: bool) -> Remembered:
             # Made anew each time: the first one may have been committed.
             row = target.new_row(self.chance)
-            return target.remembered(way.insert(session, row), row)
+            return Remembered(target.shape, way.insert(session, row), row, inserted=True)
 
         rows.append(self._ask(request))
         return True
@@ -324,15 +327,6 @@ class Client:
         rows.remove(row)
         self._ask(request)
         return True
-
-
-def _without_plaintext(connection: psycopg.Connection[Any]) -> set[str]:
-    """The keys of tables that an application that knows plaintext alone may not work on."""
-    return {
-        key
-        for key, state in states(connection).items()
-        if state.authority == "ciphertext" or not state.state.has_both_sides
-    }
 
 
 def _engine(url: str, clients: int) -> Engine:
@@ -391,59 +385,44 @@ def _where(error: BaseException) -> str:
     return f"{named(error)} at {os.path.basename(last.filename)}:{last.lineno}"
 
 
-class Process:
-    """Takes orders until there are no more."""
+def main() -> None:
+    """Take orders until there are no more, or one cannot be done."""
+    environment: dict[str, str] = {}
+    # What was written is remembered from one stage to the next; of one database only.
+    database, books = "", dict[str, Book]()
+    orders = heard()
+    try:
+        for order in (said["begin"] for said in orders):
+            if order["environment"] != environment:
+                _adopt(environment, order["environment"])
+                environment = order["environment"]
+            if (which := _which(order)) != database:
+                database, books = which, {}
+            load = Load(order, books)
+            load.start()
+            say({"began": True})
+            if next(orders, None) is not None:
+                say({"measured": load.end().model_dump(mode="json")})
+    except MigrationError as error:
+        say({"refused": error.args[0], "status": error.exit_status})
+    except Exception as error:
+        say({"broken": _where(error)})
 
-    def __init__(self) -> None:
-        self._environment: dict[str, str] = {}
-        self._load: Load | None = None
-        # What was written is remembered from one stage to the next; of one database only.
-        self._database: tuple[Any, ...] = ()
-        self._books: dict[str, Book] = {}
 
-    def run(self) -> None:
-        """Until the end of the input."""
-        say({"ready": True})
-        for order in heard():
-            try:
-                say(self._obey(order))
-            except MigrationError as error:
-                say({"refused": error.args[0], "status": error.exit_status})
-            except Exception as error:
-                say({"broken": _where(error)})
+def _adopt(before: Mapping[str, str], environment: Mapping[str, str]) -> None:
+    # Of this process as it is from now on; what the kernel shows of it is what it was started with.
+    for name in before:
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+    reset_ciphers()
 
-    def _obey(self, order: Mapping[str, Any]) -> Mapping[str, Any]:
-        if "begin" in order:
-            self._begin(order["begin"])
-            return {"began": True}
-        load, self._load = self._load, None
-        if load is None:
-            raise MigrationError("There is no traffic to end.")
-        return {"measured": load.end().model_dump(mode="json")}
 
-    def _begin(self, order: Mapping[str, Any]) -> None:
-        if order["environment"] != self._environment:
-            # Of this process as it is from now on; what the kernel shows of it is what it was started with.
-            for name in self._environment:
-                os.environ.pop(name, None)
-            os.environ.update(order["environment"])
-            self._environment = dict(order["environment"])
-            reset_ciphers()
-        with Database(order["url"], APPLICATION_NAME).session("find out which database it is") as connection:
-            row = connection.execute(
-                "SELECT d.oid, d.datname FROM pg_database d WHERE d.datname = current_database()"
-            ).fetchone()
-        which = (
-            *(row or ()),
-            order["url"],
-            order["config"]["clients"],
-            json.dumps(order["catalogue"], sort_keys=True),
-        )
-        if which != self._database:
-            self._database, self._books = which, {}
-        self._load = Load(order, self._books)
-        self._load.start()
+def _which(order: Mapping[str, Any]) -> str:
+    """What tells a database, and what the traffic knows of it, from any other."""
+    with Database(order["url"], APPLICATION_NAME).session("find out which database it is") as connection:
+        oid = answer(connection, "SELECT oid FROM pg_database WHERE datname = current_database()")
+    return json.dumps([oid, order["url"], order["config"]["clients"], order["catalogue"]], sort_keys=True)
 
 
 if __name__ == "__main__":
-    run(Process().run)
+    run(main)

@@ -2,7 +2,7 @@
 
     with traffic(url, catalogue, ("off", "plaintext"), config, key_environment()) as running:
         ...
-    running.measured()
+    running.measured
 
 Several phases are old and new instances side by side. Every client owns rows that nobody else writes, remembers what it
 wrote to them, and holds every answer against that, whichever way it was written and is read: through the runtime
@@ -21,6 +21,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import dagster as dg
 from pydantic import Field
@@ -87,44 +88,15 @@ class TrafficConfig(dg.Config):
     seed: int = Field(default=1, description="Of the choices, to repeat them.")
 
 
+@dataclass
 class Running:
-    """Traffic that was begun.
+    """Traffic that was begun: the process that makes it, and, once it has ended, what was measured.
 
-    Args:
-        process: that makes it; None without traffic.
+    Both are None without traffic.
     """
 
-    def __init__(self, process: _Process | None) -> None:
-        self._process = process
-        self._measured: Traffic | None = None
-
-    @property
-    def active(self) -> bool:
-        """Whether requests are being made."""
-        return self._process is not None
-
-    def measured(self) -> Traffic | None:
-        """What was measured; None where the rate was 0. Ends the traffic if nobody has yet.
-
-        Raises:
-            MigrationError: the traffic ended by itself.
-        """
-        process, self._process = self._process, None
-        if process is not None:
-            try:
-                answer = process.order("end")
-            except BaseException:
-                process.kill()
-                raise
-            _keep(process)
-            self._measured = Traffic.model_validate(answer["measured"])
-        return self._measured
-
-    def abandon(self) -> None:
-        """End the traffic at once, whatever it is at."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
+    pid: int | None = None
+    measured: Traffic | None = None
 
 
 @contextmanager
@@ -146,25 +118,26 @@ def traffic(
         MigrationError: the traffic does not work, or ended by itself; from the end of the block.
     """
     if config.rate <= 0 or not phases:
-        yield Running(None)
+        yield Running()
         return
-    running = Running(
-        _begin(
-            {
-                "url": url,
-                "catalogue": catalogue.model_dump(mode="json", by_alias=True),
-                "phases": [_phase(phase) for phase in phases],
-                "config": config.model_dump(mode="json"),
-                "environment": {n: v for n, v in environment.items() if n.upper().startswith(_SENT)},
-            }
-        )
+    process = _begin(
+        {
+            "url": url,
+            "catalogue": catalogue.model_dump(mode="json", by_alias=True),
+            "phases": [_phase(phase) for phase in phases],
+            "config": config.model_dump(mode="json"),
+            "environment": {n: v for n, v in environment.items() if n.upper().startswith(_SENT)},
+        }
     )
     try:
+        running = Running(process.pid)
         yield running
-        running.measured()
-    finally:
+        running.measured = Traffic.model_validate(process.order("end")["measured"])
+    except BaseException:
         # Of a stage that has failed nobody wants to know how quick it was.
-        running.abandon()
+        process.kill()
+        raise
+    _keep(process)
 
 
 def _phase(phase: Phase | str) -> str:
@@ -183,7 +156,6 @@ class _Process(Child):
 
     def __init__(self) -> None:
         super().__init__(_MODULE)
-        self._is_ready = False
 
     def order(self, what: str, details: Said | None = None) -> Said:
         """Send an order and wait for the answer.
@@ -191,19 +163,7 @@ class _Process(Child):
         Raises:
             MigrationError: as the answer says, or there is none.
         """
-        if not self._is_ready:
-            self._next()
-            self._is_ready = True
         self.tell({what: details})
-        answer = self._next()
-        if "refused" in answer:
-            kind = {1: RefusedError, 2: ConfigurationError}.get(answer["status"], MigrationError)
-            raise kind(answer["refused"])
-        if "broken" in answer:
-            raise MigrationError(f"The traffic of the rehearsal does not work: {answer['broken']}.")
-        return answer
-
-    def _next(self) -> Said:
         if not self.answers_within(_ANSWER_TIMEOUT):
             raise MigrationError(
                 f"The process that makes the rehearsal's traffic has not answered for {_ANSWER_TIMEOUT} s: its last "
@@ -214,6 +174,11 @@ class _Process(Child):
             raise _Ended(
                 f"The process that makes the rehearsal's traffic ended by itself (status {self._process.wait()})."
             )
+        if "refused" in answer:
+            kind = {1: RefusedError, 2: ConfigurationError}.get(answer["status"], MigrationError)
+            raise kind(answer["refused"])
+        if "broken" in answer:
+            raise MigrationError(f"The traffic of the rehearsal does not work: {answer['broken']}.")
         return answer
 
 
