@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from alphapulse_encryption import settings
-from alphapulse_encryption.catalogue import Table, load_catalogue
+from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN
 from alphapulse_encryption.defs.resources.border import actor, safely
 from alphapulse_encryption.defs.resources.processes import this_process
@@ -23,7 +23,7 @@ from alphapulse_encryption.rehearsal.clone import clone as clones
 from alphapulse_encryption.rehearsal.clone import source
 from alphapulse_encryption.rehearsal.clone.leftovers import remove_leftovers
 from alphapulse_encryption.rehearsal.clone.sizes import count_rows, production_sizes, read_sizes
-from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget, rehearsed
+from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget
 from alphapulse_encryption.rehearsal.conclusion import conclude
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
 from alphapulse_encryption.rehearsal.measures import (
@@ -60,7 +60,7 @@ def clone(context: dg.OpExecutionContext, config: RehearsalConfig) -> dict[str, 
     except dg.Failure as failure:
         opened.remove()
         if opened.begun:
-            _report_failed(context, opened.passed(), Stage.CLONE, failure, opened.findings)
+            _report_failed(context, opened.so_far(), Stage.CLONE, failure, opened.findings)
         raise
     except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
         opened.remove()
@@ -83,8 +83,8 @@ class _Opened(Finds):
         self.begun = False
         self.told = {"source": "unknown", "cloned_by": "not cloned", "server_version": "unknown"}
 
-    def passed(self, **measured: Any) -> Passed:
-        """What is handed on, also where nothing was measured."""
+    def so_far(self, **measured: Any) -> Rehearsal:
+        """What is known, also where nothing was measured."""
         circumstances = Circumstances(
             **self.told,
             cores=os.cpu_count() or 1,
@@ -94,13 +94,12 @@ class _Opened(Finds):
             version=version("alphapulse-encryption"),
             rest_ratio=self.config.rest_ratio,
         )
-        return Passed(
-            run=self.context.run_id,
-            clone=self.name,
+        return Rehearsal(
+            run_id=self.context.run_id,
             started=self.started,
-            config=self.config.model_dump(mode="json"),
+            ended=datetime.now(UTC),
             circumstances=circumstances,
-            **{"before": Sizes(database=0, tables={}), **measured},
+            **{"before": Sizes(database=0, tables={}), "stages": (), **measured},
         )
 
     def clone(self) -> Passed:
@@ -165,7 +164,13 @@ class _Opened(Finds):
             sizes=sizes,
             findings=tuple(self.findings),
         )
-        return self.passed(before=sizes, production=known, source=dict(before), stages=(measure,))
+        return Passed(
+            run=self.context.run_id,
+            clone=self.name,
+            config=self.config.model_dump(mode="json"),
+            source=dict(before),
+            so_far=self.so_far(before=sizes, production=known, stages=(measure,)),
+        )
 
     def _set_back(self, target: RehearsalTarget) -> None:
         """Bring a clone of a migration that was begun to where a rehearsal begins."""
@@ -215,11 +220,11 @@ def _stage(stage: Stage) -> dg.OpDefinition:
                     gone = True
                     raise
                 if stage is Stage.REMOVAL:
-                    conclude(context, _rehearsal(context, after, unchanged=_unchanged(after)))
+                    _conclude(context, after.so_far, source_unchanged=_unchanged(after))
                 return after.model_dump(mode="json")
         except dg.Failure as failure:
             if not gone:
-                _report_failed(context, at.passed, stage, failure, at.findings)
+                _report_failed(context, at.passed.so_far, stage, failure, at.findings)
             raise
         except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
             clones.remove_quietly(at.target.server, at.passed.clone)
@@ -229,55 +234,35 @@ def _stage(stage: Stage) -> dg.OpDefinition:
 
 
 def _report_failed(
-    context: dg.OpExecutionContext, passed: Passed, stage: Stage, why: dg.Failure, findings: list[Finding]
+    context: dg.OpExecutionContext, so_far: Rehearsal, stage: Stage, why: dg.Failure, findings: list[Finding]
 ) -> None:
     """Report it, whatever comes of that: the run tells why the rehearsal failed, not why its report did."""
-    failed = {"failed_stage": stage, "failure": str(why.description), "findings": tuple(findings)}
     try:
-        conclude(context, _rehearsal(context, passed).model_copy(update=failed))
+        _conclude(context, so_far, failed_stage=stage, failure=str(why.description), findings=tuple(findings))
     except Exception as error:
         context.log.warning(f"The failed rehearsal could not be reported ({type(error).__name__}).")
 
 
-def _rehearsal(context: dg.OpExecutionContext, passed: Passed, *, unchanged: bool | None = None) -> Rehearsal:
-    return Rehearsal(
-        run_id=context.run_id,
-        started=passed.started,
-        ended=datetime.now(UTC),
-        circumstances=passed.circumstances,
-        before=passed.before,
-        stages=passed.stages,
-        source_unchanged=unchanged,
-        production=passed.production,
-    )
+def _conclude(context: dg.OpExecutionContext, so_far: Rehearsal, **end: object) -> None:
+    # Re-executed from failure, it is this run's.
+    ended = {"run_id": context.run_id, "ended": datetime.now(UTC), **end}
+    conclude(context, so_far.model_copy(update=ended))
 
 
 def _unchanged(passed: Passed) -> bool | None:
     """Whether the source's tables have the checksums they had before."""
     if not passed.source:
         return None
-    tables: tuple[Table, ...] = rehearsed(
-        load_catalogue(settings.TargetVariables().catalogue_path), RehearsalConfig(**passed.config).tables
-    ).tables
-    return dict(source.checksums(source.source_database(), tables)) == passed.source
-
-
-def _graph() -> dg.GraphDefinition:
-    stages = {stage: _stage(stage) for stage in PLANS}
-
-    @dg.graph(name=JOB)
-    def rehearsal() -> None:
-        # Names of definitions have to differ over all jobs; those of a job's own nodes need not.
-        passed = clone.alias(FIRST)()
-        for stage, op in stages.items():
-            passed = op.alias(stage.value)(passed)
-
-    return rehearsal
+    target = RehearsalTarget(clone=passed.clone, tables=RehearsalConfig(**passed.config).tables)
+    return source.checksums(source.source_database(), target.catalogue.tables) == passed.source
 
 
 def build_job() -> dg.JobDefinition:
     """The job ``staging_rehearsal``."""
-    return _graph().to_job(
+    stages = {stage: _stage(stage) for stage in PLANS}
+
+    @dg.job(
+        name=JOB,
         tags=NEVER_AGAIN,
         executor_def=dg.in_process_executor,
         description="**Test in staging.** Clones the staging database (`ALPHAPULSE_STAGING_DATABASE_URL`, which is "
@@ -285,6 +270,13 @@ def build_job() -> dg.JobDefinition:
         "clone, and reports: asset `staging_rehearsal`. The target database is not touched. A failed step can be "
         "re-executed from failure as long as the clone is kept (`keep_failed_hours`).",
     )
+    def rehearsal() -> None:
+        # Names of definitions have to differ over all jobs; those of a job's own nodes need not.
+        passed = clone.alias(FIRST)()
+        for stage, op in stages.items():
+            passed = op.alias(stage.value)(passed)
+
+    return rehearsal
 
 
 def build_schedule() -> dg.ScheduleDefinition:

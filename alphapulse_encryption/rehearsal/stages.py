@@ -5,12 +5,13 @@ What a stage worked on, and for how long, it tells its :class:`Rehearsing`. The 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import dagster as dg
@@ -29,6 +30,7 @@ from alphapulse_encryption.migration.bookkeeping.quarantine import read_quaranti
 from alphapulse_encryption.migration.gates import preflight as checklist
 from alphapulse_encryption.migration.gates.approvals import approve_drop, two_person_rule
 from alphapulse_encryption.migration.gates.backup import take_backup
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.rows.backfill import backfill_range
 from alphapulse_encryption.migration.rows.catch_up import pending_ranges
@@ -52,49 +54,43 @@ from alphapulse_encryption.rehearsal.clone.source import (
 from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
 from alphapulse_encryption.rehearsal.faults.faults import provoked
-from alphapulse_encryption.rehearsal.load import Load
 from alphapulse_encryption.rehearsal.measures import (
-    Circumstances,
     Fault,
     Finding,
+    Rehearsal,
     Sizes,
     Stage,
     StageMeasure,
     TableWork,
+    Traffic,
 )
+from alphapulse_encryption.rehearsal.traffic.samples import put_together
+from alphapulse_encryption.rehearsal.traffic.traffic import traffic
 
 # How long both phases of a rolling deployment are watched, at most.
 ROLLING_SECONDS = 2.0
 REASON = "staging rehearsal"
+# Seeds of one rehearsal's traffic are apart from those of the next one's.
+_MOST_DEPLOYMENTS, _MOST_SALTS = 10, 1_000_000
 
 
 class Passed(BaseModel):
-    """What a stage hands on to the next: small, and as JSON, so that a step can be run again by itself.
-
-    Args:
-        run: that made the clone.
-        clone: name of the database.
-        started: when the rehearsal began.
-        circumstances, before, production, stages: as in :class:`measures.Rehearsal`.
-        source: checksums of the staging database before, by table; empty where they are not compared.
-    """
+    """What a stage hands on to the next: small, and as JSON, so that a step can be run again by itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    run: str
+    # Name of the database, and the run that made it.
     clone: str
-    started: datetime
+    run: str
     config: dict[str, Any]
-    circumstances: Circumstances
-    before: Sizes
-    production: Sizes | None = None
+    # Checksums of the staging database before, by table; empty where they are not compared.
     source: dict[str, str] = {}
-    stages: tuple[StageMeasure, ...] = ()
+    so_far: Rehearsal
 
     def after(self, measure: StageMeasure) -> Passed:
         """With one more stage, in the place of an earlier attempt."""
-        kept = tuple(stage for stage in self.stages if stage.stage is not measure.stage)
-        return self.model_copy(update={"stages": (*kept, measure)})
+        kept = tuple(stage for stage in self.so_far.stages if stage.stage is not measure.stage)
+        return self.model_copy(update={"so_far": self.so_far.model_copy(update={"stages": (*kept, measure)})})
 
 
 class Finds:
@@ -113,11 +109,7 @@ class Finds:
 
 @dataclass
 class Rehearsing(Finds):
-    """One stage at work.
-
-    Args:
-        passed: by the stages before.
-    """
+    """One stage at work."""
 
     context: dg.OpExecutionContext
     stage: Stage
@@ -186,11 +178,10 @@ class Rehearsing(Finds):
         """Add to what was done to a table."""
         self.work[key] = self.work.get(key, TableWork()) + work
 
-    def watch(self, longest: float | None = None) -> None:
+    def watch(self, longest: float = math.inf) -> None:
         """Let the application run by itself for a while, where there is one."""
         if self.config.traffic.rate > 0:
-            seconds = self.config.observe_seconds
-            time.sleep(seconds if longest is None else min(seconds, longest))
+            time.sleep(min(self.config.observe_seconds, longest))
 
     def perform(self) -> StageMeasure:
         """Do what the stage does, and measure it.
@@ -200,13 +191,21 @@ class Rehearsing(Finds):
         """
         server = self.target.server
         with clones.held(server, self.passed.clone, self.stage) as mark:
+            # Another one for each attempt at each stage: by the same choices, a later one would insert values that an
+            # earlier one has inserted already.
             salt = mark.attempts[self.stage] * len(Stage) + list(Stage).index(self.stage)
-            load = Load(self.target, self.config.traffic, salt)
+            seed = self.config.traffic.seed * _MOST_SALTS + salt * _MOST_DEPLOYMENTS
+            load: list[Traffic] = []
             started = datetime.now(UTC)
             position = wal_position(server)
-            for phases, part in PLANS[self.stage].parts:
-                with load.under(phases.split()):
+            for number, (phases, part) in enumerate(PLANS[self.stage].parts):
+                requests = self.config.traffic.model_copy(update={"seed": seed + number})
+                target = self.target
+                with traffic(
+                    target.database.conninfo, target.catalogue, phases.split(), requests, target.environment
+                ) as running:
                     part(self)
+                load += [running.measured] if running.measured is not None else []
             written = wal_position(server) - position
             sizes = None if self.stage is Stage.REMOVAL else self._sizes()
         return StageMeasure(
@@ -217,7 +216,7 @@ class Rehearsing(Finds):
             tables=self.work,
             wal=max(written, 0),
             sizes=sizes,
-            traffic=load.measured(),
+            traffic=put_together(load),
             faults=tuple(self.faults),
             findings=tuple(self.findings),
             attempts=mark.attempts[self.stage],
@@ -225,27 +224,14 @@ class Rehearsing(Finds):
 
     def _sizes(self) -> Sizes:
         with self.target.database.session("read the size of the clone") as connection:
-            rows = {key: size.rows for key, size in self.passed.before.tables.items()}
+            rows = {key: size.rows for key, size in self.passed.so_far.before.tables.items()}
             return read_sizes(connection, self.tables, rows=rows)
 
 
 def wal_position(server: clones.Server) -> int:
     """How many bytes of WAL the server has written (PostgreSQL manual, 9.28.3)."""
     with server.session("read the position in the write-ahead log") as connection:
-        row = connection.execute(
-            "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
-        ).fetchone()
-    return int(row[0]) if row is not None else 0
-
-
-def watch(at: Rehearsing) -> None:
-    """Nothing is done: the application runs by itself."""
-    at.watch()
-
-
-def roll(at: Rehearsing) -> None:
-    """Nothing is done: a deployment is rolling."""
-    at.watch(ROLLING_SECONDS)
+        return int(answer(connection, "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"))
 
 
 def preflight(at: Rehearsing) -> None:
@@ -468,17 +454,8 @@ def erasure(at: Rehearsing) -> None:
             )
 
 
-def restore_held(at: Rehearsing) -> None:
-    """The way back, up to its end, while the application writes ciphertext alone."""
-    _restore(at, hold=True)
-
-
-def restore_end(at: Rehearsing) -> None:
-    """The end of the way back: plaintext is right again."""
-    _restore(at, hold=False)
-
-
-def _restore(at: Rehearsing, *, hold: bool) -> None:
+def restore(at: Rehearsing, *, hold: bool) -> None:
+    """The way back: held before its end while the application writes ciphertext alone, then to it."""
     for table in at.by_table():
         result = restore_plaintext(at.target.by(at.who), table, hold=hold)
         at.add(table.key, TableWork(rows=result.rows, values=result.values))
@@ -507,11 +484,7 @@ def removal(at: Rehearsing) -> None:
 
 
 class Plan:
-    """What a stage does.
-
-    Args:
-        parts: one after another, each with the phases of the application that run side by side meanwhile.
-    """
+    """What a stage does: parts one after another, each beside these phases of the application."""
 
     def __init__(self, description: str, *parts: tuple[str, Callable[[Rehearsing], None]]) -> None:
         self.description = description
@@ -523,7 +496,7 @@ class Plan:
 # deployment is rolling. There is none where there is no clone to talk to.
 PLANS: Mapping[Stage, Plan] = {
     Stage.BASELINE: Plan(
-        "Watch the application on the clone, before anything is done to it.", ("off", watch)
+        "Watch the application on the clone, before anything is done to it.", ("off", Rehearsing.watch)
     ),
     Stage.PREFLIGHT: Plan(
         "Pre-migration checklist, on the clone; ends the rehearsal if anything would block the migration.",
@@ -564,12 +537,14 @@ PLANS: Mapping[Stage, Plan] = {
     # Held before its end, until nobody writes ciphertext alone any more.
     Stage.RESTORE: Plan(
         "Rollback after the drop: rebuild the plaintext columns from the ciphertext.",
-        *(("encrypted", restore_held), ("encrypted dual", roll), ("dual", restore_end)),
+        ("encrypted", partial(restore, hold=True)),
+        ("encrypted dual", lambda at: at.watch(ROLLING_SECONDS)),
+        ("dual", partial(restore, hold=False)),
     ),
     Stage.VERIFY_AGAIN: Plan("Verify what was restored.", ("dual", verify)),
     Stage.AFTERWARDS: Plan(
         "Rollback to its end: revert to plaintext, then watch the application again.",
-        *(("dual", revert), ("plaintext", watch)),
+        *(("dual", revert), ("plaintext", Rehearsing.watch)),
     ),
     Stage.REMOVAL: Plan(
         "Remove the clone and its backup, hold the staging database against its checksums, and report.",
