@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alphapulse_encryption.rehearsal.measures import Rehearsal, StageMeasure
-from alphapulse_encryption.rehearsal.report import pages, wording
-from alphapulse_encryption.rehearsal.report.drawings import OBSERVED
-from alphapulse_encryption.rehearsal.report.found import Found
+from alphapulse_encryption.rehearsal.report import wording
+from alphapulse_encryption.rehearsal.report.plots import OBSERVED
+from alphapulse_encryption.rehearsal.report.report import Found, render
 from alphapulse_encryption.rehearsal.report.verdict import Level
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ def metadata(
     import dagster as dg
 
     found = Found.of(rehearsal, history)
-    shown: dict[str, MetadataEntry] = {
-        "verdict": dg.MetadataValue.md(pages.render("verdict.md", found=found))
-    }
+    shown: dict[str, MetadataEntry] = {"verdict": dg.MetadataValue.md(render("verdict.md", found=found))}
     if path is not None:
         shown["report"] = dg.MetadataValue.path(str(path))
     shown |= {
