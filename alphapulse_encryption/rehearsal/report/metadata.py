@@ -44,7 +44,7 @@ def metadata(
                 "stage": str(one.stage),
                 "likely": wording.duration(one.seconds.likely),
                 "range": wording.span_of_time(one.seconds),
-                "holds_locks": "yes" if one.locks else "no",
+                "holds_locks": "yes" if one.locked else "no",
             }
             for one in found.prediction.stages
         ],
