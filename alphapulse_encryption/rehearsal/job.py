@@ -140,8 +140,7 @@ class _Opened(Finds):
         cloning = datetime.now(UTC)
         self.told["cloned_by"], findings = clones.make(
             *(staging, self.server, self.name, mark, tables),
-            same_server=there.same_server(found),
-            bin_dir=clones.programs_directory(self.server),
+            template=found.name if there.same_server(found) else None,
         )
         seconds = (datetime.now(UTC) - cloning).total_seconds()
         self.findings += findings
@@ -168,7 +167,7 @@ class _Opened(Finds):
             run=self.context.run_id,
             clone=self.name,
             config=self.config.model_dump(mode="json"),
-            source=dict(before),
+            source=before,
             so_far=self.so_far(before=sizes, production=known, stages=(measure,)),
         )
 

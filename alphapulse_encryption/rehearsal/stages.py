@@ -43,11 +43,12 @@ from alphapulse_encryption.migration.steps.erase import erase_dropped
 from alphapulse_encryption.migration.steps.restore import restore_plaintext
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption.rehearsal.clone import clone as clones
-from alphapulse_encryption.rehearsal.clone.servers import also_on, restart_embedded
 from alphapulse_encryption.rehearsal.clone.sizes import read_sizes
 from alphapulse_encryption.rehearsal.clone.source import (
     PRODUCTION_VARIABLE,
+    also_on,
     circumstances_there,
+    identity,
     read_only,
     source_database,
 )
@@ -66,6 +67,7 @@ from alphapulse_encryption.rehearsal.measures import (
 )
 from alphapulse_encryption.rehearsal.traffic.samples import put_together
 from alphapulse_encryption.rehearsal.traffic.traffic import traffic
+from alphapulse_encryption.sample.postgres import embedded
 
 # How long both phases of a rolling deployment are watched, at most.
 ROLLING_SECONDS = 2.0
@@ -301,13 +303,15 @@ def _encrypt(at: Rehearsing, parts: list[TablePart]) -> None:
 def _encrypt_through_faults(at: Rehearsing, parts: list[TablePart]) -> None:
     pace = at.config.pace
     server = at.target.server
+    with server.session("look at the server for the clone") as connection:
+        here = identity(connection)
     with (
         provoked(
             *(at.config.faults, at.target.database, at.target.catalogue, at.target.environment, at.who),
             pace=Pace(pace.batch_size, pace.target_seconds, pace.rest_ratio),
             workers=pace.workers,
-            restart=restart_embedded if server.is_embedded else None,
-            shared_with=also_on(server) if at.config.faults.server_restarted else "",
+            restart=_restart_embedded if server.is_embedded else None,
+            shared_with=also_on(here) if at.config.faults.server_restarted else "",
             tell=at.context.log.warning,
         ) as faults,
         at.ranged() as ended,
@@ -317,6 +321,11 @@ def _encrypt_through_faults(at: Rehearsing, parts: list[TablePart]) -> None:
             lambda part, result: ended(part[0], result.seconds, _encrypted(result)),
         )
     at.faults += faults.measured()
+
+
+def _restart_embedded() -> None:
+    embedded().stop()
+    embedded().ensure_running()
 
 
 def _encrypted(result: RangeResult) -> TableWork:
