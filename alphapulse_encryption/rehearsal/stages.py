@@ -54,7 +54,7 @@ from alphapulse_encryption.rehearsal.clone.source import (
 )
 from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
-from alphapulse_encryption.rehearsal.faults.faults import provoked
+from alphapulse_encryption.rehearsal.faults.faults import Faults
 from alphapulse_encryption.rehearsal.measures import (
     Fault,
     Finding,
@@ -305,22 +305,20 @@ def _encrypt_through_faults(at: Rehearsing, parts: list[TablePart]) -> None:
     server = at.target.server
     with server.session("look at the server for the clone") as connection:
         here = identity(connection)
-    with (
-        provoked(
-            *(at.config.faults, at.target.database, at.target.catalogue, at.target.environment, at.who),
-            pace=Pace(pace.batch_size, pace.target_seconds, pace.rest_ratio),
-            workers=pace.workers,
-            restart=_restart_embedded if server.is_embedded else None,
-            shared_with=also_on(here) if at.config.faults.server_restarted else "",
-            tell=at.context.log.warning,
-        ) as faults,
-        at.ranged() as ended,
-    ):
+    faults = Faults(
+        *(at.config.faults, at.target.database, at.target.catalogue, at.target.environment, at.who),
+        pace=Pace(pace.batch_size, pace.target_seconds, pace.rest_ratio),
+        workers=pace.workers,
+        restart=_restart_embedded if server.is_embedded else None,
+        shared_with=also_on(here) if at.config.faults.server_restarted else "",
+        tell=at.context.log.warning,
+    )
+    with at.ranged() as ended:
         faults.encrypt(
             [(part.table, part.batch_range) for part in parts],
             lambda part, result: ended(part[0], result.seconds, _encrypted(result)),
         )
-    at.faults += faults.measured()
+    at.faults += faults.found
 
 
 def _restart_embedded() -> None:

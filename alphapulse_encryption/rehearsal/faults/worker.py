@@ -35,7 +35,7 @@ def work(order: Mapping[str, Any]) -> None:
     """
     catalogue = Catalogue.model_validate(order["catalogue"])
     keys = load_key_ring(order["environment"])
-    target = Target.of(Database(order["url"]), catalogue, keys, Actor(order["actor"], order["run_id"]))
+    target = Target.of(Database(order["url"]), catalogue, keys, Actor(**order["actor"]))
     pace = Pace(**order["pace"])
     # Shared by the workers: each takes the next one.
     ahead = iter(order["parts"])
