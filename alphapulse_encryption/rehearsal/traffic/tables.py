@@ -1,7 +1,4 @@
-"""A table as the traffic sees it: which columns are sensitive, of which types, and what may be written to them.
-
-Belongs here: reading that from a database that knows nothing of any traffic. What requests make of it is in ``ways``.
-"""
+"""A table as the traffic sees it: which columns are sensitive, of which types, and what may be written to them."""
 
 from __future__ import annotations
 
@@ -39,27 +36,22 @@ _DIGITS = 12
 
 @dataclass(frozen=True)
 class Field:
-    """A column as an attribute of the application's.
-
-    Args:
-        attribute: of the mapped class; never a name that SQLAlchemy keeps for itself, such as ``metadata``.
-        type: SQLAlchemy's.
-        encrypted: makes the runtime library's beside it, of a context.
-        sensitive: the catalogue's entry, of a column that is encrypted.
-        required: whether it may not be NULL, as far as is known.
-        in_key: whether it is part of the primary key.
-        given: whether the server gives it a value: a default or an identity.
-        unique: whether no two rows may have the same value, or it has to make a combination unique.
-    """
+    """A column as an attribute of the application's."""
 
     name: str
+    # Never a name that SQLAlchemy keeps for itself, such as ``metadata``.
     attribute: str
+    # SQLAlchemy's, and what makes the runtime library's beside it, of a context.
     type: TypeEngine[Any]
     encrypted: Callable[[str], TypeEngine[Any]] | None
+    # The catalogue's entry, of a column that is encrypted.
     sensitive: Column | None
+    # It may not be NULL, as far as is known.
     required: bool
     in_key: bool
+    # The server gives it a value: a default or an identity.
     given: bool
+    # No two rows may have the same value, or it has to make a combination unique.
     unique: bool
 
     @property
@@ -89,27 +81,22 @@ class Field:
 
 @dataclass(frozen=True)
 class Shape:
-    """A table.
-
-    Args:
-        fields: all columns that an application would write; not the generated ones, nor the engine's.
-        rows: by the planner's estimate.
-        left_out: sensitive columns that no request names, and why.
-    """
+    """A table."""
 
     table: Table
+    # All columns that an application would write, the key first; not the generated ones, nor the engine's.
     fields: tuple[Field, ...]
+    # By the planner's estimate.
     rows: int
+    # Sensitive columns that no request names, and why.
     left_out: tuple[str, ...]
 
     @property
     def key(self) -> tuple[Field, ...]:
-        """The primary key's columns, in its order."""
         return tuple(field for field in self.fields if field.in_key)
 
     @property
     def sensitive(self) -> tuple[Field, ...]:
-        """The columns that are encrypted."""
         return tuple(field for field in self.fields if field.sensitive is not None)
 
     def new_row(self, copied: Values) -> Values | None:
@@ -144,9 +131,6 @@ SELECT i.indexrelid, array_agg(a.attname::text ORDER BY k.position)
 def read_shape(connection: Connection, table: Table) -> Shape:
     """Read what the traffic needs to know of a table.
 
-    Args:
-        connection: one of :class:`migration.database.Database`.
-
     Raises:
         ConfigurationError: there is no such table, or it has no primary key.
         RefusedError: another session holds it exclusively.
@@ -154,7 +138,9 @@ def read_shape(connection: Connection, table: Table) -> Shape:
     definition = read_table(connection, table, plaintext=False)
     dropped = _dropped(connection, definition)
     unique = _unique_columns(connection, definition)
-    set_aside = _not_null_set_aside(connection, table)
+    state = table_state(connection, table) if bookkeeping_exists(connection) else None
+    # NOT NULL before the switch; since then, not NULL on both sides.
+    set_aside = state.set_aside.not_null if state is not None else ()
     sensitive = {column.name: column for column in table.columns}
     engines = {name for column in table.columns for name in column.derived}
     key = [column.name for column in definition.key]
@@ -188,12 +174,7 @@ def read_shape(connection: Connection, table: Table) -> Shape:
                 unique=name in unique,
             )
         )
-    return Shape(
-        table=table,
-        fields=tuple(fields),
-        rows=definition.estimated_rows,
-        left_out=tuple(left_out),
-    )
+    return Shape(table, tuple(fields), definition.estimated_rows, tuple(left_out))
 
 
 def _dropped(connection: Connection, definition: TableDefinition) -> dict[str, LiveColumn]:
@@ -212,12 +193,6 @@ def _dropped(connection: Connection, definition: TableDefinition) -> dict[str, L
         name: LiveColumn(name, columns[name].type, columns[name].not_null is not None, None, False)
         for name in missing
     }
-
-
-def _not_null_set_aside(connection: Connection, table: Table) -> set[str]:
-    """The columns that were NOT NULL before the switch, and may not be NULL on both sides since."""
-    state = table_state(connection, table) if bookkeeping_exists(connection) else None
-    return set(state.set_aside.not_null) if state is not None else set()
 
 
 def _unique_columns(connection: Connection, definition: TableDefinition) -> set[str]:
