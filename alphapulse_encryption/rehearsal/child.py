@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from multiprocessing.connection import wait
-from typing import IO, Any, cast
+from typing import IO, Any, ClassVar, cast
 
 from alphapulse_encryption import secrecy
 from alphapulse_encryption.secrecy import bare_environment
@@ -27,17 +27,16 @@ _saying = threading.Lock()
 
 
 class Child:
-    """The process, as the one that started it sees it.
+    """The process, as the one that started it sees it."""
 
-    Args:
-        module: that it runs.
-    """
+    # That it runs.
+    module: ClassVar[str]
 
-    def __init__(self, module: str) -> None:
+    def __init__(self) -> None:
         environment = bare_environment() | {n: os.environ[n] for n in ("PYTHONPATH",) if n in os.environ}
         # In a session of its own: what a terminal sends is for the parent to act on.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", self.module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

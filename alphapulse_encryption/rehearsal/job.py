@@ -1,8 +1,11 @@
-"""The job ``staging_rehearsal``: a step for each stage, its schedule, and the sensor that removes leftovers."""
+"""The job ``staging_rehearsal``: a step for each stage, its end told, its schedule, and the sensor for leftovers."""
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -24,7 +27,6 @@ from alphapulse_encryption.rehearsal.clone import source
 from alphapulse_encryption.rehearsal.clone.leftovers import remove_leftovers
 from alphapulse_encryption.rehearsal.clone.sizes import count_rows, production_sizes, read_sizes
 from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget
-from alphapulse_encryption.rehearsal.conclusion import conclude
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
 from alphapulse_encryption.rehearsal.measures import (
     Circumstances,
@@ -34,7 +36,9 @@ from alphapulse_encryption.rehearsal.measures import (
     Stage,
     StageMeasure,
 )
-from alphapulse_encryption.rehearsal.report import history
+from alphapulse_encryption.rehearsal.report import history, report
+from alphapulse_encryption.rehearsal.report.metadata import metadata
+from alphapulse_encryption.rehearsal.report.verdict import in_a_line
 from alphapulse_encryption.rehearsal.stages import PLANS, Finds, Passed, Rehearsing, wal_position
 from alphapulse_encryption.sample.postgres import embedded
 
@@ -51,9 +55,7 @@ SECONDS_BETWEEN_LOOKS = 300
 )
 def clone(context: dg.OpExecutionContext, config: RehearsalConfig) -> dict[str, Any]:
     """The first stage: everything after it works on the clone."""
-    started = datetime.now(UTC)
-    name = clones.clone_name(context.run_id)
-    opened = _Opened(context, config, name, started)
+    opened = _Opened(context, config, clones.clone_name(context.run_id))
     try:
         with safely():
             return opened.clone().model_dump(mode="json")
@@ -67,26 +69,28 @@ def clone(context: dg.OpExecutionContext, config: RehearsalConfig) -> dict[str, 
         raise
 
 
+@dataclass
 class _Opened(Finds):
     """The first stage at work: there is no clone yet."""
 
-    def __init__(
-        self, context: dg.OpExecutionContext, config: RehearsalConfig, name: str, started: datetime
-    ) -> None:
-        self.context = context
-        self.config = config
-        self.name = name
-        self.started = started
-        self.findings = []
-        self.server: clones.Server | None = None
-        # From then on it is a rehearsal: what is refused before, never began.
-        self.begun = False
-        self.told = {"source": "unknown", "cloned_by": "not cloned", "server_version": "unknown"}
+    context: dg.OpExecutionContext
+    config: RehearsalConfig
+    name: str
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    findings: list[Finding] = field(default_factory=list)
+    server: clones.Server | None = None
+    # From then on it is a rehearsal: what is refused before, never began.
+    begun: bool = False
+    source: str = "unknown"
+    cloned_by: str = "not cloned"
+    server_version: str = "unknown"
 
     def so_far(self, **measured: Any) -> Rehearsal:
         """What is known, also where nothing was measured."""
         circumstances = Circumstances(
-            **self.told,
+            source=self.source,
+            cloned_by=self.cloned_by,
+            server_version=self.server_version,
             cores=os.cpu_count() or 1,
             workers=self.config.workers,
             batch_ranges=settings.TargetVariables().batch_ranges,
@@ -109,7 +113,7 @@ class _Opened(Finds):
         _check_names(self.config)
         staging = source.source_database()
         found, production = source.refuse_production(staging, declared=self.config.source_is_not_production)
-        self.told["source"] = found.name
+        self.source = found.name
         with staging.session("look at the staging database") as connection:
             self.findings += source.refuse_unrehearsable(connection, tables)
         # What the day needs is needed now: keys that cannot be read are known before a long copy.
@@ -117,7 +121,7 @@ class _Opened(Finds):
         self.server = target.server
         with self.server.session("look at the server for the clone") as connection:
             there = source.identity(connection)
-            self.told["server_version"] = connection.info.parameter_status("server_version") or "unknown"
+            self.server_version = connection.info.parameter_status("server_version") or "unknown"
         if production is not None and there.same_server(production):
             self.find(
                 "warning",
@@ -138,7 +142,7 @@ class _Opened(Finds):
             attempts={Stage.CLONE: 1},
         )
         cloning = datetime.now(UTC)
-        self.told["cloned_by"], findings = clones.make(
+        self.cloned_by, findings = clones.make(
             *(staging, self.server, self.name, mark, tables),
             template=found.name if there.same_server(found) else None,
         )
@@ -151,9 +155,7 @@ class _Opened(Finds):
             tables, self.config.production_rows, self.config.production_bytes, sizes
         )
         self.findings += more
-        self.context.log.info(
-            f"Cloned {found.name} as {self.name} in {seconds:.1f} s, by {self.told['cloned_by']}"
-        )
+        self.context.log.info(f"Cloned {found.name} as {self.name} in {seconds:.1f} s, by {self.cloned_by}")
         measure = StageMeasure(
             stage=Stage.CLONE,
             started=self.started,
@@ -243,9 +245,26 @@ def _report_failed(
 
 
 def _conclude(context: dg.OpExecutionContext, so_far: Rehearsal, **end: object) -> None:
+    """The end, a good one or not: told in the run's log, in the history, and in a report."""
     # Re-executed from failure, it is this run's.
-    ended = {"run_id": context.run_id, "ended": datetime.now(UTC), **end}
-    conclude(context, so_far.model_copy(update=ended))
+    rehearsal = so_far.model_copy(update={"run_id": context.run_id, "ended": datetime.now(UTC), **end})
+    context.log.info(in_a_line(rehearsal))
+    past = history.read(context.instance)
+    seconds = (rehearsal.ended - rehearsal.started).total_seconds()
+    told = metadata(rehearsal, past, _write(context, rehearsal, past))
+    history.keep(context, rehearsal, {"seconds": seconds, **told})
+
+
+def _write(context: dg.OpExecutionContext, rehearsal: Rehearsal, past: Sequence[Rehearsal]) -> Path | None:
+    """The pages; what was measured is kept without them, too."""
+    try:
+        page = report.write(rehearsal, past, clones.directory(rehearsal.run_id))
+        report.write_history([*past, rehearsal], clones.directory(report.HISTORY).parent)
+    except OSError as error:
+        context.log.warning(f"The report could not be written: {error.strerror}")
+        return None
+    context.log.info(f"Report: {page}")
+    return page
 
 
 def _unchanged(passed: Passed) -> bool | None:

@@ -32,7 +32,6 @@ CONNECTIONS_DROPPED = "connections dropped"
 SERVER_RESTARTED = "server restarted"
 KEY_SOURCE_UNAVAILABLE = "key source unavailable"
 
-_MODULE = "alphapulse_encryption.rehearsal.faults.worker"
 _APPLICATION_NAME = "alphapulse_encryption rehearsal faults"
 # How long a server that is being restarted is waited for, in seconds.
 PATIENCE = 120.0
@@ -286,8 +285,10 @@ def _over(fault: Fault) -> float:
 class _Worker(Child):
     """The process that encrypts, which ends when this one does; with keys that it can read, or not."""
 
+    module = "alphapulse_encryption.rehearsal.faults.worker"
+
     def __init__(self, order: Said, *, has_keys: bool) -> None:
-        super().__init__(_MODULE)
+        super().__init__()
         self._has_keys = has_keys
         self.was_killed = False
         self._why = _BY_ITSELF

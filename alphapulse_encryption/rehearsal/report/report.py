@@ -82,22 +82,14 @@ def page(rehearsal: Rehearsal, history: Sequence[Rehearsal]) -> str:
     """The report as HTML."""
     found = Found.of(rehearsal, history)
     traffic = [measure.traffic for measure in rehearsal.stages if measure.traffic is not None]
-    timings, pace = plots.seconds(rehearsal), plots.paces(rehearsal)
     return render(
         "report.html",
         found=found,
         rehearsal=rehearsal,
         predicted=found.prediction,
         verdict=found.verdict,
-        predicted_plot=plots.predicted(found.prediction),
-        timings_plot=timings[0],
-        timings_parts=timings[1],
-        pace_plot=pace[0],
-        pace_parts=pace[1],
-        space_plot=plots.space(rehearsal),
         table_growth=_table_growth(rehearsal),
         traffic=traffic,
-        latency_plot=plots.latency(rehearsal),
         kinds=_kinds(rehearsal),
         error_kinds=added(one.error_kinds for one in traffic),
         lock_waits=added(one.lock_waits for one in traffic),
@@ -125,7 +117,7 @@ def history_page(history: Sequence[Rehearsal], directory: Path | None = None) ->
         trials={trial.run_id: trial for trial in accuracy.trials},
         left_out=len(in_order) - len(shown),
         accuracy=accuracy,
-        plots=plots.trends(shown),
+        trends=plots.trends(shown),
     )
 
 
@@ -185,13 +177,12 @@ def _environment() -> jinja2.Environment:
     # The plots are ours, and their labels are escaped where they are drawn.
     environment.filters |= {"drawing": Markup, "plain": _plain, "option": _option}
     environment.globals |= {
+        "plots": plots,
         "Level": verdict.Level,
         "Stage": Stage,
-        "GUIDE_GROWTH": plots.GUIDE_GROWTH,
         "EXAMPLE_TIMES": _EXAMPLE_TIMES,
         "MOST_TIMES_SIZE": verdict.MOST_TIMES_SIZE,
         "MOST_TIMES_P99": verdict.MOST_TIMES_P99,
-        "PACED": plots.PACED,
     }
     return environment
 

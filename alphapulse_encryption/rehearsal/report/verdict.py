@@ -176,3 +176,11 @@ def _space(rehearsal: Rehearsal) -> Iterator[Reason]:
             f"the database grew to {grown:.1f} times its size",
             "Have more disk free than the guide's twice the database: see the predicted peak.",
         )
+
+
+def in_a_line(rehearsal: Rehearsal) -> str:
+    """How it ended."""
+    seconds = (rehearsal.ended - rehearsal.started).total_seconds()
+    if rehearsal.failed_stage is not None:
+        return f"The rehearsal failed in {rehearsal.failed_stage}, because: {rehearsal.failure}"
+    return f"The rehearsal went all the way there and back in {seconds:.0f} s. {judge(rehearsal).sentence}"

@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -40,7 +41,7 @@ from alphapulse_encryption.orm import Phase
 from alphapulse_encryption.rehearsal.child import heard, run, say
 from alphapulse_encryption.rehearsal.measures import Latency, Traffic
 from alphapulse_encryption.rehearsal.traffic import samples
-from alphapulse_encryption.rehearsal.traffic.locks import LockWaits
+from alphapulse_encryption.rehearsal.traffic.locks import lock_waits
 from alphapulse_encryption.rehearsal.traffic.samples import Sample
 from alphapulse_encryption.rehearsal.traffic.tables import Values, read_shape
 from alphapulse_encryption.rehearsal.traffic.targets import (
@@ -77,13 +78,13 @@ KINDS = {
 }
 FINAL = "read all at the end"
 
+# Gets the session, and whether it may have been done already: that its transaction was committed is not known of a
+# connection that was lost.
+Request = Callable[[Session, bool], Any]
+
 
 class Load:
-    """Clients at work.
-
-    Args:
-        books: of an earlier load on the same database, by the table's key; empty for none. What was written then has
-            to be read now.
+    """Clients at work; what was written under an earlier load on the same database has to be read now.
 
     Raises:
         RefusedError: a phase contradicts where the migration stands.
@@ -95,11 +96,12 @@ class Load:
         self.engine = _engine(order["url"], self.config["clients"])
         self.targets = self._targets(order, books)
         self.clients = [Client(self, number) for number in range(self.config["clients"])]
-        self.failures: list[str] = []
         self.stopped = threading.Event()
         self.began = self.ended = 0.0
-        self._threads: list[threading.Thread] = []
-        self._waits = LockWaits(order["url"], APPLICATION_NAME)
+        self._working: list[Future[None]] = []
+        self._answered = threading.Event()
+        self._pool = ThreadPoolExecutor(len(self.clients) + 1)
+        self._waits = self._pool.submit(lock_waits, order["url"], APPLICATION_NAME, self._answered)
 
     def _targets(self, order: Mapping[str, Any], books: dict[str, Book]) -> list[Target]:
         tables = Catalogue.model_validate(order["catalogue"]).tables
@@ -131,13 +133,10 @@ class Load:
         with ExitStack() as connections:
             for _ in self.clients:
                 connections.enter_context(self.engine.connect())
-        working = [client for client in self.clients if client.has_work]
-        self._waits.start()
+        working = [client for client in self.clients if client.tables]
+        rate = self.config["rate"] / max(len(working), 1)
         self.began = time.time()
-        for client in working:
-            rate = self.config["rate"] / len(working)
-            self._threads.append(threading.Thread(target=client.work, args=[rate], daemon=True))
-            self._threads[-1].start()
+        self._working = [self._pool.submit(client.work, rate) for client in working]
 
     def end(self) -> Traffic:
         """Make the requests that are due by now, and none after them; what all of them add up to.
@@ -147,11 +146,12 @@ class Load:
         """
         self.ended = time.time()
         self.stopped.set()
-        for thread in self._threads:
-            thread.join()
-        self._waits.end()
-        if self.failures:
-            raise MigrationError(f"The traffic of the rehearsal does not work: {self.failures[0]}.")
+        for working in self._working:
+            if (error := working.exception()) is not None:
+                raise MigrationError(f"The traffic of the rehearsal does not work: {_where(error)}.")
+        self._answered.set()
+        waits, longest_wait = self._waits.result()
+        self._pool.shutdown()
         for number, target in enumerate(self.targets):
             target.book.rows = [row for client in self.clients for row in client.rows[number]]
         made = [sample for client in self.clients for sample in client.samples]
@@ -164,8 +164,8 @@ class Load:
             overall=overall.model_copy(update={"wrong_answers": wrong}),
             by_kind=(*samples.by_kind(made), *final),
             moments=samples.moments(made, self.began, self.ended),
-            lock_waits=dict(self._waits.seen),
-            longest_lock_wait=self._waits.longest,
+            lock_waits=dict(waits),
+            longest_lock_wait=longest_wait,
             error_kinds=samples.error_kinds(made),
             retried=sum(client.retried for client in self.clients),
             left_out=tuple(note for target in self.targets for note in target.left_out),
@@ -178,17 +178,13 @@ class Load:
             keys = [row.key for row in target.book.rows]
             for way in target.ways:
                 began = time.time()
-                there = self._read(way, keys)
+                there = self.clients[0].read_all(way, keys)
                 took = (time.time() - began) * 1000
                 found.setdefault(way.name, []).extend(
                     Sample(began, took, FINAL, way.name, None, not row.agrees(there.get(row.key)))
                     for row in target.book.rows
                 )
         return [samples.latency(FINAL, way, those) for way, those in found.items()]
-
-    def _read(self, way: Way, keys: list[Key]) -> dict[Key, Values]:
-        found: dict[Key, Values] = ask(self.engine, lambda session, _: readable(way, session, keys))
-        return found
 
 
 class Client:
@@ -215,23 +211,16 @@ class Client:
         return [kind for kind in KINDS if allowed[kind] and self._mix[kind] > 0]
 
     @property
-    def has_work(self) -> bool:
-        """Whether there is anything that it may do."""
-        return bool(self._tables)
-
-    @property
-    def _tables(self) -> list[int]:
+    def tables(self) -> list[int]:
+        """Those that it may do anything to."""
         return [n for n, kinds in enumerate(self._kinds) if kinds and self.rows[n]]
 
     def work(self, rate: float) -> None:
         """Make requests when they are due, until the load ends."""
-        try:
-            due = self.load.began + self.chance.expovariate(rate)
-            while not self._is_over(due):
-                self._request(due)
-                due += self.chance.expovariate(rate)
-        except BaseException as error:
-            self.load.failures.append(_where(error))
+        due = self.load.began + self.chance.expovariate(rate)
+        while not self._is_over(due):
+            self._request(due)
+            due += self.chance.expovariate(rate)
 
     def _is_over(self, due: float) -> bool:
         """Wait until a request is due; whether it is not, because the load has ended before."""
@@ -241,7 +230,7 @@ class Client:
         return self.load.stopped.is_set() and due > self.load.ended
 
     def _request(self, due: float) -> None:
-        number = self.chance.choice(self._tables)
+        number = self.chance.choice(self.tables)
         target, rows, kinds = self.load.targets[number], self.rows[number], self._kinds[number]
         kind = self.chance.choices(kinds, [self._mix[kind] for kind in kinds])[0]
         way = self._way(target)
@@ -263,10 +252,24 @@ class Client:
         return self.chance.choice(target.library)
 
     def _ask(self, request: Request) -> Any:
-        def retrying() -> None:
-            self.retried += 1
+        """Make a request in a transaction; once more where the connection was lost, as applications do."""
+        for again in (False, True):
+            try:
+                with Session(self.load.engine, expire_on_commit=False) as session:
+                    answer = request(session, again)
+                    session.commit()
+                    return answer
+            except DBAPIError as error:
+                if again or not was_lost(error):
+                    raise
+                self.retried += 1
+                _find_server(self.load.engine)
+        raise AssertionError
 
-        return ask(self.load.engine, request, retrying)
+    def read_all(self, way: Way, keys: list[Key]) -> dict[Key, Values]:
+        """Rows by their keys, those that can be read."""
+        found: dict[Key, Values] = self._ask(lambda session, _: readable(way, session, keys))
+        return found
 
     def _read(self, target: Target, way: Way, rows: list[Remembered]) -> bool:
         row = self.chance.choice(rows)
@@ -346,27 +349,6 @@ def _engine(url: str, clients: int) -> Engine:
     return create_engine(
         "postgresql+psycopg://", creator=connect, hide_parameters=True, pool_size=clients, max_overflow=1
     )
-
-
-# Gets the session, and whether it may have been done already: that its transaction was committed is not known of a
-# connection that was lost.
-Request = Callable[[Session, bool], Any]
-
-
-def ask(engine: Engine, request: Request, retrying: Callable[[], None] = lambda: None) -> Any:
-    """Make a request in a transaction; once more where the connection was lost, as applications do."""
-    for again in (False, True):
-        try:
-            with Session(engine, expire_on_commit=False) as session:
-                answer = request(session, again)
-                session.commit()
-                return answer
-        except DBAPIError as error:
-            if again or not was_lost(error):
-                raise
-            retrying()
-            _find_server(engine)
-    raise AssertionError
 
 
 def _find_server(engine: Engine) -> None:

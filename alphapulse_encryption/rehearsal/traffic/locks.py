@@ -24,47 +24,28 @@ SELECT a.pid, coalesce(l.waitstart, a.query_start)::text, l.locktype, coalesce(c
 """
 
 
-class LockWaits:
-    """Looks a few times a second; waits that are shorter than that may go unseen.
+def lock_waits(url: str, application_name: str, ended: threading.Event) -> tuple[Counter[str], float]:
+    """How often sessions of that name waited for what, and the longest wait in seconds.
 
-    Args:
-        application_name: of the sessions to look at.
+    It looks a few times a second until the end; waits that are shorter than that may go unseen.
     """
-
-    def __init__(self, url: str, application_name: str) -> None:
-        self.seen: Counter[str] = Counter()
-        self.longest = 0.0
-        self._url = url
-        self._name = application_name
-        self._known: set[tuple[Any, ...]] = set()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look_on, daemon=True)
-
-    def start(self) -> None:
-        """Begin to look."""
-        self._thread.start()
-
-    def end(self) -> None:
-        """Stop looking."""
-        self._ended.set()
-        self._thread.join()
-
-    def _look_on(self) -> None:
-        while not self._ended.is_set():
-            # A server that is being restarted has nobody waiting.
-            with (
-                suppress(psycopg.Error),
-                psycopg.connect(
-                    self._url, autocommit=True, application_name=f"{self._name}, watched", connect_timeout=10
-                ) as connection,
-            ):
-                while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
-                    for pid, since, kind, relation, seconds, holder in connection.execute(
-                        _WAITING, [self._name]
-                    ):
-                        self.longest = max(self.longest, seconds)
-                        if (pid, since) not in self._known:
-                            self._known.add((pid, since))
-                            what = f"{kind} {relation}".strip()
-                            self.seen[f"{what} held by {holder}" if holder else what] += 1
-            self._ended.wait(SECONDS_BETWEEN_LOOKS)
+    seen, longest = Counter[str](), 0.0
+    known: set[tuple[Any, ...]] = set()
+    while not ended.wait(SECONDS_BETWEEN_LOOKS):
+        # A server that is being restarted has nobody waiting.
+        with (
+            suppress(psycopg.Error),
+            psycopg.connect(
+                url, autocommit=True, application_name=f"{application_name}, watched", connect_timeout=10
+            ) as connection,
+        ):
+            while not ended.wait(SECONDS_BETWEEN_LOOKS):
+                for pid, since, kind, relation, seconds, holder in connection.execute(
+                    _WAITING, [application_name]
+                ):
+                    longest = max(longest, seconds)
+                    if (pid, since) not in known:
+                        known.add((pid, since))
+                        what = f"{kind} {relation}".strip()
+                        seen[f"{what} held by {holder}" if holder else what] += 1
+    return seen, longest

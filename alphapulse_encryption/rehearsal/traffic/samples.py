@@ -69,21 +69,19 @@ def moments(samples: Iterable[Sample], began: float, ended: float) -> tuple[Mome
     parts: list[list[Sample]] = [[] for _ in range(math.ceil(span / length))]
     for sample in samples:
         parts[min(len(parts) - 1, max(0, int((sample.due - began) / length)))].append(sample)
-    found = []
-    for number, part in enumerate(parts):
-        times = sorted(sample.milliseconds for sample in part)
-        found.append(
-            Moment(
-                at=datetime.fromtimestamp(began + number * length, UTC),
-                seconds=min(length, span - number * length),
-                requests=len(part),
-                errors=sum(sample.error is not None for sample in part),
-                p50=percentile(times, 0.5) if times else None,
-                p99=percentile(times, 0.99) if times else None,
-                longest=times[-1] if times else None,
-            )
+    return tuple(
+        Moment(
+            at=datetime.fromtimestamp(began + number * length, UTC),
+            seconds=min(length, span - number * length),
+            requests=one.requests,
+            errors=one.errors,
+            p50=one.p50 if part else None,
+            p99=one.p99 if part else None,
+            longest=one.longest if part else None,
         )
-    return tuple(found)
+        for number, part in enumerate(parts)
+        for one in [latency("all", "all", part)]
+    )
 
 
 def error_kinds(samples: Iterable[Sample]) -> dict[str, int]:

@@ -1,24 +1,18 @@
 """Traffic in the application's shapes, on any database with a catalogue, for the length of a ``with`` block.
 
-    with traffic(url, catalogue, ("off", "plaintext"), config, key_environment()) as running:
-        ...
-    running.measured
-
 Several phases are old and new instances side by side. Every client owns rows that nobody else writes, remembers what it
 wrote to them, and holds every answer against that, whichever way it was written and is read: through the runtime
 library in each of the phases, and, where the phase ``off`` is among them, in plain SQL. What is remembered outlasts the
 block, so that what was written in one stage has to be read in the next.
 
-The requests are made by a process of its own (``instances``), because a benchmark in a process that encrypts measures
-that process. It is kept, idle and without connections, from one block to the next: to start it takes most of a second,
-to give it work a tenth.
+A process of its own makes the requests (``instances``), because a benchmark in a process that encrypts measures that
+process. It is kept, idle and without connections, from one block to the next.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +26,6 @@ from alphapulse_encryption.orm import Phase
 from alphapulse_encryption.rehearsal.child import Child, Said
 from alphapulse_encryption.rehearsal.measures import Traffic
 
-_MODULE = "alphapulse_encryption.rehearsal.traffic.instances"
 # Seconds: its connections, and the last requests, may have to wait for a server that is being restarted.
 _ANSWER_TIMEOUT = 600
 
@@ -90,10 +83,7 @@ class TrafficConfig(dg.Config):
 
 @dataclass
 class Running:
-    """Traffic that was begun: the process that makes it, and, once it has ended, what was measured.
-
-    Both are None without traffic.
-    """
+    """Traffic that was begun, or none: the process that makes it, and, once it has ended, what was measured."""
 
     pid: int | None = None
     measured: Traffic | None = None
@@ -137,7 +127,7 @@ def traffic(
         # Of a stage that has failed nobody wants to know how quick it was.
         process.kill()
         raise
-    _keep(process)
+    _kept.append(process)
 
 
 def _phase(phase: Phase | str) -> str:
@@ -154,8 +144,7 @@ class _Ended(MigrationError):
 class _Process(Child):
     """The process that makes the traffic, which ends when this one does."""
 
-    def __init__(self) -> None:
-        super().__init__(_MODULE)
+    module = "alphapulse_encryption.rehearsal.traffic.instances"
 
     def order(self, what: str, details: Said | None = None) -> Said:
         """Send an order and wait for the answer.
@@ -182,38 +171,28 @@ class _Process(Child):
         return answer
 
 
-_lock = threading.Lock()
 _kept: list[_Process] = []
 
 
 def _begin(order: Said) -> _Process:
     """A process that has begun: the one that is kept, or a new one where there is none or it is gone."""
-    with _lock:
-        kept = _kept.pop() if _kept else None
-    process = kept or _Process()
-    try:
-        process.order("begin", order)
-    except BaseException as error:
-        process.kill()
-        if kept is None or not isinstance(error, _Ended):
-            raise
-        return _begin(order)
-    return process
-
-
-def _keep(process: _Process) -> None:
-    with _lock:
-        if not _kept:
-            atexit.register(_end_kept)
-        _kept.append(process)
+    while True:
+        is_new = not _kept
+        process = _Process() if is_new else _kept.pop()
+        try:
+            process.order("begin", order)
+            return process
+        except BaseException as error:
+            process.kill()
+            if is_new or not isinstance(error, _Ended):
+                raise
 
 
 def _end_kept() -> None:
-    with _lock:
-        while _kept:
-            _kept.pop().kill()
+    for process in _kept:
+        process.kill()
 
 
-if hasattr(os, "register_at_fork"):
-    # Of the parent's process a fork could read nothing that is for it.
-    os.register_at_fork(after_in_child=_kept.clear)
+atexit.register(_end_kept)
+# Of the parent's process a fork could read nothing that is for it.
+os.register_at_fork(after_in_child=_kept.clear)
