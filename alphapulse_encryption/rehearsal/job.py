@@ -20,7 +20,7 @@ from alphapulse_encryption.defs.resources.schedules import cron
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.limits import change_limits, read_limits
-from alphapulse_encryption.migration.bookkeeping.tables import table_state
+from alphapulse_encryption.migration.bookkeeping.tables import states
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
 from alphapulse_encryption.rehearsal.clone import clone as clones
 from alphapulse_encryption.rehearsal.clone import source
@@ -178,15 +178,13 @@ class _Opened(Finds):
         database = target.database
         who = actor(self.context)
         with database.session("look how far the migration is") as connection:
-            if not bookkeeping_exists(connection):
-                return
-            paused = read_limits(connection).paused
-            states = {table.key: table_state(connection, table) for table in target.catalogue.tables}
+            paused = bookkeeping_exists(connection) and read_limits(connection).paused
+            stands = states(connection)
         if paused:
             change_limits(database, {"paused": "false"}, who)
             self.find("note", "paused", "backfills are paused on the staging database; not so on its clone.")
         for table in target.catalogue.tables:
-            state = states[table.key]
+            state = stands.get(table.key)
             if state is not None and state.authority == "ciphertext":
                 revert_to_plaintext(target.by(who), table)
                 self.find(

@@ -16,8 +16,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.defs.resources.storage import storage_url
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
-from alphapulse_encryption.migration.bookkeeping.tables import table_state
+from alphapulse_encryption.migration.bookkeeping.tables import states
 from alphapulse_encryption.migration.gates import drill
 from alphapulse_encryption.migration.gates.preflight import long_transactions
 from alphapulse_encryption.migration.postgres.answers import answer
@@ -187,11 +186,10 @@ def refuse_unrehearsable(connection: Connection, tables: Iterable[Table]) -> tup
     Raises:
         RefusedError: a table's plaintext is dropped, or on its way back.
     """
-    if not bookkeeping_exists(connection):
-        return ()
     findings = []
+    stands = states(connection)
     for table in tables:
-        state = table_state(connection, table)
+        state = stands.get(table.key)
         if state is None or state.state is State.REVERTED:
             continue
         if not state.state.has_both_sides:

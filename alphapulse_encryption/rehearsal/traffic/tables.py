@@ -22,8 +22,7 @@ from sqlalchemy.types import NullType, TypeEngine
 from alphapulse_encryption import orm
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
-from alphapulse_encryption.migration.bookkeeping.tables import table_state
+from alphapulse_encryption.migration.bookkeeping.tables import states
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.saved import latest
 
@@ -138,7 +137,7 @@ def read_shape(connection: Connection, table: Table) -> Shape:
     definition = read_table(connection, table, plaintext=False)
     dropped = _dropped(connection, definition)
     unique = _unique_columns(connection, definition)
-    state = table_state(connection, table) if bookkeeping_exists(connection) else None
+    state = states(connection).get(table.key)
     # NOT NULL before the switch; since then, not NULL on both sides.
     set_aside = state.set_aside.not_null if state is not None else ()
     sensitive = {column.name: column for column in table.columns}
