@@ -37,7 +37,6 @@ from alphapulse_encryption.rehearsal.measures import (
     StageMeasure,
 )
 from alphapulse_encryption.rehearsal.report import history, report
-from alphapulse_encryption.rehearsal.report.metadata import metadata
 from alphapulse_encryption.rehearsal.report.verdict import in_a_line
 from alphapulse_encryption.rehearsal.stages import PLANS, Finds, Passed, Rehearsing, wal_position
 from alphapulse_encryption.sample.postgres import embedded
@@ -248,9 +247,7 @@ def _conclude(context: dg.OpExecutionContext, so_far: Rehearsal, **end: object) 
     rehearsal = so_far.model_copy(update={"run_id": context.run_id, "ended": datetime.now(UTC), **end})
     context.log.info(in_a_line(rehearsal))
     past = history.read(context.instance)
-    seconds = (rehearsal.ended - rehearsal.started).total_seconds()
-    told = metadata(rehearsal, past, _write(context, rehearsal, past))
-    history.keep(context, rehearsal, {"seconds": seconds, **told})
+    history.keep(context, rehearsal, past, _write(context, rehearsal, past))
 
 
 def _write(context: dg.OpExecutionContext, rehearsal: Rehearsal, past: Sequence[Rehearsal]) -> Path | None:
@@ -342,8 +339,3 @@ def _has_no_clones() -> bool:
     """Whether there is no server for clones: the embedded one is not made, or started, for a look."""
     named = settings.Rehearsals().server_url or settings.Rehearsals().staging_database_url
     return named is None and not embedded().is_running()
-
-
-def build_assets() -> list[dg.AssetSpec]:
-    """The history."""
-    return [history.build_asset()]

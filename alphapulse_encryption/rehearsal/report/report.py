@@ -1,6 +1,6 @@
 """The report of a rehearsal and the history of rehearsals: each one page that needs nothing but itself.
 
-The pages' words are in the templates, and ``metadata`` tells Dagster the same. What comes from a database or from a
+The pages' words are in the templates, and ``history`` tells Dagster the same. What comes from a database or from a
 message is escaped where it is put into a page; measurements hold no values, keys or addresses to begin with.
 """
 
