@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import BYTEA, JSON, JSONB
 from sqlalchemy.types import NullType, TypeEngine
 
 from alphapulse_encryption import orm
-from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.tables import states
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
@@ -40,11 +40,11 @@ class Field:
     name: str
     # Never a name that SQLAlchemy keeps for itself, such as ``metadata``.
     attribute: str
-    # SQLAlchemy's, and what makes the runtime library's beside it, of a context.
     type: TypeEngine[Any]
-    encrypted: Callable[[str], TypeEngine[Any]] | None
-    # The catalogue's entry, of a column that is encrypted.
-    sensitive: Column | None
+    # The runtime library's beside it, of a column that is encrypted.
+    encrypted: Any
+    # Rows can be looked up by it in every phase.
+    searchable: bool
     # It may not be NULL, as far as is known.
     required: bool
     in_key: bool
@@ -52,19 +52,6 @@ class Field:
     given: bool
     # No two rows may have the same value, or it has to make a combination unique.
     unique: bool
-
-    @property
-    def searchable(self) -> bool:
-        """Whether rows can be looked up by it in every phase."""
-        # Equal values of other types have several text forms, and a token is that of one.
-        unscaled = isinstance(self.type, sa.Numeric) and self.type.scale is None
-        tokens = not unscaled and not isinstance(self.type, sa.Double | JSON)
-        return self.sensitive is not None and self.sensitive.searchable and tokens
-
-    def encrypted_type(self) -> Any:
-        """The runtime library's type for it, of a sensitive column."""
-        assert self.sensitive is not None and self.encrypted is not None  # noqa: S101
-        return self.encrypted(self.sensitive.context)
 
     def fresh(self, value: Any) -> Any:
         """A value that no other row has, nor ever had, made of one that suits; None where none can be made."""
@@ -96,7 +83,7 @@ class Shape:
 
     @property
     def sensitive(self) -> tuple[Field, ...]:
-        return tuple(field for field in self.fields if field.sensitive is not None)
+        return tuple(field for field in self.fields if field.encrypted is not None)
 
     def new_row(self, copied: Values) -> Values | None:
         """The values of a new row made of another one's, by attribute; None where it would have no key of its own."""
@@ -156,6 +143,7 @@ def read_shape(connection: Connection, table: Table) -> Shape:
         if column.generated and name not in key:
             continue
         kind = kind_of(column.type)
+        entry = sensitive.get(name) if kind is not None else None
         if name in sensitive and kind is None:
             left_out.append(f"column {table.key}.{name}: the runtime library has no type for {column.type}")
             if not column.not_null:
@@ -165,8 +153,11 @@ def read_shape(connection: Connection, table: Table) -> Shape:
                 name=name,
                 attribute=attributes[name],
                 type=kind[0] if kind is not None else NullType(),
-                encrypted=kind[1] if kind is not None else None,
-                sensitive=sensitive.get(name) if kind is not None else None,
+                encrypted=kind[1](entry.context) if kind is not None and entry is not None else None,
+                searchable=kind is not None
+                and entry is not None
+                and entry.searchable
+                and _has_one_text(kind[0]),
                 required=column.not_null or name in set_aside,
                 in_key=name in key,
                 given=column.default is not None or column.generated,
@@ -206,6 +197,12 @@ def _unique_columns(connection: Connection, definition: TableDefinition) -> set[
         fresh = [name for name in names if _can_be_fresh(definition.columns.get(name))]
         found.add(fresh[-1] if fresh else names[-1])
     return found
+
+
+def _has_one_text(kind: TypeEngine[Any]) -> bool:
+    """Whether equal values have one text form, which a token is that of."""
+    unscaled = isinstance(kind, sa.Numeric) and kind.scale is None
+    return not unscaled and not isinstance(kind, sa.Double | JSON)
 
 
 def _can_be_fresh(column: LiveColumn | None) -> bool:

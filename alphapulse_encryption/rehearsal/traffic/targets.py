@@ -203,14 +203,13 @@ def has_no_value(error: BaseException) -> bool:
 
 def _writable(field: Field, values: Sequence[Any]) -> list[Any]:
     """Those that may be written to other rows; there are such that can be read alone, such as JSON's 1e400."""
-    kind = field.encrypted_type()
     found: list[Any] = []
     for value in values:
         if value is None and (field.required or field.unique):
             continue
         with suppress(EncryptedValueError, EncryptedTypeError):
             if value is not None:
-                kind.text_of(value)
+                field.encrypted.text_of(value)
             found.append(value)
     return found
 

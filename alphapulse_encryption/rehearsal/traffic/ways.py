@@ -123,13 +123,13 @@ def _model(shape: Shape, base: type[DeclarativeBase], *, encrypts: bool = True) 
         "__module__": __name__,
     }
     for field in shape.fields:
-        body[field.attribute] = _encrypted(field) if encrypts and field.sensitive else _as_it_is(field)
+        body[field.attribute] = _encrypted(field) if encrypts and field.encrypted else _as_it_is(field)
     return type(f"Row of {shape.table.key}", (base,), body)
 
 
 def _encrypted(field: Field) -> Any:
     return encrypted(
-        field.encrypted_type(),
+        field.encrypted,
         field.type,
         search=field.searchable,
         nullable=not field.required,
@@ -144,5 +144,5 @@ def _as_it_is(field: Field) -> Any:
         primary_key=field.in_key,
         nullable=not field.required,
         # Where there is one, SQLAlchemy writes no NULL; a sensitive column gets what is remembered of it.
-        server_default=FetchedValue() if field.given and not field.sensitive else None,
+        server_default=FetchedValue() if field.given and not field.encrypted else None,
     )
