@@ -1,7 +1,6 @@
-"""A process of ours that works for a rehearsal: told what to do through a pipe, and gone when the rehearsal is.
+"""A process of ours that works for a rehearsal, and is gone when that is: both ends say one JSON document a line.
 
-What it is told holds addresses and keys, which neither arguments nor the environment that others see do. Both ends say
-one JSON document a line.
+What it is told through the pipe holds addresses and keys; arguments and environment, which others see, hold none.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ class Child:
 
 
 def say(what: Said) -> None:
-    """In the process: a line for whom it works for."""
+    """In the process: a line for the other end."""
     with _saying:
         sys.stdout.write(json.dumps(what) + "\n")
         sys.stdout.flush()

@@ -54,7 +54,7 @@ SECONDS_BETWEEN_LOOKS = 300
 )
 def clone(context: dg.OpExecutionContext, config: RehearsalConfig) -> dict[str, Any]:
     """The first stage: everything after it works on the clone."""
-    opened = _Opened(context, config, clones.clone_name(context.run_id))
+    opened = _Opened(context, config, f"{clones.PREFIX}{context.run_id[:8]}")
     try:
         with safely():
             return opened.clone().model_dump(mode="json")
@@ -109,7 +109,9 @@ class _Opened(Finds):
         """Look at the source, clone it, and measure it."""
         target = RehearsalTarget(clone=self.name, tables=self.config.tables)
         tables = target.catalogue.tables
-        _check_names(self.config)
+        catalogue = load_catalogue(settings.TargetVariables().catalogue_path)
+        for key in (*self.config.production_rows, *self.config.production_bytes):
+            catalogue.table(key)
         staging = source.source_database()
         found, production = source.refuse_production(staging, declared=self.config.source_is_not_production)
         self.source = found.name
@@ -191,15 +193,9 @@ class _Opened(Finds):
                 )
 
     def remove(self) -> None:
-        """Nobody can go on with what this op began: run again, it makes another clone."""
+        """Nobody can go on with it: run again, the op makes another clone."""
         if self.server is not None:
             clones.remove_quietly(self.server, self.name)
-
-
-def _check_names(config: RehearsalConfig) -> None:
-    catalogue = load_catalogue(settings.TargetVariables().catalogue_path)
-    for key in (*config.production_rows, *config.production_bytes):
-        catalogue.table(key)
 
 
 def _stage(stage: Stage) -> dg.OpDefinition:
@@ -324,7 +320,9 @@ def build_sensor() -> dg.SensorDefinition:
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         with safely():
-            if _has_no_clones():
+            named = settings.Rehearsals().server_url or settings.Rehearsals().staging_database_url
+            # The embedded server is not made, or started, for a look.
+            if named is None and not embedded().is_running():
                 return dg.SkipReason("Nothing was ever rehearsed here.")
             try:
                 removed = remove_leftovers(context.instance, clones.server())
@@ -333,9 +331,3 @@ def build_sensor() -> dg.SensorDefinition:
             return dg.SkipReason("; ".join(map(str, removed)) or "There is nothing left over.")
 
     return sensor
-
-
-def _has_no_clones() -> bool:
-    """Whether there is no server for clones: the embedded one is not made, or started, for a look."""
-    named = settings.Rehearsals().server_url or settings.Rehearsals().staging_database_url
-    return named is None and not embedded().is_running()

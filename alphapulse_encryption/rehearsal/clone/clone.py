@@ -8,7 +8,6 @@ it, so that nobody takes it for a leftover.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import subprocess
 import time
@@ -140,10 +139,6 @@ def programs_directory(rehearsed_on: Server) -> Path | None:
     return None if on_path else embedded().bin_dir()
 
 
-def clone_name(run_id: str) -> str:
-    return f"{PREFIX}{run_id[:8]}"
-
-
 def make(
     source: Database, on: Server, name: str, mark: Mark, tables: Sequence[Table], *, template: str | None
 ) -> tuple[str, tuple[Finding, ...]]:
@@ -272,11 +267,8 @@ def _dump_and_restore(source: Database, clone: Database, bin_dir: Path | None, v
 
 def write_mark(connection: Connection, name: str, mark: Mark) -> None:
     """Mark a clone, in a session beside it."""
-    connection.execute(
-        SQL("COMMENT ON DATABASE {} IS {}").format(
-            Identifier(name), Literal(_MARK + json.dumps(mark.model_dump(mode="json")))
-        )
-    )
+    comment = Literal(_MARK + mark.model_dump_json())
+    connection.execute(SQL("COMMENT ON DATABASE {} IS {}").format(Identifier(name), comment))
 
 
 def read_clones(connection: Connection) -> Mapping[str, Mark | None]:
@@ -352,12 +344,11 @@ def drop(connection: Connection, name: str, mark: Mark | None) -> None:
 
 
 def directory(run_id: str) -> Path:
-    """What a rehearsal keeps on the disk: its report, and while it lasts its backup."""
+    """Where a rehearsal keeps its report, and while it lasts its backup."""
     return settings.state_dir() / "rehearsals" / run_id
 
 
 def backup_directory(run_id: str) -> Path:
-    """Where the rehearsal's own backup is, for as long as the clone."""
     return directory(run_id) / "backup"
 
 

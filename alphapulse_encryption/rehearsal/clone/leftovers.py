@@ -15,11 +15,7 @@ from alphapulse_encryption.rehearsal.clone.clone import Mark, Server, drop, read
 # A run whose process is on another machine counts as crashed after this long without a stage at work.
 SILENCE = timedelta(minutes=15)
 
-_TO_BEGIN = (
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-)
+_TO_BEGIN = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,6 @@
 """The process that makes the traffic: instances of an application at work on one database, until they are told to end.
 
-    python -m alphapulse_encryption.rehearsal.traffic.instances
-
-reads orders from its standard input, one JSON document a line, and answers each with a line: to begin, with address and
-keys, then to end, and so on. It ends when its input does, or its parent: nobody has to be left to stop it.
+It answers each order with a line: to begin, with address and keys, then to end, and so on, until its input ends.
 
 Requests are an open loop: each client draws the times at which its requests are due, and does not wait for answers to
 draw the next. How long one took is counted from then, so that a request that waited for its turn behind a slow one is
@@ -368,7 +365,6 @@ def _where(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Take orders until there are no more, or one cannot be done."""
     environment: dict[str, str] = {}
     # What was written is remembered from one stage to the next; of one database only.
     database, books = "", dict[str, Book]()
@@ -400,7 +396,7 @@ def _adopt(before: Mapping[str, str], environment: Mapping[str, str]) -> None:
 
 
 def _which(order: Mapping[str, Any]) -> str:
-    """What tells a database, and what the traffic knows of it, from any other."""
+    """What tells a database, and a way of working on it, from any other."""
     with Database(order["url"], APPLICATION_NAME).session("find out which database it is") as connection:
         oid = answer(connection, "SELECT oid FROM pg_database WHERE datname = current_database()")
     return json.dumps([oid, order["url"], order["config"]["clients"], order["catalogue"]], sort_keys=True)
