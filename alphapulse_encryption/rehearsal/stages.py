@@ -45,11 +45,10 @@ from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, sw
 from alphapulse_encryption.rehearsal.clone import clone as clones
 from alphapulse_encryption.rehearsal.clone.sizes import read_sizes
 from alphapulse_encryption.rehearsal.clone.source import (
-    PRODUCTION_VARIABLE,
     also_on,
     circumstances_there,
     identity,
-    read_only,
+    production_database,
     source_database,
 )
 from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget
@@ -252,10 +251,9 @@ def preflight(at: Rehearsing) -> None:
 
 def _look_at_production(at: Rehearsing, report: checklist.PreflightReport) -> None:
     """What the checklist finds there and not on the clone: other privileges, dependants, settings."""
-    url = settings.TargetVariables().database_url
-    if url is None:
+    production = production_database()
+    if production is None:
         return
-    production = read_only(url, PRODUCTION_VARIABLE)
     known = {(found.subject, found.message) for found in report.findings}
     try:
         there = checklist.check(production, at.tables, at.target.key_ring)

@@ -8,12 +8,11 @@ from typing import Any
 import psycopg
 from psycopg.sql import SQL, Identifier
 
-from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.ddl import without_limits
-from alphapulse_encryption.rehearsal.clone.source import PRODUCTION_VARIABLE, read_only
+from alphapulse_encryption.rehearsal.clone.source import production_database
 from alphapulse_encryption.rehearsal.measures import Finding, Sizes, TableSize
 
 Connection = psycopg.Connection[Any]
@@ -61,10 +60,10 @@ def production_sizes(
     """
     known: Sizes | None = None
     findings: tuple[Finding, ...] = ()
-    url = settings.TargetVariables().database_url
-    if url is not None:
+    production = production_database()
+    if production is not None:
         try:
-            with read_only(url, PRODUCTION_VARIABLE).session("read the size of production") as connection:
+            with production.session("read the size of production") as connection:
                 known = read_sizes(connection, tables)
         except MigrationError as error:
             findings = (Finding(level="note", subject="size of production", what=error.args[0]),)

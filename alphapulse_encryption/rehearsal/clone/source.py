@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Table
@@ -51,27 +51,23 @@ def source_database() -> Database:
     """
     url = settings.Rehearsals().staging_database_url
     if url is not None:
-        return read_only(url, STAGING_VARIABLE)
+        return Database(url, APPLICATION, STAGING_VARIABLE, read_only=True)
     server = embedded()
     if server.exists():
         server.ensure_running()
         with Database(server.url("postgres"), APPLICATION).session("look for the sample") as connection:
             if answer(connection, "SELECT oid FROM pg_database WHERE datname = %s", STAGING_DATABASE):
-                return read_only(server.url(STAGING_DATABASE), STAGING_VARIABLE)
+                return Database(server.url(STAGING_DATABASE), APPLICATION, STAGING_VARIABLE, read_only=True)
     raise ConfigurationError(
         f"There is nothing to rehearse: {STAGING_VARIABLE} is not set, and the sample has no staging copy yet. Set it, "
         "or run make rehearsal (python -m alphapulse_encryption --rehearse), which makes that copy."
     )
 
 
-def read_only(url: str, variable: str) -> Database:
-    """A database whose sessions cannot write, whatever they run."""
-    options = str(conninfo_to_dict(url).get("options") or "")
-    return Database(
-        make_conninfo(url, options=f"{options} -c default_transaction_read_only=on".strip()),
-        APPLICATION,
-        variable,
-    )
+def production_database() -> Database | None:
+    """Production, in sessions that cannot write; None where nobody names it."""
+    url = settings.TargetVariables().database_url
+    return Database(url, APPLICATION, PRODUCTION_VARIABLE, read_only=True) if url is not None else None
 
 
 @dataclass(frozen=True)
@@ -123,10 +119,7 @@ def refuse_production(source: Database, *, declared: bool) -> tuple[Identity, Id
     """
     with source.session("look which database the rehearsal's source is") as connection:
         found = identity(connection)
-    production_url = settings.TargetVariables().database_url
-    production = None
-    if production_url is not None:
-        production = _production(production_url, source, declared=declared)
+    production = _production(source, declared=declared)
     if production is not None and found.same_database(production):
         raise RefusedError(
             f"{STAGING_VARIABLE} and {PRODUCTION_VARIABLE} are the same database ({found.name}). A rehearsal needs a "
@@ -148,12 +141,15 @@ def refuse_production(source: Database, *, declared: bool) -> tuple[Identity, Id
     return found, production
 
 
-def _production(url: str, source: Database, *, declared: bool) -> Identity | None:
+def _production(source: Database, *, declared: bool) -> Identity | None:
+    production = production_database()
+    if production is None:
+        return None
     try:
-        with read_only(url, PRODUCTION_VARIABLE).session("look which database production is") as connection:
+        with production.session("look which database production is") as connection:
             return identity(connection)
     except MigrationError:
-        if declared and _address(url) != _address(source.conninfo):
+        if declared and _address(production) != _address(source):
             return None
         raise RefusedError(
             f"{PRODUCTION_VARIABLE} cannot be reached, so it cannot be told whether {STAGING_VARIABLE} is another "
@@ -162,8 +158,8 @@ def _production(url: str, source: Database, *, declared: bool) -> Identity | Non
         ) from None
 
 
-def _address(url: str) -> tuple[str, ...]:
-    given = conninfo_to_dict(url)
+def _address(database: Database) -> tuple[str, ...]:
+    given = conninfo_to_dict(database.conninfo)
     return tuple(str(given.get(name) or "") for name in ("host", "hostaddr", "port", "dbname", "service"))
 
 
@@ -265,17 +261,15 @@ def also_on(here: Identity) -> str:
 
     What cannot be reached is not on it: it is running.
     """
-    others = {"the staging database": source_database()}
-    production = settings.TargetVariables().database_url
-    if production is not None:
-        others["the production database"] = Database(production)
-    storage = storage_url().replace("postgresql+psycopg2:", "postgresql:", 1)
-    others["Dagster's own storage"] = Database(storage)
+    others = {
+        "the staging database": source_database(),
+        "the production database": production_database(),
+        "Dagster's own storage": Database(storage_url().replace("postgresql+psycopg2:", "postgresql:", 1)),
+    }
     found = []
     for what, database in others.items():
-        with (
-            contextlib.suppress(DatabaseUnreachable),
-            database.session(f"see whether {what} is on the server of the clone") as connection,
-        ):
-            found += [what] if identity(connection).same_server(here) else []
+        with contextlib.suppress(DatabaseUnreachable):
+            if database is not None:
+                with database.session(f"see whether {what} is on the server of the clone") as connection:
+                    found += [what] if identity(connection).same_server(here) else []
     return " and ".join(found)
