@@ -21,6 +21,7 @@ from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.limits import change_limits, read_limits
 from alphapulse_encryption.migration.bookkeeping.tables import states
+from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
 from alphapulse_encryption.rehearsal.clone import clone as clones
 from alphapulse_encryption.rehearsal.clone import source
@@ -77,7 +78,7 @@ class _Opened(Finds):
     name: str
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     findings: list[Finding] = field(default_factory=list)
-    server: clones.Server | None = None
+    server: Database | None = None
     # From then on it is a rehearsal: what is refused before, never began.
     begun: bool = False
     source: str = "unknown"

@@ -31,7 +31,7 @@ from alphapulse_encryption.migration.gates import preflight as checklist
 from alphapulse_encryption.migration.gates.approvals import approve_drop, two_person_rule
 from alphapulse_encryption.migration.gates.backup import take_backup
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Actor
+from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.rows.backfill import backfill_range
 from alphapulse_encryption.migration.rows.catch_up import pending_ranges
 from alphapulse_encryption.migration.rows.engine import Pace, RangeResult
@@ -229,7 +229,7 @@ class Rehearsing(Finds):
             return read_sizes(connection, self.tables, rows=rows)
 
 
-def wal_position(server: clones.Server) -> int:
+def wal_position(server: Database) -> int:
     """How many bytes of WAL the server has written (PostgreSQL manual, 9.28.3)."""
     with server.session("read the position in the write-ahead log") as connection:
         return int(answer(connection, "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"))
@@ -307,7 +307,7 @@ def _encrypt_through_faults(at: Rehearsing, parts: list[TablePart]) -> None:
         *(at.config.faults, at.target.database, at.target.catalogue, at.target.environment, at.who),
         pace=Pace(pace.batch_size, pace.target_seconds, pace.rest_ratio),
         workers=pace.workers,
-        restart=_restart_embedded if server.is_embedded else None,
+        restart=_restart_embedded if clones.is_embedded(server) else None,
         shared_with=also_on(here) if at.config.faults.server_restarted else "",
         tell=at.context.log.warning,
     )
@@ -392,7 +392,7 @@ def backup(at: Rehearsing) -> None:
             directory=clones.backup_directory(at.passed.run),
             bin_dir=clones.programs_directory(at.target.server),
             recipients=settings.Backups().recipients,
-            drill_server=at.target.server.database,
+            drill_server=at.target.server,
         )
 
 

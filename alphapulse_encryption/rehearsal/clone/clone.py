@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, cast
@@ -76,47 +75,19 @@ class Mark(BaseModel):
         return self.model_copy(update={"process": this_process(), "at": datetime.now(UTC)})
 
 
-@dataclass(frozen=True)
-class Server:
-    """Where clones are made: a database there that we are connected to meanwhile."""
-
-    database: Database
-
-    def clone(self, name: str) -> Database:
-        return Database(
-            make_conninfo(self.database.conninfo, dbname=name), APPLICATION, self.database.variable
-        )
-
-    @property
-    def is_embedded(self) -> bool:
-        return self.database.conninfo.startswith(embedded().url("").partition("/?")[0])
-
-    @contextlib.contextmanager
-    def session(self, doing: str) -> Iterator[Connection]:
-        """A session beside the clones.
-
-        Raises:
-            ConfigurationError: the server cannot be reached.
-            DatabaseFailure: it refused.
-        """
-        with self.database.session(doing) as connection:
-            without_limits(connection)
-            yield connection
-
-
-def server() -> Server:
-    """The server for clones: ``ALPHAPULSE_REHEARSAL_SERVER_URL``, else the source's own.
+def server() -> Database:
+    """A database on the server for clones: on ``ALPHAPULSE_REHEARSAL_SERVER_URL``'s, else on the source's own.
 
     Raises:
         ConfigurationError: malformed variables, or there is no database there to be connected to meanwhile.
     """
     url = settings.Rehearsals().server_url
     if url is not None:
-        return Server(Database(url, APPLICATION, SERVER_VARIABLE))
+        return Database(url, APPLICATION, SERVER_VARIABLE)
     source = settings.Rehearsals().staging_database_url
     if source is None:
         embedded().ensure_running()
-        return Server(Database(embedded().url("postgres"), APPLICATION, STAGING_VARIABLE))
+        return Database(embedded().url("postgres"), APPLICATION, STAGING_VARIABLE)
     # Not the source itself: nothing but reading sessions are ever connected to it.
     for name in ("postgres", "template1"):
         found = Database(make_conninfo(source, dbname=name), APPLICATION, STAGING_VARIABLE)
@@ -124,23 +95,31 @@ def server() -> Server:
             contextlib.suppress(DatabaseUnreachable),
             found.session("look for a database to be connected to"),
         ):
-            return Server(found)
+            return found
     raise ConfigurationError(
         f"On the server of {STAGING_VARIABLE} the role can connect to neither of the databases postgres and template1, "
         f"from where the clone would be made. Let it, or name a server for the clone with {SERVER_VARIABLE}."
     )
 
 
-def programs_directory(rehearsed_on: Server) -> Path | None:
+def is_embedded(server: Database) -> bool:
+    return server.conninfo.startswith(embedded().url("").partition("/?")[0])
+
+
+def programs_directory(server: Database) -> Path | None:
     """Where ``pg_dump`` and ``pg_restore`` are; None for those on the path."""
     # The embedded server needs its own.
-    ours = is_sample() or rehearsed_on.is_embedded
+    ours = is_sample() or is_embedded(server)
     on_path = not ours and shutil.which("pg_dump") and shutil.which("pg_restore")
     return None if on_path else embedded().bin_dir()
 
 
+def clone_on(server: Database, name: str) -> Database:
+    return Database(make_conninfo(server.conninfo, dbname=name), APPLICATION, server.variable)
+
+
 def make(
-    source: Database, on: Server, name: str, mark: Mark, tables: Sequence[Table], *, template: str | None
+    source: Database, on: Database, name: str, mark: Mark, tables: Sequence[Table], *, template: str | None
 ) -> tuple[str, tuple[Finding, ...]]:
     """Clone the source, which is only read.
 
@@ -157,6 +136,7 @@ def make(
     """
     said = []
     with on.session("make a clone of the staging database") as connection:
+        without_limits(connection)
         # Killed meanwhile, we leave nothing: the server looks whether we are still there.
         with contextlib.suppress(psycopg.Error):
             connection.execute("SELECT set_config('client_connection_check_interval', '1s', false)")
@@ -184,8 +164,8 @@ def make(
             )
         )
         _dress(connection, source, on, name, mark)
-        _dump_and_restore(source, on.clone(name), programs_directory(on), version)
-        with on.clone(name).session("take statistics of the clone") as scratch:
+        _dump_and_restore(source, clone_on(on, name), programs_directory(on), version)
+        with clone_on(on, name).session("take statistics of the clone") as scratch:
             for table in tables:
                 scratch.execute(SQL("ANALYZE {}").format(Identifier(table.schema_name, table.name)))
     said.append(
@@ -220,7 +200,7 @@ SELECT r.rolname, split_part(s.setting, '=', 1), substr(s.setting, strpos(s.sett
 """
 
 
-def _dress(connection: Connection, source: Database, on: Server, name: str, mark: Mark) -> None:
+def _dress(connection: Connection, source: Database, on: Database, name: str, mark: Mark) -> None:
     """The mark first; then for nobody else, and with the settings that the source has as a database."""
     write_mark(connection, name, mark)
     connection.execute(SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(Identifier(name)))
@@ -290,7 +270,7 @@ class CloneIsGone(RefusedError):
 
 
 @contextlib.contextmanager
-def held(on: Server, name: str, stage: Stage) -> Iterator[Mark]:
+def held(on: Database, name: str, stage: Stage) -> Iterator[Mark]:
     """A stage works on the clone: nobody else does, and nobody removes it meanwhile.
 
     Raises:
@@ -314,14 +294,14 @@ def held(on: Server, name: str, stage: Stage) -> Iterator[Mark]:
                 write_mark(connection, name, mark.touched())
 
 
-def keep(on: Server, name: str) -> None:
+def keep(on: Database, name: str) -> None:
     """Keep a clone for good."""
     with on.session("keep the clone") as connection:
         if (mark := read_clones(connection).get(name)) is not None:
             write_mark(connection, name, mark.model_copy(update={"keep": True}))
 
 
-def remove(on: Server, name: str) -> bool:
+def remove(on: Database, name: str) -> bool:
     """Remove a clone, whoever is connected to it; returns whether there was one of that name.
 
     Raises:
@@ -340,6 +320,7 @@ def drop(connection: Connection, name: str, mark: Mark | None) -> None:
     if mark is not None:
         # First: by its clone a rehearsal's backup is found, and killed in between, it would stay for ever.
         shutil.rmtree(backup_directory(mark.run), ignore_errors=True)
+    without_limits(connection)
     connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
 
 
@@ -352,7 +333,7 @@ def backup_directory(run_id: str) -> Path:
     return directory(run_id) / "backup"
 
 
-def remove_quietly(on: Server, name: str) -> None:
+def remove_quietly(on: Database, name: str) -> None:
     """As :func:`remove`, on the way out: what cannot be removed now is found as a leftover."""
     with contextlib.suppress(MigrationError):
         remove(on, name)

@@ -10,7 +10,8 @@ import dagster as dg
 from alphapulse_encryption.defs.resources import tags
 from alphapulse_encryption.defs.resources.processes import is_running
 from alphapulse_encryption.migration.postgres import locks
-from alphapulse_encryption.rehearsal.clone.clone import Mark, Server, drop, read_clones
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.rehearsal.clone.clone import Mark, drop, read_clones
 
 # A run whose process is on another machine counts as crashed after this long without a stage at work.
 SILENCE = timedelta(minutes=15)
@@ -31,7 +32,7 @@ class Leftover:
 
 
 def remove_leftovers(
-    instance: dg.DagsterInstance, on: Server, *, at_once: bool = False
+    instance: dg.DagsterInstance, on: Database, *, at_once: bool = False
 ) -> tuple[Leftover, ...]:
     """Remove the clones that nobody will go on with; those of failed rehearsals at once, or after a while.
 

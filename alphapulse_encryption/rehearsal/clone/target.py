@@ -12,7 +12,7 @@ from alphapulse_encryption.defs.resources.environment import key_environment
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.rehearsal.clone.clone import Server, server
+from alphapulse_encryption.rehearsal.clone.clone import clone_on, server
 from alphapulse_encryption.rehearsal.clone.source import is_sample
 
 
@@ -29,12 +29,12 @@ class RehearsalTarget(TargetResource):
     tables: list[str]
 
     @cached_property
-    def server(self) -> Server:
+    def server(self) -> Database:
         return server()
 
     @property
     def database(self) -> Database:
-        return self.server.clone(self.clone)
+        return clone_on(self.server, self.clone)
 
     @property
     def catalogue(self) -> Catalogue:
