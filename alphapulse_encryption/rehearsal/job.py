@@ -170,7 +170,7 @@ class _Opened(Finds):
         return Passed(
             run=self.context.run_id,
             clone=self.name,
-            config=self.config.model_dump(mode="json"),
+            config=self.config,
             source=before,
             so_far=self.so_far(before=sizes, production=known, stages=(measure,)),
         )
@@ -263,7 +263,7 @@ def _unchanged(passed: Passed) -> bool | None:
     """Whether the source's tables have the checksums they had before."""
     if not passed.source:
         return None
-    target = RehearsalTarget(clone=passed.clone, tables=RehearsalConfig(**passed.config).tables)
+    target = RehearsalTarget(clone=passed.clone, tables=passed.config.tables)
     return source.checksums(source.source_database(), target.catalogue.tables) == passed.source
 
 

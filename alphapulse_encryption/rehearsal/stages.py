@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
-from typing import Any
 
 import dagster as dg
 from pydantic import BaseModel, ConfigDict
@@ -58,7 +57,6 @@ from alphapulse_encryption.rehearsal.measures import (
     Fault,
     Finding,
     Rehearsal,
-    Sizes,
     Stage,
     StageMeasure,
     TableWork,
@@ -83,7 +81,7 @@ class Passed(BaseModel):
     # Name of the database, and the run that made it.
     clone: str
     run: str
-    config: dict[str, Any]
+    config: RehearsalConfig
     # Checksums of the staging database before, by table; empty where they are not compared.
     source: dict[str, str] = {}
     so_far: Rehearsal
@@ -120,9 +118,9 @@ class Rehearsing(Finds):
     faults: list[Fault] = field(default_factory=list, init=False)
     seconds: float = field(default=0.0, init=False)
 
-    @cached_property
+    @property
     def config(self) -> RehearsalConfig:
-        return RehearsalConfig(**self.passed.config)
+        return self.passed.config
 
     @cached_property
     def target(self) -> RehearsalTarget:
@@ -208,7 +206,11 @@ class Rehearsing(Finds):
                     part(self)
                 load += [running.measured] if running.measured is not None else []
             written = wal_position(server) - position
-            sizes = None if self.stage is Stage.REMOVAL else self._sizes()
+            sizes = None
+            if self.stage is not Stage.REMOVAL:
+                with self.target.database.session("read the size of the clone") as connection:
+                    rows = {key: size.rows for key, size in self.passed.so_far.before.tables.items()}
+                    sizes = read_sizes(connection, self.tables, rows=rows)
         return StageMeasure(
             stage=self.stage,
             started=started,
@@ -222,11 +224,6 @@ class Rehearsing(Finds):
             findings=tuple(self.findings),
             attempts=mark.attempts[self.stage],
         )
-
-    def _sizes(self) -> Sizes:
-        with self.target.database.session("read the size of the clone") as connection:
-            rows = {key: size.rows for key, size in self.passed.so_far.before.tables.items()}
-            return read_sizes(connection, self.tables, rows=rows)
 
 
 def wal_position(server: Database) -> int:

@@ -65,7 +65,6 @@ _STYLE = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "axes.unicode_minus": False,
-    "hatch.linewidth": 0.5,
 }
 _LONGEST_NAME = 28
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
@@ -262,21 +261,18 @@ def trends(shown: Sequence[Rehearsal]) -> list[tuple[str, str]]:
         ],
         ("Growth", "times the size before"): [("database at its largest", [one.growth for one in shown])],
     }
-    return [
-        (title, _trend(labels, lines, unit, title))
-        for (title, unit), lines in followed.items()
-        if any(value is not None for _, values in lines for value in values)
-    ]
-
-
-def _trend(labels: Sequence[str], lines: Lines, ylabel: str, title: str) -> str:
-    with _figure(title, 3.0) as figure:
-        axes = figure.add_subplot()
-        _draw_lines(axes, lines)
-        axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        _dress(axes, "y", ylabel)
-        return _svg(figure, title)
+    drawn = []
+    for (title, unit), lines in followed.items():
+        if all(value is None for _, values in lines for value in values):
+            continue
+        with _figure(title, 3.0) as figure:
+            axes = figure.add_subplot()
+            _draw_lines(axes, lines)
+            axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+            _dress(axes, "y", unit)
+            drawn.append((title, _svg(figure, title)))
+    return drawn
 
 
 def _draw_lines(axes: Axes, lines: Lines) -> None:
