@@ -151,7 +151,12 @@ class Faults:
                     for said in worker.lines():
                         if "batch" in said:
                             self._close(
-                                [fault for fault in self._open if said["at"] > _over(fault)], said["at"]
+                                [
+                                    fault
+                                    for fault in self._open
+                                    if said["at"] > fault.at.timestamp() + fault.seconds_away
+                                ],
+                                said["at"],
                             )
                             continue
                         table, number = said.get("done") or said["failed"]
@@ -276,10 +281,6 @@ class Faults:
                 if time.monotonic() > until:
                     raise
                 time.sleep(SECONDS_BETWEEN_TRIES / 5)
-
-
-def _over(fault: Fault) -> float:
-    return fault.at.timestamp() + fault.seconds_away
 
 
 class _Worker(Child):

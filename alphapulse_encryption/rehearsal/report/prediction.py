@@ -280,7 +280,9 @@ def _stage(
         beside = Span.of(rest)
     else:
         looked = min(rest, sum(work.looking for work in measure.tables.values()))
-        times = _times(newest, sizes)
+        # By bytes.
+        there = newest.before.database - _EMPTY_DATABASE
+        times = max(0, sizes.database - _EMPTY_DATABASE) / there if there > 0 else 1.0
         # Bytes of whole databases, and the seconds to go through them.
         fixed = _Fixed.of(
             (max(0.0, one.before.database - _EMPTY_DATABASE), other.own_seconds)
@@ -384,12 +386,6 @@ def _largest(rehearsal: Rehearsal, sizes: Sizes) -> Span:
         total = sizes.database + growth + max((after[key].bytes * times[key] for key in erased), default=0.0)
         spans.append(Span.of(total, total - 0.2 * abs(growth), total + 0.3 * abs(growth)))
     return max(spans, key=lambda span: span.likely)
-
-
-def _times(rehearsal: Rehearsal, sizes: Sizes) -> float:
-    """How many times the rehearsed database, by bytes."""
-    before = rehearsal.before.database - _EMPTY_DATABASE
-    return max(0, sizes.database - _EMPTY_DATABASE) / before if before > 0 else 1.0
 
 
 def _rows(sizes: Sizes, key: str) -> int:

@@ -82,13 +82,18 @@ def page(rehearsal: Rehearsal, history: Sequence[Rehearsal]) -> str:
     """The report as HTML."""
     found = Found.of(rehearsal, history)
     traffic = [measure.traffic for measure in rehearsal.stages if measure.traffic is not None]
+    sizes = [rehearsal.before, *(one.sizes for one in rehearsal.stages if one.sizes is not None)]
     return render(
         "report.html",
         found=found,
         rehearsal=rehearsal,
         predicted=found.prediction,
         verdict=found.verdict,
-        table_growth=_table_growth(rehearsal),
+        # Bytes of each table at its largest.
+        table_growth={
+            key: max(one.tables[key].bytes for one in sizes if key in one.tables)
+            for key in rehearsal.before.tables
+        },
         traffic=traffic,
         kinds=_kinds(rehearsal),
         error_kinds=added(one.error_kinds for one in traffic),
@@ -119,15 +124,6 @@ def history_page(history: Sequence[Rehearsal], directory: Path | None = None) ->
         accuracy=accuracy,
         trends=plots.trends(shown),
     )
-
-
-def _table_growth(rehearsal: Rehearsal) -> dict[str, int]:
-    """Bytes of each table at its largest."""
-    sizes = [rehearsal.before, *(one.sizes for one in rehearsal.stages if one.sizes is not None)]
-    return {
-        key: max(one.tables[key].bytes for one in sizes if key in one.tables)
-        for key in rehearsal.before.tables
-    }
 
 
 def _kinds(rehearsal: Rehearsal) -> dict[tuple[str, str], dict[str, Latency]]:

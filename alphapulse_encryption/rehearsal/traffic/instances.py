@@ -15,9 +15,10 @@ import random
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import psycopg
@@ -38,7 +39,6 @@ from alphapulse_encryption.orm import Phase
 from alphapulse_encryption.rehearsal.child import heard, run, say
 from alphapulse_encryption.rehearsal.measures import Latency, Traffic
 from alphapulse_encryption.rehearsal.traffic import samples
-from alphapulse_encryption.rehearsal.traffic.locks import lock_waits
 from alphapulse_encryption.rehearsal.traffic.samples import Sample
 from alphapulse_encryption.rehearsal.traffic.tables import Values, read_shape
 from alphapulse_encryption.rehearsal.traffic.targets import (
@@ -63,6 +63,8 @@ ROWS_OF_A_REPORT = 100
 # How long an application looks for a server that is being restarted, in seconds.
 PATIENCE = 30.0
 _BLINK = 0.05
+# Waits for locks that are shorter than that may go unseen.
+_SECONDS_BETWEEN_LOOKS = 0.2
 
 # The kinds of requests: as the configuration has them, and as measurements call them.
 KINDS = {
@@ -98,7 +100,7 @@ class Load:
         self._working: list[Future[None]] = []
         self._answered = threading.Event()
         self._pool = ThreadPoolExecutor(len(self.clients) + 1)
-        self._waits = self._pool.submit(lock_waits, order["url"], APPLICATION_NAME, self._answered)
+        self._waits = self._pool.submit(_lock_waits, order["url"], self._answered)
 
     def _targets(self, order: Mapping[str, Any], books: dict[str, Book]) -> list[Target]:
         tables = Catalogue.model_validate(order["catalogue"]).tables
@@ -214,17 +216,13 @@ class Client:
 
     def work(self, rate: float) -> None:
         """Make requests when they are due, until the load ends."""
-        due = self.load.began + self.chance.expovariate(rate)
-        while not self._is_over(due):
-            self._request(due)
+        due = self.load.began
+        while True:
             due += self.chance.expovariate(rate)
-
-    def _is_over(self, due: float) -> bool:
-        """Wait until a request is due; whether it is not, because the load has ended before."""
-        while (left := due - time.time()) > 0:
-            if self.load.stopped.wait(left):
-                return due > self.load.ended
-        return self.load.stopped.is_set() and due > self.load.ended
+            # Over, it makes those that were due before.
+            if self.load.stopped.wait(max(due - time.time(), 0.0)) and due > self.load.ended:
+                return
+            self._request(due)
 
     def _request(self, due: float) -> None:
         number = self.chance.choice(self.tables)
@@ -327,6 +325,43 @@ class Client:
         rows.remove(row)
         self._ask(request)
         return True
+
+
+# PostgreSQL manual, 53.13 "pg_locks": waitstart is NULL for a very short time after a wait began. Whose lock it is, is
+# said by application name: a number would say nothing to anybody afterwards.
+_WAITING = """
+SELECT a.pid, coalesce(l.waitstart, a.query_start)::text, l.locktype, coalesce(c.relname, ''),
+       extract(epoch FROM clock_timestamp() - coalesce(l.waitstart, a.query_start))::float8,
+       coalesce((SELECT string_agg(DISTINCT nullif(b.application_name, ''), ', ')
+                   FROM pg_stat_activity b WHERE b.pid = ANY (pg_blocking_pids(a.pid))), '')
+  FROM pg_stat_activity a JOIN pg_locks l ON l.pid = a.pid AND NOT l.granted
+  LEFT JOIN pg_class c ON l.database <> 0 AND c.oid = l.relation
+ WHERE a.application_name = %s AND a.datname = current_database() AND a.wait_event_type = 'Lock'
+"""
+
+
+def _lock_waits(url: str, ended: threading.Event) -> tuple[Counter[str], float]:
+    """How often our sessions were seen waiting for what, and the longest wait in seconds."""
+    seen, longest = Counter[str](), 0.0
+    known: set[tuple[Any, ...]] = set()
+    while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+        # A server that is being restarted has nobody waiting.
+        with (
+            suppress(psycopg.Error),
+            psycopg.connect(
+                url, autocommit=True, application_name=f"{APPLICATION_NAME}, watched", connect_timeout=10
+            ) as connection,
+        ):
+            while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+                for pid, since, kind, relation, seconds, holder in connection.execute(
+                    _WAITING, [APPLICATION_NAME]
+                ):
+                    longest = max(longest, seconds)
+                    if (pid, since) not in known:
+                        known.add((pid, since))
+                        what = f"{kind} {relation}".strip()
+                        seen[f"{what} held by {holder}" if holder else what] += 1
+    return seen, longest
 
 
 def _engine(url: str, clients: int) -> Engine:

@@ -110,11 +110,14 @@ def traffic(
     if config.rate <= 0 or not phases:
         yield Running()
         return
+    for phase in phases:
+        if phase not in [*Phase]:
+            raise ConfigurationError(f"There is no phase {phase!r}; there are {', '.join(Phase)}.")
     process = _begin(
         {
             "url": url,
             "catalogue": catalogue.model_dump(mode="json", by_alias=True),
-            "phases": [_phase(phase) for phase in phases],
+            "phases": [str(phase) for phase in phases],
             "config": config.model_dump(mode="json"),
             "environment": {n: v for n, v in environment.items() if n.upper().startswith(_SENT)},
         }
@@ -128,13 +131,6 @@ def traffic(
         process.kill()
         raise
     _kept.append(process)
-
-
-def _phase(phase: Phase | str) -> str:
-    try:
-        return Phase(phase).value
-    except ValueError:
-        raise ConfigurationError(f"There is no phase {phase!r}; there are {', '.join(Phase)}.") from None
 
 
 class _Ended(MigrationError):
