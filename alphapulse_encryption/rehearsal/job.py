@@ -23,20 +23,14 @@ from alphapulse_encryption.migration.bookkeeping.limits import change_limits, re
 from alphapulse_encryption.migration.bookkeeping.tables import states
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
+from alphapulse_encryption.rehearsal import measures
 from alphapulse_encryption.rehearsal.clone import clone as clones
 from alphapulse_encryption.rehearsal.clone import source
 from alphapulse_encryption.rehearsal.clone.leftovers import remove_leftovers
 from alphapulse_encryption.rehearsal.clone.sizes import count_rows, production_sizes, read_sizes
 from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
-from alphapulse_encryption.rehearsal.measures import (
-    Circumstances,
-    Finding,
-    Rehearsal,
-    Sizes,
-    Stage,
-    StageMeasure,
-)
+from alphapulse_encryption.rehearsal.measures import Finding, Rehearsal, Sizes, Stage, StageMeasure
 from alphapulse_encryption.rehearsal.report import history, report
 from alphapulse_encryption.rehearsal.report.verdict import in_a_line
 from alphapulse_encryption.rehearsal.stages import PLANS, Finds, Passed, Rehearsing, wal_position
@@ -87,7 +81,7 @@ class _Opened(Finds):
 
     def so_far(self, **measured: Any) -> Rehearsal:
         """What is known, also where nothing was measured."""
-        circumstances = Circumstances(
+        circumstances = measures.Circumstances(
             source=self.source,
             cloned_by=self.cloned_by,
             server_version=self.server_version,

@@ -24,44 +24,24 @@ from alphapulse_encryption.defs.resources.border import actor
 from alphapulse_encryption.defs.resources.partitions import TablePart
 from alphapulse_encryption.defs.resources.workers import parts_of, work_through
 from alphapulse_encryption.errors import MigrationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping.limits import change_limits
-from alphapulse_encryption.migration.bookkeeping.quarantine import read_quarantine
+from alphapulse_encryption.migration.bookkeeping import limits, quarantine
+from alphapulse_encryption.migration.gates import approvals, backup
 from alphapulse_encryption.migration.gates import preflight as checklist
-from alphapulse_encryption.migration.gates.approvals import approve_drop, two_person_rule
-from alphapulse_encryption.migration.gates.backup import take_backup
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.rows.backfill import backfill_range
 from alphapulse_encryption.migration.rows.catch_up import pending_ranges
 from alphapulse_encryption.migration.rows.engine import Pace, RangeResult
-from alphapulse_encryption.migration.schema.indexes import build_search_indexes
-from alphapulse_encryption.migration.schema.views import create_views
-from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
-from alphapulse_encryption.migration.steps.drop import drop_plaintext
-from alphapulse_encryption.migration.steps.erase import erase_dropped
-from alphapulse_encryption.migration.steps.restore import restore_plaintext
-from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
+from alphapulse_encryption.migration.schema import indexes, views
+from alphapulse_encryption.migration.steps import columns, drop, erase, restore, switch
+from alphapulse_encryption.rehearsal import measures
 from alphapulse_encryption.rehearsal.clone import clone as clones
+from alphapulse_encryption.rehearsal.clone import source
 from alphapulse_encryption.rehearsal.clone.sizes import read_sizes
-from alphapulse_encryption.rehearsal.clone.source import (
-    also_on,
-    circumstances_there,
-    identity,
-    production_database,
-    source_database,
-)
 from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
 from alphapulse_encryption.rehearsal.faults.faults import Faults
-from alphapulse_encryption.rehearsal.measures import (
-    Fault,
-    Finding,
-    Rehearsal,
-    Stage,
-    StageMeasure,
-    TableWork,
-    Traffic,
-)
+from alphapulse_encryption.rehearsal.measures import Finding, Rehearsal, Stage, StageMeasure, TableWork
 from alphapulse_encryption.rehearsal.traffic.samples import put_together
 from alphapulse_encryption.rehearsal.traffic.traffic import traffic
 from alphapulse_encryption.sample.postgres import embedded
@@ -115,7 +95,7 @@ class Rehearsing(Finds):
     passed: Passed
     work: dict[str, TableWork] = field(default_factory=dict, init=False)
     findings: list[Finding] = field(default_factory=list, init=False)
-    faults: list[Fault] = field(default_factory=list, init=False)
+    faults: list[measures.Fault] = field(default_factory=list, init=False)
     seconds: float = field(default=0.0, init=False)
 
     @property
@@ -194,7 +174,7 @@ class Rehearsing(Finds):
             # earlier one has inserted already.
             salt = mark.attempts[self.stage] * len(Stage) + list(Stage).index(self.stage)
             seed = self.config.traffic.seed * _MOST_SALTS + salt * _MOST_DEPLOYMENTS
-            load: list[Traffic] = []
+            load: list[measures.Traffic] = []
             started = datetime.now(UTC)
             position = wal_position(server)
             for number, (phases, part) in enumerate(PLANS[self.stage].parts):
@@ -232,7 +212,7 @@ def wal_position(server: Database) -> int:
         return int(answer(connection, "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"))
 
 
-def preflight(at: Rehearsing) -> None:
+def _preflight(at: Rehearsing) -> None:
     """The pre-migration checklist, on the clone; and what only the staging database itself shows."""
     with at.working():
         report = checklist.check(at.target.database, at.tables, at.target.key_ring)
@@ -240,22 +220,22 @@ def preflight(at: Rehearsing) -> None:
         # The rehearsal takes its own.
         if found.subject != "backup":
             at.find(found.level, found.subject, found.message)
-    with source_database().session("look at the staging database") as connection:
-        at.findings += circumstances_there(connection, at.tables)
+    with source.source_database().session("look at the staging database") as connection:
+        at.findings += source.circumstances_there(connection, at.tables)
     checklist.refuse_blockers(report)
     _look_at_production(at, report)
 
 
 def _look_at_production(at: Rehearsing, report: checklist.PreflightReport) -> None:
     """What the checklist finds there and not on the clone: other privileges, dependants, settings."""
-    production = production_database()
+    production = source.production_database()
     if production is None:
         return
     known = {(found.subject, found.message) for found in report.findings}
     try:
         there = checklist.check(production, at.tables, at.target.key_ring)
         with production.session("look at production") as connection:
-            at.findings += circumstances_there(connection, at.tables, "production")
+            at.findings += source.circumstances_there(connection, at.tables, "production")
     except MigrationError as error:
         at.find("note", "production", f"could not be looked at: {error.args[0]}")
         return
@@ -268,14 +248,16 @@ def _look_at_production(at: Rehearsing, report: checklist.PreflightReport) -> No
             at.find(found.level, found.subject, f"on production: {found.message}")
 
 
-def columns(at: Rehearsing) -> None:
+def _columns(at: Rehearsing) -> None:
     """Step 2."""
     for table in at.by_table():
-        result = add_encrypted_columns(at.target.by(at.who), table, batch_ranges=at.target.batch_ranges)
+        result = columns.add_encrypted_columns(
+            at.target.by(at.who), table, batch_ranges=at.target.batch_ranges
+        )
         at.context.log.info(f"{table.key}: columns added: {len(result.added)}")
 
 
-def backfill(at: Rehearsing) -> None:
+def _backfill(at: Rehearsing) -> None:
     """Step 3, through all the faults that were asked for."""
     parts = parts_of(at.target, [table.key for table in at.tables])
     try:
@@ -299,13 +281,13 @@ def _encrypt_through_faults(at: Rehearsing, parts: list[TablePart]) -> None:
     pace = at.config.pace
     server = at.target.server
     with server.session("look at the server for the clone") as connection:
-        here = identity(connection)
+        here = source.identity(connection)
     faults = Faults(
         *(at.config.faults, at.target.database, at.target.catalogue, at.target.environment, at.who),
         pace=Pace(pace.batch_size, pace.target_seconds, pace.rest_ratio),
         workers=pace.workers,
         restart=_restart_embedded if clones.is_embedded(server) else None,
-        shared_with=also_on(here) if at.config.faults.server_restarted else "",
+        shared_with=source.also_on(here) if at.config.faults.server_restarted else "",
         tell=at.context.log.warning,
     )
     with at.ranged() as ended:
@@ -333,7 +315,7 @@ def _encrypted(result: RangeResult) -> TableWork:
 def _find_quarantined(at: Rehearsing) -> None:
     with at.target.database.session("look for rows that were set aside") as connection:
         for table in at.tables:
-            aside = read_quarantine(connection, table)
+            aside = quarantine.read_quarantine(connection, table)
             if aside:
                 at.add(table.key, TableWork(quarantined=len(aside)))
                 at.find(
@@ -344,17 +326,17 @@ def _find_quarantined(at: Rehearsing) -> None:
                 )
 
 
-def indexes(at: Rehearsing) -> None:
+def _indexes(at: Rehearsing) -> None:
     """Step 3, after the data; then what old instances had left pending."""
     for table in at.by_table():
-        build_search_indexes(at.target.database, table, at.who, on_wait=at.context.log.info)
+        indexes.build_search_indexes(at.target.database, table, at.who, on_wait=at.context.log.info)
     pending = pending_ranges(at.target.database, at.tables)
     if pending:
         every = parts_of(at.target, [table.key for table in at.tables])
         _encrypt(at, [part for part in every if (part.table, part.batch_range) in set(pending)])
 
 
-def verify(at: Rehearsing) -> None:
+def _verify(at: Rehearsing) -> None:
     """Step 4."""
     failed: list[str] = []
     parts = parts_of(at.target, [table.key for table in at.tables])
@@ -374,16 +356,16 @@ def verify(at: Rehearsing) -> None:
         verified_table.refuse_unverified(results, at.target.catalogue.keys)
 
 
-def views(at: Rehearsing) -> None:
+def _views(at: Rehearsing) -> None:
     """Step 6."""
     for table in at.by_table():
-        create_views(at.target.database, table, at.who)
+        views.create_views(at.target.database, table, at.who)
 
 
-def backup(at: Rehearsing) -> None:
+def _backup(at: Rehearsing) -> None:
     """A backup of the clone and its restore drill, in a directory of the rehearsal's own."""
     with at.working():
-        take_backup(
+        backup.take_backup(
             at.target.by(at.who),
             at.tables,
             directory=clones.backup_directory(at.passed.run),
@@ -393,26 +375,26 @@ def backup(at: Rehearsing) -> None:
         )
 
 
-def switch(at: Rehearsing) -> None:
+def _switch(at: Rehearsing) -> None:
     """Step 7."""
     for table in at.by_table():
-        switch_to_ciphertext(at.target.by(at.who), table)
+        switch.switch_to_ciphertext(at.target.by(at.who), table)
 
 
-def approval(at: Rehearsing) -> None:
+def _approval(at: Rehearsing) -> None:
     """Step 8, first half: in the name of the person whom the configuration names."""
     database = at.target.database
     with database.session("read the two-person rule") as connection:
-        rule = two_person_rule(connection, "names")
+        rule = approvals.two_person_rule(connection, "names")
     if rule == "roles":
-        change_limits(database, {"two_person_rule": "names"}, at.who)
+        limits.change_limits(database, {"two_person_rule": "names"}, at.who)
         at.find(
             "note",
             "two-person rule",
             "the drop was rehearsed over one database role; on the day it takes two (two_person_rule=roles).",
         )
     for table in at.by_table():
-        approve_drop(
+        approvals.approve_drop(
             at.target.by(at.who),
             table,
             approver=at.config.approver,
@@ -421,17 +403,19 @@ def approval(at: Rehearsing) -> None:
         )
 
 
-def drop(at: Rehearsing) -> None:
+def _drop(at: Rehearsing) -> None:
     """Step 8, second half."""
     for table in at.by_table():
-        result = drop_plaintext(at.target.by(at.who), table, operator=f"{at.config.approver}, second person")
+        result = drop.drop_plaintext(
+            at.target.by(at.who), table, operator=f"{at.config.approver}, second person"
+        )
         at.add(table.key, TableWork(rows=result.changed_rows))
 
 
-def erasure(at: Rehearsing) -> None:
+def _erasure(at: Rehearsing) -> None:
     """After step 8."""
     for table in at.by_table():
-        result = erase_dropped(at.target.by(at.who), table, confirmation=table.key)
+        result = erase.erase_dropped(at.target.by(at.who), table, confirmation=table.key)
         at.add(
             table.key,
             TableWork(
@@ -456,21 +440,21 @@ def erasure(at: Rehearsing) -> None:
             )
 
 
-def restore(at: Rehearsing, *, hold: bool) -> None:
+def _restore(at: Rehearsing, *, hold: bool) -> None:
     """The way back: held before its end while the application writes ciphertext alone, then to it."""
     for table in at.by_table():
-        result = restore_plaintext(at.target.by(at.who), table, hold=hold)
+        result = restore.restore_plaintext(at.target.by(at.who), table, hold=hold)
         at.add(table.key, TableWork(rows=result.rows, values=result.values))
 
 
-def revert(at: Rehearsing) -> None:
+def _revert(at: Rehearsing) -> None:
     """Guards and views go; afterwards nothing of the migration is in the application's way."""
     for table in at.by_table():
-        result = revert_to_plaintext(at.target.by(at.who), table)
+        result = switch.revert_to_plaintext(at.target.by(at.who), table)
         at.add(table.key, TableWork(rows=result.rows, values=result.values))
 
 
-def removal(at: Rehearsing) -> None:
+def _removal(at: Rehearsing) -> None:
     """The clone goes, and its backup with it."""
     if at.config.keep_clone:
         clones.keep(at.target.server, at.passed.clone)
@@ -502,54 +486,54 @@ PLANS: Mapping[Stage, Plan] = {
     ),
     Stage.PREFLIGHT: Plan(
         "Pre-migration checklist, on the clone; ends the rehearsal if anything would block the migration.",
-        ("off", preflight),
+        ("off", _preflight),
     ),
     # The columns are not there yet.
-    Stage.COLUMNS: Plan("Step 2: encrypted columns and guards.", ("off", columns)),
+    Stage.COLUMNS: Plan("Step 2: encrypted columns and guards.", ("off", _columns)),
     # What the old instances write is pending, and encrypted behind them.
     Stage.BACKFILL: Plan(
         "Step 3: encrypt every value, while old instances of the application still write plaintext.",
-        ("off plaintext", backfill),
+        ("off plaintext", _backfill),
     ),
     # The last old instance is gone: from here on nothing becomes pending.
     Stage.INDEXES: Plan(
         "Step 3, after the data: indexes and statistics, then what the old instances left pending.",
-        ("plaintext", indexes),
+        ("plaintext", _indexes),
     ),
-    Stage.VERIFY: Plan("Step 4: decrypt and compare every value.", ("plaintext", verify)),
-    Stage.VIEWS: Plan("Step 6: compatibility views.", ("plaintext dual", views)),
+    Stage.VERIFY: Plan("Step 4: decrypt and compare every value.", ("plaintext", _verify)),
+    Stage.VIEWS: Plan("Step 6: compatibility views.", ("plaintext dual", _views)),
     Stage.BACKUP: Plan(
         "A backup of the clone, restored and compared; in a directory of the rehearsal's own.",
-        ("dual", backup),
+        ("dual", _backup),
     ),
     # Ciphertext alone is refused before the switch. That changes the table's definition, which the approval wants
     # verified as it is then.
     Stage.SWITCH: Plan(
         "Step 7: the encrypted columns become the right side; verified again.",
-        *(("dual", switch), ("dual encrypted", verify)),
+        *(("dual", _switch), ("dual encrypted", _verify)),
     ),
     Stage.APPROVAL: Plan(
         "Step 8, first half: approve the drop of every table's plaintext, on the clone.",
-        ("encrypted", approval),
+        ("encrypted", _approval),
     ),
-    Stage.DROP: Plan("Step 8: drop the plaintext columns of the clone.", ("encrypted", drop)),
+    Stage.DROP: Plan("Step 8: drop the plaintext columns of the clone.", ("encrypted", _drop)),
     Stage.ERASURE: Plan(
-        "After step 8: rewrite the clone's tables, and look for what remains.", ("encrypted", erasure)
+        "After step 8: rewrite the clone's tables, and look for what remains.", ("encrypted", _erasure)
     ),
     # Held before its end, until nobody writes ciphertext alone any more.
     Stage.RESTORE: Plan(
         "Rollback after the drop: rebuild the plaintext columns from the ciphertext.",
-        ("encrypted", partial(restore, hold=True)),
+        ("encrypted", partial(_restore, hold=True)),
         ("encrypted dual", lambda at: at.watch(ROLLING_SECONDS)),
-        ("dual", partial(restore, hold=False)),
+        ("dual", partial(_restore, hold=False)),
     ),
-    Stage.VERIFY_AGAIN: Plan("Verify what was restored.", ("dual", verify)),
+    Stage.VERIFY_AGAIN: Plan("Verify what was restored.", ("dual", _verify)),
     Stage.AFTERWARDS: Plan(
         "Rollback to its end: revert to plaintext, then watch the application again.",
-        *(("dual", revert), ("plaintext", Rehearsing.watch)),
+        *(("dual", _revert), ("plaintext", Rehearsing.watch)),
     ),
     Stage.REMOVAL: Plan(
         "Remove the clone and its backup, hold the staging database against its checksums, and report.",
-        ("", removal),
+        ("", _removal),
     ),
 }

@@ -26,16 +26,10 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.defs.resources.processes import this_process
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration.gates.drill import LEFT_OUT, locale_options
-from alphapulse_encryption.migration.postgres import locks
+from alphapulse_encryption.migration.postgres import locks, programs
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Database, DatabaseUnreachable
 from alphapulse_encryption.migration.postgres.ddl import without_limits
-from alphapulse_encryption.migration.postgres.programs import (
-    child,
-    connection_environment,
-    find_program,
-    kind_of_failure,
-)
 from alphapulse_encryption.rehearsal.clone.source import APPLICATION, STAGING_VARIABLE, is_sample
 from alphapulse_encryption.rehearsal.measures import Finding, Stage
 from alphapulse_encryption.sample.postgres import embedded
@@ -221,16 +215,18 @@ def _dress(connection: Connection, source: Database, on: Database, name: str, ma
 
 def _dump_and_restore(source: Database, clone: Database, bin_dir: Path | None, version: int) -> None:
     """From the one to the other through a pipe: nothing on a disk of ours, passwords in no command."""
-    pg_dump, pg_restore = (find_program(name, bin_dir, version) for name in ("pg_dump", "pg_restore"))
-    reading, options = connection_environment(source)
-    writing, others = connection_environment(clone, unlogged=True)
+    pg_dump, pg_restore = (
+        programs.find_program(name, bin_dir, version) for name in ("pg_dump", "pg_restore")
+    )
+    reading, options = programs.connection_environment(source)
+    writing, others = programs.connection_environment(clone, unlogged=True)
     dump = [pg_dump, "--format=custom", "--compress=0", "--no-password"]
     dump += [f"--dbname={make_conninfo(**options)}"] if options else []
     restore = [pg_restore, "--exit-on-error", "--no-password", *LEFT_OUT]
     restore += [f"--dbname={make_conninfo(dbname=writing['PGDATABASE'], **others)}"]
-    with child(dump, reading, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as (dumping, said):
+    with programs.child(dump, reading, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as (dumping, said):
         output = cast(IO[bytes], dumping.stdout)
-        with child(restore, writing, stdin=output.fileno(), stdout=subprocess.DEVNULL) as (
+        with programs.child(restore, writing, stdin=output.fileno(), stdout=subprocess.DEVNULL) as (
             restoring,
             answered,
         ):
@@ -240,8 +236,9 @@ def _dump_and_restore(source: Database, clone: Database, bin_dir: Path | None, v
         dumped = dumping.wait()
     for program, status, told in (("pg_restore", restored, answered), ("pg_dump", dumped, said)):
         if status != 0:
+            why = programs.kind_of_failure(told())
             raise RefusedError(
-                f"The clone could not be made: {program} ended with exit status {status} ({kind_of_failure(told())})."
+                f"The clone could not be made: {program} ended with exit status {status} ({why})."
             )
 
 

@@ -38,20 +38,9 @@ from alphapulse_encryption.migration.postgres.database import (
 from alphapulse_encryption.orm import Phase
 from alphapulse_encryption.rehearsal.child import heard, run, say
 from alphapulse_encryption.rehearsal.measures import Latency, Traffic
-from alphapulse_encryption.rehearsal.traffic import samples
-from alphapulse_encryption.rehearsal.traffic.samples import Sample
+from alphapulse_encryption.rehearsal.traffic import samples, targets
 from alphapulse_encryption.rehearsal.traffic.tables import Values, read_shape
-from alphapulse_encryption.rehearsal.traffic.targets import (
-    UNREADABLE,
-    Book,
-    Remembered,
-    Target,
-    has_no_value,
-    named,
-    open_book,
-    readable,
-    was_lost,
-)
+from alphapulse_encryption.rehearsal.traffic.targets import Book, Remembered, Target
 from alphapulse_encryption.rehearsal.traffic.ways import MOST_FOUND, Key, RowIsMissing, Way, libraries, plain
 from alphapulse_encryption.runtime import reset_ciphers
 
@@ -112,7 +101,7 @@ class Load:
         # A list for each table, of a way for each phase.
         ways = zip(*(libraries(shapes, phase, self.engine) for phase in self.phases), strict=True)
         chance = random.Random(self.config["seed"])  # noqa: S311 - to be repeated
-        targets = []
+        made = []
         for shape, library in zip(shapes, ways, strict=True):
             key = shape.table.key
             state = stands.get(key)
@@ -121,11 +110,11 @@ class Load:
             past = plain(shape) if Phase.OFF in self.phases and in_plaintext else None
             if key not in books:
                 rows = ROWS_EACH * self.config["clients"]
-                books[key] = open_book(self.engine, shape, library[0], rows, chance)
+                books[key] = targets.open_book(self.engine, shape, library[0], rows, chance)
             target = Target(shape, library, past, books[key], left_out=list(shape.left_out))
             target.try_out(self.engine, chance)
-            targets.append(target)
-        return targets
+            made.append(target)
+        return made
 
     def start(self) -> None:
         """Begin, with all sessions open."""
@@ -172,7 +161,7 @@ class Load:
 
     def _read_all(self) -> list[Latency]:
         """Hold all rows that are owned against what is there, each way: nobody has read yet what was written last."""
-        found: dict[str, list[Sample]] = {}
+        found: dict[str, list[samples.Sample]] = {}
         for target in self.targets:
             keys = [row.key for row in target.book.rows]
             for way in target.ways:
@@ -180,7 +169,7 @@ class Load:
                 there = self.clients[0].read_all(way, keys)
                 took = (time.time() - began) * 1000
                 found.setdefault(way.name, []).extend(
-                    Sample(began, took, FINAL, way.name, None, not row.agrees(there.get(row.key)))
+                    samples.Sample(began, took, FINAL, way.name, None, not row.agrees(there.get(row.key)))
                     for row in target.book.rows
                 )
         return [samples.latency(FINAL, way, those) for way, those in found.items()]
@@ -193,7 +182,7 @@ class Client:
         self.load = load
         self.chance = random.Random(f"{load.config['seed']} {number} {load.phases}")  # noqa: S311
         self.rows = [target.book.rows[number :: load.config["clients"]] for target in load.targets]
-        self.samples: list[Sample] = []
+        self.samples: list[samples.Sample] = []
         self.retried = 0
         self._mix: Mapping[str, float] = load.config["mix"]
         self._kinds = [self._kinds_of(target) for target in load.targets]
@@ -237,8 +226,10 @@ class Client:
         except RowIsMissing:
             wrong = True
         except Exception as problem:
-            error = named(problem)
-        self.samples.append(Sample(due, (time.time() - due) * 1000, KINDS[kind], way.name, error, wrong))
+            error = targets.named(problem)
+        self.samples.append(
+            samples.Sample(due, (time.time() - due) * 1000, KINDS[kind], way.name, error, wrong)
+        )
 
     def _way(self, target: Target) -> Way:
         through_library = self.chance.random() < self.load.config["library_share"]
@@ -255,7 +246,7 @@ class Client:
                     session.commit()
                     return answer
             except DBAPIError as error:
-                if again or not was_lost(error):
+                if again or not targets.was_lost(error):
                     raise
                 self.retried += 1
                 _find_server(self.load.engine)
@@ -263,7 +254,7 @@ class Client:
 
     def read_all(self, way: Way, keys: list[Key]) -> dict[Key, Values]:
         """Rows by their keys, those that can be read."""
-        found: dict[Key, Values] = self._ask(lambda session, _: readable(way, session, keys))
+        found: dict[Key, Values] = self._ask(lambda session, _: targets.readable(way, session, keys))
         return found
 
     def _read(self, target: Target, way: Way, rows: list[Remembered]) -> bool:
@@ -283,8 +274,8 @@ class Client:
         first = self.chance.choice(rows)
         try:
             found = self._ask(lambda session, _: way.read_on(session, first.key, ROWS_OF_A_REPORT))
-        except UNREADABLE as error:
-            if not has_no_value(error):
+        except targets.UNREADABLE as error:
+            if not targets.has_no_value(error):
                 raise
             # Another row holds what Python has no value for: no report has ever gone past it.
             found = self._ask(lambda session, _: way.read(session, [first.key]))
@@ -297,7 +288,7 @@ class Client:
         try:
             self._ask(lambda session, _: way.update(session, row.key, values))
         except DBAPIError as error:
-            if was_lost(error):
+            if targets.was_lost(error):
                 rows.remove(row)  # nobody knows what it holds now
             raise
         row.wrote(values)
@@ -396,7 +387,7 @@ def _find_server(engine: Engine) -> None:
 
 def _where(error: BaseException) -> str:
     *_, last = traceback.extract_tb(error.__traceback__)
-    return f"{named(error)} at {os.path.basename(last.filename)}:{last.lineno}"
+    return f"{targets.named(error)} at {os.path.basename(last.filename)}:{last.lineno}"
 
 
 def main() -> None:
