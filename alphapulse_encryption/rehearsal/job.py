@@ -67,11 +67,9 @@ def clone(context: dg.OpExecutionContext, config: RehearsalConfig) -> dict[str, 
 class _Opened(Finds):
     """The first stage at work: there is no clone yet."""
 
-    context: dg.OpExecutionContext
     config: RehearsalConfig
     name: str
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
-    findings: list[Finding] = field(default_factory=list)
     server: Database | None = None
     # From then on it is a rehearsal: what is refused before, never began.
     begun: bool = False

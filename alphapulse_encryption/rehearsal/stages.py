@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -72,11 +73,12 @@ class Passed(BaseModel):
         return self.model_copy(update={"so_far": self.so_far.model_copy(update={"stages": (*kept, measure)})})
 
 
+@dataclass
 class Finds:
     """Work that finds something."""
 
     context: dg.OpExecutionContext
-    findings: list[Finding]
+    findings: list[Finding] = field(default_factory=list, kw_only=True)
 
     def find(self, level: str, subject: str, what: str, advice: str = "") -> None:
         """Add a finding, and say it."""
@@ -90,11 +92,10 @@ class Finds:
 class Rehearsing(Finds):
     """One stage at work."""
 
-    context: dg.OpExecutionContext
     stage: Stage
     passed: Passed
-    work: dict[str, TableWork] = field(default_factory=dict, init=False)
-    findings: list[Finding] = field(default_factory=list, init=False)
+    # What was done to each table, by its key.
+    work: defaultdict[str, TableWork] = field(default_factory=lambda: defaultdict(TableWork), init=False)
     faults: list[measures.Fault] = field(default_factory=list, init=False)
     seconds: float = field(default=0.0, init=False)
 
@@ -124,7 +125,7 @@ class Rehearsing(Finds):
             seconds = time.monotonic() - began
             self.seconds += seconds
             if table is not None:
-                self.add(table.key, TableWork(seconds=seconds))
+                self.work[table.key] += TableWork(seconds=seconds)
 
     def by_table(self) -> Iterator[Table]:
         """Each table, with the migration's own work on it as the body of a loop."""
@@ -144,18 +145,14 @@ class Rehearsing(Finds):
             now = time.monotonic()
             begin, _ = spans.get(key, (now, now))
             spans[key] = (min(begin, now - seconds), now)
-            self.add(key, work)
+            self.work[key] += work
 
         try:
             with self.working():
                 yield ended
         finally:
             for key, (begin, end) in spans.items():
-                self.add(key, TableWork(seconds=end - begin))
-
-    def add(self, key: str, work: TableWork) -> None:
-        """Add to what was done to a table."""
-        self.work[key] = self.work.get(key, TableWork()) + work
+                self.work[key] += TableWork(seconds=end - begin)
 
     def watch(self, longest: float = math.inf) -> None:
         """Let the application run by itself for a while, where there is one."""
@@ -317,7 +314,7 @@ def _find_quarantined(at: Rehearsing) -> None:
         for table in at.tables:
             aside = quarantine.read_quarantine(connection, table)
             if aside:
-                at.add(table.key, TableWork(quarantined=len(aside)))
+                at.work[table.key] += TableWork(quarantined=len(aside))
                 at.find(
                     "blocker",
                     table.key,
@@ -409,23 +406,20 @@ def _drop(at: Rehearsing) -> None:
         result = drop.drop_plaintext(
             at.target.by(at.who), table, operator=f"{at.config.approver}, second person"
         )
-        at.add(table.key, TableWork(rows=result.changed_rows))
+        at.work[table.key] += TableWork(rows=result.changed_rows)
 
 
 def _erasure(at: Rehearsing) -> None:
     """After step 8."""
     for table in at.by_table():
         result = erase.erase_dropped(at.target.by(at.who), table, confirmation=table.key)
-        at.add(
-            table.key,
-            TableWork(
-                locked_seconds=result.locked_seconds,
-                looking=result.look.seconds,
-                looked_database=result.look.database,
-                looked_wal=result.look.wal,
-                looked_other=result.look.other,
-                most_wal=result.look.most_wal,
-            ),
+        at.work[table.key] += TableWork(
+            locked_seconds=result.locked_seconds,
+            looking=result.look.seconds,
+            looked_database=result.look.database,
+            looked_wal=result.look.wal,
+            looked_other=result.look.other,
+            most_wal=result.look.most_wal,
         )
         for line in report_lines(result):
             at.context.log.info(line)
@@ -444,14 +438,14 @@ def _restore(at: Rehearsing, *, hold: bool) -> None:
     """The way back: held before its end while the application writes ciphertext alone, then to it."""
     for table in at.by_table():
         result = restore.restore_plaintext(at.target.by(at.who), table, hold=hold)
-        at.add(table.key, TableWork(rows=result.rows, values=result.values))
+        at.work[table.key] += TableWork(rows=result.rows, values=result.values)
 
 
 def _revert(at: Rehearsing) -> None:
     """Guards and views go; afterwards nothing of the migration is in the application's way."""
     for table in at.by_table():
         result = switch.revert_to_plaintext(at.target.by(at.who), table)
-        at.add(table.key, TableWork(rows=result.rows, values=result.values))
+        at.work[table.key] += TableWork(rows=result.rows, values=result.values)
 
 
 def _removal(at: Rehearsing) -> None:
