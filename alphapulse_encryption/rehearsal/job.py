@@ -123,8 +123,8 @@ class _Opened(Finds):
                 f"it is made on the server of {source.PRODUCTION_VARIABLE}, which it slows down.",
                 f"Name another server with {clones.SERVER_VARIABLE}.",
             )
-        for leftover in remove_leftovers(self.context.instance, self.server, at_once=True):
-            self.find("note", "clone", str(leftover))
+        for told in remove_leftovers(self.context.instance, self.server, at_once=True).values():
+            self.find("note", "clone", told)
         before = source.checksums(staging, tables) if self.config.compare_source else {}
         self.begun = True
         position = wal_position(self.server)
@@ -321,6 +321,6 @@ def build_sensor() -> dg.SensorDefinition:
                 removed = remove_leftovers(context.instance, clones.server())
             except ConfigurationError as error:
                 return dg.SkipReason(error.args[0])
-            return dg.SkipReason("; ".join(map(str, removed)) or "There is nothing left over.")
+            return dg.SkipReason("; ".join(removed.values()) or "There is nothing left over.")
 
     return sensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -19,28 +18,17 @@ SILENCE = timedelta(minutes=15)
 _TO_BEGIN = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING)
 
 
-@dataclass(frozen=True)
-class Leftover:
-    """A clone that was removed."""
-
-    name: str
-    run: str
-    why: str
-
-    def __str__(self) -> str:
-        return f"removed the clone {self.name} of the rehearsal {self.run}: {self.why}"
-
-
-def remove_leftovers(
-    instance: dg.DagsterInstance, on: Database, *, at_once: bool = False
-) -> tuple[Leftover, ...]:
+def remove_leftovers(instance: dg.DagsterInstance, on: Database, *, at_once: bool = False) -> dict[str, str]:
     """Remove the clones that nobody will go on with; those of failed rehearsals at once, or after a while.
+
+    Returns:
+        What was done and why, by the clone's name.
 
     Raises:
         ConfigurationError: the server cannot be reached.
         DatabaseFailure: it refused.
     """
-    removed = []
+    removed = {}
     with on.session("look for leftover clones") as connection:
         for name in read_clones(connection):
             if not locks.try_hold(connection, name):
@@ -52,11 +40,12 @@ def remove_leftovers(
                 if why is not None:
                     mark = clones[name]
                     drop(connection, name, mark)
-                    removed.append(Leftover(name, mark.run if mark is not None else "that began it", why))
+                    run = mark.run if mark is not None else "that began it"
+                    removed[name] = f"removed the clone {name} of the rehearsal {run}: {why}"
             finally:
                 if not connection.broken:
                     locks.release(connection, name)
-    return tuple(removed)
+    return removed
 
 
 def _why_left_over(instance: dg.DagsterInstance, mark: Mark | None, *, at_once: bool) -> str | None:

@@ -134,11 +134,8 @@ def read_shape(connection: Connection, table: Table) -> Shape:
     fields: list[Field] = []
     left_out: list[str] = []
     # The same at every step of the migration.
-    others = sorted(live.keys() - engines - sensitive.keys())
-    attributes = {name: f"sensitive{number}" for number, name in enumerate(sensitive)}
-    attributes |= {name: f"other{number}" for number, name in enumerate(others)}
-    names = [*key, *(n for n in live if n not in key and n not in engines), *dropped]
-    for name in dict.fromkeys(names):
+    names = sorted({*live, *sensitive} - engines)
+    for name in dict.fromkeys([*key, *names]):
         column = live.get(name) or dropped[name]
         if column.generated and name not in key:
             continue
@@ -151,7 +148,7 @@ def read_shape(connection: Connection, table: Table) -> Shape:
         fields.append(
             Field(
                 name=name,
-                attribute=attributes[name],
+                attribute=f"column{names.index(name)}",
                 type=kind[0] if kind is not None else NullType(),
                 encrypted=kind[1](entry.context) if kind is not None and entry is not None else None,
                 searchable=kind is not None
