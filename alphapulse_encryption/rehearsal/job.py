@@ -1,11 +1,9 @@
 """The job ``staging_rehearsal``: a step for each stage, its end told, its schedule, and the sensor for leftovers."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -160,7 +158,6 @@ class _Opened(Finds):
             findings=tuple(self.findings),
         )
         return Passed(
-            run=self.context.run_id,
             clone=self.name,
             config=self.config,
             source=before,
@@ -236,19 +233,15 @@ def _conclude(context: dg.OpExecutionContext, so_far: Rehearsal, **end: object) 
     rehearsal = so_far.model_copy(update={"run_id": context.run_id, "ended": datetime.now(UTC), **end})
     context.log.info(in_a_line(rehearsal))
     past = history.read(context.instance)
-    history.keep(context, rehearsal, past, _write(context, rehearsal, past))
-
-
-def _write(context: dg.OpExecutionContext, rehearsal: Rehearsal, past: Sequence[Rehearsal]) -> Path | None:
-    """The pages; what was measured is kept without them, too."""
+    page = None
+    # What was measured is kept without the pages, too.
     try:
         page = report.write(rehearsal, past, clones.directory(rehearsal.run_id))
         report.write_history([*past, rehearsal], clones.directory(report.HISTORY).parent)
+        context.log.info(f"Report: {page}")
     except OSError as error:
         context.log.warning(f"The report could not be written: {error.strerror}")
-        return None
-    context.log.info(f"Report: {page}")
-    return page
+    history.keep(context, rehearsal, past, page)
 
 
 def _unchanged(passed: Passed) -> bool | None:

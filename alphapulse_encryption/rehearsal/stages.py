@@ -59,9 +59,8 @@ class Passed(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Name of the database, and the run that made it.
+    # Name of the database that this run made.
     clone: str
-    run: str
     config: RehearsalConfig
     # Checksums of the staging database before, by table; empty where they are not compared.
     source: dict[str, str] = {}
@@ -363,7 +362,7 @@ def _backup(at: Rehearsing) -> None:
         backup.take_backup(
             at.target.by(at.who),
             at.tables,
-            directory=clones.backup_directory(at.passed.run),
+            directory=clones.backup_directory(at.passed.so_far.run_id),
             bin_dir=clones.programs_directory(at.target.server),
             recipients=settings.Backups().recipients,
             drill_server=at.target.server,

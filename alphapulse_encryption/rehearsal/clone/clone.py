@@ -115,14 +115,11 @@ def clone_on(server: Database, name: str) -> Database:
 def make(
     source: Database, on: Database, name: str, mark: Mark, tables: Sequence[Table], *, template: str | None
 ) -> tuple[str, tuple[Finding, ...]]:
-    """Clone the source, which is only read.
+    """Clone the source, which is only read; returns how it was cloned, and what somebody should know of it.
 
     Args:
         tables: those that get fresh statistics, where the source's are not copied.
         template: the source's name, where it is on that server as well.
-
-    Returns:
-        How, as the circumstances say, and what somebody should know of it.
 
     Raises:
         RefusedError: the role may make no database there, or the dump cannot be restored.

@@ -1,12 +1,8 @@
 """Traffic in the application's shapes, on any database with a catalogue, for the length of a ``with`` block.
 
-Several phases are old and new instances side by side. Every client owns rows that nobody else writes, remembers what it
-wrote to them, and holds every answer against that, whichever way it was written and is read: through the runtime
-library in each of the phases, and, where the phase ``off`` is among them, in plain SQL. What is remembered outlasts the
-block, so that what was written in one stage has to be read in the next.
-
 A process of its own makes the requests (``instances``), because a benchmark in a process that encrypts measures that
-process. It is kept, idle and without connections, from one block to the next.
+process. It is kept, idle and without connections, from one block to the next: what it wrote in one stage has to be read
+in the next, whichever way.
 """
 
 from __future__ import annotations
