@@ -68,9 +68,7 @@ class TableSize(_Measure):
 
     def times(self, times: float) -> TableSize:
         """One with so many times the rows."""
-        return TableSize(
-            rows=round(self.rows * times), heap=round(self.heap * times), indexes=round(self.indexes * times)
-        )
+        return TableSize(**{name: round(amount * times) for name, amount in self})
 
 
 class Sizes(_Measure):
@@ -108,9 +106,7 @@ class TableWork(_Measure):
     most_wal: int = 0
 
     def __add__(self, other: TableWork) -> TableWork:
-        return TableWork(
-            **{name: getattr(self, name) + getattr(other, name) for name in TableWork.model_fields}
-        )
+        return TableWork(**{name: amount + getattr(other, name) for name, amount in self})
 
 
 class Latency(_Measure):

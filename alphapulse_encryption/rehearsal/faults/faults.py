@@ -27,7 +27,6 @@ from alphapulse_encryption.rehearsal.child import Child, Said
 from alphapulse_encryption.rehearsal.measures import Fault
 from alphapulse_encryption.secrecy import bare_environment
 
-WORKER_KILLED = "worker killed"
 CONNECTIONS_DROPPED = "connections dropped"
 SERVER_RESTARTED = "server restarted"
 KEY_SOURCE_UNAVAILABLE = "key source unavailable"
@@ -79,14 +78,9 @@ class FaultConfig(dg.Config):
     @property
     def kinds(self) -> list[str]:
         """The faults, in the order in which they come."""
-        numbers = {
-            WORKER_KILLED: self.worker_killed,
-            CONNECTIONS_DROPPED: self.connections_dropped,
-            SERVER_RESTARTED: self.server_restarted,
-            KEY_SOURCE_UNAVAILABLE: self.key_source_unavailable,
-        }
+        names = ("worker_killed", "connections_dropped", "server_restarted", "key_source_unavailable")
         # Not the same one twice in a row, where others are left.
-        return [kind for turn in range(20) for kind, number in numbers.items() if turn < number]
+        return [name.replace("_", " ") for turn in range(20) for name in names if turn < getattr(self, name)]
 
 
 # Table and number of a batch range.
@@ -246,14 +240,11 @@ class Faults:
     def _drop_connections(self) -> int:
         database = Database(self.clone.conninfo, _APPLICATION_NAME)
         with database.session("end the engine's sessions on the clone") as connection:
-            return int(
-                answer(
-                    connection,
-                    "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND application_name = %s",
-                    Database("").application_name,
-                )
+            ended = (
+                "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND application_name = %s"
             )
+            return int(answer(connection, ended, Database("").application_name))
 
     def _restart(self) -> None:
         if self.config.restart_command:

@@ -398,8 +398,12 @@ def main() -> None:
     try:
         for order in (said["begin"] for said in orders):
             if order["environment"] != environment:
-                _adopt(environment, order["environment"])
+                # Of this process as it is from now on; what the kernel shows of it is what it was started with.
+                for name in environment:
+                    os.environ.pop(name, None)
                 environment = order["environment"]
+                os.environ.update(environment)
+                reset_ciphers()
             if (which := _which(order)) != database:
                 database, books = which, {}
             load = Load(order, books)
@@ -411,14 +415,6 @@ def main() -> None:
         say({"refused": error.args[0], "status": error.exit_status})
     except Exception as error:
         say({"broken": _where(error)})
-
-
-def _adopt(before: Mapping[str, str], environment: Mapping[str, str]) -> None:
-    # Of this process as it is from now on; what the kernel shows of it is what it was started with.
-    for name in before:
-        os.environ.pop(name, None)
-    os.environ.update(environment)
-    reset_ciphers()
 
 
 def _which(order: Mapping[str, Any]) -> str:

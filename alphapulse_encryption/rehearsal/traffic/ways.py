@@ -16,7 +16,7 @@ from sqlalchemy.schema import FetchedValue
 
 from alphapulse_encryption.errors import DecryptionError
 from alphapulse_encryption.orm import Phase, check_phases, configure, encrypted, reset_phases
-from alphapulse_encryption.rehearsal.traffic.tables import Field, Shape, Values
+from alphapulse_encryption.rehearsal.traffic.tables import Shape, Values
 
 Key = tuple[Any, ...]
 
@@ -123,26 +123,15 @@ def _model(shape: Shape, base: type[DeclarativeBase], *, encrypts: bool = True) 
         "__module__": __name__,
     }
     for field in shape.fields:
-        body[field.attribute] = _encrypted(field) if encrypts and field.encrypted else _as_it_is(field)
-    return type(f"Row of {shape.table.key}", (base,), body)
-
-
-def _encrypted(field: Field) -> Any:
-    return encrypted(
-        field.encrypted,
-        field.type,
-        search=field.searchable,
-        nullable=not field.required,
-        name=field.name,
-    )
-
-
-def _as_it_is(field: Field) -> Any:
-    return mapped_column(
-        field.name,
-        field.type,
-        primary_key=field.in_key,
-        nullable=not field.required,
+        nullable = not field.required
+        if encrypts and field.encrypted is not None:
+            body[field.attribute] = encrypted(
+                field.encrypted, field.type, search=field.searchable, nullable=nullable, name=field.name
+            )
+            continue
         # Where there is one, SQLAlchemy writes no NULL; a sensitive column gets what is remembered of it.
-        server_default=FetchedValue() if field.given and not field.encrypted else None,
-    )
+        default = FetchedValue() if field.given and field.encrypted is None else None
+        body[field.attribute] = mapped_column(
+            field.name, field.type, primary_key=field.in_key, nullable=nullable, server_default=default
+        )
+    return type(f"Row of {shape.table.key}", (base,), body)
