@@ -49,10 +49,6 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    @property
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
     def tell(self, what: Said) -> None:
         """Say something to it; whether it is there still, its answer shows."""
         with suppress(BrokenPipeError):

@@ -11,7 +11,6 @@ from alphapulse_encryption.rehearsal.traffic.traffic import TrafficConfig
 
 # So that the application keeps its answers quick on two cores (`make bench-latency`).
 REST_RATIO = 2.0
-DEFAULT_APPROVER = "staging rehearsal"
 
 
 class RehearsalConfig(PacingConfig):
@@ -28,7 +27,7 @@ class RehearsalConfig(PacingConfig):
         "itself. What is predicted is predicted with it: on the day, --set rest_ratio=... to the same.",
     )
     approver: str = Field(
-        default=DEFAULT_APPROVER,
+        default="staging rehearsal",
         description="Name for the approval of the drop, in the clone's audit log.",
     )
     observe_seconds: float = Field(

@@ -296,7 +296,7 @@ class _Worker(Child):
 
     def kill(self) -> None:
         """SIGKILL; it counts as killed where it was still running."""
-        self.was_killed = self.was_killed or self.is_running
+        self.was_killed = self.was_killed or self._process.poll() is None
         super().kill()
 
     def explain_end(self) -> None:

@@ -20,7 +20,6 @@ from alphapulse_encryption.rehearsal.report.report import Found, render
 from alphapulse_encryption.rehearsal.report.verdict import Level
 
 ASSET_KEY = dg.AssetKey("staging_rehearsal")
-GROUP = "rehearsal"
 # More are not compared.
 REMEMBERED = 50
 _MEASURES = "measurements"
@@ -32,7 +31,7 @@ def build_asset() -> dg.AssetSpec:
     """The external asset ``staging_rehearsal``."""
     return dg.AssetSpec(
         key=ASSET_KEY,
-        group_name=GROUP,
+        group_name="rehearsal",
         description="**Test in staging.** Every rehearsal of the migration on a clone of the staging database, with "
         "what it measured. Reported by the job `staging_rehearsal`, which its schedule starts; it cannot be "
         "materialized from here, and says nothing of the target database.",

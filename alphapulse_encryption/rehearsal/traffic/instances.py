@@ -154,7 +154,7 @@ class Load:
             moments=samples.moments(made, self.began, self.ended),
             lock_waits=dict(waits),
             longest_lock_wait=longest_wait,
-            error_kinds=samples.error_kinds(made),
+            error_kinds=dict(Counter(one.error for one in made if one.error is not None).most_common()),
             retried=sum(client.retried for client in self.clients),
             left_out=tuple(note for target in self.targets for note in target.left_out),
         )
@@ -217,7 +217,9 @@ class Client:
         number = self.chance.choice(self.tables)
         target, rows, kinds = self.load.targets[number], self.rows[number], self._kinds[number]
         kind = self.chance.choices(kinds, [self._mix[kind] for kind in kinds])[0]
-        way = self._way(target)
+        way = self.chance.choice(target.library)
+        if target.plain is not None and self.chance.random() >= self.load.config["library_share"]:
+            way = target.plain
         if kind == "delete" and not any(row.inserted for row in rows):
             kind = "insert"
         error, wrong = None, False
@@ -230,12 +232,6 @@ class Client:
         self.samples.append(
             samples.Sample(due, (time.time() - due) * 1000, KINDS[kind], way.name, error, wrong)
         )
-
-    def _way(self, target: Target) -> Way:
-        through_library = self.chance.random() < self.load.config["library_share"]
-        if target.plain is not None and not through_library:
-            return target.plain
-        return self.chance.choice(target.library)
 
     def _ask(self, request: Request) -> Any:
         """Make a request in a transaction; once more where the connection was lost, as applications do."""

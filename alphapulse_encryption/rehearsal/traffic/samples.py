@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
@@ -82,11 +81,6 @@ def moments(samples: Iterable[Sample], began: float, ended: float) -> tuple[Mome
         for number, part in enumerate(parts)
         for one in [latency("all", "all", part)]
     )
-
-
-def error_kinds(samples: Iterable[Sample]) -> dict[str, int]:
-    """How many requests failed with what, the most frequent first."""
-    return dict(Counter(sample.error for sample in samples if sample.error is not None).most_common())
 
 
 def put_together(parts: Sequence[Traffic]) -> Traffic | None:
