@@ -270,12 +270,12 @@ def _stage(
     rehearsals: Sequence[Rehearsal], measure: StageMeasure, sizes: Sizes, error: float
 ) -> StagePrediction:
     newest, stage = rehearsals[-1], measure.stage
-    taken = _by_table(newest, measure)
-    rest = max(0.0, measure.own_seconds - sum(taken.values()))
+    taken = _by_table(newest, stage)
+    rest = max(0.0, measure.own_seconds - sum(seconds for _, seconds in taken.values()))
     if stage in _CONSTANT:
-        tables = {key: Span.of(seconds) for key, seconds in taken.items() if key in sizes.tables}
+        tables = {key: Span.of(seconds) for key, (_, seconds) in taken.items() if key in sizes.tables}
     else:
-        tables = _tables(rehearsals, stage, taken, sizes)
+        tables = _tables(rehearsals, stage, sizes)
     if (taken and stage is not Stage.ERASURE) or stage in _CONSTANT:
         beside = Span.of(rest)
     else:
@@ -304,34 +304,32 @@ def _stage(
     )
 
 
-def _by_table(rehearsal: Rehearsal, measure: StageMeasure) -> dict[str, float]:
-    """Seconds of each table, without what faults cost; of an erasure those under its lock, where they are known."""
+def _by_table(rehearsal: Rehearsal, stage: Stage) -> dict[str, tuple[float, float]]:
+    """What each table's seconds grow with, and the seconds: without those of faults; of an erasure, under its lock."""
+    measure = rehearsal.stage(stage)
+    if measure is None:
+        return {}
     locked = {key: work.locked_seconds for key, work in measure.tables.items()}
-    if measure.stage is not Stage.ERASURE or not any(locked.values()):
+    # Not known of every erasure.
+    if stage is not Stage.ERASURE or not any(locked.values()):
         locked = {key: work.seconds for key, work in measure.tables.items()}
     # Tables that are worked on side by side take longer, added up, than the stage.
-    whole = max(measure.seconds, *(sum(locked.values()), _LEAST_SECONDS))
-    share = measure.own_seconds / whole
-    return {key: min(own * share, LONGEST) for key, own in locked.items() if key in rehearsal.before.tables}
-
-
-def _tables(
-    rehearsals: Sequence[Rehearsal], stage: Stage, taken: Mapping[str, float], sizes: Sizes
-) -> dict[str, Span]:
-    """Seconds by table; tables without rows in the newest rehearsal take the pace of the others."""
-    fixed = _Fixed.of(
-        (_amount(stage, _rows(one.before, key)), seconds)
-        for one in rehearsals
-        if (measure := one.stage(stage)) is not None
-        for key, seconds in _by_table(one, measure).items()
-    )
-    newest = {
-        key: (_amount(stage, _rows(rehearsals[-1].before, key)), seconds) for key, seconds in taken.items()
+    share = measure.own_seconds / max(measure.seconds, sum(locked.values()), _LEAST_SECONDS)
+    return {
+        key: (_amount(stage, size.rows), min(locked[key] * share, LONGEST))
+        for key, size in rehearsal.before.tables.items()
+        if key in locked
     }
+
+
+def _tables(rehearsals: Sequence[Rehearsal], stage: Stage, sizes: Sizes) -> dict[str, Span]:
+    """Seconds by table; tables without rows in the newest rehearsal take the pace of the others."""
+    fixed = _Fixed.of(point for one in rehearsals for point in _by_table(one, stage).values())
+    newest = _by_table(rehearsals[-1], stage)
     amounts = sum(amount for amount, _ in newest.values())
     growing = sum(max(0.0, seconds - fixed.seconds) for amount, seconds in newest.values() if amount)
     found = {}
-    for key in rehearsals[-1].before.tables if taken else ():
+    for key in rehearsals[-1].before.tables if newest else ():
         if key not in sizes.tables:
             continue
         amount, seconds = newest.get(key, (0.0, 0.0))

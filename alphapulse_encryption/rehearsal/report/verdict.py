@@ -43,8 +43,11 @@ class Reason:
 class Verdict:
     """The answer; its blockers come first."""
 
-    level: Level
     reasons: tuple[Reason, ...]
+
+    @property
+    def level(self) -> Level:
+        return Level.NOT_READY if self.blockers else Level.WARNINGS if self.reasons else Level.READY
 
     @property
     def blockers(self) -> tuple[Reason, ...]:
@@ -74,10 +77,7 @@ def judge(rehearsal: Rehearsal, worse: Sequence[str] = ()) -> Verdict:
         *_space(rehearsal),
         *(_warning(what) for what in worse),
     ]
-    reasons.sort(key=lambda reason: reason.level != "blocker")
-    if any(reason.level == "blocker" for reason in reasons):
-        return Verdict(Level.NOT_READY, tuple(reasons))
-    return Verdict(Level.WARNINGS if reasons else Level.READY, tuple(reasons))
+    return Verdict(tuple(sorted(reasons, key=lambda reason: reason.level != "blocker")))
 
 
 _blocker, _warning = partial(Reason, "blocker"), partial(Reason, "warning")

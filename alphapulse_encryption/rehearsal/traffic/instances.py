@@ -10,6 +10,7 @@ as slow as it would be for a user.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import threading
@@ -17,7 +18,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -72,7 +73,7 @@ Request = Callable[[Session, bool], Any]
 
 
 class Load:
-    """Clients at work; what was written under an earlier load on the same database has to be read now.
+    """Clients at work from now on; what was written under an earlier load on the same database has to be read.
 
     Raises:
         RefusedError: a phase contradicts where the migration stands.
@@ -84,12 +85,17 @@ class Load:
         self.engine = _engine(order["url"], self.config["clients"])
         self.targets = self._targets(order, books)
         self.clients = [Client(self, number) for number in range(self.config["clients"])]
-        self.stopped = threading.Event()
-        self.began = self.ended = 0.0
-        self._working: list[Future[None]] = []
-        self._answered = threading.Event()
+        self.stopped, self._answered = threading.Event(), threading.Event()
+        # With all sessions open.
+        with ExitStack() as connections:
+            for _ in self.clients:
+                connections.enter_context(self.engine.connect())
+        working = [client for client in self.clients if client.tables]
+        rate = self.config["rate"] / max(len(working), 1)
         self._pool = ThreadPoolExecutor(len(self.clients) + 1)
         self._waits = self._pool.submit(_lock_waits, order["url"], self._answered)
+        self.began, self.ended = time.time(), math.inf
+        self._working = [self._pool.submit(client.work, rate) for client in working]
 
     def _targets(self, order: Mapping[str, Any], books: dict[str, Book]) -> list[Target]:
         tables = Catalogue.model_validate(order["catalogue"]).tables
@@ -115,16 +121,6 @@ class Load:
             target.try_out(self.engine, chance)
             made.append(target)
         return made
-
-    def start(self) -> None:
-        """Begin, with all sessions open."""
-        with ExitStack() as connections:
-            for _ in self.clients:
-                connections.enter_context(self.engine.connect())
-        working = [client for client in self.clients if client.tables]
-        rate = self.config["rate"] / max(len(working), 1)
-        self.began = time.time()
-        self._working = [self._pool.submit(client.work, rate) for client in working]
 
     def end(self) -> Traffic:
         """Make the requests that are due by now, and none after them; what all of them add up to.
@@ -403,7 +399,6 @@ def main() -> None:
             if (which := _which(order)) != database:
                 database, books = which, {}
             load = Load(order, books)
-            load.start()
             say({"began": True})
             if next(orders, None) is not None:
                 say({"measured": load.end().model_dump(mode="json")})
