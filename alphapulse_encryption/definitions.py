@@ -17,6 +17,7 @@ from alphapulse_encryption.defs.resources.border import loading
 from alphapulse_encryption.defs.resources.partitions import Partitions
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.rehearsal import job as rehearsal
+from alphapulse_encryption.rehearsal.report import history
 
 
 def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.Definitions:
@@ -32,7 +33,7 @@ def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.
         # Backfill policies and mappings between partitions are still marked as beta.
         warnings.simplefilter("ignore", dg.BetaWarning)
         return dg.Definitions(
-            assets=[*build_assets(partitions), *rehearsal.build_assets()],
+            assets=[*build_assets(partitions), history.build_asset()],
             jobs=[*build_jobs(), rehearsal.build_job()],
             sensors=[catch_up.build(), rehearsal.build_sensor(), *alerts.build_sensors()],
             schedules=[

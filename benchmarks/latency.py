@@ -91,7 +91,7 @@ def watched(url: str, rate: float, seed: int, work: Callable[[], None]) -> Part:
         began = time.monotonic()
         work()
         seconds = time.monotonic() - began
-    measured = running.measured()
+    measured = running.measured
     if measured is None:
         raise SystemExit("Without traffic there is nothing to measure: --rate has to be more than 0.")
     return Part(seconds, measured)

@@ -9,11 +9,12 @@ import dagster as dg
 from alphapulse_encryption import settings
 from alphapulse_encryption.cli.launch import launcher
 from alphapulse_encryption.defs.resources.environment import uses_sample
+from alphapulse_encryption.rehearsal.clone.clone import directory
 from alphapulse_encryption.rehearsal.clone.source import STAGING_DATABASE, is_sample
-from alphapulse_encryption.rehearsal.conclusion import history_page, in_a_line, report_page
 from alphapulse_encryption.rehearsal.job import FIRST, JOB
 from alphapulse_encryption.rehearsal.report import history
-from alphapulse_encryption.rehearsal.report.verdict import Level, judge
+from alphapulse_encryption.rehearsal.report.report import HISTORY, REPORT
+from alphapulse_encryption.rehearsal.report.verdict import Level, in_a_line, judge
 from alphapulse_encryption.sample.database import DEFAULT_ROWS, load_sample, loaded_sample
 from alphapulse_encryption.sample.key import make_sample_key
 from alphapulse_encryption.sample.postgres import embedded, embedded_url
@@ -53,7 +54,10 @@ def rehearse(config: Mapping[str, object], rows: int | None) -> bool:
         print(f"  {'✗' if reason.level == 'blocker' else '!'} {reason.what}")
     if len(verdict.reasons) > SHOWN_REASONS:
         print(f"  … and {len(verdict.reasons) - SHOWN_REASONS} more, in the report")
-    for what, page in (("Report", report_page(outcome.run_id)), ("All rehearsals", history_page())):
+    for what, page in (
+        ("Report", directory(outcome.run_id) / REPORT),
+        ("All rehearsals", directory(HISTORY)),
+    ):
         if page.exists():
             print(f"  {what}: {page}")
     return ready

@@ -1,7 +1,6 @@
-"""A process of ours that works for a rehearsal: told what to do through a pipe, and gone when the rehearsal is.
+"""A process of ours that works for a rehearsal, and is gone when that is: both ends say one JSON document a line.
 
-What it is told holds addresses and keys, which neither arguments nor the environment that others see do. Both ends say
-one JSON document a line.
+What it is told through the pipe holds addresses and keys; arguments and environment, which others see, hold none.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from multiprocessing.connection import wait
-from typing import IO, Any, cast
+from typing import IO, Any, ClassVar, cast
 
 from alphapulse_encryption import secrecy
 from alphapulse_encryption.secrecy import bare_environment
@@ -27,17 +26,16 @@ _saying = threading.Lock()
 
 
 class Child:
-    """The process, as the one that started it sees it.
+    """The process, as the one that started it sees it."""
 
-    Args:
-        module: that it runs.
-    """
+    # That it runs.
+    module: ClassVar[str]
 
-    def __init__(self, module: str) -> None:
+    def __init__(self) -> None:
         environment = bare_environment() | {n: os.environ[n] for n in ("PYTHONPATH",) if n in os.environ}
         # In a session of its own: what a terminal sends is for the parent to act on.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", self.module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -50,10 +48,6 @@ class Child:
     @property
     def pid(self) -> int:
         return self._process.pid
-
-    @property
-    def is_running(self) -> bool:
-        return self._process.poll() is None
 
     def tell(self, what: Said) -> None:
         """Say something to it; whether it is there still, its answer shows."""
@@ -80,7 +74,7 @@ class Child:
 
 
 def say(what: Said) -> None:
-    """In the process: a line for whom it works for."""
+    """In the process: a line for the other end."""
     with _saying:
         sys.stdout.write(json.dumps(what) + "\n")
         sys.stdout.flush()

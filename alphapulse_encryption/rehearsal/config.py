@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import dagster as dg
 from pydantic import Field
 
-from alphapulse_encryption.bounds import (
-    HIGHEST_REST_RATIO,
-    LARGEST_BATCH_SIZE,
-    LONGEST_BATCH_SECONDS,
-    MOST_WORKERS,
-)
-from alphapulse_encryption.defs.resources.workers import PaceConfig
+from alphapulse_encryption.bounds import HIGHEST_REST_RATIO
+from alphapulse_encryption.defs.resources.workers import PaceConfig, PacingConfig
 from alphapulse_encryption.rehearsal.faults.faults import FaultConfig
 from alphapulse_encryption.rehearsal.traffic.traffic import TrafficConfig
 
 # So that the application keeps its answers quick on two cores (`make bench-latency`).
 REST_RATIO = 2.0
-DEFAULT_APPROVER = "staging rehearsal"
 
 
-class RehearsalConfig(dg.Config):
+class RehearsalConfig(PacingConfig):
     """What is rehearsed, and how. Addresses and keys are the environment's."""
 
     tables: list[str] = Field(
         default=[], description="Tables by the names of the catalogue; none: all of them."
-    )
-    workers: int = Field(
-        default=1,
-        ge=1,
-        le=MOST_WORKERS,
-        description="How many batch ranges are encrypted and verified at once.",
-    )
-    batch_size: int | None = Field(
-        default=None, ge=1, le=LARGEST_BATCH_SIZE, description="Rows per batch. Unset: adapted to the server."
-    )
-    target_seconds: float | None = Field(
-        default=None,
-        gt=0,
-        le=LONGEST_BATCH_SECONDS,
-        description="How long one batch's transaction is to take, in seconds.",
     )
     rest_ratio: float = Field(
         default=REST_RATIO,
@@ -49,7 +27,7 @@ class RehearsalConfig(dg.Config):
         "itself. What is predicted is predicted with it: on the day, --set rest_ratio=... to the same.",
     )
     approver: str = Field(
-        default=DEFAULT_APPROVER,
+        default="staging rehearsal",
         description="Name for the approval of the drop, in the clone's audit log.",
     )
     observe_seconds: float = Field(
@@ -97,9 +75,4 @@ class RehearsalConfig(dg.Config):
     @property
     def pace(self) -> PaceConfig:
         """The pace of the backfill."""
-        return PaceConfig(
-            workers=self.workers,
-            batch_size=self.batch_size,
-            target_seconds=self.target_seconds,
-            rest_ratio=self.rest_ratio,
-        )
+        return PaceConfig(**self.model_dump(include=set(PacingConfig.model_fields)))

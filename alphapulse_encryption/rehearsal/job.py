@@ -1,6 +1,7 @@
-"""The job ``staging_rehearsal``: a step for each stage, its schedule, and the sensor that removes leftovers."""
+"""The job ``staging_rehearsal``: a step for each stage, its end told, its schedule, and the sensor for leftovers."""
 
 import os
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from alphapulse_encryption import settings
-from alphapulse_encryption.catalogue import Table, load_catalogue
+from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN
 from alphapulse_encryption.defs.resources.border import actor, safely
 from alphapulse_encryption.defs.resources.processes import this_process
@@ -17,24 +18,19 @@ from alphapulse_encryption.defs.resources.schedules import cron
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.limits import change_limits, read_limits
-from alphapulse_encryption.migration.bookkeeping.tables import table_state
+from alphapulse_encryption.migration.bookkeeping.tables import states
+from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
+from alphapulse_encryption.rehearsal import measures
 from alphapulse_encryption.rehearsal.clone import clone as clones
 from alphapulse_encryption.rehearsal.clone import source
 from alphapulse_encryption.rehearsal.clone.leftovers import remove_leftovers
 from alphapulse_encryption.rehearsal.clone.sizes import count_rows, production_sizes, read_sizes
-from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget, rehearsed
-from alphapulse_encryption.rehearsal.conclusion import conclude
+from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
-from alphapulse_encryption.rehearsal.measures import (
-    Circumstances,
-    Finding,
-    Rehearsal,
-    Sizes,
-    Stage,
-    StageMeasure,
-)
-from alphapulse_encryption.rehearsal.report import history
+from alphapulse_encryption.rehearsal.measures import Finding, Rehearsal, Sizes, Stage, StageMeasure
+from alphapulse_encryption.rehearsal.report import history, report
+from alphapulse_encryption.rehearsal.report.verdict import in_a_line
 from alphapulse_encryption.rehearsal.stages import PLANS, Finds, Passed, Rehearsing, wal_position
 from alphapulse_encryption.sample.postgres import embedded
 
@@ -51,42 +47,40 @@ SECONDS_BETWEEN_LOOKS = 300
 )
 def clone(context: dg.OpExecutionContext, config: RehearsalConfig) -> dict[str, Any]:
     """The first stage: everything after it works on the clone."""
-    started = datetime.now(UTC)
-    name = clones.clone_name(context.run_id)
-    opened = _Opened(context, config, name, started)
+    opened = _Opened(context, config, f"{clones.PREFIX}{context.run_id[:8]}")
     try:
         with safely():
             return opened.clone().model_dump(mode="json")
     except dg.Failure as failure:
         opened.remove()
         if opened.begun:
-            _report_failed(context, opened.passed(), Stage.CLONE, failure, opened.findings)
+            _report_failed(context, opened.so_far(), Stage.CLONE, failure, opened.findings)
         raise
     except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
         opened.remove()
         raise
 
 
+@dataclass
 class _Opened(Finds):
     """The first stage at work: there is no clone yet."""
 
-    def __init__(
-        self, context: dg.OpExecutionContext, config: RehearsalConfig, name: str, started: datetime
-    ) -> None:
-        self.context = context
-        self.config = config
-        self.name = name
-        self.started = started
-        self.findings = []
-        self.server: clones.Server | None = None
-        # From then on it is a rehearsal: what is refused before, never began.
-        self.begun = False
-        self.told = {"source": "unknown", "cloned_by": "not cloned", "server_version": "unknown"}
+    config: RehearsalConfig
+    name: str
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    server: Database | None = None
+    # From then on it is a rehearsal: what is refused before, never began.
+    begun: bool = False
+    source: str = "unknown"
+    cloned_by: str = "not cloned"
+    server_version: str = "unknown"
 
-    def passed(self, **measured: Any) -> Passed:
-        """What is handed on, also where nothing was measured."""
-        circumstances = Circumstances(
-            **self.told,
+    def so_far(self, **measured: Any) -> Rehearsal:
+        """What is known, also where nothing was measured."""
+        circumstances = measures.Circumstances(
+            source=self.source,
+            cloned_by=self.cloned_by,
+            server_version=self.server_version,
             cores=os.cpu_count() or 1,
             workers=self.config.workers,
             batch_ranges=settings.TargetVariables().batch_ranges,
@@ -94,23 +88,24 @@ class _Opened(Finds):
             version=version("alphapulse-encryption"),
             rest_ratio=self.config.rest_ratio,
         )
-        return Passed(
-            run=self.context.run_id,
-            clone=self.name,
+        return Rehearsal(
+            run_id=self.context.run_id,
             started=self.started,
-            config=self.config.model_dump(mode="json"),
+            ended=datetime.now(UTC),
             circumstances=circumstances,
-            **{"before": Sizes(database=0, tables={}), **measured},
+            **{"before": Sizes(database=0, tables={}), "stages": (), **measured},
         )
 
     def clone(self) -> Passed:
         """Look at the source, clone it, and measure it."""
         target = RehearsalTarget(clone=self.name, tables=self.config.tables)
         tables = target.catalogue.tables
-        _check_names(self.config)
+        catalogue = load_catalogue(settings.TargetVariables().catalogue_path)
+        for key in (*self.config.production_rows, *self.config.production_bytes):
+            catalogue.table(key)
         staging = source.source_database()
         found, production = source.refuse_production(staging, declared=self.config.source_is_not_production)
-        self.told["source"] = found.name
+        self.source = found.name
         with staging.session("look at the staging database") as connection:
             self.findings += source.refuse_unrehearsable(connection, tables)
         # What the day needs is needed now: keys that cannot be read are known before a long copy.
@@ -118,7 +113,7 @@ class _Opened(Finds):
         self.server = target.server
         with self.server.session("look at the server for the clone") as connection:
             there = source.identity(connection)
-            self.told["server_version"] = connection.info.parameter_status("server_version") or "unknown"
+            self.server_version = connection.info.parameter_status("server_version") or "unknown"
         if production is not None and there.same_server(production):
             self.find(
                 "warning",
@@ -126,8 +121,8 @@ class _Opened(Finds):
                 f"it is made on the server of {source.PRODUCTION_VARIABLE}, which it slows down.",
                 f"Name another server with {clones.SERVER_VARIABLE}.",
             )
-        for leftover in remove_leftovers(self.context.instance, self.server, at_once=True):
-            self.find("note", "clone", str(leftover))
+        for told in remove_leftovers(self.context.instance, self.server, at_once=True).values():
+            self.find("note", "clone", told)
         before = source.checksums(staging, tables) if self.config.compare_source else {}
         self.begun = True
         position = wal_position(self.server)
@@ -139,10 +134,9 @@ class _Opened(Finds):
             attempts={Stage.CLONE: 1},
         )
         cloning = datetime.now(UTC)
-        self.told["cloned_by"], findings = clones.make(
+        self.cloned_by, findings = clones.make(
             *(staging, self.server, self.name, mark, tables),
-            same_server=there.same_server(found),
-            bin_dir=clones.programs_directory(self.server),
+            template=found.name if there.same_server(found) else None,
         )
         seconds = (datetime.now(UTC) - cloning).total_seconds()
         self.findings += findings
@@ -153,9 +147,7 @@ class _Opened(Finds):
             tables, self.config.production_rows, self.config.production_bytes, sizes
         )
         self.findings += more
-        self.context.log.info(
-            f"Cloned {found.name} as {self.name} in {seconds:.1f} s, by {self.told['cloned_by']}"
-        )
+        self.context.log.info(f"Cloned {found.name} as {self.name} in {seconds:.1f} s, by {self.cloned_by}")
         measure = StageMeasure(
             stage=Stage.CLONE,
             started=self.started,
@@ -165,22 +157,25 @@ class _Opened(Finds):
             sizes=sizes,
             findings=tuple(self.findings),
         )
-        return self.passed(before=sizes, production=known, source=dict(before), stages=(measure,))
+        return Passed(
+            clone=self.name,
+            config=self.config,
+            source=before,
+            so_far=self.so_far(before=sizes, production=known, stages=(measure,)),
+        )
 
     def _set_back(self, target: RehearsalTarget) -> None:
         """Bring a clone of a migration that was begun to where a rehearsal begins."""
         database = target.database
         who = actor(self.context)
         with database.session("look how far the migration is") as connection:
-            if not bookkeeping_exists(connection):
-                return
-            paused = read_limits(connection).paused
-            states = {table.key: table_state(connection, table) for table in target.catalogue.tables}
+            paused = bookkeeping_exists(connection) and read_limits(connection).paused
+            stands = states(connection)
         if paused:
             change_limits(database, {"paused": "false"}, who)
             self.find("note", "paused", "backfills are paused on the staging database; not so on its clone.")
         for table in target.catalogue.tables:
-            state = states[table.key]
+            state = stands.get(table.key)
             if state is not None and state.authority == "ciphertext":
                 revert_to_plaintext(target.by(who), table)
                 self.find(
@@ -188,15 +183,9 @@ class _Opened(Finds):
                 )
 
     def remove(self) -> None:
-        """Nobody can go on with what this op began: run again, it makes another clone."""
+        """Nobody can go on with it: run again, the op makes another clone."""
         if self.server is not None:
             clones.remove_quietly(self.server, self.name)
-
-
-def _check_names(config: RehearsalConfig) -> None:
-    catalogue = load_catalogue(settings.TargetVariables().catalogue_path)
-    for key in (*config.production_rows, *config.production_bytes):
-        catalogue.table(key)
 
 
 def _stage(stage: Stage) -> dg.OpDefinition:
@@ -215,11 +204,11 @@ def _stage(stage: Stage) -> dg.OpDefinition:
                     gone = True
                     raise
                 if stage is Stage.REMOVAL:
-                    conclude(context, _rehearsal(context, after, unchanged=_unchanged(after)))
+                    _conclude(context, after.so_far, source_unchanged=_unchanged(after))
                 return after.model_dump(mode="json")
         except dg.Failure as failure:
             if not gone:
-                _report_failed(context, at.passed, stage, failure, at.findings)
+                _report_failed(context, at.passed.so_far, stage, failure, at.findings)
             raise
         except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
             clones.remove_quietly(at.target.server, at.passed.clone)
@@ -229,55 +218,46 @@ def _stage(stage: Stage) -> dg.OpDefinition:
 
 
 def _report_failed(
-    context: dg.OpExecutionContext, passed: Passed, stage: Stage, why: dg.Failure, findings: list[Finding]
+    context: dg.OpExecutionContext, so_far: Rehearsal, stage: Stage, why: dg.Failure, findings: list[Finding]
 ) -> None:
     """Report it, whatever comes of that: the run tells why the rehearsal failed, not why its report did."""
-    failed = {"failed_stage": stage, "failure": str(why.description), "findings": tuple(findings)}
     try:
-        conclude(context, _rehearsal(context, passed).model_copy(update=failed))
+        _conclude(context, so_far, failed_stage=stage, failure=str(why.description), findings=tuple(findings))
     except Exception as error:
         context.log.warning(f"The failed rehearsal could not be reported ({type(error).__name__}).")
 
 
-def _rehearsal(context: dg.OpExecutionContext, passed: Passed, *, unchanged: bool | None = None) -> Rehearsal:
-    return Rehearsal(
-        run_id=context.run_id,
-        started=passed.started,
-        ended=datetime.now(UTC),
-        circumstances=passed.circumstances,
-        before=passed.before,
-        stages=passed.stages,
-        source_unchanged=unchanged,
-        production=passed.production,
-    )
+def _conclude(context: dg.OpExecutionContext, so_far: Rehearsal, **end: object) -> None:
+    """The end, a good one or not: told in the run's log, in the history, and in a report."""
+    # Re-executed from failure, it is this run's.
+    rehearsal = so_far.model_copy(update={"run_id": context.run_id, "ended": datetime.now(UTC), **end})
+    context.log.info(in_a_line(rehearsal))
+    past = history.read(context.instance)
+    page = None
+    # What was measured is kept without the pages, too.
+    try:
+        page = report.write(rehearsal, past, clones.directory(rehearsal.run_id))
+        report.write_history([*past, rehearsal], clones.directory(report.HISTORY).parent)
+        context.log.info(f"Report: {page}")
+    except OSError as error:
+        context.log.warning(f"The report could not be written: {error.strerror}")
+    history.keep(context, rehearsal, past, page)
 
 
 def _unchanged(passed: Passed) -> bool | None:
     """Whether the source's tables have the checksums they had before."""
     if not passed.source:
         return None
-    tables: tuple[Table, ...] = rehearsed(
-        load_catalogue(settings.TargetVariables().catalogue_path), RehearsalConfig(**passed.config).tables
-    ).tables
-    return dict(source.checksums(source.source_database(), tables)) == passed.source
-
-
-def _graph() -> dg.GraphDefinition:
-    stages = {stage: _stage(stage) for stage in PLANS}
-
-    @dg.graph(name=JOB)
-    def rehearsal() -> None:
-        # Names of definitions have to differ over all jobs; those of a job's own nodes need not.
-        passed = clone.alias(FIRST)()
-        for stage, op in stages.items():
-            passed = op.alias(stage.value)(passed)
-
-    return rehearsal
+    target = RehearsalTarget(clone=passed.clone, tables=passed.config.tables)
+    return source.checksums(source.source_database(), target.catalogue.tables) == passed.source
 
 
 def build_job() -> dg.JobDefinition:
     """The job ``staging_rehearsal``."""
-    return _graph().to_job(
+    stages = {stage: _stage(stage) for stage in PLANS}
+
+    @dg.job(
+        name=JOB,
         tags=NEVER_AGAIN,
         executor_def=dg.in_process_executor,
         description="**Test in staging.** Clones the staging database (`ALPHAPULSE_STAGING_DATABASE_URL`, which is "
@@ -285,6 +265,13 @@ def build_job() -> dg.JobDefinition:
         "clone, and reports: asset `staging_rehearsal`. The target database is not touched. A failed step can be "
         "re-executed from failure as long as the clone is kept (`keep_failed_hours`).",
     )
+    def rehearsal() -> None:
+        # Names of definitions have to differ over all jobs; those of a job's own nodes need not.
+        passed = clone.alias(FIRST)()
+        for stage, op in stages.items():
+            passed = op.alias(stage.value)(passed)
+
+    return rehearsal
 
 
 def build_schedule() -> dg.ScheduleDefinition:
@@ -319,23 +306,14 @@ def build_sensor() -> dg.SensorDefinition:
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         with safely():
-            if _has_no_clones():
+            named = settings.Rehearsals().server_url or settings.Rehearsals().staging_database_url
+            # The embedded server is not made, or started, for a look.
+            if named is None and not embedded().is_running():
                 return dg.SkipReason("Nothing was ever rehearsed here.")
             try:
                 removed = remove_leftovers(context.instance, clones.server())
             except ConfigurationError as error:
                 return dg.SkipReason(error.args[0])
-            return dg.SkipReason("; ".join(map(str, removed)) or "There is nothing left over.")
+            return dg.SkipReason("; ".join(removed.values()) or "There is nothing left over.")
 
     return sensor
-
-
-def _has_no_clones() -> bool:
-    """Whether there is no server for clones: the embedded one is not made, or started, for a look."""
-    named = settings.Rehearsals().server_url or settings.Rehearsals().staging_database_url
-    return named is None and not embedded().is_running()
-
-
-def build_assets() -> list[dg.AssetSpec]:
-    """The history."""
-    return [history.build_asset()]

@@ -55,98 +55,70 @@ WAY_BACK = (Stage.RESTORE, Stage.VERIFY_AGAIN)
 
 
 class TableSize(_Measure):
-    """Sizes of one table, in bytes.
-
-    Args:
-        rows: by the planner's statistics where it is a production database, counted where it is a clone.
-        heap: the table itself, its TOAST included.
-        indexes: all its indexes.
-    """
+    """Sizes of one table, in bytes; its rows are counted on a clone, and the planner's estimate in production."""
 
     rows: int
+    # TOAST included.
     heap: int
     indexes: int
 
     @property
     def bytes(self) -> int:
-        """Table and indexes."""
         return self.heap + self.indexes
 
     def times(self, times: float) -> TableSize:
         """One with so many times the rows."""
-        return TableSize(
-            rows=round(self.rows * times), heap=round(self.heap * times), indexes=round(self.indexes * times)
-        )
+        return TableSize(**{name: round(amount * times) for name, amount in self})
 
 
 class Sizes(_Measure):
-    """Sizes of a database, in bytes; of the catalogue's tables one by one.
-
-    Args:
-        database: of everything in it.
-        tables: by the table's key.
-    """
+    """Sizes of a database, in bytes; of the catalogue's tables one by one, by their keys."""
 
     database: int
     tables: dict[str, TableSize]
 
     @property
     def rows(self) -> int:
-        """Of all tables."""
         return sum(table.rows for table in self.tables.values())
 
 
 class TableWork(_Measure):
-    """What a stage did to one table.
-
-    Args:
-        rows: rows that it worked on.
-        values: values that it encrypted, decrypted or brought back.
-        seconds: duration; where several workers share a table, from the first's begin to the last's end.
-        locked_seconds: how much of it nobody else could read or write the table, where that is known.
-        seconds_held_back: how much of it the engine waited because the server showed distress, over all workers.
-        changed_meanwhile: rows that the application changed under the engine's hands.
-        quarantined: rows set aside.
-        looking: seconds of looking for remnants after an erasure, without any lock.
-        looked_database, looked_wal, looked_other: bytes that were looked through for it: of the database's own files,
-            of write-ahead log, and of other files of the server.
-        most_wal: bytes of write-ahead log that the server means to keep at most.
-    """
+    """What a stage did to one table."""
 
     rows: int = 0
+    # Encrypted, decrypted or brought back.
     values: int = 0
+    # From the first worker's begin to the last one's end.
     seconds: float = 0.0
+    # How much of it nobody else could use the table, where that is known.
     locked_seconds: float = 0.0
+    # How much of it the engine was throttled, over all workers.
     seconds_held_back: float = 0.0
+    # Rows that the application changed under the engine's hands.
     changed_meanwhile: int = 0
     quarantined: int = 0
+    # Seconds of looking for remnants after an erasure, without any lock; and the bytes that it went through.
     looking: float = 0.0
     looked_database: int = 0
     looked_wal: int = 0
     looked_other: int = 0
+    # Bytes of write-ahead log that the server keeps at most.
     most_wal: int = 0
 
     def __add__(self, other: TableWork) -> TableWork:
-        """Two parts of a stage's work on one table."""
-        return TableWork(
-            **{name: getattr(self, name) + getattr(other, name) for name in TableWork.model_fields}
-        )
+        return TableWork(**{name: amount + getattr(other, name) for name, amount in self})
 
 
 class Latency(_Measure):
-    """Requests of one kind during one stage; milliseconds, from when the request was due to its answer.
-
-    Args:
-        kind: what it does, for example "look up by search column".
-        way: through the runtime library, with its phase, or plain SQL: for example "library, dual".
-        requests: all of them, failed ones included.
-        wrong_answers: those whose answer was not what had been written.
-    """
+    """Requests of one kind and way during one stage; milliseconds, from when the request was due to its answer."""
 
     kind: str
+    # Through the runtime library, with its phase, or plain SQL: "library, dual".
     way: str
+    # Failed ones included.
     requests: int
     errors: int
+    # Not what had been written.
     wrong_answers: int
     p50: float
     p95: float
@@ -155,12 +127,7 @@ class Latency(_Measure):
 
 
 class Moment(_Measure):
-    """A short time of traffic, for the plot of latency over time.
-
-    Args:
-        requests, errors: as in :class:`Latency`.
-        p50, p99, longest: milliseconds; None without a request.
-    """
+    """A short time of traffic, for the plot over time; milliseconds, None without a request."""
 
     at: datetime
     seconds: float
@@ -172,35 +139,22 @@ class Moment(_Measure):
 
 
 class Traffic(_Measure):
-    """The traffic during one stage.
-
-    Args:
-        phases: of the application's instances.
-        overall: of all requests together; its kind and way are "all".
-        by_kind: of each kind and way.
-        moments: in the order of time.
-        lock_waits: sessions of the traffic that were seen waiting for a lock, by what they waited for.
-        longest_lock_wait: seconds.
-        error_kinds: number of failed requests by class and SQLSTATE, without messages.
-        retried: requests whose connection was lost and that were made once more, as applications do; those that
-            succeeded then are no errors, and their latency has all of it.
-        left_out: what the traffic could not do on these tables, and why.
-    """
+    """The traffic during one stage."""
 
     phases: tuple[str, ...]
+    # Of kind and way "all".
     overall: Latency
     by_kind: tuple[Latency, ...]
     moments: tuple[Moment, ...]
+    # Sessions that were seen waiting, by what they waited for; and the longest wait, in seconds.
     lock_waits: dict[str, int]
     longest_lock_wait: float
+    # By class and SQLSTATE, without messages.
     error_kinds: dict[str, int]
+    # Made once more after a lost connection, as applications do: no errors if they succeeded then.
     retried: int = 0
+    # What the traffic could not do on these tables, and why.
     left_out: tuple[str, ...] = ()
-
-    @property
-    def p99(self) -> float | None:
-        """Of all requests; None without any."""
-        return self.overall.p99 if self.overall.requests else None
 
 
 def added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -209,18 +163,11 @@ def added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 class Fault(_Measure):
-    """A fault that was provoked.
-
-    Args:
-        kind: "worker killed", "connections dropped", "server restarted" or "key source unavailable".
-        seconds_away: how long the outage itself lasted.
-        seconds_lost: from the fault until the work went on, the outage included.
-        survived: whether the stage came to its end with nothing lost.
-        what: a sentence for the report.
-    """
+    """A fault that was provoked, and a sentence on it."""
 
     kind: str
     at: datetime
+    # Of the outage itself; and until the work went on.
     seconds_away: float
     seconds_lost: float
     survived: bool
@@ -230,43 +177,27 @@ class Fault(_Measure):
 class Finding(_Measure):
     """Something that would block or surprise on the day.
 
-    Args:
-        level: "blocker" ends the migration, "warning" needs a decision, "note" is good to know.
-        subject: what it is about: a table, a column, a setting.
-        what: what was found.
-        advice: what to do about it, a command where there is one; may be empty.
+    A blocker ends the migration, a warning needs a decision, a note is good to know.
     """
 
     level: Literal["blocker", "warning", "note"]
+    # A table, a column, a setting.
     subject: str
     what: str
+    # A command where there is one.
     advice: str = ""
-
-    @property
-    def weight(self) -> int:
-        """The weightiest first."""
-        return ("blocker", "warning", "note").index(self.level)
 
 
 class StageMeasure(_Measure):
-    """One stage.
-
-    Args:
-        started, ended: with their time zone.
-        seconds: duration of the migration's own work, without what the rehearsal does around it.
-        tables: by the table's key.
-        wal: bytes of WAL that the server wrote meanwhile, the traffic's included.
-        sizes: after the stage.
-        traffic: None where there was none.
-        faults: in their order.
-        findings: in the order of their weight.
-    """
+    """One stage; tables by their keys, sizes as they were after it."""
 
     stage: Stage
     started: datetime
     ended: datetime
+    # Of the migration's own work, without what the rehearsal does around it.
     seconds: float
     tables: dict[str, TableWork] = {}
+    # Bytes, the traffic's included.
     wal: int = 0
     sizes: Sizes | None = None
     traffic: Traffic | None = None
@@ -276,7 +207,6 @@ class StageMeasure(_Measure):
 
     @property
     def rows(self) -> int:
-        """Of all tables that it worked on."""
         return sum(work.rows for work in self.tables.values())
 
     @property
@@ -292,59 +222,44 @@ class StageMeasure(_Measure):
 
 
 class Circumstances(_Measure):
-    """What must be the same for two rehearsals to be compared, and what the prediction needs to know.
+    """What must be the same for two rehearsals to be compared, and what the prediction needs to know."""
 
-    Args:
-        source: name of the staging database (never its address).
-        cloned_by: "template" or "dump and restore".
-        server_version: of PostgreSQL where the clone was.
-        workers: batch ranges worked on at once.
-        batch_ranges: per table.
-        rate: requests per second of the traffic; 0 without.
-        rest_ratio: seconds of rest of the backfill for each second of its work.
-    """
-
+    # Name of the staging database, never its address.
     source: str
+    # "template" or "dump and restore".
     cloned_by: str
+    # Of the PostgreSQL that the clone was on.
     server_version: str
     cores: int
     workers: int
     batch_ranges: int
+    # Requests per second; 0 without traffic.
     rate: float
     version: str
     rest_ratio: float = 0.0
 
 
 class Rehearsal(_Measure):
-    """A whole rehearsal, also one that ended early.
-
-    Args:
-        run_id: Dagster's run.
-        started, ended: with their time zone.
-        before: sizes of the clone before anything was done to it.
-        stages: those that came to an end.
-        failed_stage: the one that did not; None where all did.
-        failure: its message, free of values.
-        source_unchanged: whether the source's tables had the same checksums before and after; None where they were not
-            compared.
-        production: sizes of production, given or read from its statistics; None where they are not known.
-        findings: those of the stage that did not come to an end; those of the others are with them.
-    """
+    """A whole rehearsal, also one that ended early; its stages are those that came to an end."""
 
     run_id: str
     started: datetime
     ended: datetime
     circumstances: Circumstances
+    # Sizes of the clone, before anything was done to it.
     before: Sizes
     stages: tuple[StageMeasure, ...]
+    # The stage that did not come to an end, its message, free of values, and what it found.
     failed_stage: Stage | None = None
     failure: str = ""
-    source_unchanged: bool | None = None
-    production: Sizes | None = None
     findings: tuple[Finding, ...] = ()
+    # By checksums; None where they were not compared.
+    source_unchanged: bool | None = None
+    # Given, or read from its statistics; None where they are not known.
+    production: Sizes | None = None
 
     def stage(self, stage: Stage) -> StageMeasure | None:
-        """The measurements of a stage, None where it did not come to an end."""
+        """The measurements of a stage; None where it did not come to an end."""
         return next((measure for measure in self.stages if measure.stage is stage), None)
 
     @property
@@ -355,7 +270,9 @@ class Rehearsal(_Measure):
     def p99(self, stage: Stage) -> float | None:
         """The 99th percentile of the latency during a stage, in milliseconds; None without requests."""
         measure = self.stage(stage)
-        return measure.traffic.p99 if measure is not None and measure.traffic is not None else None
+        if measure is None or measure.traffic is None or not measure.traffic.overall.requests:
+            return None
+        return measure.traffic.overall.p99
 
     @property
     def p99_ratio(self) -> float | None:
@@ -387,14 +304,13 @@ class Rehearsal(_Measure):
 
     @property
     def all_findings(self) -> tuple[tuple[Stage, Finding], ...]:
-        """Each once, with the first stage that found it, by their weight."""
-        found: dict[Finding, Stage] = {}
-        for measure in self.stages:
-            for finding in measure.findings:
-                found.setdefault(finding, measure.stage)
+        """Each once, with the first stage that found it; blockers first, then warnings."""
+        by_stage = [(measure.stage, measure.findings) for measure in self.stages]
         if self.failed_stage is not None:
-            for finding in self.findings:
-                found.setdefault(finding, self.failed_stage)
-        return tuple(
-            (stage, finding) for finding, stage in sorted(found.items(), key=lambda one: one[0].weight)
-        )
+            by_stage.append((self.failed_stage, self.findings))
+        found: dict[Finding, Stage] = {}
+        for stage, findings in by_stage:
+            for finding in findings:
+                found.setdefault(finding, stage)
+        ordered = sorted(found, key=lambda one: ("blocker", "warning", "note").index(one.level))
+        return tuple((found[finding], finding) for finding in ordered)

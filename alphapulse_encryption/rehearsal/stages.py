@@ -5,13 +5,14 @@ What a stage worked on, and for how long, it tells its :class:`Rehearsing`. The 
 
 from __future__ import annotations
 
+import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
 
 import dagster as dg
 from pydantic import BaseModel, ConfigDict
@@ -24,84 +25,59 @@ from alphapulse_encryption.defs.resources.border import actor
 from alphapulse_encryption.defs.resources.partitions import TablePart
 from alphapulse_encryption.defs.resources.workers import parts_of, work_through
 from alphapulse_encryption.errors import MigrationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping.limits import change_limits
-from alphapulse_encryption.migration.bookkeeping.quarantine import read_quarantine
+from alphapulse_encryption.migration.bookkeeping import limits, quarantine
+from alphapulse_encryption.migration.gates import approvals, backup
 from alphapulse_encryption.migration.gates import preflight as checklist
-from alphapulse_encryption.migration.gates.approvals import approve_drop, two_person_rule
-from alphapulse_encryption.migration.gates.backup import take_backup
-from alphapulse_encryption.migration.postgres.database import Actor
+from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.rows.backfill import backfill_range
 from alphapulse_encryption.migration.rows.catch_up import pending_ranges
 from alphapulse_encryption.migration.rows.engine import Pace, RangeResult
-from alphapulse_encryption.migration.schema.indexes import build_search_indexes
-from alphapulse_encryption.migration.schema.views import create_views
-from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
-from alphapulse_encryption.migration.steps.drop import drop_plaintext
-from alphapulse_encryption.migration.steps.erase import erase_dropped
-from alphapulse_encryption.migration.steps.restore import restore_plaintext
-from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
+from alphapulse_encryption.migration.schema import indexes, views
+from alphapulse_encryption.migration.steps import columns, drop, erase, restore, switch
+from alphapulse_encryption.rehearsal import measures
 from alphapulse_encryption.rehearsal.clone import clone as clones
-from alphapulse_encryption.rehearsal.clone.servers import also_on, restart_embedded
+from alphapulse_encryption.rehearsal.clone import source
 from alphapulse_encryption.rehearsal.clone.sizes import read_sizes
-from alphapulse_encryption.rehearsal.clone.source import (
-    PRODUCTION_VARIABLE,
-    circumstances_there,
-    read_only,
-    source_database,
-)
 from alphapulse_encryption.rehearsal.clone.target import RehearsalTarget
 from alphapulse_encryption.rehearsal.config import RehearsalConfig
-from alphapulse_encryption.rehearsal.faults.faults import provoked
-from alphapulse_encryption.rehearsal.load import Load
-from alphapulse_encryption.rehearsal.measures import (
-    Circumstances,
-    Fault,
-    Finding,
-    Sizes,
-    Stage,
-    StageMeasure,
-    TableWork,
-)
+from alphapulse_encryption.rehearsal.faults.faults import Faults
+from alphapulse_encryption.rehearsal.measures import Finding, Rehearsal, Stage, StageMeasure, TableWork
+from alphapulse_encryption.rehearsal.traffic.samples import put_together
+from alphapulse_encryption.rehearsal.traffic.traffic import traffic
+from alphapulse_encryption.sample.postgres import embedded
 
 # How long both phases of a rolling deployment are watched, at most.
 ROLLING_SECONDS = 2.0
 REASON = "staging rehearsal"
+# Seeds of one rehearsal's traffic are apart from those of the next one's.
+_MOST_DEPLOYMENTS, _MOST_SALTS = 10, 1_000_000
 
 
 class Passed(BaseModel):
-    """What a stage hands on to the next: small, and as JSON, so that a step can be run again by itself.
-
-    Args:
-        run: that made the clone.
-        clone: name of the database.
-        started: when the rehearsal began.
-        circumstances, before, production, stages: as in :class:`measures.Rehearsal`.
-        source: checksums of the staging database before, by table; empty where they are not compared.
-    """
+    """What a stage hands on to the next: small, and as JSON, so that a step can be run again by itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    run: str
+    # Name of the database that this run made.
     clone: str
-    started: datetime
-    config: dict[str, Any]
-    circumstances: Circumstances
-    before: Sizes
-    production: Sizes | None = None
+    config: RehearsalConfig
+    # Checksums of the staging database before, by table; empty where they are not compared.
     source: dict[str, str] = {}
-    stages: tuple[StageMeasure, ...] = ()
+    so_far: Rehearsal
 
     def after(self, measure: StageMeasure) -> Passed:
         """With one more stage, in the place of an earlier attempt."""
-        kept = tuple(stage for stage in self.stages if stage.stage is not measure.stage)
-        return self.model_copy(update={"stages": (*kept, measure)})
+        kept = tuple(stage for stage in self.so_far.stages if stage.stage is not measure.stage)
+        return self.model_copy(update={"so_far": self.so_far.model_copy(update={"stages": (*kept, measure)})})
 
 
+@dataclass
 class Finds:
     """Work that finds something."""
 
     context: dg.OpExecutionContext
-    findings: list[Finding]
+    findings: list[Finding] = field(default_factory=list, kw_only=True)
 
     def find(self, level: str, subject: str, what: str, advice: str = "") -> None:
         """Add a finding, and say it."""
@@ -113,23 +89,18 @@ class Finds:
 
 @dataclass
 class Rehearsing(Finds):
-    """One stage at work.
+    """One stage at work."""
 
-    Args:
-        passed: by the stages before.
-    """
-
-    context: dg.OpExecutionContext
     stage: Stage
     passed: Passed
-    work: dict[str, TableWork] = field(default_factory=dict, init=False)
-    findings: list[Finding] = field(default_factory=list, init=False)
-    faults: list[Fault] = field(default_factory=list, init=False)
+    # What was done to each table, by its key.
+    work: defaultdict[str, TableWork] = field(default_factory=lambda: defaultdict(TableWork), init=False)
+    faults: list[measures.Fault] = field(default_factory=list, init=False)
     seconds: float = field(default=0.0, init=False)
 
-    @cached_property
+    @property
     def config(self) -> RehearsalConfig:
-        return RehearsalConfig(**self.passed.config)
+        return self.passed.config
 
     @cached_property
     def target(self) -> RehearsalTarget:
@@ -153,7 +124,7 @@ class Rehearsing(Finds):
             seconds = time.monotonic() - began
             self.seconds += seconds
             if table is not None:
-                self.add(table.key, TableWork(seconds=seconds))
+                self.work[table.key] += TableWork(seconds=seconds)
 
     def by_table(self) -> Iterator[Table]:
         """Each table, with the migration's own work on it as the body of a loop."""
@@ -173,24 +144,19 @@ class Rehearsing(Finds):
             now = time.monotonic()
             begin, _ = spans.get(key, (now, now))
             spans[key] = (min(begin, now - seconds), now)
-            self.add(key, work)
+            self.work[key] += work
 
         try:
             with self.working():
                 yield ended
         finally:
             for key, (begin, end) in spans.items():
-                self.add(key, TableWork(seconds=end - begin))
+                self.work[key] += TableWork(seconds=end - begin)
 
-    def add(self, key: str, work: TableWork) -> None:
-        """Add to what was done to a table."""
-        self.work[key] = self.work.get(key, TableWork()) + work
-
-    def watch(self, longest: float | None = None) -> None:
+    def watch(self, longest: float = math.inf) -> None:
         """Let the application run by itself for a while, where there is one."""
         if self.config.traffic.rate > 0:
-            seconds = self.config.observe_seconds
-            time.sleep(seconds if longest is None else min(seconds, longest))
+            time.sleep(min(self.config.observe_seconds, longest))
 
     def perform(self) -> StageMeasure:
         """Do what the stage does, and measure it.
@@ -200,15 +166,27 @@ class Rehearsing(Finds):
         """
         server = self.target.server
         with clones.held(server, self.passed.clone, self.stage) as mark:
+            # Another one for each attempt at each stage: by the same choices, a later one would insert values that an
+            # earlier one has inserted already.
             salt = mark.attempts[self.stage] * len(Stage) + list(Stage).index(self.stage)
-            load = Load(self.target, self.config.traffic, salt)
+            seed = self.config.traffic.seed * _MOST_SALTS + salt * _MOST_DEPLOYMENTS
+            load: list[measures.Traffic] = []
             started = datetime.now(UTC)
             position = wal_position(server)
-            for phases, part in PLANS[self.stage].parts:
-                with load.under(phases.split()):
+            for number, (phases, part) in enumerate(PLANS[self.stage].parts):
+                requests = self.config.traffic.model_copy(update={"seed": seed + number})
+                target = self.target
+                with traffic(
+                    target.database.conninfo, target.catalogue, phases.split(), requests, target.environment
+                ) as running:
                     part(self)
+                load += [running.measured] if running.measured is not None else []
             written = wal_position(server) - position
-            sizes = None if self.stage is Stage.REMOVAL else self._sizes()
+            sizes = None
+            if self.stage is not Stage.REMOVAL:
+                with self.target.database.session("read the size of the clone") as connection:
+                    rows = {key: size.rows for key, size in self.passed.so_far.before.tables.items()}
+                    sizes = read_sizes(connection, self.tables, rows=rows)
         return StageMeasure(
             stage=self.stage,
             started=started,
@@ -217,38 +195,20 @@ class Rehearsing(Finds):
             tables=self.work,
             wal=max(written, 0),
             sizes=sizes,
-            traffic=load.measured(),
+            traffic=put_together(load),
             faults=tuple(self.faults),
-            findings=tuple(sorted(self.findings, key=lambda finding: finding.weight)),
+            findings=tuple(self.findings),
             attempts=mark.attempts[self.stage],
         )
 
-    def _sizes(self) -> Sizes:
-        with self.target.database.session("read the size of the clone") as connection:
-            rows = {key: size.rows for key, size in self.passed.before.tables.items()}
-            return read_sizes(connection, self.tables, rows=rows)
 
-
-def wal_position(server: clones.Server) -> int:
+def wal_position(server: Database) -> int:
     """How many bytes of WAL the server has written (PostgreSQL manual, 9.28.3)."""
     with server.session("read the position in the write-ahead log") as connection:
-        row = connection.execute(
-            "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
-        ).fetchone()
-    return int(row[0]) if row is not None else 0
+        return int(answer(connection, "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"))
 
 
-def watch(at: Rehearsing) -> None:
-    """Nothing is done: the application runs by itself."""
-    at.watch()
-
-
-def roll(at: Rehearsing) -> None:
-    """Nothing is done: a deployment is rolling."""
-    at.watch(ROLLING_SECONDS)
-
-
-def preflight(at: Rehearsing) -> None:
+def _preflight(at: Rehearsing) -> None:
     """The pre-migration checklist, on the clone; and what only the staging database itself shows."""
     with at.working():
         report = checklist.check(at.target.database, at.tables, at.target.key_ring)
@@ -256,43 +216,42 @@ def preflight(at: Rehearsing) -> None:
         # The rehearsal takes its own.
         if found.subject != "backup":
             at.find(found.level, found.subject, found.message)
-    with source_database().session("look at the staging database") as connection:
-        at.findings += circumstances_there(connection, at.tables)
+    with source.source_database().session("look at the staging database") as connection:
+        at.findings += source.circumstances_there(connection, at.tables)
     checklist.refuse_blockers(report)
     _look_at_production(at, report)
 
 
 def _look_at_production(at: Rehearsing, report: checklist.PreflightReport) -> None:
     """What the checklist finds there and not on the clone: other privileges, dependants, settings."""
-    url = settings.TargetVariables().database_url
-    if url is None:
+    production = source.production_database()
+    if production is None:
         return
-    production = read_only(url, PRODUCTION_VARIABLE)
     known = {(found.subject, found.message) for found in report.findings}
     try:
         there = checklist.check(production, at.tables, at.target.key_ring)
         with production.session("look at production") as connection:
-            at.findings += circumstances_there(connection, at.tables, "production")
+            at.findings += source.circumstances_there(connection, at.tables, "production")
     except MigrationError as error:
         at.find("note", "production", f"could not be looked at: {error.args[0]}")
         return
+    # How long a transaction is changes from one look to the next.
+    left_out = ("backup", "long transaction")
     for found in (*there.blockers, *there.warnings):
-        # How long a transaction is changes from one look to the next.
-        if (found.subject, found.message) not in known and found.subject not in (
-            "backup",
-            "long transaction",
-        ):
+        if (found.subject, found.message) not in known and found.subject not in left_out:
             at.find(found.level, found.subject, f"on production: {found.message}")
 
 
-def columns(at: Rehearsing) -> None:
+def _columns(at: Rehearsing) -> None:
     """Step 2."""
     for table in at.by_table():
-        result = add_encrypted_columns(at.target.by(at.who), table, batch_ranges=at.target.batch_ranges)
+        result = columns.add_encrypted_columns(
+            at.target.by(at.who), table, batch_ranges=at.target.batch_ranges
+        )
         at.context.log.info(f"{table.key}: columns added: {len(result.added)}")
 
 
-def backfill(at: Rehearsing) -> None:
+def _backfill(at: Rehearsing) -> None:
     """Step 3, through all the faults that were asked for."""
     parts = parts_of(at.target, [table.key for table in at.tables])
     try:
@@ -315,22 +274,27 @@ def _encrypt(at: Rehearsing, parts: list[TablePart]) -> None:
 def _encrypt_through_faults(at: Rehearsing, parts: list[TablePart]) -> None:
     pace = at.config.pace
     server = at.target.server
-    with (
-        provoked(
-            *(at.config.faults, at.target.database, at.target.catalogue, at.target.environment, at.who),
-            pace=Pace(pace.batch_size, pace.target_seconds, pace.rest_ratio),
-            workers=pace.workers,
-            restart=restart_embedded if server.is_embedded else None,
-            shared_with=also_on(server) if at.config.faults.server_restarted else "",
-            tell=at.context.log.warning,
-        ) as faults,
-        at.ranged() as ended,
-    ):
+    with server.session("look at the server for the clone") as connection:
+        here = source.identity(connection)
+    faults = Faults(
+        *(at.config.faults, at.target.database, at.target.catalogue, at.target.environment, at.who),
+        pace=Pace(pace.batch_size, pace.target_seconds, pace.rest_ratio),
+        workers=pace.workers,
+        restart=_restart_embedded if clones.is_embedded(server) else None,
+        shared_with=source.also_on(here) if at.config.faults.server_restarted else "",
+        tell=at.context.log.warning,
+    )
+    with at.ranged() as ended:
         faults.encrypt(
             [(part.table, part.batch_range) for part in parts],
             lambda part, result: ended(part[0], result.seconds, _encrypted(result)),
         )
-    at.faults += faults.measured()
+    at.faults += faults.found
+
+
+def _restart_embedded() -> None:
+    embedded().stop()
+    embedded().ensure_running()
 
 
 def _encrypted(result: RangeResult) -> TableWork:
@@ -345,9 +309,9 @@ def _encrypted(result: RangeResult) -> TableWork:
 def _find_quarantined(at: Rehearsing) -> None:
     with at.target.database.session("look for rows that were set aside") as connection:
         for table in at.tables:
-            aside = read_quarantine(connection, table)
+            aside = quarantine.read_quarantine(connection, table)
             if aside:
-                at.add(table.key, TableWork(quarantined=len(aside)))
+                at.work[table.key] += TableWork(quarantined=len(aside))
                 at.find(
                     "blocker",
                     table.key,
@@ -356,17 +320,17 @@ def _find_quarantined(at: Rehearsing) -> None:
                 )
 
 
-def indexes(at: Rehearsing) -> None:
+def _indexes(at: Rehearsing) -> None:
     """Step 3, after the data; then what old instances had left pending."""
     for table in at.by_table():
-        build_search_indexes(at.target.database, table, at.who, on_wait=at.context.log.info)
+        indexes.build_search_indexes(at.target.database, table, at.who, on_wait=at.context.log.info)
     pending = pending_ranges(at.target.database, at.tables)
     if pending:
         every = parts_of(at.target, [table.key for table in at.tables])
         _encrypt(at, [part for part in every if (part.table, part.batch_range) in set(pending)])
 
 
-def verify(at: Rehearsing) -> None:
+def _verify(at: Rehearsing) -> None:
     """Step 4."""
     failed: list[str] = []
     parts = parts_of(at.target, [table.key for table in at.tables])
@@ -386,45 +350,45 @@ def verify(at: Rehearsing) -> None:
         verified_table.refuse_unverified(results, at.target.catalogue.keys)
 
 
-def views(at: Rehearsing) -> None:
+def _views(at: Rehearsing) -> None:
     """Step 6."""
     for table in at.by_table():
-        create_views(at.target.database, table, at.who)
+        views.create_views(at.target.database, table, at.who)
 
 
-def backup(at: Rehearsing) -> None:
+def _backup(at: Rehearsing) -> None:
     """A backup of the clone and its restore drill, in a directory of the rehearsal's own."""
     with at.working():
-        take_backup(
+        backup.take_backup(
             at.target.by(at.who),
             at.tables,
-            directory=clones.backup_directory(at.passed.run),
+            directory=clones.backup_directory(at.passed.so_far.run_id),
             bin_dir=clones.programs_directory(at.target.server),
             recipients=settings.Backups().recipients,
-            drill_server=at.target.server.database,
+            drill_server=at.target.server,
         )
 
 
-def switch(at: Rehearsing) -> None:
+def _switch(at: Rehearsing) -> None:
     """Step 7."""
     for table in at.by_table():
-        switch_to_ciphertext(at.target.by(at.who), table)
+        switch.switch_to_ciphertext(at.target.by(at.who), table)
 
 
-def approval(at: Rehearsing) -> None:
+def _approval(at: Rehearsing) -> None:
     """Step 8, first half: in the name of the person whom the configuration names."""
     database = at.target.database
     with database.session("read the two-person rule") as connection:
-        rule = two_person_rule(connection, "names")
+        rule = approvals.two_person_rule(connection, "names")
     if rule == "roles":
-        change_limits(database, {"two_person_rule": "names"}, at.who)
+        limits.change_limits(database, {"two_person_rule": "names"}, at.who)
         at.find(
             "note",
             "two-person rule",
             "the drop was rehearsed over one database role; on the day it takes two (two_person_rule=roles).",
         )
     for table in at.by_table():
-        approve_drop(
+        approvals.approve_drop(
             at.target.by(at.who),
             table,
             approver=at.config.approver,
@@ -433,27 +397,26 @@ def approval(at: Rehearsing) -> None:
         )
 
 
-def drop(at: Rehearsing) -> None:
+def _drop(at: Rehearsing) -> None:
     """Step 8, second half."""
     for table in at.by_table():
-        result = drop_plaintext(at.target.by(at.who), table, operator=f"{at.config.approver}, second person")
-        at.add(table.key, TableWork(rows=result.changed_rows))
+        result = drop.drop_plaintext(
+            at.target.by(at.who), table, operator=f"{at.config.approver}, second person"
+        )
+        at.work[table.key] += TableWork(rows=result.changed_rows)
 
 
-def erasure(at: Rehearsing) -> None:
+def _erasure(at: Rehearsing) -> None:
     """After step 8."""
     for table in at.by_table():
-        result = erase_dropped(at.target.by(at.who), table, confirmation=table.key)
-        at.add(
-            table.key,
-            TableWork(
-                locked_seconds=result.locked_seconds,
-                looking=result.look.seconds,
-                looked_database=result.look.database,
-                looked_wal=result.look.wal,
-                looked_other=result.look.other,
-                most_wal=result.look.most_wal,
-            ),
+        result = erase.erase_dropped(at.target.by(at.who), table, confirmation=table.key)
+        at.work[table.key] += TableWork(
+            locked_seconds=result.locked_seconds,
+            looking=result.look.seconds,
+            looked_database=result.look.database,
+            looked_wal=result.look.wal,
+            looked_other=result.look.other,
+            most_wal=result.look.most_wal,
         )
         for line in report_lines(result):
             at.context.log.info(line)
@@ -468,31 +431,22 @@ def erasure(at: Rehearsing) -> None:
             )
 
 
-def restore_held(at: Rehearsing) -> None:
-    """The way back, up to its end, while the application writes ciphertext alone."""
-    _restore(at, hold=True)
-
-
-def restore_end(at: Rehearsing) -> None:
-    """The end of the way back: plaintext is right again."""
-    _restore(at, hold=False)
-
-
 def _restore(at: Rehearsing, *, hold: bool) -> None:
+    """The way back: held before its end while the application writes ciphertext alone, then to it."""
     for table in at.by_table():
-        result = restore_plaintext(at.target.by(at.who), table, hold=hold)
+        result = restore.restore_plaintext(at.target.by(at.who), table, hold=hold)
         filled = result.filled if result is not None else RangeResult()
-        at.add(table.key, TableWork(rows=filled.rows, values=filled.values))
+        at.work[table.key] += TableWork(rows=filled.rows, values=filled.values)
 
 
-def revert(at: Rehearsing) -> None:
+def _revert(at: Rehearsing) -> None:
     """Guards and views go; afterwards nothing of the migration is in the application's way."""
     for table in at.by_table():
-        result = revert_to_plaintext(at.target.by(at.who), table) or RangeResult()
-        at.add(table.key, TableWork(rows=result.rows, values=result.values))
+        result = switch.revert_to_plaintext(at.target.by(at.who), table) or RangeResult()
+        at.work[table.key] += TableWork(rows=result.rows, values=result.values)
 
 
-def removal(at: Rehearsing) -> None:
+def _removal(at: Rehearsing) -> None:
     """The clone goes, and its backup with it."""
     if at.config.keep_clone:
         clones.keep(at.target.server, at.passed.clone)
@@ -508,11 +462,7 @@ def removal(at: Rehearsing) -> None:
 
 
 class Plan:
-    """What a stage does.
-
-    Args:
-        parts: one after another, each with the phases of the application that run side by side meanwhile.
-    """
+    """What a stage does: parts one after another, each beside these phases of the application."""
 
     def __init__(self, description: str, *parts: tuple[str, Callable[[Rehearsing], None]]) -> None:
         self.description = description
@@ -524,56 +474,58 @@ class Plan:
 # deployment is rolling. There is none where there is no clone to talk to.
 PLANS: Mapping[Stage, Plan] = {
     Stage.BASELINE: Plan(
-        "Watch the application on the clone, before anything is done to it.", ("off", watch)
+        "Watch the application on the clone, before anything is done to it.", ("off", Rehearsing.watch)
     ),
     Stage.PREFLIGHT: Plan(
         "Pre-migration checklist, on the clone; ends the rehearsal if anything would block the migration.",
-        ("off", preflight),
+        ("off", _preflight),
     ),
     # The columns are not there yet.
-    Stage.COLUMNS: Plan("Step 2: encrypted columns and guards.", ("off", columns)),
+    Stage.COLUMNS: Plan("Step 2: encrypted columns and guards.", ("off", _columns)),
     # What the old instances write is pending, and encrypted behind them.
     Stage.BACKFILL: Plan(
         "Step 3: encrypt every value, while old instances of the application still write plaintext.",
-        ("off plaintext", backfill),
+        ("off plaintext", _backfill),
     ),
     # The last old instance is gone: from here on nothing becomes pending.
     Stage.INDEXES: Plan(
         "Step 3, after the data: indexes and statistics, then what the old instances left pending.",
-        ("plaintext", indexes),
+        ("plaintext", _indexes),
     ),
-    Stage.VERIFY: Plan("Step 4: decrypt and compare every value.", ("plaintext", verify)),
-    Stage.VIEWS: Plan("Step 6: compatibility views.", ("plaintext dual", views)),
+    Stage.VERIFY: Plan("Step 4: decrypt and compare every value.", ("plaintext", _verify)),
+    Stage.VIEWS: Plan("Step 6: compatibility views.", ("plaintext dual", _views)),
     Stage.BACKUP: Plan(
         "A backup of the clone, restored and compared; in a directory of the rehearsal's own.",
-        ("dual", backup),
+        ("dual", _backup),
     ),
     # Ciphertext alone is refused before the switch. That changes the table's definition, which the approval wants
     # verified as it is then.
     Stage.SWITCH: Plan(
         "Step 7: the encrypted columns become the right side; verified again.",
-        *(("dual", switch), ("dual encrypted", verify)),
+        *(("dual", _switch), ("dual encrypted", _verify)),
     ),
     Stage.APPROVAL: Plan(
         "Step 8, first half: approve the drop of every table's plaintext, on the clone.",
-        ("encrypted", approval),
+        ("encrypted", _approval),
     ),
-    Stage.DROP: Plan("Step 8: drop the plaintext columns of the clone.", ("encrypted", drop)),
+    Stage.DROP: Plan("Step 8: drop the plaintext columns of the clone.", ("encrypted", _drop)),
     Stage.ERASURE: Plan(
-        "After step 8: rewrite the clone's tables, and look for what remains.", ("encrypted", erasure)
+        "After step 8: rewrite the clone's tables, and look for what remains.", ("encrypted", _erasure)
     ),
     # Held before its end, until nobody writes ciphertext alone any more.
     Stage.RESTORE: Plan(
         "Rollback after the drop: rebuild the plaintext columns from the ciphertext.",
-        *(("encrypted", restore_held), ("encrypted dual", roll), ("dual", restore_end)),
+        ("encrypted", partial(_restore, hold=True)),
+        ("encrypted dual", lambda at: at.watch(ROLLING_SECONDS)),
+        ("dual", partial(_restore, hold=False)),
     ),
-    Stage.VERIFY_AGAIN: Plan("Verify what was restored.", ("dual", verify)),
+    Stage.VERIFY_AGAIN: Plan("Verify what was restored.", ("dual", _verify)),
     Stage.AFTERWARDS: Plan(
         "Rollback to its end: revert to plaintext, then watch the application again.",
-        *(("dual", revert), ("plaintext", watch)),
+        *(("dual", _revert), ("plaintext", Rehearsing.watch)),
     ),
     Stage.REMOVAL: Plan(
         "Remove the clone and its backup, hold the staging database against its checksums, and report.",
-        ("", removal),
+        ("", _removal),
     ),
 }

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -21,7 +19,6 @@ from alphapulse_encryption.rehearsal.faults.faults import (
     FaultConfig,
     Faults,
     Part,
-    provoked,
     without_keys,
 )
 from alphapulse_encryption.rehearsal.measures import Fault, Stage
@@ -42,10 +39,9 @@ PARTS: list[Part] = [("trades", number) for number in range(RANGES)]
 SMALL = Pace(batch_size=25)
 
 
-@contextmanager
-def faults_on(url: str, config: FaultConfig, **options: object) -> Iterator[Faults]:
+def faults_on(url: str, config: FaultConfig, **options: object) -> Faults:
     support.add_columns(url, TRADES.tables[0], keys=walk.KEYS, ranges=RANGES)
-    with provoked(
+    return Faults(
         config,
         Database(url),
         TRADES,
@@ -53,18 +49,17 @@ def faults_on(url: str, config: FaultConfig, **options: object) -> Iterator[Faul
         walk.ACTOR,
         pace=SMALL,
         **options,  # type: ignore[arg-type]
-    ) as faults:
-        yield faults
+    )
 
 
 def encrypted_beside_traffic(url: str, config: FaultConfig, **options: object) -> tuple[Fault, ...]:
     """The faults of a backfill, having seen that no value and no request was lost."""
     results: list[tuple[Part, RangeResult]] = []
     load = TrafficConfig(rate=40, clients=4)
-    with faults_on(url, config, **options) as faults:
-        with traffic(url, TRADES, ("off", "plaintext"), load, ENVIRONMENT) as running:
-            faults.encrypt(PARTS, lambda part, done: results.append((part, done)))
-        measured = running.measured()
+    faults = faults_on(url, config, **options)
+    with traffic(url, TRADES, ("off", "plaintext"), load, ENVIRONMENT) as running:
+        faults.encrypt(PARTS, lambda part, done: results.append((part, done)))
+    measured = running.measured
     assert sorted(part for part, _ in results) == PARTS
     assert measured is not None
     assert (measured.overall.errors, measured.overall.wrong_answers, measured.error_kinds) == (0, 0, {})
@@ -79,9 +74,8 @@ def encrypted_beside_traffic(url: str, config: FaultConfig, **options: object) -
     assert (
         walk.value(url, "SELECT count(*) FROM alphapulse_encryption.ranges WHERE status <> 'completed'") == 0
     )
-    found = faults.measured()
-    assert all(fault.survived and 0 <= fault.seconds_away <= fault.seconds_lost for fault in found)
-    return found
+    assert all(fault.survived and 0 <= fault.seconds_away <= fault.seconds_lost for fault in faults.found)
+    return tuple(faults.found)
 
 
 def test_a_killed_worker_and_dropped_connections_lose_nothing(sample_url: str) -> None:
@@ -140,22 +134,16 @@ def test_a_command_that_restarts_the_server(sample_url: str, tmp_path: Path) -> 
     assert "ALPHAPULSE" not in mark.read_text()
     broken = FaultConfig(server_restarted=1, restart_command=[str(tmp_path / "nothing")])
     support.run(sample_url, "UPDATE trades SET order_id = order_id || 'x'")
-    with (
-        pytest.raises(MigrationError, match="restart_command did not restart the server"),
-        faults_on(sample_url, broken) as faults,
-    ):
-        faults.encrypt(PARTS, lambda part, done: None)
+    with pytest.raises(MigrationError, match="restart_command did not restart the server"):
+        faults_on(sample_url, broken).encrypt(PARTS, lambda part, done: None)
 
 
 def test_a_server_that_is_others_as_well_is_not_restarted(sample_url: str) -> None:
     config = FaultConfig(server_restarted=1)
-    with (
-        pytest.raises(RefusedError, match="the staging database is on it as well"),
-        faults_on(sample_url, config, restart=lambda: None, shared_with="the staging database"),
-    ):
-        pass
-    with pytest.raises(ConfigurationError, match="restart_command is needed"), faults_on(sample_url, config):
-        pass
+    with pytest.raises(RefusedError, match="the staging database is on it as well"):
+        faults_on(sample_url, config, restart=lambda: None, shared_with="the staging database")
+    with pytest.raises(ConfigurationError, match="restart_command is needed"):
+        faults_on(sample_url, config)
 
 
 @pytest.mark.long
@@ -194,28 +182,26 @@ def test_a_rehearsal_survives_faults_and_says_what_they_cost(small: Place) -> No
 
 
 def test_more_faults_than_ranges_are_refused(sample_url: str) -> None:
-    with (
-        pytest.raises(ConfigurationError, match="8 faults are too many for 8 batch ranges"),
-        faults_on(sample_url, FaultConfig(worker_killed=8)) as faults,
-    ):
+    faults = faults_on(sample_url, FaultConfig(worker_killed=8))
+    with pytest.raises(ConfigurationError, match="8 faults are too many for 8 batch ranges"):
         faults.encrypt(PARTS, lambda part, done: None)
     assert support.value(sample_url, "SELECT count(*) FROM trades WHERE order_id_encrypted IS NOT NULL") == 0
 
 
 def test_what_is_no_fault_of_ours_ends_the_backfill(sample_url: str) -> None:
-    with faults_on(sample_url, FaultConfig(worker_killed=1)) as faults:
-        faults.environment = without_keys(ENVIRONMENT)
-        with pytest.raises(MigrationError, match="ALPHAPULSE_ENCRYPTION_MASTER_KEY"):
-            faults.encrypt(PARTS, lambda part, done: None)
+    faults = faults_on(sample_url, FaultConfig(worker_killed=1))
+    faults.environment = without_keys(ENVIRONMENT)
+    with pytest.raises(MigrationError, match="ALPHAPULSE_ENCRYPTION_MASTER_KEY"):
+        faults.encrypt(PARTS, lambda part, done: None)
     # A row or two of each range, by key.
     support.run(
         sample_url,
         "ALTER TABLE trades ADD CONSTRAINT never CHECK (order_id_encrypted IS NULL OR id % 70 > 0) NOT VALID",
     )
-    all_failed = pytest.raises(MigrationError, match="8 of 8 batch ranges failed:\n- trades, batch range 0")
-    with faults_on(sample_url, FaultConfig(worker_killed=1)) as faults, all_failed:
+    faults = faults_on(sample_url, FaultConfig(worker_killed=1))
+    with pytest.raises(MigrationError, match="8 of 8 batch ranges failed:\n- trades, batch range 0"):
         faults.encrypt(PARTS, lambda part, done: None)
-    assert [fault.survived for fault in faults.measured()] == [True]
+    assert [fault.survived for fault in faults.found] == [True]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def a_run(here: Place, instance: dg.DagsterInstance, status: dg.DagsterRunStatus
 def removed(here: Place, instance: dg.DagsterInstance, *, at_once: bool = False) -> dict[str, str]:
     with here.in_environment():
         found = remove_leftovers(instance, clones_.server(), at_once=at_once)
-    return {leftover.name: leftover.why for leftover in found}
+    return {name: told.partition(": ")[2] for name, told in found.items()}
 
 
 def test_what_is_not_marked_is_never_removed(small: Place) -> None:

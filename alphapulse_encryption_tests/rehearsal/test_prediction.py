@@ -219,7 +219,7 @@ def test_what_faults_cost_is_not_predicted() -> None:
 
 def test_the_window_is_what_is_locked() -> None:
     found = predict([made_up.rehearsal(SMALL)], made_up.sizes(SMALL * TIMES))
-    assert [one.stage for one in found.stages if one.locks] == [Stage.DROP, Stage.ERASURE]
+    assert [one.stage for one in found.stages if one.locked] == [Stage.DROP, Stage.ERASURE]
     assert found.seconds.likely == pytest.approx(
         sum(one.seconds.likely for one in found.stages if one.stage in DAY)
     )

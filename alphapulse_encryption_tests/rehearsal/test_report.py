@@ -35,7 +35,7 @@ from alphapulse_encryption.rehearsal.measures import (
     Traffic,
 )
 from alphapulse_encryption.rehearsal.report import plots, report, wording
-from alphapulse_encryption.rehearsal.report.metadata import metadata
+from alphapulse_encryption.rehearsal.report.history import metadata
 from alphapulse_encryption_tests.rehearsal import made_up
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}

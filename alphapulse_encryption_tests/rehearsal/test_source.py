@@ -124,7 +124,9 @@ def test_its_sessions_cannot_write(small: Place) -> None:
     ):
         connection.execute("DELETE FROM public.sessions")
     assert value(small.url, "SELECT count(*) FROM sessions") == 60
-    options = source.read_only(f"{small.url}&options=-c%20work_mem%3D7MB", STAGING)
+    small.extra[STAGING] = f"{small.url}&options=-c%20work_mem%3D7MB"
+    with small.in_environment():
+        options = source.source_database()
     with options.session("look") as connection:
         row = connection.execute(
             "SELECT current_setting('work_mem'), current_setting('default_transaction_read_only')"

@@ -51,9 +51,8 @@ def busy(
 
 
 def measured(running: Running) -> Traffic:
-    found = running.measured()
-    assert found is not None
-    return found
+    assert running.measured is not None
+    return running.measured
 
 
 def writes(url: str, table: str = "trades") -> int:
@@ -296,8 +295,8 @@ def test_a_key_that_is_missing_is_said(sample_url: str) -> None:
 
 def test_without_a_rate_there_is_no_traffic(sample_url: str) -> None:
     with busy(sample_url, "off", rate=0) as running:
-        assert not running.active
-    assert running.measured() is None
+        assert running.pid is None
+    assert running.measured is None
 
 
 def test_what_fails_in_the_block_ends_the_traffic_and_is_what_is_raised(sample_url: str) -> None:
@@ -314,7 +313,7 @@ from alphapulse_encryption.rehearsal.traffic.traffic import TrafficConfig, traff
 url, key = sys.stdin.readline().split()
 environment = {"ALPHAPULSE_ENCRYPTION_MASTER_KEY": key}
 with traffic(url, load_catalogue(), ["off"], TrafficConfig(rate=100), environment) as running:
-    print(running._process.pid, flush=True)
+    print(running.pid, flush=True)
     time.sleep(600)
 """
 

@@ -48,7 +48,7 @@ class WorkersConfig(dg.Config):
     )
 
 
-class PaceConfig(WorkersConfig):
+class PacingConfig(WorkersConfig):
     """Pace of what goes through a table range by range."""
 
     batch_size: int | None = Field(
@@ -69,6 +69,11 @@ class PaceConfig(WorkersConfig):
         le=bounds.HIGHEST_REST_RATIO,
         description="Seconds of rest for each second of work. Unset: as the settings say, which is none at first.",
     )
+
+
+class PaceConfig(PacingConfig):
+    """Pace, and what is tuned meanwhile."""
+
     work_mem: str | None = Field(
         default=None, description="Memory of one sort or hash in our sessions, for example 256MB."
     )

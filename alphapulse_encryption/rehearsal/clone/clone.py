@@ -8,12 +8,10 @@ it, so that nobody takes it for a leftover.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, cast
@@ -25,18 +23,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.defs.resources.processes import is_running, this_process
-from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, MigrationError, RefusedError
+from alphapulse_encryption.defs.resources.processes import this_process
+from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration.gates.drill import LEFT_OUT, locale_options
-from alphapulse_encryption.migration.postgres import locks
+from alphapulse_encryption.migration.postgres import locks, programs
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Database, DatabaseUnreachable
 from alphapulse_encryption.migration.postgres.ddl import without_limits
-from alphapulse_encryption.migration.postgres.programs import (
-    child,
-    connection_environment,
-    find_program,
-    kind_of_failure,
-)
 from alphapulse_encryption.rehearsal.clone.source import APPLICATION, STAGING_VARIABLE, is_sample
 from alphapulse_encryption.rehearsal.measures import Finding, Stage
 from alphapulse_encryption.sample.postgres import embedded
@@ -53,21 +46,17 @@ _TRIES, _PAUSE_SECONDS = 5, 0.4
 
 
 class Mark(BaseModel):
-    """What the comment on a clone says.
-
-    Args:
-        run: Dagster's run that made it.
-        process: machine, process and its start, of who worked on it last.
-        at: when that stage began, or ended.
-        keep: whether it is kept for good: somebody asked for that.
-    """
+    """What the comment on a clone says."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # Dagster's, that made it.
     run: str
+    # Machine, process and its start, of who worked on it last; and when that stage began, or ended.
     process: str
     at: datetime
     keep_failed_hours: float
+    # For good.
     keep: bool = False
     attempts: dict[Stage, int] = Field(default_factory=dict)
 
@@ -79,55 +68,20 @@ class Mark(BaseModel):
     def touched(self) -> Mark:
         return self.model_copy(update={"process": this_process(), "at": datetime.now(UTC)})
 
-    @property
-    def alive(self) -> bool | None:
-        """Whether its process is; None for one on another machine, which cannot be looked for."""
-        return is_running(self.process)
 
-
-@dataclass(frozen=True)
-class Server:
-    """Where clones are made: a database there that we are connected to meanwhile."""
-
-    database: Database
-
-    def clone(self, name: str) -> Database:
-        """A clone of that name."""
-        return Database(
-            make_conninfo(self.database.conninfo, dbname=name), APPLICATION, self.database.variable
-        )
-
-    @property
-    def is_embedded(self) -> bool:
-        """Whether it is ours, with programs of its own."""
-        return self.database.conninfo.startswith(embedded().url("").partition("/?")[0])
-
-    @contextlib.contextmanager
-    def session(self, doing: str) -> Iterator[Connection]:
-        """A session beside the clones.
-
-        Raises:
-            ConfigurationError: the server cannot be reached.
-            DatabaseFailure: it refused.
-        """
-        with self.database.session(doing) as connection:
-            without_limits(connection)
-            yield connection
-
-
-def server() -> Server:
-    """The server for clones: ``ALPHAPULSE_REHEARSAL_SERVER_URL``, else the source's own.
+def server() -> Database:
+    """A database on the server for clones: on ``ALPHAPULSE_REHEARSAL_SERVER_URL``'s, else on the source's own.
 
     Raises:
         ConfigurationError: malformed variables, or there is no database there to be connected to meanwhile.
     """
     url = settings.Rehearsals().server_url
     if url is not None:
-        return Server(Database(url, APPLICATION, SERVER_VARIABLE))
+        return Database(url, APPLICATION, SERVER_VARIABLE)
     source = settings.Rehearsals().staging_database_url
     if source is None:
         embedded().ensure_running()
-        return Server(Database(embedded().url("postgres"), APPLICATION, STAGING_VARIABLE))
+        return Database(embedded().url("postgres"), APPLICATION, STAGING_VARIABLE)
     # Not the source itself: nothing but reading sessions are ever connected to it.
     for name in ("postgres", "template1"):
         found = Database(make_conninfo(source, dbname=name), APPLICATION, STAGING_VARIABLE)
@@ -135,73 +89,63 @@ def server() -> Server:
             contextlib.suppress(DatabaseUnreachable),
             found.session("look for a database to be connected to"),
         ):
-            return Server(found)
+            return found
     raise ConfigurationError(
         f"On the server of {STAGING_VARIABLE} the role can connect to neither of the databases postgres and template1, "
         f"from where the clone would be made. Let it, or name a server for the clone with {SERVER_VARIABLE}."
     )
 
 
-def programs_directory(rehearsed_on: Server) -> Path | None:
-    """Where ``pg_dump`` and ``pg_restore`` are; None for those on the path.
+def is_embedded(server: Database) -> bool:
+    return server.conninfo.startswith(embedded().url("").partition("/?")[0])
 
-    Args:
-        rehearsed_on: the embedded one needs its own.
-    """
-    ours = is_sample() or rehearsed_on.is_embedded
+
+def programs_directory(server: Database) -> Path | None:
+    """Where ``pg_dump`` and ``pg_restore`` are; None for those on the path."""
+    # The embedded server needs its own.
+    ours = is_sample() or is_embedded(server)
     on_path = not ours and shutil.which("pg_dump") and shutil.which("pg_restore")
     return None if on_path else embedded().bin_dir()
 
 
-def clone_name(run_id: str) -> str:
-    """The name of the clone that a run makes."""
-    return f"{PREFIX}{run_id[:8]}"
+def clone_on(server: Database, name: str) -> Database:
+    return Database(make_conninfo(server.conninfo, dbname=name), APPLICATION, server.variable)
 
 
 def make(
-    source: Database,
-    on: Server,
-    name: str,
-    mark: Mark,
-    tables: Sequence[Table],
-    *,
-    same_server: bool,
-    bin_dir: Path | None,
+    source: Database, on: Database, name: str, mark: Mark, tables: Sequence[Table], *, template: str | None
 ) -> tuple[str, tuple[Finding, ...]]:
-    """Clone the source.
+    """Clone the source, which is only read; returns how it was cloned, and what somebody should know of it.
 
     Args:
-        source: only read.
         tables: those that get fresh statistics, where the source's are not copied.
-        same_server: whether the source is there as well.
-
-    Returns:
-        How, as the circumstances say, and what somebody should know of it.
+        template: the source's name, where it is on that server as well.
 
     Raises:
         RefusedError: the role may make no database there, or the dump cannot be restored.
         DatabaseFailure: the server refused.
     """
-    findings: list[Finding] = []
+    said = []
     with on.session("make a clone of the staging database") as connection:
+        without_limits(connection)
         # Killed meanwhile, we leave nothing: the server looks whether we are still there.
         with contextlib.suppress(psycopg.Error):
             connection.execute("SELECT set_config('client_connection_check_interval', '1s', false)")
-        _refuse_without_createdb(connection)
+        if not answer(
+            connection, "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
+        ):
+            raise RefusedError(
+                "A rehearsal needs a clone, and this role may not create a database. Give it CREATEDB, or name another "
+                f"server with {SERVER_VARIABLE}; nothing was created."
+            )
         # Held while it is made: until it is marked, nobody takes it for a leftover.
         locks.try_hold(connection, name)
-        if same_server:
-            why_not = _from_template(connection, source, name)
+        if template is not None:
+            why_not = _from_template(connection, template, name)
             if why_not is None:
                 _dress(connection, source, on, name, mark)
                 return "template", ()
-            findings.append(
-                Finding(
-                    level="note",
-                    subject="clone",
-                    what=f"made by pg_dump and pg_restore, not as a copy of the files, because {why_not}.",
-                )
-            )
+            said.append(f"made by pg_dump and pg_restore, not as a copy of the files, because {why_not}.")
         with source.session("read the staging database's locale") as there:
             version = max(there.info.server_version, connection.info.server_version) // 10_000
             like = locale_options(there)
@@ -211,50 +155,30 @@ def make(
             )
         )
         _dress(connection, source, on, name, mark)
-        _dump_and_restore(source, on.clone(name), bin_dir, version)
-        with on.clone(name).session("take statistics of the clone") as scratch:
+        _dump_and_restore(source, clone_on(on, name), programs_directory(on), version)
+        with clone_on(on, name).session("take statistics of the clone") as scratch:
             for table in tables:
                 scratch.execute(SQL("ANALYZE {}").format(Identifier(table.schema_name, table.name)))
-    findings.append(
-        Finding(
-            level="note",
-            subject="clone",
-            what="owners and privileges are not part of a dump's copy, so that missing ones were not found; tables "
-            "came without the bloat they have.",
-        )
+    said.append(
+        "owners and privileges are not part of a dump's copy, so that missing ones were not found; tables came without "
+        "the bloat they have."
     )
-    return "dump and restore", tuple(findings)
+    return "dump and restore", tuple(Finding(level="note", subject="clone", what=what) for what in said)
 
 
-def _refuse_without_createdb(connection: Connection) -> None:
-    row = connection.execute(
-        "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
-    ).fetchone()
-    if row is None or not row[0]:
-        raise RefusedError(
-            "A rehearsal needs a clone, and this role may not create a database. Give it CREATEDB, or name another "
-            f"server with {SERVER_VARIABLE}; nothing was created."
-        )
-
-
-def _from_template(connection: Connection, source: Database, name: str) -> str | None:
+def _from_template(connection: Connection, template: str, name: str) -> str | None:
     """Copy the source's files; returns why that cannot be, None where it is done."""
-    with source.session("look at the staging database") as there:
-        row = there.execute("SELECT current_database()").fetchone()
-    template = str(row[0]) if row is not None else ""
     statement = SQL("CREATE DATABASE {} TEMPLATE {} CONNECTION LIMIT {}").format(
         Identifier(name), Identifier(template), Literal(BIRTHMARK)
     )
-    for attempt in range(_TRIES):
+    for _ in range(_TRIES):
         try:
             connection.execute(statement)
+            return None
         except psycopg.errors.InsufficientPrivilege:
             return "this role does not own the staging database"
         except psycopg.errors.ObjectInUse:
-            if attempt < _TRIES - 1:
-                time.sleep(_PAUSE_SECONDS)
-        else:
-            return None
+            time.sleep(_PAUSE_SECONDS)
     return "others were connected to the staging database"
 
 
@@ -267,7 +191,7 @@ SELECT r.rolname, split_part(s.setting, '=', 1), substr(s.setting, strpos(s.sett
 """
 
 
-def _dress(connection: Connection, source: Database, on: Server, name: str, mark: Mark) -> None:
+def _dress(connection: Connection, source: Database, on: Database, name: str, mark: Mark) -> None:
     """The mark first; then for nobody else, and with the settings that the source has as a database."""
     write_mark(connection, name, mark)
     connection.execute(SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(Identifier(name)))
@@ -276,32 +200,30 @@ def _dress(connection: Connection, source: Database, on: Server, name: str, mark
     # In a session of its own, for they are its settings for a moment.
     with on.session("give the clone the staging database's settings") as session:
         for role, setting, text in found:
-            _set(session, name, role, setting, text)
-
-
-def _set(session: Connection, name: str, role: str | None, setting: str, text: str) -> None:
-    whose = SQL("DATABASE {}").format(Identifier(name))
-    if role is not None:
-        whose = SQL("ROLE {} IN DATABASE {}").format(Identifier(role), Identifier(name))
-    parameter = SQL(".").join(map(Identifier, setting.split(".")))
-    # Not for every role to set, and another server may not have the role or know the setting.
-    with contextlib.suppress(psycopg.Error):
-        session.execute("SELECT pg_catalog.set_config(%s, %s, false)", [setting, text])
-        session.execute(SQL("ALTER {} SET {} FROM CURRENT").format(whose, parameter))
+            whose = SQL("DATABASE {}").format(Identifier(name))
+            if role is not None:
+                whose = SQL("ROLE {} IN DATABASE {}").format(Identifier(role), Identifier(name))
+            parameter = SQL(".").join(map(Identifier, setting.split(".")))
+            # Not for every role to set, and another server may not have the role or know the setting.
+            with contextlib.suppress(psycopg.Error):
+                session.execute("SELECT pg_catalog.set_config(%s, %s, false)", [setting, text])
+                session.execute(SQL("ALTER {} SET {} FROM CURRENT").format(whose, parameter))
 
 
 def _dump_and_restore(source: Database, clone: Database, bin_dir: Path | None, version: int) -> None:
     """From the one to the other through a pipe: nothing on a disk of ours, passwords in no command."""
-    pg_dump, pg_restore = (find_program(name, bin_dir, version) for name in ("pg_dump", "pg_restore"))
-    reading, options = connection_environment(source)
-    writing, others = connection_environment(clone, unlogged=True)
+    pg_dump, pg_restore = (
+        programs.find_program(name, bin_dir, version) for name in ("pg_dump", "pg_restore")
+    )
+    reading, options = programs.connection_environment(source)
+    writing, others = programs.connection_environment(clone, unlogged=True)
     dump = [pg_dump, "--format=custom", "--compress=0", "--no-password"]
     dump += [f"--dbname={make_conninfo(**options)}"] if options else []
     restore = [pg_restore, "--exit-on-error", "--no-password", *LEFT_OUT]
     restore += [f"--dbname={make_conninfo(dbname=writing['PGDATABASE'], **others)}"]
-    with child(dump, reading, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as (dumping, said):
+    with programs.child(dump, reading, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as (dumping, said):
         output = cast(IO[bytes], dumping.stdout)
-        with child(restore, writing, stdin=output.fileno(), stdout=subprocess.DEVNULL) as (
+        with programs.child(restore, writing, stdin=output.fileno(), stdout=subprocess.DEVNULL) as (
             restoring,
             answered,
         ):
@@ -309,48 +231,32 @@ def _dump_and_restore(source: Database, clone: Database, bin_dir: Path | None, v
             output.close()
             restored = restoring.wait()
         dumped = dumping.wait()
-    if restored != 0:
-        raise RefusedError(
-            f"The clone could not be made: pg_restore ended with exit status {restored} "
-            f"({kind_of_failure(answered())})."
-        )
-    if dumped != 0:
-        raise RefusedError(
-            f"The clone could not be made: pg_dump ended with exit status {dumped} ({kind_of_failure(said())})."
-        )
+    for program, status, told in (("pg_restore", restored, answered), ("pg_dump", dumped, said)):
+        if status != 0:
+            why = programs.kind_of_failure(told())
+            raise RefusedError(
+                f"The clone could not be made: {program} ended with exit status {status} ({why})."
+            )
 
 
 def write_mark(connection: Connection, name: str, mark: Mark) -> None:
     """Mark a clone, in a session beside it."""
-    connection.execute(
-        SQL("COMMENT ON DATABASE {} IS {}").format(
-            Identifier(name), Literal(_MARK + json.dumps(mark.model_dump(mode="json")))
-        )
-    )
+    comment = Literal(_MARK + mark.model_dump_json())
+    connection.execute(SQL("COMMENT ON DATABASE {} IS {}").format(Identifier(name), comment))
 
 
-def read_marks(connection: Connection) -> Mapping[str, Mark]:
-    """The clones of that server, by name: of databases of such names, those that are marked."""
+def read_clones(connection: Connection) -> Mapping[str, Mark | None]:
+    """The clones of that server, by name: those that are marked, and those that were made and not marked yet."""
     rows = connection.execute(
-        "SELECT datname, shobj_description(oid, 'pg_database') FROM pg_database "
-        "WHERE starts_with(datname, %s) AND starts_with(shobj_description(oid, 'pg_database'), %s)",
-        [PREFIX, _MARK],
+        "SELECT datname, comment FROM pg_database, shobj_description(oid, 'pg_database') AS comment "
+        "WHERE starts_with(datname, %s) AND coalesce(starts_with(comment, %s), datconnlimit = %s)",
+        [PREFIX, _MARK, BIRTHMARK],
     )
-    marks = {}
-    for name, comment in rows.fetchall():
+    found: dict[str, Mark | None] = {}
+    for name, comment in rows:
         with contextlib.suppress(ValidationError):
-            marks[name] = Mark.model_validate_json(comment.removeprefix(_MARK))
-    return marks
-
-
-def read_newborn(connection: Connection) -> tuple[str, ...]:
-    """The clones of that server that were made, and not marked yet."""
-    rows = connection.execute(
-        "SELECT datname FROM pg_database WHERE starts_with(datname, %s) AND datconnlimit = %s "
-        "AND shobj_description(oid, 'pg_database') IS NULL",
-        [PREFIX, BIRTHMARK],
-    )
-    return tuple(name for (name,) in rows)
+            found[name] = Mark.model_validate_json(comment.removeprefix(_MARK)) if comment else None
+    return found
 
 
 class CloneIsGone(RefusedError):
@@ -358,14 +264,14 @@ class CloneIsGone(RefusedError):
 
 
 @contextlib.contextmanager
-def held(on: Server, name: str, stage: Stage) -> Iterator[Mark]:
+def held(on: Database, name: str, stage: Stage) -> Iterator[Mark]:
     """A stage works on the clone: nobody else does, and nobody removes it meanwhile.
 
     Raises:
         RefusedError: it is gone, or another run works on it.
     """
     with on.session("hold the clone") as connection:
-        mark = read_marks(connection).get(name)
+        mark = read_clones(connection).get(name)
         if mark is None:
             raise CloneIsGone(
                 f"The clone {name} is gone: it was removed when the rehearsal was cancelled, after its time, or by a "
@@ -382,68 +288,46 @@ def held(on: Server, name: str, stage: Stage) -> Iterator[Mark]:
                 write_mark(connection, name, mark.touched())
 
 
-def keep(on: Server, name: str) -> None:
+def keep(on: Database, name: str) -> None:
     """Keep a clone for good."""
     with on.session("keep the clone") as connection:
-        if (mark := read_marks(connection).get(name)) is not None:
+        if (mark := read_clones(connection).get(name)) is not None:
             write_mark(connection, name, mark.model_copy(update={"keep": True}))
 
 
-def remove(on: Server, name: str) -> bool:
-    """Remove a clone, whoever is connected to it, and what its rehearsal kept on the disk.
-
-    Returns:
-        Whether there was one of that name and marked.
+def remove(on: Database, name: str) -> bool:
+    """Remove a clone, whoever is connected to it; returns whether there was one of that name.
 
     Raises:
         DatabaseFailure: the server refused.
         ConfigurationError: it cannot be reached.
     """
     with on.session("remove the clone") as connection:
-        mark = read_marks(connection).get(name)
-        if mark is None and name not in read_newborn(connection):
-            return False
-        if mark is not None:
-            # By its clone a rehearsal's backup is found: killed in between, it would stay for ever.
-            remove_backups(mark.run)
-        drop(connection, name)
-    return True
+        found = read_clones(connection)
+        if name in found:
+            drop(connection, name, found[name])
+        return name in found
 
 
-def drop(connection: Connection, name: str) -> None:
-    """Drop a database that was found to be a clone."""
+def drop(connection: Connection, name: str, mark: Mark | None) -> None:
+    """Drop a database that was found to be a clone, and what its rehearsal kept on the disk."""
+    if mark is not None:
+        # First: by its clone a rehearsal's backup is found, and killed in between, it would stay for ever.
+        shutil.rmtree(backup_directory(mark.run), ignore_errors=True)
+    without_limits(connection)
     connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
 
 
-@contextlib.contextmanager
-def claimed(connection: Connection, name: str) -> Iterator[bool]:
-    """Whether nobody works on a clone, and nobody begins to until the end of the block."""
-    if not locks.try_hold(connection, name):
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        if not connection.broken:
-            locks.release(connection, name)
-
-
 def directory(run_id: str) -> Path:
-    """What a rehearsal keeps on the disk: its report, and while it lasts its backup."""
+    """Where a rehearsal keeps its report, and while it lasts its backup."""
     return settings.state_dir() / "rehearsals" / run_id
 
 
 def backup_directory(run_id: str) -> Path:
-    """Where the rehearsal's own backup is, for as long as the clone."""
     return directory(run_id) / "backup"
 
 
-def remove_backups(run_id: str) -> None:
-    """Remove a rehearsal's backup."""
-    shutil.rmtree(backup_directory(run_id), ignore_errors=True)
-
-
-def remove_quietly(on: Server, name: str) -> None:
+def remove_quietly(on: Database, name: str) -> None:
     """As :func:`remove`, on the way out: what cannot be removed now is found as a leftover."""
-    with contextlib.suppress(MigrationError, DatabaseFailure):
+    with contextlib.suppress(MigrationError):
         remove(on, name)

@@ -2,79 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
 from alphapulse_encryption.defs.resources import tags
-from alphapulse_encryption.rehearsal.clone.clone import (
-    Mark,
-    Server,
-    claimed,
-    drop,
-    read_marks,
-    read_newborn,
-    remove_backups,
-)
+from alphapulse_encryption.defs.resources.processes import is_running
+from alphapulse_encryption.migration.postgres import locks
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.rehearsal.clone.clone import Mark, drop, read_clones
 
 # A run whose process is on another machine counts as crashed after this long without a stage at work.
 SILENCE = timedelta(minutes=15)
 
-
-_TO_BEGIN = (
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-)
+_TO_BEGIN = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING)
 
 
-@dataclass(frozen=True)
-class Leftover:
-    """A clone that was removed."""
+def remove_leftovers(instance: dg.DagsterInstance, on: Database, *, at_once: bool = False) -> dict[str, str]:
+    """Remove the clones that nobody will go on with; those of failed rehearsals at once, or after a while.
 
-    name: str
-    run: str
-    why: str
-
-    def __str__(self) -> str:
-        return f"removed the clone {self.name} of the rehearsal {self.run}: {self.why}"
-
-
-def remove_leftovers(
-    instance: dg.DagsterInstance, on: Server, *, at_once: bool = False
-) -> tuple[Leftover, ...]:
-    """Remove the clones that nobody will go on with.
-
-    Args:
-        at_once: whether to take those of failed rehearsals as well, which are kept for a while otherwise.
+    Returns:
+        What was done and why, by the clone's name.
 
     Raises:
         ConfigurationError: the server cannot be reached.
         DatabaseFailure: it refused.
     """
-    removed = []
+    removed = {}
     with on.session("look for leftover clones") as connection:
-        for name in read_newborn(connection):
-            with claimed(connection, name) as free:
-                # Marked meanwhile, it is looked at below.
-                if free and name in read_newborn(connection):
-                    drop(connection, name)
-                    removed.append(Leftover(name, "that began it", "its making was interrupted"))
-        for name, mark in read_marks(connection).items():
-            with claimed(connection, name) as free:
-                why = _why_left_over(instance, mark, at_once=at_once) if free else None
-                if why is None:
-                    continue
-                # First, for without its clone nobody would find it.
-                remove_backups(mark.run)
-                drop(connection, name)
-                removed.append(Leftover(name, mark.run, why))
-    return tuple(removed)
+        for name in read_clones(connection):
+            if not locks.try_hold(connection, name):
+                continue
+            try:
+                # Nobody works on it, and nobody begins to: it is as it is now.
+                clones = read_clones(connection)
+                why = _why_left_over(instance, clones[name], at_once=at_once) if name in clones else None
+                if why is not None:
+                    mark = clones[name]
+                    drop(connection, name, mark)
+                    run = mark.run if mark is not None else "that began it"
+                    removed[name] = f"removed the clone {name} of the rehearsal {run}: {why}"
+            finally:
+                if not connection.broken:
+                    locks.release(connection, name)
+    return removed
 
 
-def _why_left_over(instance: dg.DagsterInstance, mark: Mark, *, at_once: bool) -> str | None:
+def _why_left_over(instance: dg.DagsterInstance, mark: Mark | None, *, at_once: bool) -> str | None:
     """Why nobody goes on with a clone that no stage is at work on; None where somebody may."""
+    if mark is None:
+        return "its making was interrupted"
     if mark.keep:
         return None
     now = datetime.now(UTC)
@@ -85,10 +62,12 @@ def _why_left_over(instance: dg.DagsterInstance, mark: Mark, *, at_once: bool) -
         return "nobody knows its run any more" if now - mark.at > max(kept_until, SILENCE) else None
     unfinished = [run.dagster_run for run in runs if not run.dagster_run.is_finished]
     if unfinished:
+        # None for one on another machine, which cannot be looked for.
+        alive = is_running(mark.process)
         # A re-execution that has not begun yet finds the mark of the run before it.
-        if any(run.status in _TO_BEGIN for run in unfinished) or mark.alive:
+        if any(run.status in _TO_BEGIN for run in unfinished) or alive:
             return None
-        return "its process is gone" if mark.alive is False or now - mark.at > SILENCE else None
+        return "its process is gone" if alive is False or now - mark.at > SILENCE else None
     last = max(runs, key=lambda run: run.end_time or 0)
     if last.dagster_run.status is dg.DagsterRunStatus.CANCELED:
         return "it was cancelled"

@@ -8,11 +8,11 @@ from typing import Any
 import psycopg
 from psycopg.sql import SQL, Identifier
 
-from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.ddl import without_limits
-from alphapulse_encryption.rehearsal.clone.source import PRODUCTION_VARIABLE, read_only
+from alphapulse_encryption.rehearsal.clone.source import production_database
 from alphapulse_encryption.rehearsal.measures import Finding, Sizes, TableSize
 
 Connection = psycopg.Connection[Any]
@@ -30,53 +30,40 @@ HAVING count(*) > 0
 def read_sizes(
     connection: Connection, tables: Iterable[Table], *, rows: Mapping[str, int] | None = None
 ) -> Sizes:
-    """The sizes of a database.
-
-    Args:
-        tables: those of the catalogue; left out where they are not there.
-        rows: by table, as they were counted; the planner's estimates by default.
-    """
-    whole = connection.execute("SELECT pg_database_size(current_database())").fetchone()
+    """The sizes of a database and of its tables that are there; rows as counted, else as the planner estimates."""
     found = {}
     for table in tables:
-        row = connection.execute(_SIZE, [table.schema_name, table.name]).fetchone()
-        if row is not None:
-            counted = (rows or {}).get(table.key, row[0])
-            found[table.key] = TableSize(rows=counted, heap=row[1], indexes=row[2])
-    return Sizes(database=whole[0] if whole is not None else 0, tables=found)
+        for estimate, heap, indexes in connection.execute(_SIZE, [table.schema_name, table.name]):
+            counted = (rows or {}).get(table.key, estimate)
+            found[table.key] = TableSize(rows=counted, heap=heap, indexes=indexes)
+    return Sizes(database=answer(connection, "SELECT pg_database_size(current_database())"), tables=found)
 
 
 def count_rows(connection: Connection, tables: Iterable[Table]) -> dict[str, int]:
     """The rows of every table; reads all of them."""
     without_limits(connection)
-    found = {}
-    for table in tables:
-        row = connection.execute(
-            SQL("SELECT count(*) FROM {}").format(Identifier(table.schema_name, table.name))
-        ).fetchone()
-        found[table.key] = int(row[0]) if row is not None else 0
-    return found
+    count = SQL("SELECT count(*) FROM {}")
+    return {
+        table.key: answer(connection, count.format(Identifier(table.schema_name, table.name)))
+        for table in tables
+    }
 
 
 def production_sizes(
     tables: Iterable[Table], rows: Mapping[str, int], sizes: Mapping[str, int], clone: Sizes
 ) -> tuple[Sizes | None, tuple[Finding, ...]]:
-    """How large production is.
+    """How large production is, None where nothing is known of it; and what somebody should know of that.
 
     Args:
-        rows: by table, as somebody says.
-        sizes: bytes by table, indexes included, as somebody says.
+        rows, sizes: by table, as somebody says; bytes, indexes included.
         clone: the sizes before, for proportions.
-
-    Returns:
-        The sizes, None where nothing is known of them; and what somebody should know of that.
     """
     known: Sizes | None = None
     findings: tuple[Finding, ...] = ()
-    url = settings.TargetVariables().database_url
-    if url is not None:
+    production = production_database()
+    if production is not None:
         try:
-            with read_only(url, PRODUCTION_VARIABLE).session("read the size of production") as connection:
+            with production.session("read the size of production") as connection:
                 known = read_sizes(connection, tables)
         except MigrationError as error:
             findings = (Finding(level="note", subject="size of production", what=error.args[0]),)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.defs.resources.storage import storage_url
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.lifecycle import State
-from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
-from alphapulse_encryption.migration.bookkeeping.tables import table_state
+from alphapulse_encryption.migration.bookkeeping.tables import states
 from alphapulse_encryption.migration.gates import drill
 from alphapulse_encryption.migration.gates.preflight import long_transactions
-from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Database, DatabaseUnreachable
 from alphapulse_encryption.migration.postgres.ddl import without_limits
+from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.rehearsal.measures import Finding
 from alphapulse_encryption.sample.postgres import embedded
 
@@ -48,42 +51,33 @@ def source_database() -> Database:
     """
     url = settings.Rehearsals().staging_database_url
     if url is not None:
-        return read_only(url, STAGING_VARIABLE)
+        return Database(url, APPLICATION, STAGING_VARIABLE, read_only=True)
     server = embedded()
     if server.exists():
         server.ensure_running()
         with Database(server.url("postgres"), APPLICATION).session("look for the sample") as connection:
-            found = connection.execute("SELECT FROM pg_database WHERE datname = %s", [STAGING_DATABASE])
-            if found.fetchone() is not None:
-                return read_only(server.url(STAGING_DATABASE), STAGING_VARIABLE)
+            if answer(connection, "SELECT oid FROM pg_database WHERE datname = %s", STAGING_DATABASE):
+                return Database(server.url(STAGING_DATABASE), APPLICATION, STAGING_VARIABLE, read_only=True)
     raise ConfigurationError(
         f"There is nothing to rehearse: {STAGING_VARIABLE} is not set, and the sample has no staging copy yet. Set it, "
         "or run make rehearsal (python -m alphapulse_encryption --rehearse), which makes that copy."
     )
 
 
-def read_only(url: str, variable: str) -> Database:
-    """A database whose sessions cannot write, whatever they run."""
-    options = str(conninfo_to_dict(url).get("options") or "")
-    return Database(
-        make_conninfo(url, options=f"{options} -c default_transaction_read_only=on".strip()),
-        APPLICATION,
-        variable,
-    )
+def production_database() -> Database | None:
+    """Production, in sessions that cannot write; None where nobody names it."""
+    url = settings.TargetVariables().database_url
+    return Database(url, APPLICATION, PRODUCTION_VARIABLE, read_only=True) if url is not None else None
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Which server, and which database of it.
+    """Which server, and which database of it."""
 
-    Args:
-        cluster: the system identifier that initdb gave (PostgreSQL manual, 9.28.12 "Control Data Functions"); a
-            physical copy has the same. None where the role may not see it.
-        started: when the server was started, to the microsecond: tells it from its physical copies, and from any
-            other server.
-    """
-
+    # The system identifier that initdb gave (PostgreSQL manual, 9.28.12 "Control Data Functions"); a physical copy has
+    # the same. None where the role may not see it.
     cluster: str | None
+    # To the microsecond: tells a server from its physical copies, and from any other.
     started: str
     oid: int
     name: str
@@ -102,27 +96,22 @@ class Identity:
 
 def identity(connection: Connection) -> Identity:
     """Which server and database a session is connected to."""
-    try:
-        row = connection.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
-    except psycopg.errors.InsufficientPrivilege:
-        row = None
-    rest = connection.execute(
+    cluster = None
+    with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+        cluster = answer(connection, "SELECT system_identifier::text FROM pg_control_system()")
+    ((started, oid, name),) = connection.execute(
         "SELECT pg_postmaster_start_time()::text, oid::bigint, datname FROM pg_database "
         "WHERE datname = current_database()"
-    ).fetchone()
-    started, oid, name = rest if rest is not None else ("", 0, "")
-    return Identity(None if row is None else str(row[0]), started, oid, name)
+    )
+    return Identity(cluster, started, oid, name)
 
 
 def refuse_production(source: Database, *, declared: bool) -> tuple[Identity, Identity | None]:
-    """Refuse a source that is production, or looks like it.
+    """Refuse a source that is production, or looks like it; which database it is, and which production, where known.
 
     Args:
-        declared: whether somebody said in the run's configuration that it is not production. That helps against
-            likeness; it does not help where it is the same database.
-
-    Returns:
-        Which database it is, and which production is, where that is known.
+        declared: somebody said in the run's configuration that it is not production. That helps against likeness; it
+            does not help where it is the same database.
 
     Raises:
         RefusedError: says why; nothing was created.
@@ -130,10 +119,7 @@ def refuse_production(source: Database, *, declared: bool) -> tuple[Identity, Id
     """
     with source.session("look which database the rehearsal's source is") as connection:
         found = identity(connection)
-    production_url = settings.TargetVariables().database_url
-    production = None
-    if production_url is not None:
-        production = _production(production_url, source, declared=declared)
+    production = _production(source, declared=declared)
     if production is not None and found.same_database(production):
         raise RefusedError(
             f"{STAGING_VARIABLE} and {PRODUCTION_VARIABLE} are the same database ({found.name}). A rehearsal needs a "
@@ -155,12 +141,15 @@ def refuse_production(source: Database, *, declared: bool) -> tuple[Identity, Id
     return found, production
 
 
-def _production(url: str, source: Database, *, declared: bool) -> Identity | None:
+def _production(source: Database, *, declared: bool) -> Identity | None:
+    production = production_database()
+    if production is None:
+        return None
     try:
-        with read_only(url, PRODUCTION_VARIABLE).session("look which database production is") as connection:
+        with production.session("look which database production is") as connection:
             return identity(connection)
     except MigrationError:
-        if declared and _address(url) != _address(source.conninfo):
+        if declared and _address(production) != _address(source):
             return None
         raise RefusedError(
             f"{PRODUCTION_VARIABLE} cannot be reached, so it cannot be told whether {STAGING_VARIABLE} is another "
@@ -169,17 +158,13 @@ def _production(url: str, source: Database, *, declared: bool) -> Identity | Non
         ) from None
 
 
-def _address(url: str) -> tuple[str, ...]:
-    given = conninfo_to_dict(url)
+def _address(database: Database) -> tuple[str, ...]:
+    given = conninfo_to_dict(database.conninfo)
     return tuple(str(given.get(name) or "") for name in ("host", "hostaddr", "port", "dbname", "service"))
 
 
 def production_sign(conninfo: str, name: str) -> str | None:
-    """What of an address says that it is production: its host, its service or its database; None where nothing does.
-
-    Args:
-        name: of the database, as the server has it.
-    """
+    """What of an address, or of the database's name, says that it is production; None where nothing does."""
     given = conninfo_to_dict(conninfo)
     # A directory with a socket is no host.
     hosts = [host for host in str(given.get("host") or "").split(",") if not host.startswith(("/", "@"))]
@@ -192,19 +177,15 @@ def production_sign(conninfo: str, name: str) -> str | None:
 
 
 def refuse_unrehearsable(connection: Connection, tables: Iterable[Table]) -> tuple[Finding, ...]:
-    """Refuse a source with nothing left to rehearse.
-
-    Returns:
-        What of the migration was done there already.
+    """Refuse a source with nothing left to rehearse; returns what of the migration was done there already.
 
     Raises:
         RefusedError: a table's plaintext is dropped, or on its way back.
     """
-    if not bookkeeping_exists(connection):
-        return ()
     findings = []
+    stands = states(connection)
     for table in tables:
-        state = table_state(connection, table)
+        state = stands.get(table.key)
         if state is None or state.state is State.REVERTED:
             continue
         if not state.state.has_both_sides:
@@ -252,21 +233,8 @@ def circumstances_there(
     return tuple(findings)
 
 
-_PARTS = """
-SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relkind = 'r' AND c.oid IN (SELECT relid FROM pg_partition_tree(%(oid)s) UNION SELECT %(oid)s)
- ORDER BY 1, 2
-"""
-
-
-def checksums(source: Database, tables: Iterable[Table]) -> Mapping[str, str]:
+def checksums(source: Database, tables: Iterable[Table]) -> dict[str, str]:
     """Of the tables' rows, whatever their order: computed by the server, as the restore drill does.
-
-    Args:
-        tables: those of the catalogue; of a partitioned one, every partition.
-
-    Returns:
-        By schema and name of the table that holds the rows.
 
     Raises:
         DatabaseFailure: the server refused.
@@ -275,14 +243,33 @@ def checksums(source: Database, tables: Iterable[Table]) -> Mapping[str, str]:
     with source.session("compute checksums of the staging database") as connection:
         without_limits(connection)
         for table in tables:
-            row = connection.execute(
+            oid = answer(
+                connection,
                 "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-                "WHERE n.nspname = %s AND c.relname = %s",
-                [table.schema_name, table.name],
-            ).fetchone()
-            if row is None:
-                continue
-            for schema, name in connection.execute(_PARTS, {"oid": row[0]}).fetchall():
-                contents = drill.read_contents(connection, (schema, name))
-                found[f"{schema}.{name}"] = f"{contents.rows} {contents.checksum}"
+                "WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')",
+                *(table.schema_name, table.name),
+            )
+            for part in read_parts(connection, oid) if oid else ():
+                if part.leaf:
+                    contents = drill.read_contents(connection, (part.schema_name, part.name))
+                    found[f"{part.schema_name}.{part.name}"] = f"{contents.rows} {contents.checksum}"
     return found
+
+
+def also_on(here: Identity) -> str:
+    """What else is on that server, in words; empty for nothing that matters.
+
+    What cannot be reached is not on it: it is running.
+    """
+    others = {
+        "the staging database": source_database(),
+        "the production database": production_database(),
+        "Dagster's own storage": Database(storage_url().replace("postgresql+psycopg2:", "postgresql:", 1)),
+    }
+    found = []
+    for what, database in others.items():
+        with contextlib.suppress(DatabaseUnreachable):
+            if database is not None:
+                with database.session(f"see whether {what} is on the server of the clone") as connection:
+                    found += [what] if identity(connection).same_server(here) else []
+    return " and ".join(found)

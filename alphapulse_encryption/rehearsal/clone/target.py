@@ -6,41 +6,41 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 
-from pydantic import Field
-
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.defs.resources.environment import key_environment
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.rehearsal.clone.clone import Server, server
+from alphapulse_encryption.rehearsal.clone.clone import clone_on, server
 from alphapulse_encryption.rehearsal.clone.source import is_sample
 
 
 class RehearsalTarget(TargetResource):
     """A clone, with the environment's keys and the rehearsed part of the catalogue.
 
-    Args:
-        clone: name of the database.
-        tables: keys of the rehearsed tables; none: all of them.
+    Raises:
+        ConfigurationError: a table is not in the catalogue.
     """
 
+    # Name of the database.
     clone: str
-    tables: list[str] = Field(default=[])
+    # By their keys; none: all of them.
+    tables: list[str]
 
     @cached_property
-    def server(self) -> Server:
-        """Where it is."""
+    def server(self) -> Database:
         return server()
 
     @property
     def database(self) -> Database:
-        return self.server.clone(self.clone)
+        return clone_on(self.server, self.clone)
 
     @property
     def catalogue(self) -> Catalogue:
-        return rehearsed(super().catalogue, self.tables)
+        whole = super().catalogue
+        tables = [whole.table(name) for name in dict.fromkeys(self.tables)]
+        return whole.model_copy(update={"tables": tuple(tables)}) if tables else whole
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -49,17 +49,4 @@ class RehearsalTarget(TargetResource):
 
     @cached_property
     def key_ring(self) -> KeyRing:
-        """The key ring, read once by each stage."""
         return load_key_ring(self.environment)
-
-
-def rehearsed(catalogue: Catalogue, tables: list[str]) -> Catalogue:
-    """The part of a catalogue that is rehearsed.
-
-    Raises:
-        ConfigurationError: a table is not in it.
-    """
-    if not tables:
-        return catalogue
-    entries = tuple(catalogue.table(name) for name in dict.fromkeys(tables))
-    return catalogue.model_copy(update={"tables": entries})

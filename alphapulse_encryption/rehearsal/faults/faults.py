@@ -1,10 +1,6 @@
 """Faults on request, while a rehearsal encrypts: what happens to production on a bad day, and what it costs.
 
-    with provoked(config, clone, …) as faults:
-        faults.encrypt(parts, done)
-    faults.measured()
-
-With faults the backfill is a process of its own (``worker``), which is killed and started again as whoever is on call
+With faults the backfill is a process of its own (``worker``), which is killed and started again as a person on call
 would do it. Each fault comes when a range has just been done and the next one is at work; all of them are spread over
 the ranges. What was lost is counted from the fault to the next batch that was committed.
 """
@@ -15,8 +11,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -25,22 +20,21 @@ from pydantic import Field
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.keysources import KEY_SOURCE_VARIABLE
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor, Database, DatabaseUnreachable
 from alphapulse_encryption.migration.rows.engine import Pace, RangeResult
 from alphapulse_encryption.rehearsal.child import Child, Said
 from alphapulse_encryption.rehearsal.measures import Fault
 from alphapulse_encryption.secrecy import bare_environment
 
-WORKER_KILLED = "worker killed"
 CONNECTIONS_DROPPED = "connections dropped"
 SERVER_RESTARTED = "server restarted"
 KEY_SOURCE_UNAVAILABLE = "key source unavailable"
 
-_MODULE = "alphapulse_encryption.rehearsal.faults.worker"
 _APPLICATION_NAME = "alphapulse_encryption rehearsal faults"
 # How long a server that is being restarted is waited for, in seconds.
 PATIENCE = 120.0
-# How soon whoever is on call tries again.
+# How soon a person on call tries again.
 SECONDS_BETWEEN_TRIES = 0.25
 
 _BY_ITSELF = "it ended by itself."
@@ -84,104 +78,59 @@ class FaultConfig(dg.Config):
     @property
     def kinds(self) -> list[str]:
         """The faults, in the order in which they come."""
-        numbers = {
-            WORKER_KILLED: self.worker_killed,
-            CONNECTIONS_DROPPED: self.connections_dropped,
-            SERVER_RESTARTED: self.server_restarted,
-            KEY_SOURCE_UNAVAILABLE: self.key_source_unavailable,
-        }
+        names = ("worker_killed", "connections_dropped", "server_restarted", "key_source_unavailable")
         # Not the same one twice in a row, where others are left.
-        return [kind for turn in range(20) for kind, number in numbers.items() if turn < number]
+        return [name.replace("_", " ") for turn in range(20) for name in names if turn < getattr(self, name)]
 
 
+# Table and number of a batch range.
 Part = tuple[str, int]
 
 
-@contextmanager
-def provoked(
-    config: FaultConfig,
-    clone: Database,
-    catalogue: Catalogue,
-    environment: Mapping[str, str],
-    actor: Actor,
-    *,
-    pace: Pace = Pace(),  # noqa: B008 - frozen
-    workers: int = 1,
-    restart: Callable[[], None] | None = None,
-    shared_with: str = "",
-    tell: Callable[[str], None] = lambda _: None,
-) -> Iterator[Faults]:
-    """Faults for the length of the block, while :meth:`Faults.encrypt` works.
-
-    Args:
-        clone: what is encrypted; the only database whose sessions are ended.
-        restart: restarts the clone's server where that can be done without a command: the embedded one.
-        shared_with: what else is on that server, in words; empty for nothing that matters.
-        tell: called with a sentence about each fault.
+@dataclass
+class Faults:
+    """A backfill through faults.
 
     Raises:
         RefusedError: a restart would concern others, and the configuration does not allow that.
         ConfigurationError: nobody knows how to restart the server.
     """
-    if config.server_restarted:
-        if shared_with and not config.restart_shared_server:
-            raise RefusedError(
-                f"The server of the clone is not restarted: {shared_with} is on it as well. Have clones made on "
-                "another one (ALPHAPULSE_REHEARSAL_SERVER_URL), or allow it with restart_shared_server. Nothing was "
-                "encrypted."
-            )
-        if not config.restart_command and restart is None:
-            raise ConfigurationError(
-                "To restart the server of the clone, a restart_command is needed: it is not the embedded one."
-            )
-    order = {
-        "url": clone.conninfo,
-        "catalogue": catalogue.model_dump(mode="json", by_alias=True),
-        "actor": actor.name,
-        "run_id": actor.run_id,
-        "workers": workers,
-        "pace": {name: getattr(pace, name) for name in ("batch_size", "target_seconds", "rest_ratio")},
-    }
-    faults = Faults(config, clone, order, dict(environment), restart, tell)
-    try:
-        yield faults
-    finally:
-        faults.end()
-
-
-@dataclass
-class Faults:
-    """Made by :func:`provoked`."""
 
     config: FaultConfig
+    # The only database whose sessions are ended.
     clone: Database
-    order: Said = field(repr=False)
+    catalogue: Catalogue
     environment: Mapping[str, str] = field(repr=False)
-    restart: Callable[[], None] | None
-    tell: Callable[[str], None]
-    _worker: _Worker | None = field(default=None, init=False)
-    _found: list[Fault] = field(default_factory=list, init=False)
+    actor: Actor
+    pace: Pace
+    workers: int = 1
+    # Restarts the clone's server where that can be done without a command: the embedded one.
+    restart: Callable[[], None] | None = None
+    # What else is on that server, in words.
+    shared_with: str = ""
+    # Called with a sentence about each fault.
+    tell: Callable[[str], None] = lambda _: None
+    found: list[Fault] = field(default_factory=list, init=False)
     # Those that the work has not gone on after yet.
     _open: list[Fault] = field(default_factory=list, init=False)
     _keys_back: float = field(default=0.0, init=False)
 
-    def measured(self) -> tuple[Fault, ...]:
-        """The faults, in their order."""
-        return tuple(self._found)
-
-    def end(self) -> None:
-        """Nothing encrypts any more; what no work followed was not survived."""
-        if self._worker is not None:
-            self._worker.kill()
-            self._worker = None
-        self._close(self._open, time.time(), survived=False)
+    def __post_init__(self) -> None:
+        if not self.config.server_restarted:
+            return
+        if self.shared_with and not self.config.restart_shared_server:
+            raise RefusedError(
+                f"The server of the clone is not restarted: {self.shared_with} is on it as well. Have clones made on "
+                "another one (ALPHAPULSE_REHEARSAL_SERVER_URL), or allow it with restart_shared_server. Nothing was "
+                "encrypted."
+            )
+        if not self.config.restart_command and self.restart is None:
+            raise ConfigurationError(
+                "To restart the server of the clone, a restart_command is needed: it is not the embedded one."
+            )
 
     def encrypt(self, parts: Sequence[Part], done: Callable[[Part, RangeResult], None]) -> None:
-        """The backfill of these batch ranges, through all faults.
-
-        Args:
-            parts: table and number of each range.
-            done: called with each that is done.
+        """The backfill of these batch ranges, through all faults; each that is done is told.
 
         Raises:
             MigrationError: some could not be encrypted; names them, and the others are.
@@ -189,27 +138,45 @@ class Faults:
         left = dict.fromkeys(parts)
         failed: list[str] = []
         coming = self._spread(len(left))
-        while left:
-            worker = self._begin(list(left))
-            for said in worker.lines():
-                if "batch" in said:
-                    self._close([fault for fault in self._open if said["at"] > _over(fault)], said["at"])
-                    continue
-                table, number = said.get("done") or said["failed"]
-                left.pop((table, number), None)
-                if "failed" in said:
-                    failed.append(f"{table}, batch range {number:02d}: {said['why']}")
-                else:
-                    told = said["result"]
-                    by_column = Counter(told["by_column"])
-                    done((table, number), RangeResult(**{**told, "by_column": by_column}))
-                while left and coming and len(parts) - len(left) >= coming[0][0] and not worker.was_killed:
-                    self._provoke(coming.pop(0)[1], worker)
-            worker.kill()
-            if left:
-                worker.explain_end()
-        # What came after the last batch has cost nothing more.
-        self._close(self._open, time.time())
+        try:
+            while left:
+                worker = self._begin(list(left))
+                try:
+                    for said in worker.lines():
+                        if "batch" in said:
+                            self._close(
+                                [
+                                    fault
+                                    for fault in self._open
+                                    if said["at"] > fault.at.timestamp() + fault.seconds_away
+                                ],
+                                said["at"],
+                            )
+                            continue
+                        table, number = said.get("done") or said["failed"]
+                        left.pop((table, number), None)
+                        if "failed" in said:
+                            failed.append(f"{table}, batch range {number:02d}: {said['why']}")
+                        else:
+                            told = said["result"]
+                            by_column = Counter(told["by_column"])
+                            done((table, number), RangeResult(**{**told, "by_column": by_column}))
+                        while (
+                            left
+                            and coming
+                            and len(parts) - len(left) >= coming[0][0]
+                            and not worker.was_killed
+                        ):
+                            self._provoke(coming.pop(0)[1], worker)
+                finally:
+                    worker.kill()
+                if left:
+                    worker.explain_end()
+            # What came after the last batch has cost nothing more.
+            self._close(self._open, time.time())
+        finally:
+            # What no work followed was not survived.
+            self._close(self._open, time.time(), survived=False)
         if failed:
             listed = "\n".join(f"- {line}" for line in failed)
             raise MigrationError(f"{len(failed)} of {len(parts)} batch ranges failed:\n{listed}")
@@ -225,9 +192,18 @@ class Faults:
 
     def _begin(self, parts: Sequence[Part]) -> _Worker:
         away = self._keys_back - time.time()
-        environment = without_keys(self.environment) if away > 0 else self.environment
-        self._worker = _Worker({**self.order, "parts": parts, "environment": environment}, has_keys=away <= 0)
-        return self._worker
+        order = {
+            "url": self.clone.conninfo,
+            "catalogue": self.catalogue.model_dump(mode="json", by_alias=True),
+            "actor": asdict(self.actor),
+            "workers": self.workers,
+            "pace": {
+                name: getattr(self.pace, name) for name in ("batch_size", "target_seconds", "rest_ratio")
+            },
+            "parts": parts,
+            "environment": without_keys(self.environment) if away > 0 else dict(self.environment),
+        }
+        return _Worker(order, has_keys=away <= 0)
 
     def _provoke(self, kind: str, worker: _Worker) -> None:
         began = time.time()
@@ -259,17 +235,16 @@ class Faults:
         self._open = [fault for fault in self._open if fault not in faults]
         for fault in faults:
             lost = max(at - fault.at.timestamp(), fault.seconds_away)
-            self._found.append(fault.model_copy(update={"seconds_lost": lost, "survived": survived}))
+            self.found.append(fault.model_copy(update={"seconds_lost": lost, "survived": survived}))
 
     def _drop_connections(self) -> int:
         database = Database(self.clone.conninfo, _APPLICATION_NAME)
         with database.session("end the engine's sessions on the clone") as connection:
-            row = connection.execute(
+            ended = (
                 "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND application_name = %s",
-                [Database("").application_name],
-            ).fetchone()
-        return int(row[0]) if row is not None else 0
+                "WHERE datname = current_database() AND application_name = %s"
+            )
+            return int(answer(connection, ended, Database("").application_name))
 
     def _restart(self) -> None:
         if self.config.restart_command:
@@ -299,19 +274,13 @@ class Faults:
                 time.sleep(SECONDS_BETWEEN_TRIES / 5)
 
 
-def _over(fault: Fault) -> float:
-    return fault.at.timestamp() + fault.seconds_away
-
-
 class _Worker(Child):
-    """The process that encrypts, which ends when this one does.
+    """The process that encrypts, which ends when this one does; with keys that it can read, or not."""
 
-    Args:
-        has_keys: whether it can read its keys.
-    """
+    module = "alphapulse_encryption.rehearsal.faults.worker"
 
     def __init__(self, order: Said, *, has_keys: bool) -> None:
-        super().__init__(_MODULE)
+        super().__init__()
         self._has_keys = has_keys
         self.was_killed = False
         self._why = _BY_ITSELF
@@ -327,7 +296,7 @@ class _Worker(Child):
 
     def kill(self) -> None:
         """SIGKILL; it counts as killed where it was still running."""
-        self.was_killed = self.was_killed or self.is_running
+        self.was_killed = self.was_killed or self._process.poll() is None
         super().kill()
 
     def explain_end(self) -> None:
@@ -343,10 +312,7 @@ class _Worker(Child):
 
 
 def without_keys(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which the key source fails as it does when it is away.
-
-    AWS and Vault are looked for where nobody listens; of the environment itself the keys are gone.
-    """
+    """An environment in which the key source fails as it does when it is away."""
     source = environment.get(KEY_SOURCE_VARIABLE) or "env"
     if source == "vault":
         return {**environment, "VAULT_ADDR": _NOBODY}

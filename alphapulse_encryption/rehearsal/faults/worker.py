@@ -1,9 +1,6 @@
 """The backfill in a process of its own, so that a rehearsal can kill it.
 
-    python -m alphapulse_encryption.rehearsal.faults.worker
-
-reads one order, a line of JSON, from its standard input, and writes a line for each batch and each range to its
-standard output. It ends when that is done, or with its parent.
+It hears one order, says a line for each batch and each range, and ends when that is done, or with its parent.
 """
 
 from __future__ import annotations
@@ -28,14 +25,14 @@ _TOLD = ("rows", "by_column", "seconds", "seconds_held_back", "changed_meanwhile
 
 
 def work(order: Mapping[str, Any]) -> None:
-    """Encrypt the batch ranges of an order.
+    """Encrypt the batch ranges of an order; what goes wrong with one is said, and the others go on.
 
     Raises:
-        MigrationError: a key cannot be read; what goes wrong with one range is said, and the others go on.
+        MigrationError: a key cannot be read.
     """
     catalogue = Catalogue.model_validate(order["catalogue"])
     keys = load_key_ring(order["environment"])
-    target = Target.of(Database(order["url"]), catalogue, keys, Actor(order["actor"], order["run_id"]))
+    target = Target.of(Database(order["url"]), catalogue, keys, Actor(**order["actor"]))
     pace = Pace(**order["pace"])
     # Shared by the workers: each takes the next one.
     ahead = iter(order["parts"])
@@ -69,7 +66,6 @@ def work(order: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Take the order."""
     order = next(heard())
     try:
         work(order)

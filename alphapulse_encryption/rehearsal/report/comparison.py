@@ -49,16 +49,13 @@ PACED = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """A rehearsal beside those before it.
+    """A rehearsal beside those before it."""
 
-    Args:
-        earlier: the ones it was compared with, in the order of time.
-        worse: a sentence for each thing that got worse.
-        differences: in what the last rehearsal before it, or one that was left out, differs.
-    """
-
+    # Those it was compared with, in the order of time.
     earlier: tuple[Rehearsal, ...]
+    # A sentence for each thing that got worse.
     worse: tuple[str, ...]
+    # From the last rehearsal before it; and how many were left out.
     differences: tuple[str, ...]
 
 
@@ -68,11 +65,7 @@ def alike(one: Circumstances, other: Circumstances) -> bool:
 
 
 def compare(rehearsal: Rehearsal, history: Sequence[Rehearsal]) -> Comparison:
-    """Hold a rehearsal against those before it.
-
-    Args:
-        history: others in any order; later ones and itself are ignored.
-    """
+    """Hold a rehearsal against those before it; the history comes in any order, with later ones and itself or not."""
     found = {other.run_id: other for other in history if other.started < rehearsal.started}
     found.pop(rehearsal.run_id, None)
     past = tuple(sorted(found.values(), key=lambda other: other.started))

@@ -53,46 +53,36 @@ def _total(spans: Iterable[Span]) -> Span:
     return sum(spans, start=NOTHING)
 
 
+def _less(span: Span, part: Span) -> Span:
+    return Span.of(span.likely - part.likely, span.low - part.low, span.high - part.high)
+
+
 @dataclass(frozen=True)
 class StagePrediction:
-    """One stage.
-
-    Args:
-        seconds: in all.
-        tables: seconds by the table's key; empty where the stage goes through the whole database at once.
-        wal: bytes of write-ahead log.
-        locked: of the seconds, those during which nobody else can use the table, by its key; empty where it stays open.
-    """
+    """One stage: its seconds, those of each table where it goes through tables, and bytes of write-ahead log."""
 
     stage: Stage
     seconds: Span
     tables: Mapping[str, Span]
     wal: Span
+    # Seconds during which nobody else can use the table, by its key; empty where all stay open.
     locked: Mapping[str, Span] = field(default_factory=dict)
-
-    @property
-    def locks(self) -> bool:
-        return bool(self.locked)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The day, predicted.
-
-    Args:
-        sizes: what it was predicted for.
-        stages: in their order, those of the way back included.
-        largest: bytes of the database at its largest.
-        guessed: tables without rows in the rehearsal, whose pace is that of the others.
-        unknown: stages that cannot be predicted, because they did not come to their end.
-        unrehearsed: tables that production has and the rehearsal had not.
-    """
+    """The day, predicted for a database of these sizes; seconds, and bytes."""
 
     sizes: Sizes
+    # In their order, those of the way back included.
     stages: tuple[StagePrediction, ...]
+    # The database at its largest.
     largest: Span
+    # Tables without rows in the rehearsal, whose pace is that of the others.
     guessed: tuple[str, ...]
+    # Stages that did not come to their end.
     unknown: tuple[Stage, ...]
+    # Tables that production has and the rehearsal had not.
     unrehearsed: tuple[str, ...]
 
     @property
@@ -102,7 +92,6 @@ class Prediction:
 
     @property
     def seconds(self) -> Span:
-        """Of the day."""
         return _total(found.seconds for found in self.day)
 
     @property
@@ -119,8 +108,7 @@ class Prediction:
     @property
     def online(self) -> Span:
         """Of the day's seconds, those beside the running application."""
-        all_, locked = self.seconds, self.locked
-        return Span.of(all_.likely - locked.likely, all_.low - locked.low, all_.high - locked.high)
+        return _less(self.seconds, self.locked)
 
     @property
     def way_back(self) -> Span:
@@ -129,17 +117,14 @@ class Prediction:
 
     @property
     def wal(self) -> Span:
-        """Bytes of write-ahead log of the day."""
         return _total(found.wal for found in self.day)
 
     @property
     def growth(self) -> Span:
         """Bytes that the database needs at its largest beside those it has."""
-        now, largest = self.sizes.database, self.largest
-        return Span.of(largest.likely - now, largest.low - now, largest.high - now)
+        return _less(self.largest, Span.of(self.sizes.database))
 
     def stage(self, stage: Stage) -> StagePrediction | None:
-        """The prediction of a stage; None where there is none."""
         return next((found for found in self.stages if found.stage is stage), None)
 
     def seconds_of(self, stages: Sequence[Stage]) -> Span | None:
@@ -150,13 +135,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Trial:
-    """A prediction that was held against what came.
-
-    Args:
-        run_id: of the rehearsal that it was made for.
-        predicted: seconds of the stages that both have.
-        real: what they took.
-    """
+    """A prediction of a rehearsal that was held against what came: seconds of the stages that both have."""
 
     run_id: str
     predicted: Span
@@ -169,7 +148,6 @@ class Trial:
 
     @property
     def held(self) -> bool:
-        """Whether it was within the range."""
         return self.predicted.low <= self.real <= self.predicted.high
 
 
@@ -189,7 +167,6 @@ class Accuracy:
 
     @property
     def sentence(self) -> str:
-        """For a person."""
         if not self.trials:
             return (
                 "No earlier rehearsal under the same circumstances could be held against its prediction yet."
@@ -204,11 +181,8 @@ class Accuracy:
 def predict(rehearsals: Sequence[Rehearsal], sizes: Sizes, accuracy: Accuracy | None = None) -> Prediction:
     """Predict the migration of a database like the rehearsed one, on such a machine.
 
-    Args:
-        rehearsals: in the order of time. The last is what is predicted from; stages that it has not are left out and
-            named. Earlier ones help to tell what is fixed, those under other circumstances are not looked at.
-        sizes: of the database to predict for.
-        accuracy: how earlier predictions did; widens the range.
+    The last rehearsal is what is predicted from; earlier ones under the same circumstances help to tell what is fixed.
+    The accuracy of earlier predictions widens the range.
     """
     newest = rehearsals[-1]
     like = [one for one in rehearsals if alike(one.circumstances, newest.circumstances)]
@@ -231,11 +205,7 @@ def times_as_large(sizes: Sizes, times: float) -> Sizes:
 
 
 def accuracy(history: Sequence[Rehearsal]) -> Accuracy:
-    """Have each rehearsal be predicted by those before it under the same circumstances, from nothing but its sizes.
-
-    Args:
-        history: in any order.
-    """
+    """Have each rehearsal be predicted by those before it under the same circumstances, from nothing but its sizes."""
     trials: list[Trial] = []
     in_order = sorted(history, key=lambda found: found.started)
     for number, actual in enumerate(in_order):
@@ -249,13 +219,7 @@ def accuracy(history: Sequence[Rehearsal]) -> Accuracy:
 def held_against(
     earlier: Sequence[Rehearsal], actual: Rehearsal, so_far: Accuracy | None = None
 ) -> Trial | None:
-    """What rehearsals predicted of another one, beside what that one took; None where they have nothing in common.
-
-    Args:
-        earlier: those that predict.
-        actual: the one that is predicted; of it, the sizes are all that is used.
-        so_far: how predictions had done until then.
-    """
+    """What earlier rehearsals predict of one, beside what it took; None where they have nothing in common."""
     both = [
         (found.seconds, measure.own_seconds)
         for found in predict(earlier, actual.before, so_far).stages
@@ -272,12 +236,7 @@ def held_against(
 
 @dataclass(frozen=True)
 class _Fixed:
-    """The seconds of a stage that do not depend on what it goes through.
-
-    Args:
-        seconds: of each table.
-        doubt: how many they may be more or less.
-    """
+    """The seconds of each table in a stage that do not depend on its size, and how many they may be more or less."""
 
     seconds: float
     doubt: float
@@ -311,18 +270,25 @@ def _stage(
     rehearsals: Sequence[Rehearsal], measure: StageMeasure, sizes: Sizes, error: float
 ) -> StagePrediction:
     newest, stage = rehearsals[-1], measure.stage
-    taken = _by_table(newest, measure)
-    rest = max(0.0, measure.own_seconds - sum(taken.values()))
+    taken = _by_table(newest, stage)
+    rest = max(0.0, measure.own_seconds - sum(seconds for _, seconds in taken.values()))
     if stage in _CONSTANT:
-        tables = {key: Span.of(seconds) for key, seconds in taken.items() if key in sizes.tables}
+        tables = {key: Span.of(seconds) for key, (_, seconds) in taken.items() if key in sizes.tables}
     else:
-        tables = _tables(rehearsals, stage, taken, sizes)
+        tables = _tables(rehearsals, stage, sizes)
     if (taken and stage is not Stage.ERASURE) or stage in _CONSTANT:
         beside = Span.of(rest)
     else:
         looked = min(rest, sum(work.looking for work in measure.tables.values()))
-        times = _times(newest, sizes)
-        fixed = _Fixed.of([] if taken else _whole(rehearsals, stage))
+        # By bytes.
+        there = newest.before.database - _EMPTY_DATABASE
+        times = max(0, sizes.database - _EMPTY_DATABASE) / there if there > 0 else 1.0
+        # Bytes of whole databases, and the seconds to go through them.
+        fixed = _Fixed.of(
+            (max(0.0, one.before.database - _EMPTY_DATABASE), other.own_seconds)
+            for one in rehearsals
+            if not taken and (other := one.stage(stage)) is not None
+        )
         beside = fixed.grown(rest - looked, times) + Span.of(looked * _times_looked(measure, times))
     rows = sum(size.rows for key, size in newest.before.tables.items() if key in sizes.tables)
     times = sum(_rows(sizes, key) for key in newest.before.tables) / rows if rows else 1.0
@@ -338,35 +304,32 @@ def _stage(
     )
 
 
-def _by_table(rehearsal: Rehearsal, measure: StageMeasure) -> dict[str, float]:
-    """Seconds of each table, without what faults cost; of an erasure those under its lock, where they are known."""
+def _by_table(rehearsal: Rehearsal, stage: Stage) -> dict[str, tuple[float, float]]:
+    """What each table's seconds grow with, and the seconds: without those of faults; of an erasure, under its lock."""
+    measure = rehearsal.stage(stage)
+    if measure is None:
+        return {}
     locked = {key: work.locked_seconds for key, work in measure.tables.items()}
-    if measure.stage is not Stage.ERASURE or not any(locked.values()):
+    # Not known of every erasure.
+    if stage is not Stage.ERASURE or not any(locked.values()):
         locked = {key: work.seconds for key, work in measure.tables.items()}
     # Tables that are worked on side by side take longer, added up, than the stage.
-    whole = max(measure.seconds, *(sum(locked.values()), _LEAST_SECONDS))
-    share = measure.own_seconds / whole
-    return {key: min(own * share, LONGEST) for key, own in locked.items() if key in rehearsal.before.tables}
+    share = measure.own_seconds / max(measure.seconds, sum(locked.values()), _LEAST_SECONDS)
+    return {
+        key: (_amount(stage, size.rows), min(locked[key] * share, LONGEST))
+        for key, size in rehearsal.before.tables.items()
+        if key in locked
+    }
 
 
-def _tables(
-    rehearsals: Sequence[Rehearsal], stage: Stage, taken: Mapping[str, float], sizes: Sizes
-) -> dict[str, Span]:
+def _tables(rehearsals: Sequence[Rehearsal], stage: Stage, sizes: Sizes) -> dict[str, Span]:
     """Seconds by table; tables without rows in the newest rehearsal take the pace of the others."""
-    points = {
-        (number, key): (_amount(stage, _rows(one.before, key)), seconds)
-        for number, one in enumerate(rehearsals)
-        if (measure := one.stage(stage)) is not None
-        for key, seconds in _by_table(one, measure).items()
-    }
-    fixed = _Fixed.of(points.values())
-    newest = {
-        key: (_amount(stage, _rows(rehearsals[-1].before, key)), seconds) for key, seconds in taken.items()
-    }
+    fixed = _Fixed.of(point for one in rehearsals for point in _by_table(one, stage).values())
+    newest = _by_table(rehearsals[-1], stage)
     amounts = sum(amount for amount, _ in newest.values())
     growing = sum(max(0.0, seconds - fixed.seconds) for amount, seconds in newest.values() if amount)
     found = {}
-    for key in rehearsals[-1].before.tables if taken else ():
+    for key in rehearsals[-1].before.tables if newest else ():
         if key not in sizes.tables:
             continue
         amount, seconds = newest.get(key, (0.0, 0.0))
@@ -382,15 +345,6 @@ def _tables(
 def _amount(stage: Stage, rows: int) -> float:
     """What a table's seconds grow with."""
     return rows * math.log(max(rows, 2)) if stage is Stage.INDEXES else float(rows)
-
-
-def _whole(rehearsals: Sequence[Rehearsal], stage: Stage) -> list[tuple[float, float]]:
-    """The bytes of a whole database and the seconds that a stage took to go through them."""
-    return [
-        (max(0.0, one.before.database - _EMPTY_DATABASE), measure.own_seconds)
-        for one in rehearsals
-        if (measure := one.stage(stage)) is not None
-    ]
 
 
 def _times_looked(measure: StageMeasure, times: float) -> float:
@@ -416,26 +370,20 @@ def _largest(rehearsal: Rehearsal, sizes: Sizes) -> Span:
     for measure in rehearsal.stages:
         if measure.sizes is None or measure.stage not in DAY:
             continue
-        times = {
-            key: sizes.tables[key].rows / size.rows
-            if size.rows
-            else sizes.tables[key].bytes / max(size.bytes, 1)
-            for key, size in before.items()
-            if key in sizes.tables and key in measure.sizes.tables
-        }
         after = measure.sizes.tables
+        times = {
+            key: wanted.rows / before[key].rows
+            if before[key].rows
+            else wanted.bytes / max(before[key].bytes, 1)
+            for key, wanted in sizes.tables.items()
+            if key in before and key in after
+        }
         growth = sum((after[key].bytes - before[key].bytes) * times[key] for key in times)
         # Each table is written anew before the old one goes.
         erased = times if measure.stage is Stage.ERASURE else ()
         total = sizes.database + growth + max((after[key].bytes * times[key] for key in erased), default=0.0)
         spans.append(Span.of(total, total - 0.2 * abs(growth), total + 0.3 * abs(growth)))
     return max(spans, key=lambda span: span.likely)
-
-
-def _times(rehearsal: Rehearsal, sizes: Sizes) -> float:
-    """How many times the rehearsed database, by bytes."""
-    before = rehearsal.before.database - _EMPTY_DATABASE
-    return max(0, sizes.database - _EMPTY_DATABASE) / before if before > 0 else 1.0
 
 
 def _rows(sizes: Sizes, key: str) -> int:

@@ -1,63 +1,100 @@
 """The report of a rehearsal and the history of rehearsals: each one page that needs nothing but itself.
 
-The pages' words are in the templates; ``drawings`` makes the plots, and ``metadata`` tells Dagster the same.
+The pages' words are in the templates, and ``history`` tells Dagster the same. What comes from a database or from a
+message is escaped where it is put into a page; measurements hold no values, keys or addresses to begin with.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from alphapulse_encryption.rehearsal.measures import Latency, Rehearsal, added
-from alphapulse_encryption.rehearsal.report import drawings, pages, prediction, wording
-from alphapulse_encryption.rehearsal.report.comparison import compare
-from alphapulse_encryption.rehearsal.report.found import Found
-from alphapulse_encryption.rehearsal.report.verdict import judge
+from alphapulse_encryption.rehearsal.measures import Latency, Rehearsal, Stage, added
+from alphapulse_encryption.rehearsal.report import plots, prediction, verdict, wording
+from alphapulse_encryption.rehearsal.report.comparison import Comparison, compare
+from alphapulse_encryption.rehearsal.report.prediction import Accuracy, Prediction, Trial
+from alphapulse_encryption.rehearsal.report.verdict import Verdict, judge
+
+if TYPE_CHECKING:
+    import jinja2
 
 REPORT, HISTORY = "index.html", "history.html"
 _SHOWN_IN_HISTORY = 30
+# What is predicted where production's size is not known.
+_EXAMPLE_TIMES = 10
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a rehearsal says: what the page, the history and Dagster's metadata are all shown from."""
+
+    rehearsal: Rehearsal
+    comparison: Comparison
+    verdict: Verdict
+    accuracy: Accuracy
+    prediction: Prediction
+
+    @classmethod
+    def of(cls, rehearsal: Rehearsal, history: Sequence[Rehearsal]) -> Found:
+        """Of a rehearsal beside others, in any order; itself may be among them."""
+        comparison = compare(rehearsal, history)
+        like = [*comparison.earlier, rehearsal]
+        accuracy = prediction.accuracy(like)
+        sizes = rehearsal.production or prediction.times_as_large(rehearsal.before, _EXAMPLE_TIMES)
+        return cls(
+            rehearsal=rehearsal,
+            comparison=comparison,
+            verdict=judge(rehearsal, comparison.worse),
+            accuracy=accuracy,
+            prediction=prediction.predict(like, sizes, accuracy),
+        )
+
+    @property
+    def predicted_for(self) -> str:
+        known = self.rehearsal.production is not None
+        return "production" if known else f"{_EXAMPLE_TIMES} times the rehearsed rows"
+
+    @property
+    def trial(self) -> Trial | None:
+        """How good the prediction of this very rehearsal was; None where there was none."""
+        return next((one for one in self.accuracy.trials if one.run_id == self.rehearsal.run_id), None)
 
 
 def write(rehearsal: Rehearsal, history: Sequence[Rehearsal], directory: Path) -> Path:
-    """Write the report of a rehearsal, also of one that failed.
-
-    Args:
-        directory: where to; made if it is not there.
-    """
-    return pages.keep(directory / REPORT, page(rehearsal, history))
+    """Write the report of a rehearsal, also of one that failed."""
+    return _keep(directory / REPORT, page(rehearsal, history))
 
 
 def write_history(history: Sequence[Rehearsal], directory: Path) -> Path:
-    """Write the page that shows rehearsals side by side.
-
-    Args:
-        history: all of them, in any order.
-        directory: where to; it links the reports that are in it, each in a directory named by the run.
-    """
-    return pages.keep(directory / HISTORY, history_page(history, directory))
+    """Write the page that shows rehearsals, in any order, side by side; it links the reports below the directory."""
+    return _keep(directory / HISTORY, history_page(history, directory))
 
 
 def page(rehearsal: Rehearsal, history: Sequence[Rehearsal]) -> str:
     """The report as HTML."""
     found = Found.of(rehearsal, history)
     traffic = [measure.traffic for measure in rehearsal.stages if measure.traffic is not None]
-    timings, pace = drawings.seconds(rehearsal), drawings.paces(rehearsal)
-    return pages.render(
+    sizes = [rehearsal.before, *(one.sizes for one in rehearsal.stages if one.sizes is not None)]
+    return render(
         "report.html",
         found=found,
         rehearsal=rehearsal,
         predicted=found.prediction,
         verdict=found.verdict,
-        predicted_plot=drawings.predicted(found.prediction),
-        timings_plot=timings[0],
-        timings_parts=timings[1],
-        pace_plot=pace[0],
-        pace_parts=pace[1],
-        space_plot=drawings.space(rehearsal),
-        table_growth=_table_growth(rehearsal),
+        # Bytes of each table at its largest.
+        table_growth={
+            key: max(one.tables[key].bytes for one in sizes if key in one.tables)
+            for key in rehearsal.before.tables
+        },
         traffic=traffic,
-        latency_plot=drawings.latency(rehearsal),
         kinds=_kinds(rehearsal),
         error_kinds=added(one.error_kinds for one in traffic),
         lock_waits=added(one.lock_waits for one in traffic),
@@ -78,30 +115,21 @@ def history_page(history: Sequence[Rehearsal], directory: Path | None = None) ->
     shown = in_order[-_SHOWN_IN_HISTORY:]
     accuracy = prediction.accuracy(in_order)
     compared = [(one, compare(one, in_order)) for one in shown]
-    return pages.render(
+    return render(
         "history.html",
         rows=[(one, judge(one, comparison.worse), comparison) for one, comparison in compared],
         links={one.run_id: _link(one, directory) for one in shown},
         trials={trial.run_id: trial for trial in accuracy.trials},
         left_out=len(in_order) - len(shown),
         accuracy=accuracy,
-        plots=drawings.trends(shown),
+        trends=plots.trends(shown),
     )
-
-
-def _table_growth(rehearsal: Rehearsal) -> dict[str, int]:
-    """Bytes of each table at its largest."""
-    sizes = [rehearsal.before, *(one.sizes for one in rehearsal.stages if one.sizes is not None)]
-    return {
-        key: max(one.tables[key].bytes for one in sizes if key in one.tables)
-        for key in rehearsal.before.tables
-    }
 
 
 def _kinds(rehearsal: Rehearsal) -> dict[tuple[str, str], dict[str, Latency]]:
     """Each kind of request and its way, before, during the backfill, and afterwards."""
     found: dict[tuple[str, str], dict[str, Latency]] = {}
-    for stage in drawings.OBSERVED:
+    for stage in plots.OBSERVED:
         measure = rehearsal.stage(stage)
         if measure is None or measure.traffic is None:
             continue
@@ -118,3 +146,64 @@ def _link(rehearsal: Rehearsal, directory: Path | None) -> str:
         return ""
     link = f"{rehearsal.run_id}/{REPORT}"
     return link if (directory / link).is_file() else ""
+
+
+def render(template: str, **told: Any) -> str:
+    """A page, or the Markdown that Dagster shows."""
+    return _environment().get_template(template).render(told)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("alphapulse_encryption.rehearsal.report"),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    figures = (
+        *(wording.duration, wording.size, wording.number, wording.number_or_nothing, wording.milliseconds),
+        *(wording.moment, wording.share, wording.span_of_time, wording.span_of_size),
+    )
+    environment.filters |= {figure.__name__: figure for figure in figures}
+    # The plots are ours, and their labels are escaped where they are drawn.
+    environment.filters |= {"drawing": Markup, "plain": _plain, "option": _option}
+    environment.globals |= {
+        "plots": plots,
+        "Level": verdict.Level,
+        "Stage": Stage,
+        "EXAMPLE_TIMES": _EXAMPLE_TIMES,
+        "MOST_TIMES_SIZE": verdict.MOST_TIMES_SIZE,
+        "MOST_TIMES_P99": verdict.MOST_TIMES_P99,
+    }
+    return environment
+
+
+def _option(name: str, option: str) -> str:
+    """An option with a table's name, for the shell."""
+    # One that begins with a dash would be taken for an option.
+    return f"--{option}{'=' if name.startswith('-') else ' '}{shlex.quote(name)}"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", escape(" ".join(text.split()), quote=False))
+
+
+def _keep(path: Path, text: str) -> Path:
+    """Write a page so that nobody ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".html")
+    try:
+        # Lone surrogates cannot be encoded.
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path

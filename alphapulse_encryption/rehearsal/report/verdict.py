@@ -1,24 +1,7 @@
 """What a rehearsal says about the day: ready, ready with warnings, or not ready, and why.
 
-**Not ready**, if one of these holds:
-
-- a stage failed, or one is missing: what was not rehearsed is not known to work;
-- a finding is a blocker;
-- rows were quarantined: their values stay in plaintext, and the drop is refused;
-- the source was changed by the rehearsal;
-- the application got a wrong answer, or a request failed in a stage where no fault was provoked;
-- a fault was provoked and not survived.
-
-**Ready, with warnings**, if a person has to decide about something:
-
-- a finding is a warning, or a stage needed more than one attempt;
-- requests failed while a fault was provoked;
-- the 99th percentile of the latency during the backfill is more than three times that before it;
-- it was rehearsed without traffic, or nobody looked whether the source was unchanged, or the clone may still be there;
-- at its peak the database needs more than the guide's twice its size;
-- something got worse since the rehearsals before.
-
-**Ready** otherwise.
+A blocker makes it not ready: what was not rehearsed is not known to work, and nothing may be lost, or wrong, where no
+fault was provoked. A warning is for a person to decide about.
 """
 
 from __future__ import annotations
@@ -26,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Literal
 
+from alphapulse_encryption.defs.resources.border import counted
 from alphapulse_encryption.rehearsal.measures import Rehearsal, Stage
 
 MOST_TIMES_P99 = 3.0
@@ -47,11 +32,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Reason:
-    """One thing that the verdict stands on.
-
-    Args:
-        level: "blocker" makes it not ready, "warning" needs a decision.
-    """
+    """One thing that the verdict stands on: a blocker makes it not ready, a warning needs a decision."""
 
     level: Literal["blocker", "warning"]
     what: str
@@ -60,14 +41,13 @@ class Reason:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer.
+    """The answer; its blockers come first."""
 
-    Args:
-        reasons: blockers first.
-    """
-
-    level: Level
     reasons: tuple[Reason, ...]
+
+    @property
+    def level(self) -> Level:
+        return Level.NOT_READY if self.blockers else Level.WARNINGS if self.reasons else Level.READY
 
     @property
     def blockers(self) -> tuple[Reason, ...]:
@@ -88,11 +68,7 @@ class Verdict:
 
 
 def judge(rehearsal: Rehearsal, worse: Sequence[str] = ()) -> Verdict:
-    """Judge a rehearsal, also one that ended early.
-
-    Args:
-        worse: what got worse since the rehearsals before, a sentence each.
-    """
+    """Judge a rehearsal, also one that ended early, and what got worse since those before, a sentence each."""
     reasons = [
         *_course(rehearsal),
         *_data(rehearsal),
@@ -101,22 +77,10 @@ def judge(rehearsal: Rehearsal, worse: Sequence[str] = ()) -> Verdict:
         *_space(rehearsal),
         *(_warning(what) for what in worse),
     ]
-    reasons.sort(key=lambda reason: reason.level != "blocker")
-    if any(reason.level == "blocker" for reason in reasons):
-        return Verdict(Level.NOT_READY, tuple(reasons))
-    return Verdict(Level.WARNINGS if reasons else Level.READY, tuple(reasons))
+    return Verdict(tuple(sorted(reasons, key=lambda reason: reason.level != "blocker")))
 
 
-def _blocker(what: str, advice: str = "") -> Reason:
-    return Reason("blocker", what, advice)
-
-
-def _warning(what: str, advice: str = "") -> Reason:
-    return Reason("warning", what, advice)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+_blocker, _warning = partial(Reason, "blocker"), partial(Reason, "warning")
 
 
 def _course(rehearsal: Rehearsal) -> Iterator[Reason]:
@@ -150,15 +114,12 @@ def _data(rehearsal: Rehearsal) -> Iterator[Reason]:
             "the source's tables are not what they were before the rehearsal",
             "A rehearsal only reads there: find out who else wrote, and rehearse while nobody does.",
         )
-    quarantined: dict[str, int] = {}
-    for measure in rehearsal.stages:
-        for table, work in measure.tables.items():
-            # Later stages see the same rows again.
-            quarantined[table] = max(quarantined.get(table, 0), work.quarantined)
-    for table, rows in quarantined.items():
-        if rows:
+    for table in rehearsal.before.tables:
+        works = [measure.tables[table] for measure in rehearsal.stages if table in measure.tables]
+        # Later stages see the same rows again.
+        if rows := max((work.quarantined for work in works), default=0):
             yield _blocker(
-                f"{_count(rows, 'row')} of {table} could not be encrypted",
+                f"{counted(rows, 'row')} of {table} could not be encrypted",
                 "alphapulse_encryption.quarantine names them by key and reason: correct them, then rehearse again.",
             )
 
@@ -168,18 +129,18 @@ def _traffic(rehearsal: Rehearsal) -> Iterator[Reason]:
     seen = [(measure, measure.traffic.overall) for measure in rehearsal.stages if measure.traffic is not None]
     for measure, overall in seen:
         if overall.wrong_answers:
-            wrong = _count(overall.wrong_answers, "request")
+            wrong = counted(overall.wrong_answers, "request")
             yield _blocker(f"the application got {wrong} answered wrongly in {measure.stage}")
         if overall.errors and measure.faults:
             yield _warning(
-                f"{_count(overall.errors, 'request')} failed in {measure.stage}, where faults were provoked",
+                f"{counted(overall.errors, 'request')} failed in {measure.stage}, where faults were provoked",
                 "The application has to try those again.",
             )
         elif overall.errors:
             failed[measure.stage] = overall.errors
     if failed:
         yield _blocker(
-            f"{_count(sum(failed.values()), 'request')} of the application failed in {', '.join(failed)}",
+            f"{counted(sum(failed.values()), 'request')} of the application failed in {', '.join(failed)}",
             "See the kinds of errors below, under The application meanwhile.",
         )
     if not any(overall.requests for _, overall in seen):
@@ -215,3 +176,11 @@ def _space(rehearsal: Rehearsal) -> Iterator[Reason]:
             f"the database grew to {grown:.1f} times its size",
             "Have more disk free than the guide's twice the database: see the predicted peak.",
         )
+
+
+def in_a_line(rehearsal: Rehearsal) -> str:
+    """How it ended."""
+    seconds = (rehearsal.ended - rehearsal.started).total_seconds()
+    if rehearsal.failed_stage is not None:
+        return f"The rehearsal failed in {rehearsal.failed_stage}, because: {rehearsal.failure}"
+    return f"The rehearsal went all the way there and back in {seconds:.0f} s. {judge(rehearsal).sentence}"

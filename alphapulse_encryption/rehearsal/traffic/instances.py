@@ -1,9 +1,6 @@
 """The process that makes the traffic: instances of an application at work on one database, until they are told to end.
 
-    python -m alphapulse_encryption.rehearsal.traffic.instances
-
-reads orders from its standard input, one JSON document a line, and answers each with a line; see ``traffic``. Address
-and keys come in an order. It ends when its input does, or its parent: nobody has to be left to stop it.
+It answers each order with a line: to begin, with address and keys, then to end, and so on, until its input ends.
 
 Requests are an open loop: each client draws the times at which its requests are due, and does not wait for answers to
 draw the next. How long one took is counted from then, so that a request that waited for its turn behind a slow one is
@@ -13,14 +10,17 @@ as slow as it would be for a user.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from typing import Any, cast
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from typing import Any
 
 import psycopg
 from sqlalchemy import Engine, create_engine
@@ -30,6 +30,7 @@ from sqlalchemy.orm import Session
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.bookkeeping.tables import states
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import (
     TEXT_FORM_SETTINGS,
     Database,
@@ -38,22 +39,10 @@ from alphapulse_encryption.migration.postgres.database import (
 from alphapulse_encryption.orm import Phase
 from alphapulse_encryption.rehearsal.child import heard, run, say
 from alphapulse_encryption.rehearsal.measures import Latency, Traffic
-from alphapulse_encryption.rehearsal.traffic import samples
-from alphapulse_encryption.rehearsal.traffic.locks import LockWaits
-from alphapulse_encryption.rehearsal.traffic.samples import Sample
+from alphapulse_encryption.rehearsal.traffic import samples, targets
 from alphapulse_encryption.rehearsal.traffic.tables import Values, read_shape
-from alphapulse_encryption.rehearsal.traffic.targets import (
-    UNREADABLE,
-    Book,
-    Remembered,
-    Target,
-    has_no_value,
-    named,
-    open_book,
-    readable,
-    was_lost,
-)
-from alphapulse_encryption.rehearsal.traffic.ways import MOST_FOUND, Key, Plain, RowIsMissing, Way, libraries
+from alphapulse_encryption.rehearsal.traffic.targets import Book, Remembered, Target
+from alphapulse_encryption.rehearsal.traffic.ways import MOST_FOUND, Key, RowIsMissing, Way, libraries, plain
 from alphapulse_encryption.runtime import reset_ciphers
 
 APPLICATION_NAME = "alphapulse_encryption rehearsal traffic"
@@ -64,6 +53,8 @@ ROWS_OF_A_REPORT = 100
 # How long an application looks for a server that is being restarted, in seconds.
 PATIENCE = 30.0
 _BLINK = 0.05
+# Waits for locks that are shorter than that may go unseen.
+_SECONDS_BETWEEN_LOOKS = 0.2
 
 # The kinds of requests: as the configuration has them, and as measurements call them.
 KINDS = {
@@ -76,13 +67,13 @@ KINDS = {
 }
 FINAL = "read all at the end"
 
+# Gets the session, and whether it may have been done already: that its transaction was committed is not known of a
+# connection that was lost.
+Request = Callable[[Session, bool], Any]
+
 
 class Load:
-    """Clients at work.
-
-    Args:
-        books: of an earlier load on the same database, by the table's key; empty for none. What was written then has
-            to be read now.
+    """Clients at work from now on; what was written under an earlier load on the same database has to be read.
 
     Raises:
         RefusedError: a phase contradicts where the migration stands.
@@ -92,49 +83,44 @@ class Load:
         self.config: Mapping[str, Any] = order["config"]
         self.phases = tuple(Phase(phase) for phase in order["phases"])
         self.engine = _engine(order["url"], self.config["clients"])
-        self.targets = self._targets(Database(order["url"], APPLICATION_NAME), order["catalogue"], books)
+        self.targets = self._targets(order, books)
         self.clients = [Client(self, number) for number in range(self.config["clients"])]
-        self.failures: list[str] = []
-        self.stopped = threading.Event()
-        self.began = self.ended = 0.0
-        self._threads: list[threading.Thread] = []
-        self._waits = LockWaits(order["url"], APPLICATION_NAME)
-
-    def _targets(
-        self, database: Database, catalogue: Mapping[str, Any], books: dict[str, Book]
-    ) -> list[Target]:
-        tables = Catalogue.model_validate(catalogue).tables
-        with database.session("look at the tables of the traffic") as connection:
-            shapes = [read_shape(connection, table) for table in tables]
-            without = _without_plaintext(connection)
-        models = [libraries(shapes, phase, self.engine) for phase in self.phases]
-        chance = random.Random(self.config["seed"])  # noqa: S311 - to be repeated
-        targets = []
-        for shape in shapes:
-            key = shape.table.key
-            # Who sends plain SQL knows of no encryption, as an instance in the phase off, and goes when those go.
-            plain = Plain(shape) if Phase.OFF in self.phases and key not in without else None
-            library = [by_table[key] for by_table in models]
-            if key not in books:
-                rows = ROWS_EACH * self.config["clients"]
-                books[key] = open_book(self.engine, shape, library[0], rows, chance)
-            target = Target(shape, library, plain, books[key], left_out=list(shape.left_out))
-            target.try_out(self.engine, chance)
-            targets.append(target)
-        return targets
-
-    def start(self) -> None:
-        """Begin, with all sessions open."""
+        self.stopped, self._answered = threading.Event(), threading.Event()
+        # With all sessions open.
         with ExitStack() as connections:
             for _ in self.clients:
                 connections.enter_context(self.engine.connect())
-        working = [client for client in self.clients if client.has_work]
-        self._waits.start()
-        self.began = time.time()
-        for client in working:
-            rate = self.config["rate"] / len(working)
-            self._threads.append(threading.Thread(target=client.work, args=[rate], daemon=True))
-            self._threads[-1].start()
+        working = [client for client in self.clients if client.tables]
+        rate = self.config["rate"] / max(len(working), 1)
+        self._pool = ThreadPoolExecutor(len(self.clients) + 1)
+        self._waits = self._pool.submit(_lock_waits, order["url"], self._answered)
+        self.began, self.ended = time.time(), math.inf
+        self._working = [self._pool.submit(client.work, rate) for client in working]
+
+    def _targets(self, order: Mapping[str, Any], books: dict[str, Book]) -> list[Target]:
+        tables = Catalogue.model_validate(order["catalogue"]).tables
+        with Database(order["url"], APPLICATION_NAME).session(
+            "look at the tables of the traffic"
+        ) as connection:
+            shapes = [read_shape(connection, table) for table in tables]
+            stands = states(connection)
+        # A list for each table, of a way for each phase.
+        ways = zip(*(libraries(shapes, phase, self.engine) for phase in self.phases), strict=True)
+        chance = random.Random(self.config["seed"])  # noqa: S311 - to be repeated
+        made = []
+        for shape, library in zip(shapes, ways, strict=True):
+            key = shape.table.key
+            state = stands.get(key)
+            in_plaintext = state is None or (state.authority == "plaintext" and state.state.has_both_sides)
+            # Who sends plain SQL knows of no encryption, as an instance in the phase off, and goes when those go.
+            past = plain(shape) if Phase.OFF in self.phases and in_plaintext else None
+            if key not in books:
+                rows = ROWS_EACH * self.config["clients"]
+                books[key] = targets.open_book(self.engine, shape, library[0], rows, chance)
+            target = Target(shape, library, past, books[key], left_out=list(shape.left_out))
+            target.try_out(self.engine, chance)
+            made.append(target)
+        return made
 
     def end(self) -> Traffic:
         """Make the requests that are due by now, and none after them; what all of them add up to.
@@ -144,11 +130,12 @@ class Load:
         """
         self.ended = time.time()
         self.stopped.set()
-        for thread in self._threads:
-            thread.join()
-        self._waits.end()
-        if self.failures:
-            raise MigrationError(f"The traffic of the rehearsal does not work: {self.failures[0]}.")
+        for working in self._working:
+            if (error := working.exception()) is not None:
+                raise MigrationError(f"The traffic of the rehearsal does not work: {_where(error)}.")
+        self._answered.set()
+        waits, longest_wait = self._waits.result()
+        self._pool.shutdown()
         for number, target in enumerate(self.targets):
             target.book.rows = [row for client in self.clients for row in client.rows[number]]
         made = [sample for client in self.clients for sample in client.samples]
@@ -161,31 +148,27 @@ class Load:
             overall=overall.model_copy(update={"wrong_answers": wrong}),
             by_kind=(*samples.by_kind(made), *final),
             moments=samples.moments(made, self.began, self.ended),
-            lock_waits=dict(self._waits.seen),
-            longest_lock_wait=self._waits.longest,
-            error_kinds=samples.error_kinds(made),
+            lock_waits=dict(waits),
+            longest_lock_wait=longest_wait,
+            error_kinds=dict(Counter(one.error for one in made if one.error is not None).most_common()),
             retried=sum(client.retried for client in self.clients),
             left_out=tuple(note for target in self.targets for note in target.left_out),
         )
 
     def _read_all(self) -> list[Latency]:
         """Hold all rows that are owned against what is there, each way: nobody has read yet what was written last."""
-        found: dict[str, list[Sample]] = {}
+        found: dict[str, list[samples.Sample]] = {}
         for target in self.targets:
-            rows = target.book.rows
+            keys = [row.key for row in target.book.rows]
             for way in target.ways:
                 began = time.time()
-                there = self._read(way, [row.key for row in rows])
+                there = self.clients[0].read_all(way, keys)
                 took = (time.time() - began) * 1000
                 found.setdefault(way.name, []).extend(
-                    Sample(began, took, FINAL, way.name, None, not row.agrees(there.get(row.key)))
-                    for row in rows
+                    samples.Sample(began, took, FINAL, way.name, None, not row.agrees(there.get(row.key)))
+                    for row in target.book.rows
                 )
         return [samples.latency(FINAL, way, those) for way, those in found.items()]
-
-    def _read(self, way: Way, keys: list[Key]) -> dict[Key, Values]:
-        found = ask(self.engine, lambda session, _: readable(way, session, keys))
-        return cast(dict[Key, Values], found)
 
 
 class Client:
@@ -195,7 +178,7 @@ class Client:
         self.load = load
         self.chance = random.Random(f"{load.config['seed']} {number} {load.phases}")  # noqa: S311
         self.rows = [target.book.rows[number :: load.config["clients"]] for target in load.targets]
-        self.samples: list[Sample] = []
+        self.samples: list[samples.Sample] = []
         self.retried = 0
         self._mix: Mapping[str, float] = load.config["mix"]
         self._kinds = [self._kinds_of(target) for target in load.targets]
@@ -212,36 +195,27 @@ class Client:
         return [kind for kind in KINDS if allowed[kind] and self._mix[kind] > 0]
 
     @property
-    def has_work(self) -> bool:
-        """Whether there is anything that it may do."""
-        return bool(self._tables)
-
-    @property
-    def _tables(self) -> list[int]:
+    def tables(self) -> list[int]:
+        """Those that it may do anything to."""
         return [n for n, kinds in enumerate(self._kinds) if kinds and self.rows[n]]
 
     def work(self, rate: float) -> None:
         """Make requests when they are due, until the load ends."""
-        try:
-            due = self.load.began + self.chance.expovariate(rate)
-            while not self._is_over(due):
-                self._request(due)
-                due += self.chance.expovariate(rate)
-        except BaseException as error:
-            self.load.failures.append(_where(error))
-
-    def _is_over(self, due: float) -> bool:
-        """Wait until a request is due; whether it is not, because the load has ended before."""
-        while (left := due - time.time()) > 0:
-            if self.load.stopped.wait(left):
-                return due > self.load.ended
-        return self.load.stopped.is_set() and due > self.load.ended
+        due = self.load.began
+        while True:
+            due += self.chance.expovariate(rate)
+            # Over, it makes those that were due before.
+            if self.load.stopped.wait(max(due - time.time(), 0.0)) and due > self.load.ended:
+                return
+            self._request(due)
 
     def _request(self, due: float) -> None:
-        number = self.chance.choice(self._tables)
+        number = self.chance.choice(self.tables)
         target, rows, kinds = self.load.targets[number], self.rows[number], self._kinds[number]
         kind = self.chance.choices(kinds, [self._mix[kind] for kind in kinds])[0]
-        way = self._way(target)
+        way = self.chance.choice(target.library)
+        if target.plain is not None and self.chance.random() >= self.load.config["library_share"]:
+            way = target.plain
         if kind == "delete" and not any(row.inserted for row in rows):
             kind = "insert"
         error, wrong = None, False
@@ -250,20 +224,30 @@ class Client:
         except RowIsMissing:
             wrong = True
         except Exception as problem:
-            error = named(problem)
-        self.samples.append(Sample(due, (time.time() - due) * 1000, KINDS[kind], way.name, error, wrong))
-
-    def _way(self, target: Target) -> Way:
-        through_library = self.chance.random() < self.load.config["library_share"]
-        if target.plain is not None and not through_library:
-            return target.plain
-        return self.chance.choice(target.library)
+            error = targets.named(problem)
+        self.samples.append(
+            samples.Sample(due, (time.time() - due) * 1000, KINDS[kind], way.name, error, wrong)
+        )
 
     def _ask(self, request: Request) -> Any:
-        def retrying() -> None:
-            self.retried += 1
+        """Make a request in a transaction; once more where the connection was lost, as applications do."""
+        for again in (False, True):
+            try:
+                with Session(self.load.engine, expire_on_commit=False) as session:
+                    answer = request(session, again)
+                    session.commit()
+                    return answer
+            except DBAPIError as error:
+                if again or not targets.was_lost(error):
+                    raise
+                self.retried += 1
+                _find_server(self.load.engine)
+        raise AssertionError
 
-        return ask(self.load.engine, request, retrying)
+    def read_all(self, way: Way, keys: list[Key]) -> dict[Key, Values]:
+        """Rows by their keys, those that can be read."""
+        found: dict[Key, Values] = self._ask(lambda session, _: targets.readable(way, session, keys))
+        return found
 
     def _read(self, target: Target, way: Way, rows: list[Remembered]) -> bool:
         row = self.chance.choice(rows)
@@ -282,8 +266,8 @@ class Client:
         first = self.chance.choice(rows)
         try:
             found = self._ask(lambda session, _: way.read_on(session, first.key, ROWS_OF_A_REPORT))
-        except UNREADABLE as error:
-            if not has_no_value(error):
+        except targets.UNREADABLE as error:
+            if not targets.has_no_value(error):
                 raise
             # Another row holds what Python has no value for: no report has ever gone past it.
             found = self._ask(lambda session, _: way.read(session, [first.key]))
@@ -296,7 +280,7 @@ class Client:
         try:
             self._ask(lambda session, _: way.update(session, row.key, values))
         except DBAPIError as error:
-            if was_lost(error):
+            if targets.was_lost(error):
                 rows.remove(row)  # nobody knows what it holds now
             raise
         row.wrote(values)
@@ -306,7 +290,7 @@ class Client:
         def request(session: Session, again: bool) -> Remembered:
             # Made anew each time: the first one may have been committed.
             row = target.new_row(self.chance)
-            return target.remembered(way.insert(session, row), row)
+            return Remembered(target.shape, way.insert(session, row), row, inserted=True)
 
         rows.append(self._ask(request))
         return True
@@ -326,13 +310,41 @@ class Client:
         return True
 
 
-def _without_plaintext(connection: psycopg.Connection[Any]) -> set[str]:
-    """The keys of tables that an application that knows plaintext alone may not work on."""
-    return {
-        key
-        for key, state in states(connection).items()
-        if state.authority == "ciphertext" or not state.state.has_both_sides
-    }
+# PostgreSQL manual, 53.13 "pg_locks": waitstart is NULL for a very short time after a wait began. Whose lock it is, is
+# said by application name: a number would say nothing to anybody afterwards.
+_WAITING = """
+SELECT a.pid, coalesce(l.waitstart, a.query_start)::text, l.locktype, coalesce(c.relname, ''),
+       extract(epoch FROM clock_timestamp() - coalesce(l.waitstart, a.query_start))::float8,
+       coalesce((SELECT string_agg(DISTINCT nullif(b.application_name, ''), ', ')
+                   FROM pg_stat_activity b WHERE b.pid = ANY (pg_blocking_pids(a.pid))), '')
+  FROM pg_stat_activity a JOIN pg_locks l ON l.pid = a.pid AND NOT l.granted
+  LEFT JOIN pg_class c ON l.database <> 0 AND c.oid = l.relation
+ WHERE a.application_name = %s AND a.datname = current_database() AND a.wait_event_type = 'Lock'
+"""
+
+
+def _lock_waits(url: str, ended: threading.Event) -> tuple[Counter[str], float]:
+    """How often our sessions were seen waiting for what, and the longest wait in seconds."""
+    seen, longest = Counter[str](), 0.0
+    known: set[tuple[Any, ...]] = set()
+    while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+        # A server that is being restarted has nobody waiting.
+        with (
+            suppress(psycopg.Error),
+            psycopg.connect(
+                url, autocommit=True, application_name=f"{APPLICATION_NAME}, watched", connect_timeout=10
+            ) as connection,
+        ):
+            while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+                for pid, since, kind, relation, seconds, holder in connection.execute(
+                    _WAITING, [APPLICATION_NAME]
+                ):
+                    longest = max(longest, seconds)
+                    if (pid, since) not in known:
+                        known.add((pid, since))
+                        what = f"{kind} {relation}".strip()
+                        seen[f"{what} held by {holder}" if holder else what] += 1
+    return seen, longest
 
 
 def _engine(url: str, clients: int) -> Engine:
@@ -354,27 +366,6 @@ def _engine(url: str, clients: int) -> Engine:
     )
 
 
-# Gets the session, and whether it may have been done already: that its transaction was committed is not known of a
-# connection that was lost.
-Request = Callable[[Session, bool], Any]
-
-
-def ask(engine: Engine, request: Request, retrying: Callable[[], None] = lambda: None) -> Any:
-    """Make a request in a transaction; once more where the connection was lost, as applications do."""
-    for again in (False, True):
-        try:
-            with Session(engine, expire_on_commit=False) as session:
-                answer = request(session, again)
-                session.commit()
-                return answer
-        except DBAPIError as error:
-            if again or not was_lost(error):
-                raise
-            retrying()
-            _find_server(engine)
-    raise AssertionError
-
-
 def _find_server(engine: Engine) -> None:
     """Wait until the server answers again, for as long as an application would."""
     until = time.monotonic() + PATIENCE
@@ -388,62 +379,41 @@ def _find_server(engine: Engine) -> None:
 
 def _where(error: BaseException) -> str:
     *_, last = traceback.extract_tb(error.__traceback__)
-    return f"{named(error)} at {os.path.basename(last.filename)}:{last.lineno}"
+    return f"{targets.named(error)} at {os.path.basename(last.filename)}:{last.lineno}"
 
 
-class Process:
-    """Takes orders until there are no more."""
+def main() -> None:
+    environment: dict[str, str] = {}
+    # What was written is remembered from one stage to the next; of one database only.
+    database, books = "", dict[str, Book]()
+    orders = heard()
+    try:
+        for order in (said["begin"] for said in orders):
+            if order["environment"] != environment:
+                # Of this process as it is from now on; what the kernel shows of it is what it was started with.
+                for name in environment:
+                    os.environ.pop(name, None)
+                environment = order["environment"]
+                os.environ.update(environment)
+                reset_ciphers()
+            if (which := _which(order)) != database:
+                database, books = which, {}
+            load = Load(order, books)
+            say({"began": True})
+            if next(orders, None) is not None:
+                say({"measured": load.end().model_dump(mode="json")})
+    except MigrationError as error:
+        say({"refused": error.args[0], "status": error.exit_status})
+    except Exception as error:
+        say({"broken": _where(error)})
 
-    def __init__(self) -> None:
-        self._environment: dict[str, str] = {}
-        self._load: Load | None = None
-        # What was written is remembered from one stage to the next; of one database only.
-        self._database: tuple[Any, ...] = ()
-        self._books: dict[str, Book] = {}
 
-    def run(self) -> None:
-        """Until the end of the input."""
-        say({"ready": True})
-        for order in heard():
-            try:
-                say(self._obey(order))
-            except MigrationError as error:
-                say({"refused": error.args[0], "status": error.exit_status})
-            except Exception as error:
-                say({"broken": _where(error)})
-
-    def _obey(self, order: Mapping[str, Any]) -> Mapping[str, Any]:
-        if "begin" in order:
-            self._begin(order["begin"])
-            return {"began": True}
-        load, self._load = self._load, None
-        if load is None:
-            raise MigrationError("There is no traffic to end.")
-        return {"measured": load.end().model_dump(mode="json")}
-
-    def _begin(self, order: Mapping[str, Any]) -> None:
-        if order["environment"] != self._environment:
-            # Of this process as it is from now on; what the kernel shows of it is what it was started with.
-            for name in self._environment:
-                os.environ.pop(name, None)
-            os.environ.update(order["environment"])
-            self._environment = dict(order["environment"])
-            reset_ciphers()
-        with Database(order["url"], APPLICATION_NAME).session("find out which database it is") as connection:
-            row = connection.execute(
-                "SELECT d.oid, d.datname FROM pg_database d WHERE d.datname = current_database()"
-            ).fetchone()
-        which = (
-            *(row or ()),
-            order["url"],
-            order["config"]["clients"],
-            json.dumps(order["catalogue"], sort_keys=True),
-        )
-        if which != self._database:
-            self._database, self._books = which, {}
-        self._load = Load(order, self._books)
-        self._load.start()
+def _which(order: Mapping[str, Any]) -> str:
+    """What tells a database, and a way of working on it, from any other."""
+    with Database(order["url"], APPLICATION_NAME).session("find out which database it is") as connection:
+        oid = answer(connection, "SELECT oid FROM pg_database WHERE datname = current_database()")
+    return json.dumps([oid, order["url"], order["config"]["clients"], order["catalogue"]], sort_keys=True)
 
 
 if __name__ == "__main__":
-    run(Process().run)
+    run(main)

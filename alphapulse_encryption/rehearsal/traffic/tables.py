@@ -1,7 +1,4 @@
-"""A table as the traffic sees it: which columns are sensitive, of which types, and what may be written to them.
-
-Belongs here: reading that from a database that knows nothing of any traffic. What requests make of it is in ``ways``.
-"""
+"""A table as the traffic sees it: which columns are sensitive, of which types, and what may be written to them."""
 
 from __future__ import annotations
 
@@ -23,10 +20,9 @@ from sqlalchemy.dialects.postgresql import BYTEA, JSON, JSONB
 from sqlalchemy.types import NullType, TypeEngine
 
 from alphapulse_encryption import orm
-from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
-from alphapulse_encryption.migration.bookkeeping.tables import table_state
+from alphapulse_encryption.migration.bookkeeping.tables import states
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.saved import latest
 
@@ -39,41 +35,23 @@ _DIGITS = 12
 
 @dataclass(frozen=True)
 class Field:
-    """A column as an attribute of the application's.
-
-    Args:
-        attribute: of the mapped class; never a name that SQLAlchemy keeps for itself, such as ``metadata``.
-        type: SQLAlchemy's.
-        encrypted: makes the runtime library's beside it, of a context.
-        sensitive: the catalogue's entry, of a column that is encrypted.
-        required: whether it may not be NULL, as far as is known.
-        in_key: whether it is part of the primary key.
-        given: whether the server gives it a value: a default or an identity.
-        unique: whether no two rows may have the same value, or it has to make a combination unique.
-    """
+    """A column as an attribute of the application's."""
 
     name: str
+    # Never a name that SQLAlchemy keeps for itself, such as ``metadata``.
     attribute: str
     type: TypeEngine[Any]
-    encrypted: Callable[[str], TypeEngine[Any]] | None
-    sensitive: Column | None
+    # The runtime library's beside it, of a column that is encrypted.
+    encrypted: Any
+    # Rows can be looked up by it in every phase.
+    searchable: bool
+    # It may not be NULL, as far as is known.
     required: bool
     in_key: bool
+    # The server gives it a value: a default or an identity.
     given: bool
+    # No two rows may have the same value, or it has to make a combination unique.
     unique: bool
-
-    @property
-    def searchable(self) -> bool:
-        """Whether rows can be looked up by it in every phase."""
-        # Equal values of other types have several text forms, and a token is that of one.
-        unscaled = isinstance(self.type, sa.Numeric) and self.type.scale is None
-        tokens = not unscaled and not isinstance(self.type, sa.Double | JSON)
-        return self.sensitive is not None and self.sensitive.searchable and tokens
-
-    def encrypted_type(self) -> Any:
-        """The runtime library's type for it, of a sensitive column."""
-        assert self.sensitive is not None and self.encrypted is not None  # noqa: S101
-        return self.encrypted(self.sensitive.context)
 
     def fresh(self, value: Any) -> Any:
         """A value that no other row has, nor ever had, made of one that suits; None where none can be made."""
@@ -89,28 +67,23 @@ class Field:
 
 @dataclass(frozen=True)
 class Shape:
-    """A table.
-
-    Args:
-        fields: all columns that an application would write; not the generated ones, nor the engine's.
-        rows: by the planner's estimate.
-        left_out: sensitive columns that no request names, and why.
-    """
+    """A table."""
 
     table: Table
+    # All columns that an application would write, the key first; not the generated ones, nor the engine's.
     fields: tuple[Field, ...]
+    # By the planner's estimate.
     rows: int
+    # Sensitive columns that no request names, and why.
     left_out: tuple[str, ...]
 
     @property
     def key(self) -> tuple[Field, ...]:
-        """The primary key's columns, in its order."""
         return tuple(field for field in self.fields if field.in_key)
 
     @property
     def sensitive(self) -> tuple[Field, ...]:
-        """The columns that are encrypted."""
-        return tuple(field for field in self.fields if field.sensitive is not None)
+        return tuple(field for field in self.fields if field.encrypted is not None)
 
     def new_row(self, copied: Values) -> Values | None:
         """The values of a new row made of another one's, by attribute; None where it would have no key of its own."""
@@ -144,9 +117,6 @@ SELECT i.indexrelid, array_agg(a.attname::text ORDER BY k.position)
 def read_shape(connection: Connection, table: Table) -> Shape:
     """Read what the traffic needs to know of a table.
 
-    Args:
-        connection: one of :class:`migration.database.Database`.
-
     Raises:
         ConfigurationError: there is no such table, or it has no primary key.
         RefusedError: another session holds it exclusively.
@@ -154,7 +124,9 @@ def read_shape(connection: Connection, table: Table) -> Shape:
     definition = read_table(connection, table, plaintext=False)
     dropped = _dropped(connection, definition)
     unique = _unique_columns(connection, definition)
-    set_aside = _not_null_set_aside(connection, table)
+    state = states(connection).get(table.key)
+    # NOT NULL before the switch; since then, not NULL on both sides.
+    set_aside = state.set_aside.not_null if state is not None else ()
     sensitive = {column.name: column for column in table.columns}
     engines = {name for column in table.columns for name in column.derived}
     key = [column.name for column in definition.key]
@@ -162,15 +134,13 @@ def read_shape(connection: Connection, table: Table) -> Shape:
     fields: list[Field] = []
     left_out: list[str] = []
     # The same at every step of the migration.
-    others = sorted(live.keys() - engines - sensitive.keys())
-    attributes = {name: f"sensitive{number}" for number, name in enumerate(sensitive)}
-    attributes |= {name: f"other{number}" for number, name in enumerate(others)}
-    names = [*key, *(n for n in live if n not in key and n not in engines), *dropped]
-    for name in dict.fromkeys(names):
+    names = sorted({*live, *sensitive} - engines)
+    for name in dict.fromkeys([*key, *names]):
         column = live.get(name) or dropped[name]
         if column.generated and name not in key:
             continue
         kind = kind_of(column.type)
+        entry = sensitive.get(name) if kind is not None else None
         if name in sensitive and kind is None:
             left_out.append(f"column {table.key}.{name}: the runtime library has no type for {column.type}")
             if not column.not_null:
@@ -178,22 +148,20 @@ def read_shape(connection: Connection, table: Table) -> Shape:
         fields.append(
             Field(
                 name=name,
-                attribute=attributes[name],
+                attribute=f"column{names.index(name)}",
                 type=kind[0] if kind is not None else NullType(),
-                encrypted=kind[1] if kind is not None else None,
-                sensitive=sensitive.get(name) if kind is not None else None,
+                encrypted=kind[1](entry.context) if kind is not None and entry is not None else None,
+                searchable=kind is not None
+                and entry is not None
+                and entry.searchable
+                and _has_one_text(kind[0]),
                 required=column.not_null or name in set_aside,
                 in_key=name in key,
                 given=column.default is not None or column.generated,
                 unique=name in unique,
             )
         )
-    return Shape(
-        table=table,
-        fields=tuple(fields),
-        rows=definition.estimated_rows,
-        left_out=tuple(left_out),
-    )
+    return Shape(table, tuple(fields), definition.estimated_rows, tuple(left_out))
 
 
 def _dropped(connection: Connection, definition: TableDefinition) -> dict[str, LiveColumn]:
@@ -214,12 +182,6 @@ def _dropped(connection: Connection, definition: TableDefinition) -> dict[str, L
     }
 
 
-def _not_null_set_aside(connection: Connection, table: Table) -> set[str]:
-    """The columns that were NOT NULL before the switch, and may not be NULL on both sides since."""
-    state = table_state(connection, table) if bookkeeping_exists(connection) else None
-    return set(state.set_aside.not_null) if state is not None else set()
-
-
 def _unique_columns(connection: Connection, definition: TableDefinition) -> set[str]:
     """The columns that need a fresh value in a new row; of several that are unique together, one that can have it."""
     of_search = {column.search: column.name for column in definition.table.columns if column.searchable}
@@ -232,6 +194,12 @@ def _unique_columns(connection: Connection, definition: TableDefinition) -> set[
         fresh = [name for name in names if _can_be_fresh(definition.columns.get(name))]
         found.add(fresh[-1] if fresh else names[-1])
     return found
+
+
+def _has_one_text(kind: TypeEngine[Any]) -> bool:
+    """Whether equal values have one text form, which a token is that of."""
+    unscaled = isinstance(kind, sa.Numeric) and kind.scale is None
+    return not unscaled and not isinstance(kind, sa.Double | JSON)
 
 
 def _can_be_fresh(column: LiveColumn | None) -> bool:

@@ -1,26 +1,17 @@
 """Traffic in the application's shapes, on any database with a catalogue, for the length of a ``with`` block.
 
-    with traffic(url, catalogue, ("off", "plaintext"), config, key_environment()) as running:
-        ...
-    running.measured()
-
-Several phases are old and new instances side by side. Every client owns rows that nobody else writes, remembers what it
-wrote to them, and holds every answer against that, whichever way it was written and is read: through the runtime
-library in each of the phases, and, where the phase ``off`` is among them, in plain SQL. What is remembered outlasts the
-block, so that what was written in one stage has to be read in the next.
-
-The requests are made by a process of its own (``instances``), because a benchmark in a process that encrypts measures
-that process. It is kept, idle and without connections, from one block to the next: to start it takes most of a second,
-to give it work a tenth.
+A process of its own makes the requests (``instances``), because a benchmark in a process that encrypts measures that
+process. It is kept, idle and without connections, from one block to the next: what it wrote in one stage has to be read
+in the next, whichever way.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import dagster as dg
 from pydantic import Field
@@ -31,7 +22,6 @@ from alphapulse_encryption.orm import Phase
 from alphapulse_encryption.rehearsal.child import Child, Said
 from alphapulse_encryption.rehearsal.measures import Traffic
 
-_MODULE = "alphapulse_encryption.rehearsal.traffic.instances"
 # Seconds: its connections, and the last requests, may have to wait for a server that is being restarted.
 _ANSWER_TIMEOUT = 600
 
@@ -87,44 +77,12 @@ class TrafficConfig(dg.Config):
     seed: int = Field(default=1, description="Of the choices, to repeat them.")
 
 
+@dataclass
 class Running:
-    """Traffic that was begun.
+    """Traffic that was begun, or none: the process that makes it, and, once it has ended, what was measured."""
 
-    Args:
-        process: that makes it; None without traffic.
-    """
-
-    def __init__(self, process: _Process | None) -> None:
-        self._process = process
-        self._measured: Traffic | None = None
-
-    @property
-    def active(self) -> bool:
-        """Whether requests are being made."""
-        return self._process is not None
-
-    def measured(self) -> Traffic | None:
-        """What was measured; None where the rate was 0. Ends the traffic if nobody has yet.
-
-        Raises:
-            MigrationError: the traffic ended by itself.
-        """
-        process, self._process = self._process, None
-        if process is not None:
-            try:
-                answer = process.order("end")
-            except BaseException:
-                process.kill()
-                raise
-            _keep(process)
-            self._measured = Traffic.model_validate(answer["measured"])
-        return self._measured
-
-    def abandon(self) -> None:
-        """End the traffic at once, whatever it is at."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
+    pid: int | None = None
+    measured: Traffic | None = None
 
 
 @contextmanager
@@ -146,32 +104,29 @@ def traffic(
         MigrationError: the traffic does not work, or ended by itself; from the end of the block.
     """
     if config.rate <= 0 or not phases:
-        yield Running(None)
+        yield Running()
         return
-    running = Running(
-        _begin(
-            {
-                "url": url,
-                "catalogue": catalogue.model_dump(mode="json", by_alias=True),
-                "phases": [_phase(phase) for phase in phases],
-                "config": config.model_dump(mode="json"),
-                "environment": {n: v for n, v in environment.items() if n.upper().startswith(_SENT)},
-            }
-        )
+    for phase in phases:
+        if phase not in [*Phase]:
+            raise ConfigurationError(f"There is no phase {phase!r}; there are {', '.join(Phase)}.")
+    process = _begin(
+        {
+            "url": url,
+            "catalogue": catalogue.model_dump(mode="json", by_alias=True),
+            "phases": [str(phase) for phase in phases],
+            "config": config.model_dump(mode="json"),
+            "environment": {n: v for n, v in environment.items() if n.upper().startswith(_SENT)},
+        }
     )
     try:
+        running = Running(process.pid)
         yield running
-        running.measured()
-    finally:
+        running.measured = Traffic.model_validate(process.order("end")["measured"])
+    except BaseException:
         # Of a stage that has failed nobody wants to know how quick it was.
-        running.abandon()
-
-
-def _phase(phase: Phase | str) -> str:
-    try:
-        return Phase(phase).value
-    except ValueError:
-        raise ConfigurationError(f"There is no phase {phase!r}; there are {', '.join(Phase)}.") from None
+        process.kill()
+        raise
+    _kept.append(process)
 
 
 class _Ended(MigrationError):
@@ -181,9 +136,7 @@ class _Ended(MigrationError):
 class _Process(Child):
     """The process that makes the traffic, which ends when this one does."""
 
-    def __init__(self) -> None:
-        super().__init__(_MODULE)
-        self._is_ready = False
+    module = "alphapulse_encryption.rehearsal.traffic.instances"
 
     def order(self, what: str, details: Said | None = None) -> Said:
         """Send an order and wait for the answer.
@@ -191,19 +144,7 @@ class _Process(Child):
         Raises:
             MigrationError: as the answer says, or there is none.
         """
-        if not self._is_ready:
-            self._next()
-            self._is_ready = True
         self.tell({what: details})
-        answer = self._next()
-        if "refused" in answer:
-            kind = {1: RefusedError, 2: ConfigurationError}.get(answer["status"], MigrationError)
-            raise kind(answer["refused"])
-        if "broken" in answer:
-            raise MigrationError(f"The traffic of the rehearsal does not work: {answer['broken']}.")
-        return answer
-
-    def _next(self) -> Said:
         if not self.answers_within(_ANSWER_TIMEOUT):
             raise MigrationError(
                 f"The process that makes the rehearsal's traffic has not answered for {_ANSWER_TIMEOUT} s: its last "
@@ -214,41 +155,36 @@ class _Process(Child):
             raise _Ended(
                 f"The process that makes the rehearsal's traffic ended by itself (status {self._process.wait()})."
             )
+        if "refused" in answer:
+            kind = {1: RefusedError, 2: ConfigurationError}.get(answer["status"], MigrationError)
+            raise kind(answer["refused"])
+        if "broken" in answer:
+            raise MigrationError(f"The traffic of the rehearsal does not work: {answer['broken']}.")
         return answer
 
 
-_lock = threading.Lock()
 _kept: list[_Process] = []
 
 
 def _begin(order: Said) -> _Process:
     """A process that has begun: the one that is kept, or a new one where there is none or it is gone."""
-    with _lock:
-        kept = _kept.pop() if _kept else None
-    process = kept or _Process()
-    try:
-        process.order("begin", order)
-    except BaseException as error:
-        process.kill()
-        if kept is None or not isinstance(error, _Ended):
-            raise
-        return _begin(order)
-    return process
-
-
-def _keep(process: _Process) -> None:
-    with _lock:
-        if not _kept:
-            atexit.register(_end_kept)
-        _kept.append(process)
+    while True:
+        is_new = not _kept
+        process = _Process() if is_new else _kept.pop()
+        try:
+            process.order("begin", order)
+            return process
+        except BaseException as error:
+            process.kill()
+            if is_new or not isinstance(error, _Ended):
+                raise
 
 
 def _end_kept() -> None:
-    with _lock:
-        while _kept:
-            _kept.pop().kill()
+    for process in _kept:
+        process.kill()
 
 
-if hasattr(os, "register_at_fork"):
-    # Of the parent's process a fork could read nothing that is for it.
-    os.register_at_fork(after_in_child=_kept.clear)
+atexit.register(_end_kept)
+# Of the parent's process a fork could read nothing that is for it.
+os.register_at_fork(after_in_child=_kept.clear)
