@@ -27,6 +27,11 @@ class KeyUsage:
     key_version: int
     messages: int
 
+    @property
+    def share(self) -> float:
+        """Of those that it may encrypt."""
+        return self.messages / MOST_MESSAGES
+
     def warning(self, *, warning_from: int = WARNING_FROM, most: int = MOST_MESSAGES) -> str | None:
         """What to tell an operator; None while there is nothing to worry about."""
         if self.messages < warning_from:

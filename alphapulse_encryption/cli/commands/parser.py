@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -62,10 +63,6 @@ def _dest(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _up_to(most: int) -> Callable[[str], int]:
-    return whole_number(0, most, f"a whole number up to {most}")
-
-
 def _hours(text: str) -> float:
     # float() would also take "nan", "1e3" and "1_0".
     plain = text.isascii() and text.replace(".", "", 1).isdigit() and len(text) <= LONGEST_NUMBER
@@ -76,20 +73,15 @@ def _hours(text: str) -> float:
 
 _TYPES: Mapping[str, Callable[[str], object]] = {
     "limit": whole_number(1, MOST_SHOWN),
-    "sample": _up_to(LARGEST_SAMPLE),
+    "sample": whole_number(0, LARGEST_SAMPLE, f"a whole number up to {LARGEST_SAMPLE}"),
     "reinstate_key_version": whole_number(1, LARGEST_NUMBER, "a key version, as --key-versions shows it"),
     "rows": whole_number(SMALLEST_SAMPLE, LARGEST_NUMBER, f"a whole number of at least {SMALLEST_SAMPLE}"),
-    "rate": _up_to(HIGHEST_RATE),
+    "rate": whole_number(0, HIGHEST_RATE, f"a whole number up to {HIGHEST_RATE}"),
     "batch_size": whole_number(1, LARGEST_BATCH_SIZE),
     "workers": whole_number(1, MOST_WORKERS),
     "runs": whole_number(1, MOST_RUNS),
     "valid_hours": _hours,
 }
-
-
-def commands(how: str = "") -> tuple[str, ...]:
-    """What is done at once, without a run of Dagster's: all, or what is done ``alone``."""
-    return tuple(one.name for one in options() if one.command and how in ("", one.command))
 
 
 def with_json() -> tuple[str, ...]:
@@ -100,16 +92,6 @@ def with_json() -> tuple[str, ...]:
 def with_schema() -> tuple[str, ...]:
     """Those whose document has a schema."""
     return tuple(one.name for one in options() if one.schema)
-
-
-def go_with() -> dict[str, tuple[str, ...]]:
-    """Options of commands, and one of which each of them needs."""
-    return {one.name: one.needs for one in options() if one.needs}
-
-
-def of_steps() -> dict[str, tuple[str, ...]]:
-    """Options of steps, and one of which each of them needs."""
-    return {one.name: takers for one in options() if (takers := guide.takers(one.name))}
 
 
 class _Version(argparse.Action):
@@ -137,20 +119,18 @@ def build_parser() -> argparse.ArgumentParser:
         if title == "steps":
             for step in guide.STEPS:
                 _add_step(group, step)
-        for option in options():
-            if option.group == title:
-                _add(group, option)
-        if title.startswith("reports"):
-            for option in _json(title):
-                _add(group, option)
+        more = _json(title) if title.startswith("reports") else ()
+        for option in (*(one for one in options() if one.group == title), *more):
+            _add(group, option)
     return parser
 
 
 def _json(group: str) -> Iterator[Option]:
-    takers = ", ".join(map(flag, with_json()))
-    yield Option(group, "json", f"one JSON document on standard output; with {takers}")
-    takers = ", ".join(map(flag, with_schema()))
-    yield Option(group, "json_schema", f"print the JSON schema of that document instead; with {takers}")
+    for name, does, takers in (
+        ("json", "one JSON document on standard output", with_json()),
+        ("json_schema", "print the JSON schema of that document instead", with_schema()),
+    ):
+        yield Option(group, name, f"{does}; with {', '.join(map(flag, takers))}")
 
 
 def _add_step(group: argparse._ArgumentGroup, step: guide.Step) -> None:
@@ -164,12 +144,9 @@ def _add_step(group: argparse._ArgumentGroup, step: guide.Step) -> None:
 
 
 def _add(group: argparse._ArgumentGroup, option: Option) -> None:
-    name = flag(option.name)
+    how: dict[str, Any] = {"metavar": option.value, "type": _TYPES.get(option.name)}
     if option.several:
-        group.add_argument(name, action="append", default=[], metavar=option.value, help=option.help)
-    elif option.name in _TYPES:
-        group.add_argument(name, type=_TYPES[option.name], metavar=option.value, help=option.help)
-    elif option.value:
-        group.add_argument(name, metavar=option.value, help=option.help)
-    else:
-        group.add_argument(name, action="store_true", help=option.help)
+        how |= {"action": "append", "default": []}
+    elif not option.value:
+        how = {"action": "store_true"}
+    group.add_argument(flag(option.name), help=option.help, **how)

@@ -22,11 +22,17 @@ def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, object
 def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse combinations that mean nothing; ends the process with status 2."""
     steps = given(options, [step.name for step in guide.STEPS])
-    commands = given(options, options_of.commands())
-    _check_takers(parser, options, options_of.go_with())
+    commands = given(options, [one.name for one in options_of.options() if one.command])
+    _check_takers(parser, options, {one.name: one.needs for one in options_of.options() if one.needs})
     _check_reports(parser, options, {**steps, **commands})
     if commands:
-        _check_commands(parser, options, commands, steps)
+        alone = {one.name for one in options_of.options() if one.command == "alone"}
+        if steps or (len(commands) > 1 and alone & set(commands)):
+            parser.error(f"{', '.join(map(flag, commands))}: to be given without a step")
+        if options.pause and options.resume:
+            parser.error("--pause or --resume, not both")
+        if any("=" not in text for text in options.set):
+            parser.error("--set takes NAME=VALUE, for example --set max_wal_mib_per_second=50")
         return
     if not steps:
         parser.error("name at least one step, for example --add-columns (see --help)")
@@ -46,7 +52,8 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
                 "--approve-drop takes one --table and --approver, --reason and --confirmation"
                 + (f" (missing: {', '.join(map(flag, missing))})" if missing else "")
             )
-    _check_takers(parser, options, options_of.of_steps())
+    of_steps = {one.name: guide.takers(one.name) for one in options_of.options()}
+    _check_takers(parser, options, {name: takers for name, takers in of_steps.items() if takers})
 
 
 def _check_takers(
@@ -69,17 +76,3 @@ def _check_reports(
     for name in given(options, takers):
         if len(asked) > 1:
             parser.error(f"{flag(name)} goes with one report alone, not with {', '.join(map(flag, asked))}")
-
-
-def _check_commands(
-    parser: argparse.ArgumentParser,
-    options: argparse.Namespace,
-    commands: Mapping[str, object],
-    steps: Mapping[str, object],
-) -> None:
-    if steps or (len(commands) > 1 and set(commands) & set(options_of.commands("alone"))):
-        parser.error(f"{', '.join(map(flag, commands))}: to be given without a step")
-    if options.pause and options.resume:
-        parser.error("--pause or --resume, not both")
-    if any("=" not in text for text in options.set):
-        parser.error("--set takes NAME=VALUE, for example --set max_wal_mib_per_second=50")
