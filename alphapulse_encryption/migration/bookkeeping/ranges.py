@@ -39,7 +39,6 @@ class BatchRange:
     Args:
         lower: the range has the rows with ``lower < key <= upper``; None leaves that side open.
         position: the last key that is done.
-        goal: what the operation leads to: of a rotation the key version.
     """
 
     number: int
@@ -48,13 +47,6 @@ class BatchRange:
     status: Status
     position: Key | None
     rows_processed: int
-    started_at: datetime | None
-    updated_at: datetime | None
-    completed_at: datetime | None
-    waiting_for: str | None
-    error_message: str | None
-    operation: Step
-    goal: int
 
     @property
     def is_empty(self) -> bool:
@@ -64,27 +56,25 @@ class BatchRange:
 
 # The backfill's progress is that of the plan itself; every other operation's is a row of its own.
 _PROGRESS = SQL("""(
-    SELECT table_name, batch_range, 'backfill' AS operation, 0 AS goal, status, position, rows_processed,
-           started_at, updated_at, completed_at, waiting_for, error_message FROM alphapulse_encryption.ranges
+    SELECT table_name, batch_range, 'backfill' AS operation, 0 AS goal, status, position, rows_processed, updated_at,
+           waiting_for, error_message FROM alphapulse_encryption.ranges
      UNION ALL
-    SELECT table_name, batch_range, operation, goal, status, position, rows_processed,
-           started_at, updated_at, completed_at, waiting_for, error_message FROM alphapulse_encryption.operations
+    SELECT table_name, batch_range, operation, goal, status, position, rows_processed, updated_at,
+           waiting_for, error_message FROM alphapulse_encryption.operations
 ) AS progress""")
-_RANGES = """
-SELECT r.batch_range, r.lower_key, r.upper_key, coalesce(status, 'pending'), position, coalesce(rows_processed, 0),
-       started_at, updated_at, completed_at, waiting_for, error_message, operation, goal
+_RANGES = SQL("""
+SELECT r.batch_range, r.lower_key, r.upper_key, coalesce(status, 'pending'), position, coalesce(rows_processed, 0)
   FROM (SELECT table_name, batch_range, lower_key, upper_key, %s AS operation, %s AS goal
           FROM alphapulse_encryption.ranges) r
   LEFT JOIN {progress} USING (table_name, batch_range, operation, goal)
  WHERE table_name = %s AND (%s::int IS NULL OR batch_range = %s) ORDER BY batch_range
-"""
+""").format(progress=_PROGRESS)
 
 
-def _ranges(connection: Connection, query: LiteralString, *parameters: object) -> tuple[BatchRange, ...]:
-    rows = connection.execute(SQL(query).format(progress=_PROGRESS), parameters)
+def _ranges(connection: Connection, *parameters: object) -> tuple[BatchRange, ...]:
     return tuple(
-        BatchRange(number, _key(lower), _key(upper), status, _key(position), *rest)
-        for number, lower, upper, status, position, *rest in rows
+        BatchRange(number, _key(lower), _key(upper), status, _key(position), rows)
+        for number, lower, upper, status, position, rows in connection.execute(_RANGES, parameters)
     )
 
 
@@ -94,7 +84,7 @@ def _key(parts: Sequence[str] | None) -> Key | None:
 
 def read_ranges(connection: Connection, table: Table) -> tuple[BatchRange, ...]:
     """The table's batch ranges in order, with the backfill's progress; empty where they were not planned yet."""
-    return _ranges(connection, _RANGES, "backfill", 0, table.key, None, None)
+    return _ranges(connection, "backfill", 0, table.key, None, None)
 
 
 def read_range(
@@ -105,7 +95,7 @@ def read_range(
     Raises:
         RefusedError: it was never planned.
     """
-    found = _ranges(connection, _RANGES, operation, goal, table.key, number, number)
+    found = _ranges(connection, operation, goal, table.key, number, number)
     if not found:
         raise RefusedError(
             f"Batch range {number:02d} of {table.key} is not planned. Ranges are planned by encrypted_columns "
