@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from alphapulse_encryption import guide, logfiles, secrecy, settings
 from alphapulse_encryption.catalogue import load_catalogue
-from alphapulse_encryption.cli.commands.parser import PROGRAM, build_parser
-from alphapulse_encryption.cli.commands.usage import check_usage, given
+from alphapulse_encryption.cli.commands.parser import PROGRAM, build_parser, check_usage, given
 from alphapulse_encryption.errors import MigrationError
 
 # Told of in the log files, as the steps are: what changes something, or does a lot.

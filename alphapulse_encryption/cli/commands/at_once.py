@@ -10,8 +10,7 @@ from pathlib import Path
 
 from alphapulse_encryption import guide, settings
 from alphapulse_encryption.catalogue import Catalogue, load_catalogue
-from alphapulse_encryption.cli.commands.parser import PROGRAM
-from alphapulse_encryption.cli.commands.usage import REHEARSAL_OPTIONS, given
+from alphapulse_encryption.cli.commands.parser import PROGRAM, REHEARSAL_OPTIONS, given
 from alphapulse_encryption.cli.reports.discovery import refuse_existing, show_discovery, write_catalogue
 from alphapulse_encryption.cli.reports.documents import print_document, print_members, print_schema
 from alphapulse_encryption.cli.reports.plan import read_plan, show_plan

@@ -1,9 +1,9 @@
-"""The command line's options: those of the steps from the guide, the others from a table beside this module."""
+"""The command line's options, of the steps from the guide, others from a table beside this; and which go together."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -49,8 +49,8 @@ class Option:
 
 
 @cache
-def options() -> tuple[Option, ...]:
-    """All of them, in the order of the help."""
+def all_options() -> tuple[Option, ...]:
+    """In the order of the help."""
     text = Path(__file__).with_name("options.yaml").read_text(encoding="utf-8")
     return tuple(
         Option(group, _dest(name), needs=tuple(map(_dest, more.pop("with", ()))), **more)
@@ -86,12 +86,12 @@ _TYPES: Mapping[str, Callable[[str], object]] = {
 
 def with_json() -> tuple[str, ...]:
     """Reports that can be had as JSON."""
-    return (*(one.name for one in options() if one.json or one.schema), "preflight")
+    return (*(one.name for one in all_options() if one.json or one.schema), "preflight")
 
 
 def with_schema() -> tuple[str, ...]:
     """Those whose document has a schema."""
-    return tuple(one.name for one in options() if one.schema)
+    return tuple(one.name for one in all_options() if one.schema)
 
 
 class _Version(argparse.Action):
@@ -114,13 +114,13 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    for title in dict.fromkeys(one.group for one in options()):
+    for title in dict.fromkeys(one.group for one in all_options()):
         group = parser.add_argument_group(title)
         if title == "steps":
             for step in guide.STEPS:
                 _add_step(group, step)
         more = _json(title) if title.startswith("reports") else ()
-        for option in (*(one for one in options() if one.group == title), *more):
+        for option in (*(one for one in all_options() if one.group == title), *more):
             _add(group, option)
     return parser
 
@@ -150,3 +150,65 @@ def _add(group: argparse._ArgumentGroup, option: Option) -> None:
     elif not option.value:
         how = {"action": "store_true"}
     group.add_argument(flag(option.name), help=option.help, **how)
+
+
+# Options of --rehearse, named as in the job's configuration.
+REHEARSAL_OPTIONS = ("workers", "batch_size", "source_is_not_production", "keep_clone")
+
+
+def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, object]:
+    """Those of the named options that were given, with their values; a number may be 0."""
+    found = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in found.items() if value not in (None, []) and value is not False}
+
+
+def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse combinations that mean nothing; ends the process with status 2."""
+    steps = given(options, [step.name for step in guide.STEPS])
+    commands = given(options, [one.name for one in all_options() if one.command])
+    documents = {"json": with_json(), "json_schema": with_schema()}
+    _check_takers(parser, options, {one.name: one.needs for one in all_options() if one.needs} | documents)
+    if options.discover and options.table:
+        parser.error("--discover looks at whole schemas: --schema, not --table")
+    if options.watch and (options.json or options.json_schema):
+        parser.error("--watch is for people: ask for --json as often as you like")
+    asked = [*steps, *commands]
+    if len(asked) > 1 and (one := next(iter(given(options, documents)), None)):
+        parser.error(f"{flag(one)} goes with one report alone, not with {', '.join(map(flag, asked))}")
+    if commands:
+        alone = {one.name for one in all_options() if one.command == "alone"}
+        if steps or (len(commands) > 1 and alone & set(commands)):
+            parser.error(f"{', '.join(map(flag, commands))}: to be given without a step")
+        if options.pause and options.resume:
+            parser.error("--pause or --resume, not both")
+        if any("=" not in text for text in options.set):
+            parser.error("--set takes NAME=VALUE, for example --set max_wal_mib_per_second=50")
+        return
+    if not steps:
+        parser.error("name at least one step, for example --add-columns (see --help)")
+    if options.drop_unencrypted and not options.confirm:
+        parser.error(
+            "--drop-unencrypted removes the plaintext columns: add --confirm if that is what you want"
+        )
+    if options.erase_dropped and (len(options.table) != 1 or not options.confirmation):
+        parser.error(
+            "--erase-dropped takes one --table and --confirmation with its name: it rewrites the table, which nobody "
+            "reads or writes meanwhile"
+        )
+    if options.approve_drop:
+        missing = [n for n in ("approver", "reason", "confirmation") if not getattr(options, n)]
+        if len(options.table) != 1 or missing:
+            parser.error(
+                "--approve-drop takes one --table and --approver, --reason and --confirmation"
+                + (f" (missing: {', '.join(map(flag, missing))})" if missing else "")
+            )
+    of_steps = {one.name: guide.takers(one.name) for one in all_options()}
+    _check_takers(parser, options, {name: takers for name, takers in of_steps.items() if takers})
+
+
+def _check_takers(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, takers: Mapping[str, tuple[str, ...]]
+) -> None:
+    for name in given(options, takers):
+        if not given(options, takers[name]):
+            parser.error(f"{flag(name)} goes with {' or '.join(map(flag, takers[name]))}")

@@ -8,7 +8,7 @@ table as it will be then.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -142,10 +142,6 @@ class TablePlan(_Model):
     steps: tuple[Step, ...]
     growth: Growth | None = Field(description="null where no data is left to encrypt")
 
-    def step(self, name: str) -> Step:
-        """The step of that name."""
-        return next(step for step in self.steps if step.name == name)
-
 
 class Plan(_Model):
     """What would be done."""
@@ -168,13 +164,12 @@ class Plan(_Model):
 
     @property
     def blockers(self) -> tuple[Finding, ...]:
-        """What has to be dealt with first."""
         return tuple(finding for finding in self.findings if finding.level == "blocker")
 
 
 @dataclass(frozen=True)
 class Durations:
-    """Expected seconds by table and step, of those that are known better than usual, and what that is based on."""
+    """Expected seconds by table and step, where they are known better than usual, and what that is based on."""
 
     steps: Mapping[tuple[str, str], Span]
     source: str
@@ -272,11 +267,10 @@ def make_plan(
 
 
 def _told(finding: Checked) -> Finding:
-    if finding.of_role and finding.level == "blocker":
-        # Who plans need not be the one who migrates.
-        message = f"the role that asked could not do it: {finding.message}"
-        return Finding("warning", finding.subject, message)
-    return finding
+    # Who plans need not be the one who migrates.
+    if not finding.of_role or finding.level != "blocker":
+        return finding
+    return Finding("warning", finding.subject, f"the role that asked could not do it: {finding.message}")
 
 
 def _timed(table: TablePlan, seconds: Mapping[tuple[str, str], Span]) -> TablePlan:
@@ -358,8 +352,8 @@ def _ranges(
     connection: Connection, definition: TableDefinition, count: int, *, begun: bool
 ) -> tuple[tuple[Range, ...], str]:
     """The batch ranges as they are or would be, and a word on that."""
-    pieces: Iterable[tuple[Sequence[str] | None, Sequence[str] | None, str]]
     planned = read_ranges(connection, definition.table) if begun else ()
+    pieces: list[tuple[Sequence[str] | None, Sequence[str] | None, str]]
     pieces, note = [(one.lower, one.upper, one.status) for one in planned], "as they were cut"
     if not planned:
         try:
@@ -369,19 +363,17 @@ def _ranges(
         except psycopg.errors.QueryCanceled:
             return (), f"{count}; where they would be cut takes too long to find now"
         pieces, note = [(lower, upper, "planned") for lower, upper in cut], "as they would be cut now"
-    return (
-        tuple(
-            Range(
-                number=number,
-                lower=tuple(lower) if lower is not None else None,
-                upper=tuple(upper) if upper is not None else None,
-                empty=lower is not None and lower == upper,
-                status=status,
-            )
-            for number, (lower, upper, status) in enumerate(pieces)
-        ),
-        note,
-    )
+    ranges = [
+        Range(
+            number=number,
+            lower=tuple(lower) if lower is not None else None,
+            upper=tuple(upper) if upper is not None else None,
+            empty=lower is not None and lower == upper,
+            status=status,
+        )
+        for number, (lower, upper, status) in enumerate(pieces)
+    ]
+    return tuple(ranges), note
 
 
 _MOMENT_ALONE = Lock(mode="ACCESS EXCLUSIVE", held="moment")
