@@ -40,12 +40,7 @@ _QUEUE_DAEMON = "QUEUED_RUN_COORDINATOR"
 
 @dataclass
 class Launcher:
-    """Launches jobs on an instance.
-
-    Args:
-        runs: over how many runs the ranges of one table are spread, where others execute them.
-        tell: shows a line about runs that others execute.
-    """
+    """Launches jobs on an instance; tells of runs that others execute, ``runs`` for the ranges of one table."""
 
     instance: dg.DagsterInstance
     ranges: int

@@ -35,19 +35,16 @@ FEWEST_NUMBERS = 20
 
 @dataclass(frozen=True)
 class Pattern:
-    """A form of values.
-
-    Args:
-        digits_only: whether values may be plain digits, some of which fit by chance; then more of them are needed.
-        ambiguous: whether such values are often harmless.
-        inside: what in a longer text is held against the form; None where it is not looked for there.
-    """
+    """A form of values."""
 
     name: str
     category: Category
     fits: Callable[[str], bool]
+    # Values may be plain digits, some of which fit by chance; then more of them are needed.
     digits_only: bool = False
+    # Such values are often harmless.
     ambiguous: bool = False
+    # What in a longer text is held against the form; None where it is not looked for there.
     inside: re.Pattern[str] | None = None
 
     def is_in(self, text: str) -> bool:

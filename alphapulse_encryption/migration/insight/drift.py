@@ -182,10 +182,7 @@ SELECT n.nspname, c.relname, a.attname, format_type(a.atttypid, a.atttypmod)
 
 
 def uncatalogued(connection: Connection, catalogue: Catalogue) -> Iterator[Alert]:
-    """Columns that look sensitive by name and type and that the catalogue does not name, by table.
-
-    Tables of extensions and of the bookkeeping are left out, and partitions, which are as their table is.
-    """
+    """Columns that look sensitive by name and type and that the catalogue does not name, by table."""
     known = {
         (table.schema_name, table.name, name)
         for table in catalogue.tables

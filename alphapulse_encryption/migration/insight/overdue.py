@@ -35,18 +35,14 @@ EXPIRED_RECENTLY = timedelta(hours=24)
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment in the database's own reckoning.
-
-    Args:
-        transaction: the oldest one under way then; a row of an older number was written before, and not since.
-    """
+    """A moment in the database's own reckoning."""
 
     at: datetime
+    # The oldest one under way then; a row of an older number was written before, and not since.
     transaction: int
 
 
 def current_mark(database: Database) -> Mark:
-    """The mark of this moment."""
     with database.session("look at the clock") as connection:
         at, transaction = connection.execute(
             "SELECT clock_timestamp(), pg_snapshot_xmin(pg_current_snapshot())::text"
@@ -178,10 +174,7 @@ def keys_due(database: Database, rotate_after: timedelta) -> list[Alert]:
 
 
 def approvals_waiting(database: Database) -> list[Alert]:
-    """Approvals of a drop that were given and not used: open, about to end, or just ended.
-
-    An approval that ended is not told of where there is a later one of the same table.
-    """
+    """Approvals of a drop that were not used: open, about to end, or just ended with no later one of the table."""
     with database.session("look at the approvals") as connection:
         approvals = list_approvals(connection)
         now = answer(connection, "SELECT clock_timestamp()")

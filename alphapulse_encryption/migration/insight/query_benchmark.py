@@ -40,15 +40,12 @@ WARM_UP = 5
 
 @dataclass(frozen=True)
 class Timings:
-    """How long one question took.
-
-    Args:
-        seconds: ascending, one for each time it was asked.
-    """
+    """How long one question took."""
 
     table: str
     question: str
     side: Side
+    # Ascending, one for each time it was asked.
     seconds: tuple[float, ...]
 
     def percentile(self, percent: float) -> float:
@@ -58,12 +55,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class QueryBenchmark:
-    """What :func:`benchmark_queries` measured.
-
-    Args:
-        timings: by question, encrypted and plaintext in turn; the latter only where it was measured.
-        remarks: what was not measured, and why.
-    """
+    """What :func:`benchmark_queries` measured, by question: encrypted and plaintext in turn, where it was measured."""
 
     table: str
     timings: tuple[Timings, ...]

@@ -68,7 +68,6 @@ class SlowQuery:
 
     @property
     def shown(self) -> str:
-        """The text, cut where it is long; kind and tables where there is none."""
         if self.text is None:
             return f"{self.kind} on {', '.join(self.tables)} (text not shown: it may hold a value)"
         return self.text if len(self.text) <= LONGEST_SHOWN else self.text[:LONGEST_SHOWN] + " …"
@@ -76,12 +75,10 @@ class SlowQuery:
 
 @dataclass(frozen=True)
 class SlowQueries:
-    """What :func:`slow_queries` found.
+    """What :func:`slow_queries` found: the application's statements and this tool's own, the longest mean time first.
 
     Args:
         since: what was counted since then; None where that is not known.
-        queries: the application's statements, those with the longest mean time first.
-        own: this tool's own ones, in the same order.
         hidden: how many statements of other roles this one may not read.
         left_out: how many statements were not looked at, because there are too many.
     """
@@ -94,16 +91,13 @@ class SlowQueries:
 
     @property
     def worst_mean_ms(self) -> float:
-        """Mean time of the slowest of the application's statements; 0 where there is none."""
         return self.queries[0].mean_ms if self.queries else 0.0
 
     def total_ms(self, table: str) -> float:
-        """How long the application's statements on a table took altogether."""
         return sum(query.total_ms for query in self.queries if table in query.tables)
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What to know of the completeness of all this."""
         told = []
         if self.hidden:
             told.append(
@@ -371,16 +365,14 @@ class Worse:
 
 
 def worse_than(found: SlowQueries, before: Snapshot) -> tuple[Worse, ...]:
-    """The statements whose mean time since an earlier look is longer than it was up to it.
-
-    The counters only grow; where one is smaller than it was, it began anew, and all of it is since then.
-    """
+    """The statements whose mean time since an earlier look is longer than it was up to it."""
     worse = []
     for query in found.queries:
         calls, total = before.get(query.query_id, (0, 0.0))
         if calls < CALLS_TO_COMPARE:
             continue
         was = total / calls
+        # The counters only grow; where one is smaller, it was reset, and all of it is since then.
         if query.calls < calls or query.total_ms < total:
             calls, total = 0, 0.0
         since = query.calls - calls
