@@ -91,41 +91,35 @@ def _columns(definition: TableDefinition, state: State, missing: Sequence[str]) 
     gone += missing if state.has_both_sides else ()
     back = [c.name for c in definition.plaintext_columns] if state is State.DROPPED else []
     unsuitable = unsuitable_columns(definition)
-    for kind, subject, names, what, remedy in (
-        (
-            "gone",
-            "columns gone",
-            gone,
-            "gone, and not by a step of this migration",
-            "Find out who dropped or renamed them before anything else is done: if ciphertext is gone whose "
+    if gone:
+        yield Alert(
+            f"{key}: columns gone",
+            f"{_columns_of(key, gone)} gone, and not by a step of this migration.",
+            key=f"gone:{key}",
+            remedy="Find out who dropped or renamed them before anything else is done: if ciphertext is gone whose "
             "plaintext was dropped, stop writers and restore from the latest backup. A new encrypted column is "
             f"added by --add-columns --table {key}.",
-        ),
-        (
-            "type",
-            "types of encrypted columns",
-            unsuitable,
-            "of another type than the migration made",
-            "Find out who changed it, give it its type back (text; varchar(64) for a search column), and "
+            state=_state(gone),
+        )
+    if unsuitable:
+        yield Alert(
+            f"{key}: types of encrypted columns",
+            f"{_columns_of(key, unsuitable)} of another type than the migration made.",
+            key=f"type:{key}",
+            remedy="Find out who changed it, give it its type back (text; varchar(64) for a search column), and "
             f"verify: --verify --table {key}.",
-        ),
-        (
-            "back",
-            "plaintext columns after their drop",
-            back,
-            f"there again, although the plaintext of {key} was dropped; nothing encrypts what is written to it",
-            "Find out which program or migration added it, and drop it; --restore-plaintext is the way to "
+            state=_state(unsuitable),
+        )
+    if back:
+        yield Alert(
+            f"{key}: plaintext columns after their drop",
+            f"{_columns_of(key, back)} there again, although the plaintext of {key} was dropped; nothing encrypts "
+            "what is written to it.",
+            key=f"back:{key}",
+            remedy="Find out which program or migration added it, and drop it; --restore-plaintext is the way to "
             "bring plaintext back.",
-        ),
-    ):
-        if names:
-            yield Alert(
-                f"{key}: {subject}",
-                f"{_columns_of(key, names)} {what}.",
-                key=f"{kind}:{key}",
-                remedy=remedy,
-                state=_state(names),
-            )
+            state=_state(back),
+        )
 
 
 def _pairs(connection: Connection, definition: TableDefinition, state: TableState) -> Iterator[Alert]:

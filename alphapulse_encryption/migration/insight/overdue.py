@@ -191,21 +191,25 @@ def approvals_waiting(database: Database) -> list[Alert]:
 def _waiting(approval: Approval, now: datetime) -> Alert:
     until = f"{approval.expires_at:%F %R} UTC"
     if approval.expired:
-        state, says = "ended", f"has ended at {until}, unused."
+        state = "ended"
+        message = f"Approval {approval.id} of the drop of {approval.table} has ended at {until}, unused."
         remedy = (
             f"If it is to go: verify, back up and approve again (--approve-drop --table {approval.table})."
         )
     else:
         soon = approval.expires_at - now < EXPIRES_SOON
         state = "ends soon" if soon else "open"
-        says = f"waits to be used{', and ends soon, at' if soon else '; it ends at'} {until}."
+        message = (
+            f"Approval {approval.id} of the drop of {approval.table} waits to be used"
+            f"{', and ends soon, at' if soon else '; it ends at'} {until}."
+        )
         remedy = (
             f"Use it (--drop-unencrypted --confirm --table {approval.table}), or take it back "
             f"(--revoke-approval {approval.id})."
         )
     return Alert(
         f"approval {approval.id} of the drop of {approval.table}",
-        f"Approval {approval.id} of the drop of {approval.table} {says}",
+        message,
         key=f"approval:{approval.id}",
         remedy=remedy,
         state=state,
