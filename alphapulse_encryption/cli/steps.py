@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Catalogue, Table
@@ -34,6 +35,9 @@ _BARS: Mapping[str, tuple[str, Begin]] = {
     "analyze": ("analyzing", built),
     "rebuild": ("rebuilding indexes", built),
 }
+
+
+_show = partial(print, flush=True)
 
 
 @dataclass
@@ -137,20 +141,17 @@ class Steps:
         if succeeded and not verdict.succeeded:
             # The asset's checks are of every table that was begun, not of those asked for.
             succeeded = all(result is not None and result.passed for _, result in results)
-            others = self._unverified_others()
-            if succeeded and others:
-                _show(f"  Not verified, and not asked for: {', '.join(others)}")
+            others = [table for table in self.catalogue.tables if table.key not in self.tables]
+            found = [one for table in others if (one := self._verification(table)) is not None]
+            unverified = [one.table for one in found if not one.passed]
+            if succeeded and unverified:
+                _show(f"  Not verified, and not asked for: {', '.join(unverified)}")
             elif succeeded:
                 _complain(verdict)
                 return False
         if not succeeded:
             _tell_unverified([result for _, result in results if result is not None], looked)
         return succeeded
-
-    def _unverified_others(self) -> list[str]:
-        others = [table for table in self.catalogue.tables if table.key not in self.tables]
-        results = {table.key: self._verification(table) for table in others}
-        return [key for key, result in results.items() if result is not None and not result.passed]
 
     def _verification(self, table: Table) -> TableVerification | None:
         try:
@@ -178,10 +179,6 @@ def _complain(outcome: Outcome) -> None:
         _show(f"✗ {problem}")
 
 
-def _show(line: str) -> None:
-    print(line, flush=True)
-
-
 def _report(stage: guide.Stage, outcome: Outcome) -> Iterator[str]:
     if stage.over == "range":
         yield from _rates(outcome)
@@ -195,12 +192,12 @@ def _report(stage: guide.Stage, outcome: Outcome) -> Iterator[str]:
 
 def _rates(outcome: Outcome) -> Iterator[str]:
     """What became of each table, over its batch ranges."""
-    rows: Counter[str] = Counter()
+    rows: defaultdict[str, int] = defaultdict(int)
     seconds: defaultdict[str, float] = defaultdict(float)
-    for part, count in outcome.collected("rows_encrypted"):
-        rows[part.partition("|")[2]] += count
-    for part, duration in outcome.collected("seconds"):
-        seconds[part.partition("|")[2]] += duration
+    for part, entries in outcome.partitions.items():
+        table = part.partition("|")[2]
+        rows[table] += entries.get("rows_encrypted", 0)
+        seconds[table] += entries.get("seconds", 0.0)
     for table, count in rows.items():
         if count:
             rate = count / seconds[table] if seconds[table] else 0

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from alphapulse_encryption.catalogue import Catalogue
-from alphapulse_encryption.cli.reports.terminal import age, grid, moment, seconds
+from alphapulse_encryption.cli.reports.terminal import grid, moment, seconds
 from alphapulse_encryption.migration.insight.status import Pending, Status, TableStatus, read_status
 from alphapulse_encryption.migration.postgres.database import Database
 
@@ -171,7 +171,11 @@ def _others(status: Status) -> list[str]:
     lines += [
         f"session {one.pid} ({one.role}) "
         + (f"works on {one.table}, range {one.range:02d}" if one.table is not None else "is connected")
-        + (f", in a transaction begun {age(status.at - one.since)}" if one.since is not None else "")
+        + (
+            f", in a transaction begun {seconds(max(0.0, (status.at - one.since).total_seconds()))} ago"
+            if one.since is not None
+            else ""
+        )
         for one in status.workers
     ]
     lines += [f"not visible to the role {status.role}: {what}" for what in status.not_visible]

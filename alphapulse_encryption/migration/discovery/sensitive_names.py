@@ -95,12 +95,10 @@ def looks_sensitive(table: str, column: str, type_name: str) -> Suspicion | None
 
 def _is_about(words: list[str], run: tuple[int, int], kind: str) -> bool:
     """Whether the name goes on after the sensitive words to say that the column is something else."""
-    rest = [_singular(word) for word in words[run[1] :]]
-    if not rest:
-        return False
-    if rest[-1] in _lists().points_elsewhere:
+    last = _singular(words[-1]) if run[1] < len(words) else ""
+    if last in _lists().points_elsewhere:
         return kind in {"number", "uuid"}
-    return rest[-1] in _lists().not_the_value
+    return last in _lists().not_the_value
 
 
 def _runs(words: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:
