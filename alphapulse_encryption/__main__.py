@@ -37,14 +37,14 @@ def _main(options: argparse.Namespace, told: dict[str, object]) -> int:
     try:
         for name, do in OF_THE_WHOLE.items():
             if getattr(options, name):
-                return do(options)
+                return do(options) or 0
         catalogue = load_catalogue(settings.TargetVariables().catalogue_path)
         tables = tuple(dict.fromkeys(options.table)) or catalogue.keys
         for name in tables:
             catalogue.table(name)
         for name, report in OF_TABLES.items():
             if getattr(options, name) and (name != "preflight" or options.json):
-                return report(options, catalogue, tables)
+                return report(options, catalogue, tables) or 0
         return run_steps(options, catalogue, tables)
     except MigrationError as error:
         told["message"] = str(error)

@@ -60,10 +60,9 @@ from alphapulse_encryption.migration.schema.definition import check_catalogue
 from alphapulse_encryption.migration.steps.versions import count_versions, reinstate_version
 
 
-def print_json_schema(options: argparse.Namespace) -> int:
+def print_json_schema(options: argparse.Namespace) -> None:
     """The schema of a report's JSON document."""
     print_schema(Plan if options.plan else Status if options.status else Discovery)
-    return 0
 
 
 def print_discovery(options: argparse.Namespace) -> int:
@@ -100,21 +99,18 @@ def print_plan(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[
     return 1 if plan.blockers else 0
 
 
-def print_status(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> int:
+def print_status(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> None:
     """Where the migration stands, once or, with ``--watch``, until Ctrl-C."""
     database = target_database()
     if options.watch:
         watch(database, catalogue, tables, console())
-        return 0
-    status = read_status(database, catalogue, tables)
-    if options.json:
-        print_document(status)
+    elif options.json:
+        print_document(read_status(database, catalogue, tables))
     else:
-        show_status(status, console())
-    return 0
+        show_status(read_status(database, catalogue, tables), console())
 
 
-def print_slow_queries(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> int:
+def print_slow_queries(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> None:
     """What statements on encrypted tables cost, slowest first."""
     entries = [catalogue.table(name) for name in tables]
     found = slow_queries(replace(target_database(), read_only=True), entries)
@@ -122,7 +118,7 @@ def print_slow_queries(options: argparse.Namespace, catalogue: Catalogue, tables
     if options.json:
         found = replace(found, queries=shown)
         print_members("slow-queries", {"report": found, "remarks": found.remarks})
-        return 0
+        return
     since = "" if found.since is None else f" since {found.since:%Y-%m-%d %H:%M} UTC"
     print(f"Statements on {', '.join(tables)}{since}, slowest first:")
     for query in shown:
@@ -139,7 +135,6 @@ def print_slow_queries(options: argparse.Namespace, catalogue: Catalogue, tables
         print(f"{len(found.own)} statements of this tool took {total:,.0f} ms; they are not listed.")
     for remark in found.remarks:
         print(f"! {remark}")
-    return 0
 
 
 def print_preflight(_: argparse.Namespace, catalogue: Catalogue, __: tuple[str, ...]) -> int:
@@ -150,24 +145,22 @@ def print_preflight(_: argparse.Namespace, catalogue: Catalogue, __: tuple[str, 
     return 1 if report.blockers else 0
 
 
-def print_approvals(options: argparse.Namespace) -> int:
+def print_approvals(options: argparse.Namespace) -> None:
     """Every approval: open, used, revoked or expired."""
     with target_database().session("list the approvals") as connection:
         approvals = list_approvals(connection)
     if options.json:
         print_members("approvals", {"approvals": approvals})
-        return 0
+        return
     for approval in approvals:
         print(approval)
     if not approvals:
         print("There is no approval.")
-    return 0
 
 
-def print_backup_identity(_: argparse.Namespace) -> int:
+def print_backup_identity(_: argparse.Namespace) -> None:
     """The age identity that opens backups; a secret."""
     print(backup_identity(load_key_ring(key_environment())))
-    return 0
 
 
 def compare_keys(_: argparse.Namespace) -> int:
@@ -194,22 +187,21 @@ def compare_keys(_: argparse.Namespace) -> int:
             sign, verdict = "✗", "NOT the key this database was begun with: put the original one back there"
         current = " (current)" if version == keys.current_version else ""
         print(f"{sign} version {version}{current}: readable from {keys.origin(version)}; {verdict}")
-    missing = sorted(set(stored or ()) - set(found))
-    for version in missing:
+    for version in sorted(set(stored or ()) - set(found)):
         print(
             f"! version {version}: this database was begun with it, and there is no key of that version to read it"
         )
     return 1 if any(found.get(version, check) != check for version, check in (stored or {}).items()) else 0
 
 
-def print_key_usage(options: argparse.Namespace) -> int:
+def print_key_usage(options: argparse.Namespace) -> None:
     """How many values each key has encrypted, and how many it may."""
     with target_database().session("read how much the keys are used") as connection:
         usages = read_usage(connection)
-    warnings = [warning for usage in usages if (warning := usage.warning()) is not None]
+    warnings = [warning for usage in usages if (warning := usage.warning())]
     if options.json:
         print_members("key-usage", {"most_messages": MOST_MESSAGES, "usage": usages, "warnings": warnings})
-        return 0
+        return
     for usage in usages:
         print(
             f"{'!' if usage.warning() else '✓'} {usage.context}, version {usage.key_version}: "
@@ -219,7 +211,6 @@ def print_key_usage(options: argparse.Namespace) -> int:
         print(warning)
     if not usages:
         print("Nothing has been encrypted yet.")
-    return 0
 
 
 def print_key_versions(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> int:
@@ -257,28 +248,23 @@ def _show_versions(versions: Sequence[KeyVersion], keys: KeyRing) -> None:
         print(f"! ALPHAPULSE_ENCRYPTION_KEY_VERSION says {keys.current_version} (see --rotate-keys)")
 
 
-def reinstate_key_version(options: argparse.Namespace) -> int:
+def reinstate_key_version(options: argparse.Namespace) -> None:
     """Make a retired key version readable again."""
     version = options.reinstate_key_version
     changed = reinstate_version(target_database(), version, Actor("command line"))
-    print(
-        f"✓ Key version {version} is readable again"
-        if changed
-        else f"Nothing to do: {version} is not retired"
-    )
-    return 0
+    done, nothing = f"✓ Key version {version} is readable again", f"Nothing to do: {version} is not retired"
+    print(done if changed else nothing)
 
 
-def change_settings(options: argparse.Namespace) -> int:
+def change_settings(options: argparse.Namespace) -> None:
     """Change what ``--set``, ``--pause`` and ``--resume`` name, and show all of them."""
     changes = dict(text.partition("=")[::2] for text in options.set)
     if options.pause or options.resume:
         changes["paused"] = "true" if options.pause else "false"
     _show_settings(change_limits(target_database(), changes, Actor("command line")))
-    return 0
 
 
-def print_settings(options: argparse.Namespace) -> int:
+def print_settings(options: argparse.Namespace) -> None:
     """The settings, with what they mean."""
     with target_database().session("read the settings of running backfills") as connection:
         limits = read_limits(connection) if bookkeeping_exists(connection) else Limits()
@@ -287,7 +273,6 @@ def print_settings(options: argparse.Namespace) -> int:
         print_members("settings", {"settings": limits, "descriptions": described})
     else:
         _show_settings(limits)
-    return 0
 
 
 def _show_settings(limits: Limits) -> None:
@@ -295,7 +280,7 @@ def _show_settings(limits: Limits) -> None:
         print(f"{name} = {getattr(limits, name)}    # {field.description}")
 
 
-def stop_all_runs(_: argparse.Namespace) -> int:
+def stop_all_runs(_: argparse.Namespace) -> None:
     """Stop every run that is queued or under way."""
     # Dagster takes a second to load.
     from alphapulse_encryption.cli.unfinished import stop_runs
@@ -305,16 +290,14 @@ def stop_all_runs(_: argparse.Namespace) -> int:
         print(line)
     if not told:
         print("No run is queued or under way.")
-    return 0
 
 
-def print_roles_sql(options: argparse.Namespace) -> int:
+def print_roles_sql(options: argparse.Namespace) -> None:
     """SQL that creates the roles, for an administrator to run."""
     prefix = DEFAULT_PREFIX if options.role_prefix is None else options.role_prefix
     catalogue = load_catalogue(settings.TargetVariables().catalogue_path)
     with target_database().session("look at who owns what") as connection:
         print(roles_sql(connection, catalogue, prefix), end="")
-    return 0
 
 
 def try_alerts(_: argparse.Namespace) -> int:
@@ -387,8 +370,8 @@ def run_steps(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[s
     return 0
 
 
-# In this order: what changes settings shows them as well.
-OF_THE_WHOLE: Mapping[str, Callable[[argparse.Namespace], int]] = {
+# Each returns the exit status, where it can be another than 0. In this order: what changes settings shows them, too.
+OF_THE_WHOLE: Mapping[str, Callable[[argparse.Namespace], int | None]] = {
     "rehearse": rehearse_on_a_clone,
     "backup_identity": print_backup_identity,
     "json_schema": print_json_schema,
@@ -405,7 +388,7 @@ OF_THE_WHOLE: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "set": change_settings,
     "settings": print_settings,
 }
-OF_TABLES: Mapping[str, Callable[[argparse.Namespace, Catalogue, tuple[str, ...]], int]] = {
+OF_TABLES: Mapping[str, Callable[[argparse.Namespace, Catalogue, tuple[str, ...]], int | None]] = {
     "plan": print_plan,
     "status": print_status,
     "slow_queries": print_slow_queries,
