@@ -268,8 +268,10 @@ def _bytes(connection: Connection, oid: int, pages: int) -> int:
 def _look(connection: Connection, table: _Table, names: _Names, sample: int) -> TableGuess | None:
     values = _sample(connection, table, sample)
     guesses, unfit = [], []
+    # What already belongs to a migration of ours.
+    ours = {f"{column.name}_{what}" for column in table.columns for what in ("encrypted", "search")}
     for column in table.columns:
-        guess = None if _is_ours(table, column) else _guess(table, column, values, names)
+        guess = None if column.name in ours else _guess(table, column, values, names)
         if guess is None:
             continue
         if guess.proposed and (why := _unfit(table, column, guess)):
@@ -290,15 +292,6 @@ def _look(connection: Connection, table: _Table, names: _Names, sample: int) -> 
         obstacles=(*([obstacle] if obstacle else []), *unfit),
         possible=obstacle is None and any(guess.proposed for guess in guesses),
     )
-
-
-# What of the database already belongs to a migration of ours.
-_OURS = re.compile(r"(.+)_(encrypted|search)")
-
-
-def _is_ours(table: _Table, column: _Column) -> bool:
-    found = _OURS.fullmatch(column.name)
-    return found is not None and any(other.name == found[1] for other in table.columns)
 
 
 _SAMPLED_KINDS = frozenset({"text", "number", "json", "network", "other"})

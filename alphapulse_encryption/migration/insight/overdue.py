@@ -14,7 +14,7 @@ from alphapulse_encryption.migration.bookkeeping.approvals import Approval, list
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.keys import key_versions
 from alphapulse_encryption.migration.bookkeeping.quarantine import quarantined_for
-from alphapulse_encryption.migration.bookkeeping.ranges import Progress, backfill_progress
+from alphapulse_encryption.migration.bookkeeping.ranges import backfill_progress
 from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates.findings import Alert
@@ -75,9 +75,20 @@ def old_pending_rows(
             if state is None or state.state is State.REVERTED or not state.state.has_both_sides:
                 continue
             backfill = backfill_progress(connection, table, limit)
-            if backfill.completed < backfill.ranges and backfill.waiting < backfill.ranges:
-                found += [_standing_still(table, backfill, limit)] if backfill.still else []
-            elif mark is not None:
+            under_way = backfill.completed < backfill.ranges and backfill.waiting < backfill.ranges
+            if under_way and backfill.still:
+                found.append(
+                    Alert(
+                        f"{table.key}: backfill that stands still",
+                        f"The backfill of {table.key} has not moved for longer than {_span(limit)}: "
+                        f"{backfill.completed} of {backfill.ranges} batch ranges are done"
+                        f"{f'; it holds back: {backfill.reason}' if backfill.reason else ''}.",
+                        key=f"unfinished:{table.key}",
+                        remedy=f"Go on with --migrate-data --table {table.key}; --settings shows whether it is paused.",
+                        since=backfill.moved,
+                    )
+                )
+            elif mark is not None and not under_way:
                 found += _unchanged(connection, table, mark, limit)
             found += _set_aside(connection, table, limit)
         return found
@@ -102,17 +113,6 @@ def _unchanged(connection: Connection, table: Table, mark: Mark, limit: timedelt
         key=f"old:{table.key}",
         remedy=f"Run --migrate-data --table {table.key}; the sensor pending_rows, once started, does so by itself.",
         since=mark.at,
-    )
-
-
-def _standing_still(table: Table, found: Progress, limit: timedelta) -> Alert:
-    return Alert(
-        f"{table.key}: backfill that stands still",
-        f"The backfill of {table.key} has not moved for longer than {_span(limit)}: {found.completed} of "
-        f"{found.ranges} batch ranges are done{f'; it holds back: {found.reason}' if found.reason else ''}.",
-        key=f"unfinished:{table.key}",
-        remedy=f"Go on with --migrate-data --table {table.key}; --settings shows whether it is paused.",
-        since=found.moved,
     )
 
 

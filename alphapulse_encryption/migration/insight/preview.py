@@ -296,8 +296,7 @@ SELECT sum(pg_table_size(p))::bigint, sum(pg_indexes_size(p))::bigint,
 def _table(
     connection: Connection, entry: Table, batch_ranges: int
 ) -> tuple[TablePlan, dict[str, Span], list[Finding]]:
-    begun = bookkeeping_exists(connection)
-    known = table_state(connection, entry) if begun else None
+    known = table_state(connection, entry) if bookkeeping_exists(connection) else None
     definition = read_table(
         connection, entry, plaintext=known is None or known.state.has_both_sides, once=True
     )
@@ -316,14 +315,14 @@ def _table(
             )
         )
     rows = definition.estimated_rows
-    ranges, note = _ranges(connection, definition, batch_ranges, begun=begun)
-    state = State.UNTOUCHED if known is None else known.state
-    steps = _Steps(connection, definition, known, findings).every(ranges)
-    growth = _growth(connection, definition, heap, index_bytes, count)
+    look = _Look(connection, definition, known, findings)
+    ranges, note = look.ranges(batch_ranges)
+    steps = look.steps(ranges)
+    growth = look.growth(heap, index_bytes, count)
     found = TablePlan(
         table=entry.key,
-        stage=state.stage,
-        authority=state.authority,
+        stage=look.state.stage,
+        authority=look.state.authority,
         rows=rows,
         table_bytes=heap,
         index_bytes=index_bytes,
@@ -348,34 +347,6 @@ def _table(
     return found, usual_durations(entry, rows, heap, count), findings
 
 
-def _ranges(
-    connection: Connection, definition: TableDefinition, count: int, *, begun: bool
-) -> tuple[tuple[Range, ...], str]:
-    """The batch ranges as they are or would be, and a word on that."""
-    planned = read_ranges(connection, definition.table) if begun else ()
-    pieces: list[tuple[Sequence[str] | None, Sequence[str] | None, str]]
-    pieces, note = [(one.lower, one.upper, one.status) for one in planned], "as they were cut"
-    if not planned:
-        try:
-            cut = plan.cut(connection, definition, count)
-        except psycopg.errors.InsufficientPrivilege:
-            return (), f"{count}; this role may not read the key, so where they would be cut is not known"
-        except psycopg.errors.QueryCanceled:
-            return (), f"{count}; where they would be cut takes too long to find now"
-        pieces, note = [(lower, upper, "planned") for lower, upper in cut], "as they would be cut now"
-    ranges = [
-        Range(
-            number=number,
-            lower=tuple(lower) if lower is not None else None,
-            upper=tuple(upper) if upper is not None else None,
-            empty=lower is not None and lower == upper,
-            status=status,
-        )
-        for number, (lower, upper, status) in enumerate(pieces)
-    ]
-    return tuple(ranges), note
-
-
 _MOMENT_ALONE = Lock(mode="ACCESS EXCLUSIVE", held="moment")
 _MOMENT_BESIDE_READERS = Lock(mode="SHARE ROW EXCLUSIVE", held="moment")
 _BESIDE_ALL = Lock(mode="SHARE UPDATE EXCLUSIVE", held="table")
@@ -385,8 +356,8 @@ _BATCH_READ = Lock(mode="ACCESS SHARE", held="batch")
 
 
 @dataclass
-class _Steps:
-    """What each step would do to one table; what it will refuse is put among the findings."""
+class _Look:
+    """A look at one table; what its steps will refuse is put among the findings."""
 
     connection: Connection
     definition: TableDefinition
@@ -394,7 +365,7 @@ class _Steps:
     findings: list[Finding]
 
     @property
-    def _state(self) -> State:
+    def state(self) -> State:
         return State.UNTOUCHED if self.known is None else self.known.state
 
     @cached_property
@@ -402,10 +373,52 @@ class _Steps:
         """As it will be once step 2 is done."""
         return columns.with_columns(self.definition)
 
-    def every(self, ranges: Sequence[Range]) -> tuple[Step, ...]:
+    def ranges(self, count: int) -> tuple[tuple[Range, ...], str]:
+        """The batch ranges as they are or would be, and a word on that."""
+        planned = read_ranges(self.connection, self.definition.table) if self.known is not None else ()
+        pieces: list[tuple[Sequence[str] | None, Sequence[str] | None, str]]
+        pieces, note = [(one.lower, one.upper, one.status) for one in planned], "as they were cut"
+        if not planned:
+            try:
+                cut = plan.cut(self.connection, self.definition, count)
+            except psycopg.errors.InsufficientPrivilege:
+                return (), f"{count}; this role may not read the key, so where they would be cut is not known"
+            except psycopg.errors.QueryCanceled:
+                return (), f"{count}; where they would be cut takes too long to find now"
+            pieces, note = [(lower, upper, "planned") for lower, upper in cut], "as they would be cut now"
+        ranges = [
+            Range(
+                number=number,
+                lower=tuple(lower) if lower is not None else None,
+                upper=tuple(upper) if upper is not None else None,
+                empty=lower is not None and lower == upper,
+                status=status,
+            )
+            for number, (lower, upper, status) in enumerate(pieces)
+        ]
+        return tuple(ranges), note
+
+    def growth(self, heap: int, index_bytes: int, indexes: int) -> Growth:
+        added = preflight.encrypted_bytes(self.connection, self.definition)
+        rows = self.definition.estimated_rows
+        tokens = rows * _INDEX_ENTRY * sum(column.searchable for column in self.definition.table.columns)
+        # Every row is written once more: its old version, and its entries in all indexes, stay until vacuum comes.
+        written = heap + added + rows * _ROW_OVERHEAD * (1 + indexes)
+        return Growth(
+            table=Span(added, added + heap, added + 1.5 * heap),
+            indexes=Span(tokens, tokens + index_bytes / 2, tokens + 1.5 * index_bytes),
+            # After each checkpoint the first change of a page logs all of it.
+            wal=Span(
+                low=0.7 * written,
+                likely=written + heap + index_bytes,
+                high=2 * written + 4 * (heap + index_bytes) + tokens,
+            ),
+        )
+
+    def steps(self, ranges: Sequence[Range]) -> tuple[Step, ...]:
         """All steps, in their order."""
-        if self._state is not State.UNTOUCHED and not self._state.has_both_sides:
-            dropped = self._state is State.DROPPED
+        if self.state is not State.UNTOUCHED and not self.state.has_both_sides:
+            dropped = self.state is State.DROPPED
             note = "the plaintext is dropped" if dropped else "the plaintext is being restored"
             return tuple(_step(name, done=True, note=note) for name in guide.planned())
         encrypted = bool(ranges) and all(one.status == "completed" for one in ranges)
@@ -413,7 +426,7 @@ class _Steps:
             "columns": self._columns(),
             "data": _step(
                 "data",
-                done=encrypted and self._state not in (State.UNTOUCHED, State.REVERTED),
+                done=encrypted and self.state not in (State.UNTOUCHED, State.REVERTED),
                 locks=(_BATCH,),
                 note="rows that the application changes meanwhile are left to it, and read again",
             ),
@@ -440,8 +453,8 @@ class _Steps:
         statements: list[Composed] = []
         if names := columns.missing_columns(self.definition):
             statements.append(columns.add_columns_statement(self.definition, names))
-        if not guard.guard_is_current(self.connection, self._added, self._state.authority):
-            statements += guard.guard_statements(self.connection, self._added, self._state.authority)
+        if not guard.guard_is_current(self.connection, self._added, self.state.authority):
+            statements += guard.guard_statements(self.connection, self._added, self.state.authority)
         return self._changing("columns", statements)
 
     def _indexes(self) -> Step:
@@ -471,7 +484,7 @@ class _Steps:
         return self._changing("views", statements, "optional")
 
     def _switch(self) -> Step:
-        if self._state.authority == "ciphertext":
+        if self.state.authority == "ciphertext":
             return _step("switch", done=True, note="the ciphertext is right")
         note = "needs a verified table"
         try:
@@ -491,7 +504,7 @@ class _Steps:
                 "warning",
                 f"the drop will be refused: other objects depend on the plaintext columns: {depending}.",
             )
-        if self.known is not None and self._state.authority == "ciphertext":
+        if self.known is not None and self.state.authority == "ciphertext":
             taken = self.known.set_aside
         else:
             taken = switch.what_is_set_aside(self.connection, self._added)
@@ -518,23 +531,3 @@ _LOCKS = (
 
 def _lock_of(text: str) -> Lock | None:
     return next((lock for form, lock in _LOCKS if re.match(form, text.lstrip(), re.DOTALL)), None)
-
-
-def _growth(
-    connection: Connection, definition: TableDefinition, heap: int, index_bytes: int, indexes: int
-) -> Growth:
-    added = preflight.encrypted_bytes(connection, definition)
-    rows = definition.estimated_rows
-    tokens = rows * _INDEX_ENTRY * sum(column.searchable for column in definition.table.columns)
-    # Every row is written once more: its old version, and the entries of it in all indexes, stay until vacuum comes.
-    written = heap + added + rows * _ROW_OVERHEAD * (1 + indexes)
-    return Growth(
-        table=Span(added, added + heap, added + 1.5 * heap),
-        indexes=Span(tokens, tokens + index_bytes / 2, tokens + 1.5 * index_bytes),
-        # After each checkpoint the first change of a page logs all of it.
-        wal=Span(
-            low=0.7 * written,
-            likely=written + heap + index_bytes,
-            high=2 * written + 4 * (heap + index_bytes) + tokens,
-        ),
-    )
