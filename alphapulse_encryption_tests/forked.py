@@ -58,7 +58,7 @@ LOADED_ONCE = [
     "upath.implementations.local",
     "uvicorn",
     # What the commands are made of.
-    "alphapulse_encryption.cli.commands.reports",
+    "alphapulse_encryption.cli.commands.at_once",
     "alphapulse_encryption.definitions",
     "alphapulse_encryption.cli.progress",
     "alphapulse_encryption.cli.reports.plan",

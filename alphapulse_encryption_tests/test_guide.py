@@ -10,8 +10,7 @@ import pytest
 from dagster import AssetKey
 
 from alphapulse_encryption import guide
-from alphapulse_encryption.cli.commands.parser import build_parser
-from alphapulse_encryption.cli.commands.usage import check_usage
+from alphapulse_encryption.cli.commands.parser import build_parser, check_usage
 from alphapulse_encryption.cli.reports.plan import _PLANNED
 from alphapulse_encryption.definitions import build_defs
 from alphapulse_encryption.guide import Needs, Stage, Step

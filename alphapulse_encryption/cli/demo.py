@@ -7,19 +7,18 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from psycopg.rows import dict_row
 from psycopg.sql import SQL, Identifier
 from rich.console import Console
 from rich.table import Table as Grid
 
 from alphapulse_encryption import secrecy, settings
 from alphapulse_encryption.bounds import whole_number
-from alphapulse_encryption.catalogue import Catalogue, Table, load_catalogue
+from alphapulse_encryption.catalogue import Table, load_catalogue
 from alphapulse_encryption.crypto.envelope import get_format
-from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.keysources import load_key_ring
@@ -28,6 +27,7 @@ from alphapulse_encryption.migration.bookkeeping.backups import latest_backup
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.sample.database import DEFAULT_ROWS, MINIMUM_ROWS, load_sample
 from alphapulse_encryption.sample.key import make_sample_key
 from alphapulse_encryption.sample.postgres import SAMPLE_DATABASE, embedded, embedded_url
@@ -48,11 +48,13 @@ _OF_OTHERS = ("ALPHAPULSE_DATABASE_URL", "ALPHAPULSE_ENCRYPTION_CATALOGUE")
 class Demo:
     """What the demo works with."""
 
-    database: Database
-    catalogue: Catalogue
-    keys: KeyRing
+    steps: Steps
     console: Console
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def users(self) -> Table:
+        return self.steps.catalogue.table(DROPPED_TABLE)
 
     def headline(self, text: str) -> None:
         self.console.print(f"\n[bold]{text}[/bold]", highlight=False)
@@ -61,20 +63,14 @@ class Demo:
         """Print a line as it is: tests and people look for it letter by letter."""
         print(text, flush=True)
 
-    @property
-    def users(self) -> Table:
-        return self.catalogue.table(DROPPED_TABLE)
-
     def user(self, columns: Sequence[str]) -> dict[str, Any]:
         """The shown row of users."""
-        with self.database.session("read the shown user") as connection:
-            row = connection.execute(
-                SQL("SELECT {} FROM public.users WHERE id = %s").format(
-                    SQL(", ").join(Identifier(column) for column in columns)
-                ),
-                [SHOWN_USER],
-            ).fetchone()
-        return dict(zip(columns, row or (None,) * len(columns), strict=True))
+        with self.steps.database.session("read the shown user") as connection:
+            query = SQL("SELECT {} FROM public.users WHERE id = %s").format(
+                SQL(", ").join(Identifier(column) for column in columns)
+            )
+            row = connection.cursor(row_factory=dict_row).execute(query, [SHOWN_USER]).fetchone()
+        return row or dict.fromkeys(columns)
 
 
 _WALK = {
@@ -87,22 +83,18 @@ _WALK = {
 }
 
 
-def walk_to_views(demo: Demo, rows: int, steps: Steps) -> int:
-    """From the plaintext sample to verified ciphertext and views.
-
-    Returns:
-        The exit status.
-    """
+def walk_to_views(demo: Demo, rows: int) -> int:
+    """From the plaintext sample to verified ciphertext and views; the exit status."""
     demo.headline("The sample database")
     started = time.monotonic()
-    counts = load_sample(demo.database.conninfo, rows=rows)
+    counts = load_sample(demo.steps.database.conninfo, rows=rows)
     demo.seconds["sample"] = time.monotonic() - started
     what = ", ".join(f"{table} {count:,}" for table, count in counts.tables.items())
     demo.show(f"{'Loaded' if counts.loaded else 'Already there'}: {counts.total:,} rows ({what})")
 
     for name, headline in _WALK.items():
         demo.headline(headline)
-        if not (_backup(demo, steps) if name == "backup" else steps.run(name)):
+        if not (_backup(demo) if name == "backup" else demo.steps.run(name)):
             return 1
     plaintext = _state(demo) == "columns"
     if plaintext:
@@ -110,8 +102,8 @@ def walk_to_views(demo: Demo, rows: int, steps: Steps) -> int:
         _search(demo, demo.user(["email"])["email"])
     else:
         demo.show(f"The plaintext of {DROPPED_TABLE} was dropped; make demo-drop brings it back.")
-    _timings(demo, steps)
-    if counts.loaded or steps.changed:
+    _timings(demo)
+    if counts.loaded or demo.steps.changed:
         still = "; its plaintext columns are still there" if plaintext else ""
         demo.headline(f"Done. The sample is encrypted{still}.")
     else:
@@ -133,11 +125,11 @@ To drop by hand, in the UI or here (P = .venv/bin/python -m alphapulse_encryptio
   P --restore-plaintext --table users     brings it back"""
 
 
-def _backup(demo: Demo, steps: Steps) -> bool:
-    with demo.database.session("look for a backup") as connection:
+def _backup(demo: Demo) -> bool:
+    with demo.steps.database.session("look for a backup") as connection:
         backup = latest_backup(connection, demo.users) if bookkeeping_exists(connection) else None
     if backup is None:
-        return steps.run("backup")
+        return demo.steps.run("backup")
     demo.show(f"✓ There is a verified backup, taken at {backup.taken_at:%Y-%m-%d %H:%M} UTC")
     return True
 
@@ -157,74 +149,68 @@ def _before_and_after(demo: Demo) -> None:
 def _search(demo: Demo, email: str) -> None:
     demo.headline("Finding a user by search token")
     column = next(column for column in demo.users.columns if column.name == "email")
-    token = search_token(demo.keys, email, column.context)
-    with demo.database.session("find a user by search token") as connection:
+    token = search_token(demo.steps.keys, email, column.context)
+    with demo.steps.database.session("find a user by search token") as connection:
         row = connection.execute(
             "SELECT id, username, email_encrypted FROM public.users WHERE email_search = %s", [token]
         ).fetchone()
     if row is None:
         raise RefusedError("No user has that search token: verify the table users (--verify --table users).")
     user, username, envelope = row
-    found = get_format(demo.catalogue.format, demo.keys).decrypt(envelope, column.context)
+    found = get_format(demo.steps.catalogue.format, demo.steps.keys).decrypt(envelope, column.context)
     demo.show(f"  {email}  →  token {token}")
     demo.show(f"  WHERE email_search = token  →  id {user}, {username}, decrypted e-mail {found}")
 
 
-def _timings(demo: Demo, steps: Steps) -> None:
+def _timings(demo: Demo) -> None:
     demo.headline("Timings")
     grid = Grid("stage")
     grid.add_column("seconds", justify="right")
-    for stage, seconds in {**demo.seconds, **steps.seconds}.items():
+    for stage, seconds in {**demo.seconds, **demo.steps.seconds}.items():
         grid.add_row(stage, f"{seconds:.1f}")
     demo.console.print(grid, highlight=False)
 
 
-def walk_through_drop(demo: Demo, steps: Steps) -> int:
-    """Switch, refusal without approval, approval, drop, restore: of one table.
-
-    Returns:
-        The exit status.
-    """
+def walk_through_drop(demo: Demo) -> int:
+    """Switch, refusal without approval, approval, drop, restore: of one table; the exit status."""
+    run = demo.steps.run
     state = _state(demo)
     if state is None:
         raise RefusedError("The sample is not encrypted yet: run make demo first.")
     if state != "columns":
         demo.show(f"The plaintext of {DROPPED_TABLE} was dropped before, so only its restoration is left.")
-        return _restore(demo, steps, None)
+        return _restore(demo, None)
     before = demo.user(SHOWN_COLUMNS)
     demo.headline(f"Step 7: make the encrypted columns of {DROPPED_TABLE} the right side")
-    if not (steps.run("switch_to_encrypted") and steps.run("verify")):
+    if not (run("switch_to_encrypted") and run("verify")):
         return 1
-    if not _approved(demo):
+    with demo.steps.database.session("look for an approval") as connection:
+        approved = any(approval.is_open for approval in list_approvals(connection, demo.users))
+    if not approved:
         demo.headline("A drop without an approval is refused")
-        if steps.run("drop_unencrypted"):
+        if run("drop_unencrypted"):
             demo.show("✗ The drop went through without an approval, which must not happen.")
             return 1
     demo.headline("A fresh backup, and the approval of a person")
-    if not (
-        steps.run("backup")
-        and steps.run(
-            "approve_drop",
-            approver="Demo Operator",
-            reason="walking through the demo",
-            confirmation=DROPPED_TABLE,
-        )
-    ):
+    person = {"approver": "Demo Operator", "reason": "walking through the demo"}
+    if not (run("backup") and run("approve_drop", **person, confirmation=DROPPED_TABLE)):
         return 1
     demo.headline("Step 8: drop the plaintext columns")
-    if not steps.run("drop_unencrypted"):
+    if not run("drop_unencrypted"):
         return 1
-    if _state(demo) != "dropped" or _plaintext_columns(demo):
+    with demo.steps.database.session("look for the plaintext columns") as connection:
+        left = read_table(connection, demo.users, plaintext=False).plaintext_columns
+    if _state(demo) != "dropped" or left:
         demo.show("✗ The plaintext columns are still there.")
         return 1
     demo.show(f"✓ {DROPPED_TABLE} has no plaintext column any more")
     _search(demo, before["email"])
-    return _restore(demo, steps, before)
+    return _restore(demo, before)
 
 
-def _restore(demo: Demo, steps: Steps, before: dict[str, Any] | None) -> int:
+def _restore(demo: Demo, before: dict[str, Any] | None) -> int:
     demo.headline("Rollback after the drop: restore the plaintext columns from the ciphertext")
-    if not (steps.run("restore_plaintext") and steps.run("verify")):
+    if not (demo.steps.run("restore_plaintext") and demo.steps.run("verify")):
         return 1
     after = demo.user(SHOWN_COLUMNS)
     if before is not None and after != before:
@@ -232,44 +218,22 @@ def _restore(demo: Demo, steps: Steps, before: dict[str, Any] | None) -> int:
         return 1
     if before is not None:
         demo.show(f"✓ The row of users with id {SHOWN_USER} reads as it did before the drop")
-    _timings(demo, steps)
+    _timings(demo)
     return 0
 
 
 def _state(demo: Demo) -> str | None:
     """Where the table that the demo drops stands; None before its encrypted columns were added."""
-    with demo.database.session(f"look where {DROPPED_TABLE} stands") as connection:
+    with demo.steps.database.session(f"look where {DROPPED_TABLE} stands") as connection:
         state = table_state(connection, demo.users) if bookkeeping_exists(connection) else None
     return None if state is None else state.state.stage
 
 
-def _approved(demo: Demo) -> bool:
-    """Whether somebody has approved the drop already, by hand."""
-    with demo.database.session("look for an approval") as connection:
-        return any(approval.is_open for approval in list_approvals(connection, demo.users))
-
-
-def _plaintext_columns(demo: Demo) -> int:
-    with demo.database.session("look for the plaintext columns") as connection:
-        row = connection.execute(
-            "SELECT count(*) FROM information_schema.columns "
-            "WHERE table_schema = 'public' AND table_name = %s AND column_name = ANY(%s)",
-            [DROPPED_TABLE, [column.name for column in demo.users.columns]],
-        ).fetchone()
-    return int(row[0]) if row else 0
-
-
-_ROWS = whole_number(MINIMUM_ROWS, 10**18 - 1, f"a whole number of at least {MINIMUM_ROWS}")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo.
-
-    Returns:
-        The exit status: 0 done, 1 a step failed, 2 wrong usage or configuration.
-    """
+    """Run the demo; the exit status is 0 when done, 1 where a step failed, 2 for wrong usage or configuration."""
     parser = argparse.ArgumentParser(prog=PROGRAM, description="The whole migration on the sample database.")
-    parser.add_argument("--rows", type=_ROWS, default=DEFAULT_ROWS, help="rows of the sample in total")
+    rows = whole_number(MINIMUM_ROWS, sys.maxsize, f"a whole number of at least {MINIMUM_ROWS}")
+    parser.add_argument("--rows", type=rows, default=DEFAULT_ROWS, help="rows of the sample in total")
     parser.add_argument("--drop", action="store_true", help="approval, drop and restore, after the demo")
     options = parser.parse_args(arguments)
     try:
@@ -294,24 +258,17 @@ def _run(options: argparse.Namespace) -> int:
     from alphapulse_encryption.cli.steps import Steps
     from alphapulse_encryption.defs.resources.environment import key_environment
 
-    console = Console(soft_wrap=True)
     # What can be wrong is looked at before a server is started.
     ranges = settings.TargetVariables().batch_ranges
     make_sample_key()
     catalogue = load_catalogue()
     keys = load_key_ring(key_environment())
-    with ExitStack() as stack:
-        stack.enter_context(embedded())
-        demo = Demo(Database(embedded_url(SAMPLE_DATABASE)), catalogue, keys, console)
-        tables = (DROPPED_TABLE,) if options.drop else catalogue.keys
-        steps = Steps(
-            stack.enter_context(launcher(ranges)),
-            demo.database,
-            catalogue,
-            keys,
-            tables,
-        )
-        return walk_through_drop(demo, steps) if options.drop else walk_to_views(demo, options.rows, steps)
+    tables = (DROPPED_TABLE,) if options.drop else catalogue.keys
+    with embedded():
+        database = Database(embedded_url(SAMPLE_DATABASE))
+        with launcher(ranges) as found:
+            demo = Demo(Steps(found, database, catalogue, keys, tables), Console(soft_wrap=True))
+            return walk_through_drop(demo) if options.drop else walk_to_views(demo, options.rows)
 
 
 if __name__ == "__main__":

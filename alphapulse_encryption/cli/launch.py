@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -40,12 +40,7 @@ _QUEUE_DAEMON = "QUEUED_RUN_COORDINATOR"
 
 @dataclass
 class Launcher:
-    """Launches jobs on an instance.
-
-    Args:
-        runs: over how many runs the ranges of one table are spread, where others execute them.
-        tell: shows a line about runs that others execute.
-    """
+    """Launches jobs on an instance; tells of runs that others execute, ``runs`` for the ranges of one table."""
 
     instance: dg.DagsterInstance
     ranges: int
@@ -60,64 +55,59 @@ class Launcher:
     def stage(
         self, stage: Stage, tables: Sequence[str] = (), config: Mapping[str, Any] | None = None
     ) -> Outcome:
-        """Run a stage of the guide for whole tables.
-
-        Args:
-            tables: keys of tables; ignored by stages that look at the whole database.
-        """
-        if stage.over == "database":
+        """Run a stage of the guide, for whole tables where its asset has partitions."""
+        if stage.over not in ("table", "range"):
             return self.job(stage.job, stage.works, config)
-        if self.elsewhere:
-            self._wait_for_earlier(stage.job, tables)
-            shares = [share for table in tables for share in self._shares(stage, table, self.runs)]
-            return self._submit(stage.job, _run_config(stage.works, config), shares)
-        outcomes = []
-        for table in tables:
-            [share] = self._shares(stage, table, 1)
-            outcomes.append(self._execute(stage.job, _run_config(stage.works, config), share))
-            if outcomes[-1].interrupted:
-                break
-        return Outcome.together(outcomes)
+        if self.elsewhere and tables:
+            earlier = dg.RunsFilter(job_name=stage.job, tags={"table": [*tables]}, statuses=NOT_ENDED)
+            Waiting(self.instance, self.tell).for_earlier(self.instance.get_runs(earlier))
+        shares = [share for table in tables for share in self._shares(stage, table)]
+        return self._run(stage.job, stage.works, config, shares)
 
     def job(
         self, name: str, op: str, config: Mapping[str, Any] | None = None, on_event: OnEvent | None = None
     ) -> Outcome:
-        """Run a job that is of no table.
-
-        Args:
-            op: its op, or the first of them.
-            config: of that op.
-        """
-        if self.elsewhere:
-            return self._submit(name, _run_config(op, config), [{}], on_event)
-        return self._execute(name, _run_config(op, config), {}, on_event)
+        """Run a job that is of no table; the configuration is that of its op, or of the first of them."""
+        return self._run(name, op, config, [{}], on_event)
 
     @property
     def elsewhere(self) -> bool:
         """Whether others execute the instance's runs, on other machines maybe."""
         return not isinstance(self.instance.run_launcher, dg.DefaultRunLauncher)
 
-    def _shares(self, stage: Stage, table: str, runs: int) -> list[dict[str, str]]:
+    def _shares(self, stage: Stage, table: str) -> list[dict[str, str]]:
         """The tags of the runs that do a stage of a table. The first one is for the list of runs."""
-        if stage.over != "range":
-            return [{"table": table, FIRST_PARTITION: table, LAST_PARTITION: table}]
-        count = min(runs, self.ranges)
-        cuts = [self.ranges * number // count for number in range(count + 1)]
-        return [
-            {
-                "table": table,
-                FIRST_PARTITION: TablePart(table, start).partition,
-                LAST_PARTITION: TablePart(table, end - 1).partition,
-            }
-            for start, end in pairwise(cuts)
-        ]
+        cuts = [(table, table)]
+        if stage.over == "range":
+            count = min(self.runs, self.ranges) if self.elsewhere else 1
+            bounds = pairwise(self.ranges * number // count for number in range(count + 1))
+            cuts = [
+                (TablePart(table, start).partition, TablePart(table, end - 1).partition)
+                for start, end in bounds
+            ]
+        return [{"table": table, FIRST_PARTITION: first, LAST_PARTITION: last} for first, last in cuts]
 
-    def _execute(
+    def _run(
         self,
         name: str,
-        run_config: Mapping[str, Any],
-        tags: Mapping[str, str],
+        op: str,
+        config: Mapping[str, Any] | None,
+        shares: Sequence[Mapping[str, str]],
         on_event: OnEvent | None = None,
+    ) -> Outcome:
+        """Run a job once for each set of tags."""
+        run_config = {**_QUIET, "ops": {op: {"config": dict(config)}}} if config else _QUIET
+        if self.elsewhere:
+            return self._submit(name, run_config, shares, on_event)
+        outcomes = []
+        for tags in shares:
+            outcomes.append(self._execute(name, run_config, tags, on_event))
+            if outcomes[-1].interrupted:
+                break
+        return Outcome.together(outcomes)
+
+    def _execute(
+        self, name: str, run_config: Mapping[str, Any], tags: Mapping[str, str], on_event: OnEvent | None
     ) -> Outcome:
         run_id = str(uuid.uuid4())
         # Held before the run is known: a run without a lease would be taken for abandoned.
@@ -138,9 +128,9 @@ class Launcher:
         name: str,
         run_config: Mapping[str, Any],
         shares: Sequence[Mapping[str, str]],
-        on_event: OnEvent | None = None,
+        on_event: OnEvent | None,
     ) -> Outcome:
-        """Have others execute runs of a job, one for each set of tags, and wait for all of them."""
+        """Have others execute the runs, and wait for all of them."""
 
         def created() -> Iterator[dg.DagsterRun]:
             for tags in shares:
@@ -149,34 +139,18 @@ class Launcher:
                     self.instance.add_run_tags(run.run_id, RUN_AGAIN)
                 yield run
 
-        self._look_for_daemon()
+        # A courtesy only: whatever is wrong with asking, the runs are submitted.
+        with suppress(Exception):
+            if not self.instance.get_daemon_statuses([_QUEUE_DAEMON])[_QUEUE_DAEMON].healthy:
+                self.tell(
+                    "! No daemon of Dagster's is seen on this instance: runs wait in the queue until one is."
+                )
         return Waiting(self.instance, self.tell, on_event).submit(created())
-
-    def _wait_for_earlier(self, job: str, tables: Sequence[str]) -> None:
-        earlier = dg.RunsFilter(job_name=job, tags={"table": [*tables]}, statuses=NOT_ENDED)
-        Waiting(self.instance, self.tell).for_earlier(self.instance.get_runs(earlier) if tables else ())
-
-    def _look_for_daemon(self) -> None:
-        try:
-            healthy = self.instance.get_daemon_statuses([_QUEUE_DAEMON])[_QUEUE_DAEMON].healthy
-        except Exception:  # a courtesy only
-            return
-        if not healthy:
-            self.tell(
-                "! No daemon of Dagster's is seen on this instance: runs wait in the queue until one is."
-            )
-
-
-def _run_config(op: str, config: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {**_QUIET, "ops": {op: {"config": dict(config)}}} if config else {**_QUIET}
 
 
 @contextmanager
 def launcher(ranges: int, runs: int | None = None) -> Iterator[Launcher]:
     """A launcher on the instance that ``make ui`` shows.
-
-    Args:
-        runs: over how many runs the ranges of one table are spread; None for as many as usual.
 
     Raises:
         ConfigurationError: the instance cannot be opened; or the number of runs was given, and this process executes

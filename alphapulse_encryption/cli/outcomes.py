@@ -13,12 +13,10 @@ from alphapulse_encryption.defs.resources import tags
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """How a run ended: with the metadata of what was materialized, by partition, and of the outputs of ops.
 
     Args:
-        partitions: metadata of what was materialized, by partition ("" for an unpartitioned asset).
         interrupted: whether a signal, or somebody in the UI, stopped it here.
-        output: metadata of the op's output, for jobs that are no assets.
     """
 
     run_id: str

@@ -5,10 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from typing import Any
 
-import psycopg
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -27,12 +25,14 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.bookkeeping.ranges import rows_done, waiting_for
 from alphapulse_encryption.migration.bookkeeping.verifications import rows_verified
-from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Connection, Database
 from alphapulse_encryption.migration.postgres.waits import build_waits_for, under_way
 
-Connection = psycopg.Connection[Any]
-# Rows done and rows in all, since the beginning of the bar.
-Count = Callable[[Connection], tuple[int, int]]
+# What the bar shows now, by the names of rich's ``Progress.update``.
+Look = Callable[[Connection], dict[str, Any]]
+# Begins to look, at some tables.
+Begin = Callable[[Connection, Sequence[Table]], Look]
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -43,101 +43,76 @@ SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
 """
 
 
-def backfilled(tables: Sequence[Table]) -> Callable[[Connection], Count]:
+def backfilled(connection: Connection, tables: Sequence[Table]) -> Look:
     """Counts rows encrypted since now, of those that were not."""
+    before = rows_done(connection, tables, backfilled=True)
     return _counting(
-        tables, lambda connection, _: rows_done(connection, tables, backfilled=True), all_rows=False
+        lambda now: rows_done(now, tables, backfilled=True) - before, _rows(connection, tables) - before
     )
 
 
-def worked_on(tables: Sequence[Table]) -> Callable[[Connection], Count]:
+def worked_on(connection: Connection, tables: Sequence[Table]) -> Look:
     """Counts rows to which an operation other than the backfill was done since now."""
-    return _counting(tables, lambda connection, _: rows_done(connection, tables, backfilled=False))
+    before = rows_done(connection, tables, backfilled=False)
+    return _counting(lambda now: rows_done(now, tables, backfilled=False) - before, _rows(connection, tables))
 
 
-def verified(tables: Sequence[Table]) -> Callable[[Connection], Count]:
+def verified(connection: Connection, tables: Sequence[Table]) -> Look:
     """Counts rows verified since now."""
-    return _counting(tables, lambda connection, since: rows_verified(connection, tables, since))
+    since = answer(connection, "SELECT clock_timestamp()")
+    return _counting(lambda now: rows_verified(now, tables, since), _rows(connection, tables))
 
 
-def _counting(
-    tables: Sequence[Table], done: Callable[[Connection, datetime], int], *, all_rows: bool = True
-) -> Callable[[Connection], Count]:
-    def begin(connection: Connection) -> Count:
-        since = connection.execute("SELECT clock_timestamp()").fetchall()[0][0]
-        before = done(connection, since)
-        names = [[table.schema_name for table in tables], [table.name for table in tables]]
-        estimate = int(connection.execute(_ESTIMATE, names).fetchall()[0][0])
-        total = estimate if all_rows else max(estimate - before, 0)
-        return lambda connection: (done(connection, since) - before, total)
+def _counting(done: Callable[[Connection], int], total: int) -> Look:
+    def look(connection: Connection) -> dict[str, Any]:
+        rows, reason = done(connection), waiting_for(connection)
+        how = f", holding back: {reason}" if reason else ""
+        return {"how": how, "completed": rows, "total": max(total, rows) or None}
 
-    return begin
+    return look
 
 
-@contextmanager
-def index_builds(
-    database: Database,
-    tables: Sequence[Table],
-    console: Console | None = None,
-    what: str = "building indexes",
-) -> Iterator[None]:
-    """Show how far index builds or ANALYZE are, and whom they wait for, while the block runs."""
+def _rows(connection: Connection, tables: Sequence[Table]) -> int:
+    names = [[table.schema_name for table in tables], [table.name for table in tables]]
+    return int(answer(connection, _ESTIMATE, *names))
 
-    def look(connection: Connection, bar: Progress, done: threading.Event) -> None:
-        task = bar.add_task(what, total=None)
-        while not done.wait(_SECONDS_BETWEEN_LOOKS):
-            doing = build_waits_for(connection, tables) or "".join(under_way(connection, tables) or ())
-            bar.update(task, description=f"{what}: {doing}" if doing else what)
 
-    with _watching(database, (TextColumn("{task.description}"), TimeElapsedColumn()), look, console):
-        yield
+def built(_: Connection, tables: Sequence[Table]) -> Look:
+    """Tells how far index builds or ANALYZE are, and whom they wait for."""
+
+    def look(connection: Connection) -> dict[str, Any]:
+        doing = build_waits_for(connection, tables) or "".join(under_way(connection, tables) or ())
+        return {"how": f": {doing}" if doing else ""}
+
+    return look
 
 
 @contextmanager
 def progress_bar(
-    what: str, database: Database, begin: Callable[[Connection], Count], console: Console | None = None
+    what: str, database: Database, tables: Sequence[Table], begin: Begin, console: Console | None = None
 ) -> Iterator[None]:
-    """Show a bar with rate and time left while the block runs."""
+    """Show on standard error how far something is while the block runs; nothing where that is not a terminal.
 
-    def look(connection: Connection, bar: Progress, done: threading.Event) -> None:
-        count = begin(connection)
-        task = bar.add_task(what, total=None)
-        ended = False
-        while not ended:
-            ended = done.wait(_SECONDS_BETWEEN_LOOKS)
-            rows, total = count(connection)
-            label = f"{what}, holding back: {reason}" if (reason := waiting_for(connection)) else what
-            bar.update(task, description=label, completed=rows, total=max(total, rows) or None)
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _RowsPerSecond(),
-        TimeRemainingColumn(),
-    )
-    with _watching(database, columns, look, console):
-        yield
-
-
-@contextmanager
-def _watching(
-    database: Database,
-    columns: Sequence[ProgressColumn],
-    look: Callable[[Connection, Progress, threading.Event], None],
-    console: Console | None,
-) -> Iterator[None]:
-    """Look over a connection of its own, and show it on standard error; nothing where that is not a terminal."""
+    It is looked at over a connection of its own.
+    """
     console = console or Console(stderr=True)
     if not console.is_terminal:
         yield
         return
-    bar = Progress(*columns, console=console, transient=True)
+    figures = (BarColumn(), MofNCompleteColumn(), _RowsPerSecond(), TimeRemainingColumn())
+    columns = (TimeElapsedColumn(),) if begin is built else figures
+    text = TextColumn("{task.description}{task.fields[how]}")
+    bar = Progress(text, *columns, console=console, transient=True)
 
     def watch(done: threading.Event) -> None:
         # A bar is a courtesy: that the step cannot be watched must not end the step.
         with suppress(MigrationError), database.session("watch the progress") as connection:
-            look(connection, bar, done)
+            look = begin(connection, tables)
+            task = bar.add_task(what, total=None, how="")
+            ended = False
+            while not ended:
+                ended = done.wait(_SECONDS_BETWEEN_LOOKS)
+                bar.update(task, **look(connection))
 
     with bar, beside(watch, name="progress"):
         yield

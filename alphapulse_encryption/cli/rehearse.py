@@ -23,14 +23,12 @@ SHOWN_REASONS = 20
 
 
 def rehearse(config: Mapping[str, object], rows: int | None) -> bool:
-    """Rehearse, and print each stage as it ends, the verdict and where the report is.
+    """Rehearse; whether it went all the way, and nothing that it found makes the day not ready.
+
+    Printed are each stage as it ends, the verdict and where the report is.
 
     Args:
-        rows: of the sample's staging copy, which is made or made anew where it has another size; None for the
-            one that is there, or for the demo's size.
-
-    Returns:
-        Whether the rehearsal went all the way, and nothing that it found makes the day not ready.
+        rows: of the sample's staging copy; None for the one that is there, or for the demo's size.
 
     Raises:
         MigrationError: it could not begin.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.cli.launch import Launcher
 from alphapulse_encryption.cli.outcomes import Outcome
-from alphapulse_encryption.cli.progress import backfilled, index_builds, progress_bar, verified, worked_on
+from alphapulse_encryption.cli.progress import Begin, backfilled, built, progress_bar, verified, worked_on
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.defs.resources.effects import NEXT, NOTHING, REPORT, TABLES_CHANGED
 from alphapulse_encryption.errors import MigrationError
@@ -22,7 +23,7 @@ from alphapulse_encryption.migration.rows.verify import TableVerification, verif
 from alphapulse_encryption.migration.schema.definition import read_table
 
 SHOWN_OFFENDERS = 20
-_BARS = {
+_BARS: Mapping[str, tuple[str, Begin]] = {
     "encrypted_data": ("encrypting", backfilled),
     "verified_data": ("verifying", verified),
     "begin": ("encrypting again", worked_on),
@@ -30,23 +31,18 @@ _BARS = {
     "repair": ("clearing", worked_on),
     "revert": ("decrypting", worked_on),
     "restore": ("decrypting", worked_on),
+    "search_indexes": ("building indexes", built),
+    "analyze": ("analyzing", built),
+    "rebuild": ("rebuilding indexes", built),
 }
-_BUILDS = {
-    "search_indexes": "building indexes",
-    "analyze": "analyzing",
-    "rebuild": "rebuilding indexes",
-}
+
+
+_show = partial(print, flush=True)
 
 
 @dataclass
 class Steps:
-    """The steps, for some tables of a catalogue.
-
-    Args:
-        launcher: launches the jobs.
-        database: the target, for progress and for summaries.
-        tables: keys of the tables to work on.
-    """
+    """The steps, for some tables of a catalogue."""
 
     launcher: Launcher
     database: Database
@@ -61,20 +57,14 @@ class Steps:
         return tuple(self.catalogue.table(key) for key in self.tables)
 
     def run(self, name: str, **options: object) -> bool:
-        """Run a step.
-
-        Args:
-            name: of the step.
-            options: that were given, by their names; those that it does not take are left out.
-
-        Returns:
-            Whether it succeeded; what failed is printed.
-        """
+        """Run a step with the options that were given, of which it takes its own; whether it succeeded."""
         step = guide.step(name)
         if name == "verify":
             return self._verify(step, options)
         if name == "approve_drop":
-            self._describe_drop()
+            table = self.catalogue.table(self.tables[0])
+            with self.database.session(f"describe the drop of {table.key}") as connection:
+                _show(describe(connection, read_table(connection, table, plaintext=False)))
         return all(self._stage(step, stage, options) for stage in step.stages)
 
     def _stage(self, step: guide.Step, stage: guide.Stage, options: Mapping[str, object]) -> bool:
@@ -88,9 +78,10 @@ class Steps:
                     told = True
                     _show(line)
                 if not outcome.succeeded:
-                    self._complain(outcome)
+                    _complain(outcome)
                     return False
-                changed |= _has_changed(outcome)
+                outcomes = outcome.collected("outcome")
+                changed |= bool(outcome.output.get(TABLES_CHANGED)) or any(w != NOTHING for _, w in outcomes)
                 after += [text for _, text in outcome.collected(NEXT)]
         self.changed |= changed
         if stage.nothing and not (changed or told):
@@ -117,10 +108,7 @@ class Steps:
 
     def _timed(self, stage: guide.Stage, tables: Sequence[str], config: Mapping[str, object]) -> Outcome:
         started = time.monotonic()
-        if stage.is_asset:
-            outcome = self.launcher.stage(stage, tables, config)
-        else:
-            outcome = self.launcher.job(stage.job, stage.works, config)
+        outcome = self.launcher.stage(stage, tables, config)
         self.seconds[stage.works if stage.is_asset else stage.job] += time.monotonic() - started
         if outcome.interrupted:
             # Dagster has turned the signal into a failed run; here it goes on to the caller.
@@ -128,69 +116,42 @@ class Steps:
         return outcome
 
     def _watched(self, stage: guide.Stage) -> AbstractContextManager[None]:
-        if stage.works in _BARS:
-            what, counted = _BARS[stage.works]
-            return progress_bar(what, self.database, counted(self._entries))
-        if stage.works in _BUILDS:
-            return index_builds(self.database, self._entries, what=_BUILDS[stage.works])
-        return nullcontext()
-
-    def _describe_drop(self) -> None:
-        """Say what will be dropped, before it is approved."""
-        table = self.catalogue.table(self.tables[0])
-        with self.database.session(f"describe the drop of {table.key}") as connection:
-            _show(describe(connection, read_table(connection, table, plaintext=False)))
+        if stage.works not in _BARS:
+            return nullcontext()
+        what, begin = _BARS[stage.works]
+        return progress_bar(what, self.database, self._entries, begin)
 
     def _verify(self, step: guide.Step, options: Mapping[str, object]) -> bool:
         look, sum_up = step.stages
         with self._watched(look):
             looked = self._timed(look, self.tables, {n: options[n] for n in look.config if n in options})
         verdict = self._timed(sum_up, self.tables, {})
-        results = [self._verification(table) for table in self._entries]
-        columns = [(table, column.name) for table in self._entries for column in table.columns]
-        successful = sum(
-            result.column_passed(column.name)
-            for table, result in zip(self._entries, results, strict=True)
-            if result is not None
+        results = [(table, self._verification(table)) for table in self._entries]
+        passed = [
+            result is not None and result.column_passed(column.name)
+            for table, result in results
             for column in table.columns
-        )
+        ]
         _show("Migration verification results:")
-        _show(f"  Total tables: {len(self._entries)}")
-        _show(f"  Total columns: {len(columns)}")
-        _show(f"  Successful: {successful}")
-        _show(f"  Failed: {len(columns) - successful}")
-        succeeded = looked.succeeded and successful == len(columns)
+        _show(f"  Total tables: {len(results)}")
+        _show(f"  Total columns: {len(passed)}")
+        _show(f"  Successful: {passed.count(True)}")
+        _show(f"  Failed: {passed.count(False)}")
+        succeeded = looked.succeeded and all(passed)
         if succeeded and not verdict.succeeded:
             # The asset's checks are of every table that was begun, not of those asked for.
-            succeeded = all(result is not None and result.passed for result in results)
-            others = self._unverified_others()
-            if succeeded and others:
-                _show(f"  Not verified, and not asked for: {', '.join(others)}")
+            succeeded = all(result is not None and result.passed for _, result in results)
+            others = [table for table in self.catalogue.tables if table.key not in self.tables]
+            found = [one for table in others if (one := self._verification(table)) is not None]
+            unverified = [one.table for one in found if not one.passed]
+            if succeeded and unverified:
+                _show(f"  Not verified, and not asked for: {', '.join(unverified)}")
             elif succeeded:
-                self._complain(verdict)
+                _complain(verdict)
                 return False
         if not succeeded:
-            self._tell_unverified([result for result in results if result is not None], looked)
+            _tell_unverified([result for _, result in results if result is not None], looked)
         return succeeded
-
-    def _tell_unverified(self, results: Sequence[TableVerification], looked: Outcome) -> None:
-        offenders = [f"{result.table}.{offender}" for result in results for offender in result.offenders]
-        reasons = [reason for result in results for reason in result.reasons]
-        for line in [*reasons, *offenders[:SHOWN_OFFENDERS]]:
-            _show(f"✗ {line}")
-        if len(offenders) > SHOWN_OFFENDERS:
-            _show(f"  … and {len(offenders) - SHOWN_OFFENDERS} more, in alphapulse_encryption.verifications")
-        if any(offender.problem != "pending" for result in results for offender in result.offenders):
-            _show(
-                "  While plaintext is right, --repair-mismatched --migrate-data encrypts such values again."
-            )
-        if not reasons:
-            self._complain(looked)
-
-    def _unverified_others(self) -> list[str]:
-        others = [table for table in self.catalogue.tables if table.key not in self.tables]
-        results = {table.key: self._verification(table) for table in others}
-        return [key for key, result in results.items() if result is not None and not result.passed]
 
     def _verification(self, table: Table) -> TableVerification | None:
         try:
@@ -199,19 +160,23 @@ class Steps:
         except MigrationError:
             return None  # the run that just failed has said why
 
-    def _complain(self, outcome: Outcome) -> None:
-        for problem in outcome.problems:
-            _show(f"✗ {problem}")
+
+def _tell_unverified(results: Sequence[TableVerification], looked: Outcome) -> None:
+    offenders = [f"{result.table}.{offender}" for result in results for offender in result.offenders]
+    reasons = [reason for result in results for reason in result.reasons]
+    for line in [*reasons, *offenders[:SHOWN_OFFENDERS]]:
+        _show(f"✗ {line}")
+    if len(offenders) > SHOWN_OFFENDERS:
+        _show(f"  … and {len(offenders) - SHOWN_OFFENDERS} more, in alphapulse_encryption.verifications")
+    if any(offender.problem != "pending" for result in results for offender in result.offenders):
+        _show("  While plaintext is right, --repair-mismatched --migrate-data encrypts such values again.")
+    if not reasons:
+        _complain(looked)
 
 
-def _show(line: str) -> None:
-    print(line, flush=True)
-
-
-def _has_changed(outcome: Outcome) -> bool:
-    return bool(outcome.output.get(TABLES_CHANGED)) or any(
-        what != NOTHING for _, what in outcome.collected("outcome")
-    )
+def _complain(outcome: Outcome) -> None:
+    for problem in outcome.problems:
+        _show(f"✗ {problem}")
 
 
 def _report(stage: guide.Stage, outcome: Outcome) -> Iterator[str]:
@@ -227,12 +192,12 @@ def _report(stage: guide.Stage, outcome: Outcome) -> Iterator[str]:
 
 def _rates(outcome: Outcome) -> Iterator[str]:
     """What became of each table, over its batch ranges."""
-    rows: Counter[str] = Counter()
+    rows: defaultdict[str, int] = defaultdict(int)
     seconds: defaultdict[str, float] = defaultdict(float)
-    for part, count in outcome.collected("rows_encrypted"):
-        rows[part.partition("|")[2]] += count
-    for part, duration in outcome.collected("seconds"):
-        seconds[part.partition("|")[2]] += duration
+    for part, entries in outcome.partitions.items():
+        table = part.partition("|")[2]
+        rows[table] += entries.get("rows_encrypted", 0)
+        seconds[table] += entries.get("seconds", 0.0)
     for table, count in rows.items():
         if count:
             rate = count / seconds[table] if seconds[table] else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 
 import dagster as dg
 
@@ -27,9 +26,7 @@ def end_abandoned_runs(instance: dg.DagsterInstance) -> None:
         for run in instance.get_runs(dg.RunsFilter(statuses=_UNDER_WAY))
         if PROCESS_TAG in run.tags
     }
-    running = {
-        run_id: is_running(runs[run_id].tags[PROCESS_TAG]) for run_id in _without_lease(instance, runs)
-    }
+    running = {one: is_running(runs[one].tags[PROCESS_TAG]) for one in _without_lease(instance, [*runs])}
     gone = [run_id for run_id, answer in running.items() if answer is False]
     # On another machine a process cannot be looked for, but its lease can: twice, in case the server was restarted.
     unknown = [run_id for run_id, answer in running.items() if answer is None]
@@ -44,19 +41,16 @@ def end_abandoned_runs(instance: dg.DagsterInstance) -> None:
         note("run_failed", level="error", message=why, run_id=run_id, job=runs[run_id].job_name)
 
 
-def _without_lease(instance: dg.DagsterInstance, run_ids: Iterable[str]) -> list[str]:
-    candidates = list(run_ids)
-    held = (held_leases(instance, candidates) if candidates else None) or frozenset()
-    return [run_id for run_id in candidates if run_id not in held]
+def _without_lease(instance: dg.DagsterInstance, run_ids: list[str]) -> list[str]:
+    held = (held_leases(instance, run_ids) if run_ids else None) or frozenset()
+    return [run_id for run_id in run_ids if run_id not in held]
 
 
 def stop_runs() -> tuple[str, ...]:
     """Stop every run of the instance that is queued or under way, wherever it is executed.
 
     A queued one is taken from the queue; one that is under way ends after the batch it is at, and what is done stays.
-
-    Returns:
-        What each was, and what becomes of it.
+    What is returned says of each what becomes of it.
 
     Raises:
         ConfigurationError: the instance cannot be opened.

@@ -27,15 +27,20 @@ class KeyUsage:
     key_version: int
     messages: int
 
-    def warning(self, *, warning_from: int = WARNING_FROM, most: int = MOST_MESSAGES) -> str | None:
+    @property
+    def share(self) -> float:
+        """Of those that it may encrypt."""
+        return self.messages / MOST_MESSAGES
+
+    def warning(self) -> str | None:
         """What to tell an operator; None while there is nothing to worry about."""
-        if self.messages < warning_from:
+        if self.messages < WARNING_FROM:
             return None
-        if self.messages >= most:
-            return exhausted(self.context, self.key_version, most)
+        if self.messages >= MOST_MESSAGES:
+            return exhausted(self.context, self.key_version)
         return (
             f"The key of context {self.context}, version {self.key_version}, has encrypted {self.messages:,} of the "
-            f"{most:,} messages that it may. Plan a rotation to a new key version."
+            f"{MOST_MESSAGES:,} messages that it may. Plan a rotation to a new key version."
         )
 
 

@@ -20,8 +20,7 @@ import pytest
 import yaml
 
 from alphapulse_encryption.catalogue import load_catalogue
-from alphapulse_encryption.cli.commands.parser import build_parser
-from alphapulse_encryption.cli.commands.usage import check_usage
+from alphapulse_encryption.cli.commands.parser import build_parser, check_usage
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.conftest import fresh_database
 from alphapulse_encryption_tests.crypto import independent

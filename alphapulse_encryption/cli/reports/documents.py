@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -26,21 +25,5 @@ def print_schema(document: type[BaseModel]) -> None:
 
 def print_members(kind: Kind, members: Mapping[str, object]) -> None:
     """Print a report that is put together here: dataclasses, models, moments and plain values."""
-    document = {
-        "version": 1,
-        "kind": kind,
-        "at": datetime.now(UTC),
-        **{name: _plain(value) for name, value in members.items()},
-    }
-    text = TypeAdapter(dict[str, Any]).dump_json(document, indent=2).decode()
-    sys.stdout.write(text + "\n")
-
-
-def _plain(value: object) -> object:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_plain(one) for one in value]
-    if isinstance(value, BaseModel):
-        return value.model_dump()
-    return value
+    document = {"version": 1, "kind": kind, "at": datetime.now(UTC), **members}
+    sys.stdout.write(TypeAdapter(dict[str, Any]).dump_json(document, indent=2).decode() + "\n")

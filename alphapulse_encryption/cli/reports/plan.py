@@ -16,13 +16,7 @@ from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.gates.findings import Finding
 from alphapulse_encryption.migration.gates.preflight import readable_size
 from alphapulse_encryption.migration.insight import preview
-from alphapulse_encryption.migration.insight.preview import (
-    Durations,
-    Plan,
-    Step,
-    TablePlan,
-    Work,
-)
+from alphapulse_encryption.migration.insight.preview import Durations, Plan, Step, TablePlan
 from alphapulse_encryption.sample.postgres import embedded
 
 if TYPE_CHECKING:
@@ -38,33 +32,29 @@ def read_plan(catalogue: Catalogue, tables: Sequence[str]) -> Plan:
         ConfigurationError: the database cannot be reached, or the environment says something wrong.
         DatabaseFailure: the server refused a question.
     """
-    database = target_database()
-    unreadable: Finding | None = None
+    unreadable: list[Finding] = []
     keys = None
     try:
         keys = load_key_ring(key_environment())
     except MigrationError as error:
-        unreadable = Finding("blocker", "key", error.args[0])
+        unreadable.append(Finding("blocker", "key", error.args[0]))
     plan = preview.make_plan(
-        database,
+        target_database(),
         [catalogue.table(key) for key in tables],
         keys,
         batch_ranges=settings.TargetVariables().batch_ranges,
         estimate=expected_durations,
     )
-    if unreadable is None:
-        return plan
-    return plan.model_copy(update={"findings": (unreadable, *plan.findings)})
+    return plan.model_copy(update={"findings": (*unreadable, *plan.findings)})
 
 
-def expected_durations(work: Sequence[Work]) -> Durations:
+def expected_durations(tables: Sequence[TablePlan]) -> Durations:
     """By the newest rehearsal that went all the way, where this instance remembers one; else the usual ones."""
-    usual = preview.usual_durations(work)
     rehearsals = _rehearsals()
     newest = next((found for found in reversed(rehearsals) if found.failed_stage is None), None)
-    if newest is None or not any(one.key in newest.before.tables for one in work):
-        return usual
-    return by_rehearsal(newest, rehearsals, work, usual)
+    if newest is None or not any(one.table in newest.before.tables for one in tables):
+        return preview.USUAL
+    return by_rehearsal(newest, rehearsals, tables)
 
 
 # What the plan calls stages of a rehearsal that have another name there.
@@ -72,41 +62,39 @@ _PLANNED = {"backfill": "data", "verify": "verification"}
 
 
 def by_rehearsal(
-    newest: Rehearsal, rehearsals: Sequence[Rehearsal], work: Sequence[Work], usual: Durations
+    newest: Rehearsal, rehearsals: Sequence[Rehearsal], tables: Sequence[TablePlan]
 ) -> Durations:
-    """What a rehearsal predicts for these sizes; tables that it did not know keep the usual durations."""
+    """What a rehearsal predicts for these sizes; nothing of tables that it did not know."""
     from alphapulse_encryption.rehearsal.measures import Sizes, TableSize
     from alphapulse_encryption.rehearsal.report.prediction import accuracy, predict
 
-    known = [one for one in work if one.key in newest.before.tables]
+    known = [one for one in tables if one.table in newest.before.tables]
     sizes = Sizes(
-        database=sum(one.heap + one.index_bytes for one in known),
-        tables={one.key: TableSize(rows=one.rows, heap=one.heap, indexes=one.index_bytes) for one in known},
+        database=sum(one.table_bytes + one.index_bytes for one in known),
+        tables={
+            one.table: TableSize(rows=one.rows, heap=one.table_bytes, indexes=one.index_bytes)
+            for one in known
+        },
     )
     earlier = [one for one in rehearsals if one.started < newest.started]
     prediction = predict([*earlier, newest], sizes, accuracy(rehearsals))
-    steps = dict(usual.steps)
+    steps = {}
     planned = guide.planned()
-    rows = sum(one.rows for one in known)
     for stage in prediction.stages:
         name = _PLANNED.get(stage.stage.value, stage.stage.value)
         if name not in planned:
             continue
-        by_table = sum(span.likely for span in stage.tables.values())
+        # What a stage takes beside its tables is shared out among them.
+        weights = {key: span.likely for key, span in stage.tables.items()}
+        if not sum(weights.values()):
+            weights = {one.table: one.rows for one in known}
         for one in known:
-            # What a stage takes beside its tables is shared out among them.
-            own = stage.tables.get(one.key)
-            share = (
-                own.likely / by_table if own is not None and by_table else one.rows / rows if rows else 0.0
-            )
-            steps[one.key, name] = stage.seconds.times(share)
-    left_out = [one.key for one in work if one.key not in newest.before.tables]
-    source = (
-        f"the rehearsal of {newest.started:%Y-%m-%d %H:%M}, one batch range after the other as there"
-        if newest.circumstances.workers == 1
-        else f"the rehearsal of {newest.started:%Y-%m-%d %H:%M}, with {newest.circumstances.workers} workers"
-    )
-    if left_out:
+            share = weights.get(one.table, 0.0) / (sum(weights.values()) or 1.0)
+            steps[one.table, name] = stage.seconds.times(share)
+    workers = newest.circumstances.workers
+    how = "one batch range after the other as there" if workers == 1 else f"with {workers} workers"
+    source = f"the rehearsal of {newest.started:%Y-%m-%d %H:%M}, {how}"
+    if left_out := [one.table for one in tables if one not in known]:
         source += f"; it knew nothing of {', '.join(left_out)}"
     return Durations(steps, source)
 
@@ -131,11 +119,11 @@ def _rehearsals() -> tuple[Rehearsal, ...]:
 def show_plan(plan: Plan, out: Console) -> None:
     """Print it for a person: the summary, what blocks it, then each table with every statement."""
     _summary(plan, out)
-    told = [finding for finding in plan.findings if finding.level != "ok"]
+    told = sorted((one for one in plan.findings if one.level != "ok"), key=lambda one: one.level)
     if told:
         out.print()
-        for finding in sorted(told, key=lambda one: one.level):
-            out.print(str(finding))
+    for finding in told:
+        out.print(str(finding))
     if plan.tables:
         out.print()
         _overview(plan, out)
@@ -144,8 +132,8 @@ def show_plan(plan: Plan, out: Console) -> None:
     if plan.bookkeeping:
         out.print()
         out.rule("Bookkeeping, made before the first of these", align="left")
-        for text in plan.bookkeeping:
-            _verbatim(text, out)
+    for text in plan.bookkeeping:
+        _verbatim(text, out)
 
 
 def _summary(plan: Plan, out: Console) -> None:
@@ -196,7 +184,10 @@ def _table(table: TablePlan, out: Console) -> None:
     out.rule(table.table, align="left")
     ranges = f"{len(table.ranges)} batch ranges" if table.ranges else "Batch ranges"
     out.print(f"{ranges}, {table.ranges_note}; key ({', '.join(table.key)}), authority {table.authority}")
-    _ranges(table, out)
+    if with_rows := [one for one in table.ranges if not one.empty]:
+        out.print(f"about {table.rows // len(with_rows):,} rows each; they end at the keys")
+        ends = [f"({', '.join(one.upper)})" for one in with_rows if one.upper is not None]
+        out.print("  " + ", ".join([*ends, "and the last one is open"]))
     if table.growth is not None:
         out.print(
             f"Growth: table {span_of_bytes(table.growth.table)}, indexes {span_of_bytes(table.growth.indexes)}, "
@@ -205,16 +196,6 @@ def _table(table: TablePlan, out: Console) -> None:
     for step in table.steps:
         out.print()
         _step(step, out)
-
-
-def _ranges(table: TablePlan, out: Console) -> None:
-    with_rows = [one for one in table.ranges if not one.empty]
-    if not with_rows:
-        return
-    each = table.rows // len(with_rows)
-    out.print(f"about {each:,} rows each; they end at the keys")
-    ends = [f"({', '.join(one.upper)})" for one in with_rows if one.upper is not None]
-    out.print("  " + ", ".join([*ends, "and the last one is open"]))
 
 
 def _step(step: Step, out: Console) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from alphapulse_encryption.catalogue import Catalogue
-from alphapulse_encryption.cli.reports.terminal import age, grid, moment, seconds
+from alphapulse_encryption.cli.reports.terminal import grid, moment, seconds
 from alphapulse_encryption.migration.insight.status import Pending, Status, TableStatus, read_status
 from alphapulse_encryption.migration.postgres.database import Database
 
@@ -32,32 +32,23 @@ def watch(
     Raises:
         MigrationError: the first look failed, or a later one.
     """
-    before = read_status(database, catalogue, tables)
+    now = before = read_status(database, catalogue, tables)
+    # One picture in the place of the other at a terminal, and one below the other elsewhere.
+    live = Live(console=out, auto_refresh=False, screen=True) if out.is_terminal else None
     try:
-        with _pictures(out) as show:
-            show(before)
+        with live or nullcontext():
             while True:
+                shown = _pictured(now.with_rates_since(before))
+                if live is not None:
+                    live.update(shown, refresh=True)
+                else:
+                    out.print(shown)
+                    out.file.flush()
+                before = now
                 sleep(SECONDS_BETWEEN_LOOKS)
                 now = read_status(database, catalogue, tables)
-                show(now.with_rates_since(before))
-                before = now
     except KeyboardInterrupt:
         return
-
-
-@contextmanager
-def _pictures(out: Console) -> Iterator[Callable[[Status], None]]:
-    """Shows one picture in the place of the other at a terminal, and one below the other elsewhere."""
-    if not out.is_terminal:
-
-        def below(status: Status) -> None:
-            show_status(status, out)
-            out.file.flush()
-
-        yield below
-        return
-    with Live(console=out, auto_refresh=False, screen=True) as live:
-        yield lambda status: live.update(_pictured(status), refresh=True)
 
 
 def show_status(status: Status, out: Console) -> None:
@@ -66,15 +57,13 @@ def show_status(status: Status, out: Console) -> None:
 
 
 def _pictured(status: Status) -> RenderableType:
-    parts: list[RenderableType] = [Text(_headline(status)), Text("")]
-    parts.append(_tables(status))
-    for table in status.tables:
-        parts += [Text(line) for line in _remarks(table)]
-    columns = _columns(status)
-    if columns is not None:
-        parts += [Text(""), columns]
-    parts += [Text(line) for line in _others(status)]
-    return Group(*parts)
+    parts: list[RenderableType] = [
+        *(_headline(status), "", _tables(status)),
+        *(line for table in status.tables for line in _remarks(table)),
+        *(("", _columns(status)) if status.begun else ()),
+        *_others(status),
+    ]
+    return Group(*(Text(part) if isinstance(part, str) else part for part in parts))
 
 
 def _headline(status: Status) -> str:
@@ -96,7 +85,7 @@ def _tables(status: Status) -> RenderableType:
     for table in status.tables:
         shown.add_row(
             table.table,
-            _state(table),
+            f"{table.authority} is right" if table.stage == "columns" else table.stage,
             f"{table.rows:,}",
             _pending(table.pending),
             f"{table.ranges.completed}/{table.ranges.total}" if table.ranges.total else "-",
@@ -106,12 +95,6 @@ def _tables(status: Status) -> RenderableType:
             seconds(table.backup.age_seconds) + " old" if table.backup is not None else "none",
         )
     return shown
-
-
-def _state(table: TableStatus) -> str:
-    if table.stage != "columns":
-        return table.stage
-    return f"{table.authority} is right"
 
 
 def _pending(pending: Pending) -> str:
@@ -136,10 +119,12 @@ def _remarks(table: TableStatus) -> list[str]:
     if table.pending.how == "not visible to this role":
         lines.append(f"! {table.table}: pending rows are not visible to this role")
     for one in table.active:
-        told = f"! {table.table}, range {one.number:02d}: {one.status}, {one.rows:,} rows"
+        sign = "•" if one.status in ("running", "holding back") else "!"
+        told = f"{sign} {table.table}, range {one.number:02d}: {one.status}, {one.rows:,} rows"
         told += f"; waits for: {one.waiting_for}" if one.waiting_for else ""
-        told += f"; {one.error_message}" if one.error_message and one.status == "failed" else ""
-        lines.append(told.replace("! ", "• ", 1) if one.status in ("running", "holding back") else told)
+        lines.append(
+            told + (f"; {one.error_message}" if one.error_message and one.status == "failed" else "")
+        )
     if table.rotating_to is not None:
         lines.append(f"• {table.table}: being encrypted again under key version {table.rotating_to}")
     if table.quarantined:
@@ -151,7 +136,7 @@ def _remarks(table: TableStatus) -> list[str]:
     return lines
 
 
-def _columns(status: Status) -> RenderableType | None:
+def _columns(status: Status) -> RenderableType:
     shown = grid("column", "status", ">values encrypted", ">pending", "verified", "completed")
     for table in status.tables:
         for column in table.columns:
@@ -163,7 +148,7 @@ def _columns(status: Status) -> RenderableType | None:
                 "yes" if column.verified else "no",
                 moment(column.completed_at),
             )
-    return shown if status.begun else None
+    return shown
 
 
 def _others(status: Status) -> list[str]:
@@ -186,7 +171,11 @@ def _others(status: Status) -> list[str]:
     lines += [
         f"session {one.pid} ({one.role}) "
         + (f"works on {one.table}, range {one.range:02d}" if one.table is not None else "is connected")
-        + (f", in a transaction begun {age(status.at - one.since)}" if one.since is not None else "")
+        + (
+            f", in a transaction begun {seconds(max(0.0, (status.at - one.since).total_seconds()))} ago"
+            if one.since is not None
+            else ""
+        )
         for one in status.workers
     ]
     lines += [f"not visible to the role {status.role}: {what}" for what in status.not_visible]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TextIO
 
 from rich import box
@@ -43,9 +43,7 @@ def seconds(value: float) -> str:
 
 def span_of_seconds(span: Span | None) -> str:
     """A duration with its range."""
-    if span is None:
-        return "-"
-    return f"{seconds(span.likely)} ({seconds(span.low)} to {seconds(span.high)})"
+    return "-" if span is None else f"{seconds(span.likely)} ({seconds(span.low)} to {seconds(span.high)})"
 
 
 def span_of_bytes(span: Span) -> str:
@@ -57,8 +55,3 @@ def span_of_bytes(span: Span) -> str:
 def moment(at: datetime | None) -> str:
     """A moment by the minute."""
     return "-" if at is None else f"{at:%Y-%m-%d %H:%M} UTC"
-
-
-def age(length: timedelta) -> str:
-    """How long ago."""
-    return f"{seconds(max(0.0, length.total_seconds()))} ago"

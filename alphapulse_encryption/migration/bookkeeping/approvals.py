@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import LiteralString
+from typing import Literal, LiteralString
 
 from psycopg.sql import SQL
 
@@ -47,9 +47,17 @@ class Approval:
     expired: bool
 
     @property
+    def state(self) -> Literal["open", "used", "revoked", "expired"]:
+        if self.consumed_at is not None:
+            return "used"
+        if self.revoked_at is not None:
+            return "revoked"
+        return "expired" if self.expired else "open"
+
+    @property
     def is_open(self) -> bool:
         """Whether it could still be used, if nothing that it binds has changed."""
-        return self.consumed_at is None and self.revoked_at is None and not self.expired
+        return self.state == "open"
 
     def __str__(self) -> str:
         if self.consumed_at is not None:

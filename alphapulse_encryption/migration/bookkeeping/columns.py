@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
+
+from psycopg.rows import dict_row
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.migration.postgres.database import Connection
@@ -50,25 +50,14 @@ def reset_status(connection: Connection, table: Table, *, uncounted: bool = Fals
     )
 
 
-@dataclass(frozen=True)
-class ColumnProgress:
-    """What is kept of a column."""
-
-    status: Status
-    records_processed: int
-    started_at: datetime | None
-    completed_at: datetime | None
-    error_message: str | None
-
-
-def column_progress(connection: Connection, table: Table) -> dict[str, ColumnProgress]:
-    """Of each column that is known, by its name."""
-    rows = connection.execute(
+def column_progress(connection: Connection, table: Table) -> dict[str, dict[str, Any]]:
+    """What is kept of each column that is known, by its name."""
+    rows = connection.cursor(row_factory=dict_row).execute(
         "SELECT column_name, status, records_processed, started_at, completed_at, error_message "
         "FROM alphapulse_encryption.columns WHERE table_name = %s",
         [table.key],
     )
-    return {name: ColumnProgress(*rest) for name, *rest in rows}
+    return {row.pop("column_name"): row for row in rows}
 
 
 _UNCATALOGUED = """

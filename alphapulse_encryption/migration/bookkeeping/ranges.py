@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Literal, LiteralString
 
 from psycopg.sql import SQL
+from pydantic import ConfigDict
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
@@ -38,7 +39,6 @@ class BatchRange:
     Args:
         lower: the range has the rows with ``lower < key <= upper``; None leaves that side open.
         position: the last key that is done.
-        goal: what the operation leads to: of a rotation the key version.
     """
 
     number: int
@@ -47,13 +47,6 @@ class BatchRange:
     status: Status
     position: Key | None
     rows_processed: int
-    started_at: datetime | None
-    updated_at: datetime | None
-    completed_at: datetime | None
-    waiting_for: str | None
-    error_message: str | None
-    operation: Step
-    goal: int
 
     @property
     def is_empty(self) -> bool:
@@ -63,27 +56,25 @@ class BatchRange:
 
 # The backfill's progress is that of the plan itself; every other operation's is a row of its own.
 _PROGRESS = SQL("""(
-    SELECT table_name, batch_range, 'backfill' AS operation, 0 AS goal, status, position, rows_processed,
-           started_at, updated_at, completed_at, waiting_for, error_message FROM alphapulse_encryption.ranges
+    SELECT table_name, batch_range, 'backfill' AS operation, 0 AS goal, status, position, rows_processed, updated_at,
+           waiting_for, error_message FROM alphapulse_encryption.ranges
      UNION ALL
-    SELECT table_name, batch_range, operation, goal, status, position, rows_processed,
-           started_at, updated_at, completed_at, waiting_for, error_message FROM alphapulse_encryption.operations
+    SELECT table_name, batch_range, operation, goal, status, position, rows_processed, updated_at,
+           waiting_for, error_message FROM alphapulse_encryption.operations
 ) AS progress""")
-_RANGES = """
-SELECT r.batch_range, r.lower_key, r.upper_key, coalesce(status, 'pending'), position, coalesce(rows_processed, 0),
-       started_at, updated_at, completed_at, waiting_for, error_message, operation, goal
+_RANGES = SQL("""
+SELECT r.batch_range, r.lower_key, r.upper_key, coalesce(status, 'pending'), position, coalesce(rows_processed, 0)
   FROM (SELECT table_name, batch_range, lower_key, upper_key, %s AS operation, %s AS goal
           FROM alphapulse_encryption.ranges) r
   LEFT JOIN {progress} USING (table_name, batch_range, operation, goal)
  WHERE table_name = %s AND (%s::int IS NULL OR batch_range = %s) ORDER BY batch_range
-"""
+""").format(progress=_PROGRESS)
 
 
-def _ranges(connection: Connection, query: LiteralString, *parameters: object) -> tuple[BatchRange, ...]:
-    rows = connection.execute(SQL(query).format(progress=_PROGRESS), parameters)
+def _ranges(connection: Connection, *parameters: object) -> tuple[BatchRange, ...]:
     return tuple(
-        BatchRange(number, _key(lower), _key(upper), status, _key(position), *rest)
-        for number, lower, upper, status, position, *rest in rows
+        BatchRange(number, _key(lower), _key(upper), status, _key(position), rows)
+        for number, lower, upper, status, position, rows in connection.execute(_RANGES, parameters)
     )
 
 
@@ -93,7 +84,7 @@ def _key(parts: Sequence[str] | None) -> Key | None:
 
 def read_ranges(connection: Connection, table: Table) -> tuple[BatchRange, ...]:
     """The table's batch ranges in order, with the backfill's progress; empty where they were not planned yet."""
-    return _ranges(connection, _RANGES, "backfill", 0, table.key, None, None)
+    return _ranges(connection, "backfill", 0, table.key, None, None)
 
 
 def read_range(
@@ -104,7 +95,7 @@ def read_range(
     Raises:
         RefusedError: it was never planned.
     """
-    found = _ranges(connection, _RANGES, operation, goal, table.key, number, number)
+    found = _ranges(connection, operation, goal, table.key, number, number)
     if not found:
         raise RefusedError(
             f"Batch range {number:02d} of {table.key} is not planned. Ranges are planned by encrypted_columns "
@@ -170,48 +161,107 @@ def restart_ranges(connection: Connection, table: Table) -> None:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How a table's ranges stand, for who watches them.
+class Progress:
+    """How far a table's backfill is.
 
     Args:
-        moved: when one of them was last heard of.
-        overdue: whether that is longer ago than was asked for.
-        reason: what one of them waits for.
+        completed: ranges that are done.
+        waiting: ranges that were not begun.
+        rows: encrypted so far.
+        rows_left: an estimate, as if all ranges with rows were as large.
+        rows_per_second: of the ranges that were worked on lately; None where none is begun and not done.
+        moved: when a range was last heard of.
+        still: whether none has moved lately.
+        reason: what a range waits for.
     """
 
-    done: int
-    ranges: int
-    begun: int
-    moved: datetime | None
-    overdue: bool
-    reason: str | None
+    ranges: int = 0
+    completed: int = 0
+    waiting: int = 0
+    rows: int = 0
+    rows_left: int = 0
+    rows_per_second: float | None = None
+    moved: datetime | None = None
+    still: bool = False
+    reason: str | None = None
 
 
-def standing(connection: Connection, table: Table, limit: timedelta) -> Standing:
-    """How far a table's ranges are, and whether they have moved within a time."""
-    row = connection.execute(
-        "SELECT count(*) FILTER (WHERE status = 'completed'), count(*), count(started_at), max(updated_at), "
-        "coalesce(max(updated_at) < clock_timestamp() - %s, false), min(waiting_for) "
-        "FROM alphapulse_encryption.ranges WHERE table_name = %s",
-        [limit, table.key],
-    ).fetchall()[0]
-    return Standing(*row)
-
-
-# Of a rotation what leads to the current version; of what leads back, all that is not done.
-_UNDER_WAY = """
-SELECT batch_range, lower_key, upper_key, p.status, p.position, p.rows_processed, p.started_at, p.updated_at,
-       p.completed_at, p.waiting_for, p.error_message, operation, goal
-  FROM alphapulse_encryption.operations p JOIN alphapulse_encryption.ranges USING (table_name, batch_range)
- WHERE table_name = %s AND p.status IN ('in_progress', 'failed') AND (operation <> 'rotate'
-   OR goal = (SELECT key_version FROM alphapulse_encryption.key_versions WHERE state = 'current'))
- ORDER BY operation, batch_range
+# Ranges that were worked on at once took the time that they cover together.
+_BACKFILL = """
+WITH one AS (
+    SELECT status, updated_at, waiting_for, rows_processed AS rows, coalesce(lower_key = upper_key, false) AS is_empty,
+           tstzrange(started_at, greatest(started_at, coalesce(completed_at, updated_at))) AS span
+      FROM alphapulse_encryption.ranges WHERE table_name = %(table)s),
+share AS (SELECT %(rows)s::float8 / nullif(count(*), 0) AS rows FROM one WHERE NOT is_empty),
+lately AS (
+    SELECT nullif(sum(rows), 0)::float8 AS rows, range_agg(span) AS spans FROM one
+     WHERE NOT isempty(span) AND upper(span) >= clock_timestamp() - %(recent)s)
+SELECT count(status), count(*) FILTER (WHERE status = 'completed'), count(*) FILTER (WHERE status = 'pending'),
+       coalesce(sum(one.rows), 0)::bigint,
+       CASE WHEN share.rows IS NULL THEN %(rows)s ELSE coalesce(round(sum(greatest(0, share.rows - one.rows))
+          FILTER (WHERE status <> 'completed' AND NOT is_empty)), 0) END::bigint,
+       CASE WHEN bool_or(status = 'in_progress') THEN
+         (SELECT lately.rows / sum(extract(epoch FROM upper(span) - lower(span)))::float8
+            FROM lately, unnest(spans) AS span GROUP BY lately.rows) END,
+       max(updated_at), coalesce(max(updated_at) < clock_timestamp() - %(recent)s, false), min(waiting_for)
+  FROM share LEFT JOIN one ON true GROUP BY share.rows
 """
 
 
-def operations_under_way(connection: Connection, table: Table) -> tuple[BatchRange, ...]:
-    """What is being done to the table's ranges, or ended with an error, beside the backfill."""
-    return _ranges(connection, _UNDER_WAY, table.key)
+def backfill_progress(connection: Connection, table: Table, recent: timedelta, *, rows: int = 0) -> Progress:
+    """How far a table's backfill is.
+
+    Args:
+        recent: what happened longer ago was not lately.
+        rows: of the table, by the planner's estimate.
+    """
+    parameters = {"table": table.key, "rows": rows, "recent": recent}
+    return Progress(*connection.execute(_BACKFILL, parameters).fetchall()[0])
+
+
+@dataclass(frozen=True)
+class RangeStatus:
+    """A batch range that is worked on, holds back, failed, or was left in the middle."""
+
+    number: int
+    step: Literal["backfill", "rotation", "decrypt", "discard", "repair"]
+    status: Literal["running", "holding back", "interrupted", "failed"]
+    rows: int
+    updated_at: datetime | None
+    waiting_for: str | None
+    error_message: str | None
+
+    # Documents hold it as it is.
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+# Of a rotation what leads to the current version. Who holds a range is the one of them that wrote last.
+_UNDER_WAY: LiteralString = """
+WITH begun AS (
+    SELECT *, batch_range = ANY (%(working)s::int[]) AND 1 = row_number() OVER (
+               PARTITION BY batch_range ORDER BY updated_at DESC NULLS LAST, operation = 'backfill') AS works
+      FROM {progress}
+     WHERE table_name = %(table)s AND (operation = 'backfill' OR status IN ('in_progress', 'failed'))
+       AND (operation <> 'rotate'
+         OR goal = (SELECT key_version FROM alphapulse_encryption.key_versions WHERE state = 'current')))
+SELECT batch_range, CASE operation WHEN 'rotate' THEN 'rotation' ELSE operation END,
+       CASE WHEN works AND waiting_for IS NULL THEN 'running' WHEN works THEN 'holding back'
+            WHEN status = 'failed' THEN 'failed' ELSE 'interrupted' END,
+       rows_processed, updated_at, CASE WHEN works THEN waiting_for END, error_message
+  FROM begun WHERE status IN ('in_progress', 'failed') ORDER BY operation <> 'backfill', operation, batch_range
+"""
+
+
+def ranges_under_way(connection: Connection, table: Table, working: Sequence[int]) -> list[RangeStatus]:
+    """What was begun on the table's ranges and is not done: the backfill first, then other operations.
+
+    Args:
+        working: numbers of the ranges that a session holds now.
+    """
+    query = SQL(_UNDER_WAY).format(progress=_PROGRESS)
+    return [
+        RangeStatus(*row) for row in connection.execute(query, {"table": table.key, "working": list(working)})
+    ]
 
 
 def rows_done(connection: Connection, tables: Sequence[Table], *, backfilled: bool) -> int:

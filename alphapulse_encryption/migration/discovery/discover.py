@@ -25,16 +25,14 @@ from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.install import SCHEMA
 from alphapulse_encryption.migration.discovery.sensitive_names import Category, kind_of, looks_sensitive
-from alphapulse_encryption.migration.discovery.value_patterns import MOST_VALUES, Evidence, look_at, look_into
+from alphapulse_encryption.migration.discovery.value_patterns import look_at, look_into
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.gates.preflight import readable_size
-from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Connection, Database
 from alphapulse_encryption.migration.schema.definition import OF_THE_APPLICATION
 from alphapulse_encryption.migration.schema.names import short_name
 
-Connection = psycopg.Connection[Any]
-
-VERSION = 1
 SAMPLED_ROWS = 1_000
 LONGEST_SAMPLE = "10s"
 # How long a table that somebody holds is waited for.
@@ -156,8 +154,7 @@ SELECT a.attname, format_type(a.atttypid, a.atttypmod), format_type(b.oid, NULL)
 
 # Waits for whoever holds the table; the pages as vacuum last counted them do not.
 _BYTES = """
-SELECT coalesce(sum(pg_total_relation_size(relid)), pg_total_relation_size(%(table)s))::bigint
-  FROM pg_partition_tree(%(table)s)
+SELECT coalesce(sum(pg_total_relation_size(relid)), pg_total_relation_size(%s))::bigint FROM pg_partition_tree(%s)
 """
 
 
@@ -198,13 +195,16 @@ class _Table:
 
 @dataclass
 class _Sample:
-    """Values of a table, by column; they go no further than the functions below."""
+    """Values of a table, those of each column that are not NULL; they go no further than the functions below."""
 
     rows: int = 0
     note: str = ""
     values: dict[str, list[str]] = field(default_factory=dict, repr=False)
-    # By column: values that are not NULL, and different ones among them.
-    counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def repeats(self, column: _Column) -> tuple[int, int]:
+        """How many values a column has in the sample, and how many different ones."""
+        values = self.values.get(column.name, ())
+        return len(values), len(set(values))
 
 
 def discover(database: Database, *, schemas: Sequence[str] = (), sample: int = SAMPLED_ROWS) -> Discovery:
@@ -219,37 +219,29 @@ def discover(database: Database, *, schemas: Sequence[str] = (), sample: int = S
         DatabaseFailure: the server refused a question about its catalogues.
     """
     reading = replace(database, read_only=True)
-    guesses: list[TableGuess] = []
-    columns = 0
     with reading.session("look for sensitive columns") as connection:
         connection.execute("SELECT set_config('lock_timeout', %s, false)", [LONGEST_WAIT])
         tables = _read_tables(connection, schemas)
-        names = _Names(
-            connection.execute(
-                "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-            ).fetchall()
-        )
-        for table in tables:
-            columns += len(table.columns)
-            guess = _look(connection, table, names, sample)
-            if guess is not None:
-                guesses.append(guess)
-    guesses = _checked(reading, guesses)
+        taken = connection.execute(
+            "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        ).fetchall()
+        names = _Names(set(taken), {})
+        looked_at = [_look(connection, table, names, sample) for table in tables]
+    guesses = _checked(reading, [guess for guess in looked_at if guess is not None])
     entries = _entries(guesses)
     return Discovery(
         at=datetime.now(UTC),
         schemas=tuple(dict.fromkeys(table.schema_name for table in tables)),
         tables_looked_at=len(tables),
-        columns_looked_at=columns,
+        columns_looked_at=sum(len(table.columns) for table in tables),
         tables=tuple(guesses),
         catalogue={"tables": entries} if entries else None,
     )
 
 
 def _read_tables(connection: Connection, schemas: Sequence[str]) -> list[_Table]:
-    known = connection.execute("SELECT nspname FROM pg_namespace").fetchall()
-    missing = [name for name in schemas if (name,) not in known]
-    if missing:
+    known = {name for (name,) in connection.execute("SELECT nspname FROM pg_namespace")}
+    if missing := [name for name in schemas if name not in known]:
         raise ConfigurationError(
             f"There is no schema {', '.join(missing)} in the database. Names are exact and case-sensitive."
         )
@@ -268,25 +260,27 @@ def _read_tables(connection: Connection, schemas: Sequence[str]) -> list[_Table]
 
 def _bytes(connection: Connection, oid: int, pages: int) -> int:
     try:
-        return int(connection.execute(_BYTES, {"table": oid}).fetchall()[0][0])
+        return int(answer(connection, _BYTES, oid, oid))
     except psycopg.errors.LockNotAvailable:
         return pages * _BLOCK
 
 
 def _look(connection: Connection, table: _Table, names: _Names, sample: int) -> TableGuess | None:
     values = _sample(connection, table, sample)
-    guesses = [
-        guess
-        for column in table.columns
-        if not _is_ours(table, column) and (guess := _guess(table, column, values, names)) is not None
-    ]
+    guesses, unfit = [], []
+    # What already belongs to a migration of ours.
+    ours = {f"{column.name}_{what}" for column in table.columns for what in ("encrypted", "search")}
+    for column in table.columns:
+        guess = None if column.name in ours else _guess(table, column, values, names)
+        if guess is None:
+            continue
+        if guess.proposed and (why := _unfit(table, column, guess)):
+            unfit.append(why)
+            guess = guess.model_copy(update={"proposed": False})
+        guesses.append(guess)
     if not guesses:
         return None
-    unfit = {guess.name: why for guess in guesses if guess.proposed and (why := _unfit(table, guess))}
-    obstacle = _obstacle(table)
-    columns = tuple(
-        guess.model_copy(update={"proposed": guess.proposed and guess.name not in unfit}) for guess in guesses
-    )
+    obstacle = _NO_TABLES.get(table.relkind) or (None if table.key else _NO_KEY)
     return TableGuess(
         schema_name=table.schema_name,
         name=table.name,
@@ -294,22 +288,11 @@ def _look(connection: Connection, table: _Table, names: _Names, sample: int) -> 
         bytes=table.bytes,
         sampled_rows=values.rows,
         sampled=values.note,
-        columns=columns,
-        obstacles=(*([obstacle] if obstacle else []), *unfit.values()),
-        possible=obstacle is None and any(column.proposed for column in columns),
+        columns=tuple(guesses),
+        obstacles=(*([obstacle] if obstacle else []), *unfit),
+        possible=obstacle is None and any(guess.proposed for guess in guesses),
     )
 
-
-# What of the database already belongs to a migration of ours.
-_OURS = re.compile(r"(.+)_(encrypted|search)")
-
-
-def _is_ours(table: _Table, column: _Column) -> bool:
-    found = _OURS.fullmatch(column.name)
-    return found is not None and any(other.name == found[1] for other in table.columns)
-
-
-# Values.
 
 _SAMPLED_KINDS = frozenset({"text", "number", "json", "network", "other"})
 
@@ -326,23 +309,22 @@ def _sample(connection: Connection, table: _Table, rows: int) -> _Sample:
         with connection.transaction():
             connection.execute("SELECT set_config('statement_timeout', %s, true)", [LONGEST_SAMPLE])
             picked = connection.execute(_select(table, readable, rows)).fetchall()
-    except psycopg.Error as error:
+    except psycopg.errors.QueryCanceled:
+        return _Sample(note=f"values were not looked at: reading a sample took longer than {LONGEST_SAMPLE}")
+    except psycopg.errors.LockNotAvailable:
+        return _Sample(note="values were not looked at: another session holds the table")
+    except psycopg.Error:
         # Row-level security, a foreign server, a damaged page: the names still tell something.
-        why = "the server refused"
-        if isinstance(error, psycopg.errors.QueryCanceled):
-            why = f"reading a sample took longer than {LONGEST_SAMPLE}"
-        elif isinstance(error, psycopg.errors.LockNotAvailable):
-            why = "another session holds the table"
-        return _Sample(note=f"values were not looked at: {why}")
-    found = _Sample(len(picked), f"values of {len(picked):,} rows were looked at")
+        return _Sample(note="values were not looked at: the server refused")
+    note = f"values of {len(picked):,} rows were looked at"
     if len(readable) < len(wanted):
-        found.note += f", of {len(readable)} of {len(wanted)} columns: the others this role may not read"
-    for number, column in enumerate(readable):
-        present = [row[number] for row in picked if row[number] is not None]
-        different = list(dict.fromkeys(present))
-        found.counts[column.name] = (len(present), len(different))
-        found.values[column.name] = different[:MOST_VALUES]
-    return found
+        note += f", of {len(readable)} of {len(wanted)} columns: the others this role may not read"
+    columns = zip(*picked, strict=True) if picked else [()] * len(readable)
+    found = {
+        column.name: [value for value in values if value is not None]
+        for column, values in zip(readable, columns, strict=True)
+    }
+    return _Sample(len(picked), note, found)
 
 
 def _select(table: _Table, columns: Sequence[_Column], rows: int) -> Composed:
@@ -360,15 +342,20 @@ def _select(table: _Table, columns: Sequence[_Column], rows: int) -> Composed:
     )
 
 
-# Guesses.
-
-
 def _guess(table: _Table, column: _Column, sample: _Sample, names: _Names) -> ColumnGuess | None:
     if column.kind in ("flag", "technical"):
         return None
-    score, category, reasons = _by_name(table, column)
-    evidence = _by_values(table, column, sample)
-    present, different = sample.counts.get(column.name, (0, 0))
+    score, category, reasons = 0.0, None, []
+    if suspicion := looks_sensitive(table.name, column.name, column.base_type):
+        any_document = column.kind == "json" and suspicion.category == "free form"
+        score = _ANY_DOCUMENT if any_document else _NAME_SCORES[suspicion.confidence]
+        category, reasons = suspicion.category, [suspicion.reason]
+    values = list(dict.fromkeys(sample.values.get(column.name, ())))
+    if column.kind == "json":
+        evidence = look_into(table.name, values)
+    else:
+        evidence = look_at(values, numbers=column.kind == "number")
+    present, different = sample.repeats(column)
     if evidence is not None:
         verb = "contain" if evidence.inside else "are"
         reasons.append(f"{evidence.share:.0%} of {evidence.looked_at} values {verb}: {evidence.pattern}")
@@ -384,8 +371,6 @@ def _guess(table: _Table, column: _Column, sample: _Sample, names: _Names) -> Co
     score = round(score, 2)
     proposed = score >= PROPOSED_FROM
     searched = _searched(column, sample) if proposed else None
-    if searched is not None:
-        reasons.append(searched)
     return ColumnGuess(
         name=column.name,
         type=column.type,
@@ -393,25 +378,9 @@ def _guess(table: _Table, column: _Column, sample: _Sample, names: _Names) -> Co
         score=score,
         category=category,
         context=names.context(table, _KINDS.get(category, "pii")) if proposed else None,
-        search_index=names.index(table, column) if searched is not None else None,
-        reasons=tuple(reasons),
+        search_index=names.index(table, column) if searched else None,
+        reasons=(*reasons, *([searched] if searched else [])),
     )
-
-
-def _by_name(table: _Table, column: _Column) -> tuple[float, Category | None, list[str]]:
-    suspicion = looks_sensitive(table.name, column.name, column.base_type)
-    if suspicion is None:
-        return 0.0, None, []
-    any_document = column.kind == "json" and suspicion.category == "free form"
-    score = _ANY_DOCUMENT if any_document else _NAME_SCORES[suspicion.confidence]
-    return score, suspicion.category, [suspicion.reason]
-
-
-def _by_values(table: _Table, column: _Column, sample: _Sample) -> Evidence | None:
-    values = sample.values.get(column.name, ())
-    if column.kind == "json":
-        return look_into(table.name, values)
-    return look_at(values, numbers=column.kind == "number")
 
 
 def _searched(column: _Column, sample: _Sample) -> str | None:
@@ -421,38 +390,36 @@ def _searched(column: _Column, sample: _Sample) -> str | None:
         return None
     if column.unique:
         return "searchable: it is unique"
-    share: float | None = None
+    present, different = sample.repeats(column)
+    share = 0.0
     if column.n_distinct is not None and column.n_distinct < 0:
         share = -column.n_distinct / max(1e-9, 1 - column.null_share)
-    elif (counts := sample.counts.get(column.name)) and counts[0] >= _ENOUGH_ROWS:
-        share = counts[1] / counts[0]
-    if share is None or share < _DISTINCT_ENOUGH:
-        return None
-    return "searchable: it has an index, and most values are different"
+    elif present >= _ENOUGH_ROWS:
+        share = different / present
+    return "searchable: it has an index, and most values are different" if share >= _DISTINCT_ENOUGH else None
 
 
+@dataclass
 class _Names:
     """Names of contexts and indexes: the same at every look, whatever else is in the database."""
 
-    def __init__(self, taken: Iterable[tuple[Any, ...]]) -> None:
-        self._taken = set(taken)
-        self._contexts: dict[str, tuple[str, str]] = {}
+    taken: set[tuple[Any, ...]]
+    contexts: dict[str, _Table]
 
     def context(self, table: _Table, kind: Kind) -> str:
         """``users_pii``: one derived key for each table and kind."""
         name = f"{_plain(table.label)}_{kind}"
         # Two tables whose names differ in signs only.
-        owner = self._contexts.setdefault(name, (table.schema_name, table.name))
-        if owner != (table.schema_name, table.name):
+        if self.contexts.setdefault(name, table) is not table:
             name += "_" + hashlib.sha256(f"{table.schema_name}\0{table.name}".encode()).hexdigest()[:8]
         return name
 
     def index(self, table: _Table, column: _Column) -> str:
         """``idx_users_email_search``."""
         name = short_name(f"idx_{table.name}_{column.name}_search", prefix="idx_")
-        if (table.schema_name, name) in self._taken:
+        if (table.schema_name, name) in self.taken:
             name = short_name(f"idx_{table.name}_{column.name}_search_token", prefix="idx_token_")
-        self._taken.add((table.schema_name, name))
+        self.taken.add((table.schema_name, name))
         return name
 
 
@@ -460,25 +427,18 @@ def _plain(name: str) -> str:
     return re.sub(r"\W+", "_", name).strip("_").lower() or "table"
 
 
-# Why not.
+_NO_TABLES = {
+    "f": "it is a foreign table: encrypt it where its rows are",
+    "m": "it is a materialized view: encrypt what it is made of, and have it made of ciphertext",
+}
+_NO_KEY = (
+    "it has no primary key, which batches and resumption go by: add one (ALTER TABLE … ADD COLUMN … bigint GENERATED "
+    "ALWAYS AS IDENTITY PRIMARY KEY)"
+)
 
 
-def _obstacle(table: _Table) -> str | None:
-    if table.relkind == "f":
-        return "it is a foreign table: encrypt it where its rows are"
-    if table.relkind == "m":
-        return "it is a materialized view: encrypt what it is made of, and have it made of ciphertext"
-    if not table.key:
-        return (
-            "it has no primary key, which batches and resumption go by: add one (ALTER TABLE … ADD COLUMN … bigint "
-            "GENERATED ALWAYS AS IDENTITY PRIMARY KEY)"
-        )
-    return None
-
-
-def _unfit(table: _Table, guess: ColumnGuess) -> str | None:
+def _unfit(table: _Table, column: _Column, guess: ColumnGuess) -> str | None:
     """Why a column cannot be in a catalogue."""
-    column = next(one for one in table.columns if one.name == guess.name)
     if column.generated:
         return f"column {column.name} is generated or an identity: encrypt what it is made of"
     if column.name in table.key:
@@ -494,9 +454,9 @@ def _unfit(table: _Table, guess: ColumnGuess) -> str | None:
     return None
 
 
-def _entry_of(schema: str, name: str, columns: Sequence[ColumnGuess]) -> dict[str, Any]:
+def _entry_of(schema: str, name: str, columns: Iterable[ColumnGuess]) -> dict[str, Any]:
     of_schema = {} if schema == "public" else {"schema": schema}
-    return {"name": name, **of_schema, "columns": [_column_entry(column) for column in columns]}
+    return {"name": name, **of_schema, "columns": [_column_entry(c) for c in columns if c.proposed]}
 
 
 def _column_entry(column: ColumnGuess) -> dict[str, Any]:
@@ -504,11 +464,7 @@ def _column_entry(column: ColumnGuess) -> dict[str, Any]:
 
 
 def _entries(guesses: Iterable[TableGuess]) -> list[dict[str, Any]]:
-    return [
-        _entry_of(guess.schema_name, guess.name, [column for column in guess.columns if column.proposed])
-        for guess in guesses
-        if guess.possible
-    ]
+    return [_entry_of(guess.schema_name, guess.name, guess.columns) for guess in guesses if guess.possible]
 
 
 def _checked(database: Database, guesses: Sequence[TableGuess]) -> list[TableGuess]:
@@ -532,9 +488,6 @@ def _checked(database: Database, guesses: Sequence[TableGuess]) -> list[TableGue
     return found
 
 
-# The catalogue as a file.
-
-
 def as_yaml(discovery: Discovery) -> str:
     """The proposed catalogue with its reasons as comments; comments alone where nothing is proposed."""
     tables = len({(table.schema_name, table.name) for table, _ in discovery.proposed})
@@ -547,12 +500,11 @@ def as_yaml(discovery: Discovery) -> str:
         ),
         *_comment("A context names the derived key of a column, and must not change once data is encrypted."),
     ]
-    possible = [table for table in discovery.tables if table.possible]
-    others = [table for table in discovery.tables if not table.possible]
-    if possible:
+    if discovery.catalogue is not None:
         lines.append("tables:")
-    for table in possible:
-        lines += _table_lines(table)
+    for table in discovery.tables:
+        lines += _table_lines(table) if table.possible else []
+    others = [table for table in discovery.tables if not table.possible]
     if others:
         lines += ["", *_comment("Not possible as they are:")]
     for table in others:
@@ -570,12 +522,11 @@ def _table_lines(table: TableGuess) -> list[str]:
     entry = _entry_of(table.schema_name, table.name, ())
     del entry["columns"]
     lines += [*_item(entry, indent="  "), "    columns:"]
-    for column in table.columns:
+    for column in sorted(table.columns, key=lambda column: not column.proposed):
         if column.proposed:
             lines += _comment(_why(column), indent="      # ")
             lines += _item(_column_entry(column), indent="      ")
-    for column in table.columns:
-        if not column.proposed:
+        else:
             lines += _comment(f"left out: {column.name} ({_why(column)})", indent="      # ")
     return lines
 

@@ -58,15 +58,11 @@ def _lists() -> _Lists:
     def words(text: str) -> frozenset[str]:
         return frozenset(word for part in text.split() for word in groups.get(part, part).split())
 
-    rules = (
-        _Rule(
-            rule["category"],
-            rule["confidence"],
-            *(words(rule.get(k, "")) for k in ("kinds", "words", "tables")),
-        )
+    rules = tuple(
+        _Rule(rule["category"], rule["confidence"], *(words(rule.get(of, "")) for of in _Rule._fields[2:]))
         for rule in read["rules"]
     )
-    return _Lists(tuple(rules), words(read["not_the_value"]), words(read["points_elsewhere"]))
+    return _Lists(rules, words(read["not_the_value"]), words(read["points_elsewhere"]))
 
 
 _LONGEST_RUN = 4
@@ -75,9 +71,7 @@ _LONGEST_RUN = 4
 def looks_sensitive(table: str, column: str, type_name: str) -> Suspicion | None:
     """Why a column looks as if it held something sensitive; None where nothing speaks for it.
 
-    Args:
-        table: without its schema.
-        type_name: as PostgreSQL's ``format_type`` prints it.
+    The table comes without its schema, the type as PostgreSQL's ``format_type`` prints it.
     """
     words = split_words(column)
     kind = kind_of(type_name)
@@ -101,12 +95,10 @@ def looks_sensitive(table: str, column: str, type_name: str) -> Suspicion | None
 
 def _is_about(words: list[str], run: tuple[int, int], kind: str) -> bool:
     """Whether the name goes on after the sensitive words to say that the column is something else."""
-    rest = [_singular(word) for word in words[run[1] :]]
-    if not rest:
-        return False
-    if rest[-1] in _lists().points_elsewhere:
+    last = _singular(words[-1]) if run[1] < len(words) else ""
+    if last in _lists().points_elsewhere:
         return kind in {"number", "uuid"}
-    return rest[-1] in _lists().not_the_value
+    return last in _lists().not_the_value
 
 
 def _runs(words: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -125,10 +117,7 @@ _NUMBER_AT_END = re.compile(r"(?<=[a-z]{3})[0-9]+$")
 
 
 def split_words(name: str) -> list[str]:
-    """The words of a name: lower case, without accents and numbers at their ends.
-
-    ``E-Mail`` is ``mail`` behind an ``e``, and so is joined again by who looks for ``email``.
-    """
+    """The words of a name: lower case, without accents and numbers at their ends."""
     plain = unicodedata.normalize("NFKD", name.replace("ß", "ss"))
     plain = "".join(character for character in plain if not unicodedata.combining(character))
     words = _SEPARATORS.split(_CAMEL.sub(" ", plain).lower())

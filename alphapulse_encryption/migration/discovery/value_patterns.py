@@ -35,20 +35,16 @@ FEWEST_NUMBERS = 20
 
 @dataclass(frozen=True)
 class Pattern:
-    """A form of values.
-
-    Args:
-        fits: whether a value, without blanks around it, is of this form.
-        digits_only: whether values may be plain digits, some of which fit by chance; then more of them are needed.
-        ambiguous: whether such values are often harmless.
-        inside: what in a longer text is held against the form; None where it is not looked for there.
-    """
+    """A form of values."""
 
     name: str
     category: Category
     fits: Callable[[str], bool]
+    # Values may be plain digits, some of which fit by chance; then more of them are needed.
     digits_only: bool = False
+    # Such values are often harmless.
     ambiguous: bool = False
+    # What in a longer text is held against the form; None where it is not looked for there.
     inside: re.Pattern[str] | None = None
 
     def is_in(self, text: str) -> bool:
@@ -64,7 +60,6 @@ class Evidence:
 
     Args:
         share: of the values looked at, 0 to 1.
-        looked_at: how many different ones.
         score: how much that says for a sensitive column, 0 to 1.
         inside: whether the form is found inside of longer texts or documents, and not as the value.
     """
@@ -146,10 +141,9 @@ _SCORE_NEARLY_ALL, _SCORE_MANY, _SCORE_INSIDE, _SCORE_AMBIGUOUS = 0.95, 0.7, 0.6
 
 
 def look_at(values: Sequence[str], *, numbers: bool = False) -> Evidence | None:
-    """What most of a column's values are; None where they have no form that says anything.
+    """What most of a column's different values are; None where they have no form that says anything.
 
     Args:
-        values: different ones, as text.
         numbers: whether the column is of a type for numbers, which fit many a form by chance.
     """
     texts = [text for text in (value.strip() for value in values[:MOST_VALUES]) if text]
@@ -172,14 +166,13 @@ def look_at(values: Sequence[str], *, numbers: bool = False) -> Evidence | None:
 def _whole(pattern: Pattern, texts: Sequence[str], *, numbers: bool) -> Evidence | None:
     share = _share(texts, pattern.fits)
     by_chance = pattern.digits_only and (numbers or all(_PLAIN_DIGITS.fullmatch(text) for text in texts))
+    needed = _NEARLY_ALL if pattern.ambiguous or by_chance else _MANY
+    if share < needed or (by_chance and len(texts) < FEWEST_NUMBERS):
+        return None
     score = _SCORE_NEARLY_ALL if share >= _NEARLY_ALL and not by_chance else _SCORE_MANY
-    if by_chance and len(texts) < FEWEST_NUMBERS:
-        return None
-    if share < (_NEARLY_ALL if pattern.ambiguous or by_chance else _MANY):
-        return None
-    return Evidence(
-        pattern.name, pattern.category, share, len(texts), _SCORE_AMBIGUOUS if pattern.ambiguous else score
-    )
+    if pattern.ambiguous:
+        score = _SCORE_AMBIGUOUS
+    return Evidence(pattern.name, pattern.category, share, len(texts), score)
 
 
 def _share(texts: Sequence[str], fits: Callable[[str], bool]) -> float:
@@ -195,11 +188,7 @@ def _safely(fits: Callable[[str], bool], text: str) -> bool:
 
 
 def look_into(table: str, documents: Sequence[str]) -> Evidence | None:
-    """What JSON documents hold: members whose names or values look sensitive. None where none do.
-
-    Args:
-        table: its name, which says what a ``name`` is the name of.
-    """
+    """What JSON documents hold: members whose names or values look sensitive. None where none do."""
     named: Counter[Category] = Counter()
     texts: set[str] = set()
     count = 0

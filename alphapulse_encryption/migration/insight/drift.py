@@ -9,9 +9,8 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any, LiteralString
+from typing import LiteralString
 
-import psycopg
 from psycopg.sql import SQL
 
 from alphapulse_encryption.catalogue import Catalogue, Table
@@ -22,14 +21,12 @@ from alphapulse_encryption.migration.bookkeeping.tables import TableState, table
 from alphapulse_encryption.migration.bookkeeping.verifications import verified_otherwise, verified_ranges
 from alphapulse_encryption.migration.discovery.sensitive_names import Suspicion, looks_sensitive
 from alphapulse_encryption.migration.gates.findings import Alert
-from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.postgres.database import Connection, Database
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.catch_up import has_pending_index, pending_in
 from alphapulse_encryption.migration.schema.definition import OF_THE_APPLICATION, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.guard import guard_in_place
 from alphapulse_encryption.migration.steps.columns import unsuitable_columns
-
-Connection = psycopg.Connection[Any]
 
 # An old instance writes, the backfill follows: while that goes on it is told of once.
 PENDING_SETTLES = timedelta(minutes=15)
@@ -74,9 +71,17 @@ def _of_table(connection: Connection, table: Table) -> Iterator[Alert]:
     if not state.state.has_both_sides:
         return
     if not missing:
-        yield from _guard(connection, definition)
-        yield from _pending(connection, definition, state)
-    yield from _verified_otherwise(connection, definition)
+        yield from _pairs(connection, definition, state)
+    verified_at = verified_otherwise(connection, table, definition.shape())
+    if verified_at is not None:
+        yield Alert(
+            f"{table.key}: definition",
+            f"The catalogued columns of {table.key}, their types or its primary key are not those that were verified "
+            f"at {verified_at:%F %R} UTC.",
+            key=f"definition:{table.key}",
+            remedy=f"If that was on purpose, verify again (--verify --table {table.key}); approvals given before are "
+            "void.",
+        )
 
 
 def _columns(definition: TableDefinition, state: State, missing: Sequence[str]) -> Iterator[Alert]:
@@ -117,28 +122,33 @@ def _columns(definition: TableDefinition, state: State, missing: Sequence[str]) 
         )
 
 
-def _guard(connection: Connection, definition: TableDefinition) -> Iterator[Alert]:
-    if guard_in_place(connection, definition):
-        return
-    key = definition.table.key
-    yield Alert(
-        f"{key}: guard",
-        f"A guard trigger of {key} is missing or disabled: nothing keeps an old ciphertext from staying beside "
-        "a new plaintext.",
-        key=f"guard:{key}",
-        remedy=f"Put it back at once (--add-columns --table {key}), find out who took it away, and verify what was "
-        f"written meanwhile (--migrate-data --verify --table {key}).",
-    )
+def _pairs(connection: Connection, definition: TableDefinition, state: TableState) -> Iterator[Alert]:
+    """What keeps plaintext and ciphertext of a row in step, and where it did not."""
+    table, key = definition.table, definition.table.key
+    if not guard_in_place(connection, definition):
+        yield Alert(
+            f"{key}: guard",
+            f"A guard trigger of {key} is missing or disabled: nothing keeps an old ciphertext from staying beside "
+            "a new plaintext.",
+            key=f"guard:{key}",
+            remedy=f"Put it back at once (--add-columns --table {key}), find out who took it away, and verify what "
+            f"was written meanwhile (--migrate-data --verify --table {key}).",
+        )
+    if has_pending_index(connection, definition):
+        if ranges := pending_in(connection, table):
+            yield _pending(key, ranges, state)
+    # It is built before the verification.
+    elif verified_ranges(connection, table)[0]:
+        yield Alert(
+            f"{key}: index on pending rows",
+            f"The small index on pending rows of {key} is missing or invalid, so that nobody would see plaintext "
+            "that is written without ciphertext.",
+            key=f"index:{key}",
+            remedy=f"Build it again: --migrate-data --table {key}.",
+        )
 
 
-def _pending(connection: Connection, definition: TableDefinition, state: TableState) -> Iterator[Alert]:
-    table = definition.table
-    if not has_pending_index(connection, definition):
-        yield from _blind(connection, table)
-        return
-    ranges = pending_in(connection, table)
-    if not ranges:
-        return
+def _pending(key: str, ranges: Sequence[int], state: TableState) -> Alert:
     plural = "s" if len(ranges) > 1 else ""
     encrypt = (
         "An instance of the application still writes plaintext after the switch. Find and restart it in the phase "
@@ -146,41 +156,13 @@ def _pending(connection: Connection, definition: TableDefinition, state: TableSt
         if state.authority == "ciphertext"
         else "Encrypt"
     )
-    yield Alert(
-        f"{table.key}: plaintext without ciphertext",
-        f"Plaintext was written to {table.key} without ciphertext after it was done, in batch range{plural} "
+    return Alert(
+        f"{key}: plaintext without ciphertext",
+        f"Plaintext was written to {key} without ciphertext after it was done, in batch range{plural} "
         f"{_listed([f'{number:02d}' for number in ranges])}.",
-        key=f"pending:{table.key}",
-        remedy=f"{encrypt} it: --migrate-data --table {table.key}; the sensor pending_rows, once started, does so by "
-        "itself.",
+        key=f"pending:{key}",
+        remedy=f"{encrypt} it: --migrate-data --table {key}; the sensor pending_rows, once started, does so by itself.",
         settles=PENDING_SETTLES,
-    )
-
-
-def _blind(connection: Connection, table: Table) -> Iterator[Alert]:
-    """Without the index nobody sees pending rows; it is built before the verification."""
-    if not verified_ranges(connection, table)[0]:
-        return
-    yield Alert(
-        f"{table.key}: index on pending rows",
-        f"The small index on pending rows of {table.key} is missing or invalid, so that nobody would see plaintext "
-        "that is written without ciphertext.",
-        key=f"index:{table.key}",
-        remedy=f"Build it again: --migrate-data --table {table.key}.",
-    )
-
-
-def _verified_otherwise(connection: Connection, definition: TableDefinition) -> Iterator[Alert]:
-    key = definition.table.key
-    verified_at = verified_otherwise(connection, definition.table, definition.shape())
-    if verified_at is None:
-        return
-    yield Alert(
-        f"{key}: definition",
-        f"The catalogued columns of {key}, their types or its primary key are not those that were verified at "
-        f"{verified_at:%F %R} UTC.",
-        key=f"definition:{key}",
-        remedy=f"If that was on purpose, verify again (--verify --table {key}); approvals given before are void.",
     )
 
 
@@ -194,10 +176,7 @@ SELECT n.nspname, c.relname, a.attname, format_type(a.atttypid, a.atttypmod)
 
 
 def uncatalogued(connection: Connection, catalogue: Catalogue) -> Iterator[Alert]:
-    """Columns that look sensitive by name and type and that the catalogue does not name, by table.
-
-    Tables of extensions and of the bookkeeping are left out, and partitions, which are as their table is.
-    """
+    """Columns that look sensitive by name and type and that the catalogue does not name, by table."""
     known = {
         (table.schema_name, table.name, name)
         for table in catalogue.tables
@@ -212,19 +191,18 @@ def uncatalogued(connection: Connection, catalogue: Catalogue) -> Iterator[Alert
         suspicion = looks_sensitive(table, column, type_)
         if suspicion is not None and (schema, table, column) not in known:
             suspicious[table if schema == "public" else f"{schema}.{table}"].append((column, suspicion))
-    yield from (
-        Alert(
+    for key, columns in suspicious.items():
+        shown = [f"{name} ({why.category}, {why.confidence})" for name, why in columns]
+        yield Alert(
             f"{key}: columns that look sensitive",
-            f"{_columns_of(key, [f'{name} ({why.category}, {why.confidence})' for name, why in columns])} not in the "
-            f"catalogue and look{'' if len(columns) > 1 else 's'} sensitive by name and type.",
+            f"{_columns_of(key, shown)} not in the catalogue and look{'' if len(columns) > 1 else 's'} sensitive by "
+            "name and type.",
             key=f"uncatalogued:{key}",
             remedy="Add what is sensitive to the catalogue and migrate it (--preflight --add-columns --migrate-data "
             "--verify); leave what is not, it is told of once.",
             state=_state([name for name, _ in columns]),
             reminds=False,
         )
-        for key, columns in suspicious.items()
-    )
 
 
 def _columns_of(key: str, names: Sequence[str]) -> str:

@@ -10,26 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 from typing import Literal as OneOf
+from typing import LiteralString
 
 import psycopg
 from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Column, Table
-from alphapulse_encryption.crypto.envelope import EnvelopeFormat
-from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.errors import DecryptionError
 from alphapulse_encryption.lifecycle import Authority
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state
-from alphapulse_encryption.migration.postgres.database import without_values
+from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Connection, without_values
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target
 
-Connection = psycopg.Connection[Any]
 Verdict = OneOf["yes", "no", "not tried"]
 
 # The last rows by key are looked at for one that has a value and that nobody holds at the moment.
@@ -49,11 +47,7 @@ _CHECK_VIOLATION = "23514"
 
 @dataclass(frozen=True)
 class Look:
-    """One thing that was looked at.
-
-    Args:
-        remark: why it is not, or was not tried; never a value.
-    """
+    """One thing that was looked at; the remark says why it is not, or was not tried, and is never a value."""
 
     what: str
     verdict: Verdict
@@ -66,11 +60,7 @@ class Look:
 
 @dataclass(frozen=True)
 class ColumnCheck:
-    """What was found out about a column.
-
-    Args:
-        looks: none where no row has a value to try with.
-    """
+    """What was found out about a column: nothing where no row has a value to try with."""
 
     table: str
     column: str
@@ -78,12 +68,10 @@ class ColumnCheck:
 
     @property
     def failed(self) -> bool:
-        """Whether anything is not as it has to be."""
         return any(look.verdict == "no" for look in self.looks)
 
     @property
     def tried(self) -> bool:
-        """Whether there was a value to try with."""
         return bool(self.looks)
 
     def __str__(self) -> str:
@@ -93,9 +81,6 @@ class ColumnCheck:
 
 def live_check(target: Target, table: Table) -> tuple[ColumnCheck, ...]:
     """Try every encrypted column of a table as an application would; nothing remains.
-
-    Returns:
-        What was found, column by column.
 
     Raises:
         RefusedError: the table has no encrypted columns, or was reverted, or the key is another one.
@@ -108,7 +93,7 @@ def live_check(target: Target, table: Table) -> tuple[ColumnCheck, ...]:
         definition = read_table(connection, table, plaintext=False)
         checks = []
         for column in definition.encrypted_columns:
-            trial = _Trial(connection, definition, column, state.authority, target.cipher, target.keys)
+            trial = _Trial(connection, definition, column, state.authority, target)
             with connection.transaction(force_rollback=True):
                 checks.append(ColumnCheck(table.key, column.name, tuple(trial.looks())))
     return tuple(checks)
@@ -130,8 +115,7 @@ class _Trial:
     definition: TableDefinition
     column: Column
     authority: Authority
-    cipher: EnvelopeFormat
-    keys: KeyRing
+    target: Target
 
     @property
     def _has_plaintext(self) -> bool:
@@ -142,12 +126,15 @@ class _Trial:
         if recent is None:
             return
         try:
-            value = recent.plaintext if recent.plaintext is not None else self._opened(recent)
+            value = recent.plaintext
+            if value is None:
+                value = self._decrypted(recent.encrypted or "")
         except DecryptionError:
             yield Look(DECRYPTED, "no", "what a row holds already cannot be read")
             return
-        envelope = self.cipher.encrypt(value, self.column.context)
-        token = search_token(self.keys, value, self.column.context) if self.column.searchable else None
+        context = self.column.context
+        envelope = self.target.cipher.encrypt(value, context)
+        token = search_token(self.target.keys, value, context) if self.column.searchable else None
         both = self._has_plaintext and self.authority == "plaintext"
         try:
             self._write(recent, envelope, token, keep_plaintext=both)
@@ -167,18 +154,22 @@ class _Trial:
         if found.plaintext not in (None, value):
             yield Look(ENCRYPTED, "no", "a trigger changed the plaintext beside it: they do not match")
             return
-        yield Look(ENCRYPTED, "yes" if raw == envelope and raw != value else "no")
+        yield _look(ENCRYPTED, raw == envelope and raw != value)
         try:
-            yield Look(DECRYPTED, "yes" if self.cipher.decrypt(raw, self.column.context) == value else "no")
+            yield _look(DECRYPTED, self._decrypted(raw) == value)
         except DecryptionError:
             yield Look(DECRYPTED, "no", "the raw column holds no envelope of this column")
         if token is not None:
             yield self._found(recent, token)
         if self._has_plaintext and self.authority == "ciphertext":
-            yield Look(CLEARED, "yes" if found.plaintext is None else "no")
+            yield _look(CLEARED, found.plaintext is None)
 
     def _found(self, recent: _Row, token: str) -> Look:
-        if not self._has_search_index():
+        has_index: LiteralString = (
+            "SELECT EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid "
+            "AND a.attnum = i.indkey[0] WHERE i.indrelid = %s AND i.indisvalid AND a.attname = %s)"
+        )
+        if not answer(self.connection, has_index, self.definition.oid, self.column.search):
             return Look(FOUND, "not tried", "its index is not built yet: --migrate-data")
         rows = self.connection.execute(
             SQL("SELECT FROM {} t WHERE {} = %s AND {}").format(
@@ -186,20 +177,19 @@ class _Trial:
             ),
             [token, *recent.key],
         )
-        return Look(FOUND, "yes" if rows.rowcount == 1 else "no")
+        return _look(FOUND, rows.rowcount == 1)
 
     def _guarded(self, recent: _Row, value: str, token: str | None) -> Iterator[Look]:
         if self.authority == "plaintext":
-            another = self.cipher.encrypt(value, self.column.context)
+            another = self.target.cipher.encrypt(value, self.column.context)
             after = self._attempt(recent, lambda: self._write(recent, another, token, keep_plaintext=False))
-            yield Look(REFUSED, "yes" if after == _CHECK_VIOLATION else "no")
+            yield _look(REFUSED, after == _CHECK_VIOLATION)
         # After the switch the plaintext is cleared by now, so that its own value is a change.
         others = [value] if self.authority == "ciphertext" else self._others(recent, value)
         for other in others:
             after = self._attempt(recent, partial(self._write_plaintext, recent, other))
             if isinstance(after, _Row):
-                cleared = after.encrypted is None and after.search is None
-                yield Look(PENDING, "yes" if cleared else "no")
+                yield _look(PENDING, after.encrypted is None and after.search is None)
                 return
             if after[:2] not in (_DATA_EXCEPTION, _INTEGRITY):
                 yield Look(PENDING, "not tried", f"SQLSTATE {after}")
@@ -248,42 +238,38 @@ class _Trial:
 
     def _recent_row(self) -> _Row | None:
         """A recent row that has a value, locked, so that it stays as it is for the moment this takes."""
-        present: list[Composable] = [SQL("{} IS NOT NULL").format(Identifier("t", self.column.encrypted))]
-        if self._has_plaintext:
-            present.append(SQL("{} IS NOT NULL").format(Identifier("t", self.column.name)))
-        has_value = SQL("({})").format(SQL(" OR ").join(present))
+        names = [self.column.encrypted, *([self.column.name] if self._has_plaintext else [])]
+        has_value = SQL(" OR ").join(SQL("{} IS NOT NULL").format(Identifier("t", name)) for name in names)
         return self._row(
-            SQL("({key}) IN (SELECT {key} FROM ({recent}) t) AND {has_value} LIMIT 1").format(
-                key=sql.key_list(self.definition), recent=self._recent(), has_value=has_value
+            SQL("({key}) IN (SELECT {key} FROM ({recent}) t) AND ({has_value}) LIMIT 1 {lock}").format(
+                key=sql.key_list(self.definition),
+                recent=self._recent(),
+                has_value=has_value,
+                lock=SQL("FOR NO KEY UPDATE OF t SKIP LOCKED"),
             ),
-            SQL("FOR NO KEY UPDATE OF t SKIP LOCKED"),
             [],
         )
 
     def _read(self, row: _Row) -> _Row:
-        found = self._row(self._this_row, SQL(""), row.key)
+        found = self._row(self._this_row, row.key)
         # Locked by us: nobody else takes it away.
         assert found is not None  # noqa: S101
         return found
 
-    def _row(self, condition: Composed, lock: SQL, parameters: Sequence[str]) -> _Row | None:
+    def _row(self, which: Composed, parameters: Sequence[str]) -> _Row | None:
         names = [self.column.name if self._has_plaintext else None, self.column.encrypted]
         names.append(self.column.search if self.column.searchable else None)
         values = [SQL("{}::text").format(Identifier("t", name)) if name else SQL("NULL") for name in names]
         found = self.connection.execute(
-            SQL("SELECT {}, {} FROM {} t WHERE {} {}").format(
-                sql.key_text(self.definition),
-                SQL(", ").join(values),
-                self.definition.identifier,
-                condition,
-                lock,
+            SQL("SELECT {}, {} FROM {} t WHERE {}").format(
+                sql.key_text(self.definition), SQL(", ").join(values), self.definition.identifier, which
             ),
             parameters,
         ).fetchone()
         return None if found is None else _Row(found[:-3], *found[-3:])
 
-    def _opened(self, row: _Row) -> str:
-        return self.cipher.decrypt(row.encrypted or "", self.column.context)
+    def _decrypted(self, envelope: str) -> str:
+        return self.target.cipher.decrypt(envelope, self.column.context)
 
     def _write(self, row: _Row, envelope: str, token: str | None, *, keep_plaintext: bool) -> None:
         """As an application does: ciphertext and token, and the plaintext named beside them or not."""
@@ -306,10 +292,6 @@ class _Trial:
             [*values, *row.key],
         )
 
-    def _has_search_index(self) -> bool:
-        found = self.connection.execute(
-            "SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] "
-            "WHERE i.indrelid = %s AND i.indisvalid AND a.attname = %s LIMIT 1",
-            [self.definition.oid, self.column.search],
-        )
-        return found.rowcount == 1
+
+def _look(what: str, so: bool) -> Look:
+    return Look(what, "yes" if so else "no")

@@ -5,29 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
-
-import psycopg
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.crypto.usage import MOST_MESSAGES, WARNING_FROM
+from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.approvals import Approval, list_approvals
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.keys import key_versions
 from alphapulse_encryption.migration.bookkeeping.quarantine import quarantined_for
-from alphapulse_encryption.migration.bookkeeping.ranges import standing
+from alphapulse_encryption.migration.bookkeeping.ranges import backfill_progress
 from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates.findings import Alert
-from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Connection, Database
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.catch_up import has_pending_index
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import read_table
-
-Connection = psycopg.Connection[Any]
 
 # Beyond it nobody needs to know how many rows exactly.
 COUNTED = 10_000
@@ -39,19 +35,14 @@ EXPIRED_RECENTLY = timedelta(hours=24)
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment in the database's own reckoning: whatever committed later has a number of its own.
-
-    Args:
-        at: by the server's clock.
-        transaction: the oldest one under way then; a row of an older number was written before, and not since.
-    """
+    """A moment in the database's own reckoning."""
 
     at: datetime
+    # The oldest one under way then; a row of an older number was written before, and not since.
     transaction: int
 
 
 def current_mark(database: Database) -> Mark:
-    """The mark of this moment."""
     with database.session("look at the clock") as connection:
         at, transaction = connection.execute(
             "SELECT clock_timestamp(), pg_snapshot_xmin(pg_current_snapshot())::text"
@@ -83,10 +74,22 @@ def old_pending_rows(
             state = table_state(connection, table)
             if state is None or state.state is State.REVERTED or not state.state.has_both_sides:
                 continue
-            unfinished = _standing_still(connection, table, limit)
-            if mark is not None and unfinished is None:
+            backfill = backfill_progress(connection, table, limit)
+            under_way = backfill.completed < backfill.ranges and backfill.waiting < backfill.ranges
+            if under_way and backfill.still:
+                found.append(
+                    Alert(
+                        f"{table.key}: backfill that stands still",
+                        f"The backfill of {table.key} has not moved for longer than {_span(limit)}: "
+                        f"{backfill.completed} of {backfill.ranges} batch ranges are done"
+                        f"{f'; it holds back: {backfill.reason}' if backfill.reason else ''}.",
+                        key=f"unfinished:{table.key}",
+                        remedy=f"Go on with --migrate-data --table {table.key}; --settings shows whether it is paused.",
+                        since=backfill.moved,
+                    )
+                )
+            elif mark is not None and not under_way:
                 found += _unchanged(connection, table, mark, limit)
-            found += unfinished or []
             found += _set_aside(connection, table, limit)
         return found
 
@@ -99,9 +102,8 @@ def _unchanged(connection: Connection, table: Table, mark: Mark, limit: timedelt
         return
     if not has_pending_index(connection, definition):
         return
-    rows = connection.execute(
-        sql.count_pending_unchanged(definition), [str(mark.transaction), COUNTED + 1]
-    ).fetchall()[0][0]
+    since = str(mark.transaction)
+    rows = answer(connection, sql.count_pending_unchanged(definition), since, COUNTED + 1)
     if not rows:
         return
     how_many = f"more than {COUNTED:,} rows" if rows > COUNTED else f"{rows:,} row{'s' if rows > 1 else ''}"
@@ -114,25 +116,6 @@ def _unchanged(connection: Connection, table: Table, mark: Mark, limit: timedelt
     )
 
 
-def _standing_still(connection: Connection, table: Table, limit: timedelta) -> list[Alert] | None:
-    """What to tell of a backfill that was begun and is not done; None where it is done, or was never begun."""
-    found = standing(connection, table, limit)
-    if found.done == found.ranges or not found.begun:
-        return None
-    if not found.overdue:
-        return []
-    return [
-        Alert(
-            f"{table.key}: backfill that stands still",
-            f"The backfill of {table.key} has not moved for longer than {_span(limit)}: {found.done} of {found.ranges} "
-            f"batch ranges are done{f'; it holds back: {found.reason}' if found.reason else ''}.",
-            key=f"unfinished:{table.key}",
-            remedy=f"Go on with --migrate-data --table {table.key}; --settings shows whether it is paused.",
-            since=found.moved,
-        )
-    ]
-
-
 # What could not be done, and what does it again.
 _STEPS = {
     "backfill": ("backfill", "encrypt", "--migrate-data"),
@@ -143,38 +126,26 @@ _STEPS = {
 }
 
 
-def _set_aside(connection: Connection, table: Table, limit: timedelta) -> list[Alert]:
-    rows = quarantined_for(connection, table, limit)
-    return [
-        Alert(
+def _set_aside(connection: Connection, table: Table, limit: timedelta) -> Iterator[Alert]:
+    for step, count, since in quarantined_for(connection, table, limit):
+        what, does, again = _STEPS[step]
+        rows, them = ("rows of {} were", "them") if count > 1 else ("row of {} was", "it")
+        yield Alert(
             f"{table.key}: rows set aside",
-            f"{count:,} row{'s' if count > 1 else ''} of {table.key} {'were' if count > 1 else 'was'} set aside: the "
-            f"{_STEPS[step][0]} could not {_STEPS[step][1]} {'them' if count > 1 else 'it'}.",
+            f"{count:,} {rows.format(table.key)} set aside: the {what} could not {does} {them}.",
             key=f"aside:{table.key}:{step}",
             remedy="alphapulse_encryption.quarantine names them by key and reason. Correct them, and run "
-            f"{_STEPS[step][2]} --table {table.key} again.",
+            f"{again} --table {table.key} again.",
             since=since,
         )
-        for step, count, since in rows
-    ]
 
 
-def keys_due(
-    database: Database,
-    rotate_after: timedelta,
-    *,
-    warning_from: int = WARNING_FROM,
-    most: int = MOST_MESSAGES,
-) -> list[Alert]:
-    """Derived keys near the number of messages that they may encrypt, and a current version that has served for long.
-
-    Args:
-        most: messages that a key may encrypt.
-    """
+def keys_due(database: Database, rotate_after: timedelta) -> list[Alert]:
+    """Derived keys near the number of messages that they may encrypt, and a current version that is old."""
     with database.session("look at the keys") as connection:
         usages = read_usage(connection)
         versions = key_versions(connection)
-        (now,) = connection.execute("SELECT clock_timestamp()").fetchall()[0]
+        now = answer(connection, "SELECT clock_timestamp()")
     retired = {version.number for version in versions if version.state == "retired"}
     rotate = "Rotate to a new key version (--rotate-keys; the README says in which order)."
     used = [
@@ -183,11 +154,10 @@ def keys_due(
             warning,
             key=f"usage:{usage.context}:{usage.key_version}",
             remedy=rotate,
-            state="used up" if usage.messages >= most else "near",
+            state="used up" if usage.messages >= MOST_MESSAGES else "near",
         )
         for usage in usages
-        if usage.key_version not in retired
-        and (warning := usage.warning(warning_from=warning_from, most=most)) is not None
+        if usage.key_version not in retired and (warning := usage.warning()) is not None
     ]
     old = [
         Alert(
@@ -204,19 +174,15 @@ def keys_due(
 
 
 def approvals_waiting(database: Database) -> list[Alert]:
-    """Approvals of a drop that were given and not used: open, about to end, or just ended.
-
-    An approval that ended is not told of where there is a later one of the same table.
-    """
+    """Approvals of a drop that were not used: open, about to end, or just ended with no later one of the table."""
     with database.session("look at the approvals") as connection:
         approvals = list_approvals(connection)
-        (now,) = connection.execute("SELECT clock_timestamp()").fetchall()[0]
+        now = answer(connection, "SELECT clock_timestamp()")
     found: list[Alert] = []
     later: set[str] = set()
     for approval in approvals:
-        unused = approval.consumed_at is None and approval.revoked_at is None
-        just_ended = approval.expired and now - approval.expires_at < EXPIRED_RECENTLY
-        if approval.is_open or (unused and just_ended and approval.table not in later):
+        ended = approval.state == "expired" and now - approval.expires_at < EXPIRED_RECENTLY
+        if approval.is_open or (ended and approval.table not in later):
             found.append(_waiting(approval, now))
         later.add(approval.table)
     return found
@@ -224,26 +190,29 @@ def approvals_waiting(database: Database) -> list[Alert]:
 
 def _waiting(approval: Approval, now: datetime) -> Alert:
     until = f"{approval.expires_at:%F %R} UTC"
-    use = f"--drop-unencrypted --confirm --table {approval.table}"
-    title = f"approval {approval.id} of the drop of {approval.table}"
-    soon = not approval.expired and approval.expires_at - now < EXPIRES_SOON
     if approval.expired:
-        what = f"Approval {approval.id} of the drop of {approval.table} has ended at {until}, unused."
+        state = "ended"
+        message = f"Approval {approval.id} of the drop of {approval.table} has ended at {until}, unused."
         remedy = (
             f"If it is to go: verify, back up and approve again (--approve-drop --table {approval.table})."
         )
     else:
-        what = (
+        soon = approval.expires_at - now < EXPIRES_SOON
+        state = "ends soon" if soon else "open"
+        message = (
             f"Approval {approval.id} of the drop of {approval.table} waits to be used"
             f"{', and ends soon, at' if soon else '; it ends at'} {until}."
         )
-        remedy = f"Use it ({use}), or take it back (--revoke-approval {approval.id})."
+        remedy = (
+            f"Use it (--drop-unencrypted --confirm --table {approval.table}), or take it back "
+            f"(--revoke-approval {approval.id})."
+        )
     return Alert(
-        title,
-        what,
+        f"approval {approval.id} of the drop of {approval.table}",
+        message,
         key=f"approval:{approval.id}",
         remedy=remedy,
-        state="ended" if approval.expired else "ends soon" if soon else "open",
+        state=state,
         since=approval.approved_at,
         reminds=not approval.expired,
         ends_silently=approval.expired,

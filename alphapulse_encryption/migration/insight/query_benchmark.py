@@ -9,27 +9,25 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 from typing import Literal as OneOf
 
-import psycopg
 from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
-from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_tokens_of_every_version
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
 from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target
 
-Connection = psycopg.Connection[Any]
 Side = OneOf["plaintext", "encrypted"]
+SIDES: tuple[Side, ...] = ("encrypted", "plaintext")
 
 DEFAULT_REPETITIONS = 200
 # Rows of one read, as in the guide.
@@ -42,15 +40,12 @@ WARM_UP = 5
 
 @dataclass(frozen=True)
 class Timings:
-    """How long one question took.
-
-    Args:
-        seconds: ascending, one for each time it was asked.
-    """
+    """How long one question took."""
 
     table: str
     question: str
     side: Side
+    # Ascending, one for each time it was asked.
     seconds: tuple[float, ...]
 
     def percentile(self, percent: float) -> float:
@@ -60,12 +55,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class QueryBenchmark:
-    """What :func:`benchmark_queries` measured.
-
-    Args:
-        timings: by question, encrypted and plaintext in turn; the latter only where it was measured.
-        remarks: what was not measured, and why.
-    """
+    """What :func:`benchmark_queries` measured, by question: encrypted and plaintext in turn, where it was measured."""
 
     table: str
     timings: tuple[Timings, ...]
@@ -104,10 +94,9 @@ def benchmark_queries(
         if not sample:
             where = "no row that is whole on both sides" if has_plaintext else "no encrypted row"
             return QueryBenchmark(table.key, (), (*remarks, f"nothing to measure: {where} was found"))
-        questions = _Questions(connection, definition, target.cipher, target.keys)
         timings: list[Timings] = []
-        sides: tuple[Side, ...] = ("encrypted", "plaintext") if has_plaintext else ("encrypted",)
-        for question, ask in questions.all():
+        sides = SIDES if has_plaintext else SIDES[:1]
+        for question, ask in _questions(connection, definition, target):
             asked = _in_turn(ask, sample, sides, repetitions, seconds)
             timings += [Timings(table.key, question, side, tuple(sorted(asked[side]))) for side in sides]
     return QueryBenchmark(table.key, tuple(timings), tuple(remarks))
@@ -144,66 +133,54 @@ def _in_turn(
     return asked
 
 
-@dataclass(frozen=True)
-class _Questions:
-    connection: Connection
-    definition: TableDefinition
-    cipher: EnvelopeFormat
-    keys: KeyRing
+def _questions(
+    connection: Connection, definition: TableDefinition, target: Target
+) -> Iterator[tuple[str, _Ask]]:
+    """The questions in words, and how each is asked."""
+    columns = definition.encrypted_columns
 
-    def all(self) -> list[tuple[str, _Ask]]:
-        """The questions in words, and how each is asked."""
-        this_row = sql.compare_key(self.definition, "=")
-        from_this_row = SQL("{} ORDER BY {} LIMIT {}").format(
-            sql.compare_key(self.definition, ">="), sql.key_list(self.definition), Literal(READ_ROWS)
-        )
-        searchable = [column for column in self.definition.encrypted_columns if column.searchable]
-        return [
-            ("one row by key", self._on_both(this_row)),
-            (f"{READ_ROWS:,} rows in key order", self._on_both(from_this_row)),
-            *((f"one row by {column.name}", self._by_value(column)) for column in searchable),
-        ]
-
-    def _columns(self, side: Side) -> Composed:
-        columns = self.definition.encrypted_columns
+    def select(side: Side, condition: Composed) -> Composed:
         names = [column.encrypted if side == "encrypted" else column.name for column in columns]
-        return SQL(", ").join(Identifier("t", name) for name in names)
-
-    def _ask(self, side: Side, statement: Composed, parameters: Sequence[str | None]) -> None:
-        rows = self.connection.execute(statement, parameters, prepare=True).fetchall()
-        if side == "encrypted":
-            for number, column in enumerate(self.definition.encrypted_columns):
-                self.cipher.decrypt_many([row[number] for row in rows], column.context)
-
-    def _select(self, side: Side, condition: Composed) -> Composed:
         return SQL("SELECT {} FROM {} t WHERE {}").format(
-            self._columns(side), self.definition.identifier, condition
+            SQL(", ").join(Identifier("t", name) for name in names), definition.identifier, condition
         )
 
-    def _on_both(self, condition: Composed) -> _Ask:
-        """A question that is put in the same words to both sides."""
-        sides: tuple[Side, ...] = ("encrypted", "plaintext")
-        statements = {side: self._select(side, condition) for side in sides}
-        return lambda side, row: self._ask(side, statements[side], row.key)
+    def read(side: Side, statement: Composed, parameters: Sequence[str | None]) -> None:
+        rows = connection.execute(statement, parameters, prepare=True).fetchall()
+        if side == "encrypted":
+            for number, column in enumerate(columns):
+                target.cipher.decrypt_many([row[number] for row in rows], column.context)
 
-    def _by_value(self, column: Column) -> _Ask:
+    def by_key(condition: Composed) -> _Ask:
+        statements = {side: select(side, condition) for side in SIDES}
+        return lambda side, row: read(side, statements[side], row.key)
+
+    def by_value(column: Column) -> _Ask:
         # One for each key version that a row may have.
         is_token = SQL("{} = %s").format(Identifier("t", column.search))
-        by_token = self._select("encrypted", SQL(" OR ").join([is_token] * len(self.keys.versions)))
-        live = self.definition.columns.get(column.name)
-        type_ = SQL(live.type if live else "text")
-        by_value = self._select("plaintext", SQL("{} = %s::{}").format(Identifier("t", column.name), type_))
+        by_token = select("encrypted", SQL(" OR ").join([is_token] * len(target.keys.versions)))
+        live = definition.columns.get(column.name)
+        is_value = SQL("{} = %s::{}").format(Identifier("t", column.name), SQL(live.type if live else "text"))
+        by_plaintext = select("plaintext", is_value)
 
         def ask(side: Side, row: _Sampled) -> None:
             value = row.values[column.name]
             if side == "plaintext":
-                self._ask(side, by_value, [value])
+                read(side, by_plaintext, [value])
             else:
                 # An application computes them for every lookup.
-                tokens = search_tokens_of_every_version(self.keys, value, column.context)
-                self._ask(side, by_token, tokens)
+                read(side, by_token, search_tokens_of_every_version(target.keys, value, column.context))
 
         return ask
+
+    yield "one row by key", by_key(sql.compare_key(definition, "="))
+    from_this_row = SQL("{} ORDER BY {} LIMIT {}").format(
+        sql.compare_key(definition, ">="), sql.key_list(definition), Literal(READ_ROWS)
+    )
+    yield f"{READ_ROWS:,} rows in key order", by_key(from_this_row)
+    for column in columns:
+        if column.searchable:
+            yield f"one row by {column.name}", by_value(column)
 
 
 def _sample(connection: Connection, definition: TableDefinition, cipher: EnvelopeFormat) -> list[_Sampled]:
@@ -221,23 +198,24 @@ def _sample(connection: Connection, definition: TableDefinition, cipher: Envelop
     sampled = []
     for batch_range in ranges:
         condition, parameters = sql.within(definition, batch_range.lower, batch_range.upper)
-        rows = connection.execute(
-            SQL(
-                "SELECT {key}, {values} FROM "
-                "(SELECT * FROM {table} t WHERE {condition} ORDER BY {order} LIMIT {few}) t WHERE {whole}"
-            ).format(
-                key=sql.key_text(definition),
-                values=SQL(", ").join(Identifier("t", c.encrypted) for c in columns),
-                table=definition.identifier,
-                condition=condition,
-                order=sql.key_list(definition),
-                few=Literal(max(1, READ_ROWS // len(ranges))),
-                whole=SQL(" AND ").join([SQL("true"), *whole]),
-            ),
-            parameters,
+        query = SQL(
+            "SELECT {key}, {values} FROM "
+            "(SELECT * FROM {table} t WHERE {condition} ORDER BY {order} LIMIT {few}) t WHERE {whole}"
+        ).format(
+            key=sql.key_text(definition),
+            values=SQL(", ").join(Identifier("t", c.encrypted) for c in columns),
+            table=definition.identifier,
+            condition=condition,
+            order=sql.key_list(definition),
+            few=Literal(max(1, READ_ROWS // len(ranges))),
+            whole=SQL(" AND ").join([SQL("true"), *whole]),
         )
-        for row in rows:
+        for row in connection.execute(query, parameters):
             key, envelopes = row[: len(definition.key)], row[len(definition.key) :]
-            searchable = [(c, e) for c, e in zip(columns, envelopes, strict=True) if c.searchable and e]
-            sampled.append(_Sampled(key, {c.name: cipher.decrypt(e, c.context) for c, e in searchable}))
+            values = {
+                column.name: cipher.decrypt(envelope, column.context)
+                for column, envelope in zip(columns, envelopes, strict=True)
+                if column.searchable and envelope
+            }
+            sampled.append(_Sampled(key, values))
     return sampled

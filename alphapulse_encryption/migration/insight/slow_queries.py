@@ -18,10 +18,9 @@ from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.insight.statements import LONGEST_TEXT, Reader, Statement, TableName
-from alphapulse_encryption.migration.postgres.database import OF_THIS_TOOL, Database
+from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import OF_THIS_TOOL, Connection, Database
 from alphapulse_encryption.migration.schema.views import view_names
-
-Connection = psycopg.Connection[Any]
 
 EXTENSION = "pg_stat_statements"
 DEFAULT_LIMIT = 20
@@ -50,8 +49,7 @@ class SlowQuery:
         tables: keys of the catalogue's tables that it names, by themselves or by their views.
         columns: the encrypted, search and plaintext columns that it names, as ``table.column``.
         own: whether it is of this tool.
-        rows: how many rows it returned or changed altogether.
-        hints: what could be done about it.
+        rows: returned or changed, by all calls together.
     """
 
     query_id: str
@@ -70,7 +68,6 @@ class SlowQuery:
 
     @property
     def shown(self) -> str:
-        """The text, cut where it is long; kind and tables where there is none."""
         if self.text is None:
             return f"{self.kind} on {', '.join(self.tables)} (text not shown: it may hold a value)"
         return self.text if len(self.text) <= LONGEST_SHOWN else self.text[:LONGEST_SHOWN] + " …"
@@ -78,12 +75,10 @@ class SlowQuery:
 
 @dataclass(frozen=True)
 class SlowQueries:
-    """What :func:`slow_queries` found.
+    """What :func:`slow_queries` found: the application's statements and this tool's own, the longest mean time first.
 
     Args:
         since: what was counted since then; None where that is not known.
-        queries: the application's statements, those with the longest mean time first.
-        own: this tool's own ones, in the same order.
         hidden: how many statements of other roles this one may not read.
         left_out: how many statements were not looked at, because there are too many.
     """
@@ -96,21 +91,23 @@ class SlowQueries:
 
     @property
     def worst_mean_ms(self) -> float:
-        """Mean time of the slowest of the application's statements; 0 where there is none."""
-        return max((query.mean_ms for query in self.queries), default=0.0)
+        return self.queries[0].mean_ms if self.queries else 0.0
 
     def total_ms(self, table: str) -> float:
-        """How long the application's statements on a table took altogether."""
         return sum(query.total_ms for query in self.queries if table in query.tables)
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What to know of the completeness of all this."""
-        hidden = (
-            f"{self.hidden} statements of other roles cannot be seen: GRANT pg_read_all_stats TO this role."
-        )
-        left_out = f"{self.left_out} statements were not looked at: only the {MOST_STATEMENTS} that took longest were."
-        return (*([hidden] if self.hidden else []), *([left_out] if self.left_out else []))
+        told = []
+        if self.hidden:
+            told.append(
+                f"{self.hidden} statements of other roles cannot be seen: GRANT pg_read_all_stats TO this role."
+            )
+        if self.left_out:
+            told.append(
+                f"{self.left_out} statements were not looked at: only the {MOST_STATEMENTS} that took longest were."
+            )
+        return tuple(told)
 
 
 def slow_queries(database: Database, tables: Sequence[Table]) -> SlowQueries:
@@ -125,11 +122,10 @@ def slow_queries(database: Database, tables: Sequence[Table]) -> SlowQueries:
         known = _relations(tables)
         reader = Reader(list(known), _names(connection))
         facts = {table.key: _facts(connection, table) for table in tables}
-        found: list[SlowQuery] = []
         rows, hidden = _statements(connection, schema, [relation.name for relation in known])
+        found: list[SlowQuery] = []
         for query_id, text, roles, calls, total, longest, count in rows[:MOST_STATEMENTS]:
-            statement = reader.read(text)
-            if statement is None:
+            if (statement := reader.read(text)) is None:
                 continue
             own = OF_THIS_TOOL in text
             found.append(
@@ -214,12 +210,12 @@ def _statements(connection: Connection, schema: str, names: list[str]) -> tuple[
 def _since(connection: Connection, schema: str) -> datetime | None:
     """When the counting began; a statement that came later, or was evicted meanwhile, is counted since then."""
     try:
-        row = connection.execute(
-            SQL("SELECT stats_reset FROM {}").format(Identifier(schema, f"{EXTENSION}_info"))
-        ).fetchone()
+        reset: datetime | None = answer(
+            connection, SQL("SELECT stats_reset FROM {}").format(Identifier(schema, f"{EXTENSION}_info"))
+        )
     except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
         return None  # an extension that was not updated with its server
-    return None if row is None else row[0]
+    return reset
 
 
 def _relations(tables: Sequence[Table]) -> dict[TableName, Table]:
@@ -247,41 +243,34 @@ def _names(connection: Connection) -> set[str]:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the hints depend on.
+    """What the hints depend on; first columns of valid indexes, with None among them for an expression."""
 
-    Args:
-        ciphertext: whether the encrypted columns are the source of truth.
-        rows: estimated.
-        leading: first columns of its valid indexes; None among them for an expression.
-    """
-
-    ciphertext: bool
     rows: float
     columns: frozenset[str]
     leading: frozenset[str | None]
+    switched: bool
+
+
+_FACTS: LiteralString = """
+SELECT CASE WHEN c.relkind = 'p' THEN coalesce((SELECT sum(greatest(l.reltuples, 0)) FROM pg_partition_tree(c.oid) p
+                                                  JOIN pg_class l ON l.oid = p.relid WHERE p.isleaf), 0)
+            ELSE greatest(c.reltuples, 0) END::float8,
+       ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
+       ARRAY(SELECT a.attname::text FROM pg_index x LEFT JOIN pg_attribute a ON a.attrelid = x.indrelid
+                AND a.attnum = x.indkey[0] AND a.attnum > 0 WHERE x.indrelid = c.oid AND x.indisvalid)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
+"""
 
 
 def _facts(connection: Connection, table: Table) -> _Facts:
-    row = connection.execute(
-        "SELECT CASE WHEN c.relkind = 'p' THEN coalesce((SELECT sum(greatest(l.reltuples, 0)) FROM "
-        "pg_partition_tree(c.oid) p JOIN pg_class l ON l.oid = p.relid WHERE p.isleaf), 0) "
-        "ELSE greatest(c.reltuples, 0) END::float8, "
-        "ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped), "
-        "ARRAY(SELECT a.attname::text FROM pg_index x LEFT JOIN pg_attribute a ON a.attrelid = x.indrelid "
-        "AND a.attnum = x.indkey[0] AND a.attnum > 0 WHERE x.indrelid = c.oid AND x.indisvalid) "
-        "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
-        [table.schema_name, table.name],
-    ).fetchone()
+    row = connection.execute(_FACTS, [table.schema_name, table.name]).fetchone()
     rows, columns, leading = row or (0.0, [], [])
-    return _Facts(_is_switched(connection, table), rows, frozenset(columns), frozenset(leading))
-
-
-def _is_switched(connection: Connection, table: Table) -> bool:
     try:
         state = table_state(connection, table) if bookkeeping_exists(connection) else None
     except psycopg.errors.InsufficientPrivilege:
-        return False  # one who only watches: the hints are worded as before the switch
-    return state is not None and state.authority == "ciphertext"
+        state = None  # one who only watches: the hints are worded as before the switch
+    switched = state is not None and state.authority == "ciphertext"
+    return _Facts(rows, frozenset(columns), frozenset(leading), switched)
 
 
 def _columns(statement: Statement, known: Mapping[TableName, Table]) -> tuple[str, ...]:
@@ -327,7 +316,7 @@ def _of_ciphertext(table: Table, column: Column, how: str) -> str:
 def _of_plaintext(table: Table, column: Column, how: str, facts: _Facts) -> str | None:
     if column.name not in facts.columns:
         return None
-    when = f"which {'may be missing since' if facts.ciphertext else 'it will not find after'} the switch"
+    when = f"which {'may be missing since' if facts.switched else 'it will not find after'} the switch"
     what = f"{table.key}.{column.name}"
     if how != "equality":
         return f"sorts or filters by {what}, the plaintext, {when}"
@@ -351,11 +340,11 @@ def _of_index(table: Table, conditions: frozenset[str], facts: _Facts) -> str | 
     )
 
 
+# Calls and total time in milliseconds by statement, to compare the next look with.
 Snapshot = Mapping[str, tuple[int, float]]
 
 
 def snapshot(found: SlowQueries) -> dict[str, tuple[int, float]]:
-    """Calls and total time in milliseconds by statement, to compare the next look with."""
     return {query.query_id: (query.calls, query.total_ms) for query in found.queries}
 
 
@@ -376,19 +365,18 @@ class Worse:
 
 
 def worse_than(found: SlowQueries, before: Snapshot) -> tuple[Worse, ...]:
-    """The statements whose mean time since an earlier look is longer than it was up to it.
-
-    The counters only grow; where one is smaller than it was, it began anew, and all of it is since then.
-    """
+    """The statements whose mean time since an earlier look is longer than it was up to it."""
     worse = []
     for query in found.queries:
         calls, total = before.get(query.query_id, (0, 0.0))
-        anew = query.calls < calls or query.total_ms < total
-        since = query.calls if anew else query.calls - calls
-        if calls < CALLS_TO_COMPARE or since < CALLS_TO_COMPARE:
+        if calls < CALLS_TO_COMPARE:
             continue
         was = total / calls
-        now = (query.total_ms if anew else query.total_ms - total) / since
-        if now > was * WORSE_BY_FACTOR and now - was > WORSE_BY_MILLISECONDS:
+        # The counters only grow; where one is smaller, it was reset, and all of it is since then.
+        if query.calls < calls or query.total_ms < total:
+            calls, total = 0, 0.0
+        since = query.calls - calls
+        now = (query.total_ms - total) / max(since, 1)
+        if since >= CALLS_TO_COMPARE and now > was * WORSE_BY_FACTOR and now - was > WORSE_BY_MILLISECONDS:
             worse.append(Worse(query, was, now, since))
     return tuple(sorted(worse, key=lambda w: w.before_ms - w.now_ms))

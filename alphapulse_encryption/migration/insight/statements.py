@@ -67,8 +67,7 @@ class Statement:
 
     Args:
         text: as the server normalised it, without comments; None where it may hold a value.
-        tables: those of the relations asked for that it names.
-        columns: names of columns, as far as it is certain whose they are.
+        columns: as far as it is certain whose they are.
         only_conditions: the columns of its only table, where its conditions are nothing but equalities joined by AND;
             empty where there is anything else.
     """
@@ -83,13 +82,10 @@ class Statement:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads statements.
-
-    Args:
-        names: every name in the database: a text that quotes another one is not shown.
-    """
+    """Reads statements."""
 
     tables: Collection[TableName]
+    # Every name in the database: a text that quotes another one is not shown.
     names: Collection[str]
 
     def read(self, text: str) -> Statement | None:
@@ -106,10 +102,12 @@ class Reader:
         if isinstance(tree, exp.Query | exp.DML | exp.Merge):
             statement = self._understood(kind.upper(), shown, tree)
         else:
-            tables = (self._named(_folded(m["name"]), _folded(m["schema"])) for m in _TABLES.finditer(text))
-            statement = Statement(
-                kind.upper(), shown, frozenset(table for names in tables for table in names)
-            )
+            found_tables = [
+                table
+                for named in _TABLES.finditer(text)
+                for table in self._named(_folded(named["name"]), _folded(named["schema"]))
+            ]
+            statement = Statement(kind.upper(), shown, frozenset(found_tables))
         return statement if statement.tables else None
 
     def _shown(self, text: str) -> str | None:
@@ -145,16 +143,10 @@ class Reader:
             found = {alone} if qualifier is None else scopes.get(_name(qualifier), {None})
             return next(iter(found)) if len(found) == 1 and isinstance(column.this, exp.Identifier) else None
 
-        return Statement(
-            kind,
-            shown,
-            frozenset(tables),
-            frozenset((t, _name(c.this)) for c in tree.find_all(exp.Column) if (t := whose(c)) is not None),
-            frozenset(
-                Use(t, _name(c.this), how) for c, how in _decisive(tree) if (t := whose(c)) is not None
-            ),
-            frozenset() if alone is None else _only_equalities(tree),
-        )
+        named = frozenset((t, _name(c.this)) for c in tree.find_all(exp.Column) if (t := whose(c)))
+        uses = frozenset(Use(t, _name(c.this), how) for c, how in _decisive(tree) if (t := whose(c)))
+        only = frozenset() if alone is None else _only_equalities(tree)
+        return Statement(kind, shown, frozenset(tables), named, uses, only)
 
 
 def _folded(name: str | None) -> str:

@@ -6,9 +6,12 @@ Who works is told by the advisory locks that workers hold, not by a status colum
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any, Literal
 
 import psycopg
@@ -17,37 +20,36 @@ from psycopg.sql import Literal as SqlLiteral
 from pydantic import BaseModel, ConfigDict, Field
 
 from alphapulse_encryption.catalogue import Catalogue, Table
-from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.lifecycle import Authority, Stage, State
 from alphapulse_encryption.migration.bookkeeping.approvals import Approval, list_approvals
 from alphapulse_encryption.migration.bookkeeping.backups import latest_backup
-from alphapulse_encryption.migration.bookkeeping.columns import Status as Progress
+from alphapulse_encryption.migration.bookkeeping.columns import Status as Kept
 from alphapulse_encryption.migration.bookkeeping.columns import column_progress
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.keys import KeyState, current_key_check, key_versions
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.bookkeeping.quarantine import quarantined
 from alphapulse_encryption.migration.bookkeeping.ranges import (
-    BatchRange,
-    operations_under_way,
+    Progress,
+    RangeStatus,
+    backfill_progress,
     range_lock,
+    ranges_under_way,
     read_ranges,
 )
-from alphapulse_encryption.migration.bookkeeping.tables import TableState, table_state
+from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.bookkeeping.verifications import verified_ranges
 from alphapulse_encryption.migration.gates import approvals
 from alphapulse_encryption.migration.gates.backup import is_recent
 from alphapulse_encryption.migration.postgres import locks
-from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.postgres.database import Connection, Database
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.catch_up import has_pending_index
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
-
-Connection = psycopg.Connection[Any]
 
 # Beyond it nobody needs to know how many rows are pending exactly.
 COUNTED = 10_000
@@ -73,24 +75,12 @@ class ColumnStatus(_Model):
     """A column of the catalogue."""
 
     name: str
-    status: Progress | Literal["not begun"]
+    status: Kept | Literal["not begun"]
     records_processed: int
     pending: int | None = Field(description="values, where they were counted")
     verified: bool
     started_at: datetime | None
     completed_at: datetime | None
-    error_message: str | None
-
-
-class RangeStatus(_Model):
-    """A batch range that is worked on, holds back, failed, or was left in the middle."""
-
-    number: int
-    step: Literal["backfill", "rotation", "decrypt", "discard", "repair"]
-    status: Literal["running", "holding back", "interrupted", "failed"]
-    rows: int
-    updated_at: datetime | None
-    waiting_for: str | None
     error_message: str | None
 
 
@@ -220,17 +210,14 @@ class Status(_Model):
 
 
 def read_status(database: Database, catalogue: Catalogue, tables: Sequence[str]) -> Status:
-    """Look where the migration stands.
-
-    Args:
-        database: the target; nothing is written to it.
-        tables: keys of the tables to tell of.
+    """Look where the migration of these tables stands; nothing is written.
 
     Raises:
         ConfigurationError: an unknown table, or the database cannot be reached.
         DatabaseFailure: the server refused a question, for example because this role may not read the bookkeeping.
     """
     entries = [catalogue.table(key) for key in tables]
+    known = {entry.key: entry for entry in entries}
     with replace(database, read_only=True).session("read the status") as connection:
         connection.execute("SELECT set_config('statement_timeout', %s, false)", [LONGEST_STATEMENT])
         plan_by_key(connection)
@@ -244,17 +231,13 @@ def read_status(database: Database, catalogue: Catalogue, tables: Sequence[str])
             role=role,
             paused=read_limits(connection).paused if look.begun else None,
             tables=found,
-            approvals=tuple(look.approved(entries)),
-            key_versions=tuple(map(KeyVersionStatus.model_validate, key_versions(connection))),
-            key_usage=tuple(
-                KeyUsageStatus(
-                    context=usage.context,
-                    key_version=usage.key_version,
-                    messages=usage.messages,
-                    share=usage.messages / MOST_MESSAGES,
-                )
-                for usage in read_usage(connection)
+            approvals=tuple(
+                look.approval(known[approval.table], approval)
+                for approval in list_approvals(connection)
+                if approval.table in known
             ),
+            key_versions=tuple(map(KeyVersionStatus.model_validate, key_versions(connection))),
+            key_usage=tuple(map(KeyUsageStatus.model_validate, read_usage(connection))),
             workers=workers,
             not_visible=tuple(dict.fromkeys(look.hidden)),
         )
@@ -266,16 +249,27 @@ SELECT pid, usename::text, backend_start FROM pg_stat_activity
 """
 
 
+_NOT_BEGUN: dict[str, Any] = {
+    "status": "not begun",
+    "records_processed": 0,
+    **dict.fromkeys(("started_at", "completed_at", "error_message")),
+}
+
+
+@dataclass
 class _Look:
     """One look, over one connection."""
 
-    def __init__(self, connection: Connection, catalogue: Catalogue, now: datetime, begun: bool) -> None:
-        self.connection = connection
-        self.catalogue = catalogue
-        self.now = now
-        self.begun = begun
-        self.hidden: list[str] = []
-        self._key_check = current_key_check(connection)
+    connection: Connection
+    catalogue: Catalogue
+    now: datetime
+    begun: bool
+    # What the role may not see.
+    hidden: list[str] = field(default_factory=list)
+
+    @cached_property
+    def _key_check(self) -> str | None:
+        return current_key_check(self.connection)
 
     def workers(self, entries: Sequence[Table]) -> tuple[Worker, ...]:
         """Our sessions, with what they work on."""
@@ -297,164 +291,128 @@ class _Look:
 
     def table(self, entry: Table, workers: Sequence[Worker]) -> TableStatus:
         """One table."""
-        state = table_state(self.connection, entry) if self.begun else None
+        known = table_state(self.connection, entry) if self.begun else None
+        state = State.UNTOUCHED if known is None else known.state
         definition: TableDefinition | None = None
         problem = None
         try:
             definition = read_table(self.connection, entry, plaintext=False, once=True)
         except MigrationError as error:
             problem = error.args[0]
-        ranges = read_ranges(self.connection, entry) if state is not None else ()
-        working = {w.range for w in workers if w.table == entry.key and w.range is not None}
-        counts = self._pending(definition, state, ranges)
         rows = definition.estimated_rows if definition is not None else 0
-        left = _rows_left(ranges, rows) if state is not None and state.state.has_both_sides else None
-        rate = _rate(ranges, self.now)
-        operations = operations_under_way(self.connection, entry) if state is not None else ()
-        # Who has a range may be the backfill; the one that wrote last is it.
-        written = {r.number: r.updated_at for r in ranges}
-        elsewhere = {
-            one.number
-            for one in operations
-            if one.number in working and _not_before(one.updated_at, written.get(one.number))
-        }
-        active = [
-            *(_told(one, working - elsewhere) for one in ranges if one.status in ("in_progress", "failed")),
-            *(_told(one, elsewhere) for one in operations),
-        ]
-        verification = self._verification(entry, state, definition)
+        progress, active = Progress(), []
+        if known is not None:
+            progress = backfill_progress(self.connection, entry, RECENT, rows=rows)
+            working = [w.range for w in workers if w.table == entry.key and w.range is not None]
+            active = ranges_under_way(self.connection, entry, working)
+        versions = key_versions(self.connection) if any(one.step == "rotation" for one in active) else ()
+        doing = Counter(one.status for one in active if one.step == "backfill")
+        pending, by_column = self._pending(definition, state, progress.rows_left)
+        left = progress.rows_left if state.has_both_sides else None
+        ranges, first = verified_ranges(self.connection, entry) if known is not None else (0, None)
+        verified: verify.TableVerification | None = None
+        if ranges and definition is not None and self._key_check is not None:
+            with suppress(RefusedError):
+                verified = verify.sum_up(self.connection, entry, self._key_check)
         return TableStatus(
             table=entry.key,
-            stage=(State.UNTOUCHED if state is None else state.state).stage
-            if definition is not None
-            else "unknown",
-            authority=state.authority if state is not None else None,
+            stage=state.stage if definition is not None else "unknown",
+            authority=state.authority if known is not None else None,
             rows=rows,
             bytes=definition.total_bytes if definition is not None else 0,
-            columns=self._columns(entry, counts, verification),
-            pending=counts.pending,
-            ranges=_count(ranges, active),
+            columns=self._columns(entry, by_column, verified),
+            pending=pending,
+            ranges=Ranges(
+                total=progress.ranges,
+                completed=progress.completed,
+                running=doing["running"] + doing["holding back"],
+                interrupted=doing["interrupted"],
+                failed=doing["failed"],
+                waiting=progress.waiting,
+            ),
             active=tuple(active),
-            rows_done=sum(r.rows_processed for r in ranges) + sum(one.rows_processed for one in operations),
+            rows_done=progress.rows + sum(one.rows for one in active if one.step != "backfill"),
             rows_left=left,
-            rows_per_second=rate,
-            seconds_left=left / rate if left and rate else None,
+            rows_per_second=progress.rows_per_second,
+            seconds_left=left / progress.rows_per_second if left and progress.rows_per_second else None,
             waiting_for=tuple(dict.fromkeys(one.waiting_for for one in active if one.waiting_for)),
-            rotating_to=next((one.goal for one in operations if one.operation == "rotate"), None),
-            quarantined=quarantined(self.connection, entry) if state is not None else 0,
-            verification=verification[0] if verification is not None else None,
+            rotating_to=next((v.number for v in versions if v.state == "current"), None),
+            quarantined=quarantined(self.connection, entry) if known is not None else 0,
+            verification=None
+            if verified is None
+            else Verification(
+                valid=verified.passed,
+                verified_at=verified.verified_at or first,
+                ranges_verified=ranges,
+                faults=sum(counts.faults for counts in verified.columns.values()),
+                reasons=verified.reasons,
+            ),
             backup=self._backup(entry) if self.begun else None,
             problem=problem,
         )
 
     def _pending(
-        self, definition: TableDefinition | None, state: TableState | None, ranges: Sequence[BatchRange]
-    ) -> _Counts:
-        if definition is None or (state is not None and not state.state.has_both_sides):
-            return _Counts(Pending(rows=None, how="nothing to encrypt"), {})
-        estimate = Pending(rows=definition.estimated_rows, how="estimated")
-        if state is None or not all(c.encrypted in definition.columns for c in definition.table.columns):
-            return _Counts(estimate, {})
-        if state.state is State.REVERTED:
-            return _Counts(estimate, {})
-        indexed = has_pending_index(self.connection, definition)
-        if not indexed and definition.total_bytes > SMALL_TABLE:
-            left = _rows_left(ranges, definition.estimated_rows)
-            return _Counts(Pending(rows=left, how="estimated"), {})
+        self, definition: TableDefinition | None, state: State, rows_left: int
+    ) -> tuple[Pending, Mapping[str, int]]:
+        """Pending rows, and of those how many by column where they were counted."""
+        if definition is None or not (state is State.UNTOUCHED or state.has_both_sides):
+            return Pending(rows=None, how="nothing to encrypt"), {}
+        added = len(definition.encrypted_columns) == len(definition.table.columns)
+        if state in (State.UNTOUCHED, State.REVERTED) or not added:
+            return Pending(rows=definition.estimated_rows, how="estimated"), {}
+        estimate = Pending(rows=rows_left, how="estimated")
+        if definition.total_bytes > SMALL_TABLE and not has_pending_index(self.connection, definition):
+            return estimate, {}
         try:
-            row = self.connection.execute(_count_pending(definition)).fetchall()[0]
+            rows, *by_column = self.connection.execute(_count_pending(definition)).fetchall()[0]
         except psycopg.errors.InsufficientPrivilege:
             self.hidden.append(f"pending rows of {definition.table.key} (SELECT on the table)")
-            return _Counts(Pending(rows=None, how="not visible to this role"), {})
+            return Pending(rows=None, how="not visible to this role"), {}
         except psycopg.errors.QueryCanceled:
-            return _Counts(Pending(rows=_rows_left(ranges, definition.estimated_rows), how="estimated"), {})
-        if row[0] > COUNTED:
-            return _Counts(Pending(rows=COUNTED, how="at least"), {})
-        by_column = zip((c.name for c in definition.plaintext_columns), row[1:], strict=True)
-        return _Counts(Pending(rows=row[0], how="counted"), dict(by_column))
+            return estimate, {}
+        if rows > COUNTED:
+            return Pending(rows=COUNTED, how="at least"), {}
+        names = [column.name for column in definition.plaintext_columns]
+        return Pending(rows=rows, how="counted"), dict(zip(names, by_column, strict=True))
 
     def _columns(
-        self,
-        entry: Table,
-        counts: _Counts,
-        verification: tuple[Verification, Mapping[str, bool]] | None,
+        self, entry: Table, pending: Mapping[str, int], verified: verify.TableVerification | None
     ) -> tuple[ColumnStatus, ...]:
         kept = column_progress(self.connection, entry) if self.begun else {}
-        found = []
-        for column in entry.columns:
-            one = kept.get(column.name)
-            found.append(
-                ColumnStatus(
-                    name=column.name,
-                    status=one.status if one else "not begun",
-                    records_processed=one.records_processed if one else 0,
-                    pending=counts.columns.get(column.name),
-                    verified=verification is not None and verification[1].get(column.name, False),
-                    started_at=one.started_at if one else None,
-                    completed_at=one.completed_at if one else None,
-                    error_message=one.error_message if one else None,
-                )
+        return tuple(
+            ColumnStatus(
+                name=column.name,
+                pending=pending.get(column.name),
+                verified=verified is not None and verified.column_passed(column.name),
+                **kept.get(column.name, _NOT_BEGUN),
             )
-        return tuple(found)
-
-    def _verification(
-        self, entry: Table, state: TableState | None, definition: TableDefinition | None
-    ) -> tuple[Verification, Mapping[str, bool]] | None:
-        if state is None or definition is None or self._key_check is None:
-            return None
-        ranges, first = verified_ranges(self.connection, entry)
-        if not ranges:
-            return None
-        try:
-            result = verify.sum_up(self.connection, entry, self._key_check)
-        except RefusedError:
-            return None
-        return (
-            Verification(
-                valid=result.passed,
-                verified_at=result.verified_at or first,
-                ranges_verified=ranges,
-                faults=sum(counts.faults for counts in result.columns.values()),
-                reasons=result.reasons,
-            ),
-            {column.name: result.column_passed(column.name) for column in entry.columns},
+            for column in entry.columns
         )
 
     def _backup(self, entry: Table) -> BackupStatus | None:
         backup = latest_backup(self.connection, entry)
         if backup is None:
             return None
-        age = self.now - backup.taken_at
         return BackupStatus(
             id=backup.id,
             taken_at=backup.taken_at,
-            age_seconds=age.total_seconds(),
+            age_seconds=(self.now - backup.taken_at).total_seconds(),
             fresh=is_recent(self.connection, backup),
         )
 
-    def approved(self, entries: Sequence[Table]) -> list[ApprovalStatus]:
-        """Those of the tables, the newest first."""
-        keys = {entry.key: entry for entry in entries}
-        found = []
-        for approval in list_approvals(self.connection):
-            if approval.table not in keys:
-                continue
-            changed: list[str] = []
-            if approval.is_open:
-                changed = self._changed(keys[approval.table], approval)
-            found.append(
-                ApprovalStatus(
-                    id=approval.id,
-                    table=approval.table,
-                    state=_state_of(approval, changed),
-                    approver=approval.approver,
-                    database_role=approval.database_role,
-                    approved_at=approval.approved_at,
-                    expires_at=approval.expires_at,
-                    changed=tuple(changed),
-                )
-            )
-        return found
+    def approval(self, entry: Table, approval: Approval) -> ApprovalStatus:
+        """An approval, and whether what it binds is still as it was."""
+        changed = self._changed(entry, approval) if approval.is_open else []
+        return ApprovalStatus(
+            id=approval.id,
+            table=approval.table,
+            state="void" if changed else approval.state,
+            approver=approval.approver,
+            database_role=approval.database_role,
+            approved_at=approval.approved_at,
+            expires_at=approval.expires_at,
+            changed=tuple(changed),
+        )
 
     def _changed(self, entry: Table, approval: Approval) -> list[str]:
         try:
@@ -464,12 +422,6 @@ class _Look:
             )
         except MigrationError:
             return ["the table's definition"]
-
-
-@dataclass(frozen=True)
-class _Counts:
-    pending: Pending
-    columns: Mapping[str, int]
 
 
 def _count_pending(definition: TableDefinition) -> Composed:
@@ -483,84 +435,3 @@ def _count_pending(definition: TableDefinition) -> Composed:
         sql.row_pending(definition),
         SqlLiteral(COUNTED + 1),
     )
-
-
-def _state_of(
-    approval: Approval, changed: Sequence[str]
-) -> Literal["open", "void", "used", "revoked", "expired"]:
-    if approval.consumed_at is not None:
-        return "used"
-    if approval.revoked_at is not None:
-        return "revoked"
-    if approval.expired:
-        return "expired"
-    return "void" if changed else "open"
-
-
-def _not_before(moment: datetime | None, other: datetime | None) -> bool:
-    return other is None or (moment is not None and moment >= other)
-
-
-def _told(one: BatchRange, working: Collection[int]) -> RangeStatus:
-    """What is told of a range that is worked on, or ended otherwise than done.
-
-    Args:
-        working: numbers of the ranges that somebody works on.
-    """
-    works = one.number in working
-    status: Literal["running", "holding back", "interrupted", "failed"]
-    if works:
-        status = "holding back" if one.waiting_for else "running"
-    else:
-        status = "failed" if one.status == "failed" else "interrupted"
-    return RangeStatus(
-        number=one.number,
-        step="rotation" if one.operation == "rotate" else one.operation,
-        status=status,
-        rows=one.rows_processed,
-        updated_at=one.updated_at,
-        waiting_for=one.waiting_for if works else None,
-        error_message=one.error_message,
-    )
-
-
-def _count(ranges: Sequence[BatchRange], active: Sequence[RangeStatus]) -> Ranges:
-    doing = [one.status for one in active if one.step == "backfill"]
-    return Ranges(
-        total=len(ranges),
-        completed=sum(one.status == "completed" for one in ranges),
-        running=sum(one in ("running", "holding back") for one in doing),
-        interrupted=doing.count("interrupted"),
-        failed=doing.count("failed"),
-        waiting=sum(one.status == "pending" for one in ranges),
-    )
-
-
-def _rows_left(ranges: Sequence[BatchRange], rows: int) -> int:
-    """Rows of the ranges that are not done, if all of them are as large."""
-    with_rows = [one for one in ranges if not one.is_empty]
-    if not with_rows:
-        return rows
-    share = rows / len(with_rows)
-    return round(sum(max(0.0, share - one.rows_processed) for one in with_rows if one.status != "completed"))
-
-
-def _rate(ranges: Sequence[BatchRange], now: datetime) -> float | None:
-    """Rows per second of the ranges that were worked on lately, while any of them was; None where nobody works."""
-    if not any(one.status == "in_progress" for one in ranges):
-        return None
-    spans: list[tuple[datetime, datetime]] = []
-    rows = 0
-    for one in ranges:
-        end = one.completed_at or one.updated_at
-        if one.started_at is None or end is None or now - end > RECENT or end <= one.started_at:
-            continue
-        spans.append((one.started_at, end))
-        rows += one.rows_processed
-    seconds = 0.0
-    covered: datetime | None = None
-    for start, end in sorted(spans):
-        begin = start if covered is None else max(start, covered)
-        seconds += max(0.0, (end - begin).total_seconds())
-        covered = end if covered is None else max(covered, end)
-    return rows / seconds if rows and seconds > 0 else None

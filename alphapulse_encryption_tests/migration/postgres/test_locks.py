@@ -20,7 +20,7 @@ import psycopg
 import pytest
 from rich.console import Console
 
-from alphapulse_encryption.cli.progress import index_builds
+from alphapulse_encryption.cli.progress import built, progress_bar
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.postgres import database, ddl
 from alphapulse_encryption.migration.postgres.database import Database
@@ -286,7 +286,7 @@ def test_an_index_is_built_beside_readers_and_writers(sample_url: str) -> None:
             console = Console(file=terminal, force_terminal=True, width=200)
             who = f"waits for session {holding.info.backend_pid} (nightly report, role postgres, in a transaction for "
             with (
-                index_builds(Database(sample_url), [USERS], console),
+                progress_bar("building indexes", Database(sample_url), [USERS], built, console),
                 support.Background(
                     lambda: build_search_indexes(
                         Database(sample_url),
