@@ -152,15 +152,6 @@ def _mark(columns: Columns) -> str:
     return f"{_COMMENT} {hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
-def _query(definition: TableDefinition, columns: Columns) -> Composed:
-    return SQL("SELECT {} FROM {} t").format(
-        SQL(", ").join(
-            SQL("t.{} AS {}").format(Identifier(source), Identifier(name)) for source, name in columns
-        ),
-        definition.identifier,
-    )
-
-
 @dataclass(frozen=True)
 class _View:
     oid: int
@@ -241,9 +232,13 @@ def _renewal(
             present = []
         columns = gained or columns
         owner, given = give_to_owner(connection, SQL("VIEW {}").format(identifier), definition.oid)
-        options = SQL(" WITH (security_invoker = true)") if invoker else SQL("")
         statements += [
-            SQL("CREATE OR REPLACE VIEW {}{} AS {}").format(identifier, options, _query(definition, columns)),
+            SQL("CREATE OR REPLACE VIEW {}{} AS SELECT {} FROM {} t").format(
+                identifier,
+                SQL(" WITH (security_invoker = true)" if invoker else ""),
+                SQL(", ").join(SQL("t.{} AS {}").format(*map(Identifier, column)) for column in columns),
+                definition.identifier,
+            ),
             SQL("COMMENT ON VIEW {} IS {}").format(identifier, Literal(_mark(columns))),
             *given,
         ]
