@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
-from psycopg import sql
 from pydantic import BaseModel, ConfigDict
 
 from alphapulse_encryption import lifecycle
@@ -74,10 +73,10 @@ def table_state(connection: Connection, table: Table, *, lock: bool = False) -> 
     Args:
         lock: hold the row until the end of the transaction, so that no other step changes it meanwhile.
     """
-    query = sql.SQL(
-        "SELECT authority, stage, set_aside FROM alphapulse_encryption.tables WHERE table_name = %s {lock}"
-    ).format(lock=sql.SQL("FOR UPDATE" if lock else ""))
-    row = connection.execute(query, [table.key]).fetchone()
+    query: LiteralString = (
+        "SELECT authority, stage, set_aside FROM alphapulse_encryption.tables WHERE table_name = %s"
+    )
+    row = connection.execute(query + (" FOR UPDATE" if lock else ""), [table.key]).fetchone()
     return None if row is None else _decoded(*row)
 
 

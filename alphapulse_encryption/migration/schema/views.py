@@ -89,7 +89,12 @@ def create_views(database: Database, table: Table, actor: Actor) -> ViewsResult:
     with database.session(f"create the compatibility views of {table.key}") as connection:
         require_guarded_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
-        _refuse_rows_shown_by_owner(connection, definition)
+        hides = "SELECT relrowsecurity FROM pg_class WHERE oid = %s"
+        if not _runs_as_reader(connection) and answer(connection, hides, definition.oid):
+            raise RefusedError(
+                f"Table {table.key} has row-level security, and before PostgreSQL 15 a view shows all that its "
+                "owner may see. Its compatibility views would show hidden rows, so they are not created."
+            )
         names = view_names(table)
         for name in names:
             _find(connection, table, name)  # a foreign one is told before the other one is made
@@ -123,14 +128,8 @@ def drop_views(connection: Connection, definition: TableDefinition) -> tuple[str
     return tuple(dropped)
 
 
-def _refuse_rows_shown_by_owner(connection: Connection, definition: TableDefinition) -> None:
-    if connection.info.server_version >= _SECURITY_INVOKER_SINCE:
-        return
-    if answer(connection, "SELECT relrowsecurity FROM pg_class WHERE oid = %s", definition.oid):
-        raise RefusedError(
-            f"Table {definition.table.key} has row-level security, and before PostgreSQL 15 a view shows all that its "
-            "owner may see. Its compatibility views would show hidden rows, so they are not created."
-        )
+def _runs_as_reader(connection: Connection) -> bool:
+    return connection.info.server_version >= _SECURITY_INVOKER_SINCE
 
 
 def _columns(definition: TableDefinition, *, safe: bool) -> Columns:
@@ -216,7 +215,7 @@ def _renewal(
     """What makes a view as it is to be, and to whom that grants something."""
     view = _find(connection, definition.table, name)
     identifier = Identifier(definition.table.schema_name, name)
-    invoker = connection.info.server_version >= _SECURITY_INVOKER_SINCE
+    invoker = _runs_as_reader(connection)
     columns = _columns(definition, safe=name == view_names(definition.table)[1])
     statements: list[Composed] = []
     wanted: list[_Granted] = []
