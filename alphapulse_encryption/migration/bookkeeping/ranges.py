@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, LiteralString
 
-from psycopg.sql import SQL, Identifier
+from psycopg.sql import SQL
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
@@ -143,11 +143,18 @@ def plan_ranges(
         )
 
 
+_FORGET = (
+    "DELETE FROM alphapulse_encryption.verifications WHERE table_name = %s",
+    "DELETE FROM alphapulse_encryption.quarantine WHERE table_name = %s",
+    "DELETE FROM alphapulse_encryption.operations WHERE table_name = %s",
+    "DELETE FROM alphapulse_encryption.ranges WHERE table_name = %s",
+)
+
+
 def forget_ranges(connection: Connection, table: Table) -> None:
     """Forget a table's ranges, and all that speaks of their rows; what is encrypted stays counted."""
-    for name in ("verifications", "quarantine", "operations", "ranges"):
-        relation = Identifier("alphapulse_encryption", name)
-        connection.execute(SQL("DELETE FROM {} WHERE table_name = %s").format(relation), [table.key])
+    for statement in _FORGET:
+        connection.execute(statement, [table.key])
     reset_status(connection, table)
 
 
