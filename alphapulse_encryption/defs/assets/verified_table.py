@@ -12,6 +12,7 @@ from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.tables import table_state
+from alphapulse_encryption.migration.bookkeeping.verifications import FRESH_FOR, MOST_TRANSACTIONS
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.verify import TableVerification
@@ -53,7 +54,7 @@ _CHECKS = (
     ),
     _Check(
         "fresh",
-        f"Every result is at most {verify.FRESH_FOR.days} days and {verify.MOST_TRANSACTIONS:,} transactions old.",
+        f"Every result is at most {FRESH_FOR.days} days and {MOST_TRANSACTIONS:,} transactions old.",
         passes=lambda result: result.fresh,
     ),
 )

@@ -109,23 +109,18 @@ def keep_approval(
     return kept
 
 
-def list_approvals(connection: Connection, table: Table | None = None) -> tuple[Approval, ...]:
-    """Every approval, the newest first; of one table where it is given."""
+def list_approvals(
+    connection: Connection, table: Table | None = None, *, lock: bool = False
+) -> tuple[Approval, ...]:
+    """Every approval, the newest first; of one table where it is given, locked until the end of the transaction."""
     if not bookkeeping_exists(connection):
         return ()
-    query = (
+    query: LiteralString = (
         "SELECT {columns} FROM alphapulse_encryption.approvals "
         "WHERE %s::text IS NULL OR table_name = %s ORDER BY id DESC"
     )
     key = table.key if table else None
-    return _read(connection, query, key, key)
-
-
-def lock_approvals(connection: Connection, table: Table) -> None:
-    """Keep a table's approvals as they are until the end of the transaction."""
-    connection.execute(
-        "SELECT FROM alphapulse_encryption.approvals WHERE table_name = %s FOR UPDATE", [table.key]
-    )
+    return _read(connection, query + (" FOR UPDATE" if lock else ""), key, key)
 
 
 def consume(connection: Connection, number: int, operator: str) -> bool:

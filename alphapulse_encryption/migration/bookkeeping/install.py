@@ -157,15 +157,15 @@ def version_of(connection: Connection, layout: Layout = LAYOUT) -> int:
     return version
 
 
-def bookkeeping_exists(connection: Connection, layout: Layout = LAYOUT) -> bool:
+def bookkeeping_exists(connection: Connection) -> bool:
     """Whether the bookkeeping was begun; an earlier version of it is brought up to date.
 
     Raises:
         RefusedError: it is of an earlier version and this session may not change that, or of a later one.
     """
-    version = version_of(connection, layout)
-    if version not in (layout.latest, _NOTHING):
-        ensure_bookkeeping(connection, layout)
+    version = version_of(connection)
+    if version not in (LAYOUT.latest, _NOTHING):
+        ensure_bookkeeping(connection)
     return version != _NOTHING
 
 
@@ -181,7 +181,7 @@ def ensure_bookkeeping(connection: Connection, layout: Layout = LAYOUT) -> None:
         RefusedError: something of our names is there and is not ours, or the role in use may not do it; names what.
             Nothing was changed.
     """
-    if version_of(connection, layout) == layout.latest and not wrong_objects(connection, layout):
+    if version_of(connection, layout) == layout.latest and not _wrong_objects(connection, layout):
         return
     if answer(connection, "SELECT current_setting('transaction_read_only')") == "on":
         raise RefusedError(
@@ -207,7 +207,7 @@ def ensure_bookkeeping(connection: Connection, layout: Layout = LAYOUT) -> None:
 
 def _bring_up_to_date(connection: Connection, layout: Layout) -> None:
     version = version_of(connection, layout)
-    refuse_foreign(connection, layout)
+    _refuse_foreign(connection, layout)
     owner = _owner(connection, version)
     texts = layout.missing(version)
     for text in texts:
@@ -216,10 +216,10 @@ def _bring_up_to_date(connection: Connection, layout: Layout) -> None:
         # Who brings it up to date may be a superuser, or a member of the role that keeps it.
         for kind, what in owned(layout):
             connection.execute(SQL("ALTER {} {} OWNER TO {}").format(SQL(kind), what, Identifier(owner)))
-    again = _made_again(connection, layout, wrong_objects(connection, layout))
+    again = _made_again(connection, layout, _wrong_objects(connection, layout))
     for text in again.values():
         connection.execute(text.encode())
-    _refuse(wrong_objects(connection, layout))
+    _refuse(_wrong_objects(connection, layout))
     if again:
         connection.execute(
             "INSERT INTO alphapulse_encryption.audit_log (actor, action, details) "
@@ -241,12 +241,8 @@ def owned(layout: Layout) -> Iterator[tuple[LiteralString, Composable]]:
             yield "FUNCTION", Identifier(schema, function)
 
 
-def refuse_foreign(connection: Connection, layout: Layout = LAYOUT) -> None:
-    """Refuse what has a name of ours and is not ours, before anything is executed; reads only.
-
-    Raises:
-        RefusedError: names it.
-    """
+def _refuse_foreign(connection: Connection, layout: Layout) -> None:
+    """Refuse what has a name of ours and is not ours, before anything is executed; reads only."""
     version = version_of(connection, layout)
     if version == _NOTHING:
         found = read_objects(connection, SCHEMA, _IN_PUBLIC)
@@ -271,26 +267,25 @@ def refuse_foreign(connection: Connection, layout: Layout = LAYOUT) -> None:
         _refuse(
             {
                 name: how
-                for name, how in wrong_objects(connection, layout).items()
+                for name, how in _wrong_objects(connection, layout).items()
                 if how.startswith("belongs") or not (mine or layout.statement(name))
             }
         )
 
 
-def refuse_for_script(connection: Connection, layout: Layout = LAYOUT) -> tuple[str, ...]:
-    """As :func:`refuse_foreign`, for a script that gives everything to its owner; what makes functions again.
+def refuse_for_script(connection: Connection) -> tuple[str, ...]:
+    """Refuse what is not ours before a script gives everything to its owner; what makes functions again.
 
     Raises:
         RefusedError: names what is there and is not ours.
     """
-    version = version_of(connection, layout)
-    if version != layout.latest:
-        refuse_foreign(connection, layout)
+    if version_of(connection) != LAYOUT.latest:
+        _refuse_foreign(connection, LAYOUT)
         return ()
     wrong = {
-        name: how for name, how in wrong_objects(connection, layout).items() if not how.startswith("belongs")
+        name: how for name, how in _wrong_objects(connection, LAYOUT).items() if not how.startswith("belongs")
     }
-    again = _made_again(connection, layout, wrong)
+    again = _made_again(connection, LAYOUT, wrong)
     _refuse({name: how for name, how in wrong.items() if name not in again})
     return tuple(again.values())
 
@@ -304,7 +299,7 @@ def owns_bookkeeping(connection: Connection) -> bool:
     return bool(answer(connection, query, SCHEMA))
 
 
-def wrong_objects(connection: Connection, layout: Layout = LAYOUT) -> dict[str, str]:
+def _wrong_objects(connection: Connection, layout: Layout) -> dict[str, str]:
     """What of the bookkeeping is missing, is not ours or differs, and how: by kind and name; reads only."""
     found = read_objects(connection, SCHEMA, _IN_PUBLIC)
     return differences(found, layout.definition, _owner(connection))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from psycopg.sql import SQL, Identifier, Literal
 
 from alphapulse_encryption.migration.bookkeeping import install
-from alphapulse_encryption.migration.bookkeeping.install import LAYOUT, SCHEMA, Layout
+from alphapulse_encryption.migration.bookkeeping.install import LAYOUT, SCHEMA
 from alphapulse_encryption.migration.postgres.database import Connection
 
 # A script that was printed for a database without the schema may run again, not over somebody else's schema.
@@ -53,15 +53,15 @@ INSERT INTO alphapulse_encryption.settings (name, value) VALUES ('two_person_rul
 """
 
 
-def begin_script(connection: Connection, owner: str, layout: Layout = LAYOUT) -> str:
+def begin_script(connection: Connection, owner: str) -> str:
     """Begins what is missing and gives all of it to a role; nothing but that role may do anything with it then.
 
     Raises:
         RefusedError: something of our names is there and is not ours.
     """
-    replaced = install.refuse_for_script(connection, layout)
-    parts = [*_begin(connection, owner, layout), *(f"{text}\n" for text in replaced)]
-    for kind, name in install.owned(layout):
+    replaced = install.refuse_for_script(connection)
+    parts = [*_begin(connection, owner), *(f"{text}\n" for text in replaced)]
+    for kind, name in install.owned(LAYOUT):
         statement = SQL("ALTER {} {} OWNER TO {};\n").format(SQL(kind), name, Identifier(owner))
         parts.append(statement.as_string(connection))
     views = Literal([install.WATCHED, install.ASKED]).as_string(connection)
@@ -69,9 +69,9 @@ def begin_script(connection: Connection, owner: str, layout: Layout = LAYOUT) ->
     return "".join(parts)
 
 
-def _begin(connection: Connection, owner: str, layout: Layout) -> Iterator[str]:
-    version = install.version_of(connection, layout)
-    texts = layout.missing(version)
+def _begin(connection: Connection, owner: str) -> Iterator[str]:
+    version = install.version_of(connection)
+    texts = LAYOUT.missing(version)
     if version <= 0:
         yield (
             _BEGIN.replace("{schema}", Literal(SCHEMA).as_string(connection))
@@ -79,5 +79,5 @@ def _begin(connection: Connection, owner: str, layout: Layout) -> Iterator[str]:
             .replace("{texts}", "\n".join(texts))
         )
         return
-    for number, text in zip(range(version + 1, layout.latest + 1), texts, strict=True):
+    for number, text in zip(range(version + 1, LAYOUT.latest + 1), texts, strict=True):
         yield _NEXT.replace("{number}", str(number)).replace("{text}", text)

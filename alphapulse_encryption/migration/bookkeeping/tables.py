@@ -1,10 +1,10 @@
-"""Where each table stands: which side is right, whether its plaintext is there, and what a switch set aside."""
+"""Where each table stands: which side is right, whether its plaintext is there, and what a switch or a drop took."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, LiteralString
 
-from psycopg import sql
 from pydantic import BaseModel, ConfigDict
 
 from alphapulse_encryption import lifecycle
@@ -12,6 +12,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import Authority, State
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Connection
 
 
@@ -72,10 +73,10 @@ def table_state(connection: Connection, table: Table, *, lock: bool = False) -> 
     Args:
         lock: hold the row until the end of the transaction, so that no other step changes it meanwhile.
     """
-    query = sql.SQL(
-        "SELECT authority, stage, set_aside FROM alphapulse_encryption.tables WHERE table_name = %s {lock}"
-    ).format(lock=sql.SQL("FOR UPDATE" if lock else ""))
-    row = connection.execute(query, [table.key]).fetchone()
+    query: LiteralString = (
+        "SELECT authority, stage, set_aside FROM alphapulse_encryption.tables WHERE table_name = %s"
+    )
+    row = connection.execute(query + (" FOR UPDATE" if lock else ""), [table.key]).fetchone()
     return None if row is None else _decoded(*row)
 
 
@@ -145,3 +146,29 @@ def states(connection: Connection) -> dict[str, TableState]:
         "SELECT table_name, authority, stage, set_aside FROM alphapulse_encryption.tables"
     )
     return {key: _decoded(*rest) for key, *rest in rows}
+
+
+def keep_definition(connection: Connection, table: Table, definition: str) -> int:
+    """Keep what a drop takes away as JSON, in its transaction, until a restore has rebuilt it; its number."""
+    statement = (
+        "INSERT INTO alphapulse_encryption.definitions (table_name, definition) VALUES (%s, %s) RETURNING id"
+    )
+    return int(answer(connection, statement, table.key, definition))
+
+
+def kept_definition(connection: Connection, table: Table) -> Any:
+    """What the last drop that was not undone took away; None where there was none."""
+    query = (
+        "SELECT definition FROM alphapulse_encryption.definitions "
+        "WHERE table_name = %s AND restored_at IS NULL ORDER BY id DESC LIMIT 1"
+    )
+    return answer(connection, query, table.key)
+
+
+def mark_restored(connection: Connection, table: Table) -> None:
+    """The table is as it was before the drop."""
+    connection.execute(
+        "UPDATE alphapulse_encryption.definitions SET restored_at = clock_timestamp() "
+        "WHERE table_name = %s AND restored_at IS NULL",
+        [table.key],
+    )

@@ -12,6 +12,11 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Connection
 
+# A result older than this has to be renewed before anything relies on it.
+FRESH_FOR = timedelta(days=7)
+# Transactions are told apart over a distance of 2^31 (PostgreSQL manual, 24.1.5); half of it leaves a margin.
+MOST_TRANSACTIONS = 2**30
+
 
 def keep_verification(
     connection: Connection,
@@ -54,64 +59,47 @@ class KeptVerification:
 
     Args:
         verified_at: None where it was never verified; nothing else is told then.
-        current: whether definition and key are the ones asked for.
+        same: whether definition and key are the ones asked for.
+        current: and it is known since which transaction rows may have changed.
         since: the oldest transaction under way when it began.
         fresh: whether it is recent enough, in time and in transactions.
     """
 
+    number: int
     verified_at: datetime | None
     rows: int
     columns: Mapping[str, Mapping[str, Any]]
     offenders: Sequence[Mapping[str, Any]]
+    same: bool
     current: bool
     since: int
     fresh: bool
 
 
 _KEPT = """
-SELECT v.verified_at, v.row_count, v.columns, v.offenders,
-       v.definition = %(definition)s AND v.key_check = %(key_check)s AND v.since IS NOT NULL,
-       v.since::text::bigint,
+SELECT batch_range, v.verified_at, v.row_count, coalesce(v.columns, '{}'), coalesce(v.offenders, '[]'), held.same,
+       held.same AND v.since IS NOT NULL, v.since::text::bigint,
        v.verified_at > clock_timestamp() - %(fresh_for)s
          AND pg_snapshot_xmax(pg_current_snapshot())::text::bigint - v.since::text::bigint
              BETWEEN 0 AND %(most_transactions)s
   FROM alphapulse_encryption.ranges r LEFT JOIN alphapulse_encryption.verifications v USING (table_name, batch_range)
- WHERE r.table_name = %(table)s ORDER BY r.batch_range
+ CROSS JOIN LATERAL (SELECT v.definition = %(definition)s AND v.key_check = %(key_check)s AS same) AS held
+ WHERE table_name = %(table)s ORDER BY batch_range
 """
 
 
 def kept_verifications(
-    connection: Connection,
-    table: Table,
-    *,
-    definition: str,
-    key_check: str,
-    fresh_for: timedelta,
-    most_transactions: int,
+    connection: Connection, table: Table, definition: str, key_check: str
 ) -> list[KeptVerification]:
     """What is kept of each planned range, held against a definition and a key."""
-    rows = connection.execute(
-        _KEPT,
-        {
-            "definition": definition,
-            "key_check": key_check,
-            "fresh_for": fresh_for,
-            "most_transactions": most_transactions,
-            "table": table.key,
-        },
-    )
-    return [KeptVerification(*row) for row in rows]
-
-
-def last_results(
-    connection: Connection, table: Table, definition: str, key_check: str
-) -> list[tuple[int, Mapping[str, Mapping[str, Any]], Sequence[Mapping[str, Any]], bool]]:
-    """Of each verified range its number, counts by column, offenders, and whether definition and key are these."""
-    return connection.execute(
-        "SELECT batch_range, columns, offenders, definition = %s AND key_check = %s "
-        "FROM alphapulse_encryption.verifications WHERE table_name = %s ORDER BY batch_range",
-        [definition, key_check, table.key],
-    ).fetchall()
+    parameters = {
+        "definition": definition,
+        "key_check": key_check,
+        "fresh_for": FRESH_FOR,
+        "most_transactions": MOST_TRANSACTIONS,
+        "table": table.key,
+    }
+    return [KeptVerification(*row) for row in connection.execute(_KEPT, parameters)]
 
 
 def forget_verifications(connection: Connection, table: Table, numbers: Sequence[int] | None = None) -> None:

@@ -240,9 +240,7 @@ def valid_approval(
         RefusedError: there is none; says why.
     """
     table = definition.table
-    if lock:
-        kept.lock_approvals(connection, table)
-    approvals = kept.list_approvals(connection, table)
+    approvals = kept.list_approvals(connection, table, lock=lock)
     found = next((approval for approval in approvals if approval.is_open), None)
     if found is None:
         raise RefusedError(

@@ -14,7 +14,7 @@ from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan
 from alphapulse_encryption.migration.bookkeeping.tables import TableState, require_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
-from alphapulse_encryption.migration.bookkeeping.verifications import forget_verifications, last_results
+from alphapulse_encryption.migration.bookkeeping.verifications import forget_verifications, kept_verifications
 from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.rows.batches import Columns, key_at, texts
 from alphapulse_encryption.migration.rows.discard import Discard
@@ -128,20 +128,22 @@ def _repairs(connection: Connection, definition: TableDefinition, target: Target
     """By range, what is to be cleared of what the last verification found."""
     table, key_check = definition.table, target.keys.check_value(target.keys.current_version)
     repairs = {}
-    for number, counts, offenders, current in last_results(connection, table, definition.shape(), key_check):
+    for kept in kept_verifications(connection, table, definition.shape(), key_check):
         found: dict[str, frozenset[Key] | None] = {}
         for column in definition.plaintext_columns:
-            count = sum(counts.get(column.name, {}).get(kind, 0) for kind in _CLEARED)
+            count = sum(kept.columns.get(column.name, {}).get(kind, 0) for kind in _CLEARED)
             named = [
-                tuple(o["key"]) for o in offenders if o["column"] == column.name and o["problem"] in _CLEARED
+                tuple(o["key"])
+                for o in kept.offenders
+                if o["column"] == column.name and o["problem"] in _CLEARED
             ]
             if count:
                 found[column.name] = frozenset(named) if len(named) == count else None
-        if found and not current:
+        if found and not kept.same:
             raise RefusedError(
-                f"Batch range {number:02d} of {table.key} was verified before the table's columns or the key changed. "
-                f"Verify it again (--verify --table {table.key}); nothing was changed."
+                f"Batch range {kept.number:02d} of {table.key} was verified before the table's columns or the key "
+                f"changed. Verify it again (--verify --table {table.key}); nothing was changed."
             )
         if found:
-            repairs[number] = Repair(target, table, number, found)
+            repairs[kept.number] = Repair(target, table, kept.number, found)
     return repairs

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Literal, get_args
 
@@ -30,6 +30,8 @@ from alphapulse_encryption.migration.bookkeeping.quarantine import read_quaranti
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan, read_range
 from alphapulse_encryption.migration.bookkeeping.tables import TableState, require_state
 from alphapulse_encryption.migration.bookkeeping.verifications import (
+    FRESH_FOR,
+    MOST_TRANSACTIONS,
     keep_row_count,
     keep_verification,
     kept_verifications,
@@ -73,10 +75,6 @@ KINDS = ("matching", "empty", *PROBLEMS)
 ROWS_PER_BATCH = 5_000
 # So many offenders are named per range and kind of problem and column; the counts are always exact.
 NAMED_OFFENDERS = 10
-# A result older than this has to be renewed before anything relies on it.
-FRESH_FOR = timedelta(days=7)
-# Transactions are told apart over a distance of 2^31 (PostgreSQL manual, 24.1.5); half of it leaves a margin.
-MOST_TRANSACTIONS = 2**30
 
 
 class Counts(Counter[str]):
@@ -428,14 +426,7 @@ def sum_up(connection: Connection, table: Table, key_check: str) -> TableVerific
     """As :func:`verify_table`, for who has no key: the current one is told by its key-check value."""
     require_state(connection, table)
     definition = read_table(connection, table, plaintext=False)
-    kept = kept_verifications(
-        connection,
-        table,
-        definition=definition.shape(),
-        key_check=key_check,
-        fresh_for=FRESH_FOR,
-        most_transactions=MOST_TRANSACTIONS,
-    )
+    kept = kept_verifications(connection, table, definition.shape(), key_check)
     current = [found for found in kept if found.verified_at is not None and found.current]
     missing = sum(found.verified_at is None for found in kept)
     outdated = len(kept) - missing - len(current)

@@ -107,15 +107,12 @@ class TableDefinition:
 
 
 _TABLE = """
-SELECT c.oid, c.relkind,
-       CASE WHEN c.relkind = 'p'
-            THEN (SELECT coalesce(sum(greatest(l.reltuples, 0)), 0) FROM pg_partition_tree(c.oid) p
-                    JOIN pg_class l ON l.oid = p.relid WHERE p.isleaf)
-            ELSE greatest(c.reltuples, 0) END::bigint,
-       CASE WHEN c.relkind = 'p'
-            THEN (SELECT coalesce(sum(pg_total_relation_size(relid)), 0) FROM pg_partition_tree(c.oid))
-            ELSE pg_total_relation_size(c.oid) END::bigint
-  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+SELECT c.oid, c.relkind = 'p', size.rows, size.bytes
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL (
+       SELECT coalesce(sum(greatest(l.reltuples, 0)), 0)::bigint AS rows,
+              coalesce(sum(pg_total_relation_size(l.oid)), 0)::bigint AS bytes
+         FROM pg_class l WHERE l.relkind = 'r'
+          AND l.oid = ANY (c.oid || ARRAY(SELECT relid::oid FROM pg_partition_tree(c.oid)))) AS size
  WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')
 """
 
@@ -176,7 +173,7 @@ def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> Tab
             f"Table {table.schema_name}.{table.name} is in the catalogue but not in the database. "
             "Names are exact and case-sensitive: correct the catalogue, or create the table."
         )
-    oid, kind, rows, size = row
+    oid, partitioned, rows, size = row
     columns = {row[0]: LiveColumn(*row) for row in connection.execute(_COLUMNS, [oid])}
     key_rows = connection.execute(_KEY, [oid]).fetchall()
     _check_key(table, [name for name, _, _ in key_rows], {schema for _, _, schema in key_rows})
@@ -188,7 +185,7 @@ def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> Tab
         key=tuple(KeyColumn(name, type_) for name, type_, _ in key_rows),
         key_operators=key_rows[0][2],
         columns=columns,
-        partitioned=kind == "p",
+        partitioned=partitioned,
         estimated_rows=rows,
         total_bytes=size,
     )

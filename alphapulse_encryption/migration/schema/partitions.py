@@ -70,15 +70,16 @@ def refuse_partition(connection: Connection, definition: TableDefinition) -> Non
         ConfigurationError: names the table that it belongs to.
     """
     table = definition.table
-    row = connection.execute(
-        "SELECT n.nspname, p.relname FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid "
+    whole = answer(
+        connection,
+        "SELECT n.nspname || '.' || p.relname FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid "
         "JOIN pg_class p ON p.oid = i.inhparent JOIN pg_namespace n ON n.oid = p.relnamespace "
         "WHERE c.oid = %s AND c.relispartition",
-        [definition.oid],
-    ).fetchone()
-    if row is not None:
+        definition.oid,
+    )
+    if whole is not None:
         raise ConfigurationError(
-            f"Table {table.key} is a partition of {row[0]}.{row[1]}, and has the columns that one has. Put the "
+            f"Table {table.key} is a partition of {whole}, and has the columns that one has. Put the "
             "partitioned table into the catalogue in its place."
         )
 

@@ -16,8 +16,7 @@ from psycopg.sql import Literal as SqlLiteral
 from pydantic import BaseModel, ConfigDict
 
 from alphapulse_encryption.catalogue import Column, Table
-from alphapulse_encryption.migration.bookkeeping.definitions import kept_definition
-from alphapulse_encryption.migration.bookkeeping.tables import NotNull, SetAside
+from alphapulse_encryption.migration.bookkeeping.tables import NotNull, SetAside, kept_definition
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.schema.definition import TableDefinition
@@ -189,8 +188,11 @@ SELECT a.attnum AS number, a.attname AS name, format_type(a.atttypid, a.atttypmo
  ORDER BY a.attnum
 """
 
-# Objects of this table that depend on one of the columns; they go with it without being asked.
-_INDEXES = """
+# Objects that depend on one of the columns; those of this table go with it without being asked.
+_DEPENDENT: LiteralString = """
+WITH dependent AS (SELECT classid, objid FROM pg_depend WHERE refclassid = 'pg_class'::regclass
+                      AND refobjid = %(table)s AND refobjsubid = ANY(%(columns)s))"""
+_INDEXES: LiteralString = """
 SELECT i.relname AS name, pg_get_indexdef(i.oid) AS definition, obj_description(i.oid, 'pg_class') AS comment,
        s.spcname AS tablespace, x.indisclustered AS clustered,
        (SELECT coalesce(jsonb_object_agg(a.attnum, a.attstattarget), '{}') FROM pg_attribute a
@@ -200,36 +202,28 @@ SELECT i.relname AS name, pg_get_indexdef(i.oid) AS definition, obj_description(
   LEFT JOIN pg_tablespace s ON s.oid = i.reltablespace
   LEFT JOIN pg_constraint c ON c.conindid = i.oid AND c.conrelid = x.indrelid AND c.contype IN ('p', 'u', 'x')
  WHERE x.indrelid = %(table)s AND x.indisvalid AND i.relname <> ALL(%(ours)s)
-   AND (x.indkey::int2[] && %(columns)s::int2[] OR EXISTS (
-        SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = i.oid
-           AND d.refclassid = 'pg_class'::regclass AND d.refobjid = x.indrelid
-           AND d.refobjsubid = ANY(%(columns)s)))
+   AND (x.indkey::int2[] && %(columns)s::int2[] OR ('pg_class'::regclass, i.oid) IN (SELECT * FROM dependent))
  ORDER BY i.relname
 """
 
-_CONSTRAINTS = """
+_CONSTRAINTS: LiteralString = """
 SELECT c.oid, c.conname AS name, c.contype::text AS kind, pg_get_constraintdef(c.oid) AS definition,
        c.convalidated AS validated, c.condeferrable AS deferrable, c.condeferred AS deferred,
        obj_description(c.oid, 'pg_constraint') AS comment
   FROM pg_constraint c
  WHERE c.conrelid = %(table)s AND c.contype IN ('c', 'f', 'u', 'x') AND c.conname <> ALL(%(ours)s)
-   AND (c.oid = ANY(%(with_index)s) OR c.conkey && %(columns)s::int2[] OR EXISTS (
-        SELECT FROM pg_depend d WHERE d.classid = 'pg_constraint'::regclass AND d.objid = c.oid
-           AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.conrelid
-           AND d.refobjsubid = ANY(%(columns)s)))
+   AND (c.oid = ANY(%(with_index)s) OR c.conkey && %(columns)s::int2[]
+     OR ('pg_constraint'::regclass, c.oid) IN (SELECT * FROM dependent))
  ORDER BY c.conname
 """
 
-_STATISTICS = """
+_STATISTICS: LiteralString = """
 SELECT n.nspname AS schema_name, s.stxname AS name, pg_get_statisticsobjdef(s.oid) AS definition,
        pg_get_userbyid(s.stxowner) AS owner, nullif(s.stxstattarget, -1) AS target,
        obj_description(s.oid, 'pg_statistic_ext') AS comment
   FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace
  WHERE s.stxrelid = %(table)s
-   AND EXISTS (
-        SELECT FROM pg_depend d WHERE d.classid = 'pg_statistic_ext'::regclass AND d.objid = s.oid
-           AND d.refclassid = 'pg_class'::regclass AND d.refobjid = s.stxrelid
-           AND d.refobjsubid = ANY(%(columns)s))
+   AND ('pg_statistic_ext'::regclass, s.oid) IN (SELECT * FROM dependent)
  ORDER BY 1, 2
 """
 
@@ -261,7 +255,7 @@ def read_saved(connection: Connection, definition: TableDefinition, set_aside: S
     )
     indexes: list[SavedIndex] = []
     of_constraint: dict[int, SavedIndex] = {}
-    for row in read(_INDEXES):
+    for row in read(_DEPENDENT + _INDEXES):
         kind, oid = row.pop("kind"), row.pop("oid")
         if kind is None:
             indexes.append(SavedIndex(**row))
@@ -271,24 +265,23 @@ def read_saved(connection: Connection, definition: TableDefinition, set_aside: S
         columns=columns,
         constraints=tuple(
             SavedConstraint(index=of_constraint.get(row.pop("oid")), **row)
-            for row in read(_CONSTRAINTS, with_index=list(of_constraint))
+            for row in read(_DEPENDENT + _CONSTRAINTS, with_index=list(of_constraint))
         ),
         indexes=tuple(indexes),
-        statistics=tuple(SavedStatistics(**row) for row in read(_STATISTICS)),
+        statistics=tuple(SavedStatistics(**row) for row in read(_DEPENDENT + _STATISTICS)),
     )
 
 
 def read_not_null(connection: Connection, definition: TableDefinition) -> dict[str, NotNull]:
     """The plaintext columns that are NOT NULL, with their constraints where the server names them."""
+    rows = connection.execute(
+        "SELECT a.attname, c.conname, pg_get_constraintdef(c.oid), obj_description(c.oid, 'pg_constraint') "
+        "FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1] "
+        "WHERE c.conrelid = %s AND c.contype = 'n'",
+        [definition.oid],
+    )
     named = {
-        column: NotNull(name=name, definition=text, comment=comment)
-        for column, name, text, comment in connection.execute(
-            "SELECT a.attname, c.conname, pg_get_constraintdef(c.oid), obj_description(c.oid, 'pg_constraint') "
-            "FROM pg_constraint c "
-            "JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1] "
-            "WHERE c.conrelid = %s AND c.contype = 'n'",
-            [definition.oid],
-        )
+        column: NotNull(name=name, definition=text, comment=comment) for column, name, text, comment in rows
     }
     return {
         column.name: named.get(column.name, NotNull())

@@ -72,15 +72,10 @@ def within(
     definition: TableDefinition, lower: Sequence[str] | None, upper: Sequence[str] | None
 ) -> tuple[Composed, list[str]]:
     """The condition ``lower < key <= upper`` and its parameters; None leaves a side open."""
-    conditions: list[Composable] = []
-    parameters: list[str] = []
-    if lower is not None:
-        conditions.append(compare_key(definition, ">"))
-        parameters += lower
-    if upper is not None:
-        conditions.append(compare_key(definition, "<="))
-        parameters += upper
-    return SQL(" AND ").join(conditions or [SQL("true")]), parameters
+    sides: list[tuple[LiteralString, Sequence[str] | None]] = [(">", lower), ("<=", upper)]
+    bounds = [(compare_key(definition, operator), key) for operator, key in sides if key is not None]
+    conditions = [condition for condition, _ in bounds] or [EVERYTHING]
+    return SQL(" AND ").join(conditions), [part for _, key in bounds for part in key]
 
 
 def column_pending(column: Column) -> Composed:

@@ -89,7 +89,12 @@ def create_views(database: Database, table: Table, actor: Actor) -> ViewsResult:
     with database.session(f"create the compatibility views of {table.key}") as connection:
         require_guarded_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
-        _refuse_rows_shown_by_owner(connection, definition)
+        hides = "SELECT relrowsecurity FROM pg_class WHERE oid = %s"
+        if not _runs_as_reader(connection) and answer(connection, hides, definition.oid):
+            raise RefusedError(
+                f"Table {table.key} has row-level security, and before PostgreSQL 15 a view shows all that its "
+                "owner may see. Its compatibility views would show hidden rows, so they are not created."
+            )
         names = view_names(table)
         for name in names:
             _find(connection, table, name)  # a foreign one is told before the other one is made
@@ -123,14 +128,8 @@ def drop_views(connection: Connection, definition: TableDefinition) -> tuple[str
     return tuple(dropped)
 
 
-def _refuse_rows_shown_by_owner(connection: Connection, definition: TableDefinition) -> None:
-    if connection.info.server_version >= _SECURITY_INVOKER_SINCE:
-        return
-    if answer(connection, "SELECT relrowsecurity FROM pg_class WHERE oid = %s", definition.oid):
-        raise RefusedError(
-            f"Table {definition.table.key} has row-level security, and before PostgreSQL 15 a view shows all that its "
-            "owner may see. Its compatibility views would show hidden rows, so they are not created."
-        )
+def _runs_as_reader(connection: Connection) -> bool:
+    return connection.info.server_version >= _SECURITY_INVOKER_SINCE
 
 
 def _columns(definition: TableDefinition, *, safe: bool) -> Columns:
@@ -150,15 +149,6 @@ def _mark(columns: Columns) -> str:
     # Order of columns aside: dropping and restoring plaintext moves them, and the view need not follow.
     canonical = json.dumps(sorted(columns))
     return f"{_COMMENT} {hashlib.sha256(canonical.encode()).hexdigest()}"
-
-
-def _query(definition: TableDefinition, columns: Columns) -> Composed:
-    return SQL("SELECT {} FROM {} t").format(
-        SQL(", ").join(
-            SQL("t.{} AS {}").format(Identifier(source), Identifier(name)) for source, name in columns
-        ),
-        definition.identifier,
-    )
 
 
 @dataclass(frozen=True)
@@ -225,7 +215,7 @@ def _renewal(
     """What makes a view as it is to be, and to whom that grants something."""
     view = _find(connection, definition.table, name)
     identifier = Identifier(definition.table.schema_name, name)
-    invoker = connection.info.server_version >= _SECURITY_INVOKER_SINCE
+    invoker = _runs_as_reader(connection)
     columns = _columns(definition, safe=name == view_names(definition.table)[1])
     statements: list[Composed] = []
     wanted: list[_Granted] = []
@@ -241,9 +231,13 @@ def _renewal(
             present = []
         columns = gained or columns
         owner, given = give_to_owner(connection, SQL("VIEW {}").format(identifier), definition.oid)
-        options = SQL(" WITH (security_invoker = true)") if invoker else SQL("")
         statements += [
-            SQL("CREATE OR REPLACE VIEW {}{} AS {}").format(identifier, options, _query(definition, columns)),
+            SQL("CREATE OR REPLACE VIEW {}{} AS SELECT {} FROM {} t").format(
+                identifier,
+                SQL(" WITH (security_invoker = true)" if invoker else ""),
+                SQL(", ").join(SQL("t.{} AS {}").format(*map(Identifier, column)) for column in columns),
+                definition.identifier,
+            ),
             SQL("COMMENT ON VIEW {} IS {}").format(identifier, Literal(_mark(columns))),
             *given,
         ]

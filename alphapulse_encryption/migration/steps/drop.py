@@ -18,11 +18,10 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.approvals import Approval, consume
 from alphapulse_encryption.migration.bookkeeping.audit import audit
-from alphapulse_encryption.migration.bookkeeping.definitions import keep_definition
 from alphapulse_encryption.migration.bookkeeping.install import ensure_bookkeeping
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
-from alphapulse_encryption.migration.bookkeeping.tables import advance, require_state
+from alphapulse_encryption.migration.bookkeeping.tables import advance, keep_definition, require_state
 from alphapulse_encryption.migration.gates import approvals
 from alphapulse_encryption.migration.gates.approvals import TwoPersonRule
 from alphapulse_encryption.migration.postgres.answers import answer

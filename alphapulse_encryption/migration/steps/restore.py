@@ -18,11 +18,10 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import progress
 from alphapulse_encryption.migration.bookkeeping.audit import audit
-from alphapulse_encryption.migration.bookkeeping.definitions import mark_restored
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.quarantine import NAMED
 from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
-from alphapulse_encryption.migration.bookkeeping.tables import advance, require_state
+from alphapulse_encryption.migration.bookkeeping.tables import advance, mark_restored, require_state
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor, Connection
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
