@@ -533,7 +533,10 @@ class _Run:
         writer, definition, operation = self.writer, self.definition, self.operation
         missed: dict[Key, bool] = {}
         with wire.transaction(writer, MARK_AS_ENGINE) as last:
-            operation.before(writer)
+            if operation.holds_state and not operation.admit(writer, lock=True):
+                raise RefusedError(
+                    f"Table {self.table.key} was changed by another run meanwhile. Run the step again."
+                )
             result = self._update(batch, skip_locked=skip_locked)
             rows = result.command_tuples or 0
             written: Sequence[int] = range(len(batch))
