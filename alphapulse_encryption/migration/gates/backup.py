@@ -48,7 +48,6 @@ from alphapulse_encryption.migration.postgres.programs import (
     connection_environment,
     find_program,
     kind_of_failure,
-    without_connection,
 )
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.partitions import read_parts
@@ -348,7 +347,8 @@ def _list(pg_restore: str, environment: Mapping[str, str], file: IO[bytes], iden
         RefusedError: a byte of it is not what was written.
     """
     listed: list[bytes] = []
-    command, bare = [pg_restore, "--list"], without_connection(environment)
+    command = [pg_restore, "--list"]
+    bare = {name: value for name, value in environment.items() if not name.startswith("PG")}
     with child(command, bare, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as (process, _):
         output = cast(IO[bytes], process.stdout)
         reader = threading.Thread(target=lambda: listed.append(output.read()), name="list", daemon=True)

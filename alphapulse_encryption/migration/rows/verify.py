@@ -28,7 +28,7 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.keys import check_key, retired_versions
 from alphapulse_encryption.migration.bookkeeping.quarantine import read_quarantine
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan, read_range
-from alphapulse_encryption.migration.bookkeeping.tables import TableState, require_state
+from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.bookkeeping.verifications import (
     keep_row_count,
     keep_verification,
@@ -158,7 +158,7 @@ class _Comparison:
     definition: TableDefinition
     target: Target
     # With the ciphertext as the source of truth, plaintext may be missing.
-    ciphertext_is_right: bool = False
+    authority: str = "plaintext"
     retired: Collection[int] = ()
     quarantined: Collection[Key] = ()
     names_at_most: float = NAMED_OFFENDERS
@@ -193,7 +193,7 @@ class _Comparison:
                 problem = None if token is None else "token_mismatched"
             elif i in unreadable:
                 problem = "undecryptable"
-            elif plaintext != value and not (plaintext is None and self.ciphertext_is_right):
+            elif plaintext != value and not (plaintext is None and self.authority == "ciphertext"):
                 problem = "mismatched"
             else:
                 # Of most envelopes the version is told by their ending; looking into one takes as long as opening it.
@@ -227,12 +227,6 @@ class _Comparison:
         return search_token(self.target.keys, value, column.context, version)
 
 
-def _comparison(
-    connection: Connection, target: Target, definition: TableDefinition, state: TableState
-) -> _Comparison:
-    return _Comparison(definition, target, state.authority == "ciphertext", retired_versions(connection))
-
-
 def verify_range(
     target: Target, table: Table, number: int, *, on_progress: Callable[[int, float], None] | None = None
 ) -> RangeVerification:
@@ -254,7 +248,7 @@ def verify_range(
         hold_plan(connection, table)
         batch_range = read_range(connection, table, number)
         definition = read_table(connection, table, plaintext=state.state.has_both_sides)
-        comparison = _comparison(connection, target, definition, state)
+        comparison = _Comparison(definition, target, state.authority, retired_versions(connection))
         comparison.quarantined = {row.key for row in read_quarantine(connection, table, number)}
         verified_at, since = connection.execute(
             "SELECT clock_timestamp(), pg_snapshot_xmin(pg_current_snapshot())::text"
@@ -345,7 +339,7 @@ def verify_changed(target: Target, table: Table, since: int, *, seconds: float) 
     ) as connection:
         state = require_state(connection, table)
         definition = read_table(connection, table, plaintext=state.state.has_both_sides)
-        comparison = _comparison(connection, target, definition, state)
+        comparison = _Comparison(definition, target, state.authority, retired_versions(connection))
 
         def allow_what_is_left() -> None:
             milliseconds = int((until - time.monotonic()) * 1000)
