@@ -300,7 +300,8 @@ def _dump(
 def _list(pg_restore: str, environment: Mapping[str, str], file: IO[bytes], identity: str) -> str:
     """Decrypt the whole file again, which authenticates every byte, and have pg_restore list what is in it."""
     listed: list[bytes] = []
-    command, bare = [pg_restore, "--list"], programs.without_connection(environment)
+    command = [pg_restore, "--list"]
+    bare = {name: value for name, value in environment.items() if not name.startswith("PG")}
     with programs.child(command, bare, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as (process, _):
         output = cast(IO[bytes], process.stdout)
         reader = threading.Thread(target=lambda: listed.append(output.read()), name="list", daemon=True)

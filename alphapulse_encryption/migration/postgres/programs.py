@@ -94,11 +94,6 @@ def connection_environment(
     return environment, rest
 
 
-def without_connection(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a child that needs no database."""
-    return {name: value for name, value in environment.items() if not name.startswith("PG")}
-
-
 @contextlib.contextmanager
 def child(
     command: list[str], environment: Mapping[str, str], *, stdin: int, stdout: int

@@ -10,13 +10,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 
 T = TypeVar("T")
 
-# SQLSTATEs (PostgreSQL manual, appendix A) after which the same statements may simply be tried again.
-_RETRYABLE = frozenset(
-    {
-        "40001",  # serialization_failure
-        "40P01",  # deadlock_detected
-    }
-)
+# After these the same statements may simply be tried again.
+_RETRYABLE = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 
 # Classes of SQLSTATEs that speak of a row: the rest of a batch may well go through.
 _ABOUT_A_ROW = frozenset(
@@ -57,7 +52,7 @@ def again(
 
 def retryable(error: BaseException) -> bool:
     """Whether the transaction may go through when it is tried again just as it was."""
-    return isinstance(error, psycopg.Error) and error.sqlstate in _RETRYABLE
+    return isinstance(error, _RETRYABLE)
 
 
 def about_a_row(error: psycopg.Error) -> bool:

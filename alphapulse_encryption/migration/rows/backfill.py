@@ -41,7 +41,7 @@ class Backfill(Operation):
     def ledger(self, number: int) -> Ledger:
         return BackfillLedger(self.step, self.table, number)
 
-    def admit(self, connection: Connection) -> bool:
+    def admit(self, connection: Connection, *, lock: bool = False) -> bool:
         return require_guarded_state(connection, self.table).state.has_both_sides
 
     def cells(self, definition: TableDefinition) -> sql.Cells:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
@@ -28,7 +28,6 @@ from alphapulse_encryption.migration.rows.operation import (
     Operation,
     Unwritable,
     Written,
-    changed_meanwhile,
 )
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
@@ -42,13 +41,11 @@ class Decrypt(Operation):
     step = "decrypt"
     done = "decrypted"
 
-    def admit(self, connection: Connection) -> bool:
-        return require_state(connection, self.table).authority == "ciphertext"
+    # Once the plaintext is the source of truth, a value that is missing is one that somebody took away.
+    holds_state = True
 
-    def before(self, connection: Connection) -> None:
-        # Once the plaintext is the source of truth, a value that is missing is one that somebody took away.
-        if require_state(connection, self.table, lock=True).authority != "ciphertext":
-            raise changed_meanwhile(self.table)
+    def admit(self, connection: Connection, *, lock: bool = False) -> bool:
+        return require_state(connection, self.table, lock=lock).authority == "ciphertext"
 
     def cells(self, definition: TableDefinition) -> sql.Cells:
         return sql.unfilled_cells(definition)
@@ -126,14 +123,9 @@ class Decrypt(Operation):
 
 
 def _same(shown: bytes, free: bytes | None, base_type: str) -> bool:
-    if shown == free:
-        return True
-    if base_type != "numeric" or free is None:
-        return False
-    try:
-        return Decimal(shown.decode()) == Decimal(free.decode())
-    except InvalidOperation:
-        return False
+    if shown == free or base_type != "numeric" or free is None:
+        return shown == free
+    return Decimal(shown.decode()) == Decimal(free.decode())
 
 
 @dataclass

@@ -18,7 +18,7 @@ from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.rows.batches import Columns
-from alphapulse_encryption.migration.rows.operation import Faults, Item, Operation, changed_meanwhile
+from alphapulse_encryption.migration.rows.operation import Faults, Item, Operation
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 
@@ -33,14 +33,11 @@ class Discard(Operation):
 
     step: ClassVar[Step] = "discard"
     done = "cleared"
+    # So that no other run makes anything of the ciphertext meanwhile.
+    holds_state = True
 
-    def admit(self, connection: Connection) -> bool:
-        return require_state(connection, self.table, lock=True).state is State.REVERTED
-
-    def before(self, connection: Connection) -> None:
-        # Held until the commit, so that no other run makes anything of the ciphertext meanwhile.
-        if not self.admit(connection):
-            raise changed_meanwhile(self.table)
+    def admit(self, connection: Connection, *, lock: bool = False) -> bool:
+        return require_state(connection, self.table, lock=lock).state is State.REVERTED
 
     def columns(self, definition: TableDefinition) -> tuple[Column, ...]:
         return definition.encrypted_columns

@@ -253,14 +253,28 @@ def finish_under_lock(
     with Sessions(operation.target) as sessions:
         run = _Run(operation, 0, sessions, under_lock=True)
         run.writer, run.definition = connection, definition
+        position: Key | None = None
         try:
-            run.finish(most)
+            while True:
+                condition, parameters = sql.within(definition, position, None)
+                statement = wire.numbered(connection, operation.select(definition, condition))
+                columns = read_columns(connection, statement, parameters, most + 1)
+                if not columns[0]:
+                    break
+                most -= len(columns[0])
+                if most < 0:
+                    raise NotFinished
+                position = key_at(columns, len(definition.key), -1)
+                for item in operation.make(definition, columns, sessions.cipher):
+                    if isinstance(item, Batch):
+                        run.write_once(item)
         except Unwritable:
             raise NotFinished from None
         except psycopg.Error as error:
             if retry.about_a_row(error):
                 raise NotFinished from None
             raise
+        # Those that could not be read, or that a trigger kept as they were, are wanted still.
         if operation.is_wanted(connection, definition):
             raise NotFinished
         return run.result()
@@ -503,37 +517,21 @@ class _Run:
 
     def _write_again(self, batch: Batch, *, skip_locked: bool = False) -> None:
         retry.again(
-            lambda: self._write_once(batch, skip_locked=skip_locked),
+            lambda: self.write_once(batch, skip_locked=skip_locked),
             retry.retryable,
             attempts=TRIES,
             pauses=(0.05, 5),
         )
 
-    def finish(self, most: int) -> None:
-        """All of the few rows that are wanted, in the caller's transaction; raises where one cannot be done."""
-        position: Key | None = None
-        while True:
-            condition, parameters = sql.within(self.definition, position, None)
-            statement = wire.numbered(self.writer, self.operation.select(self.definition, condition))
-            columns = read_columns(self.writer, statement, parameters, most + 1)
-            if not columns[0]:
-                return
-            most -= len(columns[0])
-            if most < 0:
-                raise NotFinished
-            position = key_at(columns, len(self.definition.key), -1)
-            for item in self.operation.make(self.definition, columns, self.sessions.cipher):
-                if isinstance(item, Unreadable):
-                    raise NotFinished
-                self._write_once(item)
-                if self.missed:
-                    raise NotFinished
-
-    def _write_once(self, batch: Batch, *, skip_locked: bool = False) -> None:
+    def write_once(self, batch: Batch, *, skip_locked: bool = False) -> None:
+        """Write a batch and its progress in one transaction; rows that another one has changed stay as they are."""
         writer, definition, operation = self.writer, self.definition, self.operation
         missed: dict[Key, bool] = {}
         with wire.transaction(writer, MARK_AS_ENGINE) as last:
-            operation.before(writer)
+            if operation.holds_state and not operation.admit(writer, lock=True):
+                raise RefusedError(
+                    f"Table {self.table.key} was changed by another run meanwhile. Run the step again."
+                )
             result = self._update(batch, skip_locked=skip_locked)
             rows = result.command_tuples or 0
             written: Sequence[int] = range(len(batch))

@@ -16,7 +16,7 @@ from psycopg.sql import Composed
 
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
-from alphapulse_encryption.errors import DecryptionError, RefusedError
+from alphapulse_encryption.errors import DecryptionError
 from alphapulse_encryption.migration.bookkeeping.progress import Ledger
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, Step
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
@@ -104,6 +104,8 @@ class Operation(ABC):
     step: ClassVar[Step]
     # What it does to a row, for a message of one to which it could not.
     done: ClassVar[str] = "encrypted"
+    # Whether the table has to stay in a state to be worked on until a batch is committed.
+    holds_state: ClassVar[bool] = False
 
     target: Target
     table: Table
@@ -113,8 +115,11 @@ class Operation(ABC):
         return Ledger(self.step, self.table, number)
 
     @abstractmethod
-    def admit(self, connection: Connection) -> bool:
+    def admit(self, connection: Connection, *, lock: bool = False) -> bool:
         """Whether the table is in a state to be worked on; no, where there is nothing to do for good.
+
+        Args:
+            lock: keep the state as it is until the end of the transaction.
 
         Raises:
             RefusedError: not now; the message says what to do.
@@ -160,14 +165,6 @@ class Operation(ABC):
     def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:
         """The statement that writes a batch; see :func:`sql.update_rows`."""
 
-    def before(self, connection: Connection) -> None:
-        """What has to be so until the batch is committed, in its transaction.
-
-        Raises:
-            RefusedError: it is not.
-        """
-        return
-
     def after(self, connection: Connection, done: Written) -> int:
         """What else belongs into a batch's transaction; returns how many values were encrypted for it.
 
@@ -181,11 +178,6 @@ class Operation(ABC):
     ) -> str:
         """Why the database refused a batch of one row, without values."""
         return f"the database refused it ({without_values(error)})"
-
-
-def changed_meanwhile(table: Table) -> RefusedError:
-    """Another run changed what the operation relies on."""
-    return RefusedError(f"Table {table.key} was changed by another run meanwhile. Run the step again.")
 
 
 def open_each(

@@ -43,8 +43,8 @@ class Repair(Discard):
     number: int
     found: Mapping[str, frozenset[Key] | None]
 
-    def admit(self, connection: Connection) -> bool:
-        _require_plaintext(require_state(connection, self.table, lock=True), self.table)
+    def admit(self, connection: Connection, *, lock: bool = False) -> bool:
+        _require_plaintext(require_state(connection, self.table, lock=lock), self.table)
         return True
 
     def wanted(self, definition: TableDefinition) -> Composed:

@@ -50,7 +50,7 @@ class Rotation(Operation):
     def ledger(self, number: int) -> Ledger:
         return Ledger(self.step, self.table, number, self.target.keys.current_version)
 
-    def admit(self, connection: Connection) -> bool:
+    def admit(self, connection: Connection, *, lock: bool = False) -> bool:
         require_state(connection, self.table)
         return True
 

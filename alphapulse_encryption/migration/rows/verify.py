@@ -28,7 +28,7 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.keys import check_key, retired_versions
 from alphapulse_encryption.migration.bookkeeping.quarantine import read_quarantine
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan, read_range
-from alphapulse_encryption.migration.bookkeeping.tables import TableState, require_state
+from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.bookkeeping.verifications import (
     FRESH_FOR,
     MOST_TRANSACTIONS,
@@ -98,14 +98,14 @@ class Offender:
         return f"{self.column} {self.problem} at key ({', '.join(self.key)})"
 
 
-@dataclass(frozen=True)
+@dataclass
 class RangeVerification:
-    """What :func:`verify_range` found, or :func:`verify_changed`."""
+    """What :func:`verify_range` found, or :func:`verify_changed`; counted while it is found."""
 
-    rows: int
     columns: Mapping[str, Counts]
-    offenders: tuple[Offender, ...]
-    seconds: float
+    rows: int = 0
+    offenders: list[Offender] = field(default_factory=list)
+    seconds: float = 0.0
 
     @property
     def values(self) -> int:
@@ -156,21 +156,19 @@ class _Comparison:
     definition: TableDefinition
     target: Target
     # With the ciphertext as the source of truth, plaintext may be missing.
-    ciphertext_is_right: bool = False
+    authority: str = "plaintext"
     retired: Collection[int] = ()
     quarantined: Collection[Key] = ()
     names_at_most: float = NAMED_OFFENDERS
-    rows: int = field(default=0, init=False)
-    offenders: list[Offender] = field(default_factory=list, init=False)
     started: float = field(default_factory=time.monotonic, init=False)
 
     def __post_init__(self) -> None:
-        self.columns = {column.name: Counts() for column in self.definition.table.columns}
+        self.found = RangeVerification({column.name: Counts() for column in self.definition.table.columns})
 
     def compare(self, read: Texts) -> None:
         """Compare rows with every column: their keys, then plaintexts, ciphertexts and tokens of each."""
         width = len(self.definition.key)
-        self.rows += len(read[0])
+        self.found.rows += len(read[0])
         for number, column in enumerate(self.definition.table.columns):
             first = width + 3 * number
             self.compare_column(column, [*read[:width], *read[first : first + 3]])
@@ -178,7 +176,7 @@ class _Comparison:
     def compare_column(self, column: Column, read: Texts) -> None:
         """Compare one column, of rows that have only that."""
         plaintexts, envelopes, tokens = read[-3:]
-        cipher, keys, counts = self.target.cipher, self.target.keys, self.columns[column.name]
+        cipher, keys, counts = self.target.cipher, self.target.keys, self.found.columns[column.name]
         values, unreadable = open_each(cipher, column, envelopes)
         current = keys.current_version
         expected = search_tokens_many(keys, values, column.context) if column.searchable else None
@@ -193,7 +191,7 @@ class _Comparison:
                 problem = None if token is None else "token_mismatched"
             elif i in unreadable:
                 problem = "undecryptable"
-            elif plaintext != value and not (plaintext is None and self.ciphertext_is_right):
+            elif plaintext != value and not (plaintext is None and self.authority == "ciphertext"):
                 problem = "mismatched"
             else:
                 # Of most envelopes the version is told by their ending; looking into one takes as long as opening it.
@@ -211,26 +209,20 @@ class _Comparison:
     def fault(self, column: Column, problem: Problem, key: Key) -> None:
         if problem == "pending" and key in self.quarantined:
             problem = "quarantined"
-        counts = self.columns[column.name]
+        counts = self.found.columns[column.name]
         if counts[problem] < self.names_at_most:
-            self.offenders.append(Offender(column.name, problem, key))
+            self.found.offenders.append(Offender(column.name, problem, key))
         counts[problem] += 1
 
     def result(self) -> RangeVerification:
-        seconds = time.monotonic() - self.started
-        return RangeVerification(self.rows, self.columns, tuple(self.offenders), seconds)
+        self.found.seconds = time.monotonic() - self.started
+        return self.found
 
     def _token(self, column: Column, value: str | None, version: int, current: str | None) -> str | None:
         """The token that belongs to an envelope: of its own version, for a lookup asks for those of either."""
         if value is None or version == self.target.keys.current_version:
             return current
         return search_token(self.target.keys, value, column.context, version)
-
-
-def _comparison(
-    connection: Connection, target: Target, definition: TableDefinition, state: TableState
-) -> _Comparison:
-    return _Comparison(definition, target, state.authority == "ciphertext", retired_versions(connection))
 
 
 def verify_range(
@@ -254,7 +246,7 @@ def verify_range(
         hold_plan(connection, table)
         batch_range = read_range(connection, table, number)
         definition = read_table(connection, table, plaintext=state.state.has_both_sides)
-        comparison = _comparison(connection, target, definition, state)
+        comparison = _Comparison(definition, target, state.authority, retired_versions(connection))
         comparison.quarantined = {row.key for row in read_quarantine(connection, table, number)}
         verified_at, since = connection.execute(
             "SELECT clock_timestamp(), pg_snapshot_xmin(pg_current_snapshot())::text"
@@ -275,7 +267,7 @@ def verify_range(
                 comparison.compare(read)
                 position = key_at(read, len(definition.key), -1)
             if on_progress is not None:
-                on_progress(comparison.rows, time.monotonic() - comparison.started)
+                on_progress(comparison.found.rows, time.monotonic() - comparison.started)
         keep_verification(
             connection,
             table,
@@ -284,11 +276,12 @@ def verify_range(
             since=since,
             definition=definition.shape(),
             key_check=target.keys.check_value(target.keys.current_version),
-            rows=comparison.rows,
+            rows=comparison.found.rows,
             columns={
-                name: {kind: counts[kind] for kind in KINDS} for name, counts in comparison.columns.items()
+                name: {kind: counts[kind] for kind in KINDS}
+                for name, counts in comparison.found.columns.items()
             },
-            offenders=[asdict(offender) for offender in comparison.offenders],
+            offenders=[asdict(offender) for offender in comparison.found.offenders],
             run_id=target.actor.run_id,
         )
     return comparison.result()
@@ -303,7 +296,7 @@ def _compare_alone(
     if not found[0]:
         return None
     key = key_at(found, width, 0)
-    comparison.rows += 1
+    comparison.found.rows += 1
     for column in definition.table.columns:
         query = sql.select_for_verification(definition, condition, (column,))
         try:
@@ -316,11 +309,11 @@ def _compare_alone(
     return key
 
 
-def faults(read: Texts, definition: TableDefinition, target: Target) -> tuple[Offender, ...]:
+def faults(read: Texts, definition: TableDefinition, target: Target) -> list[Offender]:
     """Every fault of rows read by :func:`sql.select_for_verification` while plaintext is the source of truth."""
     comparison = _Comparison(definition, target, names_at_most=math.inf)
     comparison.compare(read)
-    return tuple(comparison.offenders)
+    return comparison.found.offenders
 
 
 def verify_changed(target: Target, table: Table, since: int, *, seconds: float) -> RangeVerification:
@@ -344,7 +337,7 @@ def verify_changed(target: Target, table: Table, since: int, *, seconds: float) 
     ) as connection:
         state = require_state(connection, table)
         definition = read_table(connection, table, plaintext=state.state.has_both_sides)
-        comparison = _comparison(connection, target, definition, state)
+        comparison = _Comparison(definition, target, state.authority, retired_versions(connection))
 
         def allow_what_is_left() -> None:
             milliseconds = int((until - time.monotonic()) * 1000)
@@ -361,12 +354,13 @@ def verify_changed(target: Target, table: Table, since: int, *, seconds: float) 
                         comparison.compare(read)
                         allow_what_is_left()
         except psycopg.errors.QueryCanceled:
+            rows = comparison.found.rows
             # By somebody else, where there was time left: less than a millisecond is none.
             if until - time.monotonic() > 0.001:
                 raise
             raise RefusedError(
                 f"Looking for what changed in {table.key} since its verification took more than {seconds:g} s: "
-                f"{comparison.rows:,} changed rows were verified by then. Verify the table again (--verify --table "
+                f"{rows:,} changed rows were verified by then. Verify the table again (--verify --table "
                 f"{table.key}), so that fewer are left, or allow more time (setting drop_verification_seconds); "
                 "nothing was changed."
             ) from None
@@ -375,7 +369,7 @@ def verify_changed(target: Target, table: Table, since: int, *, seconds: float) 
                 f"Among the rows of {table.key} changed since its verification are values that cannot be read. Verify "
                 f"the table again (--verify --table {table.key}), which names them; nothing was changed."
             ) from None
-    comparison.offenders.sort(key=str)
+    comparison.found.offenders.sort(key=str)
     return comparison.result()
 
 

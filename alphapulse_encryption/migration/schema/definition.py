@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from alphapulse_encryption.catalogue import Catalogue, Column, Table
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.postgres.database import Connection
-from alphapulse_encryption.migration.postgres.ddl import ATTEMPTS, in_short_transaction
+from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 
 # Of tables c in schemas n, those of the application: no partitions, and none of the system, of an extension or ours.
 OF_THE_APPLICATION: LiteralString = """
@@ -163,7 +163,9 @@ def read_table(
     if connection.info.transaction_status is not TransactionStatus.IDLE:
         return read()
     doing = f"look at the table {table.key}"
-    return in_short_transaction(connection, doing, read, attempts=1 if once else ATTEMPTS)
+    if once:
+        return in_short_transaction(connection, doing, read, attempts=1)
+    return in_short_transaction(connection, doing, read)
 
 
 def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> TableDefinition:
