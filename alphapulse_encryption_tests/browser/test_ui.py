@@ -130,6 +130,7 @@ def test_the_jobs_are_listed(pages: Pages) -> None:
     assert stages | by_hand | {"restore_plaintext"} <= set(pages.jobs())
 
 
+@pytest.mark.long
 def test_drop_and_restore_by_the_launchpad_alone(pages: Pages, demo: Demonstration) -> None:
     table, columns = (
         "trading_accounts",

@@ -144,6 +144,7 @@ def appears_in_order(lines: Sequence[str], text: str) -> bool:
     return all(line in remaining for line in lines)
 
 
+@pytest.mark.long
 def test_demo_again_and_drop(home: Home) -> None:
     with Processes() as processes:
         _walk(home)

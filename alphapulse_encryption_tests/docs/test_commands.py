@@ -180,6 +180,7 @@ def versions(url: str) -> set[int]:
     return found
 
 
+@pytest.mark.long
 def test_the_pages_can_be_followed(walked: Walk) -> None:
     shown = [
         plain(command)
@@ -240,11 +241,13 @@ def problem_of(command: str, block: Block) -> str | None:
     )
 
 
+@pytest.mark.long
 def test_every_option_of_ours_that_is_shown_is_run(walked: Walk) -> None:
     shown = {flag for block in BLOCKS for ours in own_commands(block.text) for flag in ours.flags}
     assert shown - walked.flags - RUN_BY_OTHERS == set(), "no test runs these (RUN_BY_OTHERS)"
 
 
+@pytest.mark.long
 def test_statements_in_the_text_are_accepted_by_the_server(walked: Walk) -> None:
     statements = {
         code

@@ -60,6 +60,7 @@ def decrypted(url: str, version: int = 1) -> dict[str, Mapping[Any, str | None]]
     return found
 
 
+@pytest.mark.long
 def test_every_step_is_done_by_the_role_it_is_for(theirs: Place, separated: Separated) -> None:
     before = plaintexts(theirs.url)
 

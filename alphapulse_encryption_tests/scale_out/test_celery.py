@@ -131,17 +131,23 @@ def test_two_workers(here: Place) -> None:
         first = stack.enter_context(worker(here, "first"))
         second = stack.enter_context(worker(here, "second"))
         watch = Watch(here, stack.enter_context(here.instance()))
-        here.succeeds("--add-columns", "--table", "trades", "--table", "positions", "--table", "users")
+        here.succeeds("--add-columns", "--table", "trades")
         _one_is_killed(here, watch, first, second)
-        second = stack.enter_context(worker(here, "third"))
-        support.until(lambda: "takes runs" in second.text, "it is ready")
-        _pools_hold(here, watch, {first.process.pid, second.process.pid})
-        verified = here.succeeds(
-            *("--verify", "--runs", "2", "--table", "users", "--table", "trades", "--table", "positions")
-        )
+        _nothing_is_told(here, [overseer, first, second])
+
+
+@pytest.mark.long
+def test_pools(here: Place) -> None:
+    with ExitStack() as stack:
+        stack.enter_context(daemon(here))
+        workers = [stack.enter_context(worker(here, name)) for name in ("first", "second")]
+        watch = Watch(here, stack.enter_context(here.instance()))
+        here.succeeds("--add-columns", "--table", "positions", "--table", "users")
+        support.until(lambda: all("takes runs" in each.text for each in workers), "both are ready")
+        _pools_hold(here, watch, {each.process.pid for each in workers})
+        verified = here.succeeds("--verify", "--runs", "2", "--table", "users", "--table", "positions")
         assert "  Failed: 0" in verified
         assert {run.status for run in watch.runs("users", "verify_data")} == {dg.DagsterRunStatus.SUCCESS}
-        _nothing_is_told(here, [overseer, first, second])
 
 
 def _one_is_killed(here: Place, watch: Watch, first: Service, second: Service) -> None:
@@ -266,7 +272,7 @@ def _nothing_is_told(here: Place, services: list[Service]) -> None:
             for pid in service.pids():
                 assert secret not in Path(f"/proc/{pid}/cmdline").read_text()
     messages = support.run(here.dagster_url, "SELECT payload FROM kombu_message")
-    assert len(messages) >= 10
+    assert messages
     for (payload,) in messages:
         for secret in (here.url, here.dagster_url, here.master_key):
             assert secret not in payload
