@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from psycopg.sql import SQL, Identifier, Literal
 
 from alphapulse_encryption.migration.bookkeeping import install
@@ -60,24 +58,21 @@ def begin_script(connection: Connection, owner: str) -> str:
         RefusedError: something of our names is there and is not ours.
     """
     replaced = install.refuse_for_script(connection)
-    parts = [*_begin(connection, owner), *(f"{text}\n" for text in replaced)]
+    version = install.version_of(connection)
+    texts = LAYOUT.missing(version)
+    if version <= 0:
+        begin = _BEGIN.replace("{schema}", Literal(SCHEMA).as_string(connection))
+        begin = begin.replace("{owner}", Literal(owner).as_string(connection))
+        parts = [begin.replace("{texts}", "\n".join(texts))]
+    else:
+        parts = [
+            _NEXT.replace("{number}", str(number)).replace("{text}", text)
+            for number, text in enumerate(texts, version + 1)
+        ]
+    parts += [f"{text}\n" for text in replaced]
     for kind, name in install.owned(LAYOUT):
         statement = SQL("ALTER {} {} OWNER TO {};\n").format(SQL(kind), name, Identifier(owner))
         parts.append(statement.as_string(connection))
     views = Literal([install.WATCHED, install.ASKED]).as_string(connection)
     parts += [_TAKE_BACK.replace("{views}", views), _RULE]
     return "".join(parts)
-
-
-def _begin(connection: Connection, owner: str) -> Iterator[str]:
-    version = install.version_of(connection)
-    texts = LAYOUT.missing(version)
-    if version <= 0:
-        yield (
-            _BEGIN.replace("{schema}", Literal(SCHEMA).as_string(connection))
-            .replace("{owner}", Literal(owner).as_string(connection))
-            .replace("{texts}", "\n".join(texts))
-        )
-        return
-    for number, text in zip(range(version + 1, LAYOUT.latest + 1), texts, strict=True):
-        yield _NEXT.replace("{number}", str(number)).replace("{text}", text)
