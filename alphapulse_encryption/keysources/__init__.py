@@ -37,7 +37,9 @@ def load_key_ring(environ: Mapping[str, str] | None = None) -> KeyRing:
     """
     environ = os.environ if environ is None else environ
     source = _key_source(environ)
-    current = _key_version(environ)
+    current = _version(environ.get(KEY_VERSION_VARIABLE) or "1")
+    if current is None:
+        raise ConfigurationError(f"{KEY_VERSION_VARIABLE} must be a whole number from 1 to {MAX_KEY_VERSION}")
     common = _find(source, None)
     listed = _listed_versions(environ)
     wanted = {current, *listed} if listed else range(1, current + 2)
@@ -78,13 +80,6 @@ def _key_source(environ: Mapping[str, str]) -> KeySource:
     raise ConfigurationError(
         f"{KEY_SOURCE_VARIABLE} names an unknown key source: supported are {', '.join(_SOURCES)}"
     )
-
-
-def _key_version(environ: Mapping[str, str]) -> int:
-    version = _version(environ.get(KEY_VERSION_VARIABLE) or "1")
-    if version is None:
-        raise ConfigurationError(f"{KEY_VERSION_VARIABLE} must be a whole number from 1 to {MAX_KEY_VERSION}")
-    return version
 
 
 def _listed_versions(environ: Mapping[str, str]) -> frozenset[int]:

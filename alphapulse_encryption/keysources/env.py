@@ -1,5 +1,6 @@
 """Master keys from environment variables."""
 
+import re
 from collections.abc import Mapping
 
 from alphapulse_encryption.crypto.keys import HOW_TO_MAKE_A_KEY, parse_master_key
@@ -25,7 +26,7 @@ class EnvironmentKeySource(KeySource):
         prefix = self.common + self.infix
         for variable in environ:
             suffix = variable.removeprefix(prefix)
-            if suffix != variable and suffix[:1].isdecimal() and not _is_version(suffix):
+            if suffix != variable and suffix[:1].isdecimal() and not re.fullmatch("[1-9][0-9]*", suffix):
                 raise ConfigurationError(
                     f"{variable} names no key version: {prefix} takes a number without leading zeros"
                 )
@@ -35,7 +36,3 @@ class EnvironmentKeySource(KeySource):
         if text is None or (name == self.common and not text.strip()):
             raise MasterKeyNotFound(f"{name} is not set: it must hold a master key; {HOW_TO_MAKE_A_KEY}")
         return parse_master_key(text, name=name)
-
-
-def _is_version(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and not text.startswith("0")

@@ -225,12 +225,9 @@ def failure(doing: str, error: psycopg.Error) -> DatabaseFailure:
     text = f"Could not {doing}: the database refused ({without_values(error)})."
     if state in _VALUE_FREE and error.diag.message_primary and not _said_by_a_function(error):
         text += f" It says: {error.diag.message_primary}."
-    if state == _INSUFFICIENT_PRIVILEGE:
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
         text += " Which role a step takes is in docs/roles.md; --roles-sql prints what each is given."
     return DatabaseFailure(text, state)
-
-
-_INSUFFICIENT_PRIVILEGE = "42501"
 
 
 # SQLSTATEs (PostgreSQL manual, appendix A) after which a new connection is needed.

@@ -89,12 +89,9 @@ def give_to_owner(connection: Connection, what: Composed, table: int) -> tuple[s
     Otherwise it would belong to the role that happened to run the step, and a colleague, as good a member of the
     table's owner, could not renew it. Left as it is where that owner may create nothing there.
 
-    Args:
-        what: its kind and name, as in ``VIEW public.v_users``.
-        table: the table's oid.
-
     Returns:
-        The table's owner, and the statements; none where nothing has to be done, or can be.
+        The owner of the table of that oid, and the statements for what has a kind and name, as ``VIEW public.v_users``;
+        none where nothing has to be done, or can be.
     """
     owner, possible = connection.execute(_OWNER, [table]).fetchall()[0]
     statement = SQL("ALTER {} OWNER TO {}").format(what, Identifier(owner))

@@ -10,12 +10,7 @@ from alphapulse_encryption.migration.postgres.database import Connection
 
 
 def hold(connection: Connection, name: str, *, shared: bool = False, transaction: bool = False) -> None:
-    """Wait for a lock.
-
-    Args:
-        shared: others may hold it as well, who ask for no more.
-        transaction: until the end of the transaction; of the session otherwise.
-    """
+    """Wait for a lock, held until the end of the session or ``transaction``; ``shared`` with those who ask no more."""
     _call(connection, "pg_advisory_" + ("xact_" if transaction else "") + "lock" + "_shared" * shared, name)
 
 

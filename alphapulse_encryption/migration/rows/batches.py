@@ -100,11 +100,7 @@ class NotReadable(Exception):
 
 
 def as_many_as_can_be_read(read: Callable[[int], T], limit: int) -> T:
-    """A batch; where one value in it cannot be read, the rows before it, found by halving.
-
-    Args:
-        read: takes the number of rows.
-        limit: how many to begin with.
+    """A batch of so many rows; where one value in it cannot be read, the rows before it, found by halving.
 
     Raises:
         NotReadable: already the first row cannot be read.

@@ -19,8 +19,8 @@ from alphapulse_encryption.migration.schema.indexes import is_usable, pending_in
 def pending_ranges(database: Database, tables: Iterable[Table]) -> list[tuple[str, int]]:
     """Keys of tables, and numbers of their completed ranges in which a row is pending.
 
-    Ranges that were not done yet are nobody's surprise, and tables without the pending index are left out: a look
-    at them would read all of them.
+    Ranges that were not done yet are nobody's surprise. Tables without the pending index are left out: a look would
+    read all of them.
 
     Raises:
         ConfigurationError: a table or column is missing.

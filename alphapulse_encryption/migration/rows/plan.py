@@ -56,10 +56,7 @@ def replan_ranges(database: Database, table: Table, actor: Actor, *, count: int)
 
     All ranges are pending afterwards. No progress is lost, because what is encrypted already is not read again
     where the pending index is there, and written in no case; what ranges were verified is, because those results
-    speak of other rows.
-
-    Returns:
-        The number of ranges; other steps ask for as many as ALPHAPULSE_BATCH_RANGES says.
+    speak of other rows. Other steps ask for as many ranges as ALPHAPULSE_BATCH_RANGES says.
 
     Raises:
         RefusedError: columns not added, the plaintext dropped or being restored, or somebody works on a range or relies
