@@ -33,7 +33,7 @@ from alphapulse_encryption.migration.target import Target
 VALID_FOR = timedelta(hours=24)
 LONGEST_VALID_FOR = timedelta(days=7)
 
-# Whom a drop is refused to: a person of the approver's name; whoever uses the approver's database role as well.
+# Whom a drop is refused to: a person of the approver's name; who uses the approver's database role as well.
 TwoPersonRule = Literal["off", "names", "roles"]
 
 

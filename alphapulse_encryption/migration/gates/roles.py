@@ -450,7 +450,7 @@ class _Script:
         owners = {table.owner: Identifier(table.owner) for table in self.tables if table.keeps_owner}
         for owner in {self.prefix + "owner": ours, **owners}.values():
             yield self._grant("{}", owner, to=["migrator"])
-            # Objects change hands under the rules for whoever takes them: they may create there.
+            # Objects change hands under the rules for who takes them: they may create there.
             for schema in self._schemas:
                 yield self._grant("USAGE, CREATE ON SCHEMA {}", schema, to=[owner])
         for table in self.tables:

@@ -1,4 +1,4 @@
-"""The planner's statistics of a table, taken anew beside the running application (``ANALYZE``)."""
+"""The planner's statistics of a table, taken again beside the running application (``ANALYZE``)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from alphapulse_encryption.migration.schema.definition import read_table
 def analyze(
     database: Database, table: Table, actor: Actor, *, on_progress: Callable[[str], None] | None = None
 ) -> int:
-    """Take a table's statistics anew, those of its partitions included; returns its rows, as estimated now.
+    """Take a table's statistics again, those of its partitions included; returns its rows, as estimated now.
 
     Nobody's reading or writing waits for it: its lock (SHARE UPDATE EXCLUSIVE) keeps out schema changes and other
     maintenance only, and is waited for in short attempts.

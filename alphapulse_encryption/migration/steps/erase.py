@@ -1,8 +1,8 @@
 """After the drop, in a maintenance window: rewrite the table and the planner's statistics, then look what remains.
 
-``DROP COLUMN`` erases nothing: the values stay in the row versions until these are written anew (PostgreSQL manual,
-``ALTER TABLE``, notes), and in old versions of the planner's statistics. ``VACUUM FULL`` writes both anew. It takes the
-table's ACCESS EXCLUSIVE lock for as long as that lasts: nobody reads or writes the table meanwhile.
+``DROP COLUMN`` erases nothing: the values stay in the row versions until these are written again (PostgreSQL manual,
+``ALTER TABLE``, notes), and in old versions of the planner's statistics. ``VACUUM FULL`` writes both again. It takes
+the table's ACCESS EXCLUSIVE lock for as long as that lasts: nobody reads or writes the table meanwhile.
 """
 
 from __future__ import annotations

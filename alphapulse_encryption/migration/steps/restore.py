@@ -113,7 +113,7 @@ def restore_plaintext(
 
 
 def _verify(target: Target, table: Table, number: int) -> None:
-    """The comparison of step 4, of what was restored: every value against its ciphertext, every token anew."""
+    """The comparison of step 4, of what was restored: each value against its ciphertext, each token computed again."""
     found = verify.verify_range(target, table, number)
     # The application may write plaintext again: that is pending, as it was before the drop.
     wrong = [offender for offender in found.offenders if offender.problem != "pending"]
