@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import dagster as dg
@@ -48,12 +47,7 @@ class Waiting:
             LeftRunning: in place of an interruption; what was submitted goes on without the command.
         """
         waits: list[_Awaited] = []
-        with _leaving(waits):
-            for run in runs:
-                waits.append(_Awaited(run))
-                submit(self.instance, run)
-                self.tell(f"  Submitted {waits[-1]}")
-            self._until_ended(waits)
+        self._wait(waits, runs)
         return Outcome.together([self._outcome(awaited) for awaited in waits])
 
     def for_earlier(self, runs: Sequence[dg.DagsterRun]) -> None:
@@ -65,10 +59,25 @@ class Waiting:
         waits = [_Awaited(run) for run in runs]
         if waits:
             self.tell("  Runs of an earlier command are under way; first they are waited for:")
-            for awaited in waits:
-                self.tell(f"  {awaited}")
-        with _leaving(waits):
+        for awaited in waits:
+            self.tell(f"  {awaited}")
+        self._wait(waits)
+
+    def _wait(self, waits: list[_Awaited], runs: Iterable[dg.DagsterRun] = ()) -> None:
+        """Submit these runs as well, and wait; where that is interrupted, say what goes on without this command."""
+        try:
+            for run in runs:
+                waits.append(_Awaited(run))
+                submit(self.instance, run)
+                self.tell(f"  Submitted {waits[-1]}")
             self._until_ended(waits)
+        except KeyboardInterrupt:
+            left = "\n".join(f"  {awaited}" for awaited in waits if not awaited.ended)
+            raise LeftRunning(
+                "no longer waiting. These runs go on without this command, or wait for a worker:\n"
+                f"{left}\n--stop-runs stops them, and so does Terminate in the UI; --pause has every backfill wait. "
+                "The same command again waits for them, and then does what is left."
+            ) from None
 
     def _until_ended(self, waits: Sequence[_Awaited]) -> None:
         answers = True
@@ -123,18 +132,3 @@ class Waiting:
             problems = (f"{awaited}: {next(ends, None) or 'it was deleted'}",)
         # Whatever stopped it, this command was not.
         return replace(outcome, problems=problems, interrupted=False)
-
-
-@contextmanager
-def _leaving(waits: Sequence[_Awaited]) -> Iterator[None]:
-    """Say of a command that is interrupted what goes on without it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        left = [str(awaited) for awaited in waits if not awaited.ended]
-        raise LeftRunning(
-            "no longer waiting. These runs go on without this command, or wait for a worker:\n"
-            + "\n".join(f"  {line}" for line in left)
-            + "\n--stop-runs stops them, and so does Terminate in the UI; --pause has every backfill wait. The same "
-            "command again waits for them, and then does what is left."
-        ) from None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import datetime
-from typing import TextIO
 
 from rich import box
 from rich.console import Console
@@ -16,9 +14,9 @@ from alphapulse_encryption.migration.insight.spans import Span
 NARROWEST, WIDEST = 80, 120
 
 
-def console(file: TextIO | None = None) -> Console:
+def console() -> Console:
     """Standard output, between 80 and 120 columns wide: what is wider is hard to read, what is narrower breaks."""
-    found = Console(file=file or sys.stdout, highlight=False, markup=False, emoji=False)
+    found = Console(highlight=False, markup=False, emoji=False)
     found.width = min(max(found.width if found.is_terminal else 110, NARROWEST), WIDEST)
     return found
 

@@ -198,16 +198,13 @@ class _Trial:
 
     def _others(self, recent: _Row, value: str) -> list[str | None]:
         """Values to change the plaintext to for a moment, the likeliest to be accepted first."""
-        others: list[str | None] = []
-        if not self.definition.columns[self.column.name].not_null:
-            others.append(None)
         rows = self.connection.execute(
             SQL("SELECT {}::text FROM ({}) t").format(Identifier("t", self.column.name), self._recent())
         )
-        others += [text for (text,) in rows if text is not None and text != value][:1]
-        # For what has to be unique; a type that is no text refuses it.
-        others.append(f"{value}~")
-        return others
+        another = [text for (text,) in rows if text not in (None, value)][:1]
+        nothing = [] if self.definition.columns[self.column.name].not_null else [None]
+        # The last one is for what has to be unique; a type that is no text refuses it.
+        return [*nothing, *another, f"{value}~"]
 
     def _attempt(self, row: _Row, write: Callable[[], None]) -> _Row | str:
         """Make a write and take it back: the row as it was then, or the SQLSTATE of the refusal."""

@@ -243,10 +243,11 @@ def _names(connection: Connection) -> set[str]:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the hints depend on; first columns of valid indexes, with None among them for an expression."""
+    """What the hints depend on."""
 
     rows: float
     columns: frozenset[str]
+    # First columns of valid indexes; None among them for an expression.
     leading: frozenset[str | None]
     switched: bool
 
@@ -274,13 +275,14 @@ def _facts(connection: Connection, table: Table) -> _Facts:
 
 
 def _columns(statement: Statement, known: Mapping[TableName, Table]) -> tuple[str, ...]:
-    return tuple(
-        sorted(
-            f"{known[name].key}.{column}"
-            for name, column in statement.columns
-            if any(column in {c.name, c.encrypted, c.search} for c in known[name].columns)
-        )
-    )
+    named = {
+        f"{known[name].key}.{column}" for name, column in statement.columns if column in _ours(known[name])
+    }
+    return tuple(sorted(named))
+
+
+def _ours(table: Table) -> set[str]:
+    return {name for column in table.columns for name in (column.name, column.encrypted, column.search)}
 
 
 def _hints(statement: Statement, known: Mapping[TableName, Table], facts: Mapping[str, _Facts]) -> list[str]:
@@ -300,17 +302,13 @@ def _hints(statement: Statement, known: Mapping[TableName, Table], facts: Mappin
 
 
 def _of_ciphertext(table: Table, column: Column, how: str) -> str:
-    instead = (
-        f"ask {column.search} for its token"
-        if column.searchable
-        else f"give {column.name} a search_index in the catalogue"
+    if how != "equality":
+        return f"sorts or filters by the ciphertext of {table.key}.{column.encrypted}, which says nothing of its value"
+    search = f"give {column.name} a search_index in the catalogue"
+    return (
+        f"compares {table.key}.{column.encrypted}, which is another text each time a value is encrypted and so "
+        f"equals nothing: {f'ask {column.search} for its token' if column.searchable else search}"
     )
-    if how == "equality":
-        return (
-            f"compares {table.key}.{column.encrypted}, which is another text each time a value is encrypted and so "
-            f"equals nothing: {instead}"
-        )
-    return f"sorts or filters by the ciphertext of {table.key}.{column.encrypted}, which says nothing of its value"
 
 
 def _of_plaintext(table: Table, column: Column, how: str, facts: _Facts) -> str | None:
@@ -330,8 +328,7 @@ def _of_plaintext(table: Table, column: Column, how: str, facts: _Facts) -> str 
 
 def _of_index(table: Table, conditions: frozenset[str], facts: _Facts) -> str | None:
     """Equalities on nothing but columns of the catalogue, none of which any index begins with."""
-    ours = {name for column in table.columns for name in (column.name, column.encrypted, column.search)}
-    beside_it = not conditions <= ours & facts.columns or facts.rows < ROWS_WORTH_AN_INDEX
+    beside_it = not conditions <= _ours(table) & facts.columns or facts.rows < ROWS_WORTH_AN_INDEX
     if beside_it or conditions & facts.leading or None in facts.leading:
         return None
     return (
