@@ -67,8 +67,6 @@ class Field:
 
 @dataclass(frozen=True)
 class Shape:
-    """A table."""
-
     table: Table
     # All columns that an application would write, the key first; not the generated ones, nor the engine's.
     fields: tuple[Field, ...]
