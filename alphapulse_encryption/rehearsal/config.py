@@ -74,5 +74,4 @@ class RehearsalConfig(PacingConfig):
 
     @property
     def pace(self) -> PaceConfig:
-        """The pace of the backfill."""
         return PaceConfig(**self.model_dump(include=set(PacingConfig.model_fields)))

@@ -67,7 +67,6 @@ class TableSize(_Measure):
         return self.heap + self.indexes
 
     def times(self, times: float) -> TableSize:
-        """One with so many times the rows."""
         return TableSize(**{name: round(amount * times) for name, amount in self})
 
 

@@ -289,7 +289,6 @@ def held(on: Database, name: str, stage: Stage) -> Iterator[Mark]:
 
 
 def keep(on: Database, name: str) -> None:
-    """Keep a clone for good."""
     with on.session("keep the clone") as connection:
         if (mark := read_clones(connection).get(name)) is not None:
             write_mark(connection, name, mark.model_copy(update={"keep": True}))

@@ -95,7 +95,6 @@ class Identity:
 
 
 def identity(connection: Connection) -> Identity:
-    """Which server and database a session is connected to."""
     cluster = None
     with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
         cluster = answer(connection, "SELECT system_identifier::text FROM pg_control_system()")

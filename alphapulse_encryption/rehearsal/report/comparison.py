@@ -49,8 +49,6 @@ PACED = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """A rehearsal beside those before it."""
-
     # Those it was compared with, in the order of time.
     earlier: tuple[Rehearsal, ...]
     # A sentence for each thing that got worse.

@@ -28,7 +28,6 @@ Record = dict[str, str | int | float | bool | None]
 
 
 def build_asset() -> dg.AssetSpec:
-    """The external asset ``staging_rehearsal``."""
     return dg.AssetSpec(
         key=ASSET_KEY,
         group_name="rehearsal",
@@ -41,7 +40,6 @@ def build_asset() -> dg.AssetSpec:
 def keep(
     context: dg.OpExecutionContext, rehearsal: Rehearsal, past: Sequence[Rehearsal], page: Path | None
 ) -> None:
-    """Add a rehearsal."""
     context.log_event(
         dg.AssetMaterialization(
             asset_key=ASSET_KEY,

@@ -153,8 +153,6 @@ class Trial:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How good earlier predictions were."""
-
     trials: tuple[Trial, ...] = ()
 
     @property
@@ -199,7 +197,6 @@ def predict(rehearsals: Sequence[Rehearsal], sizes: Sizes, accuracy: Accuracy | 
 
 
 def times_as_large(sizes: Sizes, times: float) -> Sizes:
-    """Sizes of a database with so many times the rows."""
     tables = {key: size.times(times) for key, size in sizes.tables.items()}
     return Sizes(database=round(sizes.database * times), tables=tables)
 

@@ -79,7 +79,6 @@ def write_history(history: Sequence[Rehearsal], directory: Path) -> Path:
 
 
 def page(rehearsal: Rehearsal, history: Sequence[Rehearsal]) -> str:
-    """The report as HTML."""
     found = Found.of(rehearsal, history)
     traffic = [measure.traffic for measure in rehearsal.stages if measure.traffic is not None]
     sizes = [rehearsal.before, *(one.sizes for one in rehearsal.stages if one.sizes is not None)]

@@ -23,8 +23,6 @@ _MOST_SUBJECTS = 6
 
 
 class Level(StrEnum):
-    """How ready."""
-
     READY = "Ready"
     WARNINGS = "Ready, with warnings"
     NOT_READY = "Not ready"

@@ -74,13 +74,11 @@ def milliseconds(amount: float | None) -> str:
 
 
 def span_of_time(span: Span) -> str:
-    """A duration with its range."""
     low, high = duration(span.low), duration(span.high)
     return low if low == high else f"{low} to {high}"
 
 
 def span_of_size(span: Span) -> str:
-    """Bytes with their range."""
     low, high = size(span.low), size(span.high)
     return low if low == high else f"{low} to {high}"
 

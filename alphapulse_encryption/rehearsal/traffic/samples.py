@@ -35,7 +35,6 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def latency(kind: str, way: str, samples: Iterable[Sample]) -> Latency:
-    """The latencies of some requests."""
     chosen = list(samples)
     times = sorted(sample.milliseconds for sample in chosen)
     return Latency(
@@ -52,7 +51,6 @@ def latency(kind: str, way: str, samples: Iterable[Sample]) -> Latency:
 
 
 def by_kind(samples: Iterable[Sample]) -> tuple[Latency, ...]:
-    """The latencies of each kind and way."""
     ordered = sorted(samples, key=lambda sample: (sample.kind, sample.way))
     grouped = groupby(ordered, key=lambda sample: (sample.kind, sample.way))
     return tuple(latency(kind, way, group) for (kind, way), group in grouped)

@@ -67,8 +67,6 @@ class Field:
 
 @dataclass(frozen=True)
 class Shape:
-    """A table."""
-
     table: Table
     # All columns that an application would write, the key first; not the generated ones, nor the engine's.
     fields: tuple[Field, ...]
@@ -139,9 +137,9 @@ def read_shape(connection: Connection, table: Table) -> Shape:
         column = live.get(name) or dropped[name]
         if column.generated and name not in key:
             continue
-        kind = kind_of(column.type)
-        entry = sensitive.get(name) if kind is not None else None
-        if name in sensitive and kind is None:
+        plain, encrypts = kind_of(column.type)
+        entry = sensitive.get(name)
+        if entry is not None and encrypts is None:
             left_out.append(f"column {table.key}.{name}: the runtime library has no type for {column.type}")
             if not column.not_null:
                 continue
@@ -149,12 +147,9 @@ def read_shape(connection: Connection, table: Table) -> Shape:
             Field(
                 name=name,
                 attribute=f"column{names.index(name)}",
-                type=kind[0] if kind is not None else NullType(),
-                encrypted=kind[1](entry.context) if kind is not None and entry is not None else None,
-                searchable=kind is not None
-                and entry is not None
-                and entry.searchable
-                and _has_one_text(kind[0]),
+                type=plain,
+                encrypted=encrypts(entry.context) if entry is not None and encrypts is not None else None,
+                searchable=entry is not None and entry.searchable and _has_one_text(plain),
                 required=column.not_null or name in set_aside,
                 in_key=name in key,
                 given=column.default is not None or column.generated,
@@ -199,22 +194,19 @@ def _unique_columns(connection: Connection, definition: TableDefinition) -> set[
 def _has_one_text(kind: TypeEngine[Any]) -> bool:
     """Whether equal values have one text form, which a token is that of."""
     unscaled = isinstance(kind, sa.Numeric) and kind.scale is None
-    return not unscaled and not isinstance(kind, sa.Double | JSON)
+    return not unscaled and not isinstance(kind, sa.Double | JSON | NullType)
 
 
 def _can_be_fresh(column: LiveColumn | None) -> bool:
-    if column is None:
-        return True
-    kind = kind_of(column.type)
-    return kind is not None and isinstance(kind[0], sa.String | sa.Uuid)
+    return column is None or isinstance(kind_of(column.type)[0], sa.String | sa.Uuid)
 
 
 def _moment(*, timezone: bool) -> Kind:
     return sa.DateTime(timezone=timezone), partial(orm.EncryptedDateTime, timezone=timezone)
 
 
-# What PostgreSQL calls a type, SQLAlchemy's for it, and the runtime library's beside it.
-Kind = tuple[TypeEngine[Any], Callable[[str], TypeEngine[Any]]]
+# What PostgreSQL calls a type, SQLAlchemy's for it, and the runtime library's beside it, of a context.
+Kind = tuple[TypeEngine[Any], Callable[[str], TypeEngine[Any]] | None]
 _KINDS: Mapping[str, Kind] = {
     "text": (sa.Text(), orm.EncryptedString),
     "character varying": (sa.String(), orm.EncryptedString),
@@ -237,15 +229,15 @@ _DIGITS_OF = re.compile(r"numeric\((\d+),(-?\d+)\)")
 _PRECISION = re.compile(r"(timestamp)\(\d\)( with(?:out)? time zone)")
 
 
-def kind_of(name: str) -> Kind | None:
-    """The types for what ``format_type`` prints; None where an application would need one of its own."""
+def kind_of(name: str) -> Kind:
+    """The types for what ``format_type`` prints; of no encrypted one where an application would need its own."""
     name = _PRECISION.sub(r"\1\2", name.removeprefix("pg_catalog."))
     if match := _LENGTH.fullmatch(name):
         return sa.String(int(match[1])), orm.EncryptedString
     if match := _DIGITS_OF.fullmatch(name):
         scale = int(match[2])
         return sa.Numeric(int(match[1]), scale), partial(orm.EncryptedNumeric, scale=scale)
-    return _KINDS.get(name)
+    return _KINDS.get(name, (NullType(), None))
 
 
 def digest(value: Any) -> bytes:
