@@ -24,13 +24,20 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 import requests
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_exponential,
+)
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.secrecy import unlogged
 
-# Seconds before each try, where the server names no others.
-PAUSES = (0.0, 0.5, 2.0)
+ATTEMPTS = 3
 # Dagster ends a sensor's tick after a minute. Channels are told side by side, and none begins anew after this.
 PATIENCE_SECONDS = 25.0
 # Each step of a conversation has its own time limit; this is that of all of them together.
@@ -242,25 +249,34 @@ def deliver(
 
 
 def _sent(channel: Channel, message: Message, sleep: Callable[[float], None]) -> str | None:
-    deadline = time.monotonic() + PATIENCE_SECONDS - CONNECT_SECONDS - ANSWER_SECONDS
-    problem: DeliveryError | None = None
-    for usual in PAUSES:
-        if problem is not None:
-            pause = usual if problem.after is None else problem.after
-            if not problem.again or time.monotonic() + pause >= deadline:
-                break
-            sleep(pause)
+    usual = wait_exponential(multiplier=0.5, exp_base=4)
+
+    def send() -> None:
         try:
             channel.send(message)
-            return None
-        except DeliveryError as error:
-            problem = error
         except OSError as error:
-            problem = _trouble(error)
-        except Exception as error:
-            # Its text could quote an address.
-            return f"unexpected {type(error).__name__}"
-    return str(problem)
+            raise _trouble(error) from None
+
+    def pause(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome is not None else None
+        asked = error.after if isinstance(error, DeliveryError) else None
+        return usual(state) if asked is None else asked
+
+    try:
+        Retrying(
+            retry=retry_if_exception(lambda error: isinstance(error, DeliveryError) and error.again),
+            stop=stop_after_attempt(ATTEMPTS)
+            | stop_before_delay(PATIENCE_SECONDS - CONNECT_SECONDS - ANSWER_SECONDS),
+            wait=pause,
+            sleep=sleep,
+            reraise=True,
+        )(send)
+    except DeliveryError as error:
+        return str(error)
+    except Exception as error:
+        # Its text could quote an address.
+        return f"unexpected {type(error).__name__}"
+    return None
 
 
 def trial_message(label: str | None) -> Message:
