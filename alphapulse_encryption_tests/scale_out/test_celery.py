@@ -133,7 +133,7 @@ def test_two_workers(here: Place) -> None:
         watch = Watch(here, stack.enter_context(here.instance()))
         here.succeeds("--add-columns", "--table", "trades")
         _one_is_killed(here, watch, first, second)
-        _nothing_is_told(here, [overseer, first, second])
+        _nothing_is_told(here, [overseer, first])
 
 
 @pytest.mark.long
