@@ -13,8 +13,8 @@ from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.defs.alerts import sensors as alerts
 from alphapulse_encryption.defs.assets import build_assets, slow_encrypted_queries
 from alphapulse_encryption.defs.jobs import build_jobs, catch_up, rotate_keys
-from alphapulse_encryption.defs.resources.border import loading
 from alphapulse_encryption.defs.resources.partitions import Partitions
+from alphapulse_encryption.defs.resources.reporting import loading
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.rehearsal import job as rehearsal
 from alphapulse_encryption.rehearsal.report import history

@@ -16,7 +16,7 @@ from alphapulse_encryption.definitions import build_defs
 from alphapulse_encryption.guide import Needs, Stage, Step
 from alphapulse_encryption.lifecycle import TRANSITIONS
 from alphapulse_encryption.migration.gates.roles import RIGHTS, roles_sql
-from alphapulse_encryption.migration.insight.preview import Plan, make_plan
+from alphapulse_encryption.migration.insight.plan import Plan, make_plan
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.rehearsal.measures import DAY
 from alphapulse_encryption_tests.migration import support

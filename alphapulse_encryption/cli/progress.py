@@ -20,14 +20,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from alphapulse_encryption.beside import beside
+from alphapulse_encryption.background import in_background
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.bookkeeping.ranges import rows_done, waiting_for
 from alphapulse_encryption.migration.bookkeeping.verifications import rows_verified
 from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.build_progress import build_waits_for, under_way
 from alphapulse_encryption.migration.postgres.database import Connection, Database
-from alphapulse_encryption.migration.postgres.waits import build_waits_for, under_way
 
 # What the bar shows now, by the names of rich's ``Progress.update``.
 Look = Callable[[Connection], dict[str, Any]]
@@ -114,7 +114,7 @@ def progress_bar(
                 ended = done.wait(_SECONDS_BETWEEN_LOOKS)
                 bar.update(task, **look(connection))
 
-    with bar, beside(watch, name="progress"):
+    with bar, in_background(watch, name="progress"):
         yield
 
 

@@ -10,9 +10,9 @@ import dagster as dg
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import load_catalogue
-from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN
-from alphapulse_encryption.defs.resources.border import actor, safely
+from alphapulse_encryption.defs.jobs.single_op import NEVER_AGAIN
 from alphapulse_encryption.defs.resources.processes import this_process
+from alphapulse_encryption.defs.resources.reporting import actor, safely
 from alphapulse_encryption.defs.resources.running import NOT_ENDED
 from alphapulse_encryption.defs.resources.schedules import cron
 from alphapulse_encryption.errors import ConfigurationError

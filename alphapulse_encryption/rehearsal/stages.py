@@ -21,8 +21,8 @@ from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.defs.assets import verified_data, verified_table
 from alphapulse_encryption.defs.jobs.erase_dropped import report_lines
-from alphapulse_encryption.defs.resources.border import actor
 from alphapulse_encryption.defs.resources.partitions import TablePart
+from alphapulse_encryption.defs.resources.reporting import actor
 from alphapulse_encryption.defs.resources.workers import parts_of, work_through
 from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import limits, quarantine

@@ -17,7 +17,7 @@ SHORTEST = 12
 # Errors that carry another one's text, or what a library calls its own.
 ELSEWHERE = {
     "defs/alerts/delivery.py",
-    "defs/jobs/once.py",
+    "defs/jobs/single_op.py",
     "migration/rows/fill.py",
     "orm/types.py",
     "settings.py",

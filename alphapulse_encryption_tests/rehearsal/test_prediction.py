@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alphapulse_encryption.migration.insight.spans import NOTHING, Span
+from alphapulse_encryption.migration.insight.estimates import NOTHING, Span
 from alphapulse_encryption.rehearsal.measures import (
     DAY,
     WAY_BACK,

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from alphapulse_encryption.cli.commands.parser import build_parser, check_usage
-from alphapulse_encryption.migration.insight.spans import Span
+from alphapulse_encryption.migration.insight.estimates import Span
 from alphapulse_encryption.rehearsal.measures import (
     Circumstances,
     Fault,

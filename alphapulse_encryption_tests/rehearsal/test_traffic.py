@@ -19,7 +19,7 @@ from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption.rehearsal.measures import Traffic
-from alphapulse_encryption.rehearsal.traffic.instances import APPLICATION_NAME, FINAL, KINDS
+from alphapulse_encryption.rehearsal.traffic.application import APPLICATION_NAME, FINAL, KINDS
 from alphapulse_encryption.rehearsal.traffic.samples import Sample, latency, moments
 from alphapulse_encryption.rehearsal.traffic.traffic import (
     MixConfig,

@@ -51,11 +51,11 @@ from alphapulse_encryption.migration.gates.backup import backup_identity
 from alphapulse_encryption.migration.gates.drill import refuse_unless_possible
 from alphapulse_encryption.migration.gates.offsite import open_client
 from alphapulse_encryption.migration.gates.roles import DEFAULT_PREFIX, refuse_unless_allowed, roles_sql
-from alphapulse_encryption.migration.insight.preview import Plan
+from alphapulse_encryption.migration.insight.plan import Plan
 from alphapulse_encryption.migration.insight.slow_queries import DEFAULT_LIMIT, slow_queries
 from alphapulse_encryption.migration.insight.status import Status, read_status
 from alphapulse_encryption.migration.postgres.database import Actor, DatabaseUnreachable
-from alphapulse_encryption.migration.rows.plan import check_ranges
+from alphapulse_encryption.migration.rows.batch_ranges import check_ranges
 from alphapulse_encryption.migration.schema.definition import check_catalogue
 from alphapulse_encryption.migration.steps.versions import count_versions, reinstate_version
 

@@ -15,8 +15,7 @@ from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.gates.findings import Finding
 from alphapulse_encryption.migration.gates.preflight import readable_size
-from alphapulse_encryption.migration.insight import preview
-from alphapulse_encryption.migration.insight.preview import Durations, Plan, Step, TablePlan
+from alphapulse_encryption.migration.insight.plan import USUAL, Durations, Plan, Step, TablePlan, make_plan
 from alphapulse_encryption.sample.postgres import embedded
 
 if TYPE_CHECKING:
@@ -38,14 +37,14 @@ def read_plan(catalogue: Catalogue, tables: Sequence[str]) -> Plan:
         keys = load_key_ring(key_environment())
     except MigrationError as error:
         unreadable.append(Finding("blocker", "key", error.args[0]))
-    plan = preview.make_plan(
+    made = make_plan(
         target_database(),
         [catalogue.table(key) for key in tables],
         keys,
         batch_ranges=settings.TargetVariables().batch_ranges,
         estimate=expected_durations,
     )
-    return plan.model_copy(update={"findings": (*unreadable, *plan.findings)})
+    return made.model_copy(update={"findings": (*unreadable, *made.findings)})
 
 
 def expected_durations(tables: Sequence[TablePlan]) -> Durations:
@@ -53,7 +52,7 @@ def expected_durations(tables: Sequence[TablePlan]) -> Durations:
     rehearsals = _rehearsals()
     newest = next((found for found in reversed(rehearsals) if found.failed_stage is None), None)
     if newest is None or not any(one.table in newest.before.tables for one in tables):
-        return preview.USUAL
+        return USUAL
     return by_rehearsal(newest, rehearsals, tables)
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alphapulse_encryption.migration.gates.preflight import readable_size
-from alphapulse_encryption.migration.insight.spans import Span
+from alphapulse_encryption.migration.insight.estimates import Span
 
 NARROWEST, WIDEST = 80, 120
 

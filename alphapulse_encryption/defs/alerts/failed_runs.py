@@ -16,7 +16,7 @@ from alphapulse_encryption import guide, settings
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.defs.alerts.delivery import Channel, Message, deliver
 from alphapulse_encryption.defs.alerts.wording import COMMAND, MOST_TOLD_AT_ONCE, outcome, plain, subject
-from alphapulse_encryption.defs.resources.border import counted
+from alphapulse_encryption.defs.resources.reporting import counted
 from alphapulse_encryption.defs.resources.target import TargetResource
 
 LONGEST_PROBLEM = 500

@@ -12,7 +12,7 @@ from alphapulse_encryption.defs.alerts import failed_runs
 from alphapulse_encryption.defs.alerts.delivery import VARIABLES, Channel, configured_channels, deliver
 from alphapulse_encryption.defs.alerts.ledger import Ledger, add_mark
 from alphapulse_encryption.defs.alerts.wording import outcome, written
-from alphapulse_encryption.defs.resources.border import safely
+from alphapulse_encryption.defs.resources.reporting import safely
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.migration.gates.findings import Alert

@@ -6,8 +6,8 @@ from pydantic import Field
 from alphapulse_encryption import settings
 from alphapulse_encryption.defs.assets.groups import PREPARE, TARGET_POOL
 from alphapulse_encryption.defs.resources import environment
-from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, safely
 from alphapulse_encryption.defs.resources.effects import REPORT
+from alphapulse_encryption.defs.resources.reporting import MetadataEntry, actor, safely
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.gates import offsite
 from alphapulse_encryption.migration.gates.backup import take_backup

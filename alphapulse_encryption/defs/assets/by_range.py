@@ -3,10 +3,10 @@
 import dagster as dg
 
 from alphapulse_encryption.defs.assets.groups import MIGRATE, TARGET_POOL, UPKEEP
-from alphapulse_encryption.defs.resources.border import MetadataEntry, counted, materialized, safely
 from alphapulse_encryption.defs.resources.effects import NOTHING
 from alphapulse_encryption.defs.resources.partitions import Partitions, over_ranges, parts_by_table
 from alphapulse_encryption.defs.resources.pools import in_table_pools
+from alphapulse_encryption.defs.resources.reporting import MetadataEntry, counted, materialized, safely
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.defs.resources.workers import PaceConfig, Work, work_through
 from alphapulse_encryption.migration.rows.backfill import backfill_range

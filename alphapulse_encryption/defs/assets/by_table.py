@@ -8,9 +8,9 @@ from pydantic import Field
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.defs.assets.groups import COLUMNS, DROP, MIGRATE, TARGET_POOL, VIEWS
-from alphapulse_encryption.defs.resources.border import counted, materialized, safely
 from alphapulse_encryption.defs.resources.effects import NOTHING, Effect, NoConfig, On
 from alphapulse_encryption.defs.resources.partitions import Partitions, over_ranges
+from alphapulse_encryption.defs.resources.reporting import counted, materialized, safely
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.defs.resources.workers import told
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes, reindex

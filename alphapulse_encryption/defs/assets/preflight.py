@@ -3,8 +3,8 @@
 import dagster as dg
 
 from alphapulse_encryption.defs.assets.groups import PREPARE, TARGET_POOL
-from alphapulse_encryption.defs.resources.border import as_table, safely
 from alphapulse_encryption.defs.resources.effects import REPORT
+from alphapulse_encryption.defs.resources.reporting import as_table, safely
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.gates.preflight import readable_size

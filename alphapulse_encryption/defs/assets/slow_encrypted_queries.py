@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from alphapulse_encryption.defs.assets.groups import MONITOR, TARGET_POOL
-from alphapulse_encryption.defs.resources.border import MetadataEntry, as_table, safely
+from alphapulse_encryption.defs.resources.reporting import MetadataEntry, as_table, safely
 from alphapulse_encryption.defs.resources.schedules import cron
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.insight import slow_queries

@@ -7,9 +7,9 @@ from contextlib import nullcontext
 import dagster as dg
 
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL, VERIFY
-from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, materialized, safely
 from alphapulse_encryption.defs.resources.partitions import Partitions, TablePart, over_ranges, parts_by_table
 from alphapulse_encryption.defs.resources.pools import in_table_pools
+from alphapulse_encryption.defs.resources.reporting import MetadataEntry, actor, materialized, safely
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.defs.resources.workers import WorkersConfig, in_workers
 from alphapulse_encryption.errors import MigrationError

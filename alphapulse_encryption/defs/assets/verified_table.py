@@ -6,8 +6,14 @@ from typing import Any, NamedTuple
 import dagster as dg
 
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL, VERIFY
-from alphapulse_encryption.defs.resources.border import MetadataEntry, actor, as_table, materialized, safely
 from alphapulse_encryption.defs.resources.partitions import Partitions, over_ranges
+from alphapulse_encryption.defs.resources.reporting import (
+    MetadataEntry,
+    actor,
+    as_table,
+    materialized,
+    safely,
+)
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists

@@ -6,9 +6,9 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from alphapulse_encryption.defs.jobs.once import op_job
-from alphapulse_encryption.defs.resources.border import as_table
+from alphapulse_encryption.defs.jobs.single_op import op_job
 from alphapulse_encryption.defs.resources.effects import REPORT, NoConfig, On
+from alphapulse_encryption.defs.resources.reporting import as_table
 from alphapulse_encryption.migration.bookkeeping.approvals import list_approvals
 from alphapulse_encryption.migration.gates import approvals
 from alphapulse_encryption.migration.gates.approvals import LONGEST_VALID_FOR, VALID_FOR

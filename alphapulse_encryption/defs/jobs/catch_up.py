@@ -3,8 +3,8 @@
 import dagster as dg
 
 from alphapulse_encryption import guide
-from alphapulse_encryption.defs.resources.border import safely
 from alphapulse_encryption.defs.resources.partitions import TablePart
+from alphapulse_encryption.defs.resources.reporting import safely
 from alphapulse_encryption.defs.resources.running import NOT_ENDED
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.postgres.database import Actor

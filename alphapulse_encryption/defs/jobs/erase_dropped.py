@@ -5,9 +5,9 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from alphapulse_encryption.defs.jobs.once import op_job
-from alphapulse_encryption.defs.resources.border import as_table
+from alphapulse_encryption.defs.jobs.single_op import op_job
 from alphapulse_encryption.defs.resources.effects import REPORT, TABLES_CHANGED, On
+from alphapulse_encryption.defs.resources.reporting import as_table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.steps import erase
 from alphapulse_encryption.migration.steps.erase import ErasureResult

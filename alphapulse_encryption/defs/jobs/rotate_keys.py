@@ -7,11 +7,11 @@ import dagster as dg
 
 from alphapulse_encryption.defs.assets import by_range, verified_data
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL
-from alphapulse_encryption.defs.jobs.once import NEVER_AGAIN, AnyTablesConfig, named_tables
-from alphapulse_encryption.defs.resources.border import actor, counted, safely
+from alphapulse_encryption.defs.jobs.single_op import NEVER_AGAIN, AnyTablesConfig, named_tables
 from alphapulse_encryption.defs.resources.effects import REPORT
 from alphapulse_encryption.defs.resources.partitions import TablePart
 from alphapulse_encryption.defs.resources.pools import in_table_pools
+from alphapulse_encryption.defs.resources.reporting import actor, counted, safely
 from alphapulse_encryption.defs.resources.schedules import cron
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.defs.resources.workers import PaceConfig, parts_of, work_through

@@ -3,7 +3,7 @@
 import dagster as dg
 from pydantic import Field
 
-from alphapulse_encryption.defs.jobs.once import op_job
+from alphapulse_encryption.defs.jobs.single_op import op_job
 from alphapulse_encryption.defs.resources.effects import On
 from alphapulse_encryption.migration.bookkeeping.limits import Limits, change_limits
 

@@ -7,14 +7,14 @@ from pydantic import Field
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.defs.assets import by_table
-from alphapulse_encryption.defs.jobs.once import TablesConfig, table_job
-from alphapulse_encryption.defs.resources.border import counted
+from alphapulse_encryption.defs.jobs.single_op import TablesConfig, table_job
 from alphapulse_encryption.defs.resources.effects import Effect, On
 from alphapulse_encryption.defs.resources.environment import uses_sample
+from alphapulse_encryption.defs.resources.reporting import counted
 from alphapulse_encryption.defs.resources.workers import told
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.gates.preflight import readable_size
-from alphapulse_encryption.migration.rows import plan, repair
+from alphapulse_encryption.migration.rows import batch_ranges, repair
 from alphapulse_encryption.migration.schema import indexes
 from alphapulse_encryption.migration.schema.indexes import IndexChoice
 from alphapulse_encryption.migration.steps import analyze, drop, restore, switch
@@ -119,7 +119,7 @@ def _restore(on: On[RestoreConfig], table: Table) -> Effect:
 
 def _replan(on: On[TablesConfig], table: Table) -> Effect:
     on.resource.refuse_another_key()
-    count = plan.replan_ranges(on.database, table, on.actor, count=on.resource.batch_ranges)
+    count = batch_ranges.replan_ranges(on.database, table, on.actor, count=on.resource.batch_ranges)
     return Effect(f"cut into {count} batch ranges", [f"✓ Cut anew into batch ranges: {table.key}"])
 
 

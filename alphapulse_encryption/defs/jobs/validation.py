@@ -10,9 +10,9 @@ import dagster as dg
 from pydantic import Field
 
 from alphapulse_encryption import settings
-from alphapulse_encryption.defs.jobs.once import AnyTablesConfig, named_tables, op_job
-from alphapulse_encryption.defs.resources.border import as_table
+from alphapulse_encryption.defs.jobs.single_op import AnyTablesConfig, named_tables, op_job
 from alphapulse_encryption.defs.resources.effects import REPORT, On
+from alphapulse_encryption.defs.resources.reporting import as_table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.insight import query_benchmark
 from alphapulse_encryption.migration.insight.live_check import ColumnCheck, live_check

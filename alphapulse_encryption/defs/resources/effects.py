@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import dagster as dg
 
 from alphapulse_encryption.catalogue import Catalogue
-from alphapulse_encryption.defs.resources.border import MetadataEntry, actor
+from alphapulse_encryption.defs.resources.reporting import MetadataEntry, actor
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.target import Target

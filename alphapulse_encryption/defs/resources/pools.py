@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from alphapulse_encryption.defs.dagster_private import InstanceConcurrencyContext
-from alphapulse_encryption.defs.resources.border import Context
+from alphapulse_encryption.defs.resources.reporting import Context
 
 _SECONDS_BETWEEN_TRIES = 0.25
 

@@ -19,7 +19,7 @@ import psycopg
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from alphapulse_encryption.beside import beside
+from alphapulse_encryption.background import in_background
 from alphapulse_encryption.defs.resources import tags
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.postgres import locks
@@ -85,7 +85,7 @@ def run_lease(instance: dg.DagsterInstance, run_id: str) -> Iterator[bool]:
         yield False
         return
     # In the end it may be asking a server that does not answer any more.
-    with beside(lease.keep, name="run lease", patience=SECONDS_BETWEEN_LOOKS):
+    with in_background(lease.keep, name="run lease", patience=SECONDS_BETWEEN_LOOKS):
         yield True
 
 
@@ -166,5 +166,5 @@ def executing(instance: dg.DagsterInstance, run_id: str) -> Iterator[bool]:
                     return
 
         # In the end it may be asking a server that does not answer any more; the run does not depend on it.
-        with beside(watch, name="stopped from elsewhere", patience=SECONDS_BETWEEN_LOOKS):
+        with in_background(watch, name="stopped from elsewhere", patience=SECONDS_BETWEEN_LOOKS):
             yield True

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from alphapulse_encryption import bounds
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.defs.resources.border import Context, MetadataEntry, actor, counted
 from alphapulse_encryption.defs.resources.partitions import TablePart, range_name
+from alphapulse_encryption.defs.resources.reporting import Context, MetadataEntry, actor, counted
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.logfiles import note

@@ -25,7 +25,7 @@ from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.verify import TableVerification
-from alphapulse_encryption.migration.schema import indexes, saved
+from alphapulse_encryption.migration.schema import indexes, saved_ddl
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.dependants import stops_of_the_drop
 from alphapulse_encryption.migration.target import Target
@@ -119,9 +119,9 @@ def _bound_definition(connection: Connection, definition: TableDefinition) -> st
     return hashlib.sha256(f"{definition.fingerprint()} {goes.model_dump_json()}".encode()).hexdigest()
 
 
-def _what_goes(connection: Connection, definition: TableDefinition) -> saved.SavedTable:
+def _what_goes(connection: Connection, definition: TableDefinition) -> saved_ddl.SavedTable:
     state = require_state(connection, definition.table)
-    return saved.read_saved(connection, definition, state.set_aside)
+    return saved_ddl.read_saved(connection, definition, state.set_aside)
 
 
 def refuse_unless_droppable(
@@ -145,7 +145,7 @@ def refuse_unless_droppable(
             "it first (switch_to_ciphertext); nothing was changed."
         )
     definition = read_table(connection, table)
-    if saved.has_children(connection, definition):
+    if saved_ddl.has_children(connection, definition):
         raise RefusedError(
             f"Table {table.key} is partitioned or takes part in inheritance. What its partitions have of "
             "their own could not be brought back exactly, so its plaintext is not dropped."

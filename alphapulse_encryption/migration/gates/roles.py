@@ -23,7 +23,7 @@ from alphapulse_encryption.migration.bookkeeping.script import begin_script
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_PRIVILEGES, Connection
 from alphapulse_encryption.migration.schema.guard import guard_name
-from alphapulse_encryption.migration.schema.saved import verbatim
+from alphapulse_encryption.migration.schema.saved_ddl import verbatim
 
 DEFAULT_PREFIX = "alphapulse_"
 # With the longest name behind it, a prefix has to leave an identifier of at most 63 bytes.

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psycopg
 
-from alphapulse_encryption.beside import beside
+from alphapulse_encryption.background import in_background
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.limits import Limits, read_limits
 from alphapulse_encryption.migration.postgres.answers import answer
@@ -267,7 +267,7 @@ class Throttle:
 
         self.take_look()
         try:
-            with beside(look_on, name="throttle"):
+            with in_background(look_on, name="throttle"):
                 yield
         finally:
             if self._connection is not None:

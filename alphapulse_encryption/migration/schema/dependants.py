@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alphapulse_encryption.migration.postgres.database import Connection
-from alphapulse_encryption.migration.schema import saved
+from alphapulse_encryption.migration.schema import saved_ddl
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.sql import GUARDS
 
@@ -83,7 +83,7 @@ def dependants(connection: Connection, definition: TableDefinition) -> tuple[Dep
             "table": definition.oid,
             "columns": [column.name for column in definition.plaintext_columns],
             "guards": GUARDS,
-            "ours": saved.our_names(definition.table),
+            "ours": saved_ddl.our_names(definition.table),
         },
     )
     return tuple(Dependant(*row) for row in rows)

@@ -34,7 +34,7 @@ from alphapulse_encryption.migration.postgres.database import Actor, Connection,
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner, in_short_transaction
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.names import LONGEST_NAME
-from alphapulse_encryption.migration.schema.saved import Grant
+from alphapulse_encryption.migration.schema.saved_ddl import Grant
 
 # Source column and name in the view.
 Columns = list[tuple[str, str]]

@@ -10,9 +10,9 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
+from alphapulse_encryption.migration.postgres.build_progress import telling
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.postgres.ddl import outside_transaction, without_limits
-from alphapulse_encryption.migration.postgres.waits import telling
 from alphapulse_encryption.migration.rows.tuning import LOCK_TIMEOUT
 from alphapulse_encryption.migration.schema.definition import read_table
 

@@ -19,13 +19,13 @@ from alphapulse_encryption.migration.bookkeeping.keys import check_key, ensure_k
 from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
 from alphapulse_encryption.migration.postgres.database import Actor, Connection
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
-from alphapulse_encryption.migration.rows import plan
+from alphapulse_encryption.migration.rows.batch_ranges import ensure_ranges
 from alphapulse_encryption.migration.rows.discard import Discard
 from alphapulse_encryption.migration.rows.engine import Progress, work_on_table
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.guard import ensure_guard
 from alphapulse_encryption.migration.schema.partitions import lock_partitions, refuse_partition
-from alphapulse_encryption.migration.schema.saved import alter, verbatim
+from alphapulse_encryption.migration.schema.saved_ddl import alter, verbatim
 from alphapulse_encryption.migration.target import Target
 
 # Columns of these types that are there already are taken as they are: an envelope, or a token of 44
@@ -95,7 +95,7 @@ def add_encrypted_columns(
         definition = read_table(connection, table)
         guard = partial(ensure_guard, connection, definition, target.actor)
         guarded = in_short_transaction(connection, f"create the guard of {table.key}", guard)
-        ranges = plan.ensure_ranges(connection, definition, batch_ranges)
+        ranges = ensure_ranges(connection, definition, batch_ranges)
         cleared = 0
         if tables.require_state(connection, table).state is State.REVERTED:
             cleared = _discard(connection, target, table, on_progress)

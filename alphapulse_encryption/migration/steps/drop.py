@@ -30,7 +30,7 @@ from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.catch_up import has_pending_index
-from alphapulse_encryption.migration.schema import guard, indexes, saved, sql
+from alphapulse_encryption.migration.schema import guard, indexes, saved_ddl, sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.partitions import lock_parts, read_parts
 from alphapulse_encryption.migration.steps import switch
@@ -53,7 +53,7 @@ class DropResult:
         changed_rows: rows changed since the verification, which were verified before the lock.
     """
 
-    what: saved.SavedTable | None
+    what: saved_ddl.SavedTable | None
     approver: str
     required: tuple[str, ...]
     changed_rows: int
@@ -148,7 +148,7 @@ def _verify_changed(connection: Connection, target: Target, table: Table, since:
 
 def _drop(
     connection: Connection, target: Target, table: Table, before: Approval, names: dict[str, str]
-) -> saved.SavedTable:
+) -> saved_ddl.SavedTable:
     """Look again at all of it under the lock, and drop; ``names`` are for the audit log."""
     state = require_state(connection, table, lock=True)
     if state.state is not State.SWITCHED:
@@ -167,7 +167,7 @@ def _drop(
             f"uses the plaintext columns. Encrypt them (--migrate-data --table {table.key}), and find out "
             "who it is; nothing was dropped."
         )
-    what = saved.read_saved(connection, definition, state.set_aside)
+    what = saved_ddl.read_saved(connection, definition, state.set_aside)
     definition_id = keep_definition(connection, table, what.model_dump_json())
     guard.drop_guard(connection, definition)
     for statement in _removal(definition, what):
@@ -217,36 +217,36 @@ def _lock(connection: Connection, definition: TableDefinition) -> None:
     lock_parts(connection, [*parts, *read_parts(connection, definition.oid)], "ACCESS EXCLUSIVE")
 
 
-def drop_statements(definition: TableDefinition, what: saved.SavedTable) -> list[Composed]:
+def drop_statements(definition: TableDefinition, what: saved_ddl.SavedTable) -> list[Composed]:
     """What the drop of a switched table executes, and the ciphertext's NOT NULL after it."""
     statements = [*guard.drop_guard_statements(definition), *_removal(definition, what)]
     for name in _to_require(definition, what):
-        statements.append(saved.validate_check(definition, saved.required_check(name)))
+        statements.append(saved_ddl.validate_check(definition, saved_ddl.required_check(name)))
         statements += _not_null_for_check(definition, name)
     return statements
 
 
-def _to_require(definition: TableDefinition, what: saved.SavedTable) -> list[str]:
+def _to_require(definition: TableDefinition, what: saved_ddl.SavedTable) -> list[str]:
     """The encrypted columns that become NOT NULL in the place of dropped ones."""
     names = {c.name for c in what.columns if c.not_null is not None and not c.encrypted_was_required}
     return [column.encrypted for column in definition.table.columns if column.name in names]
 
 
-def _removal(definition: TableDefinition, what: saved.SavedTable) -> list[Composed]:
+def _removal(definition: TableDefinition, what: saved_ddl.SavedTable) -> list[Composed]:
     # A sequence goes with the column that owns it, and its position with it.
     keep = SQL("ALTER SEQUENCE {} OWNED BY NONE")
     sequences = [keep.format(Identifier(*name)) for column in what.columns for name in column.sequences]
     actions: list[Composable] = [*map(switch.required, _to_require(definition, what))]
     # Without CASCADE: what we did not expect stops it.
     actions += [SQL("DROP COLUMN {}").format(Identifier(column.name)) for column in what.columns]
-    return [*sequences, saved.alter(definition, actions)]
+    return [*sequences, saved_ddl.alter(definition, actions)]
 
 
 def _not_null_for_check(definition: TableDefinition, encrypted: str) -> tuple[Composed, Composed]:
-    check = saved.required_check(encrypted)
+    check = saved_ddl.required_check(encrypted)
     return (
-        saved.alter(definition, [SQL("ALTER COLUMN {} SET NOT NULL").format(Identifier(encrypted))]),
-        saved.alter(definition, [SQL("DROP CONSTRAINT {}").format(Identifier(check))]),
+        saved_ddl.alter(definition, [SQL("ALTER COLUMN {} SET NOT NULL").format(Identifier(encrypted))]),
+        saved_ddl.alter(definition, [SQL("DROP CONSTRAINT {}").format(Identifier(check))]),
     )
 
 
@@ -258,8 +258,8 @@ def _require_ciphertext(connection: Connection, table: Table, actor: Actor) -> t
     definition = read_table(connection, table, plaintext=False)
     required = []
     for column in table.columns:
-        name = saved.required_check(column.encrypted)
-        if saved.constraint_state(connection, definition, name) is None:
+        name = saved_ddl.required_check(column.encrypted)
+        if saved_ddl.constraint_state(connection, definition, name) is None:
             continue
         switch.validate(connection, definition, name)
 

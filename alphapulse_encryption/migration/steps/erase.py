@@ -23,11 +23,11 @@ from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.postgres.ddl import LOCK_TIMEOUT, outside_transaction, without_limits
-from alphapulse_encryption.migration.schema import saved
+from alphapulse_encryption.migration.schema import saved_ddl
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.partitions import read_parts
-from alphapulse_encryption.migration.steps import traces
-from alphapulse_encryption.migration.steps.traces import Place
+from alphapulse_encryption.migration.steps import residual_data
+from alphapulse_encryption.migration.steps.residual_data import Place
 from alphapulse_encryption.migration.target import Target
 
 _STATISTICS = ("pg_statistic", "pg_statistic_ext_data")
@@ -101,7 +101,7 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
     with target.database.session(f"erase what was dropped from {table.key}") as connection:
         check_key(connection, target.keys)
         state = require_state(connection, table)
-        dropped = saved.latest(connection, table)
+        dropped = saved_ddl.latest(connection, table)
         if state.state is not State.DROPPED or dropped is None:
             raise RefusedError(
                 f"The plaintext of {table.key} is not dropped, so there is nothing to erase; nothing was rewritten."
@@ -110,11 +110,12 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
         parts = read_parts(connection, definition.oid)
         oids = [part.oid for part in parts]
         types = {column.name: column.type for column in dropped.columns}
-        values = traces.sample_values(connection, definition, types, target.cipher)
+        values = residual_data.sample_values(connection, definition, types, target.cipher)
         began = time.monotonic()
         _checkpoint(connection)
         # While they are still there: it shows what the later look is worth.
-        before, looked = traces.look_into_table(connection, traces.open_data_files(connection), oids, values)
+        files = residual_data.open_data_files(connection)
+        before, looked = residual_data.look_into_table(connection, files, oids, values)
         looking = time.monotonic() - began
         without_limits(connection)
         began = time.monotonic()
@@ -131,13 +132,13 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
         began = time.monotonic()
         places = [
             replace(place, before=before.get(place.name)) if place.erasable else place
-            for place in traces.look_everywhere(
-                connection, traces.open_data_files(connection), definition, oids, values
+            for place in residual_data.look_everywhere(
+                connection, residual_data.open_data_files(connection), definition, oids, values
             )
         ]
         looking += time.monotonic() - began
         read = {place.name: place.bytes for place in places}
-        wal, other = read.pop(traces.WAL), read.pop(traces.OTHER_FILES)
+        wal, other = read.pop(residual_data.WAL), read.pop(residual_data.OTHER_FILES)
         most = answer(connection, "SELECT pg_size_bytes(current_setting('max_wal_size'))")
         result = ErasureResult(
             table=table.key,

@@ -29,9 +29,14 @@ from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
 from alphapulse_encryption.migration.rows.engine import Progress, RangeResult
-from alphapulse_encryption.migration.schema import guard, indexes, saved
+from alphapulse_encryption.migration.schema import guard, indexes, saved_ddl
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
-from alphapulse_encryption.migration.schema.saved import SavedColumn, SavedConstraint, SavedIndex, SavedTable
+from alphapulse_encryption.migration.schema.saved_ddl import (
+    SavedColumn,
+    SavedConstraint,
+    SavedIndex,
+    SavedTable,
+)
 from alphapulse_encryption.migration.steps import switch
 from alphapulse_encryption.migration.target import Target
 
@@ -76,7 +81,7 @@ def restore_plaintext(
         check_key(connection, target.keys)
         if state.has_both_sides:
             return None
-        what = saved.latest(connection, table)
+        what = saved_ddl.latest(connection, table)
         if what is None:
             raise RefusedError(
                 f"No definition of the dropped columns of {table.key} is kept in alphapulse_encryption.definitions. "
@@ -136,15 +141,15 @@ def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor)
     for column in what.columns:
         collation = SQL("COLLATE {}").format(Identifier(*column.collation)) if column.collation else SQL("")
         add = SQL("ADD COLUMN {} {} {}")
-        actions.append(add.format(Identifier(column.name), saved.verbatim(column.type), collation))
+        actions.append(add.format(Identifier(column.name), saved_ddl.verbatim(column.type), collation))
         if column.not_null is not None:
             encrypted = by_name[column.name].encrypted
             actions.append(switch.present(by_name[column.name]))
             if not column.encrypted_was_required:
-                check = Identifier(saved.required_check(encrypted))
+                check = Identifier(saved_ddl.required_check(encrypted))
                 actions.append(SQL("DROP CONSTRAINT IF EXISTS {}").format(check))
                 actions.append(SQL("ALTER COLUMN {} DROP NOT NULL").format(Identifier(encrypted)))
-    connection.execute(saved.alter(definition, actions))
+    connection.execute(saved_ddl.alter(definition, actions))
     lost: list[str] = []
     for column in what.columns:
         lost += _dress_column(connection, definition, column)
@@ -187,13 +192,13 @@ def _dress_column(connection: Connection, definition: TableDefinition, column: S
         settings.append(SQL("COMPRESSION {}").format(_COMPRESSION[column.compression]))
     for option in column.options:
         key, _, value = option.partition("=")
-        settings.append(SQL("({} = {})").format(Identifier(key), saved.verbatim(value)))
+        settings.append(SQL("({} = {})").format(Identifier(key), saved_ddl.verbatim(value)))
     alter = SQL("ALTER COLUMN {} SET {}")
     if settings:
-        connection.execute(saved.alter(definition, [alter.format(name, setting) for setting in settings]))
+        connection.execute(saved_ddl.alter(definition, [alter.format(name, setting) for setting in settings]))
     full_name = Identifier(definition.table.schema_name, definition.table.name, column.name)
     if column.comment is not None:
-        connection.execute(saved.comment_on("COLUMN", full_name, column.comment))
+        connection.execute(saved_ddl.comment_on("COLUMN", full_name, column.comment))
     for schema, sequence in column.sequences:
         connection.execute(
             SQL("ALTER SEQUENCE IF EXISTS {} OWNED BY {}").format(Identifier(schema, sequence), full_name)
@@ -223,7 +228,7 @@ def _build_index(connection: Connection, definition: TableDefinition, index: Sav
         # What an interrupted build left, or the try before this one.
         if indexes.is_usable(connection, definition, index.name) is False:
             connection.execute(SQL("DROP INDEX CONCURRENTLY {}").format(name))
-        connection.execute(saved.verbatim(index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1)))
+        connection.execute(saved_ddl.verbatim(index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1)))
 
     if not indexes.is_usable(connection, definition, index.name):
         connection.execute("SELECT set_config('default_tablespace', %s, false)", [index.tablespace or ""])
@@ -233,12 +238,12 @@ def _build_index(connection: Connection, definition: TableDefinition, index: Sav
             if not connection.broken:
                 connection.execute("SELECT set_config('default_tablespace', '', false)")
     if index.comment is not None:
-        connection.execute(saved.comment_on("INDEX", name, index.comment))
+        connection.execute(saved_ddl.comment_on("INDEX", name, index.comment))
     for number, target in index.statistics.items():
         change = SQL("ALTER INDEX {} ALTER COLUMN {} SET STATISTICS {}")
         connection.execute(change.format(name, Literal(number), Literal(target)))
     if index.clustered:
-        cluster = saved.alter(definition, [SQL("CLUSTER ON {}").format(Identifier(index.name))])
+        cluster = saved_ddl.alter(definition, [SQL("CLUSTER ON {}").format(Identifier(index.name))])
         in_short_transaction(connection, doing, partial(connection.execute, cluster))
 
 
@@ -251,7 +256,7 @@ def _add_constraints(connection: Connection, definition: TableDefinition, what: 
 
 
 def _add_constraint(connection: Connection, definition: TableDefinition, constraint: SavedConstraint) -> None:
-    if saved.constraint_state(connection, definition, constraint.name) is not None:
+    if saved_ddl.constraint_state(connection, definition, constraint.name) is not None:
         return
     name = Identifier(constraint.name)
     if constraint.kind == "u" and constraint.index is not None:
@@ -264,11 +269,11 @@ def _add_constraint(connection: Connection, definition: TableDefinition, constra
     else:
         # Checks and foreign keys bind new rows at once and are validated afterwards; exclusion has no such way.
         later = SQL("NOT VALID" if constraint.kind in ("c", "f") and constraint.validated else "")
-        action = SQL("ADD CONSTRAINT {} {} {}").format(name, saved.verbatim(constraint.definition), later)
-    connection.execute(saved.alter(definition, [action]))
+        action = SQL("ADD CONSTRAINT {} {} {}").format(name, saved_ddl.verbatim(constraint.definition), later)
+    connection.execute(saved_ddl.alter(definition, [action]))
     if constraint.comment is not None:
         on = SQL("{} ON {}").format(name, definition.identifier)
-        connection.execute(saved.comment_on("CONSTRAINT", on, constraint.comment))
+        connection.execute(saved_ddl.comment_on("CONSTRAINT", on, constraint.comment))
 
 
 def _add_statistics(connection: Connection, definition: TableDefinition, what: SavedTable) -> None:
@@ -282,13 +287,13 @@ def _add_statistics(connection: Connection, definition: TableDefinition, what: S
             continue
         with connection.transaction():
             name = Identifier(statistics.schema_name, statistics.name)
-            connection.execute(saved.verbatim(statistics.definition))
+            connection.execute(saved_ddl.verbatim(statistics.definition))
             if statistics.target is not None:
                 connection.execute(
                     SQL("ALTER STATISTICS {} SET STATISTICS {}").format(name, Literal(statistics.target))
                 )
             if statistics.comment is not None:
-                connection.execute(saved.comment_on("STATISTICS", name, statistics.comment))
+                connection.execute(saved_ddl.comment_on("STATISTICS", name, statistics.comment))
             # The last one: it may be somebody's who cannot be acted for.
             connection.execute(
                 SQL("ALTER STATISTICS {} OWNER TO {}").format(name, Identifier(statistics.owner))

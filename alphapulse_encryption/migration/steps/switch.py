@@ -29,7 +29,7 @@ from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
 from alphapulse_encryption.migration.rows.engine import NotFinished, Progress, RangeResult, finish_under_lock
-from alphapulse_encryption.migration.schema import guard, indexes, saved, sql, views
+from alphapulse_encryption.migration.schema import guard, indexes, saved_ddl, sql, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.partitions import lock_partitions, lock_parts, read_parts
 from alphapulse_encryption.migration.target import Target
@@ -138,7 +138,7 @@ def refuse_uncarriable(connection: Connection, definition: TableDefinition) -> N
                 f"The unique index {index.name} of {table.key} ({', '.join(index.columns)}) cannot be "
                 f"carried over to ciphertext: {index.obstacle}; nothing was changed."
             )
-    for constraint in saved.read_saved(connection, definition, tables.SetAside()).constraints:
+    for constraint in saved_ddl.read_saved(connection, definition, tables.SetAside()).constraints:
         if constraint.kind == "x":
             raise RefusedError(
                 f"The exclusion constraint {constraint.name} of {table.key} cannot be carried over to ciphertext, "
@@ -169,12 +169,12 @@ def _require_either(
     connection: Connection, definition: TableDefinition, column: Column, actor: Actor
 ) -> None:
     """The check that takes over from NOT NULL, validated while writers go on."""
-    name = saved.presence_check(column)
+    name = saved_ddl.presence_check(column)
 
     def add() -> None:
-        if saved.constraint_state(connection, definition, name) is None:
+        if saved_ddl.constraint_state(connection, definition, name) is None:
             lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
-            connection.execute(saved.alter(definition, [present(column)]))
+            connection.execute(saved_ddl.alter(definition, [present(column)]))
             audit(connection, actor, "add_check", definition.table, constraint=name)
 
     in_short_transaction(connection, f"add the check {name}", add)
@@ -186,18 +186,18 @@ def present(column: Column) -> Composed:
     either = SQL("{} IS NOT NULL OR {} IS NOT NULL").format(
         Identifier(column.name), Identifier(column.encrypted)
     )
-    return saved.add_check(saved.presence_check(column), either)
+    return saved_ddl.add_check(saved_ddl.presence_check(column), either)
 
 
 def required(name: str) -> Composed:
     """Adds the check that stands for a column's NOT NULL until it is validated."""
-    return saved.add_check(saved.required_check(name), SQL("{} IS NOT NULL").format(Identifier(name)))
+    return saved_ddl.add_check(saved_ddl.required_check(name), SQL("{} IS NOT NULL").format(Identifier(name)))
 
 
 def validate(connection: Connection, definition: TableDefinition, name: str) -> None:
     """Validate a constraint of the table where that is still to be done; writers go on meanwhile."""
-    if saved.constraint_state(connection, definition, name) is False:
-        statement = saved.validate_check(definition, name)
+    if saved_ddl.constraint_state(connection, definition, name) is False:
+        statement = saved_ddl.validate_check(definition, name)
         in_short_transaction(
             connection, f"validate the constraint {name}", lambda: connection.execute(statement)
         )
@@ -207,14 +207,14 @@ def switch_statements(connection: Connection, definition: TableDefinition) -> li
     """What a switch of the table, with its encrypted columns, would execute as it is now; executes nothing."""
     statements: list[Composed] = []
     for column in _required(definition):
-        name = saved.presence_check(column)
-        state = saved.constraint_state(connection, definition, name)
+        name = saved_ddl.presence_check(column)
+        state = saved_ddl.constraint_state(connection, definition, name)
         if state is None:
-            statements.append(saved.alter(definition, [present(column)]))
+            statements.append(saved_ddl.alter(definition, [present(column)]))
         if not state:
-            statements.append(saved.validate_check(definition, name))
+            statements.append(saved_ddl.validate_check(definition, name))
     if actions := _relax(what_is_set_aside(connection, definition)):
-        statements.append(saved.alter(definition, actions))
+        statements.append(saved_ddl.alter(definition, actions))
     return statements + guard.guard_statements(connection, definition, "ciphertext")
 
 
@@ -226,7 +226,7 @@ def what_is_set_aside(connection: Connection, definition: TableDefinition) -> ta
             for column in definition.plaintext_columns
             if (live := definition.columns[column.name]).default is not None
         },
-        not_null=saved.read_not_null(connection, definition),
+        not_null=saved_ddl.read_not_null(connection, definition),
     )
 
 
@@ -245,15 +245,15 @@ def _switch(connection: Connection, table: Table, actor: Actor) -> tables.SetAsi
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
     taken = what_is_set_aside(connection, definition)
     for column in definition.plaintext_columns:
-        if column.name in taken.not_null and not saved.constraint_state(
-            connection, definition, saved.presence_check(column)
+        if column.name in taken.not_null and not saved_ddl.constraint_state(
+            connection, definition, saved_ddl.presence_check(column)
         ):
             raise RefusedError(
                 f"{table.key}.{column.name} became NOT NULL meanwhile. Run the step again; nothing was "
                 "changed."
             )
     if actions := _relax(taken):
-        connection.execute(saved.alter(definition, actions))
+        connection.execute(saved_ddl.alter(definition, actions))
     tables.advance(connection, table, State.SWITCHED, taken)
     guard.ensure_guard(connection, definition, actor)
     details = {"not_null": list(taken.not_null), "defaults": taken.defaults}
@@ -334,7 +334,7 @@ def hand_back(connection: Connection, definition: TableDefinition, filling: Fill
     What is left is told by a partial index, so that the look under the lock costs what it finds. The state
     remembers NOT NULL until :func:`finish_return`.
     """
-    table, name = definition.table, saved.unfilled_index(definition.table)
+    table, name = definition.table, saved_ddl.unfilled_index(definition.table)
     if not indexes.is_usable(connection, definition, name):
         wanted = indexes.WantedIndex(
             name,
@@ -368,17 +368,17 @@ def _hand_back(connection: Connection, definition: TableDefinition, filling: Fil
     last = finish_under_lock(filling.operation, connection, definition, most=FILLED_UNDER_LOCK)
     taken = state.set_aside
     actions: list[Composable] = [
-        SQL("ALTER COLUMN {} SET DEFAULT {}").format(Identifier(name), saved.verbatim(text))
+        SQL("ALTER COLUMN {} SET DEFAULT {}").format(Identifier(name), saved_ddl.verbatim(text))
         for name, text in taken.defaults.items()
     ]
     for column in definition.plaintext_columns:
-        if saved.constraint_state(connection, definition, saved.presence_check(column)) is not None:
-            actions.append(SQL("DROP CONSTRAINT {}").format(Identifier(saved.presence_check(column))))
+        if saved_ddl.constraint_state(connection, definition, saved_ddl.presence_check(column)) is not None:
+            actions.append(SQL("DROP CONSTRAINT {}").format(Identifier(saved_ddl.presence_check(column))))
     actions += map(required, taken.not_null)
     if actions:
-        connection.execute(saved.alter(definition, actions))
+        connection.execute(saved_ddl.alter(definition, actions))
     connection.execute(
-        SQL("DROP INDEX IF EXISTS {}").format(Identifier(table.schema_name, saved.unfilled_index(table)))
+        SQL("DROP INDEX IF EXISTS {}").format(Identifier(table.schema_name, saved_ddl.unfilled_index(table)))
     )
     # Where nothing is set aside, all that is left is to take the guard and the views away.
     back = State.RESTORED if state.state is State.RESTORING else State.REVERTING
@@ -392,7 +392,7 @@ def _hand_back(connection: Connection, definition: TableDefinition, filling: Fil
 def put_back_not_null(connection: Connection, definition: TableDefinition) -> None:
     """Validate the checks that stand for NOT NULL, so that setting it needs no look at the rows."""
     for column in definition.plaintext_columns:
-        validate(connection, definition, saved.required_check(column.name))
+        validate(connection, definition, saved_ddl.required_check(column.name))
 
 
 def finish_return(connection: Connection, definition: TableDefinition, actor: Actor, action: str) -> None:
@@ -410,14 +410,14 @@ def finish_return(connection: Connection, definition: TableDefinition, actor: Ac
             if constraint is None or text is None:
                 again = SQL("ALTER COLUMN {} SET NOT NULL").format(Identifier(name))
             else:
-                again = SQL("ADD CONSTRAINT {} {}").format(Identifier(constraint), saved.verbatim(text))
-            connection.execute(saved.alter(definition, [again]))
+                again = SQL("ADD CONSTRAINT {} {}").format(Identifier(constraint), saved_ddl.verbatim(text))
+            connection.execute(saved_ddl.alter(definition, [again]))
             if constraint is not None and not_null.comment is not None:
                 on = SQL("{} ON {}").format(Identifier(constraint), definition.identifier)
-                connection.execute(saved.comment_on("CONSTRAINT", on, not_null.comment))
+                connection.execute(saved_ddl.comment_on("CONSTRAINT", on, not_null.comment))
     drop = SQL("DROP CONSTRAINT IF EXISTS {}")
-    if checks := [drop.format(Identifier(saved.required_check(name))) for name in taken.not_null]:
-        connection.execute(saved.alter(definition, [*checks]))
+    if checks := [drop.format(Identifier(saved_ddl.required_check(name))) for name in taken.not_null]:
+        connection.execute(saved_ddl.alter(definition, [*checks]))
     if state.state is not State.GUARDED:
         tables.advance(connection, table, State.GUARDED)
     audit(connection, actor, action, table)

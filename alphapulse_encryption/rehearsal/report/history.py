@@ -12,7 +12,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import ValidationError
 
-from alphapulse_encryption.defs.resources.border import MetadataEntry
+from alphapulse_encryption.defs.resources.reporting import MetadataEntry
 from alphapulse_encryption.rehearsal.measures import Rehearsal, StageMeasure
 from alphapulse_encryption.rehearsal.report import wording
 from alphapulse_encryption.rehearsal.report.plots import OBSERVED

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from alphapulse_encryption.migration.insight.spans import Span
+from alphapulse_encryption.migration.insight.estimates import Span
 from alphapulse_encryption.rehearsal.measures import Rehearsal, Stage, TableWork
 from alphapulse_encryption.rehearsal.report import wording
 from alphapulse_encryption.rehearsal.report.prediction import Prediction

@@ -17,7 +17,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from alphapulse_encryption.migration.insight.spans import NOTHING, Span
+from alphapulse_encryption.migration.insight.estimates import NOTHING, Span
 from alphapulse_encryption.rehearsal.measures import (
     DAY,
     LONGEST,

@@ -12,7 +12,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Literal
 
-from alphapulse_encryption.defs.resources.border import counted
+from alphapulse_encryption.defs.resources.reporting import counted
 from alphapulse_encryption.rehearsal.measures import Rehearsal, Stage
 
 MOST_TIMES_P99 = 3.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from alphapulse_encryption.migration.insight.spans import Span
+from alphapulse_encryption.migration.insight.estimates import Span
 
 # An en dash: nothing is to be read as a minus.
 UNKNOWN = "\u2013"

@@ -24,7 +24,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.tables import states
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
-from alphapulse_encryption.migration.schema.saved import latest
+from alphapulse_encryption.migration.schema.saved_ddl import latest
 
 Connection = psycopg.Connection[Any]
 Values = dict[str, Any]

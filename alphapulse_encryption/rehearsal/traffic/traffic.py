@@ -1,6 +1,6 @@
 """Traffic in the application's shapes, on any database with a catalogue, for the length of a ``with`` block.
 
-A process of its own makes the requests (``instances``), because a benchmark in a process that encrypts measures that
+A process of its own makes the requests (``application``), because a benchmark in a process that encrypts measures that
 process. It is kept, idle and without connections, from one block to the next: what it wrote in one stage has to be read
 in the next, whichever way.
 """
@@ -136,7 +136,7 @@ class _Ended(MigrationError):
 class _Process(Child):
     """The process that makes the traffic, which ends when this one does."""
 
-    module = "alphapulse_encryption.rehearsal.traffic.instances"
+    module = "alphapulse_encryption.rehearsal.traffic.application"
 
     def order(self, what: str, details: Said | None = None) -> Said:
         """Send an order and wait for the answer.

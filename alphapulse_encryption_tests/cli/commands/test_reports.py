@@ -10,7 +10,7 @@ import pytest
 
 from alphapulse_encryption.__main__ import main
 from alphapulse_encryption.catalogue import load_catalogue
-from alphapulse_encryption.migration.insight.preview import Plan
+from alphapulse_encryption.migration.insight.plan import Plan
 from alphapulse_encryption.migration.insight.status import Status
 from alphapulse_encryption_tests import another
 from alphapulse_encryption_tests.migration import support

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from alphapulse_encryption.cli.reports.plan import by_rehearsal
-from alphapulse_encryption.migration.insight.preview import TablePlan, usual_durations
+from alphapulse_encryption.migration.insight.plan import TablePlan, usual_durations
 from alphapulse_encryption.rehearsal.measures import Sizes, Stage, TableSize
 from alphapulse_encryption.rehearsal.report.prediction import accuracy, predict
 from alphapulse_encryption_tests.migration import support

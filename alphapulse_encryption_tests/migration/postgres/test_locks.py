@@ -24,7 +24,7 @@ from alphapulse_encryption.cli.progress import built, progress_bar
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.postgres import database, ddl
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.schema import saved
+from alphapulse_encryption.migration.schema import saved_ddl
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption.migration.schema.views import create_views
@@ -340,7 +340,7 @@ def test_a_constraint_is_validated_beside_readers_and_writers(after: After) -> N
     """Halfway through the rows, the application reads and writes; and a long reader is not in the way."""
     url = after("encrypted")
     (column,) = [c for c in USERS.columns if c.name == "email"]
-    name = saved.presence_check(column)
+    name = saved_ddl.presence_check(column)
     # The check takes as long as we like, for the engine's session alone.
     walk.query(
         url,

@@ -15,7 +15,7 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.ranges import range_lock
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows import plan
+from alphapulse_encryption.migration.rows import batch_ranges
 from alphapulse_encryption.migration.rows.backfill import backfill_range
 from alphapulse_encryption.migration.rows.engine import Pace, Progress, RangeResult, RowsQuarantined, Stopped
 from alphapulse_encryption.migration.rows.rotate import rotate_range
@@ -450,7 +450,7 @@ def test_one_value_under_two_versions(begun_url: str) -> None:
 def test_ranges_planned_anew_are_rotated_anew(begun_url: str) -> None:
     """The boundaries have moved, so what was noted of the ranges is not of these."""
     assert rotate(begun_url, 0).rows > 0
-    plan.replan_ranges(Database(begun_url), ENTRY, ACTOR, count=2)
+    batch_ranges.replan_ranges(Database(begun_url), ENTRY, ACTOR, count=2)
     assert run(begun_url, "SELECT 1 FROM alphapulse_encryption.operations") == []
     rotate_all(begun_url, ranges=2)
     assert_under(begun_url, 2, plaintexts(begun_url))

@@ -11,7 +11,7 @@ from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, Re
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
-from alphapulse_encryption.migration.rows import plan
+from alphapulse_encryption.migration.rows import batch_ranges
 from alphapulse_encryption.migration.schema import partitions
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.guard import guard_in_place
@@ -536,7 +536,7 @@ def test_ranges_of_a_large_partitioned_table_are_sampled(database_url: str) -> N
     run(database_url, "CREATE TABLE high PARTITION OF notes FOR VALUES FROM (3000) TO (MAXVALUE)")
     run(database_url, "INSERT INTO notes SELECT i, 'm', repeat('x', 3000) FROM generate_series(1, 8000) AS i")
     pages = support.value(database_url, "SELECT (pg_relation_size('low') + pg_relation_size('high')) / 8192")
-    assert pages > 1.5 * plan.SAMPLED_PAGES
+    assert pages > 1.5 * batch_ranges.SAMPLED_PAGES
     support.add_columns(database_url, support.table("notes", "mail"), ranges=4)
     bounds = [
         int(upper[0])

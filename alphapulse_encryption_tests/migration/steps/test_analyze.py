@@ -6,7 +6,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from alphapulse_encryption.errors import RefusedError
-from alphapulse_encryption.migration.postgres import waits
+from alphapulse_encryption.migration.postgres import build_progress
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.steps.analyze import analyze
 from alphapulse_encryption_tests.migration import support
@@ -83,22 +83,23 @@ def test_how_far_it_is(notes_url: str) -> None:
     )
     entry = support.table("low", "word")
     with support.application(notes_url) as holder, support.application(notes_url) as watcher:
-        assert waits.under_way(watcher, [ENTRY, entry]) is None
+        assert build_progress.under_way(watcher, [ENTRY, entry]) is None
         holder.execute("SELECT pg_advisory_lock(4711)")
         with support.Background(
             lambda: run(notes_url, "CREATE INDEX by_word ON low (held(word))")
         ) as building:
-            support.until(lambda: waits.under_way(watcher, [ENTRY]) is not None, "it is seen")
-            found = waits.under_way(watcher, [ENTRY])
+            support.until(lambda: build_progress.under_way(watcher, [ENTRY]) is not None, "it is seen")
+            found = build_progress.under_way(watcher, [ENTRY])
             assert found is not None and "building index" in found[0]
-            assert waits.under_way(watcher, [support.table("high", "word")]) is None
+            assert build_progress.under_way(watcher, [support.table("high", "word")]) is None
             holder.execute("SELECT pg_advisory_unlock(4711)")
             building.result()
         holder.execute("SELECT pg_advisory_lock(4711)")
         with support.Background(lambda: run(notes_url, "ANALYZE low")) as working:
             support.until(
                 lambda: (
-                    (found := waits.under_way(watcher, [ENTRY])) is not None and found[0].startswith("low: ")
+                    (found := build_progress.under_way(watcher, [ENTRY])) is not None
+                    and found[0].startswith("low: ")
                 ),
                 "it is seen",
             )
@@ -107,5 +108,5 @@ def test_how_far_it_is(notes_url: str) -> None:
 
 
 def test_words() -> None:
-    assert waits.how_far(512, 2048, "rows") == ", 25% (512 of 2,048 rows)"
-    assert waits.how_far(0, 0, "rows") == ""
+    assert build_progress.how_far(512, 2048, "rows") == ", 25% (512 of 2,048 rows)"
+    assert build_progress.how_far(0, 0, "rows") == ""

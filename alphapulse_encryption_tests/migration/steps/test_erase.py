@@ -15,7 +15,7 @@ from psycopg.sql import SQL, Identifier, Literal
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.definition import read_table
-from alphapulse_encryption.migration.steps import traces
+from alphapulse_encryption.migration.steps import residual_data
 from alphapulse_encryption.migration.steps.erase import ErasureResult, erase_dropped
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests import conftest
@@ -76,7 +76,7 @@ def run_erasure(url: str, confirmation: str = "users") -> ErasureResult:
     return erase_dropped(walk.target(url), USERS, confirmation=confirmation)
 
 
-def places(result: ErasureResult) -> dict[str, traces.Place]:
+def places(result: ErasureResult) -> dict[str, residual_data.Place]:
     assert len({place.name for place in result.places}) == len(result.places)
     return {place.name: place for place in result.places}
 
@@ -107,7 +107,7 @@ def test_nothing_is_left_in_the_data_files(dropped_url: str) -> None:
     for name in (HEAP, TOAST):
         assert found[name].finding == "not found"
         assert found[name].before, name
-    assert found[traces.STATISTICS].finding == "not found"
+    assert found[residual_data.STATISTICS].finding == "not found"
     # What an erasure cannot reach is told as it is.
     assert found["write-ahead log (pg_wal)"].finding == "found"
     assert found["bookkeeping (schema alphapulse_encryption)"].finding == "not found"
@@ -130,13 +130,13 @@ def test_the_engines_own_look_finds_what_was_dropped_by_either_way(dropped_url: 
     with Database(dropped_url).session("look") as connection:
         connection.execute("CHECKPOINT")
         definition = read_table(connection, USERS, plaintext=False)
-        files = traces.open_data_files(connection)
-        assert isinstance(files, traces.LocalFiles)
-        values = traces.KnownValues(tuple(CANARIES.values()), (IN_ROW, COMMON, LONG))
+        files = residual_data.open_data_files(connection)
+        assert isinstance(files, residual_data.LocalFiles)
+        values = residual_data.KnownValues(tuple(CANARIES.values()), (IN_ROW, COMMON, LONG))
         assert b"canary" not in repr(values).encode()
         seen = []
-        for way in (files, traces.ServerFiles(connection)):
-            looked = traces.look_everywhere(connection, way, definition, [definition.oid], values)
+        for way in (files, residual_data.ServerFiles(connection)):
+            looked = residual_data.look_everywhere(connection, way, definition, [definition.oid], values)
             # The WAL goes on being written while it is read.
             seen.append(
                 {place.name: (place.finding, place.values) for place in looked if "pg_wal" not in place.name}
@@ -144,8 +144,8 @@ def test_the_engines_own_look_finds_what_was_dropped_by_either_way(dropped_url: 
         assert seen[0] == seen[1]
         assert seen[0][HEAP] == ("found", 2)
         assert seen[0][TOAST] == ("found", 1)
-        assert seen[0][traces.STATISTICS][0] == "found"
-        before, _ = traces.look_into_table(connection, files, [definition.oid], values)
+        assert seen[0][residual_data.STATISTICS][0] == "found"
+        before, _ = residual_data.look_into_table(connection, files, [definition.oid], values)
         assert (before[HEAP], before[TOAST]) == (2, 1)
 
 
@@ -176,10 +176,10 @@ def test_old_statistics_kept_for_a_long_transaction_are_reported(dropped_url: st
         assert kept == {file_of(dropped_url, "pg_statistic")}
         with Database(dropped_url).session("look") as connection:
             definition = read_table(connection, USERS, plaintext=False)
-            values = traces.KnownValues((COMMON.encode(),), (COMMON,))
-            files = traces.open_data_files(connection)
-            looked = traces.look_everywhere(connection, files, definition, [definition.oid], values)
-        (place,) = [place for place in looked if place.name == traces.STATISTICS]
+            values = residual_data.KnownValues((COMMON.encode(),), (COMMON,))
+            files = residual_data.open_data_files(connection)
+            looked = residual_data.look_everywhere(connection, files, definition, [definition.oid], values)
+        (place,) = [place for place in looked if place.name == residual_data.STATISTICS]
         assert (place.finding, place.erasable) == ("found", True)
         assert "long transaction" in place.remark
     run_erasure(dropped_url)
@@ -229,7 +229,7 @@ def test_a_role_that_may_not_look_says_so(dropped_url: str) -> None:
         assert not result.statistics_rewritten and not result.checkpointed
         assert file_of(dropped_url, "pg_statistic") == statistics
         found = places(result)
-        for name in (HEAP, traces.STATISTICS, "write-ahead log (pg_wal)"):
+        for name in (HEAP, residual_data.STATISTICS, "write-ahead log (pg_wal)"):
             assert found[name].finding == "cannot be seen"
         # The table itself was rewritten all the same.
         after = files_with(dropped_url)
@@ -278,7 +278,7 @@ def test_values_are_looked_for_as_they_lie_on_the_disk(
             connection.execute(SQL("INSERT INTO t VALUES ({}::{})").format(Literal(value), SQL(type_)))
             row = connection.execute("SELECT v::text FROM t ORDER BY ctid DESC LIMIT 1").fetchone()
             assert row is not None
-            form = traces.disk_form(row[0], type_, "utf-8")
+            form = residual_data.disk_form(row[0], type_, "utf-8")
             assert form, value
             forms += form
     walk.query(database_url, "CHECKPOINT")
@@ -295,12 +295,12 @@ def test_values_are_looked_for_as_they_lie_on_the_disk(
     [("numeric", "1.5"), ("numeric", "NaN"), ("boolean", "true"), ("date", "2024-01-01"), ("text", "short")],
 )
 def test_what_cannot_be_told_from_chance_is_not_looked_for(type_: str, text: str) -> None:
-    assert traces.disk_form(text, type_, "utf-8") == []
+    assert residual_data.disk_form(text, type_, "utf-8") == []
 
 
 def test_a_value_across_two_chunks_is_found() -> None:
     chunks = iter([b"...can", b"a", b"ry...", b"other"])
-    found, size = traces.look_through([b"canary", b"no", b"other"], chunks)
+    found, size = residual_data.look_through([b"canary", b"no", b"other"], chunks)
     assert (found, size) == ({0, 2}, 17)
 
 
@@ -313,19 +313,19 @@ def test_many_patterns_at_once_are_found_like_each_by_itself(
     patterns: list[bytes], chunks: list[bytes]
 ) -> None:
     whole = b"".join(chunks)
-    found, size = traces.look_through(patterns, iter(chunks))
+    found, size = residual_data.look_through(patterns, iter(chunks))
     assert found == {n for n, pattern in enumerate(patterns) if pattern in whole}
     assert size == len(whole)
 
 
 def test_a_pattern_within_another_is_found() -> None:
-    assert traces.look_through([b"abcd", b"bc", b"cdef"], [b"xabcdef"]) == ({0, 1, 2}, 7)
+    assert residual_data.look_through([b"abcd", b"bc", b"cdef"], [b"xabcdef"]) == ({0, 1, 2}, 7)
 
 
 def test_another_servers_directory_is_not_taken_for_this_one(tmp_path: Path) -> None:
-    assert not traces._is_of(tmp_path, 1)
+    assert not residual_data._is_of(tmp_path, 1)
     (tmp_path / "global").mkdir()
     (tmp_path / "base").mkdir()
     (tmp_path / "global" / "pg_control").write_bytes((2).to_bytes(8, "little"))
-    assert traces._is_of(tmp_path, 2)
-    assert not traces._is_of(tmp_path, 1)
+    assert residual_data._is_of(tmp_path, 2)
+    assert not residual_data._is_of(tmp_path, 1)

@@ -20,7 +20,7 @@ from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows.decrypt import Decrypt
 from alphapulse_encryption.migration.rows.engine import Progress, work_on_table
-from alphapulse_encryption.migration.schema import saved
+from alphapulse_encryption.migration.schema import saved_ddl
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.steps import restore as restore_module
 from alphapulse_encryption.migration.steps import switch
@@ -251,7 +251,7 @@ def test_newer_ciphertext_is_what_comes_back(after: After) -> None:
 
 def begin(url: str) -> None:
     with Database(url).session("begin") as connection:
-        what = saved.latest(connection, USERS)
+        what = saved_ddl.latest(connection, USERS)
         assert what is not None
         in_short_transaction(
             connection, "begin", lambda: restore_module._begin(connection, USERS, what, walk.ACTOR)
@@ -270,7 +270,7 @@ def test_killed_in_the_middle_it_goes_on_and_loses_no_write(
         definition = read_table(connection, USERS)
         one_range = {0: Decrypt(walk.target(url), USERS)}
         assert work_on_table(walk.target(url), USERS, one_range, again="the step").rows > 50
-        found = saved.latest(connection, USERS)
+        found = saved_ddl.latest(connection, USERS)
         assert found is not None
         restore_module._build_indexes(connection, definition, found)
     # The application, meanwhile: over a filled value, and over one that is not filled yet.

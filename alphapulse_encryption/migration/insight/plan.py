@@ -30,10 +30,11 @@ from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
 from alphapulse_encryption.migration.bookkeeping.tables import TableState, table_state
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.gates.findings import Checked, Finding, Level
-from alphapulse_encryption.migration.insight.spans import NOTHING, Span
+from alphapulse_encryption.migration.insight.estimates import NOTHING, Span
 from alphapulse_encryption.migration.postgres.database import Connection, Database
-from alphapulse_encryption.migration.rows import plan, verify
-from alphapulse_encryption.migration.schema import guard, indexes, saved, views
+from alphapulse_encryption.migration.rows import verify
+from alphapulse_encryption.migration.rows.batch_ranges import cut as cut_ranges
+from alphapulse_encryption.migration.schema import guard, indexes, saved_ddl, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.dependants import stops_of_the_drop
 from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_partition
@@ -380,7 +381,7 @@ class _Look:
         pieces, note = [(one.lower, one.upper, one.status) for one in planned], "as they were cut"
         if not planned:
             try:
-                cut = plan.cut(self.connection, self.definition, count)
+                cut = cut_ranges(self.connection, self.definition, count)
             except psycopg.errors.InsufficientPrivilege:
                 return (), f"{count}; this role may not read the key, so where they would be cut is not known"
             except psycopg.errors.QueryCanceled:
@@ -496,7 +497,7 @@ class _Look:
         return self._changing("switch", switch.switch_statements(self.connection, self._added), note)
 
     def _drop(self) -> Step:
-        if saved.has_children(self.connection, self._added):
+        if saved_ddl.has_children(self.connection, self._added):
             note = "will be refused: the table is partitioned, or takes part in inheritance"
             return _step("drop", note=note)
         if depending := "; ".join(stops_of_the_drop(self.connection, self._added)):
@@ -508,7 +509,7 @@ class _Look:
             taken = self.known.set_aside
         else:
             taken = switch.what_is_set_aside(self.connection, self._added)
-        what = saved.read_saved(self.connection, self._added, taken)
+        what = saved_ddl.read_saved(self.connection, self._added, taken)
         note = "needs the switch, a verification, a backup and a person's approval"
         return self._changing("drop", drop.drop_statements(self._added, what), note)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def beside(
+def in_background(
     work: Callable[[threading.Event], None], *, name: str, patience: float | None = None
 ) -> Iterator[None]:
     """Run ``work`` in a thread while the block runs. It returns within ``patience`` seconds once the event is set."""

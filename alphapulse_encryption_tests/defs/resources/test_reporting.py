@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from dagster._serdes import serialize_value
 
-from alphapulse_encryption.defs.resources.border import safely
+from alphapulse_encryption.defs.resources.reporting import safely
 from alphapulse_encryption.errors import RefusedError
 
 CANARY = "canary-2c44"
@@ -76,7 +76,7 @@ def test_a_drivers_words_do_not(database_url: str) -> None:
     failure, events = stored(lambda: a_drivers(database_url))
     assert failure.user_failure_data is not None
     assert "Unexpected UniqueViolation" in str(failure.user_failure_data.description)
-    assert "test_border.py" in str(failure.user_failure_data.metadata["where"].value)
+    assert "test_reporting.py" in str(failure.user_failure_data.metadata["where"].value)
     assert CANARY not in events
 
 

@@ -10,8 +10,8 @@ from pydantic import Field
 from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL
-from alphapulse_encryption.defs.resources.border import safely
 from alphapulse_encryption.defs.resources.effects import REPORT, TABLES_CHANGED, Effect, On
+from alphapulse_encryption.defs.resources.reporting import safely
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
 

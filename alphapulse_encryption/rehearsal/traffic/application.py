@@ -39,9 +39,9 @@ from alphapulse_encryption.migration.postgres.database import (
 from alphapulse_encryption.orm import Phase
 from alphapulse_encryption.rehearsal.child import heard, run, say
 from alphapulse_encryption.rehearsal.measures import Latency, Traffic
-from alphapulse_encryption.rehearsal.traffic import samples, targets
+from alphapulse_encryption.rehearsal.traffic import owned_rows, samples
+from alphapulse_encryption.rehearsal.traffic.owned_rows import Book, Remembered, Target
 from alphapulse_encryption.rehearsal.traffic.tables import Values, read_shape
-from alphapulse_encryption.rehearsal.traffic.targets import Book, Remembered, Target
 from alphapulse_encryption.rehearsal.traffic.ways import MOST_FOUND, Key, RowIsMissing, Way, libraries, plain
 from alphapulse_encryption.runtime import reset_ciphers
 
@@ -116,7 +116,7 @@ class Load:
             past = plain(shape) if Phase.OFF in self.phases and in_plaintext else None
             if key not in books:
                 rows = ROWS_EACH * self.config["clients"]
-                books[key] = targets.open_book(self.engine, shape, library[0], rows, chance)
+                books[key] = owned_rows.open_book(self.engine, shape, library[0], rows, chance)
             target = Target(shape, library, past, books[key], left_out=list(shape.left_out))
             target.try_out(self.engine, chance)
             made.append(target)
@@ -224,7 +224,7 @@ class Client:
         except RowIsMissing:
             wrong = True
         except Exception as problem:
-            error = targets.named(problem)
+            error = owned_rows.named(problem)
         self.samples.append(
             samples.Sample(due, (time.time() - due) * 1000, KINDS[kind], way.name, error, wrong)
         )
@@ -238,7 +238,7 @@ class Client:
                     session.commit()
                     return answer
             except DBAPIError as error:
-                if again or not targets.was_lost(error):
+                if again or not owned_rows.was_lost(error):
                     raise
                 self.retried += 1
                 _find_server(self.load.engine)
@@ -246,7 +246,7 @@ class Client:
 
     def read_all(self, way: Way, keys: list[Key]) -> dict[Key, Values]:
         """Rows by their keys, those that can be read."""
-        found: dict[Key, Values] = self._ask(lambda session, _: targets.readable(way, session, keys))
+        found: dict[Key, Values] = self._ask(lambda session, _: owned_rows.readable(way, session, keys))
         return found
 
     def _read(self, target: Target, way: Way, rows: list[Remembered]) -> bool:
@@ -266,8 +266,8 @@ class Client:
         first = self.chance.choice(rows)
         try:
             found = self._ask(lambda session, _: way.read_on(session, first.key, ROWS_OF_A_REPORT))
-        except targets.UNREADABLE as error:
-            if not targets.has_no_value(error):
+        except owned_rows.UNREADABLE as error:
+            if not owned_rows.has_no_value(error):
                 raise
             # Another row holds what Python has no value for: no report has ever gone past it.
             found = self._ask(lambda session, _: way.read(session, [first.key]))
@@ -280,7 +280,7 @@ class Client:
         try:
             self._ask(lambda session, _: way.update(session, row.key, values))
         except DBAPIError as error:
-            if targets.was_lost(error):
+            if owned_rows.was_lost(error):
                 rows.remove(row)  # nobody knows what it holds now
             raise
         row.wrote(values)
@@ -379,7 +379,7 @@ def _find_server(engine: Engine) -> None:
 
 def _where(error: BaseException) -> str:
     *_, last = traceback.extract_tb(error.__traceback__)
-    return f"{targets.named(error)} at {os.path.basename(last.filename)}:{last.lineno}"
+    return f"{owned_rows.named(error)} at {os.path.basename(last.filename)}:{last.lineno}"
 
 
 def main() -> None:

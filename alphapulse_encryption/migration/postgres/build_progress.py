@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from alphapulse_encryption.beside import beside
+from alphapulse_encryption.background import in_background
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.postgres.database import Connection, Database
@@ -121,5 +121,5 @@ def telling(
                     tell("".join(doing))
                     phase, reported = doing[0], time.monotonic()
 
-    with beside(watch, name="index builds"):
+    with in_background(watch, name="index builds"):
         yield

@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 
 from alphapulse_encryption.catalogue import Catalogue, Table
-from alphapulse_encryption.migration.insight.preview import Plan, Step, TablePlan, make_plan
+from alphapulse_encryption.migration.insight.plan import Plan, Step, TablePlan, make_plan
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption.migration.schema.views import create_views

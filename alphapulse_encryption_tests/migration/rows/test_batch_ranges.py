@@ -11,7 +11,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.ranges import hold_plan
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows import plan
+from alphapulse_encryption.migration.rows import batch_ranges
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, run
@@ -226,7 +226,7 @@ def test_large_table_is_sampled_and_cut_evenly(database_url: str) -> None:
         "INSERT INTO t SELECT (i * 7919::bigint) % 20011, 'v', repeat('x', 3000) FROM generate_series(1, 9000) AS i",
     )
     pages = support.value(database_url, "SELECT pg_relation_size('t') / 8192")
-    assert pages > 2 * plan.SAMPLED_PAGES
+    assert pages > 2 * batch_ranges.SAMPLED_PAGES
     assert support.value(database_url, "SELECT reltuples FROM pg_class WHERE relname = 't'") == -1
     support.add_columns(database_url, SMALL, ranges=8)
     sizes = assert_partition(database_url, Shape(SMALL, "", ("int",)), 8)
@@ -260,7 +260,7 @@ def filled(url: str, rows: int = 100, ranges: int = 4) -> None:
 
 
 def replan(url: str, count: int) -> int:
-    return plan.replan_ranges(Database(url), SMALL, ACTOR, count=count)
+    return batch_ranges.replan_ranges(Database(url), SMALL, ACTOR, count=count)
 
 
 def bookkeeping(url: str) -> dict[str, list[support.Row]]:
@@ -429,8 +429,8 @@ def test_planning_costs_the_same_whatever_the_size_of_the_table(database_url: st
         read[rows] = blocks_read(database_url) - before
         sizes = assert_partition(database_url, Shape(SMALL, "", ("int",)), 8)
         assert min(sizes) > rows / 8 * 0.7
-    assert plan.SAMPLED_PAGES * 0.8 < read[6_000] < plan.SAMPLED_PAGES * 1.2
-    assert plan.SAMPLED_PAGES * 0.8 < read[24_000] < plan.SAMPLED_PAGES * 1.2
+    assert batch_ranges.SAMPLED_PAGES * 0.8 < read[6_000] < batch_ranges.SAMPLED_PAGES * 1.2
+    assert batch_ranges.SAMPLED_PAGES * 0.8 < read[24_000] < batch_ranges.SAMPLED_PAGES * 1.2
 
 
 def blocks_read(url: str) -> int:
