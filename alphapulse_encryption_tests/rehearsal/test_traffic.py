@@ -331,7 +331,7 @@ def test_the_load_ends_with_its_parent_and_shows_nobody_address_or_key(sample_ur
         seen = Path(f"/proc/{child}")
         if seen.exists():
             shown = (seen / "cmdline").read_bytes() + (seen / "environ").read_bytes()
-            assert b"instances" in shown
+            assert b"traffic.application" in shown
             assert KEY.encode() not in shown and sample_url.encode() not in shown
             assert b"ALPHAPULSE" not in shown
         assert support.value(sample_url, SESSIONS, f"{APPLICATION_NAME}%") > 0
