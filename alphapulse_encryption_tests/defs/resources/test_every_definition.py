@@ -69,7 +69,7 @@ def theirs(
         monkeypatch.setattr("alphapulse_encryption.defs.resources.environment.backup_bucket", leak)
         monkeypatch.setattr("alphapulse_encryption.rehearsal.job.RehearsalTarget", leak)
         monkeypatch.setattr("alphapulse_encryption.rehearsal.job.Passed.model_validate", leak)
-        monkeypatch.setattr("alphapulse_encryption.rehearsal.job._has_no_clones", leak)
+        monkeypatch.setattr("alphapulse_encryption.rehearsal.job.embedded", leak)
         monkeypatch.setattr("alphapulse_encryption.defs.alerts.sensors.configured_channels", leak)
         yield found
 
