@@ -21,7 +21,7 @@ ARGS ?=
 HAS_BROWSER = $(BIN)/python -m alphapulse_encryption_tests.browser.chromium
 GET_BROWSER := Debian: apt install chromium chromium-driver; macOS: brew install chromium chromedriver
 
-.PHONY: help setup demo demo-drop rehearsal ui dg psql test quick long lint format stress wheel-check bench bench-crypto bench-lookup bench-latency bench-prediction sizing browser screenshots docs docs-serve docs-reference lock clean distclean
+.PHONY: help setup demo demo-drop rehearsal ui dg psql test quick long lint format stress wheel-check bench bench-crypto bench-lookup bench-latency bench-prediction sizing browser pooler screenshots docs docs-serve docs-reference lock clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,7 +61,7 @@ psql: setup ## Open psql on the sample database (ARGS='-c "SELECT ..."')
 # Hundreds of processes load the code: compiled once, it is kept, whatever the environment says of that.
 test: lint ## Run every check and the tests, except the long ones
 	@unset PYTHONDONTWRITEBYTECODE; \
-	if [ -n "$${CI:-}" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(MAKE) browser || true; fi; \
+	if [ -n "$${CI:-}" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(MAKE) browser || true; $(MAKE) pooler || true; fi; \
 	chosen="not stress and not long"; \
 	$(HAS_BROWSER) || { chosen="$$chosen and not browser"; \
 	  echo "Left out: the browser tests, for want of a Chromium with its chromedriver ($(GET_BROWSER))."; }; \
@@ -102,6 +102,15 @@ browser: setup ## Install Chromium for the browser tests, where there is none (a
 	said=$$({ apt-get -qq update && apt-get -qq --yes -o DPkg::Lock::Timeout=120 install --no-install-recommends \
 	  chromium chromium-driver fonts-liberation; } 2>&1) || { echo "$$said" >&2; exit 1; }; \
 	$(HAS_BROWSER) || { echo "There is still no Chromium with its chromedriver ($(GET_BROWSER))." >&2; exit 1; }
+
+# Its service is not started: the tests start one of their own.
+pooler: ## Install PgBouncer for the tests of connection poolers, where there is none (as root, with apt-get)
+	@if PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then echo "Install PgBouncer (Debian: apt install pgbouncer)." >&2; exit 1; fi; \
+	echo "Installing PgBouncer for the tests of connection poolers ..."; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	said=$$({ apt-get -qq update && apt-get -qq --yes -o DPkg::Lock::Timeout=120 install --no-install-recommends pgbouncer; } 2>&1) \
+	|| { echo "$$said" >&2; exit 1; }
 
 screenshots: setup ## Take the pictures in docs/images, on a demo of their own
 	@$(BIN)/python -m alphapulse_encryption_tests.browser.screenshots docs/images

@@ -149,6 +149,12 @@ def _queue(prefix: str, *others: str) -> AfterValidator:
     return AfterValidator(read)
 
 
+def _pooler(text: str) -> bool:
+    if text != "session":
+        raise Wrong("must be session, for a connection pooler in session mode; others are refused.")
+    return True
+
+
 def _run_launcher(text: str) -> str:
     if text not in {"local", "celery"}:
         raise Wrong("must be local (runs on this machine) or celery (runs on workers).")
@@ -175,6 +181,11 @@ class TargetVariables(Variables):
     database_url: PostgresUrl = _variable(
         "ALPHAPULSE_DATABASE_URL",
         "the database to migrate, `postgresql://…`; unset: the embedded one with the sample",
+    )
+    session_pooler: Annotated[bool, BeforeValidator(_pooler)] = _variable(
+        "ALPHAPULSE_DATABASE_POOLER",
+        "`session`: the database is reached through a connection pooler in session mode; unset: any pooler is refused",
+        False,
     )
     catalogue_path: File = _variable(
         "ALPHAPULSE_ENCRYPTION_CATALOGUE",

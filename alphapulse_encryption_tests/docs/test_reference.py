@@ -46,4 +46,6 @@ def test_every_command_of_make_is_described() -> None:
         path.read_text() for path in Path(DOCS).rglob("*.md")
     )
     missing = {target for target in targets if not re.search(rf"`?make {target}\b", everywhere)}
-    assert missing <= {"help", "setup", "browser", "screenshots", "distclean", "bench-latency"}, missing
+    assert missing <= {"help", "setup", "browser", "pooler", "screenshots", "distclean", "bench-latency"}, (
+        missing
+    )

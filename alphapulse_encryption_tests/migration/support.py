@@ -74,6 +74,9 @@ STRANGE_SETTINGS = {
     "search_path": "elsewhere",
     "standard_conforming_strings": "off",
     "default_transaction_isolation": "repeatable read",
+    "array_nulls": "off",
+    "xmloption": "document",
+    "quote_all_identifiers": "on",
 }
 
 # The longest that anything is waited for; a test that waits so long has failed.

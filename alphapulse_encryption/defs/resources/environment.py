@@ -24,7 +24,10 @@ def uses_sample() -> bool:
 
 def target_database() -> Database:
     """``ALPHAPULSE_DATABASE_URL``, or the embedded database, which is started if need be."""
-    return Database(settings.TargetVariables().database_url or embedded_url(SAMPLE_DATABASE))
+    variables = settings.TargetVariables()
+    return Database(
+        variables.database_url or embedded_url(SAMPLE_DATABASE), session_pooler=variables.session_pooler
+    )
 
 
 def target_exists() -> bool:

@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, cast
 
 import psycopg
@@ -24,7 +24,6 @@ from alphapulse_encryption.errors import ConfigurationError, MigrationError, Ref
 from alphapulse_encryption.migration.postgres import locks
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Connection, Database, DatabaseUnreachable
-from alphapulse_encryption.migration.postgres.ddl import without_limits
 from alphapulse_encryption.migration.postgres.programs import (
     PipeWriter,
     child,
@@ -112,7 +111,6 @@ def hold_snapshot(database: Database) -> Iterator[Connection]:
         connection.transaction(),
     ):
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        without_limits(connection, in_transaction=True)
         connection.execute("SELECT set_config('lock_timeout', %s, true)", [LOCK_WAIT])
         if tables := read_tables(connection):
             names = SQL(", ").join(SQL("ONLY {}").format(Identifier(*table)) for table in tables)
@@ -166,7 +164,6 @@ def rehearse(
     with scratch_database(server, like) as scratch:
         _restore(scratch, pg_restore, file, identity)
         with scratch.session("compare the restored database") as connection:
-            without_limits(connection)
             found = read_everything(connection)
     differences = _differences(expected, found)
     if differences:
@@ -235,10 +232,9 @@ def scratch_database(server: Database, like: Composable) -> Iterator[Database]:
         name = f"{_prefix(connection)}{secrets.token_hex(6)}"
         # Held for as long as this session lasts; only then does anybody else remove the database.
         locks.hold(connection, name)
-        without_limits(connection)
         connection.execute(SQL("CREATE DATABASE {} TEMPLATE template0 {}").format(Identifier(name), like))
         try:
-            yield Database(make_conninfo(server.conninfo, dbname=name), server.application_name)
+            yield replace(server, conninfo=make_conninfo(server.conninfo, dbname=name))
         finally:
             _remove(server, connection, name)
 

@@ -168,6 +168,16 @@ def _server(connection: Connection) -> Iterator[Checked]:
         yield Checked("ok", "server", f"PostgreSQL {version // 10000}.{version % 10000}")
     if answer(connection, "SELECT pg_is_in_recovery()"):
         yield Checked("blocker", "server", "is a read-only replica. Connect to the primary.")
+    elif (
+        answer(connection, "SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only'")
+        == "on"
+    ):
+        yield Checked(
+            "warning",
+            "server",
+            "sessions of this role are read-only by default (default_transaction_read_only), and ours will write all "
+            "the same. Find out why that was set before you go on; ALTER ROLE or ALTER DATABASE … RESET takes it back.",
+        )
     if not bookkeeping_exists(connection) and not roles.may_begin(connection):
         yield Checked(
             "blocker",

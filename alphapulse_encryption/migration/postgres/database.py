@@ -26,6 +26,9 @@ TEXT_FORM_SETTINGS = {
     # The form of money: $1,234.56, whatever the database's own currency is.
     "lc_monetary": "C",
     "client_encoding": "UTF8",
+    # How that text is read again: {NULL} as an array of the text NULL, or a fragment of XML refused, is another value.
+    "array_nulls": "on",
+    "xmloption": "content",
 }
 
 SAFETY_SETTINGS = {
@@ -33,13 +36,23 @@ SAFETY_SETTINGS = {
     "search_path": "pg_catalog",
     # Whoever waits for us, or makes us wait, does so for this long at most; then we retry.
     "lock_timeout": "5s",
-    # That of a step is idle while the row engine's sessions go through the table.
-    "idle_session_timeout": "0",
     "standard_conforming_strings": "on",
+    # Definitions that the server writes are compared with ours, word for word.
+    "quote_all_identifiers": "off",
     # The optimistic checks and the counting of finished ranges rely on each statement seeing what is committed.
     "default_transaction_isolation": "read committed",
     # A row that row-level security hides would silently stay plaintext; with this it is an error.
     "row_security": "off",
+}
+
+# What an administrator allows the application's statements would end ours in the middle: an index build that waits for
+# a report would leave an invalid index. A step bounds what it must not hold for long by itself.
+LIMITS = {
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "transaction_timeout": "0",  # from PostgreSQL 17 on
+    "default_transaction_read_only": "off",
 }
 
 # A machine that is lost says no good-bye: after a minute of silence the server ends its sessions, and gives up the
@@ -110,6 +123,10 @@ class DatabaseUnreachable(ConfigurationError):
     """Nobody answers at the address, or not to us; a server that is being restarted does not answer either."""
 
 
+class Pooled(ConfigurationError):
+    """A connection pooler answers at the address, and hands what is set for a session to others, or may."""
+
+
 @dataclass(frozen=True)
 class Actor:
     """Who changes the database: a person or program, and the Dagster run, as the audit log is to show them."""
@@ -127,12 +144,14 @@ class Database:
         application_name: what ``pg_stat_activity`` shows for our sessions.
         variable: the environment variable that its address comes from, for messages.
         read_only: whether its sessions refuse to write, whatever they run.
+        session_pooler: whether the address may be that of a connection pooler in session mode.
     """
 
     conninfo: str = field(repr=False)
     application_name: str = "alphapulse_encryption"
     variable: str = "ALPHAPULSE_DATABASE_URL"
     read_only: bool = False
+    session_pooler: bool = False
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a Database holds an address with a password, and cannot be pickled or copied")
@@ -142,17 +161,15 @@ class Database:
 
         Raises:
             DatabaseUnreachable: the message has no DSN in it.
+            Pooled: a pooler answers, and is not one in session mode that was allowed; nothing was set there.
         """
+        connection = self._open()
         try:
-            connection: psycopg.Connection[tuple[Any, ...]] = psycopg.connect(
-                self.conninfo, autocommit=True, application_name=self.application_name, connect_timeout=10
-            )
-        except psycopg.Error as error:
-            raise DatabaseUnreachable(
-                f"The database cannot be reached ({_connection_problem(error)}). "
-                f"Check {self.variable}, that the server runs, and that the role may log in."
-            ) from None
-        settings = TEXT_FORM_SETTINGS | SAFETY_SETTINGS | DEAD_PEER_SETTINGS
+            self._refuse_pooler(connection)
+        except BaseException:
+            connection.close()
+            raise
+        settings = TEXT_FORM_SETTINGS | SAFETY_SETTINGS | LIMITS | DEAD_PEER_SETTINGS
         if self.read_only:
             settings["default_transaction_read_only"] = "on"
         try:
@@ -164,6 +181,42 @@ class Database:
         connection.cursor_factory = _Cursor
         return connection
 
+    def _open(self) -> psycopg.Connection[tuple[Any, ...]]:
+        try:
+            return psycopg.connect(
+                self.conninfo, autocommit=True, application_name=self.application_name, connect_timeout=10
+            )
+        except psycopg.Error as error:
+            raise DatabaseUnreachable(
+                f"The database cannot be reached ({_connection_problem(error)}). "
+                f"Check {self.variable}, that the server runs, and that the role may log in."
+            ) from None
+
+    def _refuse_pooler(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        """Refuse a session that others share: settings left in it would be an outage of the application.
+
+        The process of the server that answers is not the one that a pooler told of when it was connected to
+        (`PQbackendPID`).
+        """
+        serving = _serving(connection)
+        if serving == connection.info.backend_pid:
+            return
+        if not self.session_pooler:
+            raise Pooled(
+                f"{self.variable} leads to a connection pooler (PgBouncer, Odyssey, pgcat, RDS Proxy or the like), not "
+                "to PostgreSQL itself. Settings and locks of a session do not hold there, or reach the application's "
+                "sessions. Give the server's own address; where only a pooler in session mode leads there, set "
+                "ALPHAPULSE_DATABASE_POOLER=session. Nothing was set or changed."
+            )
+        # While the first session is open, one in session mode serves a second one by another process.
+        with self._open() as other:
+            shared = _serving(other) == serving
+        if shared or _serving(connection) != serving:
+            raise Pooled(
+                f"The connection pooler behind {self.variable} is not in session mode, as ALPHAPULSE_DATABASE_POOLER "
+                "says: two sessions were served by one process of the server. Nothing was set or changed."
+            )
+
     @contextmanager
     def session(self, doing: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
         """A connection for a ``with`` block, errors made safe; they name what was ``doing``: "add columns to users"."""
@@ -171,10 +224,20 @@ class Database:
             yield connection
 
 
+def _serving(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
+    """The process of the server that answers."""
+    try:
+        [(pid,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
+    except psycopg.Error as error:
+        raise failure("ask which process serves the session", error) from None
+    return int(pid)
+
+
 def configure(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> None:
-    """Set what a session is to have until its end."""
+    """Set what a session is to have until its end, as far as the server knows it."""
     connection.execute(
-        "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
+        "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value) "
+        "WHERE current_setting(name, true) IS NOT NULL",
         [list(settings), list(settings.values())],
     )
 
@@ -311,15 +374,24 @@ def _connection_problem(error: psycopg.Error) -> str:
     for needle, kind in (
         ("password authentication failed", "the password is not accepted"),
         ("no password supplied", "a password is needed"),
+        # Before others, whose words are in them as well.
+        ("root certificate", "there is no root certificate to check the server's by: see sslrootcert"),
+        ("certificate verify failed", "the server's TLS certificate is not accepted"),
+        ("server certificate", "the server's TLS certificate is of another name"),
+        ("does not support ssl", "the server offers no TLS, which sslmode asks for"),
+        ("no encryption", "the server's pg_hba.conf has no entry for us without TLS"),
+        ("startup parameter", "a connection pooler does not take the address's options"),
+        ("pg_hba.conf", "the server's pg_hba.conf has no entry for us"),
+        ('database "', "there is no such database, or it does not take connections"),
         ("does not exist", "no such role or database"),
         ("connection refused", "connection refused"),
         ("no such file", "no server at that socket"),
         ("could not translate host name", "unknown host"),
         ("name or service not known", "unknown host"),
         ("timeout", "timed out"),
-        ("pg_hba.conf", "the server's pg_hba.conf has no entry for us"),
         ("too many", "too many connections"),
         ("starting up", "the server is starting up"),
+        ("ssl", "TLS could not be agreed on"),
         ("missing", "the connection string is malformed"),
         ("invalid", "the connection string is malformed"),
     ):

@@ -98,21 +98,6 @@ def give_to_owner(connection: Connection, what: Composed, table: int) -> tuple[s
     return str(owner), [statement] if possible else []
 
 
-_WITHOUT_LIMITS = """
-SELECT set_config(name, '0', %s) FROM pg_settings WHERE name = ANY(ARRAY[
-       'statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout', 'idle_session_timeout'])
-"""
-
-
-def without_limits(connection: Connection, *, in_transaction: bool = False) -> None:
-    """Lift an administrator's limits on how long something may last or be idle, for what lasts as long as it does.
-
-    Args:
-        in_transaction: for the rest of the transaction only, not of the session.
-    """
-    connection.execute(_WITHOUT_LIMITS, [in_transaction])
-
-
 def _retrying(doing: str, attempt: Callable[[], T], attempts: int, lock_timeout: str) -> T:
     pauses = (SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
     try:

@@ -87,7 +87,8 @@ def connection_environment(
     environment["LC_ALL"] = "C"
     environment["PGAPPNAME"] = f"{database.application_name} backup"
     environment.setdefault("PGCONNECT_TIMEOUT", "10")
-    if unlogged:
+    # A pooler takes no options, whatever its mode.
+    if unlogged and not database.session_pooler:
         with database.session("look what may be set") as connection:
             wanted = [f"-c {name}={value}" for name, value in keep_values_out_of_the_log(connection).items()]
         environment["PGOPTIONS"] = " ".join([environment.get("PGOPTIONS", ""), *wanted]).strip()

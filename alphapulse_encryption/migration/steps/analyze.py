@@ -12,7 +12,7 @@ from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres.build_progress import telling
 from alphapulse_encryption.migration.postgres.database import Actor, Database
-from alphapulse_encryption.migration.postgres.ddl import outside_transaction, without_limits
+from alphapulse_encryption.migration.postgres.ddl import outside_transaction
 from alphapulse_encryption.migration.rows.tuning import LOCK_TIMEOUT
 from alphapulse_encryption.migration.schema.definition import read_table
 
@@ -36,7 +36,6 @@ def analyze(
     with database.session(doing) as connection, telling(database, table, on_progress, progress=True):
         require_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
-        without_limits(connection)
         told: list[str | None] = []
         connection.add_notice_handler(lambda notice: told.append(notice.severity_nonlocalized))
         statement = SQL("ANALYZE {}").format(definition.identifier)

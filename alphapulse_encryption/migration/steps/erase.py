@@ -22,7 +22,7 @@ from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Connection
-from alphapulse_encryption.migration.postgres.ddl import LOCK_TIMEOUT, outside_transaction, without_limits
+from alphapulse_encryption.migration.postgres.ddl import LOCK_TIMEOUT, outside_transaction
 from alphapulse_encryption.migration.schema import saved_ddl
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.partitions import read_parts
@@ -117,7 +117,6 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
         files = residual_data.open_data_files(connection)
         before, looked = residual_data.look_into_table(connection, files, oids, values)
         looking = time.monotonic() - began
-        without_limits(connection)
         began = time.monotonic()
         for part in parts:
             if part.leaf and not _rewrite(connection, part.schema_name, part.name):

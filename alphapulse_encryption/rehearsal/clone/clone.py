@@ -29,7 +29,6 @@ from alphapulse_encryption.migration.gates.drill import LEFT_OUT, locale_options
 from alphapulse_encryption.migration.postgres import locks, programs
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Database, DatabaseUnreachable
-from alphapulse_encryption.migration.postgres.ddl import without_limits
 from alphapulse_encryption.rehearsal.clone.source import APPLICATION, STAGING_VARIABLE, is_sample
 from alphapulse_encryption.rehearsal.measures import Finding, Stage
 from alphapulse_encryption.sample.postgres import embedded
@@ -127,7 +126,6 @@ def make(
     """
     said = []
     with on.session("make a clone of the staging database") as connection:
-        without_limits(connection)
         # Killed meanwhile, we leave nothing: the server looks whether we are still there.
         with contextlib.suppress(psycopg.Error):
             connection.execute("SELECT set_config('client_connection_check_interval', '1s', false)")
@@ -313,7 +311,6 @@ def drop(connection: Connection, name: str, mark: Mark | None) -> None:
     if mark is not None:
         # First: by its clone a rehearsal's backup is found, and killed in between, it would stay for ever.
         shutil.rmtree(backup_directory(mark.run), ignore_errors=True)
-    without_limits(connection)
     connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
 
 

@@ -11,7 +11,6 @@ from psycopg.sql import SQL, Identifier
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.ddl import without_limits
 from alphapulse_encryption.rehearsal.clone.source import production_database
 from alphapulse_encryption.rehearsal.measures import Finding, Sizes, TableSize
 
@@ -41,7 +40,6 @@ def read_sizes(
 
 def count_rows(connection: Connection, tables: Iterable[Table]) -> dict[str, int]:
     """The rows of every table; reads all of them."""
-    without_limits(connection)
     count = SQL("SELECT count(*) FROM {}")
     return {
         table.key: answer(connection, count.format(Identifier(table.schema_name, table.name)))

@@ -21,7 +21,6 @@ from alphapulse_encryption.migration.gates import drill
 from alphapulse_encryption.migration.gates.preflight import long_transactions
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import Database, DatabaseUnreachable
-from alphapulse_encryption.migration.postgres.ddl import without_limits
 from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.rehearsal.measures import Finding
 from alphapulse_encryption.sample.postgres import embedded
@@ -66,8 +65,16 @@ def source_database() -> Database:
 
 def production_database() -> Database | None:
     """Production, in sessions that cannot write; None where nobody names it."""
-    url = settings.TargetVariables().database_url
-    return Database(url, APPLICATION, PRODUCTION_VARIABLE, read_only=True) if url is not None else None
+    variables = settings.TargetVariables()
+    if variables.database_url is None:
+        return None
+    return Database(
+        variables.database_url,
+        APPLICATION,
+        PRODUCTION_VARIABLE,
+        read_only=True,
+        session_pooler=variables.session_pooler,
+    )
 
 
 @dataclass(frozen=True)
@@ -240,7 +247,6 @@ def checksums(source: Database, tables: Iterable[Table]) -> dict[str, str]:
     """
     found = {}
     with source.session("compute checksums of the staging database") as connection:
-        without_limits(connection)
         for table in tables:
             oid = answer(
                 connection,

@@ -34,6 +34,7 @@ from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import (
     TEXT_FORM_SETTINGS,
     Database,
+    configure,
     keep_values_out_of_the_log,
 )
 from alphapulse_encryption.orm import Phase
@@ -352,10 +353,7 @@ def _engine(url: str, clients: int) -> Engine:
         connection = psycopg.connect(
             url, application_name=APPLICATION_NAME, connect_timeout=10, autocommit=True
         )
-        connection.execute(
-            "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
-            [list(TEXT_FORM_SETTINGS), list(TEXT_FORM_SETTINGS.values())],
-        )
+        configure(connection, TEXT_FORM_SETTINGS)
         # The values are real ones; an application's own sessions would leave theirs in the log.
         keep_values_out_of_the_log(connection)
         connection.autocommit = False

@@ -10,13 +10,16 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, RefusedError
-from alphapulse_encryption.migration.postgres import wire
+from alphapulse_encryption.migration.postgres import database, wire
 from alphapulse_encryption.migration.postgres.database import (
+    LIMITS,
     LOG_SETTINGS,
     MARK_AS_ENGINE,
     Database,
+    DatabaseUnreachable,
 )
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.leaks import Find, Scanner
@@ -52,7 +55,29 @@ def test_settings_do_not_depend_on_the_database(database_url: str) -> None:
         "default_transaction_isolation": "read committed",
         "row_security": "off",
         "client_encoding": "UTF8",
+        "array_nulls": "on",
+        "xmloption": "content",
+        "quote_all_identifiers": "off",
     }
+
+
+def test_no_limit_of_the_database_ends_our_work(database_url: str) -> None:
+    limits = {name: "1s" for name in LIMITS if name.endswith("_timeout")}
+    with psycopg.connect(database_url) as connection:
+        known = connection.execute("SELECT name FROM pg_settings WHERE name = ANY(%s)", [list(LIMITS)])
+        names = {name for (name,) in known}
+    assert len(names) >= 4
+    support.with_settings(database_url, {name: limits.get(name, "on") for name in names})
+    with Database(database_url).connect() as connection:
+        assert {name: support.ask(connection, f"SHOW {name}")[0][0] for name in names} == {
+            name: LIMITS[name] for name in names
+        }
+        connection.execute("CREATE TABLE public.written (id int)")
+    with (
+        pytest.raises(psycopg.errors.ReadOnlySqlTransaction),
+        Database(database_url, read_only=True).connect() as connection,
+    ):
+        connection.execute("CREATE TABLE public.refused (id int)")
 
 
 @pytest.mark.parametrize(
@@ -72,6 +97,37 @@ def test_unreachable_database_is_named_without_its_dsn(conninfo: str) -> None:
     assert DSN_SECRET not in str(caught.value)
     assert "nobody" not in str(caught.value)
     assert DSN_SECRET not in repr(Database(conninfo))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"), [({"dbname": "nothing"}, "no such database"), ({"user": "nobody"}, "no such role")]
+)
+def test_the_kind_of_a_failed_connection_is_told(
+    database_url: str, options: dict[str, str], kind: str
+) -> None:
+    with pytest.raises(DatabaseUnreachable, match=kind):
+        Database(make_conninfo(database_url, **options)).connect()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        # As libpq and servers say it (fe-secure-openssl.c, fe-connect.c, auth.c; PgBouncer's client.c).
+        ('root certificate file "/root/.postgresql/root.crt" does not exist', "sslrootcert"),
+        ("SSL error: certificate verify failed", "certificate is not accepted"),
+        ('server certificate for "db" does not match host name "other"', "another name"),
+        ("server does not support SSL, but SSL was required", "offers no TLS"),
+        ('FATAL:  no pg_hba.conf entry for host "1", user "u", database "d", no encryption', "without TLS"),
+        (
+            'FATAL:  no pg_hba.conf entry for host "1", user "u", database "d", SSL encryption',
+            "no entry for us",
+        ),
+        ("FATAL:  unsupported startup parameter: options", "pooler"),
+        ("SSL error: tlsv1 alert protocol version", "TLS could not be agreed on"),
+    ],
+)
+def test_the_kind_of_a_failed_connection_follows_from_what_is_said(said: str, kind: str) -> None:
+    assert kind in database._connection_problem(psycopg.OperationalError(said))
 
 
 @pytest.mark.parametrize(
