@@ -36,6 +36,7 @@ def refusals() -> list[Message]:
     return [
         *errors(),
         *messages.findings(modules(), "migration/gates/preflight.py"),
+        *messages.findings(modules(), "migration/gates/surroundings.py"),
         *messages.reasons_not_verified(modules()),
     ]
 

@@ -28,6 +28,7 @@ from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates import roles
 from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, is_recent
 from alphapulse_encryption.migration.gates.findings import Checked, Level
+from alphapulse_encryption.migration.gates.surroundings import around_server, around_table
 from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import (
     LOG_SETTINGS,
@@ -39,7 +40,7 @@ from alphapulse_encryption.migration.rows.throttle import NotAvailable, Replicat
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.dependants import dependants
 from alphapulse_encryption.migration.schema.indexes import unique_indexes
-from alphapulse_encryption.migration.schema.partitions import has_children, read_parts, refuse_partition
+from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_relatives
 from alphapulse_encryption.migration.schema.sql import GUARD_INSERT, GUARDS
 
 OLDEST_SERVER = 140000  # CREATE OR REPLACE TRIGGER (PostgreSQL 14)
@@ -135,6 +136,7 @@ def check(
         findings += _logging(connection)
         findings += long_transactions(connection)
         findings += _replicas(connection)
+        findings += around_server(connection)
         free = _free_disk(connection)
         database_bytes = answer(connection, "SELECT pg_database_size(current_database())")
     findings.append(_disk(database_bytes, growth, free))
@@ -279,17 +281,10 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
             of_role=True,
         )
     try:
-        refuse_partition(connection, definition)
+        refuse_relatives(connection, definition)
     except ConfigurationError as error:
         yield Checked("blocker", table.key, error.args[0])
     yield from _triggers(connection, definition)
-    if not definition.partitioned and has_children(connection, definition.oid):
-        yield Checked(
-            "blocker",
-            table.key,
-            "other tables inherit from it, whose rows the guard would not see. List them in the catalogue as "
-            "tables of their own, and end the inheritance.",
-        )
     plaintext = [column.name for column in definition.plaintext_columns]
     if names := [name for (name,) in connection.execute(_DEFAULTED, [definition.oid, plaintext])]:
         yield Checked(
@@ -338,6 +333,7 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
         )
         for found in dependants(connection, definition)
     )
+    yield from around_table(connection, definition)
 
 
 # By the bits of tgtype (src/include/catalog/pg_trigger.h): for each row (1), before (2), on insert (4) or update (16).

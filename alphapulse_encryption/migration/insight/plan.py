@@ -37,7 +37,7 @@ from alphapulse_encryption.migration.rows.batch_ranges import cut as cut_ranges
 from alphapulse_encryption.migration.schema import guard, indexes, saved_ddl, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.dependants import stops_of_the_drop
-from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_partition
+from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_relatives
 from alphapulse_encryption.migration.steps import columns, drop, switch
 
 # Finding the boundaries reads a sample of each table; nobody waits longer for a plan.
@@ -301,7 +301,7 @@ def _table(
     definition = read_table(
         connection, entry, plaintext=known is None or known.state.has_both_sides, once=True
     )
-    refuse_partition(connection, definition)
+    refuse_relatives(connection, definition)
     parts = [part.oid for part in read_parts(connection, definition.oid)]
     ((heap, index_bytes, count),) = connection.execute(_SIZES, [definition.oid, parts])
     findings: list[Finding] = []

@@ -1,6 +1,7 @@
 """What depends on a table's plaintext columns: what goes with them, and what stops their drop. One query for both.
 
-What a function holds as text is not known to the database, nor to us.
+The database keeps no dependency on what a trigger is told by name, or reads of a row by name: of the table's own
+triggers we look ourselves. What other functions hold as text is not known to us either.
 """
 
 from __future__ import annotations
@@ -61,6 +62,13 @@ SELECT a.attname, 'replica identity of ' || i.relname, true
   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
   JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = ANY(x.indkey::int2[])
  WHERE x.indrelid = %(table)s AND x.indisreplident AND a.attname = ANY(%(columns)s)
+UNION
+SELECT a.attname, pg_describe_object('pg_trigger'::regclass, t.oid, 0), true
+  FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_attribute a ON a.attrelid = t.tgrelid
+ WHERE t.tgrelid = %(table)s AND NOT t.tgisinternal AND t.tgname !~ %(guards)s AND a.attname = ANY(%(columns)s)
+   AND (encode(convert_to(a.attname, getdatabaseencoding()), 'escape')
+          = ANY(string_to_array(encode(t.tgargs, 'escape'), '\\000'))
+        OR p.prosrc ~* ('\\m(new|old)\\s*[.]\\s*"?' || regexp_replace(a.attname, '(\\W)', '\\\\\\1', 'g') || '\\M'))
 UNION
 SELECT a.attname, format('security label of %%I by %%s', a.attname, l.provider), true
   FROM pg_seclabel l JOIN pg_attribute a ON a.attrelid = l.objoid AND a.attnum = l.objsubid

@@ -17,6 +17,7 @@ from typing import LiteralString
 from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import Authority
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.ranges import MAY_WRITE, MAY_WRITE_BY_NAME
@@ -128,6 +129,23 @@ def guard_in_place(connection: Connection, definition: TableDefinition) -> bool:
         *(oids, names, guard_name(definition.table)),
     )
     return bool(found == len(names) * len(oids))
+
+
+def refuse_unguarded(connection: Connection, definition: TableDefinition) -> None:
+    """Refuse a table whose guard is gone: it was made again by a copy and a rename, or the triggers were disabled.
+
+    What the bookkeeping knows of it was true of another table.
+
+    Raises:
+        RefusedError: says how to renew the guard, and what to look at then.
+    """
+    if not guard_in_place(connection, definition):
+        key = definition.table.key
+        raise RefusedError(
+            f"The guard triggers of {key} are missing or disabled: the table was recreated, or somebody took them "
+            "away, and ciphertext may be older than its plaintext. Renew them, look for such values and clear them "
+            f"(--add-columns --verify --repair-mismatched --table {key}); nothing was changed."
+        )
 
 
 def _guard_triggers(connection: Connection, definition: TableDefinition) -> dict[str, str | None]:

@@ -58,16 +58,17 @@ def read_parts(connection: Connection, oid: int) -> tuple[Part, ...]:
     return tuple(Part(*row) for row in connection.execute(_PARTS, {"table": oid}))
 
 
-def has_children(connection: Connection, oid: int) -> bool:
-    """Whether tables inherit from it, or are partitions of it."""
-    return bool(answer(connection, "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhparent = %s)", oid))
+_CHILDREN = """
+SELECT string_agg(i.inhrelid::regclass::text, ', ' ORDER BY i.inhrelid::regclass::text)
+  FROM pg_inherits i WHERE i.inhparent = %s
+"""
 
 
-def refuse_partition(connection: Connection, definition: TableDefinition) -> None:
-    """Refuse a table that is a partition itself: columns are added to the whole only.
+def refuse_relatives(connection: Connection, definition: TableDefinition) -> None:
+    """Refuse a partition, whose columns are those of the whole, and a table whose rows are other tables' as well.
 
     Raises:
-        ConfigurationError: names the table that it belongs to.
+        ConfigurationError: names the tables that it belongs to, or that inherit from it.
     """
     table = definition.table
     whole = answer(
@@ -81,6 +82,12 @@ def refuse_partition(connection: Connection, definition: TableDefinition) -> Non
         raise ConfigurationError(
             f"Table {table.key} is a partition of {whole}, and has the columns that one has. Put the "
             "partitioned table into the catalogue in its place."
+        )
+    children = None if definition.partitioned else answer(connection, _CHILDREN, definition.oid)
+    if children is not None:
+        raise ConfigurationError(
+            f"Table {table.key}: other tables inherit from it ({children}), whose rows the guard would not see. List "
+            "them in the catalogue as tables of their own, and end the inheritance (ALTER TABLE … NO INHERIT …)."
         )
 
 

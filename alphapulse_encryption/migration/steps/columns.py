@@ -24,7 +24,7 @@ from alphapulse_encryption.migration.rows.discard import Discard
 from alphapulse_encryption.migration.rows.engine import Progress, work_on_table
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.guard import ensure_guard
-from alphapulse_encryption.migration.schema.partitions import lock_partitions, refuse_partition
+from alphapulse_encryption.migration.schema.partitions import lock_partitions, refuse_relatives
 from alphapulse_encryption.migration.schema.saved_ddl import alter, verbatim
 from alphapulse_encryption.migration.target import Target
 
@@ -87,7 +87,7 @@ def add_encrypted_columns(
             existing, ranges = tuple(_wanted_columns(table)), len(read_ranges(connection, table))
             return ColumnsResult((), existing, False, 0, ranges, time.monotonic() - started)
         definition = read_table(connection, table)
-        refuse_partition(connection, definition)
+        refuse_relatives(connection, definition)
         _refuse_unsuitable(definition)
         ensure_key(connection, target.keys)
         add = partial(_add_missing, connection, table, target.actor)

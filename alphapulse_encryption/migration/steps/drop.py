@@ -119,11 +119,7 @@ def _refuse_unless_ready(
             f"The verification of {key} that approval {approval.id} relies on is not there any more. Verify "
             f"the table again (--verify --table {key}); nothing was changed."
         )
-    if not guard.guard_in_place(connection, definition):
-        raise RefusedError(
-            f"The guard triggers of {key} are missing or disabled, so writes since the verification may have gone "
-            f"unnoticed. Renew them (--add-columns --table {key}), verify and approve again; nothing was dropped."
-        )
+    guard.refuse_unguarded(connection, definition)
     if not has_pending_index(connection, definition):
         raise RefusedError(
             f"The index {indexes.pending_index(table)} is missing or invalid: without it the look "

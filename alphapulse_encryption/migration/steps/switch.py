@@ -75,6 +75,7 @@ def _required(definition: TableDefinition) -> list[Column]:
 
 def _refuse_unless_ready(connection: Connection, definition: TableDefinition, keys: KeyRing) -> None:
     table = definition.table
+    guard.refuse_unguarded(connection, definition)
     verification = verify.verify_table(connection, table, keys)
     if not verification.passed:
         raise RefusedError(

@@ -387,3 +387,52 @@ def test_backup(notes_url: str) -> None:
 def test_how_a_finding_is_shown() -> None:
     shown = [str(Finding(level, "notes", "is so")) for level in ("ok", "warning", "blocker")]
     assert shown == ["✓ notes: is so", "! notes: is so", "✗ notes: is so"]
+
+
+TOUCH = """
+CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.other := 1; RETURN NEW; END';
+CREATE TRIGGER "a touch" BEFORE UPDATE ON notes FOR EACH ROW {} EXECUTE FUNCTION touch()
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "told"),
+    [
+        ("", True),
+        ("WHEN (OLD.id > 0)", True),
+        ("WHEN (current_setting('alphapulse_encryption.writer', true) IS DISTINCT FROM 'engine')", False),
+    ],
+)
+def test_triggers_that_our_writes_fire(notes_url: str, when: str, told: bool) -> None:
+    run(notes_url, TOUCH.format(when))
+    # For these columns alone, disabled, or for whole statements: they do not.
+    run(notes_url, "CREATE TRIGGER b BEFORE UPDATE OF mail ON notes FOR EACH ROW EXECUTE FUNCTION touch()")
+    run(notes_url, "CREATE TRIGGER c BEFORE UPDATE ON notes FOR EACH ROW EXECUTE FUNCTION touch()")
+    run(notes_url, "ALTER TABLE notes DISABLE TRIGGER c")
+    messages = [m for m in found(report(notes_url), "warning", "notes") if "fires for every row" in m]
+    assert [m.split(" (function")[0] for m in messages] == (["the trigger a touch"] if told else [])
+    assert all('DISABLE TRIGGER "a touch"' in message for message in messages)
+    support.encrypt(notes_url, ENTRY)
+    assert run(notes_url, "SELECT DISTINCT other FROM notes") == [("1" if told else "x",)]
+
+
+@pytest.mark.parametrize("tables", ["TABLE notes", "TABLE notes (id, other)", "ALL TABLES"])
+def test_what_is_published(notes_url: str, tables: str) -> None:
+    assert found(report(notes_url), "warning", "notes") == []
+    run(notes_url, f"CREATE PUBLICATION feed FOR {tables}")
+    (message,) = found(report(notes_url), "warning", "notes")
+    assert "published by feed" in message and "subscriber" in message
+
+
+def test_a_slot_that_nobody_reads(notes_url: str) -> None:
+    run(notes_url, "SELECT pg_create_physical_replication_slot('forgotten', true)")
+    try:
+        assert any("slot forgotten" in message for message in found(report(notes_url), "warning", "replicas"))
+    finally:
+        run(notes_url, "SELECT pg_drop_replication_slot('forgotten')")
+
+
+def test_tables_that_inherit(notes_url: str) -> None:
+    run(notes_url, "CREATE TABLE letters (stamp text) INHERITS (notes)")
+    (message,) = found(report(notes_url), "blocker", "notes")
+    assert "inherit" in message and "letters" in message

@@ -30,6 +30,12 @@ OBJECTS = {
     "CREATE FUNCTION g() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
     "CREATE TRIGGER on_name AFTER UPDATE ON users FOR EACH ROW WHEN (NEW.last_name = 'x') "
     "EXECUTE FUNCTION g()": "trigger on_name",
+    # The database keeps no dependency of these: a column's name is among the arguments, or in the function's text.
+    "ALTER TABLE users ADD words tsvector; CREATE TRIGGER words BEFORE UPDATE ON users FOR EACH ROW "
+    "EXECUTE FUNCTION tsvector_update_trigger('words', 'pg_catalog.english', 'last_name')": "trigger words",
+    "CREATE FUNCTION h() RETURNS trigger LANGUAGE plpgsql AS "
+    "'BEGIN IF new . \"email\" > old.email THEN RETURN NULL; END IF; RETURN NEW; END'; "
+    "CREATE TRIGGER by_text BEFORE UPDATE ON users FOR EACH ROW EXECUTE FUNCTION h()": "trigger by_text",
     "CREATE POLICY own ON users USING (email = current_user)": "policy own",
     "CREATE POLICY checked ON users FOR INSERT WITH CHECK (last_name IS NOT NULL)": "policy checked",
     "CREATE PUBLICATION few FOR TABLE users (id, email)": "publication of table public.users in publication few",
@@ -54,6 +60,17 @@ def test_it_is_named(sample_url: str, statement: str, name: str) -> None:
     with Database(sample_url).session("look") as connection:
         (found,) = stops_of_the_drop(connection, definition)
     assert found.startswith(name)
+
+
+def test_what_only_looks_alike_is_not_named(sample_url: str) -> None:
+    support.run(
+        sample_url,
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN RAISE NOTICE ''email''; NEW.email_encrypted := NEW.email_search; RETURN NEW; END'; "
+        "CREATE TRIGGER alike BEFORE UPDATE ON users FOR EACH ROW EXECUTE FUNCTION f('last', 'name')",
+    )
+    with Database(sample_url).session("look") as connection:
+        assert stops_of_the_drop(connection, read_table(connection, USERS)) == ()
 
 
 def test_neither_approved_nor_dropped(after: After, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
