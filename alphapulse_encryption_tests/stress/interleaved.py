@@ -103,6 +103,12 @@ def without_guard(url: str, shape: Shape) -> None:
 _CHECK = " AND t.xmin = d.x"
 
 
+def unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the steps go on where the guard is gone, to see what that would do."""
+    for module in ("rows.backfill", "schema.guard"):
+        monkeypatch.setattr(f"alphapulse_encryption.migration.{module}.refuse_unguarded", lambda *_: None)
+
+
 def without_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the comparison of xmin out of the engine's UPDATE, for one test: everything else of it is as it is."""
     complete = sql.update_batch

@@ -45,7 +45,10 @@ def test_without_the_optimistic_check_writes_are_lost(
     assert migrate(database_url, "bigint key", seed).faults
 
 
-def test_without_the_guard_writes_are_lost(database_url: str, seed: int) -> None:
+def test_without_the_guard_writes_are_lost(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    interleaved.unnoticed(monkeypatch)
     assert migrate(database_url, "bigint key", seed, unguarded=True).faults
 
 

@@ -37,6 +37,7 @@ from alphapulse_encryption.migration.postgres.database import (
     Database,
 )
 from alphapulse_encryption.migration.rows.throttle import NotAvailable, ReplicationLag, free_bytes
+from alphapulse_encryption.migration.schema.contents import encrypted_already, refuse_ciphertext_alone
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.dependants import dependants
 from alphapulse_encryption.migration.schema.indexes import unique_indexes
@@ -121,6 +122,15 @@ def check(
                 findings.append(Checked("blocker", table.key, error.args[0]))
                 continue
             about = list(_table(connection, definition))
+            if state is None and (others := encrypted_already(connection, definition)):
+                about.append(
+                    Checked(
+                        "blocker",
+                        table.key,
+                        f"is encrypted in part by somebody else: {', '.join(others)}. Take such columns out of the "
+                        "catalogue, or add_encrypted_columns will refuse.",
+                    )
+                )
             if not any(finding.level == "blocker" for finding in about):
                 told = (
                     f"about {definition.estimated_rows:,} rows, {len(table.columns)} columns to encrypt, "
@@ -332,6 +342,15 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
             else f"{found.name} depends on the plaintext column and goes with it",
         )
         for found in dependants(connection, definition)
+    )
+    yield from (
+        Checked(
+            "warning",
+            table.key,
+            f"the {name} refuses a row whose plaintext is NULL, and switch_to_ciphertext will refuse. Change it so "
+            "that it takes the ciphertext for the value, as in num_nonnulls(email, email_encrypted, phone) >= 1.",
+        )
+        for name in refuse_ciphertext_alone(connection, definition)
     )
     yield from around_table(connection, definition)
 

@@ -22,6 +22,7 @@ from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows.batch_ranges import ensure_ranges
 from alphapulse_encryption.migration.rows.discard import Discard
 from alphapulse_encryption.migration.rows.engine import Progress, work_on_table
+from alphapulse_encryption.migration.schema.contents import encrypted_already
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.guard import ensure_guard
 from alphapulse_encryption.migration.schema.partitions import lock_partitions, refuse_relatives
@@ -89,6 +90,8 @@ def add_encrypted_columns(
         definition = read_table(connection, table)
         refuse_relatives(connection, definition)
         _refuse_unsuitable(definition)
+        if state is None:
+            _refuse_encrypted(connection, definition)
         ensure_key(connection, target.keys)
         add = partial(_add_missing, connection, table, target.actor)
         added = in_short_transaction(connection, doing, add)
@@ -150,6 +153,15 @@ def _refuse_unsuitable(definition: TableDefinition) -> None:
             f"Column {definition.table.key}.{name} exists with the type {found.type}"
             f"{' (generated)' if found.generated else ''}, where {_wanted_columns(definition.table)[name]} is needed. "
             "Rename or drop it; nothing was changed."
+        )
+
+
+def _refuse_encrypted(connection: Connection, definition: TableDefinition) -> None:
+    if found := encrypted_already(connection, definition):
+        raise ConfigurationError(
+            f"Table {definition.table.key} is encrypted in part by somebody else: {', '.join(found)}. An "
+            "envelope would be put into another one, and tokens that are looked up by would be overwritten. "
+            "Take such columns out of the catalogue; nothing was changed."
         )
 
 

@@ -30,6 +30,7 @@ from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
 from alphapulse_encryption.migration.rows.engine import NotFinished, Progress, RangeResult, finish_under_lock
 from alphapulse_encryption.migration.schema import guard, indexes, saved_ddl, sql, views
+from alphapulse_encryption.migration.schema.contents import refuse_ciphertext_alone
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.partitions import lock_partitions, lock_parts, read_parts
 from alphapulse_encryption.migration.target import Target
@@ -145,6 +146,11 @@ def refuse_uncarriable(connection: Connection, definition: TableDefinition) -> N
                 f"The exclusion constraint {constraint.name} of {table.key} cannot be carried over to ciphertext, "
                 "which cannot be compared. Drop it, or take its columns out of the catalogue; nothing was changed."
             )
+    for name in refuse_ciphertext_alone(connection, definition):
+        raise RefusedError(
+            f"The {name} of {table.key} refuses a row whose plaintext is NULL, so every write of ciphertext alone "
+            "would fail. Change it so that it takes the ciphertext for the value, or drop it; nothing was changed."
+        )
     names = [column.name for column in definition.plaintext_columns]
     for (name,) in connection.execute(_UNPROVEN_NOT_NULL, [definition.oid, names]):
         raise RefusedError(

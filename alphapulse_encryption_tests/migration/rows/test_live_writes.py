@@ -116,11 +116,14 @@ def test_writes_between_reading_and_writing(database_url: str, kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", list(SHAPES))
-def test_without_the_guard_writes_are_lost(database_url: str, kind: str) -> None:
+def test_without_the_guard_writes_are_lost(
+    database_url: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same story as above: what is written to a row that is done keeps the ciphertext of the old value."""
     scripted = Scripted(database_url, SHAPES[kind])
     support.add_columns(database_url, scripted.shape.entry)
     interleaved.without_guard(database_url, scripted.shape)
+    interleaved.unnoticed(monkeypatch)
     assert of_rows(scripted.migration(), scripted.shape) == {5}
 
 
@@ -178,7 +181,8 @@ def finds(machine: type[Migration], url: str) -> None:
         run_state_machine_as_test(here, settings=looking)
 
 
-def test_a_sequence_is_found_that_needs_the_guard(database_url: str) -> None:
+def test_a_sequence_is_found_that_needs_the_guard(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    interleaved.unnoticed(monkeypatch)
     finds(WithoutGuard, database_url)
 
 

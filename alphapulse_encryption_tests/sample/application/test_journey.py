@@ -20,6 +20,7 @@ from alphapulse_encryption_tests.crypto import independent
 from alphapulse_encryption_tests.migration import support, walk
 from alphapulse_encryption_tests.sample.application.client import Load
 from alphapulse_encryption_tests.sample.application.instances import Traffic, traffic
+from alphapulse_encryption_tests.stress.interleaved import unnoticed
 
 TABLES = walk.CATALOGUE.tables
 MASTER_KEY = bytes(range(32))
@@ -229,8 +230,9 @@ def test_there_and_back_again_at_length(sample_url: str, postgres: EmbeddedPostg
 
 @pytest.mark.stress
 def test_without_the_guard_answers_are_wrong(
-    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    unnoticed(monkeypatch)
     with pytest.raises(AssertionError, match=r"WrongAnswer|mismatched"):
         carry(sample_url, tmp_path, postgres.bin_dir(), clients=4, pause=300, guarded=False)
 
