@@ -25,9 +25,8 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.bookkeeping.ranges import rows_done, waiting_for
 from alphapulse_encryption.migration.bookkeeping.verifications import rows_verified
-from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.build_progress import build_waits_for, under_way
-from alphapulse_encryption.migration.postgres.database import Connection, Database
+from alphapulse_encryption.migration.postgres.database import Connection, Database, answer
 
 # What the bar shows now, by the names of rich's ``Progress.update``.
 Look = Callable[[Connection], dict[str, Any]]

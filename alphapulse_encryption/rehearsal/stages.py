@@ -28,8 +28,7 @@ from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import limits, quarantine
 from alphapulse_encryption.migration.gates import approvals, backup
 from alphapulse_encryption.migration.gates import preflight as checklist
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Actor, Database
+from alphapulse_encryption.migration.postgres.database import Actor, Database, answer
 from alphapulse_encryption.migration.rows.backfill import backfill_range
 from alphapulse_encryption.migration.rows.catch_up import pending_ranges
 from alphapulse_encryption.migration.rows.engine import Pace, RangeResult

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Actor, Connection
+from alphapulse_encryption.migration.postgres.database import Actor, Connection, answer
 
 
 def audit(

@@ -26,8 +26,7 @@ from alphapulse_encryption.migration.bookkeeping.contents import (
     read_objects,
 )
 from alphapulse_encryption.migration.postgres import locks
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.database import Connection, answer
 
 SCHEMA = "alphapulse_encryption"
 # Of ours in public: what operators watch, what instances of an application ask when they start, what they call.

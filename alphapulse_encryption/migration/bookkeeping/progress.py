@@ -16,8 +16,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.migration.bookkeeping.columns import lock_columns, set_status
 from alphapulse_encryption.migration.bookkeeping.ranges import BatchRange, Key, Step, read_range
 from alphapulse_encryption.migration.postgres import wire
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.database import Connection, answer
 
 
 @dataclass(frozen=True)

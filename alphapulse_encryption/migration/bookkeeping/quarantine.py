@@ -8,8 +8,7 @@ from datetime import datetime, timedelta
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, Step
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.database import Connection, answer
 
 # So many are named in a message; all of them are in the table.
 NAMED = 10

@@ -14,8 +14,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.columns import Status, reset_status
 from alphapulse_encryption.migration.postgres import locks
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.database import Connection, answer
 
 # The primary key of a row, each part in its text form.
 Key = tuple[str, ...]

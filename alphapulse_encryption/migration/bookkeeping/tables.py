@@ -12,8 +12,7 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import Authority, State
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.database import Connection, answer
 
 
 class NotNull(BaseModel):

@@ -9,8 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.database import Connection, answer
 
 # A result older than this has to be renewed before anything relies on it.
 FRESH_FOR = timedelta(days=7)

@@ -28,8 +28,7 @@ from alphapulse_encryption.migration.discovery.sensitive_names import Category, 
 from alphapulse_encryption.migration.discovery.value_patterns import look_at, look_into
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.gates.preflight import readable_size
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Connection, Database
+from alphapulse_encryption.migration.postgres.database import Connection, Database, answer
 from alphapulse_encryption.migration.schema.definition import OF_THE_APPLICATION
 from alphapulse_encryption.migration.schema.names import short_name
 

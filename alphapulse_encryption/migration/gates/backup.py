@@ -35,8 +35,7 @@ from alphapulse_encryption.migration.bookkeeping.keys import ensure_key
 from alphapulse_encryption.migration.gates import drill
 from alphapulse_encryption.migration.gates.drill import DrillResult
 from alphapulse_encryption.migration.postgres import programs
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Connection, Database
+from alphapulse_encryption.migration.postgres.database import Connection, Database, answer
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.migration.target import Target

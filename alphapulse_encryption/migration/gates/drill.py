@@ -22,8 +22,12 @@ from psycopg.sql import SQL, Composable, Identifier, Literal
 
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration.postgres import locks
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Connection, Database, DatabaseUnreachable
+from alphapulse_encryption.migration.postgres.database import (
+    Connection,
+    Database,
+    DatabaseUnreachable,
+    answer,
+)
 from alphapulse_encryption.migration.postgres.programs import (
     PipeWriter,
     child,

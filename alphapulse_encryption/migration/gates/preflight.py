@@ -29,12 +29,12 @@ from alphapulse_encryption.migration.gates import roles
 from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, is_recent
 from alphapulse_encryption.migration.gates.findings import Checked, Level
 from alphapulse_encryption.migration.gates.surroundings import around_server, around_table
-from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import (
     LOG_SETTINGS,
     SET_PRIVILEGES,
     Connection,
     Database,
+    answer,
 )
 from alphapulse_encryption.migration.rows.throttle import NotAvailable, ReplicationLag, free_bytes
 from alphapulse_encryption.migration.schema.contents import encrypted_already, refuse_ciphertext_alone

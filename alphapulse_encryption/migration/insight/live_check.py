@@ -22,8 +22,7 @@ from alphapulse_encryption.errors import DecryptionError
 from alphapulse_encryption.lifecycle import Authority
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Connection, without_values
+from alphapulse_encryption.migration.postgres.database import Connection, answer, without_values
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target

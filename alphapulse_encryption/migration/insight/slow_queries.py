@@ -18,8 +18,7 @@ from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.insight.statements import LONGEST_TEXT, Reader, Statement, TableName
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import OF_THIS_TOOL, Connection, Database
+from alphapulse_encryption.migration.postgres.database import OF_THIS_TOOL, Connection, Database, answer
 from alphapulse_encryption.migration.schema.views import view_names
 
 EXTENSION = "pg_stat_statements"

@@ -10,6 +10,7 @@ from typing import Any, LiteralString, NoReturn, Self
 import psycopg
 from psycopg import sql
 from psycopg.abc import Params
+from psycopg.rows import scalar_row
 
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure
 
@@ -224,13 +225,17 @@ class Database:
             yield connection
 
 
+def answer(connection: Connection, query: LiteralString | sql.SQL | sql.Composed, *parameters: object) -> Any:
+    """The first value of a query's first row; None where there is no row."""
+    return connection.cursor(row_factory=scalar_row).execute(query, parameters or None).fetchone()
+
+
 def _serving(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
     """The process of the server that answers."""
     try:
-        [(pid,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
+        return int(answer(connection, "SELECT pg_backend_pid()"))
     except psycopg.Error as error:
         raise failure("ask which process serves the session", error) from None
-    return int(pid)
 
 
 def configure(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> None:

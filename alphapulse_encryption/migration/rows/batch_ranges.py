@@ -18,8 +18,7 @@ from alphapulse_encryption.migration.bookkeeping.ranges import (
 )
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres import locks
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database
+from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database, answer
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 

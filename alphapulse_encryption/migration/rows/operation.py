@@ -20,8 +20,7 @@ from alphapulse_encryption.errors import DecryptionError
 from alphapulse_encryption.migration.bookkeeping.progress import Ledger
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, Step
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Connection, without_values
+from alphapulse_encryption.migration.postgres.database import Connection, answer, without_values
 from alphapulse_encryption.migration.postgres.wire import TextArray
 from alphapulse_encryption.migration.rows.batches import Columns, key_at
 from alphapulse_encryption.migration.schema import sql

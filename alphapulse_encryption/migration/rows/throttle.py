@@ -22,11 +22,11 @@ import psycopg
 from alphapulse_encryption.background import in_background
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.limits import Limits, read_limits
-from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import (
     Connection,
     Database,
     DatabaseUnreachable,
+    answer,
     connection_was_lost,
 )
 

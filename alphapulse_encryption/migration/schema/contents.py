@@ -11,8 +11,7 @@ from typing import LiteralString
 import psycopg
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.database import Connection, answer
 from alphapulse_encryption.migration.schema import saved_ddl
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 

@@ -22,8 +22,13 @@ from alphapulse_encryption.lifecycle import Authority
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.ranges import MAY_WRITE, MAY_WRITE_BY_NAME
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import WRITER, WRITER_SETTING, Actor, Connection
+from alphapulse_encryption.migration.postgres.database import (
+    WRITER,
+    WRITER_SETTING,
+    Actor,
+    Connection,
+    answer,
+)
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.names import short_name

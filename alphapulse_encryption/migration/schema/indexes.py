@@ -15,9 +15,8 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.audit import audit, last_entry
 from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state, require_state
-from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.build_progress import telling
-from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database
+from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database, answer
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table

@@ -10,8 +10,7 @@ from typing import Literal
 from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.database import Connection, answer
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 
 LockMode = Literal["SHARE", "SHARE ROW EXCLUSIVE", "ACCESS EXCLUSIVE"]

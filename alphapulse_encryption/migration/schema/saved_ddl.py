@@ -17,8 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.migration.bookkeeping.tables import NotNull, SetAside, kept_definition
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.database import Connection, answer
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.indexes import pending_index
 from alphapulse_encryption.migration.schema.names import short_name

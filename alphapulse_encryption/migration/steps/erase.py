@@ -20,8 +20,7 @@ from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.database import Connection, answer
 from alphapulse_encryption.migration.postgres.ddl import LOCK_TIMEOUT, outside_transaction
 from alphapulse_encryption.migration.schema import saved_ddl
 from alphapulse_encryption.migration.schema.definition import read_table

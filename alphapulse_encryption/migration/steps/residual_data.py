@@ -29,8 +29,7 @@ from alphapulse_encryption.catalogue import Column
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.migration.bookkeeping.backups import backups_known
 from alphapulse_encryption.migration.bookkeeping.install import SCHEMA
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.database import Connection, answer
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 
 Finding = OneOf["found", "not found", "cannot be seen"]

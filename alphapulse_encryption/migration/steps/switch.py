@@ -22,8 +22,7 @@ from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.quarantine import release
 from alphapulse_encryption.migration.bookkeeping.ranges import restart_ranges
 from alphapulse_encryption.migration.bookkeeping.verifications import forget_verifications
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Actor, Connection
+from alphapulse_encryption.migration.postgres.database import Actor, Connection, answer
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -27,13 +27,15 @@ from alphapulse_encryption.defs.resources.processes import this_process
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration.gates.drill import LEFT_OUT, locale_options
 from alphapulse_encryption.migration.postgres import locks, programs
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Database, DatabaseUnreachable
+from alphapulse_encryption.migration.postgres.database import (
+    Connection,
+    Database,
+    DatabaseUnreachable,
+    answer,
+)
 from alphapulse_encryption.rehearsal.clone.source import APPLICATION, STAGING_VARIABLE, is_sample
 from alphapulse_encryption.rehearsal.measures import Finding, Stage
 from alphapulse_encryption.sample.postgres import embedded
-
-Connection = psycopg.Connection[Any]
 
 PREFIX = "alphapulse_rehearsal_"
 # A clone's connection limit, which limits nobody: it has that from its first moment, its comment from the next.

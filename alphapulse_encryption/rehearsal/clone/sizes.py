@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-import psycopg
 from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import MigrationError
-from alphapulse_encryption.migration.postgres.answers import answer
+from alphapulse_encryption.migration.postgres.database import Connection, answer
 from alphapulse_encryption.rehearsal.clone.source import production_database
 from alphapulse_encryption.rehearsal.measures import Finding, Sizes, TableSize
-
-Connection = psycopg.Connection[Any]
 
 # Of a partitioned table, those of its partitions; the planner's row estimates are -1 where there never was one.
 _SIZE = """

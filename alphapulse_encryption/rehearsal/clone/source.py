@@ -6,7 +6,6 @@ import contextlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -19,13 +18,15 @@ from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.tables import states
 from alphapulse_encryption.migration.gates import drill
 from alphapulse_encryption.migration.gates.preflight import long_transactions
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Database, DatabaseUnreachable
+from alphapulse_encryption.migration.postgres.database import (
+    Connection,
+    Database,
+    DatabaseUnreachable,
+    answer,
+)
 from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.rehearsal.measures import Finding
 from alphapulse_encryption.sample.postgres import embedded
-
-Connection = psycopg.Connection[Any]
 
 # The embedded server's copy of the sample, rehearsed where no staging database is named.
 STAGING_DATABASE = "alphapulse_staging"

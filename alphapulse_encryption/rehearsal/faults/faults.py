@@ -20,8 +20,7 @@ from pydantic import Field
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.keysources import KEY_SOURCE_VARIABLE
-from alphapulse_encryption.migration.postgres.answers import answer
-from alphapulse_encryption.migration.postgres.database import Actor, Database, DatabaseUnreachable
+from alphapulse_encryption.migration.postgres.database import Actor, Database, DatabaseUnreachable, answer
 from alphapulse_encryption.migration.rows.engine import Pace, RangeResult
 from alphapulse_encryption.rehearsal.child import Child, Said
 from alphapulse_encryption.rehearsal.measures import Fault

@@ -30,10 +30,10 @@ from sqlalchemy.orm import Session
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.bookkeeping.tables import states
-from alphapulse_encryption.migration.postgres.answers import answer
 from alphapulse_encryption.migration.postgres.database import (
     TEXT_FORM_SETTINGS,
     Database,
+    answer,
     configure,
     keep_values_out_of_the_log,
 )

@@ -14,7 +14,6 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any
 
-import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import BYTEA, JSON, JSONB
 from sqlalchemy.types import NullType, TypeEngine
@@ -23,10 +22,10 @@ from alphapulse_encryption import orm
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.tables import states
+from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.saved_ddl import latest
 
-Connection = psycopg.Connection[Any]
 Values = dict[str, Any]
 
 # Of a value made unique by what is put before it; so many digits never meet twice.
