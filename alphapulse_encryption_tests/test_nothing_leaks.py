@@ -98,14 +98,16 @@ class Stage:
     said: list[str] = field(default_factory=list)
     watch: Watch | None = None
 
-    def watch_saw(self, what: Path | int | str) -> bool:
+    def watch_saw(self, what: Path | tuple[int, str] | str) -> bool:
         """Whether a file, a process or a statement was looked at."""
         assert self.watch is not None
         match what:
             case Path():
                 return what in self.watch.files
-            case int():
-                return any(seen.pid == what for seen in self.watch.processes.seen.copy())
+            case (pid, last):
+                # By its last argument, too: for a moment it has its parent's command line and environment.
+                seen = self.watch.processes.seen.copy()
+                return any(one.pid == pid and one.command[-1:] == (last,) for one in seen)
             case str():
                 return any(what in query for _, query in self.watch.sessions.copy())
 
@@ -373,13 +375,13 @@ def _in_a_file(at: Stage, secret: str) -> None:
 
 def _in_a_process(at: Stage, secret: str) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()", secret], stdin=subprocess.PIPE) as process:
-        support.until(lambda: at.watch_saw(process.pid), "the process is seen")
+        support.until(lambda: at.watch_saw((process.pid, secret)), "the process is seen")
         process.communicate(b"\n")
 
 
 def _in_a_child_s_environment(at: Stage, secret: str) -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, env={"SECRET": secret}) as process:
-        support.until(lambda: at.watch_saw(process.pid), "the process is seen")
+        support.until(lambda: at.watch_saw((process.pid, "cat")), "the process is seen")
         process.communicate()
 
 

@@ -169,7 +169,7 @@ BAD_URLS = (
 
 def test_target_database(theirs: Place) -> None:
     with nothing_changes(theirs):
-        for url, says in (*BAD_URLS, (theirs.postgres.url(CANARY), "no such role or database")):
+        for url, says in (*BAD_URLS, (theirs.postgres.url(CANARY), "no such database")):
             said = message(theirs, 2, "--add-columns", ALPHAPULSE_DATABASE_URL=url)
             assert says in said
             assert "ALPHAPULSE_DATABASE_URL" in said
