@@ -24,10 +24,17 @@ def uses_sample() -> bool:
 
 def target_database() -> Database:
     """``ALPHAPULSE_DATABASE_URL``, or the embedded database, which is started if need be."""
-    variables = settings.TargetVariables()
-    return Database(
-        variables.database_url or embedded_url(SAMPLE_DATABASE), session_pooler=variables.session_pooler
-    )
+    return database_at(settings.TargetVariables().database_url or embedded_url(SAMPLE_DATABASE))
+
+
+def database_at(url: str, *names: str, read_only: bool = False) -> Database:
+    """The database at an address that a variable holds, through a pooler where the environment allows one.
+
+    Args:
+        names: of the application and of the variable, where they are not the target's.
+    """
+    application, variable = names or (Database.application_name, Database.variable)
+    return Database(url, application, variable, read_only, settings.TargetVariables().session_pooler)
 
 
 def target_exists() -> bool:
@@ -60,4 +67,4 @@ def backup_bucket() -> Bucket | None:
 def restore_drill_server() -> Database:
     """A database of the server on which restore drills make their scratch database."""
     url = settings.Backups().restore_drill_url
-    return Database(url) if url is not None else target_database()
+    return database_at(url) if url is not None else target_database()

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from alphapulse_encryption.background import in_background
 from alphapulse_encryption.defs.resources import tags
+from alphapulse_encryption.defs.resources.environment import database_at
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.postgres import locks
 from alphapulse_encryption.migration.postgres.database import Database
@@ -133,7 +134,7 @@ def _storage(instance: dg.DagsterInstance) -> Database | None:
     if url is None:
         return None
     address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    return Database(address, "alphapulse_encryption run lease", "DAGSTER_POSTGRES_URL")
+    return database_at(address, "alphapulse_encryption run lease", "DAGSTER_POSTGRES_URL")
 
 
 def safe_to_repeat(run: dg.DagsterRun) -> bool:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, cast
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.defs.resources.environment import database_at
 from alphapulse_encryption.defs.resources.processes import this_process
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration.gates.drill import LEFT_OUT, locale_options
@@ -78,14 +80,14 @@ def server() -> Database:
     """
     url = settings.Rehearsals().server_url
     if url is not None:
-        return Database(url, APPLICATION, SERVER_VARIABLE)
+        return database_at(url, APPLICATION, SERVER_VARIABLE)
     source = settings.Rehearsals().staging_database_url
     if source is None:
         embedded().ensure_running()
         return Database(embedded().url("postgres"), APPLICATION, STAGING_VARIABLE)
     # Not the source itself: nothing but reading sessions are ever connected to it.
     for name in ("postgres", "template1"):
-        found = Database(make_conninfo(source, dbname=name), APPLICATION, STAGING_VARIABLE)
+        found = database_at(make_conninfo(source, dbname=name), APPLICATION, STAGING_VARIABLE)
         with (
             contextlib.suppress(DatabaseUnreachable),
             found.session("look for a database to be connected to"),
@@ -110,7 +112,7 @@ def programs_directory(server: Database) -> Path | None:
 
 
 def clone_on(server: Database, name: str) -> Database:
-    return Database(make_conninfo(server.conninfo, dbname=name), APPLICATION, server.variable)
+    return replace(server, conninfo=make_conninfo(server.conninfo, dbname=name))
 
 
 def make(

@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.defs.resources.environment import database_at
 from alphapulse_encryption.defs.resources.storage import storage_url
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.lifecycle import State
@@ -51,7 +52,7 @@ def source_database() -> Database:
     """
     url = settings.Rehearsals().staging_database_url
     if url is not None:
-        return Database(url, APPLICATION, STAGING_VARIABLE, read_only=True)
+        return database_at(url, APPLICATION, STAGING_VARIABLE, read_only=True)
     server = embedded()
     if server.exists():
         server.ensure_running()
@@ -66,16 +67,8 @@ def source_database() -> Database:
 
 def production_database() -> Database | None:
     """Production, in sessions that cannot write; None where nobody names it."""
-    variables = settings.TargetVariables()
-    if variables.database_url is None:
-        return None
-    return Database(
-        variables.database_url,
-        APPLICATION,
-        PRODUCTION_VARIABLE,
-        read_only=True,
-        session_pooler=variables.session_pooler,
-    )
+    url = settings.TargetVariables().database_url
+    return database_at(url, APPLICATION, PRODUCTION_VARIABLE, read_only=True) if url is not None else None
 
 
 @dataclass(frozen=True)
