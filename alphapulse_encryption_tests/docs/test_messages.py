@@ -18,7 +18,6 @@ SHORTEST = 12
 ELSEWHERE = {
     "defs/alerts/delivery.py",
     "defs/jobs/single_op.py",
-    "migration/rows/fill.py",
     "orm/types.py",
     "settings.py",
 }

@@ -15,7 +15,7 @@ from alphapulse_encryption.migration.postgres.database import Connection, answer
 from alphapulse_encryption.migration.schema import saved_ddl
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 
-# A question about rows is answered by so many of them: it is asked before each step, and never takes long.
+# A question about rows is answered by so many of them; but whether a column that is there is empty takes all.
 SAMPLE = 1_000
 
 # Single values may look like one by chance, or because a person put it into a text; not one in twenty.

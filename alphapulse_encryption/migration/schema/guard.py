@@ -148,8 +148,9 @@ def refuse_unguarded(connection: Connection, definition: TableDefinition) -> Non
         key = definition.table.key
         raise RefusedError(
             f"The guard triggers of {key} are missing or disabled: the table was recreated, or somebody took them "
-            "away, and ciphertext may be older than its plaintext. Renew them, look for such values and clear them "
-            f"(--add-columns --verify --repair-mismatched --table {key}); nothing was changed."
+            f"away, and ciphertext may be older than its plaintext. Renew them and look for such values (--add-columns "
+            f"--verify --table {key}), then clear and encrypt them again (--repair-mismatched --migrate-data --verify "
+            f"--table {key}); nothing was changed."
         )
 
 
