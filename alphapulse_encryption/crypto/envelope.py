@@ -162,8 +162,10 @@ class AesGcmEnvelope:
                     padding and ciphertext[-padding - 1] not in _LAST_DIGITS[padding]
                 ):
                     raise ValueError
-                sealed = payload[_HEADER_BYTES:] + payload[IV_BYTES:_HEADER_BYTES]
-                append(decrypt(payload[:IV_BYTES], sealed, None).decode())
+                iv = payload[:IV_BYTES]
+                # By the same name: of a value of many megabytes there are few copies at a time.
+                payload = payload[_HEADER_BYTES:] + payload[IV_BYTES:_HEADER_BYTES]
+                append(decrypt(iv, payload, None).decode())
             return values
         except (ValueError, InvalidTag):
             pass
@@ -197,8 +199,9 @@ class AesGcmEnvelope:
                 append(None)
             else:
                 iv = ivs[position : position + IV_BYTES]
-                sealed = encrypt(iv, value, None)
-                payload = iv + sealed[-TAG_BYTES:] + sealed[:-TAG_BYTES]
+                payload = encrypt(iv, value, None)
+                # By the same name: of a value of many megabytes there are few copies at a time.
+                payload = iv + payload[-TAG_BYTES:] + payload[:-TAG_BYTES]
                 append(prefix + to_base64(payload, newline=False) + end)
             position += IV_BYTES
         return envelopes

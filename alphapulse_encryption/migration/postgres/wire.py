@@ -7,9 +7,11 @@ offers as :mod:`psycopg.pq`, give the interpreter away once for each statement. 
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -20,6 +22,9 @@ from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, Format, Transact
 from psycopg.pq.abc import PGresult
 
 from alphapulse_encryption.migration.postgres.database import OF_THIS_TOOL, Connection, flat
+
+# mallopt(3): from this many bytes on, a block is mapped for itself.
+_M_MMAP_THRESHOLD, _OWN_MAP = -3, 1024 * 1024
 
 _TEXT_OID = 25
 _TEXT_ARRAY_OID = 1009
@@ -69,6 +74,17 @@ def _any_elements(head: bytes, items: Sequence[str | bytes | None]) -> Iterator[
         element = item.encode() if isinstance(item, str) else item
         yield struct.pack("!i", len(element))
         yield element
+
+
+@cache
+def give_back_large_blocks() -> None:
+    """Have memory of large values go back to the system where it is freed.
+
+    By itself glibc maps blocks only above the largest one that was freed so far, up to 32 MB, and each thread keeps
+    twice as much for the next one: a hundred megabytes for values of ten.
+    """
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _OWN_MAP)
 
 
 Parameter = TextArray | str | int

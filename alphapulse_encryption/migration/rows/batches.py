@@ -9,19 +9,23 @@ from itertools import chain
 from typing import TypeVar
 
 import psycopg
-from psycopg.sql import Composed
+from psycopg.sql import SQL, Composed, Literal
 
 from alphapulse_encryption.migration.bookkeeping.ranges import Key
 from alphapulse_encryption.migration.postgres import retry, wire
-from alphapulse_encryption.migration.postgres.database import Connection, configure, without_values
+from alphapulse_encryption.migration.postgres.database import Connection, answer, configure, without_values
+from alphapulse_encryption.migration.schema import sql
+from alphapulse_encryption.migration.schema.definition import TableDefinition
 
 # What was read: column by column, in the UTF-8 form that came over the wire.
 Columns = list[list[bytes | None]]
 Texts = list[list[str | None]]
 T = TypeVar("T")
 
-# However large single values are, a batch stops growing here; a few batches are in memory at a time.
+# A batch has no more bytes than these, or a single row; a few batches are in memory at a time.
 BATCH_BYTES = 4 * 1024 * 1024
+# Rows that are larger are read one at a time where they come in no order.
+_LARGE_ROW = 16 * 1024
 _FIRST_CHUNK = 50
 
 
@@ -46,7 +50,9 @@ def texts(columns: Columns, errors: str = "strict") -> Texts:
 
 def read_texts(connection: Connection, query: Composed, parameters: Sequence[str], limit: int) -> Texts:
     """As :func:`read_columns`, of a query and as text; raises UnicodeDecodeError as well."""
-    return texts(read_columns(connection, wire.numbered(connection, query), parameters, limit))
+    found = read_columns(connection, wire.numbered(connection, query), parameters, limit)
+    # Each column gives way to its text, so that large values are not there twice.
+    return [texts([found.pop(0)])[0] for _ in range(len(found))]
 
 
 def read_columns(connection: Connection, statement: bytes, parameters: Sequence[str], limit: int) -> Columns:
@@ -60,12 +66,52 @@ def read_columns(connection: Connection, statement: bytes, parameters: Sequence[
     Raises:
         psycopg.DataError: a value cannot be converted to UTF-8; an encoding of SQL_ASCII lets such in.
     """
-    with reading(connection, statement, [*parameters, limit]) as fetch:
+    with _cursor(connection, statement, [*parameters, limit]) as fetch:
         return fetch(limit)
 
 
+def rows_within_bytes(
+    connection: Connection,
+    definition: TableDefinition,
+    condition: Composed,
+    parameters: Sequence[str],
+    limit: int,
+    wanted: Composed = sql.EVERYTHING,
+) -> int:
+    """How many rows of a batch in key order may be read at once: at most ``limit``, and one at the least."""
+    if not definition.toasted:
+        return limit
+    wire.give_back_large_blocks()
+    statement = sql.count_within(definition, condition, wanted)
+    return max(1, int(answer(connection, statement, *parameters, limit, BATCH_BYTES)))
+
+
+def sweep(
+    connection: Connection,
+    definition: TableDefinition,
+    select: Callable[[Composed], Composed],
+    parameters: Sequence[wire.Parameter] = (),
+    *,
+    rows: int,
+) -> Iterator[Columns]:
+    """Batches of at most so many rows, in no order.
+
+    Args:
+        select: the query, of the rows that meet a condition.
+    """
+    parts = [(sql.EVERYTHING, rows)]
+    if definition.toasted:
+        total, large = sql.row_bytes(definition), Literal(_LARGE_ROW)
+        small = (SQL("{} <= {}").format(total, large), BATCH_BYTES // _LARGE_ROW)
+        parts = [small, (SQL("{} > {}").format(total, large), 1)]
+    for condition, most in parts:
+        with _cursor(connection, wire.numbered(connection, select(condition)), parameters) as fetch:
+            while (batch := fetch(min(rows, most)))[0]:
+                yield batch
+
+
 @contextmanager
-def reading(
+def _cursor(
     connection: Connection, statement: bytes, parameters: Sequence[wire.Parameter] = ()
 ) -> Iterator[Callable[[int], Columns]]:
     """Fetches a query's next rows: at most so many, fewer where they are large, none at the end."""
@@ -78,21 +124,26 @@ def reading(
 
 def _fetch(connection: Connection, limit: int) -> Columns:
     found: Columns = []
-    rows = size = 0
+    rows = taken = 0
     chunk = min(limit, _FIRST_CHUNK)
-    while rows < limit and size < BATCH_BYTES:
+    while rows < limit and taken < BATCH_BYTES:
         statement = b"FETCH FORWARD %d FROM encryption_batch" % chunk
         part = wire.columns(wire.execute(connection, statement, binary=True))
         for known, new in zip(found, part, strict=True) if found else ():
             known.extend(new)
         found = found or part
         rows += len(part[0])
-        size += sum(map(len, filter(None, chain.from_iterable(part))))
+        taken += size(part)
         if len(part[0]) < chunk:
             break
-        affordable = (BATCH_BYTES - size) // max(1, size // rows)
+        affordable = (BATCH_BYTES - taken) // max(1, taken // rows)
         chunk = max(1, min(limit - rows, affordable))
     return found
+
+
+def size(columns: Columns) -> int:
+    """The bytes of what was read."""
+    return sum(map(len, filter(None, chain.from_iterable(columns))))
 
 
 class NotReadable(Exception):

@@ -42,7 +42,7 @@ from alphapulse_encryption.migration.postgres.database import (
     connection_was_lost,
     safe_errors,
 )
-from alphapulse_encryption.migration.rows.batches import key_at, read_columns
+from alphapulse_encryption.migration.rows.batches import key_at, read_columns, rows_within_bytes
 from alphapulse_encryption.migration.rows.operation import Batch, Operation, Unreadable, Unwritable, Written
 from alphapulse_encryption.migration.rows.reader import Reader
 from alphapulse_encryption.migration.rows.sessions import Sessions
@@ -258,7 +258,9 @@ def finish_under_lock(
             while True:
                 condition, parameters = sql.within(definition, position, None)
                 statement = wire.numbered(connection, operation.select(definition, condition))
-                columns = read_columns(connection, statement, parameters, most + 1)
+                wanted = operation.wanted(definition)
+                limit = rows_within_bytes(connection, definition, condition, parameters, most + 1, wanted)
+                columns = read_columns(connection, statement, parameters, limit)
                 if not columns[0]:
                     break
                 most -= len(columns[0])
@@ -428,8 +430,10 @@ class _Run:
                     continue
                 began = time.monotonic()
                 self._write(item)
-                took = time.monotonic() - began
-                self._adapt(len(item), took, limits)
+                took, rows = time.monotonic() - began, len(item)
+                # While the next batch comes, this one's values would take as much memory again.
+                del item
+                self._adapt(rows, took, limits)
                 self._report()
                 self._rest(throttle, took, limits)
         self.done.seconds_held_back += throttle.waited - waited_before

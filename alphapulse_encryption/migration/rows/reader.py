@@ -10,15 +10,19 @@ import queue
 import sys
 import threading
 from contextlib import suppress
+from enum import Enum, auto
 
 from alphapulse_encryption.migration.bookkeeping.ranges import Key
 from alphapulse_encryption.migration.postgres import wire
 from alphapulse_encryption.migration.rows.batches import (
+    BATCH_BYTES,
     Columns,
     NotReadable,
     as_many_as_can_be_read,
     key_at,
     read_columns,
+    rows_within_bytes,
+    size,
 )
 from alphapulse_encryption.migration.rows.operation import Item, Operation, Unreadable
 from alphapulse_encryption.migration.rows.sessions import Sessions
@@ -26,6 +30,15 @@ from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 
 FIRST_READ = 250
+
+
+class _Written(Enum):
+    """Comes behind a large batch: who asks for more has written it."""
+
+    MARK = auto()
+
+
+_WRITTEN = _Written.MARK
 
 
 class Reader:
@@ -64,8 +77,12 @@ class Reader:
         self._ramp = sys.maxsize if at_leisure else FIRST_READ
         self._queries: dict[bool, bytes] = {}
         # One batch waits before each stage, so that none of them ever waits for the other two.
-        self._read: queue.Queue[Columns | Unreadable | BaseException | None] = queue.Queue(maxsize=1)
-        self._ready: queue.Queue[Item | BaseException | None] = queue.Queue(maxsize=1)
+        self._read: queue.Queue[tuple[Columns | Unreadable | BaseException | None, bool]] = queue.Queue(
+            maxsize=1
+        )
+        self._ready: queue.Queue[Item | _Written | BaseException | None] = queue.Queue(maxsize=1)
+        self._written = threading.Event()
+        self._written.set()
         self._stop = threading.Event()
         self._started = False
         self._threads = [
@@ -101,7 +118,8 @@ class Reader:
         return self
 
     def __next__(self) -> Item:
-        item = self._ready.get()
+        while (item := self._ready.get()) is _WRITTEN:
+            self._written.set()
         if item is None:
             raise StopIteration
         if isinstance(item, BaseException):
@@ -114,21 +132,32 @@ class Reader:
                 columns = self._next()
                 if columns is None and self.following is not None:
                     self.following._start()
-                self._read.put(columns)
+                alone = isinstance(columns, list) and self._definition.toasted and size(columns) > BATCH_BYTES
+                if alone:
+                    self._written.clear()
+                self._read.put((columns, alone))
                 if columns is None:
                     return
-            self._read.put(None)
+                del columns
+                # Of values as large as that, one is in memory at a time.
+                while not (self._written.wait(0.05) or self._stop.is_set()):
+                    pass
+            self._read.put((None, False))
         except BaseException as error:
             # Whatever it is: the writer would wait for ever.
-            self._read.put(error)
+            self._read.put((error, False))
 
     def _encrypt_on(self) -> None:
         try:
             while True:
-                read = self._read.get()
+                read, alone = self._read.get()
                 if isinstance(read, list):
-                    for item in self._operation.make(self._definition, read, self._sessions.cipher):
-                        self._ready.put(item)
+                    items = self._operation.make(self._definition, read, self._sessions.cipher)
+                    del read
+                    while items:
+                        self._ready.put(items.pop(0))
+                    if alone:
+                        self._ready.put(_WRITTEN)
                     continue
                 self._ready.put(read)
                 if not isinstance(read, Unreadable):
@@ -154,6 +183,8 @@ class Reader:
 
     def _columns(self, limit: int) -> Columns:
         condition, parameters = sql.within(self._definition, self._position, self._upper)
+        wanted = self._operation.wanted(self._definition)
+        limit = rows_within_bytes(self._connection, self._definition, condition, parameters, limit, wanted)
         # The text of the statement is the same from the second batch on; putting it together takes as long as
         # encrypting a hundred rows.
         behind_a_key = self._position is not None

@@ -37,7 +37,6 @@ from alphapulse_encryption.migration.bookkeeping.verifications import (
     kept_verifications,
     missing_rows,
 )
-from alphapulse_encryption.migration.postgres import wire
 from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.rows.batches import (
     NotReadable,
@@ -46,7 +45,8 @@ from alphapulse_encryption.migration.rows.batches import (
     key_at,
     plan_by_key,
     read_texts,
-    reading,
+    rows_within_bytes,
+    sweep,
     texts,
 )
 from alphapulse_encryption.migration.rows.operation import open_each
@@ -254,11 +254,9 @@ def verify_range(
         position = batch_range.lower
         while not batch_range.is_empty:
             condition, parameters = sql.within(definition, position, batch_range.upper)
-            query = sql.select_for_verification(definition, condition)
+            read_rows = partial(_read_rows, connection, definition, condition, parameters)
             try:
-                read = as_many_as_can_be_read(
-                    partial(read_texts, connection, query, parameters), ROWS_PER_BATCH
-                )
+                read = as_many_as_can_be_read(read_rows, ROWS_PER_BATCH)
             except NotReadable:
                 position = _compare_alone(connection, comparison, condition, parameters) or position
             else:
@@ -285,6 +283,17 @@ def verify_range(
             run_id=target.actor.run_id,
         )
     return comparison.result()
+
+
+def _read_rows(
+    connection: Connection,
+    definition: TableDefinition,
+    condition: Composed,
+    parameters: list[str],
+    limit: int,
+) -> Texts:
+    limit = rows_within_bytes(connection, definition, condition, parameters, limit)
+    return read_texts(connection, sql.select_for_verification(definition, condition), parameters, limit)
 
 
 def _compare_alone(
@@ -347,12 +356,13 @@ def verify_changed(target: Target, table: Table, since: int, *, seconds: float) 
 
         try:
             with connection.transaction():
+                # One moment for all statements: a row that changes between two of them is seen by the first.
+                connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
                 allow_what_is_left()
-                query = wire.numbered(connection, sql.select_changed(definition))
-                with reading(connection, query, [str(since)]) as fetch:
-                    while (read := texts(fetch(ROWS_PER_BATCH)))[0]:
-                        comparison.compare(read)
-                        allow_what_is_left()
+                changed = partial(sql.select_changed, definition)
+                for read in sweep(connection, definition, changed, [str(since)], rows=ROWS_PER_BATCH):
+                    comparison.compare(texts(read))
+                    allow_what_is_left()
         except psycopg.errors.QueryCanceled:
             rows = comparison.found.rows
             # By somebody else, where there was time left: less than a millisecond is none.

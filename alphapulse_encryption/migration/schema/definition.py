@@ -61,6 +61,7 @@ class TableDefinition:
             the comparison the index's own, whatever the search path is.
         estimated_rows: the planner's estimate (0 where the table was never analysed).
         total_bytes: size with indexes and TOAST, in bytes.
+        toasted: whether any value is kept out of line, so that one may be of any size.
     """
 
     table: Table
@@ -71,6 +72,7 @@ class TableDefinition:
     partitioned: bool
     estimated_rows: int
     total_bytes: int
+    toasted: bool
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -107,10 +109,11 @@ class TableDefinition:
 
 
 _TABLE = """
-SELECT c.oid, c.relkind = 'p', size.rows, size.bytes
+SELECT c.oid, c.relkind = 'p', size.rows, size.bytes, size.toasted
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL (
        SELECT coalesce(sum(greatest(l.reltuples, 0)), 0)::bigint AS rows,
-              coalesce(sum(pg_total_relation_size(l.oid)), 0)::bigint AS bytes
+              coalesce(sum(pg_total_relation_size(l.oid)), 0)::bigint AS bytes,
+              coalesce(bool_or(pg_relation_size(nullif(l.reltoastrelid, 0)) > 0), false) AS toasted
          FROM pg_class l WHERE l.relkind = 'r'
           AND l.oid = ANY (c.oid || ARRAY(SELECT relid::oid FROM pg_partition_tree(c.oid)))) AS size
  WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')
@@ -175,7 +178,7 @@ def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> Tab
             f"Table {table.schema_name}.{table.name} is in the catalogue but not in the database. "
             "Names are exact and case-sensitive: correct the catalogue, or create the table."
         )
-    oid, partitioned, rows, size = row
+    oid, partitioned, rows, size, toasted = row
     columns = {row[0]: LiveColumn(*row) for row in connection.execute(_COLUMNS, [oid])}
     key_rows = connection.execute(_KEY, [oid]).fetchall()
     _check_key(table, [name for name, _, _ in key_rows], {schema for _, _, schema in key_rows})
@@ -190,6 +193,7 @@ def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> Tab
         partitioned=partitioned,
         estimated_rows=rows,
         total_bytes=size,
+        toasted=toasted,
     )
 
 

@@ -121,6 +121,31 @@ def pending_cells(definition: TableDefinition) -> Cells:
     ]
 
 
+def row_bytes(definition: TableDefinition) -> Composed:
+    """About how many bytes of text the catalogued columns of a row have, of which large values count exactly."""
+    names = [n for c in definition.table.columns for n in (c.name, *c.derived) if n in definition.columns]
+    # Of a text, octet_length() looks at the pointer to a value that is kept out of line, and not at the value.
+    size = SQL("coalesce(CASE WHEN {0} < 1000 THEN {0} ELSE octet_length({1}::text) END, 0)::bigint")
+    columns = [Identifier("t", name) for name in names]
+    return SQL(" + ").join(size.format(SQL("pg_column_size({})").format(c), c) for c in columns)
+
+
+def count_within(definition: TableDefinition, condition: Composed, wanted: Composed) -> Composed:
+    """Of a batch's rows, how many there are before their bytes are more than allowed.
+
+    Parameters: the condition's, how many rows to look at, and the bytes.
+    """
+    return _of_rows(
+        definition,
+        "SELECT count(*) FROM (SELECT sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) AS total "
+        "FROM (SELECT {bytes} AS bytes FROM {table} t WHERE {condition} AND {wanted} ORDER BY {order} LIMIT %s) "
+        "AS sizes) AS totals WHERE total <= %s",
+        bytes=row_bytes(definition),
+        condition=condition,
+        wanted=wanted,
+    )
+
+
 def select_first_key(definition: TableDefinition, condition: Composed, wanted: Composed) -> Composed:
     """The key of the first row that is wanted, whose values may be unreadable."""
     return _of_rows(
@@ -290,12 +315,13 @@ def select_for_verification(
     return SQL("{} WHERE {} ORDER BY {} LIMIT %s").format(rows, condition, key_list(definition))
 
 
-def select_changed(definition: TableDefinition) -> Composed:
+def select_changed(definition: TableDefinition, condition: Composed) -> Composed:
     """The rows changed since a transaction, all columns as in :func:`select_for_verification`, in no order.
 
     Parameter: the transaction's number, as text.
     """
-    return SQL("{} WHERE {}").format(_select_sides(definition, definition.table.columns), _changed_since())
+    sides = _select_sides(definition, definition.table.columns)
+    return SQL("{} WHERE {} AND {}").format(sides, _changed_since(), condition)
 
 
 def count_unchanged(definition: TableDefinition) -> Composed:

@@ -21,9 +21,8 @@ from alphapulse_encryption.migration.bookkeeping.approvals import revoke
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.columns import uncatalogued_columns
 from alphapulse_encryption.migration.bookkeeping.install import ensure_bookkeeping
-from alphapulse_encryption.migration.postgres import wire
 from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database
-from alphapulse_encryption.migration.rows.batches import reading, texts
+from alphapulse_encryption.migration.rows.batches import sweep, texts
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target
 
@@ -168,11 +167,13 @@ def _count(
         if with_it:
             count.add(version, with_it, of_it)
     envelopes = SQL(", ").join(SQL("{}::text").format(Identifier("t", c.encrypted)) for c in columns)
-    query = wire.numbered(connection, select.format(envelopes, definition.identifier, others))
-    with reading(connection, query) as fetch:
-        while (batch := texts(fetch(ROWS_PER_BATCH)))[0]:
-            for row in zip(*batch, strict=True):
-                _look(count, cipher, columns, row)
+
+    def spelt_otherwise(condition: Composed) -> Composed:
+        return select.format(envelopes, definition.identifier, SQL("{} AND {}").format(others, condition))
+
+    for batch in sweep(connection, definition, spelt_otherwise, rows=ROWS_PER_BATCH):
+        for row in zip(*texts(batch), strict=True):
+            _look(count, cipher, columns, row)
     count.versions = dict(sorted(count.versions.items()))
     return count
 
