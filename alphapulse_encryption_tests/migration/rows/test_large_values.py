@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from psycopg.sql import SQL, Composed
 
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows import batches
@@ -77,8 +78,8 @@ def test_of_a_sweep_no_row_is_missing_and_none_comes_twice(scans_url: str) -> No
         definition = read_table(connection, ENTRY)
 
         def keys() -> Iterator[tuple[int, list[int]]]:
-            def select(condition: sql.Composed) -> sql.Composed:
-                rows = sql.SQL("SELECT t.id::text, t.body, t.note::text FROM {} t WHERE {}")
+            def select(condition: Composed) -> Composed:
+                rows = SQL("SELECT t.id::text, t.body, t.note::text FROM {} t WHERE {}")
                 return rows.format(definition.identifier, condition)
 
             for columns in sweep(connection, definition, select, rows=5_000):
