@@ -29,7 +29,11 @@ USERS = walk.CATALOGUE.table("users")
 
 def backup_with_drill(url: str, directory: Path, bin_dir: Path, *, server: str | None = None) -> BackupResult:
     return take_backup(
-        walk.target(url), (USERS,), directory=directory, bin_dir=bin_dir, drill_server=Database(server or url)
+        walk.target(url),
+        (USERS,),
+        directory=directory,
+        bin_dirs=[bin_dir],
+        drill_server=Database(server or url),
     )
 
 
