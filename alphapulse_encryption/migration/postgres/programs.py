@@ -300,13 +300,15 @@ def child(
 
 
 # Of the server's messages, whole lines that name objects only; of pg_dump's and pg_restore's own, what they begin with.
-_NAME = r'(?:for |of )?(?P<what>\w+(?: \w+)?) "?(?P<name>[^"\n]+?)"?'
+_OBJECT = (
+    "table|view|materialized view|sequence|schema|function|type|large object|foreign server|column|database"
+)
 _KINDS = tuple(
     (re.compile(pattern, re.MULTILINE), kind)
     for pattern, kind in (
         ("row-level security", "row-level security hides rows from this role: it needs BYPASSRLS (42501)"),
         (
-            rf"permission denied {_NAME}$",
+            rf'ERROR: +permission denied for (?P<what>{_OBJECT}) "?(?P<name>[^"\n]+?)"?$',
             "permission denied for {what} {name} (42501); to dump, the role has to be able to read every table",
         ),
         (

@@ -290,3 +290,9 @@ def test_names_with_percent_signs(database_url: str, name: str) -> None:
             column, column, sql.SQL("{} = ANY (%s) AND {} <> ''").format(column, sql.Literal(name))
         )
         assert connection.execute(nested, [["with", name]]).fetchall() == sorted([("with",), (name,)])
+
+
+def test_a_write_to_a_standby_tells_of_the_primary(database_url: str) -> None:
+    reading = Database(database_url, read_only=True)
+    with pytest.raises(DatabaseFailure, match="primary"), reading.session("write") as connection:
+        connection.execute("CREATE TABLE public.t ()")

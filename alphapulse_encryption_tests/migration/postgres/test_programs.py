@@ -337,3 +337,39 @@ def test_a_child_that_cannot_connect_tells_why(server: Server) -> None:
         check=False,
     ).stderr
     assert "the password is not accepted" in programs.kind_of_failure(said)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "pg_dump: error: query failed: ERROR:  permission denied for table of t\n",
+            "for table of t (42501)",
+        ),
+        ("pg_restore: error: ERROR:  permission denied for customer canary-1\n", "permission denied (42501)"),
+        (
+            'pg_restore: error: COPY failed for table "t": ERROR:  could not extend file "base/1/2": No space left on '
+            'device\nHINT:  Check free disk space.\nCONTEXT:  COPY t, line 7, column a: "canary-1"\n',
+            'at table "t": the server\'s disk is full (53100)',
+        ),
+        (
+            'pg_dump: error: Dumping the contents of table "t" failed: PQgetResult() failed.\npg_dump: detail: Error '
+            'message from server: ERROR:  invalid page in block 0 of relation "canary-1"\n',
+            'at table "t": a page of the database is damaged',
+        ),
+        (
+            'pg_restore: error: COPY failed for table "t": ERROR:  invalid input syntax for type integer: "canary-1"\n',
+            'at table "t": its messages may quote values',
+        ),
+        ("pg_restore: error: unsupported version (1.17) in file header\n", "older than the pg_dump"),
+        # What follows is because of the first.
+        (
+            'pg_restore: error: could not execute query: ERROR:  role "a" does not exist\nCommand was: ALTER TABLE t\n'
+            'pg_restore: error: COPY failed for table "u": ERROR:  relation "u" already exists\n',
+            "at ALTER TABLE t: the role a is missing",
+        ),
+    ],
+)
+def test_kind_and_object_of_a_failure_are_told_and_no_value(said: str, told: str) -> None:
+    assert told in programs.kind_of_failure(said)
+    assert "canary" not in programs.kind_of_failure(said)
