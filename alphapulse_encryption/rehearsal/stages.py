@@ -21,6 +21,7 @@ from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.defs.assets import verified_data, verified_table
 from alphapulse_encryption.defs.jobs.erase_dropped import report_lines
+from alphapulse_encryption.defs.resources.environment import client_programs
 from alphapulse_encryption.defs.resources.partitions import TablePart
 from alphapulse_encryption.defs.resources.reporting import actor
 from alphapulse_encryption.defs.resources.workers import parts_of, work_through
@@ -362,7 +363,7 @@ def _backup(at: Rehearsing) -> None:
             at.target.by(at.who),
             at.tables,
             directory=clones.backup_directory(at.passed.so_far.run_id),
-            bin_dir=clones.programs_directory(at.target.server),
+            bin_dirs=client_programs(),
             recipients=settings.Backups().recipients,
             drill_server=at.target.server,
         )

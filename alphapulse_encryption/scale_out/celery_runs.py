@@ -38,6 +38,7 @@ from alphapulse_encryption.defs.resources.running import (
 )
 from alphapulse_encryption.defs.resources.storage import connect_once, storage_url
 from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration.postgres.unreachable import reason
 
 QUEUE = "dagster"
 
@@ -169,9 +170,9 @@ def check_reachable(url: str, variable: str) -> None:
             with Connection(url, connect_timeout=10) as connection:  # type: ignore[no-untyped-call]
                 connection.ensure_connection(max_retries=2, timeout=15)
     except Exception as error:
+        why = reason(str(error))
         raise ConfigurationError(
-            f"The server of {variable} cannot be reached ({type(error).__name__}). Check that it is up, and its host, "
-            "port, user and password."
+            f"The server of {variable} cannot be reached ({type(error).__name__}: {why.what}). {why.next_for(variable)}"
         ) from None
 
 

@@ -159,7 +159,7 @@ def test_what_does_not_suit_a_database_that_was_begun(theirs: Place) -> None:
 
 BAD_URLS = (
     (f"postgresql://me:{CANARY}@127.0.0.1:1/db", "cannot be reached (connection refused)"),
-    (f"postgresql:///db?host=/nowhere/{CANARY}&password={CANARY}", "no server at that socket"),
+    (f"postgresql:///db?host=/nowhere/here&password={CANARY}", "no server at that socket"),
     (f"mysql://me:{CANARY}@host/db", "ALPHAPULSE_DATABASE_URL is not a PostgreSQL URL"),
     (f"host=db password={CANARY}", "ALPHAPULSE_DATABASE_URL is not a PostgreSQL URL"),
     (f"postgresql://me:{CANARY}@127.0.0.1:port/db", "the connection string is malformed"),
@@ -169,7 +169,7 @@ BAD_URLS = (
 
 def test_target_database(theirs: Place) -> None:
     with nothing_changes(theirs):
-        for url, says in (*BAD_URLS, (theirs.postgres.url(CANARY), "no such database")):
+        for url, says in (*BAD_URLS, (theirs.postgres.url("nowhere"), "no such database")):
             said = message(theirs, 2, "--add-columns", ALPHAPULSE_DATABASE_URL=url)
             assert says in said
             assert "ALPHAPULSE_DATABASE_URL" in said

@@ -102,7 +102,7 @@ def create_views(url: str, table: Table) -> None:
 
 
 def backup(url: str, tables: tuple[Table, ...], directory: Path, bin_dir: Path) -> BackupResult:
-    return take_backup(target(url), tables, directory=directory, bin_dir=bin_dir)
+    return take_backup(target(url), tables, directory=directory, bin_dirs=[bin_dir])
 
 
 def approve(url: str, table: Table, catalogue: Catalogue = CATALOGUE) -> Approval:

@@ -84,7 +84,7 @@ def _bring_to(url: str, stage: str, directory: Path, bin_dir: Path) -> None:
         return
     support.verify(url, entry)
     catalogue = Catalogue(tables=(entry,))
-    take_backup(target(database, keys=keys, actor=actor), (entry,), directory=directory, bin_dir=bin_dir)
+    take_backup(target(database, keys=keys, actor=actor), (entry,), directory=directory, bin_dirs=[bin_dir])
     approve_drop(
         target(database, keys=keys, actor=actor, catalogue=catalogue),
         entry,

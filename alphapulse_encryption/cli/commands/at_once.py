@@ -27,6 +27,7 @@ from alphapulse_encryption.defs.alerts.delivery import (
 )
 from alphapulse_encryption.defs.resources.environment import (
     backup_bucket,
+    client_programs,
     key_environment,
     restore_drill_server,
     target_database,
@@ -140,7 +141,8 @@ def print_slow_queries(options: argparse.Namespace, catalogue: Catalogue, tables
 def print_preflight(_: argparse.Namespace, catalogue: Catalogue, __: tuple[str, ...]) -> int:
     """The findings as JSON; read directly, so that no run is seen in the UI."""
     keys = load_key_ring(key_environment())
-    report = preflight.check(replace(target_database(), read_only=True), catalogue.tables, keys, once=True)
+    database = replace(target_database(), read_only=True)
+    report = preflight.check(database, catalogue.tables, keys, once=True, bin_dirs=client_programs())
     print_members("preflight", {"report": report})
     return 1 if report.blockers else 0
 

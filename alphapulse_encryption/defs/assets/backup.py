@@ -54,7 +54,7 @@ def build() -> dg.AssetsDefinition:
                 target.by(actor(context)),
                 target.catalogue.tables,
                 directory=settings.state_dir() / "backups",
-                bin_dir=environment.client_programs(),
+                bin_dirs=environment.client_programs(),
                 recipients=settings.Backups().recipients,
                 drill_server=environment.restore_drill_server() if config.restore_drill else None,
             )

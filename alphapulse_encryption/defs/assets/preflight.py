@@ -4,6 +4,7 @@ import dagster as dg
 
 from alphapulse_encryption.defs.assets.groups import PREPARE, TARGET_POOL
 from alphapulse_encryption.defs.resources.effects import REPORT
+from alphapulse_encryption.defs.resources.environment import client_programs
 from alphapulse_encryption.defs.resources.reporting import as_table, safely
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.gates import preflight
@@ -25,7 +26,9 @@ def build() -> dg.AssetsDefinition:
     )
     def asset(context: dg.AssetExecutionContext, target: TargetResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with safely():
-            report = preflight.check(target.database, target.catalogue.tables, target.key_ring)
+            report = preflight.check(
+                *(target.database, target.catalogue.tables, target.key_ring), bin_dirs=client_programs()
+            )
             for finding in report.findings:
                 context.log.info(str(finding))
             preflight.refuse_blockers(report)

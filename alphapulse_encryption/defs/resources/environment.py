@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from alphapulse_encryption import settings
+from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.gates.offsite import Bucket
+from alphapulse_encryption.migration.postgres import programs
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.sample.key import read_sample_key
 from alphapulse_encryption.sample.postgres import SAMPLE_DATABASE, embedded, embedded_url
@@ -50,10 +52,12 @@ def key_environment() -> Mapping[str, str]:
     return {**os.environ, _MASTER_KEY: sample_key}
 
 
-def client_programs() -> Path | None:
-    """Where ``pg_dump`` and ``pg_restore`` are: for the sample, and where none is on the path, the embedded ones."""
-    on_path = not uses_sample() and shutil.which("pg_dump") and shutil.which("pg_restore")
-    return None if on_path else embedded().bin_dir()
+def client_programs() -> list[Path]:
+    """Where ``pg_dump`` and ``pg_restore`` may be, the embedded ones last."""
+    places = programs.usual_places()
+    with contextlib.suppress(ConfigurationError):  # none for this platform
+        places.append(embedded().bin_dir())
+    return places
 
 
 def backup_bucket() -> Bucket | None:
@@ -67,4 +71,6 @@ def backup_bucket() -> Bucket | None:
 def restore_drill_server() -> Database:
     """A database of the server on which restore drills make their scratch database."""
     url = settings.Backups().restore_drill_url
-    return database_at(url) if url is not None else target_database()
+    if url is None:
+        return target_database()
+    return database_at(url, Database.application_name, "ALPHAPULSE_RESTORE_DRILL_URL")

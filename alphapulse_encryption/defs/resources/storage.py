@@ -18,6 +18,7 @@ from sqlalchemy.pool import NullPool
 from alphapulse_encryption import settings
 from alphapulse_encryption.defs.dagster_private import ConfigurableClassData
 from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration.postgres.unreachable import reason
 from alphapulse_encryption.sample.postgres import DAGSTER_DATABASE, embedded_url
 
 
@@ -82,11 +83,11 @@ class AlphaPulseStorage(DagsterPostgresStorage):
                 "DAGSTER_POSTGRES_URL is not a usable URL. It looks like "
                 "postgresql+psycopg2://user:password@host:5432/database."
             ) from None
-        except SQLAlchemyError:
+        except SQLAlchemyError as error:
+            why = reason(str(error))
             raise ConfigurationError(
-                "Dagster's storage cannot be reached. Check that the server of DAGSTER_POSTGRES_URL is up and "
-                "its host, port, database, user and password are right, or unset it: the embedded PostgreSQL "
-                "is used then."
+                f"Dagster's storage cannot be reached ({why.what}). {why.next_for('DAGSTER_POSTGRES_URL')} Where it "
+                "is unset, the embedded PostgreSQL is used."
             ) from None
         return cls(url, config_value["should_autocreate_tables"], inst_data)
 

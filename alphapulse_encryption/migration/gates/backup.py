@@ -24,7 +24,6 @@ import bech32
 import pyrage  # type: ignore[import-untyped,unused-ignore]
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from psycopg.conninfo import make_conninfo
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
@@ -39,6 +38,7 @@ from alphapulse_encryption.migration.postgres.database import Connection, Databa
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.migration.target import Target
+from alphapulse_encryption.secrecy import bare_environment
 
 NOT_OLDER_THAN_HOURS = 24
 _KEY_CONTEXT = "alphapulse_encryption backup"
@@ -87,7 +87,7 @@ def take_backup(
     catalogue_tables: Sequence[Table],
     *,
     directory: Path,
-    bin_dir: Path | None = None,
+    bin_dirs: Sequence[Path],
     recipients: Sequence[str] = (),
     drill_server: Database | None = None,
 ) -> BackupResult:
@@ -98,7 +98,7 @@ def take_backup(
     Args:
         catalogue_tables: the tables whose data has to be in it.
         directory: where to; made where it is missing.
-        bin_dir: where ``pg_dump`` and ``pg_restore`` are; None looks for them on the PATH.
+        bin_dirs: where to look for ``pg_dump`` and ``pg_restore``.
         recipients: further age recipients (``age1…``) who can open it without the master key.
         drill_server: a database on the server to restore on for comparison; None for no restore drill.
 
@@ -114,35 +114,30 @@ def take_backup(
     told = [str(recipient) for recipient in to]
     with target.database.session("take a backup") as connection:
         ensure_key(connection, target.keys)
-        version = connection.info.server_version // 10_000
-        pg_dump, pg_restore = (
-            programs.find_program(name, bin_dir, version) for name in ("pg_dump", "pg_restore")
-        )
         expected = {table.key: _relations(connection, table) for table in catalogue_tables}
         ((taken_at, name),) = connection.execute("SELECT clock_timestamp(), current_database()")
-    if drill_server is not None:
-        drill.refuse_unless_possible(drill_server)
-    environment, options = programs.connection_environment(target.database)
-    command = [pg_dump, "--format=custom", "--no-password"]
-    command += [f"--dbname={make_conninfo(**options)}"] if options else []
+    way = programs.way_to(target.database)
+    tls = drill_server is not None and drill.refuse_unless_possible(drill_server)
+    pair = programs.choose(bin_dirs, way.server, tls=way.tls or tls)
     safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "database"
     path = directory.absolute() / f"{safe}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}{_SUFFIX}"
     with _new_file(path) as (file, keep):
         held = contextlib.nullcontext() if drill_server is None else drill.hold_snapshot(target.database)
         with held as holder:
+            command = programs.dump_command(pair, way)
             if holder is not None:
                 snapshot = answer(holder, "SELECT pg_export_snapshot()")
                 command += [f"--snapshot={snapshot}", f"--lock-wait-timeout={drill.LOCK_WAIT}"]
-            digest = _dump(command, environment, to, file)
+            digest = _dump(command, way.environment, to, file)
             dumped = time.monotonic()
             contents = drill.read_everything(holder) if holder is not None else {}
         summed = time.monotonic()
-        listing = _list(pg_restore, environment, file, identity)
+        listing = _list(pair.pg_restore, file, identity)
         entries = _check_listing(listing, expected)
         listed = time.monotonic()
         drilled = None
         if drill_server is not None:
-            drill.rehearse(drill_server, target.database, contents, pg_restore, file, identity)
+            drill.rehearse(drill_server, target.database, contents, pair, file, identity)
             rows = sum(each.rows for each in contents.values())
             drilled = DrillResult(len(contents), rows, summed - dumped + time.monotonic() - listed)
         size = os.fstat(file.fileno()).st_size
@@ -296,12 +291,14 @@ def _dump(
     return writer.digest.hexdigest()
 
 
-def _list(pg_restore: str, environment: Mapping[str, str], file: IO[bytes], identity: str) -> str:
+def _list(pg_restore: str, file: IO[bytes], identity: str) -> str:
     """Decrypt the whole file again, which authenticates every byte, and have pg_restore list what is in it."""
     listed: list[bytes] = []
     command = [pg_restore, "--list"]
-    bare = {name: value for name, value in environment.items() if not name.startswith("PG")}
-    with programs.child(command, bare, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as (process, _):
+    with programs.child(command, bare_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as (
+        process,
+        _,
+    ):
         output = cast(IO[bytes], process.stdout)
         reader = threading.Thread(target=lambda: listed.append(output.read()), name="list", daemon=True)
         reader.start()

@@ -20,29 +20,21 @@ import pyrage  # type: ignore[import-untyped,unused-ignore]
 from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Composable, Identifier, Literal
 
-from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
+from alphapulse_encryption.errors import MigrationError, RefusedError
 from alphapulse_encryption.migration.postgres import locks
-from alphapulse_encryption.migration.postgres.database import (
-    Connection,
-    Database,
-    DatabaseUnreachable,
-    answer,
-)
+from alphapulse_encryption.migration.postgres.database import Connection, Database, answer
 from alphapulse_encryption.migration.postgres.programs import (
+    Pair,
     PipeWriter,
     child,
-    connection_environment,
-    kind_of_failure,
+    restore_command,
+    restore_problem,
+    way_to,
 )
 
 _PREFIX = "encryption_drill"
 # While we hold our locks for pg_dump's sake, it may wait behind somebody who waits for us: that has to end.
 LOCK_WAIT = "60s"
-# What would reach beyond the scratch database, or names roles and disks that another server does not have.
-LEFT_OUT = (
-    *("--no-owner", "--no-privileges", "--no-tablespaces", "--no-security-labels"),
-    *("--no-publications", "--no-subscriptions"),
-)
 
 
 @dataclass(frozen=True)
@@ -122,35 +114,30 @@ def hold_snapshot(database: Database) -> Iterator[Connection]:
         yield connection
 
 
-def refuse_unless_possible(server: Database) -> None:
-    """Find out before a long dump that there could be no drill after it.
+def refuse_unless_possible(server: Database) -> bool:
+    """Find out before a long dump that there could be no drill after it; whether the server is reached over TLS.
 
     Raises:
         RefusedError: the role may not create a database there.
         ConfigurationError: it cannot be reached.
     """
-    try:
-        with server.session("prepare the restore drill") as connection:
-            if not answer(
-                connection, "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
-            ):
-                raise RefusedError(
-                    "The restore drill needs a scratch database, and this role may not create one. Give it "
-                    "CREATEDB, or name another server with ALPHAPULSE_RESTORE_DRILL_URL; nothing was done."
-                )
-            _remove_abandoned(connection)
-    except DatabaseUnreachable:
-        raise ConfigurationError(
-            "The server for the restore drill cannot be reached. Check ALPHAPULSE_RESTORE_DRILL_URL (the target's "
-            "own server where it is unset), that the server runs, and that the role may log in."
-        ) from None
+    with server.session("prepare the restore drill") as connection:
+        if not answer(
+            connection, "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
+        ):
+            raise RefusedError(
+                "The restore drill needs a scratch database, and this role may not create one. Give it "
+                "CREATEDB, or name another server with ALPHAPULSE_RESTORE_DRILL_URL; nothing was done."
+            )
+        _remove_abandoned(connection)
+        return bool(connection.pgconn.ssl_in_use)
 
 
 def rehearse(
     server: Database,
     original: Database,
     expected: Mapping[TableName, Contents],
-    pg_restore: str,
+    pair: Pair,
     file: IO[bytes],
     identity: str,
 ) -> None:
@@ -166,7 +153,7 @@ def rehearse(
     with original.session("read the database's locale") as connection:
         like = locale_options(connection)
     with scratch_database(server, like) as scratch:
-        _restore(scratch, pg_restore, file, identity)
+        _restore(scratch, pair, file, identity)
         with scratch.session("compare the restored database") as connection:
             found = read_everything(connection)
     differences = _differences(expected, found)
@@ -206,21 +193,19 @@ def decrypt_into(process: subprocess.Popen[bytes], file: IO[bytes], identity: st
     return process.wait()
 
 
-def _restore(scratch: Database, pg_restore: str, file: IO[bytes], identity: str) -> None:
-    environment, options = connection_environment(scratch, unlogged=True)
-    command = [pg_restore, "--exit-on-error", "--no-password", *LEFT_OUT]
-    command.append(f"--dbname={make_conninfo(dbname=environment['PGDATABASE'], **options)}")
-    with child(command, environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as (process, said):
+def _restore(scratch: Database, pair: Pair, file: IO[bytes], identity: str) -> None:
+    way = way_to(scratch, unlogged=True)
+    command = restore_command(pair, way)
+    with child(command, way.environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as (process, said):
         status = decrypt_into(process, file, identity)
     if status is None:
         raise RefusedError(
             "The backup that was just written cannot be decrypted. No backup was recorded, and no file is "
             "left: check the disk, and take it again."
         )
-    if status != 0:
+    if problem := restore_problem(status, said(), way):
         raise RefusedError(
-            f"The restore drill failed: pg_restore ended with exit status {status} ({kind_of_failure(said())}). "
-            "No backup was recorded, and no file is left."
+            f"The restore drill failed: {problem}. No backup was recorded, and no file is left."
         )
 
 

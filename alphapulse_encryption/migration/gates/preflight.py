@@ -36,6 +36,7 @@ from alphapulse_encryption.migration.postgres.database import (
     Database,
     answer,
 )
+from alphapulse_encryption.migration.postgres.programs import choose
 from alphapulse_encryption.migration.rows.throttle import NotAvailable, ReplicationLag, free_bytes
 from alphapulse_encryption.migration.schema.contents import encrypted_already, refuse_ciphertext_alone
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
@@ -93,13 +94,19 @@ class PreflightReport:
 
 
 def check(
-    database: Database, tables: Sequence[Table], keys: KeyRing | None, *, once: bool = False
+    database: Database,
+    tables: Sequence[Table],
+    keys: KeyRing | None,
+    *,
+    once: bool = False,
+    bin_dirs: Sequence[Path] | None = None,
 ) -> PreflightReport:
     """Go through the checklist for every table of the catalogue.
 
     Args:
         keys: the key ring; held against the key the database was begun with. None leaves the key out.
         once: look at a table that somebody holds without another try; for a report that somebody waits for.
+        bin_dirs: where a backup looks for client programs; None leaves them out.
 
     Raises:
         ConfigurationError: the database cannot be reached.
@@ -143,6 +150,8 @@ def check(
             # Every row is written once more: the old version stays until vacuum reclaims it.
             growth += encrypted_bytes(connection, definition) + definition.total_bytes
         findings += _backups(connection, tables)
+        if bin_dirs is not None:
+            findings.append(_programs(connection, bin_dirs))
         findings += _logging(connection)
         findings += long_transactions(connection)
         findings += _replicas(connection)
@@ -423,6 +432,15 @@ def _backups(connection: Connection, tables: Sequence[Table]) -> list[Checked]:
             "Materialize backup (--backup); the drop insists on one.",
         )
     ]
+
+
+def _programs(connection: Connection, bin_dirs: Sequence[Path]) -> Checked:
+    version = connection.info.server_version // 10000
+    try:
+        pair = choose(bin_dirs, version, tls=bool(connection.pgconn.ssl_in_use))
+    except ConfigurationError as error:
+        return Checked("warning", "backup", f"cannot be taken from here. {error.args[0]}")
+    return Checked("ok", "backup", f"pg_dump and pg_restore of {pair} fit the server of version {version}")
 
 
 # What makes the server keep values of our sessions, by the setting that prevents it.

@@ -13,6 +13,7 @@ from psycopg.abc import Params
 from psycopg.rows import scalar_row
 
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure
+from alphapulse_encryption.migration.postgres.unreachable import unreachable
 
 Connection = psycopg.Connection[Any]
 
@@ -188,10 +189,7 @@ class Database:
                 self.conninfo, autocommit=True, application_name=self.application_name, connect_timeout=10
             )
         except psycopg.Error as error:
-            raise DatabaseUnreachable(
-                f"The database cannot be reached ({_connection_problem(error)}). "
-                f"Check {self.variable}, that the server runs, and that the role may log in."
-            ) from None
+            raise DatabaseUnreachable(unreachable(self.conninfo, str(error), self.variable)) from None
 
     def _refuse_pooler(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         """Refuse a session that others share: settings left in it would be an outage of the application.
@@ -295,6 +293,8 @@ def failure(doing: str, error: psycopg.Error) -> DatabaseFailure:
         text += f" It says: {error.diag.message_primary}."
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         text += " Which role a step takes is in docs/roles.md; --roles-sql prints what each is given."
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        text += " A standby takes no writes: where one answers, give the address of the primary."
     return DatabaseFailure(text, state)
 
 
@@ -371,35 +371,3 @@ _VALUE_FREE = frozenset(
         "25006",  # read_only_sql_transaction
     }
 )
-
-
-def _connection_problem(error: psycopg.Error) -> str:
-    # libpq's text holds host, user and database name; only its kind is told.
-    text = str(error).lower()
-    for needle, kind in (
-        ("password authentication failed", "the password is not accepted"),
-        ("no password supplied", "a password is needed"),
-        # Before others, whose words are in them as well.
-        ("root certificate", "there is no root certificate to check the server's by: see sslrootcert"),
-        ("certificate verify failed", "the server's TLS certificate is not accepted"),
-        ("server certificate", "the server's TLS certificate is of another name"),
-        ("does not support ssl", "the server offers no TLS, which sslmode asks for"),
-        ("no encryption", "the server's pg_hba.conf has no entry for us without TLS"),
-        ("startup parameter", "a connection pooler does not take the address's options"),
-        ("pg_hba.conf", "the server's pg_hba.conf has no entry for us"),
-        ('database "', "there is no such database, or it does not take connections"),
-        ("does not exist", "no such role or database"),
-        ("connection refused", "connection refused"),
-        ("no such file", "no server at that socket"),
-        ("could not translate host name", "unknown host"),
-        ("name or service not known", "unknown host"),
-        ("timeout", "timed out"),
-        ("too many", "too many connections"),
-        ("starting up", "the server is starting up"),
-        ("ssl", "TLS could not be agreed on"),
-        ("missing", "the connection string is malformed"),
-        ("invalid", "the connection string is malformed"),
-    ):
-        if needle in text:
-            return kind
-    return type(error).__name__

@@ -24,10 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.defs.resources.environment import database_at
+from alphapulse_encryption.defs.resources.environment import client_programs, database_at
 from alphapulse_encryption.defs.resources.processes import this_process
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
-from alphapulse_encryption.migration.gates.drill import LEFT_OUT, locale_options
+from alphapulse_encryption.migration.gates.drill import locale_options
 from alphapulse_encryption.migration.postgres import locks, programs
 from alphapulse_encryption.migration.postgres.database import (
     Connection,
@@ -35,7 +35,7 @@ from alphapulse_encryption.migration.postgres.database import (
     DatabaseUnreachable,
     answer,
 )
-from alphapulse_encryption.rehearsal.clone.source import APPLICATION, STAGING_VARIABLE, is_sample
+from alphapulse_encryption.rehearsal.clone.source import APPLICATION, STAGING_VARIABLE
 from alphapulse_encryption.rehearsal.measures import Finding, Stage
 from alphapulse_encryption.sample.postgres import embedded
 
@@ -103,14 +103,6 @@ def is_embedded(server: Database) -> bool:
     return server.conninfo.startswith(embedded().url("").partition("/?")[0])
 
 
-def programs_directory(server: Database) -> Path | None:
-    """Where ``pg_dump`` and ``pg_restore`` are; None for those on the path."""
-    # The embedded server needs its own.
-    ours = is_sample() or is_embedded(server)
-    on_path = not ours and shutil.which("pg_dump") and shutil.which("pg_restore")
-    return None if on_path else embedded().bin_dir()
-
-
 def clone_on(server: Database, name: str) -> Database:
     return replace(server, conninfo=make_conninfo(server.conninfo, dbname=name))
 
@@ -149,7 +141,6 @@ def make(
                 return "template", ()
             said.append(f"made by pg_dump and pg_restore, not as a copy of the files, because {why_not}.")
         with source.session("read the staging database's locale") as there:
-            version = max(there.info.server_version, connection.info.server_version) // 10_000
             like = locale_options(there)
         connection.execute(
             SQL("CREATE DATABASE {} TEMPLATE template0 CONNECTION LIMIT {} {}").format(
@@ -157,7 +148,7 @@ def make(
             )
         )
         _dress(connection, source, on, name, mark)
-        _dump_and_restore(source, clone_on(on, name), programs_directory(on), version)
+        _dump_and_restore(source, clone_on(on, name))
         with clone_on(on, name).session("take statistics of the clone") as scratch:
             for table in tables:
                 scratch.execute(SQL("ANALYZE {}").format(Identifier(table.schema_name, table.name)))
@@ -212,33 +203,28 @@ def _dress(connection: Connection, source: Database, on: Database, name: str, ma
                 session.execute(SQL("ALTER {} SET {} FROM CURRENT").format(whose, parameter))
 
 
-def _dump_and_restore(source: Database, clone: Database, bin_dir: Path | None, version: int) -> None:
+def _dump_and_restore(source: Database, clone: Database) -> None:
     """From the one to the other through a pipe: nothing on a disk of ours, passwords in no command."""
-    pg_dump, pg_restore = (
-        programs.find_program(name, bin_dir, version) for name in ("pg_dump", "pg_restore")
-    )
-    reading, options = programs.connection_environment(source)
-    writing, others = programs.connection_environment(clone, unlogged=True)
-    dump = [pg_dump, "--format=custom", "--compress=0", "--no-password"]
-    dump += [f"--dbname={make_conninfo(**options)}"] if options else []
-    restore = [pg_restore, "--exit-on-error", "--no-password", *LEFT_OUT]
-    restore += [f"--dbname={make_conninfo(dbname=writing['PGDATABASE'], **others)}"]
-    with programs.child(dump, reading, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as (dumping, said):
+    reading, writing = programs.way_to(source), programs.way_to(clone, unlogged=True)
+    pair = programs.choose(client_programs(), reading.server, tls=reading.tls or writing.tls)
+    dump = [*programs.dump_command(pair, reading), "--compress=0"]
+    restore = programs.restore_command(pair, writing)
+    beginning = programs.child(dump, reading.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    with beginning as (dumping, said):
         output = cast(IO[bytes], dumping.stdout)
-        with programs.child(restore, writing, stdin=output.fileno(), stdout=subprocess.DEVNULL) as (
-            restoring,
-            answered,
-        ):
+        with programs.child(
+            restore, writing.environment, stdin=output.fileno(), stdout=subprocess.DEVNULL
+        ) as (restoring, answered):
             # The last reader of the pipe is the other one: if that ends, pg_dump ends.
             output.close()
             restored = restoring.wait()
         dumped = dumping.wait()
-    for program, status, told in (("pg_restore", restored, answered), ("pg_dump", dumped, said)):
-        if status != 0:
-            why = programs.kind_of_failure(told())
-            raise RefusedError(
-                f"The clone could not be made: {program} ended with exit status {status} ({why})."
-            )
+    problem = programs.restore_problem(restored, answered(), writing)
+    if dumped != 0:
+        why = programs.kind_of_failure(said())
+        problem = problem or f"pg_dump ended with exit status {dumped} ({why})"
+    if problem:
+        raise RefusedError(f"The clone could not be made: {problem}.")
 
 
 def write_mark(connection: Connection, name: str, mark: Mark) -> None:

@@ -106,7 +106,7 @@ def test_errors_are_not_on_standard_output(theirs: Place) -> None:
     for arguments in (("--plan", "--json"), ("--status", "--json"), ("--approvals", "--json")):
         ended = theirs.fails(2, *arguments, ALPHAPULSE_DATABASE_URL=NOWHERE)
         assert ended.stdout == ""
-        assert "cannot be reached" in ended.stderr and "nobody" not in ended.stderr
+        assert "cannot be reached" in ended.stderr and "role nobody" in ended.stderr
     unknown = theirs.fails(2, "--status", "--json", "--table", "nothing")
     assert unknown.stdout == "" and "unknown table" in unknown.stderr
 

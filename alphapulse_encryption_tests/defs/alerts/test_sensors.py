@@ -184,7 +184,7 @@ def test_keys(watched: Watched) -> None:
 def test_a_database_that_is_away_for_long(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     walk.encrypt(watched.place.url, USERS)
     assert "1 new" in watched.told("alert_drift")
-    url, watched.place.url = watched.place.url, "postgresql://canary@127.0.0.1:1/nothing"
+    url, watched.place.url = watched.place.url, "postgresql://u:canary@127.0.0.1:1/nothing"
     shown = watched.tick("alert_drift")
     assert shown.startswith(
         "Could not look: Nobody can look for drift: The database cannot be reached (connection"

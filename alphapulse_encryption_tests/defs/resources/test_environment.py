@@ -67,15 +67,12 @@ def test_nothing_of_the_target_shows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_things_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment.uses_sample()
-    programs = environment.client_programs()
-    assert programs is not None and (programs / "pg_dump").is_file()
+    # Where no others fit, the embedded ones may.
+    assert (environment.client_programs()[-1] / "pg_dump").is_file()
     monkeypatch.setenv(URL, "postgresql://me@host/db")
     assert not environment.uses_sample()
-    # Those on the path suit one's own database; where there are none, the embedded ones serve.
-    monkeypatch.setenv("PATH", str(programs))
-    assert environment.client_programs() is None
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert environment.client_programs() == programs
+    assert environment.client_programs()[0] == tmp_path
 
 
 def test_partitions_are_worked_through_table_by_table() -> None:

@@ -19,9 +19,12 @@ from alphapulse_encryption.migration.gates import drill
 from alphapulse_encryption.migration.gates.backup import BackupResult, take_backup
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.views import create_views
+from alphapulse_encryption.sample.database import load_sample
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import walk
 from alphapulse_encryption_tests.migration.journey import After
+from alphapulse_encryption_tests.migration.postgres import installed
+from alphapulse_encryption_tests.migration.postgres.installed import installed_server
 
 TABLES = walk.CATALOGUE.tables
 USERS = walk.CATALOGUE.table("users")
@@ -29,7 +32,11 @@ USERS = walk.CATALOGUE.table("users")
 
 def backup_with_drill(url: str, directory: Path, bin_dir: Path, *, server: str | None = None) -> BackupResult:
     return take_backup(
-        walk.target(url), (USERS,), directory=directory, bin_dir=bin_dir, drill_server=Database(server or url)
+        walk.target(url),
+        (USERS,),
+        directory=directory,
+        bin_dirs=[bin_dir],
+        drill_server=Database(server or url),
     )
 
 
@@ -194,6 +201,37 @@ def test_it_can_be_done_on_another_server(
         )
         assert (tmp_path / "host").read_text().strip() != _host(postgres)
         assert scratch_databases(other) == []
+
+
+@pytest.mark.skipif(not installed.BINS, reason=installed.NEEDED)
+def test_over_tls_and_by_programs_that_are_newer_than_the_server(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    with installed_server(postgres) as server:
+        # Nearest to the server, of all that have TLS.
+        walk.query(server.socket("postgres"), "CREATE ROLE ada SUPERUSER LOGIN PASSWORD 'canary'")
+        walk.query(server.socket("postgres"), "CREATE DATABASE theirs")
+        url = server.url("theirs", "ada", password="canary")
+        load_sample(url, rows=1000)
+        places = [postgres.bin_dir(), *installed.BINS]
+        target = walk.target(url)
+        for bin_dirs, address in ((places, url), ([postgres.bin_dir()], server.socket("theirs"))):
+            with Database(address).session("set up") as connection:
+                ensure_bookkeeping(connection)
+                ensure_key(connection, walk.KEYS)
+            target = walk.target(address)
+            result = take_backup(
+                target,
+                (USERS,),
+                directory=tmp_path / "backups",
+                bin_dirs=bin_dirs,
+                drill_server=Database(address),
+            )
+            assert result.drill is not None
+            counted = counts(address)
+            # The backup itself is recorded afterwards, and told in the audit log.
+            assert 0 <= sum(counted.values()) - result.drill.rows <= 3
+            assert walk.query(address, "SELECT datname FROM pg_database WHERE datname LIKE '%drill%'") == []
 
 
 def _host(postgres: EmbeddedPostgres) -> str:

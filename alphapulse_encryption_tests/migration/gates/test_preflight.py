@@ -296,7 +296,7 @@ def test_a_backup_counts_for_the_tables_that_it_holds(
     run(notes_url, "CREATE TABLE others (id int PRIMARY KEY, body text)")
     other = support.table("others", "body")
     support.encrypt(notes_url, ENTRY)
-    take_backup(support.target(notes_url), (ENTRY,), directory=tmp_path, bin_dir=postgres.bin_dir())
+    take_backup(support.target(notes_url), (ENTRY,), directory=tmp_path, bin_dirs=[postgres.bin_dir()])
     assert not found(report(notes_url, ENTRY), "warning", "backup")
     (warning,) = found(report(notes_url, ENTRY, other), "warning", "backup")
     assert "others" in warning and "notes" not in warning
@@ -436,3 +436,19 @@ def test_tables_that_inherit(notes_url: str) -> None:
     run(notes_url, "CREATE TABLE letters (stamp text) INHERITS (notes)")
     (message,) = found(report(notes_url), "blocker", "notes")
     assert "inherit" in message and "letters" in message
+
+
+def test_the_client_programs_of_a_backup_are_named_or_what_to_install(
+    database_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    def told(place: Path) -> tuple[str, str]:
+        report = check(Database(database_url), support.CATALOGUE.tables, None, bin_dirs=[place])
+        (level, message), *_ = ((f.level, f.message) for f in report.findings if "pg_dump" in f.message)
+        return level, message
+
+    with psycopg.connect(database_url) as connection:
+        version = connection.info.server_version // 10_000
+    level, message = told(postgres.bin_dir())
+    assert level == "ok" and str(postgres.bin_dir()) in message and f"version {version}" in message
+    level, message = told(tmp_path)
+    assert level == "warning" and f"postgresql-client-{version}" in message

@@ -10,16 +10,14 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, RefusedError
-from alphapulse_encryption.migration.postgres import database, wire
+from alphapulse_encryption.migration.postgres import wire
 from alphapulse_encryption.migration.postgres.database import (
     LIMITS,
     LOG_SETTINGS,
     MARK_AS_ENGINE,
     Database,
-    DatabaseUnreachable,
 )
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.leaks import Find, Scanner
@@ -95,39 +93,7 @@ def test_unreachable_database_is_named_without_its_dsn(conninfo: str) -> None:
         Database(conninfo).connect()
     assert caught.value.exit_status == 2
     assert DSN_SECRET not in str(caught.value)
-    assert "nobody" not in str(caught.value)
     assert DSN_SECRET not in repr(Database(conninfo))
-
-
-@pytest.mark.parametrize(
-    ("options", "kind"), [({"dbname": "nothing"}, "no such database"), ({"user": "nobody"}, "no such role")]
-)
-def test_the_kind_of_a_failed_connection_is_told(
-    database_url: str, options: dict[str, str], kind: str
-) -> None:
-    with pytest.raises(DatabaseUnreachable, match=kind):
-        Database(make_conninfo(database_url, **options)).connect()
-
-
-@pytest.mark.parametrize(
-    ("said", "kind"),
-    [
-        # As libpq and servers say it (fe-secure-openssl.c, fe-connect.c, auth.c; PgBouncer's client.c).
-        ('root certificate file "/root/.postgresql/root.crt" does not exist', "sslrootcert"),
-        ("SSL error: certificate verify failed", "certificate is not accepted"),
-        ('server certificate for "db" does not match host name "other"', "another name"),
-        ("server does not support SSL, but SSL was required", "offers no TLS"),
-        ('FATAL:  no pg_hba.conf entry for host "1", user "u", database "d", no encryption', "without TLS"),
-        (
-            'FATAL:  no pg_hba.conf entry for host "1", user "u", database "d", SSL encryption',
-            "no entry for us",
-        ),
-        ("FATAL:  unsupported startup parameter: options", "pooler"),
-        ("SSL error: tlsv1 alert protocol version", "TLS could not be agreed on"),
-    ],
-)
-def test_the_kind_of_a_failed_connection_follows_from_what_is_said(said: str, kind: str) -> None:
-    assert kind in database._connection_problem(psycopg.OperationalError(said))
 
 
 @pytest.mark.parametrize(
@@ -324,3 +290,9 @@ def test_names_with_percent_signs(database_url: str, name: str) -> None:
             column, column, sql.SQL("{} = ANY (%s) AND {} <> ''").format(column, sql.Literal(name))
         )
         assert connection.execute(nested, [["with", name]]).fetchall() == sorted([("with",), (name,)])
+
+
+def test_a_write_to_a_standby_tells_of_the_primary(database_url: str) -> None:
+    reading = Database(database_url, read_only=True)
+    with pytest.raises(DatabaseFailure, match="primary"), reading.session("write") as connection:
+        connection.execute("CREATE TABLE public.t ()")

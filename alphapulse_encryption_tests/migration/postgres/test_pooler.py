@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import psycopg
 import pytest
 
-from alphapulse_encryption.migration.postgres.database import Database, Pooled
+from alphapulse_encryption.migration.postgres.database import Database, DatabaseUnreachable, Pooled
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.place import Place
 
@@ -155,3 +155,9 @@ def test_the_whole_way_through_one_in_session_mode(pooler: Pooler, theirs: Place
     theirs.succeeds("--backup", "--restore-drill", "--switch-to-encrypted")
     state = support.run(direct, "SELECT DISTINCT authority FROM alphapulse_encryption.tables")
     assert state == [("ciphertext",)]
+
+
+def test_one_that_takes_no_options_of_the_address_is_named(pooler: Pooler, database_url: str) -> None:
+    address = pooler("session", database_url)
+    with pytest.raises(DatabaseUnreachable, match="pooler does not take the address's options"):
+        Database(f"{address}?options=-cstatement_timeout%3D9min", session_pooler=True).connect()
