@@ -15,13 +15,14 @@ ROWS ?=
 PORT ?=
 SEED ?=
 WORKERS ?= 4
+SERVERS ?=
 ARGS ?=
 
 # Whether there is a Chromium with its driver; how to get one.
 HAS_BROWSER = $(BIN)/python -m alphapulse_encryption_tests.browser.chromium
 GET_BROWSER := Debian: apt install chromium chromium-driver; macOS: brew install chromium chromedriver
 
-.PHONY: help setup demo demo-drop rehearsal ui dg psql test quick long lint format stress wheel-check bench bench-crypto bench-lookup bench-latency bench-prediction sizing browser pooler screenshots docs docs-serve docs-reference lock clean distclean
+.PHONY: help setup demo demo-drop rehearsal ui dg psql test quick long lint format stress wheel-check bench bench-crypto bench-lookup bench-latency bench-prediction sizing browser pooler servers versions screenshots docs docs-serve docs-reference lock clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,7 +63,7 @@ psql: setup ## Open psql on the sample database (ARGS='-c "SELECT ..."')
 test: lint ## Run every check and the tests, except the long ones
 	@unset PYTHONDONTWRITEBYTECODE; \
 	if [ -n "$${CI:-}" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(MAKE) browser || true; $(MAKE) pooler || true; fi; \
-	chosen="not stress and not long"; \
+	chosen="not stress and not long and not versions"; \
 	$(HAS_BROWSER) || { chosen="$$chosen and not browser"; \
 	  echo "Left out: the browser tests, for want of a Chromium with its chromedriver ($(GET_BROWSER))."; }; \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "$$chosen" $(ARGS)
@@ -111,6 +112,13 @@ pooler: ## Install PgBouncer for the tests of connection poolers, where there is
 	export DEBIAN_FRONTEND=noninteractive; \
 	said=$$({ apt-get -qq update && apt-get -qq --yes -o DPkg::Lock::Timeout=120 install --no-install-recommends pgbouncer; } 2>&1) \
 	|| { echo "$$said" >&2; exit 1; }
+
+servers: setup ## Download servers of PostgreSQL's older versions into .venv, by npm (SERVERS="14 17", all if not given)
+	@$(BIN)/python -m alphapulse_encryption_tests.versions.servers $(SERVERS)
+
+versions: servers ## Go the whole way on each version of PostgreSQL (SERVERS="14 17", SERVERS=ends for oldest and newest)
+	@unset PYTHONDONTWRITEBYTECODE; \
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m versions --servers "$(SERVERS)" alphapulse_encryption_tests/versions $(ARGS)
 
 screenshots: setup ## Take the pictures in docs/images, on a demo of their own
 	@$(BIN)/python -m alphapulse_encryption_tests.browser.screenshots docs/images

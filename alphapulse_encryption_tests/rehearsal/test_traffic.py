@@ -29,6 +29,7 @@ from alphapulse_encryption.rehearsal.traffic.traffic import (
     _Process,
     traffic,
 )
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.crypto import independent
 from alphapulse_encryption_tests.migration import support, walk
 
@@ -245,6 +246,40 @@ def test_any_catalogue_is_served_as_far_as_its_tables_allow(database_url: str) -
     with busy(database_url, "plaintext", "dual", catalogue=catalogue, rate=200) as running:
         wait_for_writes(database_url, 20, "documents")
     fine(running)
+
+
+UNKNOWN = """
+CREATE TYPE mood AS ENUM ('low', 'high');
+CREATE TABLE moods (
+    id uuid PRIMARY KEY, note text, mood mood NOT NULL, address inet, tags text[] NOT NULL DEFAULT '{}',
+    code char(4) NOT NULL);
+INSERT INTO moods SELECT gen_random_uuid(), 'note ' || n, 'low', '10.0.0.1', ARRAY['a'], 'ab'
+  FROM generate_series(1, 60) n;
+"""
+
+
+def test_types_that_the_library_does_not_know_stop_nothing(
+    database_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """Neither in a column that stays, nor in one that is needed for new rows and dropped later."""
+    support.run(database_url, UNKNOWN)
+    moods = support.table("moods", "note", "code")
+    catalogue = Catalogue(tables=(moods,))
+    with busy(database_url, "off", catalogue=catalogue, rate=200) as running:
+        wait_for_writes(database_url, 20, "moods")
+    found = fine(running)
+    assert set(found.left_out) == {"column moods.code: the runtime library has no type for character(4)"}
+    assert support.value(database_url, "SELECT count(*) FROM moods") != 60
+
+    walk.switch(database_url, moods)
+    walk.backup(database_url, (moods,), tmp_path, postgres.bin_dir())
+    walk.approve(database_url, moods, catalogue)
+    walk.drop(database_url, moods, catalogue)
+    with busy(database_url, "encrypted", catalogue=catalogue, rate=200) as running:
+        wait_for_writes(database_url, 20, "moods")
+    found = fine(running)
+    (code, insert) = sorted(found.left_out)
+    assert code.startswith("column moods.code:") and insert.startswith("insert into moods:")
 
 
 def test_a_lost_connection_is_no_failed_request_and_is_counted(sample_url: str) -> None:

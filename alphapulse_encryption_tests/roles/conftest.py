@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import psycopg
@@ -64,25 +64,32 @@ class Separated:
         return self.url.replace("//postgres@", f"//{login}@", 1)
 
 
-@pytest.fixture(scope="session")
-def _roles_template(postgres: EmbeddedPostgres, _sample_template: str) -> str:
-    postgres.ensure_running()
-    walk.query(postgres.url("postgres"), f"CREATE DATABASE {TEMPLATE} TEMPLATE {_sample_template}")
-    url = postgres.url(TEMPLATE)
+def separate(
+    postgres: EmbeddedPostgres, url: str, tables: Iterable[str], script: Callable[[str], str]
+) -> None:
+    """Make the log-ins, and the groups by the script that is got for the address, for tables of the application's."""
     with psycopg.connect(url, autocommit=True) as connection:
         for login in LOGINS:
             connection.execute(SQL("CREATE ROLE {} LOGIN").format(Identifier(login)))
-        for table in walk.CATALOGUE.tables:
-            connection.execute(SQL("ALTER TABLE {} OWNER TO shop").format(Identifier(table.name)))
+        for table in tables:
+            connection.execute(SQL("ALTER TABLE {} OWNER TO shop").format(Identifier(table)))
         # As many do, for whatever comes later.
         connection.execute("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO shop")
-    run_script(postgres, url, script_for(url))
+    run_script(postgres, url, script(url))
     with psycopg.connect(url, autocommit=True) as connection:
         for login, groups in LOGINS.items():
             for group in groups:
                 connection.execute(
                     SQL("GRANT {} TO {}").format(Identifier(PREFIX + group), Identifier(login))
                 )
+
+
+@pytest.fixture(scope="session")
+def _roles_template(postgres: EmbeddedPostgres, _sample_template: str) -> str:
+    postgres.ensure_running()
+    walk.query(postgres.url("postgres"), f"CREATE DATABASE {TEMPLATE} TEMPLATE {_sample_template}")
+    url = postgres.url(TEMPLATE)
+    separate(postgres, url, [table.name for table in walk.CATALOGUE.tables], script_for)
     return TEMPLATE
 
 

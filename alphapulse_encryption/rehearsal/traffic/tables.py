@@ -140,7 +140,8 @@ def read_shape(connection: Connection, table: Table) -> Shape:
         entry = sensitive.get(name)
         if entry is not None and encrypts is None:
             left_out.append(f"column {table.key}.{name}: the runtime library has no type for {column.type}")
-            if not column.not_null:
+            # Needed for new rows, for as long as it is there.
+            if not column.not_null or name not in live:
                 continue
         fields.append(
             Field(

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Engine, select, tuple_
-from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
+from sqlalchemy import Column, Engine, select, tuple_
+from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.schema import FetchedValue
 
 from alphapulse_encryption.errors import DecryptionError
@@ -131,7 +131,8 @@ def _model(shape: Shape, base: type[DeclarativeBase], *, encrypts: bool = True) 
             continue
         # Where there is one, SQLAlchemy writes no NULL; a sensitive column gets what is remembered of it.
         default = FetchedValue() if field.given and field.encrypted is None else None
-        body[field.attribute] = mapped_column(
+        # A mapped_column takes no type that it does not know, such as an enumeration.
+        body[field.attribute] = Column(
             field.name, field.type, primary_key=field.in_key, nullable=nullable, server_default=default
         )
     return type(f"Row of {shape.table.key}", (base,), body)
