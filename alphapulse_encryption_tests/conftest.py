@@ -57,6 +57,7 @@ _LONG_FIRST = (
     "migration/rows/test_live_writes.py",
     "migration/steps/test_drop.py",
     "migration/steps/test_restore.py",
+    "products",
     "test_bad_input.py",
 )
 # The markers that say what a test needs, by the fixtures that bring it; whoever uses one of them, through others too,

@@ -21,10 +21,13 @@ _TOKEN = re.compile(
     r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | (\$\w*\$).*?\1 | --[^\n]*\n? | ; | [^'"$;-]+ | .""",
     re.DOTALL | re.VERBOSE,
 )
-_INSERT = re.compile(r"INSERT INTO (?P<table>\S+) \((?P<columns>.*?)\) VALUES \((?P<values>.*)\)", re.DOTALL)
+_INSERT = re.compile(
+    r"INSERT INTO (?P<table>\S+) \((?P<columns>.*?)\) (?:OVERRIDING SYSTEM VALUE )?VALUES \((?P<values>.*)\)",
+    re.DOTALL,
+)
 _TABLE = re.compile(r"(?P<head>CREATE TABLE \S+) \((?P<body>.*)\n\)(?P<tail>.*)", re.DOTALL)
 _STATISTICS = re.compile(r"(?P<head>CREATE STATISTICS .* ON )(?P<columns>.*)(?P<tail> FROM .*)")
-_VALUE = re.compile(r"'(?:[^']|'')*'|[^',]+")
+_VALUE = re.compile(r"(?:\s*B)?'(?:[^']|'')*'|[^',]+")
 _WORD = r'(?:"(?:[^"]|"")*"|\w+)'
 _NAME = re.compile(_WORD)
 _OF_THE_BOOKKEEPING = ("encryption_report_key_usage",)

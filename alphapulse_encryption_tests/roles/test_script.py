@@ -105,6 +105,20 @@ def test_it_is_for_any_names(postgres: EmbeddedPostgres, _roles_template: str, d
     assert support.verify(database_url.replace("//postgres@", "//vera_verifies@", 1), entry).passed
 
 
+def test_statistics_change_hands_with_their_table(
+    postgres: EmbeddedPostgres, _roles_template: str, database_url: str
+) -> None:
+    walk.query(
+        database_url,
+        "CREATE TABLE pairs (id int PRIMARY KEY, v text, w text); CREATE STATISTICS of_pairs ON v, w FROM pairs; "
+        "ALTER TABLE pairs OWNER TO shop; ALTER STATISTICS of_pairs OWNER TO shop",
+    )
+    run_script(postgres, database_url, script(database_url, support.table("pairs", "v")))
+    # Who migrates makes it again, and has to be able to give it back.
+    owners = "SELECT stxowner::regrole::text FROM pg_statistic_ext"
+    assert walk.query(database_url, owners) == [(f"{PREFIX}owner",)]
+
+
 def test_what_a_group_role_owns_stays_with_it(
     postgres: EmbeddedPostgres, _roles_template: str, database_url: str
 ) -> None:

@@ -320,6 +320,13 @@ SELECT DISTINCT n.nspname, s.relname
    AND cn.nspname = %s AND c.relname = %s
  ORDER BY 1, 2
 """
+# They stay their maker's when a table changes hands, and are made again when a plaintext column is.
+_STATISTICS = """
+SELECT n.nspname, s.stxname FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace
+  JOIN pg_class c ON c.oid = s.stxrelid JOIN pg_namespace cn ON cn.oid = c.relnamespace
+ WHERE cn.nspname = %s AND c.relname = %s
+ ORDER BY 1, 2
+"""
 
 
 _HEAD = """\
@@ -367,6 +374,7 @@ class _Script:
     # The guard functions, each with the role that keeps its table.
     guards: list[tuple[Identifier, Identifier]] = field(default_factory=list)
     sequences: dict[tuple[str, str], None] = field(default_factory=dict)
+    statistics: list[tuple[str, str]] = field(default_factory=list)
     log_settings: list[str] = field(default_factory=list)
 
     def read(self, catalogue: Catalogue) -> None:
@@ -388,6 +396,8 @@ class _Script:
             if answer(self.connection, "SELECT to_regproc(%s)", guard.as_string(self.connection)) is not None:
                 self.guards.append((guard, owner))
             for part in parts:
+                if not part.keeps_owner:
+                    self.statistics.extend(ask(_STATISTICS, [part.schema, part.name]).fetchall())
                 self.sequences.update(dict.fromkeys(ask(_SEQUENCES, [part.schema, part.name])))
         settings = ask(
             "SELECT name FROM pg_settings WHERE name = ANY (%s) AND context = 'superuser' ORDER BY 1",
@@ -455,6 +465,8 @@ class _Script:
         for table in self.tables:
             if not table.keeps_owner:
                 yield SQL("ALTER TABLE {} OWNER TO {}").format(table.identifier, ours)
+        for statistics in self.statistics:
+            yield SQL("ALTER STATISTICS {} OWNER TO {}").format(Identifier(*statistics), ours)
         applications = [t.owner for t in self.tables if t.owner_logs_in and not t.owner_superuser]
         for name in dict.fromkeys(applications):
             yield self._grant("{}", self._role("application"), to=[Identifier(name)])

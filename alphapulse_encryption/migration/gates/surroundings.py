@@ -1,6 +1,6 @@
-"""What our writes to a table cause outside its catalogued columns: the application's triggers, and subscribers.
+"""What a migration causes outside the catalogued columns: triggers, functions, privileges, and subscribers.
 
-Told before anything is written. What depends on the plaintext being there is in ``schema.dependants``.
+Told before anything is written. What the server knows to depend on the plaintext is in ``schema.dependants``.
 """
 
 from __future__ import annotations
@@ -33,6 +33,31 @@ SELECT DISTINCT p.pubname FROM pg_publication_tables p JOIN pg_namespace n ON n.
   JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename WHERE c.oid = ANY(%s) ORDER BY 1
 """
 
+# No dependency says what a function reads that is kept as text: one that has both names in it may read the column.
+_READING = """
+SELECT p.oid::regprocedure::text, string_agg(DISTINCT a.attname, ', ')
+  FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
+  JOIN pg_class c ON c.oid = %(table)s JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = ANY(%(columns)s)
+ WHERE l.lanname NOT IN ('internal', 'c') AND p.prosqlbody IS NULL
+   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'alphapulse_encryption')
+   AND p.proname !~ '^encryption_(guard|report)_'
+   AND NOT EXISTS (SELECT FROM pg_depend d
+                    WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
+   AND NOT EXISTS (SELECT FROM unnest(ARRAY[c.relname, a.attname]) AS w (word)
+                    WHERE p.prosrc !~ ('(?i)(?<!\\w)' || regexp_replace(w.word, '(\\W)', '\\\\\\1', 'g') || '(?!\\w)'))
+ GROUP BY 1 ORDER BY 1
+"""
+
+# Of a role that has none of this on the table, an instance that uses the encrypted columns is refused.
+_BY_COLUMN = """
+SELECT a.attname, coalesce(r.rolname, 'PUBLIC'), string_agg(DISTINCT x.privilege_type, ', ')
+  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid CROSS JOIN aclexplode(a.attacl) x
+  LEFT JOIN pg_roles r ON r.oid = x.grantee
+ WHERE c.oid = %(table)s AND a.attname = ANY(%(columns)s) AND x.grantee <> c.relowner
+   AND (x.grantee = 0 OR NOT has_table_privilege(x.grantee, c.oid, x.privilege_type))
+ GROUP BY a.attnum, 1, 2 ORDER BY a.attnum, 2
+"""
+
 _UNREAD_SLOTS = """
 SELECT slot_name FROM pg_replication_slots
  WHERE NOT active AND coalesce(wal_status, '') <> 'lost' AND coalesce(database, current_database()) = current_database()
@@ -55,6 +80,22 @@ def around_table(connection: Connection, definition: TableDefinition) -> Iterato
             "writes: a last-modified column that it sets, a copy of the row that it keeps, plaintext included, or a "
             f"write that it skips happens for all of them. Disable it meanwhile ({disable.as_string(connection)}), or "
             f"let its WHEN pass over them: current_setting('{WRITER_SETTING}', true) IS DISTINCT FROM '{WRITER}'.",
+        )
+    asked = {"table": definition.oid, "columns": [column.name for column in definition.plaintext_columns]}
+    for function, columns in connection.execute(_READING, asked):
+        yield Checked(
+            "warning",
+            table.key,
+            f"the function {function} names the table and {columns} in its text. Where it reads those columns, it "
+            "misses what is written as ciphertext from the switch on, and fails after the drop: change it before.",
+        )
+    derived = {column.name: column.derived for column in table.columns}
+    for column, role, privileges in connection.execute(_BY_COLUMN, asked):
+        yield Checked(
+            "warning",
+            f"{table.key}.{column}",
+            f"{role} has {privileges} on this column and not on the table: grant the same on "
+            f"{' and '.join(derived[column])} after add_encrypted_columns, before an application that uses them.",
         )
     publications = [name for (name,) in connection.execute(_PUBLISHED, [parts])]
     if publications:

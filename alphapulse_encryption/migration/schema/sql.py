@@ -78,12 +78,18 @@ def within(
     return SQL(" AND ").join(conditions), [part for _, key in bounds for part in key]
 
 
+def has_value(column: Composable) -> Composed:
+    """Whether a column is not NULL. ``IS NOT NULL`` is false of a composite value with one field that is NULL."""
+    # For every other type PostgreSQL makes the same of it.
+    return SQL("{} IS DISTINCT FROM NULL").format(column)
+
+
 def column_pending(column: Column) -> Composed:
     """A value is pending when its plaintext is there and its ciphertext, or the token it needs, is not."""
     missing = SQL("{} IS NULL").format(Identifier(column.encrypted))
     if column.searchable:
         missing = SQL("({} OR {} IS NULL)").format(missing, Identifier(column.search))
-    return SQL("({} IS NOT NULL AND {})").format(Identifier(column.name), missing)
+    return SQL("({} AND {})").format(has_value(Identifier(column.name)), missing)
 
 
 def row_pending(definition: TableDefinition) -> Composed:
@@ -383,5 +389,7 @@ def unfilled_cells(definition: TableDefinition) -> Cells:
     cells: Cells = []
     for column in definition.plaintext_columns:
         plaintext, encrypted = Identifier(column.name), Identifier(column.encrypted)
-        cells.append((SQL("({} IS NULL AND {} IS NOT NULL)").format(plaintext, encrypted), encrypted))
+        cells.append(
+            (SQL("({} IS NOT DISTINCT FROM NULL AND {} IS NOT NULL)").format(plaintext, encrypted), encrypted)
+        )
     return cells

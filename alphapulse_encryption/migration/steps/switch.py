@@ -189,15 +189,15 @@ def _require_either(
 
 def present(column: Column) -> Composed:
     """Adds the check that one of a column's two sides is there."""
-    either = SQL("{} IS NOT NULL OR {} IS NOT NULL").format(
-        Identifier(column.name), Identifier(column.encrypted)
+    either = SQL("{} OR {} IS NOT NULL").format(
+        sql.has_value(Identifier(column.name)), Identifier(column.encrypted)
     )
     return saved_ddl.add_check(saved_ddl.presence_check(column), either)
 
 
 def required(name: str) -> Composed:
     """Adds the check that stands for a column's NOT NULL until it is validated."""
-    return saved_ddl.add_check(saved_ddl.required_check(name), SQL("{} IS NOT NULL").format(Identifier(name)))
+    return saved_ddl.add_check(saved_ddl.required_check(name), sql.has_value(Identifier(name)))
 
 
 def validate(connection: Connection, definition: TableDefinition, name: str) -> None:

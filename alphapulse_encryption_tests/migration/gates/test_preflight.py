@@ -416,6 +416,41 @@ def test_triggers_that_our_writes_fire(notes_url: str, when: str, told: bool) ->
     assert run(notes_url, "SELECT DISTINCT other FROM notes") == [("1" if told else "x",)]
 
 
+READS = {
+    "by_name": ("sql", "SELECT mail FROM notes WHERE id = 1"),
+    "by_another": ("plpgsql", 'BEGIN RETURN (SELECT n."SECRET" FROM public.Notes n LIMIT 1); END'),
+    "of_the_rest": ("plpgsql", "BEGIN RETURN (SELECT other FROM notes LIMIT 1); END"),
+    "of_a_longer_name": ("plpgsql", "BEGIN RETURN (SELECT mailing FROM notes_2 LIMIT 1); END"),
+}
+
+
+def test_functions_that_name_a_column_in_their_text(notes_url: str) -> None:
+    for name, (language, body) in READS.items():
+        run(notes_url, f"CREATE FUNCTION {name}() RETURNS text LANGUAGE {language} AS $$ {body} $$")
+    messages = [m for m in found(report(notes_url), "warning", "notes") if "in its text" in m]
+    assert [m.split(" in its text")[0] for m in messages] == [
+        "the function public.by_another() names the table and secret",
+        "the function public.by_name() names the table and mail",
+    ]
+    support.add_columns(notes_url, ENTRY)
+    again = [m for m in found(report(notes_url), "warning", "notes") if "in its text" in m]
+    assert again == messages  # none of ours
+
+
+def test_privileges_on_single_columns(notes_url: str) -> None:
+    with role(notes_url, f"GRANT SELECT (id, mail), UPDATE (mail) ON notes TO {ROLE}"):
+        run(notes_url, "GRANT INSERT (secret) ON notes TO PUBLIC")
+        (mail,) = found(report(notes_url), "warning", "notes.mail")
+        assert (
+            f"{ROLE} has SELECT, UPDATE on this column" in mail and "mail_encrypted and mail_search" in mail
+        )
+        (secret,) = found(report(notes_url), "warning", "notes.secret")
+        assert "PUBLIC has INSERT on this column" in secret
+        # Whoever may do so with the whole table may with the columns to come.
+        run(notes_url, f"GRANT SELECT, UPDATE ON notes TO {ROLE}")
+        assert found(report(notes_url), "warning", "notes.mail") == []
+
+
 @pytest.mark.parametrize("tables", ["TABLE notes", "TABLE notes (id, other)", "ALL TABLES"])
 def test_what_is_published(notes_url: str, tables: str) -> None:
     assert found(report(notes_url), "warning", "notes") == []

@@ -81,6 +81,9 @@ KINDS = [
     ("public.mood", "so so", "so so"),
     ("public.whole", "42", "42"),
     ("public.pair", '(1,"2024-12-01 00:00+00")', '(1,"2024-12-01 00:00:00+00")'),
+    # IS NOT NULL is false of the first two, and IS NULL is true of the second.
+    ("public.pair", "(1,)", "(1,)"),
+    ("public.pair", "(,)", "(,)"),
     ("int4range", "[1,3]", "[1,4)"),
     ("tstzrange", "[2024-01-01 00:00+02,)", '["2023-12-31 22:00:00+00",)'),
     ("tsvector", "b a:1", "'a':1 'b'"),
