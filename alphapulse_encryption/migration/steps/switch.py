@@ -374,7 +374,7 @@ def _hand_back(connection: Connection, definition: TableDefinition, filling: Fil
     last = finish_under_lock(filling.operation, connection, definition, most=FILLED_UNDER_LOCK)
     taken = state.set_aside
     actions: list[Composable] = [
-        SQL("ALTER COLUMN {} SET DEFAULT {}").format(Identifier(name), saved_ddl.verbatim(text))
+        SQL("ALTER COLUMN {} SET DEFAULT {}").format(Identifier(name), sql.verbatim(text))
         for name, text in taken.defaults.items()
     ]
     for column in definition.plaintext_columns:
@@ -416,7 +416,7 @@ def finish_return(connection: Connection, definition: TableDefinition, actor: Ac
             if constraint is None or text is None:
                 again = SQL("ALTER COLUMN {} SET NOT NULL").format(Identifier(name))
             else:
-                again = SQL("ADD CONSTRAINT {} {}").format(Identifier(constraint), saved_ddl.verbatim(text))
+                again = SQL("ADD CONSTRAINT {} {}").format(Identifier(constraint), sql.verbatim(text))
             connection.execute(saved_ddl.alter(definition, [again]))
             if constraint is not None and not_null.comment is not None:
                 on = SQL("{} ON {}").format(Identifier(constraint), definition.identifier)
