@@ -101,9 +101,7 @@ def _without(definition: TableDefinition, names: set[str]) -> Composed:
 
 def _holds(connection: Connection, sample: Composed, condition: str) -> bool:
     """Whether a condition, as the server printed it, holds for a row."""
-    query = SQL("SELECT EXISTS (SELECT FROM ({}) AS s WHERE {})").format(
-        sample, verbatim(condition)
-    )
+    query = SQL("SELECT EXISTS (SELECT FROM ({}) AS s WHERE {})").format(sample, verbatim(condition))
     return _is_so(connection, query)
 
 
