@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import psycopg
 from psycopg.sql import SQL, Composable, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
@@ -233,6 +234,12 @@ def _build_index(connection: Connection, definition: TableDefinition, index: Sav
         connection.execute("SELECT set_config('default_tablespace', %s, false)", [index.tablespace or ""])
         try:
             outside_transaction(connection, doing, build)
+        except psycopg.Error:
+            # An invalid index costs the application's writes what a valid one does, and serves nobody.
+            if not connection.broken:
+                drop = SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(name)
+                outside_transaction(connection, doing, partial(connection.execute, drop))
+            raise
         finally:
             if not connection.broken:
                 connection.execute("SELECT set_config('default_tablespace', '', false)")

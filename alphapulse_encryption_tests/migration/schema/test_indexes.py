@@ -266,7 +266,9 @@ def test_after_a_revert_old_tokens_refuse_nothing(notes_url: str) -> None:
     switch_to_ciphertext(support.target(notes_url), ENTRY)
     revert_to_plaintext(support.target(notes_url), ENTRY)
     run(notes_url, "UPDATE notes SET mail = 'another', name = 'another' WHERE id = 1")
-    run(notes_url, "UPDATE notes SET tenant = 1 WHERE id IN (1, 2)")  # both would be m1 and n1 by their tokens
+    run(
+        notes_url, "UPDATE notes SET tenant = 1 WHERE id IN (1, 2)"
+    )  # both would be m1 and n1 by their tokens
     assert set(indexes(notes_url)) == {*before, "idx_mail", "idx_name"} - {PENDING}
     # And the next try makes them again.
     support.encrypt(notes_url, ENTRY)
