@@ -253,7 +253,13 @@ def _withdraw(connection: Connection, table: Table, actor: Actor) -> None:
     # that the plaintext's own allows.
     uniques = indexes.unique_indexes(connection, definition)
     carrying = [index.name for index in indexes.carrying_indexes(table, uniques)]
-    for name in (indexes.pending_index(table), *carrying):
+    # Nor is what an interrupted build left of use to anybody.
+    unfinished = [
+        index.name
+        for index in indexes.wanted_indexes(connection, definition)
+        if indexes.is_usable(connection, definition, index.name) is False
+    ]
+    for name in (indexes.pending_index(table), *carrying, *unfinished):
         connection.execute(SQL("DROP INDEX IF EXISTS {}").format(Identifier(table.schema_name, name)))
     # What a retry makes again, and approvals given for what is no more.
     forget_verifications(connection, table)

@@ -580,3 +580,13 @@ def test_what_a_deadlock_left_is_built_again_at_once(notes_url: str) -> None:
             result = building.result()
     assert set(result.created) == {"idx_mail", "idx_name", PENDING}
     assert all(valid for _, valid, _ in indexes(notes_url).values())
+
+
+def test_a_revert_leaves_no_index_invalid(notes_url: str) -> None:
+    """A build was killed, and the next step is the way back."""
+    build(notes_url)
+    run(notes_url, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'idx_name'::regclass")
+    revert_to_plaintext(support.target(notes_url), ENTRY)
+    found = indexes(notes_url)
+    assert all(valid for _, valid, _ in found.values())
+    assert "idx_mail" in found
