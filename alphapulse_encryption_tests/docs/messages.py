@@ -93,19 +93,15 @@ def reasons_to_wait(modules: dict[str, ast.Module]) -> Iterator[Message]:
                     yield Message(text, f"{name}:{node.lineno}", "Stop")
 
 
-def reasons_not_verified(modules: dict[str, ast.Module]) -> Iterator[Message]:
-    """Why a table is not verified."""
-    name = "migration/rows/verify.py"
+def reasons(modules: dict[str, ast.Module], name: str) -> Iterator[Message]:
+    """Why a table is not verified, or cannot be switched: what a module collects as its reasons."""
     for node in ast.walk(modules[name]):
         values: list[ast.expr] = []
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "reasons.append":
             values = [node.args[0]]
-        elif (
-            isinstance(node, ast.AugAssign)
-            and ast.unparse(node.target) == "reasons"
-            and isinstance(node.value, ast.ListComp)
-        ):
-            values = [node.value.elt]
+        elif isinstance(node, ast.Assign | ast.AugAssign) and isinstance(node.value, ast.ListComp):
+            (target,) = node.targets if isinstance(node, ast.Assign) else [node.target]
+            values = [node.value.elt] if ast.unparse(target) == "reasons" else []
         for value in values:
             for text in _texts(value, modules[name], modules):
                 yield Message(text, f"{name}:{value.lineno}", "reason")

@@ -36,7 +36,8 @@ def refusals() -> list[Message]:
         *errors(),
         *messages.findings(modules(), "migration/gates/preflight.py"),
         *messages.findings(modules(), "migration/gates/surroundings.py"),
-        *messages.reasons_not_verified(modules()),
+        *messages.reasons(modules(), "migration/rows/verify.py"),
+        *messages.reasons(modules(), "migration/schema/dependants.py"),
     ]
 
 

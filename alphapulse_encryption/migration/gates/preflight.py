@@ -38,10 +38,9 @@ from alphapulse_encryption.migration.postgres.database import (
 )
 from alphapulse_encryption.migration.postgres.programs import choose
 from alphapulse_encryption.migration.rows.throttle import NotAvailable, ReplicationLag, free_bytes
-from alphapulse_encryption.migration.schema.contents import encrypted_already, refuse_ciphertext_alone
+from alphapulse_encryption.migration.schema.contents import encrypted_already
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
-from alphapulse_encryption.migration.schema.dependants import dependants
-from alphapulse_encryption.migration.schema.indexes import unique_indexes
+from alphapulse_encryption.migration.schema.dependants import dependants, stops_of_the_switch
 from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_relatives
 from alphapulse_encryption.migration.schema.sql import GUARD_INSERT, GUARDS
 
@@ -332,34 +331,19 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
         if definition.columns[column.name].type.removesuffix("[]") == "money"
     )
     yield from (
-        Checked(
-            "warning",
-            table.key,
-            f"the uniqueness that {index.name} guarantees cannot be carried over, and switch_to_ciphertext "
-            f"will refuse: {index.obstacle}.",
-        )
-        for index in unique_indexes(connection, definition)
-        if not index.portable
+        Checked("warning", table.key, f"switch_to_ciphertext will refuse: {reason}")
+        for reason in stops_of_the_switch(connection, definition)
     )
     yield from (
         Checked(
             "warning",
             f"{table.key}.{found.column}",
             f"{found.name} depends on the plaintext column and stops its drop. Move it to the encrypted column or the "
-            "compatibility view, or drop it, before the approval."
+            "compatibility view, make it without the column, or drop it, before the approval."
             if found.stops_the_drop
-            else f"{found.name} depends on the plaintext column and goes with it",
+            else f"{found.name} depends on the plaintext column and goes with it; a restore puts it back",
         )
         for found in dependants(connection, definition)
-    )
-    yield from (
-        Checked(
-            "warning",
-            table.key,
-            f"the {name} refuses a row whose plaintext is NULL, and switch_to_ciphertext will refuse. Change it so "
-            "that it takes the ciphertext for the value, as in num_nonnulls(email, email_encrypted, phone) >= 1.",
-        )
-        for name in refuse_ciphertext_alone(connection, definition)
     )
     yield from around_table(connection, definition)
 

@@ -22,7 +22,7 @@ from alphapulse_encryption.migration.bookkeeping import install
 from alphapulse_encryption.migration.bookkeeping.script import begin_script
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_PRIVILEGES, Connection, answer
 from alphapulse_encryption.migration.schema.guard import guard_name
-from alphapulse_encryption.migration.schema.saved_ddl import verbatim
+from alphapulse_encryption.migration.schema.sql import verbatim
 
 DEFAULT_PREFIX = "alphapulse_"
 # With the longest name behind it, a prefix has to leave an identifier of at most 63 bytes.

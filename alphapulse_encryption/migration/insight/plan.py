@@ -36,7 +36,7 @@ from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batch_ranges import cut as cut_ranges
 from alphapulse_encryption.migration.schema import guard, indexes, saved_ddl, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
-from alphapulse_encryption.migration.schema.dependants import stops_of_the_drop
+from alphapulse_encryption.migration.schema.dependants import stops_of_the_drop, stops_of_the_switch
 from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_relatives
 from alphapulse_encryption.migration.steps import columns, drop, switch
 
@@ -354,6 +354,8 @@ _BESIDE_ALL = Lock(mode="SHARE UPDATE EXCLUSIVE", held="table")
 _READING = Lock(mode="ACCESS SHARE", held="moment")
 _BATCH = Lock(mode="ROW EXCLUSIVE", held="batch")
 _BATCH_READ = Lock(mode="ACCESS SHARE", held="batch")
+# The checklist, or a finding of the plan, says why.
+_REFUSED = "will be refused, see the warnings"
 
 
 @dataclass
@@ -481,36 +483,28 @@ class _Look:
             statements = views.view_statements(self.connection, self._added)
         except MigrationError as error:
             self._tell("warning", error.args[0])
-            return _step("views", note="will be refused, see the warnings")
+            return _step("views", note=_REFUSED)
         return self._changing("views", statements, "optional")
 
     def _switch(self) -> Step:
         if self.state.authority == "ciphertext":
             return _step("switch", done=True, note="the ciphertext is right")
-        note = "needs a verified table"
-        try:
-            switch.refuse_uncarriable(self.connection, self._added)
-        except RefusedError as error:
-            reason = error.args[0].removesuffix("; nothing was changed.")
-            self._tell("warning", f"the switch will be refused: {reason}.")
-            note = "will be refused, see the warnings"
+        stops = stops_of_the_switch(self.connection, self._added)
+        note = _REFUSED if stops else "needs a verified table"
         return self._changing("switch", switch.switch_statements(self.connection, self._added), note)
 
     def _drop(self) -> Step:
         if saved_ddl.has_children(self.connection, self._added):
             note = "will be refused: the table is partitioned, or takes part in inheritance"
             return _step("drop", note=note)
-        if depending := "; ".join(stops_of_the_drop(self.connection, self._added)):
-            self._tell(
-                "warning",
-                f"the drop will be refused: other objects depend on the plaintext columns: {depending}.",
-            )
         if self.known is not None and self.state.authority == "ciphertext":
             taken = self.known.set_aside
         else:
             taken = switch.what_is_set_aside(self.connection, self._added)
         what = saved_ddl.read_saved(self.connection, self._added, taken)
-        note = "needs the switch, a verification, a backup and a person's approval"
+        stops = stops_of_the_drop(self.connection, self._added)
+        needs = "needs the switch, a verification, a backup and a person's approval"
+        note = _REFUSED if stops else needs
         return self._changing("drop", drop.drop_statements(self._added, what), note)
 
 

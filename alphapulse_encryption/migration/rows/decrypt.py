@@ -31,7 +31,7 @@ from alphapulse_encryption.migration.rows.operation import (
 )
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
-from alphapulse_encryption.migration.schema.saved_ddl import verbatim
+from alphapulse_encryption.migration.schema.sql import verbatim
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from psycopg.sql import SQL, Composable, Composed, Identifier
 from alphapulse_encryption.migration.postgres.database import Connection, answer
 from alphapulse_encryption.migration.schema import saved_ddl
 from alphapulse_encryption.migration.schema.definition import TableDefinition
+from alphapulse_encryption.migration.schema.sql import verbatim
 
 # A question about rows is answered by so many of them; but whether a column that is there is empty takes all.
 SAMPLE = 1_000
@@ -100,9 +101,7 @@ def _without(definition: TableDefinition, names: set[str]) -> Composed:
 
 def _holds(connection: Connection, sample: Composed, condition: str) -> bool:
     """Whether a condition, as the server printed it, holds for a row."""
-    query = SQL("SELECT EXISTS (SELECT FROM ({}) AS s WHERE {})").format(
-        sample, saved_ddl.verbatim(condition)
-    )
+    query = SQL("SELECT EXISTS (SELECT FROM ({}) AS s WHERE {})").format(sample, verbatim(condition))
     return _is_so(connection, query)
 
 

@@ -1,4 +1,4 @@
-"""What depends on a table's plaintext columns: what goes with them, and what stops their drop. One query for both.
+"""What depends on a table's plaintext columns: what goes with them, what stops their drop, what stops the switch.
 
 The database keeps no dependency on what a trigger is told by name, or reads of a row by name: of the table's own
 triggers we look ourselves. What other functions hold as text is not known to us either.
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from alphapulse_encryption.migration.bookkeeping.tables import SetAside
 from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.schema import saved_ddl
+from alphapulse_encryption.migration.schema.contents import refuse_ciphertext_alone
 from alphapulse_encryption.migration.schema.definition import TableDefinition
+from alphapulse_encryption.migration.schema.indexes import unique_indexes
 from alphapulse_encryption.migration.schema.sql import GUARDS
 
 
@@ -39,7 +42,9 @@ SELECT a.attname,
        bool_or(d.deptype = 'n' AND d.classid <> 'pg_statistic_ext'::regclass
          AND i.indrelid IS DISTINCT FROM d.refobjid
          AND (c.conrelid IS DISTINCT FROM d.refobjid OR c.contype = 'f' AND c.confrelid = d.refobjid
-              AND a.attnum = ANY(c.confkey)))
+              AND a.attnum = ANY(c.confkey))
+         -- A key of other columns, which only includes this one, would be lost with it.
+         OR u.indisunique AND NOT a.attnum = ANY((u.indkey::int2[])[:u.indnkeyatts - 1]))
   FROM pg_depend d
   LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
   LEFT JOIN pg_constraint c ON d.classid = 'pg_constraint'::regclass AND c.oid = d.objid
@@ -48,6 +53,8 @@ SELECT a.attname,
   LEFT JOIN pg_index i ON d.classid = 'pg_class'::regclass AND i.indexrelid = d.objid
   LEFT JOIN pg_class k ON k.oid = i.indexrelid
   JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+  LEFT JOIN pg_index u ON u.indrelid = d.refobjid AND a.attnum = ANY(u.indkey::int2[])
+        AND u.indexrelid = coalesce(i.indexrelid, CASE WHEN c.contype IN ('p', 'u') THEN c.conindid END)
  WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %(table)s AND d.deptype IN ('n', 'a')
    AND a.attname = ANY(%(columns)s)
    -- The column's own default and NOT NULL; and what is ours.
@@ -100,3 +107,76 @@ def dependants(connection: Connection, definition: TableDefinition) -> tuple[Dep
 def stops_of_the_drop(connection: Connection, definition: TableDefinition) -> tuple[str, ...]:
     """The names of those that stop a drop of the plaintext columns."""
     return tuple(dict.fromkeys(d.name for d in dependants(connection, definition) if d.stops_the_drop))
+
+
+_DOMAINS = """
+WITH RECURSIVE t (column_name, oid) AS (
+    SELECT a.attname, a.atttypid FROM pg_attribute a WHERE a.attrelid = %s AND a.attname = ANY(%s)
+    UNION ALL
+    SELECT t.column_name, d.typbasetype FROM t JOIN pg_type d ON d.oid = t.oid WHERE d.typtype = 'd')
+SELECT t.column_name FROM t JOIN pg_type d ON d.oid = t.oid WHERE d.typnotnull ORDER BY 1
+"""
+
+# From PostgreSQL 18 on.
+_UNPROVEN_NOT_NULL = """
+SELECT c.conname FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
+ WHERE c.contype = 'n' AND NOT c.convalidated AND c.conrelid = %s AND a.attname = ANY(%s) ORDER BY 1
+"""
+
+# What a partition has of its own: it would go on asking for the plaintext of its rows.
+_PARTITION_RULES = """
+SELECT c.relname, format('NOT NULL on %%I', a.attname)
+  FROM pg_partition_tree(%(table)s) p JOIN pg_class c ON c.oid = p.relid
+  JOIN pg_attribute a ON a.attrelid = p.relid
+  JOIN pg_attribute whole ON whole.attrelid = %(table)s AND whole.attname = a.attname
+ WHERE p.level > 0 AND a.attname = ANY(%(columns)s) AND a.attnotnull AND NOT whole.attnotnull
+ UNION ALL
+SELECT c.relname, format('the exclusion constraint %%I', x.conname)
+  FROM pg_partition_tree(%(table)s) p JOIN pg_class c ON c.oid = p.relid
+  JOIN pg_constraint x ON x.conrelid = p.relid AND x.contype = 'x' AND x.conparentid = 0
+  JOIN pg_attribute a ON a.attrelid = p.relid AND a.attname = ANY(%(columns)s)
+ WHERE p.level > 0 AND (a.attnum = ANY(x.conkey) OR EXISTS (
+       SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = x.conindid
+          AND d.refclassid = 'pg_class'::regclass AND d.refobjid = x.conrelid AND d.refobjsubid = a.attnum))
+ ORDER BY 1, 2
+"""
+
+
+def stops_of_the_switch(connection: Connection, definition: TableDefinition) -> tuple[str, ...]:
+    """What no step of ours could carry over to the ciphertext, each as a sentence that says what to do."""
+    key = definition.table.key
+    names = [column.name for column in definition.plaintext_columns]
+    reasons = [
+        f"The unique index {index.name} cannot be carried over to ciphertext: {index.obstacle}."
+        for index in unique_indexes(connection, definition)
+        if index.obstacle is not None
+    ]
+    reasons += [
+        f"The exclusion constraint {constraint.name} cannot be carried over to ciphertext, which cannot be compared. "
+        "Drop it, or take its columns out of the catalogue."
+        for constraint in saved_ddl.read_saved(connection, definition, SetAside()).constraints
+        if constraint.kind == "x"
+    ]
+    reasons += [
+        f"The {name} refuses a row whose plaintext is NULL, so every write of ciphertext alone would fail. Change it "
+        "so that it takes the ciphertext for the value, as in num_nonnulls(email, email_encrypted, phone) >= 1."
+        for name in refuse_ciphertext_alone(connection, definition)
+    ]
+    reasons += [
+        f"The constraint {name} is NOT VALID: rows without a value may be there, and the check that takes over would "
+        "not let them pass. Validate it (ALTER TABLE … VALIDATE CONSTRAINT), or drop it."
+        for (name,) in connection.execute(_UNPROVEN_NOT_NULL, [definition.oid, names])
+    ]
+    reasons += [
+        f"The partition {partition} has a rule of its own, {rule}, which the ciphertext cannot take over. Make it one "
+        "of the partitioned table, or drop it."
+        for partition, rule in connection.execute(
+            _PARTITION_RULES, {"table": definition.oid, "columns": names}
+        )
+    ]
+    reasons += [
+        f"The type of {key}.{name} is a domain that forbids NULL, so the plaintext could not be cleared when the "
+        "ciphertext is written. Make NOT NULL a constraint of the column instead."
+        for (name,) in connection.execute(_DOMAINS, [definition.oid, names])
+    ]
+    return tuple(reasons)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal as OneOf
 
 import psycopg
-from psycopg.sql import SQL, Composed, Identifier, Literal
+from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
@@ -32,16 +33,28 @@ class WantedIndex:
     """An index the table is to have.
 
     Args:
+        columns: by their names; an expression as the server printed it.
         unique: whether it is unique; None, after a drop, leaves it as it was carried over before.
-        condition: of the rows it holds, where it is there for the migration alone; None for all rows.
-        comment: written last, so that an index of this name without it is unfinished, or of another catalogue.
+        condition: of the rows it holds; None for all rows.
+        comment: written last, so that an index of this name without it is unfinished, or of another catalogue or
+            condition.
     """
 
     name: str
-    columns: tuple[str, ...]
+    columns: tuple[str | Composed, ...]
     unique: bool | None
     condition: Composed | None = None
     comment: str | None = None
+
+    @property
+    def keys(self) -> list[Composable]:
+        """Its columns, quoted."""
+        return [Identifier(column) if isinstance(column, str) else column for column in self.columns]
+
+    @property
+    def described(self) -> str:
+        """What it is an index on, for messages."""
+        return ", ".join(c if isinstance(c, str) else c.as_string() for c in self.columns)
 
 
 @dataclass(frozen=True)
@@ -60,57 +73,79 @@ class IndexResult:
         return bool(self.created)
 
 
-# What a unique index on tokens cannot do: expressions, conditions, deferred checks, NULLs that count as equal,
-# and equality other than that of the text. Of other types than those named (numeric, citext, interval, jsonb, …) two
-# equal values can have two tokens, and a unique index on tokens would let both in.
-_UNIQUE = """
-SELECT i.relname, x.indrelid, array_agg(a.attname::text ORDER BY k.position),
-       x.indpred IS NOT NULL OR 0 = ANY (x.indkey::int2[]) OR NOT x.indimmediate
-         OR coalesce((to_jsonb(x) ->> 'indnullsnotdistinct')::boolean, false)
-         OR bool_or(a.attname = ANY (%(columns)s) AND NOT (
-              t.typname IN ('text', 'varchar', 'bpchar', 'name', 'uuid', 'bool', 'int2', 'int4', 'int8', 'oid', 'date',
-                            'bytea', 'timestamp', 'timestamptz')
-              AND t.typnamespace = 'pg_catalog'::regnamespace AND coalesce(c.collisdeterministic, true)))
+# What a unique index on tokens cannot take over. Of other types than those named (numeric, citext, interval, jsonb, …)
+# two equal values can have two tokens, and it would let both in. Which columns a condition or an expression reads is in
+# its tree: pg_depend does not tell the one from the other.
+_UNIQUE = r"""
+SELECT i.relname, x.indrelid, keys.names, keys.expressions, pg_get_expr(x.indpred, x.indrelid),
+       CASE WHEN x.indrelid <> %(table)s THEN 'partition' WHEN NOT x.indimmediate THEN 'deferrable'
+            WHEN coalesce((to_jsonb(x) ->> 'indnullsnotdistinct')::boolean, false) THEN 'nulls'
+            WHEN reads.in_condition THEN 'condition' WHEN reads.in_expression THEN 'expression'
+            WHEN keys.spelled THEN 'type' WHEN keys.particular THEN 'collation' END
   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
- CROSS JOIN unnest(x.indkey::int2[], x.indcollation::oid[]) WITH ORDINALITY AS k (attnum, collation_id, position)
-  LEFT JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.attnum
-  LEFT JOIN pg_type t ON t.oid = a.atttypid
-  LEFT JOIN pg_collation c ON c.oid = k.collation_id
+ CROSS JOIN LATERAL (
+       SELECT bool_or(x.indpred::text ~ mentioned) AS in_condition,
+              bool_or(x.indexprs::text ~ mentioned) AS in_expression
+         FROM pg_attribute a CROSS JOIN format(':varattno (%%s|0)\M', a.attnum) AS mentioned
+        WHERE a.attrelid = x.indrelid AND a.attname = ANY (%(columns)s)) AS reads
+ CROSS JOIN LATERAL (
+       SELECT array_agg(coalesce(a.attname::text, pg_get_indexdef(x.indexrelid, k.position::int, false))
+                        ORDER BY k.position) AS names,
+              array_agg(k.attnum = 0 ORDER BY k.position) AS expressions,
+              bool_or(a.attname = ANY (%(columns)s)) AS catalogued,
+              bool_or(a.attname = ANY (%(columns)s) AND NOT (
+                t.typname IN ('text', 'varchar', 'bpchar', 'name', 'uuid', 'bool', 'int2', 'int4', 'int8', 'oid',
+                              'date', 'bytea', 'timestamp', 'timestamptz')
+                AND o.opcnamespace = 'pg_catalog'::regnamespace
+                AND t.typnamespace = 'pg_catalog'::regnamespace AND coalesce(c.collisdeterministic, true))) AS spelled,
+              bool_or(NOT (o.opcdefault OR o.opcnamespace = 'pg_catalog'::regnamespace)
+                OR k.collation_id <> a.attcollation AND NOT c.collisdeterministic) AS particular
+         FROM unnest(x.indkey::int2[], x.indclass::oid[], x.indcollation::oid[])
+              WITH ORDINALITY AS k (attnum, class_id, collation_id, position)
+         JOIN pg_opclass o ON o.oid = k.class_id LEFT JOIN pg_collation c ON c.oid = k.collation_id
+         LEFT JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.attnum
+         LEFT JOIN pg_type t ON t.oid = a.atttypid) AS keys
  WHERE x.indrelid = ANY (%(parts)s) AND x.indisunique AND x.indisvalid AND NOT x.indisprimary
-   AND k.position <= x.indnkeyatts AND (x.indrelid = %(table)s OR NOT i.relispartition)
- GROUP BY i.relname, x.indrelid, x.indexrelid, x.indpred, x.indkey, x.indimmediate, to_jsonb(x)
-HAVING bool_or(a.attname = ANY (%(columns)s))
+   AND (x.indrelid = %(table)s OR NOT i.relispartition)
+   AND (keys.catalogued OR reads.in_condition OR reads.in_expression)
  ORDER BY array_position(%(parts)s::oid[], x.indrelid), i.relname
 """
+
+_OBSTACLES = {
+    "partition": "it holds within the partition {partition} alone, and an index of the partitioned table can be unique "
+    "only where the partition key is part of it. Make a unique index with the partition key of the whole table in its "
+    "place, or drop it",
+    "deferrable": "it is DEFERRABLE, and a unique index on tokens is checked with every row. Make it a constraint that "
+    "is not deferrable, or drop it",
+    "nulls": "it takes NULLs as equal (NULLS NOT DISTINCT), and the token of every value that is not encrypted yet is "
+    "NULL. Make it one without, or drop it",
+    "condition": "its condition ({condition}) reads a plaintext column, which is NULL where only the ciphertext is "
+    "written. Give it a condition on other columns or none, or drop it",
+    "expression": "it has an expression over a plaintext column, and search tokens tell only whether whole values are "
+    "equal. Keep the values in one form (such as lower case) and make the index one on the column itself, or drop it",
+    "type": "by the type or collation of a column, values are equal that are written differently, and tokens are of "
+    "what is written. Give the column another one, or drop the index",
+    "collation": "another column in it has a collation or an operator class of its own. Make the index without it, or "
+    "drop it",
+    "search_index": "equal values are told by search tokens, and {plain} has none. Give it a search_index in the "
+    "catalogue, or drop the index",
+}
 
 
 @dataclass(frozen=True)
 class UniqueIndex:
-    """A unique index that a catalogued plaintext column takes part in.
+    """A unique index whose guarantee depends on a catalogued plaintext column.
 
     Args:
-        portable: whether the search columns can carry the same guarantee.
-        partition: the only partition that it speaks of; None where it speaks of the whole table.
+        columns: of the search columns, where they can carry it, that of an index of the same guarantee.
+        condition: of the rows that it speaks of; None for all.
+        obstacle: why the search columns cannot carry it, and what to do; None where they can.
     """
 
     name: str
-    columns: tuple[str, ...]
-    portable: bool
-    partition: str | None = None
-
-    @property
-    def obstacle(self) -> str:
-        """Why the search columns cannot carry it, and what to do; for an index that is not portable."""
-        if self.partition is not None:
-            return (
-                f"it holds within the partition {self.partition} alone, and an index of the partitioned table can be "
-                "unique only where the partition key is part of it. Make a unique index with the partition key of the "
-                "whole table in its place, or drop it"
-            )
-        return (
-            "equal values are told by search tokens, and it has a column without, an expression or a condition. "
-            "Give its columns a search_index in the catalogue, or drop the index"
-        )
+    columns: tuple[str | Composed, ...]
+    condition: str | None
+    obstacle: str | None
 
 
 def unique_indexes(connection: Connection, definition: TableDefinition) -> tuple[UniqueIndex, ...]:
@@ -127,19 +162,23 @@ def unique_indexes(connection: Connection, definition: TableDefinition) -> tuple
         "parts": list(parts),
     }
     found = []
-    for name, oid, columns, special in connection.execute(_UNIQUE, parameters):
-        whole = oid == definition.oid
-        portable = whole and not special and not set(columns).intersection(plain)
-        partition = None if whole else f"{parts[oid].schema_name}.{parts[oid].name}"
-        found.append(UniqueIndex(name, tuple(columns), portable, partition))
+    for name, oid, names, expressions, condition, why in connection.execute(_UNIQUE, parameters):
+        without = ", ".join(column for column in names if column in plain)
+        said = _OBSTACLES.get(why or ("search_index" if without else ""))
+        partition = f"{parts[oid].schema_name}.{parts[oid].name}"
+        columns = (
+            sql.verbatim(n) if expression else n for n, expression in zip(names, expressions, strict=True)
+        )
+        obstacle = said and said.format(partition=partition, condition=condition, plain=without)
+        found.append(UniqueIndex(name, tuple(columns), condition, obstacle))
     return tuple(found)
 
 
 def wanted_indexes(connection: Connection, definition: TableDefinition) -> tuple[WantedIndex, ...]:
     """The indexes the table is to have, as its catalogue entry and its unique constraints ask for."""
     table = definition.table
-    uniques = [index for index in unique_indexes(connection, definition) if index.portable]
-    alone = {index.columns[0] for index in uniques if len(index.columns) == 1}
+    uniques = [index for index in unique_indexes(connection, definition) if index.obstacle is None]
+    alone = {index.columns[0] for index in uniques if len(index.columns) == 1 and index.condition is None}
     wanted = [
         WantedIndex(
             column.search_index,
@@ -149,11 +188,7 @@ def wanted_indexes(connection: Connection, definition: TableDefinition) -> tuple
         for column in table.columns
         if column.search_index is not None
     ]
-    search = {column.name: column.search for column in table.columns}
-    for index in uniques:
-        if len(index.columns) > 1:
-            columns = tuple(search.get(name, name) for name in index.columns)
-            wanted.append(WantedIndex(short_name(f"{index.name}_search"), columns, unique=True))
+    wanted += carrying_indexes(table, uniques)
     if definition.plaintext_columns:
         wanted.append(
             WantedIndex(
@@ -167,20 +202,42 @@ def wanted_indexes(connection: Connection, definition: TableDefinition) -> tuple
     return tuple(wanted)
 
 
-def is_usable(
-    connection: Connection, definition: TableDefinition, name: str, *, unique: bool = False
-) -> bool | None:
-    """Whether the server uses the table's index of that name; None where it has none.
+def carrying_indexes(table: Table, uniques: Iterable[UniqueIndex]) -> Iterator[WantedIndex]:
+    """The unique indexes beside those of the catalogue that carry a guarantee over more than a column's values."""
+    search = {column.name: column.search for column in table.columns}
+    for index in uniques:
+        if index.obstacle is None and (len(index.columns) > 1 or index.condition is not None):
+            name = short_name(f"{index.name}_search")
+            if name in {column.search_index for column in table.columns}:
+                name = short_name(f"{index.name}_search_unique")
+            columns = tuple(search.get(c, c) if isinstance(c, str) else c for c in index.columns)
+            wanted = WantedIndex(name, columns, unique=True)
+            if index.condition is not None or not all(isinstance(c, str) for c in columns):
+                # The server may print what it printed another time: so the text that it was made of is compared.
+                text = hashlib.sha256(f"{wanted.described} {index.condition}".encode()).hexdigest()
+                condition = None if index.condition is None else sql.verbatim(index.condition)
+                wanted = replace(wanted, condition=condition, comment=f"alphapulse_encryption {text}")
+            yield wanted
 
-    Not so after a build that was interrupted, or where it has to be unique and is not.
-    """
+
+def is_usable(connection: Connection, definition: TableDefinition, name: str) -> bool | None:
+    """Whether the server uses the table's index of that name, not so after an interrupted build; None without one."""
     usable: bool | None = answer(
         connection,
-        "SELECT x.indisvalid AND x.indisready AND (x.indisunique OR NOT %s) "
-        "FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indrelid = %s AND i.relname = %s",
-        *(unique, definition.oid, name),
+        "SELECT x.indisvalid AND x.indisready FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
+        "WHERE x.indrelid = %s AND i.relname = %s",
+        *(definition.oid, name),
     )
     return usable
+
+
+def is_built(connection: Connection, definition: TableDefinition, index: WantedIndex) -> bool:
+    """Whether the table has the index, as it is wanted.
+
+    Raises:
+        ConfigurationError: another one has its name.
+    """
+    return _look(connection, read_parts(connection, definition.oid)[0], index) == "valid"
 
 
 def pending_index(table: Table) -> str:
@@ -250,8 +307,8 @@ State = OneOf["missing", "unfinished", "outdated", "valid"]
 _LOOK = """
 SELECT coalesce(x.indrelid = %s AND x.indisunique = coalesce(%s, x.indisunique) AND (x.indpred IS NOT NULL) = %s AND
          (SELECT array_agg(a.attname::text ORDER BY k.position) FROM unnest(x.indkey::int2[])
-            WITH ORDINALITY AS k (attnum, position) JOIN pg_attribute a
-              ON a.attrelid = x.indrelid AND a.attnum = k.attnum) = %s, false),
+            WITH ORDINALITY AS k (attnum, position) LEFT JOIN pg_attribute a
+              ON a.attrelid = x.indrelid AND a.attnum = k.attnum) = %s::text[], false),
        x.indisvalid AND x.indisready, obj_description(c.oid, 'pg_class')
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_index x ON x.indexrelid = c.oid
  WHERE n.nspname = %s AND c.relname = %s
@@ -263,7 +320,8 @@ def _look(connection: Connection, part: Part, index: WantedIndex) -> State:
     row = connection.execute(
         _LOOK,
         [
-            *(part.oid, index.unique, index.condition is not None, list(index.columns)),
+            *(part.oid, index.unique, index.condition is not None),
+            [column if isinstance(column, str) else None for column in index.columns],
             *(part.schema_name, index.name),
         ],
     ).fetchone()
@@ -273,7 +331,7 @@ def _look(connection: Connection, part: Part, index: WantedIndex) -> State:
     if not same:
         raise ConfigurationError(
             f"{part.schema_name}.{index.name} exists and is not the index that {part.key} "
-            f"needs ({'unique, ' if index.unique else ''}on {', '.join(index.columns)}). Rename it, or choose "
+            f"needs ({'unique, ' if index.unique else ''}on {index.described}). Rename it, or choose "
             "another search_index in the catalogue."
         )
     # What a pending row is follows the catalogue: an index of another catalogue would not find all of them.
@@ -431,7 +489,7 @@ def _create(part: Part, index: WantedIndex) -> list[Composed]:
         Identifier(index.name),
         SQL("" if part.leaf else "ONLY "),
         part.identifier,
-        SQL(", ").join(Identifier(column) for column in index.columns),
+        SQL(", ").join(index.keys),
         SQL(" WHERE {}").format(index.condition) if index.condition else SQL(""),
     )
     if index.comment is None:
@@ -447,13 +505,18 @@ def _refuse_collisions(connection: Connection, definition: TableDefinition, inde
             "SELECT count(*) FROM (SELECT FROM {table} WHERE {present} GROUP BY {columns} HAVING count(*) > 1) AS g"
         ).format(
             table=definition.identifier,
-            present=SQL(" AND ").join(SQL("{} IS NOT NULL").format(Identifier(c)) for c in index.columns),
-            columns=SQL(", ").join(Identifier(column) for column in index.columns),
+            present=SQL(" AND ").join(
+                [
+                    *(SQL("{} IS NOT NULL").format(key) for key in index.keys),
+                    index.condition or sql.EVERYTHING,
+                ]
+            ),
+            columns=SQL(", ").join(index.keys),
         ),
     )
     if groups:
         raise RefusedError(
-            f"{groups} groups of rows of {definition.table.key} share the same {', '.join(index.columns)}, which "
+            f"{groups} groups of rows of {definition.table.key} share the same {index.described}, which "
             f"the unique index {index.name} does not allow. Verify the table (--verify) to find rows whose token "
             "is not that of their value; nothing was changed."
         )

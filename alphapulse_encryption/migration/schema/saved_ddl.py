@@ -21,6 +21,7 @@ from alphapulse_encryption.migration.postgres.database import Connection, answer
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.indexes import pending_index
 from alphapulse_encryption.migration.schema.names import short_name
+from alphapulse_encryption.migration.schema.sql import verbatim
 
 
 class _Model(BaseModel):
@@ -156,12 +157,6 @@ def our_names(table: Table) -> list[str]:
     checks = [presence_check(column) for column in table.columns]
     checks += [required_check(name) for column in table.columns for name in (column.name, column.encrypted)]
     return [*checks, pending_index(table), unfilled_index(table)]
-
-
-def verbatim(text: str) -> Composed:
-    """A type, an expression or a definition as the server printed it: quoted and qualified already."""
-    # Only ever text that the server made, which cannot be quoted once more.
-    return Composed([SQL(text)])
 
 
 _COLUMNS = """

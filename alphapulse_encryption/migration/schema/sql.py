@@ -22,6 +22,12 @@ GUARDS = f"^({GUARD_INSERT}|{GUARD_UPDATE}|{GUARD_MENTION}[0-9]+)$"
 EVERYTHING = SQL("{}").format(SQL("true"))
 
 
+def verbatim(text: str) -> Composed:
+    """A type, an expression or a definition as the server printed it: quoted and qualified already."""
+    # Only ever text that the server made, which cannot be quoted once more.
+    return Composed([SQL(text)])
+
+
 def key_list(definition: TableDefinition, alias: LiteralString = "t") -> Composed:
     """``t.a, t.b``: the key's columns."""
     return SQL(", ").join(Identifier(alias, key.name) for key in definition.key)

@@ -26,7 +26,8 @@ from alphapulse_encryption.migration.schema.contents import encrypted_already
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.guard import ensure_guard
 from alphapulse_encryption.migration.schema.partitions import lock_partitions, refuse_relatives
-from alphapulse_encryption.migration.schema.saved_ddl import alter, verbatim
+from alphapulse_encryption.migration.schema.saved_ddl import alter
+from alphapulse_encryption.migration.schema.sql import verbatim
 from alphapulse_encryption.migration.target import Target
 
 # Columns of these types that are there already are taken as they are: an envelope, or a token of 44

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import psycopg
 from psycopg.sql import SQL, Composable, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
@@ -28,7 +29,7 @@ from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
 from alphapulse_encryption.migration.rows.engine import Progress, RangeResult
-from alphapulse_encryption.migration.schema import guard, indexes, saved_ddl
+from alphapulse_encryption.migration.schema import guard, indexes, saved_ddl, sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.saved_ddl import (
     SavedColumn,
@@ -140,7 +141,7 @@ def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor)
     for column in what.columns:
         collation = SQL("COLLATE {}").format(Identifier(*column.collation)) if column.collation else SQL("")
         add = SQL("ADD COLUMN {} {} {}")
-        actions.append(add.format(Identifier(column.name), saved_ddl.verbatim(column.type), collation))
+        actions.append(add.format(Identifier(column.name), sql.verbatim(column.type), collation))
         if column.not_null is not None:
             encrypted = by_name[column.name].encrypted
             actions.append(switch.present(by_name[column.name]))
@@ -191,7 +192,7 @@ def _dress_column(connection: Connection, definition: TableDefinition, column: S
         settings.append(SQL("COMPRESSION {}").format(_COMPRESSION[column.compression]))
     for option in column.options:
         key, _, value = option.partition("=")
-        settings.append(SQL("({} = {})").format(Identifier(key), saved_ddl.verbatim(value)))
+        settings.append(SQL("({} = {})").format(Identifier(key), sql.verbatim(value)))
     alter = SQL("ALTER COLUMN {} SET {}")
     if settings:
         connection.execute(saved_ddl.alter(definition, [alter.format(name, setting) for setting in settings]))
@@ -227,12 +228,18 @@ def _build_index(connection: Connection, definition: TableDefinition, index: Sav
         # What an interrupted build left, or the try before this one.
         if indexes.is_usable(connection, definition, index.name) is False:
             connection.execute(SQL("DROP INDEX CONCURRENTLY {}").format(name))
-        connection.execute(saved_ddl.verbatim(index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1)))
+        connection.execute(sql.verbatim(index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1)))
 
     if not indexes.is_usable(connection, definition, index.name):
         connection.execute("SELECT set_config('default_tablespace', %s, false)", [index.tablespace or ""])
         try:
             outside_transaction(connection, doing, build)
+        except psycopg.Error:
+            # An invalid index costs the application's writes what a valid one does, and serves nobody.
+            if not connection.broken:
+                drop = SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(name)
+                outside_transaction(connection, doing, partial(connection.execute, drop))
+            raise
         finally:
             if not connection.broken:
                 connection.execute("SELECT set_config('default_tablespace', '', false)")
@@ -268,7 +275,7 @@ def _add_constraint(connection: Connection, definition: TableDefinition, constra
     else:
         # Checks and foreign keys bind new rows at once and are validated afterwards; exclusion has no such way.
         later = SQL("NOT VALID" if constraint.kind in ("c", "f") and constraint.validated else "")
-        action = SQL("ADD CONSTRAINT {} {} {}").format(name, saved_ddl.verbatim(constraint.definition), later)
+        action = SQL("ADD CONSTRAINT {} {} {}").format(name, sql.verbatim(constraint.definition), later)
     connection.execute(saved_ddl.alter(definition, [action]))
     if constraint.comment is not None:
         on = SQL("{} ON {}").format(name, definition.identifier)
@@ -286,7 +293,7 @@ def _add_statistics(connection: Connection, definition: TableDefinition, what: S
             continue
         with connection.transaction():
             name = Identifier(statistics.schema_name, statistics.name)
-            connection.execute(saved_ddl.verbatim(statistics.definition))
+            connection.execute(sql.verbatim(statistics.definition))
             if statistics.target is not None:
                 connection.execute(
                     SQL("ALTER STATISTICS {} SET STATISTICS {}").format(name, Literal(statistics.target))

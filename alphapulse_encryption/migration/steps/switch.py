@@ -28,8 +28,7 @@ from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
 from alphapulse_encryption.migration.rows.engine import NotFinished, Progress, RangeResult, finish_under_lock
-from alphapulse_encryption.migration.schema import guard, indexes, saved_ddl, sql, views
-from alphapulse_encryption.migration.schema.contents import refuse_ciphertext_alone
+from alphapulse_encryption.migration.schema import dependants, guard, indexes, saved_ddl, sql, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.partitions import lock_partitions, lock_parts, read_parts
 from alphapulse_encryption.migration.target import Target
@@ -87,88 +86,17 @@ def _refuse_unless_ready(connection: Connection, definition: TableDefinition, ke
             f"Values of {table.key} are pending: they were written since the backfill. Run it again "
             f"(--migrate-data --verify --table {table.key}); nothing was changed."
         )
-    refuse_uncarriable(connection, definition)
+    if stops := dependants.stops_of_the_switch(connection, definition):
+        raise RefusedError(
+            f"The ciphertext of {table.key} cannot take over from the plaintext: {' '.join(stops)} Nothing was changed."
+        )
     for want in indexes.wanted_indexes(connection, definition):
-        carried = indexes.is_usable(connection, definition, want.name, unique=bool(want.unique))
-        if want.condition is None and not carried:
+        needed = want.name != indexes.pending_index(table)
+        if needed and not indexes.is_built(connection, definition, want):
             raise RefusedError(
                 f"The {'unique ' if want.unique else ''}index {want.name} of {table.key} is missing or "
                 f"invalid. Build it first (asset search_indexes); nothing was changed."
             )
-
-
-_DOMAINS = """
-WITH RECURSIVE t (column_name, oid) AS (
-    SELECT a.attname, a.atttypid FROM pg_attribute a WHERE a.attrelid = %s AND a.attname = ANY(%s)
-    UNION ALL
-    SELECT t.column_name, d.typbasetype FROM t JOIN pg_type d ON d.oid = t.oid WHERE d.typtype = 'd')
-SELECT t.column_name FROM t JOIN pg_type d ON d.oid = t.oid WHERE d.typnotnull ORDER BY 1
-"""
-
-# From PostgreSQL 18 on.
-_UNPROVEN_NOT_NULL = """
-SELECT c.conname FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
- WHERE c.contype = 'n' AND NOT c.convalidated AND c.conrelid = %s AND a.attname = ANY(%s) ORDER BY 1
-"""
-
-# What a partition has of its own: it would go on asking for the plaintext of its rows.
-_PARTITION_RULES = """
-SELECT c.relname, format('NOT NULL on %%I', a.attname)
-  FROM pg_partition_tree(%(table)s) p JOIN pg_class c ON c.oid = p.relid
-  JOIN pg_attribute a ON a.attrelid = p.relid
-  JOIN pg_attribute whole ON whole.attrelid = %(table)s AND whole.attname = a.attname
- WHERE p.level > 0 AND a.attname = ANY(%(columns)s) AND a.attnotnull AND NOT whole.attnotnull
- UNION ALL
-SELECT c.relname, format('the exclusion constraint %%I', x.conname)
-  FROM pg_partition_tree(%(table)s) p JOIN pg_class c ON c.oid = p.relid
-  JOIN pg_constraint x ON x.conrelid = p.relid AND x.contype = 'x' AND x.conparentid = 0
-  JOIN pg_attribute a ON a.attrelid = p.relid AND a.attname = ANY(%(columns)s)
- WHERE p.level > 0 AND (a.attnum = ANY(x.conkey) OR EXISTS (
-       SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = x.conindid
-          AND d.refclassid = 'pg_class'::regclass AND d.refobjid = x.conrelid AND d.refobjsubid = a.attnum))
- ORDER BY 1, 2
-"""
-
-
-def refuse_uncarriable(connection: Connection, definition: TableDefinition) -> None:
-    """Refuse where no step of ours could carry a guarantee of the plaintext columns over, and say what to do."""
-    table = definition.table
-    for index in indexes.unique_indexes(connection, definition):
-        if not index.portable:
-            raise RefusedError(
-                f"The unique index {index.name} of {table.key} ({', '.join(index.columns)}) cannot be "
-                f"carried over to ciphertext: {index.obstacle}; nothing was changed."
-            )
-    for constraint in saved_ddl.read_saved(connection, definition, tables.SetAside()).constraints:
-        if constraint.kind == "x":
-            raise RefusedError(
-                f"The exclusion constraint {constraint.name} of {table.key} cannot be carried over to ciphertext, "
-                "which cannot be compared. Drop it, or take its columns out of the catalogue; nothing was changed."
-            )
-    for name in refuse_ciphertext_alone(connection, definition):
-        raise RefusedError(
-            f"The {name} of {table.key} refuses a row whose plaintext is NULL, so every write of ciphertext alone "
-            "would fail. Change it so that it takes the ciphertext for the value, or drop it; nothing was changed."
-        )
-    names = [column.name for column in definition.plaintext_columns]
-    for (name,) in connection.execute(_UNPROVEN_NOT_NULL, [definition.oid, names]):
-        raise RefusedError(
-            f"The constraint {name} of {table.key} is NOT VALID: rows without a value may be there, and the check "
-            "that takes over would not let them pass. Validate it (ALTER TABLE … VALIDATE CONSTRAINT), or drop it; "
-            "nothing was changed."
-        )
-    of_partitions = {"table": definition.oid, "columns": names}
-    for partition, rule in connection.execute(_PARTITION_RULES, of_partitions):
-        raise RefusedError(
-            f"Partition {partition} of {table.key} has a rule of its own, {rule}, which the ciphertext cannot take "
-            "over. Make it one of the partitioned table, or drop it; nothing was changed."
-        )
-    for (name,) in connection.execute(_DOMAINS, [definition.oid, names]):
-        raise RefusedError(
-            f"The type of {table.key}.{name} is a domain that forbids NULL, so the plaintext could not be "
-            "cleared when the ciphertext is written. Make NOT NULL a constraint of the column instead; "
-            "nothing was changed."
-        )
 
 
 def _require_either(
@@ -273,10 +201,10 @@ def revert_to_plaintext(
     """Let the plaintext be the source of truth again, before it was dropped, and leave the table to itself.
 
     Values that were written as ciphertext only are put into the plaintext columns first. Then the guard, the
-    compatibility views and the index on pending rows are removed. The encrypted columns and their search indexes stay
-    for a retry, which begins with ``add_encrypted_columns``: without the guard nobody sees which ciphertext becomes
-    older than its plaintext, so all of it is made again then. Returned is what was filled from the ciphertext; None
-    where the table was reverted already.
+    compatibility views, the index on pending rows and the unique indexes that carry more than a column's own uniqueness
+    are removed. The encrypted columns and the catalogue's search indexes stay for a retry, which begins with
+    ``add_encrypted_columns``: without the guard nobody sees which ciphertext becomes older than its plaintext, so all
+    of it is made again then. Returned is what was filled from the ciphertext; None where that was done already.
 
     Args:
         on_progress: called after each batch that was filled, and while it holds back.
@@ -321,9 +249,18 @@ def _withdraw(connection: Connection, table: Table, actor: Actor) -> None:
     definition = read_table(connection, table)
     removed = views.drop_views(connection, definition)
     guard.drop_guard(connection, definition)
-    connection.execute(
-        SQL("DROP INDEX IF EXISTS {}").format(Identifier(table.schema_name, indexes.pending_index(table)))
-    )
+    # A token may be older than its plaintext from now on: a guarantee that other columns take part in would refuse rows
+    # that the plaintext's own allows.
+    uniques = indexes.unique_indexes(connection, definition)
+    carrying = [index.name for index in indexes.carrying_indexes(table, uniques)]
+    # Nor is what an interrupted build left of use to anybody.
+    unfinished = [
+        index.name
+        for index in indexes.wanted_indexes(connection, definition)
+        if indexes.is_usable(connection, definition, index.name) is False
+    ]
+    for name in (indexes.pending_index(table), *carrying, *unfinished):
+        connection.execute(SQL("DROP INDEX IF EXISTS {}").format(Identifier(table.schema_name, name)))
     # What a retry makes again, and approvals given for what is no more.
     forget_verifications(connection, table)
     release(connection, table)
@@ -374,7 +311,7 @@ def _hand_back(connection: Connection, definition: TableDefinition, filling: Fil
     last = finish_under_lock(filling.operation, connection, definition, most=FILLED_UNDER_LOCK)
     taken = state.set_aside
     actions: list[Composable] = [
-        SQL("ALTER COLUMN {} SET DEFAULT {}").format(Identifier(name), saved_ddl.verbatim(text))
+        SQL("ALTER COLUMN {} SET DEFAULT {}").format(Identifier(name), sql.verbatim(text))
         for name, text in taken.defaults.items()
     ]
     for column in definition.plaintext_columns:
@@ -416,7 +353,7 @@ def finish_return(connection: Connection, definition: TableDefinition, actor: Ac
             if constraint is None or text is None:
                 again = SQL("ALTER COLUMN {} SET NOT NULL").format(Identifier(name))
             else:
-                again = SQL("ADD CONSTRAINT {} {}").format(Identifier(constraint), saved_ddl.verbatim(text))
+                again = SQL("ADD CONSTRAINT {} {}").format(Identifier(constraint), sql.verbatim(text))
             connection.execute(saved_ddl.alter(definition, [again]))
             if constraint is not None and not_null.comment is not None:
                 on = SQL("{} ON {}").format(Identifier(constraint), definition.identifier)

@@ -273,7 +273,7 @@ def test_dependants(notes_url: str, statement: str, column: str, what: str) -> N
     except psycopg.errors.DependentObjectsStillExist:
         assert message.startswith(f"{what} depends on the plaintext column and stops its drop")
     else:
-        assert message == f"{what} depends on the plaintext column and goes with it"
+        assert message == f"{what} depends on the plaintext column and goes with it; a restore puts it back"
 
 
 def test_what_is_ours_is_no_dependant(notes_url: str) -> None:

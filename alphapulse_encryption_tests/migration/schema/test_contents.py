@@ -82,7 +82,7 @@ def test_the_switch_refuses(notes_url: str) -> None:
     support.encrypt(notes_url, ENTRY)
     build_search_indexes(target.database, ENTRY, target.actor)
     assert support.verify(notes_url, ENTRY).passed
-    with pytest.raises(RefusedError, match="constraint either of notes"):
+    with pytest.raises(RefusedError, match="constraint either refuses a row"):
         switch_to_ciphertext(target, ENTRY)
     # As the message says.
     run(notes_url, "ALTER TABLE notes DROP CONSTRAINT either")

@@ -38,6 +38,12 @@ OBJECTS = {
     "CREATE TRIGGER by_text BEFORE UPDATE ON users FOR EACH ROW EXECUTE FUNCTION h()": "trigger by_text",
     "CREATE POLICY own ON users USING (email = current_user)": "policy own",
     "CREATE POLICY checked ON users FOR INSERT WITH CHECK (last_name IS NOT NULL)": "policy checked",
+    # Keys of other columns, which PostgreSQL would drop without a word.
+    "CREATE UNIQUE INDEX covering ON users (id) INCLUDE (email)": "index public.covering",
+    "ALTER TABLE users ADD CONSTRAINT with_mail UNIQUE (id) INCLUDE (last_name)": "constraint with_mail",
+    "ALTER TABLE users DROP CONSTRAINT users_pkey CASCADE, ADD CONSTRAINT key PRIMARY KEY (id) INCLUDE (email)": (
+        "constraint key"
+    ),
     "CREATE PUBLICATION few FOR TABLE users (id, email)": "publication of table public.users in publication few",
     "CREATE PUBLICATION part FOR TABLE users WHERE (email > 'x')": "publication of table public.users in",
     "ALTER TABLE users ADD loud text GENERATED ALWAYS AS (upper(last_name)) STORED": "generated column loud",

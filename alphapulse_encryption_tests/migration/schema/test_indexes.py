@@ -7,6 +7,7 @@ import pytest
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, RefusedError
+from alphapulse_encryption.migration.gates.preflight import check
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.indexes import (
     IndexResult,
@@ -14,6 +15,7 @@ from alphapulse_encryption.migration.schema.indexes import (
     pending_index,
     reindex,
 )
+from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, run
 
@@ -209,20 +211,112 @@ def test_uniqueness_of_several_columns_is_carried(notes_url: str) -> None:
     run(notes_url, write, 901, 901, support.seal("n1", "test_search"), token)
 
 
-@pytest.mark.parametrize(
-    "index",
-    [
-        "CREATE UNIQUE INDEX odd ON notes (secret)",
-        "CREATE UNIQUE INDEX odd ON notes (mail, secret)",
-        "CREATE UNIQUE INDEX odd ON notes (mail) WHERE tenant > 0",
-        "CREATE UNIQUE INDEX odd ON notes (mail, (tenant + 1))",
-    ],
-)
-def test_uniqueness_that_tokens_cannot_carry_is_left_alone(notes_url: str, index: str) -> None:
-    """The preflight warns of it, and the switch refuses; the indexes that can be built are."""
-    run(notes_url, index)
+CARRIED = {
+    "(mail) WHERE tenant > 0": "(mail_search) WHERE (tenant > 0)",
+    "(mail, coalesce(tenant, 0))": "(mail_search, COALESCE(tenant, 0))",
+    "(mail, (tenant + 1)) WHERE note IN ('a', 'b')": "(mail_search, ((tenant + 1))) WHERE ((note)::text = ANY (",
+    "(mail) INCLUDE (name) WHERE tenant IS NULL": "(mail_search) WHERE (tenant IS NULL)",
+}
+
+
+@pytest.mark.parametrize(("index", "carried"), CARRIED.items(), ids=list(CARRIED))
+def test_uniqueness_of_some_rows_or_with_an_expression_is_carried(
+    notes_url: str, index: str, carried: str
+) -> None:
+    """The condition and the expression are of other columns; the index for looking up holds all rows still."""
+    run(notes_url, "ALTER TABLE notes DROP CONSTRAINT notes_mail_key, ADD note varchar(9)")
+    run(notes_url, f"CREATE UNIQUE INDEX part ON notes {index}")
     build(notes_url)
-    assert set(indexes(notes_url)) == {"notes_pkey", "notes_mail_key", "odd", "idx_mail", "idx_name", PENDING}
+    found = indexes(notes_url)
+    assert found["part_search"][:2] == (True, True)
+    assert f"USING btree {carried}" in found["part_search"][2]
+    assert found["idx_mail"][0] is False
+    assert support.verify(notes_url, ENTRY).passed
+    assert not build(notes_url).changed
+    # Another condition is another guarantee.
+    run(notes_url, "DROP INDEX part")
+    run(notes_url, "CREATE UNIQUE INDEX part ON notes (mail) WHERE id > 0")
+    if len(index.partition(")")[0].split(",")) == 1:
+        with pytest.raises(RefusedError, match="index part_search of notes is missing"):
+            switch_to_ciphertext(support.target(notes_url), ENTRY)
+        assert build(notes_url).rebuilt == ("part_search",)
+        switch_to_ciphertext(support.target(notes_url), ENTRY)
+
+
+def test_a_carried_index_does_not_take_the_name_of_the_one_for_looking_up(notes_url: str) -> None:
+    run(notes_url, "ALTER TABLE notes DROP CONSTRAINT notes_mail_key")
+    run(notes_url, "CREATE UNIQUE INDEX idx ON notes (mail) WHERE tenant > 0")
+    entry = support.table("notes", support.searchable("mail", "idx_search"), "name", "secret")
+    build(notes_url, entry)
+    found = indexes(notes_url)
+    assert (found["idx_search"][0], found["idx_search_unique"][0]) == (False, True)
+    assert "WHERE" not in found["idx_search"][2]
+
+
+def test_after_a_revert_old_tokens_refuse_nothing(notes_url: str) -> None:
+    """Nobody keeps them in step any more, and the rows that a condition is of change."""
+    run(notes_url, "ALTER TABLE notes DROP CONSTRAINT notes_mail_key")
+    run(notes_url, "CREATE UNIQUE INDEX part ON notes (mail) WHERE tenant > 0")
+    run(notes_url, "UPDATE notes SET tenant = -id; UPDATE notes SET mail = 'm1', name = 'n1' WHERE id = 2")
+    run(notes_url, "CREATE UNIQUE INDEX pair ON notes (tenant, name)")
+    support.backfill_all(notes_url, ENTRY)
+    build(notes_url)
+    before = {name: made for name, made in indexes(notes_url).items() if "search" not in made[2]}
+    assert support.verify(notes_url, ENTRY).passed
+    switch_to_ciphertext(support.target(notes_url), ENTRY)
+    revert_to_plaintext(support.target(notes_url), ENTRY)
+    run(notes_url, "UPDATE notes SET mail = 'another', name = 'another' WHERE id = 1")
+    run(
+        notes_url, "UPDATE notes SET tenant = 1 WHERE id IN (1, 2)"
+    )  # both would be m1 and n1 by their tokens
+    assert set(indexes(notes_url)) == {*before, "idx_mail", "idx_name"} - {PENDING}
+    # And the next try makes them again.
+    support.encrypt(notes_url, ENTRY)
+    assert {"part_search", "pair_search"} <= set(build(notes_url).created)
+    assert support.verify(notes_url, ENTRY).passed
+    switch_to_ciphertext(support.target(notes_url), ENTRY)
+    with pytest.raises(psycopg.errors.UniqueViolation, match="part_search"):
+        run(
+            notes_url,
+            "INSERT INTO notes (id, tenant, mail_encrypted, mail_search) VALUES (901, 1, %s, %s)",
+            support.seal("another", "test_search"),
+            support.token("another", "test_search"),
+        )
+
+
+REFUSED = {
+    "(secret)": "secret has none",
+    "(mail, secret)": "secret has none",
+    "(mail) WHERE mail <> ''": "its condition",
+    "(id) WHERE name IS NOT NULL": "its condition",
+    "(lower(mail))": "an expression over a plaintext column",
+    "(id, lower(name)) WHERE tenant > 0": "an expression over a plaintext column",
+    "(mail) NULLS NOT DISTINCT": "NULLS NOT DISTINCT",
+    "(mail own)": "type or collation",
+    "(mail, title own)": "another column",
+    "ALTER TABLE notes ADD CONSTRAINT odd UNIQUE (mail) DEFERRABLE": "DEFERRABLE",
+}
+
+
+@pytest.mark.parametrize(("index", "reason"), REFUSED.items(), ids=list(REFUSED))
+def test_uniqueness_that_tokens_cannot_carry(notes_url: str, index: str, reason: str) -> None:
+    """The preflight says why, and the switch; the indexes that can be built are."""
+    run(
+        notes_url,
+        "CREATE OPERATOR CLASS own FOR TYPE text USING btree AS OPERATOR 1 <, OPERATOR 2 <=, OPERATOR 3 =, "
+        "OPERATOR 4 >=, OPERATOR 5 >, FUNCTION 1 bttextcmp (text, text)",
+    )
+    run(notes_url, "ALTER TABLE notes ADD title text; UPDATE notes SET title = id")
+    run(notes_url, index if "TABLE" in index else f"CREATE UNIQUE INDEX odd ON notes {index}")
+    warnings = [f.message for f in check(Database(notes_url), [ENTRY], support.KEYS).warnings]
+    assert any("unique index odd " in told and reason in told for told in warnings)
+    build(notes_url)
+    made = {"notes_pkey", "notes_mail_key", "odd", "idx_mail", "idx_name", PENDING}
+    assert set(indexes(notes_url)) == made
+    assert support.verify(notes_url, ENTRY).passed
+    with pytest.raises(RefusedError, match=f"unique index odd .*{reason}"):
+        switch_to_ciphertext(support.target(notes_url), ENTRY)
+    assert support.value(notes_url, "SELECT authority FROM alphapulse_encryption.tables") == "plaintext"
 
 
 def test_rows_that_share_a_token_are_refused(notes_url: str) -> None:
@@ -486,3 +580,13 @@ def test_what_a_deadlock_left_is_built_again_at_once(notes_url: str) -> None:
             result = building.result()
     assert set(result.created) == {"idx_mail", "idx_name", PENDING}
     assert all(valid for _, valid, _ in indexes(notes_url).values())
+
+
+def test_a_revert_leaves_no_index_invalid(notes_url: str) -> None:
+    """A build was killed, and the next step is the way back."""
+    build(notes_url)
+    run(notes_url, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'idx_name'::regclass")
+    revert_to_plaintext(support.target(notes_url), ENTRY)
+    found = indexes(notes_url)
+    assert all(valid for _, valid, _ in found.values())
+    assert "idx_mail" in found

@@ -15,7 +15,7 @@ import pytest
 
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.tokens import search_token
-from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.errors import DatabaseFailure, RefusedError
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows.decrypt import Decrypt
@@ -402,3 +402,16 @@ def test_held_until_nobody_writes_ciphertext_alone(approved_url: str) -> None:
     with pytest.raises(psycopg.errors.CheckViolation):
         write("refused@x.example", 103)
     assert walk.verify(approved_url, USERS).passed
+
+
+def test_an_index_that_cannot_be_built_is_not_left_invalid(after: After) -> None:
+    """Two rows hold one value under different tokens."""
+    url = after("dropped")
+    walk.query(
+        url,
+        "UPDATE users SET email_encrypted = (SELECT min(email_encrypted) FROM users) "
+        "WHERE id IN (SELECT id FROM users ORDER BY email_encrypted LIMIT 2)",
+    )
+    with pytest.raises(DatabaseFailure, match="23505"):
+        restore_plaintext(walk.target(url), USERS)
+    assert walk.query(url, "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid") == []
