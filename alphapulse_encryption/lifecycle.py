@@ -92,6 +92,11 @@ class State(StrEnum):
         """Whether plaintext and encrypted columns are there, and complete."""
         return self.stage in ("columns", "reverted")
 
+    @property
+    def is_guarded(self) -> bool:
+        """Whether the guard is on the table."""
+        return self.stage in ("columns", "restoring")
+
 
 class Transition(NamedTuple):
     """A step that brings a table from one state to another; besides the state it needs something, in words."""

@@ -14,6 +14,7 @@ import pytest
 from alphapulse_encryption.bounds import LARGEST_BATCH_SIZE, MOST_WORKERS
 from alphapulse_encryption_tests import another
 from alphapulse_encryption_tests.crypto import independent
+from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.place import Place
 
 ADDED = [
@@ -333,7 +334,7 @@ def test_damage_is_found_and_named_by_its_key(theirs: Place) -> None:
     canary = "CANARY-7f3a"
     with psycopg.connect(theirs.url, autocommit=True) as connection:
         # Past the guards, as a careless superuser would.
-        connection.execute("SET session_replication_role = replica")
+        connection.execute(support.BEHIND)
         (swapped,) = connection.execute(
             "UPDATE sessions SET token_encrypted = (SELECT token_encrypted FROM sessions WHERE id = md5('1')::uuid) "
             "WHERE id = md5('2')::uuid RETURNING id::text"
@@ -422,7 +423,7 @@ def test_damage_of_every_kind_forbids_the_approval(theirs: Place) -> None:
         ]
     )
     with psycopg.connect(theirs.url, autocommit=True) as behind:
-        behind.execute("SET session_replication_role = replica")
+        behind.execute(support.BEHIND)
         behind.execute("CREATE TEMP TABLE kept AS SELECT * FROM sessions")
         ((envelope,),) = behind.execute(
             "SELECT token_encrypted FROM sessions WHERE id = %s", [ids[1]]

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.migration.schema.guard import guard_name
+from alphapulse_encryption.migration.schema.names import guard_name
 from alphapulse_encryption.migration.schema.views import view_names
 from alphapulse_encryption_tests.migration import walk
 

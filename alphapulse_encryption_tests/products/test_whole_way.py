@@ -188,7 +188,7 @@ def test_a_product_comes_back_as_it_was(
     as_they_were = way.pass_over(way.told())
     way.refuse_blockers()
     way.write("plaintext")
-    take_backup(way.target(way.operator), way.tables, directory=tmp_path, bin_dir=way.bin_dir)
+    take_backup(way.target(way.operator), way.tables, directory=tmp_path, bin_dirs=[way.bin_dir])
 
     for table in way.tables:
         support.add_columns(way.operator, table)

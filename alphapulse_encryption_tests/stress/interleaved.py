@@ -105,8 +105,10 @@ _CHECK = " AND t.xmin = d.x"
 
 def unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the steps go on where the guard is gone, to see what that would do."""
-    for module in ("rows.backfill", "schema.guard"):
-        monkeypatch.setattr(f"alphapulse_encryption.migration.{module}.refuse_unguarded", lambda *_: None)
+    for module in ("rows.operation", "rows.verify", "schema.guard", "schema.indexes"):
+        monkeypatch.setattr(
+            f"alphapulse_encryption.migration.{module}.refuse_unguarded", lambda *_, **__: None
+        )
 
 
 def without_check(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from alphapulse_encryption.migration.rows.verify import TableVerification
 from alphapulse_encryption.migration.schema import indexes, saved_ddl
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.dependants import stops_of_the_drop
+from alphapulse_encryption.migration.schema.guard import refuse_unguarded
 from alphapulse_encryption.migration.target import Target
 
 VALID_FOR = timedelta(hours=24)
@@ -144,6 +145,7 @@ def refuse_unless_droppable(
             "it first (switch_to_ciphertext); nothing was changed."
         )
     definition = read_table(connection, table)
+    refuse_unguarded(connection, definition)
     if saved_ddl.has_children(connection, definition):
         raise RefusedError(
             f"Table {table.key} is partitioned or takes part in inheritance. What its partitions have of "

@@ -41,8 +41,8 @@ from alphapulse_encryption.migration.rows.throttle import NotAvailable, Replicat
 from alphapulse_encryption.migration.schema.contents import encrypted_already
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.dependants import dependants, stops_of_the_switch
-from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_relatives
-from alphapulse_encryption.migration.schema.sql import GUARD_INSERT, GUARDS
+from alphapulse_encryption.migration.schema.guard import guard_faults, late_triggers
+from alphapulse_encryption.migration.schema.partitions import refuse_relatives
 
 OLDEST_SERVER = 140000  # CREATE OR REPLACE TRIGGER (PostgreSQL 14)
 LONG_TRANSACTION = timedelta(minutes=5)
@@ -128,6 +128,19 @@ def check(
                 findings.append(Checked("blocker", table.key, error.args[0]))
                 continue
             about = list(_table(connection, definition))
+            if (
+                state is not None
+                and state.state.is_guarded
+                and (faults := guard_faults(connection, definition))
+            ):
+                about.append(
+                    Checked(
+                        "blocker",
+                        table.key,
+                        f"its guard triggers are {'; '.join(faults)}. Ciphertext may be older than its plaintext: "
+                        "renew them with --add-columns, and look for such values with --verify.",
+                    )
+                )
             if state is None and (others := encrypted_already(connection, definition)):
                 about.append(
                     Checked(
@@ -348,17 +361,8 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
     yield from around_table(connection, definition)
 
 
-# By the bits of tgtype (src/include/catalog/pg_trigger.h): for each row (1), before (2), on insert (4) or update (16).
-_LATE_TRIGGERS = """
-SELECT DISTINCT tgname FROM pg_trigger WHERE tgrelid = ANY (%s) AND NOT tgisinternal AND tgenabled <> 'D'
-   AND tgname COLLATE "C" > %s AND tgname !~ %s AND tgtype & 3 = 3 AND tgtype & 20 <> 0 ORDER BY 1
-"""
-
-
 def _triggers(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
-    parts = [part.oid for part in read_parts(connection, definition.oid)]
-    # The insert's is the first of the guards.
-    for (name,) in connection.execute(_LATE_TRIGGERS, [parts, GUARD_INSERT, GUARDS]):
+    for name in late_triggers(connection, definition):
         yield Checked(
             "blocker",
             definition.table.key,

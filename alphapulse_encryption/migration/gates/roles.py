@@ -21,7 +21,7 @@ from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import install
 from alphapulse_encryption.migration.bookkeeping.script import begin_script
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_PRIVILEGES, Connection, answer
-from alphapulse_encryption.migration.schema.guard import guard_name
+from alphapulse_encryption.migration.schema.names import guard_name
 from alphapulse_encryption.migration.schema.sql import verbatim
 
 DEFAULT_PREFIX = "alphapulse_"

@@ -25,7 +25,7 @@ from alphapulse_encryption.migration.postgres.database import Connection, Databa
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.catch_up import has_pending_index, pending_in
 from alphapulse_encryption.migration.schema.definition import OF_THE_APPLICATION, TableDefinition, read_table
-from alphapulse_encryption.migration.schema.guard import guard_in_place
+from alphapulse_encryption.migration.schema.guard import guard_faults, late_triggers
 from alphapulse_encryption.migration.steps.columns import unsuitable_columns
 
 # An old instance writes, the backfill follows: while that goes on it is told of once.
@@ -125,14 +125,22 @@ def _columns(definition: TableDefinition, state: State, missing: Sequence[str]) 
 def _pairs(connection: Connection, definition: TableDefinition, state: TableState) -> Iterator[Alert]:
     """What keeps plaintext and ciphertext of a row in step, and where it did not."""
     table, key = definition.table, definition.table.key
-    if not guard_in_place(connection, definition):
+    if faults := guard_faults(connection, definition):
         yield Alert(
             f"{key}: guard",
-            f"A guard trigger of {key} is missing or disabled: nothing keeps an old ciphertext from staying beside "
-            "a new plaintext.",
+            f"Guard triggers of {key} are {'; '.join(faults)}: nothing keeps an old ciphertext from staying beside a "
+            "new plaintext.",
             key=f"guard:{key}",
             remedy=f"Put it back at once (--add-columns --table {key}), find out who took it away, and verify what "
             f"was written meanwhile (--migrate-data --verify --table {key}).",
+        )
+    for name in late_triggers(connection, definition):
+        yield Alert(
+            f"{key}: trigger after the guard",
+            f"The trigger {name} of {key} runs after the guard, which does not see what it makes of a row.",
+            key=f"late:{key}:{name}",
+            remedy="Rename it (ALTER TRIGGER … RENAME TO) to what sorts before zzz_encryption_guard, and verify what "
+            f"was written meanwhile (--verify --table {key}).",
         )
     if has_pending_index(connection, definition):
         if ranges := pending_in(connection, table):

@@ -50,6 +50,7 @@ from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.catch_up import has_pending_index
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.guard import refuse_unguarded
 
 # Beyond it nobody needs to know how many rows are pending exactly.
 COUNTED = 10_000
@@ -297,6 +298,8 @@ class _Look:
         problem = None
         try:
             definition = read_table(self.connection, entry, plaintext=False, once=True)
+            if known is not None:
+                refuse_unguarded(self.connection, definition)
         except MigrationError as error:
             problem = error.args[0]
         rows = definition.estimated_rows if definition is not None else 0

@@ -19,8 +19,6 @@ from alphapulse_encryption.migration.rows.engine import How, RangeResult, work_o
 from alphapulse_encryption.migration.rows.operation import Batch, Item, Operation
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
-from alphapulse_encryption.migration.schema.guard import refuse_unguarded
-from alphapulse_encryption.migration.schema.partitions import refuse_relatives
 from alphapulse_encryption.migration.target import Target
 
 
@@ -45,12 +43,6 @@ class Backfill(Operation):
 
     def admit(self, connection: Connection, *, lock: bool = False) -> bool:
         return require_guarded_state(connection, self.table).state.has_both_sides
-
-    def read_table(self, connection: Connection) -> TableDefinition:
-        definition = super().read_table(connection)
-        refuse_unguarded(connection, definition)
-        refuse_relatives(connection, definition)
-        return definition
 
     def cells(self, definition: TableDefinition) -> sql.Cells:
         return sql.pending_cells(definition)

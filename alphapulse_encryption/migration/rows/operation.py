@@ -25,6 +25,7 @@ from alphapulse_encryption.migration.postgres.wire import TextArray
 from alphapulse_encryption.migration.rows.batches import Columns, key_at
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.guard import refuse_unguarded
 from alphapulse_encryption.migration.target import Target
 
 
@@ -105,6 +106,8 @@ class Operation(ABC):
     done: ClassVar[str] = "encrypted"
     # Whether the table has to stay in a state to be worked on until a batch is committed.
     holds_state: ClassVar[bool] = False
+    # Whether the plaintext columns have to be there.
+    of_plaintext: ClassVar[bool] = True
 
     target: Target
     table: Table
@@ -125,8 +128,10 @@ class Operation(ABC):
         """
 
     def read_table(self, connection: Connection) -> TableDefinition:
-        """The table as it is now."""
-        return read_table(connection, self.table)
+        """The table as it is now, guarded as it was made to be."""
+        definition = read_table(connection, self.table, plaintext=self.of_plaintext)
+        refuse_unguarded(connection, definition, reverted=self.step == "discard")
+        return definition
 
     def columns(self, definition: TableDefinition) -> tuple[Column, ...]:
         """The columns whose values are counted."""

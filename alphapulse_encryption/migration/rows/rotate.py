@@ -26,7 +26,7 @@ from alphapulse_encryption.migration.rows.batches import Columns, texts
 from alphapulse_encryption.migration.rows.engine import How, RangeResult, work_on_range
 from alphapulse_encryption.migration.rows.operation import Batch, Faults, Item, Operation
 from alphapulse_encryption.migration.schema import sql
-from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.target import Target
 
 
@@ -46,6 +46,7 @@ class Rotation(Operation):
     """Encrypts again what is of another key version."""
 
     step = "rotate"
+    of_plaintext = False
 
     def ledger(self, number: int) -> Ledger:
         return Ledger(self.step, self.table, number, self.target.keys.current_version)
@@ -53,9 +54,6 @@ class Rotation(Operation):
     def admit(self, connection: Connection, *, lock: bool = False) -> bool:
         require_state(connection, self.table)
         return True
-
-    def read_table(self, connection: Connection) -> TableDefinition:
-        return read_table(connection, self.table, plaintext=False)
 
     def columns(self, definition: TableDefinition) -> tuple[Column, ...]:
         return definition.encrypted_columns

@@ -52,6 +52,7 @@ from alphapulse_encryption.migration.rows.batches import (
 from alphapulse_encryption.migration.rows.operation import open_each
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.guard import refuse_unguarded
 from alphapulse_encryption.migration.target import Target
 
 Problem = Literal[
@@ -246,6 +247,7 @@ def verify_range(
         hold_plan(connection, table)
         batch_range = read_range(connection, table, number)
         definition = read_table(connection, table, plaintext=state.state.has_both_sides)
+        refuse_unguarded(connection, definition)
         comparison = _Comparison(definition, target, state.authority, retired_versions(connection))
         comparison.quarantined = {row.key for row in read_quarantine(connection, table, number)}
         verified_at, since = connection.execute(

@@ -14,8 +14,9 @@ from psycopg.pq import TransactionStatus
 
 from alphapulse_encryption.catalogue import Catalogue, Column, Table
 from alphapulse_encryption.errors import ConfigurationError
-from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.database import Connection, answer
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
+from alphapulse_encryption.migration.schema.names import GUARD_COLUMNS, guard_name
 
 # Of tables c in schemas n, those of the application: no partitions, and none of the system, of an extension or ours.
 OF_THE_APPLICATION: LiteralString = """
@@ -174,13 +175,20 @@ def read_table(
 def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> TableDefinition:
     row = connection.execute(_TABLE, [table.schema_name, table.name]).fetchone()
     if row is None:
+        now = answer(connection, _MOVED, GUARD_COLUMNS, guard_name(table))
         raise ConfigurationError(
             f"Table {table.schema_name}.{table.name} is in the catalogue but not in the database. "
-            "Names are exact and case-sensitive: correct the catalogue, or create the table."
+            + (
+                f"It was renamed or moved: its guard is on {now}, and keeps working. What is kept of the table is kept "
+                "under its name: rename it or move it back (ALTER TABLE … RENAME TO, SET SCHEMA)."
+                if now
+                else "Names are exact and case-sensitive: correct the catalogue, or create the table."
+            )
         )
     oid, partitioned, rows, size, toasted = row
     columns = {row[0]: LiveColumn(*row) for row in connection.execute(_COLUMNS, [oid])}
     key_rows = connection.execute(_KEY, [oid]).fetchall()
+    _refuse_renamed(connection, table, oid)
     _check_key(table, [name for name, _, _ in key_rows], {schema for _, _, schema in key_rows})
     if plaintext:
         _check_columns(table, columns)
@@ -195,6 +203,42 @@ def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> Tab
         total_bytes=size,
         toasted=toasted,
     )
+
+
+# The table that a guard went along with.
+_MOVED = """
+SELECT format('%%I.%%I', n.nspname, c.relname) FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+  JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE t.tgname = %s AND p.proname = %s LIMIT 1
+"""
+
+# Columns that a guard was made for, by what they were called then and what they are called now.
+_RENAMED = r"""
+SELECT k.before, a.attname
+  FROM pg_trigger t CROSS JOIN LATERAL (
+       SELECT k.number, convert_from(decode(k.name, 'escape'), getdatabaseencoding()) AS before
+         FROM unnest(t.tgattr::int2[], string_to_array(encode(t.tgargs, 'escape'), '\000')) AS k (number, name)) k
+  JOIN pg_attribute a ON a.attrelid = t.tgrelid AND a.attnum = k.number
+ WHERE t.tgrelid = %s AND t.tgname = %s AND a.attname <> k.before
+ ORDER BY k.number
+"""
+
+
+def _refuse_renamed(connection: Connection, table: Table, oid: int) -> None:
+    """Refuse a table whose guard knows a catalogued column by another name; the guard itself goes by the column."""
+    names = {name: column for column in table.columns for name in (column.name, *column.derived)}
+    for before, now in connection.execute(_RENAMED, [oid, GUARD_COLUMNS]).fetchall():
+        if (column := names.get(before)) is None:
+            continue
+        back = sql.SQL("ALTER TABLE {} RENAME COLUMN {} TO {}").format(
+            sql.Identifier(table.schema_name, table.name), sql.Identifier(now), sql.Identifier(before)
+        )
+        with_it = ", ".join(name for name in (column.name, *column.derived) if name != before)
+        raise ConfigurationError(
+            f"Column {table.key}.{before} was renamed to {now}. The guard keeps working; the steps go by the names of "
+            f"the catalogue. Rename it back ({back.as_string(connection)}), or rename {with_it} alike, put the new "
+            "name into the catalogue, and run --add-columns --migrate-data --verify. Nothing was changed."
+        )
 
 
 def _check_key(table: Table, key: list[str], operator_schemas: set[str]) -> None:

@@ -21,6 +21,7 @@ from alphapulse_encryption.migration.postgres.database import Actor, Connection,
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.guard import refuse_unguarded
 from alphapulse_encryption.migration.schema.names import short_name
 from alphapulse_encryption.migration.schema.partitions import Part, lock_parts, read_parts
 
@@ -267,6 +268,7 @@ def build_search_indexes(
     ):
         require_guarded_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
+        refuse_unguarded(connection, definition)
         part = read_parts(connection, definition.oid)[0]
         found: dict[str, State] = {}
         for index in wanted_indexes(connection, definition):

@@ -9,6 +9,7 @@ from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Column
 from alphapulse_encryption.migration.schema.definition import TableDefinition
+from alphapulse_encryption.migration.schema.names import GUARD_COLUMNS
 
 # Triggers of one kind fire in order of their names: the guard has to see what the application's own triggers
 # made of the row, so it comes last.
@@ -17,7 +18,7 @@ GUARD_UPDATE = "zzz_encryption_guard_update"
 # One for each column, told by its number; between the application's triggers and the guard itself.
 GUARD_MENTION = "zzz_encryption_guard_mention_"
 # A regular expression for the names of all of them.
-GUARDS = f"^({GUARD_INSERT}|{GUARD_UPDATE}|{GUARD_MENTION}[0-9]+)$"
+GUARDS = f"^({GUARD_INSERT}|{GUARD_UPDATE}|{GUARD_COLUMNS}|{GUARD_MENTION}[0-9]+)$"
 # The condition that every row meets.
 EVERYTHING = SQL("{}").format(SQL("true"))
 

@@ -32,6 +32,7 @@ from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_s
 from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database, answer
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner, in_short_transaction
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.guard import refuse_unguarded
 from alphapulse_encryption.migration.schema.names import LONGEST_NAME
 from alphapulse_encryption.migration.schema.saved_ddl import Grant
 
@@ -88,6 +89,7 @@ def create_views(database: Database, table: Table, actor: Actor) -> ViewsResult:
     with database.session(f"create the compatibility views of {table.key}") as connection:
         require_guarded_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
+        refuse_unguarded(connection, definition)
         hides = "SELECT relrowsecurity FROM pg_class WHERE oid = %s"
         if not _runs_as_reader(connection) and answer(connection, hides, definition.oid):
             raise RefusedError(

@@ -24,7 +24,7 @@ from alphapulse_encryption.migration.rows.discard import Discard
 from alphapulse_encryption.migration.rows.engine import Progress, work_on_table
 from alphapulse_encryption.migration.schema.contents import encrypted_already
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
-from alphapulse_encryption.migration.schema.guard import ensure_guard
+from alphapulse_encryption.migration.schema.guard import ensure_guard, refuse_unguarded
 from alphapulse_encryption.migration.schema.partitions import lock_partitions, refuse_relatives
 from alphapulse_encryption.migration.schema.saved_ddl import alter
 from alphapulse_encryption.migration.schema.sql import verbatim
@@ -99,6 +99,7 @@ def add_encrypted_columns(
         definition = read_table(connection, table)
         guard = partial(ensure_guard, connection, definition, target.actor)
         guarded = in_short_transaction(connection, f"create the guard of {table.key}", guard)
+        refuse_unguarded(connection, definition, reverted=True)
         ranges = ensure_ranges(connection, definition, batch_ranges)
         cleared = 0
         if tables.require_state(connection, table).state is State.REVERTED:

@@ -118,7 +118,6 @@ def _refuse_unless_ready(
             f"The verification of {key} that approval {approval.id} relies on is not there any more. Verify "
             f"the table again (--verify --table {key}); nothing was changed."
         )
-    guard.refuse_unguarded(connection, definition)
     if not has_pending_index(connection, definition):
         raise RefusedError(
             f"The index {indexes.pending_index(table)} is missing or invalid: without it the look "

@@ -115,7 +115,7 @@ def test_drift_from_its_beginning_to_its_end(watched: Watched) -> None:
     walk.query(watched.place.url, "ALTER TABLE users DISABLE TRIGGER zzz_encryption_guard_update")
     walk.query(watched.place.url, "UPDATE users SET email = %s WHERE id = 7", CANARY)
     again = watched.told("alert_drift")
-    assert again.startswith("AlphaPulse encryption (staging), drift: 1 new\nNew:\n- A guard trigger of users")
+    assert again.startswith("AlphaPulse encryption (staging), drift: 1 new\nNew:\n- Guard triggers of users")
     assert "First seen at 20" in again and "--add-columns --table users" in again
     assert watched.tick("alert_drift") == "2 found; nothing new to tell."
     walk.encrypt(watched.place.url, USERS)
@@ -128,7 +128,7 @@ def test_drift_from_its_beginning_to_its_end(watched: Watched) -> None:
     assert "1 new" in watched.told("alert_drift")
     watched.place.extra["ALPHAPULSE_ALERT_REMIND_HOURS"] = "0.00001"
     assert watched.told("alert_drift").startswith(
-        "AlphaPulse encryption (staging), drift: 1 as before\nAs before:\n- A guard"
+        "AlphaPulse encryption (staging), drift: 1 as before\nAs before:\n- Guard"
     )
 
 

@@ -19,7 +19,7 @@ from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
-from alphapulse_encryption_tests.migration import walk
+from alphapulse_encryption_tests.migration import support, walk
 from alphapulse_encryption_tests.migration.conftest import Unchanged
 from alphapulse_encryption_tests.migration.journey import After
 
@@ -224,7 +224,7 @@ def test_damage_is_named_and_cannot_be_approved(ready_url: str, unchanged: Uncha
     )
     assert walk.value(ready_url, complete) == 2
     with psycopg.connect(ready_url, autocommit=True) as behind:
-        behind.execute("SET session_replication_role = replica")
+        behind.execute(support.BEHIND)
         behind.execute("CREATE TEMP TABLE kept AS SELECT * FROM users WHERE id IN (3, 7)")
         written = behind.execute(statement.encode(), {"flipped": flipped(ready_url, "first_name", 7, -1)})
         assert written.rowcount == len(expected)

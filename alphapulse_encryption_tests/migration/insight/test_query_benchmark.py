@@ -88,7 +88,7 @@ def test_nothing_to_measure(sample_url: str) -> None:
 def test_unreadable_values_are_named_and_not_measured(after: After) -> None:
     url = after("encrypted")
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("SET session_replication_role = replica")
+        connection.execute(support.BEHIND)
         connection.execute("UPDATE users SET email_encrypted = 'garbage'")
     with pytest.raises(DecryptionError) as failure:
         measure(url)

@@ -174,7 +174,7 @@ def test_a_missing_token_alone_is_pending(database_url: str) -> None:
     make(database_url, 5)
     support.backfill_all(database_url, ENTRY)
     with support.application(database_url) as connection:
-        connection.execute("SET session_replication_role TO replica")
+        connection.execute(support.BEHIND)
         connection.execute("UPDATE notes SET mail_search = NULL WHERE id = 2")
     assert support.backfill(database_url, ENTRY).rows == 1
     support.assert_encrypted(database_url, ENTRY)

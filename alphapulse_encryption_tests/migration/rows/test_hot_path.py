@@ -190,7 +190,7 @@ def test_catching_up_costs_what_is_pending(database_url: str, key: str) -> None:
     make(database_url, key, LARGE)
     # As after a backfill; who wrote the ciphertexts does not matter here.
     with support.application(database_url) as connection:
-        connection.execute("SET session_replication_role TO replica")
+        connection.execute(support.BEHIND)
         connection.execute(
             "UPDATE large SET mail_encrypted = 'x', mail_search = mail, secret_encrypted = 'x'"
         )

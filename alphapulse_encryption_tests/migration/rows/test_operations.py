@@ -84,7 +84,7 @@ def to_repair(url: str, _bin_dir: Path, _directory: Path) -> None:
     make(url)
     walk.encrypt(url, NOTES)
     with support.application(url) as connection:
-        connection.execute("SET session_replication_role TO replica")
+        connection.execute(support.BEHIND)
         connection.execute("UPDATE notes SET body_encrypted = 'no envelope'")
     walk.verify(url, NOTES)
 

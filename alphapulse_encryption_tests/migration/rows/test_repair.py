@@ -41,7 +41,7 @@ def notes_url(database_url: str) -> str:
 def behind(notes_url: str) -> Iterator[support.Connection]:
     """A session whose writes no trigger sees."""
     with support.application(notes_url) as connection:
-        connection.execute("SET session_replication_role TO replica")
+        connection.execute(support.BEHIND)
         yield connection
 
 

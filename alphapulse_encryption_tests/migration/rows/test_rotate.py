@@ -217,7 +217,7 @@ def test_a_value_alone(begun_url: str) -> None:
 def behind(url: str) -> support.Connection:
     """A session whose writes no trigger sees."""
     connection: support.Connection = psycopg.connect(url, autocommit=True)
-    connection.execute("SET session_replication_role TO replica")
+    connection.execute(support.BEHIND)
     return connection
 
 

@@ -59,7 +59,7 @@ def notes_url(database_url: str) -> str:
 @contextmanager
 def application_behind(url: str) -> Iterator[support.Connection]:
     with support.application(url) as connection:
-        connection.execute("SET session_replication_role TO replica")
+        connection.execute(support.BEHIND)
         yield connection
 
 
@@ -433,7 +433,7 @@ def test_changes_in_partitions_are_found(database_url: str) -> None:
     for key in (3, 33):
         run(
             database_url,
-            "SET session_replication_role = replica; UPDATE notes SET secret = 0 WHERE id = " + str(key),
+            f"{support.BEHIND} UPDATE notes SET secret = 0 WHERE id = {key}",
         )
     assert [str(offender) for offender in changed(database_url, since).offenders] == [
         "secret mismatched at key (3)",

@@ -18,6 +18,7 @@ from alphapulse_encryption.migration.bookkeeping.tables import advance
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema import guard
 from alphapulse_encryption.migration.schema.definition import read_table
+from alphapulse_encryption.migration.schema.names import guard_name
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import ACTOR, Row, run
 
@@ -602,7 +603,7 @@ def test_keys_of_long_tables_get_a_guard_of_their_own(database_url: str) -> None
     for name in names:
         run(database_url, f"CREATE TABLE {name} (id int PRIMARY KEY, v text)")
         support.encrypt(database_url, support.table(name, "v"))
-    functions = {guard.guard_name(support.table(name, "v")) for name in names}
+    functions = {guard_name(support.table(name, "v")) for name in names}
     assert len(functions) == 2
     assert all(len(name) <= 63 for name in functions)
     for name in names:

@@ -321,7 +321,7 @@ def test_uniqueness_that_tokens_cannot_carry(notes_url: str, index: str, reason:
 
 def test_rows_that_share_a_token_are_refused(notes_url: str) -> None:
     with support.application(notes_url) as connection:
-        connection.execute("SET session_replication_role TO replica")
+        connection.execute(support.BEHIND)
         connection.execute("UPDATE notes SET mail_search = 'same' WHERE id IN (3, 4)")
     with pytest.raises(RefusedError, match="1 groups of rows of notes share the same mail_search") as caught:
         build(notes_url)

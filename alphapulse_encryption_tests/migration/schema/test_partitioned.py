@@ -185,7 +185,7 @@ def test_a_guard_that_is_off_in_one_partition(notes_url: str, leaf: str) -> None
     refused_write(notes_url, "notes", 110)
     enabled = run(
         notes_url,
-        "SELECT count(*) FROM pg_trigger WHERE tgname = 'zzz_encryption_guard_update' AND tgenabled = 'O'",
+        "SELECT count(*) FROM pg_trigger WHERE tgname = 'zzz_encryption_guard_update' AND tgenabled = 'A'",
     )
     assert enabled == [(len(PARTS),)]
 

@@ -157,7 +157,7 @@ def test_refused_when_the_key_changed(approved_url: str, unchanged: Unchanged) -
     )
 
 
-BEHIND = "SET session_replication_role = replica; "
+BEHIND = support.BEHIND
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_refused_when_the_damage_was_under_way_during_the_verification(
 ) -> None:
     """Its transaction is older than many that the verification has seen."""
     with psycopg.connect(approved_url) as behind:
-        behind.execute("SET session_replication_role = replica")
+        behind.execute(support.BEHIND)
         behind.execute("UPDATE users SET first_name = 'Eve' WHERE id = 5")
         for _ in range(3):
             walk.query(approved_url, "UPDATE users SET is_active = is_active WHERE id = 6")

@@ -9,7 +9,7 @@ import pytest
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.rows.repair import repair_mismatched
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
-from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
+from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import run
 
@@ -58,3 +58,19 @@ def test_children(verified_url: str, database_url: str) -> None:
     for step in (support.add_columns, support.backfill):
         with pytest.raises(ConfigurationError, match=r"inherit from it \(public.letters\)"):
             step(database_url, ENTRY)
+
+
+def test_a_copy_that_was_swapped_and_kept(verified_url: str) -> None:
+    """The table that was set aside keeps its triggers, and with them the function; the new one reverts."""
+    run(verified_url, AGAIN.replace("DROP TABLE notes", "ALTER TABLE notes RENAME TO notes_before"))
+    with pytest.raises(RefusedError, match=r"guard triggers of notes"):
+        support.backfill(verified_url, ENTRY)
+    support.add_columns(verified_url, ENTRY)
+    run(
+        verified_url,
+        "UPDATE notes SET mail = 'last' WHERE id = 50; UPDATE notes_before SET mail = 'x' WHERE id = 1",
+    )
+    assert support.value(verified_url, "SELECT mail_encrypted IS NULL FROM notes WHERE id = 50")
+    revert_to_plaintext(support.target(verified_url), ENTRY)
+    run(verified_url, "UPDATE notes_before SET mail = 'y' WHERE id = 2")
+    assert support.value(verified_url, "SELECT mail_encrypted IS NULL FROM notes_before WHERE id = 2")
