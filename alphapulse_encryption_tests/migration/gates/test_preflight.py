@@ -396,16 +396,23 @@ CREATE TRIGGER "a touch" BEFORE UPDATE ON notes FOR EACH ROW {} EXECUTE FUNCTION
 
 
 @pytest.mark.parametrize(
-    ("when", "told"),
+    ("when", "always", "told"),
     [
-        ("", True),
-        ("WHEN (OLD.id > 0)", True),
-        ("WHEN (current_setting('alphapulse_encryption.writer', true) IS DISTINCT FROM 'engine')", False),
+        ("", True, True),
+        ("WHEN (OLD.id > 0)", True, True),
+        (
+            "WHEN (current_setting('alphapulse_encryption.writer', true) IS DISTINCT FROM 'engine')",
+            True,
+            False,
+        ),
+        ("", False, False),
     ],
 )
-def test_triggers_that_our_writes_fire(notes_url: str, when: str, told: bool) -> None:
+def test_triggers_that_our_writes_fire(notes_url: str, when: str, always: bool, told: bool) -> None:
     run(notes_url, TOUCH.format(when))
-    # For these columns alone, disabled, or for whole statements: they do not.
+    if always:
+        run(notes_url, 'ALTER TABLE notes ENABLE ALWAYS TRIGGER "a touch"')
+    # For these columns alone, or disabled: they do not.
     run(notes_url, "CREATE TRIGGER b BEFORE UPDATE OF mail ON notes FOR EACH ROW EXECUTE FUNCTION touch()")
     run(notes_url, "CREATE TRIGGER c BEFORE UPDATE ON notes FOR EACH ROW EXECUTE FUNCTION touch()")
     run(notes_url, "ALTER TABLE notes DISABLE TRIGGER c")
@@ -414,6 +421,25 @@ def test_triggers_that_our_writes_fire(notes_url: str, when: str, told: bool) ->
     assert all('DISABLE TRIGGER "a touch"' in message for message in messages)
     support.encrypt(notes_url, ENTRY)
     assert run(notes_url, "SELECT DISTINCT other FROM notes") == [("1" if told else "x",)]
+
+
+def test_triggers_that_a_role_may_not_pass_over(notes_url: str) -> None:
+    run(notes_url, TOUCH.format(""))
+    run(notes_url, "CREATE RULE kept AS ON UPDATE TO notes DO INSTEAD NOTHING")
+    with role(notes_url, *may_begin(notes_url), f"ALTER TABLE notes OWNER TO {ROLE}") as url:
+        (message,) = [m for m in found(report(url), "warning", "notes") if "fires for every row" in m]
+        assert "the trigger a touch" in message
+        grant = f'GRANT SET ON PARAMETER session_replication_role TO "{ROLE}"'
+        assert grant in message
+        (blocker,) = found(report(url), "blocker", "notes")
+        assert "the rule kept" in blocker and "DISABLE RULE" in blocker
+        # What it says is what helps.
+        run(notes_url, grant)
+        assert found(report(url), "warning", "notes") == []
+        assert found(report(url), "blocker", "notes") == []
+        support.encrypt(url, ENTRY)
+        assert run(notes_url, "SELECT DISTINCT other FROM notes") == [("x",)]
+        assert support.assert_encrypted(notes_url, ENTRY)
 
 
 @pytest.mark.parametrize("tables", ["TABLE notes", "TABLE notes (id, other)", "ALL TABLES"])
