@@ -88,8 +88,27 @@ def _set_off(connection: Connection, definition: TableDefinition) -> Iterator[Ch
         )
 
 
+# Of those that are no extension's, and whose function sets no search path of its own.
+_EVENT_TRIGGERS = """
+SELECT e.evtname, p.oid::regprocedure::text, current_setting('alphapulse_encryption.search_path')
+  FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid
+ WHERE e.evtenabled IN ('O', 'A') AND coalesce(p.proconfig::text, '') !~ 'search_path='
+   AND NOT EXISTS (SELECT FROM pg_depend d
+                    WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = e.oid AND d.deptype = 'e')
+ ORDER BY 1
+"""
+
+
 def around_server(connection: Connection) -> Iterator[Checked]:
-    """What keeps the write-ahead log of all our writes."""
+    """What definitions that we change set off, and what keeps the write-ahead log of all our writes."""
+    for name, function, path in connection.execute(_EVENT_TRIGGERS):
+        yield Checked(
+            "warning",
+            "event triggers",
+            f"the event trigger {name} fires when a step changes a definition, with pg_catalog alone as its search "
+            "path: what it refuses, or does not find, ends the step. Where its function names anything without a "
+            f"schema, give it a search path of its own (ALTER FUNCTION {function} SET search_path = {path}).",
+        )
     for (name,) in connection.execute(_UNREAD_SLOTS):
         yield Checked(
             "warning",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -351,7 +352,9 @@ def without_values(error: psycopg.Error) -> str:
     diagnostics = error.diag
     if diagnostics.source_function == _RAISE:
         # Whoever wrote RAISE chose what it calls the table or the constraint.
-        return f"{parts[0]}, raised by a function"
+        # The server's own words for where it was; those further out quote statements.
+        where = _FUNCTION.match(diagnostics.context or "")
+        return f"{parts[0]}, raised by a function{f' ({where[1]})' if where else ''}"
     for label, value in (
         ("schema", diagnostics.schema_name),
         ("table", diagnostics.table_name),
@@ -365,6 +368,7 @@ def without_values(error: psycopg.Error) -> str:
 
 # Of PL/pgSQL (src/pl/plpgsql/src/pl_exec.c).
 _RAISE = "exec_stmt_raise"
+_FUNCTION = re.compile(r"PL/pgSQL function (.+) line \d+ at RAISE$", re.MULTILINE)
 
 
 def _said_by_a_function(error: psycopg.Error) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from alphapulse_encryption.catalogue import Table, load_catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.errors import DatabaseFailure
 from alphapulse_encryption.migration.gates.backup import take_backup
 from alphapulse_encryption.migration.gates.findings import Finding
 from alphapulse_encryption.migration.gates.preflight import PreflightReport, check
@@ -448,6 +449,36 @@ def test_what_is_published(notes_url: str, tables: str) -> None:
     run(notes_url, f"CREATE PUBLICATION feed FOR {tables}")
     (message,) = found(report(notes_url), "warning", "notes")
     assert "published by feed" in message and "subscriber" in message
+
+
+def test_an_event_trigger_that_names_things_without_a_schema(notes_url: str) -> None:
+    """It fires in our sessions, which find nothing of the application's by its name alone."""
+    run(
+        notes_url,
+        "CREATE TABLE changes (what text); CREATE FUNCTION seen() RETURNS event_trigger LANGUAGE plpgsql AS "
+        "$$BEGIN INSERT INTO changes VALUES (tg_tag); END$$",
+    )
+    run(notes_url, "CREATE EVENT TRIGGER look ON ddl_command_end EXECUTE FUNCTION seen()")
+    (message,) = found(report(notes_url), "warning", "event triggers")
+    assert "look" in message
+    with pytest.raises(DatabaseFailure):
+        support.add_columns(notes_url, ENTRY)
+    # What it says is what helps.
+    run(notes_url, message[message.index("ALTER FUNCTION") : message.rindex(")")])
+    assert found(report(notes_url), "warning", "event triggers") == []
+    support.encrypt(notes_url, ENTRY)
+    assert run(notes_url, "SELECT count(*) > 0 FROM changes WHERE what = 'ALTER TABLE'") == [(True,)]
+
+
+def test_an_event_trigger_that_refuses_is_named(notes_url: str) -> None:
+    run(
+        notes_url,
+        "CREATE FUNCTION no_change() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not today'; END$$",
+    )
+    run(notes_url, "CREATE EVENT TRIGGER no ON ddl_command_start EXECUTE FUNCTION no_change()")
+    with pytest.raises(DatabaseFailure, match=r"no_change\(\)") as caught:
+        support.add_columns(notes_url, ENTRY)
+    assert "today" not in str(caught.value)
 
 
 def test_a_slot_that_nobody_reads(notes_url: str) -> None:

@@ -8,8 +8,10 @@ import pytest
 
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.engine import RowsQuarantined
-from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
+from alphapulse_encryption.migration.schema.definition import read_table
+from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, validate
 from alphapulse_encryption_tests.migration import support, walk
 from alphapulse_encryption_tests.migration.support import run
 
@@ -199,7 +201,10 @@ def test_a_check_finds_what_it_names(notes_url: str) -> None:
         "CREATE FUNCTION app.allowed(text) RETURNS boolean LANGUAGE plpgsql AS "
         "$$BEGIN RETURN EXISTS (SELECT FROM log WHERE path = 'allowed'); END$$",
     )
-    run(notes_url, "ALTER TABLE notes ADD CHECK (app.allowed(text))")
+    run(notes_url, "ALTER TABLE notes ADD CONSTRAINT fits CHECK (app.allowed(text)) NOT VALID")
+    with Database(notes_url).session("validate") as connection:
+        validate(connection, read_table(connection, ENTRY), "fits")
+    assert run(notes_url, "SELECT convalidated FROM pg_constraint WHERE conname = 'fits'") == [(True,)]
     support.encrypt(notes_url, ENTRY)
     assert support.assert_encrypted(notes_url, ENTRY) == 120
 
