@@ -43,7 +43,8 @@ OBSTACLES = {
                 USING ERRCODE = '23514', DETAIL = NEW.last_name, HINT = NEW.first_name; END IF;
             RETURN NEW; END $$;
         CREATE TRIGGER refuse BEFORE UPDATE ON users FOR EACH ROW
-            WHEN (NEW.email_encrypted IS NOT NULL) EXECUTE FUNCTION refuse_user()""",
+            WHEN (NEW.email_encrypted IS NOT NULL) EXECUTE FUNCTION refuse_user();
+        ALTER TABLE users ENABLE ALWAYS TRIGGER refuse""",
         "DROP FUNCTION refuse_user CASCADE",
     ),
     "trades": (
@@ -60,7 +61,8 @@ OBSTACLES = {
             IF NEW.permissions_encrypted IS NOT NULL AND left(NEW.id::text, 1) < '4' THEN
                 PERFORM (NEW.permissions->>'k')::int; END IF;
             RETURN NEW; END $$;
-        CREATE TRIGGER refuse BEFORE UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION refuse_key()""",
+        CREATE TRIGGER refuse BEFORE UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION refuse_key();
+        ALTER TABLE api_keys ENABLE ALWAYS TRIGGER refuse""",
         "DROP FUNCTION refuse_key CASCADE",
     ),
     "trading_accounts": (
@@ -69,7 +71,8 @@ OBSTACLES = {
         DECLARE name short; BEGIN
             IF NEW.account_number_encrypted IS NOT NULL AND NEW.id = 2 THEN name := NEW.account_number; END IF;
             RETURN NEW; END $$;
-        CREATE TRIGGER refuse BEFORE UPDATE ON trading_accounts FOR EACH ROW EXECUTE FUNCTION refuse_account()""",
+        CREATE TRIGGER refuse BEFORE UPDATE ON trading_accounts FOR EACH ROW EXECUTE FUNCTION refuse_account();
+        ALTER TABLE trading_accounts ENABLE ALWAYS TRIGGER refuse""",
         "DROP FUNCTION refuse_account CASCADE; DROP DOMAIN short",
     ),
 }

@@ -113,7 +113,7 @@ def unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def without_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the comparison of xmin out of the engine's UPDATE, for one test: everything else of it is as it is."""
-    complete = sql.update_batch
+    complete = sql.update_rows
 
     def incomplete(*arguments: object, **options: object) -> Composed:
         statement = complete(*arguments, **options)  # type: ignore[arg-type]
@@ -122,7 +122,7 @@ def without_check(monkeypatch: pytest.MonkeyPatch) -> None:
             raise LookupError("The comparison of xmin is written in another way: adapt this test.")
         return text
 
-    monkeypatch.setattr(sql, "update_batch", incomplete)
+    monkeypatch.setattr(sql, "update_rows", incomplete)
 
 
 def _without(statement: Composed, words: str) -> tuple[Composed, int]:

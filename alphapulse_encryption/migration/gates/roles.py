@@ -527,6 +527,8 @@ class _Script:
             sessions = ["verifier", "migrator", "backup", "rehearser"]
             for name in self.log_settings:
                 yield self._grant("SET ON PARAMETER {}", Identifier(name), to=sessions)
+            # So that writes of ciphertext alone fire no triggers of the application.
+            yield self._grant("SET ON PARAMETER session_replication_role", to=["migrator"])
         if self.version >= _CHECKPOINT_SINCE:
             yield self._grant("pg_checkpoint", to=["eraser"])
         if self.version >= _MAINTAIN_SINCE:

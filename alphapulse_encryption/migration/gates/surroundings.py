@@ -9,24 +9,18 @@ from collections.abc import Iterator
 
 from psycopg.sql import SQL, Identifier
 
+from alphapulse_encryption.migration.gates import roles
 from alphapulse_encryption.migration.gates.findings import Checked
-from alphapulse_encryption.migration.postgres.database import WRITER, WRITER_SETTING, Connection
+from alphapulse_encryption.migration.postgres.database import (
+    SET_PRIVILEGES,
+    WRITER,
+    WRITER_SETTING,
+    Connection,
+    may_pass_over_triggers,
+)
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.partitions import read_parts
-from alphapulse_encryption.migration.schema.sql import GUARDS
-
-# By the bits of tgtype (src/include/catalog/pg_trigger.h): for each row (1), on update (16). One that is for some
-# columns fires for a statement that names one of them; ours name the encrypted columns and those of tokens.
-_FIRING = """
-SELECT DISTINCT t.tgname, p.oid::regproc::text
-  FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
- WHERE t.tgrelid = ANY(%(tables)s) AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') AND t.tgname !~ %(guards)s
-   AND t.tgtype & 17 = 17 AND (t.tgqual IS NULL OR pg_get_triggerdef(t.oid) !~ %(setting)s)
-   AND (cardinality(t.tgattr::int2[]) = 0 OR EXISTS (
-        SELECT FROM pg_attribute a WHERE a.attrelid = t.tgrelid AND a.attnum = ANY(t.tgattr::int2[])
-           AND a.attname = ANY(%(columns)s)))
- ORDER BY 1
-"""
+from alphapulse_encryption.migration.schema.triggers import set_off
 
 _PUBLISHED = """
 SELECT DISTINCT p.pubname FROM pg_publication_tables p JOIN pg_namespace n ON n.nspname = p.schemaname
@@ -68,19 +62,8 @@ SELECT slot_name FROM pg_replication_slots
 def around_table(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
     """What writes to the table set off: each trigger that fires for every row, and each publication."""
     table = definition.table
+    yield from _set_off(connection, definition)
     parts = [part.oid for part in read_parts(connection, definition.oid)]
-    written = [name for column in table.columns for name in (column.encrypted, column.search)]
-    values = {"tables": parts, "guards": GUARDS, "setting": WRITER_SETTING, "columns": written}
-    for name, function in connection.execute(_FIRING, values):
-        disable = SQL("ALTER TABLE {} DISABLE TRIGGER {}").format(definition.identifier, Identifier(name))
-        yield Checked(
-            "warning",
-            table.key,
-            f"the trigger {name} (function {function}) fires for every row that the backfill, a rotation or a repair "
-            "writes: a last-modified column that it sets, a copy of the row that it keeps, plaintext included, or a "
-            f"write that it skips happens for all of them. Disable it meanwhile ({disable.as_string(connection)}), or "
-            f"let its WHEN pass over them: current_setting('{WRITER_SETTING}', true) IS DISTINCT FROM '{WRITER}'.",
-        )
     asked = {"table": definition.oid, "columns": [column.name for column in definition.plaintext_columns]}
     for function, columns in connection.execute(_READING, asked):
         yield Checked(
@@ -108,8 +91,65 @@ def around_table(connection: Connection, definition: TableDefinition) -> Iterato
         )
 
 
+def _set_off(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
+    """The triggers and rules that writes of ciphertext alone set off, where those cannot pass over them."""
+    table = definition.table
+    found = set_off(connection, definition, [name for column in table.columns for name in column.derived])
+    may, always = may_pass_over_triggers(connection), [one for one in found if one.enabled in "AR"]
+    if may and not always:
+        return
+    # Who only looks is told what the one who migrates needs.
+    takes_part = roles.may_write_bookkeeping(connection)
+    migrator = roles.current_role(connection) if takes_part else f"{roles.DEFAULT_PREFIX}migrator"
+    grant = SQL("GRANT SET ON PARAMETER session_replication_role TO {}").format(Identifier(migrator))
+    way = "Disable"
+    if always:
+        names = ", ".join(one.name for one in always)
+        way = f"While {names} is ENABLE ALWAYS or REPLICA, our writes pass over no trigger of the table. Disable"
+    elif connection.info.server_version >= SET_PRIVILEGES:
+        way = f"Let our writes pass over it ({grant.as_string(connection)}), or disable"
+    for one in found:
+        if one.enabled == "R":
+            continue
+        what = (
+            "a last-modified column that it sets, a copy of the row that it keeps, plaintext included, or a write that "
+            "it skips happens for all of them"
+        )
+        disable = one.disable(connection)
+        if one.kind == "trigger":
+            disable += (
+                "), or let its WHEN pass over them (current_setting("
+                f"'{WRITER_SETTING}', true) IS DISTINCT FROM '{WRITER}'"
+            )
+        yield Checked(
+            "blocker" if one.replaces else "warning",
+            table.key,
+            f"{one.named} ({one.runs}) fires for every row that the backfill, a rotation or a repair writes: "
+            f"{'nothing is written' if one.replaces else what}. {way} it meanwhile ({disable}).",
+        )
+
+
+# Of those that are no extension's, and whose function sets no search path of its own.
+_EVENT_TRIGGERS = """
+SELECT e.evtname, p.oid::regprocedure::text, current_setting('alphapulse_encryption.search_path')
+  FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid
+ WHERE e.evtenabled IN ('O', 'A') AND coalesce(p.proconfig::text, '') !~ 'search_path='
+   AND NOT EXISTS (SELECT FROM pg_depend d
+                    WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = e.oid AND d.deptype = 'e')
+ ORDER BY 1
+"""
+
+
 def around_server(connection: Connection) -> Iterator[Checked]:
-    """What keeps the write-ahead log of all our writes."""
+    """What definitions that we change set off, and what keeps the write-ahead log of all our writes."""
+    for name, function, path in connection.execute(_EVENT_TRIGGERS):
+        yield Checked(
+            "warning",
+            "event triggers",
+            f"the event trigger {name} fires when a step changes a definition, with pg_catalog alone as its search "
+            "path: what it refuses, or does not find, ends the step. Where its function names anything without a "
+            f"schema, give it a search path of its own (ALTER FUNCTION {function} SET search_path = {path}).",
+        )
     for (name,) in connection.execute(_UNREAD_SLOTS):
         yield Checked(
             "warning",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,8 +35,6 @@ TEXT_FORM_SETTINGS = {
 }
 
 SAFETY_SETTINGS = {
-    # Nothing that another role put into a schema of ours may be called by mistake.
-    "search_path": "pg_catalog",
     # Whoever waits for us, or makes us wait, does so for this long at most; then we retry.
     "lock_timeout": "5s",
     "standard_conforming_strings": "on",
@@ -175,6 +174,7 @@ class Database:
         if self.read_only:
             settings["default_transaction_read_only"] = "on"
         try:
+            connection.execute(_KEEP_SEARCH_PATH)
             configure(connection, settings)
             keep_values_out_of_the_log(connection)
         except psycopg.Error as error:
@@ -231,7 +231,7 @@ def answer(connection: Connection, query: LiteralString | sql.SQL | sql.Composed
 def _serving(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
     """The process of the server that answers."""
     try:
-        return int(answer(connection, "SELECT pg_backend_pid()"))
+        return int(answer(connection, "SELECT pg_catalog.pg_backend_pid()"))
     except psycopg.Error as error:
         raise failure("ask which process serves the session", error) from None
 
@@ -249,24 +249,51 @@ def configure(connection: psycopg.Connection[Any], settings: Mapping[str, str]) 
 SET_PRIVILEGES = 150_000
 
 
+def _may_set(connection: psycopg.Connection[Any]) -> sql.SQL:
+    """Whether the role may set a superuser's setting, whose name is in a query's column ``name``."""
+    if connection.info.parameter_status("is_superuser") == "on":
+        return sql.SQL("true")
+    has: LiteralString = "has_parameter_privilege(name, 'SET')"
+    return sql.SQL(has if connection.info.server_version >= SET_PRIVILEGES else "false")
+
+
 def keep_values_out_of_the_log(connection: psycopg.Connection[Any]) -> dict[str, str]:
     """Have the server log nothing of this session that could quote a value, as far as the role may; what was set."""
-    allowed: LiteralString = "false"
-    if connection.info.parameter_status("is_superuser") == "on":
-        allowed = "true"
-    elif connection.info.server_version >= SET_PRIVILEGES:
-        allowed = "has_parameter_privilege(name, 'SET')"
     wanted = LOG_SETTINGS_FOR_ALL | LOG_SETTINGS
     query = sql.SQL(
         "SELECT name, set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value) "
         "WHERE current_setting(name, true) IS NOT NULL AND (name = ANY(%s) OR {})"
-    ).format(sql.SQL(allowed))
+    ).format(_may_set(connection))
     values = [list(wanted), list(wanted.values()), list(LOG_SETTINGS_FOR_ALL)]
     return dict(connection.execute(query, values).fetchall())
 
 
-# Tells the guard triggers, for the rest of a transaction, that the writes are the engine's own.
+# Each for the rest of a transaction. Tells the guard triggers that the writes are the engine's own.
 MARK_AS_ENGINE = f"SELECT set_config('{WRITER_SETTING}', '{WRITER}', true)".encode()
+# Fires no trigger and no rule of the application, but those that are ENABLE ALWAYS or REPLICA.
+FIRE_NO_TRIGGERS = b"SET LOCAL session_replication_role TO replica"
+FIRE_TRIGGERS = b"SET LOCAL session_replication_role TO DEFAULT"
+# The application's code (triggers, casts, checks) finds what it names without a schema, as in its own sessions. Between
+# the two, a statement of ours may call no function without its schema that takes arguments of any type.
+AS_APPLICATION = (
+    b"SELECT set_config('search_path', current_setting('alphapulse_encryption.search_path'), true)"
+)
+AS_OURSELVES = b"SET LOCAL search_path TO pg_catalog"
+
+# The first statement of a session: nothing that somebody put into a schema of the search path may be called by mistake.
+# Where that names pg_catalog, it is taken out, so that the server looks there first.
+_KEEP_SEARCH_PATH: LiteralString = """
+SELECT pg_catalog.set_config('alphapulse_encryption.search_path', pg_catalog.ltrim(pg_catalog.regexp_replace(
+           pg_catalog.current_setting('search_path'),
+           '(^|,)[[:space:]]*"?pg_catalog"?[[:space:]]*(?=,|$)', '', 'gi'), ', '), false),
+       pg_catalog.set_config('search_path', 'pg_catalog', false)
+"""
+
+
+def may_pass_over_triggers(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the role of a session may write without firing triggers and rules."""
+    query = sql.SQL("SELECT {} FROM (SELECT 'session_replication_role' AS name) AS s")
+    return bool(answer(connection, query.format(_may_set(connection))))
 
 
 @contextmanager
@@ -325,7 +352,9 @@ def without_values(error: psycopg.Error) -> str:
     diagnostics = error.diag
     if diagnostics.source_function == _RAISE:
         # Whoever wrote RAISE chose what it calls the table or the constraint.
-        return f"{parts[0]}, raised by a function"
+        # The server's own words for where it was; those further out quote statements.
+        where = _FUNCTION.match(diagnostics.context or "")
+        return f"{parts[0]}, raised by a function{f' ({where[1]})' if where else ''}"
     for label, value in (
         ("schema", diagnostics.schema_name),
         ("table", diagnostics.table_name),
@@ -339,6 +368,7 @@ def without_values(error: psycopg.Error) -> str:
 
 # Of PL/pgSQL (src/pl/plpgsql/src/pl_exec.c).
 _RAISE = "exec_stmt_raise"
+_FUNCTION = re.compile(r"PL/pgSQL function (.+) line \d+ at RAISE$", re.MULTILINE)
 
 
 def _said_by_a_function(error: psycopg.Error) -> bool:

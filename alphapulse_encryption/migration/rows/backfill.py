@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Unpack
 
-from psycopg.sql import Composed
-
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.tokens import search_tokens_many_utf8
 from alphapulse_encryption.migration.bookkeeping.progress import BackfillLedger, Ledger
@@ -58,5 +56,5 @@ class Backfill(Operation):
                 arrays.append(TextArray(search_tokens_many_utf8(self.target.keys, values, column.context)))
         return [Batch(arrays, width, ciphertexts)]
 
-    def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:
-        return sql.update_batch(definition, definition.plaintext_columns, skip_locked=skip_locked)
+    def changes(self, definition: TableDefinition) -> sql.Changes:
+        return sql.new_sides(definition, definition.plaintext_columns)

@@ -12,14 +12,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from psycopg.sql import SQL, Composable, Composed, Identifier
+from psycopg.sql import SQL, Composable, Identifier
 
 from alphapulse_encryption.catalogue import Column
 from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres import wire
-from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.database import (
+    AS_APPLICATION,
+    AS_OURSELVES,
+    FIRE_TRIGGERS,
+    Connection,
+)
 from alphapulse_encryption.migration.rows.batches import Columns, key_at, texts
 from alphapulse_encryption.migration.rows.engine import Progress, RangeResult, work_on_table
 from alphapulse_encryption.migration.rows.operation import (
@@ -43,6 +48,7 @@ class Decrypt(Operation):
 
     # Once the plaintext is the source of truth, a value that is missing is one that somebody took away.
     holds_state = True
+    beside_application = False
 
     def admit(self, connection: Connection, *, lock: bool = False) -> bool:
         return require_state(connection, self.table, lock=lock).authority == "ciphertext"
@@ -59,7 +65,7 @@ class Decrypt(Operation):
             arrays.append(faults.open(self.target.cipher, column, envelopes))
         return faults.items(columns, arrays, width, list(range(width + 1, len(arrays))))
 
-    def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:
+    def changes(self, definition: TableDefinition) -> sql.Changes:
         """Tells of each row, per value that is shown in another form, that form and the free one.
 
         Casts are made value by value, because an array of a type that is an array itself does not exist, and
@@ -68,30 +74,32 @@ class Decrypt(Operation):
         columns = definition.plaintext_columns
         assignments: list[tuple[str, Composable]] = []
         returning: list[Composable] = []
+        stored: list[Composable] = []
         for number, column in enumerate(columns):
             value = sql.new_value(number)
             free = SQL("{}::{}").format(value, verbatim(definition.columns[column.name].base_type))
             shown = SQL("{}::text").format(Identifier("t", column.name))
             # "C" compares bytes, and settles which of two columns' collations is meant.
-            differs = SQL('{} COLLATE "C" IS DISTINCT FROM ({}) COLLATE "C" AND {} IS NOT NULL').format(
-                value, shown, value
-            )
+            differs = SQL(
+                '{} COLLATE pg_catalog."C" IS DISTINCT FROM ({}) COLLATE pg_catalog."C" AND {} IS NOT NULL'
+            ).format(value, shown, value)
             kept = SQL("CASE WHEN {} IS NULL THEN {} ELSE {} END").format(
                 value, Identifier("t", column.name), free
             )
             assignments.append((column.name, kept))
             returning.append(SQL("CASE WHEN {} THEN {} END").format(differs, shown))
             returning.append(SQL("CASE WHEN {} THEN ({})::text END").format(differs, free))
-        return sql.update_rows(
-            definition, len(columns), assignments, returning=returning, skip_locked=skip_locked
-        )
+            stored.append(
+                SQL("({} IS NULL OR {} IS DISTINCT FROM NULL)").format(value, Identifier("t", column.name))
+            )
+        return sql.Changes(len(columns), assignments, SQL(" AND ").join(stored), returning=returning)
 
     def after(self, connection: Connection, done: Written) -> int:
         """Encrypt again what a column shows in another text form."""
         definition, batch = done.definition, done.batch
         told = wire.columns(done.result)
         width = len(definition.key)
-        numbers = {batch.key(row): row for row in done.rows}
+        numbers = {batch.key(row): row for row in range(len(batch))}
         losses: dict[int, str] = {}
         renewed: list[tuple[Column, int, str]] = []
         for at, column in enumerate(definition.plaintext_columns):
@@ -105,21 +113,31 @@ class Decrypt(Operation):
                 renewed.append((column, row, value.decode()))
         if losses:
             raise Unwritable(losses)
+        if renewed:
+            self._renew(connection, done, renewed)
+        return len(renewed)
+
+    def _renew(
+        self, connection: Connection, done: Written, renewed: Sequence[tuple[Column, int, str]]
+    ) -> None:
+        definition, lost = done.definition, {}
+        wire.script(connection, *done.quietly, AS_APPLICATION)
         for column, row, text in renewed:
             assignments = [SQL("{} = %s").format(Identifier(column.encrypted))]
             parameters: list[object] = [done.cipher.encrypt(text, column.context)]
             if column.searchable:
                 assignments.append(SQL("{} = %s").format(Identifier(column.search)))
                 parameters.append(search_token(self.target.keys, text, column.context))
-            connection.execute(
-                SQL("UPDATE {} t SET {} WHERE {}").format(
-                    definition.identifier,
-                    SQL(", ").join(assignments),
-                    sql.compare_key(definition, "="),
-                ),
-                [*parameters, *batch.key(row)],
+            statement = SQL("UPDATE {} t SET {} WHERE {}").format(
+                definition.identifier,
+                SQL(", ").join(assignments),
+                sql.compare_key(definition, "="),
             )
-        return len(renewed)
+            if connection.execute(statement, [*parameters, *done.batch.key(row)]).rowcount != 1:
+                lost[row] = f"{column.encrypted} was kept as it was by a trigger or rule"
+        wire.script(connection, *([FIRE_TRIGGERS] if done.quietly else []), AS_OURSELVES)
+        if lost:
+            raise Unwritable(lost)
 
 
 def _same(shown: bytes, free: bytes | None, base_type: str) -> bool:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from psycopg.sql import Composed
-
 from alphapulse_encryption.catalogue import Column
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.ranges import Step
@@ -49,5 +47,5 @@ class Discard(Operation):
         width = len(definition.key)
         return Faults().items(columns, columns, width, list(range(width + 1, len(columns))))
 
-    def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:
-        return sql.clear_values(definition, skip_locked=skip_locked)
+    def changes(self, definition: TableDefinition) -> sql.Changes:
+        return sql.cleared_sides(definition.encrypted_columns)

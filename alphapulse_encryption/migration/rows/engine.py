@@ -36,10 +36,14 @@ from alphapulse_encryption.migration.bookkeeping.quarantine import (
 from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan, range_lock, read_ranges
 from alphapulse_encryption.migration.postgres import locks, retry, wire
 from alphapulse_encryption.migration.postgres.database import (
+    AS_APPLICATION,
+    AS_OURSELVES,
+    FIRE_NO_TRIGGERS,
     MARK_AS_ENGINE,
     Connection,
     DatabaseUnreachable,
     connection_was_lost,
+    may_pass_over_triggers,
     safe_errors,
 )
 from alphapulse_encryption.migration.rows.batches import key_at, read_columns, rows_within_bytes
@@ -49,6 +53,7 @@ from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.rows.throttle import Throttle
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
+from alphapulse_encryption.migration.schema.triggers import SetOff, fire_anyway, set_off
 from alphapulse_encryption.migration.target import Target
 
 SMALLEST_BATCH = 100
@@ -56,6 +61,8 @@ LARGEST_BATCH = 2_500
 # Rows that change again and again while we look are left to the next run after this many passes.
 PASSES = 5
 TRIES = 6
+# Of the triggers that may keep a row from being written, this many are named with it.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -230,7 +237,7 @@ def work_on_table(
     if left:
         keys = named([f"key ({', '.join(key)})" for key in left])
         reasons.append(
-            f"Rows of {table.key} that are locked by other sessions, kept by a trigger, or change all the while: "
+            f"Rows of {table.key} that are locked by other sessions, or change all the while: "
             f"{len(left)}: {keys}. Let those transactions end."
         )
     if reasons:
@@ -252,7 +259,8 @@ def finish_under_lock(
     """
     with Sessions(operation.target) as sessions:
         run = _Run(operation, 0, sessions, under_lock=True)
-        run.writer, run.definition = connection, definition
+        run.writer = connection
+        run.takes(definition, may_pass_over_triggers(connection))
         position: Key | None = None
         try:
             while True:
@@ -276,7 +284,7 @@ def finish_under_lock(
             if retry.about_a_row(error):
                 raise NotFinished from None
             raise
-        # Those that could not be read, or that a trigger kept as they were, are wanted still.
+        # Those that could not be read are wanted still.
         if operation.is_wanted(connection, definition):
             raise NotFinished
         return run.result()
@@ -299,6 +307,9 @@ class _Run:
     done: RangeResult = field(default_factory=RangeResult, init=False)
     # Of this pass: rows that were not written, and whether another session held them.
     missed: dict[Key, bool] = field(default_factory=dict, init=False)
+    # Rows whose ciphertext was cleared while it was written: a trigger that normalises the plaintext has the guard do
+    # so once, one that keeps the row as it was does so again.
+    cleared: set[Key] = field(default_factory=set, init=False)
     statements: dict[bool, bytes] = field(default_factory=dict, init=False)
     started: float = field(default_factory=time.monotonic, init=False)
     connected: bool = field(default=False, init=False)
@@ -306,6 +317,10 @@ class _Run:
     # Of the attempt that is under way.
     writer: Connection = field(init=False)
     definition: TableDefinition = field(init=False)
+    changes: sql.Changes = field(init=False)
+    # Of the application, what the writes set off.
+    set_off: tuple[SetOff, ...] = field(init=False)
+    quietly: tuple[bytes, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.table: Table = self.operation.table
@@ -367,7 +382,7 @@ class _Run:
         writer = self.writer
         batch_range = self.ledger.read(writer)
         lower, upper = batch_range.lower, batch_range.upper
-        self.definition = self.operation.read_table(writer)
+        self.takes(self.operation.read_table(writer), self.sessions.may_pass_over_triggers)
 
         def anything_left() -> bool:
             return self.operation.is_wanted(writer, self.definition, lower, upper)
@@ -397,6 +412,26 @@ class _Run:
             self.done.left = tuple(self.missed)
             self.done.locked = tuple(key for key, locked in self.missed.items() if locked)
         self._finish()
+
+    def takes(self, definition: TableDefinition, may_pass_over: bool) -> None:
+        """Work on this table from now on, without firing triggers where the role may and nothing fires anyway.
+
+        Raises:
+            RefusedError: a rule takes the place of every UPDATE.
+        """
+        self.definition, self.changes = definition, self.operation.changes(definition)
+        beside = self.operation.beside_application
+        derived = [name for column in self.table.columns for name in column.derived]
+        quiet = may_pass_over and not fire_anyway(set_off(self.writer, definition, derived))
+        self.quietly = (FIRE_NO_TRIGGERS,) if quiet else ()
+        found = () if quiet and beside else set_off(self.writer, definition, self.changes.columns)
+        self.set_off = tuple(one for one in found if one.enabled in "OA")
+        for one in self.set_off:
+            if one.replaces:
+                raise RefusedError(
+                    f"{one.named.capitalize()} of {self.table.key} takes the place of an UPDATE, so that nothing is "
+                    f"written. Disable it meanwhile ({one.disable(self.writer)}) and run the step again."
+                )
 
     def _finish(self) -> None:
         writer, done, step = self.writer, self.done, self.operation.step
@@ -531,42 +566,84 @@ class _Run:
         """Write a batch and its progress in one transaction; rows that another one has changed stay as they are."""
         writer, definition, operation = self.writer, self.definition, self.operation
         missed: dict[Key, bool] = {}
-        with wire.transaction(writer, MARK_AS_ENGINE) as last:
-            if operation.holds_state and not operation.admit(writer, lock=True):
-                raise RefusedError(
-                    f"Table {self.table.key} was changed by another run meanwhile. Run the step again."
-                )
+        marks = [MARK_AS_ENGINE, *(self.quietly if operation.beside_application else ())]
+        if not operation.holds_state:
+            marks.append(AS_APPLICATION)
+        with wire.transaction(writer, *marks) as last:
+            if operation.holds_state:
+                if not operation.admit(writer, lock=True):
+                    raise RefusedError(
+                        f"Table {self.table.key} was changed by another run meanwhile. Run the step again."
+                    )
+                wire.script(writer, AS_APPLICATION)
             result = self._update(batch, skip_locked=skip_locked)
             rows = result.command_tuples or 0
             written: Sequence[int] = range(len(batch))
+            # A trigger that is to fire at the end of the transaction fires now, so that its deed is read back.
+            now = [b"SET CONSTRAINTS ALL IMMEDIATE"] if self.set_off else []
+            if rows < len(batch) or now or operation.holds_state:
+                wire.script(writer, *now, AS_OURSELVES)
             if rows < len(batch):
                 ours = {tuple(row) for row in writer.execute(sql.keys_written_now(definition), batch.bounds)}
                 written = [row for row in written if batch.key(row) in ours]
                 missed = self._missed(batch.only(set(range(len(batch))).difference(written)))
-            done = Written(definition, batch, written, result, self.sessions.cipher)
+            # An UPDATE that waits for locks leaves no row as it was read, but for triggers and rules.
+            kept = set() if skip_locked else {key for key, unchanged in missed.items() if unchanged}
+            altered = self._altered(batch, written) if self.set_off else {}
+            self._refuse(
+                batch, kept | {key for key, once in altered.items() if not once or key in self.cleared}
+            )
+            written = [row for row in written if batch.key(row) not in altered] if altered else written
+            missed |= dict.fromkeys(altered, False)
+            done = Written(definition, batch, written, result, self.sessions.cipher, self.quietly)
             renewed = operation.after(writer, done)
+            rows = len(written)
             counts = batch.values(None if rows == len(batch) else written)
             names = [column.name for column in operation.columns(definition)]
             values = dict(zip(names, counts, strict=True))
+            last.append(AS_OURSELVES)
             if not self.under_lock:
                 position = batch.key(-1)
                 last.append(self.ledger.advance(writer, position=position, rows=rows, values=values))
+                # For what is deferred to the end of the transaction.
+                last.append(AS_APPLICATION)
         self.done.batches += 1
         self.done.rows += rows
         self.done.by_column.update(values)
         self.done.renewed += renewed
         self.done.changed_meanwhile += len(missed)
         self.missed |= missed
+        self.cleared.update(altered)
 
     def _update(self, batch: Batch, *, skip_locked: bool) -> PGresult:
         if skip_locked not in self.statements:
-            statement = self.operation.update(self.definition, skip_locked=skip_locked)
+            statement = sql.update_rows(self.definition, self.changes, skip_locked=skip_locked)
             self.statements[skip_locked] = wire.numbered(self.writer, statement)
         bounds = [*batch.bounds, *batch.bounds] if skip_locked else batch.bounds
         return wire.execute(self.writer, self.statements[skip_locked], [*batch.arrays, *bounds])
 
+    def _altered(self, batch: Batch, written: Sequence[int]) -> dict[Key, bool]:
+        """Of the rows that were written, those that are otherwise, and whether the guard may have cleared them."""
+        sent = batch if len(written) == len(batch) else batch.only(written)
+        if not sent:
+            return {}
+        statement = wire.numbered(self.writer, sql.keys_not_stored(self.definition, self.changes))
+        columns = wire.columns(wire.execute(self.writer, statement, [*sent.arrays, *sent.bounds]))
+        rows = range(len(columns[0]))
+        return {key_at(columns, batch.key_width, row): columns[-1][row] == b"t" for row in rows}
+
+    def _refuse(self, batch: Batch, kept: set[Key]) -> None:
+        """Undo a batch with rows that the application's triggers and rules keep as they are."""
+        if kept:
+            told = [f"{one.named}: {one.disable(self.writer)}" for one in self.set_off if one.refuses]
+            reason = (
+                "a trigger or rule of the application keeps it as it was; disable it meanwhile "
+                f"({'; '.join(told[:_NAMED]) or '--preflight names those that fire'})"
+            )
+            raise Unwritable({row: reason for row in range(len(batch)) if batch.key(row) in kept})
+
     def _missed(self, batch: Batch) -> dict[Key, bool]:
-        """Rows that were not written, and whether they are as they were read: somebody holds them, or a trigger."""
+        """Rows that were not written, and whether they are as they were read."""
         statement = wire.numbered(self.writer, sql.keys_unchanged(self.definition))
         result = wire.execute(self.writer, statement, [*batch.arrays[: batch.key_width + 1], *batch.bounds])
         columns, width = wire.columns(result), batch.key_width

@@ -79,13 +79,18 @@ Item = Batch | Unreadable
 
 @dataclass(frozen=True)
 class Written:
-    """A batch whose :meth:`Operation.update` was executed; which of its rows were written, and what it told."""
+    """A batch whose UPDATE was executed; which of its rows were written, and what it told.
+
+    Args:
+        quietly: the statements after which ciphertexts are written beside the application.
+    """
 
     definition: TableDefinition
     batch: Batch
     rows: Sequence[int]
     result: PGresult
     cipher: MeteredCipher
+    quietly: Sequence[bytes]
 
 
 class Unwritable(Exception):
@@ -108,6 +113,8 @@ class Operation(ABC):
     holds_state: ClassVar[bool] = False
     # Whether the plaintext columns have to be there.
     of_plaintext: ClassVar[bool] = True
+    # Whether it writes what the application does not know of: ciphertexts and tokens alone.
+    beside_application: ClassVar[bool] = True
 
     target: Target
     table: Table
@@ -166,8 +173,8 @@ class Operation(ABC):
         """What a batch that was read becomes, encrypted by this cipher alone; called in a thread of its own."""
 
     @abstractmethod
-    def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:
-        """The statement that writes a batch; see :func:`sql.update_rows`."""
+    def changes(self, definition: TableDefinition) -> sql.Changes:
+        """What a batch makes of its rows."""
 
     def after(self, connection: Connection, done: Written) -> int:
         """What else belongs into a batch's transaction; returns how many values were encrypted for it.

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Unpack
 
 import psycopg
-from psycopg.sql import Composed
 
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.text import encode_many
@@ -80,8 +79,8 @@ class Rotation(Operation):
         # Of rows that nothing is to be written of, all were unreadable, or spelt in another way but current.
         return faults.items(columns, arrays, width, ciphertexts)
 
-    def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:
-        return sql.update_batch(definition, definition.encrypted_columns, skip_locked=skip_locked)
+    def changes(self, definition: TableDefinition) -> sql.Changes:
+        return sql.new_sides(definition, definition.encrypted_columns)
 
     def _leave_current(self, column: Column, envelopes: list[str | None], faults: Faults) -> None:
         """Take out what another program has spelt, where it is current or no envelope."""

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Self
 
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
-from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.database import Connection, may_pass_over_triggers
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.throttle import Throttle, indicators
 from alphapulse_encryption.migration.rows.tuning import use_memory
@@ -41,6 +41,7 @@ class Sessions:
         ahead: a reader of what comes next, which begins when the one before it has read its last row.
         batch_size: rows per batch, as the ranges so far have found it to suit.
         knows_the_bookkeeping: whether the bookkeeping was held against its definition over these connections.
+        may_pass_over_triggers: whether their role may write without firing triggers.
     """
 
     writer: Connection
@@ -52,6 +53,7 @@ class Sessions:
         self.ahead: Reader | None = None
         self.batch_size = FIRST_BATCH
         self.knows_the_bookkeeping = False
+        self.may_pass_over_triggers = False
         self._work_mem = work_mem
         self._open = ExitStack()
         self._is_open = False
@@ -75,6 +77,7 @@ class Sessions:
             self._open.enter_context(quick_switches())
             self.writer, self.reader = self._connect(), self._connect()
             self.knows_the_bookkeeping = False
+            self.may_pass_over_triggers = may_pass_over_triggers(self.writer)
             self._is_open = True
         return self.writer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import LiteralString
 
 from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
@@ -91,12 +92,12 @@ def has_value(column: Composable) -> Composed:
     return SQL("{} IS DISTINCT FROM NULL").format(column)
 
 
-def column_pending(column: Column) -> Composed:
+def column_pending(column: Column, *alias: str) -> Composed:
     """A value is pending when its plaintext is there and its ciphertext, or the token it needs, is not."""
-    missing = SQL("{} IS NULL").format(Identifier(column.encrypted))
+    missing = SQL("{} IS NULL").format(Identifier(*alias, column.encrypted))
     if column.searchable:
-        missing = SQL("({} OR {} IS NULL)").format(missing, Identifier(column.search))
-    return SQL("({} AND {})").format(has_value(Identifier(column.name)), missing)
+        missing = SQL("({} OR {} IS NULL)").format(missing, Identifier(*alias, column.search))
+    return SQL("({} AND {})").format(has_value(Identifier(*alias, column.name)), missing)
 
 
 def row_pending(definition: TableDefinition) -> Composed:
@@ -199,16 +200,63 @@ def select_by_token(definition: TableDefinition, column: Column) -> Composed:
     )
 
 
-def update_batch(
-    definition: TableDefinition, columns: Sequence[Column], *, skip_locked: bool = False
-) -> Composed:
-    """Ciphertexts and tokens of these columns, where there are new ones; see :func:`update_rows`."""
+@dataclass(frozen=True)
+class Changes:
+    """What a batch makes of its rows.
+
+    Args:
+        arrays: how many arrays there are beside key and xmin, called by :func:`new_value`.
+        assignments: columns of the table, with what becomes of them.
+        stored: what is true of a row ``t`` of the table and ``d`` of the batch afterwards.
+        pending: what is true where it is not stored because the guard cleared it: a trigger changed the plaintext. None
+            where the guard does not.
+        returning: what to tell of each row behind its key; nothing, not even that, where it is empty.
+    """
+
+    arrays: int
+    assignments: Sequence[tuple[str, Composable]]
+    stored: Composed
+    pending: Composed | None = None
+    returning: Sequence[Composable] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        return [name for name, _ in self.assignments]
+
+
+def _same_text(name: str, value: Composable) -> Composed:
+    text: LiteralString = '{}::text COLLATE "C" IS NOT DISTINCT FROM ({})::text COLLATE "C"'
+    return SQL(text).format(Identifier("t", name), value)
+
+
+def new_sides(definition: TableDefinition, columns: Sequence[Column]) -> Changes:
+    """Ciphertexts and tokens of these columns, where there are new ones."""
     names = [name for column in columns for name in column.derived]
-    assignments = [
-        (name, SQL("coalesce({}, {})").format(new_value(number), Identifier("t", name)))
+    values = [
+        SQL("coalesce({}, {})").format(new_value(number), Identifier("t", name))
         for number, name in enumerate(names)
     ]
-    return update_rows(definition, len(names), assignments, skip_locked=skip_locked)
+    same = dict(zip(names, map(_same_text, names, values), strict=True))
+    stored = [SQL("({})").format(SQL(" AND ").join(same[name] for name in c.derived)) for c in columns]
+    pending = [
+        SQL("({} OR {})").format(kept, column_pending(column, "t"))
+        if column in definition.plaintext_columns
+        else kept
+        for column, kept in zip(columns, stored, strict=True)
+    ]
+    assignments = list(zip(names, values, strict=True))
+    return Changes(len(names), assignments, SQL(" AND ").join(stored), SQL(" AND ").join(pending))
+
+
+def cleared_sides(columns: Sequence[Column]) -> Changes:
+    """No ciphertexts and tokens: takes an array for each encrypted column, NULL where its are kept."""
+    assignments = [
+        (name, SQL("CASE WHEN {} IS NULL THEN {} END").format(new_value(number), Identifier("t", name)))
+        for number, column in enumerate(columns)
+        for name in column.derived
+    ]
+    stored = SQL(" AND ").join(_same_text(*assignment) for assignment in assignments)
+    return Changes(len(columns), assignments, stored)
 
 
 def new_value(number: int) -> Identifier:
@@ -216,36 +264,41 @@ def new_value(number: int) -> Identifier:
     return Identifier("d", f"c{number}")
 
 
-def update_rows(
-    definition: TableDefinition,
-    arrays: int,
-    assignments: Sequence[tuple[str, Composable]],
-    *,
-    returning: Sequence[Composable] = (),
-    skip_locked: bool = False,
-) -> Composed:
+def update_rows(definition: TableDefinition, changes: Changes, *, skip_locked: bool = False) -> Composed:
     """One UPDATE per row for all its columns, of rows nobody has changed since they were read.
 
     Parameters: one ``text[]`` per key column, one of xmin, the arrays, then the batch's first and last key. These
     bounds keep any plan within the batch; ``xmin`` is the compare-and-swap: another transaction's write gives the row
-    another one.
+    another one. The application's search path may be set (``database.AS_APPLICATION``).
 
     Args:
-        arrays: how many arrays there are beside key and xmin, called by :func:`new_value`.
-        assignments: columns of the table, with what becomes of them.
-        returning: what to tell of each row behind its key; nothing, not even that, where it is empty.
         skip_locked: leave rows alone that another transaction holds; takes the two keys twice.
     """
-    told = SQL("RETURNING {}, {}").format(key_text(definition), SQL(", ").join(returning))
+    told = SQL("RETURNING {}, {}").format(key_text(definition), SQL(", ").join(changes.returning))
     return _of_rows(
         definition,
         "UPDATE {table} t SET {assignments} FROM {rows} WHERE {batch} AND {same_key} AND t.xmin = d.x {free} {told}",
         assignments=SQL(", ").join(
-            SQL("{} = {}").format(Identifier(name), value) for name, value in assignments
+            SQL("{} = {}").format(Identifier(name), value) for name, value in changes.assignments
         ),
-        rows=_rows(definition, arrays),
+        rows=_rows(definition, changes.arrays),
         free=_not_locked(definition) if skip_locked else SQL(""),
-        told=told if returning else SQL(""),
+        told=told if changes.returning else SQL(""),
+    )
+
+
+def keys_not_stored(definition: TableDefinition, changes: Changes) -> Composed:
+    """Of a batch, the keys of rows that are not as they were to be, and whether the guard cleared what is not.
+
+    Takes what :func:`update_rows` takes.
+    """
+    return _of_rows(
+        definition,
+        "SELECT {key}, ({pending}) IS TRUE FROM {table} t, {rows} "
+        "WHERE {batch} AND {same_key} AND ({stored}) IS NOT TRUE",
+        rows=_rows(definition, changes.arrays),
+        stored=changes.stored,
+        pending=changes.pending or SQL("false"),
     )
 
 
@@ -260,9 +313,10 @@ def keys_unchanged(definition: TableDefinition) -> Composed:
 
 def _rows(definition: TableDefinition, arrays: int) -> Composed:
     names = [f"k{number}" for number in range(len(definition.key))]
-    columns: list[Composable] = [SQL("unnest(%s::text[]) AS {}").format(Identifier(name)) for name in names]
-    columns.append(SQL("unnest(%s::text[]::xid[]) AS {}").format(Identifier("x")))
-    columns += [SQL("unnest(%s::text[]) AS {}").format(Identifier(f"c{n}")) for n in range(arrays)]
+    unnest: LiteralString = "pg_catalog.unnest(%s::text[]) AS {}"
+    columns: list[Composable] = [SQL(unnest).format(Identifier(name)) for name in names]
+    columns.append(SQL("pg_catalog.unnest(%s::text[]::xid[]) AS {}").format(Identifier("x")))
+    columns += [SQL(unnest).format(Identifier(f"c{n}")) for n in range(arrays)]
     return SQL("(SELECT {}) AS d").format(SQL(", ").join(columns))
 
 
@@ -369,17 +423,6 @@ def _select_sides(
         ):
             values.append(SQL("{}::text").format(Identifier("t", name)) if present else SQL("NULL::text"))
     return SQL("SELECT {} FROM {} t").format(SQL(", ").join(values), definition.identifier)
-
-
-def clear_values(definition: TableDefinition, *, skip_locked: bool = False) -> Composed:
-    """Clears ciphertexts and tokens: takes an array for each encrypted column, NULL where its are kept."""
-    columns = definition.encrypted_columns
-    assignments = [
-        (name, SQL("CASE WHEN {} IS NULL THEN {} END").format(new_value(number), Identifier("t", name)))
-        for number, column in enumerate(columns)
-        for name in column.derived
-    ]
-    return update_rows(definition, len(columns), assignments, skip_locked=skip_locked)
 
 
 def filled_cells(definition: TableDefinition) -> Cells:

@@ -22,7 +22,7 @@ from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.quarantine import release
 from alphapulse_encryption.migration.bookkeeping.ranges import restart_ranges
 from alphapulse_encryption.migration.bookkeeping.verifications import forget_verifications
-from alphapulse_encryption.migration.postgres.database import Actor, Connection, answer
+from alphapulse_encryption.migration.postgres.database import AS_APPLICATION, Actor, Connection, answer
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
@@ -132,9 +132,13 @@ def validate(connection: Connection, definition: TableDefinition, name: str) -> 
     """Validate a constraint of the table where that is still to be done; writers go on meanwhile."""
     if saved_ddl.constraint_state(connection, definition, name) is False:
         statement = saved_ddl.validate_check(definition, name)
-        in_short_transaction(
-            connection, f"validate the constraint {name}", lambda: connection.execute(statement)
-        )
+
+        def check() -> None:
+            # For every row it calls what functions of the application it has.
+            connection.execute(AS_APPLICATION)
+            connection.execute(statement)
+
+        in_short_transaction(connection, f"validate the constraint {name}", check)
 
 
 def switch_statements(connection: Connection, definition: TableDefinition) -> list[Composed]:

@@ -104,7 +104,8 @@ def test_a_range_that_fails_leaves_the_others_done_and_tells_no_value(sample: Pl
         )
         connection.execute(
             "CREATE TRIGGER refuse BEFORE UPDATE ON users FOR EACH ROW "
-            f"WHEN (OLD.email = '{CANARY}') EXECUTE FUNCTION refuse()".encode()
+            f"WHEN (OLD.email = '{CANARY}') EXECUTE FUNCTION refuse(); "
+            "ALTER TABLE users ENABLE ALWAYS TRIGGER refuse".encode()
         )
     with sample.instance() as instance:
         said = failure(sample.materialize(instance, "encrypted_data", (PARTS[0], PARTS[-1])))

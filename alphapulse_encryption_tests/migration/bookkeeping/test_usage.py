@@ -113,6 +113,7 @@ def test_what_is_encrypted_in_vain_counts(database_url: str) -> None:
         "IF NEW.id = 45 THEN RAISE EXCEPTION 'no' USING ERRCODE = 'check_violation'; END IF; RETURN NEW; END $$",
     )
     run(database_url, "CREATE TRIGGER aaa BEFORE UPDATE ON notes FOR EACH ROW EXECUTE FUNCTION once()")
+    run(database_url, "ALTER TABLE notes ENABLE ALWAYS TRIGGER aaa")
     seen = Seen(database_url)
     with pytest.raises(Exception, match="could not be encrypted: 1"):
         backfill_range(target(database_url, cipher=seen), ENTRY, 0, pace=Pace(20))

@@ -13,6 +13,7 @@ import pytest
 
 from alphapulse_encryption.catalogue import Table, load_catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.errors import DatabaseFailure
 from alphapulse_encryption.migration.gates.backup import take_backup
 from alphapulse_encryption.migration.gates.findings import Finding
 from alphapulse_encryption.migration.gates.preflight import PreflightReport, check
@@ -396,16 +397,23 @@ CREATE TRIGGER "a touch" BEFORE UPDATE ON notes FOR EACH ROW {} EXECUTE FUNCTION
 
 
 @pytest.mark.parametrize(
-    ("when", "told"),
+    ("when", "always", "told"),
     [
-        ("", True),
-        ("WHEN (OLD.id > 0)", True),
-        ("WHEN (current_setting('alphapulse_encryption.writer', true) IS DISTINCT FROM 'engine')", False),
+        ("", True, True),
+        ("WHEN (OLD.id > 0)", True, True),
+        (
+            "WHEN (current_setting('alphapulse_encryption.writer', true) IS DISTINCT FROM 'engine')",
+            True,
+            False,
+        ),
+        ("", False, False),
     ],
 )
-def test_triggers_that_our_writes_fire(notes_url: str, when: str, told: bool) -> None:
+def test_triggers_that_our_writes_fire(notes_url: str, when: str, always: bool, told: bool) -> None:
     run(notes_url, TOUCH.format(when))
-    # For these columns alone, disabled, or for whole statements: they do not.
+    if always:
+        run(notes_url, 'ALTER TABLE notes ENABLE ALWAYS TRIGGER "a touch"')
+    # For these columns alone, or disabled: they do not.
     run(notes_url, "CREATE TRIGGER b BEFORE UPDATE OF mail ON notes FOR EACH ROW EXECUTE FUNCTION touch()")
     run(notes_url, "CREATE TRIGGER c BEFORE UPDATE ON notes FOR EACH ROW EXECUTE FUNCTION touch()")
     run(notes_url, "ALTER TABLE notes DISABLE TRIGGER c")
@@ -451,12 +459,61 @@ def test_privileges_on_single_columns(notes_url: str) -> None:
         assert found(report(notes_url), "warning", "notes.mail") == []
 
 
+def test_triggers_that_a_role_may_not_pass_over(notes_url: str) -> None:
+    run(notes_url, TOUCH.format(""))
+    run(notes_url, "CREATE RULE kept AS ON UPDATE TO notes DO INSTEAD NOTHING")
+    with role(notes_url, *may_begin(notes_url), f"ALTER TABLE notes OWNER TO {ROLE}") as url:
+        (message,) = [m for m in found(report(url), "warning", "notes") if "fires for every row" in m]
+        assert "the trigger a touch" in message
+        grant = f'GRANT SET ON PARAMETER session_replication_role TO "{ROLE}"'
+        assert grant in message
+        (blocker,) = found(report(url), "blocker", "notes")
+        assert "the rule kept" in blocker and "DISABLE RULE" in blocker
+        # What it says is what helps.
+        run(notes_url, grant)
+        assert found(report(url), "warning", "notes") == []
+        assert found(report(url), "blocker", "notes") == []
+        support.encrypt(url, ENTRY)
+        assert run(notes_url, "SELECT DISTINCT other FROM notes") == [("x",)]
+        assert support.assert_encrypted(notes_url, ENTRY)
+
+
 @pytest.mark.parametrize("tables", ["TABLE notes", "TABLE notes (id, other)", "ALL TABLES"])
 def test_what_is_published(notes_url: str, tables: str) -> None:
     assert found(report(notes_url), "warning", "notes") == []
     run(notes_url, f"CREATE PUBLICATION feed FOR {tables}")
     (message,) = found(report(notes_url), "warning", "notes")
     assert "published by feed" in message and "subscriber" in message
+
+
+def test_an_event_trigger_that_names_things_without_a_schema(notes_url: str) -> None:
+    """It fires in our sessions, which find nothing of the application's by its name alone."""
+    run(
+        notes_url,
+        "CREATE TABLE changes (what text); CREATE FUNCTION seen() RETURNS event_trigger LANGUAGE plpgsql AS "
+        "$$BEGIN INSERT INTO changes VALUES (tg_tag); END$$",
+    )
+    run(notes_url, "CREATE EVENT TRIGGER look ON ddl_command_end EXECUTE FUNCTION seen()")
+    (message,) = found(report(notes_url), "warning", "event triggers")
+    assert "look" in message
+    with pytest.raises(DatabaseFailure):
+        support.add_columns(notes_url, ENTRY)
+    # What it says is what helps.
+    run(notes_url, message[message.index("ALTER FUNCTION") : message.rindex(")")])
+    assert found(report(notes_url), "warning", "event triggers") == []
+    support.encrypt(notes_url, ENTRY)
+    assert run(notes_url, "SELECT count(*) > 0 FROM changes WHERE what = 'ALTER TABLE'") == [(True,)]
+
+
+def test_an_event_trigger_that_refuses_is_named(notes_url: str) -> None:
+    run(
+        notes_url,
+        "CREATE FUNCTION no_change() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not today'; END$$",
+    )
+    run(notes_url, "CREATE EVENT TRIGGER no ON ddl_command_start EXECUTE FUNCTION no_change()")
+    with pytest.raises(DatabaseFailure, match=r"no_change\(\)") as caught:
+        support.add_columns(notes_url, ENTRY)
+    assert "today" not in str(caught.value)
 
 
 def test_a_slot_that_nobody_reads(notes_url: str) -> None:

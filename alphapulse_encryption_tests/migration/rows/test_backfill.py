@@ -264,7 +264,7 @@ def test_a_row_the_server_refuses_is_set_aside_and_the_others_go_on(database_url
     run(
         database_url,
         "CREATE TRIGGER refuse BEFORE UPDATE ON notes FOR EACH ROW WHEN (OLD.id IN (7, 25)) "
-        "EXECUTE FUNCTION refuse()",
+        "EXECUTE FUNCTION refuse(); ALTER TABLE notes ENABLE ALWAYS TRIGGER refuse",
     )
     with pytest.raises(
         RowsQuarantined, match=rf"range 00 .*: 2; .*key \(7\): .*{code}.*key \(25\)"
@@ -479,6 +479,7 @@ def test_deadlock_of_two_ranges_is_tried_again(database_url: str) -> None:
         "PERFORM pg_advisory_xact_lock_shared(3); RETURN NEW; END$$",
     )
     run(database_url, "CREATE TRIGGER across BEFORE UPDATE ON notes FOR EACH ROW EXECUTE FUNCTION cross()")
+    run(database_url, "ALTER TABLE notes ENABLE ALWAYS TRIGGER across")
     at_the_gate = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 3 AND NOT granted"
     with support.application(database_url) as gate:
         gate.execute("SELECT pg_advisory_lock(3)")
@@ -685,7 +686,11 @@ def test_a_batch_costs_what_a_batch_costs(database_url: str, key: str, analysed:
         verifying = sql.select_for_verification(definition, condition)
         for query, values, count in (
             (reading, [*parameters, 500], 500),
-            (sql.update_batch(definition, definition.plaintext_columns), [*written, *bounds], 500),
+            (
+                sql.update_rows(definition, sql.new_sides(definition, definition.plaintext_columns)),
+                [*written, *bounds],
+                500,
+            ),
             (verifying, [*parameters, 500], 500),
         ):
             scans = [n for n in explain(connection, query, values) if n.get("Relation Name") == "large"]

@@ -241,7 +241,8 @@ def test_a_refused_row_is_set_aside_and_the_others_are_done(database_url: str, w
     )
     run(
         database_url,
-        f"CREATE TRIGGER keep BEFORE UPDATE ON notes FOR EACH ROW WHEN (OLD.id = {ONE}) EXECUTE FUNCTION keep()",
+        f"CREATE TRIGGER keep BEFORE UPDATE ON notes FOR EACH ROW WHEN (OLD.id = {ONE}) EXECUTE FUNCTION keep(); "
+        "ALTER TABLE notes ENABLE ALWAYS TRIGGER keep",
     )
     with pytest.raises(RefusedError, match=rf"key \({ONE}\): the database refused it") as caught:
         way.act(database_url)
@@ -273,16 +274,22 @@ def test_a_locked_row_is_left_for_later_and_named(
     assert way.ids(database_url) == []
 
 
-def test_a_row_that_a_trigger_keeps_is_named(database_url: str, way: Way) -> None:
-    """It says nothing, and the row stays as it is."""
+@pytest.mark.parametrize("instead", ["NULL", "OLD"])
+def test_a_row_that_a_trigger_keeps_is_named(database_url: str, way: Way, instead: str) -> None:
+    """It says nothing, and the row stays as it is, or is written as it was."""
     run(
         database_url,
-        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NULL; END$$; "
-        f"CREATE TRIGGER keep BEFORE UPDATE ON notes FOR EACH ROW WHEN (OLD.id = {ONE}) EXECUTE FUNCTION keep()",
+        f"CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN {instead}; END$$; "
+        f"CREATE TRIGGER keep BEFORE UPDATE ON notes FOR EACH ROW WHEN (OLD.id = {ONE}) EXECUTE FUNCTION keep(); "
+        "ALTER TABLE notes ENABLE ALWAYS TRIGGER keep",
     )
-    with pytest.raises(RefusedError, match=rf"kept by a trigger.*: 1: key \({ONE}\)"):
-        way.act(database_url)
-    assert way.ids(database_url) == [ONE]
+    for _ in range(2):
+        with pytest.raises(RefusedError, match=rf": 1: key \({ONE}\): .*DISABLE TRIGGER .keep"):
+            way.act(database_url)
+        assert way.ids(database_url) == [ONE]
+    run(database_url, "ALTER TABLE notes DISABLE TRIGGER keep")
+    way.act(database_url)
+    assert way.ids(database_url) == []
 
 
 def test_another_run_that_changes_the_table_ends_it(

@@ -623,6 +623,7 @@ def test_plaintext_that_a_trigger_of_the_application_changes_during_the_backfill
         CREATE FUNCTION lower_mail() RETURNS trigger LANGUAGE plpgsql AS
             $$ BEGIN NEW.mail := lower(NEW.mail); RETURN NEW; END $$;
         CREATE TRIGGER lower_mail BEFORE UPDATE ON people FOR EACH ROW EXECUTE FUNCTION lower_mail();
+        ALTER TABLE people ENABLE ALWAYS TRIGGER lower_mail;
         """,
     )
     support.add_columns(database_url, entry)

@@ -1,0 +1,100 @@
+"""The application's triggers and rules that an UPDATE of ours sets off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psycopg.sql import SQL, Identifier
+
+from alphapulse_encryption.migration.postgres.database import WRITER_SETTING, Connection
+from alphapulse_encryption.migration.schema.definition import TableDefinition
+from alphapulse_encryption.migration.schema.partitions import read_parts
+from alphapulse_encryption.migration.schema.sql import GUARDS
+
+
+@dataclass(frozen=True)
+class SetOff:
+    """A trigger or rule.
+
+    Args:
+        kind: ``trigger`` or ``rule``.
+        table: that it is on, a partition's included.
+        enabled: in which sessions: ``O`` in the usual ones, ``R`` in those that fire no triggers, ``A`` in all.
+        runs: its function or its command, and when, for a message.
+        refuses: whether it may keep a row from being written as it was to be.
+        replaces: whether the UPDATE itself is not executed.
+    """
+
+    kind: str
+    name: str
+    table: Identifier
+    enabled: str
+    runs: str
+    refuses: bool
+    replaces: bool
+
+    @property
+    def named(self) -> str:
+        return f"the {self.kind} {self.name}"
+
+    def disable(self, connection: Connection) -> str:
+        """The command that passes over it, the application's writes included."""
+        words = SQL("DISABLE TRIGGER" if self.kind == "trigger" else "DISABLE RULE")
+        return (
+            SQL("ALTER TABLE {} {} {}").format(self.table, words, Identifier(self.name)).as_string(connection)
+        )
+
+
+# By the bits of tgtype (src/include/catalog/pg_trigger.h): for each row (1), before (2), on update (16). One that is
+# for some columns fires for a statement that names one of them; one for statements fires on the table that is named.
+_SET_OFF = """
+SELECT DISTINCT ON (kind, name, runs, enabled) kind, name, nspname, relname, enabled, runs, refuses, replaces FROM (
+SELECT 'trigger' AS kind, t.tgname AS name, t.tgrelid AS relid, t.tgenabled AS enabled,
+       format('function %%s, %%s UPDATE%%s for each %%s%%s', p.oid::regproc,
+              CASE WHEN t.tgtype & 2 = 2 THEN 'before an' ELSE 'after an' END,
+              CASE WHEN cardinality(t.tgattr::int2[]) > 0 THEN ' of some columns' ELSE '' END,
+              CASE WHEN t.tgtype & 1 = 1 THEN 'row' ELSE 'statement' END,
+              CASE WHEN t.tgqual IS NOT NULL THEN ' that its WHEN lets through' ELSE '' END) AS runs,
+       t.tgtype & 3 = 3 AS refuses, false AS replaces
+  FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+ WHERE t.tgrelid = ANY(%(tables)s) AND NOT t.tgisinternal AND t.tgname !~ %(guards)s
+   AND t.tgtype & 16 = 16 AND (t.tgtype & 1 = 1 OR t.tgrelid = %(table)s)
+   AND (t.tgqual IS NULL OR pg_get_triggerdef(t.oid) !~ %(setting)s)
+   AND (cardinality(t.tgattr::int2[]) = 0 OR EXISTS (
+        SELECT FROM pg_attribute a WHERE a.attrelid = t.tgrelid AND a.attnum = ANY(t.tgattr::int2[])
+           AND a.attname = ANY(%(columns)s)))
+ UNION ALL
+SELECT 'rule', r.rulename, r.ev_class, r.ev_enabled,
+       CASE WHEN r.is_instead THEN 'in place of an UPDATE' ELSE 'with each UPDATE' END, r.is_instead, r.is_instead
+  FROM pg_rewrite r WHERE r.ev_class = %(table)s AND r.ev_type = '2') AS found
+  JOIN pg_class c ON c.oid = found.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE enabled <> 'D'
+ ORDER BY kind, name, runs, enabled, array_position(%(tables)s, found.relid)
+"""
+
+
+def set_off(
+    connection: Connection, definition: TableDefinition, columns: Sequence[str]
+) -> tuple[SetOff, ...]:
+    """What an UPDATE of these columns may set off on the table and its partitions, whatever the session is."""
+    parts = [part.oid for part in read_parts(connection, definition.oid)]
+    values = {
+        "tables": parts,
+        "table": definition.oid,
+        "guards": GUARDS,
+        "setting": WRITER_SETTING,
+        "columns": list(columns),
+    }
+    found = connection.execute(_SET_OFF, values)
+    return tuple(
+        SetOff(kind, name, Identifier(schema, table), *rest) for kind, name, schema, table, *rest in found
+    )
+
+
+def fire_anyway(found: Sequence[SetOff]) -> bool:
+    """Whether some fire in a session that fires no triggers, nor the guard.
+
+    What such a one does to the plaintext, nobody would see: the session has to be a usual one.
+    """
+    return any(one.enabled in "AR" for one in found)

@@ -1,0 +1,233 @@
+"""Triggers, rules and checks of the application, in sessions of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from alphapulse_encryption.catalogue import Catalogue
+from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.rows.engine import RowsQuarantined
+from alphapulse_encryption.migration.schema.definition import read_table
+from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, validate
+from alphapulse_encryption_tests.migration import support, walk
+from alphapulse_encryption_tests.migration.support import run
+
+ENTRY = support.table("notes", "mail", "text")
+OWNER = "triggers_tester"
+
+
+@pytest.fixture
+def notes_url(database_url: str) -> str:
+    """With a trigger that keeps a log, and whatever it names without its schema."""
+    for statement in (
+        "CREATE SCHEMA app",
+        "CREATE TABLE notes (id int PRIMARY KEY, mail text, text text, touched int NOT NULL DEFAULT 0)",
+        "INSERT INTO notes SELECT i, 'm' || i, 't' || i FROM generate_series(1, 60) AS i",
+        "CREATE TABLE app.log (id int, path text)",
+    ):
+        run(database_url, statement)
+    search_path(database_url, "app, public")
+    return database_url
+
+
+def search_path(url: str, path: str) -> None:
+    with support.application(url) as connection:
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} SET search_path TO {path}".encode())
+
+
+@pytest.fixture
+def owner_url(notes_url: str) -> Iterator[str]:
+    """The address for a role that owns all of it, and may not pass over triggers."""
+    with support.application(notes_url) as connection:
+        database = connection.info.dbname
+        connection.execute(f"CREATE ROLE {OWNER} LOGIN".encode())
+        grants = (
+            f"GRANT CREATE ON DATABASE {database} TO {OWNER}",
+            f"GRANT CREATE, USAGE ON SCHEMA public, app TO {OWNER}",
+            f"ALTER TABLE notes OWNER TO {OWNER}",
+            f"ALTER TABLE app.log OWNER TO {OWNER}",
+        )
+        try:
+            for grant in grants:
+                connection.execute(grant.encode())
+            yield notes_url.replace("//postgres@", f"//{OWNER}@", 1)
+        finally:
+            connection.execute(f"REASSIGN OWNED BY {OWNER} TO postgres".encode())
+            connection.execute(f"DROP OWNED BY {OWNER}".encode())
+            connection.execute(f"DROP ROLE {OWNER}".encode())
+
+
+def trigger(url: str, when: str, body: str, *, row: bool = True, kind: str = "TRIGGER") -> None:
+    run(url, f"CREATE FUNCTION react() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {body} END$$")
+    each = "ROW" if row else "STATEMENT"
+    run(url, f"CREATE {kind} react {when} FOR EACH {each} EXECUTE FUNCTION react()")
+
+
+LOGS = "INSERT INTO log VALUES (NEW.id, current_setting('search_path')); RETURN NEW;"
+ONCE = "INSERT INTO log VALUES (0, current_setting('search_path')); RETURN NULL;"
+
+
+@pytest.mark.parametrize(
+    ("when", "body", "row", "kind"),
+    [
+        ("BEFORE UPDATE ON notes", LOGS, True, "TRIGGER"),
+        ("AFTER UPDATE ON notes", LOGS, True, "TRIGGER"),
+        ("AFTER UPDATE ON notes DEFERRABLE INITIALLY DEFERRED", LOGS, True, "CONSTRAINT TRIGGER"),
+        ("BEFORE UPDATE ON notes", ONCE, False, "TRIGGER"),
+        (
+            "AFTER UPDATE ON notes REFERENCING NEW TABLE AS written",
+            "INSERT INTO log SELECT id, current_setting('search_path') FROM written; RETURN NULL;",
+            False,
+            "TRIGGER",
+        ),
+    ],
+)
+def test_what_fires_finds_the_search_path_that_it_knows(
+    owner_url: str, when: str, body: str, row: bool, kind: str
+) -> None:
+    trigger(owner_url, when, body, row=row, kind=kind)
+    support.encrypt(owner_url, ENTRY)
+    assert support.assert_encrypted(owner_url, ENTRY) == 120
+    assert run(owner_url, "SELECT DISTINCT path FROM log") == [("app, public",)]
+    run(owner_url, "UPDATE notes SET mail = 'new' WHERE id = 1")
+
+
+@pytest.mark.parametrize(
+    ("when", "body", "row"),
+    [
+        ("BEFORE UPDATE ON notes", "NEW.touched := 1; RETURN NEW;", True),
+        ("AFTER UPDATE ON notes", LOGS, True),
+        ("AFTER UPDATE ON notes", ONCE, False),
+        ("BEFORE UPDATE ON notes", "RETURN NULL;", True),
+    ],
+)
+def test_ciphertext_alone_fires_nothing_where_the_role_may(
+    notes_url: str, when: str, body: str, row: bool
+) -> None:
+    trigger(notes_url, when, body, row=row)
+    run(
+        notes_url,
+        "CREATE RULE kept AS ON UPDATE TO notes DO ALSO INSERT INTO app.log VALUES (NEW.id, 'rule')",
+    )
+    support.encrypt(notes_url, ENTRY)
+    assert support.assert_encrypted(notes_url, ENTRY) == 120
+    assert run(notes_url, "SELECT DISTINCT touched FROM notes") == [(0,)]
+    assert run(notes_url, "SELECT * FROM app.log") == []
+    # The application's own writes fire it.
+    support.run(notes_url, "ALTER TABLE notes DISABLE RULE kept")
+    run(notes_url, "UPDATE notes SET mail = 'new' WHERE id = 1")
+    fired = run(notes_url, "SELECT touched FROM notes WHERE id = 1") == [(1,)]
+    fired = fired or run(notes_url, "SELECT count(*) FROM app.log") == [(1,)]
+    assert fired or run(notes_url, "SELECT mail FROM notes WHERE id = 1") == [("m1",)]
+
+
+def test_plaintext_that_comes_back_fires_them(notes_url: str) -> None:
+    walk.switch(notes_url, ENTRY)
+    run(
+        notes_url,
+        "UPDATE notes n SET mail_encrypted = m.mail_encrypted FROM notes m WHERE n.id <= 3 AND m.id = n.id + 10",
+    )
+    assert run(notes_url, "SELECT count(*) FROM notes WHERE mail IS NULL") == [(3,)]
+    trigger(notes_url, "AFTER UPDATE ON notes DEFERRABLE INITIALLY DEFERRED", LOGS, kind="CONSTRAINT TRIGGER")
+    revert_to_plaintext(walk.target(notes_url, catalogue=Catalogue(tables=(ENTRY,))), ENTRY)
+    assert run(notes_url, "SELECT id, path FROM app.log ORDER BY id") == [
+        (i, "app, public") for i in (1, 2, 3)
+    ]
+
+
+KEPT = {
+    "skipped": ("BEFORE UPDATE ON notes", "IF OLD.id % 10 = 0 THEN RETURN NULL; END IF; RETURN NEW;"),
+    "as it was": ("BEFORE UPDATE ON notes", "IF OLD.id % 10 = 0 THEN RETURN OLD; END IF; RETURN NEW;"),
+    "one column": (
+        "BEFORE UPDATE ON notes",
+        "IF OLD.id % 10 = 0 THEN NEW.text_encrypted := OLD.text_encrypted; END IF; RETURN NEW;",
+    ),
+    "another value": (
+        "BEFORE UPDATE ON notes",
+        "IF OLD.id % 10 = 0 THEN NEW.text_encrypted := left(NEW.text_encrypted, 40); END IF; RETURN NEW;",
+    ),
+    "afterwards": (
+        "AFTER UPDATE ON notes",
+        "IF NEW.id % 10 = 0 AND NEW.text_encrypted IS NOT NULL THEN "
+        "UPDATE public.notes SET text_encrypted = NULL WHERE id = NEW.id; END IF; RETURN NULL;",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", KEPT)
+def test_rows_that_are_kept_from_being_written(owner_url: str, how: str) -> None:
+    support.add_columns(owner_url, ENTRY)
+    trigger(owner_url, *KEPT[how])
+    for _ in range(2):
+        with pytest.raises(RowsQuarantined) as caught:
+            support.backfill(owner_url, ENTRY, batch_size=25)
+        said = str(caught.value)
+        assert ": 6;" in said and "key (10)" in said and "m10" not in said
+        stored = run(owner_url, "SELECT id FROM notes WHERE text_encrypted IS NULL")
+        assert sorted(key for (key,) in stored) == [10, 20, 30, 40, 50, 60]
+        rows = "SELECT rows_processed FROM alphapulse_encryption.ranges WHERE table_name = 'notes'"
+        assert run(owner_url, rows)[0][0] == 54
+    run(owner_url, "ALTER TABLE notes DISABLE TRIGGER react")
+    assert support.backfill(owner_url, ENTRY).rows == 6
+    assert support.assert_encrypted(owner_url, ENTRY) == 120
+
+
+def test_a_trigger_that_normalises_the_plaintext_costs_a_second_look(owner_url: str) -> None:
+    support.add_columns(owner_url, ENTRY)
+    trigger(owner_url, "BEFORE UPDATE ON notes", "NEW.mail := upper(NEW.mail); RETURN NEW;")
+    assert support.backfill(owner_url, ENTRY).rows == 60
+    assert support.assert_encrypted(owner_url, ENTRY) == 120
+    assert run(owner_url, "SELECT mail FROM notes WHERE id = 1") == [("M1",)]
+
+
+def test_a_rule_in_place_of_an_update_is_refused_by_name(owner_url: str) -> None:
+    support.add_columns(owner_url, ENTRY)
+    run(owner_url, "CREATE RULE kept AS ON UPDATE TO notes WHERE OLD.id = 7 DO INSTEAD NOTHING")
+    with pytest.raises(RefusedError, match=r"rule kept .*DISABLE RULE"):
+        support.backfill(owner_url, ENTRY)
+    run(owner_url, "ALTER TABLE notes DISABLE RULE kept")
+    support.backfill(owner_url, ENTRY)
+    assert support.assert_encrypted(owner_url, ENTRY) == 120
+
+
+def test_a_check_finds_what_it_names(notes_url: str) -> None:
+    """Its function runs for every row that is written, whoever may pass over triggers."""
+    run(notes_url, "INSERT INTO app.log VALUES (0, 'allowed')")
+    run(
+        notes_url,
+        "CREATE FUNCTION app.allowed(text) RETURNS boolean LANGUAGE plpgsql AS "
+        "$$BEGIN RETURN EXISTS (SELECT FROM log WHERE path = 'allowed'); END$$",
+    )
+    run(notes_url, "ALTER TABLE notes ADD CONSTRAINT fits CHECK (app.allowed(text)) NOT VALID")
+    with Database(notes_url).session("validate") as connection:
+        validate(connection, read_table(connection, ENTRY), "fits")
+    assert run(notes_url, "SELECT convalidated FROM pg_constraint WHERE conname = 'fits'") == [(True,)]
+    support.encrypt(notes_url, ENTRY)
+    assert support.assert_encrypted(notes_url, ENTRY) == 120
+
+
+def test_a_function_of_another_schema_takes_the_place_of_none_of_ours(notes_url: str) -> None:
+    """With the application's search path, too, and where that has pg_catalog behind."""
+    for function in ("unnest(text[]) RETURNS SETOF text", "unnest(xid[]) RETURNS SETOF xid"):
+        run(
+            notes_url,
+            f"CREATE FUNCTION app.{function} LANGUAGE plpgsql AS $$BEGIN RAISE 'taken'; END$$",
+        )
+    run(
+        notes_url,
+        "CREATE FUNCTION app.same(xid, xid) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN RAISE 'taken'; END$$",
+    )
+    run(notes_url, "CREATE OPERATOR app.= (LEFTARG = xid, RIGHTARG = xid, FUNCTION = app.same)")
+    for name in ("current_setting(text)", "set_config(text, text, boolean)", "pg_backend_pid()"):
+        kind = "int" if name.startswith("pg") else "text"
+        run(
+            notes_url,
+            f"CREATE FUNCTION app.{name} RETURNS {kind} LANGUAGE plpgsql AS $$BEGIN RAISE 'taken'; END$$",
+        )
+    search_path(notes_url, "app, pg_catalog, public")
+    support.encrypt(notes_url, ENTRY)
+    search_path(notes_url, "public")
+    assert support.assert_encrypted(notes_url, ENTRY) == 120
