@@ -95,7 +95,7 @@ def _set_off(connection: Connection, definition: TableDefinition) -> Iterator[Ch
     """The triggers and rules that writes of ciphertext alone set off, where those cannot pass over them."""
     table = definition.table
     found = set_off(connection, definition, [name for column in table.columns for name in column.derived])
-    may, always = may_pass_over_triggers(connection), [one for one in found if one.enabled in "AR"]
+    may, always = may_pass_over_triggers(connection), [one for one in found if one.fires_anyway]
     if may and not always:
         return
     # Who only looks is told what the one who migrates needs.
@@ -105,7 +105,10 @@ def _set_off(connection: Connection, definition: TableDefinition) -> Iterator[Ch
     way = "Disable"
     if always:
         names = ", ".join(one.name for one in always)
-        way = f"While {names} is ENABLE ALWAYS or REPLICA, our writes pass over no trigger of the table. Disable"
+        way = (
+            f"Because {names} is ENABLE ALWAYS or REPLICA, or keeps rows from being written (RETURN NULL), our writes "
+            "pass over no trigger of the table. Disable"
+        )
     elif connection.info.server_version >= SET_PRIVILEGES:
         way = f"Let our writes pass over it ({grant.as_string(connection)}), or disable"
     for one in found:

@@ -23,6 +23,7 @@ class SetOff:
         enabled: in which sessions: ``O`` in the usual ones, ``R`` in those that fire no triggers, ``A`` in all.
         runs: its function or its command, and when, for a message.
         refuses: whether it may keep a row from being written as it was to be.
+        protects: whether its text keeps rows from being written, as those of archives and closed accounts.
         replaces: whether the UPDATE itself is not executed.
     """
 
@@ -32,7 +33,13 @@ class SetOff:
     enabled: str
     runs: str
     refuses: bool
+    protects: bool
     replaces: bool
+
+    @property
+    def fires_anyway(self) -> bool:
+        """Whether no write of ours passes over it: it fires in every session, or only a person may lift it."""
+        return self.enabled in "AR" or self.protects
 
     @property
     def named(self) -> str:
@@ -48,15 +55,16 @@ class SetOff:
 
 # By the bits of tgtype (src/include/catalog/pg_trigger.h): for each row (1), before (2), on update (16). One that is
 # for some columns fires for a statement that names one of them; one for statements fires on the table that is named.
-_SET_OFF = """
-SELECT DISTINCT ON (kind, name, runs, enabled) kind, name, nspname, relname, enabled, runs, refuses, replaces FROM (
+_SET_OFF = r"""
+SELECT DISTINCT ON (kind, name, runs, enabled)
+       kind, name, nspname, relname, enabled, runs, refuses, protects, replaces FROM (
 SELECT 'trigger' AS kind, t.tgname AS name, t.tgrelid AS relid, t.tgenabled AS enabled,
        format('function %%s, %%s UPDATE%%s for each %%s%%s', p.oid::regproc,
               CASE WHEN t.tgtype & 2 = 2 THEN 'before an' ELSE 'after an' END,
               CASE WHEN cardinality(t.tgattr::int2[]) > 0 THEN ' of some columns' ELSE '' END,
               CASE WHEN t.tgtype & 1 = 1 THEN 'row' ELSE 'statement' END,
               CASE WHEN t.tgqual IS NOT NULL THEN ' that its WHEN lets through' ELSE '' END) AS runs,
-       t.tgtype & 3 = 3 AS refuses, false AS replaces
+       t.tgtype & 3 = 3 AS refuses, t.tgtype & 3 = 3 AND p.prosrc ~* '\mRETURN\s+NULL\M' AS protects, false AS replaces
   FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
  WHERE t.tgrelid = ANY(%(tables)s) AND NOT t.tgisinternal AND t.tgname !~ %(guards)s
    AND t.tgtype & 16 = 16 AND (t.tgtype & 1 = 1 OR t.tgrelid = %(table)s)
@@ -66,7 +74,8 @@ SELECT 'trigger' AS kind, t.tgname AS name, t.tgrelid AS relid, t.tgenabled AS e
            AND a.attname = ANY(%(columns)s)))
  UNION ALL
 SELECT 'rule', r.rulename, r.ev_class, r.ev_enabled,
-       CASE WHEN r.is_instead THEN 'in place of an UPDATE' ELSE 'with each UPDATE' END, r.is_instead, r.is_instead
+       CASE WHEN r.is_instead THEN 'in place of an UPDATE' ELSE 'with each UPDATE' END,
+       r.is_instead, false, r.is_instead
   FROM pg_rewrite r WHERE r.ev_class = %(table)s AND r.ev_type = '2') AS found
   JOIN pg_class c ON c.oid = found.relid JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE enabled <> 'D'
@@ -93,8 +102,8 @@ def set_off(
 
 
 def fire_anyway(found: Sequence[SetOff]) -> bool:
-    """Whether some fire in a session that fires no triggers, nor the guard.
+    """Whether some fire all the same, so that the session has to be a usual one.
 
-    What such a one does to the plaintext, nobody would see: the session has to be a usual one.
+    What one that is ENABLE ALWAYS does to the plaintext, nobody would see in a session without the others.
     """
-    return any(one.enabled in "AR" for one in found)
+    return any(one.fires_anyway for one in found)

@@ -101,7 +101,7 @@ def test_what_fires_finds_the_search_path_that_it_knows(
         ("BEFORE UPDATE ON notes", "NEW.touched := 1; RETURN NEW;", True),
         ("AFTER UPDATE ON notes", LOGS, True),
         ("AFTER UPDATE ON notes", ONCE, False),
-        ("BEFORE UPDATE ON notes", "RETURN NULL;", True),
+        ("BEFORE UPDATE ON notes", "RETURN OLD;", True),
     ],
 )
 def test_ciphertext_alone_fires_nothing_where_the_role_may(
@@ -122,6 +122,20 @@ def test_ciphertext_alone_fires_nothing_where_the_role_may(
     fired = run(notes_url, "SELECT touched FROM notes WHERE id = 1") == [(1,)]
     fired = fired or run(notes_url, "SELECT count(*) FROM app.log") == [(1,)]
     assert fired or run(notes_url, "SELECT mail FROM notes WHERE id = 1") == [("m1",)]
+
+
+def test_a_trigger_that_protects_rows_is_lifted_by_a_person_alone(notes_url: str) -> None:
+    trigger(notes_url, "BEFORE UPDATE ON notes", "IF OLD.id % 10 = 0 THEN\nRETURN  null; END IF; RETURN NEW;")
+    with pytest.raises(RowsQuarantined) as refused:
+        support.encrypt(notes_url, ENTRY)
+    assert "key (10)" in str(refused.value)
+    disable = 'ALTER TABLE "public"."notes" DISABLE TRIGGER "react"'
+    assert disable in str(refused.value)
+    unencrypted = run(notes_url, "SELECT id FROM notes WHERE mail_encrypted IS NULL ORDER BY id")
+    assert unencrypted == [(number,) for number in range(10, 61, 10)]
+    run(notes_url, disable)
+    support.backfill(notes_url, ENTRY)
+    assert support.assert_encrypted(notes_url, ENTRY) == 120
 
 
 def test_plaintext_that_comes_back_fires_them(notes_url: str) -> None:
