@@ -111,7 +111,9 @@ def is_index(statement: str, names: Collection[str]) -> bool:
 
 def is_guard(statement: str, *tables: Table) -> bool:
     """Whether a statement is of the guard: its function, who may use that, its triggers, or a comment on one."""
-    if re.match(r"(CREATE|COMMENT ON) TRIGGER zzz_encryption_guard_\w+ ", statement):
+    if re.match(
+        r"(CREATE|COMMENT ON|ALTER TABLE .* ENABLE ALWAYS) TRIGGER zzz_encryption_guard_\w+( |$)", statement
+    ):
         return True
     found = re.match(rf"(?:CREATE|ALTER|REVOKE ALL ON) FUNCTION public\.({_WORD})\(\)", statement)
     return found is not None and found[1].strip('"') in {guard_name(table) for table in tables}

@@ -167,7 +167,10 @@ def schema(url: str, bin_dir: Path, table: Table) -> list[str]:
     ours += ["_encryption_pending"]
     # The guard's condition goes over several lines.
     text = re.sub(
-        r"^(CREATE|COMMENT ON) TRIGGER zzz_encryption_guard.*?;$", "", text, flags=re.MULTILINE | re.DOTALL
+        r"^(CREATE|COMMENT ON|ALTER TABLE \S+ ENABLE ALWAYS) TRIGGER zzz_encryption_guard.*?;$",
+        "",
+        text,
+        flags=re.MULTILINE | re.DOTALL,
     )
     return sorted(
         line.rstrip(",")

@@ -203,7 +203,7 @@ ACTIONS = {
     "see the settings": action("SELECT current_setting('data_directory')", {PLANNER, VERIFIER, *MIGRATORS}),
     "look into the data files": action("SELECT pg_read_binary_file('PG_VERSION', 0, 1, true)", {ERASER}),
     "make a checkpoint": action("CHECKPOINT", {ERASER}),
-    "turn triggers off": action("SET session_replication_role TO replica", NOBODY),
+    "turn triggers off": action("SET session_replication_role TO replica", {*MIGRATORS}),
 }
 
 

@@ -130,8 +130,8 @@ def outcome(url: str, name: str) -> list[str]:
         ),
         *run(url, "SELECT actor FROM alphapulse_encryption.tuning_holders WHERE table_name = %s", name),
     ]
-    # The guard's and the pending index's comments have a hash of names in them.
-    return [re.sub(r"\b[0-9a-f]{64}\b", "HASH", str(row).replace(name, "TABLE")) for row in found]
+    # The guard's and the pending index's comments have hashes of names in them.
+    return [re.sub(r"\b([0-9a-f]{32}){1,2}\b", "HASH", str(row).replace(name, "TABLE")) for row in found]
 
 
 @dataclass

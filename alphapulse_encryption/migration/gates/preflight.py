@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -128,10 +128,13 @@ def check(
                 findings.append(Checked("blocker", table.key, error.args[0]))
                 continue
             about = list(_table(connection, definition))
+            # Columns that came into the catalogue since are none of the guard's yet.
+            entry = table.model_copy(update={"columns": definition.encrypted_columns})
+            as_begun = replace(definition, table=entry)
             if (
                 state is not None
                 and state.state.is_guarded
-                and (faults := guard_faults(connection, definition))
+                and (faults := guard_faults(connection, as_begun))
             ):
                 about.append(
                     Checked(

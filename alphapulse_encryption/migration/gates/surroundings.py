@@ -97,6 +97,14 @@ def _set_off(connection: Connection, definition: TableDefinition) -> Iterator[Ch
     found = set_off(connection, definition, [name for column in table.columns for name in column.derived])
     may, always = may_pass_over_triggers(connection), [one for one in found if one.fires_anyway]
     if may and not always:
+        for one in set_off(connection, definition, [column.name for column in definition.plaintext_columns]):
+            yield Checked(
+                "warning",
+                table.key,
+                f"{one.named} ({one.runs}) fires for every row whose plaintext a revert or a restore brings back: a "
+                "last-modified column that it sets, or a copy of the row that it keeps, plaintext included, is written "
+                f"for all of them. Disable it then ({one.disable(connection)}). Other steps pass over it.",
+            )
         return
     # Who only looks is told what the one who migrates needs.
     takes_part = roles.may_write_bookkeeping(connection)

@@ -111,10 +111,9 @@ def test_large_values_changed_since_a_verification_are_looked_at(scans_url: str)
 def test_the_last_rows_under_a_lock_are_bounded_as_well(scans_url: str) -> None:
     support.add_columns(scans_url, ENTRY)
     operation = Backfill(target(scans_url), ENTRY)
-    with support.application(scans_url, autocommit=False) as connection:
+    with Database(scans_url).session("finish") as connection, connection.transaction():
         definition = operation.read_table(connection)
         done = finish_under_lock(operation, connection, definition, most=SMALL + LARGE)
-        connection.commit()
     assert done.rows == SMALL + LARGE
     assert done.batches >= LARGE
     assert support.assert_encrypted(scans_url, ENTRY) == 2 * (SMALL + LARGE)

@@ -71,7 +71,8 @@ def test_no_view_reads_a_plaintext_column(notes_url: str) -> None:
     run(notes_url, "DROP FUNCTION encryption_guard_notes CASCADE")
     run(notes_url, "ALTER TABLE notes DROP COLUMN mail, DROP COLUMN secret")
     assert columns(notes_url, "v_notes") == ["id", "mail", "other", "secret", "mail_search"]
-    assert not create(notes_url).changed
+    with pytest.raises(RefusedError, match="guard"):
+        create(notes_url)
 
 
 def test_second_run_changes_nothing(notes_url: str) -> None:

@@ -191,8 +191,9 @@ def test_refused_when_the_damage_was_under_way_during_the_verification(
     approved_url: str, unchanged: Unchanged
 ) -> None:
     """Its transaction is older than many that the verification has seen."""
+    walk.query(approved_url, BEHIND)
     with psycopg.connect(approved_url) as behind:
-        behind.execute(support.BEHIND)
+        behind.execute("SET session_replication_role = replica")
         behind.execute("UPDATE users SET first_name = 'Eve' WHERE id = 5")
         for _ in range(3):
             walk.query(approved_url, "UPDATE users SET is_active = is_active WHERE id = 6")
