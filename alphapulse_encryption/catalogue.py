@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from alphapulse_encryption.errors import ConfigurationError
@@ -92,11 +101,14 @@ class Column(_Entry):
     """One plaintext column that is to be encrypted, by its exact name.
 
     The context names the derived key, and is stored in every envelope. A column with a search index is searchable.
+    What the columns of envelopes and tokens hold before the first step is the application's own where it is adopted:
+    it is kept and verified, and no token of it is overwritten.
     """
 
     name: Identifier
     context: Context
     search_index: Identifier | None = None
+    adopt: StrictBool = False
 
     @model_validator(mode="after")
     def _derived_names_fit(self) -> "Column":
@@ -127,11 +139,12 @@ class Column(_Entry):
 
 
 class Table(_Entry):
-    """A table and its sensitive columns; names are exact, without quotes."""
+    """A table, its sensitive columns, and others that its safe view leaves out; names are exact, without quotes."""
 
     name: PartitionName
     schema_name: SchemaName = Field(default="public", alias="schema")
     columns: tuple[Column, ...]
+    hide: tuple[Identifier, ...] = ()
 
     @model_validator(mode="after")
     def _columns_agree(self) -> "Table":
@@ -148,6 +161,11 @@ class Table(_Entry):
                 if derived in names:
                     problem = f"the derived name {derived} is another column of the catalogue"
                     raise _problem(problem, "columns", position, "name")
+        left_out = {*names, *(derived for column in self.columns for derived in column.derived)}
+        for position, name in enumerate(self.hide):
+            if name in left_out:
+                raise _problem(f"the safe view leaves {name} out already", "hide", position)
+            left_out.add(name)
         return self
 
     @property
@@ -208,7 +226,8 @@ class Catalogue(_Entry):
     def fingerprint(self, table_key: str) -> str:
         """Hex SHA-256 of what the catalogue says about a table, its format included.
 
-        Writing a default out or listing the columns in another order does not change it.
+        Writing a default out or listing the columns in another order does not change it, nor does what says only how
+        the migration begins or what views show.
         """
         table = self.table(table_key)
         columns = sorted(table.columns, key=lambda column: column.name)
@@ -216,7 +235,7 @@ class Catalogue(_Entry):
             "format": self.format,
             "schema": table.schema_name,
             "name": table.name,
-            "columns": [column.model_dump() for column in columns],
+            "columns": [column.model_dump(exclude={"adopt"}) for column in columns],
         }
         canonical = json.dumps(entry, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -295,6 +314,7 @@ def _describe(details: ErrorDetails) -> str:
         "extra_forbidden": "unknown key",
         "missing": "is missing",
         "string_type": f"must be a string, not {kind}; put it in quotes",
+        "bool_type": f"must be true or false, not {kind}",
         "string_too_short": "must not be empty",
         "string_too_long": f"is longer than {MAX_CONTEXT_LENGTH} characters",
         "string_unicode": "must not contain lone surrogates",

@@ -18,6 +18,7 @@ SHORTEST = 12
 ELSEWHERE = {
     "defs/alerts/delivery.py",
     "defs/jobs/single_op.py",
+    "migration/gates/beginning.py",
     "orm/types.py",
     "settings.py",
 }
@@ -34,9 +35,11 @@ def errors() -> tuple[Message, ...]:
 def refusals() -> list[Message]:
     return [
         *errors(),
+        *messages.findings(modules(), "migration/gates/beginning.py"),
         *messages.findings(modules(), "migration/gates/preflight.py"),
         *messages.findings(modules(), "migration/gates/surroundings.py"),
         *messages.reasons_not_verified(modules()),
+        *messages.yielded(modules(), "migration/schema/contents.py"),
     ]
 
 

@@ -140,7 +140,8 @@ def print_slow_queries(options: argparse.Namespace, catalogue: Catalogue, tables
 def print_preflight(_: argparse.Namespace, catalogue: Catalogue, __: tuple[str, ...]) -> int:
     """The findings as JSON; read directly, so that no run is seen in the UI."""
     keys = load_key_ring(key_environment())
-    report = preflight.check(replace(target_database(), read_only=True), catalogue.tables, keys, once=True)
+    database = replace(target_database(), read_only=True)
+    report = preflight.check(database, catalogue.tables, keys, envelope=catalogue.format, once=True)
     print_members("preflight", {"report": report})
     return 1 if report.blockers else 0
 

@@ -25,7 +25,10 @@ def build() -> dg.AssetsDefinition:
     )
     def asset(context: dg.AssetExecutionContext, target: TargetResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with safely():
-            report = preflight.check(target.database, target.catalogue.tables, target.key_ring)
+            catalogue = target.catalogue
+            report = preflight.check(
+                target.database, catalogue.tables, target.key_ring, envelope=catalogue.format
+            )
             for finding in report.findings:
                 context.log.info(str(finding))
             preflight.refuse_blockers(report)

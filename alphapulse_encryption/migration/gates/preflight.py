@@ -16,6 +16,7 @@ from psycopg import sql
 
 from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.crypto.envelope import AES_256_GCM, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
@@ -27,6 +28,7 @@ from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates import roles
 from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, is_recent
+from alphapulse_encryption.migration.gates.beginning import before_columns
 from alphapulse_encryption.migration.gates.findings import Checked, Level
 from alphapulse_encryption.migration.gates.surroundings import around_server, around_table
 from alphapulse_encryption.migration.postgres.database import (
@@ -37,7 +39,7 @@ from alphapulse_encryption.migration.postgres.database import (
     answer,
 )
 from alphapulse_encryption.migration.rows.throttle import NotAvailable, ReplicationLag, free_bytes
-from alphapulse_encryption.migration.schema.contents import encrypted_already, refuse_ciphertext_alone
+from alphapulse_encryption.migration.schema.contents import refuse_ciphertext_alone
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.dependants import dependants
 from alphapulse_encryption.migration.schema.indexes import unique_indexes
@@ -93,12 +95,18 @@ class PreflightReport:
 
 
 def check(
-    database: Database, tables: Sequence[Table], keys: KeyRing | None, *, once: bool = False
+    database: Database,
+    tables: Sequence[Table],
+    keys: KeyRing | None,
+    *,
+    envelope: str = AES_256_GCM,
+    once: bool = False,
 ) -> PreflightReport:
     """Go through the checklist for every table of the catalogue.
 
     Args:
         keys: the key ring; held against the key the database was begun with. None leaves the key out.
+        envelope: the catalogue's format.
         once: look at a table that somebody holds without another try; for a report that somebody waits for.
 
     Raises:
@@ -107,6 +115,7 @@ def check(
     started = time.monotonic()
     findings: list[Checked] = []
     rows = current = growth = 0
+    cipher = None if keys is None else get_format(envelope, keys)
     with database.session("run the preflight") as connection:
         findings += _server(connection)
         findings += _privileges(connection, tables)
@@ -122,15 +131,8 @@ def check(
                 findings.append(Checked("blocker", table.key, error.args[0]))
                 continue
             about = list(_table(connection, definition))
-            if state is None and (others := encrypted_already(connection, definition)):
-                about.append(
-                    Checked(
-                        "blocker",
-                        table.key,
-                        f"is encrypted in part by somebody else: {', '.join(others)}. Take such columns out of the "
-                        "catalogue, or add_encrypted_columns will refuse.",
-                    )
-                )
+            if state is None:
+                about += before_columns(connection, definition, keys, cipher)
             if not any(finding.level == "blocker" for finding in about):
                 told = (
                     f"about {definition.estimated_rows:,} rows, {len(table.columns)} columns to encrypt, "

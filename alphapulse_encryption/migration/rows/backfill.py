@@ -67,4 +67,5 @@ class Backfill(Operation):
         return [Batch(arrays, width, ciphertexts)]
 
     def update(self, definition: TableDefinition, *, skip_locked: bool) -> Composed:
-        return sql.update_batch(definition, definition.plaintext_columns, skip_locked=skip_locked)
+        columns = definition.plaintext_columns
+        return sql.update_batch(definition, columns, keep_adopted=True, skip_locked=skip_locked)

@@ -162,13 +162,27 @@ def select_by_token(definition: TableDefinition, column: Column) -> Composed:
 
 
 def update_batch(
-    definition: TableDefinition, columns: Sequence[Column], *, skip_locked: bool = False
+    definition: TableDefinition,
+    columns: Sequence[Column],
+    *,
+    keep_adopted: bool = False,
+    skip_locked: bool = False,
 ) -> Composed:
-    """Ciphertexts and tokens of these columns, where there are new ones; see :func:`update_rows`."""
-    names = [name for column in columns for name in column.derived]
-    assignments = [
-        (name, SQL("coalesce({}, {})").format(new_value(number), Identifier("t", name)))
-        for number, name in enumerate(names)
+    """Ciphertexts and tokens of these columns, where there are new ones; see :func:`update_rows`.
+
+    Args:
+        keep_adopted: leave what is there of the application's own as it is.
+    """
+    derived = [(name, column.adopt and keep_adopted) for column in columns for name in column.derived]
+    names = [name for name, _ in derived]
+    assignments: list[tuple[str, Composable]] = [
+        (
+            name,
+            SQL("coalesce({1}, {0})" if kept else "coalesce({0}, {1})").format(
+                new_value(number), Identifier("t", name)
+            ),
+        )
+        for number, (name, kept) in enumerate(derived)
     ]
     return update_rows(definition, len(names), assignments, skip_locked=skip_locked)
 
@@ -333,21 +347,25 @@ def _select_sides(
 
 
 def clear_values(definition: TableDefinition, *, skip_locked: bool = False) -> Composed:
-    """Clears ciphertexts and tokens: takes an array for each encrypted column, NULL where its are kept."""
+    """Clears ciphertexts and tokens: takes an array for each encrypted column, NULL where its are kept.
+
+    Tokens that are adopted stay.
+    """
     columns = definition.encrypted_columns
     assignments = [
         (name, SQL("CASE WHEN {} IS NULL THEN {} END").format(new_value(number), Identifier("t", name)))
         for number, column in enumerate(columns)
-        for name in column.derived
+        for name in ([column.encrypted] if column.adopt else column.derived)
     ]
     return update_rows(definition, len(columns), assignments, skip_locked=skip_locked)
 
 
 def filled_cells(definition: TableDefinition) -> Cells:
-    """Columns with any ciphertext or token, of which nothing is read but that."""
+    """Columns with any ciphertext or token of ours, of which nothing is read but that."""
     cells: Cells = []
     for column in definition.encrypted_columns:
-        parts = [SQL("{} IS NOT NULL").format(Identifier("t", name)) for name in column.derived]
+        ours = () if column.adopt else column.derived
+        parts = [SQL("{} IS NOT NULL").format(Identifier("t", name)) for name in ours] or [SQL("false")]
         cells.append((SQL("({})").format(SQL(" OR ").join(parts)), SQL("''")))
     return cells
 
