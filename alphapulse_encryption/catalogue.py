@@ -19,6 +19,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     StrictBool,
     StrictStr,
     ValidationError,
@@ -179,6 +180,7 @@ class Catalogue(_Entry):
 
     format: Text = "AES-256-GCM"
     tables: tuple[Table, ...]
+    _path: Path | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _tables_agree(self) -> "Catalogue":
@@ -215,6 +217,16 @@ class Catalogue(_Entry):
     def keys(self) -> tuple[str, ...]:
         """The keys of all tables, in the order of the catalogue."""
         return tuple(table.key for table in self.tables)
+
+    @property
+    def source(self) -> str:
+        """Where it was read from, in a sentence."""
+        if self._path == PACKAGED_CATALOGUE:
+            return (
+                f"The catalogue is AlphaPulse's own, which is packaged ({self._path}): set "
+                "ALPHAPULSE_ENCRYPTION_CATALOGUE to the path of yours."
+            )
+        return f"The catalogue is {self._path}." if self._path else ""
 
     def table(self, key: str) -> Table:
         """The table of that key, or a ConfigurationError that lists the known ones."""
@@ -268,10 +280,12 @@ def _checked(text: str, path: Path) -> Catalogue:
     if not isinstance(document, dict):
         raise ConfigurationError(f"catalogue {path}: must be a mapping with the key tables")
     try:
-        return Catalogue.model_validate(document)
+        catalogue = Catalogue.model_validate(document)
+        catalogue._path = path
     except ValidationError as error:
         problems = [_describe(details) for details in error.errors(include_url=False)]
         raise ConfigurationError(f"catalogue {path}: {'; '.join(problems)}") from None
+    return catalogue
 
 
 class _Loader(yaml.SafeLoader):

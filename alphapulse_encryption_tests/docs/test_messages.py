@@ -19,6 +19,7 @@ ELSEWHERE = {
     "defs/alerts/delivery.py",
     "defs/jobs/single_op.py",
     "migration/gates/beginning.py",
+    "migration/schema/definition.py",
     "orm/types.py",
     "settings.py",
 }

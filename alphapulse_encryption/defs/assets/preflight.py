@@ -26,9 +26,7 @@ def build() -> dg.AssetsDefinition:
     def asset(context: dg.AssetExecutionContext, target: TargetResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with safely():
             catalogue = target.catalogue
-            report = preflight.check(
-                target.database, catalogue.tables, target.key_ring, envelope=catalogue.format
-            )
+            report = preflight.check(target.database, catalogue.tables, target.key_ring, catalogue=catalogue)
             for finding in report.findings:
                 context.log.info(str(finding))
             preflight.refuse_blockers(report)

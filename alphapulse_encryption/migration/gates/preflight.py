@@ -15,8 +15,8 @@ import psycopg
 from psycopg import sql
 
 from alphapulse_encryption import guide
-from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.crypto.envelope import AES_256_GCM, get_format
+from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
@@ -40,11 +40,13 @@ from alphapulse_encryption.migration.postgres.database import (
 )
 from alphapulse_encryption.migration.rows.throttle import NotAvailable, ReplicationLag, free_bytes
 from alphapulse_encryption.migration.schema.contents import refuse_ciphertext_alone
-from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.definition import TableDefinition, check_hidden, read_table
 from alphapulse_encryption.migration.schema.dependants import dependants
 from alphapulse_encryption.migration.schema.indexes import unique_indexes
 from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_relatives
+from alphapulse_encryption.migration.schema.sensitive_names import looks_secret
 from alphapulse_encryption.migration.schema.sql import GUARD_INSERT, GUARDS
+from alphapulse_encryption.migration.schema.views import shown_by_safe_view, view_names
 
 OLDEST_SERVER = 140000  # CREATE OR REPLACE TRIGGER (PostgreSQL 14)
 LONG_TRANSACTION = timedelta(minutes=5)
@@ -99,14 +101,14 @@ def check(
     tables: Sequence[Table],
     keys: KeyRing | None,
     *,
-    envelope: str = AES_256_GCM,
+    catalogue: Catalogue | None = None,
     once: bool = False,
 ) -> PreflightReport:
     """Go through the checklist for every table of the catalogue.
 
     Args:
         keys: the key ring; held against the key the database was begun with. None leaves the key out.
-        envelope: the catalogue's format.
+        catalogue: the one that names them; else a catalogue of its own that has no path.
         once: look at a table that somebody holds without another try; for a report that somebody waits for.
 
     Raises:
@@ -115,7 +117,9 @@ def check(
     started = time.monotonic()
     findings: list[Checked] = []
     rows = current = growth = 0
-    cipher = None if keys is None else get_format(envelope, keys)
+    catalogue = catalogue or Catalogue(tables=tuple(tables))
+    cipher = None if keys is None else get_format(catalogue.format, keys)
+    not_as_catalogued = False
     with database.session("run the preflight") as connection:
         findings += _server(connection)
         findings += _privileges(connection, tables)
@@ -129,6 +133,7 @@ def check(
                 definition = read_table(connection, table, plaintext=both, once=once)
             except MigrationError as error:
                 findings.append(Checked("blocker", table.key, error.args[0]))
+                not_as_catalogued |= isinstance(error, ConfigurationError)
                 continue
             about = list(_table(connection, definition))
             if state is None:
@@ -144,6 +149,10 @@ def check(
             current += definition.total_bytes
             # Every row is written once more: the old version stays until vacuum reclaims it.
             growth += encrypted_bytes(connection, definition) + definition.total_bytes
+        if not_as_catalogued and catalogue.source:
+            findings.append(
+                Checked("blocker", "catalogue", f"is not that of this database. {catalogue.source}")
+            )
         findings += _backups(connection, tables)
         findings += _logging(connection)
         findings += long_transactions(connection)
@@ -297,6 +306,7 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
     except ConfigurationError as error:
         yield Checked("blocker", table.key, error.args[0])
     yield from _triggers(connection, definition)
+    yield from _views(definition)
     plaintext = [column.name for column in definition.plaintext_columns]
     if names := [name for (name,) in connection.execute(_DEFAULTED, [definition.oid, plaintext])]:
         yield Checked(
@@ -373,6 +383,31 @@ def _triggers(connection: Connection, definition: TableDefinition) -> Iterator[C
             definition.table.key,
             f"the trigger {name} runs after the guard, which would not see what it makes of a row: triggers run in "
             "the order of their names. Rename it.",
+        )
+
+
+def _views(definition: TableDefinition) -> Iterator[Checked]:
+    """What the compatibility views would show or lack."""
+    table = definition.table
+    try:
+        check_hidden(definition)
+    except ConfigurationError as error:
+        yield Checked("blocker", table.key, error.args[0])
+    try:
+        view_names(table)
+    except ConfigurationError as error:
+        yield Checked("warning", table.key, error.args[0])
+    secrets = [
+        name
+        for name in shown_by_safe_view(definition)
+        if looks_secret(table.name, name, definition.columns[name].base_type)
+    ]
+    if secrets:
+        yield Checked(
+            "warning",
+            table.key,
+            f"the safe view v_{table.name}_safe would show {', '.join(secrets)}, which look like secrets by their "
+            "names. Catalogue them, or name them under hide in the catalogue.",
         )
 
 

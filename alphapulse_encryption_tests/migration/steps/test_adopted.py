@@ -23,7 +23,8 @@ def notes_url(database_url: str) -> str:
     """Thirty rows of a hundred are the application's own already; ten more have their token alone."""
     run(
         database_url,
-        "CREATE TABLE notes (id int PRIMARY KEY, mail text, secret text, mail_encrypted text, mail_search varchar(255))",
+        "CREATE TABLE notes (id int PRIMARY KEY, mail text, secret text, mail_encrypted text, "
+        "mail_search varchar(255))",
     )
     run(database_url, "INSERT INTO notes SELECT i, 'm' || i, 's' || i FROM generate_series(1, 100) AS i")
     for i in range(1, 41):
