@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictBool,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from alphapulse_encryption.errors import ConfigurationError
@@ -92,11 +102,14 @@ class Column(_Entry):
     """One plaintext column that is to be encrypted, by its exact name.
 
     The context names the derived key, and is stored in every envelope. A column with a search index is searchable.
+    What the columns of envelopes and tokens hold before the first step is the application's own where it is adopted:
+    it is kept and verified, and no token of it is overwritten.
     """
 
     name: Identifier
     context: Context
     search_index: Identifier | None = None
+    adopt: StrictBool = False
 
     @model_validator(mode="after")
     def _derived_names_fit(self) -> "Column":
@@ -127,11 +140,12 @@ class Column(_Entry):
 
 
 class Table(_Entry):
-    """A table and its sensitive columns; names are exact, without quotes."""
+    """A table, its sensitive columns, and others that its safe view leaves out; names are exact, without quotes."""
 
     name: PartitionName
     schema_name: SchemaName = Field(default="public", alias="schema")
     columns: tuple[Column, ...]
+    hide: tuple[Identifier, ...] = ()
 
     @model_validator(mode="after")
     def _columns_agree(self) -> "Table":
@@ -148,6 +162,11 @@ class Table(_Entry):
                 if derived in names:
                     problem = f"the derived name {derived} is another column of the catalogue"
                     raise _problem(problem, "columns", position, "name")
+        left_out = {*names, *(derived for column in self.columns for derived in column.derived)}
+        for position, name in enumerate(self.hide):
+            if name in left_out:
+                raise _problem(f"the safe view leaves {name} out already", "hide", position)
+            left_out.add(name)
         return self
 
     @property
@@ -161,6 +180,7 @@ class Catalogue(_Entry):
 
     format: Text = "AES-256-GCM"
     tables: tuple[Table, ...]
+    _path: Path | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _tables_agree(self) -> "Catalogue":
@@ -198,6 +218,16 @@ class Catalogue(_Entry):
         """The keys of all tables, in the order of the catalogue."""
         return tuple(table.key for table in self.tables)
 
+    @property
+    def source(self) -> str:
+        """Where it was read from, in a sentence."""
+        if self._path == PACKAGED_CATALOGUE:
+            return (
+                f"The catalogue is AlphaPulse's own, which is packaged ({self._path}): set "
+                "ALPHAPULSE_ENCRYPTION_CATALOGUE to the path of yours."
+            )
+        return f"The catalogue is {self._path}." if self._path else ""
+
     def table(self, key: str) -> Table:
         """The table of that key, or a ConfigurationError that lists the known ones."""
         for table in self.tables:
@@ -208,7 +238,8 @@ class Catalogue(_Entry):
     def fingerprint(self, table_key: str) -> str:
         """Hex SHA-256 of what the catalogue says about a table, its format included.
 
-        Writing a default out or listing the columns in another order does not change it.
+        Writing a default out or listing the columns in another order does not change it, nor does what says only how
+        the migration begins or what views show.
         """
         table = self.table(table_key)
         columns = sorted(table.columns, key=lambda column: column.name)
@@ -216,7 +247,7 @@ class Catalogue(_Entry):
             "format": self.format,
             "schema": table.schema_name,
             "name": table.name,
-            "columns": [column.model_dump() for column in columns],
+            "columns": [column.model_dump(exclude={"adopt"}) for column in columns],
         }
         canonical = json.dumps(entry, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -249,10 +280,12 @@ def _checked(text: str, path: Path) -> Catalogue:
     if not isinstance(document, dict):
         raise ConfigurationError(f"catalogue {path}: must be a mapping with the key tables")
     try:
-        return Catalogue.model_validate(document)
+        catalogue = Catalogue.model_validate(document)
+        catalogue._path = path
     except ValidationError as error:
         problems = [_describe(details) for details in error.errors(include_url=False)]
         raise ConfigurationError(f"catalogue {path}: {'; '.join(problems)}") from None
+    return catalogue
 
 
 class _Loader(yaml.SafeLoader):
@@ -295,6 +328,7 @@ def _describe(details: ErrorDetails) -> str:
         "extra_forbidden": "unknown key",
         "missing": "is missing",
         "string_type": f"must be a string, not {kind}; put it in quotes",
+        "bool_type": f"must be true or false, not {kind}",
         "string_too_short": "must not be empty",
         "string_too_long": f"is longer than {MAX_CONTEXT_LENGTH} characters",
         "string_unicode": "must not contain lone surrogates",

@@ -109,6 +109,8 @@ def test_fingerprint_follows_the_meaning_not_the_spelling(tmp_path: Path) -> Non
     same = f"format: AES-256-GCM\ntables: [{{name: t, schema: public, columns: [{two}, {one}]}}]"
     assert fingerprint(same) == base
     other_table = f"{{name: u, columns: [{one}]}}"
+    shown = f"tables: [{{name: t, columns: [{one}, {two}], hide: [salt]}}]"
+    assert fingerprint(shown.replace("context", "adopt: true, context", 1)) == base
     assert fingerprint(f"tables: [{other_table}, {{name: t, columns: [{one}, {two}]}}]") == base
     changed = [
         f"tables: [{{name: t, columns: [{one}]}}]",
@@ -132,6 +134,22 @@ def test_fingerprint_follows_the_meaning_not_the_spelling(tmp_path: Path) -> Non
         ("tables: [{name: t, columns: []}]", "tables[0].columns: must name at least one column"),
         ("tables: [{name: t}]", "tables[0].columns: is missing"),
         ("format: ''\ntables: [{name: t, columns: [{name: a, context: x}]}]", "format: must not be empty"),
+        (
+            "tables: [{name: t, columns: [{name: a, context: x, adopt: 'yes'}]}]",
+            "tables[0].columns[0].adopt: must be true or false, not text",
+        ),
+        (
+            "tables: [{name: t, columns: [{name: a, context: x}], hide: a}]",
+            "tables[0].hide: must be a list, not text",
+        ),
+        (
+            "tables: [{name: t, columns: [{name: a, context: x}], hide: [salt, a_encrypted]}]",
+            "tables[0].hide[1]: the safe view leaves a_encrypted out already",
+        ),
+        (
+            "tables: [{name: t, columns: [{name: a, context: x}], hide: [salt, salt]}]",
+            "tables[0].hide[1]: the safe view leaves salt out already",
+        ),
         ("tables: [{name: t, columns: [{name: a, context: x}]}]\nowner: me", "owner: unknown key"),
         (
             "tables: [{name: t, schema_name: s, columns: [{name: a, context: x}]}]",

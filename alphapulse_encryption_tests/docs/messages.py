@@ -114,6 +114,13 @@ def returned(modules: dict[str, ast.Module], name: str) -> Iterator[Message]:
             yield Message(text, f"{name}:{node.lineno}", "text")
 
 
+def yielded(modules: dict[str, ast.Module], name: str) -> Iterator[Message]:
+    """All texts that the functions of a module yield."""
+    for node in ast.walk(modules[name]):
+        if isinstance(node, ast.Yield) and node.value is not None and (text := _text(node.value)):
+            yield Message(text, f"{name}:{node.lineno}", "text")
+
+
 def _name(node: ast.expr) -> str:
     if isinstance(node, ast.Subscript):
         return _name(node.value)

@@ -18,6 +18,8 @@ SHORTEST = 12
 ELSEWHERE = {
     "defs/alerts/delivery.py",
     "defs/jobs/single_op.py",
+    "migration/gates/beginning.py",
+    "migration/schema/definition.py",
     "orm/types.py",
     "settings.py",
 }
@@ -34,10 +36,12 @@ def errors() -> tuple[Message, ...]:
 def refusals() -> list[Message]:
     return [
         *errors(),
+        *messages.findings(modules(), "migration/gates/beginning.py"),
         *messages.findings(modules(), "migration/gates/preflight.py"),
         *messages.findings(modules(), "migration/gates/surroundings.py"),
         *messages.reasons(modules(), "migration/rows/verify.py"),
         *messages.reasons(modules(), "migration/schema/dependants.py"),
+        *messages.yielded(modules(), "migration/schema/contents.py"),
     ]
 
 

@@ -142,7 +142,9 @@ def print_preflight(_: argparse.Namespace, catalogue: Catalogue, __: tuple[str, 
     """The findings as JSON; read directly, so that no run is seen in the UI."""
     keys = load_key_ring(key_environment())
     database = replace(target_database(), read_only=True)
-    report = preflight.check(database, catalogue.tables, keys, once=True, bin_dirs=client_programs())
+    report = preflight.check(
+        database, catalogue.tables, keys, catalogue=catalogue, once=True, bin_dirs=client_programs()
+    )
     print_members("preflight", {"report": report})
     return 1 if report.blockers else 0
 

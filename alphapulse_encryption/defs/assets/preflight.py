@@ -26,8 +26,11 @@ def build() -> dg.AssetsDefinition:
     )
     def asset(context: dg.AssetExecutionContext, target: TargetResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with safely():
+            catalogue = target.catalogue
             report = preflight.check(
-                *(target.database, target.catalogue.tables, target.key_ring), bin_dirs=client_programs()
+                *(target.database, catalogue.tables, target.key_ring),
+                catalogue=catalogue,
+                bin_dirs=client_programs(),
             )
             for finding in report.findings:
                 context.log.info(str(finding))

@@ -24,13 +24,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.install import SCHEMA
-from alphapulse_encryption.migration.discovery.sensitive_names import Category, kind_of, looks_sensitive
 from alphapulse_encryption.migration.discovery.value_patterns import look_at, look_into
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.gates.preflight import readable_size
 from alphapulse_encryption.migration.postgres.database import Connection, Database, answer
 from alphapulse_encryption.migration.schema.definition import OF_THE_APPLICATION
 from alphapulse_encryption.migration.schema.names import short_name
+from alphapulse_encryption.migration.schema.sensitive_names import Category, kind_of, looks_sensitive
 
 SAMPLED_ROWS = 1_000
 LONGEST_SAMPLE = "10s"

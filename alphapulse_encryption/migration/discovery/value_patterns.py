@@ -23,7 +23,7 @@ import phonenumbers
 import yaml
 from stdnum import bitcoin, iban, luhn
 
-from alphapulse_encryption.migration.discovery.sensitive_names import Category, looks_sensitive
+from alphapulse_encryption.migration.schema.sensitive_names import Category, looks_sensitive
 
 # Of a column, so many different values are looked at.
 MOST_VALUES = 300

@@ -15,7 +15,8 @@ import psycopg
 from psycopg import sql
 
 from alphapulse_encryption import guide
-from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
@@ -27,6 +28,7 @@ from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates import roles
 from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, is_recent
+from alphapulse_encryption.migration.gates.beginning import before_columns
 from alphapulse_encryption.migration.gates.findings import Checked, Level
 from alphapulse_encryption.migration.gates.surroundings import around_server, around_table
 from alphapulse_encryption.migration.postgres.database import (
@@ -38,11 +40,12 @@ from alphapulse_encryption.migration.postgres.database import (
 )
 from alphapulse_encryption.migration.postgres.programs import choose
 from alphapulse_encryption.migration.rows.throttle import NotAvailable, ReplicationLag, free_bytes
-from alphapulse_encryption.migration.schema.contents import encrypted_already
-from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.definition import TableDefinition, check_hidden, read_table
 from alphapulse_encryption.migration.schema.dependants import dependants, stops_of_the_switch
 from alphapulse_encryption.migration.schema.guard import guard_faults, late_triggers
 from alphapulse_encryption.migration.schema.partitions import refuse_relatives
+from alphapulse_encryption.migration.schema.sensitive_names import looks_secret
+from alphapulse_encryption.migration.schema.views import shown_by_safe_view, view_names
 
 OLDEST_SERVER = 140000  # CREATE OR REPLACE TRIGGER (PostgreSQL 14)
 LONG_TRANSACTION = timedelta(minutes=5)
@@ -97,6 +100,7 @@ def check(
     tables: Sequence[Table],
     keys: KeyRing | None,
     *,
+    catalogue: Catalogue | None = None,
     once: bool = False,
     bin_dirs: Sequence[Path] | None = None,
 ) -> PreflightReport:
@@ -104,6 +108,7 @@ def check(
 
     Args:
         keys: the key ring; held against the key the database was begun with. None leaves the key out.
+        catalogue: the one that names them; else a catalogue of its own that has no path.
         once: look at a table that somebody holds without another try; for a report that somebody waits for.
         bin_dirs: where a backup looks for client programs; None leaves them out.
 
@@ -113,6 +118,9 @@ def check(
     started = time.monotonic()
     findings: list[Checked] = []
     rows = current = growth = 0
+    catalogue = catalogue or Catalogue(tables=tuple(tables))
+    cipher = None if keys is None else get_format(catalogue.format, keys)
+    not_as_catalogued = False
     with database.session("run the preflight") as connection:
         findings += _server(connection)
         findings += _privileges(connection, tables)
@@ -126,6 +134,7 @@ def check(
                 definition = read_table(connection, table, plaintext=both, once=once)
             except MigrationError as error:
                 findings.append(Checked("blocker", table.key, error.args[0]))
+                not_as_catalogued |= isinstance(error, ConfigurationError)
                 continue
             about = list(_table(connection, definition))
             # Columns that came into the catalogue since are none of the guard's yet.
@@ -144,15 +153,8 @@ def check(
                         "renew them with --add-columns, and look for such values with --verify.",
                     )
                 )
-            if state is None and (others := encrypted_already(connection, definition)):
-                about.append(
-                    Checked(
-                        "blocker",
-                        table.key,
-                        f"is encrypted in part by somebody else: {', '.join(others)}. Take such columns out of the "
-                        "catalogue, or add_encrypted_columns will refuse.",
-                    )
-                )
+            if state is None:
+                about += before_columns(connection, definition, keys, cipher)
             if not any(finding.level == "blocker" for finding in about):
                 told = (
                     f"about {definition.estimated_rows:,} rows, {len(table.columns)} columns to encrypt, "
@@ -164,6 +166,10 @@ def check(
             current += definition.total_bytes
             # Every row is written once more: the old version stays until vacuum reclaims it.
             growth += encrypted_bytes(connection, definition) + definition.total_bytes
+        if not_as_catalogued and catalogue.source:
+            findings.append(
+                Checked("blocker", "catalogue", f"is not that of this database. {catalogue.source}")
+            )
         findings += _backups(connection, tables)
         if bin_dirs is not None:
             findings.append(_programs(connection, bin_dirs))
@@ -319,6 +325,7 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
     except ConfigurationError as error:
         yield Checked("blocker", table.key, error.args[0])
     yield from _triggers(connection, definition)
+    yield from _views(definition)
     plaintext = [column.name for column in definition.plaintext_columns]
     if names := [name for (name,) in connection.execute(_DEFAULTED, [definition.oid, plaintext])]:
         yield Checked(
@@ -371,6 +378,31 @@ def _triggers(connection: Connection, definition: TableDefinition) -> Iterator[C
             definition.table.key,
             f"the trigger {name} runs after the guard, which would not see what it makes of a row: triggers run in "
             "the order of their names. Rename it.",
+        )
+
+
+def _views(definition: TableDefinition) -> Iterator[Checked]:
+    """What the compatibility views would show or lack."""
+    table = definition.table
+    try:
+        check_hidden(definition)
+    except ConfigurationError as error:
+        yield Checked("blocker", table.key, error.args[0])
+    try:
+        view_names(table)
+    except ConfigurationError as error:
+        yield Checked("warning", table.key, error.args[0])
+    secrets = [
+        name
+        for name in shown_by_safe_view(definition)
+        if looks_secret(table.name, name, definition.columns[name].base_type)
+    ]
+    if secrets:
+        yield Checked(
+            "warning",
+            table.key,
+            f"the safe view v_{table.name}_safe would show {', '.join(secrets)}, which look like secrets by their "
+            "names. Catalogue them, or name them under hide in the catalogue.",
         )
 
 

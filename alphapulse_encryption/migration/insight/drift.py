@@ -19,14 +19,14 @@ from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.install import SCHEMA, bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.tables import TableState, table_state
 from alphapulse_encryption.migration.bookkeeping.verifications import verified_otherwise, verified_ranges
-from alphapulse_encryption.migration.discovery.sensitive_names import Suspicion, looks_sensitive
 from alphapulse_encryption.migration.gates.findings import Alert
 from alphapulse_encryption.migration.postgres.database import Connection, Database
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.catch_up import has_pending_index, pending_in
+from alphapulse_encryption.migration.schema.contents import unsuitable_columns
 from alphapulse_encryption.migration.schema.definition import OF_THE_APPLICATION, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.guard import guard_faults, late_triggers
-from alphapulse_encryption.migration.steps.columns import unsuitable_columns
+from alphapulse_encryption.migration.schema.sensitive_names import Suspicion, looks_sensitive
 
 # An old instance writes, the backfill follows: while that goes on it is told of once.
 PENDING_SETTLES = timedelta(minutes=15)

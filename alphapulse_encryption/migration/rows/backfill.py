@@ -57,4 +57,4 @@ class Backfill(Operation):
         return [Batch(arrays, width, ciphertexts)]
 
     def changes(self, definition: TableDefinition) -> sql.Changes:
-        return sql.new_sides(definition, definition.plaintext_columns)
+        return sql.new_sides(definition, definition.plaintext_columns, keep_adopted=True)

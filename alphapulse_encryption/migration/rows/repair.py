@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from psycopg.sql import Composed
 
-from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
@@ -20,13 +21,16 @@ from alphapulse_encryption.migration.rows.batches import Columns, key_at, texts
 from alphapulse_encryption.migration.rows.discard import Discard
 from alphapulse_encryption.migration.rows.engine import Progress, RangeResult, work_on_table
 from alphapulse_encryption.migration.rows.operation import Faults, Item, Written
-from alphapulse_encryption.migration.rows.verify import Offender, faults
+from alphapulse_encryption.migration.rows.verify import Offender, Problem, faults
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target
 
-# A pending value needs no repair: the backfill finds it.
-_CLEARED = ("mismatched", "undecryptable", "token_mismatched")
+
+def cleared(column: Column) -> tuple[Problem, ...]:
+    """What of a column a repair clears: a pending value needs none, and of adopted tokens none is overwritten."""
+    found: tuple[Problem, ...] = ("mismatched", "undecryptable")
+    return found if column.adopt else (*found, "token_mismatched")
 
 
 @dataclass(frozen=True)
@@ -57,21 +61,33 @@ class Repair(Discard):
     def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
         width = len(definition.key)
         read = texts([*columns[:width], *columns[width + 1 :]], errors="replace")
+        keys = [key_at(read, width, row) for row in range(len(read[0]))]
+        # Of the application's own, what is in no other place.
+        alone = {
+            (key, column.name)
+            for number, column in enumerate(self.table.columns)
+            if column.adopt
+            for key, plaintext in zip(keys, read[width + 3 * number], strict=True)
+            if plaintext is None
+        }
         wrong = {
             (offender.key, offender.column): offender.problem.encode()
             for offender in faults(read, definition, self.target)
-            if self._was_found(offender)
+            if self._was_found(offender) and (offender.key, offender.column) not in alone
         }
-        keys = [key_at(read, width, row) for row in range(len(read[0]))]
         flags = [[wrong.get((key, column.name)) for key in keys] for column in definition.encrypted_columns]
         arrays = [*columns[: width + 1], *flags]
         return Faults().items(columns, arrays, width, list(range(width + 1, len(arrays))))
 
     def _was_found(self, offender: Offender) -> bool:
-        if offender.problem not in _CLEARED or offender.column not in self.found:
+        if offender.column not in self.found or offender.problem not in self._cleared[offender.column]:
             return False
         named = self.found[offender.column]
         return named is None or offender.key in named
+
+    @cached_property
+    def _cleared(self) -> dict[str, tuple[Problem, ...]]:
+        return {column.name: cleared(column) for column in self.table.columns}
 
     def after(self, connection: Connection, done: Written) -> int:
         cleared = [
@@ -131,11 +147,12 @@ def _repairs(connection: Connection, definition: TableDefinition, target: Target
     for kept in kept_verifications(connection, table, definition.shape(), key_check):
         found: dict[str, frozenset[Key] | None] = {}
         for column in definition.plaintext_columns:
-            count = sum(kept.columns.get(column.name, {}).get(kind, 0) for kind in _CLEARED)
+            kinds = cleared(column)
+            count = sum(kept.columns.get(column.name, {}).get(kind, 0) for kind in kinds)
             named = [
                 tuple(o["key"])
                 for o in kept.offenders
-                if o["column"] == column.name and o["problem"] in _CLEARED
+                if o["column"] == column.name and o["problem"] in kinds
             ]
             if count:
                 found[column.name] = frozenset(named) if len(named) == count else None

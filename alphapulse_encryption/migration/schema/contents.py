@@ -1,48 +1,123 @@
-"""What a table holds before anything is encrypted, by a sample of its rows: what would go wrong with these very values.
+"""What is there before anything is encrypted: columns and values of others, and rows that would be refused later.
 
-Belongs here: questions that only the rows can answer. What follows from definitions alone is in ``dependants``.
+Belongs here: questions that only the rows can answer, by a sample of them, and whose columns there are already. What
+follows from definitions alone is in ``dependants``; what takes keys to tell, in ``rows.adopted``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import LiteralString
 
 import psycopg
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
+from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.migration.postgres.database import Connection, answer
 from alphapulse_encryption.migration.schema import saved_ddl
-from alphapulse_encryption.migration.schema.definition import TableDefinition
+from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition
 from alphapulse_encryption.migration.schema.sql import verbatim
 
-# A question about rows is answered by so many of them; but whether a column that is there is empty takes all.
+# A question about rows is answered by so many of them.
 SAMPLE = 1_000
+# So much of a table is read to find them: all of a small one, and of a large one pages from everywhere.
+_SAMPLE_BYTES = 16 * 1024 * 1024
+_TOKEN_LENGTH = 44
 
+_ALL: LiteralString = "SELECT {columns} FROM {table}"
+# The newest rows as well: somebody may have begun to encrypt what is written from now on.
+_SAMPLED: LiteralString = """
+SELECT {columns} FROM {table} TABLESAMPLE SYSTEM ({share})
+UNION ALL (SELECT {columns} FROM {table} ORDER BY {newest} LIMIT {most})
+"""
 # Single values may look like one by chance, or because a person put it into a text; not one in twenty.
 _IS_ENVELOPE: LiteralString = """
 SELECT count(*) FILTER (WHERE value ~ '^\\s*[{{]' AND value ~ '"ciphertext"\\s*:' AND value ~ '"algorithm"\\s*:') * 20
        > count(*)
-  FROM (SELECT {column}::text AS value FROM {table} WHERE {column} IS NOT NULL LIMIT {most}) AS s
+  FROM (SELECT {column}::text AS value FROM ({rows}) AS r WHERE {column} IS NOT NULL LIMIT {most}) AS s
 """
-_HAS_VALUES: LiteralString = "SELECT EXISTS (SELECT FROM {table} WHERE {column} IS NOT NULL)"
+_HAS_VALUES: LiteralString = "SELECT EXISTS (SELECT FROM ({rows}) AS r WHERE {column} IS NOT NULL)"
 
 
-def encrypted_already(connection: Connection, definition: TableDefinition) -> tuple[str, ...]:
-    """What somebody else has encrypted: plaintext columns with envelopes, ciphertext and tokens that are not ours.
+def sampled(definition: TableDefinition, columns: Sequence[Composable]) -> Composed:
+    """A query of these columns, for a bounded number of the table's rows."""
+    share = 100.0 * _SAMPLE_BYTES / max(definition.total_bytes, 1)
+    return SQL(_ALL if share >= 100.0 else _SAMPLED).format(
+        columns=SQL(", ").join(columns),
+        table=definition.identifier,
+        share=SQL(f"{share:.6f}"),
+        newest=SQL(", ").join(SQL("{} DESC").format(Identifier(key.name)) for key in definition.key),
+        most=SQL(str(SAMPLE)),
+    )
 
-    To be asked of a table on which no step has worked yet.
-    """
-    found = []
+
+def wanted_columns(table: Table) -> dict[str, str]:
+    """The types of the encrypted and search columns, by name."""
+    wanted = {}
+    for column in table.columns:
+        wanted[column.encrypted] = "text"
+        if column.searchable:
+            wanted[column.search] = "character varying(64)"
+    return wanted
+
+
+def unsuitable_columns(definition: TableDefinition) -> list[str]:
+    """Encrypted and search columns that are there with a type which does not hold what they are for."""
+    found = definition.columns
+    return [
+        name
+        for name, wanted in wanted_columns(definition.table).items()
+        if name in found and not _holds(found[name], tokens=wanted != "text")
+    ]
+
+
+def _holds(column: LiveColumn, *, tokens: bool) -> bool:
+    """Whether envelopes of any length fit into a column, or tokens."""
+    width = re.fullmatch(r"character varying\((\d+)\)", column.type)
+    fits = tokens and int(width[1]) >= _TOKEN_LENGTH if width else column.type in _UNBOUNDED
+    return fits and not column.generated
+
+
+_UNBOUNDED = ("text", "character varying")
+
+
+def of_others(connection: Connection, definition: TableDefinition) -> Iterator[str]:
+    """What somebody else has put where the first step would begin, and what to do about it."""
+    of = definition.table.key
+    for name in unsuitable_columns(definition):
+        found = definition.columns[name]
+        yield (
+            f"Column {of}.{name} exists with the type {found.type}{' (generated)' if found.generated else ''}, where "
+            f"{wanted_columns(definition.table)[name]} is needed. Rename or drop it."
+        )
     for column in definition.table.columns:
-        asked = [(column.name, _IS_ENVELOPE, "holds envelopes already")]
-        asked += [(name, _HAS_VALUES, "holds values already") for name in column.derived]
-        for name, query, what in asked:
-            if name in definition.columns:
-                parts = {"column": Identifier(name), "table": definition.identifier, "most": SQL(str(SAMPLE))}
-                if _is_so(connection, SQL(query).format(**parts)):
-                    found.append(f"{name} {what}")
-    return tuple(found)
+        if _is_so_of(connection, definition, column.name, _IS_ENVELOPE):
+            yield (
+                f"Column {of}.{column.name} holds envelopes already, and each would be put into another one. Take the "
+                "column out of the catalogue where the application reads envelopes in it; or have the application "
+                "write its plaintext back first."
+            )
+        for name in column.derived:
+            if name in definition.columns and definition.columns[name].not_null:
+                yield (
+                    f"Column {of}.{name} is NOT NULL, and the guard clears it where plaintext is written alone. Run "
+                    f'ALTER TABLE "{definition.table.schema_name}"."{definition.table.name}" ALTER "{name}" DROP NOT '
+                    "NULL."
+                )
+            if not column.adopt and _is_so_of(connection, definition, name, _HAS_VALUES):
+                yield (
+                    f"Column {of}.{name} holds values already, which somebody else has put there. If they are the "
+                    f"application's, under this key, write adopt: true beside {column.name} in the catalogue. Else "
+                    f"rename the column, or take {column.name} out of the catalogue."
+                )
+
+
+def _is_so_of(connection: Connection, definition: TableDefinition, name: str, query: LiteralString) -> bool:
+    if name not in definition.columns:
+        return False
+    parts = {"column": Identifier(name), "rows": sampled(definition, [Identifier(name)])}
+    return _is_so(connection, SQL(query).format(most=SQL(str(SAMPLE)), **parts))
 
 
 # Constraints that are checked for every row, and columns made from others that have to have a value.
@@ -74,7 +149,7 @@ def refuse_ciphertext_alone(connection: Connection, definition: TableDefinition)
     found = []
     for name, condition in connection.execute(_CONDITIONS, asked).fetchall():
         samples = (_without(definition, names) for names in (set(columns), {*columns, *nullable}))
-        if any(_holds(connection, sample, condition) for sample in samples):
+        if any(_is_met(connection, sample, condition) for sample in samples):
             found.append(name)
     return tuple(found)
 
@@ -99,7 +174,7 @@ def _without(definition: TableDefinition, names: set[str]) -> Composed:
     )
 
 
-def _holds(connection: Connection, sample: Composed, condition: str) -> bool:
+def _is_met(connection: Connection, sample: Composed, condition: str) -> bool:
     """Whether a condition, as the server printed it, holds for a row."""
     query = SQL("SELECT EXISTS (SELECT FROM ({}) AS s WHERE {})").format(sample, verbatim(condition))
     return _is_so(connection, query)

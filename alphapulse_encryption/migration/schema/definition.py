@@ -288,11 +288,27 @@ def check_catalogue(
         keys: the tables to look at; all of them where None.
 
     Raises:
-        ConfigurationError: see :func:`read_table`.
+        ConfigurationError: names what is wrong with any of them, as :func:`read_table` does, and the catalogue.
     """
+    problems = []
     for key in keys or catalogue.keys:
         table = catalogue.table(key)
-        found = read_table(connection, table, plaintext=False)
-        dropped = all(c.encrypted in found.columns and c.name not in found.columns for c in table.columns)
-        if not dropped:
-            _check_columns(table, found.columns)
+        try:
+            found = read_table(connection, table, plaintext=False)
+            if not all(c.encrypted in found.columns and c.name not in found.columns for c in table.columns):
+                _check_columns(table, found.columns)
+            check_hidden(found)
+        except ConfigurationError as error:
+            problems.append(error.args[0])
+    if problems:
+        raise ConfigurationError("\n".join(filter(None, (*problems, catalogue.source))))
+
+
+def check_hidden(definition: TableDefinition) -> None:
+    """Refuse a table that lacks a column which its safe view is to leave out: another one may show it."""
+    missing = [name for name in definition.table.hide if name not in definition.columns]
+    if missing:
+        raise ConfigurationError(
+            f"Table {definition.table.key} has no column {', '.join(missing)}, which the catalogue names under hide. "
+            "Names are exact and case-sensitive: correct the catalogue."
+        )

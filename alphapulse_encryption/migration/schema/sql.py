@@ -229,12 +229,21 @@ def _same_text(name: str, value: Composable) -> Composed:
     return SQL(text).format(Identifier("t", name), value)
 
 
-def new_sides(definition: TableDefinition, columns: Sequence[Column]) -> Changes:
-    """Ciphertexts and tokens of these columns, where there are new ones."""
-    names = [name for column in columns for name in column.derived]
+def new_sides(
+    definition: TableDefinition, columns: Sequence[Column], *, keep_adopted: bool = False
+) -> Changes:
+    """Ciphertexts and tokens of these columns, where there are new ones.
+
+    Args:
+        keep_adopted: leave what is there of the application's own as it is.
+    """
+    derived = [(name, column.adopt and keep_adopted) for column in columns for name in column.derived]
+    names = [name for name, _ in derived]
     values = [
-        SQL("coalesce({}, {})").format(new_value(number), Identifier("t", name))
-        for number, name in enumerate(names)
+        SQL("coalesce({1}, {0})" if kept else "coalesce({0}, {1})").format(
+            new_value(number), Identifier("t", name)
+        )
+        for number, (name, kept) in enumerate(derived)
     ]
     same = dict(zip(names, map(_same_text, names, values), strict=True))
     stored = [SQL("({})").format(SQL(" AND ").join(same[name] for name in c.derived)) for c in columns]
@@ -249,11 +258,14 @@ def new_sides(definition: TableDefinition, columns: Sequence[Column]) -> Changes
 
 
 def cleared_sides(columns: Sequence[Column]) -> Changes:
-    """No ciphertexts and tokens: takes an array for each encrypted column, NULL where its are kept."""
+    """No ciphertexts and tokens: takes an array for each encrypted column, NULL where its are kept.
+
+    Tokens that are adopted stay.
+    """
     assignments = [
         (name, SQL("CASE WHEN {} IS NULL THEN {} END").format(new_value(number), Identifier("t", name)))
         for number, column in enumerate(columns)
-        for name in column.derived
+        for name in ([column.encrypted] if column.adopt else column.derived)
     ]
     stored = SQL(" AND ").join(_same_text(*assignment) for assignment in assignments)
     return Changes(len(columns), assignments, stored)
@@ -426,10 +438,13 @@ def _select_sides(
 
 
 def filled_cells(definition: TableDefinition) -> Cells:
-    """Columns with any ciphertext or token, of which nothing is read but that."""
+    """Columns with any ciphertext or token of ours, of which nothing is read but that."""
     cells: Cells = []
     for column in definition.encrypted_columns:
-        parts = [SQL("{} IS NOT NULL").format(Identifier("t", name)) for name in column.derived]
+        ours = () if column.adopt else column.derived
+        parts = [SQL("{} IS NOT NULL").format(Identifier("t", name)) for name in ours] or [
+            SQL("{}").format(SQL("false"))
+        ]
         cells.append((SQL("({})").format(SQL(" OR ").join(parts)), SQL("''")))
     return cells
 

@@ -1,8 +1,8 @@
 """Compatibility views: the original column names over the encrypted columns.
 
 ``v_<table>`` has every column of the table under its original name, the sensitive ones as envelopes, and the
-search columns; ``v_<table>_safe`` leaves the sensitive ones out. Neither reads a plaintext column, so both go on
-working after the drop.
+search columns; ``v_<table>_safe`` leaves the sensitive ones out, and what the catalogue hides. Neither reads a
+plaintext column, so both go on working after the drop.
 
 Both are made with ``security_invoker`` (PostgreSQL manual, CREATE VIEW; from version 15 on): a view that runs with its
 owner's rights would show all rows to who may read the view, whatever row-level security says, because policies do
@@ -31,7 +31,7 @@ from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state
 from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database, answer
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner, in_short_transaction
-from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.definition import TableDefinition, check_hidden, read_table
 from alphapulse_encryption.migration.schema.guard import refuse_unguarded
 from alphapulse_encryption.migration.schema.names import LONGEST_NAME
 from alphapulse_encryption.migration.schema.saved_ddl import Grant
@@ -82,7 +82,7 @@ def create_views(database: Database, table: Table, actor: Actor) -> ViewsResult:
     Raises:
         RefusedError: columns not added, or somebody else's object depends on a view that has to lose a column; before
             PostgreSQL 15, row-level security on the table.
-        ConfigurationError: a relation of that name is there and is not ours.
+        ConfigurationError: a relation of that name is there and is not ours; a column to hide is not there.
         DatabaseFailure: the server refused.
     """
     started = time.monotonic()
@@ -90,6 +90,7 @@ def create_views(database: Database, table: Table, actor: Actor) -> ViewsResult:
         require_guarded_state(connection, table)
         definition = read_table(connection, table, plaintext=False)
         refuse_unguarded(connection, definition)
+        check_hidden(definition)
         hides = "SELECT relrowsecurity FROM pg_class WHERE oid = %s"
         if not _runs_as_reader(connection) and answer(connection, hides, definition.oid):
             raise RefusedError(
@@ -123,7 +124,7 @@ def drop_views(connection: Connection, definition: TableDefinition) -> tuple[str
     for name in view_names(definition.table):
         view = _look(connection, definition.table, name)
         if view is not None and view.ours:
-            with _refusing_dependants(name, "has to go"):
+            with _refusing_dependants(connection, view.oid, name, "has to go"):
                 connection.execute(_drop_statement(definition, name))
             dropped.append(name)
     return tuple(dropped)
@@ -133,12 +134,19 @@ def _runs_as_reader(connection: Connection) -> bool:
     return connection.info.server_version >= _SECURITY_INVOKER_SINCE
 
 
+def shown_by_safe_view(definition: TableDefinition) -> list[str]:
+    """The columns that ``v_<table>_safe`` shows to who may see nothing sensitive."""
+    table = definition.table
+    left_out = {name for column in table.columns for name in (column.name, column.encrypted, column.search)}
+    return [name for name in definition.columns if name not in {*left_out, *table.hide}]
+
+
 def _columns(definition: TableDefinition, *, safe: bool) -> Columns:
     sensitive = {column.name: column for column in definition.table.columns}
     added = {name for column in definition.table.columns for name in column.derived}
     others = [name for name in definition.columns if name not in added]
     if safe:
-        return [(name, name) for name in others if name not in sensitive]
+        return [(name, name) for name in shown_by_safe_view(definition)]
     columns = [(sensitive[name].encrypted if name in sensitive else name, name) for name in others]
     # After a drop the plaintext columns are gone from the table, not from the view.
     columns += [(c.encrypted, c.name) for c in definition.table.columns if c.name not in definition.columns]
@@ -191,7 +199,9 @@ def _find(connection: Connection, table: Table, name: str) -> _View | None:
 def _renew(connection: Connection, definition: TableDefinition, name: str, actor: Actor) -> bool:
     """Bring a view and its privileges up to what they are to be; returns whether anything had to be done."""
     statements, granted = _renewal(connection, definition, name)
-    with _refusing_dependants(name, f"has to be renewed because {definition.table.key} has changed"):
+    view = _look(connection, definition.table, name)
+    why = f"has to be made again because {definition.table.key} or its catalogue entry has changed"
+    with _refusing_dependants(connection, 0 if view is None else view.oid, name, why):
         for statement in statements:
             connection.execute(statement)
     if statements:
@@ -258,14 +268,25 @@ def _drop_statement(definition: TableDefinition, name: str) -> Composed:
     return SQL("DROP VIEW {}").format(Identifier(definition.table.schema_name, name))
 
 
+_DEPENDANTS = """
+SELECT string_agg(
+         DISTINCT coalesce('view ' || r.ev_class::regclass, pg_describe_object(d.classid, d.objid, d.objsubid)), ', ')
+  FROM pg_depend d LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+ WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %s AND d.deptype = 'n'
+   AND r.ev_class IS DISTINCT FROM d.refobjid
+"""
+
+
 @contextmanager
-def _refusing_dependants(name: str, why: str) -> Iterator[None]:
+def _refusing_dependants(connection: Connection, view: int, name: str, why: str) -> Iterator[None]:
+    # Of a transaction that has failed nothing can be asked.
+    others = answer(connection, _DEPENDANTS, view)
     try:
         yield
     except psycopg.errors.DependentObjectsStillExist:
         raise RefusedError(
-            f"The view {name} {why}, and other objects depend on it. Drop those first, and run the step again; the "
-            "view was not changed."
+            f"The view {name} {why}, and others depend on it: {others or 'objects that were made just now'}. Drop "
+            "those first, run the step again, and make them again then; the view was not changed."
         ) from None
 
 

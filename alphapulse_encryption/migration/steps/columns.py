@@ -17,25 +17,19 @@ from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.keys import check_key, ensure_key
 from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
+from alphapulse_encryption.migration.gates.beginning import refuse_beginning
 from alphapulse_encryption.migration.postgres.database import Actor, Connection
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows.batch_ranges import ensure_ranges
 from alphapulse_encryption.migration.rows.discard import Discard
 from alphapulse_encryption.migration.rows.engine import Progress, work_on_table
-from alphapulse_encryption.migration.schema.contents import encrypted_already
+from alphapulse_encryption.migration.schema.contents import unsuitable_columns, wanted_columns
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.guard import ensure_guard, refuse_unguarded
 from alphapulse_encryption.migration.schema.partitions import lock_partitions, refuse_relatives
 from alphapulse_encryption.migration.schema.saved_ddl import alter
 from alphapulse_encryption.migration.schema.sql import verbatim
 from alphapulse_encryption.migration.target import Target
-
-# Columns of these types that are there already are taken as they are: an envelope, or a token of 44
-# characters, fits.
-_ADOPTED = {
-    "text": {"text", "character varying"},
-    "character varying(64)": {"character varying(64)", "character varying", "text"},
-}
 
 
 @dataclass(frozen=True)
@@ -86,13 +80,17 @@ def add_encrypted_columns(
         check_key(connection, target.keys)
         state = tables.table_state(connection, table) if bookkeeping_exists(connection) else None
         if state is not None and not state.state.has_both_sides:
-            existing, ranges = tuple(_wanted_columns(table)), len(read_ranges(connection, table))
+            existing, ranges = tuple(wanted_columns(table)), len(read_ranges(connection, table))
             return ColumnsResult((), existing, False, 0, ranges, time.monotonic() - started)
         definition = read_table(connection, table)
         refuse_relatives(connection, definition)
-        _refuse_unsuitable(definition)
         if state is None:
-            _refuse_encrypted(connection, definition)
+            refuse_beginning(connection, definition, target.keys, target.cipher)
+        elif names := unsuitable_columns(definition):
+            raise ConfigurationError(
+                f"Columns of {table.key} are not of the type that they were added with: {', '.join(names)}. Give them "
+                "back text, or varchar(64) where they are searched by; nothing was changed."
+            )
         ensure_key(connection, target.keys)
         add = partial(_add_missing, connection, table, target.actor)
         added = in_short_transaction(connection, doing, add)
@@ -106,7 +104,7 @@ def add_encrypted_columns(
             cleared = _discard(connection, target, table, on_progress)
     return ColumnsResult(
         added=added,
-        existing=tuple(name for name in _wanted_columns(table) if name not in added),
+        existing=tuple(name for name in wanted_columns(table) if name not in added),
         guards_created=guarded,
         cleared=cleared,
         ranges=ranges,
@@ -131,42 +129,6 @@ def _discard(
     return result.rows
 
 
-def _wanted_columns(table: Table) -> dict[str, str]:
-    """The types of the encrypted and search columns, by name."""
-    wanted = {}
-    for column in table.columns:
-        wanted[column.encrypted] = "text"
-        if column.searchable:
-            wanted[column.search] = "character varying(64)"
-    return wanted
-
-
-def unsuitable_columns(definition: TableDefinition) -> list[str]:
-    """Encrypted and search columns that are there with a type which does not hold what they are for."""
-    found, wanted = definition.columns, _wanted_columns(definition.table)
-    there = [name for name in wanted if name in found]
-    return [name for name in there if found[name].generated or found[name].type not in _ADOPTED[wanted[name]]]
-
-
-def _refuse_unsuitable(definition: TableDefinition) -> None:
-    for name in unsuitable_columns(definition):
-        found = definition.columns[name]
-        raise ConfigurationError(
-            f"Column {definition.table.key}.{name} exists with the type {found.type}"
-            f"{' (generated)' if found.generated else ''}, where {_wanted_columns(definition.table)[name]} is needed. "
-            "Rename or drop it; nothing was changed."
-        )
-
-
-def _refuse_encrypted(connection: Connection, definition: TableDefinition) -> None:
-    if found := encrypted_already(connection, definition):
-        raise ConfigurationError(
-            f"Table {definition.table.key} is encrypted in part by somebody else: {', '.join(found)}. An "
-            "envelope would be put into another one, and tokens that are looked up by would be overwritten. "
-            "Take such columns out of the catalogue; nothing was changed."
-        )
-
-
 def _add_missing(connection: Connection, table: Table, actor: Actor) -> tuple[str, ...]:
     definition = read_table(connection, table)
     tables.register_table(connection, table)
@@ -180,18 +142,18 @@ def _add_missing(connection: Connection, table: Table, actor: Actor) -> tuple[st
 
 def missing_columns(definition: TableDefinition) -> tuple[str, ...]:
     """Encrypted and search columns that are not there yet."""
-    return tuple(name for name in _wanted_columns(definition.table) if name not in definition.columns)
+    return tuple(name for name in wanted_columns(definition.table) if name not in definition.columns)
 
 
 def add_columns_statement(definition: TableDefinition, names: Sequence[str]) -> Composed:
     """Adds encrypted and search columns: nullable and without a default, so that nothing is rewritten."""
-    types, add = _wanted_columns(definition.table), SQL("ADD COLUMN {} {}")
+    types, add = wanted_columns(definition.table), SQL("ADD COLUMN {} {}")
     actions: list[Composable] = [add.format(Identifier(name), verbatim(types[name])) for name in names]
     return alter(definition, actions)
 
 
 def with_columns(definition: TableDefinition) -> TableDefinition:
     """The table as it is once its encrypted columns are added."""
-    types = _wanted_columns(definition.table)
+    types = wanted_columns(definition.table)
     added = {name: LiveColumn(name, types[name], False, None, False) for name in missing_columns(definition)}
     return replace(definition, columns={**definition.columns, **added})

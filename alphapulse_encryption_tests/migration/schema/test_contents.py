@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.gates.preflight import check
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.schema.contents import refuse_ciphertext_alone
+from alphapulse_encryption.migration.schema.contents import of_others, refuse_ciphertext_alone
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
@@ -43,6 +45,20 @@ def test_encrypted_by_somebody_else(notes_url: str, statement: str, named: str) 
     assert run(notes_url, "SELECT * FROM notes ORDER BY id") == before
     blockers = [f.message for f in check(Database(notes_url), [ENTRY], support.KEYS).blockers]
     assert any(named in message for message in blockers)
+
+
+@pytest.mark.parametrize("columns", ["mail, secret", "mail_encrypted, mail"])
+def test_a_look_reads_no_more_of_a_large_table(notes_url: str, columns: str) -> None:
+    """A column that is empty but for the newest rows; of a table so large, no page but by chance is read besides."""
+    run(notes_url, "ALTER TABLE notes ADD mail_encrypted text; UPDATE notes SET mail = NULL, secret = NULL")
+    first, _ = columns.split(", ")
+    run(notes_url, f"UPDATE notes SET {first} = %s WHERE id > 90", support.seal("m", "test_search"))
+    with Database(notes_url).session("look") as connection:
+        definition = replace(read_table(connection, ENTRY), total_bytes=10**15)
+        (told,) = of_others(connection, definition)
+        assert f"notes.{first} holds" in told
+        run(notes_url, "INSERT INTO notes SELECT i, NULL, NULL, '' FROM generate_series(200, 2000) AS i")
+        assert list(of_others(connection, definition)) == []
 
 
 def test_columns_of_ours_are_no_stranger_s(notes_url: str) -> None:

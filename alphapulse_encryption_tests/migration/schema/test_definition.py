@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.catalogue import Catalogue, Table, load_catalogue
 from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.migration.gates.preflight import check
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.definition import TableDefinition, check_catalogue, read_table
 from alphapulse_encryption_tests.migration import support
@@ -104,3 +107,29 @@ def test_dropped_plaintext_is_not_missing(database_url: str) -> None:
         connection.execute("ALTER TABLE public.notes DROP COLUMN secret_encrypted")
         with pytest.raises(ConfigurationError, match="no column secret"):
             check_catalogue(connection, catalogue)
+
+
+def test_all_that_is_missing_is_told_at_once(database_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "tables: [{name: notes, columns: [{name: a, context: x}, {name: b, context: x}]},"
+        " {name: gone, columns: [{name: a, context: x}]}, {name: there, columns: [{name: a, context: x}], hide: [c]}]"
+    )
+    run(
+        database_url,
+        "CREATE TABLE notes (id int PRIMARY KEY); CREATE TABLE there (id int PRIMARY KEY, a text)",
+    )
+    with Database(database_url).session("check") as connection:
+        told = ["notes has no column a, b", "public.gone", "there has no column c", str(path)]
+        with pytest.raises(ConfigurationError, match=f"(?s){'.*'.join(told)}") as caught:
+            check_catalogue(connection, load_catalogue(path))
+        assert "ALPHAPULSE_ENCRYPTION_CATALOGUE" not in str(caught.value)
+        with pytest.raises(ConfigurationError, match="ALPHAPULSE_ENCRYPTION_CATALOGUE") as caught:
+            check_catalogue(connection, load_catalogue())
+        assert all(f"public.{table}" in str(caught.value) for table in load_catalogue().keys)
+    for catalogue, said in (
+        (load_catalogue(path), str(path)),
+        (load_catalogue(), "ALPHAPULSE_ENCRYPTION_CATALOGUE"),
+    ):
+        blockers = check(Database(database_url), catalogue.tables, support.KEYS, catalogue=catalogue).blockers
+        assert [finding for finding in blockers if said in finding.message and finding.subject == "catalogue"]

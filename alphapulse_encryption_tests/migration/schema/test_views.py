@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import psycopg
 import pytest
 
+from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
+from alphapulse_encryption.migration.gates.preflight import check
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.views import ViewsResult, create_views, view_statements
@@ -35,8 +38,8 @@ def reader(notes_url: str) -> Iterator[str]:
     run(notes_url, "DROP ROLE views_reader")
 
 
-def create(url: str) -> ViewsResult:
-    return create_views(Database(url), ENTRY, ACTOR)
+def create(url: str, entry: Table = ENTRY) -> ViewsResult:
+    return create_views(Database(url), entry, ACTOR)
 
 
 def columns(url: str, view: str) -> list[str]:
@@ -127,6 +130,55 @@ def test_who_may_read_all_that_a_view_reads_may_read_the_view(notes_url: str, re
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("SELECT id FROM v_notes")
     assert not create(notes_url).changed
+
+
+HIDING = ENTRY.model_copy(update={"hide": ("other",)})
+
+
+def test_what_the_catalogue_hides(notes_url: str, reader: str) -> None:
+    """Of a view that shows it already, too, whose privileges stay."""
+    create(notes_url)
+    run(notes_url, f"GRANT SELECT ON v_notes_safe TO {reader} WITH GRANT OPTION")
+    granted = "SELECT relacl::text FROM pg_class WHERE relname = 'v_notes_safe'"
+    before = run(notes_url, granted)
+    assert create(notes_url, HIDING).created == ("v_notes_safe",)
+    assert columns(notes_url, "v_notes_safe") == ["id"]
+    assert columns(notes_url, "v_notes") == ["id", "mail", "other", "secret", "mail_search"]
+    assert run(notes_url, granted) == before
+    assert not create(notes_url, HIDING).changed
+    assert create(notes_url).created == ("v_notes_safe",)
+    assert columns(notes_url, "v_notes_safe") == ["id", "other"]
+
+
+def test_what_others_built_on_what_is_hidden_now_is_named(notes_url: str) -> None:
+    create(notes_url)
+    run(notes_url, "CREATE VIEW report AS SELECT other FROM v_notes_safe")
+    run(notes_url, "CREATE MATERIALIZED VIEW kept AS SELECT other FROM v_notes_safe")
+    with pytest.raises(
+        RefusedError, match=r"v_notes_safe.*depend on it: view public.kept, view public.report"
+    ):
+        create(notes_url, HIDING)
+    assert run(notes_url, "SELECT * FROM report") == [("open",), ("open",)]
+
+
+def test_a_column_to_hide_that_is_not_there(notes_url: str) -> None:
+    entry = ENTRY.model_copy(update={"hide": ("other", "Salt", "hash")})
+    with pytest.raises(ConfigurationError, match=r"notes has no column Salt, hash, which .* under hide"):
+        create(notes_url, entry)
+    assert run(notes_url, "SELECT to_regclass('v_notes')") == [(None,)]
+    assert any("Salt, hash" in f.message for f in check(Database(notes_url), [entry], support.KEYS).blockers)
+
+
+def test_secrets_that_a_view_would_show_are_told(notes_url: str) -> None:
+    run(
+        notes_url,
+        "ALTER TABLE notes ADD password_hash text, ADD pw_salt bytea, ADD password_changed timestamptz",
+    )
+    for hidden, told in (((), ["password_hash, pw_salt"]), (("pw_salt",), ["password_hash"])):
+        entry = ENTRY.model_copy(update={"hide": hidden})
+        warnings = [f.message for f in check(Database(notes_url), [entry], support.KEYS).warnings]
+        found = [re.search(r"would show (.*), which look", message) for message in warnings]
+        assert [one[1] for one in found if one] == told
 
 
 def test_a_view_with_triggers_is_not_made_again(notes_url: str) -> None:
@@ -225,7 +277,7 @@ def test_what_others_built_on_a_view_is_not_destroyed(notes_url: str) -> None:
     assert create(notes_url).changed
     assert run(notes_url, "SELECT n FROM report") == [(2,)]
     run(notes_url, "ALTER TABLE notes RENAME COLUMN more TO rest")
-    with pytest.raises(RefusedError, match=r"v_notes has to be renewed.*other objects depend on it"):
+    with pytest.raises(RefusedError, match=r"v_notes has to be made again.*depend on it: view public.report"):
         create(notes_url)
     assert run(notes_url, "SELECT n FROM report") == [(2,)]
 

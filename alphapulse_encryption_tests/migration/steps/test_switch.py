@@ -230,7 +230,7 @@ def test_what_others_built_on_the_views_stays_and_the_plaintext_is_right(after: 
     url = after("switched")
     create_views(Database(url), USERS, walk.ACTOR)
     walk.query(url, "CREATE VIEW report AS SELECT count(*) FROM v_users_safe")
-    with pytest.raises(RefusedError, match="v_users_safe has to go, and other objects depend on it"):
+    with pytest.raises(RefusedError, match="v_users_safe has to go, and others depend on it"):
         reverted(url, USERS)
     assert authority(url, USERS) == "plaintext"
     assert relations(url) > {"v_users", "v_users_safe"} and triggers(url)

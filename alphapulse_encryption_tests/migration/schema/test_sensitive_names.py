@@ -5,7 +5,12 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from alphapulse_encryption.migration.discovery.sensitive_names import kind_of, looks_sensitive, split_words
+from alphapulse_encryption.migration.schema.sensitive_names import (
+    kind_of,
+    looks_secret,
+    looks_sensitive,
+    split_words,
+)
 from alphapulse_encryption_tests.migration import walk
 
 COLUMNS = """
@@ -118,3 +123,20 @@ def test_words_and_kinds() -> None:
 @pytest.mark.parametrize("name", ["", " ", "漢字", "_", "-" * 63, "a" * 63, "\u0130", "ﬁ", "x\u0301"])
 def test_any_name_is_taken(name: str) -> None:
     assert looks_sensitive(name, name, name) is None
+
+
+@pytest.mark.parametrize(
+    ("column", "type_name", "secret"),
+    [
+        *(
+            (name, "text", True)
+            for name in ("password_hash", "pwd_digest", "passwordHash", "api_token", "Salt")
+        ),
+        *((name, "text", False) for name in ("commit_hash", "token_count", "email", "checksum", "hash_tags")),
+        ("password_salt", "bytea", True),
+        ("password_changed", "timestamp with time zone", False),
+        ("secret", "boolean", False),
+    ],
+)
+def test_what_people_log_in_by(column: str, type_name: str, secret: bool) -> None:
+    assert looks_secret("users", column, type_name) is secret

@@ -48,6 +48,7 @@ class _Lists(NamedTuple):
     rules: tuple[_Rule, ...]
     not_the_value: frozenset[str]
     points_elsewhere: frozenset[str]
+    made_of_secrets: frozenset[str]
 
 
 @functools.cache
@@ -62,7 +63,8 @@ def _lists() -> _Lists:
         _Rule(rule["category"], rule["confidence"], *(words(rule.get(of, "")) for of in _Rule._fields[2:]))
         for rule in read["rules"]
     )
-    return _Lists(rules, words(read["not_the_value"]), words(read["points_elsewhere"]))
+    others = ("not_the_value", "points_elsewhere", "made_of_secrets")
+    return _Lists(rules, *(words(read[name]) for name in others))
 
 
 _LONGEST_RUN = 4
@@ -91,6 +93,20 @@ def looks_sensitive(table: str, column: str, type_name: str) -> Suspicion | None
     if kind == "json" and words[-1] not in _lists().not_the_value:
         return Suspicion("free form", "possible", f"{type_name} may hold anything")
     return None
+
+
+def looks_secret(table: str, column: str, type_name: str) -> bool:
+    """Whether a column looks as if it held what people or programs log in by, or what was made of that.
+
+    A hash or a salt is no value to encrypt, but nothing to show to everybody either.
+    """
+    made_of = _lists().made_of_secrets
+    words = split_words(column)
+    if "salt" in words:
+        return kind_of(type_name) in {"text", "bytes"}
+    rest = [word.removesuffix("hash").removesuffix("digest") for word in words if word not in made_of]
+    found = looks_sensitive(table, "_".join(rest), type_name)
+    return found is not None and (found.category, found.confidence) == ("credential", "likely")
 
 
 def _is_about(words: list[str], run: tuple[int, int], kind: str) -> bool:

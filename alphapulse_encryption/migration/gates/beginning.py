@@ -1,0 +1,124 @@
+"""What has to be so before a table's encrypted columns are added: the preflight tells it, and the step refuses it.
+
+Belongs here: what of a table's definition and rows would make the first step do harm, or fail in its middle.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import psycopg
+from psycopg.sql import SQL, Composable, Identifier
+
+from alphapulse_encryption.catalogue import Column
+from alphapulse_encryption.crypto.envelope import EnvelopeFormat
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.crypto.tokens import search_token
+from alphapulse_encryption.errors import ConfigurationError, DecryptionError
+from alphapulse_encryption.migration.gates.findings import Checked
+from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.schema.contents import SAMPLE, of_others, sampled
+from alphapulse_encryption.migration.schema.definition import TableDefinition
+
+# Larger envelopes are left to the verification, so that a sample fits into memory.
+_MOST_BYTES = 65_536
+
+
+def before_columns(
+    connection: Connection, definition: TableDefinition, keys: KeyRing | None, cipher: EnvelopeFormat | None
+) -> Iterator[Checked]:
+    """What speaks against a table's first step, or would surprise after it.
+
+    Args:
+        keys: None, with the cipher, leaves out what only keys can tell.
+    """
+    yield from (Checked("blocker", definition.table.key, told) for told in of_others(connection, definition))
+    for column in definition.table.columns:
+        if column.adopt and keys is not None and cipher is not None:
+            yield from _adopted(connection, definition, column, keys, cipher)
+
+
+def refuse_beginning(
+    connection: Connection, definition: TableDefinition, keys: KeyRing, cipher: EnvelopeFormat
+) -> None:
+    """Refuse the first step where something speaks against it.
+
+    Raises:
+        ConfigurationError: names all of it, and what to do.
+    """
+    found = before_columns(connection, definition, keys, cipher)
+    if blockers := [finding.message for finding in found if finding.level == "blocker"]:
+        raise ConfigurationError("\n".join((*blockers, "Nothing was changed.")))
+
+
+def _adopted(
+    connection: Connection,
+    definition: TableDefinition,
+    column: Column,
+    keys: KeyRing,
+    cipher: EnvelopeFormat,
+) -> Iterator[Checked]:
+    """What a sample of the application's own envelopes and tokens is, opened with our key."""
+    if column.encrypted not in definition.columns:
+        return
+    names = (column.name, column.encrypted, column.search)
+    texts: list[Composable] = [
+        SQL("{0}::text AS {0}" if name in definition.columns else "NULL::text AS {0}").format(
+            Identifier(name)
+        )
+        for name in names
+    ]
+    query = SQL("SELECT * FROM ({}) AS s WHERE octet_length({}) <= {} LIMIT {}").format(
+        sampled(definition, texts), Identifier(column.encrypted), SQL(str(_MOST_BYTES)), SQL(str(SAMPLE))
+    )
+    try:
+        rows = connection.execute(query).fetchall()
+    except psycopg.errors.InsufficientPrivilege:
+        return  # The steps say so.
+    found: Counter[str] = Counter()
+    reason = ""
+    for plaintext, envelope, token in rows:
+        try:
+            value, version = (
+                cipher.decrypt(envelope, column.context),
+                cipher.key_version(envelope, column.context),
+            )
+        except DecryptionError as error:
+            found["unreadable"] += 1
+            reason = error.args[0]
+            continue
+        found["alone"] += plaintext is None
+        found["other value"] += plaintext not in (None, value)
+        if column.searchable and token is not None:
+            found["other token"] += token != search_token(keys, value, column.context, version)
+    of, most = f"{definition.table.key}.{column.name}", f"of {len(rows):,} sampled values"
+    if found["unreadable"]:
+        yield Checked(
+            "blocker",
+            of,
+            f"is to be adopted, and {found['unreadable']:,} {most} of {of}_encrypted do not open with this key "
+            f"({reason}). Configure the application's key and context, or set such values to NULL, which the backfill "
+            "encrypts.",
+        )
+    if found["alone"]:
+        yield Checked(
+            "blocker",
+            of,
+            f"is to be adopted, and {found['alone']:,} {most} of {of}_encrypted have no plaintext beside them, which "
+            "is the source of truth until the switch. Have the application write it first.",
+        )
+    if found["other value"]:
+        yield Checked(
+            "warning",
+            of,
+            f"is to be adopted, and {found['other value']:,} {most} of {of}_encrypted hold another value than the "
+            "plaintext: --verify names them, and --repair-mismatched clears them.",
+        )
+    if found["other token"]:
+        yield Checked(
+            "warning",
+            of,
+            f"is to be adopted, and {found['other token']:,} {most} of {column.search} are not the tokens of their "
+            "values under this key. They are kept, and --verify will fail until they are corrected.",
+        )
