@@ -121,7 +121,7 @@ class Launcher:
 
             self.instance.add_event_listener(run_id, listen)
             result = self.location.execute(self.instance, run)
-        return Outcome.of(run_id, result.success, result.all_events)
+        return Outcome.of(run_id, result.success, result.all_events, tags.get("table"))
 
     def _submit(
         self,

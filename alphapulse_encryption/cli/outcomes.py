@@ -17,6 +17,7 @@ class Outcome:
 
     Args:
         interrupted: whether a signal, or somebody in the UI, stopped it here.
+        failed: the tables of runs that failed, each with the first of its problems.
     """
 
     run_id: str
@@ -25,10 +26,13 @@ class Outcome:
     partitions: Mapping[str, Mapping[str, Any]]
     interrupted: bool = False
     output: Mapping[str, Any] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, run_id: str, succeeded: bool, events: Iterable[dg.DagsterEvent]) -> Self:
-        """The outcome of a run that told these events."""
+    def of(
+        cls, run_id: str, succeeded: bool, events: Iterable[dg.DagsterEvent], table: str | None = None
+    ) -> Self:
+        """The outcome of a run that told these events, of one table where it is tagged with that."""
         partitions: dict[str, Mapping[str, Any]] = {}
         output: dict[str, Any] = {}
         problems: list[str] = []
@@ -44,7 +48,8 @@ class Outcome:
                 told = failure.user_failure_data and failure.user_failure_data.description
                 problems.append(told or "The step failed; its run in the UI says where.")
                 interrupted |= failure.error is not None and "Interrupt" in (failure.error.cls_name or "")
-        return cls(run_id, succeeded, tuple(problems), partitions, interrupted, output)
+        failed = {} if succeeded or table is None else {table: "; ".join(problems[:1])}
+        return cls(run_id, succeeded, tuple(problems), partitions, interrupted, output, failed)
 
     @classmethod
     def together(cls, outcomes: Sequence[Outcome]) -> Self:
@@ -56,6 +61,7 @@ class Outcome:
             partitions={key: entries for outcome in outcomes for key, entries in outcome.partitions.items()},
             interrupted=any(outcome.interrupted for outcome in outcomes),
             output={name: value for outcome in outcomes for name, value in outcome.output.items()},
+            failed={table: why for outcome in reversed(outcomes) for table, why in outcome.failed.items()},
         )
 
     def collected(self, name: str) -> list[tuple[str, Any]]:

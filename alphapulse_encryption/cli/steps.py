@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from alphapulse_encryption import guide
@@ -42,7 +42,14 @@ _show = partial(print, flush=True)
 
 @dataclass
 class Steps:
-    """The steps, for some tables of a catalogue."""
+    """The steps, for some tables of a catalogue.
+
+    One table's fault is its own: the others go on, through later steps too. What is of no single table stops all.
+
+    Attributes:
+        tables: those that nothing is wrong with so far.
+        failed: the others, with the step that each failed at and why.
+    """
 
     launcher: Launcher
     database: Database
@@ -50,6 +57,7 @@ class Steps:
     keys: KeyRing
     tables: tuple[str, ...]
     changed: bool = field(default=False, init=False)
+    failed: dict[str, tuple[guide.Step, str]] = field(default_factory=dict, init=False)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float), init=False)
 
     @property
@@ -65,7 +73,31 @@ class Steps:
             table = self.catalogue.table(self.tables[0])
             with self.database.session(f"describe the drop of {table.key}") as connection:
                 _show(describe(connection, read_table(connection, table, plaintext=False)))
-        return all(self._stage(step, stage, options) for stage in step.stages)
+        before = len(self.failed)
+        for stage in step.stages:
+            if not self._stage(step, stage, options):
+                return False
+        return len(self.failed) == before
+
+    def _fail(self, step: guide.Step, reasons: Mapping[str, str]) -> bool:
+        """Leave tables out from now on; whether there are others."""
+        self.failed |= {table: (step, reason) for table, reason in reasons.items()}
+        self.tables = tuple(table for table in self.tables if table not in reasons)
+        return bool(self.tables)
+
+    def sum_up(self) -> None:
+        """What became of each table, where not all of several are done, and what to type next."""
+        if not self.failed or len(self.failed) + len(self.tables) < 2:
+            return
+        _show("Of each table:")
+        for key in self.catalogue.keys:
+            if key in self.tables:
+                _show(f"  ✓ {key}: done")
+            elif key in self.failed:
+                step, reason = self.failed[key]
+                told = reason.partition("\n")[0]
+                _show(f"  ✗ {key}: {step.flag} failed: {told}")
+                _show(f"    Next, once that is corrected: {step.command} --table {key}")
 
     def _stage(self, step: guide.Step, stage: guide.Stage, options: Mapping[str, object]) -> bool:
         if stage.heading:
@@ -79,7 +111,9 @@ class Steps:
                     _show(line)
                 if not outcome.succeeded:
                     _complain(outcome)
-                    return False
+                    failed = outcome.failed or dict.fromkeys(self.tables, "; ".join(outcome.problems[:1]))
+                    if not self._fail(step, failed):
+                        return False
                 outcomes = outcome.collected("outcome")
                 changed |= bool(outcome.output.get(TABLES_CHANGED)) or any(w != NOTHING for _, w in outcomes)
                 after += [text for _, text in outcome.collected(NEXT)]
@@ -104,7 +138,9 @@ class Steps:
         else:
             # One run per table: a table that is refused does not hide what became of those before it.
             for table in self.tables:
-                yield self._timed(stage, (), {"tables": [table], **config})
+                outcome = self._timed(stage, (), {"tables": [table], **config})
+                reason = {} if outcome.succeeded else {table: "; ".join(outcome.problems[:1])}
+                yield replace(outcome, failed=reason)
 
     def _timed(self, stage: guide.Stage, tables: Sequence[str], config: Mapping[str, object]) -> Outcome:
         started = time.monotonic()
@@ -151,6 +187,15 @@ class Steps:
                 return False
         if not succeeded:
             _tell_unverified([result for _, result in results if result is not None], looked)
+            told = "; ".join((looked.problems or verdict.problems)[:1])
+            self._fail(
+                step,
+                {
+                    table.key: looked.failed.get(table.key) or (result.reasons[0] if result else told)
+                    for table, result in results
+                    if table.key in looked.failed or result is None or not result.passed
+                },
+            )
         return succeeded
 
     def _verification(self, table: Table) -> TableVerification | None:

@@ -125,10 +125,12 @@ class Waiting:
     def _outcome(self, awaited: _Awaited) -> Outcome:
         entries = self.instance.all_logs(awaited.run.run_id)
         events = [entry.dagster_event for entry in entries if entry.dagster_event is not None]
-        outcome = Outcome.of(awaited.run.run_id, awaited.run.is_success, events)
+        table = awaited.run.tags.get("table")
+        outcome = Outcome.of(awaited.run.run_id, awaited.run.is_success, events, table)
         problems = outcome.problems
         if not outcome.succeeded and not problems:
             ends = (e.message for e in reversed(events) if e.is_failure or e.event_type_value in _STOPPED)
             problems = (f"{awaited}: {next(ends, None) or 'it was deleted'}",)
+            outcome = replace(outcome, failed=dict.fromkeys(outcome.failed, problems[0]))
         # Whatever stopped it, this command was not.
         return replace(outcome, problems=problems, interrupted=False)

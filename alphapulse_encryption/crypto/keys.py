@@ -27,9 +27,11 @@ _TURNS: dict[bytes, threading.Lock] = {}
 # A fork would inherit a lock that another thread holds, for ever.
 os.register_at_fork(after_in_child=_TURNS.clear)
 
-HOW_TO_MAKE_A_KEY = (
-    'make one with: python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
-)
+HOW_TO_MAKE_A_KEY = "make one with: openssl rand -base64 32"
+
+
+class UrlSafeKey(bytes):
+    """A master key whose text was in the URL-safe alphabet, which AlphaPulse's application reads as another key."""
 
 
 def parse_master_key(text: str, *, name: str) -> bytes:
@@ -63,7 +65,9 @@ def _decode(text: str) -> bytes | None:
         return None
     # Encoding back refuses a mix of both alphabets, wrong padding and stray bits in the last digit.
     canonical = base64.b64encode(key, altchars)
-    return key if text.encode() in {canonical, canonical.rstrip(b"=")} else None
+    if text.encode() not in {canonical, canonical.rstrip(b"=")}:
+        return None
+    return UrlSafeKey(key) if altchars == b"-_" else key
 
 
 class KeyRing:
@@ -80,7 +84,7 @@ class KeyRing:
         origins: where the master key of a version comes from, in words for messages.
     """
 
-    __slots__ = ("_current_version", "_derived", "_master_keys", "_origins")
+    __slots__ = ("_current_version", "_derived", "_master_keys", "_origins", "_url_safe")
 
     def __init__(
         self, master_keys: Mapping[int, bytes], current_version: int, origins: Mapping[int, str] | None = None
@@ -95,6 +99,7 @@ class KeyRing:
         if current_version not in master_keys:
             raise ConfigurationError(f"there is no master key of the current version {current_version}")
         self._master_keys = {version: bytes(key) for version, key in sorted(master_keys.items())}
+        self._url_safe = {version for version, key in master_keys.items() if isinstance(key, UrlSafeKey)}
         self._current_version = current_version
         self._origins = dict(origins or {})
         self._derived: dict[tuple[str, int], bytes] = {}
@@ -111,6 +116,16 @@ class KeyRing:
     def origin(self, version: int) -> str:
         """Where the master key of a version comes from, in words for a message."""
         return self._origins.get(version, "the key source")
+
+    def spelling(self, version: int) -> str:
+        """What is wrong with how a version's master key is spelt, and what to do; empty where nothing is."""
+        if version not in self._url_safe:
+            return ""
+        return (
+            f"the master key of version {version}, from {self.origin(version)}, is in base64's URL-safe alphabet: "
+            "AlphaPulse's own application drops its - and _, and reads another key or none. Store the same key in the "
+            "standard alphabet, as tr -- -_ +/ makes it of that text"
+        )
 
     def derive(self, context: str, version: int) -> bytes:
         """The 32-byte key of a context and version.

@@ -23,7 +23,7 @@ def make_sample_key() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(base64.urlsafe_b64encode(os.urandom(32)))
+        file.write(base64.b64encode(os.urandom(32)))
     unfinished.replace(path)
 
 

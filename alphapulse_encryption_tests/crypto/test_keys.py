@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import signal
+import subprocess
 import threading
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_malformed_master_keys(text: str, problem: str) -> None:
         parse_master_key(text, name="THE_VARIABLE")
     message = str(caught.value)
     assert message.startswith(f"THE_VARIABLE {problem}")
-    assert "Fernet.generate_key()" in message
+    assert "openssl rand -base64 32" in message
     assert not text.strip() or text.strip() not in message
     assert caught.value.__context__ is None
 
@@ -187,3 +188,18 @@ def test_a_forked_process_derives_the_same_keys() -> None:
     assert os.read(reader, 100) == keys.derive("before", 1) + keys.derive("after", 1)
     os.close(reader)
     os.close(writer)
+
+
+@pytest.mark.parametrize(("byte", "url_safe"), [(0xFF, True), (0x00, False)])
+def test_a_key_that_alphapulse_reads_otherwise(byte: int, url_safe: bool) -> None:
+    """Told only where the two alphabets differ; what is told to type makes the same key of it."""
+    key = bytes([byte]) * 32
+    text = base64.urlsafe_b64encode(key).decode()
+    keys = KeyRing({1: parse_master_key(text, name="it")}, 1)
+    assert bool(keys.spelling(1)) is url_safe
+    assert text not in keys.spelling(1)
+    command = ["sh", "-c", "tr -- -_ +/"]
+    standard = subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+    other = KeyRing({1: parse_master_key(standard, name="it")}, 1)
+    assert (other.spelling(1), other.check_value(1)) == ("", keys.check_value(1))
+    assert base64.b64decode(standard, validate=True) == key

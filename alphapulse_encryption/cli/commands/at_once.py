@@ -143,7 +143,11 @@ def print_preflight(_: argparse.Namespace, catalogue: Catalogue, __: tuple[str, 
     keys = load_key_ring(key_environment())
     database = replace(target_database(), read_only=True)
     report = preflight.check(
-        database, catalogue.tables, keys, catalogue=catalogue, once=True, bin_dirs=client_programs()
+        *(database, catalogue.tables, keys),
+        envelope=catalogue.format,
+        source=catalogue.source,
+        once=True,
+        bin_dirs=client_programs(),
     )
     print_members("preflight", {"report": report})
     return 1 if report.blockers else 0
@@ -191,6 +195,8 @@ def compare_keys(_: argparse.Namespace) -> int:
             sign, verdict = "✗", "NOT the key this database was begun with: put the original one back there"
         current = " (current)" if version == keys.current_version else ""
         print(f"{sign} version {version}{current}: readable from {keys.origin(version)}; {verdict}")
+        if spelling := keys.spelling(version):
+            print(f"! {spelling}.")
     for version in sorted(set(stored or ()) - set(found)):
         print(
             f"! version {version}: this database was begun with it, and there is no key of that version to read it"
@@ -369,9 +375,10 @@ def run_steps(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[s
         steps = Steps(found, database, catalogue, keys, tables)
         for step in asked:
             value = {step.value: getattr(options, step.name)} if step.value else {}
-            if not steps.run(step.name, **given(options, step.options), **value):
-                return 1
-    return 0
+            if not steps.run(step.name, **given(options, step.options), **value) and not steps.tables:
+                break
+        steps.sum_up()
+    return 1 if steps.failed else 0
 
 
 # Each returns the exit status, where it can be another than 0. In this order: what changes settings shows them, too.

@@ -42,7 +42,7 @@ def read_plan(catalogue: Catalogue, tables: Sequence[str]) -> Plan:
         [catalogue.table(key) for key in tables],
         keys,
         batch_ranges=settings.TargetVariables().batch_ranges,
-        catalogue=catalogue,
+        source=catalogue.source,
         estimate=expected_durations,
     )
     return made.model_copy(update={"findings": (*unreadable, *made.findings)})

@@ -13,6 +13,8 @@ from alphapulse_encryption.defs.resources.partitions import Partitions, over_ran
 from alphapulse_encryption.defs.resources.reporting import counted, materialized, safely
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.defs.resources.workers import told
+from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.migration.rows.engine import Stopped
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes, reindex
 from alphapulse_encryption.migration.schema.views import create_views
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
@@ -54,10 +56,20 @@ def _asset(
     def asset(context: dg.AssetExecutionContext, config: config, target: TargetResource) -> None:  # type: ignore[valid-type]
         with safely():
             on = On(context, config, target)
+            failed: list[MigrationError] = []
             for key in context.partition_keys:
-                effect = work(on, target.catalogue.table(key))
+                try:
+                    effect = work(on, target.catalogue.table(key))
+                except Stopped:
+                    raise
+                except MigrationError as error:
+                    context.log.error(f"{key}: {error.args[0]}")
+                    failed.append(error)
+                    continue
                 on.tell(effect)
                 materialized(context, key, effect.metadata())
+            if failed:
+                raise MigrationError("\n".join(error.args[0] for error in failed))
 
     return asset
 

@@ -29,7 +29,8 @@ def build() -> dg.AssetsDefinition:
             catalogue = target.catalogue
             report = preflight.check(
                 *(target.database, catalogue.tables, target.key_ring),
-                catalogue=catalogue,
+                envelope=catalogue.format,
+                source=catalogue.source,
                 bin_dirs=client_programs(),
             )
             for finding in report.findings:

@@ -14,6 +14,7 @@ from alphapulse_encryption.defs.resources.effects import REPORT, TABLES_CHANGED,
 from alphapulse_encryption.defs.resources.reporting import safely
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.errors import ConfigurationError, MigrationError
+from alphapulse_encryption.migration.rows.engine import Stopped
 
 # Dagster starts a failed run again where it is told to; a destructive step never starts by itself.
 NEVER_AGAIN = {"dagster/max_retries": "0"}
@@ -89,35 +90,33 @@ def table_job(
     config: type[T],
     work: Callable[[On[T], Table], Effect],
     description: str,
-    *,
-    all_of_them: bool = False,
 ) -> dg.JobDefinition:
-    """A job of one op that works on one table after the other.
-
-    Where one fails, the others have their turn if ``all_of_them``.
-    """
+    """A job of one op that works on one table after the other; where one fails, the others have their turn."""
 
     def each(on: On[T]) -> dict[str, Any]:
         report: list[str] = []
         changed: list[str] = []
         failed: list[str] = []
+        done: list[str] = []
         entries: dict[str, dict[str, Any]] = {}
         for table in named_tables(on.catalogue, on.config.tables):
             try:
                 effect = work(on, table)
+            except Stopped:
+                raise
             except MigrationError as error:
-                if not all_of_them:
-                    raise
                 on.context.log.error(f"{table.key}: {error.args[0]}")
                 failed.append(error.args[0])
                 continue
             on.tell(effect)
+            done.append(table.key)
             changed += [table.key] if effect.changed else []
             report += effect.lines if effect.changed else [f"Nothing to do: {table.key}"]
             for name, value in effect.entries.items():
                 entries.setdefault(name, {})[table.key] = value
         if failed:
-            raise MigrationError("\n".join(failed))
+            others = f"Done for: {', '.join(done)}." if done else ""
+            raise MigrationError("\n".join(filter(None, (*failed, others))))
         return {TABLES_CHANGED: changed, REPORT: report, **entries}
 
     return op_job(op, config, each, description)

@@ -215,7 +215,6 @@ def build() -> list[dg.JobDefinition]:
             _analyze,
             "**After the migration.** Takes the planner's statistics of tables anew (`ANALYZE`), beside the "
             "application.",
-            all_of_them=True,
         ),
         table_job(
             "rebuild",
@@ -223,6 +222,5 @@ def build() -> list[dg.JobDefinition]:
             _rebuild,
             "**After the migration.** Builds indexes of tables anew (`REINDEX CONCURRENTLY`), beside the application; "
             "what an interrupted rebuild left is dropped first.",
-            all_of_them=True,
         ),
     ]

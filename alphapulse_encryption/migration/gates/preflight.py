@@ -15,8 +15,8 @@ import psycopg
 from psycopg import sql
 
 from alphapulse_encryption import guide
-from alphapulse_encryption.catalogue import Catalogue, Table
-from alphapulse_encryption.crypto.envelope import get_format
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.crypto.envelope import AES_256_GCM, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
@@ -100,7 +100,8 @@ def check(
     tables: Sequence[Table],
     keys: KeyRing | None,
     *,
-    catalogue: Catalogue | None = None,
+    envelope: str = AES_256_GCM,
+    source: str = "",
     once: bool = False,
     bin_dirs: Sequence[Path] | None = None,
 ) -> PreflightReport:
@@ -108,7 +109,8 @@ def check(
 
     Args:
         keys: the key ring; held against the key the database was begun with. None leaves the key out.
-        catalogue: the one that names them; else a catalogue of its own that has no path.
+        envelope: the catalogue's format.
+        source: where the catalogue was read from, in a sentence.
         once: look at a table that somebody holds without another try; for a report that somebody waits for.
         bin_dirs: where a backup looks for client programs; None leaves them out.
 
@@ -118,8 +120,7 @@ def check(
     started = time.monotonic()
     findings: list[Checked] = []
     rows = current = growth = 0
-    catalogue = catalogue or Catalogue(tables=tuple(tables))
-    cipher = None if keys is None else get_format(catalogue.format, keys)
+    cipher = None if keys is None else get_format(envelope, keys)
     not_as_catalogued = False
     with database.session("run the preflight") as connection:
         findings += _server(connection)
@@ -166,10 +167,8 @@ def check(
             current += definition.total_bytes
             # Every row is written once more: the old version stays until vacuum reclaims it.
             growth += encrypted_bytes(connection, definition) + definition.total_bytes
-        if not_as_catalogued and catalogue.source:
-            findings.append(
-                Checked("blocker", "catalogue", f"is not that of this database. {catalogue.source}")
-            )
+        if not_as_catalogued and source:
+            findings.append(Checked("blocker", "catalogue", f"is not that of this database. {source}"))
         findings += _backups(connection, tables)
         if bin_dirs is not None:
             findings.append(_programs(connection, bin_dirs))
@@ -273,6 +272,9 @@ def _keys(connection: Connection, tables: Sequence[Table], keys: KeyRing) -> Ite
         yield Checked("blocker", "key", error.args[0])
     else:
         yield Checked("ok", "key", f"version {keys.current_version} is readable and 32 bytes long")
+    for version in keys.versions:
+        if spelling := keys.spelling(version):
+            yield Checked("warning", "key", f"{spelling}.")
     contexts = {column.context for table in tables for column in table.columns}
     ours = [
         usage

@@ -20,7 +20,7 @@ from psycopg.sql import Composed
 from pydantic import BaseModel, ConfigDict, Field
 
 from alphapulse_encryption import guide
-from alphapulse_encryption.catalogue import Catalogue, Table
+from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.lifecycle import Authority, Stage, State
@@ -215,13 +215,14 @@ def make_plan(
     keys: KeyRing | None,
     *,
     batch_ranges: int,
-    catalogue: Catalogue | None = None,
+    source: str = "",
     estimate: Callable[[Sequence[TablePlan]], Durations] = lambda _: USUAL,
 ) -> Plan:
     """Say what the steps would do; nothing is written.
 
     Args:
         keys: None where there is no key ring, and the key is not looked at.
+        source: where the catalogue was read from, in a sentence.
         estimate: what is known better than the usual durations.
 
     Raises:
@@ -229,7 +230,7 @@ def make_plan(
         DatabaseFailure: the server refused a question.
     """
     reading = replace(database, read_only=True)
-    checked = preflight.check(reading, tables, keys, catalogue=catalogue, once=True)
+    checked = preflight.check(reading, tables, keys, source=source, once=True)
     findings = [_told(finding) for finding in checked.findings]
     plans: list[TablePlan] = []
     seconds: dict[tuple[str, str], Span] = {}

@@ -301,7 +301,7 @@ def check_catalogue(
         except ConfigurationError as error:
             problems.append(error.args[0])
     if problems:
-        raise ConfigurationError("\n".join(filter(None, (*problems, catalogue.source))))
+        raise ConfigurationError(" ".join(("\n".join(problems), catalogue.source)).rstrip())
 
 
 def check_hidden(definition: TableDefinition) -> None:

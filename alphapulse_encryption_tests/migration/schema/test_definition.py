@@ -131,5 +131,7 @@ def test_all_that_is_missing_is_told_at_once(database_url: str, tmp_path: Path) 
         (load_catalogue(path), str(path)),
         (load_catalogue(), "ALPHAPULSE_ENCRYPTION_CATALOGUE"),
     ):
-        blockers = check(Database(database_url), catalogue.tables, support.KEYS, catalogue=catalogue).blockers
+        blockers = check(
+            Database(database_url), catalogue.tables, support.KEYS, source=catalogue.source
+        ).blockers
         assert [finding for finding in blockers if said in finding.message and finding.subject == "catalogue"]
