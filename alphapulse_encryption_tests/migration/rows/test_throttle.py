@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from psycopg.conninfo import make_conninfo
 
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.limits import Limits, change_limits, read_limits
@@ -25,6 +22,7 @@ from alphapulse_encryption.migration.rows.throttle import NotAvailable, Stop, Th
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.conftest import UNSAFE_SETTINGS
 from alphapulse_encryption_tests.migration import support
+from alphapulse_encryption_tests.migration.standbys import standby_of
 from alphapulse_encryption_tests.migration.support import ACTOR, run, target
 
 ENTRY = support.table("notes", "body")
@@ -199,25 +197,8 @@ class Replica:
 
 @pytest.fixture
 def replica(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> Iterator[Replica]:
-    cluster = server_dir / "cluster"
-    cluster.mkdir(parents=True)
-    primary = make_conninfo(postgres.url("postgres"), application_name="replica")
-    arguments = ["--pgdata", str(cluster), "--dbname", primary, "--write-recovery-conf", "--no-sync"]
-    program = str(postgres.bin_dir() / "pg_basebackup")
-    subprocess.run([program, *arguments, "--checkpoint", "fast"], check=True, capture_output=True)
-    # The server does not run as root.
-    owner = Path(support.value(database_url, "SELECT current_setting('data_directory')")).stat()
-    for path in (server_dir, cluster, *cluster.rglob("*")):
-        os.chown(path, owner.st_uid, owner.st_gid)
-    cluster.chmod(0o700)
-    with EmbeddedPostgres(server_dir, {**UNSAFE_SETTINGS, "wal_receiver_status_interval": "1s"}) as server:
-        found = Replica(server)
-        caught_up = (
-            "SELECT count(*) FROM pg_stat_replication "
-            "WHERE state = 'streaming' AND replay_lsn = pg_current_wal_lsn()"
-        )
-        support.until(lambda: bool(support.value(database_url, caught_up)), "it has caught up")
-        yield found
+    with standby_of(postgres, server_dir, UNSAFE_SETTINGS) as server:
+        yield Replica(server)
     support.until(
         lambda: not support.value(database_url, "SELECT count(*) FROM pg_stat_replication"), "it is gone"
     )
