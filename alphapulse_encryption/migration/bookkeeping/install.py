@@ -27,6 +27,7 @@ from alphapulse_encryption.migration.bookkeeping.contents import (
 )
 from alphapulse_encryption.migration.postgres import locks
 from alphapulse_encryption.migration.postgres.database import Connection, answer
+from alphapulse_encryption.migration.postgres.replication import refuse_missing_standbys
 
 SCHEMA = "alphapulse_encryption"
 # Of ours in public: what operators watch, what instances of an application ask when they start, what they call.
@@ -178,8 +179,9 @@ def ensure_bookkeeping(connection: Connection, layout: Layout = LAYOUT) -> None:
 
     Raises:
         RefusedError: something of our names is there and is not ours, or the role in use may not do it; names what.
-            Nothing was changed.
+            Or nothing can be committed. Nothing was changed.
     """
+    refuse_missing_standbys(connection)
     if version_of(connection, layout) == layout.latest and not _wrong_objects(connection, layout):
         return
     if answer(connection, "SELECT current_setting('transaction_read_only')") == "on":

@@ -44,6 +44,16 @@ class Limits(BaseModel):
     max_replication_lag_mib: int = Field(
         default=1024, ge=0, description="wait while a replica has more write-ahead log left to replay"
     )
+    max_kept_wal_mib: int = Field(
+        default=10_240,
+        ge=0,
+        description="wait while a replication slot, or the archive, has more write-ahead log left to read",
+    )
+    max_wait_minutes: float = Field(
+        default=60,
+        ge=0,
+        description="end a step that has waited so long for a replication slot, the archive or a synchronous standby",
+    )
     max_wal_mib_per_second: float = Field(
         default=0, ge=0, description="wait while the server writes more write-ahead log"
     )

@@ -17,6 +17,7 @@ from alphapulse_encryption.migration.bookkeeping.columns import lock_columns, se
 from alphapulse_encryption.migration.bookkeeping.ranges import BatchRange, Key, Step, read_range
 from alphapulse_encryption.migration.postgres import wire
 from alphapulse_encryption.migration.postgres.database import Connection, answer
+from alphapulse_encryption.migration.postgres.replication import COMMIT_LOCALLY
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Ledger:
 
     def waits(self, connection: Connection, reason: str | None) -> None:
         """It holds back, or goes on where there is no reason."""
-        connection.execute(self._change("waiting_for = {}", reason))
+        with connection.transaction():
+            connection.execute(COMMIT_LOCALLY)
+            connection.execute(self._change("waiting_for = {}", reason))
 
     def complete(self, connection: Connection) -> None:
         """It is done."""

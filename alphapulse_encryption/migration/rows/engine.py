@@ -46,6 +46,7 @@ from alphapulse_encryption.migration.postgres.database import (
     may_pass_over_triggers,
     safe_errors,
 )
+from alphapulse_encryption.migration.postgres.replication import COMMIT_LOCALLY
 from alphapulse_encryption.migration.rows.batches import key_at, read_columns, rows_within_bytes
 from alphapulse_encryption.migration.rows.operation import Batch, Operation, Unreadable, Unwritable, Written
 from alphapulse_encryption.migration.rows.reader import Reader
@@ -690,4 +691,5 @@ class _Run:
             database.connect() as connection,
             connection.transaction(),
         ):
+            connection.execute(COMMIT_LOCALLY)
             self.ledger.fail(connection, error.args[0])

@@ -20,8 +20,9 @@ from pathlib import Path
 import psycopg
 
 from alphapulse_encryption.background import in_background
-from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.migration.bookkeeping.limits import Limits, read_limits
+from alphapulse_encryption.migration.postgres import replication
 from alphapulse_encryption.migration.postgres.database import (
     Connection,
     Database,
@@ -38,9 +39,14 @@ _MEBIBYTE = 1024 * 1024
 
 @dataclass(frozen=True)
 class Stop:
-    """Hold back; the reason is in words for the operator."""
+    """Hold back; the reason is in words for the operator.
+
+    Args:
+        remedy: what a person has to do, where it does not go away by itself; a step then ends in the end.
+    """
 
     reason: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,49 @@ class ReplicationLag:
         return next((now - moment for moment, written in self._written if written > replayed), 0.0)
 
 
+def missing_standbys(connection: Connection, limits: Limits) -> Signal:
+    """A synchronous standby is away, for which commits wait; ours do not for long, or nobody could say why."""
+    why = replication.missing_standbys(connection)
+    if why is None:
+        return None
+    replication.give_up_waiting(connection)
+    return Stop(why, replication.START_STANDBYS)
+
+
+def kept_wal(connection: Connection, limits: Limits) -> Signal:
+    """The server keeps write-ahead log that nobody reads: it fills the disk, or a subscriber is lost."""
+    most = limits.max_kept_wal_mib * _MEBIBYTE or None
+    for slot in replication.slots(connection):
+        if slot.active:
+            remedy = f"See to what reads the slot {slot.name}, or allow more (--set max_kept_wal_mib=…)."
+        else:
+            remedy = (
+                f"Nobody reads the slot {slot.name}: start its reader, or drop it "
+                f"(SELECT pg_drop_replication_slot('{slot.name}'))."
+            )
+        kept = slot.kept // _MEBIBYTE
+        if most is not None and slot.kept > most:
+            return Stop(
+                f"the server keeps {kept} MiB of WAL for the replication slot {slot.name} "
+                f"(limit {limits.max_kept_wal_mib})",
+                remedy,
+            )
+        # A quarter is left for what others write.
+        if slot.left is not None and slot.left < slot.kept / 3:
+            return Stop(
+                f"the replication slot {slot.name} has {kept} MiB of WAL left to read, and is lost after "
+                f"{max(0, slot.left) // _MEBIBYTE} more (max_slot_wal_keep_size)",
+                remedy,
+            )
+    failing, waiting = replication.waiting_for_the_archive(connection)
+    if most is None or waiting <= most:
+        return None
+    return Stop(
+        f"{waiting // _MEBIBYTE} MiB of WAL wait to be archived (limit {limits.max_kept_wal_mib})",
+        f"See to archive_command or archive_library{', which fails' if failing else ''} (pg_stat_archiver).",
+    )
+
+
 def blocked_sessions(ours: Sequence[int], connection: Connection, limits: Limits) -> Signal:
     """More of the application's sessions than the limit says wait for a lock of ours, told by process numbers."""
     waiting = answer(
@@ -181,8 +230,13 @@ def free_bytes(directory: Path) -> int | None:
 
 
 def indicators(ours: Sequence[int]) -> tuple[Indicator, ...]:
-    """All of them, the cheapest and most deliberate first; ``ours`` are process numbers of our sessions."""
-    return (paused, partial(blocked_sessions, ours), ReplicationLag(), WalRate(), free_disk)
+    """All of them, the most deliberate first; ``ours`` are process numbers of our sessions."""
+    replicas = (missing_standbys, ReplicationLag(), kept_wal)
+    return (paused, *replicas, partial(blocked_sessions, ours), WalRate(), free_disk)
+
+
+class HeldBack(MigrationError):
+    """The server's distress does not end by itself; the range stays as it is."""
 
 
 @dataclass
@@ -204,6 +258,7 @@ class Throttle:
     # What the latest look has shown: the settings, and why to hold back, where anything speaks against going on.
     limits: Limits = field(default_factory=Limits, init=False)
     reason: str | None = field(default=None, init=False)
+    remedy: str = field(default="", init=False)
     waited: float = field(default=0.0, init=False)
     rested: float = field(default=0.0, init=False)
     _error: psycopg.Error | None = field(default=None, init=False)
@@ -214,6 +269,7 @@ class Throttle:
 
         Raises:
             psycopg.Error: an indicator could not be asked.
+            HeldBack: for longer than the setting says, by something that a person has to end.
         """
         if self._error is not None:
             raise self._error
@@ -223,6 +279,12 @@ class Throttle:
         began = self.clock()
         while reason is not None:
             self.on_wait(reason)
+            most = self.limits.max_wait_minutes
+            if self.remedy and most and self.clock() - began > most * 60:
+                raise HeldBack(
+                    f"Held back for {most:g} minutes (setting max_wait_minutes), because {reason}. {self.remedy} What "
+                    "was done is kept: run the step again then."
+                )
             self.sleep(SECONDS_BETWEEN_LOOKS / 2)
             reason = self.reason
         self.waited += self.clock() - began
@@ -241,21 +303,23 @@ class Throttle:
     def take_look(self) -> None:
         """Ask the indicators now."""
         try:
-            self.reason = self._look()
+            stop = self._look()
         except ConfigurationError as error:
             # A setting that means nothing was meant to mean something: until it is put right, nobody goes on. That
             # the server is away is not for us to say: the worker itself notices, and knows what to do.
-            self.reason = None if isinstance(error, DatabaseUnreachable) else str(error.args[0])
+            stop = None if isinstance(error, DatabaseUnreachable) else Stop(str(error.args[0]))
         except psycopg.Error as error:
             if not connection_was_lost(error):
                 self._error = error
+            return
+        self.reason, self.remedy = (stop.reason, stop.remedy) if stop else (None, "")
 
-    def _look(self) -> str | None:
+    def _look(self) -> Stop | None:
         if self._connection is None or self._connection.closed:
             self._connection = self.database.connect()
         self.limits = read_limits(self._connection)
         signals = [look(self._connection, self.limits) for look in self.indicators]
-        return next((signal.reason for signal in signals if isinstance(signal, Stop)), None)
+        return next((signal for signal in signals if isinstance(signal, Stop)), None)
 
     @contextmanager
     def looking(self) -> Iterator[None]:

@@ -96,7 +96,12 @@ def test_blockers_end_it_with_one(theirs: Place) -> None:
     ended = theirs.fails(1, "--plan", "--json", ALPHAPULSE_ENCRYPTION_MASTER_KEY=None)
     assert ended.stderr == ""
     plan = Plan.model_validate_json(ended.stdout)
-    assert {finding.subject for finding in plan.blockers} == {"key", "sessions", "crm.order_lines", "catalogue"}
+    assert {finding.subject for finding in plan.blockers} == {
+        "key",
+        "sessions",
+        "crm.order_lines",
+        "catalogue",
+    }
     # What can be planned is planned.
     assert [table.table for table in plan.tables] == ["crm.Kunde"]
     assert theirs.fails(1, "--preflight", "--json").stderr == ""
