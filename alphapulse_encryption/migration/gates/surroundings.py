@@ -22,9 +22,18 @@ from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.migration.schema.triggers import set_off
 
+# A list of columns is known to a publication of its own table from PostgreSQL 15 on.
 _PUBLISHED = """
-SELECT DISTINCT p.pubname FROM pg_publication_tables p JOIN pg_namespace n ON n.nspname = p.schemaname
+SELECT DISTINCT p.pubname, EXISTS (
+       SELECT FROM pg_publication l JOIN pg_publication_rel r ON r.prpubid = l.oid
+        WHERE l.pubname = p.pubname AND r.prrelid = c.oid AND to_jsonb(r) ->> 'prattrs' IS NOT NULL)
+  FROM pg_publication_tables p JOIN pg_namespace n ON n.nspname = p.schemaname
   JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename WHERE c.oid = ANY(%s) ORDER BY 1
+"""
+
+_RECEIVED = """
+SELECT DISTINCT s.subname FROM pg_subscription_rel r JOIN pg_subscription s ON s.oid = r.srsubid
+ WHERE r.srrelid = ANY(%s) ORDER BY 1
 """
 
 # No dependency says what a function reads that is kept as text: one that has both names in it may read the column.
@@ -80,14 +89,42 @@ def around_table(connection: Connection, definition: TableDefinition) -> Iterato
             f"{role} has {privileges} on this column and not on the table: grant the same on "
             f"{' and '.join(derived[column])} after add_encrypted_columns, before an application that uses them.",
         )
-    publications = [name for (name,) in connection.execute(_PUBLISHED, [parts])]
-    if publications:
+    yield from _replicated(connection, definition, parts)
+
+
+def _replicated(connection: Connection, definition: TableDefinition, parts: list[int]) -> Iterator[Checked]:
+    """What the columns to come, and every row written once more, mean to subscribers, and to this one."""
+    table, published = definition.table, connection.execute(_PUBLISHED, [parts]).fetchall()
+    names = [name for column in table.columns for name in column.derived if name not in definition.columns]
+    columns = SQL(", ").join(SQL("ADD COLUMN {} text").format(Identifier(name)) for name in names)
+    add = SQL("ALTER TABLE {} {};").format(definition.identifier, columns).as_string(connection)
+    if whole := [name for name, listed in published if not listed]:
+        first = f" Type there first: {add}" if names else ""
         yield Checked(
             "warning",
             table.key,
-            f"is published by {', '.join(publications)}: a subscriber whose table lacks the new columns stops at the "
-            "first row that is written. Add them to each subscriber first, without a guard (the ALTER TABLE … ADD "
-            "COLUMN of --plan). The backfill sends every row once more.",
+            f"is published by {', '.join(whole)}: a subscriber whose table lacks the new columns stops at the first "
+            f"row that is written.{first} The backfill sends every row once more, about "
+            f"{definition.total_bytes // 2**20:,} MiB and the ciphertext. What was dropped here stays at the "
+            "subscriber: drop its plaintext columns after the drop, too.",
+        )
+    for name, listed in published:
+        if listed:
+            yield Checked(
+                "warning",
+                table.key,
+                f"is published by {name} with a list of columns: subscribers get no ciphertext, and NULL for what is "
+                "written as ciphertext alone from the switch on. Add the columns at each subscriber, and after "
+                f"add_encrypted_columns to the list (ALTER PUBLICATION {name} SET TABLE …). A plaintext column in the "
+                "list stops its drop.",
+            )
+    for (name,) in connection.execute(_RECEIVED, [parts]):
+        yield Checked(
+            "warning",
+            table.key,
+            f"receives rows by the subscription {name}: what it writes is pending until the backfill has encrypted it, "
+            "and from the switch on its plaintext stays beside no ciphertext. It stops at the first row after a drop. "
+            f"Encrypt at the publisher, or end it before the switch (ALTER SUBSCRIPTION {name} DISABLE).",
         )
 
 
