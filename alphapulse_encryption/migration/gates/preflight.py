@@ -338,13 +338,6 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
             "itself: it keeps both sides, and verification names the row as mismatched. See that no part of the "
             "application inserts the ciphertext alone before the switch.",
         )
-    if definition.partitioned:
-        yield Checked(
-            "warning",
-            table.key,
-            "is partitioned: it can be encrypted, verified and switched, but approve_drop will refuse, because "
-            "what its partitions have of their own could not be brought back exactly.",
-        )
     yield from (
         Checked(
             "warning",

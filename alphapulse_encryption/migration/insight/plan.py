@@ -496,9 +496,6 @@ class _Look:
         return self._changing("switch", switch.switch_statements(self.connection, self._added), note)
 
     def _drop(self) -> Step:
-        if saved_ddl.has_children(self.connection, self._added):
-            note = "will be refused: the table is partitioned, or takes part in inheritance"
-            return _step("drop", note=note)
         if self.known is not None and self.state.authority == "ciphertext":
             taken = self.known.set_aside
         else:

@@ -14,6 +14,7 @@ from alphapulse_encryption.migration.schema import saved_ddl
 from alphapulse_encryption.migration.schema.contents import refuse_ciphertext_alone
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.indexes import unique_indexes
+from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.migration.schema.sql import GUARDS
 
 
@@ -33,18 +34,20 @@ class Dependant:
 
 
 _DEPENDANTS = """
+SELECT attname, name, stops FROM (
 SELECT a.attname,
        CASE WHEN r.rulename = '_RETURN' THEN pg_describe_object('pg_class'::regclass, r.ev_class, 0)
             WHEN f.oid IS NOT NULL
             THEN 'generated ' || pg_describe_object('pg_class'::regclass, f.adrelid, f.adnum)
-            ELSE pg_describe_object(d.classid, d.objid, d.objsubid) END,
+            ELSE pg_describe_object(d.classid, d.objid, d.objsubid) END AS name,
        -- A foreign key from the table to itself keeps the column that it refers to.
        bool_or(d.deptype = 'n' AND d.classid <> 'pg_statistic_ext'::regclass
          AND i.indrelid IS DISTINCT FROM d.refobjid
          AND (c.conrelid IS DISTINCT FROM d.refobjid OR c.contype = 'f' AND c.confrelid = d.refobjid
               AND a.attnum = ANY(c.confkey))
          -- A key of other columns, which only includes this one, would be lost with it.
-         OR u.indisunique AND NOT a.attnum = ANY((u.indkey::int2[])[:u.indnkeyatts - 1]))
+         OR u.indisunique AND NOT a.attnum = ANY((u.indkey::int2[])[:u.indnkeyatts - 1])) AS stops,
+       bool_or(d.refobjid = %(table)s) AS of_table
   FROM pg_depend d
   LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
   LEFT JOIN pg_constraint c ON d.classid = 'pg_constraint'::regclass AND c.oid = d.objid
@@ -55,31 +58,35 @@ SELECT a.attname,
   JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
   LEFT JOIN pg_index u ON u.indrelid = d.refobjid AND a.attnum = ANY(u.indkey::int2[])
         AND u.indexrelid = coalesce(i.indexrelid, CASE WHEN c.contype IN ('p', 'u') THEN c.conindid END)
- WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %(table)s AND d.deptype IN ('n', 'a')
+ WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = ANY(%(parts)s) AND d.deptype IN ('n', 'a')
    AND a.attname = ANY(%(columns)s)
    -- The column's own default and NOT NULL; and what is ours.
    AND (f.oid IS NULL OR f.adrelid <> d.refobjid OR f.adnum <> d.refobjsubid)
    AND c.contype IS DISTINCT FROM 'n'
+   -- Of partitions, what the partitioned table's own has made there.
+   AND (d.refobjid = %(table)s OR coalesce(c.conparentid, 0) = 0 AND coalesce(g.tgparentid, 0) = 0)
    AND (g.tgname IS NULL OR g.tgname !~ %(guards)s)
    AND (c.conrelid IS DISTINCT FROM d.refobjid OR c.conname <> ALL(%(ours)s))
    AND (i.indrelid IS DISTINCT FROM d.refobjid OR k.relname <> ALL(%(ours)s))
- GROUP BY 1, 2
+ GROUP BY 1, 2) AS found
+ WHERE of_table OR stops
 UNION
 SELECT a.attname, 'replica identity of ' || i.relname, true
   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
   JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = ANY(x.indkey::int2[])
- WHERE x.indrelid = %(table)s AND x.indisreplident AND a.attname = ANY(%(columns)s)
+ WHERE x.indrelid = ANY(%(parts)s) AND x.indisreplident AND a.attname = ANY(%(columns)s)
 UNION
 SELECT a.attname, pg_describe_object('pg_trigger'::regclass, t.oid, 0), true
   FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_attribute a ON a.attrelid = t.tgrelid
- WHERE t.tgrelid = %(table)s AND NOT t.tgisinternal AND t.tgname !~ %(guards)s AND a.attname = ANY(%(columns)s)
+ WHERE t.tgrelid = ANY(%(parts)s) AND (t.tgrelid = %(table)s OR t.tgparentid = 0)
+   AND NOT t.tgisinternal AND t.tgname !~ %(guards)s AND a.attname = ANY(%(columns)s)
    AND (encode(convert_to(a.attname, getdatabaseencoding()), 'escape')
           = ANY(string_to_array(encode(t.tgargs, 'escape'), '\\000'))
         OR p.prosrc ~* ('\\m(new|old)\\s*[.]\\s*"?' || regexp_replace(a.attname, '(\\W)', '\\\\\\1', 'g') || '\\M'))
 UNION
 SELECT a.attname, format('security label of %%I by %%s', a.attname, l.provider), true
   FROM pg_seclabel l JOIN pg_attribute a ON a.attrelid = l.objoid AND a.attnum = l.objsubid
- WHERE l.classoid = 'pg_class'::regclass AND l.objoid = %(table)s AND a.attname = ANY(%(columns)s)
+ WHERE l.classoid = 'pg_class'::regclass AND l.objoid = ANY(%(parts)s) AND a.attname = ANY(%(columns)s)
 UNION
 SELECT a.attname, format('privilege %%s (%%I) granted by %%I, who is not the owner', x.privilege_type, a.attname,
        r.rolname), true
@@ -89,19 +96,60 @@ SELECT a.attname, format('privilege %%s (%%I) granted by %%I, who is not the own
  ORDER BY 1, 2
 """
 
+# What a restore could not bring back exactly: what a single partition has of its own, and constraints whose scan of all
+# partitions the application would have to wait for.
+_OF_PARTITIONS = """
+WITH part AS (
+    SELECT c.oid, c.relname, a.attnum, a.attname, a.attacl, a.attoptions, a.attcompression, w.attnum AS number,
+           a.attstorage <> w.attstorage OR a.attstattarget IS DISTINCT FROM w.attstattarget AS other
+      FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+      JOIN pg_attribute w ON w.attrelid = %(table)s AND w.attname = a.attname
+     WHERE c.oid = ANY(%(parts)s) AND c.oid <> %(table)s AND a.attname = ANY(%(columns)s))
+SELECT attname, format('settings of its own of %%I in the partition %%I', attname, relname), true FROM part
+ WHERE other OR attacl IS NOT NULL OR attoptions IS NOT NULL OR attcompression <> ''
+    OR col_description(oid, attnum) IS NOT NULL
+    OR (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = oid AND d.adnum = attnum)
+       IS DISTINCT FROM
+       (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = %(table)s AND d.adnum = number)
+UNION
+SELECT p.attname, format('index %%I of the partition %%I alone', i.relname, p.relname), true
+  FROM part p JOIN pg_index x ON x.indrelid = p.oid JOIN pg_class i ON i.oid = x.indexrelid
+ WHERE NOT i.relispartition AND i.relname <> ALL(%(ours)s) AND (p.attnum = ANY(x.indkey::int2[]) OR EXISTS (
+       SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = i.oid AND d.refobjid = p.oid
+          AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid = p.attnum))
+UNION
+SELECT p.attname, format('constraint %%I of the partition %%I alone', c.conname, p.relname), true
+  FROM part p JOIN pg_constraint c ON c.conrelid = p.oid
+ WHERE c.contype IN ('c', 'f', 'u', 'x') AND c.coninhcount = 0 AND c.conparentid = 0 AND p.attnum = ANY(c.conkey)
+   AND c.conname <> ALL(%(ours)s)
+UNION
+SELECT p.attname, format('statistics %%I of the partition %%I', s.stxname, p.relname), true
+  FROM part p JOIN pg_statistic_ext s ON s.stxrelid = p.oid
+ WHERE EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_statistic_ext'::regclass AND d.objid = s.oid
+                  AND d.refclassid = 'pg_class'::regclass AND d.refobjid = p.oid AND d.refobjsubid = p.attnum)
+UNION
+SELECT a.attname, pg_describe_object('pg_constraint'::regclass, c.oid, 0), true
+  FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey)
+ WHERE c.conrelid = %(table)s AND c.contype IN ('f', 'x') AND a.attname = ANY(%(columns)s)
+ ORDER BY 1, 2
+"""
+
 
 def dependants(connection: Connection, definition: TableDefinition) -> tuple[Dependant, ...]:
     """Somebody else's objects that need a plaintext column, by column and name."""
-    rows = connection.execute(
-        _DEPENDANTS,
-        {
-            "table": definition.oid,
-            "columns": [column.name for column in definition.plaintext_columns],
-            "guards": GUARDS,
-            "ours": saved_ddl.our_names(definition.table),
-        },
-    )
-    return tuple(Dependant(*row) for row in rows)
+    parameters = {
+        "table": definition.oid,
+        "parts": [part.oid for part in read_parts(connection, definition.oid)],
+        "columns": [column.name for column in definition.plaintext_columns],
+        "guards": GUARDS,
+        "ours": saved_ddl.our_names(definition.table),
+    }
+    found = [Dependant(*row) for row in connection.execute(_DEPENDANTS, parameters)]
+    if definition.partitioned:
+        of_parts = [Dependant(*row) for row in connection.execute(_OF_PARTITIONS, parameters)]
+        stopping = {(one.column, one.name) for one in of_parts}
+        found = [*(one for one in found if (one.column, one.name) not in stopping), *of_parts]
+    return tuple(found)
 
 
 def stops_of_the_drop(connection: Connection, definition: TableDefinition) -> tuple[str, ...]:

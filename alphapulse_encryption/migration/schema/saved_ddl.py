@@ -79,7 +79,11 @@ class SavedColumn(_Model):
 
 
 class SavedIndex(_Model):
-    """An index: its CREATE INDEX, and what that does not tell; statistics targets by the number of its column."""
+    """An index: its CREATE INDEX, and what that does not tell; statistics targets by the number of its column.
+
+    Attributes:
+        parts: of a partitioned table's, those that belong to it, each with schema and name of its partition.
+    """
 
     name: str
     definition: str
@@ -87,6 +91,7 @@ class SavedIndex(_Model):
     tablespace: str | None = None
     clustered: bool = False
     statistics: dict[int, int] = {}
+    parts: tuple[tuple[tuple[str, str], SavedIndex], ...] = ()
 
 
 class SavedConstraint(_Model):
@@ -186,18 +191,25 @@ SELECT a.attnum AS number, a.attname AS name, format_type(a.atttypid, a.atttypmo
 _DEPENDENT: LiteralString = """
 WITH dependent AS (SELECT classid, objid FROM pg_depend WHERE refclassid = 'pg_class'::regclass
                       AND refobjid = %(table)s AND refobjsubid = ANY(%(columns)s))"""
-_INDEXES: LiteralString = """
+_INDEX: LiteralString = """
 SELECT i.relname AS name, pg_get_indexdef(i.oid) AS definition, obj_description(i.oid, 'pg_class') AS comment,
        s.spcname AS tablespace, x.indisclustered AS clustered,
        (SELECT coalesce(jsonb_object_agg(a.attnum, a.attstattarget), '{}') FROM pg_attribute a
-         WHERE a.attrelid = i.oid AND a.attstattarget >= 0) AS statistics,
-       c.contype::text AS kind, c.oid
+         WHERE a.attrelid = i.oid AND a.attstattarget >= 0) AS statistics"""
+_INDEXES: LiteralString = """, c.contype::text AS kind, c.oid, i.oid AS index
   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
   LEFT JOIN pg_tablespace s ON s.oid = i.reltablespace
   LEFT JOIN pg_constraint c ON c.conindid = i.oid AND c.conrelid = x.indrelid AND c.contype IN ('p', 'u', 'x')
  WHERE x.indrelid = %(table)s AND x.indisvalid AND i.relname <> ALL(%(ours)s)
    AND (x.indkey::int2[] && %(columns)s::int2[] OR ('pg_class'::regclass, i.oid) IN (SELECT * FROM dependent))
  ORDER BY i.relname
+"""
+_INDEXES_OF_PARTITIONS: LiteralString = """, ARRAY[n.nspname::text, t.relname::text] AS of
+  FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+  LEFT JOIN pg_tablespace s ON s.oid = i.reltablespace
+  JOIN pg_partition_tree(%(index)s) p ON p.relid = i.oid AND p.level > 0
+  JOIN pg_class t ON t.oid = x.indrelid JOIN pg_namespace n ON n.oid = t.relnamespace
+ ORDER BY p.level, n.nspname, t.relname
 """
 
 _CONSTRAINTS: LiteralString = """
@@ -249,12 +261,14 @@ def read_saved(connection: Connection, definition: TableDefinition, set_aside: S
     )
     indexes: list[SavedIndex] = []
     of_constraint: dict[int, SavedIndex] = {}
-    for row in read(_DEPENDENT + _INDEXES):
-        kind, oid = row.pop("kind"), row.pop("oid")
+    for row in read(_DEPENDENT + _INDEX + _INDEXES):
+        kind, oid, index = row.pop("kind"), row.pop("oid"), row.pop("index")
+        parts = [(one.pop("of"), one) for one in read(_INDEX + _INDEXES_OF_PARTITIONS, index=index)]
+        saved = SavedIndex.model_validate({**row, "parts": parts})
         if kind is None:
-            indexes.append(SavedIndex(**row))
+            indexes.append(saved)
         elif kind != "p":
-            of_constraint[oid] = SavedIndex(**row)
+            of_constraint[oid] = saved
     return SavedTable(
         columns=columns,
         constraints=tuple(
@@ -288,12 +302,6 @@ def latest(connection: Connection, table: Table) -> SavedTable | None:
     """What the last drop took away that was not undone."""
     kept = kept_definition(connection, table)
     return None if kept is None else SavedTable.model_validate(kept)
-
-
-def has_children(connection: Connection, definition: TableDefinition) -> bool:
-    """Whether the table is partitioned, a partition, or takes part in inheritance."""
-    inherits = "SELECT EXISTS (SELECT FROM pg_inherits WHERE %s IN (inhparent, inhrelid))"
-    return definition.partitioned or bool(answer(connection, inherits, definition.oid))
 
 
 def alter(definition: TableDefinition, actions: list[Composable]) -> Composed:

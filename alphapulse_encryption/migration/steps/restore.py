@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import psycopg
 from psycopg.sql import SQL, Composable, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
@@ -24,19 +23,20 @@ from alphapulse_encryption.migration.bookkeeping.quarantine import NAMED
 from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
 from alphapulse_encryption.migration.bookkeeping.tables import advance, mark_restored, require_state
 from alphapulse_encryption.migration.postgres.database import Actor, Connection, answer
-from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
+from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
 from alphapulse_encryption.migration.rows.engine import Progress, RangeResult
 from alphapulse_encryption.migration.schema import guard, indexes, saved_ddl, sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
+from alphapulse_encryption.migration.schema.partitions import lock_partitions
 from alphapulse_encryption.migration.schema.saved_ddl import (
     SavedColumn,
     SavedConstraint,
-    SavedIndex,
     SavedTable,
 )
+from alphapulse_encryption.migration.schema.saved_indexes import put_back
 from alphapulse_encryption.migration.steps import switch
 from alphapulse_encryption.migration.target import Target
 
@@ -149,6 +149,7 @@ def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor)
                 check = Identifier(saved_ddl.required_check(encrypted))
                 actions.append(SQL("DROP CONSTRAINT IF EXISTS {}").format(check))
                 actions.append(SQL("ALTER COLUMN {} DROP NOT NULL").format(Identifier(encrypted)))
+    lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
     connection.execute(saved_ddl.alter(definition, actions))
     lost: list[str] = []
     for column in what.columns:
@@ -214,43 +215,11 @@ def _dress_column(connection: Connection, definition: TableDefinition, column: S
 
 
 def _build_indexes(connection: Connection, definition: TableDefinition, what: SavedTable) -> None:
-    of_constraints = (c.index for c in what.constraints if c.kind == "u" and c.index is not None)
-    for index in [*what.indexes, *of_constraints]:
-        _build_index(connection, definition, index)
-
-
-def _build_index(connection: Connection, definition: TableDefinition, index: SavedIndex) -> None:
-    """Build an index beside the application; one that an interrupted build left invalid is built again."""
-    name = Identifier(definition.table.schema_name, index.name)
-    doing = f"build the index {index.name}"
-
-    def build() -> None:
-        # What an interrupted build left, or the try before this one.
-        if indexes.is_usable(connection, definition, index.name) is False:
-            connection.execute(SQL("DROP INDEX CONCURRENTLY {}").format(name))
-        connection.execute(sql.verbatim(index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1)))
-
-    if not indexes.is_usable(connection, definition, index.name):
-        connection.execute("SELECT set_config('default_tablespace', %s, false)", [index.tablespace or ""])
-        try:
-            outside_transaction(connection, doing, build)
-        except psycopg.Error:
-            # An invalid index costs the application's writes what a valid one does, and serves nobody.
-            if not connection.broken:
-                drop = SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(name)
-                outside_transaction(connection, doing, partial(connection.execute, drop))
-            raise
-        finally:
-            if not connection.broken:
-                connection.execute("SELECT set_config('default_tablespace', '', false)")
-    if index.comment is not None:
-        connection.execute(saved_ddl.comment_on("INDEX", name, index.comment))
-    for number, target in index.statistics.items():
-        change = SQL("ALTER INDEX {} ALTER COLUMN {} SET STATISTICS {}")
-        connection.execute(change.format(name, Literal(number), Literal(target)))
-    if index.clustered:
-        cluster = saved_ddl.alter(definition, [SQL("CLUSTER ON {}").format(Identifier(index.name))])
-        in_short_transaction(connection, doing, partial(connection.execute, cluster))
+    for index in what.indexes:
+        put_back(connection, definition, index)
+    for constraint in what.constraints:
+        if constraint.kind == "u" and constraint.index is not None:
+            put_back(connection, definition, constraint.index, constraint)
 
 
 def _add_constraints(connection: Connection, definition: TableDefinition, what: SavedTable) -> None:
@@ -264,6 +233,7 @@ def _add_constraints(connection: Connection, definition: TableDefinition, what: 
 def _add_constraint(connection: Connection, definition: TableDefinition, constraint: SavedConstraint) -> None:
     if saved_ddl.constraint_state(connection, definition, constraint.name) is not None:
         return
+    lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
     name = Identifier(constraint.name)
     if constraint.kind == "u" and constraint.index is not None:
         action = SQL("ADD CONSTRAINT {} UNIQUE USING INDEX {} {} {}").format(

@@ -11,7 +11,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from alphapulse_encryption.catalogue import Catalogue, Column, Table
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.approvals import list_approvals
 from alphapulse_encryption.migration.gates.approvals import approve_drop, describe, revoke
@@ -150,17 +149,6 @@ def test_a_partitioned_table_is_refused(ready_url: str, postgres: EmbeddedPostgr
     walk.query(ready_url, "CREATE TABLE more_users () INHERITS (users)")
     with pytest.raises(ConfigurationError, match="more_users"):
         walk.approve(ready_url, USERS)
-
-
-def test_a_declaratively_partitioned_table_is_refused(database_url: str) -> None:
-    table = Table(name="notes", columns=(Column(name="secret", context="notes"),))
-    walk.query(database_url, "CREATE TABLE notes (id int PRIMARY KEY, secret text) PARTITION BY RANGE (id)")
-    walk.query(database_url, "CREATE TABLE part PARTITION OF notes FOR VALUES FROM (0) TO (100)")
-    walk.query(database_url, "INSERT INTO notes SELECT i, 's' || i FROM generate_series(1, 20) AS i")
-    walk.switch(database_url, table)
-    with pytest.raises(RefusedError, match="Table notes is partitioned or takes part in inheritance"):
-        walk.approve(database_url, table, Catalogue(tables=(table,)))
-    assert count(database_url) == 0
 
 
 def test_an_approval_can_be_revoked_once(ready_url: str) -> None:
