@@ -112,12 +112,6 @@ SELECT attname, format('settings of its own of %%I in the partition %%I', attnam
        IS DISTINCT FROM
        (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = %(table)s AND d.adnum = number)
 UNION
-SELECT p.attname, format('index %%I of the partition %%I alone', i.relname, p.relname), true
-  FROM part p JOIN pg_index x ON x.indrelid = p.oid JOIN pg_class i ON i.oid = x.indexrelid
- WHERE NOT i.relispartition AND i.relname <> ALL(%(ours)s) AND (p.attnum = ANY(x.indkey::int2[]) OR EXISTS (
-       SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = i.oid AND d.refobjid = p.oid
-          AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid = p.attnum))
-UNION
 SELECT p.attname, format('constraint %%I of the partition %%I alone', c.conname, p.relname), true
   FROM part p JOIN pg_constraint c ON c.conrelid = p.oid
  WHERE c.contype IN ('c', 'f', 'u', 'x') AND c.coninhcount = 0 AND c.conparentid = 0 AND p.attnum = ANY(c.conkey)

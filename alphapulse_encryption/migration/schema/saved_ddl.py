@@ -21,6 +21,7 @@ from alphapulse_encryption.migration.postgres.database import Connection, answer
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.indexes import pending_index
 from alphapulse_encryption.migration.schema.names import short_name
+from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.migration.schema.sql import verbatim
 
 
@@ -126,12 +127,17 @@ class SavedStatistics(_Model):
 
 
 class SavedTable(_Model):
-    """Everything that a drop of a table's plaintext columns takes away."""
+    """Everything that a drop of a table's plaintext columns takes away.
+
+    Attributes:
+        of_partitions: indexes that single partitions have of their own, with schema and name of the partition.
+    """
 
     columns: tuple[SavedColumn, ...]
     constraints: tuple[SavedConstraint, ...] = ()
     indexes: tuple[SavedIndex, ...] = ()
     statistics: tuple[SavedStatistics, ...] = ()
+    of_partitions: tuple[tuple[tuple[str, str], SavedIndex], ...] = ()
 
     @property
     def set_aside(self) -> SetAside:
@@ -196,7 +202,7 @@ SELECT i.relname AS name, pg_get_indexdef(i.oid) AS definition, obj_description(
        s.spcname AS tablespace, x.indisclustered AS clustered,
        (SELECT coalesce(jsonb_object_agg(a.attnum, a.attstattarget), '{}') FROM pg_attribute a
          WHERE a.attrelid = i.oid AND a.attstattarget >= 0) AS statistics"""
-_INDEXES: LiteralString = """, c.contype::text AS kind, c.oid, i.oid AS index
+_INDEXES: LiteralString = """, c.contype::text AS kind, c.oid, i.oid AS index, i.relispartition AS attached
   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
   LEFT JOIN pg_tablespace s ON s.oid = i.reltablespace
   LEFT JOIN pg_constraint c ON c.conindid = i.oid AND c.conrelid = x.indrelid AND c.contype IN ('p', 'u', 'x')
@@ -204,12 +210,19 @@ _INDEXES: LiteralString = """, c.contype::text AS kind, c.oid, i.oid AS index
    AND (x.indkey::int2[] && %(columns)s::int2[] OR ('pg_class'::regclass, i.oid) IN (SELECT * FROM dependent))
  ORDER BY i.relname
 """
+# Of a row, what is no part of what is saved.
+_ABOUT = ("kind", "oid", "index", "attached")
 _INDEXES_OF_PARTITIONS: LiteralString = """, ARRAY[n.nspname::text, t.relname::text] AS of
   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
   LEFT JOIN pg_tablespace s ON s.oid = i.reltablespace
   JOIN pg_partition_tree(%(index)s) p ON p.relid = i.oid AND p.level > 0
   JOIN pg_class t ON t.oid = x.indrelid JOIN pg_namespace n ON n.oid = t.relnamespace
  ORDER BY p.level, n.nspname, t.relname
+"""
+
+_NUMBERS: LiteralString = """
+SELECT coalesce(array_agg(attnum), '{}') AS columns FROM pg_attribute
+ WHERE attrelid = %(table)s AND attname = ANY(%(names)s)
 """
 
 _CONSTRAINTS: LiteralString = """
@@ -262,14 +275,22 @@ def read_saved(connection: Connection, definition: TableDefinition, set_aside: S
     indexes: list[SavedIndex] = []
     of_constraint: dict[int, SavedIndex] = {}
     for row in read(_DEPENDENT + _INDEX + _INDEXES):
-        kind, oid, index = row.pop("kind"), row.pop("oid"), row.pop("index")
+        kind, oid, index, _ = (row.pop(name) for name in _ABOUT)
         parts = [(one.pop("of"), one) for one in read(_INDEX + _INDEXES_OF_PARTITIONS, index=index)]
         saved = SavedIndex.model_validate({**row, "parts": parts})
         if kind is None:
             indexes.append(saved)
         elif kind != "p":
             of_constraint[oid] = saved
+    of_partitions = []
+    for part in read_parts(connection, definition.oid)[1:]:
+        (numbers,) = read(_NUMBERS, table=part.oid)
+        for row in read(_DEPENDENT + _INDEX + _INDEXES, table=part.oid, **numbers):
+            kind, _, _, attached = (row.pop(name) for name in _ABOUT)
+            if kind is None and not attached:
+                of_partitions.append(((part.schema_name, part.name), SavedIndex.model_validate(row)))
     return SavedTable(
+        of_partitions=tuple(of_partitions),
         columns=columns,
         constraints=tuple(
             SavedConstraint(index=of_constraint.get(row.pop("oid")), **row)

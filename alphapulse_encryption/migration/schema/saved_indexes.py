@@ -49,6 +49,15 @@ def put_back(
     )
 
 
+def put_back_of_partition(
+    connection: Connection, definition: TableDefinition, partition: tuple[str, str], index: SavedIndex
+) -> None:
+    """As :func:`put_back`, of an index that one partition has of its own; nothing where the partition is gone."""
+    for part in read_parts(connection, definition.oid):
+        if (part.schema_name, part.name) == partition:
+            _build(connection, part, index)
+
+
 def _is_usable(connection: Connection, part: Part, name: str) -> bool | None:
     """As :func:`.indexes.is_usable`, of a partition."""
     usable: bool | None = answer(

@@ -36,7 +36,7 @@ from alphapulse_encryption.migration.schema.saved_ddl import (
     SavedConstraint,
     SavedTable,
 )
-from alphapulse_encryption.migration.schema.saved_indexes import put_back
+from alphapulse_encryption.migration.schema.saved_indexes import put_back, put_back_of_partition
 from alphapulse_encryption.migration.steps import switch
 from alphapulse_encryption.migration.target import Target
 
@@ -220,6 +220,8 @@ def _build_indexes(connection: Connection, definition: TableDefinition, what: Sa
     for constraint in what.constraints:
         if constraint.kind == "u" and constraint.index is not None:
             put_back(connection, definition, constraint.index, constraint)
+    for partition, index in what.of_partitions:
+        put_back_of_partition(connection, definition, partition, index)
 
 
 def _add_constraints(connection: Connection, definition: TableDefinition, what: SavedTable) -> None:

@@ -239,7 +239,7 @@ def test_a_partitioned_table(database_url: str) -> None:
     executed = said(database_url)
     assert executed == [*promised.bookkeeping, *statements(promised, "columns", "indexes", table="notes")]
     assert sum("ATTACH PARTITION" in text for text in executed) == 12
-    assert step(promised.tables[0], "drop").note.startswith("will be refused")
+    assert step(promised.tables[0], "drop").statements
     # One part of an index is gone with its partition, which comes again.
     run(database_url, "DROP TABLE south_b")
     run(database_url, "COMMENT ON INDEX notes_encryption_pending IS 'of another catalogue'")
