@@ -459,22 +459,22 @@ _GUARD_COLUMNS = """(
               JOIN pg_attribute a ON a.attrelid = t.tgrelid AND a.attnum = t.number)"""
 
 _GUARD_INSERT = """
-        IF {new}.{plaintext} IS NULL AND {ciphertext_given} AND refuses THEN
+        IF {new}.{plaintext} IS NOT DISTINCT FROM NULL AND {ciphertext_given} AND refuses THEN
             {refuse}
-        ELSIF {new}.{plaintext} IS NOT NULL AND {token_missing} THEN
+        ELSIF {new}.{plaintext} IS DISTINCT FROM NULL AND {token_missing} THEN
             {clear}
         END IF;
 """
 
 _GUARD_UPDATE = """
         IF by_engine THEN
-            IF {old}.{plaintext} IS NOT NULL AND {plaintext_changed} THEN
+            IF {old}.{plaintext} IS DISTINCT FROM NULL AND {plaintext_changed} THEN
                 {clear}
             END IF;
         ELSIF {plaintext_changed} THEN
             IF {new}.{encrypted} IS NULL OR NOT ({encrypted_changed}) OR {token_stale} THEN
                 {clear}
-            ELSIF {new}.{plaintext} IS NULL AND refuses THEN
+            ELSIF {new}.{plaintext} IS NOT DISTINCT FROM NULL AND refuses THEN
                 {refuse}
             END IF;
         ELSIF {ciphertext_changed} AND NOT replicated THEN
@@ -482,7 +482,7 @@ _GUARD_UPDATE = """
                 mentions := true;
                 IF {new}.{encrypted} IS NULL OR {token_left_out} THEN
                     {clear}
-                ELSIF {new}.{plaintext} IS NULL AND refuses THEN
+                ELSIF {new}.{plaintext} IS NOT DISTINCT FROM NULL AND refuses THEN
                     {refuse}
                 END IF;
             ELSIF refuses THEN
@@ -496,8 +496,10 @@ _GUARD_UPDATE = """
 # Of a searchable column; never so of others.
 _GUARD_TOKEN: dict[str, LiteralString] = {
     "token_missing": "({new}.{encrypted} IS NULL) <> ({new}.{search} IS NULL)",
-    "token_left_out": "({new}.{plaintext} IS NOT NULL AND {new}.{search} IS NULL)",
-    "token_stale": "({new}.{plaintext} IS NOT NULL AND ({new}.{search} IS NULL OR {new}.{search} = {old}.{search}))",
+    "token_left_out": "({new}.{plaintext} IS DISTINCT FROM NULL AND {new}.{search} IS NULL)",
+    "token_stale": (
+        "({new}.{plaintext} IS DISTINCT FROM NULL AND ({new}.{search} IS NULL OR {new}.{search} = {old}.{search}))"
+    ),
 }
 
 _GUARD_REFUSE = """RAISE EXCEPTION USING ERRCODE = 'check_violation', TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA,

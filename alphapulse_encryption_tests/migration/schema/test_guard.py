@@ -634,3 +634,36 @@ def test_plaintext_that_a_trigger_of_the_application_changes_during_the_backfill
         ("new@example.org",),
     ]
     assert support.assert_encrypted(database_url, entry) == 2
+
+
+def test_a_composite_value_without_fields_is_a_value(database_url: str) -> None:
+    """``IS NULL`` is true of ``(,)``, and ``IS NOT NULL`` false of ``(a,)``."""
+    entry = support.table("places", support.searchable("at", "idx_places_at"))
+    run(database_url, "CREATE TYPE address AS (street text, town text)")
+    run(database_url, "CREATE TABLE places (id int PRIMARY KEY, at address)")
+    support.add_columns(database_url, entry)
+    for number, text in enumerate(("(,)", "(a,)", "(a,b)")):
+        sides = [support.seal(text, "test_search"), support.token(text, "test_search")]
+        run(database_url, "INSERT INTO places VALUES (%s, %s, %s, %s)", number, text, *sides)
+        # A value alone is pending, and what was its ciphertext is not kept.
+        run(database_url, "UPDATE places SET at = '(b,)' WHERE id = %s", number)
+        assert run(database_url, "SELECT at_encrypted, at_search FROM places WHERE id = %s", number) == [
+            (None, None)
+        ]
+        run(
+            database_url,
+            "UPDATE places SET at = %s, at_encrypted = %s, at_search = %s WHERE id = %s",
+            text,
+            *sides,
+            number,
+        )
+        run(
+            database_url,
+            "INSERT INTO places (id, at, at_encrypted) VALUES (%s, %s, %s)",
+            number + 10,
+            text,
+            sides[0],
+        )
+        assert run(database_url, "SELECT at_encrypted FROM places WHERE id = %s", number + 10) == [(None,)]
+    support.backfill(database_url, entry)
+    assert support.assert_encrypted(database_url, entry) == 6
