@@ -531,7 +531,13 @@ def _table_lines(table: TableGuess) -> list[str]:
 
 
 def _size(table: TableGuess) -> str:
-    return f"about {table.rows:,} rows, {readable_size(table.bytes)}"
+    # More than two pages hold rows; without statistics nobody has counted them.
+    rows = (
+        f"about {table.rows:,} rows"
+        if table.rows or table.bytes <= 65_536
+        else "rows never counted (ANALYZE)"
+    )
+    return f"{rows}, {readable_size(table.bytes)}"
 
 
 def _why(column: ColumnGuess) -> str:

@@ -34,6 +34,7 @@ def before_columns(
         keys: None, with the cipher, leaves out what only keys can tell.
     """
     yield from (Checked("blocker", definition.table.key, told) for told in of_others(connection, definition))
+    yield from _room(connection, definition)
     for column in definition.table.columns:
         if column.adopt and keys is not None and cipher is not None:
             yield from _adopted(connection, definition, column, keys, cipher)
@@ -50,6 +51,39 @@ def refuse_beginning(
     found = before_columns(connection, definition, keys, cipher)
     if blockers := [finding.message for finding in found if finding.level == "blocker"]:
         raise ConfigurationError("\n".join((*blockers, "Nothing was changed.")))
+
+
+# PostgreSQL manual, appendix K: columns of a table, and what a row of one page may have. A value that is as far out of
+# line as can be takes a pointer in the row.
+_MOST_COLUMNS, _ROW_BYTES, _POINTER = 1_600, 8_160, 18
+_ROOM = """
+SELECT max(attnum), coalesce(sum(CASE WHEN attlen > 0 THEN attlen ELSE %s END) FILTER (WHERE NOT attisdropped), 0)
+  FROM pg_attribute WHERE attrelid = %s AND attnum > 0
+"""
+
+
+def _room(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
+    """Whether the columns to come have a place, and the rows with them."""
+    table = definition.table
+    new = sum(name not in definition.columns for column in table.columns for name in column.derived)
+    columns, used = connection.execute(_ROOM, [_POINTER, definition.oid]).fetchall()[0]
+    if new and columns + new > _MOST_COLUMNS:
+        yield Checked(
+            "blocker",
+            table.key,
+            f"has {columns:,} columns, dropped ones included, and {new} come to them: PostgreSQL takes "
+            f"{_MOST_COLUMNS:,}. Copy it into a new table, which forgets those that were dropped, or encrypt fewer.",
+        )
+    # The header, and a bit for each column.
+    needed = used + new * _POINTER + 24 + (columns + new) // 8
+    if new and needed > _ROW_BYTES:
+        yield Checked(
+            "warning",
+            table.key,
+            f"has so many columns that a row with all of them filled needs {needed:,} bytes, and a page takes "
+            f"{_ROW_BYTES:,}: such rows cannot be encrypted, and are set aside. Encrypt fewer columns, or move some to "
+            "a table of their own.",
+        )
 
 
 def _adopted(

@@ -328,6 +328,13 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
         yield Checked("blocker", table.key, error.args[0])
     yield from _triggers(connection, definition)
     yield from _views(definition)
+    if definition.guessed:
+        yield Checked(
+            "warning",
+            table.key,
+            "was never analysed: its rows, and with them durations and growth, are guessed from its size. Type "
+            f"ANALYZE {definition.identifier.as_string(connection)}, and ask again.",
+        )
     plaintext = [column.name for column in definition.plaintext_columns]
     if names := [name for (name,) in connection.execute(_DEFAULTED, [definition.oid, plaintext])]:
         yield Checked(

@@ -50,9 +50,6 @@ LockMode = Literal[
 # How long a lock is held: for a moment, whatever the table's size; for a batch; or while all rows are read.
 Length = Literal["moment", "batch", "table"]
 
-# A table without statistics: empty up to so many bytes, and as many rows as fit, of so many bytes.
-_EMPTY, _USUAL_ROW = 16_384, 150
-
 # Bytes of a token's entry in a B-tree: 8 + 45, aligned, its pointer, and a page nine tenths full.
 _INDEX_ENTRY = 67
 _ROW_OVERHEAD = 60  # bytes of write-ahead log around a new version of a row
@@ -307,16 +304,6 @@ def _table(
     parts = [part.oid for part in read_parts(connection, definition.oid)]
     ((heap, index_bytes, count),) = connection.execute(_SIZES, [definition.oid, parts])
     findings: list[Finding] = []
-    if not definition.estimated_rows and heap > _EMPTY:
-        definition = replace(definition, estimated_rows=heap // _USUAL_ROW)
-        findings.append(
-            Finding(
-                "warning",
-                entry.key,
-                "was never analysed: its rows, and with them durations and growth, are guessed from its size. "
-                f"ANALYZE {entry.schema_name}.{entry.name}, and ask again.",
-            )
-        )
     rows = definition.estimated_rows
     look = _Look(connection, definition, known, findings)
     ranges, note = look.ranges(batch_ranges)

@@ -60,7 +60,7 @@ class TableDefinition:
     Args:
         key_operators: schema of the comparison operators of the key's own types; using them by name keeps
             the comparison the index's own, whatever the search path is.
-        estimated_rows: the planner's estimate (0 where the table was never analysed).
+        estimated_rows: the planner's estimate; guessed from the size where the table was never analysed.
         total_bytes: size with indexes and TOAST, in bytes.
         toasted: whether any value is kept out of line, so that one may be of any size.
     """
@@ -72,6 +72,7 @@ class TableDefinition:
     columns: Mapping[str, LiveColumn]
     partitioned: bool
     estimated_rows: int
+    guessed: bool
     total_bytes: int
     toasted: bool
 
@@ -110,12 +111,15 @@ class TableDefinition:
 
 
 _TABLE = """
-SELECT c.oid, c.relkind = 'p', size.rows, size.bytes, size.toasted
+SELECT c.oid, c.relkind = 'p', size.rows, size.guessed, size.bytes, size.toasted
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL (
-       SELECT coalesce(sum(greatest(l.reltuples, 0)), 0)::bigint AS rows,
+       -- Of one that was never analysed, whose estimate is -1, by usual rows of 150 bytes; two pages may be empty.
+       SELECT coalesce(sum(CASE WHEN l.reltuples < 0 AND heap > 16384 THEN heap / 150
+                                ELSE greatest(l.reltuples, 0) END), 0)::bigint AS rows,
+              coalesce(bool_or(l.reltuples < 0 AND heap > 16384), false) AS guessed,
               coalesce(sum(pg_total_relation_size(l.oid)), 0)::bigint AS bytes,
               coalesce(bool_or(pg_relation_size(nullif(l.reltoastrelid, 0)) > 0), false) AS toasted
-         FROM pg_class l WHERE l.relkind = 'r'
+         FROM pg_class l CROSS JOIN pg_relation_size(l.oid) AS heap WHERE l.relkind = 'r'
           AND l.oid = ANY (c.oid || ARRAY(SELECT relid::oid FROM pg_partition_tree(c.oid)))) AS size
  WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')
 """
@@ -185,7 +189,7 @@ def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> Tab
                 else "Names are exact and case-sensitive: correct the catalogue, or create the table."
             )
         )
-    oid, partitioned, rows, size, toasted = row
+    oid, partitioned, rows, guessed, size, toasted = row
     columns = {row[0]: LiveColumn(*row) for row in connection.execute(_COLUMNS, [oid])}
     key_rows = connection.execute(_KEY, [oid]).fetchall()
     _refuse_renamed(connection, table, oid)
@@ -200,6 +204,7 @@ def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> Tab
         columns=columns,
         partitioned=partitioned,
         estimated_rows=rows,
+        guessed=guessed,
         total_bytes=size,
         toasted=toasted,
     )

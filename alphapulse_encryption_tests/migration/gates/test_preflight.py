@@ -13,11 +13,12 @@ import pytest
 
 from alphapulse_encryption.catalogue import Table, load_catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.errors import DatabaseFailure
+from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure
 from alphapulse_encryption.migration.gates.backup import take_backup
 from alphapulse_encryption.migration.gates.findings import Finding
 from alphapulse_encryption.migration.gates.preflight import PreflightReport, check
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, Database
+from alphapulse_encryption.migration.rows.engine import RowsQuarantined
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
@@ -168,6 +169,34 @@ def test_partitioned_table(database_url: str) -> None:
     assert report(database_url).blockers == ()
     assert found(report(database_url), "ok", "notes")
     assert found(report(database_url), "warning", "notes") == []
+
+
+def test_columns_and_rows_without_room(database_url: str) -> None:
+    wide = support.table("wide", *(f"c{i}" for i in range(250)))
+    columns = ", ".join(f"c{i} text" for i in range(250))
+    run(database_url, f"CREATE TABLE wide (id int PRIMARY KEY, {columns})")
+    (message,) = [
+        m for m in found(report(database_url, wide), "warning", "wide") if "all of them filled" in m
+    ]
+    assert "8,160" in message
+    # It is true: such a row is set aside, and the others are not.
+    values = ", ".join("repeat(md5(random()::text), 200)" for _ in range(250))
+    run(database_url, f"INSERT INTO wide VALUES (1, {values})")
+    run(database_url, "INSERT INTO wide (id, c0) VALUES (2, 'x')")
+    with pytest.raises(RowsQuarantined, match=r"key \(1\)"):
+        support.encrypt(database_url, wide)
+    assert run(database_url, "SELECT id FROM wide WHERE c0_encrypted IS NOT NULL") == [(2,)]
+
+    narrow = support.table("narrow", "c0")
+    run(database_url, "CREATE TABLE narrow (id int PRIMARY KEY, c0 text)")
+    for batch in range(8):
+        names = [f"d{batch}_{i}" for i in range(200 if batch < 7 else 198)]
+        for word in ("ADD COLUMN {} int", "DROP COLUMN {}"):
+            run(database_url, "ALTER TABLE narrow " + ", ".join(word.format(name) for name in names))
+    (blocker,) = found(report(database_url, narrow), "blocker", "narrow")
+    assert "1,600" in blocker
+    with pytest.raises(ConfigurationError, match="1,600 columns, dropped ones included"):
+        support.add_columns(database_url, narrow)
 
 
 def test_another_key(notes_url: str) -> None:
