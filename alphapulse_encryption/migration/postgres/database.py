@@ -318,7 +318,9 @@ def failure(doing: str, error: psycopg.Error) -> DatabaseFailure:
     text = f"Could not {doing}: the database refused ({without_values(error)})."
     if state in _VALUE_FREE and error.diag.message_primary and not _said_by_a_function(error):
         text += f" It says: {error.diag.message_primary}."
-    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+    if "row-level security policy" in (error.diag.message_primary or ""):
+        text += " It would hide rows from this role: ALTER ROLE … BYPASSRLS, or connect as one that has it."
+    elif isinstance(error, psycopg.errors.InsufficientPrivilege):
         text += " Which role a step takes is in docs/roles.md; --roles-sql prints what each is given."
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         text += " A standby takes no writes: where one answers, give the address of the primary."

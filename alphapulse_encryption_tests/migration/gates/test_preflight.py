@@ -13,7 +13,7 @@ import pytest
 
 from alphapulse_encryption.catalogue import Table, load_catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure
+from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, MigrationError
 from alphapulse_encryption.migration.gates.backup import take_backup
 from alphapulse_encryption.migration.gates.findings import Finding
 from alphapulse_encryption.migration.gates.preflight import PreflightReport, check
@@ -575,3 +575,19 @@ def test_the_client_programs_of_a_backup_are_named_or_what_to_install(
     assert level == "ok" and str(postgres.bin_dir()) in message and f"version {version}" in message
     level, message = told(tmp_path)
     assert level == "warning" and f"postgresql-client-{version}" in message
+
+
+def test_row_level_security_that_is_switched_on_between_two_steps(notes_url: str) -> None:
+    """No step takes the rows that it sees for all rows."""
+    with role(notes_url, *may_begin(notes_url), f"ALTER TABLE notes OWNER TO {ROLE}") as url:
+        support.encrypt(url, ENTRY)
+        run(notes_url, "CREATE POLICY few ON notes USING (id < 10)")
+        run(notes_url, "ALTER TABLE notes ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
+        run(notes_url, "UPDATE notes SET mail = 'pending' WHERE id = 50")
+        for step in (support.verify, support.backfill):
+            with pytest.raises(MigrationError, match=r'"notes"(.|\n)*BYPASSRLS'):
+                step(url, ENTRY)
+        with pytest.raises(MigrationError):
+            switch_to_ciphertext(support.target(url), ENTRY)
+        assert found(report(url), "blocker", "notes")
+        assert run(notes_url, "SELECT mail_encrypted FROM notes WHERE id = 50") == [(None,)]
