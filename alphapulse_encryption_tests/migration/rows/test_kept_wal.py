@@ -166,6 +166,7 @@ def test_a_missing_synchronous_standby_is_told_before_anything_is_written(own: s
     assert value(own, "SELECT to_regnamespace('alphapulse_encryption')") is None
 
 
+@pytest.mark.long
 def test_one_that_goes_away_while_a_backfill_runs(own: str) -> None:
     make(own)
     change_limits(Database(own), slow({"max_kept_wal_mib": "0", "max_wait_minutes": "0.05"}), ACTOR)
