@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from psycopg.rows import dict_row
@@ -188,7 +188,8 @@ def walk_through_drop(demo: Demo) -> int:
         approved = any(approval.is_open for approval in list_approvals(connection, demo.users))
     if not approved:
         demo.headline("A drop without an approval is refused")
-        if run("drop_unencrypted"):
+        # By steps of its own: a table that is refused is left out of those that come after it.
+        if replace(demo.steps).run("drop_unencrypted"):
             demo.show("✗ The drop went through without an approval, which must not happen.")
             return 1
     demo.headline("A fresh backup, and the approval of a person")

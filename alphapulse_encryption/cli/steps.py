@@ -67,6 +67,8 @@ class Steps:
     def run(self, name: str, **options: object) -> bool:
         """Run a step with the options that were given, of which it takes its own; whether it succeeded."""
         step = guide.step(name)
+        if not self.tables:
+            return False
         if name == "verify":
             return self._verify(step, options)
         if name == "approve_drop":
