@@ -109,22 +109,24 @@ def _replicated(connection: Connection, definition: TableDefinition, parts: list
             "subscriber: drop its plaintext columns after the drop, too.",
         )
     for name, listed in published:
+        publication = Identifier(name).as_string(connection)
         if listed:
             yield Checked(
                 "warning",
                 table.key,
                 f"is published by {name} with a list of columns: subscribers get no ciphertext, and NULL for what is "
                 "written as ciphertext alone from the switch on. Add the columns at each subscriber, and after "
-                f"add_encrypted_columns to the list (ALTER PUBLICATION {name} SET TABLE …). A plaintext column in the "
-                "list stops its drop.",
+                f"add_encrypted_columns to the list (ALTER PUBLICATION {publication} SET TABLE …). A plaintext column in "
+                "the list stops its drop.",
             )
     for (name,) in connection.execute(_RECEIVED, [parts]):
+        subscription = Identifier(name).as_string(connection)
         yield Checked(
             "warning",
             table.key,
             f"receives rows by the subscription {name}: what it writes is pending until the backfill has encrypted it, "
             "and from the switch on its plaintext stays beside no ciphertext. It stops at the first row after a drop. "
-            f"Encrypt at the publisher, or end it before the switch (ALTER SUBSCRIPTION {name} DISABLE).",
+            f"Encrypt at the publisher, or end it before the switch (ALTER SUBSCRIPTION {subscription} DISABLE).",
         )
 
 

@@ -274,7 +274,7 @@ THINGS = (
         ("CREATE PUBLICATION few FOR TABLE whole (id, body)",),
         "warning",
         "whole",
-        ("published by few", "ALTER PUBLICATION few"),
+        ("published by few", 'ALTER PUBLICATION "few"'),
     ),
     # What keeps a table from being begun.
     Thing(

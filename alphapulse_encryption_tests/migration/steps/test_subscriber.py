@@ -122,7 +122,7 @@ def test_what_is_received_is_guarded(server: EmbeddedPostgres, url: str, there: 
     (message,) = [
         f.message for f in check(Database(there), (NOTES,), None).warnings if "subscription feed" in f.message
     ]
-    assert "ALTER SUBSCRIPTION feed DISABLE" in message
+    assert 'ALTER SUBSCRIPTION "feed" DISABLE' in message
     run(url, "UPDATE notes SET mail = 'later' WHERE id = 7")
     run(url, "INSERT INTO notes VALUES (900, 'late', 1)")
     support.until(lambda: value(there, "SELECT count(*) FROM notes WHERE id = 900") == 1, "it has arrived")
