@@ -116,8 +116,8 @@ def _replicated(connection: Connection, definition: TableDefinition, parts: list
                 table.key,
                 f"is published by {name} with a list of columns: subscribers get no ciphertext, and NULL for what is "
                 "written as ciphertext alone from the switch on. Add the columns at each subscriber, and after "
-                f"add_encrypted_columns to the list (ALTER PUBLICATION {publication} SET TABLE …). A plaintext column in "
-                "the list stops its drop.",
+                f"add_encrypted_columns to the list (ALTER PUBLICATION {publication} SET TABLE …). A plaintext column "
+                "in the list stops its drop.",
             )
     for (name,) in connection.execute(_RECEIVED, [parts]):
         subscription = Identifier(name).as_string(connection)
