@@ -25,11 +25,23 @@ class NotNull(BaseModel):
     comment: str | None = None
 
 
+class OfPartition(BaseModel):
+    """What one partition had otherwise than the table above it gives: defaults (None is none), NOT NULL by column."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_name: str
+    name: str
+    defaults: dict[str, str | None] = {}
+    not_null: dict[str, NotNull] = {}
+
+
 class SetAside(BaseModel):
     """What the switch took off the plaintext columns, to be put back by a revert.
 
     Attributes:
         defaults: expressions by column.
+        partitions: upper ones first.
         unguarded: nothing was, but the guard is gone with the views since a revert.
     """
 
@@ -37,6 +49,7 @@ class SetAside(BaseModel):
 
     defaults: dict[str, str] = {}
     not_null: dict[str, NotNull] = {}
+    partitions: tuple[OfPartition, ...] = ()
     unguarded: bool = False
 
 

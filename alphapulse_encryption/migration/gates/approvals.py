@@ -325,6 +325,7 @@ def describe(connection: Connection, definition: TableDefinition) -> str:
         *(f"  column {column.name} ({column.type})" for column in what.columns),
         *(f"  constraint {c.name}: {c.definition}" for c in what.constraints),
         *(f"  index {index.name}" for index in what.indexes),
+        *(f"  index {index.name} of the partition {'.'.join(of)}" for of, index in what.of_partitions),
         *(f"  statistics {statistics.name}" for statistics in what.statistics),
     ]
     if required or unique:

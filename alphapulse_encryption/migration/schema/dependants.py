@@ -100,7 +100,7 @@ SELECT a.attname, format('privilege %%s (%%I) granted by %%I, who is not the own
 # partitions the application would have to wait for.
 _OF_PARTITIONS = """
 WITH part AS (
-    SELECT c.oid, c.relname, a.attnum, a.attname, a.attacl, a.attoptions, a.attcompression, w.attnum AS number,
+    SELECT c.oid, c.relname, a.attnum, a.attname, a.attacl, a.attoptions, a.attcompression,
            a.attstorage <> w.attstorage OR a.attstattarget IS DISTINCT FROM w.attstattarget AS other
       FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
       JOIN pg_attribute w ON w.attrelid = %(table)s AND w.attname = a.attname
@@ -108,14 +108,13 @@ WITH part AS (
 SELECT attname, format('settings of its own of %%I in the partition %%I', attname, relname), true FROM part
  WHERE other OR attacl IS NOT NULL OR attoptions IS NOT NULL OR attcompression <> ''
     OR col_description(oid, attnum) IS NOT NULL
-    OR (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = oid AND d.adnum = attnum)
-       IS DISTINCT FROM
-       (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = %(table)s AND d.adnum = number)
 UNION
-SELECT p.attname, format('constraint %%I of the partition %%I alone', c.conname, p.relname), true
+SELECT p.attname, CASE WHEN c.coninhcount = 0 AND c.conparentid = 0
+       THEN format('constraint %%I of the partition %%I alone', c.conname, p.relname)
+       ELSE format('comment on the constraint %%I of the partition %%I', c.conname, p.relname) END, true
   FROM part p JOIN pg_constraint c ON c.conrelid = p.oid
- WHERE c.contype IN ('c', 'f', 'u', 'x') AND c.coninhcount = 0 AND c.conparentid = 0 AND p.attnum = ANY(c.conkey)
-   AND c.conname <> ALL(%(ours)s)
+ WHERE c.contype IN ('c', 'f', 'u', 'x') AND p.attnum = ANY(c.conkey) AND c.conname <> ALL(%(ours)s)
+   AND (c.coninhcount = 0 AND c.conparentid = 0 OR obj_description(c.oid, 'pg_constraint') IS NOT NULL)
 UNION
 SELECT p.attname, format('statistics %%I of the partition %%I', s.stxname, p.relname), true
   FROM part p JOIN pg_statistic_ext s ON s.stxrelid = p.oid

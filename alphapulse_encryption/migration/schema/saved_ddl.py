@@ -16,7 +16,12 @@ from psycopg.sql import Literal as SqlLiteral
 from pydantic import BaseModel, ConfigDict
 
 from alphapulse_encryption.catalogue import Column, Table
-from alphapulse_encryption.migration.bookkeeping.tables import NotNull, SetAside, kept_definition
+from alphapulse_encryption.migration.bookkeeping.tables import (
+    NotNull,
+    OfPartition,
+    SetAside,
+    kept_definition,
+)
 from alphapulse_encryption.migration.postgres.database import Connection, answer
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.indexes import pending_index
@@ -131,6 +136,7 @@ class SavedTable(_Model):
 
     Attributes:
         of_partitions: indexes that single partitions have of their own, with schema and name of the partition.
+        set_aside_of_partitions: as the switch had set it aside.
     """
 
     columns: tuple[SavedColumn, ...]
@@ -138,6 +144,7 @@ class SavedTable(_Model):
     indexes: tuple[SavedIndex, ...] = ()
     statistics: tuple[SavedStatistics, ...] = ()
     of_partitions: tuple[tuple[tuple[str, str], SavedIndex], ...] = ()
+    set_aside_of_partitions: tuple[OfPartition, ...] = ()
 
     @property
     def set_aside(self) -> SetAside:
@@ -145,6 +152,7 @@ class SavedTable(_Model):
         return SetAside(
             defaults={c.name: c.default for c in self.columns if c.default is not None},
             not_null={c.name: c.not_null for c in self.columns if c.not_null is not None},
+            partitions=self.set_aside_of_partitions,
         )
 
 
@@ -202,7 +210,10 @@ SELECT i.relname AS name, pg_get_indexdef(i.oid) AS definition, obj_description(
        s.spcname AS tablespace, x.indisclustered AS clustered,
        (SELECT coalesce(jsonb_object_agg(a.attnum, a.attstattarget), '{}') FROM pg_attribute a
          WHERE a.attrelid = i.oid AND a.attstattarget >= 0) AS statistics"""
-_INDEXES: LiteralString = """, c.contype::text AS kind, c.oid, i.oid AS index, i.relispartition AS attached
+_INDEXES: LiteralString = """, c.contype::text AS kind, c.oid, i.oid AS index,
+       -- One of an invalid index, which does not come back, is its partition's own.
+       EXISTS (SELECT FROM pg_inherits h JOIN pg_index w ON w.indexrelid = h.inhparent AND w.indisvalid
+                WHERE h.inhrelid = i.oid) AS attached
   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
   LEFT JOIN pg_tablespace s ON s.oid = i.reltablespace
   LEFT JOIN pg_constraint c ON c.conindid = i.oid AND c.conrelid = x.indrelid AND c.contype IN ('p', 'u', 'x')
@@ -272,12 +283,16 @@ def read_saved(connection: Connection, definition: TableDefinition, set_aside: S
         )
         for row in rows
     )
+
+    def with_parts(row: dict[str, Any], index: int) -> SavedIndex:
+        parts = [(one.pop("of"), one) for one in read(_INDEX + _INDEXES_OF_PARTITIONS, index=index)]
+        return SavedIndex.model_validate({**row, "parts": parts})
+
     indexes: list[SavedIndex] = []
     of_constraint: dict[int, SavedIndex] = {}
     for row in read(_DEPENDENT + _INDEX + _INDEXES):
         kind, oid, index, _ = (row.pop(name) for name in _ABOUT)
-        parts = [(one.pop("of"), one) for one in read(_INDEX + _INDEXES_OF_PARTITIONS, index=index)]
-        saved = SavedIndex.model_validate({**row, "parts": parts})
+        saved = with_parts(row, index)
         if kind is None:
             indexes.append(saved)
         elif kind != "p":
@@ -286,11 +301,12 @@ def read_saved(connection: Connection, definition: TableDefinition, set_aside: S
     for part in read_parts(connection, definition.oid)[1:]:
         (numbers,) = read(_NUMBERS, table=part.oid)
         for row in read(_DEPENDENT + _INDEX + _INDEXES, table=part.oid, **numbers):
-            kind, _, _, attached = (row.pop(name) for name in _ABOUT)
+            kind, _, index, attached = (row.pop(name) for name in _ABOUT)
             if kind is None and not attached:
-                of_partitions.append(((part.schema_name, part.name), SavedIndex.model_validate(row)))
+                of_partitions.append(((part.schema_name, part.name), with_parts(row, index)))
     return SavedTable(
         of_partitions=tuple(of_partitions),
+        set_aside_of_partitions=set_aside.partitions,
         columns=columns,
         constraints=tuple(
             SavedConstraint(index=of_constraint.get(row.pop("oid")), **row)
@@ -317,6 +333,36 @@ def read_not_null(connection: Connection, definition: TableDefinition) -> dict[s
         for column in definition.plaintext_columns
         if definition.columns[column.name].not_null
     }
+
+
+# A NOT NULL that a partition had before the table above it is its own, and stays when that one's is dropped.
+_OF_PARTITIONS = """
+SELECT n.nspname, c.relname, a.attname, pg_get_expr(d.adbin, d.adrelid),
+       CASE WHEN x.conislocal OR x.conname <> w.conname OR x.comment IS NOT NULL
+            THEN jsonb_build_object('name', x.conname, 'definition', pg_get_constraintdef(x.oid),
+                                    'comment', x.comment) END
+  FROM pg_partition_tree(%(table)s) p JOIN pg_class c ON c.oid = p.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_attribute a ON a.attrelid = p.relid AND a.attname = ANY(%(names)s)
+  JOIN pg_attribute b ON b.attrelid = p.parentrelid AND b.attname = a.attname
+  LEFT JOIN pg_attrdef d ON d.adrelid = p.relid AND d.adnum = a.attnum
+  LEFT JOIN (SELECT *, obj_description(oid, 'pg_constraint') AS comment FROM pg_constraint) x
+         ON x.conrelid = p.relid AND x.contype = 'n' AND x.conkey[1] = a.attnum
+  LEFT JOIN pg_constraint w ON w.conrelid = p.parentrelid AND w.contype = 'n' AND w.conkey[1] = b.attnum
+ WHERE p.level > 0 ORDER BY p.level, n.nspname, c.relname
+"""
+
+
+def read_of_partitions(connection: Connection, definition: TableDefinition) -> tuple[OfPartition, ...]:
+    """Defaults and NOT NULL of plaintext columns that partitions have of their own, upper ones first."""
+    found: dict[tuple[str, str], OfPartition] = {}
+    parameters = {"table": definition.oid, "names": [column.name for column in definition.plaintext_columns]}
+    for schema, name, column, default, not_null in connection.execute(_OF_PARTITIONS, parameters):
+        own = found.setdefault((schema, name), OfPartition(schema_name=schema, name=name))
+        if default != definition.columns[column].default:
+            own.defaults[column] = default
+        if not_null is not None:
+            own.not_null[column] = NotNull.model_validate(not_null)
+    return tuple(own for own in found.values() if own.defaults or own.not_null)
 
 
 def latest(connection: Connection, table: Table) -> SavedTable | None:

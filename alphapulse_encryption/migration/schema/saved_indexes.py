@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import psycopg
@@ -23,6 +25,7 @@ def put_back(
     definition: TableDefinition,
     index: SavedIndex,
     constraint: SavedConstraint | None = None,
+    partition: tuple[str, str] | None = None,
 ) -> None:
     """Build an index; what an interrupted build left is gone on with, or built again.
 
@@ -30,32 +33,28 @@ def put_back(
         connection: in autocommit mode.
         constraint: the unique one that it enforces; of a partitioned table it is added here, because an index there
             can belong to one from its beginning only.
+        partition: that has it of its own; nothing is done where that is gone.
 
     Raises:
         RefusedError: a lock could not be had, or partitions come all the while; what is built stays.
     """
     for _ in range(LOOKS_AT_PARTITIONS):
         parts = read_parts(connection, definition.oid)
-        if parts[0].leaf:
-            _build(connection, parts[0], index)
+        wanted = partition or (definition.table.schema_name, definition.table.name)
+        part = next((p for p in parts if (p.schema_name, p.name) == wanted), None)
+        if part is None:
             return
-        _tree(connection, parts, parts[0], index, constraint)
-        if _is_usable(connection, parts[0], index.name):
-            _dress(connection, parts[0], index)
+        if part.leaf:
+            _build(connection, part, index)
+            return
+        _tree(connection, parts, part, index, constraint)
+        if _is_usable(connection, part, index.name):
+            _dress(connection, part, index)
             return
     raise RefusedError(
         f"The index {index.name} of {definition.table.key} did not become valid: partitions were added meanwhile. Run "
         "the step again."
     )
-
-
-def put_back_of_partition(
-    connection: Connection, definition: TableDefinition, partition: tuple[str, str], index: SavedIndex
-) -> None:
-    """As :func:`put_back`, of an index that one partition has of its own; nothing where the partition is gone."""
-    for part in read_parts(connection, definition.oid):
-        if (part.schema_name, part.name) == partition:
-            _build(connection, part, index)
 
 
 def _is_usable(connection: Connection, part: Part, name: str) -> bool | None:
@@ -99,11 +98,12 @@ def _tree(
     if _is_usable(connection, part, index.name) is None:
         # Without the partitions' rows; it becomes valid with the last one that is attached (CREATE INDEX, ONLY).
         unique = SQL("ALTER TABLE ONLY {} ADD CONSTRAINT {} {}")
-        execute(
-            verbatim(index.definition)
-            if constraint is None
-            else unique.format(part.identifier, name, verbatim(constraint.definition))
-        )
+        with _in_tablespace(connection, index):
+            execute(
+                verbatim(index.definition)
+                if constraint is None
+                else unique.format(part.identifier, name, verbatim(constraint.definition))
+            )
     saved = dict(index.parts)
     for child in (p for p in parts if p.parent == part.oid):
         if _is_attached(connection, child, part, index.name):
@@ -155,6 +155,16 @@ def _is_attached(connection: Connection, child: Part, parent: Part, name: str) -
     )
 
 
+@contextmanager
+def _in_tablespace(connection: Connection, index: SavedIndex) -> Iterator[None]:
+    connection.execute("SELECT set_config('default_tablespace', %s, false)", [index.tablespace or ""])
+    try:
+        yield
+    finally:
+        if not connection.broken:
+            connection.execute("SELECT set_config('default_tablespace', '', false)")
+
+
 def _build(connection: Connection, part: Part, index: SavedIndex) -> None:
     name = Identifier(part.schema_name, index.name)
     doing = f"build the index {index.name}"
@@ -166,18 +176,15 @@ def _build(connection: Connection, part: Part, index: SavedIndex) -> None:
         connection.execute(verbatim(index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1)))
 
     if not _is_usable(connection, part, index.name):
-        connection.execute("SELECT set_config('default_tablespace', %s, false)", [index.tablespace or ""])
         try:
-            outside_transaction(connection, doing, build)
+            with _in_tablespace(connection, index):
+                outside_transaction(connection, doing, build)
         except psycopg.Error:
             # An invalid index costs the application's writes what a valid one does, and serves nobody.
             if not connection.broken:
                 drop = SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(name)
                 outside_transaction(connection, doing, partial(connection.execute, drop))
             raise
-        finally:
-            if not connection.broken:
-                connection.execute("SELECT set_config('default_tablespace', '', false)")
     _dress(connection, part, index)
 
 

@@ -36,7 +36,7 @@ from alphapulse_encryption.migration.schema.saved_ddl import (
     SavedConstraint,
     SavedTable,
 )
-from alphapulse_encryption.migration.schema.saved_indexes import put_back, put_back_of_partition
+from alphapulse_encryption.migration.schema.saved_indexes import put_back
 from alphapulse_encryption.migration.steps import switch
 from alphapulse_encryption.migration.target import Target
 
@@ -221,7 +221,7 @@ def _build_indexes(connection: Connection, definition: TableDefinition, what: Sa
         if constraint.kind == "u" and constraint.index is not None:
             put_back(connection, definition, constraint.index, constraint)
     for partition, index in what.of_partitions:
-        put_back_of_partition(connection, definition, partition, index)
+        put_back(connection, definition, index, partition=partition)
 
 
 def _add_constraints(connection: Connection, definition: TableDefinition, what: SavedTable) -> None:
@@ -233,22 +233,22 @@ def _add_constraints(connection: Connection, definition: TableDefinition, what: 
 
 
 def _add_constraint(connection: Connection, definition: TableDefinition, constraint: SavedConstraint) -> None:
-    if saved_ddl.constraint_state(connection, definition, constraint.name) is not None:
-        return
-    lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
     name = Identifier(constraint.name)
-    if constraint.kind == "u" and constraint.index is not None:
-        action = SQL("ADD CONSTRAINT {} UNIQUE USING INDEX {} {} {}").format(
-            name,
-            Identifier(constraint.index.name),
-            SQL("DEFERRABLE" if constraint.deferrable else "NOT DEFERRABLE"),
-            SQL("INITIALLY DEFERRED" if constraint.deferred else "INITIALLY IMMEDIATE"),
-        )
-    else:
-        # Checks and foreign keys bind new rows at once and are validated afterwards; exclusion has no such way.
-        later = SQL("NOT VALID" if constraint.kind in ("c", "f") and constraint.validated else "")
-        action = SQL("ADD CONSTRAINT {} {} {}").format(name, sql.verbatim(constraint.definition), later)
-    connection.execute(saved_ddl.alter(definition, [action]))
+    # A unique one of a partitioned table is there with its index already.
+    if saved_ddl.constraint_state(connection, definition, constraint.name) is None:
+        lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
+        if constraint.kind == "u" and constraint.index is not None:
+            action = SQL("ADD CONSTRAINT {} UNIQUE USING INDEX {} {} {}").format(
+                name,
+                Identifier(constraint.index.name),
+                SQL("DEFERRABLE" if constraint.deferrable else "NOT DEFERRABLE"),
+                SQL("INITIALLY DEFERRED" if constraint.deferred else "INITIALLY IMMEDIATE"),
+            )
+        else:
+            # Checks and foreign keys bind new rows at once and are validated afterwards; exclusion has no such way.
+            later = SQL("NOT VALID" if constraint.kind in ("c", "f") and constraint.validated else "")
+            action = SQL("ADD CONSTRAINT {} {} {}").format(name, sql.verbatim(constraint.definition), later)
+        connection.execute(saved_ddl.alter(definition, [action]))
     if constraint.comment is not None:
         on = SQL("{} ON {}").format(name, definition.identifier)
         connection.execute(saved_ddl.comment_on("CONSTRAINT", on, constraint.comment))

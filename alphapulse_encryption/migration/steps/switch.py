@@ -6,7 +6,7 @@ change of authority itself is one short transaction that alters the catalogue of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from psycopg.sql import SQL, Composable, Composed, Identifier
@@ -151,8 +151,7 @@ def switch_statements(connection: Connection, definition: TableDefinition) -> li
             statements.append(saved_ddl.alter(definition, [present(column)]))
         if not state:
             statements.append(saved_ddl.validate_check(definition, name))
-    if actions := _relax(what_is_set_aside(connection, definition)):
-        statements.append(saved_ddl.alter(definition, actions))
+    statements += _relax(definition, what_is_set_aside(connection, definition))
     return statements + guard.guard_statements(connection, definition, "ciphertext")
 
 
@@ -165,13 +164,39 @@ def what_is_set_aside(connection: Connection, definition: TableDefinition) -> ta
             if (live := definition.columns[column.name]).default is not None
         },
         not_null=saved_ddl.read_not_null(connection, definition),
+        partitions=saved_ddl.read_of_partitions(connection, definition),
     )
 
 
-def _relax(taken: tables.SetAside) -> list[Composable]:
+def _relax(definition: TableDefinition, taken: tables.SetAside) -> list[Composed]:
+    """What takes it off, the table first: what a partition has of its own can go only then."""
+
+    def relaxed(
+        relation: Identifier, not_null: Iterable[str], defaults: Mapping[str, str | None]
+    ) -> Iterator[Composed]:
+        actions = [SQL("ALTER COLUMN {} DROP NOT NULL").format(Identifier(name)) for name in not_null]
+        for name, default in defaults.items():
+            if default is not None:
+                actions.append(SQL("ALTER COLUMN {} DROP DEFAULT").format(Identifier(name)))
+        if actions:
+            yield SQL("ALTER TABLE {} {}").format(relation, SQL(", ").join(actions))
+
+    statements = [*relaxed(definition.identifier, taken.not_null, taken.defaults)]
+    for part in taken.partitions:
+        statements += relaxed(Identifier(part.schema_name, part.name), part.not_null, part.defaults)
+    return statements
+
+
+def _still_there(
+    connection: Connection, definition: TableDefinition, taken: tables.SetAside
+) -> list[tuple[Identifier, tables.OfPartition]]:
+    """Of the partitions that had something of their own, those that the table still has, upper ones first."""
+    own = {(part.schema_name, part.name): part for part in taken.partitions}
+    parts = read_parts(connection, definition.oid)[1:] if own else ()
     return [
-        *(SQL("ALTER COLUMN {} DROP NOT NULL").format(Identifier(name)) for name in taken.not_null),
-        *(SQL("ALTER COLUMN {} DROP DEFAULT").format(Identifier(name)) for name in taken.defaults),
+        (part.identifier, own[part.schema_name, part.name])
+        for part in parts
+        if (part.schema_name, part.name) in own
     ]
 
 
@@ -190,8 +215,8 @@ def _switch(connection: Connection, table: Table, actor: Actor) -> tables.SetAsi
                 f"{table.key}.{column.name} became NOT NULL meanwhile. Run the step again; nothing was "
                 "changed."
             )
-    if actions := _relax(taken):
-        connection.execute(saved_ddl.alter(definition, actions))
+    for statement in _relax(definition, taken):
+        connection.execute(statement)
     tables.advance(connection, table, State.SWITCHED, taken)
     guard.ensure_guard(connection, definition, actor)
     details = {"not_null": list(taken.not_null), "defaults": taken.defaults}
@@ -324,12 +349,18 @@ def _hand_back(connection: Connection, definition: TableDefinition, filling: Fil
     actions += map(required, taken.not_null)
     if actions:
         connection.execute(saved_ddl.alter(definition, actions))
+    for relation, own in _still_there(connection, definition, taken):
+        for name, default in own.defaults.items():
+            change = SQL("DROP DEFAULT") if default is None else SQL("SET DEFAULT ") + sql.verbatim(default)
+            connection.execute(
+                SQL("ALTER TABLE ONLY {} ALTER COLUMN {} {}").format(relation, Identifier(name), change)
+            )
     connection.execute(
         SQL("DROP INDEX IF EXISTS {}").format(Identifier(table.schema_name, saved_ddl.unfilled_index(table)))
     )
     # Where nothing is set aside, all that is left is to take the guard and the views away.
     back = State.RESTORED if state.state is State.RESTORING else State.REVERTING
-    tables.advance(connection, table, back, tables.SetAside(not_null=taken.not_null))
+    tables.advance(connection, table, back, taken.model_copy(update={"defaults": {}}))
     guard.ensure_guard(connection, definition, actor)
     done = filling.done + last
     audit(connection, actor, "hand_back", table, rows=done.rows, values=done.values)
@@ -350,21 +381,29 @@ def finish_return(connection: Connection, definition: TableDefinition, actor: Ac
         raise RefusedError(f"Table {table.key} was switched to ciphertext meanwhile. Run the step again.")
     taken = state.set_aside
     current = read_table(connection, table)
-    # One after the other: it is by the checks that PostgreSQL knows it need not look at the rows.
-    for name, not_null in taken.not_null.items():
-        if name in current.columns and not current.columns[name].not_null:
-            constraint, text = not_null.name, not_null.definition
-            if constraint is None or text is None:
-                again = SQL("ALTER COLUMN {} SET NOT NULL").format(Identifier(name))
-            else:
-                again = SQL("ADD CONSTRAINT {} {}").format(Identifier(constraint), sql.verbatim(text))
-            connection.execute(saved_ddl.alter(definition, [again]))
-            if constraint is not None and not_null.comment is not None:
-                on = SQL("{} ON {}").format(Identifier(constraint), definition.identifier)
-                connection.execute(saved_ddl.comment_on("CONSTRAINT", on, not_null.comment))
+    lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
+    parts = [(relation, own.not_null) for relation, own in _still_there(connection, definition, taken)]
+    # The lower ones first: a partition keeps the constraint that it has, and gets that of the table otherwise.
+    for relation, required_there in (*reversed(parts), (definition.identifier, taken.not_null)):
+        for name, not_null in required_there.items():
+            if name in current.columns and not current.columns[name].not_null:
+                _set_not_null(connection, relation, name, not_null)
     drop = SQL("DROP CONSTRAINT IF EXISTS {}")
     if checks := [drop.format(Identifier(saved_ddl.required_check(name))) for name in taken.not_null]:
         connection.execute(saved_ddl.alter(definition, [*checks]))
     if state.state is not State.GUARDED:
         tables.advance(connection, table, State.GUARDED)
     audit(connection, actor, action, table)
+
+
+def _set_not_null(connection: Connection, relation: Identifier, name: str, not_null: tables.NotNull) -> None:
+    """By itself: it is by the checks that PostgreSQL knows it need not look at the rows."""
+    constraint, text = not_null.name, not_null.definition
+    if constraint is None or text is None:
+        again = SQL("ALTER COLUMN {} SET NOT NULL").format(Identifier(name))
+    else:
+        again = SQL("ADD CONSTRAINT {} {}").format(Identifier(constraint), sql.verbatim(text))
+    connection.execute(SQL("ALTER TABLE {} {}").format(relation, again))
+    if constraint is not None and not_null.comment is not None:
+        on = SQL("{} ON {}").format(Identifier(constraint), relation)
+        connection.execute(saved_ddl.comment_on("CONSTRAINT", on, not_null.comment))

@@ -31,7 +31,7 @@ DEFINITIONS = (
     'CREATE TABLE "paySouthRest" PARTITION OF pay_south DEFAULT',
     # Its columns stand in another order, and one before them was dropped.
     "CREATE TABLE pay_west (gone int, secret numeric(9,2), "
-    "mail text CONSTRAINT payments_mail_not_null NOT NULL DEFAULT 'none', day date NOT NULL, region text NOT NULL, "
+    "mail text CONSTRAINT there NOT NULL DEFAULT 'none', day date NOT NULL, region text NOT NULL, "
     "id int NOT NULL)",
     "ALTER TABLE pay_west DROP COLUMN gone",
     "ALTER TABLE payments ATTACH PARTITION pay_west FOR VALUES IN ('west')",
@@ -43,6 +43,12 @@ DEFINITIONS = (
     "COMMENT ON INDEX \"by secret\" IS 'for the report'",
     "COMMENT ON INDEX pay_north_secret_id_idx IS 'of the north'",
     "CREATE INDEX alone ON pay_south_1 (id, secret) WHERE mail <> 'x'",
+    "CREATE INDEX below ON pay_south (mail)",
+    "COMMENT ON INDEX below IS 'of the south'",
+    "COMMENT ON CONSTRAINT once ON payments IS 'one a day'",
+    "ALTER TABLE pay_west ALTER mail SET DEFAULT 'west'",
+    "ALTER TABLE pay_south_1 ALTER mail DROP DEFAULT",
+    "ALTER TABLE pay_south ALTER secret SET DEFAULT 3",
     "ALTER TABLE payments ADD CONSTRAINT positive CHECK (secret > 0)",
     "ALTER TABLE payments ALTER mail SET STATISTICS 250",
     "COMMENT ON COLUMN payments.mail IS 'where they write to'",
@@ -101,6 +107,36 @@ def test_the_dump_is_the_same(payments_url: str, postgres: EmbeddedPostgres, tmp
     restore(payments_url)
 
 
+def test_a_revert_puts_back_what_partitions_have_of_their_own(
+    payments_url: str, postgres: EmbeddedPostgres
+) -> None:
+    """As does a second one; between them nothing of it refuses ciphertext alone, or fills in plaintext."""
+    # Each partition had it before the whole, as one does to spare the large table a scan under the lock.
+    run(payments_url, "ALTER TABLE payments ALTER mail DROP NOT NULL")
+    for part in ("pay_north", "pay_south_1", "pay_south", "payments"):
+        run(payments_url, f"ALTER TABLE {part} ALTER mail SET NOT NULL")
+    before = dumps.dump(payments_url, postgres.bin_dir())
+    for number in range(2):
+        walk.switch(payments_url, PAYMENTS)
+        for region in ("north", "south", "west"):
+            run(
+                payments_url,
+                "INSERT INTO payments (region, day, id, mail_encrypted, mail_search) "
+                "VALUES (%s, '2020-01-05', 999, %s, %s)",
+                *(region, support.seal("new", "test_search"), support.token("new", "test_search")),
+            )
+        run(
+            payments_url,
+            "INSERT INTO pay_south_1 (region, day, id, mail_encrypted) SELECT 'south', '2020-01-06', "
+            "999, mail_encrypted FROM payments LIMIT 1",
+        )
+        assert run(payments_url, "SELECT mail, secret FROM payments WHERE id = 999") == [(None, None)] * 4
+        run(payments_url, "DELETE FROM payments WHERE id = 999")
+        revert_to_plaintext(walk.target(payments_url, catalogue=CATALOGUE), PAYMENTS)
+        after = dumps.dump(payments_url, postgres.bin_dir(), ADDED)
+        assert before - after == {}, number
+
+
 def test_partitions_that_came_since_have_what_the_others_have(
     payments_url: str, postgres: EmbeddedPostgres, tmp_path: Path
 ) -> None:
@@ -151,6 +187,7 @@ def test_interrupted_it_goes_on(
         ("COMMENT ON COLUMN pay_north.mail IS 'own'", "mail in the partition pay_north"),
         ("GRANT SELECT (mail) ON pay_north TO pg_monitor", "mail in the partition pay_north"),
         ("CREATE STATISTICS own ON mail, region FROM pay_north", "statistics own of the partition pay_north"),
+        ("COMMENT ON CONSTRAINT positive ON pay_north IS 'own'", "positive of the partition pay_north"),
         ("CREATE VIEW own AS SELECT mail FROM pay_north", "view public.own"),
         (
             "CREATE TABLE people (mail text PRIMARY KEY); INSERT INTO people SELECT mail FROM payments; "
