@@ -41,12 +41,17 @@ SELECT a.attname,
             THEN 'generated ' || pg_describe_object('pg_class'::regclass, f.adrelid, f.adnum)
             ELSE pg_describe_object(d.classid, d.objid, d.objsubid) END AS name,
        -- A foreign key from the table to itself keeps the column that it refers to.
-       bool_or(d.deptype = 'n' AND d.classid <> 'pg_statistic_ext'::regclass
+       coalesce(bool_or(d.deptype = 'n' AND d.classid <> 'pg_statistic_ext'::regclass
          AND i.indrelid IS DISTINCT FROM d.refobjid
          AND (c.conrelid IS DISTINCT FROM d.refobjid OR c.contype = 'f' AND c.confrelid = d.refobjid
               AND a.attnum = ANY(c.confkey))
+         -- What a restore would have no right to make again as it was.
+         OR NOT superuser AND (NOT pg_has_role(t.relowner, s.stxowner, 'MEMBER')
+              OR NOT has_schema_privilege(t.relowner, s.stxnamespace, 'CREATE')
+              OR NOT has_schema_privilege(s.stxowner, s.stxnamespace, 'CREATE')
+              OR NOT has_tablespace_privilege(t.relowner, nullif(k.reltablespace, 0), 'CREATE'))
          -- A key of other columns, which only includes this one, would be lost with it.
-         OR u.indisunique AND NOT a.attnum = ANY((u.indkey::int2[])[:u.indnkeyatts - 1])) AS stops,
+         OR u.indisunique AND NOT a.attnum = ANY((u.indkey::int2[])[:u.indnkeyatts - 1])), false) AS stops,
        bool_or(d.refobjid = %(table)s) AS of_table
   FROM pg_depend d
   LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
@@ -54,10 +59,13 @@ SELECT a.attname,
   LEFT JOIN pg_attrdef f ON d.classid = 'pg_attrdef'::regclass AND f.oid = d.objid
   LEFT JOIN pg_trigger g ON d.classid = 'pg_trigger'::regclass AND g.oid = d.objid
   LEFT JOIN pg_index i ON d.classid = 'pg_class'::regclass AND i.indexrelid = d.objid
-  LEFT JOIN pg_class k ON k.oid = i.indexrelid
+  LEFT JOIN pg_class k ON k.oid = coalesce(i.indexrelid, CASE WHEN c.contype IN ('p', 'u') THEN c.conindid END)
+  LEFT JOIN pg_statistic_ext s ON d.classid = 'pg_statistic_ext'::regclass AND s.oid = d.objid
+  JOIN pg_class t ON t.oid = d.refobjid
   JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+  JOIN (SELECT rolsuper AS superuser FROM pg_roles WHERE rolname = current_user) AS we ON true
   LEFT JOIN pg_index u ON u.indrelid = d.refobjid AND a.attnum = ANY(u.indkey::int2[])
-        AND u.indexrelid = coalesce(i.indexrelid, CASE WHEN c.contype IN ('p', 'u') THEN c.conindid END)
+        AND u.indexrelid = k.oid
  WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = ANY(%(parts)s) AND d.deptype IN ('n', 'a')
    AND a.attname = ANY(%(columns)s)
    -- The column's own default and NOT NULL; and what is ours.

@@ -157,7 +157,12 @@ def _is_attached(connection: Connection, child: Part, parent: Part, name: str) -
 
 @contextmanager
 def _in_tablespace(connection: Connection, index: SavedIndex) -> Iterator[None]:
-    connection.execute("SELECT set_config('default_tablespace', %s, false)", [index.tablespace or ""])
+    # One that is gone since the drop, or closed to us, must not keep the rows' plaintext from coming back.
+    connection.execute(
+        "SELECT set_config('default_tablespace', coalesce((SELECT spcname FROM pg_tablespace WHERE spcname = %s "
+        "AND has_tablespace_privilege(oid, 'CREATE')), ''), false)",
+        [index.tablespace],
+    )
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from psycopg.errors import InsufficientPrivilege, UndefinedObject
 from psycopg.sql import SQL, Composable, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Table
@@ -96,7 +97,7 @@ def restore_plaintext(
             filling.fill()
             _build_indexes(connection, definition, what)
             _add_constraints(connection, definition, what)
-            _add_statistics(connection, definition, what)
+            _add_statistics(connection, definition, what, target.actor)
             if hold:
                 return RestoreResult(columns, filling.done, held=True)
             switch.hand_back(connection, definition, filling)
@@ -254,7 +255,9 @@ def _add_constraint(connection: Connection, definition: TableDefinition, constra
         connection.execute(saved_ddl.comment_on("CONSTRAINT", on, constraint.comment))
 
 
-def _add_statistics(connection: Connection, definition: TableDefinition, what: SavedTable) -> None:
+def _add_statistics(
+    connection: Connection, definition: TableDefinition, what: SavedTable, actor: Actor
+) -> None:
     for statistics in what.statistics:
         if answer(
             connection,
@@ -272,7 +275,15 @@ def _add_statistics(connection: Connection, definition: TableDefinition, what: S
                 )
             if statistics.comment is not None:
                 connection.execute(saved_ddl.comment_on("STATISTICS", name, statistics.comment))
-            # The last one: it may be somebody's who cannot be acted for.
-            connection.execute(
-                SQL("ALTER STATISTICS {} OWNER TO {}").format(name, Identifier(statistics.owner))
-            )
+            try:
+                with connection.transaction():
+                    owner = Identifier(statistics.owner)
+                    connection.execute(SQL("ALTER STATISTICS {} OWNER TO {}").format(name, owner))
+            # A role that is gone since the drop, or that we may not act for, must not end the restore.
+            except (InsufficientPrivilege, UndefinedObject):
+                found = f"{statistics.schema_name}.{statistics.name}"
+                audit(
+                    *(connection, actor, "lost_owner", definition.table),
+                    statistics=found,
+                    owner=statistics.owner,
+                )

@@ -19,6 +19,8 @@ from alphapulse_encryption.migration.gates.findings import Finding
 from alphapulse_encryption.migration.gates.preflight import PreflightReport, check
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, Database
 from alphapulse_encryption.migration.rows.engine import RowsQuarantined
+from alphapulse_encryption.migration.schema.definition import read_table
+from alphapulse_encryption.migration.schema.dependants import stops_of_the_drop
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
 from alphapulse_encryption.migration.steps.switch import switch_to_ciphertext
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
@@ -591,3 +593,31 @@ def test_row_level_security_that_is_switched_on_between_two_steps(notes_url: str
             switch_to_ciphertext(support.target(url), ENTRY)
         assert found(report(url), "blocker", "notes")
         assert run(notes_url, "SELECT mail_encrypted FROM notes WHERE id = 50") == [(None,)]
+
+
+def test_what_the_owner_could_not_make_again_stops_the_drop(notes_url: str) -> None:
+    """A restore would end at it, after the drop; who is a superuser can make all of it again."""
+    with support.application(notes_url) as connection:
+        connection.execute("SET allow_in_place_tablespaces TO on")
+        connection.execute("CREATE TABLESPACE of_somebody LOCATION ''")
+    run(
+        notes_url,
+        "CREATE ROLE notes_owner LOGIN; ALTER TABLE notes OWNER TO notes_owner; CREATE SCHEMA closed; "
+        "GRANT USAGE ON SCHEMA closed TO notes_owner; CREATE STATISTICS mine ON mail, secret FROM notes; "
+        "GRANT CREATE ON SCHEMA public TO notes_owner; ALTER STATISTICS mine OWNER TO notes_owner; "
+        "CREATE STATISTICS others ON mail, secret FROM notes; CREATE STATISTICS closed.kept ON mail, secret FROM notes;"
+        "ALTER STATISTICS closed.kept OWNER TO notes_owner; "
+        "CREATE INDEX elsewhere ON notes (secret) TABLESPACE of_somebody; CREATE INDEX here ON notes (secret)",
+    )
+
+    def stops(url: str) -> set[str]:
+        with Database(url).session("look") as connection:
+            return set(stops_of_the_drop(connection, read_table(connection, ENTRY)))
+
+    before = stops(notes_url)
+    own = stops(notes_url.replace("//postgres@", "//notes_owner@", 1))
+    assert own - before == {
+        "statistics object public.others",
+        "statistics object closed.kept",
+        "index public.elsewhere",
+    }

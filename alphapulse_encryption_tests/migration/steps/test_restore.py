@@ -341,6 +341,42 @@ def test_a_privilege_of_a_role_that_is_gone_is_told(
     assert lost_grants(sample_url) == ["SELECT (email) to short_lived"]
 
 
+def test_statistics_come_back_where_their_owner_is_gone(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    walk.query(
+        sample_url,
+        "CREATE ROLE keeper_of_once; GRANT CREATE ON SCHEMA public TO keeper_of_once; "
+        "CREATE STATISTICS of_both ON email, is_active FROM users; ALTER STATISTICS of_both OWNER TO keeper_of_once",
+    )
+    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+    walk.query(sample_url, "DROP OWNED BY keeper_of_once; DROP ROLE keeper_of_once")
+    restored(sample_url, USERS)
+    assert walk.query(sample_url, "SELECT stxname, stxowner::regrole::text FROM pg_statistic_ext") == [
+        ("of_both", "postgres")
+    ]
+    assert walk.query(
+        sample_url,
+        "SELECT details ->> 'statistics', details ->> 'owner' FROM alphapulse_encryption.audit_log "
+        "WHERE action = 'lost_owner'",
+    ) == [("public.of_both", "keeper_of_once")]
+
+
+def test_an_index_comes_back_where_its_tablespace_is_gone(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    with support.application(sample_url) as connection:
+        connection.execute("SET allow_in_place_tablespaces TO on")
+        connection.execute("CREATE TABLESPACE fast_of_once LOCATION ''")
+    walk.query(sample_url, "CREATE INDEX on_fast ON users (phone_number) TABLESPACE fast_of_once")
+    dropped(sample_url, USERS, postgres.bin_dir(), tmp_path, walk.CATALOGUE)
+    walk.query(sample_url, "DROP TABLESPACE fast_of_once")
+    restored(sample_url, USERS)
+    assert walk.query(sample_url, "SELECT tablespace FROM pg_indexes WHERE indexname = 'on_fast'") == [
+        (None,)
+    ]
+
+
 def test_columns_of_the_same_name_or_another_catalogue_are_refused(after: After) -> None:
     url = after("dropped")
     with pytest.raises(RefusedError, match="two_factor_secret"):
