@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alphapulse_encryption.catalogue import Catalogue
-from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.errors import DatabaseFailure, RefusedError
 from alphapulse_encryption.migration.gates.backup import take_backup
 from alphapulse_encryption.migration.gates.preflight import check
 from alphapulse_encryption.migration.postgres.database import Database
@@ -171,6 +171,33 @@ def test_interrupted_it_goes_on(
     with pytest.raises(KeyboardInterrupt):
         restore(payments_url)
     monkeypatch.setattr(saved_indexes, "_build", build)
+    restore(payments_url)
+    assert there.items() <= indexes(payments_url).items()
+    assert all(indexes(payments_url).values())
+
+
+def test_a_partitions_build_that_the_server_ends_is_done_again(
+    payments_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    there = indexes(payments_url)
+    drop(payments_url, postgres.bin_dir(), tmp_path)
+    with support.application(payments_url, autocommit=False) as application:
+        # It has seen the table as it is: a concurrent build waits for its end.
+        application.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        application.execute("SELECT 1")
+        with support.Background(lambda: restore(payments_url)) as restoring:
+            support.until(
+                lambda: support.engine_waits(payments_url, "CREATE%CONCURRENTLY%", behind=application),
+                "it builds the index of a partition",
+            )
+            run(
+                payments_url,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+                "AND application_name = 'alphapulse_encryption'",
+            )
+            with pytest.raises(DatabaseFailure):
+                restoring.result()
+    assert not all(indexes(payments_url).values())
     restore(payments_url)
     assert there.items() <= indexes(payments_url).items()
     assert all(indexes(payments_url).values())
