@@ -289,10 +289,13 @@ def _keys(connection: Connection, tables: Sequence[Table], keys: KeyRing) -> Ite
         yield Checked("ok", "key usage", f"at most {most:,} of {MOST_MESSAGES:,} values under one key")
 
 
-# The columns that an INSERT fills without naming them, by their own default or their domain's.
-_DEFAULTED = """
+# The columns that an INSERT fills without naming them, by their own default or their domain's. The server prints one
+# that is NULL as NULL with casts, whose types are in lower case but for quoted ones.
+_DEFAULTED = r"""
 SELECT a.attname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
- WHERE a.attrelid = %s AND a.attname = ANY (%s) AND (a.atthasdef OR t.typdefault IS NOT NULL)
+  LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+ WHERE a.attrelid = %s AND a.attname = ANY (%s)
+   AND coalesce(pg_get_expr(d.adbin, d.adrelid), t.typdefault) !~ '^\(*NULL(::[a-z0-9_ .]+(\([0-9,]+\))?(\[\])?\)*)*$'
  ORDER BY a.attnum
 """
 

@@ -149,6 +149,29 @@ def test_columns_that_an_insert_fills_by_itself(notes_url: str) -> None:
     assert found(report(notes_url), "warning", "notes") == []
 
 
+@pytest.mark.parametrize(
+    ("type_", "default", "warned"),
+    [
+        ("varchar(40)", "NULL::character varying", False),
+        ("numeric(10,2)", "NULL::numeric", False),
+        ("text[]", "NULL::text[]", False),
+        ("nothing", "NULL::nothing", False),
+        ("nothing", None, True),
+        ("text", "NULL::text || current_user", True),
+        ("text", "coalesce(NULL::text, 'x')", True),
+        ("boolean", "NULL::text IS NULL", True),
+    ],
+)
+def test_a_default_that_is_null_is_none(
+    notes_url: str, type_: str, default: str | None, warned: bool
+) -> None:
+    run(notes_url, "CREATE DOMAIN nothing AS text DEFAULT ''")
+    given = "" if default is None else f"DEFAULT ({default})"
+    run(notes_url, f"ALTER TABLE notes DROP mail; ALTER TABLE notes ADD mail {type_} {given}")
+    told = found(report(notes_url), "warning", "notes")
+    assert [message.startswith("mail have a default.") for message in told] == [True] * warned
+
+
 def test_money_is_encrypted_in_one_form_and_warned_of(database_url: str) -> None:
     run(database_url, "CREATE TABLE notes (id int PRIMARY KEY, mail text, secret money)")
     run(database_url, "INSERT INTO notes VALUES (1, 'm', 1234.56), (2, 'm', -0.5)")
