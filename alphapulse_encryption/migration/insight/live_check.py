@@ -235,7 +235,7 @@ class _Trial:
     def _recent_row(self) -> _Row | None:
         """A recent row that has a value, locked, so that it stays as it is for the moment this takes."""
         names = [self.column.encrypted, *([self.column.name] if self._has_plaintext else [])]
-        has_value = SQL(" OR ").join(SQL("{} IS NOT NULL").format(Identifier("t", name)) for name in names)
+        has_value = SQL(" OR ").join(sql.has_value(Identifier("t", name)) for name in names)
         return self._row(
             SQL("({key}) IN (SELECT {key} FROM ({recent}) t) AND ({has_value}) LIMIT 1 {lock}").format(
                 key=sql.key_list(self.definition),

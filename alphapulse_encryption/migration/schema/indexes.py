@@ -509,7 +509,7 @@ def _refuse_collisions(connection: Connection, definition: TableDefinition, inde
             table=definition.identifier,
             present=SQL(" AND ").join(
                 [
-                    *(SQL("{} IS NOT NULL").format(key) for key in index.keys),
+                    *map(sql.has_value, index.keys),
                     index.condition or sql.EVERYTHING,
                 ]
             ),
