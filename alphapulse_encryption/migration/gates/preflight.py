@@ -45,7 +45,7 @@ from alphapulse_encryption.migration.schema.dependants import dependants, stops_
 from alphapulse_encryption.migration.schema.guard import guard_faults, late_triggers
 from alphapulse_encryption.migration.schema.partitions import refuse_relatives
 from alphapulse_encryption.migration.schema.sensitive_names import looks_secret
-from alphapulse_encryption.migration.schema.views import shown_by_safe_view, view_names
+from alphapulse_encryption.migration.schema.views import refuse_hidden_rows, shown_by_safe_view, view_names
 
 OLDEST_SERVER = 140000  # CREATE OR REPLACE TRIGGER (PostgreSQL 14)
 LONG_TRANSACTION = timedelta(minutes=5)
@@ -330,7 +330,7 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
     except ConfigurationError as error:
         yield Checked("blocker", table.key, error.args[0])
     yield from _triggers(connection, definition)
-    yield from _views(definition)
+    yield from _views(connection, definition)
     if definition.guessed:
         yield Checked(
             "warning",
@@ -386,7 +386,7 @@ def _triggers(connection: Connection, definition: TableDefinition) -> Iterator[C
         )
 
 
-def _views(definition: TableDefinition) -> Iterator[Checked]:
+def _views(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
     """What the compatibility views would show or lack."""
     table = definition.table
     try:
@@ -395,7 +395,8 @@ def _views(definition: TableDefinition) -> Iterator[Checked]:
         yield Checked("blocker", table.key, error.args[0])
     try:
         view_names(table)
-    except ConfigurationError as error:
+        refuse_hidden_rows(connection, definition)
+    except (ConfigurationError, RefusedError) as error:
         yield Checked("warning", table.key, error.args[0])
     secrets = [
         name
