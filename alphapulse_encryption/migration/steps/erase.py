@@ -30,6 +30,7 @@ from alphapulse_encryption.migration.steps.residual_data import Place
 from alphapulse_encryption.migration.target import Target
 
 _STATISTICS = ("pg_statistic", "pg_statistic_ext_data")
+_REWRITE = f"VACUUM (FULL) {', '.join(f'pg_catalog.{name}' for name in _STATISTICS)}"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ErasureResult:
 
     Args:
         bytes_before: size with indexes and TOAST.
-        statistics_rewritten: whether the planner's statistics were; not every role may.
+        statistics_left: why the planner's statistics were not rewritten, and what to do; empty where they were.
         checkpointed: whether the files were made to show what the server has in memory; not every role may.
         values: how many known values were looked for.
         unsearchable: columns of which none could be.
@@ -64,7 +65,7 @@ class ErasureResult:
     table: str
     bytes_before: int
     bytes_after: int
-    statistics_rewritten: bool
+    statistics_left: str
     checkpointed: bool
     values: int
     unsearchable: tuple[str, ...]
@@ -125,13 +126,14 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
                 )
         locked = time.monotonic() - began
         connection.execute(SQL("ANALYZE {}").format(definition.identifier))
-        statistics = all([_rewrite_catalogue(connection, name) for name in _STATISTICS])
+        left = "; ".join(dict.fromkeys(filter(None, (_left(connection, name) for name in _STATISTICS))))
         checkpointed = _checkpoint(connection)
         began = time.monotonic()
+        files = residual_data.open_data_files(connection)
         places = [
             replace(place, before=before.get(place.name)) if place.erasable else place
             for place in residual_data.look_everywhere(
-                connection, residual_data.open_data_files(connection), definition, oids, values
+                connection, files, definition, oids, values, statistics_left=left
             )
         ]
         looking += time.monotonic() - began
@@ -142,7 +144,7 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
             table=table.key,
             bytes_before=definition.total_bytes,
             bytes_after=read_table(connection, table, plaintext=False).total_bytes,
-            statistics_rewritten=statistics,
+            statistics_left=left,
             checkpointed=checkpointed,
             values=len(values.patterns),
             unsearchable=values.unsearchable,
@@ -158,17 +160,22 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
             table,
             bytes_before=result.bytes_before,
             bytes_after=result.bytes_after,
-            statistics_rewritten=statistics,
+            statistics_rewritten=not left,
             found_in=[place.name for place in places if place.finding == "found"],
         )
     return result
 
 
-def _rewrite_catalogue(connection: Connection, name: str) -> bool:
+def _left(connection: Connection, name: str) -> str:
+    """Rewrite one of the tables that hold the planner's statistics; why that cannot be done, if so."""
     try:
-        return _rewrite(connection, "pg_catalog", name)
-    except (psycopg.errors.InsufficientPrivilege, RefusedError):
-        return False
+        if _rewrite(connection, "pg_catalog", name):
+            return ""
+    except RefusedError as error:
+        return str(error.args[0]).removesuffix(".")
+    except psycopg.errors.InsufficientPrivilege:
+        pass
+    return f"this role may not rewrite them. Let a superuser or the database's owner run {_REWRITE}, and run again"
 
 
 def _rewrite(connection: Connection, schema: str, name: str) -> bool:
