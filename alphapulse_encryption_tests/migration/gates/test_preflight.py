@@ -17,6 +17,8 @@ from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, Mi
 from alphapulse_encryption.migration.gates.backup import take_backup
 from alphapulse_encryption.migration.gates.findings import Finding
 from alphapulse_encryption.migration.gates.preflight import PreflightReport, check
+from alphapulse_encryption.migration.insight.live_check import live_check
+from alphapulse_encryption.migration.insight.query_benchmark import benchmark_queries
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, Database
 from alphapulse_encryption.migration.rows.engine import RowsQuarantined
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
@@ -604,13 +606,15 @@ def test_row_level_security_that_is_switched_on_between_two_steps(notes_url: str
     """No step takes the rows that it sees for all rows."""
     with role(notes_url, *may_begin(notes_url), f"ALTER TABLE notes OWNER TO {ROLE}") as url:
         support.encrypt(url, ENTRY)
+        assert support.verify(url, ENTRY).passed
         run(notes_url, "CREATE POLICY few ON notes USING (id < 10)")
         run(notes_url, "ALTER TABLE notes ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
         run(notes_url, "UPDATE notes SET mail = 'pending' WHERE id = 50")
         for step in (support.verify, support.backfill):
             with pytest.raises(MigrationError, match=r'"notes"(.|\n)*BYPASSRLS'):
                 step(url, ENTRY)
-        with pytest.raises(MigrationError):
-            switch_to_ciphertext(support.target(url), ENTRY)
+        for step in (switch_to_ciphertext, live_check, benchmark_queries):
+            with pytest.raises(MigrationError, match=r'"notes"(.|\n)*BYPASSRLS'):
+                step(support.target(url), ENTRY)
         assert found(report(url), "blocker", "notes")
         assert run(notes_url, "SELECT mail_encrypted FROM notes WHERE id = 50") == [(None,)]
