@@ -276,7 +276,13 @@ def new_value(number: int) -> Identifier:
     return Identifier("d", f"c{number}")
 
 
-def update_rows(definition: TableDefinition, changes: Changes, *, skip_locked: bool = False) -> Composed:
+def update_rows(
+    definition: TableDefinition,
+    changes: Changes,
+    *,
+    skip_locked: bool = False,
+    condition: Composed = EVERYTHING,
+) -> Composed:
     """One UPDATE per row for all its columns, of rows nobody has changed since they were read.
 
     Parameters: one ``text[]`` per key column, one of xmin, the arrays, then the batch's first and last key. These
@@ -285,16 +291,19 @@ def update_rows(definition: TableDefinition, changes: Changes, *, skip_locked: b
 
     Args:
         skip_locked: leave rows alone that another transaction holds; takes the two keys twice.
+        condition: what has to be so besides, or no row is written; its parameters are the last.
     """
     told = SQL("RETURNING {}, {}").format(key_text(definition), SQL(", ").join(changes.returning))
     return _of_rows(
         definition,
-        "UPDATE {table} t SET {assignments} FROM {rows} WHERE {batch} AND {same_key} AND t.xmin = d.x {free} {told}",
+        "UPDATE {table} t SET {assignments} FROM {rows} WHERE {batch} AND {same_key} AND t.xmin = d.x {free} "
+        "AND {condition} {told}",
         assignments=SQL(", ").join(
             SQL("{} = {}").format(Identifier(name), value) for name, value in changes.assignments
         ),
         rows=_rows(definition, changes.arrays),
         free=_not_locked(definition) if skip_locked else SQL(""),
+        condition=condition,
         told=told if changes.returning else SQL(""),
     )
 

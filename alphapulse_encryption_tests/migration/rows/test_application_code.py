@@ -9,7 +9,8 @@ import pytest
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows.engine import RowsQuarantined
+from alphapulse_encryption.migration.rows.backfill import backfill_range
+from alphapulse_encryption.migration.rows.engine import Pace, Progress, RowsQuarantined
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, validate
 from alphapulse_encryption_tests.migration import support, walk
@@ -187,6 +188,36 @@ def test_rows_that_are_kept_from_being_written(owner_url: str, how: str) -> None
     run(owner_url, "ALTER TABLE notes DISABLE TRIGGER react")
     assert support.backfill(owner_url, ENTRY).rows == 6
     assert support.assert_encrypted(owner_url, ENTRY) == 120
+
+
+AS_IT_WAS = "CREATE TRIGGER react BEFORE UPDATE ON notes FOR EACH ROW EXECUTE FUNCTION react()"
+COMES = {
+    "made": f"DROP TRIGGER react ON notes; {AS_IT_WAS}",
+    "enabled": "ALTER TABLE notes ENABLE TRIGGER react",
+    "in every session": "ALTER TABLE notes ENABLE ALWAYS TRIGGER react",
+    "a rule": "CREATE RULE kept AS ON UPDATE TO notes WHERE OLD.id = 7 DO INSTEAD NOTHING",
+}
+
+
+@pytest.mark.parametrize("how", COMES)
+def test_what_comes_in_the_middle_of_a_range_is_noticed(notes_url: str, owner_url: str, how: str) -> None:
+    # A superuser passes over all but the one.
+    url = notes_url if how == "in every session" else owner_url
+    support.add_columns(url, ENTRY)
+    trigger(url, *KEPT["as it was"])
+    run(url, "ALTER TABLE notes DISABLE TRIGGER react")
+
+    def come(progress: Progress) -> None:
+        if progress.rows == 25:
+            run(url, COMES[how])
+
+    with pytest.raises(RefusedError if how == "a rule" else RowsQuarantined) as caught:
+        backfill_range(support.target(url), ENTRY, 0, pace=Pace(25), on_progress=come)
+    named = "DISABLE RULE" if how == "a rule" else "DISABLE TRIGGER"
+    assert f'ALTER TABLE "public"."notes" {named}' in str(caught.value)
+    ((stored,),) = run(url, "SELECT count(*) FROM notes WHERE text_encrypted IS NOT NULL")
+    assert stored == (25 if how == "a rule" else 60 - 4)
+    assert run(url, "SELECT rows_processed FROM alphapulse_encryption.ranges") == [(stored,)]
 
 
 def test_a_trigger_that_normalises_the_plaintext_costs_a_second_look(owner_url: str) -> None:
