@@ -141,7 +141,7 @@ def row_bytes(definition: TableDefinition) -> Composed:
     # Of a text, octet_length() looks at the pointer to a value that is kept out of line, and not at the value.
     size = SQL("coalesce(CASE WHEN {0} < 1000 THEN {0} ELSE octet_length({1}::text) END, 0)::bigint")
     columns = [Identifier("t", name) for name in names]
-    return SQL(" + ").join(size.format(SQL("pg_column_size({})").format(c), c) for c in columns)
+    return SQL(" + ").join(size.format(SQL("pg_catalog.pg_column_size({})").format(c), c) for c in columns)
 
 
 def count_within(definition: TableDefinition, condition: Composed, wanted: Composed) -> Composed:
@@ -183,7 +183,7 @@ def outdated_cells(definition: TableDefinition, endings: Mapping[str, str]) -> C
     for column in definition.encrypted_columns:
         encrypted, ending = Identifier("t", column.encrypted), endings[column.context]
         # "C" compares bytes; what a text is like under another collation does not matter here.
-        outdated = SQL('{} IS NOT NULL AND right({}, {}) COLLATE "C" <> {}').format(
+        outdated = SQL('{} IS NOT NULL AND pg_catalog.right({}, {}) COLLATE "C" <> {}').format(
             encrypted, encrypted, Literal(len(ending)), Literal(ending)
         )
         pending = column_pending(column) if column in definition.plaintext_columns else SQL("false")

@@ -22,7 +22,13 @@ from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.quarantine import NAMED
 from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
 from alphapulse_encryption.migration.bookkeeping.tables import advance, mark_restored, require_state
-from alphapulse_encryption.migration.postgres.database import Actor, Connection, answer
+from alphapulse_encryption.migration.postgres.database import (
+    AS_APPLICATION,
+    AS_OURSELVES,
+    Actor,
+    Connection,
+    answer,
+)
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
@@ -150,7 +156,10 @@ def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor)
                 actions.append(SQL("DROP CONSTRAINT IF EXISTS {}").format(check))
                 actions.append(SQL("ALTER COLUMN {} DROP NOT NULL").format(Identifier(encrypted)))
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
+    # A domain's check is asked whether it allows NULL.
+    connection.execute(AS_APPLICATION)
     connection.execute(saved_ddl.alter(definition, actions))
+    connection.execute(AS_OURSELVES)
     lost: list[str] = []
     for column in what.columns:
         lost += _dress_column(connection, definition, column)

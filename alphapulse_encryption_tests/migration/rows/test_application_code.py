@@ -7,12 +7,18 @@ from collections.abc import Iterator
 import pytest
 
 from alphapulse_encryption.catalogue import Catalogue
+from alphapulse_encryption.crypto.envelope import get_format
+from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.insight.live_check import live_check
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.backfill import backfill_range
 from alphapulse_encryption.migration.rows.engine import Pace, Progress, RowsQuarantined
+from alphapulse_encryption.migration.rows.rotate import rotate_range
+from alphapulse_encryption.migration.rows.verify import verify_changed
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, validate
+from alphapulse_encryption.migration.steps.versions import begin_rotation, count_versions
 from alphapulse_encryption_tests.migration import support, walk
 from alphapulse_encryption_tests.migration.support import run
 
@@ -254,6 +260,48 @@ def test_a_check_finds_what_it_names(notes_url: str) -> None:
     assert support.assert_encrypted(notes_url, ENTRY) == 120
 
 
+PLACES = support.table("places", "at")
+
+
+@pytest.fixture
+def places_url(notes_url: str) -> str:
+    """With a type of the application's own, whose cast to text names a table without its schema; one value is large."""
+    for statement in (
+        "CREATE TYPE app.place AS (street text, town text)",
+        "CREATE TABLE app.words (word text)",
+        "INSERT INTO app.words VALUES ('at')",
+        "CREATE FUNCTION app.shown(place) RETURNS text LANGUAGE plpgsql STABLE AS "
+        "$$BEGIN RETURN (SELECT word FROM words) || ' ' || $1.street || ', ' || $1.town; END$$",
+        "CREATE CAST (app.place AS text) WITH FUNCTION app.shown(app.place)",
+        "CREATE TABLE public.places (id int PRIMARY KEY, at app.place)",
+        "INSERT INTO places SELECT i, ROW('s' || i, 't')::place FROM generate_series(1, 20) AS i",
+        "ALTER TABLE places ALTER at SET STORAGE EXTERNAL",
+        "INSERT INTO places VALUES (21, ROW(repeat('long', 50000), 't')::place)",
+    ):
+        run(notes_url, statement)
+    return notes_url
+
+
+def test_a_cast_finds_what_it_names(places_url: str) -> None:
+    support.encrypt(places_url, PLACES)
+    assert support.assert_encrypted(places_url, PLACES) == 21
+    verified = support.verify(places_url, PLACES)
+    assert verified.passed and verified.since is not None
+    run(places_url, "UPDATE places SET at = ROW('new', 't')::place WHERE id IN (3, 21)")
+    changed = verify_changed(support.target(places_url), PLACES, verified.since, seconds=60)
+    assert {(one.problem, tuple(one.key)) for one in changed.offenders} == {
+        ("pending", ("3",)),
+        ("pending", ("21",)),
+    }
+
+
+def test_the_live_check_lets_triggers_find_what_they_name(notes_url: str) -> None:
+    support.encrypt(notes_url, ENTRY)
+    trigger(notes_url, "BEFORE UPDATE ON notes", LOGS)
+    for column in live_check(support.target(notes_url), ENTRY):
+        assert {look.verdict for look in column.looks} == {"yes"}
+
+
 def test_a_function_of_another_schema_takes_the_place_of_none_of_ours(notes_url: str) -> None:
     """With the application's search path, too, and where that has pg_catalog behind."""
     for function in ("unnest(text[]) RETURNS SETOF text", "unnest(xid[]) RETURNS SETOF xid"):
@@ -276,3 +324,30 @@ def test_a_function_of_another_schema_takes_the_place_of_none_of_ours(notes_url:
     support.encrypt(notes_url, ENTRY)
     search_path(notes_url, "public")
     assert support.assert_encrypted(notes_url, ENTRY) == 120
+
+
+def test_nor_does_one_that_fits_better_when_rows_are_read(notes_url: str) -> None:
+    """Of types that ours take only after a conversion; one value is large, so that sizes are asked for."""
+    run(notes_url, "ALTER TABLE notes ADD mail_encrypted varchar, ALTER text SET STORAGE EXTERNAL")
+    run(notes_url, "UPDATE notes SET text = repeat('long', 50000) WHERE id = 7")
+    for function in (
+        *(f"pg_column_size({type_}) RETURNS int" for type_ in ("int", "text", "varchar")),
+        "octet_length(varchar) RETURNS int",
+        '"right"(varchar, int) RETURNS text',
+    ):
+        run(notes_url, f"CREATE FUNCTION app.{function} LANGUAGE plpgsql AS $$BEGIN RAISE 'taken'; END$$")
+    support.encrypt(notes_url, ENTRY)
+    verified = support.verify(notes_url, ENTRY)
+    assert verified.passed and verified.since is not None
+    run(notes_url, "UPDATE notes SET mail = 'new' WHERE id = 3")
+    changed = verify_changed(support.target(notes_url), ENTRY, verified.since, seconds=60)
+    assert [tuple(one.key) for one in changed.offenders] == [("3",)]
+    keys = KeyRing({1: support.MASTER_KEY, 2: bytes(32)}, 2)
+    cipher = get_format("AES-256-GCM", keys)
+    target = support.target(notes_url, catalogue=Catalogue(tables=(ENTRY,)), keys=keys, cipher=cipher)
+    begin_rotation(target)
+    assert rotate_range(target, ENTRY, 0).values == 119
+    # An envelope that another program has written is brought here.
+    run(notes_url, "UPDATE notes SET mail = mail, mail_encrypted = mail_encrypted || ' ' WHERE id = 9")
+    (counted,) = count_versions(target.database, (ENTRY,), cipher)
+    assert counted.versions.keys() == {2}
