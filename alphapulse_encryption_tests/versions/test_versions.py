@@ -11,13 +11,16 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.schema.indexes import build_search_indexes, reindex
+from alphapulse_encryption.migration.steps.analyze import analyze
 from alphapulse_encryption_tests.cli.test_command_line import summary
 from alphapulse_encryption_tests.crypto import independent
 from alphapulse_encryption_tests.migration import dumps, support, walk
 from alphapulse_encryption_tests.place import Place
 from alphapulse_encryption_tests.roles.conftest import Separated
 from alphapulse_encryption_tests.versions import unusual
-from alphapulse_encryption_tests.versions.conftest import KEY
+from alphapulse_encryption_tests.versions.conftest import DATABASE, KEY
 from alphapulse_encryption_tests.versions.servers import Server
 
 pytestmark = pytest.mark.versions
@@ -189,3 +192,28 @@ def test_views_of_a_table_with_row_level_security(
         assert told and "PostgreSQL 15" in told[0]
         refused = theirs.fails(1, "--create-views", "--table", "users", **by)
         assert "PostgreSQL 15" in refused.stdout + refused.stderr
+
+
+def test_functions_of_indexes_find_what_they_name(server: Server) -> None:
+    """From PostgreSQL 17 on the server itself gives them a search path, and refuses such an index."""
+    if server.version >= 17:
+        pytest.skip("the server refuses such an index")
+    server.ensure_database(DATABASE)
+    url = server.url(DATABASE)
+    for statement in (
+        "CREATE SCHEMA app",
+        "CREATE FUNCTION app.loud(text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT upper($1)'",
+        "CREATE FUNCTION app.norm(text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN loud($1); END'",
+        f"ALTER DATABASE {DATABASE} SET search_path TO public, app",
+    ):
+        support.run(url, statement)
+    support.run(url, "CREATE TABLE notes (id int PRIMARY KEY, mail text, other text)")
+    support.run(url, "INSERT INTO notes SELECT i, 'm' || i, 'o' || i FROM generate_series(1, 50) AS i")
+    support.run(url, "CREATE INDEX by_other ON notes (norm(other))")
+    entry = support.table("notes", support.searchable("mail", "idx_mail"))
+    support.encrypt(url, entry)
+    database = Database(url)
+    assert "idx_mail" in build_search_indexes(database, entry, support.ACTOR).created
+    assert analyze(database, entry, support.ACTOR) == 50
+    assert "by_other" in reindex(database, entry, support.ACTOR).reindexed
+    assert support.assert_encrypted(url, entry) == 50

@@ -21,7 +21,7 @@ from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres.database import Connection, answer
-from alphapulse_encryption.migration.postgres.ddl import LOCK_TIMEOUT, outside_transaction
+from alphapulse_encryption.migration.postgres.ddl import LOCK_TIMEOUT, maintain, outside_transaction
 from alphapulse_encryption.migration.schema import saved_ddl
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.partitions import read_parts
@@ -125,7 +125,7 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
                     f"owner erase {table.key}."
                 )
         locked = time.monotonic() - began
-        connection.execute(SQL("ANALYZE {}").format(definition.identifier))
+        maintain(connection, SQL("ANALYZE {}").format(definition.identifier))
         left = "; ".join(dict.fromkeys(filter(None, (_left(connection, name) for name in _STATISTICS))))
         checkpointed = _checkpoint(connection)
         began = time.monotonic()
@@ -186,7 +186,7 @@ def _rewrite(connection: Connection, schema: str, name: str) -> bool:
     outside_transaction(
         connection,
         f"rewrite {schema}.{name}",
-        lambda: connection.execute(SQL("VACUUM (FULL) {}").format(table)),
+        lambda: maintain(connection, SQL("VACUUM (FULL) {}").format(table)),
         # Whoever wants the table queues behind us while we wait.
         lock_timeout=LOCK_TIMEOUT,
     )

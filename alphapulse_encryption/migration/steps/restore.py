@@ -29,7 +29,7 @@ from alphapulse_encryption.migration.postgres.database import (
     Connection,
     answer,
 )
-from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
+from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, maintain
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
@@ -114,7 +114,7 @@ def restore_plaintext(
             mark_restored(connection, table)
 
         in_short_transaction(connection, doing, finish)
-        connection.execute(SQL("ANALYZE {}").format(definition.identifier))
+        maintain(connection, SQL("ANALYZE {}").format(definition.identifier))
         ranges = read_ranges(connection, table)
     # The drop took the pending index with it.
     indexes.build_search_indexes(target.database, table, target.actor)
