@@ -422,12 +422,11 @@ def _erasure(at: Rehearsing) -> None:
             at.context.log.info(line)
         for place in result.remaining:
             at.find("warning", table.key, f"after the erasure, dropped values remain: {place.name}.")
-        if not result.statistics_rewritten:
+        if result.statistics_left:
             at.find(
                 "note",
                 table.key,
-                "this role may not rewrite the planner's statistics, which keep single values.",
-                "Let a superuser run --erase-dropped.",
+                f"the planner's statistics, which keep single values, were left: {result.statistics_left}.",
             )
 
 

@@ -62,10 +62,8 @@ def report_lines(result: ErasureResult) -> list[str]:
         f"{result.table} rewritten in {result.locked_seconds:.1f} s: "
         f"{result.bytes_before:,} bytes before, {result.bytes_after:,} after"
     ]
-    if not result.statistics_rewritten:
-        lines.append(
-            "the planner's statistics could not be rewritten: let a superuser or the database's owner do it"
-        )
+    if result.statistics_left:
+        lines.append(f"the planner's statistics were left: {result.statistics_left}")
     if not result.checkpointed:
         lines.append(
             "no checkpoint was allowed: the server may hold in memory what its files do not show yet"

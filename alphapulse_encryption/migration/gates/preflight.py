@@ -45,7 +45,7 @@ from alphapulse_encryption.migration.schema.dependants import dependants, stops_
 from alphapulse_encryption.migration.schema.guard import guard_faults, late_triggers
 from alphapulse_encryption.migration.schema.partitions import refuse_relatives
 from alphapulse_encryption.migration.schema.sensitive_names import looks_secret
-from alphapulse_encryption.migration.schema.views import shown_by_safe_view, view_names
+from alphapulse_encryption.migration.schema.views import refuse_hidden_rows, shown_by_safe_view, view_names
 
 OLDEST_SERVER = 140000  # CREATE OR REPLACE TRIGGER (PostgreSQL 14)
 LONG_TRANSACTION = timedelta(minutes=5)
@@ -289,10 +289,13 @@ def _keys(connection: Connection, tables: Sequence[Table], keys: KeyRing) -> Ite
         yield Checked("ok", "key usage", f"at most {most:,} of {MOST_MESSAGES:,} values under one key")
 
 
-# The columns that an INSERT fills without naming them, by their own default or their domain's.
-_DEFAULTED = """
+# The columns that an INSERT fills without naming them, by their own default or their domain's. The server prints one
+# that is NULL as NULL with casts, whose types are in lower case but for quoted ones.
+_DEFAULTED = r"""
 SELECT a.attname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
- WHERE a.attrelid = %s AND a.attname = ANY (%s) AND (a.atthasdef OR t.typdefault IS NOT NULL)
+  LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+ WHERE a.attrelid = %s AND a.attname = ANY (%s)
+   AND coalesce(pg_get_expr(d.adbin, d.adrelid), t.typdefault) !~ '^\(*NULL(::[a-z0-9_ .]+(\([0-9,]+\))?(\[\])?\)*)*$'
  ORDER BY a.attnum
 """
 
@@ -327,7 +330,7 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
     except ConfigurationError as error:
         yield Checked("blocker", table.key, error.args[0])
     yield from _triggers(connection, definition)
-    yield from _views(definition)
+    yield from _views(connection, definition)
     if definition.guessed:
         yield Checked(
             "warning",
@@ -383,7 +386,7 @@ def _triggers(connection: Connection, definition: TableDefinition) -> Iterator[C
         )
 
 
-def _views(definition: TableDefinition) -> Iterator[Checked]:
+def _views(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
     """What the compatibility views would show or lack."""
     table = definition.table
     try:
@@ -392,7 +395,8 @@ def _views(definition: TableDefinition) -> Iterator[Checked]:
         yield Checked("blocker", table.key, error.args[0])
     try:
         view_names(table)
-    except ConfigurationError as error:
+        refuse_hidden_rows(connection, definition)
+    except (ConfigurationError, RefusedError) as error:
         yield Checked("warning", table.key, error.args[0])
     secrets = [
         name

@@ -22,7 +22,12 @@ from alphapulse_encryption.errors import DecryptionError
 from alphapulse_encryption.lifecycle import Authority
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state
-from alphapulse_encryption.migration.postgres.database import Connection, answer, without_values
+from alphapulse_encryption.migration.postgres.database import (
+    AS_APPLICATION,
+    Connection,
+    answer,
+    without_values,
+)
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target
@@ -94,6 +99,7 @@ def live_check(target: Target, table: Table) -> tuple[ColumnCheck, ...]:
         for column in definition.encrypted_columns:
             trial = _Trial(connection, definition, column, state.authority, target)
             with connection.transaction(force_rollback=True):
+                connection.execute(AS_APPLICATION)
                 checks.append(ColumnCheck(table.key, column.name, tuple(trial.looks())))
     return tuple(checks)
 
@@ -171,7 +177,8 @@ class _Trial:
         if not answer(self.connection, has_index, self.definition.oid, self.column.search):
             return Look(FOUND, "not tried", "its index is not built yet: --migrate-data")
         rows = self.connection.execute(
-            SQL("SELECT FROM {} t WHERE {} = %s AND {}").format(
+            # Of two types alike: a comparison of the application's own would be called for others.
+            SQL("SELECT FROM {} t WHERE {}::text = %s::text AND {}").format(
                 self.definition.identifier, Identifier("t", self.column.search), self._this_row
             ),
             [token, *recent.key],
@@ -235,7 +242,7 @@ class _Trial:
     def _recent_row(self) -> _Row | None:
         """A recent row that has a value, locked, so that it stays as it is for the moment this takes."""
         names = [self.column.encrypted, *([self.column.name] if self._has_plaintext else [])]
-        has_value = SQL(" OR ").join(SQL("{} IS NOT NULL").format(Identifier("t", name)) for name in names)
+        has_value = SQL(" OR ").join(sql.has_value(Identifier("t", name)) for name in names)
         return self._row(
             SQL("({key}) IN (SELECT {key} FROM ({recent}) t) AND ({has_value}) LIMIT 1 {lock}").format(
                 key=sql.key_list(self.definition),

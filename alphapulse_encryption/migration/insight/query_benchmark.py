@@ -188,8 +188,8 @@ def _sample(connection: Connection, definition: TableDefinition, cipher: Envelop
     ranges = [found for found in read_ranges(connection, definition.table) if not found.is_empty]
     columns = definition.encrypted_columns
     whole = [
-        SQL("({} IS NOT NULL) = ({} IS NOT NULL)").format(
-            Identifier("t", column.name), Identifier("t", column.encrypted)
+        SQL("({}) = ({} IS NOT NULL)").format(
+            sql.has_value(Identifier("t", column.name)), Identifier("t", column.encrypted)
         )
         for column in definition.plaintext_columns
     ]

@@ -318,7 +318,7 @@ def failure(doing: str, error: psycopg.Error) -> DatabaseFailure:
     text = f"Could not {doing}: the database refused ({without_values(error)})."
     if state in _VALUE_FREE and error.diag.message_primary and not _said_by_a_function(error):
         text += f" It says: {error.diag.message_primary}."
-    if "row-level security policy" in (error.diag.message_primary or ""):
+    if error.diag.source_function == _ROW_SECURITY:
         text += " It would hide rows from this role: ALTER ROLE … BYPASSRLS, or connect as one that has it."
     elif isinstance(error, psycopg.errors.InsufficientPrivilege):
         text += " Which role a step takes is in docs/roles.md; --roles-sql prints what each is given."
@@ -371,6 +371,8 @@ def without_values(error: psycopg.Error) -> str:
 # Of PL/pgSQL (src/pl/plpgsql/src/pl_exec.c).
 _RAISE = "exec_stmt_raise"
 _FUNCTION = re.compile(r"PL/pgSQL function (.+) line \d+ at RAISE$", re.MULTILINE)
+# Of src/backend/utils/misc/rls.c: row_security is off, and rows would be hidden. The server translates its words.
+_ROW_SECURITY = "check_enable_rls"
 
 
 def _said_by_a_function(error: psycopg.Error) -> bool:

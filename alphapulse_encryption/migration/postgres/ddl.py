@@ -74,6 +74,24 @@ def outside_transaction(
     return _retrying(doing, attempt, ATTEMPTS, lock_timeout)
 
 
+def maintain(connection: Connection, statement: Composed) -> None:
+    """Execute ANALYZE, REINDEX or VACUUM, which call the functions of a table's indexes, and name none.
+
+    Before PostgreSQL 17 those find what they name by the session's search path; from then on by the server's own.
+
+    Args:
+        connection: in autocommit mode.
+    """
+    connection.execute(
+        "SELECT set_config('search_path', current_setting('alphapulse_encryption.search_path'), false)"
+    )
+    try:
+        connection.execute(statement)
+    finally:
+        if not connection.broken:
+            connection.execute("SET search_path TO pg_catalog")
+
+
 _OWNER = """
 SELECT pg_get_userbyid(relowner),
        pg_get_userbyid(relowner) <> current_user

@@ -13,7 +13,14 @@ from psycopg.sql import SQL, Composed, Literal
 
 from alphapulse_encryption.migration.bookkeeping.ranges import Key
 from alphapulse_encryption.migration.postgres import retry, wire
-from alphapulse_encryption.migration.postgres.database import Connection, answer, configure, without_values
+from alphapulse_encryption.migration.postgres.database import (
+    AS_APPLICATION,
+    AS_OURSELVES,
+    Connection,
+    answer,
+    configure,
+    without_values,
+)
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 
@@ -83,7 +90,9 @@ def rows_within_bytes(
         return limit
     wire.give_back_large_blocks()
     statement = sql.count_within(definition, condition, wanted)
-    return max(1, int(answer(connection, statement, *parameters, limit, BATCH_BYTES)))
+    with wire.transaction(connection, AS_APPLICATION) as last:
+        last.append(AS_OURSELVES)
+        return max(1, int(answer(connection, statement, *parameters, limit, BATCH_BYTES)))
 
 
 def sweep(
@@ -114,10 +123,13 @@ def sweep(
 def _cursor(
     connection: Connection, statement: bytes, parameters: Sequence[wire.Parameter] = ()
 ) -> Iterator[Callable[[int], Columns]]:
-    """Fetches a query's next rows: at most so many, fewer where they are large, none at the end."""
-    with wire.transaction(connection) as last:
+    """Fetches a query's next rows: at most so many, fewer where they are large, none at the end.
+
+    The application's casts to text find what they name.
+    """
+    with wire.transaction(connection, AS_APPLICATION) as last:
         # Within a transaction of the caller's it would stay open, and keep the table from being altered.
-        last.append(b"CLOSE encryption_batch")
+        last += [b"CLOSE encryption_batch", AS_OURSELVES]
         wire.execute(connection, b"DECLARE encryption_batch NO SCROLL CURSOR FOR " + statement, parameters)
         yield partial(_fetch, connection)
 

@@ -54,7 +54,7 @@ from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.rows.throttle import Throttle
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
-from alphapulse_encryption.migration.schema.triggers import SetOff, fire_anyway, set_off
+from alphapulse_encryption.migration.schema.triggers import SetOff, Version, fire_anyway, set_off, version
 from alphapulse_encryption.migration.target import Target
 
 SMALLEST_BATCH = 100
@@ -156,6 +156,10 @@ class RowsLeft(RefusedError):
 
 class NotFinished(Exception):
     """Under a lock, not everything could be done."""
+
+
+class _TriggersChanged(Exception):
+    """The table has other triggers or rules than those that the range began with; nothing was written."""
 
 
 class Stopped(MigrationError):
@@ -321,6 +325,7 @@ class _Run:
     changes: sql.Changes = field(init=False)
     # Of the application, what the writes set off.
     set_off: tuple[SetOff, ...] = field(init=False)
+    triggers: Version = field(init=False)
     quietly: tuple[bytes, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -421,6 +426,7 @@ class _Run:
             RefusedError: a rule takes the place of every UPDATE.
         """
         self.definition, self.changes = definition, self.operation.changes(definition)
+        self.triggers = version(self.writer, definition)
         beside = self.operation.beside_application
         derived = [name for column in self.table.columns for name in column.derived]
         quiet = may_pass_over and not fire_anyway(set_off(self.writer, definition, derived))
@@ -539,6 +545,9 @@ class _Run:
                 self._write_again(batch)
             except psycopg.errors.LockNotAvailable:
                 self._write_again(batch, skip_locked=True)
+        except _TriggersChanged:
+            self.takes(self.definition, self.sessions.may_pass_over_triggers)
+            self._write(batch)
         except Unwritable as error:
             for row, reason in error.rows.items():
                 self._set_aside(batch.key(row), reason)
@@ -579,6 +588,8 @@ class _Run:
                 wire.script(writer, AS_APPLICATION)
             result = self._update(batch, skip_locked=skip_locked)
             rows = result.command_tuples or 0
+            if not rows and not self.triggers.still(writer):
+                raise _TriggersChanged
             written: Sequence[int] = range(len(batch))
             # A trigger that is to fire at the end of the transaction fires now, so that its deed is read back.
             now = [b"SET CONSTRAINTS ALL IMMEDIATE"] if self.set_off else []
@@ -618,10 +629,16 @@ class _Run:
 
     def _update(self, batch: Batch, *, skip_locked: bool) -> PGresult:
         if skip_locked not in self.statements:
-            statement = sql.update_rows(self.definition, self.changes, skip_locked=skip_locked)
+            statement = sql.update_rows(
+                self.definition, self.changes, skip_locked=skip_locked, condition=Version.is_so
+            )
             self.statements[skip_locked] = wire.numbered(self.writer, statement)
         bounds = [*batch.bounds, *batch.bounds] if skip_locked else batch.bounds
-        return wire.execute(self.writer, self.statements[skip_locked], [*batch.arrays, *bounds])
+        return wire.execute(
+            self.writer,
+            self.statements[skip_locked],
+            [*batch.arrays, *bounds, *self.triggers.parameters],
+        )
 
     def _altered(self, batch: Batch, written: Sequence[int]) -> dict[Key, bool]:
         """Of the rows that were written, those that are otherwise, and whether the guard may have cleared them."""

@@ -128,7 +128,7 @@ SELECT 'constraint ' || c.conname, '(' || pg_get_expr(c.conbin, c.conrelid) || '
    AND EXISTS (SELECT FROM pg_attribute a
                 WHERE a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey) AND a.attname = ANY(%(columns)s))
 UNION ALL
-SELECT 'generated column ' || g.attname, '(' || pg_get_expr(f.adbin, f.adrelid) || ') IS NULL'
+SELECT 'generated column ' || g.attname, '(' || pg_get_expr(f.adbin, f.adrelid) || ') IS NOT DISTINCT FROM NULL'
   FROM pg_attribute g JOIN pg_attrdef f ON f.adrelid = g.attrelid AND f.adnum = g.attnum
  WHERE g.attrelid = %(table)s AND g.attgenerated <> '' AND g.attnotnull
    AND EXISTS (SELECT FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid

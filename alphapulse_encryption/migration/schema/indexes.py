@@ -18,7 +18,7 @@ from alphapulse_encryption.migration.bookkeeping.audit import audit, last_entry
 from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_state, require_state
 from alphapulse_encryption.migration.postgres.build_progress import telling
 from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database, answer
-from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
+from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, maintain, outside_transaction
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.guard import refuse_unguarded
@@ -285,7 +285,7 @@ def build_search_indexes(
             connection, "create_index", table
         )
         if analysed:
-            connection.execute(SQL("ANALYZE {}").format(definition.identifier))
+            maintain(connection, SQL("ANALYZE {}").format(definition.identifier))
             audit(connection, actor, "analyze", table)
         size = answer(
             connection,
@@ -509,7 +509,7 @@ def _refuse_collisions(connection: Connection, definition: TableDefinition, inde
             table=definition.identifier,
             present=SQL(" AND ").join(
                 [
-                    *(SQL("{} IS NOT NULL").format(key) for key in index.keys),
+                    *map(sql.has_value, index.keys),
                     index.condition or sql.EVERYTHING,
                 ]
             ),
@@ -591,7 +591,7 @@ def reindex(
                     connection.execute(SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(index.identifier))
                     leftovers.append(index.name)
             if statement is not None:
-                connection.execute(statement)
+                maintain(connection, statement)
 
         statements = [SQL("REINDEX TABLE CONCURRENTLY {}").format(definition.identifier)]
         if choice == "encrypted":

@@ -141,7 +141,7 @@ def row_bytes(definition: TableDefinition) -> Composed:
     # Of a text, octet_length() looks at the pointer to a value that is kept out of line, and not at the value.
     size = SQL("coalesce(CASE WHEN {0} < 1000 THEN {0} ELSE octet_length({1}::text) END, 0)::bigint")
     columns = [Identifier("t", name) for name in names]
-    return SQL(" + ").join(size.format(SQL("pg_column_size({})").format(c), c) for c in columns)
+    return SQL(" + ").join(size.format(SQL("pg_catalog.pg_column_size({})").format(c), c) for c in columns)
 
 
 def count_within(definition: TableDefinition, condition: Composed, wanted: Composed) -> Composed:
@@ -183,7 +183,7 @@ def outdated_cells(definition: TableDefinition, endings: Mapping[str, str]) -> C
     for column in definition.encrypted_columns:
         encrypted, ending = Identifier("t", column.encrypted), endings[column.context]
         # "C" compares bytes; what a text is like under another collation does not matter here.
-        outdated = SQL('{} IS NOT NULL AND right({}, {}) COLLATE "C" <> {}').format(
+        outdated = SQL('{} IS NOT NULL AND pg_catalog.right({}, {}) COLLATE "C" <> {}').format(
             encrypted, encrypted, Literal(len(ending)), Literal(ending)
         )
         pending = column_pending(column) if column in definition.plaintext_columns else SQL("false")
@@ -276,7 +276,13 @@ def new_value(number: int) -> Identifier:
     return Identifier("d", f"c{number}")
 
 
-def update_rows(definition: TableDefinition, changes: Changes, *, skip_locked: bool = False) -> Composed:
+def update_rows(
+    definition: TableDefinition,
+    changes: Changes,
+    *,
+    skip_locked: bool = False,
+    condition: Composed = EVERYTHING,
+) -> Composed:
     """One UPDATE per row for all its columns, of rows nobody has changed since they were read.
 
     Parameters: one ``text[]`` per key column, one of xmin, the arrays, then the batch's first and last key. These
@@ -285,16 +291,19 @@ def update_rows(definition: TableDefinition, changes: Changes, *, skip_locked: b
 
     Args:
         skip_locked: leave rows alone that another transaction holds; takes the two keys twice.
+        condition: what has to be so besides, or no row is written; its parameters are the last.
     """
     told = SQL("RETURNING {}, {}").format(key_text(definition), SQL(", ").join(changes.returning))
     return _of_rows(
         definition,
-        "UPDATE {table} t SET {assignments} FROM {rows} WHERE {batch} AND {same_key} AND t.xmin = d.x {free} {told}",
+        "UPDATE {table} t SET {assignments} FROM {rows} WHERE {batch} AND {same_key} AND t.xmin = d.x {free} "
+        "AND {condition} {told}",
         assignments=SQL(", ").join(
             SQL("{} = {}").format(Identifier(name), value) for name, value in changes.assignments
         ),
         rows=_rows(definition, changes.arrays),
         free=_not_locked(definition) if skip_locked else SQL(""),
+        condition=condition,
         told=told if changes.returning else SQL(""),
     )
 

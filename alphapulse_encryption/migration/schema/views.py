@@ -91,12 +91,7 @@ def create_views(database: Database, table: Table, actor: Actor) -> ViewsResult:
         definition = read_table(connection, table, plaintext=False)
         refuse_unguarded(connection, definition)
         check_hidden(definition)
-        hides = "SELECT relrowsecurity FROM pg_class WHERE oid = %s"
-        if not _runs_as_reader(connection) and answer(connection, hides, definition.oid):
-            raise RefusedError(
-                f"Table {table.key} has row-level security, and before PostgreSQL 15 a view shows all that its "
-                "owner may see. Its compatibility views would show hidden rows, so they are not created."
-            )
+        refuse_hidden_rows(connection, definition)
         names = view_names(table)
         for name in names:
             _find(connection, table, name)  # a foreign one is told before the other one is made
@@ -109,6 +104,20 @@ def create_views(database: Database, table: Table, actor: Actor) -> ViewsResult:
         )
     existing = tuple(name for name in names if name not in created)
     return ViewsResult(created, existing, time.monotonic() - started)
+
+
+def refuse_hidden_rows(connection: Connection, definition: TableDefinition) -> None:
+    """Refuse views that would show rows to who may not see them in the table.
+
+    Raises:
+        RefusedError: row-level security on the table, before PostgreSQL 15.
+    """
+    hides = "SELECT relrowsecurity FROM pg_class WHERE oid = %s"
+    if not _runs_as_reader(connection) and answer(connection, hides, definition.oid):
+        raise RefusedError(
+            f"Table {definition.table.key} has row-level security, and before PostgreSQL 15 a view shows all that its "
+            "owner may see. Its compatibility views would show hidden rows, so they are not created."
+        )
 
 
 def drop_views(connection: Connection, definition: TableDefinition) -> tuple[str, ...]:
@@ -214,8 +223,9 @@ def view_statements(connection: Connection, definition: TableDefinition) -> list
 
     Raises:
         ConfigurationError: a name is taken, or too long.
-        RefusedError: a view has to be made again, and has triggers.
+        RefusedError: a view has to be made again, and has triggers; before PostgreSQL 15, row-level security.
     """
+    refuse_hidden_rows(connection, definition)
     names = view_names(definition.table)
     return [one for name in names for one in _renewal(connection, definition, name)[0]]
 

@@ -12,7 +12,7 @@ from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres.build_progress import telling
 from alphapulse_encryption.migration.postgres.database import Actor, Database
-from alphapulse_encryption.migration.postgres.ddl import outside_transaction
+from alphapulse_encryption.migration.postgres.ddl import maintain, outside_transaction
 from alphapulse_encryption.migration.rows.tuning import LOCK_TIMEOUT
 from alphapulse_encryption.migration.schema.definition import read_table
 
@@ -40,7 +40,7 @@ def analyze(
         connection.add_notice_handler(lambda notice: told.append(notice.severity_nonlocalized))
         statement = SQL("ANALYZE {}").format(definition.identifier)
         outside_transaction(
-            connection, doing, lambda: connection.execute(statement), lock_timeout=LOCK_TIMEOUT
+            connection, doing, lambda: maintain(connection, statement), lock_timeout=LOCK_TIMEOUT
         )
         # What a role may not analyse, the server leaves out with a warning.
         if "WARNING" in told:

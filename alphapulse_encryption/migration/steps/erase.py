@@ -21,7 +21,7 @@ from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.postgres.database import Connection, answer
-from alphapulse_encryption.migration.postgres.ddl import LOCK_TIMEOUT, outside_transaction
+from alphapulse_encryption.migration.postgres.ddl import LOCK_TIMEOUT, maintain, outside_transaction
 from alphapulse_encryption.migration.schema import saved_ddl
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.partitions import read_parts
@@ -30,6 +30,7 @@ from alphapulse_encryption.migration.steps.residual_data import Place
 from alphapulse_encryption.migration.target import Target
 
 _STATISTICS = ("pg_statistic", "pg_statistic_ext_data")
+_REWRITE = f"VACUUM (FULL) {', '.join(f'pg_catalog.{name}' for name in _STATISTICS)}"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ErasureResult:
 
     Args:
         bytes_before: size with indexes and TOAST.
-        statistics_rewritten: whether the planner's statistics were; not every role may.
+        statistics_left: why the planner's statistics were not rewritten, and what to do; empty where they were.
         checkpointed: whether the files were made to show what the server has in memory; not every role may.
         values: how many known values were looked for.
         unsearchable: columns of which none could be.
@@ -64,7 +65,7 @@ class ErasureResult:
     table: str
     bytes_before: int
     bytes_after: int
-    statistics_rewritten: bool
+    statistics_left: str
     checkpointed: bool
     values: int
     unsearchable: tuple[str, ...]
@@ -124,14 +125,15 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
                     f"owner erase {table.key}."
                 )
         locked = time.monotonic() - began
-        connection.execute(SQL("ANALYZE {}").format(definition.identifier))
-        statistics = all([_rewrite_catalogue(connection, name) for name in _STATISTICS])
+        maintain(connection, SQL("ANALYZE {}").format(definition.identifier))
+        left = "; ".join(dict.fromkeys(filter(None, (_left(connection, name) for name in _STATISTICS))))
         checkpointed = _checkpoint(connection)
         began = time.monotonic()
+        files = residual_data.open_data_files(connection)
         places = [
             replace(place, before=before.get(place.name)) if place.erasable else place
             for place in residual_data.look_everywhere(
-                connection, residual_data.open_data_files(connection), definition, oids, values
+                connection, files, definition, oids, values, statistics_left=left
             )
         ]
         looking += time.monotonic() - began
@@ -142,7 +144,7 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
             table=table.key,
             bytes_before=definition.total_bytes,
             bytes_after=read_table(connection, table, plaintext=False).total_bytes,
-            statistics_rewritten=statistics,
+            statistics_left=left,
             checkpointed=checkpointed,
             values=len(values.patterns),
             unsearchable=values.unsearchable,
@@ -158,17 +160,22 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
             table,
             bytes_before=result.bytes_before,
             bytes_after=result.bytes_after,
-            statistics_rewritten=statistics,
+            statistics_rewritten=not left,
             found_in=[place.name for place in places if place.finding == "found"],
         )
     return result
 
 
-def _rewrite_catalogue(connection: Connection, name: str) -> bool:
+def _left(connection: Connection, name: str) -> str:
+    """Rewrite one of the tables that hold the planner's statistics; why that cannot be done, if so."""
     try:
-        return _rewrite(connection, "pg_catalog", name)
-    except (psycopg.errors.InsufficientPrivilege, RefusedError):
-        return False
+        if _rewrite(connection, "pg_catalog", name):
+            return ""
+    except RefusedError as error:
+        return str(error.args[0]).removesuffix(".")
+    except psycopg.errors.InsufficientPrivilege:
+        pass
+    return f"this role may not rewrite them. Let a superuser or the database's owner run {_REWRITE}, and run again"
 
 
 def _rewrite(connection: Connection, schema: str, name: str) -> bool:
@@ -179,7 +186,7 @@ def _rewrite(connection: Connection, schema: str, name: str) -> bool:
     outside_transaction(
         connection,
         f"rewrite {schema}.{name}",
-        lambda: connection.execute(SQL("VACUUM (FULL) {}").format(table)),
+        lambda: maintain(connection, SQL("VACUUM (FULL) {}").format(table)),
         # Whoever wants the table queues behind us while we wait.
         lock_timeout=LOCK_TIMEOUT,
     )

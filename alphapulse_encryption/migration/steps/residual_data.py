@@ -443,8 +443,14 @@ def look_everywhere(
     definition: TableDefinition,
     tables: Sequence[int],
     values: KnownValues,
+    *,
+    statistics_left: str = "",
 ) -> list[Place]:
-    """Look through every file of the database, and what else the server keeps in its data directory."""
+    """Look through every file of the database, and what else the server keeps in its data directory.
+
+    Args:
+        statistics_left: why the planner's statistics were not rewritten, if so.
+    """
     relations, own = _relations(connection, tables)
     if files is None:
         return [
@@ -458,7 +464,12 @@ def look_everywhere(
     others = sorted(look.found.keys() - {*own, *_REMARKS})
     quiet = [name for name in others if not look.found[name] and name not in look.unreadable]
     return [
-        *(_without_live(connection, definition, look, name, values) for name in own),
+        *(
+            _without_live(
+                connection, definition, look, name, values, statistics_left if name == STATISTICS else ""
+            )
+            for name in own
+        ),
         *(look.place(name, _ELSEWHERE) for name in others if name not in quiet),
         Place(_OTHER_TABLES, "not found", bytes=sum(look.bytes[name] for name in quiet)),
         *(look.place(name, remark) for name, remark in _REMARKS.items()),
@@ -475,7 +486,12 @@ SELECT concat_ws(E'\\n', array_to_string(most_common_vals::text::text[], E'\\n')
 
 
 def _without_live(
-    connection: Connection, definition: TableDefinition, look: _Look, name: str, values: KnownValues
+    connection: Connection,
+    definition: TableDefinition,
+    look: _Look,
+    name: str,
+    values: KnownValues,
+    left: str,
 ) -> Place:
     """A place to be clean; a value that another column shows, or has in its statistics, is no remnant."""
     if found := look.found.get(name):
@@ -488,7 +504,7 @@ def _without_live(
             )
         live = _seen(connection, query, [values.texts[number] for number in found])
         look.found[name] = {number for number in found if values.texts[number] not in live}
-    return look.place(name, _REMAINS, erasable=True)
+    return look.place(name, left or _REMAINS, erasable=True)
 
 
 def _seen(connection: Connection, query: SQL | Composed, texts: Sequence[str]) -> set[str]:

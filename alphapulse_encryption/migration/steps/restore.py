@@ -23,8 +23,14 @@ from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.quarantine import NAMED
 from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
 from alphapulse_encryption.migration.bookkeeping.tables import advance, mark_restored, require_state
-from alphapulse_encryption.migration.postgres.database import Actor, Connection, answer
-from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
+from alphapulse_encryption.migration.postgres.database import (
+    AS_APPLICATION,
+    AS_OURSELVES,
+    Actor,
+    Connection,
+    answer,
+)
+from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, maintain
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
@@ -109,7 +115,7 @@ def restore_plaintext(
             mark_restored(connection, table)
 
         in_short_transaction(connection, doing, finish)
-        connection.execute(SQL("ANALYZE {}").format(definition.identifier))
+        maintain(connection, SQL("ANALYZE {}").format(definition.identifier))
         ranges = read_ranges(connection, table)
     # The drop took the pending index with it.
     indexes.build_search_indexes(target.database, table, target.actor)
@@ -151,7 +157,10 @@ def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor)
                 actions.append(SQL("DROP CONSTRAINT IF EXISTS {}").format(check))
                 actions.append(SQL("ALTER COLUMN {} DROP NOT NULL").format(Identifier(encrypted)))
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
+    # A domain's check is asked whether it allows NULL.
+    connection.execute(AS_APPLICATION)
     connection.execute(saved_ddl.alter(definition, actions))
+    connection.execute(AS_OURSELVES)
     lost: list[str] = []
     for column in what.columns:
         lost += _dress_column(connection, definition, column)

@@ -193,7 +193,7 @@ def _look(
 
 
 def _ends(column: str, ending: str) -> Composed:
-    return SQL('(right({}, {}) COLLATE "C" = {})').format(
+    return SQL('(pg_catalog.right({}, {}) COLLATE "C" = {})').format(
         Identifier("t", column), Literal(len(ending)), Literal(ending)
     )
 

@@ -17,6 +17,8 @@ from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure, Mi
 from alphapulse_encryption.migration.gates.backup import take_backup
 from alphapulse_encryption.migration.gates.findings import Finding
 from alphapulse_encryption.migration.gates.preflight import PreflightReport, check
+from alphapulse_encryption.migration.insight.live_check import live_check
+from alphapulse_encryption.migration.insight.query_benchmark import benchmark_queries
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, Database
 from alphapulse_encryption.migration.rows.engine import RowsQuarantined
 from alphapulse_encryption.migration.schema.definition import read_table
@@ -149,6 +151,29 @@ def test_columns_that_an_insert_fills_by_itself(notes_url: str) -> None:
     assert "inserts the ciphertext alone" in message
     run(notes_url, "ALTER TABLE notes ALTER secret DROP DEFAULT, ALTER mail TYPE text")
     assert found(report(notes_url), "warning", "notes") == []
+
+
+@pytest.mark.parametrize(
+    ("type_", "default", "warned"),
+    [
+        ("varchar(40)", "NULL::character varying", False),
+        ("numeric(10,2)", "NULL::numeric", False),
+        ("text[]", "NULL::text[]", False),
+        ("nothing", "NULL::nothing", False),
+        ("nothing", None, True),
+        ("text", "NULL::text || current_user", True),
+        ("text", "coalesce(NULL::text, 'x')", True),
+        ("boolean", "NULL::text IS NULL", True),
+    ],
+)
+def test_a_default_that_is_null_is_none(
+    notes_url: str, type_: str, default: str | None, warned: bool
+) -> None:
+    run(notes_url, "CREATE DOMAIN nothing AS text DEFAULT ''")
+    given = "" if default is None else f"DEFAULT ({default})"
+    run(notes_url, f"ALTER TABLE notes DROP mail; ALTER TABLE notes ADD mail {type_} {given}")
+    told = found(report(notes_url), "warning", "notes")
+    assert [message.startswith("mail have a default.") for message in told] == [True] * warned
 
 
 def test_money_is_encrypted_in_one_form_and_warned_of(database_url: str) -> None:
@@ -583,14 +608,16 @@ def test_row_level_security_that_is_switched_on_between_two_steps(notes_url: str
     """No step takes the rows that it sees for all rows."""
     with role(notes_url, *may_begin(notes_url), f"ALTER TABLE notes OWNER TO {ROLE}") as url:
         support.encrypt(url, ENTRY)
+        assert support.verify(url, ENTRY).passed
         run(notes_url, "CREATE POLICY few ON notes USING (id < 10)")
         run(notes_url, "ALTER TABLE notes ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
         run(notes_url, "UPDATE notes SET mail = 'pending' WHERE id = 50")
         for step in (support.verify, support.backfill):
             with pytest.raises(MigrationError, match=r'"notes"(.|\n)*BYPASSRLS'):
                 step(url, ENTRY)
-        with pytest.raises(MigrationError):
-            switch_to_ciphertext(support.target(url), ENTRY)
+        for step in (switch_to_ciphertext, live_check, benchmark_queries):
+            with pytest.raises(MigrationError, match=r'"notes"(.|\n)*BYPASSRLS'):
+                step(support.target(url), ENTRY)
         assert found(report(url), "blocker", "notes")
         assert run(notes_url, "SELECT mail_encrypted FROM notes WHERE id = 50") == [(None,)]
 

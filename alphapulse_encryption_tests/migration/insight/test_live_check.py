@@ -169,3 +169,13 @@ def test_rows_that_are_held_are_left_alone(after: After) -> None:
         assert not any(one.failed or not one.tried for one in check(url).values())
         application.execute("SELECT FROM users FOR UPDATE")
         assert not any(one.tried for one in check(url).values())
+
+
+def test_a_composite_value_with_a_field_that_is_null_is_tried(database_url: str) -> None:
+    entry = support.table("places", "at")
+    support.run(database_url, "CREATE TYPE place AS (street text, town text)")
+    support.run(database_url, "CREATE TABLE places (id int PRIMARY KEY, at place)")
+    support.add_columns(database_url, entry)
+    support.run(database_url, "INSERT INTO places VALUES (1, ('a', NULL))")
+    (found,) = live_check(support.target(database_url), entry)
+    assert verdicts(found)[DECRYPTED] == "yes"

@@ -113,3 +113,16 @@ def test_percentiles_are_times_that_were_measured() -> None:
     assert ratio.strip() == "2.00 times the plaintext's median"
     picture = plot([QueryBenchmark("users", (timings, plain), ())])
     assert picture.startswith(b"\x89PNG")
+
+
+def test_a_composite_value_with_a_field_that_is_null_is_a_value(database_url: str) -> None:
+    entry = support.table("places", support.searchable("at", "idx_places_at"))
+    support.run(database_url, "CREATE TYPE place AS (street text, town text)")
+    support.run(database_url, "CREATE TABLE places (id int PRIMARY KEY, at place)")
+    support.run(
+        database_url,
+        "INSERT INTO places SELECT i, ROW('a' || i, NULL)::place FROM generate_series(1, 20) AS i",
+    )
+    support.encrypt(database_url, entry)
+    found = benchmark_queries(target(database_url), entry, repetitions=REPETITIONS)
+    assert [encrypted.question for encrypted, _ in found.pairs()][-1] == "one row by at"

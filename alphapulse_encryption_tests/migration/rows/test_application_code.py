@@ -7,11 +7,18 @@ from collections.abc import Iterator
 import pytest
 
 from alphapulse_encryption.catalogue import Catalogue
+from alphapulse_encryption.crypto.envelope import get_format
+from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.insight.live_check import live_check
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows.engine import RowsQuarantined
+from alphapulse_encryption.migration.rows.backfill import backfill_range
+from alphapulse_encryption.migration.rows.engine import Pace, Progress, RowsQuarantined
+from alphapulse_encryption.migration.rows.rotate import rotate_range
+from alphapulse_encryption.migration.rows.verify import verify_changed
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, validate
+from alphapulse_encryption.migration.steps.versions import begin_rotation, count_versions
 from alphapulse_encryption_tests.migration import support, walk
 from alphapulse_encryption_tests.migration.support import run
 
@@ -189,6 +196,36 @@ def test_rows_that_are_kept_from_being_written(owner_url: str, how: str) -> None
     assert support.assert_encrypted(owner_url, ENTRY) == 120
 
 
+AS_IT_WAS = "CREATE TRIGGER react BEFORE UPDATE ON notes FOR EACH ROW EXECUTE FUNCTION react()"
+COMES = {
+    "made": f"DROP TRIGGER react ON notes; {AS_IT_WAS}",
+    "enabled": "ALTER TABLE notes ENABLE TRIGGER react",
+    "in every session": "ALTER TABLE notes ENABLE ALWAYS TRIGGER react",
+    "a rule": "CREATE RULE kept AS ON UPDATE TO notes WHERE OLD.id = 7 DO INSTEAD NOTHING",
+}
+
+
+@pytest.mark.parametrize("how", COMES)
+def test_what_comes_in_the_middle_of_a_range_is_noticed(notes_url: str, owner_url: str, how: str) -> None:
+    # A superuser passes over all but the one.
+    url = notes_url if how == "in every session" else owner_url
+    support.add_columns(url, ENTRY)
+    trigger(url, *KEPT["as it was"])
+    run(url, "ALTER TABLE notes DISABLE TRIGGER react")
+
+    def come(progress: Progress) -> None:
+        if progress.rows == 25:
+            run(url, COMES[how])
+
+    with pytest.raises(RefusedError if how == "a rule" else RowsQuarantined) as caught:
+        backfill_range(support.target(url), ENTRY, 0, pace=Pace(25), on_progress=come)
+    named = "DISABLE RULE" if how == "a rule" else "DISABLE TRIGGER"
+    assert f'ALTER TABLE "public"."notes" {named}' in str(caught.value)
+    ((stored,),) = run(url, "SELECT count(*) FROM notes WHERE text_encrypted IS NOT NULL")
+    assert stored == (25 if how == "a rule" else 60 - 4)
+    assert run(url, "SELECT rows_processed FROM alphapulse_encryption.ranges") == [(stored,)]
+
+
 def test_a_trigger_that_normalises_the_plaintext_costs_a_second_look(owner_url: str) -> None:
     support.add_columns(owner_url, ENTRY)
     trigger(owner_url, "BEFORE UPDATE ON notes", "NEW.mail := upper(NEW.mail); RETURN NEW;")
@@ -223,6 +260,48 @@ def test_a_check_finds_what_it_names(notes_url: str) -> None:
     assert support.assert_encrypted(notes_url, ENTRY) == 120
 
 
+PLACES = support.table("places", "at")
+
+
+@pytest.fixture
+def places_url(notes_url: str) -> str:
+    """With a type of the application's own, whose cast to text names a table without its schema; one value is large."""
+    for statement in (
+        "CREATE TYPE app.place AS (street text, town text)",
+        "CREATE TABLE app.words (word text)",
+        "INSERT INTO app.words VALUES ('at')",
+        "CREATE FUNCTION app.shown(place) RETURNS text LANGUAGE plpgsql STABLE AS "
+        "$$BEGIN RETURN (SELECT word FROM words) || ' ' || $1.street || ', ' || $1.town; END$$",
+        "CREATE CAST (app.place AS text) WITH FUNCTION app.shown(app.place)",
+        "CREATE TABLE public.places (id int PRIMARY KEY, at app.place)",
+        "INSERT INTO places SELECT i, ROW('s' || i, 't')::place FROM generate_series(1, 20) AS i",
+        "ALTER TABLE places ALTER at SET STORAGE EXTERNAL",
+        "INSERT INTO places VALUES (21, ROW(repeat('long', 50000), 't')::place)",
+    ):
+        run(notes_url, statement)
+    return notes_url
+
+
+def test_a_cast_finds_what_it_names(places_url: str) -> None:
+    support.encrypt(places_url, PLACES)
+    assert support.assert_encrypted(places_url, PLACES) == 21
+    verified = support.verify(places_url, PLACES)
+    assert verified.passed and verified.since is not None
+    run(places_url, "UPDATE places SET at = ROW('new', 't')::place WHERE id IN (3, 21)")
+    changed = verify_changed(support.target(places_url), PLACES, verified.since, seconds=60)
+    assert {(one.problem, tuple(one.key)) for one in changed.offenders} == {
+        ("pending", ("3",)),
+        ("pending", ("21",)),
+    }
+
+
+def test_the_live_check_lets_triggers_find_what_they_name(notes_url: str) -> None:
+    support.encrypt(notes_url, ENTRY)
+    trigger(notes_url, "BEFORE UPDATE ON notes", LOGS)
+    for column in live_check(support.target(notes_url), ENTRY):
+        assert {look.verdict for look in column.looks} == {"yes"}
+
+
 def test_a_function_of_another_schema_takes_the_place_of_none_of_ours(notes_url: str) -> None:
     """With the application's search path, too, and where that has pg_catalog behind."""
     for function in ("unnest(text[]) RETURNS SETOF text", "unnest(xid[]) RETURNS SETOF xid"):
@@ -245,3 +324,30 @@ def test_a_function_of_another_schema_takes_the_place_of_none_of_ours(notes_url:
     support.encrypt(notes_url, ENTRY)
     search_path(notes_url, "public")
     assert support.assert_encrypted(notes_url, ENTRY) == 120
+
+
+def test_nor_does_one_that_fits_better_when_rows_are_read(notes_url: str) -> None:
+    """Of types that ours take only after a conversion; one value is large, so that sizes are asked for."""
+    run(notes_url, "ALTER TABLE notes ADD mail_encrypted varchar, ALTER text SET STORAGE EXTERNAL")
+    run(notes_url, "UPDATE notes SET text = repeat('long', 50000) WHERE id = 7")
+    for function in (
+        *(f"pg_column_size({type_}) RETURNS int" for type_ in ("int", "text", "varchar")),
+        "octet_length(varchar) RETURNS int",
+        '"right"(varchar, int) RETURNS text',
+    ):
+        run(notes_url, f"CREATE FUNCTION app.{function} LANGUAGE plpgsql AS $$BEGIN RAISE 'taken'; END$$")
+    support.encrypt(notes_url, ENTRY)
+    verified = support.verify(notes_url, ENTRY)
+    assert verified.passed and verified.since is not None
+    run(notes_url, "UPDATE notes SET mail = 'new' WHERE id = 3")
+    changed = verify_changed(support.target(notes_url), ENTRY, verified.since, seconds=60)
+    assert [tuple(one.key) for one in changed.offenders] == [("3",)]
+    keys = KeyRing({1: support.MASTER_KEY, 2: bytes(32)}, 2)
+    cipher = get_format("AES-256-GCM", keys)
+    target = support.target(notes_url, catalogue=Catalogue(tables=(ENTRY,)), keys=keys, cipher=cipher)
+    begin_rotation(target)
+    assert rotate_range(target, ENTRY, 0).values == 119
+    # An envelope that another program has written is brought here.
+    run(notes_url, "UPDATE notes SET mail = mail, mail_encrypted = mail_encrypted || ' ' WHERE id = 9")
+    (counted,) = count_versions(target.database, (ENTRY,), cipher)
+    assert counted.versions.keys() == {2}

@@ -81,9 +81,11 @@ def test_columns_of_ours_are_no_stranger_s(notes_url: str) -> None:
         ),
         ("loud text GENERATED ALWAYS AS (upper(mail)) STORED", None),
         ("said text NOT NULL GENERATED ALWAYS AS (coalesce(mail, 'nobody')) STORED", None),
+        ("whole place NOT NULL GENERATED ALWAYS AS (ROW(mail, secret)::place) STORED", None),
     ],
 )
 def test_what_needs_the_plaintext(notes_url: str, definition: str, named: str | None) -> None:
+    run(notes_url, "CREATE TYPE place AS (street text, town text)")
     run(notes_url, f"ALTER TABLE notes ADD {definition}")
     with Database(notes_url).session("look") as connection:
         found = refuse_ciphertext_alone(connection, read_table(connection, ENTRY))

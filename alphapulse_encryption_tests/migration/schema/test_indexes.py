@@ -332,6 +332,20 @@ def test_rows_that_share_a_token_are_refused(notes_url: str) -> None:
     assert "idx_mail" not in indexes(notes_url)
 
 
+def test_rows_that_share_a_composite_value_and_a_token_are_refused(notes_url: str) -> None:
+    """A composite value with a field that is NULL counts: ``IS NOT NULL`` is false of it."""
+    run(notes_url, "CREATE TYPE place AS (street text, town text)")
+    run(notes_url, "ALTER TABLE notes ADD at place; UPDATE notes SET at = ('a' || id, NULL)")
+    run(notes_url, "CREATE UNIQUE INDEX odd ON notes (at, mail)")
+    with support.application(notes_url) as connection:
+        connection.execute(support.BEHIND)
+        connection.execute("DROP INDEX odd; ALTER TABLE notes DROP CONSTRAINT notes_mail_key")
+        connection.execute("UPDATE notes SET at = '(a,)', mail_search = 'same' WHERE id IN (3, 4)")
+        connection.execute("CREATE UNIQUE INDEX odd ON notes (at, mail)")
+    with pytest.raises(RefusedError, match="1 groups of rows of notes share the same"):
+        build(notes_url)
+
+
 def test_writers_are_not_blocked(notes_url: str) -> None:
     with support.application(notes_url, autocommit=False) as slow:
         slow.execute("UPDATE notes SET tenant = 2 WHERE id = 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from psycopg.sql import SQL, Identifier, Literal
 
 from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.migration.gates.roles import _FILE_FUNCTIONS
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.steps import residual_data
@@ -100,7 +102,7 @@ def test_nothing_is_left_in_the_data_files(dropped_url: str) -> None:
 
     assert files_with(dropped_url) == {name: set() for name in CANARIES}
     assert walk.contents(dropped_url, "users", walk.columns_of(dropped_url, "users")) == rows
-    assert result.statistics_rewritten and result.checkpointed
+    assert not result.statistics_left and result.checkpointed
     assert result.bytes_after < result.bytes_before
     assert result.remaining == ()
     found = places(result)
@@ -215,18 +217,27 @@ def test_it_is_refused_unless_the_plaintext_is_dropped_and_the_name_is_typed(
     assert file_of(sample_url, "users") == before
 
 
-def test_a_role_that_may_not_look_says_so(dropped_url: str) -> None:
+@contextlib.contextmanager
+def owner(url: str) -> Iterator[str]:
+    """The address for a role that owns the table, and may not rewrite the planner's statistics."""
     role = f"owner_{os.getpid()}"
-    with psycopg.connect(dropped_url, autocommit=True) as connection:
+    with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(SQL("CREATE ROLE {} LOGIN").format(Identifier(role)))
         connection.execute(SQL("ALTER TABLE users OWNER TO {}").format(Identifier(role)))
         everything = SQL("GRANT ALL ON ALL TABLES IN SCHEMA public, alphapulse_encryption TO {}")
         connection.execute(everything.format(Identifier(role)))
         connection.execute(SQL("GRANT USAGE ON SCHEMA alphapulse_encryption TO {}").format(Identifier(role)))
-    statistics = file_of(dropped_url, "pg_statistic")
     try:
-        result = run_erasure(dropped_url.replace("postgres@", f"{role}@", 1))
-        assert not result.statistics_rewritten and not result.checkpointed
+        yield url.replace("postgres@", f"{role}@", 1)
+    finally:
+        walk.query(url, f"REASSIGN OWNED BY {role} TO postgres; DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_a_role_that_may_not_look_says_so(dropped_url: str) -> None:
+    statistics = file_of(dropped_url, "pg_statistic")
+    with owner(dropped_url) as url:
+        result = run_erasure(url)
+        assert result.statistics_left and not result.checkpointed
         assert file_of(dropped_url, "pg_statistic") == statistics
         found = places(result)
         for name in (HEAP, residual_data.STATISTICS, "write-ahead log (pg_wal)"):
@@ -234,10 +245,31 @@ def test_a_role_that_may_not_look_says_so(dropped_url: str) -> None:
         # The table itself was rewritten all the same.
         after = files_with(dropped_url)
         assert (after["row"], after["common"]) == (set(), {statistics})
-    finally:
-        walk.query(
-            dropped_url, f"REASSIGN OWNED BY {role} TO postgres; DROP OWNED BY {role}; DROP ROLE {role}"
-        )
+
+
+COMMAND = "VACUUM (FULL) pg_catalog.pg_statistic, pg_catalog.pg_statistic_ext_data"
+
+
+def test_statistics_that_the_role_may_not_rewrite_are_told_as_such(dropped_url: str) -> None:
+    with owner(dropped_url) as url:
+        role = f"owner_{os.getpid()}"
+        walk.query(dropped_url, f"GRANT pg_read_server_files, pg_read_all_settings, pg_checkpoint TO {role}")
+        for function in _FILE_FUNCTIONS:
+            walk.query(dropped_url, f"GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {role}")
+        (left,) = run_erasure(url).remaining
+        assert left.name == residual_data.STATISTICS
+        assert COMMAND in left.remark and "long transaction" not in left.remark
+        walk.query(dropped_url, COMMAND)
+        assert run_erasure(url).remaining == ()
+        assert files_with(dropped_url)["common"] == set()
+
+
+@pytest.mark.long
+def test_statistics_that_somebody_holds_are_told_as_such(dropped_url: str) -> None:
+    with psycopg.connect(dropped_url) as holder:
+        holder.execute("LOCK TABLE pg_catalog.pg_statistic IN ACCESS SHARE MODE")
+        left = run_erasure(dropped_url).statistics_left
+    assert "pg_statistic" in left and "lock" in left and COMMAND not in left
 
 
 @pytest.mark.parametrize(

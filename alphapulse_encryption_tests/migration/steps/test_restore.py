@@ -154,6 +154,37 @@ def test_every_kind_of_definition_comes_back(
     assert walk.verify(database_url, DEALS).passed
 
 
+def test_what_the_application_made_finds_what_it_names(
+    database_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """A domain's check, a default and an extended type's cast look for a table of another schema without naming it."""
+    entry = support.table("codes", "code", "number")
+    for statement in (
+        "CREATE SCHEMA app",
+        "CREATE TABLE app.allowed (code text)",
+        "INSERT INTO app.allowed SELECT 'c' || i FROM generate_series(1, 30) AS i",
+        "CREATE FUNCTION app.fits(text) RETURNS boolean LANGUAGE plpgsql STABLE AS "
+        "$$BEGIN RETURN $1 IS NULL OR EXISTS (SELECT FROM allowed WHERE code = $1); END$$",
+        "CREATE FUNCTION app.next() RETURNS int LANGUAGE plpgsql AS "
+        "$$BEGIN RETURN (SELECT count(*) FROM allowed); END$$",
+        "CREATE DOMAIN app.code AS text CHECK (app.fits(VALUE))",
+        "CREATE TABLE codes (id int PRIMARY KEY, code app.code, number int DEFAULT app.next())",
+    ):
+        walk.query(database_url, statement)
+    with support.application(database_url) as connection:
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} SET search_path TO public, app".encode())
+    walk.query(
+        database_url, "INSERT INTO codes (id, code) SELECT i, 'c' || i FROM generate_series(1, 20) AS i"
+    )
+    catalogue = Catalogue(tables=(entry,))
+    before = walk.contents(database_url, "codes", ["id", "code", "number"])
+    dropped(database_url, entry, postgres.bin_dir(), tmp_path, catalogue)
+    restore_plaintext(walk.target(database_url, catalogue=catalogue), entry)
+    assert walk.contents(database_url, "codes", ["id", "code", "number"]) == before
+    walk.query(database_url, "INSERT INTO codes (id, code) VALUES (21, 'c21')")
+    assert walk.value(database_url, "SELECT number FROM codes WHERE id = 21") == 30
+
+
 @contextlib.contextmanager
 def somebody_reading(url: str) -> Iterator[psycopg.Connection[Any]]:
     """A transaction that has seen the table as it is: an index built from now on waits for its end."""
