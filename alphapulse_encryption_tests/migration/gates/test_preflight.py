@@ -612,9 +612,9 @@ def test_row_level_security_that_is_switched_on_between_two_steps(notes_url: str
         run(notes_url, "CREATE POLICY few ON notes USING (id < 10)")
         run(notes_url, "ALTER TABLE notes ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
         run(notes_url, "UPDATE notes SET mail = 'pending' WHERE id = 50")
-        for step in (support.verify, support.backfill):
+        for step_of_rows in (support.verify, support.backfill):
             with pytest.raises(MigrationError, match=r'"notes"(.|\n)*BYPASSRLS'):
-                step(url, ENTRY)
+                step_of_rows(url, ENTRY)
         for step in (switch_to_ciphertext, live_check, benchmark_queries):
             with pytest.raises(MigrationError, match=r'"notes"(.|\n)*BYPASSRLS'):
                 step(support.target(url), ENTRY)
