@@ -89,7 +89,8 @@ class Steps:
 
     def sum_up(self) -> None:
         """What became of each table, where not all of several are done, and what to type next."""
-        if not self.failed or len(self.failed) + len(self.tables) < 2:
+        of_all = any(step.stages[0].over == "database" for step, _ in self.failed.values())
+        if of_all or not self.failed or len(self.failed) + len(self.tables) < 2:
             return
         _show("Of each table:")
         for key in self.catalogue.keys:

@@ -39,7 +39,7 @@ def build() -> dg.AssetsDefinition:
             told = (*report.warnings, *report.passed)
             return dg.MaterializeResult(
                 metadata={
-                    REPORT: [str(finding) for finding in told],
+                    REPORT: report.lines,
                     "findings": as_table(
                         {"level": f.level, "finding": f.message, "subject": f.subject} for f in told
                     ),

@@ -28,7 +28,7 @@ from alphapulse_encryption.migration.discovery.value_patterns import look_at, lo
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.gates.preflight import readable_size
 from alphapulse_encryption.migration.postgres.database import Connection, Database, answer
-from alphapulse_encryption.migration.schema.definition import OF_THE_APPLICATION
+from alphapulse_encryption.migration.schema.definition import NO_TABLES, OF_THE_APPLICATION
 from alphapulse_encryption.migration.schema.names import short_name
 from alphapulse_encryption.migration.schema.sensitive_names import Category, kind_of, looks_sensitive
 
@@ -279,7 +279,7 @@ def _look(connection: Connection, table: _Table, names: _Names, sample: int) -> 
         guesses.append(guess)
     if not guesses:
         return None
-    obstacle = _NO_TABLES.get(table.relkind) or (None if table.key else _NO_KEY)
+    obstacle = NO_TABLES.get(table.relkind) or (None if table.key else _NO_KEY)
     return TableGuess(
         schema_name=table.schema_name,
         name=table.name,
@@ -426,10 +426,6 @@ def _plain(name: str) -> str:
     return re.sub(r"\W+", "_", name).strip("_").lower() or "table"
 
 
-_NO_TABLES = {
-    "f": "it is a foreign table: encrypt it where its rows are",
-    "m": "it is a materialized view: encrypt what it is made of, and have it made of ciphertext",
-}
 _NO_KEY = (
     "it has no primary key, which batches and resumption go by: add one (ALTER TABLE … ADD COLUMN … bigint GENERATED "
     "ALWAYS AS IDENTITY PRIMARY KEY)"

@@ -6,9 +6,11 @@ Reads only. Each finding names a thing, says what is wrong and what to do.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import groupby
 from pathlib import Path
 
 import psycopg
@@ -43,7 +45,7 @@ from alphapulse_encryption.migration.rows.throttle import NotAvailable, Replicat
 from alphapulse_encryption.migration.schema.definition import TableDefinition, check_hidden, read_table
 from alphapulse_encryption.migration.schema.dependants import dependants, stops_of_the_switch
 from alphapulse_encryption.migration.schema.guard import guard_faults, late_triggers
-from alphapulse_encryption.migration.schema.partitions import refuse_relatives
+from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_relatives
 from alphapulse_encryption.migration.schema.sensitive_names import looks_secret
 from alphapulse_encryption.migration.schema.views import refuse_hidden_rows, shown_by_safe_view, view_names
 
@@ -64,6 +66,7 @@ class PreflightReport:
     """What :func:`check` found.
 
     Args:
+        tables: that were looked at, as the catalogue calls them.
         rows: of all tables, by the planner's estimate.
         current_bytes: size of the tables with indexes.
         growth_bytes: estimated; until vacuum reclaims them, the old row versions count.
@@ -72,6 +75,7 @@ class PreflightReport:
     """
 
     findings: tuple[Checked, ...]
+    tables: tuple[str, ...]
     rows: int
     current_bytes: int
     growth_bytes: int
@@ -90,6 +94,35 @@ class PreflightReport:
     @property
     def warnings(self) -> tuple[Checked, ...]:
         return self._of("warning")
+
+    @property
+    def lines(self) -> list[str]:
+        """All of it for a person: table by table, the worst first; then how much of what, and what to type next."""
+        groups: dict[str, list[Checked]] = {"The server and the whole catalogue": []} | {
+            key: [] for key in self.tables
+        }
+        of_all = next(iter(groups))
+        for finding in sorted(self.findings, key=lambda one: _WORST_FIRST.index(one.level)):
+            # The longest: a table public.a may have a column b, beside a table b of the schema a.
+            of = max(
+                (k for k in self.tables if f"{finding.subject}.".startswith(f"{k}.")), key=len, default=of_all
+            )
+            groups[of].append(finding)
+        lines = []
+        for key, those in groups.items():
+            lines += [f"{key}: {_counted(those)}", *(f"  {finding}" for finding in those)] if those else []
+        return [*lines, f"{_counted(self.findings)}, {len(self.tables)} tables.", f"Next: {self.next}"]
+
+    @property
+    def next(self) -> str:
+        """The next command."""
+        if self.blockers:
+            return (
+                "correct what blocks the migration, or take it out of the catalogue; then --preflight again."
+            )
+        told = "decide about the warnings; then " if self.warnings else ""
+        missing = any(finding.subject == "backup" for finding in self.warnings)
+        return f"{told}--plan shows every statement, and {'--backup' if missing else '--add-columns'} is the next step."
 
     def _of(self, level: Level) -> tuple[Checked, ...]:
         return tuple(finding for finding in self.findings if finding.level == level)
@@ -181,6 +214,7 @@ def check(
     findings.append(_disk(database_bytes, growth, free))
     return PreflightReport(
         findings=tuple(findings),
+        tables=tuple(table.key for table in tables),
         rows=rows,
         current_bytes=current,
         growth_bytes=growth,
@@ -190,13 +224,21 @@ def check(
     )
 
 
+_WORST_FIRST: tuple[Level, ...] = ("blocker", "warning", "ok")
+
+
+def _counted(findings: Sequence[Checked]) -> str:
+    counts = Counter(finding.level for finding in findings)
+    words = {level: f"{level}{'s' if counts[level] > 1 else ''}" for level in _WORST_FIRST} | {
+        "ok": "in order"
+    }
+    return ", ".join(f"{counts[level]} {words[level]}" for level in _WORST_FIRST if counts[level])
+
+
 def refuse_blockers(report: PreflightReport) -> None:
-    """Refuse where the checklist has something that blocks the migration, and name all of it."""
+    """Refuse where the checklist has something that blocks the migration; all that it found is told with it."""
     if report.blockers:
-        raise RefusedError(
-            "The preflight found what blocks the migration:\n"
-            + "\n".join(f"- {finding.subject}: {finding.message}" for finding in report.blockers)
-        )
+        raise RefusedError("The preflight found what blocks the migration:\n" + "\n".join(report.lines))
 
 
 def _server(connection: Connection) -> Iterator[Checked]:
@@ -255,7 +297,7 @@ def _privileges(connection: Connection, tables: Sequence[Table]) -> Iterator[Che
             "warning",
             "privileges",
             f"the role {name} may not run {', '.join(flags)}, which {'are' if len(flags) > 1 else 'is'} for a member "
-            f"of {roles.DEFAULT_PREFIX}{role}: it lacks {roles.shortened(missing)}.",
+            f"of {roles.DEFAULT_PREFIX}{role}: it lacks {roles.shortened(missing)}. --roles-sql prints what grants it.",
         )
         for (role, missing), flags in steps_lacking.items()
     )
@@ -300,10 +342,20 @@ SELECT a.attname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
 """
 
 
+_NOT_VACUUMED = """
+SELECT c.oid::regclass::text, CASE WHEN o.off THEN format('ALTER TABLE %%s RESET (autovacuum_enabled)', c.oid::regclass)
+                                   ELSE 'ALTER SYSTEM SET autovacuum = on' END
+  FROM pg_class c CROSS JOIN LATERAL (
+       SELECT coalesce(bool_or(option_name = 'autovacuum_enabled' AND NOT option_value::boolean), false) AS off
+         FROM pg_options_to_table(c.reloptions)) o
+ WHERE c.oid = ANY(%s) AND c.relkind = 'r' AND (o.off OR NOT current_setting('autovacuum')::boolean) ORDER BY 1
+"""
+
+
 def _table(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
     table = definition.table
-    ((owns, secured, bypasses, forced),) = connection.execute(
-        "SELECT pg_has_role(relowner, 'USAGE'), relrowsecurity, "
+    ((owns, owner, role, secured, bypasses, forced),) = connection.execute(
+        "SELECT pg_has_role(relowner, 'USAGE'), relowner::regrole::text, current_user::regrole::text, relrowsecurity, "
         "  (SELECT rolbypassrls OR rolsuper FROM pg_roles WHERE rolname = current_user), relforcerowsecurity "
         "FROM pg_class WHERE oid = %s",
         [definition.oid],
@@ -315,14 +367,15 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
             "blocker",
             table.key,
             "columns and triggers can be added by the table's owner only. "
-            "Connect as its owner or as a member of that role.",
+            f"Connect as its owner or as a member of that role (GRANT {owner} TO {role}).",
             of_role=True,
         )
     if takes_part and secured and not bypasses and (forced or not owns):
         yield Checked(
             "blocker",
             table.key,
-            "row-level security would hide rows from this role. Use a role with BYPASSRLS.",
+            f"row-level security would hide rows from this role. Use a role with BYPASSRLS (ALTER ROLE {role} "
+            "BYPASSRLS).",
             of_role=True,
         )
     try:
@@ -338,22 +391,32 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
             "was never analysed: its rows, and with them durations and growth, are guessed from its size. Type "
             f"ANALYZE {definition.identifier.as_string(connection)}, and ask again.",
         )
+    for name, alter in connection.execute(
+        _NOT_VACUUMED, [[p.oid for p in read_parts(connection, definition.oid)]]
+    ):
+        yield Checked(
+            "warning",
+            table.key,
+            f"autovacuum is off for {name}: the row versions that the backfill replaces stay, and the table grows by "
+            f"its own size. Switch it on ({alter}), or VACUUM the table after each step.",
+        )
     plaintext = [column.name for column in definition.plaintext_columns]
     if names := [name for (name,) in connection.execute(_DEFAULTED, [definition.oid, plaintext])]:
         yield Checked(
             "warning",
             table.key,
-            f"{', '.join(names)} have a default. Until the switch, the guard refuses ciphertext without its "
-            "plaintext, but cannot tell an INSERT that leaves such a column out from one that writes the default "
-            "itself: it keeps both sides, and verification names the row as mismatched. See that no part of the "
-            "application inserts the ciphertext alone before the switch.",
+            f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} a default. Until the switch, the guard refuses "
+            "ciphertext without its plaintext, but cannot tell an INSERT that leaves such a column out from one that "
+            "writes the default itself: it keeps both sides, and --verify names the row as mismatched. See that no "
+            "part of the application inserts the ciphertext alone before the switch.",
         )
     yield from (
         Checked(
             "warning",
             f"{table.key}.{column.name}",
             "is of the type money, whose text depends on the database's currency: it is encrypted in the form "
-            "$1,234.56, whatever the currency is. numeric does not have that problem.",
+            "$1,234.56, whatever the currency is. numeric does not have that problem "
+            f"({definition.alter('ALTER {} TYPE numeric', column.name)}).",
         )
         for column in definition.plaintext_columns
         if definition.columns[column.name].type.removesuffix("[]") == "money"
@@ -362,27 +425,36 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
         Checked("warning", table.key, f"switch_to_ciphertext will refuse: {reason}")
         for reason in stops_of_the_switch(connection, definition)
     )
+    found = dependants(connection, definition)
     yield from (
         Checked(
             "warning",
-            f"{table.key}.{found.column}",
-            f"{found.name} depends on the plaintext column and stops its drop. Move it to the encrypted column or the "
-            "compatibility view, make it without the column, or drop it, before the approval."
-            if found.stops_the_drop
-            else f"{found.name} depends on the plaintext column and goes with it; a restore puts it back",
+            f"{table.key}.{one.column}",
+            f"{one.name} depends on the plaintext column and stops its drop. Move it to the encrypted column or the "
+            f"compatibility view, make it without the column, or drop it{one.remove and f' ({one.remove})'}, before "
+            "the approval.",
         )
-        for found in dependants(connection, definition)
+        for one in found
+        if one.stops_the_drop
+    )
+    yield from (
+        Checked(
+            "warning",
+            f"{table.key}.{column}",
+            f"goes at the drop with {', '.join(one.name for one in those)}, which --restore-plaintext puts back.",
+        )
+        for column, those in groupby((one for one in found if not one.stops_the_drop), lambda one: one.column)
     )
     yield from around_table(connection, definition)
 
 
 def _triggers(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
-    for name in late_triggers(connection, definition):
+    for name, rename in late_triggers(connection, definition):
         yield Checked(
             "blocker",
             definition.table.key,
             f"the trigger {name} runs after the guard, which would not see what it makes of a row: triggers run in "
-            "the order of their names. Rename it.",
+            f"the order of their names. Rename it ({rename}).",
         )
 
 
@@ -457,7 +529,8 @@ def _backups(connection: Connection, tables: Sequence[Table]) -> list[Checked]:
         Checked(
             "warning",
             "backup",
-            f"there is no verified backup of the last {NOT_OLDER_THAN_HOURS} hours that holds {', '.join(without)}. "
+            f"there is no verified backup of the last {NOT_OLDER_THAN_HOURS} hours that holds "
+            f"{'any table' if len(without) == len(tables) > 1 else ', '.join(without)}. "
             "Materialize backup (--backup); the drop insists on one.",
         )
     ]
@@ -539,7 +612,7 @@ def long_transactions(connection: Connection) -> list[Checked]:
             "warning",
             "long transaction",
             f"process {pid} ({name}) has been in a transaction for {str(age).split('.')[0]}: schema changes and "
-            "concurrent index builds wait for it.",
+            f"concurrent index builds wait for it. Let it end, or end it (SELECT pg_terminate_backend({pid})).",
         )
         for pid, name, age in rows
     ]

@@ -53,7 +53,7 @@ SELECT p.oid::regprocedure::text, string_agg(DISTINCT a.attname, ', ')
 
 # Of a role that has none of this on the table, an instance that uses the encrypted columns is refused.
 _BY_COLUMN = """
-SELECT a.attname, coalesce(r.rolname, 'PUBLIC'), string_agg(DISTINCT x.privilege_type, ', ')
+SELECT a.attname, coalesce(quote_ident(r.rolname), 'PUBLIC'), array_agg(DISTINCT x.privilege_type)
   FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid CROSS JOIN aclexplode(a.attacl) x
   LEFT JOIN pg_roles r ON r.oid = x.grantee
  WHERE c.oid = %(table)s AND a.attname = ANY(%(columns)s) AND x.grantee <> c.relowner
@@ -62,7 +62,7 @@ SELECT a.attname, coalesce(r.rolname, 'PUBLIC'), string_agg(DISTINCT x.privilege
 """
 
 _UNREAD_SLOTS = """
-SELECT slot_name FROM pg_replication_slots
+SELECT slot_name, quote_literal(slot_name) FROM pg_replication_slots
  WHERE NOT active AND coalesce(wal_status, '') <> 'lost' AND coalesce(database, current_database()) = current_database()
  ORDER BY 1
 """
@@ -79,15 +79,19 @@ def around_table(connection: Connection, definition: TableDefinition) -> Iterato
             "warning",
             table.key,
             f"the function {function} names the table and {columns} in its text. Where it reads those columns, it "
-            "misses what is written as ciphertext from the switch on, and fails after the drop: change it before.",
+            "misses what is written as ciphertext from the switch on, and fails after the drop: change it before "
+            f"(SELECT pg_get_functiondef('{function}'::regprocedure) shows it).",
         )
     derived = {column.name: column.derived for column in table.columns}
     for column, role, privileges in connection.execute(_BY_COLUMN, asked):
+        new = SQL(", ").join(map(Identifier, derived[column])).as_string(connection)
+        grant = ", ".join(f"{privilege} ({new})" for privilege in privileges)
         yield Checked(
             "warning",
             f"{table.key}.{column}",
-            f"{role} has {privileges} on this column and not on the table: grant the same on "
-            f"{' and '.join(derived[column])} after add_encrypted_columns, before an application that uses them.",
+            f"{role} has {', '.join(privileges)} on this column and not on the table: grant the same after "
+            "--add-columns, before an application that uses them "
+            f"(GRANT {grant} ON {definition.identifier.as_string(connection)} TO {role}).",
         )
     yield from _replicated(connection, definition, parts)
 
@@ -200,10 +204,10 @@ def around_server(connection: Connection) -> Iterator[Checked]:
             "path: what it refuses, or does not find, ends the step. Where its function names anything without a "
             f"schema, give it a search path of its own (ALTER FUNCTION {function} SET search_path = {path}).",
         )
-    for (name,) in connection.execute(_UNREAD_SLOTS):
+    for name, quoted in connection.execute(_UNREAD_SLOTS):
         yield Checked(
             "warning",
             "replicas",
             f"the replication slot {name} is read by nobody: the server keeps for it all that the migration writes to "
-            "the write-ahead log. Let its reader go on, or drop it (SELECT pg_drop_replication_slot(…)).",
+            f"the write-ahead log. Let its reader go on, or drop it (SELECT pg_drop_replication_slot({quoted})).",
         )

@@ -134,12 +134,12 @@ def _pairs(connection: Connection, definition: TableDefinition, state: TableStat
             remedy=f"Put it back at once (--add-columns --table {key}), find out who took it away, and verify what "
             f"was written meanwhile (--migrate-data --verify --table {key}).",
         )
-    for name in late_triggers(connection, definition):
+    for name, rename in late_triggers(connection, definition):
         yield Alert(
             f"{key}: trigger after the guard",
             f"The trigger {name} of {key} runs after the guard, which does not see what it makes of a row.",
             key=f"late:{key}:{name}",
-            remedy="Rename it (ALTER TRIGGER … RENAME TO) to what sorts before zzz_encryption_guard, and verify what "
+            remedy=f"Rename it ({rename}) to what sorts before zzz_encryption_guard, and verify what "
             f"was written meanwhile (--verify --table {key}).",
         )
     if has_pending_index(connection, definition):

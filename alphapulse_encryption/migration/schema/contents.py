@@ -89,7 +89,8 @@ def of_others(connection: Connection, definition: TableDefinition) -> Iterator[s
         found = definition.columns[name]
         yield (
             f"Column {of}.{name} exists with the type {found.type}{' (generated)' if found.generated else ''}, where "
-            f"{wanted_columns(definition.table)[name]} is needed. Rename or drop it."
+            f"{wanted_columns(definition.table)[name]} is needed. Rename or drop it "
+            f"({definition.alter('RENAME {} TO {}', name, f'{name[:40]}_before')})."
         )
     for column in definition.table.columns:
         if _is_so_of(connection, definition, column.name, _IS_ENVELOPE):
@@ -102,14 +103,14 @@ def of_others(connection: Connection, definition: TableDefinition) -> Iterator[s
             if name in definition.columns and definition.columns[name].not_null:
                 yield (
                     f"Column {of}.{name} is NOT NULL, and the guard clears it where plaintext is written alone. Run "
-                    f'ALTER TABLE "{definition.table.schema_name}"."{definition.table.name}" ALTER "{name}" DROP NOT '
-                    "NULL."
+                    f"{definition.alter('ALTER {} DROP NOT NULL', name)}."
                 )
             if not column.adopt and _is_so_of(connection, definition, name, _HAS_VALUES):
                 yield (
                     f"Column {of}.{name} holds values already, which somebody else has put there. If they are the "
                     f"application's, under this key, write adopt: true beside {column.name} in the catalogue. Else "
-                    f"rename the column, or take {column.name} out of the catalogue."
+                    f"rename the column ({definition.alter('RENAME {} TO {}', name, f'{name[:40]}_before')}), or take "
+                    f"{column.name} out of the catalogue."
                 )
 
 
@@ -122,24 +123,32 @@ def _is_so_of(connection: Connection, definition: TableDefinition, name: str, qu
 
 # Constraints that are checked for every row, and columns made from others that have to have a value.
 _CONDITIONS = """
-SELECT 'constraint ' || c.conname, '(' || pg_get_expr(c.conbin, c.conrelid) || ') IS FALSE'
+SELECT 'constraint', c.conname, '(' || pg_get_expr(c.conbin, c.conrelid) || ') IS FALSE'
   FROM pg_constraint c
  WHERE c.conrelid = %(table)s AND c.contype = 'c' AND c.conname <> ALL(%(ours)s)
    AND EXISTS (SELECT FROM pg_attribute a
                 WHERE a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey) AND a.attname = ANY(%(columns)s))
 UNION ALL
-SELECT 'generated column ' || g.attname, '(' || pg_get_expr(f.adbin, f.adrelid) || ') IS NOT DISTINCT FROM NULL'
+SELECT 'generated column', g.attname, '(' || pg_get_expr(f.adbin, f.adrelid) || ') IS NOT DISTINCT FROM NULL'
   FROM pg_attribute g JOIN pg_attrdef f ON f.adrelid = g.attrelid AND f.adnum = g.attnum
  WHERE g.attrelid = %(table)s AND g.attgenerated <> '' AND g.attnotnull
    AND EXISTS (SELECT FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
                 WHERE d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid AND d.refobjid = g.attrelid
                   AND a.attname = ANY(%(columns)s))
- ORDER BY 1
+ ORDER BY 1, 2
 """
+_CHANGES: dict[str, LiteralString] = {
+    "constraint": "DROP CONSTRAINT {}",
+    "generated column": "ALTER {} DROP NOT NULL",
+}
 
 
-def refuse_ciphertext_alone(connection: Connection, definition: TableDefinition) -> tuple[str, ...]:
+def refuse_ciphertext_alone(
+    connection: Connection, definition: TableDefinition
+) -> tuple[tuple[str, str], ...]:
     """Constraints and generated columns that refuse a row whose plaintext is NULL, as it is from the switch on.
+
+    With the statement that changes each.
 
     Each is asked of rows as they are, with NULL for the catalogued columns; and with NULL for all that may be NULL.
     """
@@ -147,10 +156,10 @@ def refuse_ciphertext_alone(connection: Connection, definition: TableDefinition)
     asked = {"table": definition.oid, "columns": columns, "ours": saved_ddl.our_names(definition.table)}
     nullable = [name for name, column in definition.columns.items() if not column.not_null]
     found = []
-    for name, condition in connection.execute(_CONDITIONS, asked).fetchall():
+    for kind, name, condition in connection.execute(_CONDITIONS, asked).fetchall():
         samples = (_without(definition, names) for names in (set(columns), {*columns, *nullable}))
         if any(_is_met(connection, sample, condition) for sample in samples):
-            found.append(name)
+            found.append((f"{kind} {name}", definition.alter(_CHANGES[kind], name)))
     return tuple(found)
 
 

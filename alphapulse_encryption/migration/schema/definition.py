@@ -98,6 +98,11 @@ class TableDefinition:
         concerned = {name for column in self.table.columns for name in (column.name, *column.derived)}
         return self._digest([[c.name, c.type] for c in self.columns.values() if c.name in concerned])
 
+    def alter(self, action: LiteralString, *names: str) -> str:
+        """The statement ALTER TABLE, for a person to type; the names are those in the action's places."""
+        what = sql.SQL(action).format(*map(sql.Identifier, names))
+        return sql.SQL("ALTER TABLE {} {}").format(self.identifier, what).as_string(None)
+
     def fingerprint(self) -> str:
         """A hash of the columns with types, NOT NULL and defaults, and of the key: changes when they do."""
         return self._digest(
@@ -179,6 +184,12 @@ def read_table(
 def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> TableDefinition:
     row = connection.execute(_TABLE, [table.schema_name, table.name]).fetchone()
     if row is None:
+        kind = answer(connection, _KIND, table.schema_name, table.name)
+        if kind is not None:
+            raise ConfigurationError(
+                f"{table.schema_name}.{table.name} is in the catalogue and no table: "
+                f"{NO_TABLES.get(kind, 'put one in its place')}."
+            )
         now = answer(connection, _MOVED, GUARD_COLUMNS, guard_name(table))
         raise ConfigurationError(
             f"Table {table.schema_name}.{table.name} is in the catalogue but not in the database. "
@@ -209,6 +220,17 @@ def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> Tab
         toasted=toasted,
     )
 
+
+# What may be catalogued by mistake, by pg_class.relkind, and what to do.
+NO_TABLES = {
+    "v": "it is a view: put the tables that it reads into the catalogue in its place",
+    "f": "it is a foreign table: encrypt it where its rows are",
+    "m": "it is a materialized view: encrypt what it is made of, and have it made of ciphertext",
+}
+_KIND = """
+SELECT c.relkind::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = %s AND c.relname = %s
+"""
 
 # The table that a guard went along with.
 _MOVED = """

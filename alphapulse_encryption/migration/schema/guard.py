@@ -190,16 +190,20 @@ def _look(connection: Connection, definition: TableDefinition) -> list[_Found]:
 
 # By the bits of tgtype (src/include/catalog/pg_trigger.h): for each row (1), before (2), on insert (4) or update (16).
 _LATE_TRIGGERS = """
-SELECT DISTINCT tgname FROM pg_trigger WHERE tgrelid = ANY (%s) AND NOT tgisinternal AND tgenabled <> 'D'
+SELECT tgname, format('ALTER TRIGGER %%I ON %%s RENAME TO %%I', tgname, tgrelid::regclass, 'a_' || left(tgname, 40))
+  FROM pg_trigger WHERE tgrelid = ANY (%s) AND NOT tgisinternal AND tgenabled <> 'D' AND tgparentid = 0
    AND tgname COLLATE "C" > %s AND tgname !~ %s AND tgtype & 3 = 3 AND tgtype & 20 <> 0 ORDER BY 1
 """
 
 
-def late_triggers(connection: Connection, definition: TableDefinition) -> list[str]:
-    """Triggers of the application that run after the guard, which would not see what they make of a row."""
+def late_triggers(connection: Connection, definition: TableDefinition) -> list[tuple[str, str]]:
+    """Triggers of the application that run after the guard, which would not see what they make of a row.
+
+    Each with the statement that lets it run before.
+    """
     parts = [part.oid for part in read_parts(connection, definition.oid)]
     # The insert's is the first of the guards for each row.
-    return [name for (name,) in connection.execute(_LATE_TRIGGERS, [parts, GUARD_INSERT, GUARDS])]
+    return connection.execute(_LATE_TRIGGERS, [parts, GUARD_INSERT, GUARDS]).fetchall()
 
 
 def guard_faults(connection: Connection, definition: TableDefinition) -> list[str]:
@@ -256,11 +260,11 @@ def refuse_unguarded(connection: Connection, definition: TableDefinition, *, rev
             f"--table {key}); nothing was changed."
         )
     refuse_relatives(connection, definition)
-    for name in late_triggers(connection, definition):
+    for name, rename in late_triggers(connection, definition):
         raise RefusedError(
             f"The trigger {name} of {key} runs after the guard, which would not see what it makes of a row: triggers "
-            "run in the order of their names. Rename it, and verify what was written meanwhile (--verify --table "
-            f"{key}); nothing was changed."
+            f"run in the order of their names. Rename it ({rename}), and verify what was written meanwhile (--verify "
+            f"--table {key}); nothing was changed."
         )
 
 

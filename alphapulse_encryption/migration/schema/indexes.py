@@ -79,6 +79,9 @@ class IndexResult:
 # its tree: pg_depend does not tell the one from the other.
 _UNIQUE = r"""
 SELECT i.relname, x.indrelid, keys.names, keys.expressions, pg_get_expr(x.indpred, x.indrelid),
+       coalesce((SELECT format('ALTER TABLE %%s DROP CONSTRAINT %%I', c.conrelid::regclass, c.conname)
+                   FROM pg_constraint c WHERE c.conindid = x.indexrelid AND c.contype IN ('u', 'x')),
+                format('DROP INDEX %%s', x.indexrelid::regclass)),
        CASE WHEN x.indrelid <> %(table)s THEN 'partition' WHEN NOT x.indimmediate THEN 'deferrable'
             WHEN coalesce((to_jsonb(x) ->> 'indnullsnotdistinct')::boolean, false) THEN 'nulls'
             WHEN reads.in_condition THEN 'condition' WHEN reads.in_expression THEN 'expression'
@@ -163,14 +166,16 @@ def unique_indexes(connection: Connection, definition: TableDefinition) -> tuple
         "parts": list(parts),
     }
     found = []
-    for name, oid, names, expressions, condition, why in connection.execute(_UNIQUE, parameters):
+    for name, oid, names, expressions, condition, remove, why in connection.execute(_UNIQUE, parameters):
         without = ", ".join(column for column in names if column in plain)
         said = _OBSTACLES.get(why or ("search_index" if without else ""))
         partition = f"{parts[oid].schema_name}.{parts[oid].name}"
         columns = (
             sql.verbatim(n) if expression else n for n, expression in zip(names, expressions, strict=True)
         )
-        obstacle = said and said.format(partition=partition, condition=condition, plain=without)
+        obstacle = (
+            said and f"{said.format(partition=partition, condition=condition, plain=without)} ({remove})"
+        )
         found.append(UniqueIndex(name, tuple(columns), condition, obstacle))
     return tuple(found)
 

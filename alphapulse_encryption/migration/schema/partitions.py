@@ -58,7 +58,8 @@ def read_parts(connection: Connection, oid: int) -> tuple[Part, ...]:
 
 
 _CHILDREN = """
-SELECT string_agg(i.inhrelid::regclass::text, ', ' ORDER BY i.inhrelid::regclass::text)
+SELECT string_agg(format('ALTER TABLE %%s NO INHERIT %%s', i.inhrelid::regclass, i.inhparent::regclass), '; '
+                  ORDER BY i.inhrelid::regclass::text)
   FROM pg_inherits i WHERE i.inhparent = %s
 """
 
@@ -85,8 +86,8 @@ def refuse_relatives(connection: Connection, definition: TableDefinition) -> Non
     children = None if definition.partitioned else answer(connection, _CHILDREN, definition.oid)
     if children is not None:
         raise ConfigurationError(
-            f"Table {table.key}: other tables inherit from it ({children}), whose rows the guard would not see. List "
-            "them in the catalogue as tables of their own, and end the inheritance (ALTER TABLE … NO INHERIT …)."
+            f"Table {table.key}: other tables inherit from it, whose rows the guard would not see. List them in the "
+            f"catalogue as tables of their own, and end the inheritance ({children})."
         )
 
 

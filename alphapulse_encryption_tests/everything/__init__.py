@@ -1,0 +1,1 @@
+"""Preflight on a database with one of everything."""
