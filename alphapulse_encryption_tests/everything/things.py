@@ -6,13 +6,19 @@ Belongs here: what is made, in one list. What keeps a table from being begun is 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 
 from alphapulse_encryption.catalogue import Catalogue, Column, Table
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import support
+from alphapulse_encryption_tests.place import Place, place
+
+KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,7 @@ class Thing:
 
     Args:
         words: the object's name and what to do, all of which are in one finding.
+        since: the server's version that knows it.
     """
 
     name: str
@@ -28,6 +35,7 @@ class Thing:
     level: str
     subject: str
     words: tuple[str, ...]
+    since: int = 14
 
 
 def searchable(table: str, *columns: str, index: str) -> Table:
@@ -56,7 +64,7 @@ TABLES = (
                 "replaced",
                 "typed",
             ),
-            *("taken", "narrow", "shown", "remote", "summed"),
+            *("taken", "narrow", "shown", "remote", "summed", "counter"),
         )
     ),
     support.table("renamed", "body", "nobody"),
@@ -290,7 +298,12 @@ THINGS = (
         ("CREATE PUBLICATION few FOR TABLE whole (id, body)",),
         "warning",
         "whole",
-        ("published by few", "ALTER PUBLICATION few"),
+        (
+            "published by few",
+            "ALTER PUBLICATION few DROP TABLE public.whole",
+            "ALTER PUBLICATION few ADD TABLE public.whole (id, body, body_encrypted)",
+        ),
+        since=15,
     ),
     # What keeps a table from being begun.
     Thing(
@@ -359,6 +372,7 @@ THINGS = (
         "warning",
         "rules",
         ("one_null", "ALTER TABLE public.rules DROP CONSTRAINT one_null"),
+        since=15,
     ),
     Thing(
         "unique over a column without tokens",
@@ -385,6 +399,45 @@ THINGS = (
         ("constraint of_country", "--restore-plaintext"),
     ),
     Thing(
+        "which a NULL passes",
+        (),
+        "warning",
+        "rules",
+        ("foreign key of_country", "whose e is NULL", "public.countries"),
+    ),
+    Thing(
+        "foreign key whose columns are NULL together",
+        (
+            "CREATE TABLE towns (id int, town text, PRIMARY KEY (id, town))",
+            "INSERT INTO towns VALUES (1, 'a')",
+            "INSERT INTO strict VALUES (1, 'a')",
+            "ALTER TABLE strict ADD CONSTRAINT of_town FOREIGN KEY (id, body) REFERENCES towns MATCH FULL",
+        ),
+        "warning",
+        "strict",
+        ("foreign key of_town", "MATCH FULL", 'DROP CONSTRAINT "of_town"'),
+    ),
+    Thing(
+        "index whose build was interrupted",
+        (
+            "CREATE INDEX half_built ON rules (live)",
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'half_built'::regclass",
+        ),
+        "warning",
+        "rules",
+        ("the index half_built", 'REINDEX INDEX CONCURRENTLY "public"."half_built"'),
+    ),
+    Thing(
+        "what an interrupted rebuild left",
+        (
+            'CREATE INDEX "half_built_ccnew1" ON rules (live)',
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'half_built_ccnew1'::regclass",
+        ),
+        "warning",
+        "rules",
+        ("the index half_built_ccnew1", 'DROP INDEX CONCURRENTLY "public"."half_built_ccnew1"'),
+    ),
+    Thing(
         "index that includes it",
         ("CREATE UNIQUE INDEX with_f ON rules (id) INCLUDE (f)",),
         "warning",
@@ -393,11 +446,7 @@ THINGS = (
     ),
     Thing(
         "generated column that needs it",
-        (
-            "CREATE TABLE strict (id int PRIMARY KEY, body text, "
-            "shout text NOT NULL GENERATED ALWAYS AS (upper(body)) STORED)",
-            "INSERT INTO strict VALUES (1, 'a')",
-        ),
+        ("ALTER TABLE strict ADD shout text NOT NULL GENERATED ALWAYS AS (upper(body)) STORED",),
         "warning",
         "strict",
         ("generated column shout", 'ALTER "shout" DROP NOT NULL'),
@@ -432,6 +481,7 @@ THINGS = (
         "warning",
         "rules",
         ("published by first", 'ALTER TABLE "public"."rules" ADD COLUMN'),
+        since=15,
     ),
     Thing(
         "which rows, by the column",
@@ -439,6 +489,7 @@ THINGS = (
         "warning",
         "rules.c",
         ("publication first", "ALTER PUBLICATION first DROP TABLE public.rules"),
+        since=15,
     ),
     Thing(
         "slot that nobody reads",
@@ -518,6 +569,13 @@ THINGS = (
         ("public.summed", "materialized view", "encrypt what it is made of"),
     ),
     Thing(
+        "sequence in a table's place",
+        ("CREATE SEQUENCE counter",),
+        "blocker",
+        "counter",
+        ("public.counter", "no table", "put one in its place"),
+    ),
+    Thing(
         "foreign table",
         (
             "CREATE FOREIGN DATA WRAPPER elsewhere",
@@ -531,6 +589,11 @@ THINGS = (
     Thing("backup", (), "warning", "backup", ("--backup",)),
     Thing("superuser", (), "warning", "privileges", ("--roles-sql",)),
 )
+
+
+def known(server_version: int) -> list[Thing]:
+    """What a server of that version knows."""
+    return [thing for thing in THINGS if thing.since <= server_version // 10000]
 
 
 @contextlib.contextmanager
@@ -550,10 +613,20 @@ def made(url: str) -> Iterator[Catalogue]:
         run(
             "CREATE TABLE rules (id int PRIMARY KEY, live bool, a text, b text, c text, d text, e text, f text)"
         )
-        for table in ("whole", "empty", "adopted", "renamed", "parent", "late", "replaced", "hidden"):
+        for table in (
+            "whole",
+            "empty",
+            "adopted",
+            "renamed",
+            "parent",
+            "late",
+            "replaced",
+            "hidden",
+            "strict",
+        ):
             run(f"CREATE TABLE {table} (id int PRIMARY KEY, body text)")
         try:
-            for thing in THINGS:
+            for thing in known(connection.info.server_version):
                 for statement in thing.statements:
                     run(statement)
             yield Catalogue(tables=TABLES)
@@ -563,3 +636,12 @@ def made(url: str) -> Iterator[Catalogue]:
                 "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots "
                 "WHERE slot_name = 'everything_unread'"
             )
+
+
+@contextlib.contextmanager
+def everything_at(postgres: EmbeddedPostgres, url: str, directory: Path) -> Iterator[Place]:
+    """Where the command runs on that database; Dagster's storage is on the server that is given."""
+    with made(url) as catalogue:
+        text = json.dumps(catalogue.model_dump(by_alias=True, exclude_defaults=True, mode="json"))
+        with place(postgres, url, directory, KEY, text) as found:
+            yield found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -14,8 +16,11 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes, reindex
 from alphapulse_encryption.migration.steps.analyze import analyze
+from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.cli.test_command_line import summary
 from alphapulse_encryption_tests.crypto import independent
+from alphapulse_encryption_tests.everything.look import preflight_tells_all
+from alphapulse_encryption_tests.everything.things import everything_at
 from alphapulse_encryption_tests.migration import dumps, support, walk
 from alphapulse_encryption_tests.place import Place
 from alphapulse_encryption_tests.roles.conftest import Separated
@@ -217,3 +222,9 @@ def test_functions_of_indexes_find_what_they_name(server: Server) -> None:
     assert analyze(database, entry, support.ACTOR) == 50
     assert "by_other" in reindex(database, entry, support.ACTOR).reindexed
     assert support.assert_encrypted(url, entry) == 50
+
+
+def test_preflight_of_everything(server: Server, postgres: EmbeddedPostgres, server_dir: Path) -> None:
+    server.ensure_database(DATABASE)
+    with everything_at(postgres, server.url(DATABASE), server_dir.parent) as there:
+        preflight_tells_all(replace(there, postgres=server))

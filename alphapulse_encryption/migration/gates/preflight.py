@@ -45,6 +45,7 @@ from alphapulse_encryption.migration.rows.throttle import NotAvailable, Replicat
 from alphapulse_encryption.migration.schema.definition import TableDefinition, check_hidden, read_table
 from alphapulse_encryption.migration.schema.dependants import dependants, stops_of_the_switch
 from alphapulse_encryption.migration.schema.guard import guard_faults, late_triggers
+from alphapulse_encryption.migration.schema.indexes import invalid_indexes
 from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_relatives
 from alphapulse_encryption.migration.schema.sensitive_names import looks_secret
 from alphapulse_encryption.migration.schema.views import refuse_hidden_rows, shown_by_safe_view, view_names
@@ -201,7 +202,13 @@ def check(
             # Every row is written once more: the old version stays until vacuum reclaims it.
             growth += encrypted_bytes(connection, definition) + definition.total_bytes
         if not_as_catalogued and source:
-            findings.append(Checked("blocker", "catalogue", f"is not that of this database. {source}"))
+            findings.append(
+                Checked(
+                    "blocker",
+                    "catalogue",
+                    f"is not that of this database. {source} Correct the catalogue as its tables' findings say, or use another.",
+                )
+            )
         findings += _backups(connection, tables)
         if bin_dirs is not None:
             findings.append(_programs(connection, bin_dirs))
@@ -262,11 +269,14 @@ def _server(connection: Connection) -> Iterator[Checked]:
             "the same. Find out why that was set before you go on; ALTER ROLE or ALTER DATABASE … RESET takes it back.",
         )
     if not bookkeeping_exists(connection) and not roles.may_begin(connection):
+        grant = "GRANT CREATE ON DATABASE {} TO {role}; GRANT CREATE ON SCHEMA public TO {role}"
+        role = sql.Identifier(roles.current_role(connection))
+        text = sql.SQL(grant).format(sql.Identifier(connection.info.dbname), role=role).as_string(connection)
         yield Checked(
             "blocker",
             "privileges",
-            "the bookkeeping needs CREATE on the database and on the schema public: GRANT CREATE ON DATABASE and "
-            "GRANT CREATE ON SCHEMA public to this role, or have an administrator run what --roles-sql prints.",
+            f"the bookkeeping needs CREATE on the database and on the schema public. Have an administrator run {text}, "
+            "or what --roles-sql prints.",
             of_role=True,
         )
 
@@ -366,8 +376,8 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
         yield Checked(
             "blocker",
             table.key,
-            "columns and triggers can be added by the table's owner only. "
-            f"Connect as its owner or as a member of that role (GRANT {owner} TO {role}).",
+            f"columns and triggers can be added by the table's owner only, which is {owner}. Connect as {owner}, or "
+            f"as a member of it (GRANT {owner} TO {role}).",
             of_role=True,
         )
     if takes_part and secured and not bypasses and (forced or not owns):
@@ -391,6 +401,15 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
             "was never analysed: its rows, and with them durations and growth, are guessed from its size. Type "
             f"ANALYZE {definition.identifier.as_string(connection)}, and ask again.",
         )
+    yield from (
+        Checked(
+            "warning",
+            table.key,
+            f"the index {name} is invalid, since its build was interrupted: no query uses it, and every write has to "
+            f"keep it. Type {statement}.",
+        )
+        for name, statement in invalid_indexes(connection, definition)
+    )
     for name, alter in connection.execute(
         _NOT_VACUUMED, [[p.oid for p in read_parts(connection, definition.oid)]]
     ):

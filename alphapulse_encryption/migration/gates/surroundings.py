@@ -22,13 +22,21 @@ from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.migration.schema.triggers import set_off
 
-# A list of columns is known to a publication of its own table from PostgreSQL 15 on.
+# A list of columns is known to a publication of its own table from PostgreSQL 15 on. A statement that adds to it there
+# is not: the table is taken out and put in again.
 _PUBLISHED = """
-SELECT DISTINCT p.pubname, EXISTS (
-       SELECT FROM pg_publication l JOIN pg_publication_rel r ON r.prpubid = l.oid
+SELECT DISTINCT p.pubname, (
+       SELECT format('BEGIN; ALTER PUBLICATION %%1$I DROP TABLE %%2$s; ALTER PUBLICATION %%1$I ADD TABLE %%2$s (%%3$s)'
+                     '%%4$s; COMMIT', p.pubname, c.oid::regclass,
+                     (SELECT string_agg(format('%%I', name), ', ') FROM (
+                             SELECT attname FROM pg_attribute WHERE attrelid = c.oid
+                                AND to_jsonb(r) -> 'prattrs' @> to_jsonb(attnum)
+                              UNION ALL SELECT unnest(%(new)s::name[])) AS a (name)),
+                     ' WHERE (' || (to_jsonb(p) ->> 'rowfilter') || ')')
+         FROM pg_publication l JOIN pg_publication_rel r ON r.prpubid = l.oid
         WHERE l.pubname = p.pubname AND r.prrelid = c.oid AND to_jsonb(r) ->> 'prattrs' IS NOT NULL)
   FROM pg_publication_tables p JOIN pg_namespace n ON n.nspname = p.schemaname
-  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename WHERE c.oid = ANY(%s) ORDER BY 1
+  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename WHERE c.oid = ANY(%(parts)s) ORDER BY 1
 """
 
 _RECEIVED = """
@@ -61,6 +69,14 @@ SELECT a.attname, coalesce(quote_ident(r.rolname), 'PUBLIC'), array_agg(DISTINCT
  GROUP BY a.attnum, 1, 2 ORDER BY a.attnum, 2
 """
 
+# A key that the server does not check for NULL.
+_REFERRING = """
+SELECT c.conname, c.confrelid::regclass::text, string_agg(a.attname, ', ' ORDER BY a.attnum)
+  FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey)
+ WHERE c.conrelid = ANY(%(parts)s) AND c.conparentid = 0 AND c.contype = 'f' AND a.attname = ANY(%(columns)s)
+ GROUP BY c.oid ORDER BY 1
+"""
+
 _UNREAD_SLOTS = """
 SELECT slot_name, quote_literal(slot_name) FROM pg_replication_slots
  WHERE NOT active AND coalesce(wal_status, '') <> 'lost' AND coalesce(database, current_database()) = current_database()
@@ -73,7 +89,8 @@ def around_table(connection: Connection, definition: TableDefinition) -> Iterato
     table = definition.table
     yield from _set_off(connection, definition)
     parts = [part.oid for part in read_parts(connection, definition.oid)]
-    asked = {"table": definition.oid, "columns": [column.name for column in definition.plaintext_columns]}
+    plaintext = [column.name for column in definition.plaintext_columns]
+    asked = {"table": definition.oid, "parts": parts, "columns": plaintext}
     for function, columns in connection.execute(_READING, asked):
         yield Checked(
             "warning",
@@ -93,16 +110,26 @@ def around_table(connection: Connection, definition: TableDefinition) -> Iterato
             "--add-columns, before an application that uses them "
             f"(GRANT {grant} ON {definition.identifier.as_string(connection)} TO {role}).",
         )
+    for name, other, columns in connection.execute(_REFERRING, asked):
+        yield Checked(
+            "warning",
+            table.key,
+            f"the foreign key {name} passes every row whose {columns} is NULL: what is written as ciphertext alone from "
+            f"the switch on is not checked, and nothing keeps the row of {other} that it means. Let the application "
+            f"look there, or take {columns} out of the catalogue.",
+        )
     yield from _replicated(connection, definition, parts)
 
 
 def _replicated(connection: Connection, definition: TableDefinition, parts: list[int]) -> Iterator[Checked]:
     """What the columns to come, and every row written once more, mean to subscribers, and to this one."""
-    table, published = definition.table, connection.execute(_PUBLISHED, [parts]).fetchall()
-    names = [name for column in table.columns for name in column.derived if name not in definition.columns]
+    table = definition.table
+    derived = [name for column in table.columns for name in column.derived]
+    names = [name for name in derived if name not in definition.columns]
+    published = connection.execute(_PUBLISHED, {"parts": parts, "new": names}).fetchall()
     columns = SQL(", ").join(SQL("ADD COLUMN {} text").format(Identifier(name)) for name in names)
     add = SQL("ALTER TABLE {} {};").format(definition.identifier, columns).as_string(connection)
-    if whole := [name for name, listed in published if not listed]:
+    if whole := [name for name, renew in published if renew is None]:
         first = f" Type there first: {add}" if names else ""
         yield Checked(
             "warning",
@@ -112,16 +139,14 @@ def _replicated(connection: Connection, definition: TableDefinition, parts: list
             f"{definition.total_bytes // 2**20:,} MiB and the ciphertext. What was dropped here stays at the "
             "subscriber: drop its plaintext columns after the drop, too.",
         )
-    for name, listed in published:
-        publication = Identifier(name).as_string(connection)
-        if listed:
+    for name, renew in published:
+        if renew is not None:
             yield Checked(
                 "warning",
                 table.key,
                 f"is published by {name} with a list of columns: subscribers get no ciphertext, and NULL for what is "
-                "written as ciphertext alone from the switch on. Add the columns at each subscriber, and after "
-                f"add_encrypted_columns to the list (ALTER PUBLICATION {publication} SET TABLE …). A plaintext column "
-                "in the list stops its drop.",
+                "written as ciphertext alone from the switch on. Add the columns at each subscriber, and to the list "
+                f"after --add-columns ({renew}). A plaintext column in the list stops its drop.",
             )
     for (name,) in connection.execute(_RECEIVED, [parts]):
         subscription = Identifier(name).as_string(connection)

@@ -26,6 +26,7 @@ from alphapulse_encryption.migration.rows.catch_up import has_pending_index, pen
 from alphapulse_encryption.migration.schema.contents import unsuitable_columns
 from alphapulse_encryption.migration.schema.definition import OF_THE_APPLICATION, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.guard import guard_faults, late_triggers
+from alphapulse_encryption.migration.schema.indexes import invalid_indexes
 from alphapulse_encryption.migration.schema.sensitive_names import Suspicion, looks_sensitive
 
 # An old instance writes, the backfill follows: while that goes on it is told of once.
@@ -68,6 +69,15 @@ def _of_table(connection: Connection, table: Table) -> Iterator[Alert]:
         return
     missing = [column.name for column in table.columns if column.name not in definition.columns]
     yield from _columns(definition, state.state, missing)
+    if invalid := invalid_indexes(connection, definition):
+        yield Alert(
+            f"{table.key}: invalid indexes",
+            f"{_listed([name for name, _ in invalid])} of {table.key}: the build of an index was interrupted, and no "
+            "query uses what it left.",
+            key=f"invalid:{table.key}",
+            remedy=f"Type {'; '.join(statement for _, statement in invalid)}.",
+            state=_state([name for name, _ in invalid]),
+        )
     if not state.state.has_both_sides:
         return
     if not missing:

@@ -121,7 +121,8 @@ def _is_so_of(connection: Connection, definition: TableDefinition, name: str, qu
     return _is_so(connection, SQL(query).format(most=SQL(str(SAMPLE)), **parts))
 
 
-# Constraints that are checked for every row, and columns made from others that have to have a value.
+# Constraints that are checked for every row, foreign keys whose columns are NULL together or not at all, and columns made
+# from others that have to have a value.
 _CONDITIONS = """
 SELECT 'constraint', c.conname, '(' || pg_get_expr(c.conbin, c.conrelid) || ') IS FALSE'
   FROM pg_constraint c
@@ -129,17 +130,29 @@ SELECT 'constraint', c.conname, '(' || pg_get_expr(c.conbin, c.conrelid) || ') I
    AND EXISTS (SELECT FROM pg_attribute a
                 WHERE a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey) AND a.attname = ANY(%(columns)s))
 UNION ALL
+SELECT 'foreign key', c.conname, format('num_nulls(%%s) BETWEEN 1 AND %%s', string_agg(format('%%I', a.attname), ', '),
+       count(*) - 1)
+  FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey)
+ WHERE c.conrelid = %(table)s AND c.contype = 'f' AND c.confmatchtype = 'f'
+ GROUP BY c.oid HAVING bool_or(a.attname = ANY(%(columns)s))
+UNION ALL
 SELECT 'generated column', g.attname, '(' || pg_get_expr(f.adbin, f.adrelid) || ') IS NOT DISTINCT FROM NULL'
   FROM pg_attribute g JOIN pg_attrdef f ON f.adrelid = g.attrelid AND f.adnum = g.attnum
  WHERE g.attrelid = %(table)s AND g.attgenerated <> '' AND g.attnotnull
    AND EXISTS (SELECT FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-                WHERE d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid AND d.refobjid = g.attrelid
+                WHERE (d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid
+                       OR d.classid = 'pg_class'::regclass AND d.objid = g.attrelid AND d.objsubid = g.attnum)
+                  AND d.refobjid = g.attrelid
                   AND a.attname = ANY(%(columns)s))
  ORDER BY 1, 2
 """
-_CHANGES: dict[str, LiteralString] = {
-    "constraint": "DROP CONSTRAINT {}",
-    "generated column": "ALTER {} DROP NOT NULL",
+_CHANGES: dict[str, tuple[str, LiteralString]] = {
+    "constraint": (
+        "Let it take the ciphertext for the value, as in num_nonnulls(email, email_encrypted, phone) >= 1, or drop it",
+        "DROP CONSTRAINT {}",
+    ),
+    "foreign key": ("It is MATCH FULL: make it one without, or drop it", "DROP CONSTRAINT {}"),
+    "generated column": ("Let it be NULL", "ALTER {} DROP NOT NULL"),
 }
 
 
@@ -148,7 +161,7 @@ def refuse_ciphertext_alone(
 ) -> tuple[tuple[str, str], ...]:
     """Constraints and generated columns that refuse a row whose plaintext is NULL, as it is from the switch on.
 
-    With the statement that changes each.
+    Each with what to do about it.
 
     Each is asked of rows as they are, with NULL for the catalogued columns; and with NULL for all that may be NULL.
     """
@@ -159,7 +172,8 @@ def refuse_ciphertext_alone(
     for kind, name, condition in connection.execute(_CONDITIONS, asked).fetchall():
         samples = (_without(definition, names) for names in (set(columns), {*columns, *nullable}))
         if any(_is_met(connection, sample, condition) for sample in samples):
-            found.append((f"{kind} {name}", definition.alter(_CHANGES[kind], name)))
+            what, action = _CHANGES[kind]
+            found.append((f"{kind} {name}", f"{what} ({definition.alter(action, name)})"))
     return tuple(found)
 
 

@@ -43,7 +43,7 @@ SELECT a.attname,
             THEN 'generated ' || pg_describe_object('pg_class'::regclass, f.adrelid, f.adnum)
             ELSE pg_describe_object(d.classid, d.objid, d.objsubid) END AS name,
        -- A foreign key from the table to itself keeps the column that it refers to.
-       coalesce(bool_or(d.deptype = 'n' AND d.classid <> 'pg_statistic_ext'::regclass
+       coalesce(bool_or(f.oid IS NOT NULL OR d.deptype = 'n' AND d.classid <> 'pg_statistic_ext'::regclass
          AND i.indrelid IS DISTINCT FROM d.refobjid
          AND (c.conrelid IS DISTINCT FROM d.refobjid OR c.contype = 'f' AND c.confrelid = d.refobjid
               AND a.attnum = ANY(c.confkey))
@@ -70,7 +70,9 @@ SELECT a.attname,
   FROM pg_depend d
   LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
   LEFT JOIN pg_constraint c ON d.classid = 'pg_constraint'::regclass AND c.oid = d.objid
-  LEFT JOIN pg_attrdef f ON d.classid = 'pg_attrdef'::regclass AND f.oid = d.objid
+  -- Before PostgreSQL 15, a generated column depends by itself, and would go without a word.
+  LEFT JOIN pg_attrdef f ON CASE WHEN d.classid = 'pg_attrdef'::regclass THEN f.oid = d.objid
+       ELSE d.classid = 'pg_class'::regclass AND f.adrelid = d.objid AND f.adnum = d.objsubid END
   LEFT JOIN pg_trigger g ON d.classid = 'pg_trigger'::regclass AND g.oid = d.objid
   LEFT JOIN pg_publication_rel m ON d.classid = 'pg_publication_rel'::regclass AND m.oid = d.objid
   LEFT JOIN pg_publication l ON l.oid = m.prpubid
@@ -237,14 +239,13 @@ def stops_of_the_switch(connection: Connection, definition: TableDefinition) -> 
         if constraint.kind == "x"
     ]
     reasons += [
-        f"The {name} refuses a row whose plaintext is NULL, so every write of ciphertext alone would fail. Change it "
-        f"({way}) so that it takes the ciphertext for the value, as in "
-        "num_nonnulls(email, email_encrypted, phone) >= 1."
+        f"The {name} refuses a row whose plaintext is NULL, so every write of ciphertext alone would fail. {way}."
         for name, way in refuse_ciphertext_alone(connection, definition)
     ]
     reasons += [
         f"The constraint {name} is NOT VALID: rows without a value may be there, and the check that takes over would "
-        f"not let them pass. Validate it ({definition.alter('VALIDATE CONSTRAINT {}', name)}), or drop it."
+        f"not let them pass. Validate it ({definition.alter('VALIDATE CONSTRAINT {}', name)}), or drop it "
+        f"({definition.alter('DROP CONSTRAINT {}', name)})."
         for (name,) in connection.execute(_UNPROVEN_NOT_NULL, [definition.oid, names])
     ]
     reasons += [

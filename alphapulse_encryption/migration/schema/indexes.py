@@ -540,6 +540,27 @@ class ReindexResult:
     seconds: float
 
 
+def invalid_indexes(connection: Connection, definition: TableDefinition) -> list[tuple[str, str]]:
+    """Indexes that an interrupted build has left, and no query uses; each with the statement to type.
+
+    None while one of the table's is built. The one on pending rows is left to the step that builds it.
+    """
+    if answer(
+        connection,
+        "SELECT EXISTS (SELECT FROM pg_stat_progress_create_index WHERE relid = %s)",
+        definition.oid,
+    ):
+        return []
+    return [
+        (
+            one.name,
+            f"{'DROP' if one.leftover else 'REINDEX'} INDEX CONCURRENTLY {one.identifier.as_string(connection)}",
+        )
+        for one in _all_indexes(connection, definition)
+        if not one.valid and one.name != pending_index(definition.table)
+    ]
+
+
 IndexChoice = OneOf["all", "encrypted"]
 
 # Of the table, its partitions and their TOAST tables; with the columns that keys, conditions and expressions name, and
