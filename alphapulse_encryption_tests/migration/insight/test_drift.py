@@ -113,6 +113,25 @@ def test_types_that_were_changed(verified: str) -> None:
     assert "are not those that were verified at 20" in found["definition:users"].message
 
 
+def test_indexes_that_an_interrupted_build_left(verified: str) -> None:
+    for name in ("by_name", "by_name_ccold", "Half"):
+        walk.query(verified, f'CREATE INDEX "{name}" ON users (last_name)')
+    walk.query(
+        verified,
+        "UPDATE pg_index SET indisvalid = false FROM pg_class c "
+        "WHERE c.oid = indexrelid AND c.relname IN ('by_name_ccold', 'Half')",
+    )
+    found = drift(verified)
+    assert set(found) == {USERNAME, "invalid:users"}
+    assert "by_name_ccold" in found["invalid:users"].message and "Half" in found["invalid:users"].message
+    # What it says is what helps.
+    for statement in found["invalid:users"].remedy.removeprefix("Type ").removesuffix(".").split("; "):
+        walk.query(verified, statement)
+    assert set(drift(verified)) == {USERNAME}
+    names = {name for (name,) in walk.query(verified, "SELECT indexrelid::regclass::text FROM pg_index")}
+    assert {"by_name", '"Half"'} <= names and "by_name_ccold" not in names
+
+
 def test_a_table_that_is_gone(verified: str) -> None:
     walk.query(verified, "ALTER TABLE users RENAME TO people")
     found = drift(verified)
