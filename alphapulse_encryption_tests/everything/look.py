@@ -17,7 +17,8 @@ from alphapulse_encryption_tests.place import Place
 SIGNS = {"✗": "blocker", "!": "warning", "✓": "ok"}
 # A statement, an option, or a setting of the catalogue: something that a person can type.
 TO_TYPE = re.compile(
-    r"\b(ALTER|ANALYZE|CREATE|DROP|GRANT|REINDEX|SELECT|VACUUM) [A-Z\"a-z]|--[a-z]+|\b(hide|adopt|search_index)\b|the catalogue"
+    r"\b(ALTER|ANALYZE|CREATE|DROP|GRANT|REINDEX|SELECT|VACUUM) [A-Z\"a-z]|--[a-z]+"
+    r"|\b(hide|adopt|search_index)\b|the catalogue"
 )
 Found = tuple[str, str, str]
 
@@ -82,8 +83,8 @@ def _in_groups(text: str, found: list[Found]) -> None:
     for heading, signs in seen.items():
         assert signs == sorted(signs, key=ranks.index), heading
     assert expected
-    counts = Counter(level for level, *_ in found)
-    assert f"{counts['blocker']} blockers, {counts['warning']} warnings" in total
+    of_all = Counter(level for level, *_ in found)
+    assert f"{of_all['blocker']} blockers, {of_all['warning']} warnings" in total
     assert following.startswith("Next: ") and "--preflight" in following
 
 

@@ -113,7 +113,7 @@ def _verified(table: TableStatus) -> str:
 
 
 def _remarks(table: TableStatus) -> list[str]:
-    lines = []
+    lines = [f"! {table.table}: invalid index {told}" for told in table.invalid_indexes]
     if table.problem:
         lines.append(f"✗ {table.problem}")
     if table.pending.how == "not visible to this role":

@@ -99,10 +99,8 @@ class PreflightReport:
     @property
     def lines(self) -> list[str]:
         """All of it for a person: table by table, the worst first; then how much of what, and what to type next."""
-        groups: dict[str, list[Checked]] = {"The server and the whole catalogue": []} | {
-            key: [] for key in self.tables
-        }
-        of_all = next(iter(groups))
+        of_all = "The server and the whole catalogue"
+        groups: dict[str, list[Checked]] = {key: [] for key in (of_all, *self.tables)}
         for finding in sorted(self.findings, key=lambda one: _WORST_FIRST.index(one.level)):
             # The longest: a table public.a may have a column b, beside a table b of the schema a.
             of = max(
@@ -112,7 +110,7 @@ class PreflightReport:
         lines = []
         for key, those in groups.items():
             lines += [f"{key}: {_counted(those)}", *(f"  {finding}" for finding in those)] if those else []
-        return [*lines, f"{_counted(self.findings)}, {len(self.tables)} tables.", f"Next: {self.next}"]
+        return [*lines, f"In all: {_counted(self.findings)}.", f"Next: {self.next}"]
 
     @property
     def next(self) -> str:

@@ -114,9 +114,9 @@ def around_table(connection: Connection, definition: TableDefinition) -> Iterato
         yield Checked(
             "warning",
             table.key,
-            f"the foreign key {name} passes every row whose {columns} is NULL: what is written as ciphertext alone from "
-            f"the switch on is not checked, and nothing keeps the row of {other} that it means. Let the application "
-            f"look there, or take {columns} out of the catalogue.",
+            f"the foreign key {name} passes every row whose {columns} is NULL: what is written as ciphertext alone "
+            f"from the switch on is not checked, and nothing keeps the row of {other} that it means. Let the "
+            f"application look there, or take {columns} out of the catalogue.",
         )
     yield from _replicated(connection, definition, parts)
 

@@ -51,6 +51,7 @@ from alphapulse_encryption.migration.rows.catch_up import has_pending_index
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.guard import refuse_unguarded
+from alphapulse_encryption.migration.schema.indexes import invalid_indexes
 
 # Beyond it nobody needs to know how many rows are pending exactly.
 COUNTED = 10_000
@@ -136,6 +137,7 @@ class TableStatus(_Model):
     quarantined: int
     verification: Verification | None
     backup: BackupStatus | None
+    invalid_indexes: tuple[str, ...] = Field(description="left by an interrupted build, with what to type")
     problem: str | None = Field(description="why less is told of this table")
 
 
@@ -302,6 +304,7 @@ class _Look:
                 refuse_unguarded(self.connection, definition)
         except MigrationError as error:
             problem = error.args[0]
+        invalid = () if definition is None else invalid_indexes(self.connection, definition)
         rows = definition.estimated_rows if definition is not None else 0
         progress, active = Progress(), []
         if known is not None:
@@ -351,6 +354,7 @@ class _Look:
                 reasons=verified.reasons,
             ),
             backup=self._backup(entry) if self.begun else None,
+            invalid_indexes=tuple(f"{name}: {statement}" for name, statement in invalid),
             problem=problem,
         )
 

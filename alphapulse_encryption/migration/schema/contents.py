@@ -121,8 +121,8 @@ def _is_so_of(connection: Connection, definition: TableDefinition, name: str, qu
     return _is_so(connection, SQL(query).format(most=SQL(str(SAMPLE)), **parts))
 
 
-# Constraints that are checked for every row, foreign keys whose columns are NULL together or not at all, and columns made
-# from others that have to have a value.
+# Constraints that are checked for every row, foreign keys whose columns are NULL together or not at all, and columns
+# made from others that have to have a value.
 _CONDITIONS = """
 SELECT 'constraint', c.conname, '(' || pg_get_expr(c.conbin, c.conrelid) || ') IS FALSE'
   FROM pg_constraint c

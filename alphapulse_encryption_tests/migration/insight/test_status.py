@@ -128,6 +128,17 @@ def test_a_verification_ends_with_the_definition(after: After) -> None:
     assert not any(column.verified for column in of(look(url)).columns)
 
 
+def test_indexes_that_an_interrupted_build_left(sample_url: str) -> None:
+    assert of(look(sample_url)).invalid_indexes == ()
+    run(sample_url, "CREATE INDEX by_name_ccnew ON users (last_name)")
+    run(sample_url, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'by_name_ccnew'::regclass")
+    (told,) = of(look(sample_url)).invalid_indexes
+    assert told == 'by_name_ccnew: DROP INDEX CONCURRENTLY "public"."by_name_ccnew"'
+    assert of(look(sample_url), "trades").invalid_indexes == ()
+    run(sample_url, told.partition(": ")[2])
+    assert of(look(sample_url)).invalid_indexes == ()
+
+
 def test_a_table_that_somebody_holds_is_named_and_the_others_are_told_of(sample_url: str) -> None:
     with support.application(sample_url, autocommit=False) as holder:
         holder.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")

@@ -45,7 +45,7 @@ def test_key_columns_in_the_order_of_the_index(database_url: str) -> None:
     [
         ("SELECT 1", "public.notes is in the catalogue but not in the database"),
         ('CREATE TABLE "Notes" (id int PRIMARY KEY, secret text)', "not in the database.*case-sensitive"),
-        ("CREATE VIEW notes AS SELECT 1 AS id, '' AS secret", "not in the database"),
+        ("CREATE VIEW notes AS SELECT 1 AS id, '' AS secret", "no table: it is a view"),
         ("CREATE TABLE notes (id int PRIMARY KEY)", "notes has no column secret"),
         ('CREATE TABLE notes (id int PRIMARY KEY, "Secret" text)', "notes has no column secret"),
         ("CREATE TABLE notes (id int, secret text)", "no primary key.*ADD COLUMN id"),
