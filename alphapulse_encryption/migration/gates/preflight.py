@@ -204,7 +204,7 @@ def check(
                 Checked(
                     "blocker",
                     "catalogue",
-                    f"is not that of this database. {source} Correct the catalogue as its tables' findings say, or use another.",
+                    f"is not that of this database. {source} Correct the catalogue as its tables' findings say.",
                 )
             )
         findings += _backups(connection, tables)
