@@ -35,6 +35,7 @@ class LiveColumn:
     Args:
         type: what ``format_type`` prints, modifiers included.
         base_type: the same without length and precision.
+        type_default: whether the type, a domain, has a default, which fills in where the column has none.
     """
 
     name: str
@@ -43,6 +44,7 @@ class LiveColumn:
     default: str | None
     generated: bool
     base_type: str = ""
+    type_default: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,9 @@ _COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
        pg_get_expr(d.adbin, d.adrelid), a.attgenerated <> '' OR a.attidentity <> '',
        -- A modifier of -1 and not NULL: as a type, plain "character" means one character.
-       format_type(a.atttypid, -1)
-  FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+       format_type(a.atttypid, -1), t.typdefault IS NOT NULL
+  FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+  LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
  WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attnum
 """

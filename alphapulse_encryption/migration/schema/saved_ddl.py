@@ -277,11 +277,12 @@ def read_saved(connection: Connection, definition: TableDefinition, set_aside: S
     columns = tuple(
         SavedColumn(
             **row,
-            default=set_aside.defaults.get(row["name"], definition.columns[row["name"]].default),
+            default=set_aside.defaults.get(row["name"], None if live.type_default else live.default),
             not_null=set_aside.not_null.get(row["name"]),
             encrypted_was_required=(there := encrypted[row["name"]]) is not None and there.not_null,
         )
         for row in rows
+        for live in [definition.columns[row["name"]]]
     )
 
     def with_parts(row: dict[str, Any], index: int) -> SavedIndex:

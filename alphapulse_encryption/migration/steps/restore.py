@@ -147,7 +147,8 @@ def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor)
     actions: list[Composable] = []
     for column in what.columns:
         collation = SQL("COLLATE {}").format(Identifier(*column.collation)) if column.collation else SQL("")
-        add = SQL("ADD COLUMN {} {} {}")
+        # Not that of a domain, which would be taken for the value of every row.
+        add = SQL("ADD COLUMN {} {} {} DEFAULT NULL")
         actions.append(add.format(Identifier(column.name), sql.verbatim(column.type), collation))
         if column.not_null is not None:
             encrypted = by_name[column.name].encrypted

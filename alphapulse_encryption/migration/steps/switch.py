@@ -6,7 +6,7 @@ change of authority itself is one short transaction that alters the catalogue of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from psycopg.sql import SQL, Composable, Composed, Identifier
@@ -171,19 +171,20 @@ def what_is_set_aside(connection: Connection, definition: TableDefinition) -> ta
 def _relax(definition: TableDefinition, taken: tables.SetAside) -> list[Composed]:
     """What takes it off, the table first: what a partition has of its own can go only then."""
 
-    def relaxed(
-        relation: Identifier, not_null: Iterable[str], defaults: Mapping[str, str | None]
-    ) -> Iterator[Composed]:
+    def relaxed(relation: Identifier, not_null: Iterable[str], defaults: Iterable[str]) -> Iterator[Composed]:
         actions = [SQL("ALTER COLUMN {} DROP NOT NULL").format(Identifier(name)) for name in not_null]
-        for name, default in defaults.items():
-            if default is not None:
-                actions.append(SQL("ALTER COLUMN {} DROP DEFAULT").format(Identifier(name)))
+        # Without one of the column's own, the default of a domain would stand beside each new ciphertext.
+        actions += [SQL("ALTER COLUMN {} SET DEFAULT NULL").format(Identifier(name)) for name in defaults]
         if actions:
             yield SQL("ALTER TABLE {} {}").format(relation, SQL(", ").join(actions))
 
-    statements = [*relaxed(definition.identifier, taken.not_null, taken.defaults)]
+    filled = [c.name for c in definition.plaintext_columns if definition.columns[c.name].type_default]
+    statements = [
+        *relaxed(definition.identifier, taken.not_null, {**taken.defaults, **dict.fromkeys(filled)})
+    ]
     for part in taken.partitions:
-        statements += relaxed(Identifier(part.schema_name, part.name), part.not_null, part.defaults)
+        defaults = [name for name, default in part.defaults.items() if default is not None]
+        statements += relaxed(Identifier(part.schema_name, part.name), part.not_null, defaults)
     return statements
 
 
@@ -344,6 +345,8 @@ def _hand_back(connection: Connection, definition: TableDefinition, filling: Fil
         for name, text in taken.defaults.items()
     ]
     for column in definition.plaintext_columns:
+        if definition.columns[column.name].type_default and column.name not in taken.defaults:
+            actions.append(SQL("ALTER COLUMN {} DROP DEFAULT").format(Identifier(column.name)))
         if saved_ddl.constraint_state(connection, definition, saved_ddl.presence_check(column)) is not None:
             actions.append(SQL("DROP CONSTRAINT {}").format(Identifier(saved_ddl.presence_check(column))))
     actions += map(required, taken.not_null)

@@ -185,6 +185,51 @@ def test_what_the_application_made_finds_what_it_names(
     assert walk.value(database_url, "SELECT number FROM codes WHERE id = 21") == 30
 
 
+@pytest.mark.parametrize(
+    ("kind", "partitioned"),
+    [("told", True), ("told DEFAULT NULL", False), ("told_again DEFAULT 'own' NOT NULL", True)],
+)
+def test_the_default_of_a_domain_stands_beside_no_ciphertext(
+    database_url: str, postgres: EmbeddedPostgres, tmp_path: Path, kind: str, partitioned: bool
+) -> None:
+    """Neither in a row that is inserted after the switch nor in one whose plaintext comes back."""
+    table = support.table("notes", "body", context="test_context")
+    catalogue = Catalogue(tables=(table,))
+    walk.query(database_url, "CREATE DOMAIN told AS text DEFAULT 'told' CHECK (VALUE <> 'never')")
+    walk.query(database_url, "CREATE DOMAIN told_again AS told")
+    by = " PARTITION BY RANGE (id)" if partitioned else ""
+    walk.query(database_url, f"CREATE TABLE notes (id int PRIMARY KEY, body {kind}){by}")
+    if partitioned:
+        walk.query(database_url, "CREATE TABLE part PARTITION OF notes DEFAULT")
+        walk.query(database_url, "ALTER TABLE part ALTER body SET DEFAULT 'of the part'")
+    walk.query(database_url, "INSERT INTO notes SELECT i, 'n' || i FROM generate_series(1, 9) i")
+    before = dumps.dump(database_url, postgres.bin_dir())
+
+    def write(number: int) -> None:
+        for relation in ("notes", "part")[: 1 + partitioned]:
+            walk.query(
+                database_url,
+                f"INSERT INTO {relation} (id, body_encrypted) SELECT {number}, body_encrypted FROM notes "
+                "WHERE id = 1",
+            )
+            number += 1
+        assert walk.verify(database_url, table).passed
+
+    def revert() -> None:
+        assert switch.revert_to_plaintext(walk.target(database_url), table) is not None
+        written = walk.query(database_url, "DELETE FROM notes WHERE id NOT BETWEEN 1 AND 9 RETURNING body")
+        assert set(written) == {("n1",)}
+        assert before - dumps.dump(database_url, postgres.bin_dir(), dumps.added_columns(table)) == {}
+
+    walk.switch(database_url, table)
+    write(100)
+    revert()
+    dropped(database_url, table, postgres.bin_dir(), tmp_path, catalogue)
+    write(200)
+    restored(database_url, table)
+    revert()
+
+
 @contextlib.contextmanager
 def somebody_reading(url: str) -> Iterator[psycopg.Connection[Any]]:
     """A transaction that has seen the table as it is: an index built from now on waits for its end."""
