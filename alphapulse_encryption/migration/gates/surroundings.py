@@ -18,6 +18,7 @@ from alphapulse_encryption.migration.postgres.database import (
     Connection,
     may_pass_over_triggers,
 )
+from alphapulse_encryption.migration.schema import saved_ddl
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.migration.schema.triggers import set_off
@@ -77,6 +78,14 @@ SELECT c.conname, c.confrelid::regclass::text, string_agg(a.attname, ', ' ORDER 
  GROUP BY c.oid ORDER BY 1
 """
 
+# A row that one of them refuses is refused with every write to it, whatever that changes. One that is not enforced
+# (from PostgreSQL 18 on) refuses none.
+_NOT_VALID = """
+SELECT c.conname, c.conrelid::regclass::text, quote_ident(c.conname) FROM pg_constraint c
+ WHERE c.conrelid = ANY(%(parts)s) AND c.coninhcount = 0 AND c.contype IN ('c', 'n') AND NOT c.convalidated
+   AND c.conname <> ALL(%(ours)s) AND to_jsonb(c) ->> 'conenforced' IS DISTINCT FROM 'false' ORDER BY 1, 2
+"""
+
 _UNREAD_SLOTS = """
 SELECT slot_name, quote_literal(slot_name) FROM pg_replication_slots
  WHERE NOT active AND coalesce(wal_status, '') <> 'lost' AND coalesce(database, current_database()) = current_database()
@@ -98,6 +107,15 @@ def around_table(connection: Connection, definition: TableDefinition) -> Iterato
             f"the function {function} names the table and {columns} in its text. Where it reads those columns, it "
             "misses what is written as ciphertext from the switch on, and fails after the drop: change it before "
             f"(SELECT pg_get_functiondef('{function}'::regprocedure) shows it).",
+        )
+    checks = {"parts": parts, "ours": saved_ddl.our_names(table)}
+    for name, relation, quoted in connection.execute(_NOT_VALID, checks):
+        yield Checked(
+            "warning",
+            table.key,
+            f"the constraint {name} is NOT VALID: a row that it refuses cannot be written at all, so the backfill sets "
+            f"it aside, and the table is not verified. Correct such rows and type ALTER TABLE {relation} "
+            f"VALIDATE CONSTRAINT {quoted}, or drop it.",
         )
     derived = {column.name: column.derived for column in table.columns}
     for column, role, privileges in connection.execute(_BY_COLUMN, asked):

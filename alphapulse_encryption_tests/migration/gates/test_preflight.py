@@ -521,6 +521,30 @@ def test_functions_that_name_a_column_in_their_text(notes_url: str) -> None:
     assert again == messages  # none of ours
 
 
+@pytest.mark.parametrize(
+    ("constraint", "told"),
+    [
+        ("CHECK (other <> 'x') NOT VALID", True),
+        ("CHECK (mail <> 'm3') NOT VALID", True),
+        ("CHECK (other <> 'x') NOT VALID NO INHERIT", True),
+        ("NOT NULL mail NOT VALID", True),
+        ("CHECK (mail <> 'm3') NOT ENFORCED", False),
+        ("CHECK (mail <> 'never')", False),
+    ],
+)
+def test_a_constraint_that_rows_may_break_is_told(notes_url: str, constraint: str, told: bool) -> None:
+    run(notes_url, "UPDATE notes SET mail = NULL WHERE id = 5")
+    run(notes_url, f"ALTER TABLE notes ADD CONSTRAINT strict {constraint}")
+    messages = [m for m in found(report(notes_url), "warning", "notes") if "is NOT VALID: a row" in m]
+    assert [m.split(" is NOT VALID")[0] for m in messages] == ["the constraint strict"] * told
+    support.add_columns(notes_url, ENTRY)
+    if told:
+        with pytest.raises(RowsQuarantined, match="strict|column mail"):
+            support.backfill(notes_url, ENTRY)
+    else:
+        support.backfill(notes_url, ENTRY)
+
+
 def test_privileges_on_single_columns(notes_url: str) -> None:
     with role(notes_url, f"GRANT SELECT (id, mail), UPDATE (mail) ON notes TO {ROLE}"):
         run(notes_url, "GRANT INSERT (secret) ON notes TO PUBLIC")
