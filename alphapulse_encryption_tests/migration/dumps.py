@@ -21,15 +21,18 @@ _TOKEN = re.compile(
     r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | (\$\w*\$).*?\1 | --[^\n]*\n? | ; | [^'"$;-]+ | .""",
     re.DOTALL | re.VERBOSE,
 )
-_INSERT = re.compile(
-    r"INSERT INTO (?P<table>\S+) \((?P<columns>.*?)\) (?:OVERRIDING SYSTEM VALUE )?VALUES \((?P<values>.*)\)",
-    re.DOTALL,
-)
-_TABLE = re.compile(r"(?P<head>CREATE TABLE \S+) \((?P<body>.*)\n\)(?P<tail>.*)", re.DOTALL)
-_STATISTICS = re.compile(r"(?P<head>CREATE STATISTICS .* ON )(?P<columns>.*)(?P<tail> FROM .*)")
-_VALUE = re.compile(r"(?:\s*B)?'(?:[^']|'')*'|[^',]+")
 _WORD = r'(?:"(?:[^"]|"")*"|\w+)'
 _NAME = re.compile(_WORD)
+_INSERT = re.compile(
+    rf"INSERT INTO (?P<table>{_WORD}\.{_WORD}) \((?P<columns>.*?)\) (?:OVERRIDING SYSTEM VALUE )?"
+    r"VALUES \((?P<values>.*)\)",
+    re.DOTALL,
+)
+_TABLE = re.compile(
+    rf"(?P<head>CREATE (?:UNLOGGED )?TABLE {_WORD}\.{_WORD}) \((?P<body>.*)\n\)(?P<tail>.*)", re.DOTALL
+)
+_STATISTICS = re.compile(r"(?P<head>CREATE STATISTICS .* ON )(?P<columns>.*)(?P<tail> FROM .*)")
+_VALUE = re.compile(r"(?:\s*B)?'(?:[^']|'')*'|[^',]+")
 _OF_THE_BOOKKEEPING = ("encryption_report_key_usage",)
 
 
@@ -78,19 +81,21 @@ def _canonical(statement: str, leave_out: set[str]) -> str:
         names = _NAME.findall(insert["columns"])
         values = [value.strip() for value in _VALUE.findall(insert["values"]) if value.strip()]
         pairs = sorted(
-            (name, value)
-            for name, value in zip(names, values, strict=True)
-            if name.strip('"') not in leave_out
+            (name, value) for name, value in zip(names, values, strict=True) if _bare(name) not in leave_out
         )
         return f"INSERT INTO {insert['table']} " + ", ".join(f"{name} = {value}" for name, value in pairs)
     if table := _TABLE.fullmatch(statement):
         lines = [line.strip().removesuffix(",") for line in table["body"].strip().splitlines()]
-        kept = sorted(line for line in lines if _NAME.findall(line)[0].strip('"') not in leave_out)
+        kept = sorted(line for line in lines if _bare(_NAME.findall(line)[0]) not in leave_out)
         return f"{table['head']} ({', '.join(kept)}){table['tail']}"
     if statistics := _STATISTICS.fullmatch(statement):
         # The server keeps its columns in the order of the table's.
         return statistics["head"] + ", ".join(sorted(statistics["columns"].split(", "))) + statistics["tail"]
     return statement
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix('"').removesuffix('"').replace('""', '"')
 
 
 def added_columns(*tables: Table) -> set[str]:

@@ -147,9 +147,13 @@ def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor)
     actions: list[Composable] = []
     for column in what.columns:
         collation = SQL("COLLATE {}").format(Identifier(*column.collation)) if column.collation else SQL("")
-        # Not that of a domain, which would be taken for the value of every row.
-        add = SQL("ADD COLUMN {} {} {} DEFAULT NULL")
-        actions.append(add.format(Identifier(column.name), sql.verbatim(column.type), collation))
+        # That of a domain would be taken for the value of every row.
+        filled = answer(
+            connection, "SELECT typdefault IS NOT NULL FROM pg_type WHERE oid = to_regtype(%s)", column.type
+        )
+        default = SQL("DEFAULT NULL" if filled else "")
+        add = SQL("ADD COLUMN {} {} {} {}")
+        actions.append(add.format(Identifier(column.name), sql.verbatim(column.type), collation, default))
         if column.not_null is not None:
             encrypted = by_name[column.name].encrypted
             actions.append(switch.present(by_name[column.name]))

@@ -173,8 +173,10 @@ def _relax(definition: TableDefinition, taken: tables.SetAside) -> list[Composed
 
     def relaxed(relation: Identifier, not_null: Iterable[str], defaults: Iterable[str]) -> Iterator[Composed]:
         actions = [SQL("ALTER COLUMN {} DROP NOT NULL").format(Identifier(name)) for name in not_null]
-        # Without one of the column's own, the default of a domain would stand beside each new ciphertext.
-        actions += [SQL("ALTER COLUMN {} SET DEFAULT NULL").format(Identifier(name)) for name in defaults]
+        for name in defaults:
+            # Without one of the column's own, the default of a domain would stand beside each new ciphertext.
+            change = SQL("SET DEFAULT NULL" if definition.columns[name].type_default else "DROP DEFAULT")
+            actions.append(SQL("ALTER COLUMN {} {}").format(Identifier(name), change))
         if actions:
             yield SQL("ALTER TABLE {} {}").format(relation, SQL(", ").join(actions))
 

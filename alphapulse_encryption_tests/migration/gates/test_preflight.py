@@ -539,7 +539,7 @@ def test_a_constraint_that_rows_may_break_is_told(notes_url: str, constraint: st
     assert [m.split(" is NOT VALID")[0] for m in messages] == ["the constraint strict"] * told
     support.add_columns(notes_url, ENTRY)
     if told:
-        with pytest.raises(RowsQuarantined, match="strict|column mail"):
+        with pytest.raises(RowsQuarantined, match=r"strict|column mail"):
             support.backfill(notes_url, ENTRY)
     else:
         support.backfill(notes_url, ENTRY)

@@ -193,12 +193,12 @@ def test_the_default_of_a_domain_stands_beside_no_ciphertext(
     database_url: str, postgres: EmbeddedPostgres, tmp_path: Path, kind: str, partitioned: bool
 ) -> None:
     """Neither in a row that is inserted after the switch nor in one whose plaintext comes back."""
-    table = support.table("notes", "body", context="test_context")
+    table = support.table("notes", "body", "code", context="test_context")
     catalogue = Catalogue(tables=(table,))
     walk.query(database_url, "CREATE DOMAIN told AS text DEFAULT 'told' CHECK (VALUE <> 'never')")
     walk.query(database_url, "CREATE DOMAIN told_again AS told")
     by = " PARTITION BY RANGE (id)" if partitioned else ""
-    walk.query(database_url, f"CREATE TABLE notes (id int PRIMARY KEY, body {kind}){by}")
+    walk.query(database_url, f"CREATE TABLE notes (id int PRIMARY KEY, body {kind}, code char(3)){by}")
     if partitioned:
         walk.query(database_url, "CREATE TABLE part PARTITION OF notes DEFAULT")
         walk.query(database_url, "ALTER TABLE part ALTER body SET DEFAULT 'of the part'")
