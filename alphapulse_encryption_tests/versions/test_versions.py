@@ -23,6 +23,7 @@ from alphapulse_encryption_tests.everything.look import preflight_tells_all
 from alphapulse_encryption_tests.everything.things import everything_at
 from alphapulse_encryption_tests.migration import dumps, support, walk
 from alphapulse_encryption_tests.place import Place
+from alphapulse_encryption_tests.products import test_any_schema
 from alphapulse_encryption_tests.roles.conftest import Separated
 from alphapulse_encryption_tests.versions import unusual
 from alphapulse_encryption_tests.versions.conftest import DATABASE, KEY
@@ -228,3 +229,10 @@ def test_preflight_of_everything(server: Server, postgres: EmbeddedPostgres, ser
     server.ensure_database(DATABASE)
     with everything_at(postgres, server.url(DATABASE), server_dir.parent) as there:
         preflight_tells_all(replace(there, postgres=server))
+
+
+def test_tables_composed_at_random(server: Server, tmp_path: Path) -> None:
+    for seed in range(300, 330):
+        directory = tmp_path / str(seed)
+        directory.mkdir()
+        test_any_schema.go(seed, server, directory)
