@@ -168,7 +168,7 @@ class _Maker:
         return self.choice.random() < share
 
     def made(self) -> Made:
-        key = ("Key 1",)
+        key: tuple[str, ...] = ("Key 1",)
         if self.partitioned:
             key = ("region", "Key 1")
         elif self.chance(0.3):
