@@ -21,6 +21,7 @@ from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.gates import roles
 from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, check_backup, is_recent
+from alphapulse_encryption.migration.gates.beginning import refuse_without_room_to_return
 from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database, answer
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.verify import TableVerification
@@ -157,6 +158,7 @@ def refuse_unless_droppable(
             f"Other objects depend on the plaintext columns of {table.key}: {'; '.join(depending)}. Move them to the "
             "encrypted columns or the compatibility views, or drop them; nothing was changed."
         )
+    refuse_without_room_to_return(connection, definition)
     return definition, verification
 
 

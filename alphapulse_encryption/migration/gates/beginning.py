@@ -15,11 +15,12 @@ from alphapulse_encryption.catalogue import Column
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.tokens import search_token
-from alphapulse_encryption.errors import ConfigurationError, DecryptionError
+from alphapulse_encryption.errors import ConfigurationError, DecryptionError, RefusedError
 from alphapulse_encryption.migration.gates.findings import Checked
 from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.schema.contents import SAMPLE, of_others, sampled
 from alphapulse_encryption.migration.schema.definition import TableDefinition
+from alphapulse_encryption.migration.schema.partitions import read_parts
 
 # Larger envelopes are left to the verification, so that a sample fits into memory.
 _MOST_BYTES = 65_536
@@ -57,22 +58,53 @@ def refuse_beginning(
 # line as can be takes a pointer in the row.
 _MOST_COLUMNS, _ROW_BYTES, _POINTER = 1_600, 8_160, 18
 _ROOM = """
-SELECT max(attnum), coalesce(sum(CASE WHEN attlen > 0 THEN attlen ELSE %s END) FILTER (WHERE NOT attisdropped), 0)
-  FROM pg_attribute WHERE attrelid = %s AND attnum > 0
+SELECT max(attnum), coalesce(sum(CASE WHEN attlen > 0 THEN attlen ELSE %s END)
+                             FILTER (WHERE attrelid = %s AND NOT attisdropped), 0)
+  FROM pg_attribute WHERE attrelid = ANY (%s) AND attnum > 0
 """
+
+
+def refuse_without_room_to_return(connection: Connection, definition: TableDefinition) -> None:
+    """A column that is dropped keeps its number: where a restore could add none, nothing may be dropped.
+
+    Raises:
+        RefusedError: says how many columns there are, and what to do.
+    """
+    columns, _ = _taken(connection, definition)
+    back = len(definition.plaintext_columns)
+    if columns + back > _MOST_COLUMNS:
+        raise RefusedError(
+            f"Table {definition.table.key} has {columns:,} columns, dropped ones included, and a restore adds {back}: "
+            f"PostgreSQL takes {_MOST_COLUMNS:,}. Copy it into a new table, which forgets those that were dropped, or "
+            "keep the plaintext; nothing was changed."
+        )
+
+
+def _taken(connection: Connection, definition: TableDefinition) -> tuple[int, int]:
+    """Numbers of columns that are used up, in the partition that has most; and bytes of a row that is full."""
+    parts = [part.oid for part in read_parts(connection, definition.oid)]
+    columns, used = connection.execute(_ROOM, [_POINTER, definition.oid, parts]).fetchall()[0]
+    return int(columns), int(used)
 
 
 def _room(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
     """Whether the columns to come have a place, and the rows with them."""
     table = definition.table
     new = sum(name not in definition.columns for column in table.columns for name in column.derived)
-    columns, used = connection.execute(_ROOM, [_POINTER, definition.oid]).fetchall()[0]
+    columns, used = _taken(connection, definition)
     if new and columns + new > _MOST_COLUMNS:
         yield Checked(
             "blocker",
             table.key,
             f"has {columns:,} columns, dropped ones included, and {new} come to them: PostgreSQL takes "
             f"{_MOST_COLUMNS:,}. Copy it into a new table, which forgets those that were dropped, or encrypt fewer.",
+        )
+    elif new and columns + new + len(definition.plaintext_columns) > _MOST_COLUMNS:
+        yield Checked(
+            "warning",
+            table.key,
+            f"has {columns:,} columns, dropped ones included: its plaintext could not be dropped, because a restore "
+            f"would have no place for it ({_MOST_COLUMNS:,} columns). Copy it into a new table, or encrypt fewer.",
         )
     # The header, and a bit for each column.
     needed = used + new * _POINTER + 24 + (columns + new) // 8

@@ -21,7 +21,7 @@ from alphapulse_encryption.migration.rows.batches import Columns, key_at, texts
 from alphapulse_encryption.migration.rows.discard import Discard
 from alphapulse_encryption.migration.rows.engine import Progress, RangeResult, work_on_table
 from alphapulse_encryption.migration.rows.operation import Faults, Item, Written
-from alphapulse_encryption.migration.rows.verify import Offender, Problem, faults
+from alphapulse_encryption.migration.rows.verify import Offender, Problem, faults, sides_read
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target
@@ -65,9 +65,9 @@ class Repair(Discard):
         # Of the application's own, what is in no other place.
         alone = {
             (key, column.name)
-            for number, column in enumerate(self.table.columns)
+            for column, (plaintexts, _, _) in sides_read(read, definition, self.table.columns)
             if column.adopt
-            for key, plaintext in zip(keys, read[width + 3 * number], strict=True)
+            for key, plaintext in zip(keys, plaintexts, strict=True)
             if plaintext is None
         }
         wrong = {

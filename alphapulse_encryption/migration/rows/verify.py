@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
@@ -167,16 +167,13 @@ class _Comparison:
         self.found = RangeVerification({column.name: Counts() for column in self.definition.table.columns})
 
     def compare(self, read: Texts) -> None:
-        """Compare rows with every column: their keys, then plaintexts, ciphertexts and tokens of each."""
-        width = len(self.definition.key)
+        """Compare rows with every column."""
         self.found.rows += len(read[0])
-        for number, column in enumerate(self.definition.table.columns):
-            first = width + 3 * number
-            self.compare_column(column, [*read[:width], *read[first : first + 3]])
+        for column, sides in sides_read(read, self.definition, self.definition.table.columns):
+            self.compare_column(column, read, sides)
 
-    def compare_column(self, column: Column, read: Texts) -> None:
-        """Compare one column, of rows that have only that."""
-        plaintexts, envelopes, tokens = read[-3:]
+    def compare_column(self, column: Column, read: Texts, sides: Texts) -> None:
+        plaintexts, envelopes, tokens = sides
         cipher, keys, counts = self.target.cipher, self.target.keys, self.found.columns[column.name]
         values, unreadable = open_each(cipher, column, envelopes)
         current = keys.current_version
@@ -313,11 +310,23 @@ def _compare_alone(
         try:
             read = read_texts(connection, query, parameters, 1)
             if read[0] and key_at(read, width, 0) == key:
-                comparison.compare_column(column, read)
+                ((_, sides),) = sides_read(read, definition, (column,))
+                comparison.compare_column(column, read, sides)
         except (psycopg.DataError, UnicodeDecodeError):
             # Such a value cannot have been encrypted by us, and the backfill has set it aside.
             comparison.fault(column, "pending" if key in comparison.quarantined else "mismatched", key)
     return key
+
+
+def sides_read(
+    read: Texts, definition: TableDefinition, columns: Sequence[Column]
+) -> Iterator[tuple[Column, Texts]]:
+    """Plaintexts, ciphertexts and tokens of each column that rows were read by :func:`sql.select_for_verification`."""
+    following = iter(read[len(definition.key) :])
+    nothing: list[str | None] = [None] * len(read[0])
+    for column in columns:
+        there = sql.sides(definition, column)
+        yield column, [nothing if name is None else next(following) for name in there]
 
 
 def faults(read: Texts, definition: TableDefinition, target: Target) -> list[Offender]:
