@@ -37,7 +37,7 @@ from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
 from alphapulse_encryption.migration.rows.engine import Progress, RangeResult
 from alphapulse_encryption.migration.schema import guard, indexes, saved_ddl, sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
-from alphapulse_encryption.migration.schema.partitions import lock_partitions
+from alphapulse_encryption.migration.schema.partitions import lock_partitions, read_parts
 from alphapulse_encryption.migration.schema.saved_ddl import (
     SavedColumn,
     SavedConstraint,
@@ -101,7 +101,7 @@ def restore_plaintext(
         filling = Filling(Decrypt(target, table), f"--restore-plaintext --table {table.key}", on_progress)
         if require_state(connection, table).authority == "ciphertext":
             filling.fill()
-            _build_indexes(connection, definition, what)
+            _build_indexes(connection, definition, what, target.actor)
             _add_constraints(connection, definition, what)
             _add_statistics(connection, definition, what, target.actor)
             if hold:
@@ -229,14 +229,25 @@ def _dress_column(connection: Connection, definition: TableDefinition, column: S
     return lost
 
 
-def _build_indexes(connection: Connection, definition: TableDefinition, what: SavedTable) -> None:
+def _build_indexes(
+    connection: Connection, definition: TableDefinition, what: SavedTable, actor: Actor
+) -> None:
     for index in what.indexes:
         put_back(connection, definition, index)
     for constraint in what.constraints:
         if constraint.kind == "u" and constraint.index is not None:
             put_back(connection, definition, constraint.index, constraint)
+    there = {(part.schema_name, part.name) for part in read_parts(connection, definition.oid)}
     for partition, index in what.of_partitions:
-        put_back(connection, definition, index, partition=partition)
+        if partition in there:
+            put_back(connection, definition, index, partition=partition)
+    # Of a partition that was detached, dropped or renamed since the drop.
+    if lost := {
+        f"{'.'.join(of)}: {index.name}": index.definition
+        for of, index in what.of_partitions
+        if of not in there
+    }:
+        audit(connection, actor, "lost_indexes", definition.table, indexes=lost)
 
 
 def _add_constraints(connection: Connection, definition: TableDefinition, what: SavedTable) -> None:

@@ -137,6 +137,21 @@ def test_a_revert_puts_back_what_partitions_have_of_their_own(
         assert before - after == {}, number
 
 
+def test_the_indexes_of_a_partition_that_is_renamed_meanwhile_are_told(
+    payments_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    drop(payments_url, postgres.bin_dir(), tmp_path)
+    run(payments_url, "ALTER TABLE pay_south_1 RENAME TO pay_south_of_once")
+    restore(payments_url)
+    ((lost,),) = run(
+        payments_url,
+        "SELECT details -> 'indexes' FROM alphapulse_encryption.audit_log WHERE action = 'lost_indexes'",
+    )
+    assert list(lost) == ["public.pay_south_1: alone"]
+    assert lost["public.pay_south_1: alone"].startswith("CREATE INDEX alone ON public.pay_south_1")
+    assert "below" in indexes(payments_url) and "alone" not in indexes(payments_url)
+
+
 def test_partitions_that_came_since_have_what_the_others_have(
     payments_url: str, postgres: EmbeddedPostgres, tmp_path: Path
 ) -> None:
