@@ -348,7 +348,7 @@ def test_killed_in_the_middle_it_goes_on_and_loses_no_write(
         assert work_on_table(walk.target(url), USERS, one_range, again="the step").rows > 50
         found = saved_ddl.latest(connection, USERS)
         assert found is not None
-        restore_module._build_indexes(connection, definition, found)
+        restore_module._build_indexes(connection, definition, found, walk.ACTOR)
     # The application, meanwhile: over a filled value, and over one that is not filled yet.
     for key in (50, 200):
         walk.query(
