@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import NoReturn, ParamSpec
 
 from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.visible import show_what_is_there
 
 try:
     import resource
@@ -104,6 +105,7 @@ def telling_errors(main: Callable[P, int]) -> Callable[P, int]:
 
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Run a command as a program, which tells of other errors without their texts, and leaves no core file."""
+    show_what_is_there()
     tell_no_texts()
     leave_no_core()
     sys.exit(main())
