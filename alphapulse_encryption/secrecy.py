@@ -13,6 +13,7 @@ import contextlib
 import functools
 import logging
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -76,6 +77,23 @@ def find_fonts() -> None:
             capture_output=True,
             check=False,
         )
+
+
+def private_directory(path: Path) -> Path:
+    """Make a directory that nobody else can look into; of one that is there, take that away from others.
+
+    Args:
+        path: whose name is ours. One that an operator names may be anything, as /tmp.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.stat()
+    # The embedded server's own account, of a superuser, has to pass through it.
+    if found.st_uid == os.geteuid() and found.st_mode & 0o076:
+        path.chmod(stat.S_IMODE(found.st_mode) & 0o701)
+    return path
 
 
 def kind(error: BaseException | type[BaseException]) -> str:

@@ -50,9 +50,8 @@ def test_a_document_stays_the_same(document: object) -> None:
 def test_a_script_says_the_same(database_of_scripts: psycopg.Connection[tuple[str, str]], text: str) -> None:
     quoted = text.replace('"', '""')
     literal = text.replace("'", "''")
-    script = visible_sql(
-        f"SELECT '{literal}' AS a, (SELECT row_to_json(t) FROM (SELECT 1 AS \"{quoted}\") t) #>> '{{}}'"
-    )
+    named = f'SELECT row_to_json(t) FROM (SELECT 1 AS "{quoted}") t'
+    script = visible_sql(f"SELECT '{literal}' AS a, ({named}) #>> '{{}}'")
     assert shows_only(script)
     found = database_of_scripts.execute(script.encode()).fetchone()
     assert found is not None and found[0] == text
@@ -111,7 +110,7 @@ def test_a_command_shows_names_of_others_as_they_are(
         env=os.environ
         | {
             "ALPHAPULSE_DATABASE_URL": database_url,
-            "ALPHAPULSE_CATALOGUE": str(tmp_path / "catalogue.yaml"),
+            "ALPHAPULSE_ENCRYPTION_CATALOGUE": str(tmp_path / "catalogue.yaml"),
             "DAGSTER_HOME": str(tmp_path),
             "ALPHAPULSE_ENCRYPTION_MASTER_KEY": "A" * 43 + "=",
         },
