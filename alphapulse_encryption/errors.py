@@ -1,5 +1,7 @@
 """The errors an operator may see. Their messages are written to be shown: never a value, a key or a DSN."""
 
+from alphapulse_encryption.visible import visible
+
 
 class MigrationError(Exception):
     """Base of every error raised on purpose by this package.
@@ -8,6 +10,9 @@ class MigrationError(Exception):
     """
 
     exit_status = 1
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(visible(a) if isinstance(a, str) else a for a in arguments))
 
 
 class ConfigurationError(MigrationError):

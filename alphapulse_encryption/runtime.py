@@ -46,8 +46,9 @@ def key_usage() -> tuple[KeyUsage, ...]:
 def report_key_usage(send: Callable[[str, int, int], int]) -> tuple[KeyUsage, ...]:
     """Add what this process has encrypted since its last report to what all processes have.
 
-    To be called from time to time and at the end of the process. A key that has encrypted 2^32 values in all, as far as
-    this process was told, is refused from then on; from 2^31 on a warning is logged (logger `alphapulse_encryption`).
+    To be called from time to time and at the end of the process. From 2^31 values of all processes on, a warning is
+    logged (logger `alphapulse_encryption`). Only what this process has encrypted itself, 2^32 values under one key, is
+    refused: what others report is their word.
 
     Args:
         send: called with context, key version and number of values, for each key with news. It has to run

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import logging
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from types import TracebackType
 from typing import NoReturn, ParamSpec
 
 from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.visible import show_what_is_there
 
 try:
     import resource
@@ -77,6 +79,23 @@ def find_fonts() -> None:
         )
 
 
+def private_directory(path: Path) -> Path:
+    """Make a directory that nobody else can look into; of one that is there, take that away from others.
+
+    Args:
+        path: whose name is ours. One that an operator names may be anything, as /tmp.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.stat()
+    # The embedded server's own account, of a superuser, has to pass through it.
+    if found.st_uid == os.geteuid() and found.st_mode & 0o076:
+        path.chmod(stat.S_IMODE(found.st_mode) & 0o701)
+    return path
+
+
 def kind(error: BaseException | type[BaseException]) -> str:
     """What is told in place of its text."""
     name = (error if isinstance(error, type) else type(error)).__name__
@@ -104,6 +123,7 @@ def telling_errors(main: Callable[P, int]) -> Callable[P, int]:
 
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Run a command as a program, which tells of other errors without their texts, and leaves no core file."""
+    show_what_is_there()
     tell_no_texts()
     leave_no_core()
     sys.exit(main())

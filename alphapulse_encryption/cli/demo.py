@@ -18,6 +18,7 @@ from rich.table import Table as Grid
 from alphapulse_encryption import secrecy, settings
 from alphapulse_encryption.bounds import whole_number
 from alphapulse_encryption.catalogue import Table, load_catalogue
+from alphapulse_encryption.cli.console import Terminal
 from alphapulse_encryption.crypto.envelope import get_format
 from alphapulse_encryption.crypto.tokens import search_token
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
@@ -268,7 +269,7 @@ def _run(options: argparse.Namespace) -> int:
     with embedded():
         database = Database(embedded_url(SAMPLE_DATABASE))
         with launcher(ranges) as found:
-            demo = Demo(Steps(found, database, catalogue, keys, tables), Console(soft_wrap=True))
+            demo = Demo(Steps(found, database, catalogue, keys, tables), Terminal(soft_wrap=True))
             return walk_through_drop(demo) if options.drop else walk_to_views(demo, options.rows)
 
 

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from alphapulse_encryption.background import in_background
 from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.cli.console import Terminal
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.bookkeeping.ranges import rows_done, waiting_for
 from alphapulse_encryption.migration.bookkeeping.verifications import rows_verified
@@ -94,7 +95,7 @@ def progress_bar(
 
     It is looked at over a connection of its own.
     """
-    console = console or Console(stderr=True)
+    console = console or Terminal(stderr=True)
     if not console.is_terminal:
         yield
         return

@@ -10,7 +10,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from alphapulse_encryption.errors import KeyExhausted
 
@@ -21,26 +21,38 @@ WARNING_FROM = 2**31
 
 @dataclass(frozen=True, order=True)
 class KeyUsage:
-    """How many values one derived key has encrypted."""
+    """How many values one derived key has encrypted.
+
+    Args:
+        reported: how many of them by the word of applications.
+    """
 
     context: str
     key_version: int
     messages: int
+    reported: int = field(default=0, compare=False)
 
     @property
     def share(self) -> float:
         """Of those that it may encrypt."""
         return self.messages / MOST_MESSAGES
 
+    @property
+    def used_up(self) -> bool:
+        """Whether it encrypts nothing more here, whatever applications report."""
+        return self.messages - self.reported >= MOST_MESSAGES
+
     def warning(self) -> str | None:
         """What to tell an operator; None while there is nothing to worry about."""
         if self.messages < WARNING_FROM:
             return None
-        if self.messages >= MOST_MESSAGES:
+        if self.used_up:
             return exhausted(self.context, self.key_version)
         return (
             f"The key of context {self.context}, version {self.key_version}, has encrypted {self.messages:,} of the "
-            f"{MOST_MESSAGES:,} messages that it may. Plan a rotation to a new key version."
+            f"{MOST_MESSAGES:,} messages that it may"
+            + (f", {self.reported:,} of them as applications report" if self.reported else "")
+            + ". Plan a rotation to a new key version."
         )
 
 
@@ -56,14 +68,14 @@ class MessageCounter:
     """Counts the messages of one derived key. Safe to share between threads; a forked child begins at 0.
 
     Args:
-        most: refuse to go beyond so many, those that others were told to have encrypted included.
+        most: refuse to go beyond so many. What other processes report does not count: one that lies would end all.
     """
 
-    __slots__ = ("_elsewhere", "_lock", "_most", "_reported", "context", "key_version", "messages")
+    __slots__ = ("_before", "_lock", "_most", "_reported", "context", "key_version", "messages")
 
     def __init__(self, context: str, key_version: int, most: int) -> None:
         self.context, self.key_version, self._most = context, key_version, most
-        self.messages = self._reported = self._elsewhere = 0
+        self.messages = self._reported = self._before = 0
         self._lock = threading.Lock()
 
     def count(self, messages: int) -> None:
@@ -74,7 +86,7 @@ class MessageCounter:
         """
         with self._lock:
             here = self.messages + messages
-            if here + self._elsewhere > self._most:
+            if here + self._before > self._most:
                 raise KeyExhausted(exhausted(self.context, self.key_version, self._most))
             self.messages = here
 
@@ -86,14 +98,12 @@ class MessageCounter:
         total = send(self.context, self.key_version, news)
         with self._lock:
             self._reported += news
-            # What all processes together have encrypted by then, without this one's.
-            self._elsewhere = max(self._elsewhere, total - self._reported)
         return KeyUsage(self.context, self.key_version, total)
 
     def begin_anew(self) -> None:
         """In a forked child: its parent reports what is counted so far."""
         self._lock = threading.Lock()
-        self._elsewhere += self.messages
+        self._before += self.messages
         self.messages = self._reported = 0
 
 
@@ -122,13 +132,23 @@ class UsageBook:
 
         Args:
             send: called with context, key version and number of messages; adds them where all processes do, commits,
-                and returns the sum there. Where it raises, its messages are told of again the next time.
+                and returns the sum there. Where it raises, its messages are told of again the next time; the first
+                error is raised once all keys were tried.
 
         Returns:
             The sums, of the keys that there was news of.
         """
+        sums: list[KeyUsage | None] = []
+        failed: list[Exception] = []
         with self._reporting:
-            sums = [counter.report(send) for counter in list(self._counters.values())]
+            for counter in list(self._counters.values()):
+                # One that is refused, as of a context that the database does not know, keeps back no other.
+                try:
+                    sums.append(counter.report(send))
+                except Exception as error:
+                    failed.append(error)
+        if failed:
+            raise failed[0]
         return tuple(sorted(filter(None, sums)))
 
     def begin_anew(self) -> None:

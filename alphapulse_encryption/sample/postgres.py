@@ -163,7 +163,7 @@ class EmbeddedPostgres:
         with self._locked():
             if self._holds_lease() and self.is_running():
                 return
-            self._home.mkdir(parents=True, exist_ok=True)
+            secrecy.private_directory(self._home)
             with self._flock("start.lock", fcntl.LOCK_EX):
                 if not self._holds_lease():
                     self._take_lease()

@@ -51,7 +51,8 @@ def test_the_limit() -> None:
     assert AesGcmEnvelope(KeyRing({1: bytes(32), 2: bytes(32)}, 2), UsageBook(most=5)).encrypt("x", "a")
 
 
-def test_what_others_encrypted_counts_towards_the_limit() -> None:
+def test_what_others_report_is_told_and_stops_nobody() -> None:
+    """One that reports 2^32 messages would stop every other process."""
     book = UsageBook(most=100)
     cipher = AesGcmEnvelope(KEYS, book)
     cipher.encrypt_many(["x"] * 10, "a")
@@ -60,17 +61,17 @@ def test_what_others_encrypted_counts_towards_the_limit() -> None:
 
     def send(context: str, version: int, messages: int) -> int:
         sent.append((context, version, messages))
-        return messages + 85
+        return messages + 2**32
 
-    assert book.report(send) == (KeyUsage("a", 1, 95), KeyUsage("b", 1, 86))
+    assert book.report(send) == (KeyUsage("a", 1, 2**32 + 10), KeyUsage("b", 1, 2**32 + 1))
     assert book.report(send) == ()
     assert sent == [("a", 1, 10), ("b", 1, 1)]
-    cipher.encrypt_many(["x"] * 5, "a")
+    cipher.encrypt_many(["x"] * 90, "a")
     with pytest.raises(KeyExhausted):
         cipher.encrypt("x", "a")
-    assert book.usage() == (KeyUsage("a", 1, 15), KeyUsage("b", 1, 1))
+    assert book.usage() == (KeyUsage("a", 1, 100), KeyUsage("b", 1, 1))
     book.report(send)
-    assert sent[2:] == [("a", 1, 5)]
+    assert sent[2:] == [("a", 1, 90)]
 
 
 def test_what_could_not_be_reported_is_reported_the_next_time() -> None:

@@ -345,3 +345,62 @@ def test_an_approval_is_used_once_and_not_by_the_role_that_gave_it(begun: Separa
                 "UPDATE alphapulse_encryption.approvals SET consumed_at = NULL WHERE id = %s", [open_one]
             )
         connection.rollback()
+
+
+@pytest.mark.parametrize(
+    ("column", "written"),
+    [
+        ("expires_at", "'infinity'"),
+        ("expires_at", "'-infinity'"),
+        ("expires_at", "now() + interval '8 days'"),
+        ("expires_at", "now() - interval '1 second'"),
+        ("verified_at", "'infinity'"),
+        ("verified_at", "'-infinity'"),
+        ("verified_at", "now() + interval '1 hour'"),
+        ("approver", "''"),
+        ("approver", "E' \\u00a0\\t'"),
+        ("approver", "E'Ada\\x1b[2J'"),
+        ("approver", "repeat('A', 201)"),
+        ("reason", "E'\\n'"),
+        ("reason", "E'so\\n\\u2713 users: verified'"),
+        ("reason", "repeat('why ', 501)"),
+    ],
+)
+def test_an_approval_has_bounds_that_no_approver_can_leave(
+    begun: Separated, before: list[tuple[Any, ...]], column: str, written: str
+) -> None:
+    """One that never ends would be used by anybody, later; one that no program can read would block the table."""
+    values = {
+        **{"approver": "'Ada'", "reason": "'why'"},
+        **{"expires_at": "now() + interval '1 hour'", "verified_at": "now()"},
+        column: written,
+    }
+    names, given = ", ".join(values), ", ".join(values.values())
+    with psycopg.connect(begun.of(APPROVER)) as connection:
+        connection.execute("SET search_path TO pg_catalog")
+        with pytest.raises(psycopg.errors.CheckViolation):
+            connection.execute(
+                f"INSERT INTO alphapulse_encryption.approvals (table_name, definition, catalogue_entry, key_check, "
+                f"backup_id, {names}) SELECT 'users', 'd', 'c', 'k', max(id), {given} "
+                "FROM alphapulse_encryption.backups".encode()
+            )
+    assert everything(begun.url) == before
+
+
+def test_an_application_that_lies_about_its_use_of_a_key_stops_nobody(separated: Separated) -> None:
+    walk.encrypt(separated.of(MIGRATOR), TRADES)
+    with psycopg.connect(separated.of(SHOP), autocommit=True) as connection:
+        for context in ("trade_execution", "trade_order", "trade_details"):
+            connection.execute("SELECT encryption_report_key_usage(%s, 1, 4294967296)", [context])
+        with pytest.raises(psycopg.errors.InvalidParameterValue):
+            connection.execute("SELECT encryption_report_key_usage(E'\\x1b[2J', 1, 1)")
+    walk.query(separated.url, "UPDATE trades SET fee = 3 WHERE id = 7")
+    walk.encrypt(separated.of(MIGRATOR), TRADES)
+    assert (
+        walk.value(
+            separated.url, "SELECT count(*) FROM trades WHERE fee IS NOT NULL AND fee_encrypted IS NULL"
+        )
+        == 0
+    )
+    reported = "SELECT sum(messages) FROM alphapulse_encryption.key_usage WHERE source = 'application'"
+    assert walk.value(separated.url, reported) >= 2**32

@@ -59,6 +59,7 @@ from alphapulse_encryption.migration.postgres.database import Actor, DatabaseUnr
 from alphapulse_encryption.migration.rows.batch_ranges import check_ranges
 from alphapulse_encryption.migration.schema.definition import check_catalogue
 from alphapulse_encryption.migration.steps.versions import count_versions, reinstate_version
+from alphapulse_encryption.visible import visible_sql
 
 
 def print_json_schema(options: argparse.Namespace) -> None:
@@ -307,7 +308,7 @@ def print_roles_sql(options: argparse.Namespace) -> None:
     prefix = DEFAULT_PREFIX if options.role_prefix is None else options.role_prefix
     catalogue = load_catalogue(settings.TargetVariables().catalogue_path)
     with target_database().session("look at who owns what") as connection:
-        print(roles_sql(connection, catalogue, prefix), end="")
+        print(visible_sql(roles_sql(connection, catalogue, prefix)), end="")
 
 
 def try_alerts(_: argparse.Namespace) -> int:

@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter
 
+from alphapulse_encryption.visible import visible_json
+
 Kind = Literal["preflight", "approvals", "settings", "key-usage", "key-versions", "slow-queries"]
 
 
 def print_document(document: BaseModel) -> None:
     """Print a report that is a model of its own."""
-    sys.stdout.write(document.model_dump_json(indent=2) + "\n")
+    _print(document.model_dump_json(indent=2))
 
 
 def print_schema(document: type[BaseModel]) -> None:
@@ -26,4 +28,8 @@ def print_schema(document: type[BaseModel]) -> None:
 def print_members(kind: Kind, members: Mapping[str, object]) -> None:
     """Print a report that is put together here: dataclasses, models, moments and plain values."""
     document = {"version": 1, "kind": kind, "at": datetime.now(UTC), **members}
-    sys.stdout.write(TypeAdapter(dict[str, Any]).dump_json(document, indent=2).decode() + "\n")
+    _print(TypeAdapter(dict[str, Any]).dump_json(document, indent=2).decode())
+
+
+def _print(document: str) -> None:
+    sys.stdout.write(visible_json(document) + "\n")

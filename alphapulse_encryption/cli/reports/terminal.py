@@ -5,18 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from alphapulse_encryption.cli.console import Terminal
 from alphapulse_encryption.migration.gates.preflight import readable_size
 from alphapulse_encryption.migration.insight.estimates import Span
 
 NARROWEST, WIDEST = 80, 120
 
 
-def console() -> Console:
+def console() -> Terminal:
     """Standard output, between 80 and 120 columns wide: what is wider is hard to read, what is narrower breaks."""
-    found = Console(highlight=False, markup=False, emoji=False)
+    found = Terminal(highlight=False, markup=False, emoji=False)
     found.width = min(max(found.width if found.is_terminal else 110, NARROWEST), WIDEST)
     return found
 

@@ -17,7 +17,7 @@ from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.insight import query_benchmark
 from alphapulse_encryption.migration.insight.live_check import ColumnCheck, live_check
 from alphapulse_encryption.migration.insight.query_benchmark import QueryBenchmark, Timings
-from alphapulse_encryption.secrecy import find_fonts
+from alphapulse_encryption.secrecy import find_fonts, private_directory
 
 _PERCENTILES = (50.0, 95.0, 99.0)
 _COLOURS = {"plaintext": "#9a9a9a", "encrypted": "#4c72b0"}
@@ -74,7 +74,7 @@ def _benchmark(on: On[BenchmarkConfig]) -> dict[str, Any]:
     picture = plot(found)
     if picture:
         path = settings.state_dir() / "benchmarks" / f"queries-{on.context.run.run_id}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_directory(path.parent)
         path.write_bytes(picture)
         report.append(f"Plot: {path}")
         metadata["plot_file"] = dg.MetadataValue.path(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dagster import DagsterError, DagsterInstance
 
-from alphapulse_encryption import settings
+from alphapulse_encryption import secrecy, settings
 from alphapulse_encryption.errors import ConfigurationError
 
 _HOME_VARIABLE = "DAGSTER_HOME"
@@ -30,7 +30,12 @@ def prepare_dagster_home() -> Path:
     configuration = _CONFIGURATIONS[settings.Workers().run_launcher]
     given = bool(os.environ.get(_HOME_VARIABLE, "").strip())
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        if given:
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        else:
+            if settings.TargetVariables().state_dir is None:
+                secrecy.private_directory(settings.state_dir())
+            secrecy.private_directory(home)
         target = home / _FILE
         wanted = packaged_file(configuration).read_bytes()
         if not target.exists() or (not given and target.read_bytes() != wanted):

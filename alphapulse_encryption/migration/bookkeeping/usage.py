@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import psycopg
 
+from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES, KeyUsage, exhausted
 from alphapulse_encryption.errors import KeyExhausted
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
@@ -24,25 +25,30 @@ from alphapulse_encryption.migration.target import Target
 # process that is killed early has hardly counted more than it has encrypted.
 BLOCK = 100_000
 
-# Those of applications are a row of their own: one of theirs that reports and does not commit makes nobody here wait.
+# What applications report is their word: it adds to the sum that is told, and not to what stops the engine. It is a row
+# of its own: one of theirs that reports and does not commit makes nobody here wait.
 _RESERVE = """
 INSERT INTO alphapulse_encryption.key_usage AS u (context, key_version, source, messages)
-SELECT %(context)s, %(version)s, 'engine', %(messages)s WHERE %(messages)s + {reported} <= %(most)s
+SELECT %(context)s, %(version)s, 'engine', %(messages)s WHERE %(messages)s <= %(most)s
 ON CONFLICT (context, key_version, source) DO UPDATE
    SET messages = u.messages + excluded.messages, updated_at = clock_timestamp()
- WHERE u.messages + excluded.messages + {reported} <= %(most)s
-RETURNING messages + {reported}
-""".format(
-    reported="(SELECT coalesce(sum(o.messages), 0) FROM alphapulse_encryption.key_usage o "
-    "WHERE o.context = %(context)s AND o.key_version = %(version)s AND o.source <> 'engine')"
-)
+ WHERE u.messages + excluded.messages <= %(most)s
+RETURNING messages + (SELECT coalesce(sum(o.messages), 0) FROM alphapulse_encryption.key_usage o
+                       WHERE o.context = %(context)s AND o.key_version = %(version)s AND o.source <> 'engine')
+"""
 _GIVE_BACK = """
 UPDATE alphapulse_encryption.key_usage SET messages = messages - %s, updated_at = clock_timestamp()
  WHERE context = %s AND key_version = %s AND source = 'engine'
 """
 _READ = """
-SELECT context, key_version, sum(messages)::bigint FROM alphapulse_encryption.key_usage
- GROUP BY context, key_version ORDER BY context, key_version
+SELECT context, key_version, sum(messages)::bigint,
+       coalesce(sum(messages) FILTER (WHERE source = 'application'), 0)::bigint
+  FROM alphapulse_encryption.key_usage
+ GROUP BY context, key_version HAVING sum(messages) > 0 ORDER BY context, key_version
+"""
+_KNOW = """
+INSERT INTO alphapulse_encryption.key_usage (context, key_version, source, messages)
+SELECT context, %s, 'engine', 0 FROM unnest(%s::text[]) AS c (context) ON CONFLICT DO NOTHING
 """
 
 
@@ -51,6 +57,12 @@ def read_usage(connection: Connection) -> tuple[KeyUsage, ...]:
     if not bookkeeping_exists(connection):
         return ()
     return tuple(KeyUsage(*row) for row in connection.execute(_READ))
+
+
+def know_contexts(connection: Connection, table: Table, key_version: int) -> None:
+    """Let applications report what they encrypt of a table; of contexts that were never known they cannot."""
+    contexts = sorted({column.context for column in table.columns})
+    connection.execute(_KNOW, [key_version, contexts])
 
 
 class MeteredCipher:

@@ -62,10 +62,14 @@ def approve_drop(
         raise RefusedError(
             f"The confirmation is not the name of the table. Type {table.key} exactly; nothing was approved."
         )
-    if not approver.strip():
-        raise RefusedError("An approval needs the name of the person who gives it; nothing was approved.")
-    if not reason.strip():
-        raise RefusedError("An approval needs a reason; nothing was approved.")
+    for what, text, most in (
+        ("the name of the person who gives it", approver, 200),
+        ("a reason", reason, 2000),
+    ):
+        if not text.strip() or len(text) > most or any(unicodedata.category(c) == "Cc" for c in text):
+            raise RefusedError(
+                f"An approval needs {what}, in a line of at most {most:,} characters; nothing was approved."
+            )
     if not timedelta() < valid_for <= LONGEST_VALID_FOR:
         raise RefusedError(
             f"An approval is valid for more than no time and at most {LONGEST_VALID_FOR.days} days; nothing "

@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
+from alphapulse_encryption.visible import visible
+
 Level = Literal["ok", "warning", "blocker"]
 SIGNS = {"ok": "✓", "warning": "!", "blocker": "✗"}
 
@@ -25,7 +27,7 @@ class Finding:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     def __str__(self) -> str:
-        return f"{SIGNS[self.level]} {self.subject}: {self.message}"
+        return visible(f"{SIGNS[self.level]} {self.subject}: {self.message}").replace("\n", "\\n")
 
 
 @dataclass(frozen=True)

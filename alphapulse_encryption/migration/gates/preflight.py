@@ -333,7 +333,7 @@ def _keys(connection: Connection, tables: Sequence[Table], keys: KeyRing) -> Ite
     ]
     warned = [(usage, warning) for usage in ours if (warning := usage.warning()) is not None]
     for usage, warning in warned:
-        yield Checked("blocker" if usage.messages >= MOST_MESSAGES else "warning", "key usage", warning)
+        yield Checked("blocker" if usage.used_up else "warning", "key usage", warning)
     if ours and not warned:
         most = max(usage.messages for usage in ours)
         yield Checked("ok", "key usage", f"at most {most:,} of {MOST_MESSAGES:,} values under one key")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping.approvals import Approval, list_approvals
@@ -153,7 +152,7 @@ def keys_due(database: Database, rotate_after: timedelta) -> list[Alert]:
             warning,
             key=f"usage:{usage.context}:{usage.key_version}",
             remedy=rotate,
-            state="used up" if usage.messages >= MOST_MESSAGES else "near",
+            state="used up" if usage.used_up else "near",
         )
         for usage in usages
         if usage.key_version not in retired and (warning := usage.warning()) is not None

@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, LiteralString, NoReturn, Self
 
 import psycopg
 from psycopg import sql
-from psycopg.abc import Params
+from psycopg.abc import Buffer, Params
 from psycopg.rows import scalar_row
+from psycopg.types.datetime import TimestamptzLoader
 
 from alphapulse_encryption.errors import ConfigurationError, DatabaseFailure
 from alphapulse_encryption.migration.postgres.unreachable import unreachable
@@ -107,6 +109,17 @@ OF_THIS_TOOL: LiteralString = "/* alphapulse_encryption */"
 _OF_ROWS = (b"select", b"insert", b"update", b"delete", b"with", b"merge")
 
 
+class _Moment(TimestamptzLoader):
+    """A moment that Python has none for is the last, or the first, that it has: one such row ends no report."""
+
+    def load(self, data: Buffer) -> datetime:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            past = bytes(data).startswith(b"-") or bytes(data).endswith(b"BC")
+            return (datetime.min if past else datetime.max).replace(tzinfo=UTC)
+
+
 class _Cursor(psycopg.Cursor[tuple[Any, ...]]):
     def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
         text = query.encode() if isinstance(query, str) else query
@@ -181,6 +194,7 @@ class Database:
             connection.close()
             raise failure("set up the session", error) from None
         connection.cursor_factory = _Cursor
+        connection.adapters.register_loader("timestamptz", _Moment)
         return connection
 
     def _open(self) -> psycopg.Connection[tuple[Any, ...]]:

@@ -17,6 +17,7 @@ from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
 from alphapulse_encryption.migration.bookkeeping.keys import check_key, ensure_key
 from alphapulse_encryption.migration.bookkeeping.ranges import read_ranges
+from alphapulse_encryption.migration.bookkeeping.usage import know_contexts
 from alphapulse_encryption.migration.gates.beginning import refuse_beginning
 from alphapulse_encryption.migration.postgres.database import Actor, Connection
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
@@ -92,6 +93,7 @@ def add_encrypted_columns(
                 "back text, or varchar(64) where they are searched by; nothing was changed."
             )
         ensure_key(connection, target.keys)
+        know_contexts(connection, table, target.keys.current_version)
         add = partial(_add_missing, connection, table, target.actor)
         added = in_short_transaction(connection, doing, add)
         definition = read_table(connection, table)

@@ -22,6 +22,7 @@ from alphapulse_encryption.rehearsal.report import plots, prediction, verdict, w
 from alphapulse_encryption.rehearsal.report.comparison import Comparison, compare
 from alphapulse_encryption.rehearsal.report.prediction import Accuracy, Prediction, Trial
 from alphapulse_encryption.rehearsal.report.verdict import Verdict, judge
+from alphapulse_encryption.secrecy import private_directory
 
 if TYPE_CHECKING:
     import jinja2
@@ -195,7 +196,7 @@ def _plain(text: str) -> str:
 
 def _keep(path: Path, text: str) -> Path:
     """Write a page so that nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_directory(path.parent)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".html")
     try:
         # Lone surrogates cannot be encoded.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import LiteralString
@@ -35,6 +36,11 @@ def test_the_home_is_made_and_renewed(here: Place) -> None:
         prepare_dagster_home()
         assert (home / "dagster.yaml").read_bytes() == packaged_file("dagster.yaml").read_bytes()
         assert [path.name for path in home.iterdir()] == ["dagster.yaml"]
+        # Others could read reports and logs, or put a file of theirs in the place of one.
+        assert stat.S_IMODE(home.stat().st_mode) == 0o700
+        home.chmod(0o755)
+        prepare_dagster_home()
+        assert stat.S_IMODE(home.stat().st_mode) & 0o077 in (0, 1)
 
 
 def test_a_given_home_keeps_its_configuration(here: Place) -> None:
@@ -42,9 +48,12 @@ def test_a_given_home_keeps_its_configuration(here: Place) -> None:
     here.extra["DAGSTER_HOME"] = str(home)
     with here.in_environment():
         prepare_dagster_home()
+        assert stat.S_IMODE(home.stat().st_mode) == 0o700
+        home.chmod(0o750)
         (home / "dagster.yaml").write_text("canary: [unreadable")
         assert prepare_dagster_home() == home
         assert (home / "dagster.yaml").read_text() == "canary: [unreadable"
+        assert stat.S_IMODE(home.stat().st_mode) == 0o750, "it may be anything that somebody shares"
         (home / "dagster.yaml").write_text("canary: {password: canary}")
         with pytest.raises(ConfigurationError, match="is not valid") as caught, open_instance():
             pass

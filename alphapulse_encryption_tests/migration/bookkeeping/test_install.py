@@ -238,6 +238,35 @@ def next_layout(database_url: str, tmp_path: Path) -> Layout:
     return Layout(directory)
 
 
+def test_approvals_without_bounds_are_brought_within_them(database_url: str, tmp_path: Path) -> None:
+    shutil.copytree(LAYOUT.directory, tmp_path / "sql")
+    for file in (tmp_path / "sql").glob("000[5-9]_*.sql"):
+        file.unlink()
+    earlier = Layout(tmp_path / "sql")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for text in earlier.missing(0):
+            connection.execute(text.encode())
+        connection.execute(
+            "INSERT INTO alphapulse_encryption.backups (taken_at, location, bytes, sha256, recipient, listed_entries, "
+            "verified_at, tables) VALUES (now(), '', 0, '', '', 0, now(), '{}')"
+        )
+        for approver, expires, verified in (
+            ("Ada", "infinity", "infinity"),
+            ("\x1b[2J", "2999-01-01", "-infinity"),
+            ("Eva", "-infinity", "2001-01-01"),
+            ("Bob", "tomorrow", "yesterday"),
+        ):
+            connection.execute(
+                "INSERT INTO alphapulse_encryption.approvals (table_name, approver, reason, expires_at, definition, "
+                "catalogue_entry, key_check, verified_at, backup_id) VALUES ('t', %s, 'why', %s, '', '', '', %s, 1)",
+                [approver, expires, verified],
+            )
+    ensure(database_url)
+    with Database(database_url).session("look") as connection:
+        found = [(one.approver, one.state) for one in list_approvals(connection)]
+    assert found == [("Bob", "open"), ("Eva", "revoked"), ("[2J", "revoked"), ("Ada", "revoked")]
+
+
 def test_a_later_version_arrives(database_url: str, next_layout: Layout) -> None:
     ensure(database_url)
     run(database_url, "INSERT INTO alphapulse_encryption.audit_log (actor, action) VALUES ('tests', 'try')")

@@ -193,9 +193,8 @@ def test_refused_at_the_limit(database_url: str) -> None:
     make(database_url)
     run(
         database_url,
-        "INSERT INTO alphapulse_encryption.key_usage VALUES ('ctx_mail', 1, 'engine', %s), "
-        "('ctx_mail', 1, 'application', 10)",
-        MOST_MESSAGES - 50,
+        "UPDATE alphapulse_encryption.key_usage SET messages = %s WHERE context = 'ctx_mail'",
+        MOST_MESSAGES - 40,
     )
     # There is room for 40, which are the rows; of a block there is not.
     with closing(MeteredCipher(target(database_url))) as cipher:
@@ -211,7 +210,7 @@ def test_refused_at_the_limit(database_url: str) -> None:
         with closing(MeteredCipher(target(database_url, keys=newer))) as other:
             other.encrypt("x", "ctx_mail")
         cipher.encrypt("x", "ctx_text")
-    assert used(database_url) == (MOST_MESSAGES + 1, 1)
+    assert used(database_url) == (MOST_MESSAGES + 1, 1), "of two versions"
     with pytest.raises(KeyExhausted, match="ctx_mail"):
         support.backfill(database_url, ENTRY)
     (row,) = run(database_url, "SELECT status, error_message FROM alphapulse_encryption.ranges")
@@ -221,11 +220,24 @@ def test_refused_at_the_limit(database_url: str) -> None:
     assert [finding.subject for finding in findings] == ["key usage"]
 
 
+def test_what_an_application_reports_warns_and_stops_nobody(database_url: str) -> None:
+    make(database_url)
+    for _ in range(3):
+        run(database_url, "SELECT encryption_report_key_usage('ctx_mail', 1, %s)", MOST_MESSAGES)
+    (usage, _) = support.backfill(database_url, ENTRY).key_usage
+    assert usage.messages > 3 * MOST_MESSAGES
+    assert value(database_url, "SELECT count(*) FROM notes WHERE mail_encrypted IS NOT NULL") == 40
+    found = preflight.check(Database(database_url), (ENTRY,), KEYS)
+    assert [f.level for f in found.findings if f.subject == "key usage"] == ["warning"]
+    (told,) = [f.message for f in found.findings if f.subject == "key usage"]
+    assert "ctx_mail" in told and f"{3 * MOST_MESSAGES:,}" in told and "application" in told
+
+
 def test_a_warning_from_half_of_it(database_url: str) -> None:
     make(database_url)
     run(
         database_url,
-        "INSERT INTO alphapulse_encryption.key_usage VALUES ('ctx_mail', 1, 'engine', %s)",
+        "UPDATE alphapulse_encryption.key_usage SET messages = %s WHERE context = 'ctx_mail'",
         WARNING_FROM - 41,
     )
 
@@ -260,11 +272,15 @@ def test_what_applications_report(database_url: str) -> None:
             connection.rollback()
             connection.execute("GRANT EXECUTE ON FUNCTION encryption_report_key_usage TO an_application")
             connection.execute("SET ROLE an_application")
-            for messages, total in ((5, 5), (7, 12), (0, 12), (2**40, 2**40 + 12)):
+            for messages, total in ((5, 5), (7, 12), (0, 12), (2**32, 2**32 + 12)):
                 assert connection.execute(report, [messages]).fetchone() == (total,)
-            for wrong in (-1, None):
-                with pytest.raises(psycopg.errors.RaiseException), connection.transaction():
+            for wrong in (-1, None, 2**32 + 1):
+                with pytest.raises(psycopg.errors.InvalidParameterValue), connection.transaction():
                     connection.execute(report, [wrong])
+            # Of what the migration does not know, the report would show an operator any text.
+            for context, version in (("\x1b[2Jctx_mail", 1), ("another", 1), ("ctx_mail", 2)):
+                with pytest.raises(psycopg.errors.InvalidParameterValue), connection.transaction():
+                    connection.execute("SELECT encryption_report_key_usage(%s, %s, 1)", [context, version])
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute("UPDATE alphapulse_encryption.key_usage SET messages = 0")
     finally:

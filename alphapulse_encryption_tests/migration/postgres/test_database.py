@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import traceback
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -298,3 +299,15 @@ def test_a_write_to_a_standby_tells_of_the_primary(database_url: str) -> None:
     reading = Database(database_url, read_only=True)
     with pytest.raises(DatabaseFailure, match="primary"), reading.session("write") as connection:
         connection.execute("CREATE TABLE public.t ()")
+
+
+def test_a_moment_that_python_has_none_for_ends_no_report(database_url: str) -> None:
+    """One row with such a moment, which others may write, would keep every report from being read."""
+    with Database(database_url).session("look") as connection:
+        ((last, late, first, early, now),) = connection.execute(
+            "SELECT 'infinity'::timestamptz, '20000-01-01 UTC'::timestamptz, '-infinity'::timestamptz, "
+            "'0044-03-15 BC'::timestamptz, '2026-01-02 03:04:05 UTC'::timestamptz"
+        )
+    assert last == late == datetime.max.replace(tzinfo=UTC)
+    assert first == early == datetime.min.replace(tzinfo=UTC)
+    assert now == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
