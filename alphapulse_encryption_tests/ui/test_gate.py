@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Origin, Subprotocol
 
 from alphapulse_encryption.ui.gate import Gate, Rules
 
@@ -264,8 +265,8 @@ def test_a_websocket_of_another_page(behind: Behind, path: str, headers: dict[st
 def test_a_websocket_of_its_own(behind: Behind) -> None:
     with connect(
         f"ws://localhost:{behind.port}/graphql",
-        origin=behind.origin[1],  # type: ignore[arg-type]
-        subprotocols=["graphql-ws"],  # type: ignore[list-item]
+        origin=Origin(behind.origin[1]),
+        subprotocols=[Subprotocol("graphql-ws")],
         additional_headers={"Sec-Fetch-Site": "same-origin"},
     ) as opened:
         assert opened.subprotocol == "graphql-ws"
