@@ -142,10 +142,12 @@ def telling_errors(main: Callable[P, int]) -> Callable[P, int]:
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:
-    """Run a command as a program: it tells of other errors without their texts, and hands on neither core nor keys."""
+    """Run a command as a program: it tells no text of others' errors, and leaves core, keys and files to nobody."""
     tell_no_texts()
     leave_no_core()
     keep_keys()
+    # What it makes, and what the programs make that it starts, is for its user alone.
+    os.umask(0o077)
     sys.exit(main())
 
 

@@ -127,21 +127,26 @@ def submit(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
 
 @contextmanager
 def web_server(
-    instance: dg.DagsterInstance, workspaces: Sequence[str], prefix: str, read_only: bool
+    instance: dg.DagsterInstance,
+    workspaces: Sequence[str],
+    prefix: str,
+    bounds: tuple[int, int, int],
+    *,
+    read_only: bool,
 ) -> Iterator[ASGIApp]:
     """What ``dagster-webserver`` serves: how to make the application is public, what it is made of is not.
 
     Args:
         workspaces: files that name the code locations.
         prefix: what every path begins with.
+        bounds: what pages may ask of the storage: a statement's milliseconds, a session's seconds, more sessions.
     """
     from dagster._core.workspace.context import WorkspaceProcessContext
     from dagster._core.workspace.load_target import WorkspaceFileTarget
     from dagster_webserver import app
     from dagster_webserver.version import __version__
 
-    # Bounds what a page may ask of the storage, as that command does.
-    instance.optimize_for_webserver(statement_timeout=15_000, pool_recycle=3_600, max_overflow=20)
+    instance.optimize_for_webserver(*bounds)
     with WorkspaceProcessContext(
         instance,
         WorkspaceFileTarget([*workspaces]),

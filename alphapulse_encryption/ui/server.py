@@ -49,8 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--read-only", action="store_true", help="show all, and change nothing")
     parser.add_argument("--log-level", default="warning", help="of the web server (default: %(default)s)")
-    for ignored in ("--db-statement-timeout", "--db-pool-recycle", "--db-pool-max-overflow"):
-        parser.add_argument(ignored, help=argparse.SUPPRESS)
+    # Milliseconds and seconds, as that command's own defaults.
+    for name, default in (("statement-timeout", 15_000), ("pool-recycle", 3_600), ("pool-max-overflow", 20)):
+        parser.add_argument(
+            f"--db-{name}", type=int, default=default, help="of the storage (default: %(default)s)"
+        )
     return parser
 
 
@@ -74,11 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A shell that starts it in the background has SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    bounds = (options.db_statement_timeout, options.db_pool_recycle, options.db_pool_max_overflow)
     workspaces = options.workspace or [str(packaged_file("workspace.yaml"))]
     with (
         contextlib.suppress(KeyboardInterrupt),
         open_instance() as instance,
-        web_server(instance, workspaces, options.path_prefix, options.read_only or said.read_only) as app,
+        web_server(
+            instance, workspaces, options.path_prefix, bounds, read_only=options.read_only or said.read_only
+        ) as app,
     ):
         uvicorn.run(
             Gate(app, rules),

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,7 @@ from alphapulse_encryption.errors import ConfigurationError
 
 _HOME_VARIABLE = "DAGSTER_HOME"
 _FILE = "dagster.yaml"
+_PRIVATE = 0o700
 _CONFIGURATIONS = {"local": "dagster.yaml", "celery": "dagster-celery.yaml"}
 
 
@@ -30,7 +32,13 @@ def prepare_dagster_home() -> Path:
     configuration = _CONFIGURATIONS[settings.Workers().run_launcher]
     given = bool(os.environ.get(_HOME_VARIABLE, "").strip())
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+        if not given:
+            # An earlier version left both to the umask. Through the other one, the embedded server reaches its files.
+            home.chmod(_PRIVATE)
+            state = settings.state_dir()
+            with contextlib.suppress(PermissionError):  # somebody else's, for us to write to
+                state.chmod(state.stat().st_mode & (_PRIVATE | stat.S_IXGRP | stat.S_IXOTH))
         target = home / _FILE
         wanted = packaged_file(configuration).read_bytes()
         if not target.exists() or (not given and target.read_bytes() != wanted):
