@@ -151,7 +151,8 @@ def _services(options: argparse.Namespace, stop: _Stop) -> Iterator[Mapping[str,
         location = {"socket": answers, "location_name": _LOCATION}
         workspace.write_text(json.dumps({"load_from": [{"grpc_server": location}]}), encoding="utf-8")
         try:
-            start("the code server", whole, "-m", "dagster", *_CODE_SERVER, "--socket", answers)
+            keys = environment_without_keys(whole) if options.read_only else whole
+            start("the code server", keys, "-m", "dagster", *_CODE_SERVER, "--socket", answers)
             while not (stop.asked.wait(_POLL) or os.path.exists(answers) or _ended(services)):
                 pass
             if not (stop.asked.is_set() or _ended(services)):

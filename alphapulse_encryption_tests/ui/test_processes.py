@@ -5,15 +5,22 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import psutil
 import psycopg
 
+from alphapulse_encryption.defs.resources.instance import packaged_file
 from alphapulse_encryption_tests.browser.demonstration import ui
 from alphapulse_encryption_tests.leaks import Processes, Scanner
 from alphapulse_encryption_tests.place import Place
@@ -36,6 +43,12 @@ class Page:
     address: str
 
     def ask(self, query: str, **variables: Any) -> dict[str, Any]:
+        """The data of an answer."""
+        found: dict[str, Any] = json.loads(self.post(query, 200, **variables))["data"]
+        return found
+
+    def post(self, query: str, wanted: int | None = None, **variables: Any) -> str:
+        """An answer, of that status where one is wanted."""
         at = urlsplit(self.address)
         connection = http.client.HTTPConnection(at.hostname or "", at.port)
         headers = {
@@ -48,9 +61,8 @@ class Page:
         answer = connection.getresponse()
         text = answer.read().decode()
         connection.close()
-        assert answer.status == 200, text
-        found: dict[str, Any] = json.loads(text)["data"]
-        return found
+        assert wanted in (None, answer.status), text
+        return text
 
     def launch(self, job: str) -> dict[str, Any]:
         """What launching a job of the code location comes to, once that is loaded."""
@@ -81,6 +93,30 @@ def until(look: Callable[[], T | None]) -> T:
     while not (found := look()):
         time.sleep(0.2)
     return found
+
+
+CHANGES = (
+    'mutation { setConcurrencyLimit(concurrencyKey: "target_database", limit: 9) }',
+    "mutation { setAutoMaterializePaused(paused: true) }",
+    "mutation { reloadWorkspace { __typename } }",
+    """mutation { wipeAssets(assetPartitionRanges: [{assetKey: {path: ["preflight"]}}]) { __typename } }""",
+    """mutation { reportRunlessAssetEvents(eventParams: {eventType: ASSET_MATERIALIZATION,
+        assetKey: {path: ["plaintext_dropped"]}}) { __typename } }""",
+    'mutation { startSensor(sensorSelector: {repositoryName: "__repository__", sensorName: "pending_rows",'
+    ' repositoryLocationName: "alphapulse_encryption"}) { __typename } }',
+)
+
+
+def shows_and_changes_nothing(page: Page, place: Place) -> None:
+    """All can be read; of whatever a page could change, nothing does."""
+    assert page.launch("run_preflight")["__typename"] == "UnauthorizedError"
+    for mutation in CHANGES:
+        answer = page.post(mutation)
+        assert "Unauthorized" in answer or "permission" in answer.lower(), (mutation, answer)
+    assert page.ask(RUNS)["runsOrError"]["results"] == []
+    with psycopg.connect(place.dagster_url) as connection:
+        for table in ("runs", "asset_keys", "instigators", "concurrency_limits", "event_logs"):
+            assert connection.execute(f"SELECT count(*) FROM {table}".encode()).fetchone() == (0,), table
 
 
 @contextmanager
@@ -130,3 +166,54 @@ def test_web_server_and_daemon_have_neither_target_nor_keys_and_nobody_has_them_
     assert {"web server", "daemon", "code server", "run", "pg_dump"} <= started.keys(), started
     # No file ever had it.
     assert key.files(theirs.state) == []
+
+
+def test_a_ui_for_who_only_looks(theirs: Place) -> None:
+    scanner = Scanner({"master key": base64.urlsafe_b64decode(theirs.master_key)})
+    environment = theirs.environment(ALPHAPULSE_UI_READ_ONLY="true")
+    with ui(theirs.state / "ui.log", environment) as (address, pid):
+        shows_and_changes_nothing(Page(address), theirs)
+        services = psutil.Process(pid).children()
+        for service in services:
+            given = Path(f"/proc/{service.pid}/environ").read_bytes()
+            assert b"KEYS_KEPT_AT" not in given and scanner.data(given, "service") == []
+    commands = [" ".join(service.cmdline()) for service in services if service.is_running()]
+    assert commands == [] and len(services) == 2, "web server and code server, no daemon"
+
+
+def test_as_the_chart_starts_it(theirs: Place) -> None:
+    """Under a prefix, for who only looks, with a code location of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["-m", "alphapulse_encryption.ui.server", "-h", "0.0.0.0", "-p", str(port), "--read-only"]
+    command += [
+        "-w",
+        str(packaged_file("workspace.yaml")),
+        "--path-prefix",
+        "/dagster",
+        "--log-level",
+        "info",
+    ]
+    log = theirs.state / "server.log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, *command],
+            env=theirs.environment(ALPHAPULSE_UI_URL="https://ui.example.com/dagster"),
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        until(lambda: "Uvicorn running" in log.read_text() or server.poll() is not None)
+        shows_and_changes_nothing(Page(f"http://localhost:{port}/dagster"), theirs)
+        asked = []
+        for host, path in (("ui.example.com", "/dagster/runs"), ("10.0.0.7", "/dagster/server_info")):
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.request("GET", path, headers={"Host": host})
+            answer = connection.getresponse()
+            asked.append((answer.status, "uvicorn" in str(answer.headers)))
+            connection.close()
+        assert asked == [(200, False), (421, False)]
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait() == 0, log.read_text()

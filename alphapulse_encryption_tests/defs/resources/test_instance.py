@@ -41,7 +41,7 @@ def test_the_home_is_made_and_renewed(here: Place) -> None:
 def test_it_is_for_its_user_alone(here: Place) -> None:
     """Also where an earlier version made it; the embedded server of another user still comes through."""
     home = here.state / "dagster_home"
-    home.mkdir(mode=0o755)
+    home.mkdir(exist_ok=True)
     home.chmod(0o755)
     here.state.chmod(0o755)
     with here.in_environment():
