@@ -18,6 +18,7 @@ import pytest
 from selenium import webdriver
 
 from alphapulse_encryption_tests.browser.chromium import Programs, open_browser
+from alphapulse_encryption_tests.browser.conftest import HEIGHT, WIDTH
 from alphapulse_encryption_tests.browser.demonstration import Demonstration
 from alphapulse_encryption_tests.browser.pages import Pages
 from alphapulse_encryption_tests.ui.test_processes import JOBS, LAUNCH, RUNS, Page
@@ -55,7 +56,7 @@ const socket = () => new Promise(resolve => {
 });
 const json = {'Content-Type': 'application/json'};
 const sent = (more) => fetch(api, {method: 'POST', credentials: 'include', body, ...more}).then(r => r.status);
-const whole = JSON.parse(body), split = body.indexOf(':') ;
+const whole = JSON.parse(body);
 Promise.all([
     tell('img', element('img', {src: address})),
     tell('script', element('script', {src: address})),
@@ -67,7 +68,8 @@ Promise.all([
         {query: whole.query, variables: JSON.stringify(whole.variables)}, 'POST')),
     tell('form POST text/plain', form('text/plain', {[body.slice(0, -1) + ', "x": "']: '"}'}, 'POST')),
     tell('fetch no-cors', sent({mode: 'no-cors', headers: {'Content-Type': 'text/plain'}})),
-    tell('fetch no-cors, in the address', fetch(address, {method: 'POST', mode: 'no-cors', body: 'x'}).then(r => r.type)),
+    tell('fetch no-cors, in the address',
+        fetch(address, {method: 'POST', mode: 'no-cors', body: 'x'}).then(r => r.type)),
     tell('fetch JSON', sent({headers: json})),
     tell('fetch JSON no-cors', sent({mode: 'no-cors', headers: json})),
     tell('fetch text/plain; application/json',
@@ -104,7 +106,7 @@ def foreign_server() -> Iterator[int]:
 def victim(programs: Programs) -> Iterator[webdriver.Chrome]:
     """A browser for which both names lead to this machine."""
     rules = f"--host-resolver-rules=MAP {EVIL} 127.0.0.1, MAP {REBOUND} 127.0.0.1"
-    with open_browser(programs, 1200, 900, rules) as driver:
+    with open_browser(programs, WIDTH, HEIGHT, rules) as driver:
         driver.set_script_timeout(120)
         yield driver
 
@@ -113,7 +115,11 @@ def launching(page: Page) -> dict[str, Any]:
     """What launches a harmless job, as a body."""
     (node,) = page.ask(JOBS)["repositoriesOrError"]["nodes"]
     selector = {"repositoryLocationName": node["location"]["name"], "repositoryName": node["name"]}
-    execution = {"selector": {**selector, "jobName": "list_approvals"}, "runConfigData": "{}", "mode": "default"}
+    execution = {
+        "selector": {**selector, "jobName": "list_approvals"},
+        "runConfigData": "{}",
+        "mode": "default",
+    }
     return {"query": LAUNCH, "variables": {"p": execution}}
 
 
@@ -172,7 +178,9 @@ def test_no_other_page_shows_the_ui_in_a_frame(victim: webdriver.Chrome, demo: D
         victim.switch_to.default_content()
 
 
-def test_a_link_from_elsewhere_leads_to_the_ui_and_it_works(victim: webdriver.Chrome, demo: Demonstration) -> None:
+def test_a_link_from_elsewhere_leads_to_the_ui_and_it_works(
+    victim: webdriver.Chrome, demo: Demonstration
+) -> None:
     page = Page(demo.address)
     before = runs(page)
     with foreign_server() as port:

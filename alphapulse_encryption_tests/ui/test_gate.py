@@ -138,6 +138,7 @@ SAME, CROSS, SITE = (("Sec-Fetch-Site", name) for name in ("same-origin", "cross
         ("POST", "/graphql", [("Content-Type", "application/x-www-form-urlencoded"), SAME], "Content-Type"),
         ("POST", "/graphql", [("Content-Type", "text/plain"), JSON], "Content-Type"),
         ("POST", "/graphql?query=mutation", [JSON], "address"),
+        ("POST", "/graphql?op=Runs&query=mutation", [JSON, SAME], "address"),
         ("OPTIONS", "/graphql", [("Origin", EVIL), CROSS], "Sec-Fetch-Site"),
         ("OPTIONS", "/graphql", [], "POST"),
         # What changes something elsewhere, and what reads more than pages.
@@ -202,6 +203,8 @@ def test_its_own_pages_and_tools_are_let_in(behind: Behind) -> None:
     link = (CROSS, ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document"))
     let_in: list[tuple[str, str, Headers, str]] = [
         ("POST", "/graphql", [own, SAME, JSON], f"localhost:{port}"),
+        # As the pages name what they ask for.
+        ("POST", "/graphql?op=RunsQuery", [own, SAME, JSON], f"localhost:{port}"),
         ("POST", "/graphql", [own, ("Content-Type", "Application/JSON; charset=utf-8")], f"LOCALHOST:{port}"),
         # A tool says nothing of where it is; a browser would, of a POST.
         ("POST", "/graphql", [JSON], f"127.0.0.1:{port}"),
