@@ -13,6 +13,7 @@ from alphapulse_encryption.catalogue import load_catalogue
 from alphapulse_encryption.defs.alerts import sensors as alerts
 from alphapulse_encryption.defs.assets import build_assets, slow_encrypted_queries
 from alphapulse_encryption.defs.jobs import build_jobs, catch_up, rotate_keys
+from alphapulse_encryption.defs.resources.outputs import json_outputs
 from alphapulse_encryption.defs.resources.partitions import Partitions
 from alphapulse_encryption.defs.resources.reporting import loading
 from alphapulse_encryption.defs.resources.target import TargetResource
@@ -41,7 +42,11 @@ def build_defs(*, resource_overrides: Mapping[str, object] | None = None) -> dg.
                 slow_encrypted_queries.build_schedule(),
                 rehearsal.build_schedule(),
             ],
-            resources={"target": TargetResource(), **(resource_overrides or {})},
+            resources={
+                "target": TargetResource(),
+                "io_manager": json_outputs,
+                **(resource_overrides or {}),
+            },
             executor=dg.in_process_executor,
         )
 

@@ -29,6 +29,7 @@ class Stage:
         plan: its name in the plan, and its title there; empty where the plan leaves it out.
         heading: printed before it begins; ``{table}`` is the first table.
         nothing: printed behind "Nothing to do: " where no table was changed.
+        here: the command executes it itself, whoever executes other runs: the database vouches for the role.
     """
 
     job: str
@@ -38,6 +39,7 @@ class Stage:
     plan: tuple[str, str] = ("", "")
     heading: str = ""
     nothing: str = ""
+    here: bool = False
 
     @property
     def is_asset(self) -> bool:
@@ -199,7 +201,15 @@ STEPS: tuple[Step, ...] = (
         "approve_drop",
         "step 8: approve the drop of one table (see below)",
         Needs("approver", "nothing", ("approval", "audit")),
-        (Stage("approve_drop", "approve", "one", ("approver", "reason", "confirmation", "valid_hours")),),
+        (
+            Stage(
+                "approve_drop",
+                "approve",
+                "one",
+                ("approver", "reason", "confirmation", "valid_hours"),
+                here=True,
+            ),
+        ),
     ),
     Step(
         "drop_unencrypted",
@@ -226,7 +236,7 @@ STEPS: tuple[Step, ...] = (
         "revoke_approval",
         "take approval N back (see --approvals)",
         Needs("approver", "nothing", ("revocation", "audit")),
-        (Stage("revoke_approval", "revoke", "none", ("operator", "reason")),),
+        (Stage("revoke_approval", "revoke", "none", ("operator", "reason"), here=True),),
         before="approve_drop",
         value="approval",
         number="the number of an approval, as --approvals shows it",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import os
 import stat
@@ -23,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, ParamSpec
 
-from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.errors import ConfigurationError, MigrationError
 from alphapulse_encryption.visible import show_what_is_there
 
 try:
@@ -33,13 +34,18 @@ except ImportError:  # not on Windows
 
 P = ParamSpec("P")
 
+# What our key sources alone read; boto3 looks for its credentials in the environment itself.
+_KEYS = ("ALPHAPULSE_ENCRYPTION_MASTER_KEY", "VAULT_TOKEN", "VAULT_SECRET_ID")
+_KEPT_AT = "ALPHAPULSE_ENCRYPTION_KEYS_KEPT_AT"
+
 # What PostgreSQL's programs need of it.
 _NEEDED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 
 # Keys; credentials of the stores that hold them, which backups to S3 use as well; where alerts go:
 # whoever knows a webhook's address can post to it.
 _SECRET = (
-    "ALPHAPULSE_ENCRYPTION_MASTER_KEY",
+    *_KEYS,
+    _KEPT_AT,
     "AWS_",
     "VAULT_",
     "ALPHAPULSE_ALERT_WEBHOOK_URL",
@@ -59,6 +65,39 @@ def environment_without_keys(environ: Mapping[str, str] | None = None) -> dict[s
     """For programs that a person uses, or that need our other settings."""
     environ = os.environ if environ is None else environ
     return {name: value for name, value in environ.items() if not name.startswith(_SECRET)}
+
+
+def keep_keys() -> None:
+    """Take the keys out of this process's environment, and keep them in its memory for :func:`with_keys`.
+
+    What it starts then begins without them, whoever starts it; ours ask this process for them, as long as it is there.
+    Where the system has no files in memory (it is not Linux), the keys stay where they are.
+    """
+    keys = {name: value for name, value in with_keys().items() if name.startswith(_KEYS)}
+    if keys and hasattr(os, "memfd_create"):
+        kept = os.memfd_create("keys")
+        os.write(kept, json.dumps(keys).encode())
+        # The kernel lets nobody else's processes open it, and no child inherits it.
+        os.environ[_KEPT_AT] = f"/proc/{os.getpid()}/fd/{kept}"
+        for name in keys:
+            os.environ.pop(name, None)
+
+
+def with_keys() -> Mapping[str, str]:
+    """This process's environment, and the keys that it, or the process that began it, has kept.
+
+    Raises:
+        ConfigurationError: that process is gone.
+    """
+    place = os.environ.get(_KEPT_AT)
+    if place is None:
+        return os.environ
+    try:
+        return {**json.loads(Path(place).read_text(encoding="utf-8")), **os.environ}
+    except (OSError, ValueError):
+        raise ConfigurationError(
+            "The process that kept the master key has ended. Start this one again, by what started that one."
+        ) from None
 
 
 def find_fonts() -> None:
@@ -122,10 +161,13 @@ def telling_errors(main: Callable[P, int]) -> Callable[P, int]:
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:
-    """Run a command as a program, which tells of other errors without their texts, and leaves no core file."""
+    """Run a command as a program: it tells no text of others' errors, and leaves core, keys and files to nobody."""
     show_what_is_there()
     tell_no_texts()
     leave_no_core()
+    keep_keys()
+    # What it makes, and what the programs make that it starts, is for its user alone.
+    os.umask(0o077)
     sys.exit(main())
 
 

@@ -155,6 +155,18 @@ def _pooler(text: str) -> bool:
     return True
 
 
+def _host(text: str) -> str:
+    if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]{1,5})?", text):
+        raise Wrong("must be names, each with or without a port, as in dagster.example.com or [::1]:3000.")
+    return text
+
+
+def _yes(text: str) -> bool:
+    if text.lower() not in {"true", "false"}:
+        raise Wrong("must be true or false.")
+    return text.lower() == "true"
+
+
 def _run_launcher(text: str) -> str:
     if text not in {"local", "celery"}:
         raise Wrong("must be local (runs on this machine) or celery (runs on workers).")
@@ -164,6 +176,7 @@ def _run_launcher(text: str) -> str:
 PostgresUrl = Annotated[str | None, AfterValidator(_postgres_url)]
 WebUrl = Annotated[str | None, AfterValidator(_web_url)]
 Address = Annotated[str, AfterValidator(_address)]
+Host = Annotated[str, AfterValidator(_host)]
 Words = BeforeValidator(_words)
 File = Annotated[Path | None, BeforeValidator(_path)]
 Directory = Annotated[Path | None, BeforeValidator(_path), AfterValidator(Path.absolute)]
@@ -297,9 +310,6 @@ class Alerts(Variables):
     label: Annotated[str | None, AfterValidator(lambda text: " ".join(text.split())[:60])] = _variable(
         "ALPHAPULSE_ALERT_LABEL", "what alerts call this database, as in `production`"
     )
-    ui_url: Annotated[WebUrl, AfterValidator(lambda url: url.rstrip("/"))] = _variable(
-        "ALPHAPULSE_UI_URL", "where people find Dagster's UI, for links in alerts"
-    )
     remind_after: Hours = _variable(
         "ALPHAPULSE_ALERT_REMIND_HOURS",
         "after how long what stands is told again, in hours",
@@ -314,6 +324,24 @@ class Alerts(Variables):
         "ALPHAPULSE_ALERT_KEY_DAYS",
         "how long a key version may be the current one, in days",
         timedelta(days=365),
+    )
+
+
+class Ui(Variables):
+    """Dagster's UI"""
+
+    url: Annotated[WebUrl, AfterValidator(lambda url: url.rstrip("/"))] = _variable(
+        "ALPHAPULSE_UI_URL",
+        "where people find it: for links in alerts, and for [its own pages' requests](security.md#the-ui)",
+    )
+    hosts: Annotated[tuple[Host, ...], Words] = _variable(
+        "ALPHAPULSE_UI_HOSTS",
+        "further names by which it may be asked for, each with or without a port, several with commas; those of this "
+        "machine are known",
+        (),
+    )
+    read_only: Annotated[bool, BeforeValidator(_yes)] = _variable(
+        "ALPHAPULSE_UI_READ_ONLY", "`true`: it shows and changes nothing, as with `--read-only`", False
     )
 
 

@@ -245,7 +245,7 @@ def there_and_back(at: Stage) -> None:
     at.run(
         0,
         *("--live-check", "--benchmark-queries", "--create-views", "--backup", "--restore-drill"),
-        *("--switch-to-encrypted", "--verify"),
+        *("--switch-to-encrypted", "--verify", "--set", "two_person_rule=names"),
     )
     table = ("--table", "users")
     at.run(
@@ -474,6 +474,7 @@ def test_every_step_interrupted(server_dir: Path) -> None:
         ("--backup", "--restore-drill"),
         ("--switch-to-encrypted",),
         ("--verify",),
+        ("--set", "two_person_rule=names"),
         ("--approve-drop", *approval, *table),
         ("--drop-unencrypted", "--confirm", "--operator", "Grace", *table),
         ("--erase-dropped", "--confirmation", "users", *table),

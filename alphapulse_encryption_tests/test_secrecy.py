@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import inspect
+import json
 import os
 import shutil
 import subprocess
@@ -118,6 +120,53 @@ def test_the_search_for_fonts(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / ".cache")
 
 
+@of_children
+def test_what_a_program_starts_has_no_key_and_can_ask_for_it(tmp_path: Path) -> None:
+    """Whoever starts it: here a shell that nobody gave an environment of its own, and a child of ours below it."""
+    kept = (
+        "ALPHAPULSE_ENCRYPTION_MASTER_KEY",
+        "ALPHAPULSE_ENCRYPTION_MASTER_KEY_V2",
+        "VAULT_TOKEN",
+        "VAULT_SECRET_ID",
+    )
+    environment = {**SECRETS, "PATH": os.environ["PATH"], "ALPHAPULSE_ENCRYPTION_KEY_VERSION": "2"}
+    ask = f"import secrecy_child; secrecy_child.tell({str(tmp_path / 'below')!r})"
+    shell = f'cat /proc/$$/environ > "{tmp_path}/given"; {sys.executable} -c "{ask}"'
+    (tmp_path / "secrecy_child.py").write_text(
+        "from pathlib import Path\n"
+        "from alphapulse_encryption import encrypt_field, secrecy\n"
+        "def tell(path):\n"
+        f"    found = [secrecy.with_keys()[name] for name in {kept!r}]\n"
+        "    ring = encrypt_field('x', 'user_pii')\n"
+        "    Path(path).write_text(repr((found, Path('/proc/self/environ').read_text(), str(ring))))\n"
+    )
+    program = f"import os; from alphapulse_encryption import secrecy; secrecy.run_program(lambda: os.system({shell!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**environment, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    given = (tmp_path / "given").read_bytes()
+    assert b"PATH=" in given
+    assert {find.secret for find in SCANNER.data(given, "sh")}.isdisjoint(kept)
+    found, of_child, envelope = ast.literal_eval((tmp_path / "below").read_text())
+    assert found == [SECRETS[name] for name in kept]
+    assert {find.secret for find in SCANNER.text(of_child, "child")}.isdisjoint(kept)
+    assert json.loads(envelope)["key_version"] == 2
+
+
+@of_children
+def test_keys_that_are_gone_with_their_process() -> None:
+    told = python(
+        "import os; os.environ['ALPHAPULSE_ENCRYPTION_KEYS_KEPT_AT'] = '/proc/1/fd/999'\n"
+        "from alphapulse_encryption import get_cipher; get_cipher()"
+    )
+    assert "ConfigurationError: The process that kept the master key has ended." in told.stderr
+
+
 CANARY = "canary-91c5d2aa"
 
 
@@ -205,7 +254,7 @@ def test_no_program_is_without() -> None:
     del programs["sample/application/__main__.py"]  # the application's own, to be copied
     begins = "    secrecy.run_program(main)\n"
     both = ("tell_no_texts()\n", "leave_no_core()\n")
-    assert all(one in inspect.getsource(secrecy.run_program) for one in both)
+    assert all(one in inspect.getsource(secrecy.run_program) for one in (*both, "keep_keys()\n"))
     # A process that works for a rehearsal does both in what runs it.
     child = (package / "rehearsal" / "child.py").read_text()
     assert all(one in child.partition("def run(")[2].partition("\ndef ")[0] for one in both)

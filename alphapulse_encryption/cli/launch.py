@@ -21,7 +21,7 @@ from alphapulse_encryption.cli.waiting import Waiting
 from alphapulse_encryption.defs.dagster_private import CodeLocation
 from alphapulse_encryption.defs.resources.instance import open_instance, packaged_file
 from alphapulse_encryption.defs.resources.partitions import TablePart
-from alphapulse_encryption.defs.resources.processes import PROCESS_TAG, this_process
+from alphapulse_encryption.defs.resources.processes import OWN_RUNS, PROCESS_TAG, this_process
 from alphapulse_encryption.defs.resources.running import NOT_ENDED, RUN_AGAIN, executing, safe_to_repeat
 from alphapulse_encryption.defs.resources.tags import FIRST_PARTITION, LAST_PARTITION
 from alphapulse_encryption.errors import ConfigurationError
@@ -57,7 +57,7 @@ class Launcher:
     ) -> Outcome:
         """Run a stage of the guide, for whole tables where its asset has partitions."""
         if stage.over not in ("table", "range"):
-            return self.job(stage.job, stage.works, config)
+            return self._run(stage.job, stage.works, config, [{}], here=stage.here)
         if self.elsewhere and tables:
             earlier = dg.RunsFilter(job_name=stage.job, tags={"table": [*tables]}, statuses=NOT_ENDED)
             Waiting(self.instance, self.tell).for_earlier(self.instance.get_runs(earlier))
@@ -94,10 +94,11 @@ class Launcher:
         config: Mapping[str, Any] | None,
         shares: Sequence[Mapping[str, str]],
         on_event: OnEvent | None = None,
+        here: bool = False,
     ) -> Outcome:
         """Run a job once for each set of tags."""
         run_config = {**_QUIET, "ops": {op: {"config": dict(config)}}} if config else _QUIET
-        if self.elsewhere:
+        if self.elsewhere and not here:
             return self._submit(name, run_config, shares, on_event)
         outcomes = []
         for tags in shares:
@@ -113,6 +114,7 @@ class Launcher:
         # Held before the run is known: a run without a lease would be taken for abandoned.
         with executing(self.instance, run_id):
             tags = {**tags, PROCESS_TAG: this_process()}
+            OWN_RUNS.add(run_id)
             run = self.location.create_run(self.instance, name, run_config, tags, run_id)
 
             def listen(entry: dg.EventLogEntry) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -35,6 +36,9 @@ from dagster._serdes import ConfigurableClassData
 # Has SIGINT end a step between two of its events: only the entry points of Dagster's own do so by themselves.
 from dagster._utils.interrupts import capture_interrupts
 
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
 __all__ = [
     "CheckRunHealthResult",
     "CodeLocation",
@@ -46,6 +50,7 @@ __all__ = [
     "capture_interrupts",
     "execute_launched_run",
     "submit",
+    "web_server",
 ]
 
 
@@ -118,6 +123,38 @@ def submit(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
 
     with WorkspaceProcessContext(instance, EmptyWorkspaceTarget()) as process:
         instance.submit_run(run.run_id, process.create_request_context())
+
+
+@contextmanager
+def web_server(
+    instance: dg.DagsterInstance,
+    workspaces: Sequence[str],
+    prefix: str,
+    bounds: tuple[int, int, int],
+    *,
+    read_only: bool,
+) -> Iterator[ASGIApp]:
+    """What ``dagster-webserver`` serves: how to make the application is public, what it is made of is not.
+
+    Args:
+        workspaces: files that name the code locations.
+        prefix: what every path begins with.
+        bounds: what pages may ask of the storage: a statement's milliseconds, a session's seconds, more sessions.
+    """
+    from dagster._core.workspace.context import WorkspaceProcessContext
+    from dagster._core.workspace.load_target import WorkspaceFileTarget
+    from dagster_webserver import app
+    from dagster_webserver.version import __version__
+
+    instance.optimize_for_webserver(*bounds)
+    with WorkspaceProcessContext(
+        instance,
+        WorkspaceFileTarget([*workspaces]),
+        version=__version__,
+        read_only=read_only,
+        code_server_log_level="WARNING",
+    ) as process:
+        yield app.create_app_from_workspace_process_context(process, prefix, live_data_poll_rate=2_000)
 
 
 def execute_launched_run(instance: dg.DagsterInstance, run_id: str) -> bool:

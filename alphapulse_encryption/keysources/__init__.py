@@ -1,8 +1,8 @@
 """Where master keys come from, one module for each kind of source; not how keys are derived or used."""
 
-import os
 from collections.abc import Mapping
 
+from alphapulse_encryption import secrecy
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.keysources.base import KeySource, MasterKeyNotFound
@@ -35,7 +35,7 @@ def load_key_ring(environ: Mapping[str, str] | None = None) -> KeyRing:
             that does not answer or does not allow reading a key, also one of a version's own: another key is
             never taken in its place. The message names the source and never quotes a key.
     """
-    environ = os.environ if environ is None else environ
+    environ = secrecy.with_keys() if environ is None else environ
     source = _key_source(environ)
     current = _version(environ.get(KEY_VERSION_VARIABLE) or "1")
     if current is None:

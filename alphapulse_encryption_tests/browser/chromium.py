@@ -74,18 +74,19 @@ def _major_version(program: str) -> str | None:
 
 
 @contextlib.contextmanager
-def open_browser(programs: Programs, width: int, height: int) -> Iterator[webdriver.Chrome]:
+def open_browser(programs: Programs, width: int, height: int, *more: str) -> Iterator[webdriver.Chrome]:
     """A browser of its own, with an empty profile, closed afterwards.
 
     Args:
         programs: what :func:`find_programs` found.
         width: of the page, in pixels.
         height: of the page, in pixels.
+        more: arguments of the browser.
     """
     with tempfile.TemporaryDirectory(prefix="alphapulse-browser-", ignore_cleanup_errors=True) as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = programs.browser
-        for argument in (*_ARGUMENTS, f"--user-data-dir={profile}"):
+        for argument in (*_ARGUMENTS, *more, f"--user-data-dir={profile}"):
             options.add_argument(argument)
         # Dagster shows times in the browser's time zone.
         service = Service(programs.driver, env={**os.environ, "TZ": "UTC"})

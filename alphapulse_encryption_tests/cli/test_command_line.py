@@ -205,6 +205,8 @@ def test_flags_together_then_switch_drop_and_restore(theirs: Place) -> None:
     ]
     assert 0 < mails < birthdays == people
 
+    # One log-in does both here.
+    theirs.succeeds("--set", "two_person_rule=names")
     approve = ("--approve-drop", "--table", table, *APPROVAL, "--confirmation")
     early = theirs.fails(1, *approve, table)
     assert "✗" in early.stdout and "Switch it first" in early.stdout

@@ -84,13 +84,13 @@ def findings(modules: dict[str, ast.Module], within: str, *, besides: str = "ok"
                 yield Message(text, f"{name}:{node.lineno}", "Finding")
 
 
-def reasons_to_wait(modules: dict[str, ast.Module]) -> Iterator[Message]:
-    """Why a backfill holds back."""
+def carried_by(kind: str, modules: dict[str, ast.Module], place: int = 0) -> Iterator[Message]:
+    """The texts that a class carries, at that place of its arguments."""
     for name, module in modules.items():
         for node in ast.walk(module):
-            if isinstance(node, ast.Call) and _name(node.func) == "Stop" and node.args:
-                for text in _texts(node.args[0], module, modules):
-                    yield Message(text, f"{name}:{node.lineno}", "Stop")
+            if isinstance(node, ast.Call) and _name(node.func) == kind and node.args:
+                for text in _texts(node.args[place], module, modules):
+                    yield Message(text, f"{name}:{node.lineno}", kind)
 
 
 def reasons(modules: dict[str, ast.Module], name: str) -> Iterator[Message]:

@@ -84,7 +84,11 @@ def there(
 def walked(there: Place, tmp_path_factory: pytest.TempPathFactory) -> Walk:
     """The walk, looked at by other means at the end of each page."""
     url, restored = there.url, there.postgres.url("restored")
+    with psycopg.connect(there.postgres.url("postgres"), autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS approver")
+        connection.execute("CREATE ROLE approver LOGIN SUPERUSER")
     addresses = {
+        "postgresql://approver@db.example.com/alphapulse": url.replace("//postgres@", "//approver@", 1),
         "postgresql://migrator@db.example.com/alphapulse": url,
         "postgresql://migrator@new.example.com/restored": restored,
     }

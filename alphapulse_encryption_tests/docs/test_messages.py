@@ -43,6 +43,7 @@ def refusals() -> list[Message]:
         *messages.reasons(modules(), "migration/rows/verify.py"),
         *messages.reasons(modules(), "migration/schema/dependants.py"),
         *messages.yielded(modules(), "migration/schema/contents.py"),
+        *messages.carried_by("Refusal", modules(), 1),
         *(m for m in messages.returned(modules(), "crypto/keys.py") if not m.text.startswith("KeyRing")),
     ]
 
@@ -52,7 +53,8 @@ def alerts() -> list[Message]:
         *messages.findings(modules(), "migration/insight/drift.py"),
         *messages.findings(modules(), "migration/insight/overdue.py"),
         *messages.findings(modules(), "defs/alerts/"),
-        *messages.reasons_to_wait(modules()),
+        # Why a backfill holds back.
+        *messages.carried_by("Stop", modules()),
         *messages.returned(modules(), "crypto/usage.py"),
     ]
 

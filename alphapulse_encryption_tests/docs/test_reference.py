@@ -14,6 +14,8 @@ _VARIABLE = re.compile(r"\b(?:ALPHAPULSE|VAULT|DAGSTER)_[A-Z0-9_]*[A-Z0-9]")
 # Words of the code that look like variables.
 _OTHERS = {
     *("ALPHAPULSE_ENCRYPTION", "DAGSTER_CONFIG_YAML_FILENAME", "DAGSTER_DATABASE"),
+    # Between a process that keeps keys and those that it starts.
+    "ALPHAPULSE_ENCRYPTION_KEYS_KEPT_AT",
     # Dagster's own, between it and the runs that it starts.
     *("DAGSTER_CLI_API_GRPC_CONTAINER_CONTEXT", "DAGSTER_CONTAINER_CONTEXT", "DAGSTER_CURRENT_IMAGE"),
 }

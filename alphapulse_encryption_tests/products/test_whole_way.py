@@ -211,7 +211,7 @@ def test_a_product_comes_back_as_it_was(
     for table in dropped:
         ada = way.target(way.approves)
         approve_drop(ada, table, approver="Ada", reason="it serves", confirmation=table.key)
-        drop_plaintext(way.target(way.operator), table, operator="Grace")
+        drop_plaintext(way.target(way.operator), table, operator="Grace", default_rule="names")
     way.write("ciphertext")
     assert way.opened() == way.wanted()
     way.tell_what_is_broken(told)

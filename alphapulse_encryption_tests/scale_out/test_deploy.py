@@ -26,6 +26,8 @@ from dagster_postgres import PostgresRunStorage
 from kubernetes.client import models
 
 from alphapulse_encryption.defs.resources.instance import packaged_file
+from alphapulse_encryption.ui import server
+from alphapulse_encryption.ui.gate import Rules
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -291,7 +293,8 @@ def test_the_operators_pod(values: dict[str, Any]) -> None:
     (container,) = pod.spec.containers
     image = values["runLauncher"]["config"]["k8sRunLauncher"]["image"]
     assert container.image == f"{image['repository']}:{image['tag']}"
-    assert pod.spec.service_account_name == values["global"]["serviceAccountName"]
+    runs = values["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"]["podSpecConfig"]
+    assert pod.spec.service_account_name == runs["serviceAccountName"]
     assert {mount.name for mount in container.volume_mounts} == {volume.name for volume in pod.spec.volumes}
     environment = {entry.name: entry.value for entry in container.env}
     assert environment["DAGSTER_CURRENT_IMAGE"] == container.image
@@ -301,6 +304,49 @@ def test_the_operators_pod(values: dict[str, Any]) -> None:
         assert environment[name] == text
         assert values["dagster-user-deployments"]["deployments"][0]["env"][name] == text
     assert pod.spec.security_context.run_as_non_root
+
+
+def test_what_serves_the_network_has_neither_the_target_nor_the_identity_that_reads_the_key(
+    values: dict[str, Any],
+) -> None:
+    for name in ("dagsterWebserver", "dagsterDaemon"):
+        assert not {"envSecrets", "envConfigMaps"} & values[name].keys()
+    runs = values["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"]["podSpecConfig"]
+    (account,) = documents("service-account.yaml")
+    named = model(models.V1ServiceAccount, account).metadata.name
+    assert named == runs["serviceAccountName"] != values["global"]["serviceAccountName"]
+    assert "annotations" not in values["serviceAccount"]
+
+
+def test_the_chart_starts_the_web_server_behind_its_gate(values: dict[str, Any]) -> None:
+    """By the image's own `dagster-webserver`, with the options of the chart's template."""
+    (script,) = [text for name, text in instructions() if name == "RUN" and "dagster-webserver" in text]
+    made = subprocess.run(
+        ["sh", "-c", script.partition("> ")[0]], capture_output=True, text=True, check=True
+    ).stdout
+    compile(made, "dagster-webserver", "exec")
+    assert made.startswith("#!/opt/alphapulse/bin/python\n") and "ui.server import main" in made
+    assert script.partition("> ")[2].split()[0] == "/opt/alphapulse/bin/dagster-webserver"
+    command = (
+        "-h 0.0.0.0 -p 80 -w /dagster-workspace/workspace.yaml --db-statement-timeout 1 --db-pool-recycle 2 "
+        "--db-pool-max-overflow 3 --path-prefix /dagster --log-level info --read-only"
+    )
+    options = server.build_parser().parse_args(command.split())
+    assert (options.host, options.port, options.workspace) == (
+        "0.0.0.0",
+        80,
+        ["/dagster-workspace/workspace.yaml"],
+    )
+    assert (options.path_prefix, options.read_only, options.log_level) == ("/dagster", True, "info")
+    assert (options.db_statement_timeout, options.db_pool_recycle, options.db_pool_max_overflow) == (1, 2, 3)
+    # The probe asks under a name that is let in.
+    probe = model(models.V1Probe, values["dagsterWebserver"]["readinessProbe"])
+    (header,) = probe.http_get.http_headers
+    assert header.name == "Host" and Rules().knows(header.value)
+    assert (
+        probe.http_get.path == "/server_info"
+        and probe.http_get.port == values["dagsterWebserver"]["service"]["port"]
+    )
 
 
 def test_network_policies() -> None:
@@ -323,7 +369,7 @@ def test_secrets_are_named_and_never_there(values: dict[str, Any]) -> None:
     used = {
         values["global"]["postgresqlSecretName"],
         *(s["name"] for s in values["runLauncher"]["config"]["k8sRunLauncher"]["envSecrets"]),
-        *(s["name"] for s in values["dagsterDaemon"]["envSecrets"]),
+        *(s["name"] for s in values["dagster-user-deployments"]["deployments"][0]["envSecrets"]),
     }
     external = documents("external-secret.yaml")
     assert {found["spec"]["target"]["name"] for found in external} == used

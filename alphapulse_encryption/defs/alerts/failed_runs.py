@@ -85,7 +85,7 @@ def _describe(instance: dg.DagsterInstance, run_id: str, ours: Set[str], catalog
         "ended outside of its steps; its page in Dagster's UI says how."
     ]
     parts.append(f"To do: {_remedy(run.job_name, steps, tables)}")
-    base = settings.Alerts().ui_url
+    base = settings.Ui().url
     if base is not None:
         parts.append(f"{base}/runs/{run_id}")
     return " ".join(parts)

@@ -122,7 +122,8 @@ def _alert(name: str, about: str, seconds: int, look: Look, description: str) ->
         ledger.only(channel.name for channel in channels)
         ledger.looked(findings, now, blind=blind)
         said = settings.Alerts()
-        link = f"{said.ui_url}/automation" if said.ui_url else None
+        ui = settings.Ui().url
+        link = f"{ui}/automation" if ui else None
         news = {channel: ledger.news(channel.name, now, said.remind_after) for channel in channels}
         results = deliver([(c, written(new, said.label, about, link)) for c, new in news.items() if new])
         for channel, new in news.items():

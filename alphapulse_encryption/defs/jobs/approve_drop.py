@@ -8,7 +8,9 @@ from pydantic import Field
 
 from alphapulse_encryption.defs.jobs.single_op import op_job
 from alphapulse_encryption.defs.resources.effects import REPORT, NoConfig, On
+from alphapulse_encryption.defs.resources.processes import OWN_RUNS
 from alphapulse_encryption.defs.resources.reporting import as_table
+from alphapulse_encryption.defs.resources.target import default_rule
 from alphapulse_encryption.migration.bookkeeping.approvals import list_approvals
 from alphapulse_encryption.migration.gates import approvals
 from alphapulse_encryption.migration.gates.approvals import LONGEST_VALID_FOR, VALID_FOR
@@ -56,6 +58,8 @@ def _approve(on: On[ApprovalConfig]) -> dict[str, Any]:
         reason=config.reason,
         confirmation=config.confirmation,
         valid_for=timedelta(hours=config.valid_hours),
+        default_rule=default_rule(),
+        for_another=on.context.run_id not in OWN_RUNS,
     )
     on.log(str(approval))
     expires_at = approval.expires_at.isoformat()
@@ -109,8 +113,9 @@ def build() -> list[dg.JobDefinition]:
             _approve,
             "**Step 8, first half: a person, on purpose.** Refuses unless the table is switched to ciphertext, "
             "verified since, and backed up. The approval holds for exactly what is there now, expires, and is used "
-            "once; where the two-person rule holds, by somebody else. The `confirmation` is the name of the table once "
-            "more; without it the job only says what would be dropped.",
+            "once; where the two-person rule holds, by somebody else. Where it holds for database roles, which it does "
+            "outside the sample, approve at a terminal, over a role of your own. The `confirmation` is the name of the "
+            "table once more; without it the job only says what would be dropped.",
         ),
         op_job(
             "revoke",

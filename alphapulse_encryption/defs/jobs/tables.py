@@ -9,8 +9,8 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.defs.assets import by_table
 from alphapulse_encryption.defs.jobs.single_op import TablesConfig, table_job
 from alphapulse_encryption.defs.resources.effects import Effect, On
-from alphapulse_encryption.defs.resources.environment import uses_sample
 from alphapulse_encryption.defs.resources.reporting import counted
+from alphapulse_encryption.defs.resources.target import default_rule
 from alphapulse_encryption.defs.resources.workers import told
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.gates.preflight import readable_size
@@ -69,7 +69,7 @@ def _drop(on: On[DropConfig], table: Table) -> Effect:
         on.target,
         table,
         operator=on.config.operator,
-        default_rule="off" if uses_sample() else "names",
+        default_rule=default_rule(),
     )
     dropped = f"✓ Dropped the unencrypted columns: {table.key}"
     if result.what is None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from alphapulse_encryption import settings
+from alphapulse_encryption import secrecy, settings
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.gates.offsite import Bucket
 from alphapulse_encryption.migration.postgres import programs
@@ -46,10 +45,11 @@ def target_exists() -> bool:
 
 def key_environment() -> Mapping[str, str]:
     """The variables that the key source reads: with the sample's own key, for the embedded database alone."""
+    environ = secrecy.with_keys()
     sample_key = read_sample_key() if uses_sample() else None
-    if sample_key is None or _MASTER_KEY in os.environ or (os.environ.get(_KEY_SOURCE) or "env") != "env":
-        return os.environ
-    return {**os.environ, _MASTER_KEY: sample_key}
+    if sample_key is None or _MASTER_KEY in environ or (environ.get(_KEY_SOURCE) or "env") != "env":
+        return environ
+    return {**environ, _MASTER_KEY: sample_key}
 
 
 def client_programs() -> list[Path]:

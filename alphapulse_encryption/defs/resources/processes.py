@@ -9,6 +9,9 @@ import psutil
 # Marks the runs that a command executes itself. Tags of this prefix are not shown in lists of runs.
 PROCESS_TAG = ".dagster/alphapulse_encryption_process"
 
+# Runs that this process has launched as a command and executes: a tag could be set by anybody who launches a run.
+OWN_RUNS: set[str] = set()
+
 
 def this_process() -> str:
     """The name of this process: machine, number and start."""

@@ -10,11 +10,17 @@ from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Catalogue, load_catalogue
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.defs.resources.environment import key_environment, target_database
+from alphapulse_encryption.defs.resources.environment import key_environment, target_database, uses_sample
 from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
+from alphapulse_encryption.migration.gates.approvals import TwoPersonRule
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.target import Target
+
+
+def default_rule() -> TwoPersonRule:
+    """The two-person rule where the settings have none: the sample is for one person to walk through."""
+    return "off" if uses_sample() else "roles"
 
 
 class TargetResource(dg.ConfigurableResource):  # type: ignore[type-arg]

@@ -63,7 +63,7 @@ class Limits(BaseModel):
     two_person_rule: Literal["default", "off", "names", "roles"] = Field(
         default="default",
         description="who may drop: somebody of another name than the approver (names), over another database role as "
-        "well (roles), or anybody (off); default is names, and off for the sample",
+        "well (roles), or anybody (off); default is roles, and off for the sample",
     )
     drop_verification_seconds: float = Field(
         default=300,

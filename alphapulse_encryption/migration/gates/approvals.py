@@ -46,12 +46,16 @@ def approve_drop(
     reason: str,
     confirmation: str,
     valid_for: timedelta = VALID_FOR,
+    default_rule: TwoPersonRule = "roles",
+    for_another: bool = False,
 ) -> Approval:
     """Record a person's consent to dropping a table's plaintext columns.
 
     Args:
         approver: the person's name.
         confirmation: the table's key, typed by them.
+        default_rule: the two-person rule, where the settings in the database have none.
+        for_another: this process does what it is asked, and its database role is not the person's.
 
     Raises:
         RefusedError: confirmation, name or reason missing; not verified, or rows left out by it; authority not
@@ -80,6 +84,13 @@ def approve_drop(
         check_key(connection, target.keys)
         # What keeps approvals as they were given is a trigger.
         ensure_bookkeeping(connection)
+        if for_another and two_person_rule(connection, default_rule) == "roles":
+            role = answer(connection, "SELECT session_user::text")
+            raise RefusedError(
+                f"The two-person rule holds for database roles, and this run uses {role}, the role of all runs: "
+                "whoever reaches the UI could approve over it. Approve at a terminal, with ALPHAPULSE_DATABASE_URL for "
+                f"a role of your own (--approve-drop --table {table.key}); nothing was approved."
+            )
         definition, verification = refuse_unless_droppable(connection, table, target.keys)
         backup = latest_backup(connection, table)
         if backup is None:

@@ -64,7 +64,7 @@ class DropResult:
 
 
 def drop_plaintext(
-    target: Target, table: Table, *, operator: str = "", default_rule: TwoPersonRule = "names"
+    target: Target, table: Table, *, operator: str = "", default_rule: TwoPersonRule = "roles"
 ) -> DropResult:
     """Drop the table's plaintext columns.
 

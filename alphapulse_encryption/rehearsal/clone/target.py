@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import cached_property
 
+from alphapulse_encryption import secrecy
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.defs.resources.environment import key_environment
@@ -45,7 +45,7 @@ class RehearsalTarget(TargetResource):
     @property
     def environment(self) -> Mapping[str, str]:
         """The variables that the key source reads; the sample's own key opens nothing but the sample."""
-        return key_environment() if is_sample() else os.environ
+        return key_environment() if is_sample() else secrecy.with_keys()
 
     @cached_property
     def key_ring(self) -> KeyRing:

@@ -27,6 +27,7 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from alphapulse_encryption import secrecy
 from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.errors import MigrationError
 from alphapulse_encryption.migration.bookkeeping.tables import states
@@ -393,6 +394,7 @@ def main() -> None:
                     os.environ.pop(name, None)
                 environment = order["environment"]
                 os.environ.update(environment)
+                secrecy.keep_keys()
                 reset_ciphers()
             if (which := _which(order)) != database:
                 database, books = which, {}

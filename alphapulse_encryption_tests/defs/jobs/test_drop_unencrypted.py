@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import cast
 
 import dagster as dg
+import psycopg
 import pytest
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
+from alphapulse_encryption.migration.bookkeeping.limits import change_limits
+from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
-from alphapulse_encryption_tests.migration import walk
+from alphapulse_encryption_tests.migration import support, walk
 from alphapulse_encryption_tests.place import Place, place
 
 USERS = walk.CATALOGUE.table("users")
@@ -66,11 +69,41 @@ def columns(url: str) -> set[str]:
     }
 
 
+def test_nobody_approves_over_the_role_of_the_runs(sample: Place) -> None:
+    """As the UI does: by two typed names, with whatever tags; only a command's own run is its person's."""
+    url = sample.url
+    walk.switch(url, USERS)
+    walk.backup(url, (USERS,), sample.state / "backups", sample.postgres.bin_dir())
+    approval = {"table": "users", "approver": "Ada", "reason": "done", "confirmation": "users"}
+    with sample.instance() as instance:
+        told = problem(run(instance, "approve_drop", "approve", approval))
+        assert "postgres" in told and "--approve-drop --table users" in told
+    assert walk.value(url, "SELECT count(*) FROM alphapulse_encryption.approvals") == 0
+    with psycopg.connect(sample.postgres.url("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE ROLE ada_alone LOGIN SUPERUSER")
+    try:
+        answers = ("--approver", "Ada", "--reason", "done", "--confirmation", "users")
+        ada = url.replace("//postgres@", "//ada_alone@", 1)
+        # The command gives it itself, also where workers execute runs, over a role of theirs: here there are none.
+        own = {"ALPHAPULSE_DATABASE_URL": ada, "ALPHAPULSE_RUN_LAUNCHER": "celery"}
+        sample.succeeds("--approve-drop", "--table", "users", *answers, **own)
+        drop = ("--drop-unencrypted", "--confirm", "--table", "users", "--operator", "Grace")
+        same = sample.fails(1, *drop, ALPHAPULSE_DATABASE_URL=ada)
+        assert "role ada_alone" in same.stdout
+        assert "email" in columns(url)
+        sample.succeeds(*drop)
+        assert "email" not in columns(url)
+    finally:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("DROP OWNED BY ada_alone; DROP ROLE ada_alone")
+
+
 def test_an_approval_is_used_once(sample: Place) -> None:
     url = sample.url
     before = walk.value(url, CHECKSUM)
     walk.switch(url, USERS)
     walk.backup(url, (USERS,), sample.state / "backups", sample.postgres.bin_dir())
+    change_limits(Database(url), {"two_person_rule": "names"}, support.ACTOR)
     tables = {"tables": ["users"]}
     drop = {**tables, "operator": "Grace"}
     approval = {"table": "users", "approver": "Ada", "reason": "done"}

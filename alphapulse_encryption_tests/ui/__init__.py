@@ -1,0 +1,1 @@
+"""Dagster's UI: what reaches it, and what its processes are given."""
