@@ -118,20 +118,21 @@ def find_fonts() -> None:
         )
 
 
-def private_directory(path: Path) -> Path:
+def private_directory(path: Path, *, passable: bool = False) -> Path:
     """Make a directory that nobody else can look into; of one that is there, take that away from others.
 
     Args:
         path: whose name is ours. One that an operator names may be anything, as /tmp.
+        passable: whether another account may go on passing through, as the embedded server's of a superuser does.
 
     Raises:
         OSError: it cannot be made.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.stat()
-    # The embedded server's own account, of a superuser, has to pass through it.
-    if found.st_uid == os.geteuid() and found.st_mode & 0o076:
-        path.chmod(stat.S_IMODE(found.st_mode) & 0o701)
+    wanted = stat.S_IMODE(found.st_mode) & (0o711 if passable else 0o700)
+    if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != wanted:
+        path.chmod(wanted)
     return path
 
 

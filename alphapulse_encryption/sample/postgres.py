@@ -163,7 +163,7 @@ class EmbeddedPostgres:
         with self._locked():
             if self._holds_lease() and self.is_running():
                 return
-            secrecy.private_directory(self._home)
+            secrecy.private_directory(self._home, passable=True)
             with self._flock("start.lock", fcntl.LOCK_EX):
                 if not self._holds_lease():
                     self._take_lease()

@@ -34,7 +34,7 @@ def prepare_dagster_home() -> Path:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
         else:
             if settings.TargetVariables().state_dir is None:
-                secrecy.private_directory(settings.state_dir())
+                secrecy.private_directory(settings.state_dir(), passable=True)
             secrecy.private_directory(home)
         target = home / _FILE
         wanted = packaged_file(configuration).read_bytes()
