@@ -19,6 +19,7 @@ ELSEWHERE = {
     "defs/alerts/delivery.py",
     "defs/assets/by_table.py",
     "defs/jobs/single_op.py",
+    "defs/jobs/validation.py",
     "migration/gates/beginning.py",
     "migration/schema/definition.py",
     "orm/types.py",
