@@ -43,6 +43,7 @@ def refusals() -> list[Message]:
         *messages.findings(modules(), "migration/gates/surroundings.py"),
         *messages.reasons(modules(), "migration/rows/verify.py"),
         *messages.reasons(modules(), "migration/schema/dependants.py"),
+        *messages.yielded(modules(), "migration/rows/problems.py"),
         *messages.yielded(modules(), "migration/schema/contents.py"),
         *(m for m in messages.returned(modules(), "crypto/keys.py") if not m.text.startswith("KeyRing")),
     ]

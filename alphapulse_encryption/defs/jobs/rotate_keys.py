@@ -20,8 +20,9 @@ from alphapulse_encryption.errors import MigrationError, RefusedError, TablesFai
 from alphapulse_encryption.migration.bookkeeping.keys import key_versions
 from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.rows.engine import RangeResult
+from alphapulse_encryption.migration.rows.problems import Problem
 from alphapulse_encryption.migration.rows.rotate import rotate_range
-from alphapulse_encryption.migration.rows.verify import Problem, count_rows
+from alphapulse_encryption.migration.rows.verify import count_rows, verify_table
 from alphapulse_encryption.migration.steps.versions import begin_rotation, retire_versions
 
 JOB, BEGIN = "rotate_keys", "begin"
@@ -120,6 +121,8 @@ def verify(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -
                 wrong += [f"{table.key}.{fault}" for fault in faults]
             count_rows(target.by(actor(context)), table)
             if wrong:
+                with target.database.session("sum up the verification") as connection:
+                    wrong += verify_table(connection, table, target.key_ring).advice
                 raise RefusedError(
                     "Not verified after the rotation:\n" + "\n".join(f"- {line}" for line in wrong)
                 )
