@@ -1,5 +1,7 @@
 """The errors an operator may see. Their messages are written to be shown: never a value, a key or a DSN."""
 
+from collections.abc import Mapping
+
 from alphapulse_encryption.visible import visible
 
 
@@ -23,6 +25,19 @@ class ConfigurationError(MigrationError):
 
 class RefusedError(MigrationError):
     """The step would not be safe now; nothing was changed (exit status 1)."""
+
+
+class TablesFailed(MigrationError):
+    """A step did not succeed for some tables, and did for the others.
+
+    Args:
+        told: the end of the message, behind what is wrong with each table.
+        failed: that, by the table's name.
+    """
+
+    def __init__(self, told: str, failed: Mapping[str, str]) -> None:
+        super().__init__("\n".join((*failed.values(), told)).rstrip())
+        self.failed = failed
 
 
 class KeyExhausted(RefusedError):

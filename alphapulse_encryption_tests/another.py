@@ -102,7 +102,7 @@ def plaintexts(url: str, table: str) -> list[tuple[Any, ...]]:
         return connection.execute(query).fetchall()
 
 
-def decrypted(url: str, table: str) -> list[tuple[Any, ...]]:
+def decrypted(url: str, table: str, version: int = 1) -> list[tuple[Any, ...]]:
     """The same from the ciphertext alone, decrypted without the package; envelopes and tokens are checked."""
     schema, name, key, columns = TABLES[table]
     wanted: list[Composable] = [SQL("{}::text").format(Identifier(c)) for c in key]
@@ -114,7 +114,7 @@ def decrypted(url: str, table: str) -> list[tuple[Any, ...]]:
     )
     with psycopg.connect(url) as connection:
         rows = connection.execute(query).fetchall()
-    keys = {context: independent.derive(MASTER_KEY, context, 1) for context, _ in columns.values()}
+    keys = {context: independent.derive(MASTER_KEY, context, version) for context, _ in columns.values()}
     result = []
     for row in rows:
         values: list[Any] = list(row[: len(key)])
@@ -126,7 +126,7 @@ def decrypted(url: str, table: str) -> list[tuple[Any, ...]]:
                 values.append(None)
                 continue
             members = json.loads(envelope)
-            assert (members["key_version"], members["context"]) == (1, context)
+            assert (members["key_version"], members["context"]) == (version, context)
             value = independent.open_envelope(keys[context], envelope)
             assert token == (independent.token(keys[context], value) if searchable else None)
             values.append(value)

@@ -9,6 +9,7 @@ from typing import Any, Self
 import dagster as dg
 
 from alphapulse_encryption.defs.resources import tags
+from alphapulse_encryption.defs.resources.reporting import TABLES_FAILED
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Outcome:
 
     Args:
         interrupted: whether a signal, or somebody in the UI, stopped it here.
-        failed: the tables of runs that failed, each with the first of its problems.
+        failed: the tables of runs that failed, or that a run says it failed for, each with its first problem.
     """
 
     run_id: str
@@ -36,6 +37,7 @@ class Outcome:
         partitions: dict[str, Mapping[str, Any]] = {}
         output: dict[str, Any] = {}
         problems: list[str] = []
+        failed: dict[str, str] = {}
         interrupted = False
         for event in events:
             if event.is_step_materialization:
@@ -45,10 +47,14 @@ class Outcome:
                 output |= _values(event.step_output_data.metadata)
             elif event.is_step_failure:
                 failure = event.step_failure_data
-                told = failure.user_failure_data and failure.user_failure_data.description
-                problems.append(told or "The step failed; its run in the UI says where.")
+                user = failure.user_failure_data
+                problems.append(
+                    (user and user.description) or "The step failed; its run in the UI says where."
+                )
+                failed |= _values(user.metadata if user else {}).get(TABLES_FAILED, {})
                 interrupted |= failure.error is not None and "Interrupt" in (failure.error.cls_name or "")
-        failed = {} if succeeded or table is None else {table: "; ".join(problems[:1])}
+        if not succeeded and table is not None:
+            failed = {table: "; ".join(problems[:1])}
         return cls(run_id, succeeded, tuple(problems), partitions, interrupted, output, failed)
 
     @classmethod

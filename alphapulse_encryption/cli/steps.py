@@ -216,8 +216,8 @@ def _tell_unverified(results: Sequence[TableVerification], looked: Outcome) -> N
         _show(f"✗ {line}")
     if len(offenders) > SHOWN_OFFENDERS:
         _show(f"  … and {len(offenders) - SHOWN_OFFENDERS} more, in alphapulse_encryption.verifications")
-    if any(offender.problem != "pending" for result in results for offender in result.offenders):
-        _show("  While plaintext is right, --repair-mismatched --migrate-data encrypts such values again.")
+    for line in (line for result in results for line in result.advice):
+        _show(f"  {line}")
     if not reasons:
         _complain(looked)
 

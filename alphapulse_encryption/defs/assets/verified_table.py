@@ -21,6 +21,7 @@ from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.bookkeeping.verifications import FRESH_FOR, MOST_TRANSACTIONS
 from alphapulse_encryption.migration.postgres.database import Actor
 from alphapulse_encryption.migration.rows import verify
+from alphapulse_encryption.migration.rows.problems import Problem
 from alphapulse_encryption.migration.rows.verify import TableVerification
 
 NAME = "verified_table"
@@ -30,7 +31,7 @@ Yielded = dg.AssetCheckResult | dg.MaterializeResult[Any]
 class _Check(NamedTuple):
     name: str
     description: str
-    kinds: tuple[verify.Problem, ...] = ()
+    kinds: tuple[Problem, ...] = ()
     passes: Callable[[TableVerification], bool] = lambda _: True
 
 
@@ -135,6 +136,7 @@ def refuse_unverified(results: Mapping[str, TableVerification], keys: Iterable[s
         elif not result.passed:
             refused += [f"{key}: {reason}" for reason in result.reasons]
             refused += [f"{key}.{offender}" for offender in result.offenders]
+            refused += result.advice
     if refused:
         raise RefusedError("Not verified:\n" + "\n".join(f"- {line}" for line in refused))
 

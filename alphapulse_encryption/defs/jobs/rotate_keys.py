@@ -5,9 +5,10 @@ from typing import Any
 
 import dagster as dg
 
+from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.defs.assets import by_range, verified_data
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL
-from alphapulse_encryption.defs.jobs.single_op import NEVER_AGAIN, AnyTablesConfig, named_tables
+from alphapulse_encryption.defs.jobs.single_op import NEVER_AGAIN, AnyTablesConfig, in_turn, named_tables
 from alphapulse_encryption.defs.resources.effects import REPORT
 from alphapulse_encryption.defs.resources.partitions import TablePart
 from alphapulse_encryption.defs.resources.pools import in_table_pools
@@ -15,12 +16,13 @@ from alphapulse_encryption.defs.resources.reporting import actor, counted, safel
 from alphapulse_encryption.defs.resources.schedules import cron
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.defs.resources.workers import PaceConfig, parts_of, work_through
-from alphapulse_encryption.errors import MigrationError, RefusedError
+from alphapulse_encryption.errors import MigrationError, RefusedError, TablesFailed
 from alphapulse_encryption.migration.bookkeeping.keys import key_versions
 from alphapulse_encryption.migration.bookkeeping.tables import table_state
 from alphapulse_encryption.migration.rows.engine import RangeResult
+from alphapulse_encryption.migration.rows.problems import Problem
 from alphapulse_encryption.migration.rows.rotate import rotate_range
-from alphapulse_encryption.migration.rows.verify import Problem, count_rows
+from alphapulse_encryption.migration.rows.verify import count_rows, verify_table
 from alphapulse_encryption.migration.steps.versions import begin_rotation, retire_versions
 
 JOB, BEGIN = "rotate_keys", "begin"
@@ -55,7 +57,8 @@ def begin(context: dg.OpExecutionContext, config: RotationConfig, target: Target
         version = begun.version if begun.changed else 0
         report = [f"✓ Key version {version} is current"] if version else []
         context.add_output_metadata({"version_begun": version, "tables": tables, f"{REPORT}_{BEGIN}": report})
-        return {**config.model_dump(), "tables": tables, "all": not config.tables, "changed": begun.changed}
+        told = {"tables": tables, "all": not config.tables, "changed": begun.changed, "failed": {}}
+        return {**config.model_dump(), **told}
 
 
 @dg.op(
@@ -75,14 +78,17 @@ def reencrypt(context: dg.OpExecutionContext, target: TargetResource, plan: Plan
             )
 
         config = PaceConfig(**{name: plan[name] for name in PaceConfig.model_fields})
-        parts = parts_of(target, plan["tables"])
-        with in_table_pools(context, plan["tables"]):
-            work_through(context, config, target, by_range.ROTATED, parts, rotate_range, done)
-        for table in plan["tables"]:
-            context.log.info(f"{table}: {counted(rows[table], 'row')} encrypted again")
+
+        def one(table: Table) -> None:
+            parts = parts_of(target, [table.key])
+            with in_table_pools(context, [table.key]):
+                work_through(context, config, target, by_range.ROTATED, parts, rotate_range, done)
+            context.log.info(f"{table.key}: {counted(rows[table.key], 'row')} encrypted again")
+
+        failed = in_turn(context, map(target.catalogue.table, plan["tables"]), one)
         report = [f"✓ Encrypted {table} again: {count:,} rows" for table, count in rows.items() if count]
         context.add_output_metadata({"rows_by_table": dict(rows), f"{REPORT}_reencrypt": report})
-        return {**plan, "changed": plan["changed"] or any(rows.values())}
+        return {**plan, "failed": failed, "changed": plan["changed"] or any(rows.values())}
 
 
 @dg.op(
@@ -97,29 +103,36 @@ def verify(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -
             context.log.info("Nothing was of an older key version")
             context.add_output_metadata({"tables_verified": []})
             return plan
-        wrong: list[str] = []
-        for part, outcome in verified_data.verified_parts(
-            actor(context), plan["workers"], target, parts_of(target, plan["tables"])
-        ):
-            if isinstance(outcome, MigrationError):
-                wrong.append(f"{part.partition}: {outcome.args[0]}")
-                continue
-            told = verified_data.describe(outcome)
-            context.log_event(
-                dg.AssetMaterialization(verified_data.NAME, partition=part.partition, metadata=told)
-            )
-            faults = (o for o in outcome.offenders if o.problem not in _OF_THE_BACKFILL)
-            wrong += [f"{part.table}.{fault}" for fault in faults]
-        for key in plan["tables"]:
-            count_rows(target.by(actor(context)), target.catalogue.table(key))
-        if wrong:
-            raise RefusedError(
-                "Not verified after the rotation:\n" + "\n".join(f"- {line}" for line in wrong)
-            )
-        tables = plan["tables"]
-        report = [f"✓ Verified {', '.join(tables)}"] if tables else []
-        context.add_output_metadata({"tables_verified": tables, f"{REPORT}_verify": report})
-        return plan
+        verified: list[str] = []
+
+        def one(table: Table) -> None:
+            wrong: list[str] = []
+            for part, outcome in verified_data.verified_parts(
+                actor(context), plan["workers"], target, parts_of(target, [table.key])
+            ):
+                if isinstance(outcome, MigrationError):
+                    wrong.append(f"{part.partition}: {outcome.args[0]}")
+                    continue
+                told = verified_data.describe(outcome)
+                context.log_event(
+                    dg.AssetMaterialization(verified_data.NAME, partition=part.partition, metadata=told)
+                )
+                faults = (o for o in outcome.offenders if o.problem not in _OF_THE_BACKFILL)
+                wrong += [f"{table.key}.{fault}" for fault in faults]
+            count_rows(target.by(actor(context)), table)
+            if wrong:
+                with target.database.session("sum up the verification") as connection:
+                    wrong += verify_table(connection, table, target.key_ring).advice
+                raise RefusedError(
+                    "Not verified after the rotation:\n" + "\n".join(f"- {line}" for line in wrong)
+                )
+            verified.append(table.key)
+
+        encrypted = [target.catalogue.table(key) for key in plan["tables"] if key not in plan["failed"]]
+        failed = plan["failed"] | in_turn(context, encrypted, one)
+        report = [f"✓ Verified {', '.join(verified)}"] if verified else []
+        context.add_output_metadata({"tables_verified": verified, f"{REPORT}_verify": report})
+        return {**plan, "failed": failed}
 
 
 @dg.op(
@@ -128,24 +141,26 @@ def verify(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -
 )
 def retire(context: dg.OpExecutionContext, target: TargetResource, plan: Plan) -> None:
     with safely():
+        if plan["failed"]:
+            raise TablesFailed("No key version is retired before that is corrected.", plan["failed"])
         found = retire_versions(target.by(actor(context)))
         report = [f"✓ Key version {version} is retired: no value of it is left" for version in found.retired]
         for line in report:
             context.log.info(line)
         for version in found.reinstated:
             context.log.warning(f"Key version {version} was retired, and values of it turned up again")
-        for line in found.describe():
+        for line in found.describe().values():
             context.log.warning(line)
         left = {count.table: str(count) for count in found.counts}
         for table, text in left.items():
             context.log.info(f"{table}: {text}")
         if found.remaining and plan["all"]:
-            raise RefusedError(
-                "\n".join(found.describe())
-                + "\nRun it again once no instance of the application writes that version any more, and once nothing "
-                "is pending."
+            raise TablesFailed(
+                "Run it again once no instance of the application writes that version any more, and once nothing "
+                "is pending.",
+                found.describe(),
             )
-        report += [f"! {line}" for line in found.describe()]
+        report += [f"! {line}" for line in found.describe().values()]
         context.add_output_metadata(
             {"versions_retired": list(found.retired), f"{REPORT}_retire": report, **left}
         )

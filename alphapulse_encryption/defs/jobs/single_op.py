@@ -11,9 +11,9 @@ from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.defs.assets.groups import TARGET_POOL
 from alphapulse_encryption.defs.resources.effects import REPORT, TABLES_CHANGED, Effect, On
-from alphapulse_encryption.defs.resources.reporting import safely
+from alphapulse_encryption.defs.resources.reporting import Context, safely
 from alphapulse_encryption.defs.resources.target import TargetResource
-from alphapulse_encryption.errors import ConfigurationError, MigrationError
+from alphapulse_encryption.errors import ConfigurationError, MigrationError, TablesFailed
 from alphapulse_encryption.migration.rows.engine import Stopped
 
 # Dagster starts a failed run again where it is told to; a destructive step never starts by itself.
@@ -96,30 +96,37 @@ def table_job(
     def each(on: On[T]) -> dict[str, Any]:
         report: list[str] = []
         changed: list[str] = []
-        failed: list[str] = []
         done: list[str] = []
         entries: dict[str, dict[str, Any]] = {}
-        for table in named_tables(on.catalogue, on.config.tables):
-            try:
-                effect = work(on, table)
-            except Stopped:
-                raise
-            except MigrationError as error:
-                on.context.log.error(f"{table.key}: {error.args[0]}")
-                failed.append(error.args[0])
-                continue
+
+        def one(table: Table) -> None:
+            effect = work(on, table)
             on.tell(effect)
             done.append(table.key)
-            changed += [table.key] if effect.changed else []
-            report += effect.lines if effect.changed else [f"Nothing to do: {table.key}"]
+            changed.extend([table.key] if effect.changed else [])
+            report.extend(effect.lines if effect.changed else [f"Nothing to do: {table.key}"])
             for name, value in effect.entries.items():
                 entries.setdefault(name, {})[table.key] = value
-        if failed:
-            others = f"Done for: {', '.join(done)}." if done else ""
-            raise MigrationError("\n".join(filter(None, (*failed, others))))
+
+        if failed := in_turn(on.context, named_tables(on.catalogue, on.config.tables), one):
+            raise TablesFailed(f"Done for: {', '.join(done)}." if done else "", failed)
         return {TABLES_CHANGED: changed, REPORT: report, **entries}
 
     return op_job(op, config, each, description)
+
+
+def in_turn(context: Context, tables: Iterable[Table], work: Callable[[Table], None]) -> dict[str, str]:
+    """Do work to one table after the other; where one fails, the others have their turn. Why, by the failed tables."""
+    failed: dict[str, str] = {}
+    for table in tables:
+        try:
+            work(table)
+        except Stopped:
+            raise
+        except MigrationError as error:
+            context.log.error(f"{table.key}: {error.args[0]}")
+            failed[table.key] = error.args[0]
+    return failed
 
 
 def named_tables(catalogue: Catalogue, names: Iterable[str]) -> list[Table]:

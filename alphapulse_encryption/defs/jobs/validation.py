@@ -10,10 +10,11 @@ import dagster as dg
 from pydantic import Field
 
 from alphapulse_encryption import settings
-from alphapulse_encryption.defs.jobs.single_op import AnyTablesConfig, named_tables, op_job
+from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.defs.jobs.single_op import AnyTablesConfig, in_turn, named_tables, op_job
 from alphapulse_encryption.defs.resources.effects import REPORT, On
 from alphapulse_encryption.defs.resources.reporting import as_table
-from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.errors import RefusedError, TablesFailed
 from alphapulse_encryption.migration.insight import query_benchmark
 from alphapulse_encryption.migration.insight.live_check import ColumnCheck, live_check
 from alphapulse_encryption.migration.insight.query_benchmark import QueryBenchmark, Timings
@@ -38,14 +39,20 @@ class BenchmarkConfig(AnyTablesConfig):
 
 def _check(on: On[AnyTablesConfig]) -> dict[str, Any]:
     checks: list[ColumnCheck] = []
-    for table in named_tables(on.catalogue, on.config.tables or on.catalogue.keys):
+
+    def one(table: Table) -> None:
         found = live_check(on.target, table)
-        for column in found:
-            on.log(_signed(column))
-        checks += found
+        lines = [_signed(column) for column in found]
+        for line in lines:
+            on.log(line)
+        if any(column.failed for column in found):
+            raise RefusedError("Encryption does not work as it has to:\n" + "\n".join(lines))
+        checks.extend(found)
+
+    failed = in_turn(on.context, named_tables(on.catalogue, on.config.tables or on.catalogue.keys), one)
     report = [_signed(found) for found in checks]
-    if any(found.failed for found in checks):
-        raise RefusedError("Encryption does not work as it has to:\n" + "\n".join(report))
+    if failed:
+        raise TablesFailed("\n".join(report), failed)
     records = [
         {"column": f"{found.table}.{found.column}", **asdict(look)}
         for found in checks
@@ -62,12 +69,17 @@ def _signed(found: ColumnCheck) -> str:
 
 def _benchmark(on: On[BenchmarkConfig]) -> dict[str, Any]:
     found: list[QueryBenchmark] = []
-    for table in named_tables(on.catalogue, on.config.tables or on.catalogue.keys):
+
+    def one(table: Table) -> None:
         measured = query_benchmark.benchmark_queries(on.target, table, repetitions=on.config.repetitions)
         for line in report_lines([measured]):
             on.log(line)
         found.append(measured)
+
+    failed = in_turn(on.context, named_tables(on.catalogue, on.config.tables or on.catalogue.keys), one)
     report = report_lines(found)
+    if failed:
+        raise TablesFailed("\n".join(report), failed)
     records = [_record(t) for m in found for t in m.timings]
     nothing = {"table": "", "question": "nothing to measure"}
     metadata: dict[str, Any] = {"times": as_table(records or [nothing])}

@@ -9,10 +9,12 @@ from typing import Any
 import dagster as dg
 
 from alphapulse_encryption import secrecy
-from alphapulse_encryption.errors import MigrationError
+from alphapulse_encryption.errors import MigrationError, TablesFailed
 from alphapulse_encryption.migration.postgres.database import Actor
 
 Context = dg.AssetExecutionContext | dg.OpExecutionContext
+# In the metadata of a failure: why, by table.
+TABLES_FAILED = "tables_failed"
 # What Dagster shows of an event, by name.
 MetadataEntry = dg.MetadataValue[Any] | str | float | dict[str, Any] | list[Any] | None
 
@@ -30,7 +32,8 @@ def safely() -> Iterator[None]:
         # As it was raised: not what led to it.
         raise failure from None
     except MigrationError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from None
+        failed = {TABLES_FAILED: dict(error.failed)} if isinstance(error, TablesFailed) else None
+        raise dg.Failure(description=str(error), metadata=failed, allow_retries=False) from None
     except Exception as error:
         where = "\n".join(f"- `{place}`" for place in secrecy.places(error.__traceback__))
         raise dg.Failure(

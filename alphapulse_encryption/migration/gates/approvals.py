@@ -165,8 +165,8 @@ def refuse_unless_droppable(
     verification = verify.verify_table(connection, table, keys)
     if not verification.passed:
         raise RefusedError(
-            f"Table {table.key} is not verified: {'; '.join(verification.reasons)}. Run the verification "
-            f"(--verify --table {table.key}); nothing was changed."
+            f"Table {table.key} is not verified: {'; '.join(verification.reasons)}. "
+            f"{' '.join(verification.advice)} Nothing was changed."
         )
     if depending := stops_of_the_drop(connection, definition):
         raise RefusedError(

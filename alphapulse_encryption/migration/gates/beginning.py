@@ -179,7 +179,7 @@ def _adopted(
             "warning",
             of,
             f"is to be adopted, and {found['other value']:,} {most} of {of}_encrypted hold another value than the "
-            "plaintext: --verify names them, and --repair-mismatched clears them.",
+            "plaintext: --verify names them, and says what to do.",
         )
     if found["other token"]:
         yield Checked(

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from psycopg.sql import Composed
 
-from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
@@ -21,16 +21,11 @@ from alphapulse_encryption.migration.rows.batches import Columns, key_at, texts
 from alphapulse_encryption.migration.rows.discard import Discard
 from alphapulse_encryption.migration.rows.engine import Progress, RangeResult, work_on_table
 from alphapulse_encryption.migration.rows.operation import Faults, Item, Written
-from alphapulse_encryption.migration.rows.verify import Offender, Problem, faults, sides_read
+from alphapulse_encryption.migration.rows.problems import Problem, cleared, is_repairable
+from alphapulse_encryption.migration.rows.verify import Offender, faults, sides_read
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.target import Target
-
-
-def cleared(column: Column) -> tuple[Problem, ...]:
-    """What of a column a repair clears: a pending value needs none, and of adopted tokens none is overwritten."""
-    found: tuple[Problem, ...] = ("mismatched", "undecryptable")
-    return found if column.adopt else (*found, "token_mismatched")
 
 
 @dataclass(frozen=True)
@@ -133,10 +128,10 @@ def repair_mismatched(
 
 
 def _require_plaintext(state: TableState, table: Table) -> None:
-    if not state.state.has_both_sides or state.authority != "plaintext":
+    if not is_repairable(state.state):
         raise RefusedError(
             f"The ciphertext of {table.key} is the right side: what it holds is in no other place, so none of it is "
-            "cleared. Nothing was changed."
+            f"cleared. What helps with each value is told by --verify --table {table.key}; nothing was changed."
         )
 
 

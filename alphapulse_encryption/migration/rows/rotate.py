@@ -2,7 +2,8 @@
 
 The same plaintext under a new IV, and its search token, in one UPDATE per row; plaintext columns are never read nor
 written, so it works before the switch, after it and after the drop. What is pending is the backfill's, and what is of
-the current version already is not written. Its progress is kept apart from the backfill's, by the version it leads to.
+the current version already is not written; nor is an adopted token that is not of our keys, because the application
+looks up by it. Its progress is kept apart from the backfill's, by the version it leads to.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Unpack
 
 import psycopg
+from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.text import encode_many
@@ -59,28 +61,52 @@ class Rotation(Operation):
 
     def cells(self, definition: TableDefinition) -> sql.Cells:
         ending, current = self.target.cipher.ending, self.target.keys.current_version
-        return sql.outdated_cells(
+        cells = sql.outdated_cells(
             definition, {c.context: ending(c.context, current) for c in self.table.columns}
         )
+        tokens = [
+            (outdated, SQL("{}::text").format(Identifier("t", column.search)))
+            for column, (outdated, _) in zip(definition.encrypted_columns, cells, strict=True)
+            if _has_tokens_of_others(column)
+        ]
+        return [*cells, *tokens]
 
     def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
         width = len(definition.key)
         arrays: list[Sequence[bytes | None]] = list(columns[: width + 1])
         ciphertexts: list[int] = []
         faults = Faults()
-        read = texts(columns[width + 1 :], errors="replace")
+        of_tokens = width + 1 + len(definition.encrypted_columns)
+        read, there = texts(columns[width + 1 : of_tokens], errors="replace"), iter(columns[of_tokens:])
         for column, envelopes in zip(definition.encrypted_columns, read, strict=True):
             self._leave_current(column, envelopes, faults)
             values = encode_many(faults.open(self.target.cipher, column, envelopes))
             ciphertexts.append(len(arrays))
             arrays.append(cipher.encrypt_many_utf8(values, column.context))
             if column.searchable:
-                arrays.append(search_tokens_many_utf8(self.target.keys, values, column.context))
+                adopted = next(there) if _has_tokens_of_others(column) else None
+                arrays.append(self._tokens(column, values, adopted))
         # Of rows that nothing is to be written of, all were unreadable, or spelt in another way but current.
         return faults.items(columns, arrays, width, ciphertexts)
 
     def changes(self, definition: TableDefinition) -> sql.Changes:
         return sql.new_sides(definition, definition.encrypted_columns)
+
+    def _tokens(
+        self, column: Column, values: Sequence[bytes | None], adopted: Sequence[bytes | None] | None
+    ) -> list[bytes | None]:
+        """The new tokens; none where one is adopted that is not of our keys."""
+        keys = self.target.keys
+        tokens = search_tokens_many_utf8(keys, values, column.context)
+        if adopted is None:
+            return tokens
+        ours = zip(
+            *(search_tokens_many_utf8(keys, values, column.context, v) for v in keys.versions), strict=True
+        )
+        return [
+            token if there is None or there in of_value else None
+            for token, there, of_value in zip(tokens, adopted, ours, strict=True)
+        ]
 
     def _leave_current(self, column: Column, envelopes: list[str | None], faults: Faults) -> None:
         """Take out what another program has spelt, where it is current or no envelope."""
@@ -114,3 +140,7 @@ class Rotation(Operation):
             "the same value is in another row already, written under the current key version: "
             f"{' and '.join(others)}"
         )
+
+
+def _has_tokens_of_others(column: Column) -> bool:
+    return column.adopt and column.searchable

@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Literal, get_args
 
 import psycopg
 from psycopg.sql import Composed
@@ -50,26 +49,12 @@ from alphapulse_encryption.migration.rows.batches import (
     texts,
 )
 from alphapulse_encryption.migration.rows.operation import open_each
+from alphapulse_encryption.migration.rows.problems import PROBLEMS, Problem, advice
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.guard import refuse_unguarded
 from alphapulse_encryption.migration.target import Target
 
-Problem = Literal[
-    # Plaintext without ciphertext or token.
-    "pending",
-    # The same, in a row that the backfill had to set aside.
-    "quarantined",
-    # Decrypted to something else, or there without its plaintext.
-    "mismatched",
-    # Not a readable envelope of this column.
-    "undecryptable",
-    # The search token is not that of the value, under the key version of its ciphertext.
-    "token_mismatched",
-    # Right, but of a key version that is retired, whose key may be gone tomorrow.
-    "retired_key",
-]
-PROBLEMS: tuple[Problem, ...] = get_args(Problem)
 # Decrypted and equal, or, where the ciphertext is right, decrypted; and NULL on both sides.
 KINDS = ("matching", "empty", *PROBLEMS)
 
@@ -129,6 +114,7 @@ class TableVerification:
             since.
         fresh: whether every result is recent enough to be relied on.
         reasons: why the table is not verified; empty where it is.
+        advice: what to do about that.
     """
 
     table: str
@@ -140,6 +126,7 @@ class TableVerification:
     missing_rows: int | None
     fresh: bool
     reasons: tuple[str, ...]
+    advice: tuple[str, ...]
 
     @property
     def passed(self) -> bool:
@@ -439,7 +426,7 @@ def verify_table(connection: Connection, table: Table, keys: KeyRing) -> TableVe
 
 def sum_up(connection: Connection, table: Table, key_check: str) -> TableVerification:
     """As :func:`verify_table`, for who has no key: the current one is told by its key-check value."""
-    require_state(connection, table)
+    state = require_state(connection, table).state
     definition = read_table(connection, table, plaintext=False)
     kept = kept_verifications(connection, table, definition.shape(), key_check)
     current = [found for found in kept if found.verified_at is not None and found.current]
@@ -482,4 +469,5 @@ def sum_up(connection: Connection, table: Table, key_check: str) -> TableVerific
         missing_rows=unreached,
         fresh=complete and not stale,
         reasons=tuple(reasons),
+        advice=tuple(advice(table, state, columns)) if reasons else (),
     )

@@ -256,8 +256,7 @@ def refuse_unguarded(connection: Connection, definition: TableDefinition, *, rev
         raise RefusedError(
             f"The guard triggers of {key} are {'; '.join(faults)}. The table was recreated, or somebody changed them, "
             f"and ciphertext may be older than its plaintext. Renew them and look for such values (--add-columns "
-            f"--verify --table {key}), then clear and encrypt them again (--repair-mismatched --migrate-data --verify "
-            f"--table {key}); nothing was changed."
+            f"--verify --table {key}), which says what to do about each; nothing was changed."
         )
     refuse_relatives(connection, definition)
     for name, rename in late_triggers(connection, definition):

@@ -78,8 +78,8 @@ def _refuse_unless_ready(connection: Connection, definition: TableDefinition, ke
     verification = verify.verify_table(connection, table, keys)
     if not verification.passed:
         raise RefusedError(
-            f"Table {table.key} is not verified: {'; '.join(verification.reasons)}. Run the backfill and the "
-            f"verification (--migrate-data --verify --table {table.key}); nothing was changed."
+            f"Table {table.key} is not verified: {'; '.join(verification.reasons)}. "
+            f"{' '.join(verification.advice)} Nothing was changed."
         )
     if answer(connection, sql.any_pending(definition)):
         raise RefusedError(

@@ -213,12 +213,17 @@ class Retirement:
     remaining: Mapping[int, Mapping[str, Found]]
     counts: tuple[TableVersions, ...]
 
-    def describe(self) -> tuple[str, ...]:
-        """One line for each version that could not be retired."""
-        return tuple(
-            f"Key version {version} is not retired: {', '.join(f'{table} {count}' for table, count in found.items())}"
-            for version, found in self.remaining.items()
-        )
+    def describe(self) -> dict[str, str]:
+        """By table, what it has of versions that could not be retired."""
+        return {
+            count.table: "; ".join(
+                f"Key version {version} is not retired: {count.table} {found[count.table]}"
+                for version, found in self.remaining.items()
+                if count.table in found
+            )
+            for count in self.counts
+            if any(count.table in found for found in self.remaining.values())
+        }
 
 
 def retire_versions(target: Target) -> Retirement:

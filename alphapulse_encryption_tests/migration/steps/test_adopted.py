@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from alphapulse_encryption.catalogue import Column
+from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.gates.preflight import check
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.repair import repair_mismatched
+from alphapulse_encryption.migration.rows.rotate import rotate_range
+from alphapulse_encryption.migration.rows.verify import verify_range
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
+from alphapulse_encryption.migration.steps.versions import begin_rotation
 from alphapulse_encryption_tests.crypto import independent
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import run
@@ -111,11 +117,44 @@ def test_another_token_is_told_and_stays(notes_url: str) -> None:
     support.backfill_all(notes_url, ENTRY)
     assert run(notes_url, KEPT) == before
     assert support.value(notes_url, "SELECT mail_search FROM notes WHERE id = 35") == "as well"
-    # As the message says.
+    # What a repair does not touch is not said to be repaired; and what is said helps.
+    (advised,) = found.advice
+    assert "--repair-mismatched" not in advised
+    (statement,) = re.findall(r"\((UPDATE .*?)…\)", advised)
     for row in (7, 35):
-        write(notes_url, row, None, None)
+        run(notes_url, f"{statement}id = {row}")
     support.backfill_all(notes_url, ENTRY)
     assert support.verify(notes_url, ENTRY).passed
+
+
+@pytest.mark.parametrize(
+    "second", [bytes(32), support.MASTER_KEY], ids=["its own master key", "one master key"]
+)
+def test_a_rotation_keeps_another_token(notes_url: str, second: bytes) -> None:
+    """It encrypts the value again, and replaces the tokens that are ours, of whatever version."""
+    write(notes_url, 7, support.seal("m7", "test_search"), "the application's own")
+    of_next = independent.token(independent.derive(second, "test_search", 2), "m8")
+    write(notes_url, 8, support.seal("m8", "test_search"), of_next)
+    support.encrypt(notes_url, ENTRY)
+    write(notes_url, 9, support.seal("m9", "test_search"), None)
+    keys = KeyRing({1: support.MASTER_KEY, 2: second}, 2)
+    begin_rotation(support.target(notes_url, keys=keys))
+    rotating = support.target(notes_url, keys=keys)
+    assert rotate_range(rotating, ENTRY, 0).rows == 100
+    # What is pending, because it has no token, is the backfill's.
+    rows = run(notes_url, "SELECT id, mail_encrypted, mail_search FROM notes WHERE id <> 9 ORDER BY id")
+    key = independent.derive(second, "test_search", 2)
+    assert [independent.open_envelope(key, envelope) for _, envelope, _ in rows] == [
+        f"m{i}" for i, *_ in rows
+    ]
+    tokens = {i: token for i, _, token in rows}
+    assert tokens.pop(7) == "the application's own"
+    assert tokens == {i: independent.token(key, f"m{i}") for i in tokens}
+    # Found after as before, and left alone again.
+    found = verify_range(rotating, ENTRY, 0).offenders
+    assert [(o.problem, o.key) for o in found] == [("token_mismatched", ("7",)), ("pending", ("9",))]
+    assert not repair_mismatched(rotating, ENTRY).changed
+    assert not rotate_range(rotating, ENTRY, 0).changed
 
 
 def test_a_repair_clears_another_value_and_keeps_its_token(notes_url: str) -> None:

@@ -229,7 +229,7 @@ def test_values_are_counted_by_version(begun_url: str) -> None:
 def test_a_version_is_retired_when_nothing_is_left_of_it(begun_url: str) -> None:
     first = retire(begun_url)
     assert (first.retired, first.remaining) == ((), {1: {"notes": Found(ROWS, ROWS + SECRETS)}})
-    assert first.describe() == ("Key version 1 is not retired: notes 114 values in 60 rows",)
+    assert first.describe() == {"notes": "Key version 1 is not retired: notes 114 values in 60 rows"}
     assert states(begun_url) == [(1, "readable"), (2, "current")]
     kept = support.value(
         begun_url, "SELECT found FROM alphapulse_encryption.key_versions WHERE key_version = 1"
