@@ -176,14 +176,15 @@ def check(
             if (
                 state is not None
                 and state.state.is_guarded
-                and (faults := guard_faults(connection, as_begun))
+                and (faults := guard_faults(connection, as_begun, state.authority))
             ):
                 about.append(
                     Checked(
                         "blocker",
                         table.key,
-                        f"its guard triggers are {'; '.join(faults)}. Ciphertext may be older than its plaintext: "
-                        "renew them with --add-columns, and look for such values with --verify.",
+                        f"its guard is not what this program makes ({'; '.join(faults)}). Ciphertext may be older than "
+                        f"its plaintext: renew the guard and look for such values (--add-columns --verify --table "
+                        f"{table.key}).",
                     )
                 )
             if state is None:
