@@ -183,24 +183,80 @@ _WORDING = (
     "SELECT set_config('search_path', 'pg_catalog', true), set_config('quote_all_identifiers', 'on', true), "
     "set_config('standard_conforming_strings', 'on', true)"
 )
-_FUNCTION_THERE = r"""
-SELECT split_part(pg_get_functiondef(p.oid), E'\nAS $function', 1), p.prosrc, pg_get_userbyid(p.proowner),
-       pg_has_role(p.proowner, c.relowner, 'MEMBER')
+# A function p, attributes included, that is what this program makes.
+_AS_MADE = SQL("""(p.prosrc = {} AND p.prokind = 'f' AND p.prorettype = 'trigger'::regtype AND NOT p.prosecdef
+   AND p.prolang = (SELECT oid FROM pg_language WHERE lanname = 'plpgsql')
+   AND p.proconfig IS NOT DISTINCT FROM ARRAY['search_path=pg_catalog'] AND p.provolatile = 'v'
+   AND NOT p.proleakproof AND NOT p.proisstrict AND p.proparallel = 'u' AND p.prosupport = 0)""")
+_FUNCTION_THERE = SQL("""
+SELECT {made}, pg_get_userbyid(p.proowner)::text, pg_has_role(p.proowner, c.relowner, 'MEMBER')
   FROM pg_proc p CROSS JOIN pg_class c
- WHERE p.proname = %s AND p.pronamespace = to_regnamespace('public') AND p.pronargs = 0 AND p.prokind = 'f'
-   AND c.oid = %s
-"""
+ WHERE p.proname = {name} AND p.pronamespace = to_regnamespace('public') AND p.pronargs = 0 AND c.oid = {table}
+""")
 _TRIGGERS_THERE = """
 SELECT tgrelid, tgname, pg_get_triggerdef(oid), tgenabled::text FROM pg_trigger
  WHERE tgrelid = ANY(%s) AND tgname ~ %s
 """
-_ATTRIBUTES = """CREATE OR REPLACE FUNCTION {}()
- RETURNS "trigger"
- LANGUAGE "plpgsql"
- SET "search_path" TO 'pg_catalog'"""
-
-
 _NAMED = 12
+
+
+def _function_there(connection: Connection, definition: TableDefinition) -> tuple[bool, str, bool] | None:
+    """Whether the function is what this program makes, whose it is, and whether they may change the table anyway."""
+    made, name = _AS_MADE.format(Literal(_body(definition))), Literal(guard_name(definition.table))
+    query = _FUNCTION_THERE.format(made=made, name=name, table=Literal(definition.oid))
+    return connection.execute(query).fetchone()
+
+
+# Of who may be trusted with any code under that name: whoever has the rights already, or all rights.
+_MADE_BY = SQL(
+    "(SELECT r.rolsuper OR r.rolname = {owner} FROM pg_proc p JOIN pg_roles r ON r.oid = p.proowner "
+    "WHERE p.oid = to_regprocedure({signature}))"
+)
+_TAKE_OVER = SQL("""DECLARE trusted boolean := {made_by}; BEGIN
+    ALTER FUNCTION {function}() OWNER TO {role};
+    IF NOT (trusted OR (SELECT {made} FROM pg_proc p WHERE p.oid = {signature}::regprocedure)) THEN
+        RAISE EXCEPTION USING MESSAGE = {message}, HINT = {hint};
+    END IF;
+END""")
+
+
+def take_over(connection: Connection, definition: TableDefinition, owner: str) -> Composed | None:
+    """What gives the function to a role, for a script: only as this program makes it, in the moment that it is run.
+
+    Returns:
+        None where there is none, or the table has no guard any more.
+
+    Raises:
+        RefusedError: it is another one, whose code would run with that role's rights.
+    """
+    found = _function_there(connection, definition) if definition.plaintext_columns else None
+    if found is None:
+        return None
+    function, key = _function(definition), definition.table.key
+    signature = Literal(f"{function.as_string(connection)}()")
+    made_by = _MADE_BY.format(owner=Literal(owner), signature=signature)
+    message = (
+        f"function {_named(definition)} is not what this program makes, and would get the rights of {owner}"
+    )
+    hint = (
+        f"If an earlier version of the program made it, renew it first (--add-columns --table {key}). Otherwise find "
+        f"out who made it, and drop it ({_drop_function(definition).as_string(connection)} CASCADE)."
+    )
+    if not (found[0] or answer(connection, SQL("SELECT {}").format(made_by))):
+        raise RefusedError(
+            f"The function {_named(definition)} is not what this program makes, and would get the rights of {owner}. "
+            f"{hint}"
+        )
+    text = _TAKE_OVER.format(
+        made_by=made_by,
+        function=function,
+        role=Identifier(owner),
+        made=_AS_MADE.format(Literal(_body(definition))),
+        signature=signature,
+        message=Literal(message),
+        hint=Literal(hint),
+    )
+    return SQL("DO {}").format(Literal(text.as_string(connection)))
 
 
 def guard_faults(connection: Connection, definition: TableDefinition, authority: Authority) -> list[str]:
@@ -213,17 +269,14 @@ def guard_faults(connection: Connection, definition: TableDefinition, authority:
     parts = {part.oid: part for part in read_parts(connection, definition.oid)}
     with connection.transaction(force_rollback=True):
         connection.execute(_WORDING)
-        function = connection.execute(
-            _FUNCTION_THERE, [guard_name(definition.table), definition.oid]
-        ).fetchone()
+        function = _function_there(connection, definition)
         found = connection.execute(_TRIGGERS_THERE, [list(parts), GUARDS]).fetchall()
     named, faults = f"function {_named(definition)}", []
     if function is None:
         faults.append(f"{named}: missing")
     else:
-        attributes, body, owner, trusted = function
-        made = _ATTRIBUTES.format(_function(definition).as_string(connection)), _body(definition)
-        if (attributes, body) != made:
+        made, owner, trusted = function
+        if not made:
             faults.append(f"{named}: another one")
         if not trusted:
             faults.append(f"{named}: belongs to {owner}")

@@ -187,6 +187,59 @@ def test_what_is_somebody_elses_is_refused_by_name(database_url: str, made: str,
             "CREATE ROLE stranger; ALTER TABLE alphapulse_encryption.approvals OWNER TO stranger",
             "relation alphapulse_encryption.approvals belongs to stranger and not to postgres",
         ),
+        (
+            "CREATE ROLE stranger LOGIN; ALTER TABLE alphapulse_encryption.approvals OWNER TO stranger",
+            "relation alphapulse_encryption.approvals belongs to stranger, who could",
+        ),
+        (
+            "CREATE FUNCTION alphapulse_encryption.f(text) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT $1'; "
+            "CREATE INDEX i ON alphapulse_encryption.settings (alphapulse_encryption.f(name))",
+            r"function alphapulse_encryption.f\(text\) is not ours; index i on alphapulse_encryption.settings is not",
+        ),
+        (
+            "CREATE STATISTICS public.s ON (lower(name)), changed_by FROM alphapulse_encryption.settings",
+            "statistics s on alphapulse_encryption.settings is not ours",
+        ),
+        (
+            "ALTER TABLE alphapulse_encryption.settings ADD CHECK (name <> 'x') NOT VALID",
+            "constraint settings_name_check on alphapulse_encryption.settings is not ours",
+        ),
+        (
+            "CREATE TABLE public.more () INHERITS (alphapulse_encryption.approvals)",
+            "relation alphapulse_encryption.approvals is another one",
+        ),
+        (
+            "CREATE VIEW alphapulse_encryption.more AS SELECT 1 AS one",
+            "relation alphapulse_encryption.more is not ours",
+        ),
+        (
+            "CREATE SEQUENCE alphapulse_encryption.more",
+            "relation alphapulse_encryption.more is not ours",
+        ),
+        (
+            "CREATE DOMAIN alphapulse_encryption.more AS text CHECK (VALUE <> '')",
+            "type alphapulse_encryption.more is not ours",
+        ),
+        (
+            "CREATE OPERATOR alphapulse_encryption.=== (LEFTARG = text, RIGHTARG = text, FUNCTION = texteq)",
+            r"operator alphapulse_encryption.===\(.*\) is not ours",
+        ),
+        (
+            "ALTER DEFAULT PRIVILEGES IN SCHEMA alphapulse_encryption GRANT ALL ON TABLES TO PUBLIC",
+            "default acl .* is not ours",
+        ),
+        (
+            'ALTER TABLE alphapulse_encryption.settings ALTER changed_by TYPE text COLLATE "POSIX"',
+            "column alphapulse_encryption.settings.changed_by is another one",
+        ),
+        (
+            "ALTER TABLE alphapulse_encryption.approvals ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+            "relation alphapulse_encryption.approvals is another one",
+        ),
+        (
+            "ALTER VIEW encryption_tables SET (security_invoker = true)",
+            "relation public.encryption_tables is another one",
+        ),
     ],
 )
 def test_what_was_put_in_place_of_ours_is_refused_by_name(database_url: str, done: str, named: str) -> None:
@@ -212,6 +265,8 @@ def test_what_was_put_in_place_of_ours_is_refused_by_name(database_url: str, don
         "CREATE OR REPLACE TRIGGER setting_is_allowed BEFORE INSERT ON alphapulse_encryption.settings FOR EACH ROW "
         "EXECUTE FUNCTION alphapulse_encryption.setting_is_allowed()",
         "ALTER FUNCTION encryption_report_key_usage SECURITY INVOKER",
+        "ALTER FUNCTION encryption_report_key_usage STRICT",
+        "ALTER FUNCTION alphapulse_encryption.approval_is_final() STABLE",
     ],
 )
 def test_a_function_or_trigger_of_ours_that_differs_is_made_again(database_url: str, done: str) -> None:
