@@ -178,8 +178,8 @@ def _obsolete_triggers(connection: Connection, definition: TableDefinition) -> l
     return [(parts[oid], name) for oid, name, ours in found if not (ours and name in wanted)]
 
 
-# As the server words what is there: with every name quoted, and but for pg_catalog each with its schema.
-_WORDING = (
+# For a transaction in which the server words what is there: every name quoted, and but for pg_catalog with its schema.
+AS_WORDED = (
     "SELECT set_config('search_path', 'pg_catalog', true), set_config('quote_all_identifiers', 'on', true), "
     "set_config('standard_conforming_strings', 'on', true)"
 )
@@ -268,7 +268,7 @@ def guard_faults(connection: Connection, definition: TableDefinition, authority:
     """
     parts = {part.oid: part for part in read_parts(connection, definition.oid)}
     with connection.transaction(force_rollback=True):
-        connection.execute(_WORDING)
+        connection.execute(AS_WORDED)
         function = _function_there(connection, definition)
         found = connection.execute(_TRIGGERS_THERE, [list(parts), GUARDS]).fetchall()
     named, faults = f"function {_named(definition)}", []
