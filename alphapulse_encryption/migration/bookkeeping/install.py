@@ -319,10 +319,19 @@ def ensure_bookkeeping(connection: Connection, layout: Layout = LAYOUT) -> None:
         ) from None
 
 
+def refuse_planted(connection: Connection, layout: Layout = LAYOUT) -> None:
+    """Refuse what stands where the bookkeeping belongs and is not ours; reads only.
+
+    Raises:
+        RefusedError: names what it is, and whose.
+    """
+    _refuse_strangers(connection, names=names(layout, version_of(connection, layout)), changes=True)
+    _refuse_foreign(connection, layout)
+
+
 def _bring_up_to_date(connection: Connection, layout: Layout) -> None:
     version = version_of(connection, layout)
-    _refuse_strangers(connection, names=names(layout, version), changes=True)
-    _refuse_foreign(connection, layout)
+    refuse_planted(connection, layout)
     owner = _owner(connection, version)
     texts = layout.missing(version)
     for text in texts:

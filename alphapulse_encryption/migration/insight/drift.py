@@ -38,7 +38,7 @@ NAMED = 12
 def look_for_drift(database: Database, catalogue: Catalogue) -> list[Alert]:
     """Hold the database against the catalogue and the bookkeeping.
 
-    Looked for: plaintext written without ciphertext in ranges that were done; guards missing or disabled; columns gone,
+    Looked for: plaintext written without ciphertext in ranges that were done; guards that differ; columns gone,
     of another type, or back after their drop; and columns that look sensitive and are not catalogued.
 
     Raises:

@@ -259,12 +259,18 @@ def take_over(connection: Connection, definition: TableDefinition, owner: str) -
     return SQL("DO {}").format(Literal(text.as_string(connection)))
 
 
-def guard_faults(connection: Connection, definition: TableDefinition, authority: Authority) -> list[str]:
+def guard_faults(
+    connection: Connection, definition: TableDefinition, authority: Authority, *, replicated: bool = True
+) -> list[str]:
     """How the guard differs from what this program makes for these columns and this authority, in words.
 
     Compared are definitions: of the function its body, attributes and owner, of each trigger, on the table and its
     partitions, all that it was created with and whether it is enabled. Empty where nothing differs. One that an earlier
     version of this program made may differ.
+
+    Args:
+        replicated: whether a trigger that leaves replicated rows out counts as disabled. What the application writes
+            is guarded by it as before, as after a DISABLE TRIGGER and ENABLE TRIGGER of somebody's.
     """
     parts = {part.oid: part for part in read_parts(connection, definition.oid)}
     with connection.transaction(force_rollback=True):
@@ -286,9 +292,11 @@ def guard_faults(connection: Connection, definition: TableDefinition, authority:
         for trigger in _triggers(definition)
         if trigger.is_on(part)
     }
-    enabled = {(oid, name): text for oid, name, text, state in found if state == "A"}
+    enabled = {
+        (oid, name): text for oid, name, text, state in found if state in ("A" if replicated else "AO")
+    }
     for what, keys in (
-        ("missing or disabled", wanted.keys() - enabled.keys()),
+        ("missing, disabled or not ENABLE ALWAYS", wanted.keys() - enabled.keys()),
         ("another one", {k for k, text in enabled.items() if wanted.get(k, text) != text}),
         ("none of it", {(oid, name) for oid, name, *_ in found} - wanted.keys()),
     ):
@@ -333,7 +341,7 @@ def refuse_unguarded(connection: Connection, definition: TableDefinition, *, rev
     state = known.state
     if not (state.is_guarded or (reverted and state is State.REVERTED)):
         return
-    if faults := guard_faults(connection, definition, known.authority):
+    if faults := guard_faults(connection, definition, known.authority, replicated=False):
         raise RefusedError(
             f"The guard of {key} is not what this program makes ({'; '.join(faults)}). The table was recreated, "
             "somebody changed the guard, or an earlier version of the program made it, and ciphertext may be older "

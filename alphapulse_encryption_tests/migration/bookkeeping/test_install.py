@@ -24,6 +24,7 @@ from alphapulse_encryption.migration.bookkeeping.install import (
     missing_bookkeeping,
 )
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
+from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.backfill import backfill_range
 from alphapulse_encryption.migration.rows.verify import verify_range, verify_table
@@ -149,8 +150,11 @@ def test_what_is_somebody_elses_is_refused_by_name(database_url: str, made: str,
     run(database_url, "CREATE TABLE notes (id int PRIMARY KEY, secret text)")
     run(database_url, made)
     before = run(database_url, OIDS)
+    entry = support.table("notes", "secret")
+    report = preflight.check(Database(database_url), [entry], None)
+    assert any(re.search(named, found.message) for found in report.blockers)
     with pytest.raises(RefusedError, match=f"{named}.*nothing was changed"):
-        support.add_columns(database_url, support.table("notes", "secret"))
+        support.add_columns(database_url, entry)
     assert run(database_url, OIDS) == before
     assert run(database_url, "SELECT 1 FROM pg_attribute WHERE attname = 'secret_encrypted'") == []
 

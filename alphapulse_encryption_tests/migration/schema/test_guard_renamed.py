@@ -190,7 +190,6 @@ CHANGES = [
         "zzz_encryption_guard_mention_0099 of notes",
     ),
     ("ALTER TABLE notes DISABLE TRIGGER USER", UPDATE),
-    ("ALTER TABLE notes ENABLE TRIGGER zzz_encryption_guard_update", UPDATE),
     ("DROP TRIGGER zzz_encryption_guard_columns ON notes", "zzz_encryption_guard_columns of notes"),
 ]
 
@@ -220,6 +219,17 @@ def test_every_step_sees_a_guard_that_was_changed(guarded_url: str, change: str,
             "DO $$ BEGIN IF to_regrole('guard_thief') IS NOT NULL THEN "
             "REASSIGN OWNED BY guard_thief TO CURRENT_USER; DROP ROLE guard_thief; END IF; END $$",
         )
+
+
+def test_a_guard_that_leaves_replicated_rows_out(guarded_url: str) -> None:
+    """As after somebody's DISABLE and ENABLE: what the application writes is guarded, so no step is refused."""
+    run(guarded_url, "ALTER TABLE notes ENABLE TRIGGER zzz_encryption_guard_update")
+    assert any(UPDATE in f.message for f in preflight.check(Database(guarded_url), [ENTRY], None).blockers)
+    (alert,) = look_for_drift(Database(guarded_url), Catalogue(tables=(ENTRY,)))
+    assert alert.key == "guard:notes" and UPDATE in alert.message
+    support.verify(guarded_url, ENTRY)
+    assert support.add_columns(guarded_url, ENTRY).guards_created
+    assert not support.add_columns(guarded_url, ENTRY).guards_created
 
 
 def test_a_function_of_the_guards_name_that_is_somebody_elses(database_url: str) -> None:
