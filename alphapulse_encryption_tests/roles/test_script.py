@@ -69,7 +69,7 @@ def test_it_may_be_run_again_and_takes_back_what_was_given_away(separated: Separ
         "GRANT ALL ON ALL TABLES IN SCHEMA public, alphapulse_encryption TO max_migrates; "
         "GRANT INSERT (database_role), UPDATE (expires_at) ON alphapulse_encryption.approvals TO mia_migrates, PUBLIC; "
         "ALTER VIEW v_users OWNER TO mia_migrates; ALTER FUNCTION encryption_guard_users OWNER TO postgres; "
-        "ALTER TABLE alphapulse_encryption.approvals OWNER TO mia_migrates",
+        "ALTER TABLE alphapulse_encryption.approvals OWNER TO postgres",
     )
     given = state(separated.url)
     run_script(separated.postgres, separated.url, script_for(separated.url))

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import LiteralString, NamedTuple
 
 import psycopg
-from psycopg.sql import SQL, Composable, Identifier
+from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.contents import (
     Definition,
+    Difference,
     differences,
+    differing,
     read_objects,
 )
 from alphapulse_encryption.migration.postgres import locks
@@ -40,6 +42,8 @@ _LOCK_TIMEOUT = "5s"
 # Where a database stands that has no schema of ours: nothing, or the layout before there was one.
 _NOTHING, _BEFORE = 0, -1
 # A function or a trigger that a file makes.
+# Kinds of objects that run where somebody writes, or decide what is seen.
+_CODE = ("trigger", "rule", "policy", "function", "type", "operator", "default")
 _MADE = re.compile(
     r"^CREATE (?:OR REPLACE )?((FUNCTION|TRIGGER) ([^\s(]+)(?:[^;$]|\$(\w*)\$.*?\$\4\$)+;)",
     re.DOTALL | re.MULTILINE,
@@ -104,6 +108,14 @@ class Layout:
         texts = {path.stem.rpartition("_")[2]: path.read_text() for path in of_before}
         return f"{texts.get('moved', file.text)}\n{texts.get('kept', '')}".strip()
 
+    def names(self, name: str) -> bool:
+        """Whether a file makes, or has made, an object of that kind and name, or can have made it."""
+        kind, _, rest = name.partition(" ")
+        own = re.split(r" on |\(", rest)[0].rpartition(".")[2]
+        return kind not in _CODE or any(
+            re.search(rf"\b{re.escape(own)}\b", file.text) for file in self.versions
+        )
+
     def statement(self, name: str) -> str | None:
         """What makes a function or a trigger of ours as the last version has it; None for any other object."""
         kind_and_name = re.split(r" on |\(", name)[0]
@@ -137,7 +149,105 @@ SELECT v.oid IS NOT NULL,
          WHERE p.nspname = 'public' AND c.relkind = 'r' AND c.relname = ANY (%s))
   FROM (SELECT) AS one LEFT JOIN pg_namespace n ON n.nspname = 'alphapulse_encryption'
   LEFT JOIN pg_class v ON v.relnamespace = n.oid AND v.relname = 'versions' AND v.relkind = 'r'
+   -- A policy's code runs as the one who looks.
+   AND NOT v.relrowsecurity
 """
+
+# Who owns a table can put code on it at any time, which then runs as the one who writes to it. So the owner has to be
+# nobody, or one who gains nothing by it: a superuser, or the role in use; or a group that it is a member of itself.
+_TRUSTED = SQL("""(r.rolsuper OR r.rolname = current_user OR NOT r.rolcanlogin AND (
+    NOT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles o ON o.oid = m.member
+                 WHERE m.roleid = r.oid AND NOT o.rolsuper AND coalesce((to_jsonb(m) ->> 'set_option')::boolean
+                    OR (to_jsonb(m) ->> 'inherit_option')::boolean, true))
+    OR pg_has_role(r.oid, 'MEMBER') AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)))""")
+_STRANGERS = SQL("""
+SELECT o.what, r.rolname::text AS owner FROM (
+    SELECT 1 AS place, 'schema ' || nspname AS what, nspowner AS owner
+      FROM pg_namespace WHERE nspname = {schema}
+     UNION ALL
+    SELECT 2, format('relation %s.%s', n.nspname, c.relname), c.relowner
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.relkind NOT IN ('i', 'I')
+       AND (n.nspname = {schema} OR n.nspname || '.' || c.relname = ANY ({names}))
+     UNION ALL
+    SELECT 3, format('function %s.%s', n.nspname, p.proname), p.proowner
+      FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+     WHERE n.nspname = {schema} OR n.nspname || '.' || p.proname = ANY ({names})
+     UNION ALL
+    -- It runs as the one who makes or changes anything.
+    SELECT 4, format('the function of the event trigger %s', e.evtname), p.proowner
+      FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid WHERE {changes} AND e.evtenabled <> 'D') AS o
+  JOIN pg_roles r ON r.oid = o.owner WHERE NOT {trusted} ORDER BY o.place, o.what
+""")
+
+
+# Default privileges give others rights on what is made. On what is there for others in public, they are of use as far
+# as they read and call.
+_TAKE_BACK = SQL("""
+DO $roles$ DECLARE taken record; BEGIN
+    FOR taken IN
+        SELECT o.kind, o.name, CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE x.grantee::regrole::text END AS grantee,
+               CASE WHEN {reading} AND o.place = 'public' THEN max(x.privilege_type) FILTER (
+                   WHERE x.privilege_type IN ('SELECT', 'EXECUTE')) END AS kept
+          FROM (SELECT 'SCHEMA' AS kind, nspname AS place, quote_ident(nspname) AS name, nspowner AS owner,
+                       nspacl AS acl, NULL::oid AS relation FROM pg_namespace WHERE nspname = {schema}
+                 UNION ALL
+                SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, n.nspname, c.oid::regclass::text,
+                       c.relowner, c.relacl, c.oid
+                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                 WHERE c.relkind IN ('r', 'v', 'S')
+                   AND (n.nspname = {schema} OR n.nspname || '.' || c.relname = ANY ({names}))
+                 UNION ALL
+                SELECT 'FUNCTION', n.nspname, p.oid::regprocedure::text, p.proowner, p.proacl, NULL
+                  FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+                 WHERE n.nspname = {schema} OR n.nspname || '.' || p.proname = ANY ({names})) o
+         CROSS JOIN LATERAL (
+               SELECT grantee, privilege_type FROM aclexplode(o.acl)
+                UNION ALL SELECT e.grantee, 'a column''s' FROM pg_attribute a CROSS JOIN aclexplode(a.attacl) e
+                           WHERE a.attrelid = o.relation) x
+         WHERE x.grantee <> o.owner GROUP BY o.kind, o.place, o.name, x.grantee
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s %s FROM %s CASCADE', taken.kind, taken.name, taken.grantee);
+        IF taken.kept IS NOT NULL THEN
+            EXECUTE format('GRANT %s ON %s %s TO %s', taken.kept, taken.kind, taken.name, taken.grantee);
+        END IF;
+    END LOOP;
+END $roles$""")
+
+
+def take_back(*, reading: bool) -> Composed:
+    """What takes away every right that others have on the bookkeeping.
+
+    Args:
+        reading: whether they keep, of what is in public, what it is there for.
+    """
+    return _TAKE_BACK.format(
+        schema=Literal(SCHEMA), names=Literal(list(_IN_PUBLIC)), reading=Literal(reading)
+    )
+
+
+def strangers(*, names: Iterable[str] = (), changes: bool = True) -> Composed:
+    """A query for what is in the schema and belongs to a role that may not own it: its kind and name, and the role.
+
+    Args:
+        names: of relations and functions elsewhere that are looked at as well.
+        changes: whether to look at event triggers, too, which run where anything is made or changed.
+    """
+    return _STRANGERS.format(
+        schema=Literal(SCHEMA), names=Literal(list(names)), changes=Literal(changes), trusted=_TRUSTED
+    )
+
+
+def _refuse_strangers(connection: Connection, *, names: Iterable[str] = (), changes: bool) -> None:
+    found = connection.execute(strangers(names=names, changes=changes)).fetchone()
+    if found is not None:
+        what, owner = found
+        raise RefusedError(
+            f"{what} belongs to {owner}, who could let code of theirs run with the rights of this role. If the "
+            f"migration was run as {owner}, go on so, or have an administrator give the bookkeeping to a role that "
+            f"nobody logs in with (--roles-sql > FILE; psql -X -v bookkeeping_of={owner} -f FILE). Otherwise find out "
+            "who made it, and rename or drop it; nothing was changed."
+        )
 
 
 def version_of(connection: Connection, layout: Layout = LAYOUT) -> int:
@@ -161,9 +271,12 @@ def bookkeeping_exists(connection: Connection) -> bool:
     """Whether the bookkeeping was begun; an earlier version of it is brought up to date.
 
     Raises:
-        RefusedError: it is of an earlier version and this session may not change that, or of a later one.
+        RefusedError: it is of an earlier version and this session may not change that, or of a later one; or it
+            belongs to somebody whose code the role in use is not to run.
     """
     version = version_of(connection)
+    if version > _NOTHING:
+        _refuse_strangers(connection, changes=False)
     if version not in (LAYOUT.latest, _NOTHING):
         ensure_bookkeeping(connection)
     return version != _NOTHING
@@ -206,9 +319,19 @@ def ensure_bookkeeping(connection: Connection, layout: Layout = LAYOUT) -> None:
         ) from None
 
 
+def refuse_planted(connection: Connection, layout: Layout = LAYOUT) -> None:
+    """Refuse what stands where the bookkeeping belongs and is not ours; reads only.
+
+    Raises:
+        RefusedError: names what it is, and whose.
+    """
+    _refuse_strangers(connection, names=names(layout, version_of(connection, layout)), changes=True)
+    _refuse_foreign(connection, layout)
+
+
 def _bring_up_to_date(connection: Connection, layout: Layout) -> None:
     version = version_of(connection, layout)
-    _refuse_foreign(connection, layout)
+    refuse_planted(connection, layout)
     owner = _owner(connection, version)
     texts = layout.missing(version)
     for text in texts:
@@ -217,7 +340,9 @@ def _bring_up_to_date(connection: Connection, layout: Layout) -> None:
         # Who brings it up to date may be a superuser, or a member of the role that keeps it.
         for kind, what in owned(layout):
             connection.execute(SQL("ALTER {} {} OWNER TO {}").format(SQL(kind), what, Identifier(owner)))
-    again = _made_again(connection, layout, _wrong_objects(connection, layout))
+    if version == _NOTHING:
+        connection.execute(take_back(reading=True))
+    again = _made_again(layout, _wrong_objects(connection, layout))
     for text in again.values():
         connection.execute(text.encode())
     _refuse(_wrong_objects(connection, layout))
@@ -246,36 +371,54 @@ def _refuse_foreign(connection: Connection, layout: Layout) -> None:
     """Refuse what has a name of ours and is not ours, before anything is executed; reads only."""
     version = version_of(connection, layout)
     if version == _NOTHING:
-        found = read_objects(connection, SCHEMA, _IN_PUBLIC)
-        wrong = {
-            name: "exists and is not ours" for name in found if name.startswith(("relation", "function"))
-        }
-        if answer(connection, "SELECT to_regnamespace(%s) IS NOT NULL", SCHEMA):
-            wrong = {f"schema {SCHEMA}": "exists and is not ours"}
-        _refuse(wrong)
-    elif version == _BEFORE:
-        names = [
-            name.split(" ", 1)[1].partition("(")[0]
-            for name in layout.before
+        found = [
+            name
+            for name in read_objects(connection, SCHEMA, _IN_PUBLIC)
             if name.startswith(("relation", "function"))
         ]
-        found = read_objects(connection, SCHEMA, names)
-        _refuse(differences(found, layout.before, _owner(connection, version)))
+        if answer(connection, "SELECT to_regnamespace(%s) IS NOT NULL", SCHEMA):
+            found = [f"schema {SCHEMA}"]
+        _refuse(Difference(name, "exists and is not ours", False) for name in found)
+    elif version == _BEFORE:
+        _refuse(
+            differences(connection, SCHEMA, _named(layout.before), layout.before, _owner(connection, version))
+        )
     else:
-        # Of an earlier version definitions differ, and are looked at once it is brought up to date; owners do not. What
-        # can be made again is no reason to refuse.
+        # Of an earlier version definitions differ, and are looked at once it is brought up to date; owners do not. Nor
+        # is there code that no file has made. What can be made again is no reason to refuse.
         mine = version < layout.latest
         _refuse(
-            {
-                name: how
-                for name, how in _wrong_objects(connection, layout).items()
-                if how.startswith("belongs") or not (mine or layout.statement(name))
-            }
+            one
+            for one in _wrong_objects(connection, layout)
+            if one.how.startswith("belongs")
+            or (not layout.names(one.name) if mine else layout.statement(one.name) is None)
         )
+
+
+def names(layout: Layout, version: int) -> tuple[str, ...]:
+    """Relations and functions outside of the schema that a database of a version has; each with its schema."""
+    # What stands there where nothing was begun is somebody else's, and is refused whoever owns it.
+    return () if version == _NOTHING else _named(layout.before) if version == _BEFORE else _IN_PUBLIC
+
+
+def differing_from(layout: Layout, owner: Composable) -> Composed:
+    """A query for what of the bookkeeping is not as the last version has it, and an owner's."""
+    return differing(SCHEMA, _IN_PUBLIC, layout.definition, owner)
+
+
+def _named(definition: Definition) -> tuple[str, ...]:
+    """Names of the relations and functions, each with its schema."""
+    return tuple(
+        name.split(" ", 1)[1].partition("(")[0]
+        for name in definition
+        if name.startswith(("relation", "function"))
+    )
 
 
 def refuse_for_script(connection: Connection) -> tuple[str, ...]:
     """Refuse what is not ours before a script gives everything to its owner; what makes functions again.
+
+    Whose it is the script itself looks at, when it is run.
 
     Raises:
         RefusedError: names what is there and is not ours.
@@ -283,11 +426,9 @@ def refuse_for_script(connection: Connection) -> tuple[str, ...]:
     if version_of(connection) != LAYOUT.latest:
         _refuse_foreign(connection, LAYOUT)
         return ()
-    wrong = {
-        name: how for name, how in _wrong_objects(connection, LAYOUT).items() if not how.startswith("belongs")
-    }
-    again = _made_again(connection, LAYOUT, wrong)
-    _refuse({name: how for name, how in wrong.items() if name not in again})
+    wrong = [one for one in _wrong_objects(connection, LAYOUT) if not one.how.startswith("belongs")]
+    again = _made_again(LAYOUT, wrong)
+    _refuse(one for one in wrong if one.name not in again)
     return tuple(again.values())
 
 
@@ -300,10 +441,9 @@ def owns_bookkeeping(connection: Connection) -> bool:
     return bool(answer(connection, query, SCHEMA))
 
 
-def _wrong_objects(connection: Connection, layout: Layout) -> dict[str, str]:
-    """What of the bookkeeping is missing, is not ours or differs, and how: by kind and name; reads only."""
-    found = read_objects(connection, SCHEMA, _IN_PUBLIC)
-    return differences(found, layout.definition, _owner(connection))
+def _wrong_objects(connection: Connection, layout: Layout) -> tuple[Difference, ...]:
+    """What of the bookkeeping is missing, is not ours or differs, and how; reads only."""
+    return differences(connection, SCHEMA, _IN_PUBLIC, layout.definition, _owner(connection))
 
 
 def _owner(connection: Connection, version: int = 1) -> str:
@@ -316,22 +456,18 @@ def _owner(connection: Connection, version: int = 1) -> str:
     return str(answer(connection, query) or "")
 
 
-def _made_again(connection: Connection, layout: Layout, wrong: Mapping[str, str]) -> dict[str, str]:
+def _made_again(layout: Layout, wrong: Iterable[Difference]) -> dict[str, str]:
     """What makes those functions and triggers again that are missing or the owner's, by their names."""
-    found, owner = read_objects(connection, SCHEMA, _IN_PUBLIC), _owner(connection)
-    texts = {
-        name: layout.statement(name) for name in wrong if name not in found or found[name].owner == owner
-    }
+    texts = {one.name: layout.statement(one.name) for one in wrong if one.mine}
     return {name: text for name, text in texts.items() if text is not None}
 
 
-def _refuse(wrong: Mapping[str, str]) -> None:
-    if wrong:
-        named = "; ".join(f"{name} {how}" for name, how in sorted(wrong.items())[:_NAMED])
-        more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+def _refuse(wrong: Iterable[Difference]) -> None:
+    if found := [f"{one.name} {one.how}" for one in wrong]:
+        more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         raise RefusedError(
-            f"What stands where the bookkeeping belongs is not ours, or was changed: {named}{more}. Find out who made "
-            "it, and rename or drop it, or restore it from a backup; nothing was changed."
+            f"What stands where the bookkeeping belongs is not ours, or was changed: {'; '.join(found[:_NAMED])}{more}"
+            ". Find out who made it, and rename or drop it, or restore it from a backup; nothing was changed."
         )
 
 

@@ -13,12 +13,6 @@ _BEGIN = """\
 SELECT NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = {schema}) AS absent \\gset
 \\if :absent
 {texts}
-\\else
-DO $roles$ BEGIN
-    IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = {schema} AND pg_get_userbyid(nspowner) = {owner}) THEN
-        RAISE EXCEPTION USING MESSAGE = 'schema alphapulse_encryption exists and is not ours: print the script again';
-    END IF;
-END $roles$;
 \\endif
 """
 _NEXT = """\
@@ -28,22 +22,46 @@ SELECT NOT EXISTS (SELECT FROM alphapulse_encryption.versions WHERE version = {n
 \\endif
 """
 
-# Whatever default privileges, or a GRANT on all tables of a schema, have given away.
-_TAKE_BACK = """\
-DO $roles$ DECLARE taken record; BEGIN
-    FOR taken IN
-        SELECT c.oid::regclass AS relation,
-               CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE x.grantee::regrole::text END AS grantee
-          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL (
-               SELECT grantee FROM aclexplode(c.relacl)
-                UNION SELECT e.grantee FROM pg_attribute a CROSS JOIN aclexplode(a.attacl) e WHERE a.attrelid = c.oid) x
-         WHERE c.relkind IN ('r', 'v') AND x.grantee <> c.relowner
-           AND (n.nspname = 'alphapulse_encryption' OR n.nspname = 'public' AND c.relname = ANY ({views}))
-    LOOP
-        EXECUTE format('REVOKE ALL ON %s FROM %s', taken.relation, taken.grantee);
+# Days may lie between the printing of a script and its run: what is there is looked at in the transaction that takes it
+# over, and nothing of it is written to before.
+_WHOSE = SQL("""\
+DO $roles$ DECLARE found record; BEGIN
+    FOR found IN {strangers} LOOP
+        CONTINUE WHEN found.owner = current_setting('alphapulse_encryption.bookkeeping_of', true)
+                  AND found.what NOT LIKE 'the function of%';
+        RAISE EXCEPTION USING
+            MESSAGE = format('%s belongs to %s, who may have put code there', found.what, found.owner),
+            HINT = format({hint}, found.owner);
     END LOOP;
 END $roles$;
+""")
+_VOUCH = (
+    "If the migration was run as %1$s, run the script with psql -v bookkeeping_of=%1$s. Otherwise find out who made "
+    "it, and rename or drop it."
+)
+# Of a role that is vouched for, everything has to be as the last version has it: an update would write to it.
+_UPDATE = (
+    "If the migration was run as %1$s, have that role bring the bookkeeping up to date (--add-columns), and print the "
+    "script again. Otherwise find out who made it, and rename or drop it."
+)
+# Said it is on psql's command line alone: the owner of a database can set as much for its sessions.
+_OF_A_ROLE = """\
+\\if :{?bookkeeping_of}
+\\else
+\\set bookkeeping_of ''
+\\endif
+SELECT set_config('alphapulse_encryption.bookkeeping_of', :'bookkeeping_of', true) \\g /dev/null
 """
+_OF_NO_ROLE = "SET LOCAL alphapulse_encryption.bookkeeping_of TO '';\n"
+_AS_OURS = SQL("""\
+DO $roles$ DECLARE wrong text; BEGIN
+    SELECT string_agg(concat_ws(' ', name, how), '; ') INTO wrong FROM ({differing}) AS differing;
+    IF wrong IS NOT NULL THEN
+        RAISE EXCEPTION USING MESSAGE = format('what stands where the bookkeeping belongs is not ours: %s', wrong),
+            HINT = 'Find out who made it, rename or drop it, and print the script again.';
+    END IF;
+END $roles$;
+""")
 # From now on whoever owns the settings alone can change that one.
 _RULE = """\
 INSERT INTO alphapulse_encryption.settings (name, value) VALUES ('two_person_rule', '"roles"')
@@ -54,18 +72,22 @@ INSERT INTO alphapulse_encryption.settings (name, value) VALUES ('two_person_rul
 def begin_script(connection: Connection, owner: str) -> str:
     """Begins what is missing and gives all of it to a role; nothing but that role may do anything with it then.
 
+    In the database it ends at what belongs to a role that may not own it, or is not what this program makes.
+
     Raises:
         RefusedError: something of our names is there and is not ours.
     """
     replaced = install.refuse_for_script(connection)
     version = install.version_of(connection)
     texts = LAYOUT.missing(version)
+    strange = install.strangers(names=install.names(LAYOUT, version))
+    whose = _WHOSE.format(strangers=strange, hint=Literal(_UPDATE if texts else _VOUCH))
+    parts = [_OF_NO_ROLE if texts else _OF_A_ROLE, whose.as_string(connection)]
     if version <= 0:
         begin = _BEGIN.replace("{schema}", Literal(SCHEMA).as_string(connection))
-        begin = begin.replace("{owner}", Literal(owner).as_string(connection))
-        parts = [begin.replace("{texts}", "\n".join(texts))]
+        parts.append(begin.replace("{texts}", "\n".join(texts)))
     else:
-        parts = [
+        parts += [
             _NEXT.replace("{number}", str(number)).replace("{text}", text)
             for number, text in enumerate(texts, version + 1)
         ]
@@ -73,6 +95,7 @@ def begin_script(connection: Connection, owner: str) -> str:
     for kind, name in install.owned(LAYOUT):
         statement = SQL("ALTER {} {} OWNER TO {};\n").format(SQL(kind), name, Identifier(owner))
         parts.append(statement.as_string(connection))
-    views = Literal([install.WATCHED, install.ASKED]).as_string(connection)
-    parts += [_TAKE_BACK.replace("{views}", views), _RULE]
+    differing = install.differing_from(LAYOUT, Literal(owner))
+    parts.append(_AS_OURS.format(differing=differing).as_string(connection))
+    parts += [f"{install.take_back(reading=False).as_string(connection)};\n", _RULE]
     return "".join(parts)

@@ -20,6 +20,7 @@ from alphapulse_encryption.migration.gates.findings import Checked
 from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.schema.contents import SAMPLE, of_others, sampled
 from alphapulse_encryption.migration.schema.definition import TableDefinition
+from alphapulse_encryption.migration.schema.guard import refuse_foreign_function
 from alphapulse_encryption.migration.schema.partitions import read_parts
 
 # Larger envelopes are left to the verification, so that a sample fits into memory.
@@ -35,6 +36,10 @@ def before_columns(
         keys: None, with the cipher, leaves out what only keys can tell.
     """
     yield from (Checked("blocker", definition.table.key, told) for told in of_others(connection, definition))
+    try:
+        refuse_foreign_function(connection, definition)
+    except RefusedError as error:
+        yield Checked("blocker", definition.table.key, error.args[0])
     yield from _room(connection, definition)
     for column in definition.table.columns:
         if column.adopt and keys is not None and cipher is not None:

@@ -23,7 +23,7 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping.backups import latest_backup
-from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
+from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists, refuse_planted
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.limits import Limits
 from alphapulse_encryption.migration.bookkeeping.tables import table_state
@@ -160,6 +160,10 @@ def check(
         if keys is not None:
             findings += _keys(connection, tables, keys)
         begun = bookkeeping_exists(connection)
+        try:
+            refuse_planted(connection)
+        except RefusedError as error:
+            findings.append(Checked("blocker", "bookkeeping", error.args[0]))
         for table in tables:
             try:
                 state = table_state(connection, table) if begun else None
@@ -176,14 +180,15 @@ def check(
             if (
                 state is not None
                 and state.state.is_guarded
-                and (faults := guard_faults(connection, as_begun))
+                and (faults := guard_faults(connection, as_begun, state.authority))
             ):
                 about.append(
                     Checked(
                         "blocker",
                         table.key,
-                        f"its guard triggers are {'; '.join(faults)}. Ciphertext may be older than its plaintext: "
-                        "renew them with --add-columns, and look for such values with --verify.",
+                        f"its guard is not what this program makes ({'; '.join(faults)}). Ciphertext may be older than "
+                        f"its plaintext: renew the guard and look for such values (--add-columns --verify --table "
+                        f"{table.key}).",
                     )
                 )
             if state is None:

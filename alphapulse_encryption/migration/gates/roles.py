@@ -21,6 +21,8 @@ from alphapulse_encryption.errors import ConfigurationError, RefusedError
 from alphapulse_encryption.migration.bookkeeping import install
 from alphapulse_encryption.migration.bookkeeping.script import begin_script
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_PRIVILEGES, Connection, answer
+from alphapulse_encryption.migration.schema.definition import read_table
+from alphapulse_encryption.migration.schema.guard import take_over
 from alphapulse_encryption.migration.schema.names import guard_name
 from alphapulse_encryption.migration.schema.sql import verbatim
 
@@ -335,22 +337,56 @@ _HEAD = """\
 -- after the program was renewed. It creates group roles without passwords that nobody can log in with; give them to
 -- people and programs afterwards, as in: GRANT alphapulse_migrator TO a_role_that_logs_in;
 \\set ON_ERROR_STOP on
+-- The owner of a database chooses how its sessions begin, and with that how this text is read.
+\\encoding UTF8
+SET standard_conforming_strings TO on;
 BEGIN;
-SET LOCAL search_path TO pg_catalog;
+SET LOCAL search_path TO pg_catalog, pg_temp;
 SET LOCAL client_min_messages TO warning;
 SET LOCAL lock_timeout TO '5s';
 """
 
-# A role of that name that was there before, and is more than a group, is somebody else's.
+# A role of that name that was there before, and is more than a group, is somebody else's. So is one that somebody has
+# the say of: who may make roles has it of those that they made, and could become whatever the script makes of them.
 _CREATE_ROLE = """\
-DO $roles$ BEGIN
+DO $roles$ DECLARE had record; BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {name}) THEN
         CREATE ROLE {role} NOLOGIN;
     ELSIF EXISTS (SELECT FROM pg_roles WHERE rolname = {name} AND (rolcanlogin OR rolsuper OR rolcreaterole
             OR rolcreatedb OR rolreplication OR rolbypassrls)) THEN
         RAISE EXCEPTION USING MESSAGE = {message};
     END IF;
+    FOR had IN
+        SELECT o.rolname, m.admin_option FROM pg_auth_members m JOIN pg_roles o ON o.oid = m.member
+          JOIN pg_roles r ON r.oid = m.roleid
+         WHERE r.rolname = {name} AND NOT o.rolsuper AND (m.admin_option OR {nobodys}
+            OR NOT coalesce(starts_with(shobj_description(r.oid, 'pg_authid'), 'alphapulse_encryption: '), false))
+    LOOP
+        RAISE EXCEPTION USING MESSAGE = format({member}, had.rolname),
+            HINT = format('If nobody else needs the role: REVOKE %s FROM %I; or choose another --role-prefix.',
+                {quoted}, had.rolname);
+    END LOOP;
+    COMMENT ON ROLE {role} IS {comment};
 END $roles$"""
+
+# What a view shows, its owner has to be allowed to see: one that shows more than its table, or that somebody made who
+# may not change the table, would show it by the rights of its new owner.
+_TAKE_VIEW = SQL("""BEGIN
+    IF NOT (SELECT pg_has_role(v.relowner, t.relowner, 'MEMBER') FROM pg_class v, pg_class t
+             WHERE v.oid = {name}::regclass AND t.oid = {table}::regclass) THEN
+        RAISE EXCEPTION USING MESSAGE = format('view %s belongs to somebody who may not change %s', {name}, {table}),
+            HINT = 'Find out who made it, and drop it; --create-views makes it.';
+    END IF;
+    ALTER VIEW {view} OWNER TO {owner};
+    IF EXISTS (SELECT FROM pg_rewrite w LEFT JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
+                WHERE w.ev_class = {name}::regclass AND (w.rulename <> '_RETURN'
+                   OR d.refclassid <> 'pg_class'::regclass
+                   OR d.refobjid NOT IN ({name}::regclass, {table}::regclass))) THEN
+        RAISE EXCEPTION USING
+            MESSAGE = format('view %s is not what this program makes: it has more than columns of %s', {name}, {table}),
+            HINT = 'Find out who made it, and drop it; --create-views makes it.';
+    END IF;
+END""")
 
 _STATISTICS_WITHOUT_VALUES = ("starelid", "staattnum", "stainherit", "stanullfrac", "stawidth")
 _FILE_FUNCTIONS = (
@@ -370,9 +406,10 @@ class _Script:
     prefix: str
     version: int
     tables: list[_Relation] = field(default_factory=list)
-    views: list[_Relation] = field(default_factory=list)
-    # The guard functions, each with the role that keeps its table.
-    guards: list[tuple[Identifier, Identifier]] = field(default_factory=list)
+    # Each with its table.
+    views: list[tuple[_Relation, _Relation]] = field(default_factory=list)
+    # What gives each guard function to the role that keeps its table.
+    guards: list[Composed] = field(default_factory=list)
     sequences: dict[tuple[str, str], None] = field(default_factory=dict)
     statistics: list[tuple[str, str]] = field(default_factory=list)
     log_settings: list[str] = field(default_factory=list)
@@ -390,11 +427,14 @@ class _Script:
                 )
             self.tables.extend(parts)
             views = [f"v_{table.name}", f"v_{table.name}_safe"]
-            self.views.extend(_Relation(*row) for row in ask(_VIEWS, [table.schema_name, views]))
-            owner = Identifier(parts[0].owner) if parts[0].keeps_owner else self._role("owner")
-            guard = Identifier("public", guard_name(table))
-            if answer(self.connection, "SELECT to_regproc(%s)", guard.as_string(self.connection)) is not None:
-                self.guards.append((guard, owner))
+            found = ask(_VIEWS, [table.schema_name, views])
+            self.views.extend((_Relation(*row), parts[0]) for row in found)
+            owner = parts[0].owner if parts[0].keeps_owner else self.prefix + "owner"
+            guard = ask("SELECT FROM pg_proc WHERE proname = %s", [guard_name(table)]).fetchone()
+            if guard is not None:
+                definition = read_table(self.connection, table, plaintext=False)
+                taken = take_over(self.connection, definition, owner)
+                self.guards.extend([] if taken is None else [taken])
             for part in parts:
                 if not part.keeps_owner:
                     self.statistics.extend(ask(_STATISTICS, [part.schema, part.name]).fetchall())
@@ -447,10 +487,15 @@ class _Script:
                 f"{self.prefix + name} exists and is more than a group role: choose another --role-prefix"
             )
             yield SQL(_CREATE_ROLE).format(
-                name=SqlLiteral(self.prefix + name), role=self._role(name), message=SqlLiteral(message)
-            )
-            yield SQL("COMMENT ON ROLE {} IS {}").format(
-                self._role(name), SqlLiteral(f"alphapulse_encryption: {purpose}")
+                name=SqlLiteral(self.prefix + name),
+                role=self._role(name),
+                message=SqlLiteral(message),
+                nobodys=SqlLiteral(name == "bookkeeper"),
+                comment=SqlLiteral(f"alphapulse_encryption: {purpose}"),
+                member=SqlLiteral(
+                    f"{self.prefix + name} exists, and %s is a member of it or may make members"
+                ),
+                quoted=SqlLiteral(self._role(name).as_string(self.connection)),
             )
         yield self._grant("{}", self._role("migrator"), to=["eraser"])
 
@@ -462,6 +507,16 @@ class _Script:
             # Objects change hands under the rules for who takes them: they may create there.
             for schema in self._schemas:
                 yield self._grant("USAGE, CREATE ON SCHEMA {}", schema, to=[owner])
+        # Before their tables, whose owners made them.
+        for view, table in self.views:
+            if not view.keeps_owner:
+                text = _TAKE_VIEW.format(
+                    view=view.identifier,
+                    owner=ours,
+                    name=SqlLiteral(view.identifier.as_string(self.connection)),
+                    table=SqlLiteral(table.identifier.as_string(self.connection)),
+                )
+                yield SQL("DO {}").format(SqlLiteral(text.as_string(self.connection)))
         for table in self.tables:
             if not table.keeps_owner:
                 yield SQL("ALTER TABLE {} OWNER TO {}").format(table.identifier, ours)
@@ -470,11 +525,7 @@ class _Script:
         applications = [t.owner for t in self.tables if t.owner_logs_in and not t.owner_superuser]
         for name in dict.fromkeys(applications):
             yield self._grant("{}", self._role("application"), to=[Identifier(name)])
-        for view in self.views:
-            if not view.keeps_owner:
-                yield SQL("ALTER VIEW {} OWNER TO {}").format(view.identifier, ours)
-        for function, owner in self.guards:
-            yield SQL("ALTER FUNCTION {}() OWNER TO {}").format(function, owner)
+        yield from self.guards
 
     def _bookkeeping(self) -> Iterator[Composable]:
         yield self._grant("USAGE ON SCHEMA public", to=["bookkeeper"])

@@ -38,7 +38,7 @@ NAMED = 12
 def look_for_drift(database: Database, catalogue: Catalogue) -> list[Alert]:
     """Hold the database against the catalogue and the bookkeeping.
 
-    Looked for: plaintext written without ciphertext in ranges that were done; guards missing or disabled; columns gone,
+    Looked for: plaintext written without ciphertext in ranges that were done; guards that differ; columns gone,
     of another type, or back after their drop; and columns that look sensitive and are not catalogued.
 
     Raises:
@@ -135,13 +135,13 @@ def _columns(definition: TableDefinition, state: State, missing: Sequence[str]) 
 def _pairs(connection: Connection, definition: TableDefinition, state: TableState) -> Iterator[Alert]:
     """What keeps plaintext and ciphertext of a row in step, and where it did not."""
     table, key = definition.table, definition.table.key
-    if faults := guard_faults(connection, definition):
+    if faults := guard_faults(connection, definition, state.authority):
         yield Alert(
             f"{key}: guard",
-            f"Guard triggers of {key} are {'; '.join(faults)}: nothing keeps an old ciphertext from staying beside a "
-            "new plaintext.",
+            f"The guard of {key} is not what this program makes ({'; '.join(faults)}): an old ciphertext may stay "
+            "beside a new plaintext.",
             key=f"guard:{key}",
-            remedy=f"Put it back at once (--add-columns --table {key}), find out who took it away, and verify what "
+            remedy=f"Renew it at once (--add-columns --table {key}), find out who changed it, and verify what "
             f"was written meanwhile (--migrate-data --verify --table {key}).",
         )
     for name, rename in late_triggers(connection, definition):

@@ -445,7 +445,7 @@ class _Look:
         statements: list[Composed] = []
         if names := columns.missing_columns(self.definition):
             statements.append(columns.add_columns_statement(self.definition, names))
-        if not guard.guard_is_current(self.connection, self._added, self.state.authority):
+        if guard.guard_faults(self.connection, self._added, self.state.authority):
             statements += guard.guard_statements(self.connection, self._added, self.state.authority)
         return self._changing("columns", statements)
 

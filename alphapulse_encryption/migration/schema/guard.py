@@ -12,9 +12,8 @@ They compare binary images (as ``*<>`` does, PostgreSQL manual 9.25.6): ``=`` ca
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import LiteralString
 
 from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
@@ -35,23 +34,38 @@ from alphapulse_encryption.migration.postgres.database import (
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.names import GUARD_COLUMNS, guard_name
-from alphapulse_encryption.migration.schema.partitions import lock_partitions, read_parts, refuse_relatives
-from alphapulse_encryption.migration.schema.sql import GUARD_INSERT, GUARD_MENTION, GUARD_UPDATE, GUARDS
+from alphapulse_encryption.migration.schema.partitions import (
+    Part,
+    lock_partitions,
+    read_parts,
+    refuse_relatives,
+)
+from alphapulse_encryption.migration.schema.sql import (
+    GUARD_INSERT,
+    GUARD_MENTION,
+    GUARD_UPDATE,
+    GUARDS,
+    verbatim,
+)
 
 
 def ensure_guard(connection: Connection, definition: TableDefinition, actor: Actor) -> bool:
-    """Create or renew the guard where it is missing, disabled or made for other columns or authority.
+    """Create or renew the guard where it is not what this program makes for these columns and this authority.
 
     To be called in a transaction. The lock it takes (SHARE ROW EXCLUSIVE) waits for writers under way and
     keeps new ones out until the commit, so no statement runs under two authorities.
 
     Returns:
         Whether anything was changed.
+
+    Raises:
+        RefusedError: as :func:`refuse_foreign_function`.
     """
     table = definition.table
     state = require_state(connection, table, lock=True)
-    if guard_is_current(connection, definition, state.authority):
+    if not guard_faults(connection, definition, state.authority):
         return False
+    refuse_foreign_function(connection, definition)
     obsolete = _obsolete_triggers(connection, definition)
     # Taking a trigger away needs the stronger lock, and it is better asked for at once than in addition.
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE" if obsolete else "SHARE ROW EXCLUSIVE")
@@ -61,31 +75,20 @@ def ensure_guard(connection: Connection, definition: TableDefinition, actor: Act
     return True
 
 
-def guard_is_current(connection: Connection, definition: TableDefinition, authority: Authority) -> bool:
-    """Whether the guard is in place, and as this program makes it for these columns and this authority."""
-    made = guard_mark(connection, definition, authority)
-    found = {(one.mark, one.enabled) for one in _look(connection, definition)}
-    return found == {(made, "A")} and not guard_faults(connection, definition)
-
-
 def guard_statements(
     connection: Connection, definition: TableDefinition, authority: Authority
 ) -> list[Composed]:
     """What creates or renews the guard: the function, its triggers, and away with those of other columns."""
-    body = guard_function(definition.plaintext_columns, definition.table.key)
-    mark = guard_mark(connection, definition, authority)
     triggers = _triggers(definition)
-    function = SQL("public.{}").format(Identifier(guard_name(definition.table)))
-    if all(found.ours for found in _look(connection, definition)):
-        statements = _drop_triggers(definition, _obsolete_triggers(connection, definition))
-    else:
-        # Whoever owns a function can change it at any time: it is made again, and not only what it says.
-        statements = drop_guard_statements(definition, _guard_triggers(connection, definition))
+    function = _function(definition)
+    statements = _drop_triggers(_obsolete_triggers(connection, definition))
+    if _foreign(connection, definition):
+        statements.append(_drop_function(definition))
     statements.append(
         SQL(
             "CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql "
             "SET search_path = pg_catalog AS {}"
-        ).format(function, Literal(body))
+        ).format(function, Literal(_body(definition)))
     )
     # A writer needs no right on it. The owner does, who makes the partitions of the table.
     owner, given = give_to_owner(connection, SQL("FUNCTION {}()").format(function), definition.oid)
@@ -93,99 +96,214 @@ def guard_statements(
     statements.append(SQL("REVOKE ALL ON FUNCTION {}() FROM PUBLIC").format(function))
     statements.append(SQL("GRANT EXECUTE ON FUNCTION {}() TO {}").format(function, Identifier(owner)))
     for trigger in triggers:
-        arguments = [Literal(argument) for argument in trigger.arguments or (authority, trigger.argument)]
-        statements.append(
-            SQL(
-                "CREATE OR REPLACE TRIGGER {} BEFORE {} ON {} FOR EACH {} WHEN ({}) EXECUTE FUNCTION {}({})"
-            ).format(
-                *(Identifier(trigger.name), trigger.event, definition.identifier),
-                *(SQL("STATEMENT" if trigger.arguments else "ROW"), trigger.condition),
-                *(function, SQL(", ").join(arguments)),
-            )
-        )
+        arguments = map(Literal, trigger.arguments_for(authority))
+        made = trigger.definition(definition.identifier, function, arguments)
+        statements.append(SQL("CREATE OR REPLACE {}").format(made))
     # One that was disabled on a single partition, too: before PostgreSQL 15 this does not reach partitions.
     for part in read_parts(connection, definition.oid):
-        here = [t for t in triggers if part.parent is None or not t.arguments]
+        here = [t for t in triggers if t.is_on(part)]
         enabled = SQL(", ").join(SQL("ENABLE ALWAYS TRIGGER {}").format(Identifier(t.name)) for t in here)
         statements.append(SQL("ALTER TABLE {} {}").format(part.identifier, enabled))
-    regclass = Literal(definition.identifier.as_string(connection))
-    statements.append(
-        SQL(_SIGN).format(table=regclass, guards=Literal(GUARDS), mark=Literal(mark), made=SQL(_MADE))
-    )
     return statements
 
 
-# How a trigger t and its function p are, as the server words it; the names of the table and its schema may change.
-_MADE: LiteralString = (
-    "pg_catalog.md5(pg_catalog.concat_ws(' ', pg_catalog.regexp_replace(pg_catalog.pg_get_triggerdef(t.oid), "
-    "' ON .*? FOR EACH ', ' '), p.prosrc, p.prolang, p.prosecdef, p.proconfig, p.provolatile))"
-)
-# Keeps with each trigger how it came out, so that a change of it or of the function shows.
-_SIGN: LiteralString = """DO $sign$
-DECLARE
-    made record;
-BEGIN
-    FOR made IN
-        SELECT t.tgname, {mark} || ' ' || {made} AS text FROM pg_catalog.pg_trigger t
-          JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
-         WHERE t.tgrelid = {table}::pg_catalog.regclass AND t.tgname ~ {guards}
-    LOOP
-        EXECUTE pg_catalog.format('COMMENT ON TRIGGER %I ON %s IS %L', made.tgname, {table}, made.text);
-    END LOOP;
-END $sign$"""
+def _function(definition: TableDefinition) -> Identifier:
+    return Identifier("public", guard_name(definition.table))
 
 
-def guard_mark(connection: Connection, definition: TableDefinition, authority: Authority) -> str:
-    """Begins the comments on the triggers of a guard that this program makes for these columns and this authority."""
-    body = guard_function(definition.plaintext_columns, definition.table.key)
-    made_of = [body, authority, repr(definition.plaintext_columns)]
-    made_of += [trigger.condition.as_string(connection) for trigger in _triggers(definition)]
-    return "alphapulse_encryption " + hashlib.sha256("".join(made_of).encode()).hexdigest()
+def _named(definition: TableDefinition) -> str:
+    return f"public.{guard_name(definition.table)}"
 
 
-def _obsolete_triggers(connection: Connection, definition: TableDefinition) -> set[str]:
-    return _guard_triggers(connection, definition) - {t.name for t in _triggers(definition)}
+def _body(definition: TableDefinition) -> str:
+    return guard_function(_columns(definition), definition.table.key)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A trigger of a guard, on the table or a partition.
-
-    Args:
-        ours: whether its function is the table's guard function, which nobody may change who may not change the table.
-        made: how it is now; ``signed`` how it came out when it was made, None of one by an earlier version.
-    """
-
-    oid: int
-    name: str
-    enabled: str
-    ours: bool
-    made: str
-    mark: str
-    signed: str | None
+def _columns(definition: TableDefinition) -> list[Column]:
+    """In the order of the table, which stays when somebody sorts the catalogue."""
+    return sorted(
+        definition.plaintext_columns, key=lambda column: list(definition.columns).index(column.name)
+    )
 
 
-_LOOK = """
-SELECT t.tgrelid, t.tgname, t.tgenabled::text,
-       p.proname = %(function)s AND p.pronamespace = to_regnamespace('public')
-         AND pg_has_role(p.proowner, c.relowner, 'MEMBER'),
-       {made}, concat_ws(' ', split_part(s.text, ' ', 1), split_part(s.text, ' ', 2)),
-       nullif(split_part(s.text, ' ', 3), '')
-  FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_class c ON c.oid = t.tgrelid
-  LEFT JOIN pg_trigger w ON w.tgrelid = %(table)s AND w.tgname = t.tgname
- CROSS JOIN LATERAL (SELECT coalesce(obj_description(w.oid, 'pg_trigger'), '') AS text) s
- WHERE t.tgrelid = ANY(%(parts)s) AND t.tgname ~ %(guards)s
+# Whoever owns a function can change it at any time, and a right that was given on it stays when it is replaced.
+_FOREIGN = """
+SELECT pg_get_userbyid(p.proowner)::text,
+       p.prokind = 'f' AND pg_has_role(p.proowner, 'USAGE')
+         AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgfoid = p.oid AND t.tgrelid <> ALL (%(parts)s))
+  FROM pg_proc p
+ WHERE p.proname = %(function)s AND p.pronamespace = to_regnamespace('public') AND p.pronargs = 0
+   AND NOT (p.prorettype = 'trigger'::regtype AND p.prokind = 'f'
+            AND pg_has_role(p.proowner, (SELECT relowner FROM pg_class WHERE oid = %(table)s), 'MEMBER'))
 """
 
 
-def _look(connection: Connection, definition: TableDefinition) -> list[_Found]:
-    parameters = {
-        "table": definition.oid,
-        "parts": [part.oid for part in read_parts(connection, definition.oid)],
-        "function": guard_name(definition.table),
-        "guards": GUARDS,
+def _foreign(connection: Connection, definition: TableDefinition) -> tuple[str, bool] | None:
+    """Who owns a function of the guard's name that cannot be replaced, and whether it can be dropped."""
+    parts = [part.oid for part in read_parts(connection, definition.oid)]
+    named = {"function": guard_name(definition.table), "table": definition.oid, "parts": parts}
+    return connection.execute(_FOREIGN, named).fetchone()
+
+
+def refuse_foreign_function(connection: Connection, definition: TableDefinition) -> None:
+    """Refuse to make the guard where its function is somebody else's, and the role in use may not drop that.
+
+    Raises:
+        RefusedError: names the function and its owner.
+    """
+    owner, may_drop = _foreign(connection, definition) or ("", True)
+    if not may_drop:
+        raise RefusedError(
+            f"The function {_named(definition)}, whose name the guard of {definition.table.key} needs, belongs to "
+            f"{owner}. Find out who made it, and have {owner} or a superuser drop it, with the triggers that use it "
+            f"({_drop_function(definition).as_string(connection)} CASCADE)."
+        )
+
+
+# Triggers of a guard's names, but those that a partition has from the whole.
+_OWN_TRIGGERS = """
+SELECT t.tgrelid, t.tgname, p.proname = %(function)s AND p.pronamespace = to_regnamespace('public')
+   AND t.tgconstraint = 0 AND t.tgrelid = %(table)s
+  FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+ WHERE t.tgrelid = ANY(%(parts)s) AND t.tgname ~ %(guards)s AND t.tgparentid = 0 ORDER BY 1, 2
+"""
+
+
+def _obsolete_triggers(connection: Connection, definition: TableDefinition) -> list[tuple[Identifier, str]]:
+    """Triggers of a guard's names that cannot stay: of other columns, of another function, or of a partition."""
+    wanted = set() if _foreign(connection, definition) else {t.name for t in _triggers(definition)}
+    parts = {part.oid: part.identifier for part in read_parts(connection, definition.oid)}
+    asked = {"function": guard_name(definition.table), "table": definition.oid}
+    found = connection.execute(_OWN_TRIGGERS, {**asked, "parts": list(parts), "guards": GUARDS})
+    return [(parts[oid], name) for oid, name, ours in found if not (ours and name in wanted)]
+
+
+# For a transaction in which the server words what is there: every name quoted, and but for pg_catalog with its schema.
+AS_WORDED = (
+    "SELECT set_config('search_path', 'pg_catalog', true), set_config('quote_all_identifiers', 'on', true), "
+    "set_config('standard_conforming_strings', 'on', true)"
+)
+# A function p, attributes included, that is what this program makes.
+_AS_MADE = SQL("""(p.prosrc = {} AND p.prokind = 'f' AND p.prorettype = 'trigger'::regtype AND NOT p.prosecdef
+   AND p.prolang = (SELECT oid FROM pg_language WHERE lanname = 'plpgsql')
+   AND p.proconfig IS NOT DISTINCT FROM ARRAY['search_path=pg_catalog'] AND p.provolatile = 'v'
+   AND NOT p.proleakproof AND NOT p.proisstrict AND p.proparallel = 'u' AND p.prosupport = 0)""")
+_FUNCTION_THERE = SQL("""
+SELECT {made}, pg_get_userbyid(p.proowner)::text, pg_has_role(p.proowner, c.relowner, 'MEMBER')
+  FROM pg_proc p CROSS JOIN pg_class c
+ WHERE p.proname = {name} AND p.pronamespace = to_regnamespace('public') AND p.pronargs = 0 AND c.oid = {table}
+""")
+_TRIGGERS_THERE = """
+SELECT tgrelid, tgname, pg_get_triggerdef(oid), tgenabled::text FROM pg_trigger
+ WHERE tgrelid = ANY(%s) AND tgname ~ %s
+"""
+_NAMED = 12
+
+
+def _function_there(connection: Connection, definition: TableDefinition) -> tuple[bool, str, bool] | None:
+    """Whether the function is what this program makes, whose it is, and whether they may change the table anyway."""
+    made, name = _AS_MADE.format(Literal(_body(definition))), Literal(guard_name(definition.table))
+    query = _FUNCTION_THERE.format(made=made, name=name, table=Literal(definition.oid))
+    return connection.execute(query).fetchone()
+
+
+# Of who may be trusted with any code under that name: whoever has the rights already, or all rights.
+_MADE_BY = SQL(
+    "(SELECT r.rolsuper OR r.rolname = {owner} FROM pg_proc p JOIN pg_roles r ON r.oid = p.proowner "
+    "WHERE p.oid = to_regprocedure({signature}))"
+)
+_TAKE_OVER = SQL("""DECLARE trusted boolean := {made_by}; BEGIN
+    ALTER FUNCTION {function}() OWNER TO {role};
+    IF NOT (trusted OR (SELECT {made} FROM pg_proc p WHERE p.oid = {signature}::regprocedure)) THEN
+        RAISE EXCEPTION USING MESSAGE = {message}, HINT = {hint};
+    END IF;
+END""")
+
+
+def take_over(connection: Connection, definition: TableDefinition, owner: str) -> Composed | None:
+    """What gives the function to a role, for a script: only as this program makes it, in the moment that it is run.
+
+    Returns:
+        None where there is none, or the table has no guard any more.
+
+    Raises:
+        RefusedError: it is another one, whose code would run with that role's rights.
+    """
+    found = _function_there(connection, definition) if definition.plaintext_columns else None
+    if found is None:
+        return None
+    function, key = _function(definition), definition.table.key
+    signature = Literal(f"{function.as_string(connection)}()")
+    made_by = _MADE_BY.format(owner=Literal(owner), signature=signature)
+    message = (
+        f"function {_named(definition)} is not what this program makes, and would get the rights of {owner}"
+    )
+    hint = (
+        f"If an earlier version of the program made it, renew it first (--add-columns --table {key}). Otherwise find "
+        f"out who made it, and drop it ({_drop_function(definition).as_string(connection)} CASCADE)."
+    )
+    if not (found[0] or answer(connection, SQL("SELECT {}").format(made_by))):
+        raise RefusedError(
+            f"The function {_named(definition)} is not what this program makes, and would get the rights of {owner}. "
+            f"{hint}"
+        )
+    text = _TAKE_OVER.format(
+        made_by=made_by,
+        function=function,
+        role=Identifier(owner),
+        made=_AS_MADE.format(Literal(_body(definition))),
+        signature=signature,
+        message=Literal(message),
+        hint=Literal(hint),
+    )
+    return SQL("DO {}").format(Literal(text.as_string(connection)))
+
+
+def guard_faults(
+    connection: Connection, definition: TableDefinition, authority: Authority, *, replicated: bool = True
+) -> list[str]:
+    """How the guard differs from what this program makes for these columns and this authority, in words.
+
+    Compared are definitions: of the function its body, attributes and owner, of each trigger, on the table and its
+    partitions, all that it was created with and whether it is enabled. Empty where nothing differs. One that an earlier
+    version of this program made may differ.
+
+    Args:
+        replicated: whether a trigger that leaves replicated rows out counts as disabled. What the application writes
+            is guarded by it as before, as after a DISABLE TRIGGER and ENABLE TRIGGER of somebody's.
+    """
+    parts = {part.oid: part for part in read_parts(connection, definition.oid)}
+    with connection.transaction(force_rollback=True):
+        connection.execute(AS_WORDED)
+        function = _function_there(connection, definition)
+        found = connection.execute(_TRIGGERS_THERE, [list(parts), GUARDS]).fetchall()
+    named, faults = f"function {_named(definition)}", []
+    if function is None:
+        faults.append(f"{named}: missing")
+    else:
+        made, owner, trusted = function
+        if not made:
+            faults.append(f"{named}: another one")
+        if not trusted:
+            faults.append(f"{named}: belongs to {owner}")
+    wanted = {
+        (oid, trigger.name): trigger.printed(part.identifier, _function(definition), authority)
+        for oid, part in parts.items()
+        for trigger in _triggers(definition)
+        if trigger.is_on(part)
     }
-    return [_Found(*row) for row in connection.execute(SQL(_LOOK).format(made=SQL(_MADE)), parameters)]
+    enabled = {
+        (oid, name): text for oid, name, text, state in found if state in ("A" if replicated else "AO")
+    }
+    for what, keys in (
+        ("missing, disabled or not ENABLE ALWAYS", wanted.keys() - enabled.keys()),
+        ("another one", {k for k, text in enabled.items() if wanted.get(k, text) != text}),
+        ("none of it", {(oid, name) for oid, name, *_ in found} - wanted.keys()),
+    ):
+        if triggers := sorted(f"{name} of {parts[oid].key}" for oid, name in keys):
+            more = f" and {len(triggers) - _NAMED} more" if len(triggers) > _NAMED else ""
+            faults.append(f"{', '.join(triggers[:_NAMED])}{more}: {what}")
+    return faults
 
 
 # By the bits of tgtype (src/include/catalog/pg_trigger.h): for each row (1), before (2), on insert (4) or update (16).
@@ -206,36 +324,6 @@ def late_triggers(connection: Connection, definition: TableDefinition) -> list[t
     return connection.execute(_LATE_TRIGGERS, [parts, GUARD_INSERT, GUARDS]).fetchall()
 
 
-def guard_faults(connection: Connection, definition: TableDefinition) -> list[str]:
-    """What keeps the guard from doing what it was made for, in words; empty where it does it.
-
-    Looked at is the guard itself, of every partition too: triggers, function, and who owns that. One that an earlier
-    version of this program made does its work, until a step makes it again.
-    """
-    found = _look(connection, definition)
-    earlier = bool(found) and all(one.signed is None for one in found)
-    there = {(one.oid, one.name) for one in found if one.enabled in ("A", "O") and one.ours}
-    missing = {
-        trigger.name
-        for part in read_parts(connection, definition.oid)
-        for trigger in _triggers(definition)
-        if (part.oid, trigger.name) not in there
-        and not (trigger.arguments and (earlier or part.parent is not None))
-    }
-    changed = set() if earlier else {one.name for one in found if one.made != one.signed} - missing
-    faults = []
-    if missing:
-        faults.append(f"missing or disabled: {', '.join(sorted(missing))}")
-    if changed:
-        faults.append(f"changed, or their function was: {', '.join(sorted(changed))}")
-    return faults
-
-
-def guard_in_place(connection: Connection, definition: TableDefinition) -> bool:
-    """Whether the guard does what it was made for."""
-    return not guard_faults(connection, definition)
-
-
 def refuse_unguarded(connection: Connection, definition: TableDefinition, *, reverted: bool = False) -> None:
     """Refuse a table whose guard is not as it was made: somebody copied and renamed the table, or changed the guard.
 
@@ -249,14 +337,16 @@ def refuse_unguarded(connection: Connection, definition: TableDefinition, *, rev
         RefusedError: says how to renew the guard, and what to look at then; or names a trigger that runs after it.
         ConfigurationError: other tables' rows belong to it (:func:`refuse_relatives`).
     """
-    state, key = require_state(connection, definition.table).state, definition.table.key
+    known, key = require_state(connection, definition.table), definition.table.key
+    state = known.state
     if not (state.is_guarded or (reverted and state is State.REVERTED)):
         return
-    if faults := guard_faults(connection, definition):
+    if faults := guard_faults(connection, definition, known.authority, replicated=False):
         raise RefusedError(
-            f"The guard triggers of {key} are {'; '.join(faults)}. The table was recreated, or somebody changed them, "
-            f"and ciphertext may be older than its plaintext. Renew them and look for such values (--add-columns "
-            f"--verify --table {key}), which says what to do about each; nothing was changed."
+            f"The guard of {key} is not what this program makes ({'; '.join(faults)}). The table was recreated, "
+            "somebody changed the guard, or an earlier version of the program made it, and ciphertext may be older "
+            f"than its plaintext. Renew it and look for such values (--add-columns --verify --table {key}), which says "
+            "what to do about each; nothing was changed."
         )
     refuse_relatives(connection, definition)
     for name, rename in late_triggers(connection, definition):
@@ -265,12 +355,6 @@ def refuse_unguarded(connection: Connection, definition: TableDefinition, *, rev
             f"run in the order of their names. Rename it ({rename}), and verify what was written meanwhile (--verify "
             f"--table {key}); nothing was changed."
         )
-
-
-def _guard_triggers(connection: Connection, definition: TableDefinition) -> set[str]:
-    """The names of the triggers of a guard that are there."""
-    query = "SELECT tgname FROM pg_trigger WHERE tgrelid = %s AND tgname ~ %s"
-    return {name for (name,) in connection.execute(query, [definition.oid, GUARDS])}
 
 
 _STILL_USED = """
@@ -282,43 +366,47 @@ SELECT EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
 def drop_guard(connection: Connection, definition: TableDefinition) -> None:
     """Take the guard away, in the caller's transaction."""
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
-    *triggers, function = drop_guard_statements(definition, _guard_triggers(connection, definition))
-    for statement in triggers:
+    query = "SELECT tgname FROM pg_trigger WHERE tgrelid = %s AND tgname ~ %s ORDER BY 1"
+    found = connection.execute(query, [definition.oid, GUARDS]).fetchall()
+    for statement in _drop_triggers((definition.identifier, name) for (name,) in found):
         connection.execute(statement)
     # A table that was copied and set aside keeps its triggers.
     if not answer(connection, _STILL_USED, guard_name(definition.table)):
-        connection.execute(function)
+        connection.execute(_drop_function(definition))
 
 
-def drop_guard_statements(
-    definition: TableDefinition, triggers: Iterable[str] | None = None
-) -> list[Composed]:
-    """What takes the guard away: its function, and these triggers, or all that a guard has."""
-    names = {trigger.name for trigger in _triggers(definition)} if triggers is None else triggers
-    function = SQL("DROP FUNCTION IF EXISTS public.{}()").format(Identifier(guard_name(definition.table)))
-    return [*_drop_triggers(definition, names), function]
+def drop_guard_statements(definition: TableDefinition) -> list[Composed]:
+    """What takes the guard away: all its triggers, and its function."""
+    names = sorted(trigger.name for trigger in _triggers(definition))
+    return [*_drop_triggers((definition.identifier, name) for name in names), _drop_function(definition)]
 
 
-def _drop_triggers(definition: TableDefinition, names: Iterable[str]) -> list[Composed]:
-    return [
-        SQL("DROP TRIGGER {} ON {}").format(Identifier(name), definition.identifier) for name in sorted(names)
-    ]
+def _drop_function(definition: TableDefinition) -> Composed:
+    return SQL("DROP FUNCTION IF EXISTS {}()").format(_function(definition))
+
+
+def _drop_triggers(triggers: Iterable[tuple[Identifier, str]]) -> list[Composed]:
+    return [SQL("DROP TRIGGER {} ON {}").format(Identifier(name), table) for table, name in triggers]
 
 
 # Anybody can set the setting; only who may write the engine's bookkeeping is believed. Of the two, the application's
 # writes pay for the first alone.
-_SAID = SQL("current_setting({}, true) IS NOT DISTINCT FROM {}").format(
-    Literal(WRITER_SETTING), Literal(WRITER)
-)
+#
+# Conditions are written as the server words them (pg_get_triggerdef): a guard is compared with this text.
+_SAID = SQL(
+    '(NOT ("pg_catalog"."current_setting"({}::"pg_catalog"."text", true) IS DISTINCT FROM '
+    '{}::"pg_catalog"."text"))'
+).format(Literal(WRITER_SETTING), Literal(WRITER))
 _BY_ENGINE = SQL("({} AND {})").format(_SAID, MAY_WRITE)
 
 
-def _given(columns: Sequence[Column], new: LiteralString = "NEW") -> Composed:
-    return SQL(" OR ").join(
-        SQL("{}.{} IS NOT NULL").format(SQL(new), Identifier(name))
+def _given(columns: Sequence[Column], new: LiteralString = '"new"') -> Composed:
+    given = [
+        SQL("({}.{} IS NOT NULL)").format(SQL(new), Identifier(name))
         for column in columns
         for name in column.derived
-    )
+    ]
+    return SQL("({})" if len(given) > 1 else "{}").format(SQL(" OR ").join(given))
 
 
 # Where the triggers of single columns leave their numbers for the guard, which runs next for the same row.
@@ -335,13 +423,36 @@ class _Trigger:
     # In place of both, of the one that never fires: the names of its columns.
     arguments: tuple[str, ...] = ()
 
+    def is_on(self, part: Part) -> bool:
+        """Whether this part of a table has it: partitions have those that are for each row."""
+        return part.parent is None or not self.arguments
+
+    def arguments_for(self, authority: Authority) -> tuple[str, ...]:
+        return self.arguments or (authority, self.argument)
+
+    def definition(
+        self, table: Identifier, function: Identifier, arguments: Iterable[Composable]
+    ) -> Composed:
+        """What comes behind CREATE."""
+        return SQL("TRIGGER {} BEFORE {} ON {} FOR EACH {} WHEN ({}) EXECUTE FUNCTION {}({})").format(
+            *(Identifier(self.name), self.event, table, SQL("STATEMENT" if self.arguments else "ROW")),
+            *(self.condition, function, SQL(", ").join(arguments)),
+        )
+
+    def printed(self, table: Identifier, function: Identifier, authority: Authority) -> str:
+        """The same as the server words it."""
+        condition = verbatim(self.condition.as_string(None).replace('"pg_catalog".', ""))
+        arguments = [verbatim("'" + text.replace("'", "''") + "'") for text in self.arguments_for(authority)]
+        made = replace(self, condition=condition).definition(table, function, arguments)
+        return f"CREATE {made.as_string(None)}"
+
 
 def _triggers(definition: TableDefinition) -> list[_Trigger]:
-    columns = definition.plaintext_columns
+    columns = _columns(definition)
     names = tuple(name for column in columns for name in (column.name, *column.derived))
-    inserted = SQL("NOT ({}) AND ({})").format(_BY_ENGINE, _given(columns))
+    inserted = SQL("((NOT {}) AND {})").format(_BY_ENGINE, _given(columns))
     # The engine's own writes pass, unless a trigger of the application changed the plaintext on their way.
-    updated = SQL("CASE WHEN {} THEN {} ELSE {} END").format(
+    updated = SQL("\n        CASE\n            WHEN {} THEN {}\n            ELSE {}\n        END").format(
         _BY_ENGINE,
         _images_differ([column.name for column in columns]),
         _images_differ(names),
@@ -361,8 +472,9 @@ def _triggers(definition: TableDefinition) -> list[_Trigger]:
                 SQL("UPDATE OF {}").format(Identifier(column.name)),
                 # As little as will do: a statement that names the column pays for it once, and each of its rows. An
                 # envelope has no two forms, so here the operator of its own type is enough.
-                SQL("OLD.{encrypted} IS DISTINCT FROM NEW.{encrypted} AND {same}").format(
-                    encrypted=Identifier(column.encrypted),
+                SQL("(({old} IS DISTINCT FROM {new}) AND {same})").format(
+                    old=_text(definition, '"old"', column.encrypted),
+                    new=_text(definition, '"new"', column.encrypted),
                     same=_compare_images([column.name], "record_image_eq"),
                 ),
                 _mention(number),
@@ -372,21 +484,30 @@ def _triggers(definition: TableDefinition) -> list[_Trigger]:
     ]
 
 
+def _text(definition: TableDefinition, row: LiteralString, name: str) -> Composed:
+    """A column that may be a varchar, which has no operators of its own."""
+    found = definition.columns.get(name)
+    template = '({}.{})::"pg_catalog"."text"' if found is not None and found.type != "text" else "{}.{}"
+    return SQL(template).format(SQL(row), Identifier(name))
+
+
 def _mention(number: int) -> str:
     return f"<{number}>"
 
 
-def _images_differ(names: Sequence[str], old: LiteralString = "OLD", new: LiteralString = "NEW") -> Composed:
+def _images_differ(
+    names: Sequence[str], old: LiteralString = '"old"', new: LiteralString = '"new"'
+) -> Composed:
     return _compare_images(names, "record_image_ne", old, new)
 
 
 def _compare_images(
-    names: Sequence[str], function: LiteralString, old: LiteralString = "OLD", new: LiteralString = "NEW"
+    names: Sequence[str], function: LiteralString, old: LiteralString = '"old"', new: LiteralString = '"new"'
 ) -> Composed:
     # The function behind *<> or *=, not the operator: of that, a dump of the trigger loses the casts to record, without
     # which the parser compares field by field, and the trigger could not be restored.
-    return SQL("pg_catalog.{}(ROW({}), ROW({}))").format(
-        SQL(function),
+    return SQL('"pg_catalog".{}(ROW({}), ROW({}))').format(
+        Identifier(function),
         *(
             SQL(", ").join(SQL("{}.{}").format(SQL(row), Identifier(name)) for name in names)
             for row in (old, new)
@@ -590,7 +711,7 @@ def _rules(columns: Sequence[Column], table_key: str, old: LiteralString, new: L
             "plaintext_changed": _images_differ([column.name], old, new),
             "encrypted_changed": _images_differ([column.encrypted], old, new),
             "ciphertext_changed": _images_differ(column.derived, old, new),
-            "ciphertext_given": SQL("({})").format(_given([column], new)),
+            "ciphertext_given": _given([column], new),
             **tokens,
             "mentioned": SQL("strpos(coalesce(current_setting({}, true), ''), {}) > 0").format(
                 _MENTIONED, Literal(_mention(number))

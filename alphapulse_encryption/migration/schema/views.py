@@ -13,8 +13,6 @@ only keep conditions such as LIKE from the table's indexes. Those of row-level s
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +30,7 @@ from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_s
 from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database, answer
 from alphapulse_encryption.migration.postgres.ddl import give_to_owner, in_short_transaction
 from alphapulse_encryption.migration.schema.definition import TableDefinition, check_hidden, read_table
-from alphapulse_encryption.migration.schema.guard import refuse_unguarded
+from alphapulse_encryption.migration.schema.guard import AS_WORDED, refuse_unguarded
 from alphapulse_encryption.migration.schema.names import LONGEST_NAME
 from alphapulse_encryption.migration.schema.saved_ddl import Grant
 
@@ -94,7 +92,7 @@ def create_views(database: Database, table: Table, actor: Actor) -> ViewsResult:
         refuse_hidden_rows(connection, definition)
         names = view_names(table)
         for name in names:
-            _find(connection, table, name)  # a foreign one is told before the other one is made
+            _find(connection, definition, name)  # a foreign one is told before the other one is made
         created = tuple(
             name
             for name in names
@@ -131,7 +129,7 @@ def drop_views(connection: Connection, definition: TableDefinition) -> tuple[str
     """
     dropped = []
     for name in view_names(definition.table):
-        view = _look(connection, definition.table, name)
+        view = _look(connection, definition, name)
         if view is not None and view.ours:
             with _refusing_dependants(connection, view.oid, name, "has to go"):
                 connection.execute(_drop_statement(definition, name))
@@ -163,43 +161,69 @@ def _columns(definition: TableDefinition, *, safe: bool) -> Columns:
     return columns
 
 
-def _mark(columns: Columns) -> str:
-    # Order of columns aside: dropping and restoring plaintext moves them, and the view need not follow.
-    canonical = json.dumps(sorted(columns))
-    return f"{_COMMENT} {hashlib.sha256(canonical.encode()).hexdigest()}"
-
-
 @dataclass(frozen=True)
 class _View:
+    """A relation under a view's name.
+
+    Args:
+        ours: whether it says so, and nobody owns it who may not change the table as well.
+        columns: their names.
+        text: its query, as the server words it.
+    """
+
     oid: int
     ours: bool
-    comment: str | None
     owner: str
     invoker: bool
     barrier: bool
+    columns: list[str]
+    text: str
+
+    def shows(self, definition: TableDefinition, columns: Columns, version: int) -> bool:
+        """Whether its query is that of these columns; their order may be another, after a drop or a restore."""
+        sources = {name: source for source, name in columns}
+        if sorted(self.columns) != sorted(sources):
+            return False
+        table = SQL("" if version >= _SHORT_SINCE else '"t".')
+        each = (
+            SQL("{}{}" if name == sources[name] else "{}{} AS {}").format(
+                table, *map(Identifier, dict.fromkeys((sources[name], name)))
+            )
+            for name in self.columns
+        )
+        query = SQL('SELECT {} FROM {} "t";').format(SQL(", ").join(each), definition.identifier)
+        return self.text.split() == query.as_string(None).split()
 
 
+# From then on the server leaves out which table a column is of, where there is one.
+_SHORT_SINCE = 160000
 _LOOK = """
-SELECT c.oid, c.relkind = 'v' AND coalesce(starts_with(obj_description(c.oid, 'pg_class'), %s), false),
-       obj_description(c.oid, 'pg_class'), pg_get_userbyid(c.relowner),
-       coalesce(c.reloptions && ARRAY['security_invoker=true'], false),
-       coalesce(c.reloptions && ARRAY['security_barrier=true'], false)
-  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
+SELECT v.oid, v.relkind = 'v' AND coalesce(starts_with(obj_description(v.oid, 'pg_class'), %s), false)
+         AND pg_has_role(v.relowner, t.relowner, 'MEMBER'),
+       pg_get_userbyid(v.relowner)::text,
+       coalesce(v.reloptions && ARRAY['security_invoker=true'], false),
+       coalesce(v.reloptions && ARRAY['security_barrier=true'], false),
+       ARRAY(SELECT attname::text FROM pg_attribute
+              WHERE attrelid = v.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),
+       CASE v.relkind WHEN 'v' THEN pg_get_viewdef(v.oid) ELSE '' END
+  FROM pg_class v JOIN pg_class t ON t.oid = %s AND t.relnamespace = v.relnamespace WHERE v.relname = %s
 """
 
 
-def _look(connection: Connection, table: Table, name: str) -> _View | None:
+def _look(connection: Connection, definition: TableDefinition, name: str) -> _View | None:
     """What relation there is under that name."""
-    row = connection.execute(_LOOK, [_COMMENT, table.schema_name, name]).fetchone()
+    with connection.transaction(force_rollback=True):
+        connection.execute(AS_WORDED)
+        row = connection.execute(_LOOK, [_COMMENT, definition.oid, name]).fetchone()
     return None if row is None else _View(*row)
 
 
-def _find(connection: Connection, table: Table, name: str) -> _View | None:
+def _find(connection: Connection, definition: TableDefinition, name: str) -> _View | None:
     """Our view of that name, if it is there; what is there and is not ours is refused."""
-    view = _look(connection, table, name)
+    view = _look(connection, definition, name)
     if view is not None and not view.ours:
         raise ConfigurationError(
-            f"{table.schema_name}.{name} exists and is not a compatibility view of ours. Rename it; "
+            f"{definition.table.schema_name}.{name} exists and is not a compatibility view of ours. Rename it; "
             "nothing was changed."
         )
     return view
@@ -208,7 +232,7 @@ def _find(connection: Connection, table: Table, name: str) -> _View | None:
 def _renew(connection: Connection, definition: TableDefinition, name: str, actor: Actor) -> bool:
     """Bring a view and its privileges up to what they are to be; returns whether anything had to be done."""
     statements, granted = _renewal(connection, definition, name)
-    view = _look(connection, definition.table, name)
+    view = _look(connection, definition, name)
     why = f"has to be made again because {definition.table.key} or its catalogue entry has changed"
     with _refusing_dependants(connection, 0 if view is None else view.oid, name, why):
         for statement in statements:
@@ -234,7 +258,7 @@ def _renewal(
     connection: Connection, definition: TableDefinition, name: str
 ) -> tuple[list[Composed], list[str]]:
     """What makes a view as it is to be, and to whom that grants something."""
-    view = _find(connection, definition.table, name)
+    view = _find(connection, definition, name)
     identifier = Identifier(definition.table.schema_name, name)
     invoker = _runs_as_reader(connection)
     columns = _columns(definition, safe=name == view_names(definition.table)[1])
@@ -242,13 +266,15 @@ def _renewal(
     wanted: list[_Granted] = []
     present = _grants_of(connection, view.oid) if view is not None else []
     owner = view.owner if view is not None else ""
-    if view is None or view.comment != _mark(columns) or view.invoker != invoker or view.barrier:
+    version = connection.info.server_version
+    shown = view is not None and view.shows(definition, columns, version)
+    if view is None or not shown or view.invoker != invoker or view.barrier:
         gained = None if view is None else _extended(connection, definition, view, columns)
         if view is not None and gained is None:
             _refuse_triggers(connection, view, name)
             statements.append(_drop_statement(definition, name))
-            shown = {name for _, name in columns}
-            wanted = [grant for grant in present if grant.column is None or grant.column in shown]
+            names = {name for _, name in columns}
+            wanted = [grant for grant in present if grant.column is None or grant.column in names]
             present = []
         columns = gained or columns
         owner, given = give_to_owner(connection, SQL("VIEW {}").format(identifier), definition.oid)
@@ -259,7 +285,7 @@ def _renewal(
                 SQL(", ").join(SQL("t.{} AS {}").format(*map(Identifier, column)) for column in columns),
                 definition.identifier,
             ),
-            SQL("COMMENT ON VIEW {} IS {}").format(identifier, Literal(_mark(columns))),
+            SQL("COMMENT ON VIEW {} IS {}").format(identifier, Literal(_COMMENT)),
             *given,
         ]
     wanted += _readers(connection, definition, columns)

@@ -115,7 +115,7 @@ def test_drift_from_its_beginning_to_its_end(watched: Watched) -> None:
     walk.query(watched.place.url, "ALTER TABLE users DISABLE TRIGGER zzz_encryption_guard_update")
     walk.query(watched.place.url, "UPDATE users SET email = %s WHERE id = 7", CANARY)
     again = watched.told("alert_drift")
-    assert again.startswith("AlphaPulse encryption (staging), drift: 1 new\nNew:\n- Guard triggers of users")
+    assert again.startswith("AlphaPulse encryption (staging), drift: 1 new\nNew:\n- The guard of users")
     assert "First seen at 20" in again and "--add-columns --table users" in again
     assert watched.tick("alert_drift") == "2 found; nothing new to tell."
     walk.encrypt(watched.place.url, USERS)

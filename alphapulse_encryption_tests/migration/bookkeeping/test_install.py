@@ -24,6 +24,7 @@ from alphapulse_encryption.migration.bookkeeping.install import (
     missing_bookkeeping,
 )
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
+from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.backfill import backfill_range
 from alphapulse_encryption.migration.rows.verify import verify_range, verify_table
@@ -149,8 +150,11 @@ def test_what_is_somebody_elses_is_refused_by_name(database_url: str, made: str,
     run(database_url, "CREATE TABLE notes (id int PRIMARY KEY, secret text)")
     run(database_url, made)
     before = run(database_url, OIDS)
+    entry = support.table("notes", "secret")
+    report = preflight.check(Database(database_url), [entry], None)
+    assert any(re.search(named, found.message) for found in report.blockers)
     with pytest.raises(RefusedError, match=f"{named}.*nothing was changed"):
-        support.add_columns(database_url, support.table("notes", "secret"))
+        support.add_columns(database_url, entry)
     assert run(database_url, OIDS) == before
     assert run(database_url, "SELECT 1 FROM pg_attribute WHERE attname = 'secret_encrypted'") == []
 
@@ -187,6 +191,59 @@ def test_what_is_somebody_elses_is_refused_by_name(database_url: str, made: str,
             "CREATE ROLE stranger; ALTER TABLE alphapulse_encryption.approvals OWNER TO stranger",
             "relation alphapulse_encryption.approvals belongs to stranger and not to postgres",
         ),
+        (
+            "CREATE ROLE stranger LOGIN; ALTER TABLE alphapulse_encryption.approvals OWNER TO stranger",
+            "relation alphapulse_encryption.approvals belongs to stranger, who could",
+        ),
+        (
+            "CREATE FUNCTION alphapulse_encryption.f(text) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT $1'; "
+            "CREATE INDEX i ON alphapulse_encryption.settings (alphapulse_encryption.f(name))",
+            r"function alphapulse_encryption.f\(text\) is not ours; index i on alphapulse_encryption.settings is not",
+        ),
+        (
+            "CREATE STATISTICS public.s ON (lower(name)), changed_by FROM alphapulse_encryption.settings",
+            "statistics s on alphapulse_encryption.settings is not ours",
+        ),
+        (
+            "ALTER TABLE alphapulse_encryption.settings ADD CHECK (name <> 'x') NOT VALID",
+            "constraint settings_name_check on alphapulse_encryption.settings is not ours",
+        ),
+        (
+            "CREATE TABLE public.more () INHERITS (alphapulse_encryption.approvals)",
+            "relation alphapulse_encryption.approvals is another one",
+        ),
+        (
+            "CREATE VIEW alphapulse_encryption.more AS SELECT 1 AS one",
+            "relation alphapulse_encryption.more is not ours",
+        ),
+        (
+            "CREATE SEQUENCE alphapulse_encryption.more",
+            "relation alphapulse_encryption.more is not ours",
+        ),
+        (
+            "CREATE DOMAIN alphapulse_encryption.more AS text CHECK (VALUE <> '')",
+            "type alphapulse_encryption.more is not ours",
+        ),
+        (
+            "CREATE OPERATOR alphapulse_encryption.=== (LEFTARG = text, RIGHTARG = text, FUNCTION = texteq)",
+            r"operator alphapulse_encryption.===\(.*\) is not ours",
+        ),
+        (
+            "ALTER DEFAULT PRIVILEGES IN SCHEMA alphapulse_encryption GRANT ALL ON TABLES TO PUBLIC",
+            "default acl .* is not ours",
+        ),
+        (
+            'ALTER TABLE alphapulse_encryption.settings ALTER changed_by TYPE text COLLATE "POSIX"',
+            "column alphapulse_encryption.settings.changed_by is another one",
+        ),
+        (
+            "ALTER TABLE alphapulse_encryption.approvals ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+            "relation alphapulse_encryption.approvals is another one",
+        ),
+        (
+            "ALTER VIEW encryption_tables SET (security_invoker = true)",
+            "relation public.encryption_tables is another one",
+        ),
     ],
 )
 def test_what_was_put_in_place_of_ours_is_refused_by_name(database_url: str, done: str, named: str) -> None:
@@ -212,6 +269,8 @@ def test_what_was_put_in_place_of_ours_is_refused_by_name(database_url: str, don
         "CREATE OR REPLACE TRIGGER setting_is_allowed BEFORE INSERT ON alphapulse_encryption.settings FOR EACH ROW "
         "EXECUTE FUNCTION alphapulse_encryption.setting_is_allowed()",
         "ALTER FUNCTION encryption_report_key_usage SECURITY INVOKER",
+        "ALTER FUNCTION encryption_report_key_usage STRICT",
+        "ALTER FUNCTION alphapulse_encryption.approval_is_final() STABLE",
     ],
 )
 def test_a_function_or_trigger_of_ours_that_differs_is_made_again(database_url: str, done: str) -> None:
@@ -369,13 +428,17 @@ def test_it_keeps_its_owner_whoever_brings_it_up_to_date(before_url: str) -> Non
 
 def test_every_stage_of_the_layout_before_goes_on(before_url: str) -> None:
     target = support.target(before_url, catalogue=CATALOGUE)
+    # The guards of that time keep the application's writes in step; the steps ask for those of now.
+    for name in ("half", "switched"):
+        with pytest.raises(RefusedError, match=f"guard of {name}"):
+            (backfill_range if name == "half" else verify_range)(target, STAGES[name], 1)
+        add_encrypted_columns(target, STAGES[name], batch_ranges=2)
     backfill_range(target, STAGES["half"], 1)
     assert support.assert_encrypted(before_url, STAGES["half"]) == 16
     add_encrypted_columns(target, STAGES["begun"], batch_ranges=2)
     for number in range(2):
         backfill_range(target, STAGES["begun"], number)
     assert support.assert_encrypted(before_url, STAGES["begun"]) == 16
-    # The guard was made when our tables had other names, and still knows who writes.
     run(before_url, "UPDATE half SET secret = 'changed' WHERE id = 1")
     assert value(before_url, "SELECT secret_encrypted IS NULL FROM half WHERE id = 1")
     backfill_range(target, STAGES["half"], 0)

@@ -82,7 +82,7 @@ def test_a_guard_that_does_not_stand(verified: str, tampering: str) -> None:
     walk.query(verified, tampering)
     found = drift(verified)
     assert set(found) == {USERNAME, "guard:users"}
-    assert "Guard triggers of users are missing or disabled" in found["guard:users"].message
+    assert "The guard of users is not what this program makes" in found["guard:users"].message
     walk.encrypt(verified, USERS)
     assert set(drift(verified)) == {USERNAME}
 

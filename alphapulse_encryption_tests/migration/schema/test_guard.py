@@ -552,7 +552,7 @@ def test_authority_changes_between_statements_only(guarded_url: str) -> None:
 def test_damaged_guard_is_seen_and_mended(guarded_url: str, damage: str) -> None:
     def in_place() -> bool:
         with Database(guarded_url).session("look at the guard") as connection:
-            return guard.guard_in_place(connection, read_table(connection, ENTRY))
+            return not guard.guard_faults(connection, read_table(connection, ENTRY), "plaintext")
 
     assert in_place()
     run(guarded_url, damage)

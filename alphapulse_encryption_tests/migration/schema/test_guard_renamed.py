@@ -7,10 +7,11 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
 from alphapulse_encryption.migration.gates import preflight
 from alphapulse_encryption.migration.insight.drift import look_for_drift
+from alphapulse_encryption.migration.insight.status import read_status
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.rotate import rotate_range
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
@@ -146,43 +147,111 @@ def test_a_table_that_was_renamed_or_moved(guarded_url: str, move: str) -> None:
 
 
 INERT = "CREATE OR REPLACE FUNCTION encryption_guard_notes() RETURNS trigger LANGUAGE plpgsql {} AS $$ {} $$"
+REPLACED = (
+    "CREATE OR REPLACE TRIGGER zzz_encryption_guard_update {} EXECUTE FUNCTION encryption_guard_notes({})"
+)
+STRANGE = "CREATE FUNCTION strange() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$; "
+FUNCTION, UPDATE = "public.encryption_guard_notes", "zzz_encryption_guard_update of notes"
+# What is done to it, and what has to be named beside the table.
 CHANGES = [
-    INERT.format("SET search_path = pg_catalog", "BEGIN RETURN NEW; END"),
-    "ALTER FUNCTION encryption_guard_notes SECURITY DEFINER",
-    "ALTER FUNCTION encryption_guard_notes RESET ALL",
-    "CREATE OR REPLACE TRIGGER zzz_encryption_guard_update BEFORE UPDATE ON notes FOR EACH ROW WHEN (false) "
-    "EXECUTE FUNCTION encryption_guard_notes('plaintext', '')",
-    "CREATE OR REPLACE TRIGGER zzz_encryption_guard_update BEFORE UPDATE ON notes FOR EACH ROW "
-    "WHEN (OLD.mail IS DISTINCT FROM NEW.mail) EXECUTE FUNCTION encryption_guard_notes('ciphertext', '')",
-    "ALTER TABLE notes DISABLE TRIGGER USER",
-    "DROP TRIGGER zzz_encryption_guard_columns ON notes",
-    "CREATE ROLE guard_thief; ALTER FUNCTION encryption_guard_notes OWNER TO guard_thief",
+    (INERT.format("SET search_path = pg_catalog", "BEGIN RETURN NEW; END"), FUNCTION),
+    # What is written beside an object says nothing of it.
+    (
+        "DO $$ DECLARE t record; BEGIN FOR t IN SELECT tgname FROM pg_trigger WHERE tgrelid = 'notes'::regclass LOOP "
+        "EXECUTE format('COMMENT ON TRIGGER %I ON notes IS NULL', t.tgname); END LOOP; END $$; "
+        + INERT.format("SET search_path = pg_catalog", "BEGIN RETURN NEW; END"),
+        FUNCTION,
+    ),
+    *(
+        (f"ALTER FUNCTION encryption_guard_notes() {change}", FUNCTION)
+        for change in ("SECURITY DEFINER", "RESET ALL", "SET role = none", "STABLE", "LEAKPROOF", "STRICT")
+    ),
+    (
+        "CREATE ROLE guard_thief; ALTER FUNCTION encryption_guard_notes OWNER TO guard_thief",
+        f"{FUNCTION}: belongs to guard_thief",
+    ),
+    (REPLACED.format("BEFORE UPDATE ON notes FOR EACH ROW WHEN (false)", "'plaintext', ''"), UPDATE),
+    (REPLACED.format("BEFORE UPDATE ON notes FOR EACH ROW", "'plaintext', ''"), UPDATE),
+    (REPLACED.format("BEFORE UPDATE OF mail ON notes FOR EACH ROW", "'plaintext', ''"), UPDATE),
+    (
+        "DO $$ DECLARE made text; BEGIN SELECT pg_get_triggerdef(oid) INTO made FROM pg_trigger "
+        "WHERE tgname = 'zzz_encryption_guard_update'; "
+        "EXECUTE regexp_replace(replace(made, 'plaintext', 'ciphertext'), 'CREATE', 'CREATE OR REPLACE'); END $$",
+        UPDATE,
+    ),
+    (
+        STRANGE + "DROP TRIGGER zzz_encryption_guard_update ON notes; CREATE CONSTRAINT TRIGGER "
+        "zzz_encryption_guard_update AFTER UPDATE ON notes DEFERRABLE FOR EACH ROW EXECUTE FUNCTION strange()",
+        UPDATE,
+    ),
+    (
+        STRANGE + "CREATE TRIGGER zzz_encryption_guard_mention_0099 BEFORE UPDATE ON notes FOR EACH ROW "
+        "EXECUTE FUNCTION strange()",
+        "zzz_encryption_guard_mention_0099 of notes",
+    ),
+    ("ALTER TABLE notes DISABLE TRIGGER USER", UPDATE),
+    ("DROP TRIGGER zzz_encryption_guard_columns ON notes", "zzz_encryption_guard_columns of notes"),
 ]
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_every_step_sees_a_guard_that_was_changed(guarded_url: str, change: str) -> None:
+@pytest.mark.parametrize(("change", "named"), CHANGES)
+def test_every_step_sees_a_guard_that_was_changed(guarded_url: str, change: str, named: str) -> None:
     run(guarded_url, change)
     try:
-        target = support.target(guarded_url)
+        tables = Catalogue(tables=(ENTRY,))
         for name, step in STEPS.items():
             if name != "add":
-                with pytest.raises(RefusedError, match=r"guard triggers of notes are (missing|changed)"):
+                with pytest.raises(RefusedError, match=r"--add-columns --verify --table notes") as caught:
                     step(guarded_url, ENTRY)
+                assert named in str(caught.value)
         report = preflight.check(Database(guarded_url), [ENTRY], None)
-        assert any("guard triggers" in found.message for found in report.blockers)
-        found = look_for_drift(
-            Database(guarded_url), target.catalogue.model_copy(update={"tables": (ENTRY,)})
-        )
-        assert any(alert.key == "guard:notes" for alert in found)
+        assert any(named in found.message for found in report.blockers)
+        (alert,) = look_for_drift(Database(guarded_url), tables)
+        assert alert.key == "guard:notes" and named in alert.message
+        (status,) = read_status(Database(guarded_url), tables, ["notes"]).tables
+        assert status.problem is not None and named in status.problem
         assert support.add_columns(guarded_url, ENTRY).guards_created
         support.backfill(guarded_url, ENTRY)
+        assert not look_for_drift(Database(guarded_url), tables)
     finally:
         run(
             guarded_url,
             "DO $$ BEGIN IF to_regrole('guard_thief') IS NOT NULL THEN "
             "REASSIGN OWNED BY guard_thief TO CURRENT_USER; DROP ROLE guard_thief; END IF; END $$",
         )
+
+
+def test_a_guard_that_leaves_replicated_rows_out(guarded_url: str) -> None:
+    """As after somebody's DISABLE and ENABLE: what the application writes is guarded, so no step is refused."""
+    run(guarded_url, "ALTER TABLE notes ENABLE TRIGGER zzz_encryption_guard_update")
+    assert any(UPDATE in f.message for f in preflight.check(Database(guarded_url), [ENTRY], None).blockers)
+    (alert,) = look_for_drift(Database(guarded_url), Catalogue(tables=(ENTRY,)))
+    assert alert.key == "guard:notes" and UPDATE in alert.message
+    support.verify(guarded_url, ENTRY)
+    assert support.add_columns(guarded_url, ENTRY).guards_created
+    assert not support.add_columns(guarded_url, ENTRY).guards_created
+
+
+def test_a_function_of_the_guards_name_that_is_somebody_elses(database_url: str) -> None:
+    """Its owner would change it later; with a trigger of theirs on it, nobody can take it away unasked."""
+    run(database_url, "CREATE TABLE notes (id int PRIMARY KEY, mail text, secret text)")
+    run(database_url, "CREATE ROLE guard_thief; GRANT CREATE ON SCHEMA public TO guard_thief")
+    try:
+        run(
+            database_url,
+            "SET ROLE guard_thief; CREATE TABLE theirs (id int); "
+            + INERT.format("SECURITY DEFINER", "BEGIN RETURN NEW; END")
+            + "; CREATE TRIGGER planted BEFORE INSERT ON theirs FOR EACH ROW EXECUTE FUNCTION encryption_guard_notes()",
+        )
+        report = preflight.check(Database(database_url), [ENTRY], None)
+        assert any(FUNCTION in found.message and "guard_thief" in found.message for found in report.blockers)
+        with pytest.raises(MigrationError, match=rf"{FUNCTION}.*guard_thief"):
+            support.add_columns(database_url, ENTRY)
+        assert run(database_url, "SELECT FROM pg_attribute WHERE attname = 'mail_encrypted'") == []
+        run(database_url, "DROP FUNCTION encryption_guard_notes() CASCADE")
+        support.encrypt(database_url, ENTRY)
+    finally:
+        run(database_url, "DROP OWNED BY guard_thief; DROP ROLE guard_thief")
 
 
 def test_a_trigger_that_runs_after_the_guard(guarded_url: str) -> None:

@@ -14,7 +14,7 @@ from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import batch_ranges
 from alphapulse_encryption.migration.schema import partitions
 from alphapulse_encryption.migration.schema.definition import read_table
-from alphapulse_encryption.migration.schema.guard import guard_in_place
+from alphapulse_encryption.migration.schema.guard import guard_faults
 from alphapulse_encryption.migration.schema.indexes import IndexResult, build_search_indexes
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext, switch_to_ciphertext
 from alphapulse_encryption_tests.migration import support
@@ -74,7 +74,7 @@ def trees(url: str) -> dict[str, tuple[int, bool]]:
 
 def guarded(url: str) -> bool:
     with Database(url).session("look") as connection:
-        return guard_in_place(connection, read_table(connection, ENTRY))
+        return not guard_faults(connection, read_table(connection, ENTRY), "plaintext")
 
 
 def refused_write(url: str, table: str, key: int) -> None:
@@ -313,6 +313,7 @@ def test_pending_index_of_another_catalogue(notes_url: str) -> None:
     support.encrypt(notes_url, ENTRY)
     build(notes_url)
     less = support.table("notes", "secret")
+    support.add_columns(notes_url, less)
     result = build_search_indexes(Database(notes_url), less, ACTOR)
     assert result.rebuilt == (PENDING,)
     assert trees(notes_url)[PENDING] == (len(LEAVES), True)

@@ -269,6 +269,32 @@ def test_foreign_relations_of_these_names_are_left_alone(notes_url: str, foreign
     assert run(notes_url, "SELECT to_regclass('v_notes_safe')") == [(None,)]
 
 
+MARKED = "COMMENT ON VIEW v_notes_safe IS 'alphapulse_encryption: compatibility view'"
+
+
+@pytest.mark.parametrize("query", ["SELECT * FROM notes", "SELECT t.id FROM notes t WHERE id = 1"])
+def test_a_view_is_ours_by_what_it_shows(notes_url: str, query: str) -> None:
+    """Not by its comment: one that shows plaintext, or not all rows, is made again."""
+    create(notes_url)
+    before = run(notes_url, "SELECT pg_get_viewdef('v_notes_safe'::regclass)")
+    run(notes_url, f"DROP VIEW v_notes_safe; CREATE VIEW v_notes_safe AS {query}; {MARKED}")
+    assert create(notes_url).created == ("v_notes_safe",)
+    assert run(notes_url, "SELECT pg_get_viewdef('v_notes_safe'::regclass)") == before
+    assert not create(notes_url).changed
+
+
+def test_a_view_of_somebody_who_may_not_change_the_table(notes_url: str, reader: str) -> None:
+    run(notes_url, f"CREATE VIEW v_notes_safe AS SELECT id FROM notes; {MARKED}")
+    run(notes_url, f"ALTER VIEW v_notes_safe OWNER TO {reader}")
+    try:
+        with pytest.raises(
+            ConfigurationError, match=r"public\.v_notes_safe exists and is not a compatibility"
+        ):
+            create(notes_url)
+    finally:
+        run(notes_url, "DROP VIEW v_notes_safe")
+
+
 def test_what_others_built_on_a_view_is_not_destroyed(notes_url: str) -> None:
     create(notes_url)
     run(notes_url, "CREATE VIEW report AS SELECT count(*) AS n FROM v_notes")

@@ -212,12 +212,12 @@ def test_refused_when_a_row_was_damaged_after_a_vacuum_froze_it(
 
 def test_refused_when_a_guard_trigger_is_missing(approved_url: str, unchanged: Unchanged) -> None:
     walk.query(approved_url, "DROP TRIGGER zzz_encryption_guard_insert ON users")
-    unchanged.refuses("The guard triggers of users are missing or disabled")
+    unchanged.refuses("The guard of users is not what this program makes")
 
 
 def test_refused_when_a_guard_trigger_is_disabled(approved_url: str, unchanged: Unchanged) -> None:
     walk.query(approved_url, "ALTER TABLE users DISABLE TRIGGER zzz_encryption_guard_update")
-    unchanged.refuses("The guard triggers of users are missing or disabled")
+    unchanged.refuses("The guard of users is not what this program makes")
 
 
 def test_refused_when_the_pending_index_is_missing(approved_url: str, unchanged: Unchanged) -> None:

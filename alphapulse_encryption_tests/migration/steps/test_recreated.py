@@ -43,7 +43,7 @@ def test_recreated_between_two_steps(verified_url: str) -> None:
         lambda: switch_to_ciphertext(target, ENTRY),
     )
     for step in steps:
-        with pytest.raises(RefusedError, match=r"guard triggers of notes .* recreated"):
+        with pytest.raises(RefusedError, match=r"guard of notes .* recreated"):
             step()
     # As the message says.
     support.add_columns(url, ENTRY)
@@ -63,7 +63,7 @@ def test_children(verified_url: str, database_url: str) -> None:
 def test_a_copy_that_was_swapped_and_kept(verified_url: str) -> None:
     """The table that was set aside keeps its triggers, and with them the function; the new one reverts."""
     run(verified_url, AGAIN.replace("DROP TABLE notes", "ALTER TABLE notes RENAME TO notes_before"))
-    with pytest.raises(RefusedError, match=r"guard triggers of notes"):
+    with pytest.raises(RefusedError, match=r"guard of notes"):
         support.backfill(verified_url, ENTRY)
     support.add_columns(verified_url, ENTRY)
     run(
