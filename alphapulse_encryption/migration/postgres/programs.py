@@ -40,6 +40,10 @@ class Pair:
     def major(self) -> int:
         return int(self.version.partition(".")[0])
 
+    @property
+    def minor(self) -> int:
+        return int(self.version.partition(".")[2] or 0)
+
     def __str__(self) -> str:
         return f"{Path(self.pg_dump).parent} (version {self.version})"
 
