@@ -17,6 +17,7 @@ from alphapulse_encryption.migration.bookkeeping.install import ensure_bookkeepi
 from alphapulse_encryption.migration.bookkeeping.keys import ensure_key
 from alphapulse_encryption.migration.gates import drill
 from alphapulse_encryption.migration.gates.backup import BackupResult, take_backup
+from alphapulse_encryption.migration.postgres import scratch
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.views import create_views
 from alphapulse_encryption.sample.database import load_sample
@@ -25,6 +26,7 @@ from alphapulse_encryption_tests.migration import walk
 from alphapulse_encryption_tests.migration.journey import After
 from alphapulse_encryption_tests.migration.postgres import installed
 from alphapulse_encryption_tests.migration.postgres.installed import installed_server
+from alphapulse_encryption_tests.planted import planted
 
 TABLES = walk.CATALOGUE.tables
 USERS = walk.CATALOGUE.table("users")
@@ -175,7 +177,7 @@ def test_the_scratch_database_of_a_killed_drill_is_removed_by_the_next_one(
     (left,) = scratch_databases(postgres)
 
     # One that is under way is another's, and left alone.
-    with drill.scratch_database(Database(sample_url), SQL("")) as under_way:
+    with drill.scratch_database(Database(sample_url), scratch.Like(SQL(""))) as under_way:
         kept = under_way.conninfo.partition("dbname=")[2].split()[0]
         assert scratch_databases(postgres) == [kept] != [left]
         backup_with_drill(sample_url, tmp_path / "backups", postgres.bin_dir())
@@ -271,3 +273,14 @@ def test_the_checksum_sees_every_value_and_no_order(database_url: str) -> None:
         assert c.rows == a.rows and c.checksum != a.checksum  # 1.0 and 1.00 are different texts
         connection.execute("UPDATE public.b SET t = NULL WHERE t = ''")
         assert drill.read_contents(connection, ("public", "b")) != a
+
+
+def test_planted_code_gets_no_rights_by_a_drill(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    with planted(postgres, sample_url, "public.users", "email") as attack:
+        result = backup_with_drill(sample_url, tmp_path, postgres.bin_dir())
+        assert attack.harm() == ([], [])
+        assert result.drill is not None and result.drill.rows > 0
+    assert scratch_databases(postgres) == []
+    assert walk.query(sample_url, "SELECT rolname FROM pg_roles WHERE rolname LIKE '%drill%'") == []
