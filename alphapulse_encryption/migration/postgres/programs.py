@@ -343,7 +343,12 @@ _KINDS = tuple(
         ("row-level security", "row-level security hides rows from this role: it needs BYPASSRLS (42501)"),
         (
             rf'ERROR: +permission denied for (?P<what>{_OBJECT}) "?(?P<name>[^"\n]+?)"?$',
-            "permission denied for {what} {name} (42501); to dump, the role has to be able to read every table",
+            "permission denied for {what} {name} (42501); to dump, the role has to be able to read every table. Run "
+            "what --roles-sql prints again, where this was made later",
+        ),
+        (
+            "permission denied (for language|for foreign-data wrapper|to create)|must be superuser|Must be superuser",
+            "the role has to be a superuser for that (42501)",
         ),
         (
             "permission denied",
@@ -372,7 +377,6 @@ _KINDS = tuple(
             "is not available",
             "an extension is not installed on that server (0A000); install its package there",
         ),
-        ("must be superuser|Must be superuser", "the role has to be a superuser for that (42501)"),
         ("terminating connection|closed the connection", "the server ended the connection; see its log"),
         (
             "unexpected end of file|could not read from input file|did not find magic string|does not appear to be a "

@@ -120,7 +120,7 @@ def make(server: Database, connection: Connection, name: str, like: Like, *, lim
         DatabaseFailure: the server refused.
     """
     ((superuser, _, roles, _),) = connection.execute(_ABOUT_US)
-    owner = Identifier(name) if roles else SQL("CURRENT_USER")
+    owner = Identifier(name)
     if roles:
         connection.execute(
             SQL("CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS").format(
@@ -132,11 +132,11 @@ def make(server: Database, connection: Connection, name: str, like: Like, *, lim
             # To give it a database, and to drop that.
             connection.execute(SQL("GRANT {} TO CURRENT_USER").format(owner))
     connection.execute(
-        SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0 CONNECTION LIMIT {} {}").format(
-            Identifier(name), owner, Literal(limit), like.options
+        SQL("CREATE DATABASE {} {} TEMPLATE template0 CONNECTION LIMIT {} {}").format(
+            owner, SQL("OWNER {}").format(owner) if roles else SQL(""), Literal(limit), like.options
         )
     )
-    connection.execute(SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(Identifier(name)))
+    connection.execute(SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(owner))
     if roles:
         _keep_values_out_of_the_log(connection, owner)
     if superuser:
@@ -281,10 +281,10 @@ def drop_abandoned_owners(connection: Connection, prefix: str) -> None:
 
 
 # An entry of a list reads ``4321; 0 16385 TABLE DATA public users owner`` (pg_restore's manual, option ``-l``): its
-# number, the catalogue and the oid of the object in the original, what it is, and names. What only a superuser may
+# number, a catalogue and the oid of the object in the original, what it is, and names. What only a superuser may
 # make, of these kinds, stays out; a mapping holds a password for another server.
 _ENTRY = re.compile(
-    r"\d+; (?P<catalogue>\d+) (?P<oid>\d+) "
+    r"\d+; \d+ (?P<oid>\d+) "
     r"(?P<what>(?:COMMENT - )?(?:EVENT TRIGGER|EXTENSION)|USER MAPPING|SCHEMA)? ?(?P<name>.*)"
 )
 
@@ -305,17 +305,19 @@ def restore(
     """
     with way.database.session("look at the scratch database") as connection:
         there = {name for (name,) in connection.execute("SELECT nspname FROM pg_namespace")}
+        untrusted = {name for (name,) in connection.execute(_UNTRUSTED)}
     made = {str(oid) for _, schema, oid in like.extensions if schema in there}
     wanted, left_out = [], []
     for line in listing.splitlines():
         entry = _ENTRY.match(line)
         what = entry["what"] if entry is not None else None
-        if entry is None or what in (None, "EXTENSION"):
+        about = entry["name"].removeprefix("- ").strip() if entry is not None else ""
+        if entry is None or what is None or (what == "EXTENSION" and about not in untrusted):
             wanted.append(line)
         elif what == "SCHEMA":
             wanted += [] if entry["oid"] in made else [line]
         elif not what.startswith("COMMENT"):
-            left_out.append(f"{what.lower()} {entry['name'].removeprefix('- ')}")
+            left_out.append(f"{what.lower()} {about}")
     entries, entrance = os.pipe()
 
     def hand_over() -> None:
@@ -344,6 +346,12 @@ def restore(
     return problem, tuple(left_out)
 
 
+# Not there, and not for its owner to create. What needs one fails, and is named.
+_UNTRUSTED = """
+SELECT a.name FROM pg_available_extensions a
+  JOIN pg_available_extension_versions v ON v.name = a.name AND v.version = a.default_version
+ WHERE a.installed_version IS NULL AND v.superuser AND NOT v.trusted
+"""
 _FORCED = """
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relforcerowsecurity
 """
