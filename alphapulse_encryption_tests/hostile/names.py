@@ -29,7 +29,13 @@ HOSTILE = {
     "newline": "a\nb\r\n; x\t",
     "dots": 'a.b."c"..d',
     "long": "l" * 63,
+    # Each name is one of the words below instead.
+    "reserved": "",
 }
+RESERVED = (
+    "select table order group user from where and or not null default check unique primary references foreign "
+    "constraint grant create column limit offset union all any array as asc case cast collate desc distinct do else"
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,9 @@ class Named:
     text: str
 
     def __call__(self, word: str, longest: int = 63) -> str:
+        words = (*_WORDS, "schema", "people", "mail", "amount", "mood", "search")
+        if not self.text and word in words:
+            return RESERVED.split()[words.index(word)]
         name = f"{word} {self.text}" if self.text != self.text.lstrip() else f"{word}{self.text}"
         return name.encode()[:longest].decode(errors="ignore")
 

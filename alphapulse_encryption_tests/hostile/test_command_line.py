@@ -62,7 +62,7 @@ def test_a_rehearsal(hostile: Place) -> None:
         assert last(instance).source_unchanged
     page = (hostile.state / "rehearsals" / outcome.run_id / "index.html").read_text()
     # Markup in a name is shown, not followed.
-    assert "<b>" not in page and "&lt;b&gt;" in page
+    assert "\\<b>" not in page and "\\&lt;b&gt;" in page
     assert clones(hostile) == []
 
 

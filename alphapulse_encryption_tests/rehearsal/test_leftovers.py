@@ -215,6 +215,9 @@ def chain(here: Place, kills: Sequence[tuple[Stage, float]]) -> None:
     assert clones(here) == []
     databases = query(here.url, "SELECT datname FROM pg_database WHERE datname LIKE 'encryption_drill%'")
     assert databases == []
+    assert (
+        query(here.url, "SELECT rolname FROM pg_roles WHERE rolname ~ '^(alphapulse_re|encryption_d)'") == []
+    )
     assert list(here.state.rglob("*.dump.age*")) == []
     assert here.dump() == dump
 

@@ -183,6 +183,8 @@ def test_the_scratch_database_of_a_killed_drill_is_removed_by_the_next_one(
         backup_with_drill(sample_url, tmp_path / "backups", postgres.bin_dir())
         assert scratch_databases(postgres) == [kept]
     assert scratch_databases(postgres) == []
+    # And so do their owners.
+    assert walk.query(sample_url, "SELECT rolname FROM pg_roles WHERE rolname LIKE '%drill%'") == []
     assert [path.suffix for path in (tmp_path / "backups").iterdir()] == [".age"]
 
 
@@ -284,3 +286,31 @@ def test_planted_code_gets_no_rights_by_a_drill(
         assert result.drill is not None and result.drill.rows > 0
     assert scratch_databases(postgres) == []
     assert walk.query(sample_url, "SELECT rolname FROM pg_roles WHERE rolname LIKE '%drill%'") == []
+
+
+def test_extensions_come_from_who_may_create_them_and_passwords_for_other_servers_stay(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    walk.query(
+        sample_url,
+        """CREATE SCHEMA tools; CREATE EXTENSION hstore SCHEMA tools; CREATE EXTENSION dblink SCHEMA tools;
+        CREATE EXTENSION postgres_fdw; CREATE SERVER other FOREIGN DATA WRAPPER postgres_fdw OPTIONS (dbname 'x');
+        CREATE USER MAPPING FOR postgres SERVER other OPTIONS (user 'u', password 'secret');
+        CREATE FOREIGN TABLE far (v int) SERVER other;
+        CREATE TABLE with_hstore (v tools.hstore); INSERT INTO with_hstore VALUES ('a=>1');
+        CREATE TABLE forced (v int); INSERT INTO forced VALUES (1); CREATE POLICY p ON forced USING (v > 1);
+        ALTER TABLE forced ENABLE ROW LEVEL SECURITY; ALTER TABLE forced FORCE ROW LEVEL SECURITY""",
+    )
+    seen = programs(
+        *(postgres, tmp_path / "bin"),
+        pg_restore='{real} "$@" && exec {bin}/psql -qXAt -v ON_ERROR_STOP=1 -c "SELECT extname, rolsuper FROM '
+        "pg_extension JOIN pg_roles r ON r.oid = extowner WHERE extname <> 'plpgsql' UNION ALL "
+        "SELECT current_user, rolsuper FROM pg_roles WHERE rolname = current_user UNION ALL "
+        "SELECT 'mappings', count(*) > 0 FROM pg_user_mappings ORDER BY 1\" -o " + str(tmp_path / "seen"),
+    )
+    result = backup_with_drill(sample_url, tmp_path / "backups", seen)
+    assert result.drill is not None and result.drill.rows > 0
+    found = dict(line.split("|") for line in (tmp_path / "seen").read_text().splitlines())
+    (owner,) = [name for name in found if name.startswith("encryption_drill")]
+    assert (found.pop(owner), found.pop("mappings")) == ("f", "f")
+    assert {"hstore", "dblink", "postgres_fdw"} <= set(found) and set(found.values()) == {"t"}
