@@ -194,7 +194,9 @@ def make_target(server: EmbeddedPostgres, database: str) -> tuple[str, Canaries]
     canaries = Canaries.hatch(url)
     canaries.plant(url)
     with silent(url) as connection:
-        connection.execute(f"CREATE ROLE {ROLE} LOGIN CREATEDB IN ROLE pg_monitor, pg_checkpoint".encode())
+        connection.execute(
+            f"CREATE ROLE {ROLE} LOGIN CREATEDB CREATEROLE IN ROLE pg_monitor, pg_checkpoint".encode()
+        )
         for name in LOG_SETTINGS:
             connection.execute(f"GRANT SET ON PARAMETER {name} TO {ROLE}".encode())
         connection.execute(

@@ -134,10 +134,8 @@ class _Opened(Finds):
             attempts={Stage.CLONE: 1},
         )
         cloning = datetime.now(UTC)
-        self.cloned_by, findings = clones.make(
-            *(staging, self.server, self.name, mark, tables),
-            template=found.name if there.same_server(found) else None,
-        )
+        findings = clones.make(staging, self.server, self.name, mark, tables)
+        self.cloned_by = "dump and restore"
         seconds = (datetime.now(UTC) - cloning).total_seconds()
         self.findings += findings
         self._set_back(target)
@@ -147,7 +145,7 @@ class _Opened(Finds):
             tables, self.config.production_rows, self.config.production_bytes, sizes
         )
         self.findings += more
-        self.context.log.info(f"Cloned {found.name} as {self.name} in {seconds:.1f} s, by {self.cloned_by}")
+        self.context.log.info(f"Cloned {found.name} as {self.name} in {seconds:.1f} s")
         measure = StageMeasure(
             stage=Stage.CLONE,
             started=self.started,

@@ -422,6 +422,13 @@ def _erasure(at: Rehearsing) -> None:
             at.context.log.info(line)
         for place in result.remaining:
             at.find("warning", table.key, f"after the erasure, dropped values remain: {place.name}.")
+        if any(place.finding == "cannot be seen" for place in result.places):
+            at.find(
+                "note",
+                table.key,
+                "the server's files were not searched for dropped values: the owner of a clone may not read them. On "
+                "the day, an eraser does.",
+            )
         if result.statistics_left:
             at.find(
                 "note",

@@ -133,8 +133,12 @@ def test_a_backup_goes_before_the_clone_it_is_found_by(small: Place, by_the_next
             backups = clones_.backup_directory(run)
         backups.mkdir(parents=True)
         (backups / "of.dump.age").touch()
-        # A template cannot be dropped: as if the process had been killed there.
-        query(small.postgres.url("postgres"), f"ALTER DATABASE {name} IS_TEMPLATE true")
+        # One that subscribes cannot be dropped: as if the process had been killed there.
+        clone = small.postgres.url(name)
+        query(
+            clone,
+            "CREATE SUBSCRIPTION s CONNECTION '' PUBLICATION p WITH (connect = false, slot_name = NONE)",
+        )
         try:
             with pytest.raises(DatabaseFailure), small.in_environment():
                 if by_the_next:
@@ -142,7 +146,7 @@ def test_a_backup_goes_before_the_clone_it_is_found_by(small: Place, by_the_next
                 else:
                     clones_.remove(clones_.server(), name)
         finally:
-            query(small.postgres.url("postgres"), f"ALTER DATABASE {name} IS_TEMPLATE false")
+            query(clone, "DROP SUBSCRIPTION s")
         assert clones(small) == [name]
         assert not backups.exists()
 
@@ -211,6 +215,9 @@ def chain(here: Place, kills: Sequence[tuple[Stage, float]]) -> None:
     assert clones(here) == []
     databases = query(here.url, "SELECT datname FROM pg_database WHERE datname LIKE 'encryption_drill%'")
     assert databases == []
+    assert (
+        query(here.url, "SELECT rolname FROM pg_roles WHERE rolname ~ '^(alphapulse_re|encryption_d)'") == []
+    )
     assert list(here.state.rglob("*.dump.age*")) == []
     assert here.dump() == dump
 

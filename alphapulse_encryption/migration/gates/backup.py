@@ -12,7 +12,6 @@ import hashlib
 import os
 import re
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,7 +37,6 @@ from alphapulse_encryption.migration.postgres.database import Connection, Databa
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.migration.target import Target
-from alphapulse_encryption.secrecy import bare_environment
 
 NOT_OLDER_THAN_HOURS = 24
 _KEY_CONTEXT = "alphapulse_encryption backup"
@@ -137,7 +135,7 @@ def take_backup(
         listed = time.monotonic()
         drilled = None
         if drill_server is not None:
-            drill.rehearse(drill_server, target.database, contents, pair, file, identity)
+            drill.rehearse(drill_server, target.database, contents, pair, file, identity, listing)
             rows = sum(each.rows for each in contents.values())
             drilled = DrillResult(len(contents), rows, summed - dumped + time.monotonic() - listed)
         size = os.fstat(file.fileno()).st_size
@@ -293,23 +291,13 @@ def _dump(
 
 def _list(pg_restore: str, file: IO[bytes], identity: str) -> str:
     """Decrypt the whole file again, which authenticates every byte, and have pg_restore list what is in it."""
-    listed: list[bytes] = []
-    command = [pg_restore, "--list"]
-    with programs.child(command, bare_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as (
-        process,
-        _,
-    ):
-        output = cast(IO[bytes], process.stdout)
-        reader = threading.Thread(target=lambda: listed.append(output.read()), name="list", daemon=True)
-        reader.start()
-        status = drill.decrypt_into(process, file, identity)
-        reader.join()
-    if status != 0:
+    listed = programs.listing(pg_restore, lambda process: drill.decrypt_into(process, file, identity))
+    if listed is None:
         raise RefusedError(
             "The backup that was just written cannot be read back. No backup was recorded, and no file is left: "
             "check the disk, and take it again."
         )
-    return b"".join(listed).decode(errors="replace")
+    return listed
 
 
 def _check_listing(listing: str, expected: Mapping[str, set[tuple[str, str]]]) -> int:

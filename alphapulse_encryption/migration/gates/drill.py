@@ -12,23 +12,19 @@ import contextlib
 import secrets
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import IO, cast
 
 import psycopg
 import pyrage  # type: ignore[import-untyped,unused-ignore]
-from psycopg.conninfo import make_conninfo
-from psycopg.sql import SQL, Composable, Identifier, Literal
+from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.errors import MigrationError, RefusedError
-from alphapulse_encryption.migration.postgres import locks
+from alphapulse_encryption.migration.postgres import locks, scratch
 from alphapulse_encryption.migration.postgres.database import Connection, Database, answer
 from alphapulse_encryption.migration.postgres.programs import (
     Pair,
     PipeWriter,
-    child,
-    restore_command,
-    restore_problem,
     way_to,
 )
 
@@ -118,17 +114,11 @@ def refuse_unless_possible(server: Database) -> bool:
     """Find out before a long dump that there could be no drill after it; whether the server is reached over TLS.
 
     Raises:
-        RefusedError: the role may not create a database there.
+        RefusedError: the role may not make a scratch database there.
         ConfigurationError: it cannot be reached.
     """
     with server.session("prepare the restore drill") as connection:
-        if not answer(
-            connection, "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
-        ):
-            raise RefusedError(
-                "The restore drill needs a scratch database, and this role may not create one. Give it "
-                "CREATEDB, or name another server with ALPHAPULSE_RESTORE_DRILL_URL; nothing was done."
-            )
+        scratch.refuse_unless_possible(connection, "The restore drill", "ALPHAPULSE_RESTORE_DRILL_URL")
         _remove_abandoned(connection)
         return bool(connection.pgconn.ssl_in_use)
 
@@ -140,21 +130,37 @@ def rehearse(
     pair: Pair,
     file: IO[bytes],
     identity: str,
+    listing: str,
 ) -> None:
     """Restore a backup into a scratch database, and compare every table's rows with what they were.
 
     Args:
         original: whose encoding and locale the scratch database gets.
         expected: what the original held at the moment of the dump.
+        listing: what pg_restore says is in the backup.
 
     Raises:
         RefusedError: it cannot be restored, or is not equal; names the tables.
     """
     with original.session("read the database's locale") as connection:
-        like = locale_options(connection)
-    with scratch_database(server, like) as scratch:
-        _restore(scratch, pair, file, identity)
-        with scratch.session("compare the restored database") as connection:
+        like = scratch.read_like(connection)
+
+    def decrypted(process: subprocess.Popen[bytes]) -> int:
+        status = decrypt_into(process, file, identity)
+        if status is None:
+            raise RefusedError(
+                "The backup that was just written cannot be decrypted. No backup was recorded, and no file is "
+                "left: check the disk, and take it again."
+            )
+        return status
+
+    with scratch_database(server, like) as restored:
+        problem, _ = scratch.restore(way_to(restored, unlogged=True), pair, listing, like, decrypted)
+        if problem:
+            raise RefusedError(
+                f"The restore drill failed: {problem}. No backup was recorded, and no file is left."
+            )
+        with restored.session("compare the restored database") as connection:
             found = read_everything(connection)
     differences = _differences(expected, found)
     if differences:
@@ -193,49 +199,27 @@ def decrypt_into(process: subprocess.Popen[bytes], file: IO[bytes], identity: st
     return process.wait()
 
 
-def _restore(scratch: Database, pair: Pair, file: IO[bytes], identity: str) -> None:
-    way = way_to(scratch, unlogged=True)
-    command = restore_command(pair, way)
-    with child(command, way.environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as (process, said):
-        status = decrypt_into(process, file, identity)
-    if status is None:
-        raise RefusedError(
-            "The backup that was just written cannot be decrypted. No backup was recorded, and no file is "
-            "left: check the disk, and take it again."
-        )
-    if problem := restore_problem(status, said(), way):
-        raise RefusedError(
-            f"The restore drill failed: {problem}. No backup was recorded, and no file is left."
-        )
-
-
 @contextlib.contextmanager
-def scratch_database(server: Database, like: Composable) -> Iterator[Database]:
-    """A new, empty database for the length of the block, beside another one of its server.
-
-    Args:
-        like: options of ``CREATE DATABASE``.
-    """
+def scratch_database(server: Database, like: scratch.Like) -> Iterator[Database]:
+    """A new, empty database for the length of the block, beside another one of its server; as its owner."""
     with server.session("make a scratch database for the restore drill") as connection:
         _remove_abandoned(connection)
         name = f"{_prefix(connection)}{secrets.token_hex(6)}"
         # Held for as long as this session lasts; only then does anybody else remove the database.
         locks.hold(connection, name)
-        connection.execute(SQL("CREATE DATABASE {} TEMPLATE template0 {}").format(Identifier(name), like))
         try:
-            yield replace(server, conninfo=make_conninfo(server.conninfo, dbname=name))
+            yield scratch.make(server, connection, name, like)
         finally:
             _remove(server, connection, name)
 
 
 def _remove(server: Database, connection: Connection, name: str) -> None:
-    drop = SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name))
     try:
-        connection.execute(drop)
+        scratch.drop(connection, name)
     except psycopg.Error:
         # The session may be the one that was lost; what cannot be removed now is found by the next drill.
         with contextlib.suppress(MigrationError), server.session("remove the scratch database") as another:
-            another.execute(drop)
+            scratch.drop(another, name)
 
 
 def _prefix(connection: Connection) -> str:
@@ -246,35 +230,16 @@ def _prefix(connection: Connection) -> str:
 
 def _remove_abandoned(connection: Connection) -> None:
     """Remove the scratch databases of drills that were killed, where this role may."""
+    prefix = _prefix(connection)
     left = connection.execute(
         "SELECT datname FROM pg_database WHERE starts_with(datname, %s) AND pg_has_role(datdba, 'MEMBER')",
-        [_prefix(connection)],
+        [prefix],
     ).fetchall()
     for (name,) in left:
         if not locks.try_hold(connection, name):
             continue
         try:
-            connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
+            scratch.drop(connection, name)
         finally:
             locks.release(connection, name)
-
-
-# What of a database's locale is told under other names, or not at all, by older servers (15, 17).
-_LOCALE = """
-SELECT pg_encoding_to_char(encoding), datcollate, datctype, to_jsonb(d) ->> 'datlocprovider',
-       coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale'), to_jsonb(d) ->> 'daticurules'
-  FROM pg_database d WHERE datname = current_database()
-"""
-
-
-def locale_options(connection: Connection) -> Composable:
-    """The options of ``CREATE DATABASE`` that make a database sort and encode as this one."""
-    ((encoding, collate, ctype, provider, locale, rules),) = connection.execute(_LOCALE)
-    options = {"ENCODING": encoding, "LC_COLLATE": collate, "LC_CTYPE": ctype}
-    if provider == "i":
-        options |= {"LOCALE_PROVIDER": "icu", "ICU_LOCALE": locale, "ICU_RULES": rules}
-    elif provider == "b":
-        options |= {"LOCALE_PROVIDER": "builtin", "BUILTIN_LOCALE": locale}
-    return SQL(" ").join(
-        SQL("{} {}").format(SQL(name), Literal(value)) for name, value in options.items() if value is not None
-    )
+    scratch.drop_abandoned_owners(connection, prefix)

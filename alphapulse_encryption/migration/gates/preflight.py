@@ -33,6 +33,7 @@ from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, i
 from alphapulse_encryption.migration.gates.beginning import before_columns
 from alphapulse_encryption.migration.gates.findings import Checked, Level
 from alphapulse_encryption.migration.gates.surroundings import around_server, around_table
+from alphapulse_encryption.migration.postgres import known_faults
 from alphapulse_encryption.migration.postgres.database import (
     LOG_SETTINGS,
     SET_PRIVILEGES,
@@ -214,7 +215,7 @@ def check(
             )
         findings += _backups(connection, tables)
         if bin_dirs is not None:
-            findings.append(_programs(connection, bin_dirs))
+            findings += _programs(connection, bin_dirs)
         findings += _logging(connection)
         findings += long_transactions(connection)
         findings += _replicas(connection)
@@ -259,6 +260,13 @@ def _server(connection: Connection) -> Iterator[Checked]:
         )
     else:
         yield Checked("ok", "server", f"PostgreSQL {version // 10000}.{version % 10000}")
+    if faults := known_faults.told(known_faults.OF_SERVERS, known_faults.split(version)):
+        yield Checked(
+            "warning",
+            "server",
+            f"PostgreSQL {version // 10000}.{version % 10000} has known faults, which the code of a dump can use in a "
+            f"restore drill or a rehearsal: {faults}. Update the server.",
+        )
     if answer(connection, "SELECT pg_is_in_recovery()"):
         yield Checked("blocker", "server", "is a read-only replica. Connect to the primary.")
     elif (
@@ -558,13 +566,30 @@ def _backups(connection: Connection, tables: Sequence[Table]) -> list[Checked]:
     ]
 
 
-def _programs(connection: Connection, bin_dirs: Sequence[Path]) -> Checked:
+def _programs(connection: Connection, bin_dirs: Sequence[Path]) -> Iterator[Checked]:
     version = connection.info.server_version // 10000
+    driver = known_faults.told(known_faults.OF_CLIENTS, known_faults.split(psycopg.pq.version()))
+    if driver:
+        yield Checked(
+            "warning",
+            "client programs",
+            f"the libpq of the driver has known faults: {driver}. Update the package psycopg-binary, or the system's "
+            "libpq where psycopg uses that.",
+        )
     try:
         pair = choose(bin_dirs, version, tls=bool(connection.pgconn.ssl_in_use))
     except ConfigurationError as error:
-        return Checked("warning", "backup", f"cannot be taken from here. {error.args[0]}")
-    return Checked("ok", "backup", f"pg_dump and pg_restore of {pair} fit the server of version {version}")
+        yield Checked("warning", "backup", f"cannot be taken from here. {error.args[0]}")
+        return
+    yield Checked("ok", "backup", f"pg_dump and pg_restore of {pair} fit the server of version {version}")
+    if faults := known_faults.told(known_faults.OF_CLIENTS, (pair.major, pair.minor)):
+        yield Checked(
+            "warning",
+            "client programs",
+            f"pg_dump and pg_restore of {pair} have known faults: {faults}. Update the package (apt install "
+            f"postgresql-client-{pair.major}, dnf upgrade postgresql{pair.major}, brew upgrade "
+            f"postgresql@{pair.major}).",
+        )
 
 
 # What makes the server keep values of our sessions, by the setting that prevents it.

@@ -331,6 +331,16 @@ SELECT n.nspname, s.stxname FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid
 """
 
 
+_DUMPED = """
+SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' ORDER BY 1
+"""
+_CREATORS = """
+SELECT DISTINCT r.rolname
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_roles r ON r.oid = c.relowner
+ WHERE c.relkind IN ('r', 'p', 'S', 'm', 'v') AND r.rolname !~ '^pg_' AND n.nspname !~ '^(pg_|information_schema$)'
+ ORDER BY 1
+"""
+
 _HEAD = """\
 -- Least privilege for alphapulse_encryption. Read it, then run it as a superuser, connected to the database that is to
 -- be encrypted: psql -X -f FILE. It is one transaction, and may be run again: after the catalogue has changed, and
@@ -388,6 +398,21 @@ _TAKE_VIEW = SQL("""BEGIN
     END IF;
 END""")
 
+# Earlier scripts gave it.
+_TAKE_BACK = """\
+DO $roles$ BEGIN
+    IF EXISTS (SELECT FROM pg_auth_members
+                WHERE roleid = 'pg_read_all_data'::regrole AND member = to_regrole({})) THEN
+        REVOKE pg_read_all_data FROM {};
+    END IF;
+END $roles$"""
+_READ_LARGE_OBJECTS = """\
+DO $roles$ DECLARE object oid; BEGIN
+    FOR object IN SELECT oid FROM pg_largeobject_metadata LOOP
+        EXECUTE format('GRANT SELECT ON LARGE OBJECT %s TO {}', object);
+    END LOOP;
+END $roles$"""
+
 _STATISTICS_WITHOUT_VALUES = ("starelid", "staattnum", "stainherit", "stanullfrac", "stawidth")
 _FILE_FUNCTIONS = (
     "pg_read_binary_file(text, bigint, bigint, boolean)",
@@ -413,6 +438,9 @@ class _Script:
     sequences: dict[tuple[str, str], None] = field(default_factory=dict)
     statistics: list[tuple[str, str]] = field(default_factory=list)
     log_settings: list[str] = field(default_factory=list)
+    # The schemas of which a dump holds something, and who owns tables and sequences there.
+    dumped: list[str] = field(default_factory=list)
+    creators: list[str] = field(default_factory=list)
 
     def read(self, catalogue: Catalogue) -> None:
         """Look at what there is in the database."""
@@ -444,6 +472,8 @@ class _Script:
             [list(LOG_SETTINGS)],
         )
         self.log_settings.extend(name for (name,) in settings)
+        self.dumped.extend(name for (name,) in ask(_DUMPED))
+        self.creators.extend(name for (name,) in ask(_CREATORS))
 
     @property
     def _schemas(self) -> list[Identifier]:
@@ -565,8 +595,7 @@ class _Script:
             yield self._grant("USAGE, SELECT ON SEQUENCE {}", Identifier(*name), to=["application"])
 
     def _server(self) -> Iterator[Composable]:
-        # pg_dump reads all of the database, sequences included.
-        yield self._grant("pg_read_all_data", to=["backup", "rehearser"])
+        yield from self._reading_everything(["backup", "rehearser"])
         # Replicas, other sessions, the settings, and the statistics of statements.
         yield self._grant("pg_monitor", to=["migrator"])
         yield self._grant("pg_read_all_settings", to=["planner", "verifier"])
@@ -588,3 +617,23 @@ class _Script:
             )
         for function in _FILE_FUNCTIONS:
             yield self._grant("EXECUTE ON FUNCTION pg_catalog.{}", verbatim(function), to=["eraser"])
+
+    def _reading_everything(self, groups: list[str]) -> Iterator[Composable]:
+        """What pg_dump reads. Members of pg_read_all_data read the roles' passwords in pg_authid as well."""
+        roles = SQL(", ").join(map(self._role, groups))
+        for group in groups:
+            yield SQL(_TAKE_BACK).format(SqlLiteral(self.prefix + group), self._role(group))
+        # The bookkeeping's is made by now.
+        for schema in map(Identifier, dict.fromkeys((install.SCHEMA, *self.dumped))):
+            yield self._grant("USAGE ON SCHEMA {}", schema, to=groups)
+            yield self._grant("SELECT ON ALL TABLES IN SCHEMA {}", schema, to=groups)
+            yield self._grant("SELECT ON ALL SEQUENCES IN SCHEMA {}", schema, to=groups)
+        # What these create later; for what others do, the script is run again.
+        owners = dict.fromkeys((self.prefix + "owner", self.prefix + "bookkeeper", *self.creators))
+        for owner in map(Identifier, owners):
+            for privilege in ("USAGE ON SCHEMAS", "SELECT ON TABLES", "SELECT ON SEQUENCES"):
+                yield SQL("ALTER DEFAULT PRIVILEGES FOR ROLE {} GRANT {} TO {}").format(
+                    owner, SQL(privilege), roles
+                )
+        if answer(self.connection, "SELECT true FROM pg_largeobject_metadata LIMIT 1"):
+            yield SQL(_READ_LARGE_OBJECTS).format(roles)

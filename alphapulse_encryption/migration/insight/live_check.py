@@ -284,7 +284,7 @@ class _Trial:
 
     def _write_plaintext(self, row: _Row, value: str | None) -> None:
         # The text form is read back as the column's own type.
-        type_ = SQL(self.definition.columns[self.column.name].type)
+        type_ = sql.verbatim(self.definition.columns[self.column.name].type)
         self._update(row, [SQL("{} = %s::{}").format(Identifier(self.column.name), type_)], [value])
 
     def _update(self, row: _Row, assignments: Sequence[Composable], values: Sequence[str | None]) -> None:

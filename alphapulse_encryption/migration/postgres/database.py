@@ -11,7 +11,7 @@ from typing import Any, LiteralString, NoReturn, Self
 
 import psycopg
 from psycopg import sql
-from psycopg.abc import Buffer, Params
+from psycopg.abc import AdaptContext, Buffer, Params
 from psycopg.rows import scalar_row
 from psycopg.types.datetime import TimestamptzLoader
 
@@ -94,6 +94,13 @@ WRITER_SETTING = "alphapulse_encryption.writer"
 WRITER = "engine"
 
 
+class Verbatim(sql.Composable):
+    """Text that the server printed, quoted and qualified already: a percent sign in it is no placeholder."""
+
+    def as_bytes(self, context: AdaptContext | None = None) -> bytes:
+        return str(self._obj).encode()
+
+
 def flat(query: sql.Composable) -> Iterator[sql.Composable]:
     """The parts of a statement that have none themselves, in their order."""
     if isinstance(query, sql.Composed):
@@ -126,7 +133,7 @@ class _Cursor(psycopg.Cursor[tuple[Any, ...]]):
         if isinstance(query, sql.Composable):
             parts = [(part, part.as_bytes(self)) for part in flat(query)]
             # Of a statement with parameters, psycopg looks for placeholders in names, too.
-            named = sql.Identifier | sql.Literal if params is not None else ()
+            named = sql.Identifier | sql.Literal | Verbatim if params is not None else ()
             text = b"".join(t.replace(b"%", b"%%") if isinstance(part, named) else t for part, t in parts)
         if text.lstrip()[:6].lower().startswith(_OF_ROWS):
             text += b" " + OF_THIS_TOOL.encode()

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, LiteralString, cast
@@ -39,6 +39,10 @@ class Pair:
     @property
     def major(self) -> int:
         return int(self.version.partition(".")[0])
+
+    @property
+    def minor(self) -> int:
+        return int(self.version.partition(".")[2] or 0)
 
     def __str__(self) -> str:
         return f"{Path(self.pg_dump).parent} (version {self.version})"
@@ -214,6 +218,23 @@ def restore_command(pair: Pair, way: Way) -> list[str]:
     return [pair.pg_restore, *stop, "--no-password", f"--dbname={way.dbname}", *_LEFT_OUT]
 
 
+def listing(pg_restore: str, feed: Callable[[subprocess.Popen[bytes]], int | None]) -> str | None:
+    """What pg_restore says is in a dump; None where it cannot be read.
+
+    Args:
+        feed: gives the dump to pg_restore, which stops listening behind the list; returns its exit status.
+    """
+    listed: list[bytes] = []
+    command = [pg_restore, "--list"]
+    with child(command, bare_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as (process, _):
+        output = cast(IO[bytes], process.stdout)
+        reader = threading.Thread(target=lambda: listed.append(output.read()), name="list", daemon=True)
+        reader.start()
+        status = feed(process)
+        reader.join()
+    return b"".join(listed).decode(errors="replace") if status == 0 else None
+
+
 _UNKNOWN_SETTING = r"pg_restore: error: could not execute query: [^\n]*\nCommand was: SET (\w+) = [^;\n]*;\n+"
 # The first that it says, before anything of the archive: nothing in it can have said that.
 _HEAD = re.compile(rf"(?:{_UNKNOWN_SETTING})+")
@@ -248,9 +269,17 @@ def _unknown(database: Database, names: list[str]) -> bool:
 
 @contextlib.contextmanager
 def child(
-    command: list[str], environment: Mapping[str, str], *, stdin: int, stdout: int
+    command: list[str],
+    environment: Mapping[str, str],
+    *,
+    stdin: int,
+    stdout: int,
+    inherited: Sequence[int] = (),
 ) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
     """A child process whose stderr is read beside, so that it never blocks; killed if the block fails.
+
+    Args:
+        inherited: file descriptors that it has as well.
 
     Yields:
         The process, and a function that returns what it said, once it has ended.
@@ -261,7 +290,12 @@ def child(
     said, end = bytearray(), b""
     try:
         process = subprocess.Popen(
-            command, env=dict(environment), stdin=stdin, stdout=stdout, stderr=subprocess.PIPE
+            command,
+            env=dict(environment),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            pass_fds=inherited,
         )
     except OSError as error:
         raise ConfigurationError(f"{command[0]} cannot be run: {error.strerror}.") from None
@@ -309,7 +343,12 @@ _KINDS = tuple(
         ("row-level security", "row-level security hides rows from this role: it needs BYPASSRLS (42501)"),
         (
             rf'ERROR: +permission denied for (?P<what>{_OBJECT}) "?(?P<name>[^"\n]+?)"?$',
-            "permission denied for {what} {name} (42501); to dump, the role has to be able to read every table",
+            "permission denied for {what} {name} (42501); to dump, the role has to be able to read every table. Run "
+            "what --roles-sql prints again, where this was made later",
+        ),
+        (
+            "permission denied (for language|for foreign-data wrapper|to create)|must be superuser|Must be superuser",
+            "the role has to be a superuser for that (42501)",
         ),
         (
             "permission denied",
@@ -338,7 +377,6 @@ _KINDS = tuple(
             "is not available",
             "an extension is not installed on that server (0A000); install its package there",
         ),
-        ("must be superuser|Must be superuser", "the role has to be a superuser for that (42501)"),
         ("terminating connection|closed the connection", "the server ended the connection; see its log"),
         (
             "unexpected end of file|could not read from input file|did not find magic string|does not appear to be a "

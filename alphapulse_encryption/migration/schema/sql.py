@@ -9,6 +9,7 @@ from typing import LiteralString
 from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from alphapulse_encryption.catalogue import Column
+from alphapulse_encryption.migration.postgres.database import Verbatim
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.names import GUARD_COLUMNS
 
@@ -26,8 +27,7 @@ EVERYTHING = SQL("{}").format(SQL("true"))
 
 def verbatim(text: str) -> Composed:
     """A type, an expression or a definition as the server printed it: quoted and qualified already."""
-    # Only ever text that the server made, which cannot be quoted once more.
-    return Composed([SQL(text)])
+    return Composed([Verbatim(text)])
 
 
 def key_list(definition: TableDefinition, alias: LiteralString = "t") -> Composed:

@@ -8,11 +8,10 @@ it, so that nobody takes it for a leftover.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, cast
@@ -27,14 +26,8 @@ from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.defs.resources.environment import client_programs, database_at
 from alphapulse_encryption.defs.resources.processes import this_process
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
-from alphapulse_encryption.migration.gates.drill import locale_options
-from alphapulse_encryption.migration.postgres import locks, programs
-from alphapulse_encryption.migration.postgres.database import (
-    Connection,
-    Database,
-    DatabaseUnreachable,
-    answer,
-)
+from alphapulse_encryption.migration.postgres import locks, programs, scratch
+from alphapulse_encryption.migration.postgres.database import Connection, Database, DatabaseUnreachable
 from alphapulse_encryption.rehearsal.clone.source import APPLICATION, STAGING_VARIABLE
 from alphapulse_encryption.rehearsal.measures import Finding, Stage
 from alphapulse_encryption.sample.postgres import embedded
@@ -44,8 +37,7 @@ PREFIX = "alphapulse_rehearsal_"
 BIRTHMARK = 271_828
 _MARK = "alphapulse_encryption: clone of a staging rehearsal. "
 SERVER_VARIABLE = "ALPHAPULSE_REHEARSAL_SERVER_URL"
-# CREATE DATABASE … TEMPLATE needs the source to itself: so often it is tried, with these pauses.
-_TRIES, _PAUSE_SECONDS = 5, 0.4
+_CHUNK = 1 << 20
 
 
 class Mark(BaseModel):
@@ -53,8 +45,8 @@ class Mark(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Dagster's, that made it.
-    run: str
+    # Dagster's, that made it. The owner of a clone may change its comment, and directories are named by this.
+    run: str = Field(pattern=r"^[\w -]+$")
     # Machine, process and its start, of who worked on it last; and when that stage began, or ended.
     process: str
     at: datetime
@@ -103,128 +95,111 @@ def is_embedded(server: Database) -> bool:
     return server.conninfo.startswith(embedded().url("").partition("/?")[0])
 
 
-def clone_on(server: Database, name: str) -> Database:
-    return replace(server, conninfo=make_conninfo(server.conninfo, dbname=name))
-
-
 def make(
-    source: Database, on: Database, name: str, mark: Mark, tables: Sequence[Table], *, template: str | None
-) -> tuple[str, tuple[Finding, ...]]:
-    """Clone the source, which is only read; returns how it was cloned, and what somebody should know of it.
+    source: Database, on: Database, name: str, mark: Mark, tables: Sequence[Table]
+) -> tuple[Finding, ...]:
+    """Clone the source, which is only read; returns what somebody should know of that.
 
     Args:
-        tables: those that get fresh statistics, where the source's are not copied.
-        template: the source's name, where it is on that server as well.
+        tables: those that get fresh statistics.
 
     Raises:
-        RefusedError: the role may make no database there, or the dump cannot be restored.
+        RefusedError: the role may make no scratch database there, or the dump cannot be restored.
         DatabaseFailure: the server refused.
     """
-    said = []
     with on.session("make a clone of the staging database") as connection:
         # Killed meanwhile, we leave nothing: the server looks whether we are still there.
         with contextlib.suppress(psycopg.Error):
             connection.execute("SELECT set_config('client_connection_check_interval', '1s', false)")
-        if not answer(
-            connection, "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
-        ):
-            raise RefusedError(
-                "A rehearsal needs a clone, and this role may not create a database. Give it CREATEDB, or name another "
-                f"server with {SERVER_VARIABLE}; nothing was created."
-            )
+        owned = scratch.refuse_unless_possible(connection, "A rehearsal", SERVER_VARIABLE)
         # Held while it is made: until it is marked, nobody takes it for a leftover.
         locks.try_hold(connection, name)
-        if template is not None:
-            why_not = _from_template(connection, template, name)
-            if why_not is None:
-                _dress(connection, source, on, name, mark)
-                return "template", ()
-            said.append(f"made by pg_dump and pg_restore, not as a copy of the files, because {why_not}.")
-        with source.session("read the staging database's locale") as there:
-            like = locale_options(there)
-        connection.execute(
-            SQL("CREATE DATABASE {} TEMPLATE template0 CONNECTION LIMIT {} {}").format(
-                Identifier(name), Literal(BIRTHMARK), like
-            )
-        )
-        _dress(connection, source, on, name, mark)
-        _dump_and_restore(source, clone_on(on, name))
-        with clone_on(on, name).session("take statistics of the clone") as scratch:
+        with source.session("read the staging database's locale and settings") as there:
+            like = scratch.read_like(there)
+            found = there.execute(_SETTINGS).fetchall()
+        clone = scratch.make(on, connection, name, like, limit=BIRTHMARK)
+        write_mark(connection, name, mark)
+        left_out = _dump_and_restore(source, clone, like)
+        with clone.session("give the clone the staging database's settings") as session:
+            for setting, text in found:
+                parameter = SQL(".").join(map(Identifier, setting.split(".")))
+                # Not for every role to set, and another server may not know the setting.
+                with contextlib.suppress(psycopg.Error):
+                    session.execute("SELECT pg_catalog.set_config(%s, %s, false)", [setting, text])
+                    session.execute(
+                        SQL("ALTER DATABASE {} SET {} FROM CURRENT").format(Identifier(name), parameter)
+                    )
+        with clone.session("take statistics of the clone") as session:
             for table in tables:
-                scratch.execute(SQL("ANALYZE {}").format(Identifier(table.schema_name, table.name)))
-    said.append(
-        "owners and privileges are not part of a dump's copy, so that missing ones were not found; tables came without "
-        "the bloat they have."
-    )
-    return "dump and restore", tuple(Finding(level="note", subject="clone", what=what) for what in said)
-
-
-def _from_template(connection: Connection, template: str, name: str) -> str | None:
-    """Copy the source's files; returns why that cannot be, None where it is done."""
-    statement = SQL("CREATE DATABASE {} TEMPLATE {} CONNECTION LIMIT {}").format(
-        Identifier(name), Identifier(template), Literal(BIRTHMARK)
-    )
-    for _ in range(_TRIES):
-        try:
-            connection.execute(statement)
-            return None
-        except psycopg.errors.InsufficientPrivilege:
-            return "this role does not own the staging database"
-        except psycopg.errors.ObjectInUse:
-            time.sleep(_PAUSE_SECONDS)
-    return "others were connected to the staging database"
+                session.execute(SQL("ANALYZE {}").format(Identifier(table.schema_name, table.name)))
+    said = [
+        "owners and privileges are not part of a clone, so that missing ones were not found; tables came without the "
+        "bloat they have.",
+    ]
+    if left_out:
+        said.append(f"it is without {', '.join(left_out)}: a role without rights restores and owns it.")
+    if not owned:
+        said.append(
+            "the code of the staging database ran on it as the role of the address, which may create no role for it."
+        )
+    return tuple(Finding(level="note", subject="clone", what=what) for what in said)
 
 
 _SETTINGS = """
-SELECT r.rolname, split_part(s.setting, '=', 1), substr(s.setting, strpos(s.setting, '=') + 1)
-  FROM pg_db_role_setting d JOIN pg_database b ON b.oid = d.setdatabase LEFT JOIN pg_roles r ON r.oid = d.setrole,
-       unnest(d.setconfig) AS s (setting)
- WHERE b.datname = current_database()
- ORDER BY 1 NULLS FIRST, 2
+SELECT split_part(s.setting, '=', 1), substr(s.setting, strpos(s.setting, '=') + 1)
+  FROM pg_db_role_setting d JOIN pg_database b ON b.oid = d.setdatabase, unnest(d.setconfig) AS s (setting)
+ WHERE b.datname = current_database() AND d.setrole = 0
+ ORDER BY 1
 """
 
 
-def _dress(connection: Connection, source: Database, on: Database, name: str, mark: Mark) -> None:
-    """The mark first; then for nobody else, and with the settings that the source has as a database."""
-    write_mark(connection, name, mark)
-    connection.execute(SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(Identifier(name)))
-    with source.session("read the staging database's settings") as there:
-        found = there.execute(_SETTINGS).fetchall()
-    # In a session of its own, for they are its settings for a moment.
-    with on.session("give the clone the staging database's settings") as session:
-        for role, setting, text in found:
-            whose = SQL("DATABASE {}").format(Identifier(name))
-            if role is not None:
-                whose = SQL("ROLE {} IN DATABASE {}").format(Identifier(role), Identifier(name))
-            parameter = SQL(".").join(map(Identifier, setting.split(".")))
-            # Not for every role to set, and another server may not have the role or know the setting.
-            with contextlib.suppress(psycopg.Error):
-                session.execute("SELECT pg_catalog.set_config(%s, %s, false)", [setting, text])
-                session.execute(SQL("ALTER {} SET {} FROM CURRENT").format(whose, parameter))
-
-
-def _dump_and_restore(source: Database, clone: Database) -> None:
-    """From the one to the other through a pipe: nothing on a disk of ours, passwords in no command."""
+def _dump_and_restore(source: Database, clone: Database, like: scratch.Like) -> tuple[str, ...]:
+    """From the one to the other through pipes: nothing on a disk of ours, passwords in no command; what is left out."""
     reading, writing = programs.way_to(source), programs.way_to(clone, unlogged=True)
     pair = programs.choose(client_programs(), reading.server, tls=reading.tls or writing.tls)
     dump = [*programs.dump_command(pair, reading), "--compress=0"]
-    restore = programs.restore_command(pair, writing)
     beginning = programs.child(dump, reading.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     with beginning as (dumping, said):
         output = cast(IO[bytes], dumping.stdout)
-        with programs.child(
-            restore, writing.environment, stdin=output.fileno(), stdout=subprocess.DEVNULL
-        ) as (restoring, answered):
-            # The last reader of the pipe is the other one: if that ends, pg_dump ends.
+        head = bytearray()
+
+        def list_head(process: subprocess.Popen[bytes]) -> int:
+            entrance = cast(IO[bytes], process.stdin)
+            # Nobody listens any more behind the list.
+            with contextlib.suppress(BrokenPipeError):
+                while chunk := os.read(output.fileno(), _CHUNK):
+                    head.extend(chunk)
+                    entrance.write(chunk)
+                    entrance.flush()
+            with contextlib.suppress(BrokenPipeError):
+                entrance.close()
+            return process.wait()
+
+        def go_on(process: subprocess.Popen[bytes]) -> int:
+            entrance = cast(IO[bytes], process.stdin)
+            with contextlib.suppress(BrokenPipeError):
+                entrance.write(head)
+                while chunk := os.read(output.fileno(), _CHUNK):
+                    entrance.write(chunk)
+            with contextlib.suppress(BrokenPipeError):
+                entrance.close()
+            # If pg_restore ended early, pg_dump ends.
             output.close()
-            restored = restoring.wait()
+            return process.wait()
+
+        listing = programs.listing(pair.pg_restore, list_head)
+        problem: str | None = None
+        left_out: tuple[str, ...] = ()
+        if listing is not None:
+            problem, left_out = scratch.restore(writing, pair, listing, like, go_on)
+        output.close()
         dumped = dumping.wait()
-    problem = programs.restore_problem(restored, answered(), writing)
-    if dumped != 0:
+    if dumped != 0 or listing is None:
         why = programs.kind_of_failure(said())
         problem = problem or f"pg_dump ended with exit status {dumped} ({why})"
     if problem:
         raise RefusedError(f"The clone could not be made: {problem}.")
+    return left_out
 
 
 def write_mark(connection: Connection, name: str, mark: Mark) -> None:
@@ -301,7 +276,7 @@ def drop(connection: Connection, name: str, mark: Mark | None) -> None:
     if mark is not None:
         # First: by its clone a rehearsal's backup is found, and killed in between, it would stay for ever.
         shutil.rmtree(backup_directory(mark.run), ignore_errors=True)
-    connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
+    scratch.drop(connection, name)
 
 
 def directory(run_id: str) -> Path:

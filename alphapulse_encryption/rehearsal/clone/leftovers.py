@@ -8,9 +8,9 @@ import dagster as dg
 
 from alphapulse_encryption.defs.resources import tags
 from alphapulse_encryption.defs.resources.processes import is_running
-from alphapulse_encryption.migration.postgres import locks
+from alphapulse_encryption.migration.postgres import locks, scratch
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.rehearsal.clone.clone import Mark, drop, read_clones
+from alphapulse_encryption.rehearsal.clone.clone import PREFIX, Mark, drop, read_clones
 
 # A run whose process is on another machine counts as crashed after this long without a stage at work.
 SILENCE = timedelta(minutes=15)
@@ -45,6 +45,7 @@ def remove_leftovers(instance: dg.DagsterInstance, on: Database, *, at_once: boo
             finally:
                 if not connection.broken:
                     locks.release(connection, name)
+        scratch.drop_abandoned_owners(connection, PREFIX)
     return removed
 
 

@@ -11,8 +11,9 @@ from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.defs.resources.environment import key_environment
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.keysources import load_key_ring
+from alphapulse_encryption.migration.postgres import scratch
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.rehearsal.clone.clone import clone_on, server
+from alphapulse_encryption.rehearsal.clone.clone import server
 from alphapulse_encryption.rehearsal.clone.source import is_sample
 
 
@@ -34,7 +35,7 @@ class RehearsalTarget(TargetResource):
 
     @property
     def database(self) -> Database:
-        return clone_on(self.server, self.clone)
+        return scratch.inside(self.server, self.clone)
 
     @property
     def catalogue(self) -> Catalogue:

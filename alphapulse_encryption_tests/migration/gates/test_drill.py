@@ -17,6 +17,7 @@ from alphapulse_encryption.migration.bookkeeping.install import ensure_bookkeepi
 from alphapulse_encryption.migration.bookkeeping.keys import ensure_key
 from alphapulse_encryption.migration.gates import drill
 from alphapulse_encryption.migration.gates.backup import BackupResult, take_backup
+from alphapulse_encryption.migration.postgres import scratch
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.schema.views import create_views
 from alphapulse_encryption.sample.database import load_sample
@@ -25,6 +26,7 @@ from alphapulse_encryption_tests.migration import walk
 from alphapulse_encryption_tests.migration.journey import After
 from alphapulse_encryption_tests.migration.postgres import installed
 from alphapulse_encryption_tests.migration.postgres.installed import installed_server
+from alphapulse_encryption_tests.planted import planted
 
 TABLES = walk.CATALOGUE.tables
 USERS = walk.CATALOGUE.table("users")
@@ -175,12 +177,14 @@ def test_the_scratch_database_of_a_killed_drill_is_removed_by_the_next_one(
     (left,) = scratch_databases(postgres)
 
     # One that is under way is another's, and left alone.
-    with drill.scratch_database(Database(sample_url), SQL("")) as under_way:
+    with drill.scratch_database(Database(sample_url), scratch.Like(SQL(""))) as under_way:
         kept = under_way.conninfo.partition("dbname=")[2].split()[0]
         assert scratch_databases(postgres) == [kept] != [left]
         backup_with_drill(sample_url, tmp_path / "backups", postgres.bin_dir())
         assert scratch_databases(postgres) == [kept]
     assert scratch_databases(postgres) == []
+    # And so do their owners.
+    assert walk.query(sample_url, "SELECT rolname FROM pg_roles WHERE rolname LIKE '%drill%'") == []
     assert [path.suffix for path in (tmp_path / "backups").iterdir()] == [".age"]
 
 
@@ -271,3 +275,42 @@ def test_the_checksum_sees_every_value_and_no_order(database_url: str) -> None:
         assert c.rows == a.rows and c.checksum != a.checksum  # 1.0 and 1.00 are different texts
         connection.execute("UPDATE public.b SET t = NULL WHERE t = ''")
         assert drill.read_contents(connection, ("public", "b")) != a
+
+
+def test_planted_code_gets_no_rights_by_a_drill(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    with planted(postgres, sample_url, "public.users", "email") as attack:
+        result = backup_with_drill(sample_url, tmp_path, postgres.bin_dir())
+        assert attack.harm() == ([], [])
+        assert result.drill is not None and result.drill.rows > 0
+    assert scratch_databases(postgres) == []
+    assert walk.query(sample_url, "SELECT rolname FROM pg_roles WHERE rolname LIKE '%drill%'") == []
+
+
+def test_extensions_come_from_who_may_create_them_and_passwords_for_other_servers_stay(
+    sample_url: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    walk.query(
+        sample_url,
+        """CREATE SCHEMA tools; CREATE EXTENSION hstore SCHEMA tools; CREATE EXTENSION dblink SCHEMA tools;
+        CREATE EXTENSION postgres_fdw; CREATE SERVER other FOREIGN DATA WRAPPER postgres_fdw OPTIONS (dbname 'x');
+        CREATE USER MAPPING FOR postgres SERVER other OPTIONS (user 'u', password 'secret');
+        CREATE FOREIGN TABLE far (v int) SERVER other;
+        CREATE TABLE with_hstore (v tools.hstore); INSERT INTO with_hstore VALUES ('a=>1');
+        CREATE TABLE forced (v int); INSERT INTO forced VALUES (1); CREATE POLICY p ON forced USING (v > 1);
+        ALTER TABLE forced ENABLE ROW LEVEL SECURITY; ALTER TABLE forced FORCE ROW LEVEL SECURITY""",
+    )
+    seen = programs(
+        *(postgres, tmp_path / "bin"),
+        pg_restore='{real} "$@" && exec {bin}/psql -qXAt -v ON_ERROR_STOP=1 -c "SELECT extname, rolsuper FROM '
+        "pg_extension JOIN pg_roles r ON r.oid = extowner WHERE extname <> 'plpgsql' UNION ALL "
+        "SELECT current_user, rolsuper FROM pg_roles WHERE rolname = current_user UNION ALL "
+        "SELECT 'mappings', count(*) > 0 FROM pg_user_mappings ORDER BY 1\" -o " + str(tmp_path / "seen"),
+    )
+    result = backup_with_drill(sample_url, tmp_path / "backups", seen)
+    assert result.drill is not None and result.drill.rows > 0
+    found = dict(line.split("|") for line in (tmp_path / "seen").read_text().splitlines())
+    (owner,) = [name for name in found if name.startswith("encryption_drill")]
+    assert (found.pop(owner), found.pop("mappings")) == ("f", "f")
+    assert {"hstore", "dblink", "postgres_fdw"} <= set(found) and set(found.values()) == {"t"}

@@ -97,7 +97,7 @@ def test_nothing_is_wrong_and_nothing_is_changed(notes_url: str) -> None:
     before = state(notes_url)
     result = report(notes_url)
     assert result.blockers == ()
-    assert {finding.subject for finding in result.warnings} <= {"privileges", "backup", "disk"}
+    assert {finding.subject for finding in result.warnings} <= {"privileges", "backup", "disk", "server"}
     assert found(result, "ok", "notes") == ["about 100 rows, 2 columns to encrypt, key (id)"]
     assert found(result, "ok", "key")
     assert found(result, "ok", "server")[0].startswith("PostgreSQL 18")
