@@ -47,6 +47,7 @@ from alphapulse_encryption.migration.schema.dependants import dependants, stops_
 from alphapulse_encryption.migration.schema.guard import guard_faults, late_triggers
 from alphapulse_encryption.migration.schema.indexes import invalid_indexes
 from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_relatives
+from alphapulse_encryption.migration.schema.reachable_code import foreign_code
 from alphapulse_encryption.migration.schema.sensitive_names import looks_secret
 from alphapulse_encryption.migration.schema.views import refuse_hidden_rows, shown_by_safe_view, view_names
 
@@ -164,12 +165,15 @@ def check(
             try:
                 state = table_state(connection, table) if begun else None
                 both = state is None or state.state.has_both_sides
-                definition = read_table(connection, table, plaintext=both, once=once)
+                definition = read_table(connection, table, plaintext=both, once=once, look=True)
             except MigrationError as error:
                 findings.append(Checked("blocker", table.key, error.args[0]))
                 not_as_catalogued |= isinstance(error, ConfigurationError)
                 continue
-            about = list(_table(connection, definition))
+            foreign = [
+                Checked("blocker", table.key, f"{code}") for code in foreign_code(connection, definition.oid)
+            ]
+            about = [*foreign, *_table(connection, definition)]
             # Columns that came into the catalogue since are none of the guard's yet.
             entry = table.model_copy(update={"columns": definition.encrypted_columns})
             as_begun = replace(definition, table=entry)
@@ -186,7 +190,8 @@ def check(
                         "renew them with --add-columns, and look for such values with --verify.",
                     )
                 )
-            if state is None:
+            # That reads rows.
+            if state is None and not foreign:
                 about += before_columns(connection, definition, keys, cipher)
             if not any(finding.level == "blocker" for finding in about):
                 told = (

@@ -298,7 +298,7 @@ def _table(
 ) -> tuple[TablePlan, dict[str, Span], list[Finding]]:
     known = table_state(connection, entry) if bookkeeping_exists(connection) else None
     definition = read_table(
-        connection, entry, plaintext=known is None or known.state.has_both_sides, once=True
+        connection, entry, plaintext=known is None or known.state.has_both_sides, once=True, look=True
     )
     refuse_relatives(connection, definition)
     parts = [part.oid for part in read_parts(connection, definition.oid)]
