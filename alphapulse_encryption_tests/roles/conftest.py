@@ -26,6 +26,7 @@ LOGINS: Mapping[str, tuple[str, ...]] = {
     "vera_verifies": ("verifier",),
     "mia_migrates": ("migrator",),
     "max_migrates": ("migrator",),
+    "wes_writes": ("writer",),
     "ada_approves": ("approver",),
     "bob_backs_up": ("backup",),
     "eve_erases": ("eraser",),

@@ -24,10 +24,11 @@ Step = Literal["backfill", "rotate", "decrypt", "discard", "repair"]
 # Whether the role of a session may write here, which an application's may not. The server keeps the first form, in a
 # trigger's condition, by the table's number. The second is for the body of a function, which is text: it runs as an
 # application that may not even look into the schema.
-MAY_WRITE = SQL("has_table_privilege('alphapulse_encryption.ranges'::regclass, 'UPDATE')")
+MAY_WRITE = SQL("has_any_column_privilege('alphapulse_encryption.ranges'::regclass, 'UPDATE')")
 MAY_WRITE_BY_NAME = SQL(
-    "coalesce((SELECT has_table_privilege(c.oid, 'UPDATE') FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n "
-    "ON n.oid = c.relnamespace WHERE n.nspname = 'alphapulse_encryption' AND c.relname = 'ranges'), false)"
+    "coalesce((SELECT has_any_column_privilege(c.oid, 'UPDATE') FROM pg_catalog.pg_class c "
+    "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+    "WHERE n.nspname = 'alphapulse_encryption' AND c.relname = 'ranges'), false)"
 )
 
 

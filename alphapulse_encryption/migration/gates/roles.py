@@ -22,6 +22,7 @@ from alphapulse_encryption.migration.bookkeeping import install
 from alphapulse_encryption.migration.bookkeeping.script import begin_script
 from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_PRIVILEGES, Connection, answer
 from alphapulse_encryption.migration.schema.names import guard_name
+from alphapulse_encryption.migration.schema.reachable_code import Foreign, foreign_code
 from alphapulse_encryption.migration.schema.sql import verbatim
 
 DEFAULT_PREFIX = "alphapulse_"
@@ -35,6 +36,7 @@ GROUPS: Mapping[str, str] = {
     "planner": "looks at the schema and the bookkeeping, not at the data",
     "verifier": "reads the data and keeps the results of verifications",
     "migrator": "changes the catalogued tables; approves nothing",
+    "writer": "the data path's own log-in: reads the catalogued tables, writes their catalogued columns",
     "approver": "approves drops; does not see the data",
     "backup": "reads the whole database for pg_dump",
     "eraser": "a migrator who also rewrites statistics and looks into data files, in a maintenance window",
@@ -70,6 +72,28 @@ _APPROVE = Grant(
 )
 _REVOKE = Grant("approvals", "UPDATE", "revoked_at, revoked_by")
 _CONSUME = Grant("approvals", "UPDATE", "consumed_at, consumed_by")
+# Of an operation on rows, how far it is.
+_PROGRESS = (
+    "status, position, rows_processed, values_processed, started_at, updated_at, completed_at, waiting_for, "
+    "error_message"
+)
+# What the data path writes, and nothing else; one column of a table's state, so that it may hold that.
+WRITER = (
+    Grant("ranges", "UPDATE", _PROGRESS),
+    Grant("operations", "INSERT", "table_name, batch_range, operation, goal"),
+    Grant("operations", "UPDATE", _PROGRESS),
+    Grant("columns", "UPDATE", "status, started_at, completed_at, records_processed, error_message"),
+    Grant("quarantine", "INSERT", "table_name, batch_range, key, step, reason, run_id"),
+    Grant("quarantine", "UPDATE", "batch_range, reason, since, run_id"),
+    Grant("quarantine", "DELETE"),
+    Grant("key_usage", "INSERT", "context, key_version, source, messages"),
+    Grant("key_usage", "UPDATE", "messages, updated_at"),
+    Grant("tables", "UPDATE", "changed_at"),
+    _AUDIT,
+)
+_READ_BY_WRITER = tuple(
+    dict.fromkeys((*(g.table for g in WRITER if g is not _AUDIT), "versions", "key_checks", "key_versions"))
+)
 # The first step of all begins the bookkeeping with the key.
 _BEGIN = (
     Grant("key_checks", "INSERT", "key_version, check_value"),
@@ -305,12 +329,23 @@ SELECT n.nspname, c.relname, r.rolname, r.rolsuper, r.rolcanlogin
  WHERE tn.nspname = %s AND t.relname = %s AND t.relkind IN ('r', 'p') AND c.relkind IN ('r', 'p')
  ORDER BY c.oid <> t.oid, 1, 2
 """
+_COLUMNS = """
+SELECT %(table)s::regclass::oid, array_agg(attname::text ORDER BY attnum) FROM pg_attribute
+ WHERE attrelid = %(table)s::regclass AND attname = ANY (%(names)s)
+"""
+# What somebody else owns holds what they like, whatever its name and its comment: it is never taken over.
 _VIEWS = """
 SELECT n.nspname, c.relname, r.rolname, r.rolsuper, r.rolcanlogin
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_roles r ON r.oid = c.relowner
  WHERE c.relkind = 'v' AND n.nspname = %s AND c.relname = ANY (%s)
    AND starts_with(obj_description(c.oid, 'pg_class'), 'alphapulse_encryption')
+   AND (r.rolsuper OR pg_has_role(r.oid, to_regrole(%s), 'MEMBER'))
  ORDER BY 1, 2
+"""
+_GUARD = """
+SELECT FROM pg_proc p JOIN pg_roles r ON r.oid = p.proowner
+ WHERE p.proname = %s AND p.pronargs = 0 AND p.pronamespace = 'public'::regnamespace
+   AND (r.rolsuper OR pg_has_role(r.oid, to_regrole(%s), 'MEMBER'))
 """
 _SEQUENCES = """
 SELECT DISTINCT n.nspname, s.relname
@@ -352,6 +387,18 @@ DO $roles$ BEGIN
     END IF;
 END $roles$"""
 
+_FOREIGN = """
+-- Code of other roles, which would run with the rights of who migrates: the steps refuse until it is its table owner's,
+-- or gone. It is not taken over as it is. Read it, and take the comment off the statements that you agree with.
+"""
+
+
+def _in_comments(one: Foreign) -> str:
+    """What is said of code in the script. No name ends the comment: it would go on as a statement of a superuser's."""
+    lines = (f"{one.what}: belongs to {one.owner}, reached from {one.reached}", one.remedy)
+    return "".join(f"-- {''.join(c if c.isprintable() else '?' for c in line)}\n" for line in lines)
+
+
 _STATISTICS_WITHOUT_VALUES = ("starelid", "staattnum", "stainherit", "stanullfrac", "stawidth")
 _FILE_FUNCTIONS = (
     "pg_read_binary_file(text, bigint, bigint, boolean)",
@@ -371,8 +418,12 @@ class _Script:
     version: int
     tables: list[_Relation] = field(default_factory=list)
     views: list[_Relation] = field(default_factory=list)
-    # The guard functions, each with the role that keeps its table.
+    # The columns of each table that the data path writes.
+    written: list[tuple[Identifier, list[str]]] = field(default_factory=list)
+    # The guard functions that are a superuser's or the migrators', each with the role that keeps its table.
     guards: list[tuple[Identifier, Identifier]] = field(default_factory=list)
+    # What code of others would run with the rights of who migrates.
+    foreign: dict[Foreign, None] = field(default_factory=dict)
     sequences: dict[tuple[str, str], None] = field(default_factory=dict)
     statistics: list[tuple[str, str]] = field(default_factory=list)
     log_settings: list[str] = field(default_factory=list)
@@ -389,12 +440,21 @@ class _Script:
                     "Names are exact and case-sensitive: correct the catalogue, or create the table."
                 )
             self.tables.extend(parts)
-            views = [f"v_{table.name}", f"v_{table.name}_safe"]
-            self.views.extend(_Relation(*row) for row in ask(_VIEWS, [table.schema_name, views]))
             owner = Identifier(parts[0].owner) if parts[0].keeps_owner else self._role("owner")
-            guard = Identifier("public", guard_name(table))
-            if answer(self.connection, "SELECT to_regproc(%s)", guard.as_string(self.connection)) is not None:
-                self.guards.append((guard, owner))
+            keeps = owner.as_string(self.connection)
+            views = [f"v_{table.name}", f"v_{table.name}_safe"]
+            self.views.extend(_Relation(*row) for row in ask(_VIEWS, [table.schema_name, views, keeps]))
+            whole = parts[0].identifier.as_string(self.connection)
+            names = [name for column in table.columns for name in (column.name, *column.derived)]
+            oid, columns = ask(_COLUMNS, {"table": whole, "names": names}).fetchall()[0]
+            self.written.append((parts[0].identifier, columns))
+            # Partitions change hands by the script itself.
+            taken = {(part.schema, part.name) for part in parts if not part.keeps_owner}
+            for one in foreign_code(self.connection, oid, keeps):
+                if one.table not in taken:
+                    self.foreign[one] = None
+            if ask(_GUARD, [guard_name(table), keeps]).rowcount:
+                self.guards.append((Identifier("public", guard_name(table)), owner))
             for part in parts:
                 if not part.keeps_owner:
                     self.statistics.extend(ask(_STATISTICS, [part.schema, part.name]).fetchall())
@@ -423,6 +483,8 @@ class _Script:
         ):
             texts = [statement.as_string(self.connection) for statement in statements]
             parts.append(f"\n-- {title}\n" + "".join(f"{text};\n" for text in texts))
+        if self.foreign:
+            parts.append(_FOREIGN + "".join(map(_in_comments, self.foreign)))
         parts.append("\nCOMMIT;\n")
         return "".join(parts)
 
@@ -492,8 +554,11 @@ class _Script:
         names = [Identifier(install.SCHEMA, name) for name in install.BOOKKEEPING_TABLES]
         names += [Identifier("public", name) for name in (install.WATCHED, install.ASKED)]
         yield self._grant("SELECT ON {}", SQL(", ").join(names), to=_READERS)
+        yield self._grant("USAGE ON SCHEMA {}", Identifier(install.SCHEMA), to=["writer"])
+        names = [Identifier(install.SCHEMA, name) for name in _READ_BY_WRITER]
+        yield self._grant("SELECT ON {}", SQL(", ").join(names), to=["writer"])
         # What each role's steps have to write.
-        writes: dict[str, dict[Grant, None]] = {}
+        writes: dict[str, dict[Grant, None]] = {"writer": dict.fromkeys(WRITER)}
         for step in guide.STEPS:
             writes.setdefault(step.needs.role, {}).update(dict.fromkeys(_writes(step)))
         for role, grants in writes.items():
@@ -508,8 +573,12 @@ class _Script:
 
     def _data(self) -> Iterator[Composable]:
         for table in self.tables:
-            yield self._grant("SELECT ON {}", table.identifier, to=["verifier"])
+            yield self._grant("SELECT ON {}", table.identifier, to=["verifier", "writer"])
             yield self._grant("SELECT, INSERT, UPDATE, DELETE ON {}", table.identifier, to=["application"])
+        # Those that --add-columns adds, it gives by itself.
+        for table_name, columns in self.written:
+            listed = SQL(", ").join(map(Identifier, columns))
+            yield self._grant("UPDATE ({}) ON {}", listed, table_name, to=["writer"])
         for name in self.sequences:
             yield self._grant("USAGE, SELECT ON SEQUENCE {}", Identifier(*name), to=["application"])
 
@@ -524,11 +593,11 @@ class _Script:
         yield self._grant("SELECT ({}) ON pg_catalog.pg_statistic", columns, to=["planner"])
         if self.version >= SET_PRIVILEGES:
             # So that their sessions keep values out of the server's log.
-            sessions = ["verifier", "migrator", "backup", "rehearser"]
+            sessions = ["verifier", "migrator", "writer", "backup", "rehearser"]
             for name in self.log_settings:
                 yield self._grant("SET ON PARAMETER {}", Identifier(name), to=sessions)
             # So that writes of ciphertext alone fire no triggers of the application.
-            yield self._grant("SET ON PARAMETER session_replication_role", to=["migrator"])
+            yield self._grant("SET ON PARAMETER session_replication_role", to=["migrator", "writer"])
         if self.version >= _CHECKPOINT_SINCE:
             yield self._grant("pg_checkpoint", to=["eraser"])
         if self.version >= _MAINTAIN_SINCE:

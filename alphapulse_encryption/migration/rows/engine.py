@@ -704,7 +704,7 @@ class _Run:
         if not self.begun or isinstance(error, Stopped):
             return
         # Where the database is away, the range stays in_progress, and is resumed like one that was killed.
-        database = self.operation.target.database
+        database = self.operation.target.data_path
         with (
             suppress(psycopg.Error, MigrationError),
             database.connect() as connection,

@@ -18,6 +18,7 @@ from alphapulse_encryption.migration.postgres.database import Connection
 
 # So many are named in a refusal.
 _NAMED = 5
+_DROP = "DROP FUNCTION "
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,19 @@ class Foreign:
         owner: the role that has it.
         reached: what it is reached from.
         remedy: the statement that ends it.
+        table: schema and name of a partition, or of a table that is written to; None of anything else.
     """
 
     what: str
     owner: str
     reached: str
     remedy: str
+    table: tuple[str, str] | None = None
+
+    @property
+    def is_guard(self) -> bool:
+        """Whether it is a function with the name of a guard's, which --add-columns makes again."""
+        return self.remedy.startswith(_DROP)
 
     def __str__(self) -> str:
         return (
@@ -144,7 +152,9 @@ creating (kind, name, owner, function) AS (
      CROSS JOIN aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) x
      WHERE x.privilege_type = 'CREATE' AND schema NOT IN (SELECT nspname FROM pg_namespace) AND schema <> 'pg_temp')
 SELECT DISTINCT ON (kind, found.name, owner) kind, found.name,
-       CASE owner WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(owner) END, origin, (SELECT name FROM kept)
+       CASE owner WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(owner) END, origin, (SELECT name FROM kept),
+       CASE kind WHEN 'TABLE' THEN (SELECT ARRAY[n.nspname, c.relname] FROM pg_class c JOIN pg_namespace n
+                                     ON n.oid = c.relnamespace WHERE c.oid = to_regclass(found.name)) END
   FROM (
     SELECT CASE WHEN p.proname ~ '^encryption_guard_' THEN 'GUARD' WHEN p.prokind IN ('f', 'w') THEN 'FUNCTION'
                 ELSE 'ROUTINE' END AS kind, p.oid::regprocedure::text AS name, p.proowner AS owner, origin
@@ -187,11 +197,11 @@ def foreign_code(connection: Connection, table: int, owner: str | None = None) -
     return tuple(_foreign(*row) for row in connection.execute(_QUERY, {"table": table, "owner": owner}))
 
 
-def _foreign(kind: str, name: str, owner: str, origin: str, kept: str) -> Foreign:
+def _foreign(kind: str, name: str, owner: str, origin: str, kept: str, table: list[str] | None) -> Foreign:
     by = "PUBLIC" if owner == "PUBLIC" else Identifier(owner).as_string(None)
     match kind:
         case "GUARD":
-            what, remedy = f"the function {name}", f"DROP FUNCTION {name} CASCADE"
+            what, remedy = f"the function {name}", f"{_DROP}{name} CASCADE"
         case "TRIGGER":
             what, remedy = f"the privilege TRIGGER on {name}", f"REVOKE TRIGGER ON {name} FROM {by}"
         case "CREATE":
@@ -204,16 +214,20 @@ def _foreign(kind: str, name: str, owner: str, origin: str, kept: str) -> Foreig
             remedy = f"REVOKE CREATE ON DATABASE {name} FROM {by}"
         case _:
             what, remedy = f"the {kind.lower()} {name}", f"ALTER {kind} {name} OWNER TO {kept}"
-    return Foreign(what, owner, origin, f"{remedy};")
+    return Foreign(what, owner, origin, f"{remedy};", (table[0], table[1]) if table else None)
 
 
-def refuse_foreign_code(connection: Connection, key: str, table: int) -> None:
+def refuse_foreign_code(connection: Connection, key: str, table: int, *, renewing: bool = False) -> None:
     """Refuse to touch a table that has code of a less trusted role run with the rights of the session.
+
+    Args:
+        renewing: whether the guard is made again before a row is written, and its function may be somebody else's.
 
     Raises:
         RefusedError: names the first of what is reached, and the statements to type.
     """
-    if found := foreign_code(connection, table):
+    found = [one for one in foreign_code(connection, table) if not (renewing and one.is_guard)]
+    if found:
         more = f"; and {len(found) - _NAMED} more, which --preflight names" if len(found) > _NAMED else ""
         raise RefusedError(
             f"Code of other roles would run with our rights on {key}; nothing was changed: "
