@@ -45,6 +45,11 @@ def writer_database() -> Database | None:
     return database_at(url, Database.application_name, WRITER_VARIABLE)
 
 
+def data_path() -> Database | None:
+    """As whom rows of the target are read and written; None of the sample, where that does not matter."""
+    return None if uses_sample() else writer_database() or target_database()
+
+
 def database_at(url: str, *names: str, read_only: bool = False) -> Database:
     """The database at an address that a variable holds, through a pooler where the environment allows one.
 

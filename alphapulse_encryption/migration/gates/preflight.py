@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import groupby
@@ -31,6 +32,7 @@ from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates import roles
 from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, is_recent
 from alphapulse_encryption.migration.gates.beginning import before_columns
+from alphapulse_encryption.migration.gates.data_path import as_data_path, may_write
 from alphapulse_encryption.migration.gates.findings import Checked, Level
 from alphapulse_encryption.migration.gates.surroundings import around_server, around_table
 from alphapulse_encryption.migration.postgres.database import (
@@ -137,6 +139,7 @@ def check(
     source: str = "",
     once: bool = False,
     bin_dirs: Sequence[Path] | None = None,
+    data_path: Database | None = None,
 ) -> PreflightReport:
     """Go through the checklist for every table of the catalogue.
 
@@ -146,6 +149,7 @@ def check(
         source: where the catalogue was read from, in a sentence.
         once: look at a table that somebody holds without another try; for a report that somebody waits for.
         bin_dirs: where a backup looks for client programs; None leaves them out.
+        data_path: as whom rows are read and written; None where that does not matter, as in the sample.
 
     Raises:
         ConfigurationError: the database cannot be reached.
@@ -155,7 +159,8 @@ def check(
     rows = current = growth = 0
     cipher = None if keys is None else get_format(envelope, keys)
     not_as_catalogued = False
-    with database.session("run the preflight") as connection:
+    with database.session("run the preflight") as connection, ExitStack() as stack:
+        writes = as_data_path(connection, data_path, tables, findings, stack)
         findings += _server(connection)
         findings += _privileges(connection, tables)
         if keys is not None:
@@ -173,7 +178,7 @@ def check(
             foreign = [
                 Checked("blocker", table.key, f"{code}") for code in foreign_code(connection, definition.oid)
             ]
-            about = [*foreign, *_table(connection, definition)]
+            about = [*foreign, *_table(connection, definition, writes)]
             # Columns that came into the catalogue since are none of the guard's yet.
             entry = table.model_copy(update={"columns": definition.encrypted_columns})
             as_begun = replace(definition, table=entry)
@@ -365,7 +370,7 @@ SELECT c.oid::regclass::text, CASE WHEN o.off THEN format('ALTER TABLE %%s RESET
 """
 
 
-def _table(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
+def _table(connection: Connection, definition: TableDefinition, writes: Connection) -> Iterator[Checked]:
     table = definition.table
     ((owns, owner, role, secured, bypasses, forced),) = connection.execute(
         "SELECT pg_has_role(relowner, 'USAGE'), relowner::regrole::text, current_user::regrole::text, relrowsecurity, "
@@ -467,7 +472,9 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
         )
         for column, those in groupby((one for one in found if not one.stops_the_drop), lambda one: one.column)
     )
-    yield from around_table(connection, definition)
+    if writes is not connection:
+        yield from may_write(writes, definition)
+    yield from around_table(connection, definition, writes)
 
 
 def _triggers(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:

@@ -184,6 +184,12 @@ def refuse_unless_allowed(connection: Connection, name: str, tables: Iterable[Ta
         )
 
 
+def missing_of_writer(connection: Connection) -> tuple[str, ...]:
+    """What the role of a session lacks in the bookkeeping to be the data path's, in words."""
+    reads = tuple(Grant(table, "SELECT") for table in _READ_BY_WRITER)
+    return tuple(map(str, _not_granted(connection, (*reads, *WRITER))))
+
+
 _NAMED = 6
 
 
