@@ -89,6 +89,8 @@ def test_the_whole_way_and_back(theirs: Place, separated: Separated, server: Ser
     def by(login: str, *arguments: str, **changes: str) -> list[str]:
         return theirs.succeeds(*arguments, ALPHAPULSE_DATABASE_URL=separated.of(login), **changes)
 
+    theirs.extra["ALPHAPULSE_WRITER_DATABASE_URL"] = separated.of("wes_writes")
+
     def application(statement: str) -> None:
         walk.query(separated.of("shop"), statement)
 
@@ -154,6 +156,12 @@ def test_the_whole_way_and_back(theirs: Place, separated: Separated, server: Ser
     by("vera_verifies", "--verify")
     by("mia_migrates", "--revert-to-plaintext")
     assert plaintexts(url) == before
+    wrote = walk.query(
+        url,
+        "SELECT DISTINCT database_role FROM alphapulse_encryption.audit_log "
+        "WHERE action IN ('backfill', 'rotate', 'decrypt')",
+    )
+    assert wrote == [("wes_writes",)]
     after = dumps.dump(url, bin_dir, dumps.added_columns(*TABLES))
     lost = {statement for statement in schema - after if not statement.startswith("INSERT INTO ")}
     assert not lost

@@ -176,7 +176,8 @@ def check(
                 not_as_catalogued |= isinstance(error, ConfigurationError)
                 continue
             foreign = [
-                Checked("blocker", table.key, f"{code}") for code in foreign_code(connection, definition.oid)
+                Checked("blocker", table.key, f"has code of another role run with our rights: {code}")
+                for code in foreign_code(connection, definition.oid)
             ]
             about = [*foreign, *_table(connection, definition, writes)]
             # Columns that came into the catalogue since are none of the guard's yet.

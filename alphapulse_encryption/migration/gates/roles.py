@@ -353,6 +353,11 @@ SELECT FROM pg_proc p JOIN pg_roles r ON r.oid = p.proowner
  WHERE p.proname = %s AND p.pronargs = 0 AND p.pronamespace = 'public'::regnamespace
    AND (r.rolsuper OR pg_has_role(r.oid, to_regrole(%s), 'MEMBER'))
 """
+# Before PostgreSQL 15 it is so of public: code that runs as the data path's role could leave a function there.
+_FOR_ALL = """
+SELECT 'every log-in, that of the data path included', quote_ident(nspname) FROM pg_namespace
+ WHERE has_schema_privilege('public', oid, 'CREATE') AND nspname !~ '^pg_' ORDER BY 2
+"""
 _SEQUENCES = """
 SELECT DISTINCT n.nspname, s.relname
   FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_namespace n ON n.oid = s.relnamespace
@@ -428,8 +433,8 @@ class _Script:
     written: list[tuple[Identifier, list[str]]] = field(default_factory=list)
     # The guard functions that are a superuser's or the migrators', each with the role that keeps its table.
     guards: list[tuple[Identifier, Identifier]] = field(default_factory=list)
-    # What code of others would run with the rights of who migrates.
-    foreign: dict[Foreign, None] = field(default_factory=dict)
+    # What code of others would run with the rights of who migrates, by the statement that ends it.
+    foreign: dict[str, Foreign] = field(default_factory=dict)
     sequences: dict[tuple[str, str], None] = field(default_factory=dict)
     statistics: list[tuple[str, str]] = field(default_factory=list)
     log_settings: list[str] = field(default_factory=list)
@@ -458,13 +463,17 @@ class _Script:
             taken = {(part.schema, part.name) for part in parts if not part.keeps_owner}
             for one in foreign_code(self.connection, oid, keeps):
                 if one.table not in taken:
-                    self.foreign[one] = None
+                    self.foreign.setdefault(one.remedy, one)
             if ask(_GUARD, [guard_name(table), keeps]).rowcount:
                 self.guards.append((Identifier("public", guard_name(table)), owner))
             for part in parts:
                 if not part.keeps_owner:
                     self.statistics.extend(ask(_STATISTICS, [part.schema, part.name]).fetchall())
                 self.sequences.update(dict.fromkeys(ask(_SEQUENCES, [part.schema, part.name])))
+        for name, schema in ask(_FOR_ALL):
+            remedy = f"REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC;"
+            what = Foreign(f"the privilege CREATE on the schema {schema}", "PUBLIC", name, remedy)
+            self.foreign.setdefault(remedy, what)
         settings = ask(
             "SELECT name FROM pg_settings WHERE name = ANY (%s) AND context = 'superuser' ORDER BY 1",
             [list(LOG_SETTINGS)],
@@ -490,7 +499,7 @@ class _Script:
             texts = [statement.as_string(self.connection) for statement in statements]
             parts.append(f"\n-- {title}\n" + "".join(f"{text};\n" for text in texts))
         if self.foreign:
-            parts.append(_FOREIGN + "".join(map(_in_comments, self.foreign)))
+            parts.append(_FOREIGN + "".join(map(_in_comments, self.foreign.values())))
         parts.append("\nCOMMIT;\n")
         return "".join(parts)
 
