@@ -297,7 +297,8 @@ def _privileges(connection: Connection, tables: Sequence[Table]) -> Iterator[Che
         yield Checked(
             "warning",
             "privileges",
-            f"the role {name} is a superuser: nothing is refused to it, not even a drop without an approval. "
+            f"the role {name} is a superuser: nothing is refused to it, not even a drop without an approval, nor to "
+            "the code of the tables' owners that runs in its sessions. "
             "--roles-sql prints SQL for roles that have what they need and no more.",
         )
         return

@@ -44,25 +44,22 @@ class Foreign:
         return self.remedy.startswith(_DROP)
 
     def __str__(self) -> str:
-        return (
-            f"{self.what} belongs to {self.owner}, who could do by it what the role may that runs a step: it is "
-            f"reached from {self.reached}. Read it, and type: {self.remedy}"
-        )
+        whose = f"{self.what} belongs to {self.owner}, and is reached from {self.reached}"
+        return f"{whose}. Read it, then type: {self.remedy}"
 
 
-# From a table to what is on it, against the direction of the server's dependencies: class, where it is kept, the
-# column with its OID, and the one with the table's.
-_ON_A_TABLE: tuple[tuple[LiteralString, LiteralString, LiteralString], ...] = (
-    ("pg_trigger", "oid", "tgrelid = r.oid AND NOT tgisinternal AND tgenabled <> 'D'"),
-    ("pg_constraint", "oid", "conrelid = r.oid"),
-    ("pg_attrdef", "oid", "adrelid = r.oid"),
-    ("pg_policy", "oid", "polrelid = r.oid"),
-    ("pg_rewrite", "oid", "ev_class = r.oid AND ev_enabled <> 'D'"),
-    ("pg_statistic_ext", "oid", "stxrelid = r.oid"),
+# From a table to what is on it, against the direction of the server's dependencies.
+_ON_A_TABLE: tuple[tuple[LiteralString, LiteralString], ...] = (
+    ("pg_trigger", "tgrelid = r.oid AND NOT tgisinternal AND tgenabled <> 'D'"),
+    ("pg_constraint", "conrelid = r.oid"),
+    ("pg_attrdef", "adrelid = r.oid"),
+    ("pg_policy", "polrelid = r.oid"),
+    ("pg_rewrite", "ev_class = r.oid AND ev_enabled <> 'D'"),
+    ("pg_statistic_ext", "stxrelid = r.oid"),
 )
 _BRANCH: LiteralString = """
         SELECT '{0}'::regclass::oid AS class, oid, NULL AS origin FROM {0}
-         WHERE r.class = 'pg_class'::regclass AND {2}
+         WHERE r.class = 'pg_class'::regclass AND {1}
          UNION ALL"""
 
 # By class and OID, what may run for a SELECT or UPDATE of ours, or for a change of a definition. What is below 16384 is
@@ -91,6 +88,8 @@ reached (class, oid, origin) AS (
          WHERE a.attrelid = CASE r.class WHEN 'pg_class'::regclass THEN r.oid WHEN 'pg_type'::regclass THEN
                    (SELECT typrelid FROM pg_type t WHERE t.oid = r.oid) END
            AND a.attnum > 0 AND NOT a.attisdropped
+           -- A partition has the whole table's.
+           AND a.attrelid NOT IN (SELECT p.oid FROM part p WHERE p.oid <> %(table)s)
          UNION ALL
         SELECT 'pg_type'::regclass, typbasetype, NULL FROM pg_type
          WHERE r.class = 'pg_type'::regclass AND oid = r.oid AND typbasetype <> 0
