@@ -195,6 +195,11 @@ class TargetVariables(Variables):
         "ALPHAPULSE_DATABASE_URL",
         "the database to migrate, `postgresql://…`; unset: the embedded one with the sample",
     )
+    writer_database_url: PostgresUrl = _variable(
+        "ALPHAPULSE_WRITER_DATABASE_URL",
+        "the same database, as [the log-in that reads and writes rows](roles.md#the-data-paths-own-log-in); unset: the "
+        "one above. A secret",
+    )
     session_pooler: Annotated[bool, BeforeValidator(_pooler)] = _variable(
         "ALPHAPULSE_DATABASE_POOLER",
         "`session`: the database is reached through a connection pooler in session mode; unset: any pooler is refused",

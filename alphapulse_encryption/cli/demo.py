@@ -42,7 +42,7 @@ SHOWN_USER = 100
 SHOWN_COLUMNS = ("email", "phone_number", "first_name", "last_name")
 DROPPED_TABLE = "users"
 
-_OF_OTHERS = ("ALPHAPULSE_DATABASE_URL", "ALPHAPULSE_ENCRYPTION_CATALOGUE")
+_OF_OTHERS = ("ALPHAPULSE_DATABASE_URL", "ALPHAPULSE_WRITER_DATABASE_URL", "ALPHAPULSE_ENCRYPTION_CATALOGUE")
 
 
 @dataclass
@@ -201,7 +201,7 @@ def walk_through_drop(demo: Demo) -> int:
     if not run("drop_unencrypted"):
         return 1
     with demo.steps.database.session("look for the plaintext columns") as connection:
-        left = read_table(connection, demo.users, plaintext=False).plaintext_columns
+        left = read_table(connection, demo.users, plaintext=False, look=True).plaintext_columns
     if _state(demo) != "dropped" or left:
         demo.show("✗ The plaintext columns are still there.")
         return 1

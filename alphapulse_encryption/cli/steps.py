@@ -74,7 +74,7 @@ class Steps:
         if name == "approve_drop":
             table = self.catalogue.table(self.tables[0])
             with self.database.session(f"describe the drop of {table.key}") as connection:
-                _show(describe(connection, read_table(connection, table, plaintext=False)))
+                _show(describe(connection, read_table(connection, table, plaintext=False, look=True)))
         before = len(self.failed)
         for stage in step.stages:
             if not self._stage(step, stage, options):

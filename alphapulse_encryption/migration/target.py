@@ -19,6 +19,7 @@ class Target:
         cipher: the catalogue's envelope format, with these keys.
         keys: of every version that values may have; held against those that the database was begun with.
         actor: whom the audit log names.
+        writer: the same database, as the log-in that reads and writes rows alone; None where there is none.
     """
 
     database: Database
@@ -26,8 +27,14 @@ class Target:
     cipher: EnvelopeFormat = field(repr=False)
     keys: KeyRing = field(repr=False)
     actor: Actor
+    writer: Database | None = None
 
     @classmethod
     def of(cls, database: Database, catalogue: Catalogue, keys: KeyRing, actor: Actor) -> Self:
         """The target with the envelope format that its catalogue names."""
         return cls(database, catalogue, get_format(catalogue.format, keys), keys, actor)
+
+    @property
+    def data_path(self) -> Database:
+        """As whom rows are read and written, and their progress is kept."""
+        return self.writer or self.database

@@ -20,6 +20,7 @@ from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exis
 from alphapulse_encryption.migration.bookkeeping.limits import change_limits, read_limits
 from alphapulse_encryption.migration.bookkeeping.tables import states
 from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.postgres.identity import identity
 from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
 from alphapulse_encryption.rehearsal import measures
 from alphapulse_encryption.rehearsal.clone import clone as clones
@@ -112,7 +113,7 @@ class _Opened(Finds):
         target.cipher  # noqa: B018
         self.server = target.server
         with self.server.session("look at the server for the clone") as connection:
-            there = source.identity(connection)
+            there = identity(connection)
             self.server_version = connection.info.parameter_status("server_version") or "unknown"
         if production is not None and there.same_server(production):
             self.find(

@@ -30,6 +30,7 @@ from alphapulse_encryption.migration.bookkeeping import limits, quarantine
 from alphapulse_encryption.migration.gates import approvals, backup
 from alphapulse_encryption.migration.gates import preflight as checklist
 from alphapulse_encryption.migration.postgres.database import Actor, Database, answer
+from alphapulse_encryption.migration.postgres.identity import identity
 from alphapulse_encryption.migration.rows.backfill import backfill_range
 from alphapulse_encryption.migration.rows.catch_up import pending_ranges
 from alphapulse_encryption.migration.rows.engine import Pace, RangeResult
@@ -275,7 +276,7 @@ def _encrypt_through_faults(at: Rehearsing, parts: list[TablePart]) -> None:
     pace = at.config.pace
     server = at.target.server
     with server.session("look at the server for the clone") as connection:
-        here = source.identity(connection)
+        here = identity(connection)
     faults = Faults(
         *(at.config.faults, at.target.database, at.target.catalogue, at.target.environment, at.who),
         pace=Pace(pace.batch_size, pace.target_seconds, pace.rest_ratio),

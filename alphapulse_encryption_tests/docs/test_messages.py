@@ -39,6 +39,7 @@ def refusals() -> list[Message]:
     return [
         *errors(),
         *messages.findings(modules(), "migration/gates/beginning.py"),
+        *messages.findings(modules(), "migration/gates/data_path.py"),
         *messages.findings(modules(), "migration/gates/preflight.py"),
         *messages.findings(modules(), "migration/gates/surroundings.py"),
         *messages.reasons(modules(), "migration/rows/verify.py"),

@@ -9,6 +9,7 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
+from alphapulse_encryption.migration.postgres.identity import Identity
 from alphapulse_encryption.rehearsal.clone import source
 from alphapulse_encryption.rehearsal.report import history
 from alphapulse_encryption_tests.migration.walk import query, value
@@ -87,13 +88,13 @@ def test_a_production_that_cannot_be_asked(small: Place) -> None:
 
 
 def test_a_physical_copy_is_told_from_the_original(small: Place) -> None:
-    original = source.Identity("7", "2026-01-01", 5, "alphapulse")
-    assert original.same_database(source.Identity(None, "2026-01-01", 5, "alphapulse"))
-    copy = source.Identity("7", "2026-02-02", 5, "alphapulse")
+    original = Identity("7", "2026-01-01", 5, "alphapulse")
+    assert original.same_database(Identity(None, "2026-01-01", 5, "alphapulse"))
+    copy = Identity("7", "2026-02-02", 5, "alphapulse")
     assert not original.same_database(copy) and copy.copy_of(original)
-    assert not original.same_server(source.Identity("8", "2026-01-01", 5, "alphapulse"))
+    assert not original.same_server(Identity("8", "2026-01-01", 5, "alphapulse"))
     # Another database of the same server is neither.
-    other = source.Identity("7", "2026-01-01", 6, "staging")
+    other = Identity("7", "2026-01-01", 6, "staging")
     assert original.same_server(other) and not original.same_database(other) and not other.copy_of(original)
 
 

@@ -26,6 +26,7 @@ LOGINS: Mapping[str, tuple[str, ...]] = {
     "vera_verifies": ("verifier",),
     "mia_migrates": ("migrator",),
     "max_migrates": ("migrator",),
+    "wes_writes": ("writer",),
     "ada_approves": ("approver",),
     "bob_backs_up": ("backup",),
     "eve_erases": ("eraser",),
@@ -75,8 +76,13 @@ def separate(
             connection.execute(SQL("ALTER TABLE {} OWNER TO shop").format(Identifier(table)))
         # As many do, for whatever comes later.
         connection.execute("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO shop")
-    run_script(postgres, url, script(url))
+    text = script(url)
+    run_script(postgres, url, text)
     with psycopg.connect(url, autocommit=True) as connection:
+        # What it leaves to an administrator: before PostgreSQL 15 everybody may create something in public.
+        for line in text.splitlines():
+            if line.startswith("-- REVOKE CREATE ON SCHEMA public"):
+                connection.execute(line.removeprefix("-- ").encode())
         for login, groups in LOGINS.items():
             for group in groups:
                 connection.execute(

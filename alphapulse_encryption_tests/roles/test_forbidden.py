@@ -24,7 +24,7 @@ INSUFFICIENT_PRIVILEGE = "42501"
 
 SHOP, PLANNER, VERIFIER, APPROVER = "shop", "petra_plans", "vera_verifies", "ada_approves"
 MIGRATOR, BACKUP, ERASER, REHEARSER = "mia_migrates", "bob_backs_up", "eve_erases", "rita_rehearses"
-ALL_IN_ONE = "jack_of_all"
+ALL_IN_ONE, WRITER_LOGIN = "jack_of_all", "wes_writes"
 MIGRATORS = {MIGRATOR, "max_migrates", ERASER, ALL_IN_ONE}
 NOBODY: set[str] = set()
 EVERYBODY = set(LOGINS)
@@ -58,20 +58,26 @@ def action(statement: str, allowed: set[str], **parts: str) -> Action:
 
 ACTIONS = {
     # The data.
-    "read data": action("SELECT email FROM users LIMIT 1", {SHOP, VERIFIER, BACKUP, REHEARSER, *MIGRATORS}),
+    "read data": action(
+        "SELECT email FROM users LIMIT 1", {SHOP, VERIFIER, WRITER_LOGIN, BACKUP, REHEARSER, *MIGRATORS}
+    ),
     "read a view": action(
-        "SELECT email FROM v_users LIMIT 1", {SHOP, VERIFIER, BACKUP, REHEARSER, *MIGRATORS}
+        "SELECT email FROM v_users LIMIT 1", {SHOP, VERIFIER, WRITER_LOGIN, BACKUP, REHEARSER, *MIGRATORS}
     ),
     "read statistics' values": action("SELECT stavalues1 FROM pg_statistic LIMIT 1", NOBODY),
     "read passwords": action("SELECT rolpassword FROM pg_authid", NOBODY),
     "read another's log-in for another server": action("SELECT umoptions FROM pg_user_mapping", NOBODY),
-    "write data": action("UPDATE trades SET fee = 1 WHERE id = 7", {SHOP, *MIGRATORS}),
+    "write data": action("UPDATE trades SET fee = 1 WHERE id = 7", {SHOP, WRITER_LOGIN, *MIGRATORS}),
+    "write a ciphertext": action(
+        "UPDATE trades SET fee = fee, fee_encrypted = 'x' WHERE id = 7", {SHOP, WRITER_LOGIN, *MIGRATORS}
+    ),
+    "write another column": action("UPDATE trades SET executed_at = now() WHERE id = 7", {SHOP, *MIGRATORS}),
     "insert data": action(
         "INSERT INTO users (username, email, password_hash) VALUES ('new', 'n@example.org', 'x')",
         {SHOP, *MIGRATORS},
     ),
     "delete data": action("DELETE FROM trades WHERE id = 7", {SHOP, *MIGRATORS}),
-    "lock data": action("SELECT FROM users WHERE id = 7 FOR UPDATE", {SHOP, *MIGRATORS}),
+    "lock data": action("SELECT FROM users WHERE id = 7 FOR UPDATE", {SHOP, WRITER_LOGIN, *MIGRATORS}),
     "truncate data": action("TRUNCATE api_keys", MIGRATORS),
     "add a column": action("ALTER TABLE users ADD COLUMN another int", MIGRATORS),
     "drop a plaintext column": action("ALTER TABLE users DROP COLUMN email CASCADE", MIGRATORS),
@@ -89,7 +95,9 @@ ACTIONS = {
     "take over a table": action("ALTER TABLE users OWNER TO CURRENT_USER", NOBODY | MIGRATORS),
     "give a table to the application": action("ALTER TABLE users OWNER TO shop", NOBODY),
     # Approvals.
-    "read approvals": action("SELECT * FROM alphapulse_encryption.approvals", EVERYBODY - {SHOP}),
+    "read approvals": action(
+        "SELECT * FROM alphapulse_encryption.approvals", EVERYBODY - {SHOP, WRITER_LOGIN}
+    ),
     "approve": action(_APPROVAL, {APPROVER, ALL_IN_ONE}, more="", values=""),
     "approve over another's role": action(
         _APPROVAL, NOBODY, more=", database_role", values=", 'ada_approves'"
@@ -126,7 +134,9 @@ ACTIONS = {
         NOBODY,
     ),
     # The audit log.
-    "write to the audit log": action(_AUDIT, {APPROVER, BACKUP, *MIGRATORS}, more="", values=""),
+    "write to the audit log": action(
+        _AUDIT, {APPROVER, BACKUP, WRITER_LOGIN, *MIGRATORS}, more="", values=""
+    ),
     "write to the audit log over another's role": action(
         _AUDIT, NOBODY, more=", database_role", values=", 'ada_approves'"
     ),
@@ -146,7 +156,22 @@ ACTIONS = {
     "keep a count": action(
         "UPDATE alphapulse_encryption.row_counts SET missing_count = 0", {VERIFIER, *MIGRATORS}
     ),
-    "move a range's progress": action("UPDATE alphapulse_encryption.ranges SET position = NULL", MIGRATORS),
+    "move a range's progress": action(
+        "UPDATE alphapulse_encryption.ranges SET position = NULL", {WRITER_LOGIN, *MIGRATORS}
+    ),
+    "move a range": action("UPDATE alphapulse_encryption.ranges SET upper_key = NULL", MIGRATORS),
+    "forget a range": action("DELETE FROM alphapulse_encryption.ranges", MIGRATORS),
+    "count a column's values": action(
+        "UPDATE alphapulse_encryption.columns SET records_processed = 0", {WRITER_LOGIN, *MIGRATORS}
+    ),
+    "count a key's messages": action(
+        "UPDATE alphapulse_encryption.key_usage SET messages = 0", {WRITER_LOGIN, *MIGRATORS}
+    ),
+    "set a row aside": action(
+        "INSERT INTO alphapulse_encryption.quarantine (table_name, batch_range, key, reason) "
+        "VALUES ('users', 0, '{1}', 'x')",
+        {WRITER_LOGIN, *MIGRATORS},
+    ),
     "switch a table in the bookkeeping": action(
         "UPDATE alphapulse_encryption.tables SET stage = 'columns'", MIGRATORS
     ),
@@ -197,13 +222,17 @@ ACTIONS = {
     "admit somebody": action(f"GRANT {PREFIX}approver TO shop", NOBODY),
     "create a role": action("CREATE ROLE another", NOBODY),
     "create a table": action("CREATE TABLE public.another ()", MIGRATORS),
+    "create a function": action(
+        "CREATE FUNCTION public.left_behind() RETURNS int LANGUAGE sql SECURITY DEFINER RETURN 1", MIGRATORS
+    ),
+    "create a schema": action("CREATE SCHEMA another", NOBODY),
     "keep statements out of the log": action(
         "SET log_min_error_statement TO panic", EVERYBODY - {SHOP, PLANNER, APPROVER}
     ),
     "see the settings": action("SELECT current_setting('data_directory')", {PLANNER, VERIFIER, *MIGRATORS}),
     "look into the data files": action("SELECT pg_read_binary_file('PG_VERSION', 0, 1, true)", {ERASER}),
     "make a checkpoint": action("CHECKPOINT", {ERASER}),
-    "turn triggers off": action("SET session_replication_role TO replica", {*MIGRATORS}),
+    "turn triggers off": action("SET session_replication_role TO replica", {WRITER_LOGIN, *MIGRATORS}),
 }
 
 

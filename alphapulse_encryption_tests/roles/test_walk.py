@@ -67,6 +67,8 @@ def test_every_step_is_done_by_the_role_it_is_for(theirs: Place, separated: Sepa
     def by(login: str, *arguments: str, **changes: str) -> list[str]:
         return theirs.succeeds(*arguments, ALPHAPULSE_DATABASE_URL=separated.of(login), **changes)
 
+    theirs.extra["ALPHAPULSE_WRITER_DATABASE_URL"] = separated.of("wes_writes")
+
     checklist = by("petra_plans", "--preflight")
     assert not any(line.startswith("✗") for line in checklist)
     assert any("the role petra_plans may not run --add-columns" in line for line in checklist)
@@ -132,5 +134,9 @@ def test_every_step_is_done_by_the_role_it_is_for(theirs: Place, separated: Sepa
     assert {role for action, role in roles if action == "drop_plaintext"} == {"mia_migrates"}
     assert {role for action, role in roles if action == "erase_dropped"} == {"eve_erases"}
     assert {role for action, role in roles} == {
-        *("ada_approves", "bob_backs_up", "eve_erases", "max_migrates", "mia_migrates"),
+        *("ada_approves", "bob_backs_up", "eve_erases", "max_migrates", "mia_migrates", "wes_writes"),
     }
+    # Whatever was done to rows.
+    done = {"backfill", "rotate", "decrypt", "repair"}
+    assert {role for action, role in roles if action in done} == {"wes_writes"}
+    assert done <= {action for action, _ in roles}

@@ -380,7 +380,7 @@ def test_secrets_are_named_and_never_there(values: dict[str, Any]) -> None:
     assert made == objects
     keys = {d["secretKey"] for found in external for d in found["spec"]["data"]}
     assert keys == {d["key"] for found in provider["spec"]["secretObjects"] for d in found["data"]}
-    assert keys == {"ALPHAPULSE_DATABASE_URL", "postgresql-password"}
+    assert keys == {"ALPHAPULSE_DATABASE_URL", "ALPHAPULSE_WRITER_DATABASE_URL", "postgresql-password"}
     # Neither a key nor an address of a database stands anywhere.
     for path in sorted((ROOT / "deploy").rglob("*")):
         if path.is_file() and path.suffix != ".lock":

@@ -24,7 +24,7 @@ from alphapulse_encryption_tests.everything.things import everything_at
 from alphapulse_encryption_tests.migration import dumps, support, walk
 from alphapulse_encryption_tests.place import Place
 from alphapulse_encryption_tests.products import test_any_schema
-from alphapulse_encryption_tests.roles.conftest import Separated
+from alphapulse_encryption_tests.roles.conftest import PREFIX, Separated
 from alphapulse_encryption_tests.versions import unusual
 from alphapulse_encryption_tests.versions.conftest import DATABASE, KEY
 from alphapulse_encryption_tests.versions.servers import Server
@@ -88,6 +88,8 @@ def test_the_whole_way_and_back(theirs: Place, separated: Separated, server: Ser
 
     def by(login: str, *arguments: str, **changes: str) -> list[str]:
         return theirs.succeeds(*arguments, ALPHAPULSE_DATABASE_URL=separated.of(login), **changes)
+
+    theirs.extra["ALPHAPULSE_WRITER_DATABASE_URL"] = separated.of("wes_writes")
 
     def application(statement: str) -> None:
         walk.query(separated.of("shop"), statement)
@@ -154,12 +156,23 @@ def test_the_whole_way_and_back(theirs: Place, separated: Separated, server: Ser
     by("vera_verifies", "--verify")
     by("mia_migrates", "--revert-to-plaintext")
     assert plaintexts(url) == before
+    wrote = walk.query(
+        url,
+        "SELECT DISTINCT database_role FROM alphapulse_encryption.audit_log "
+        "WHERE action IN ('backfill', 'rotate', 'decrypt')",
+    )
+    assert wrote == [("wes_writes",)]
     after = dumps.dump(url, bin_dir, dumps.added_columns(*TABLES))
     lost = {statement for statement in schema - after if not statement.startswith("INSERT INTO ")}
     assert not lost
     indexes = dumps.indexes_of_added_columns(*TABLES)
     more = {statement for statement in after - schema if not statement.startswith("INSERT INTO ")}
-    assert all(dumps.is_index(statement, indexes) for statement in more)
+    # What the data path writes.
+    written = {
+        s for s in more if s.startswith("GRANT UPDATE(") and s.rstrip(";").endswith(f" TO {PREFIX}writer")
+    }
+    assert written
+    assert all(dumps.is_index(statement, indexes) for statement in more - written), more - written
 
 
 def test_a_backup_is_restored_for_comparison(theirs: Place, separated: Separated) -> None:

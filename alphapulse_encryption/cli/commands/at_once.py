@@ -28,6 +28,7 @@ from alphapulse_encryption.defs.alerts.delivery import (
 from alphapulse_encryption.defs.resources.environment import (
     backup_bucket,
     client_programs,
+    data_path,
     key_environment,
     restore_drill_server,
     target_database,
@@ -149,6 +150,7 @@ def print_preflight(_: argparse.Namespace, catalogue: Catalogue, __: tuple[str, 
         source=catalogue.source,
         once=True,
         bin_dirs=client_programs(),
+        data_path=data_path(),
     )
     print_members("preflight", {"report": report, "next": report.next})
     return 1 if report.blockers else 0

@@ -4,7 +4,7 @@ import dagster as dg
 
 from alphapulse_encryption.defs.assets.groups import PREPARE, TARGET_POOL
 from alphapulse_encryption.defs.resources.effects import REPORT
-from alphapulse_encryption.defs.resources.environment import client_programs
+from alphapulse_encryption.defs.resources.environment import client_programs, data_path
 from alphapulse_encryption.defs.resources.reporting import as_table, safely
 from alphapulse_encryption.defs.resources.target import TargetResource
 from alphapulse_encryption.migration.gates import preflight
@@ -32,6 +32,7 @@ def build() -> dg.AssetsDefinition:
                 envelope=catalogue.format,
                 source=catalogue.source,
                 bin_dirs=client_programs(),
+                data_path=data_path(),
             )
             for finding in report.findings:
                 context.log.info(str(finding))

@@ -50,7 +50,7 @@ def _approve(on: On[ApprovalConfig]) -> dict[str, Any]:
     config = on.config
     table = on.catalogue.table(config.table)
     with on.database.session(f"describe the drop of {table.key}") as connection:
-        on.log(approvals.describe(connection, read_table(connection, table, plaintext=False)))
+        on.log(approvals.describe(connection, read_table(connection, table, plaintext=False, look=True)))
     approval = approvals.approve_drop(
         on.target,
         table,

@@ -14,6 +14,7 @@ from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.sample.key import read_sample_key
 from alphapulse_encryption.sample.postgres import SAMPLE_DATABASE, embedded, embedded_url
 
+WRITER_VARIABLE = "ALPHAPULSE_WRITER_DATABASE_URL"
 _MASTER_KEY = "ALPHAPULSE_ENCRYPTION_MASTER_KEY"
 _KEY_SOURCE = "ALPHAPULSE_ENCRYPTION_KEY_SOURCE"
 
@@ -26,6 +27,27 @@ def uses_sample() -> bool:
 def target_database() -> Database:
     """``ALPHAPULSE_DATABASE_URL``, or the embedded database, which is started if need be."""
     return database_at(settings.TargetVariables().database_url or embedded_url(SAMPLE_DATABASE))
+
+
+def writer_database() -> Database | None:
+    """``ALPHAPULSE_WRITER_DATABASE_URL``: the target, as the log-in that reads and writes rows; None where it is unset.
+
+    Raises:
+        ConfigurationError: it is set, and the target is the embedded sample.
+    """
+    url = settings.TargetVariables().writer_database_url
+    if url is None:
+        return None
+    if uses_sample():
+        raise ConfigurationError(
+            f"{WRITER_VARIABLE} is set, and ALPHAPULSE_DATABASE_URL is not: set both, or unset {WRITER_VARIABLE}."
+        )
+    return database_at(url, Database.application_name, WRITER_VARIABLE)
+
+
+def data_path() -> Database | None:
+    """As whom rows of the target are read and written; None of the sample, where that does not matter."""
+    return None if uses_sample() else writer_database() or target_database()
 
 
 def database_at(url: str, *names: str, read_only: bool = False) -> Database:

@@ -10,7 +10,12 @@ from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Catalogue, load_catalogue
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.defs.resources.environment import key_environment, target_database, uses_sample
+from alphapulse_encryption.defs.resources.environment import (
+    key_environment,
+    target_database,
+    uses_sample,
+    writer_database,
+)
 from alphapulse_encryption.keysources import load_key_ring
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.gates.approvals import TwoPersonRule
@@ -29,6 +34,11 @@ class TargetResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     @property
     def database(self) -> Database:
         return target_database()
+
+    @property
+    def writer(self) -> Database | None:
+        """The database, as the log-in of the data path."""
+        return writer_database()
 
     @property
     def catalogue(self) -> Catalogue:
@@ -50,7 +60,7 @@ class TargetResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def by(self, actor: Actor) -> Target:
         """What the engine works on, for this actor."""
-        return Target(self.database, self.catalogue, self.cipher, self.key_ring, actor)
+        return Target(self.database, self.catalogue, self.cipher, self.key_ring, actor, self.writer)
 
     @cached_property
     def cipher(self) -> EnvelopeFormat:

@@ -25,12 +25,13 @@ Step = Literal["backfill", "rotate", "decrypt", "discard", "repair"]
 # trigger's condition, by the table's number. The second is for the body of a function, which is text: it runs as an
 # application that may not even look into the schema.
 MAY_WRITE = SQL(
-    """"pg_catalog"."has_table_privilege"(('"alphapulse_encryption"."ranges"'::"pg_catalog"."regclass")"""
+    """"pg_catalog"."has_any_column_privilege"(('"alphapulse_encryption"."ranges"'::"pg_catalog"."regclass")"""
     """::"pg_catalog"."oid", 'UPDATE'::"pg_catalog"."text")"""
 )
 MAY_WRITE_BY_NAME = SQL(
-    "coalesce((SELECT has_table_privilege(c.oid, 'UPDATE') FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n "
-    "ON n.oid = c.relnamespace WHERE n.nspname = 'alphapulse_encryption' AND c.relname = 'ranges'), false)"
+    "coalesce((SELECT has_any_column_privilege(c.oid, 'UPDATE') FROM pg_catalog.pg_class c "
+    "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+    "WHERE n.nspname = 'alphapulse_encryption' AND c.relname = 'ranges'), false)"
 )
 
 

@@ -73,7 +73,7 @@ class MeteredCipher:
     """
 
     def __init__(self, target: Target) -> None:
-        self._database = target.database
+        self._database = target.data_path
         self._cipher = target.cipher
         self._version = target.keys.current_version
         self._block = BLOCK

@@ -30,6 +30,7 @@ from alphapulse_encryption.migration.gates.preflight import readable_size
 from alphapulse_encryption.migration.postgres.database import Connection, Database, answer
 from alphapulse_encryption.migration.schema.definition import NO_TABLES, OF_THE_APPLICATION
 from alphapulse_encryption.migration.schema.names import short_name
+from alphapulse_encryption.migration.schema.reachable_code import foreign_code
 from alphapulse_encryption.migration.schema.sensitive_names import Category, kind_of, looks_sensitive
 
 SAMPLED_ROWS = 1_000
@@ -304,6 +305,10 @@ def _sample(connection: Connection, table: _Table, rows: int) -> _Sample:
         return _Sample(note="values were not looked at")
     if not readable:
         return _Sample(note="values were not looked at: this role may not read them")
+    if foreign_code(connection, table.oid):
+        return _Sample(
+            note="values were not looked at: code of other roles would run with the rights of this one"
+        )
     try:
         with connection.transaction():
             connection.execute("SELECT set_config('statement_timeout', %s, true)", [LONGEST_SAMPLE])

@@ -194,7 +194,7 @@ def _recipient(text: str) -> pyrage.x25519.Recipient:
 
 def _relations(connection: Connection, table: Table) -> set[tuple[str, str]]:
     """Schema and name of the relations that hold the table's rows: itself, or its partitions."""
-    parts = read_parts(connection, read_table(connection, table, plaintext=False).oid)
+    parts = read_parts(connection, read_table(connection, table, plaintext=False, look=True).oid)
     return {(part.schema_name, part.name) for part in parts if part.leaf}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import groupby
@@ -18,7 +19,7 @@ from psycopg import sql
 
 from alphapulse_encryption import guide
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.crypto.envelope import AES_256_GCM, get_format
+from alphapulse_encryption.crypto.envelope import AES_256_GCM, EnvelopeFormat, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.crypto.usage import MOST_MESSAGES
 from alphapulse_encryption.errors import ConfigurationError, MigrationError, RefusedError
@@ -26,11 +27,12 @@ from alphapulse_encryption.migration.bookkeeping.backups import latest_backup
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists, refuse_planted
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.limits import Limits
-from alphapulse_encryption.migration.bookkeeping.tables import table_state
+from alphapulse_encryption.migration.bookkeeping.tables import TableState, table_state
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.gates import roles
 from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, is_recent
 from alphapulse_encryption.migration.gates.beginning import before_columns
+from alphapulse_encryption.migration.gates.data_path import as_data_path, may_write
 from alphapulse_encryption.migration.gates.findings import Checked, Level
 from alphapulse_encryption.migration.gates.surroundings import around_server, around_table
 from alphapulse_encryption.migration.postgres import known_faults
@@ -48,6 +50,7 @@ from alphapulse_encryption.migration.schema.dependants import dependants, stops_
 from alphapulse_encryption.migration.schema.guard import guard_faults, late_triggers
 from alphapulse_encryption.migration.schema.indexes import invalid_indexes
 from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_relatives
+from alphapulse_encryption.migration.schema.reachable_code import foreign_code
 from alphapulse_encryption.migration.schema.sensitive_names import looks_secret
 from alphapulse_encryption.migration.schema.views import refuse_hidden_rows, shown_by_safe_view, view_names
 
@@ -137,6 +140,7 @@ def check(
     source: str = "",
     once: bool = False,
     bin_dirs: Sequence[Path] | None = None,
+    data_path: Database | None = None,
 ) -> PreflightReport:
     """Go through the checklist for every table of the catalogue.
 
@@ -146,6 +150,7 @@ def check(
         source: where the catalogue was read from, in a sentence.
         once: look at a table that somebody holds without another try; for a report that somebody waits for.
         bin_dirs: where a backup looks for client programs; None leaves them out.
+        data_path: as whom rows are read and written; None where that does not matter, as in the sample.
 
     Raises:
         ConfigurationError: the database cannot be reached.
@@ -155,7 +160,8 @@ def check(
     rows = current = growth = 0
     cipher = None if keys is None else get_format(envelope, keys)
     not_as_catalogued = False
-    with database.session("run the preflight") as connection:
+    with database.session("run the preflight") as connection, ExitStack() as stack:
+        writes = as_data_path(connection, data_path, tables, findings, stack)
         findings += _server(connection)
         findings += _privileges(connection, tables)
         if keys is not None:
@@ -169,31 +175,12 @@ def check(
             try:
                 state = table_state(connection, table) if begun else None
                 both = state is None or state.state.has_both_sides
-                definition = read_table(connection, table, plaintext=both, once=once)
+                definition = read_table(connection, table, plaintext=both, once=once, look=True)
             except MigrationError as error:
                 findings.append(Checked("blocker", table.key, error.args[0]))
                 not_as_catalogued |= isinstance(error, ConfigurationError)
                 continue
-            about = list(_table(connection, definition))
-            # Columns that came into the catalogue since are none of the guard's yet.
-            entry = table.model_copy(update={"columns": definition.encrypted_columns})
-            as_begun = replace(definition, table=entry)
-            if (
-                state is not None
-                and state.state.is_guarded
-                and (faults := guard_faults(connection, as_begun, state.authority))
-            ):
-                about.append(
-                    Checked(
-                        "blocker",
-                        table.key,
-                        f"its guard is not what this program makes ({'; '.join(faults)}). Ciphertext may be older than "
-                        f"its plaintext: renew the guard and look for such values (--add-columns --verify --table "
-                        f"{table.key}).",
-                    )
-                )
-            if state is None:
-                about += before_columns(connection, definition, keys, cipher)
+            about = [*_before_steps(connection, definition, state, keys, cipher, writes)]
             if not any(finding.level == "blocker" for finding in about):
                 told = (
                     f"about {definition.estimated_rows:,} rows, {len(table.columns)} columns to encrypt, "
@@ -233,6 +220,39 @@ def check(
         estimated_seconds=rows / ASSUMED_ROWS_PER_SECOND,
         seconds=time.monotonic() - started,
     )
+
+
+def _before_steps(
+    connection: Connection,
+    definition: TableDefinition,
+    state: TableState | None,
+    keys: KeyRing | None,
+    cipher: EnvelopeFormat | None,
+    writes: Connection,
+) -> Iterator[Checked]:
+    """What speaks against a table's next step."""
+    table = definition.table
+    foreign = foreign_code(connection, definition.oid)
+    for code in foreign:
+        yield Checked("blocker", table.key, f"has code of another role run with our rights: {code}")
+    yield from _table(connection, definition, writes)
+    # Columns that came into the catalogue since are none of the guard's yet.
+    entry = table.model_copy(update={"columns": definition.encrypted_columns})
+    if (
+        state is not None
+        and state.state.is_guarded
+        and (faults := guard_faults(connection, replace(definition, table=entry), state.authority))
+    ):
+        yield Checked(
+            "blocker",
+            table.key,
+            f"its guard is not what this program makes ({'; '.join(faults)}). Ciphertext may be older than its "
+            "plaintext: renew the guard and look for such values (--add-columns --verify --table "
+            f"{table.key}).",
+        )
+    # That reads rows.
+    if state is None and not foreign:
+        yield from before_columns(connection, definition, keys, cipher)
 
 
 _WORST_FIRST: tuple[Level, ...] = ("blocker", "warning", "ok")
@@ -299,7 +319,8 @@ def _privileges(connection: Connection, tables: Sequence[Table]) -> Iterator[Che
         yield Checked(
             "warning",
             "privileges",
-            f"the role {name} is a superuser: nothing is refused to it, not even a drop without an approval. "
+            f"the role {name} is a superuser: nothing is refused to it, not even a drop without an approval, nor to "
+            "the code of the tables' owners that runs in its sessions. "
             "--roles-sql prints SQL for roles that have what they need and no more.",
         )
         return
@@ -373,7 +394,7 @@ SELECT c.oid::regclass::text, CASE WHEN o.off THEN format('ALTER TABLE %%s RESET
 """
 
 
-def _table(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
+def _table(connection: Connection, definition: TableDefinition, writes: Connection) -> Iterator[Checked]:
     table = definition.table
     ((owns, owner, role, secured, bypasses, forced),) = connection.execute(
         "SELECT pg_has_role(relowner, 'USAGE'), relowner::regrole::text, current_user::regrole::text, relrowsecurity, "
@@ -475,7 +496,9 @@ def _table(connection: Connection, definition: TableDefinition) -> Iterator[Chec
         )
         for column, those in groupby((one for one in found if not one.stops_the_drop), lambda one: one.column)
     )
-    yield from around_table(connection, definition)
+    if writes is not connection:
+        yield from may_write(writes, definition)
+    yield from around_table(connection, definition, writes)
 
 
 def _triggers(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:

@@ -24,6 +24,7 @@ from alphapulse_encryption.migration.postgres.database import LOG_SETTINGS, SET_
 from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.guard import take_over
 from alphapulse_encryption.migration.schema.names import guard_name
+from alphapulse_encryption.migration.schema.reachable_code import Foreign, foreign_code
 from alphapulse_encryption.migration.schema.sql import verbatim
 
 DEFAULT_PREFIX = "alphapulse_"
@@ -37,6 +38,7 @@ GROUPS: Mapping[str, str] = {
     "planner": "looks at the schema and the bookkeeping, not at the data",
     "verifier": "reads the data and keeps the results of verifications",
     "migrator": "changes the catalogued tables; approves nothing",
+    "writer": "the data path's own log-in: reads the catalogued tables, writes their catalogued columns",
     "approver": "approves drops; does not see the data",
     "backup": "reads the whole database for pg_dump",
     "eraser": "a migrator who also rewrites statistics and looks into data files, in a maintenance window",
@@ -72,6 +74,28 @@ _APPROVE = Grant(
 )
 _REVOKE = Grant("approvals", "UPDATE", "revoked_at, revoked_by")
 _CONSUME = Grant("approvals", "UPDATE", "consumed_at, consumed_by")
+# Of an operation on rows, how far it is.
+_PROGRESS = (
+    "status, position, rows_processed, values_processed, started_at, updated_at, completed_at, waiting_for, "
+    "error_message"
+)
+# What the data path writes, and nothing else; one column of a table's state, so that it may hold that.
+WRITER = (
+    Grant("ranges", "UPDATE", _PROGRESS),
+    Grant("operations", "INSERT", "table_name, batch_range, operation, goal"),
+    Grant("operations", "UPDATE", _PROGRESS),
+    Grant("columns", "UPDATE", "status, started_at, completed_at, records_processed, error_message"),
+    Grant("quarantine", "INSERT", "table_name, batch_range, key, step, reason, run_id"),
+    Grant("quarantine", "UPDATE", "batch_range, reason, since, run_id"),
+    Grant("quarantine", "DELETE"),
+    Grant("key_usage", "INSERT", "context, key_version, source, messages"),
+    Grant("key_usage", "UPDATE", "messages, updated_at"),
+    Grant("tables", "UPDATE", "changed_at"),
+    _AUDIT,
+)
+_READ_BY_WRITER = tuple(
+    dict.fromkeys((*(g.table for g in WRITER if g is not _AUDIT), "versions", "key_checks", "key_versions"))
+)
 # The first step of all begins the bookkeeping with the key.
 _BEGIN = (
     Grant("key_checks", "INSERT", "key_version, check_value"),
@@ -160,6 +184,12 @@ def refuse_unless_allowed(connection: Connection, name: str, tables: Iterable[Ta
             f"{shortened(missing)}. Connect (ALPHAPULSE_DATABASE_URL) as a member of the group role for it, "
             f"{DEFAULT_PREFIX}{step.needs.role} as --roles-sql creates it; nothing was changed."
         )
+
+
+def missing_of_writer(connection: Connection) -> tuple[str, ...]:
+    """What the role of a session lacks in the bookkeeping to be the data path's, in words."""
+    reads = tuple(Grant(table, "SELECT") for table in _READ_BY_WRITER)
+    return tuple(map(str, _not_granted(connection, (*reads, *WRITER))))
 
 
 _NAMED = 6
@@ -307,12 +337,22 @@ SELECT n.nspname, c.relname, r.rolname, r.rolsuper, r.rolcanlogin
  WHERE tn.nspname = %s AND t.relname = %s AND t.relkind IN ('r', 'p') AND c.relkind IN ('r', 'p')
  ORDER BY c.oid <> t.oid, 1, 2
 """
+_COLUMNS = """
+SELECT %(table)s::regclass::oid, array_agg(attname::text ORDER BY attnum) FROM pg_attribute
+ WHERE attrelid = %(table)s::regclass AND attname = ANY (%(names)s)
+"""
+# What somebody else owns holds what they like, whatever its name and its comment: it is never taken over.
 _VIEWS = """
 SELECT n.nspname, c.relname, r.rolname, r.rolsuper, r.rolcanlogin
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_roles r ON r.oid = c.relowner
  WHERE c.relkind = 'v' AND n.nspname = %s AND c.relname = ANY (%s)
    AND starts_with(obj_description(c.oid, 'pg_class'), 'alphapulse_encryption')
  ORDER BY 1, 2
+"""
+# Before PostgreSQL 15 it is so of public: code that runs as the data path's role could leave a function there.
+_FOR_ALL = """
+SELECT 'every log-in, that of the data path included', quote_ident(nspname) FROM pg_namespace
+ WHERE has_schema_privilege('public', oid, 'CREATE') AND nspname !~ '^pg_' ORDER BY 2
 """
 _SEQUENCES = """
 SELECT DISTINCT n.nspname, s.relname
@@ -413,6 +453,18 @@ DO $roles$ DECLARE object oid; BEGIN
     END LOOP;
 END $roles$"""
 
+_FOREIGN = """
+-- Code of other roles, which would run with the rights of who migrates: the steps refuse until it is its table owner's,
+-- or gone. It is not taken over as it is. Read it, and take the comment off the statements that you agree with.
+"""
+
+
+def _in_comments(one: Foreign) -> str:
+    """What is said of code in the script. No name ends the comment: it would go on as a statement of a superuser's."""
+    lines = (f"{one.what}: belongs to {one.owner}, reached from {one.reached}", one.remedy)
+    return "".join(f"-- {''.join(c if c.isprintable() else '?' for c in line)}\n" for line in lines)
+
+
 _STATISTICS_WITHOUT_VALUES = ("starelid", "staattnum", "stainherit", "stanullfrac", "stawidth")
 _FILE_FUNCTIONS = (
     "pg_read_binary_file(text, bigint, bigint, boolean)",
@@ -433,8 +485,12 @@ class _Script:
     tables: list[_Relation] = field(default_factory=list)
     # Each with its table.
     views: list[tuple[_Relation, _Relation]] = field(default_factory=list)
+    # The columns of each table that the data path writes.
+    written: list[tuple[Identifier, list[str]]] = field(default_factory=list)
     # What gives each guard function to the role that keeps its table.
     guards: list[Composed] = field(default_factory=list)
+    # What code of others would run with the rights of who migrates, by the statement that ends it.
+    foreign: dict[str, Foreign] = field(default_factory=dict)
     sequences: dict[tuple[str, str], None] = field(default_factory=dict)
     statistics: list[tuple[str, str]] = field(default_factory=list)
     log_settings: list[str] = field(default_factory=list)
@@ -461,12 +517,25 @@ class _Script:
             guard = ask("SELECT FROM pg_proc WHERE proname = %s", [guard_name(table)]).fetchone()
             if guard is not None:
                 definition = read_table(self.connection, table, plaintext=False)
-                taken = take_over(self.connection, definition, owner)
-                self.guards.extend([] if taken is None else [taken])
+                change = take_over(self.connection, definition, owner)
+                self.guards.extend([] if change is None else [change])
+            whole = parts[0].identifier.as_string(self.connection)
+            names = [name for column in table.columns for name in (column.name, *column.derived)]
+            oid, columns = ask(_COLUMNS, {"table": whole, "names": names}).fetchall()[0]
+            self.written.append((parts[0].identifier, columns))
+            # Partitions change hands by the script itself.
+            taken = {(part.schema, part.name) for part in parts if not part.keeps_owner}
+            for one in foreign_code(self.connection, oid, Identifier(owner).as_string(self.connection)):
+                if one.table not in taken:
+                    self.foreign.setdefault(one.remedy, one)
             for part in parts:
                 if not part.keeps_owner:
                     self.statistics.extend(ask(_STATISTICS, [part.schema, part.name]).fetchall())
                 self.sequences.update(dict.fromkeys(ask(_SEQUENCES, [part.schema, part.name])))
+        for name, schema in ask(_FOR_ALL):
+            remedy = f"REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC;"
+            what = Foreign(f"the privilege CREATE on the schema {schema}", "PUBLIC", name, remedy)
+            self.foreign.setdefault(remedy, what)
         settings = ask(
             "SELECT name FROM pg_settings WHERE name = ANY (%s) AND context = 'superuser' ORDER BY 1",
             [list(LOG_SETTINGS)],
@@ -493,6 +562,8 @@ class _Script:
         ):
             texts = [statement.as_string(self.connection) for statement in statements]
             parts.append(f"\n-- {title}\n" + "".join(f"{text};\n" for text in texts))
+        if self.foreign:
+            parts.append(_FOREIGN + "".join(map(_in_comments, self.foreign.values())))
         parts.append("\nCOMMIT;\n")
         return "".join(parts)
 
@@ -573,8 +644,11 @@ class _Script:
         names = [Identifier(install.SCHEMA, name) for name in install.BOOKKEEPING_TABLES]
         names += [Identifier("public", name) for name in (install.WATCHED, install.ASKED)]
         yield self._grant("SELECT ON {}", SQL(", ").join(names), to=_READERS)
+        yield self._grant("USAGE ON SCHEMA {}", Identifier(install.SCHEMA), to=["writer"])
+        names = [Identifier(install.SCHEMA, name) for name in _READ_BY_WRITER]
+        yield self._grant("SELECT ON {}", SQL(", ").join(names), to=["writer"])
         # What each role's steps have to write.
-        writes: dict[str, dict[Grant, None]] = {}
+        writes: dict[str, dict[Grant, None]] = {"writer": dict.fromkeys(WRITER)}
         for step in guide.STEPS:
             writes.setdefault(step.needs.role, {}).update(dict.fromkeys(_writes(step)))
         for role, grants in writes.items():
@@ -589,8 +663,12 @@ class _Script:
 
     def _data(self) -> Iterator[Composable]:
         for table in self.tables:
-            yield self._grant("SELECT ON {}", table.identifier, to=["verifier"])
+            yield self._grant("SELECT ON {}", table.identifier, to=["verifier", "writer"])
             yield self._grant("SELECT, INSERT, UPDATE, DELETE ON {}", table.identifier, to=["application"])
+        # Those that --add-columns adds, it gives by itself.
+        for table_name, columns in self.written:
+            listed = SQL(", ").join(map(Identifier, columns))
+            yield self._grant("UPDATE ({}) ON {}", listed, table_name, to=["writer"])
         for name in self.sequences:
             yield self._grant("USAGE, SELECT ON SEQUENCE {}", Identifier(*name), to=["application"])
 
@@ -604,11 +682,11 @@ class _Script:
         yield self._grant("SELECT ({}) ON pg_catalog.pg_statistic", columns, to=["planner"])
         if self.version >= SET_PRIVILEGES:
             # So that their sessions keep values out of the server's log.
-            sessions = ["verifier", "migrator", "backup", "rehearser"]
+            sessions = ["verifier", "migrator", "writer", "backup", "rehearser"]
             for name in self.log_settings:
                 yield self._grant("SET ON PARAMETER {}", Identifier(name), to=sessions)
             # So that writes of ciphertext alone fire no triggers of the application.
-            yield self._grant("SET ON PARAMETER session_replication_role", to=["migrator"])
+            yield self._grant("SET ON PARAMETER session_replication_role", to=["migrator", "writer"])
         if self.version >= _CHECKPOINT_SINCE:
             yield self._grant("pg_checkpoint", to=["eraser"])
         if self.version >= _MAINTAIN_SINCE:

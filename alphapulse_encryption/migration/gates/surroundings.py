@@ -66,6 +66,8 @@ SELECT a.attname, coalesce(quote_ident(r.rolname), 'PUBLIC'), array_agg(DISTINCT
   FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid CROSS JOIN aclexplode(a.attacl) x
   LEFT JOIN pg_roles r ON r.oid = x.grantee
  WHERE c.oid = %(table)s AND a.attname = ANY(%(columns)s) AND x.grantee <> c.relowner
+   AND NOT EXISTS (SELECT FROM pg_attribute w CROSS JOIN aclexplode(w.attacl) y WHERE y.grantee = x.grantee
+                      AND w.attrelid = to_regclass('alphapulse_encryption.ranges') AND y.privilege_type = 'UPDATE')
    AND (x.grantee = 0 OR NOT has_table_privilege(x.grantee, c.oid, x.privilege_type))
  GROUP BY a.attnum, 1, 2 ORDER BY a.attnum, 2
 """
@@ -93,10 +95,16 @@ SELECT slot_name, quote_literal(slot_name) FROM pg_replication_slots
 """
 
 
-def around_table(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
-    """What writes to the table set off: each trigger that fires for every row, and each publication."""
+def around_table(
+    connection: Connection, definition: TableDefinition, writes: Connection
+) -> Iterator[Checked]:
+    """What writes to the table set off: each trigger that fires for every row, and each publication.
+
+    Args:
+        writes: a session of the role that writes rows.
+    """
     table = definition.table
-    yield from _set_off(connection, definition)
+    yield from _set_off(connection, definition, writes)
     parts = [part.oid for part in read_parts(connection, definition.oid)]
     plaintext = [column.name for column in definition.plaintext_columns]
     asked = {"table": definition.oid, "parts": parts, "columns": plaintext}
@@ -177,11 +185,11 @@ def _replicated(connection: Connection, definition: TableDefinition, parts: list
         )
 
 
-def _set_off(connection: Connection, definition: TableDefinition) -> Iterator[Checked]:
+def _set_off(connection: Connection, definition: TableDefinition, writes: Connection) -> Iterator[Checked]:
     """The triggers and rules that writes of ciphertext alone set off, where those cannot pass over them."""
     table = definition.table
     found = set_off(connection, definition, [name for column in table.columns for name in column.derived])
-    may, always = may_pass_over_triggers(connection), [one for one in found if one.fires_anyway]
+    may, always = may_pass_over_triggers(writes), [one for one in found if one.fires_anyway]
     if may and not always:
         for one in set_off(connection, definition, [column.name for column in definition.plaintext_columns]):
             yield Checked(
@@ -193,8 +201,8 @@ def _set_off(connection: Connection, definition: TableDefinition) -> Iterator[Ch
             )
         return
     # Who only looks is told what the one who migrates needs.
-    takes_part = roles.may_write_bookkeeping(connection)
-    migrator = roles.current_role(connection) if takes_part else f"{roles.DEFAULT_PREFIX}migrator"
+    takes_part = writes is not connection or roles.may_write_bookkeeping(connection)
+    migrator = roles.current_role(writes) if takes_part else f"{roles.DEFAULT_PREFIX}migrator"
     grant = SQL("GRANT SET ON PARAMETER session_replication_role TO {}").format(Identifier(migrator))
     way = "Disable"
     if always:

@@ -58,7 +58,7 @@ def _of_table(connection: Connection, table: Table) -> Iterator[Alert]:
     if state is None or state.state is State.REVERTED:
         return
     try:
-        definition = read_table(connection, table, plaintext=False)
+        definition = read_table(connection, table, plaintext=False, look=True)
     except ConfigurationError as error:
         yield Alert(
             f"{table.key}: not as catalogued",

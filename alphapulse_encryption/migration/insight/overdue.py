@@ -94,7 +94,7 @@ def old_pending_rows(
 
 def _unchanged(connection: Connection, table: Table, mark: Mark, limit: timedelta) -> Iterator[Alert]:
     try:
-        definition = read_table(connection, table)
+        definition = read_table(connection, table, look=True)
     except ConfigurationError:
         # Missing, or not as catalogued: that is drift, and told of as such.
         return

@@ -38,6 +38,7 @@ from alphapulse_encryption.migration.schema import guard, indexes, saved_ddl, vi
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.dependants import stops_of_the_drop, stops_of_the_switch
 from alphapulse_encryption.migration.schema.partitions import read_parts, refuse_relatives
+from alphapulse_encryption.migration.schema.reachable_code import foreign_code
 from alphapulse_encryption.migration.steps import columns, drop, switch
 
 # Finding the boundaries reads a sample of each table; nobody waits longer for a plan.
@@ -298,7 +299,7 @@ def _table(
 ) -> tuple[TablePlan, dict[str, Span], list[Finding]]:
     known = table_state(connection, entry) if bookkeeping_exists(connection) else None
     definition = read_table(
-        connection, entry, plaintext=known is None or known.state.has_both_sides, once=True
+        connection, entry, plaintext=known is None or known.state.has_both_sides, once=True, look=True
     )
     refuse_relatives(connection, definition)
     parts = [part.oid for part in read_parts(connection, definition.oid)]
@@ -370,6 +371,8 @@ class _Look:
         planned = read_ranges(self.connection, self.definition.table) if self.known is not None else ()
         pieces: list[tuple[Sequence[str] | None, Sequence[str] | None, str]]
         pieces, note = [(one.lower, one.upper, one.status) for one in planned], "as they were cut"
+        if not planned and foreign_code(self.connection, self.definition.oid):
+            return (), f"{count}; code of other roles would run where they are cut, which --preflight names"
         if not planned:
             try:
                 cut = cut_ranges(self.connection, self.definition, count)

@@ -299,7 +299,7 @@ class _Look:
         definition: TableDefinition | None = None
         problem = None
         try:
-            definition = read_table(self.connection, entry, plaintext=False, once=True)
+            definition = read_table(self.connection, entry, plaintext=False, once=True, look=True)
             if known is not None:
                 refuse_unguarded(self.connection, definition)
         except MigrationError as error:
@@ -423,7 +423,7 @@ class _Look:
 
     def _changed(self, entry: Table, approval: Approval) -> list[str]:
         try:
-            definition = read_table(self.connection, entry, plaintext=False, once=True)
+            definition = read_table(self.connection, entry, plaintext=False, once=True, look=True)
             return approvals.changed_since(
                 self.connection, self.catalogue, definition, self._key_check or "", approval
             )

@@ -54,6 +54,7 @@ from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.rows.throttle import Throttle
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
+from alphapulse_encryption.migration.schema.reachable_code import refuse_foreign_code
 from alphapulse_encryption.migration.schema.triggers import SetOff, Version, fire_anyway, set_off, version
 from alphapulse_encryption.migration.target import Target
 
@@ -546,6 +547,7 @@ class _Run:
             except psycopg.errors.LockNotAvailable:
                 self._write_again(batch, skip_locked=True)
         except _TriggersChanged:
+            refuse_foreign_code(self.writer, self.table.key, self.definition.oid)
             self.takes(self.definition, self.sessions.may_pass_over_triggers)
             self._write(batch)
         except Unwritable as error:
@@ -702,7 +704,7 @@ class _Run:
         if not self.begun or isinstance(error, Stopped):
             return
         # Where the database is away, the range stays in_progress, and is resumed like one that was killed.
-        database = self.operation.target.database
+        database = self.operation.target.data_path
         with (
             suppress(psycopg.Error, MigrationError),
             database.connect() as connection,

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Self
 
+from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres.database import Connection, may_pass_over_triggers
+from alphapulse_encryption.migration.postgres.identity import elsewhere, identity
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.throttle import Throttle, indicators
 from alphapulse_encryption.migration.rows.tuning import use_memory
@@ -70,12 +72,13 @@ class Sessions:
 
         Raises:
             DatabaseUnreachable: nobody answers.
-            ConfigurationError: the server does not accept a setting.
+            ConfigurationError: the server does not accept a setting, or the writer's address leads to another database.
         """
         if not self._is_open:
             self.close()
             self._open.enter_context(quick_switches())
             self.writer, self.reader = self._connect(), self._connect()
+            self._refuse_another_database()
             self.knows_the_bookkeeping = False
             self.may_pass_over_triggers = may_pass_over_triggers(self.writer)
             self._is_open = True
@@ -103,8 +106,15 @@ class Sessions:
         self.cipher.close()
         self._open.close()
 
+    def _refuse_another_database(self) -> None:
+        if self.target.writer is None:
+            return
+        with self.target.database.session("see which database it is") as connection:
+            if not identity(connection).same_database(identity(self.writer)):
+                raise ConfigurationError(elsewhere(self.target.writer))
+
     def _connect(self) -> Connection:
-        connection = self._open.enter_context(self.target.database.connect())
+        connection = self._open.enter_context(self.target.data_path.connect())
         plan_by_key(connection)
         use_memory(connection, self._work_mem)
         return connection

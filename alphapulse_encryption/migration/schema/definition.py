@@ -17,6 +17,7 @@ from alphapulse_encryption.errors import ConfigurationError
 from alphapulse_encryption.migration.postgres.database import Connection, answer
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.schema.names import GUARD_COLUMNS, guard_name
+from alphapulse_encryption.migration.schema.reachable_code import refuse_foreign_code
 
 # Of tables c in schemas n, those of the application: no partitions, and none of the system, of an extension or ours.
 OF_THE_APPLICATION: LiteralString = """
@@ -159,9 +160,9 @@ SELECT a.attname, format_type(a.atttypid, a.atttypmod), operator_schema.nspname
 
 
 def read_table(
-    connection: Connection, table: Table, *, plaintext: bool = True, once: bool = False
+    connection: Connection, table: Table, *, plaintext: bool = True, once: bool = False, look: bool = False
 ) -> TableDefinition:
-    """Read a table's definition.
+    """Read a table's definition, and refuse to go on where code of others would run with our rights.
 
     A look waits for who holds the table exclusively: outside a transaction it waits briefly and tries again, as
     schema changes do. In one, that is up to who began it.
@@ -169,13 +170,14 @@ def read_table(
     Args:
         plaintext: whether every catalogued plaintext column has to be there (not so after a drop).
         once: without another try; for a report that somebody waits for.
+        look: whether no row and no definition is touched, so that nobody's code runs.
 
     Raises:
         ConfigurationError: the table, one of its catalogued columns or its primary key is missing, or a
             catalogued column is part of the key or generated. Names it and says what to do.
-        RefusedError: another session holds the table exclusively.
+        RefusedError: another session holds the table exclusively, or :func:`.reachable_code.refuse_foreign_code`.
     """
-    read = partial(_read_table, connection, table, plaintext=plaintext)
+    read = partial(_read_table, connection, table, plaintext=plaintext, look=look)
     if connection.info.transaction_status is not TransactionStatus.IDLE:
         return read()
     doing = f"look at the table {table.key}"
@@ -184,7 +186,7 @@ def read_table(
     return in_short_transaction(connection, doing, read)
 
 
-def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> TableDefinition:
+def _read_table(connection: Connection, table: Table, *, plaintext: bool, look: bool) -> TableDefinition:
     row = connection.execute(_TABLE, [table.schema_name, table.name]).fetchone()
     if row is None:
         kind = answer(connection, _KIND, table.schema_name, table.name)
@@ -210,6 +212,8 @@ def _read_table(connection: Connection, table: Table, *, plaintext: bool) -> Tab
     _check_key(table, [name for name, _, _ in key_rows], {schema for _, _, schema in key_rows})
     if plaintext:
         _check_columns(table, columns)
+    if not look:
+        refuse_foreign_code(connection, table.key, oid)
     return TableDefinition(
         table=table,
         oid=oid,
@@ -324,7 +328,7 @@ def check_catalogue(
     for key in keys or catalogue.keys:
         table = catalogue.table(key)
         try:
-            found = read_table(connection, table, plaintext=False)
+            found = read_table(connection, table, plaintext=False, look=True)
             if not all(c.encrypted in found.columns and c.name not in found.columns for c in table.columns):
                 _check_columns(table, found.columns)
             check_hidden(found)

@@ -25,9 +25,11 @@ from alphapulse_encryption.migration.rows.batch_ranges import ensure_ranges
 from alphapulse_encryption.migration.rows.discard import Discard
 from alphapulse_encryption.migration.rows.engine import Progress, work_on_table
 from alphapulse_encryption.migration.schema.contents import unsuitable_columns, wanted_columns
+from alphapulse_encryption.migration.schema.data_path import let_write
 from alphapulse_encryption.migration.schema.definition import LiveColumn, TableDefinition, read_table
 from alphapulse_encryption.migration.schema.guard import ensure_guard, refuse_unguarded
 from alphapulse_encryption.migration.schema.partitions import lock_partitions, refuse_relatives
+from alphapulse_encryption.migration.schema.reachable_code import refuse_foreign_code
 from alphapulse_encryption.migration.schema.saved_ddl import alter
 from alphapulse_encryption.migration.schema.sql import verbatim
 from alphapulse_encryption.migration.target import Target
@@ -83,7 +85,8 @@ def add_encrypted_columns(
         if state is not None and not state.state.has_both_sides:
             existing, ranges = tuple(wanted_columns(table)), len(read_ranges(connection, table))
             return ColumnsResult((), existing, False, 0, ranges, time.monotonic() - started)
-        definition = read_table(connection, table)
+        definition = read_table(connection, table, look=True)
+        refuse_foreign_code(connection, table.key, definition.oid, renewing=True)
         refuse_relatives(connection, definition)
         if state is None:
             refuse_beginning(connection, definition, target.keys, target.cipher)
@@ -96,7 +99,7 @@ def add_encrypted_columns(
         know_contexts(connection, table, target.keys.current_version)
         add = partial(_add_missing, connection, table, target.actor)
         added = in_short_transaction(connection, doing, add)
-        definition = read_table(connection, table)
+        definition = read_table(connection, table, look=True)
         guard = partial(ensure_guard, connection, definition, target.actor)
         guarded = in_short_transaction(connection, f"create the guard of {table.key}", guard)
         refuse_unguarded(connection, definition, reverted=True)
@@ -132,13 +135,15 @@ def _discard(
 
 
 def _add_missing(connection: Connection, table: Table, actor: Actor) -> tuple[str, ...]:
-    definition = read_table(connection, table)
+    definition = read_table(connection, table, look=True)
+    refuse_foreign_code(connection, table.key, definition.oid, renewing=True)
     tables.register_table(connection, table)
     names = missing_columns(definition)
     if names:
         lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
         connection.execute(add_columns_statement(definition, names))
         audit(connection, actor, "add_columns", table, columns=list(names))
+    let_write(connection, with_columns(definition))
     return names
 
 

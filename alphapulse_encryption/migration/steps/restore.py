@@ -36,6 +36,7 @@ from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
 from alphapulse_encryption.migration.rows.engine import Progress, RangeResult
 from alphapulse_encryption.migration.schema import guard, indexes, saved_ddl, sql
+from alphapulse_encryption.migration.schema.data_path import let_write
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
 from alphapulse_encryption.migration.schema.partitions import lock_partitions, read_parts
 from alphapulse_encryption.migration.schema.saved_ddl import (
@@ -170,7 +171,9 @@ def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor)
     for column in what.columns:
         lost += _dress_column(connection, definition, column)
     advance(connection, table, State.RESTORING, what.set_aside)
-    guard.ensure_guard(connection, read_table(connection, table), actor)
+    definition = read_table(connection, table)
+    let_write(connection, definition)
+    guard.ensure_guard(connection, definition, actor)
     audit(connection, actor, "begin_restore", table, columns=[c.name for c in what.columns], lost_grants=lost)
 
 

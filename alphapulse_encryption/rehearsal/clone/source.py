@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from alphapulse_encryption import settings
@@ -25,6 +23,7 @@ from alphapulse_encryption.migration.postgres.database import (
     DatabaseUnreachable,
     answer,
 )
+from alphapulse_encryption.migration.postgres.identity import Identity, identity
 from alphapulse_encryption.migration.schema.partitions import read_parts
 from alphapulse_encryption.rehearsal.measures import Finding
 from alphapulse_encryption.sample.postgres import embedded
@@ -69,41 +68,6 @@ def production_database() -> Database | None:
     """Production, in sessions that cannot write; None where nobody names it."""
     url = settings.TargetVariables().database_url
     return database_at(url, APPLICATION, PRODUCTION_VARIABLE, read_only=True) if url is not None else None
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Which server, and which database of it."""
-
-    # The system identifier that initdb gave (PostgreSQL manual, 9.28.12 "Control Data Functions"); a physical copy has
-    # the same. None where the role may not see it.
-    cluster: str | None
-    # To the microsecond: tells a server from its physical copies, and from any other.
-    started: str
-    oid: int
-    name: str
-
-    def same_server(self, other: Identity) -> bool:
-        known = self.cluster is not None and other.cluster is not None
-        return self.started == other.started and (not known or self.cluster == other.cluster)
-
-    def same_database(self, other: Identity) -> bool:
-        return self.same_server(other) and self.oid == other.oid
-
-    def copy_of(self, other: Identity) -> bool:
-        """Whether one was made of the other's files."""
-        return self.cluster is not None and (self.cluster, self.oid) == (other.cluster, other.oid)
-
-
-def identity(connection: Connection) -> Identity:
-    cluster = None
-    with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
-        cluster = answer(connection, "SELECT system_identifier::text FROM pg_control_system()")
-    ((started, oid, name),) = connection.execute(
-        "SELECT pg_postmaster_start_time()::text, oid::bigint, datname FROM pg_database "
-        "WHERE datname = current_database()"
-    )
-    return Identity(cluster, started, oid, name)
 
 
 def refuse_production(source: Database, *, declared: bool) -> tuple[Identity, Identity | None]:

@@ -38,6 +38,10 @@ class RehearsalTarget(TargetResource):
         return scratch.inside(self.server, self.clone)
 
     @property
+    def writer(self) -> None:
+        """A clone has no roles of its own."""
+
+    @property
     def catalogue(self) -> Catalogue:
         whole = super().catalogue
         tables = [whole.table(name) for name in dict.fromkeys(self.tables)]
