@@ -126,7 +126,7 @@ ACTIONS = {
         NOBODY,
     ),
     # The audit log.
-    "write to the audit log": action(_AUDIT, {APPROVER, BACKUP, *MIGRATORS}, more="", values=""),
+    "write to the audit log": action(_AUDIT, {APPROVER, BACKUP, VERIFIER, *MIGRATORS}, more="", values=""),
     "write to the audit log over another's role": action(
         _AUDIT, NOBODY, more=", database_role", values=", 'ada_approves'"
     ),
