@@ -12,7 +12,7 @@ from alphapulse_encryption.cli.commands.parser import PROGRAM, build_parser, che
 from alphapulse_encryption.errors import MigrationError
 
 # Told of in the log files, as the steps are: what changes something, or does a lot.
-LOGGED = ("rehearse", "reinstate_key_version", "pause", "resume", "set", "stop_runs")
+LOGGED = ("rehearse", "reinstate_key_version", "sign_saved", "pause", "resume", "set", "stop_runs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

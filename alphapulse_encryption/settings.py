@@ -382,3 +382,8 @@ def dagster_home() -> Path:
     launcher = Workers().run_launcher
     name = "dagster_home" if launcher == "local" else f"dagster_home_{launcher}"
     return Dagster().home or state_dir() / name
+
+
+def backup_directory() -> Path:
+    """Where backups are taken to, and where a drop looks for them."""
+    return state_dir() / "backups"

@@ -9,11 +9,16 @@ import unicodedata
 from collections.abc import Mapping
 from typing import NoReturn
 
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
 from alphapulse_encryption.errors import ConfigurationError
 
 MASTER_KEY_BYTES = 32
 DERIVED_KEY_BYTES = 32
 PBKDF2_ITERATIONS = 100_000
+
+_HKDF_SALT = b"alphapulse-encryption/v2"
 
 # No catalogue can name it: contexts hold no control characters.
 _CHECK_CONTEXT = "\x00key-check-value"
@@ -53,6 +58,12 @@ def parse_master_key(text: str, *, name: str) -> bytes:
             f"{name} holds {len(key)} bytes, a master key has {MASTER_KEY_BYTES}; {HOW_TO_MAKE_A_KEY}"
         )
     return key
+
+
+def pae(*parts: bytes) -> bytes:
+    """Several byte strings as one that no others have: PASETO's pre-authentication encoding."""
+    lengths = (len(part).to_bytes(8, "little") for part in parts)
+    return b"".join([len(parts).to_bytes(8, "little"), *map(bytes.__add__, lengths, parts)])
 
 
 def _decode(text: str) -> bytes | None:
@@ -145,6 +156,16 @@ class KeyRing:
             derived = self._derived[context, version] = self._pbkdf2(context, version)
         return derived
 
+    def expand(self, purpose: str, version: int) -> bytes:
+        """The 32-byte key of a purpose that is no encryption: HKDF-SHA256 (RFC 5869) of the version's master key.
+
+        Raises:
+            ConfigurationError: no master key of that version.
+        """
+        info = pae(purpose.encode(), version.to_bytes(4, "big"))
+        kdf = HKDF(algorithm=SHA256(), length=DERIVED_KEY_BYTES, salt=_HKDF_SALT, info=info)
+        return kdf.derive(self._master_key(version))
+
     def check_value(self, version: int) -> str:
         """Identifies the master key of a version without revealing it (base64 of 32 bytes).
 
@@ -156,12 +177,14 @@ class KeyRing:
         return base64.b64encode(digest).decode("ascii")
 
     def _pbkdf2(self, context: str, version: int) -> bytes:
+        return _derive(self._master_key(version), f"{context}:v{version}".encode())
+
+    def _master_key(self, version: int) -> bytes:
         master_key = self._master_keys.get(version)
         if master_key is None:
             known = ", ".join(str(known) for known in self.versions)
             raise ConfigurationError(f"there is no master key of version {version}, only of {known}")
-        salt = f"{context}:v{version}".encode()
-        return _derive(master_key, salt)
+        return master_key
 
     def __repr__(self) -> str:
         return f"KeyRing(versions={self.versions}, current_version={self.current_version})"

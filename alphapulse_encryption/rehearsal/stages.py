@@ -395,6 +395,7 @@ def _approval(at: Rehearsing) -> None:
             approver=at.config.approver,
             reason=REASON,
             confirmation=table.key,
+            backups=clones.backup_directory(at.passed.so_far.run_id),
         )
 
 
@@ -402,7 +403,10 @@ def _drop(at: Rehearsing) -> None:
     """Step 8, second half."""
     for table in at.by_table():
         result = drop.drop_plaintext(
-            at.target.by(at.who), table, operator=f"{at.config.approver}, second person"
+            at.target.by(at.who),
+            table,
+            backups=clones.backup_directory(at.passed.so_far.run_id),
+            operator=f"{at.config.approver}, second person",
         )
         at.work[table.key] += TableWork(rows=result.changed_rows)
 

@@ -34,8 +34,9 @@ def after(postgres: EmbeddedPostgres, journeys: Journeys, tmp_path: Path) -> Ite
 
         def make(state: State, table: Table = USERS) -> str:
             url = made.enter_context(a_database(postgres, journeys.after(state, table)))
+            support.sign_here(url, walk.KEYS)
             for location in support.backups(url):
-                support.move_backup(url, location, str(shutil.copy(location, tmp_path)))
+                support.move_backup(url, location, str(shutil.copy(location, tmp_path)), walk.KEYS)
             return url
 
         yield make

@@ -14,7 +14,7 @@ from psycopg import sql
 
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
-from alphapulse_encryption_tests.migration import walk
+from alphapulse_encryption_tests.migration import support, walk
 
 State = Literal["encrypted", "verified", "switched", "approved", "dropped"]
 STATES: tuple[State, ...] = get_args(State)
@@ -48,6 +48,8 @@ class Journeys:
         if name not in self._recorded:
             place = STATES.index(state)
             self._begin(name, self.after(STATES[place - 1], table) if place else self._sample)
+            if place:
+                support.sign_here(self._postgres.url(name), walk.KEYS)
             self._go_on(state, self._postgres.url(name), table)
             self._recorded.add(name)
         return name

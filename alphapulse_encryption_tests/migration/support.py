@@ -21,6 +21,7 @@ from psycopg import sql
 from alphapulse_encryption.catalogue import Catalogue, Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat, get_format
 from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.migration.bookkeeping import evidence
 from alphapulse_encryption.migration.postgres.database import Actor, Database
 from alphapulse_encryption.migration.rows.backfill import backfill_range
 from alphapulse_encryption.migration.rows.engine import Pace, RangeResult
@@ -212,8 +213,32 @@ def backups(url: str) -> list[str]:
     return [location for (location,) in run(url, "SELECT location FROM alphapulse_encryption.backups")]
 
 
-def move_backup(url: str, location: str, to: str) -> None:
+def move_backup(url: str, location: str, to: str, keys: KeyRing = KEYS) -> None:
     run(url, "UPDATE alphapulse_encryption.backups SET location = %s WHERE location = %s", to, location)
+    sign_here(url, keys)
+
+
+def sign_here(url: str, keys: KeyRing = KEYS) -> None:
+    """Make the evidence of a copied database its own, as nobody could who has no key."""
+    with Database(url).session("sign the evidence") as connection, connection.transaction():
+        for kind in evidence.ALL:
+            for row in evidence.read(connection, kind, "mac IS NOT NULL"):
+                also: object = None
+                if kind is evidence.VERIFICATION:
+                    (found,) = connection.execute(
+                        "SELECT lower_key, upper_key FROM alphapulse_encryption.ranges "
+                        "WHERE table_name = %s AND batch_range = %s",
+                        [row["table_name"], row["batch_range"]],
+                    )
+                    also = list(found)
+                elif kind is evidence.ROW_COUNT:
+                    numbers = connection.execute(
+                        "SELECT number FROM alphapulse_encryption.verifications WHERE table_name = %s "
+                        "ORDER BY batch_range",
+                        [row["table_name"]],
+                    )
+                    also = [number for (number,) in numbers]
+                evidence.sign_again(connection, keys, kind, row, ACTOR, also=also)
 
 
 # Eyes that do not belong to the engine.

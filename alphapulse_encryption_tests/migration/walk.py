@@ -55,6 +55,12 @@ def query(url: str, text: str, *parameters: object) -> list[tuple[Any, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
+def rewrite(url: str, text: str, *parameters: object) -> None:
+    """Change evidence as only who has the master key could: a test's subject is what is said, not who says it."""
+    query(url, text, *parameters)
+    support.sign_here(url, KEYS)
+
+
 def value(url: str, text: str, *parameters: object) -> Any:
     """The first column of the first row."""
     return query(url, text, *parameters)[0][0]
@@ -105,6 +111,12 @@ def backup(url: str, tables: tuple[Table, ...], directory: Path, bin_dir: Path) 
     return take_backup(target(url), tables, directory=directory, bin_dirs=[bin_dir])
 
 
+def backup_directory(url: str) -> Path:
+    """Where the backups of a database are."""
+    locations = query(url, "SELECT location FROM alphapulse_encryption.backups ORDER BY id DESC LIMIT 1")
+    return Path(locations[0][0] if locations else "/nowhere/at all").parent
+
+
 def approve(url: str, table: Table, catalogue: Catalogue = CATALOGUE) -> Approval:
     return approve_drop(
         target(url, catalogue=catalogue),
@@ -112,6 +124,7 @@ def approve(url: str, table: Table, catalogue: Catalogue = CATALOGUE) -> Approva
         approver="Ada",
         reason="the encrypted columns serve for a month",
         confirmation=table.key,
+        backups=backup_directory(url),
     )
 
 
@@ -125,7 +138,11 @@ def drop(
     default_rule: TwoPersonRule = "names",
 ) -> DropResult:
     return drop_plaintext(
-        target(url, keys=keys, catalogue=catalogue), table, operator=operator, default_rule=default_rule
+        target(url, keys=keys, catalogue=catalogue),
+        table,
+        backups=backup_directory(url),
+        operator=operator,
+        default_rule=default_rule,
     )
 
 

@@ -91,10 +91,12 @@ def _bring_to(url: str, stage: str, directory: Path, bin_dir: Path) -> None:
         approver="Ada",
         reason="the encrypted columns serve for a month",
         confirmation=entry.key,
+        backups=directory,
     )
     drop_plaintext(
         support.target(database, keys=keys, actor=actor, catalogue=catalogue),
         entry,
+        backups=directory,
         operator="Grace",
         default_rule="names",
     )

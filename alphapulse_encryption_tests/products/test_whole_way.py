@@ -210,8 +210,10 @@ def test_a_product_comes_back_as_it_was(
     dropped = [t for t in way.tables if "approve_drop will refuse" not in way.told_of(t, told)]
     for table in dropped:
         ada = way.target(way.approves)
-        approve_drop(ada, table, approver="Ada", reason="it serves", confirmation=table.key)
-        drop_plaintext(way.target(way.operator), table, operator="Grace", default_rule="names")
+        approve_drop(ada, table, approver="Ada", reason="it serves", confirmation=table.key, backups=tmp_path)
+        drop_plaintext(
+            way.target(way.operator), table, backups=tmp_path, operator="Grace", default_rule="names"
+        )
     way.write("ciphertext")
     assert way.opened() == way.wanted()
     way.tell_what_is_broken(told)

@@ -135,7 +135,7 @@ ACTIONS = {
     ),
     # The audit log.
     "write to the audit log": action(
-        _AUDIT, {APPROVER, BACKUP, WRITER_LOGIN, *MIGRATORS}, more="", values=""
+        _AUDIT, {APPROVER, BACKUP, VERIFIER, WRITER_LOGIN, *MIGRATORS}, more="", values=""
     ),
     "write to the audit log over another's role": action(
         _AUDIT, NOBODY, more=", database_role", values=", 'ada_approves'"

@@ -48,7 +48,7 @@ from alphapulse_encryption.migration.bookkeeping.keys import (
 from alphapulse_encryption.migration.bookkeeping.limits import Limits, change_limits, read_limits
 from alphapulse_encryption.migration.bookkeeping.usage import read_usage
 from alphapulse_encryption.migration.discovery.discover import SAMPLED_ROWS, Discovery, as_yaml, discover
-from alphapulse_encryption.migration.gates import preflight
+from alphapulse_encryption.migration.gates import preflight, saved
 from alphapulse_encryption.migration.gates.backup import backup_identity
 from alphapulse_encryption.migration.gates.drill import refuse_unless_possible
 from alphapulse_encryption.migration.gates.offsite import open_client
@@ -60,6 +60,7 @@ from alphapulse_encryption.migration.postgres.database import Actor, DatabaseUnr
 from alphapulse_encryption.migration.rows.batch_ranges import check_ranges
 from alphapulse_encryption.migration.schema.definition import check_catalogue
 from alphapulse_encryption.migration.steps.versions import count_versions, reinstate_version
+from alphapulse_encryption.migration.target import Target
 from alphapulse_encryption.visible import visible_sql
 
 
@@ -269,6 +270,21 @@ def reinstate_key_version(options: argparse.Namespace) -> None:
     print(done if changed else nothing)
 
 
+def sign_saved(options: argparse.Namespace, catalogue: Catalogue, tables: tuple[str, ...]) -> int:
+    """What a revert or a restore would execute and nobody has authenticated; the status is 1 where some is left."""
+    target = Target.of(target_database(), catalogue, load_key_ring(key_environment()), Actor("command line"))
+    entries = [catalogue.table(name) for name in tables]
+    signing = options.sign_saved != "show"
+    found = saved.sign(target, entries, options.sign_saved) if signing else saved.unsigned(target, entries)
+    for each in found.rows:
+        print(f"✓ Signed {each}" if signing else f"! Not authenticated: {each}")
+    if found.digest is None:
+        print("Nothing to do: what is saved is authenticated")
+    elif not signing:
+        print(f"Where it is what a switch or a drop of yours has saved: --sign-saved {found.digest}")
+    return 1 if found.rows and not signing else 0
+
+
 def change_settings(options: argparse.Namespace) -> None:
     """Change what ``--set``, ``--pause`` and ``--resume`` name, and show all of them."""
     changes = dict(text.partition("=")[::2] for text in options.set)
@@ -409,6 +425,7 @@ OF_TABLES: Mapping[str, Callable[[argparse.Namespace, Catalogue, tuple[str, ...]
     "status": print_status,
     "slow_queries": print_slow_queries,
     "key_versions": print_key_versions,
+    "sign_saved": sign_saved,
     # With --json; else it is a step.
     "preflight": print_preflight,
 }

@@ -53,7 +53,7 @@ def build() -> dg.AssetsDefinition:
             result = take_backup(
                 target.by(actor(context)),
                 target.catalogue.tables,
-                directory=settings.state_dir() / "backups",
+                directory=settings.backup_directory(),
                 bin_dirs=environment.client_programs(),
                 recipients=settings.Backups().recipients,
                 drill_server=environment.restore_drill_server() if config.restore_drill else None,

@@ -6,8 +6,10 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from alphapulse_encryption import settings
 from alphapulse_encryption.defs.jobs.single_op import op_job
 from alphapulse_encryption.defs.resources.effects import REPORT, NoConfig, On
+from alphapulse_encryption.defs.resources.environment import backup_bucket
 from alphapulse_encryption.defs.resources.processes import OWN_RUNS
 from alphapulse_encryption.defs.resources.reporting import as_table
 from alphapulse_encryption.defs.resources.target import default_rule
@@ -57,6 +59,8 @@ def _approve(on: On[ApprovalConfig]) -> dict[str, Any]:
         approver=config.approver,
         reason=config.reason,
         confirmation=config.confirmation,
+        backups=settings.backup_directory(),
+        bucket=backup_bucket(),
         valid_for=timedelta(hours=config.valid_hours),
         default_rule=default_rule(),
         for_another=on.context.run_id not in OWN_RUNS,

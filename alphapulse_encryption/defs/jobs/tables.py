@@ -5,10 +5,12 @@ import time
 import dagster as dg
 from pydantic import Field
 
+from alphapulse_encryption import settings
 from alphapulse_encryption.catalogue import Table
 from alphapulse_encryption.defs.assets import by_table
 from alphapulse_encryption.defs.jobs.single_op import TablesConfig, table_job
 from alphapulse_encryption.defs.resources.effects import Effect, On
+from alphapulse_encryption.defs.resources.environment import backup_bucket
 from alphapulse_encryption.defs.resources.reporting import counted
 from alphapulse_encryption.defs.resources.target import default_rule
 from alphapulse_encryption.defs.resources.workers import told
@@ -68,6 +70,8 @@ def _drop(on: On[DropConfig], table: Table) -> Effect:
     result = drop.drop_plaintext(
         on.target,
         table,
+        backups=settings.backup_directory(),
+        bucket=backup_bucket(),
         operator=on.config.operator,
         default_rule=default_rule(),
     )

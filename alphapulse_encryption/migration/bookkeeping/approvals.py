@@ -9,8 +9,11 @@ from typing import Literal, LiteralString
 from psycopg.sql import SQL
 
 from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.migration.bookkeeping import evidence
+from alphapulse_encryption.migration.bookkeeping.evidence import APPROVAL
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
-from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.migration.postgres.database import Actor, Connection, answer
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ def _read(connection: Connection, query: LiteralString, *parameters: object) -> 
 
 def keep_approval(
     connection: Connection,
+    keys: KeyRing,
+    actor: Actor,
     table: Table,
     *,
     approver: str,
@@ -92,21 +97,44 @@ def keep_approval(
     valid_for: timedelta,
     definition: str,
     catalogue_entry: str,
-    key_check: str,
     verified_at: datetime | None,
     backup_id: int,
-    run_id: str | None,
 ) -> Approval:
-    """Keep a consent; see :class:`Approval` for what it is bound to."""
-    (kept,) = _read(
-        connection,
-        "INSERT INTO alphapulse_encryption.approvals (table_name, approver, reason, expires_at, "
-        "definition, catalogue_entry, key_check, verified_at, backup_id, run_id) "
-        "VALUES (%s, %s, %s, now() + %s, %s, %s, %s, %s, %s, %s) RETURNING {columns}",
-        *(table.key, approver, reason, valid_for, definition, catalogue_entry),
-        *(key_check, verified_at, backup_id, run_id),
+    """Keep a consent, in a transaction; see :class:`Approval` for what it is bound to."""
+    ((role, now, expires_at),) = connection.execute(
+        "SELECT session_user::text, now(), now() + %s", [valid_for]
     )
+    number = evidence.keep(
+        *(connection, keys, actor, APPROVAL),
+        {
+            **{"table_name": table.key, "approver": approver, "reason": reason, "expires_at": expires_at},
+            **{"definition": definition, "catalogue_entry": catalogue_entry, "verified_at": verified_at},
+            **{
+                "key_check": keys.check_value(keys.current_version),
+                "backup_id": backup_id,
+                "run_id": actor.run_id,
+            },
+        },
+        filled={"database_role": role, "approved_at": now},
+    )
+    (kept,) = _read(connection, "SELECT {columns} FROM alphapulse_encryption.approvals WHERE id = %s", number)
     return kept
+
+
+def is_genuine(connection: Connection, approval: Approval, keys: KeyRing) -> bool:
+    """Whether an approval is as it was given by who had a key of this key ring, and nobody opened it again."""
+    rows = evidence.read(connection, APPROVAL, "id = %s", approval.id)
+    used = answer(
+        connection,
+        "SELECT EXISTS (SELECT FROM alphapulse_encryption.audit_log WHERE table_name = %s "
+        "AND action = 'drop_plaintext' AND details ->> 'approval' = %s::text)",
+        *(approval.table, approval.id),
+    )
+    return (
+        bool(rows)
+        and not used
+        and all(evidence.are_genuine(connection, keys, APPROVAL, [(r,) for r in rows]))
+    )
 
 
 def list_approvals(

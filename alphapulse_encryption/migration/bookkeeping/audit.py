@@ -10,14 +10,18 @@ from alphapulse_encryption.migration.postgres.database import Actor, Connection,
 
 def audit(
     connection: Connection, actor: Actor, action: str, table: Table | str | None = None, **details: object
-) -> None:
-    """Append to the audit log, in the transaction of what it tells of; its details never hold a value."""
+) -> int:
+    """Append to the audit log, in the transaction of what it tells of; its details never hold a value.
+
+    Returns the entry's number, which is larger than that of every one before.
+    """
     key = table.key if isinstance(table, Table) else table
-    connection.execute(
+    statement = (
         "INSERT INTO alphapulse_encryption.audit_log (actor, run_id, table_name, action, details) "
-        "VALUES (%s, %s, %s, %s, %s)",
-        [actor.name, actor.run_id, key, action, json.dumps(details, default=str)],
+        "VALUES (%s, %s, %s, %s, %s) RETURNING id"
     )
+    values = (actor.name, actor.run_id, key, action, json.dumps(details, default=str))
+    return int(answer(connection, statement, *values))
 
 
 def last_entry(connection: Connection, action: str, table: Table) -> int:

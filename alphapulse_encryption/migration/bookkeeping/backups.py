@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, LiteralString
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.migration.postgres.database import Connection
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.migration.bookkeeping import evidence
+from alphapulse_encryption.migration.bookkeeping.evidence import BACKUP
+from alphapulse_encryption.migration.postgres.database import Actor, Connection, answer
 
 
 @dataclass(frozen=True)
@@ -41,32 +43,32 @@ def _read(connection: Connection, query: LiteralString, parameter: object) -> Ba
     return None if row is None else Backup(*row)
 
 
+def is_genuine(connection: Connection, backup: Backup, keys: KeyRing) -> bool:
+    """Whether a backup is recorded as it was by who had a key of this key ring."""
+    rows = evidence.read(connection, BACKUP, "id = %s", backup.id)
+    return bool(rows) and all(evidence.are_genuine(connection, keys, BACKUP, [(row,) for row in rows]))
+
+
 def record_backup(
     connection: Connection,
+    keys: KeyRing,
+    actor: Actor,
     backup: Backup,
     *,
     recipients: Sequence[str],
     entries: int,
     tables: Sequence[str],
-    run_id: str | None,
     drill: Mapping[str, Any] | None,
 ) -> Backup:
     """Record a backup that was verified just now, and restored where a drill says so; it gets its number."""
-    ((number,),) = connection.execute(
-        "INSERT INTO alphapulse_encryption.backups (taken_at, location, bytes, sha256, recipient, listed_entries, "
-        "verified_at, tables, run_id, drilled_at, drill) VALUES (%(taken_at)s, %(location)s, %(bytes)s, %(sha256)s, "
-        "%(recipient)s, %(entries)s, clock_timestamp(), %(tables)s, %(run)s, "
-        "CASE WHEN %(drill)s::jsonb IS NOT NULL THEN clock_timestamp() END, %(drill)s) RETURNING id",
-        {
-            **vars(backup),
-            "recipient": ",".join(recipients),
-            "entries": entries,
-            "tables": list(tables),
-            "run": run_id,
-            "drill": None if drill is None else json.dumps(drill),
-        },
-    )
-    return replace(backup, id=number)
+    now = answer(connection, "SELECT clock_timestamp()")
+    values = {
+        **{name: value for name, value in vars(backup).items() if name != "id"},
+        **{"recipient": ",".join(recipients), "listed_entries": entries, "tables": list(tables)},
+        **{"verified_at": now, "run_id": actor.run_id},
+        **({} if drill is None else {"drilled_at": now, "drill": drill}),
+    }
+    return replace(backup, id=evidence.keep(connection, keys, actor, BACKUP, values) or 0)
 
 
 def record_upload(connection: Connection, backup: Backup, location: str) -> None:

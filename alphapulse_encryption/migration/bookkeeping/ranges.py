@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, LiteralString
@@ -105,6 +105,13 @@ def read_range(
             f"(--add-columns --table {table.key}); ALPHAPULSE_BATCH_RANGES has to be what it was then."
         )
     return found[0]
+
+
+def leave_no_gap(boundaries: Iterable[tuple[Sequence[str] | None, Sequence[str] | None]]) -> bool:
+    """Whether every row falls into one of the ranges, told by lower and upper key of each, in order."""
+    edges = [(lower, upper) for lower, upper in boundaries if lower is None or lower != upper]
+    lowers, uppers = [lower for lower, _ in edges], [upper for _, upper in edges]
+    return lowers[1:] == uppers[:-1] and lowers[:1] == uppers[-1:] == [None] and None not in lowers[1:]
 
 
 def range_lock(table: Table, number: int) -> str:

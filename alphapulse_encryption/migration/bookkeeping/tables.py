@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
@@ -9,10 +10,14 @@ from pydantic import BaseModel, ConfigDict
 
 from alphapulse_encryption import lifecycle
 from alphapulse_encryption.catalogue import Table
+from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.lifecycle import Authority, State
+from alphapulse_encryption.migration.bookkeeping import evidence
+from alphapulse_encryption.migration.bookkeeping.evidence import DEFINITION, SET_ASIDE, Row
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists
-from alphapulse_encryption.migration.postgres.database import Connection, answer
+from alphapulse_encryption.migration.postgres.database import Actor, Connection, answer
+from alphapulse_encryption.migration.postgres.stored import Constraint, Expression
 
 
 class NotNull(BaseModel):
@@ -21,7 +26,7 @@ class NotNull(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str | None = None
-    definition: str | None = None
+    definition: Constraint | None = None
     comment: str | None = None
 
 
@@ -32,7 +37,7 @@ class OfPartition(BaseModel):
 
     schema_name: str
     name: str
-    defaults: dict[str, str | None] = {}
+    defaults: dict[str, Expression | None] = {}
     not_null: dict[str, NotNull] = {}
 
 
@@ -47,7 +52,7 @@ class SetAside(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    defaults: dict[str, str] = {}
+    defaults: dict[str, Expression] = {}
     not_null: dict[str, NotNull] = {}
     partitions: tuple[OfPartition, ...] = ()
     unguarded: bool = False
@@ -58,7 +63,16 @@ class TableState:
     """Where a table stands."""
 
     state: State
-    set_aside: SetAside
+    kept: Mapping[str, Any]
+
+    @property
+    def set_aside(self) -> SetAside:
+        """What a switch took off.
+
+        Raises:
+            RefusedError: it is not what a switch writes; whether it is ours, :func:`authentic_state` tells.
+        """
+        return SetAside.model_validate(self.kept)
 
     @property
     def authority(self) -> Authority:
@@ -92,11 +106,15 @@ def table_state(connection: Connection, table: Table, *, lock: bool = False) -> 
     return None if row is None else _decoded(*row)
 
 
-def _decoded(authority: Authority, stage: str, kept: object) -> TableState:
-    aside = SetAside.model_validate(kept)
-    taken = bool(aside.defaults or aside.not_null)
-    state = lifecycle.decode(authority, stage, unguarded=aside.unguarded, set_aside=taken)
-    return TableState(state, aside)
+def _decoded(authority: Authority, stage: str, kept: Mapping[str, Any]) -> TableState:
+    state = lifecycle.decode(
+        authority, stage, unguarded=bool(kept.get("unguarded")), set_aside=_took(kept, "defaults", "not_null")
+    )
+    return TableState(state, kept)
+
+
+def _took(kept: Mapping[str, Any], *names: str) -> bool:
+    return any(kept.get(name) for name in names)
 
 
 def require_state(connection: Connection, table: Table, *, lock: bool = False) -> TableState:
@@ -129,7 +147,51 @@ def require_guarded_state(connection: Connection, table: Table) -> TableState:
     return state
 
 
-def advance(connection: Connection, table: Table, to: State, set_aside: SetAside | None = None) -> None:
+def authentic_state(connection: Connection, table: Table, keys: KeyRing, *, lock: bool = False) -> TableState:
+    """The table's state, once it is known that what it set aside was written with a key of this key ring.
+
+    Raises:
+        RefusedError: its encrypted columns were never added; or somebody else wrote it, or put an older one back.
+    """
+    state = require_state(connection, table, lock=lock)
+    if unsigned_state(connection, table, keys) is not None:
+        raise RefusedError(
+            f"What a switch set aside of {table.key} (alphapulse_encryption.tables) is not authenticated"
+            f"{_UNSIGNED} --sign-saved show --table {table.key} shows it, and signs it where you say so; nothing was "
+            "changed."
+        )
+    return state
+
+
+_UNSIGNED = (
+    ": it was changed, is not the newest, comes from another database, or was kept by an older program."
+)
+
+
+def unsigned_state(connection: Connection, table: Table, keys: KeyRing) -> Row | None:
+    """The row of a table's state, where that is not authenticated and something goes by it."""
+    for row in evidence.read(connection, SET_ASIDE, "table_name = %s", table.key):
+        newest = evidence.newest(connection, SET_ASIDE, table.key)
+        aside = SetAside.model_validate(row["set_aside"])
+        nothing = row["authority"] == "plaintext" and not (
+            aside.defaults or aside.not_null or aside.partitions
+        )
+        # One that was only begun.
+        if newest is None and nothing:
+            continue
+        if row["number"] != newest or not all(evidence.are_genuine(connection, keys, SET_ASIDE, [(row,)])):
+            return row
+    return None
+
+
+def advance(
+    connection: Connection,
+    keys: KeyRing,
+    actor: Actor,
+    table: Table,
+    to: State,
+    set_aside: SetAside | None = None,
+) -> None:
     """Record where the table stands now; called in the transaction that brings it there.
 
     Raises:
@@ -143,11 +205,10 @@ def advance(connection: Connection, table: Table, to: State, set_aside: SetAside
         )
     kept = SetAside(unguarded=True) if to is State.REVERTED else set_aside or SetAside()
     stage = "columns" if to.has_both_sides else to.stage
-    connection.execute(
-        "UPDATE alphapulse_encryption.tables SET authority = %s, stage = %s, set_aside = %s, changed_at = now() "
-        "WHERE table_name = %s",
-        [to.authority, stage, kept.model_dump_json(exclude_defaults=True), table.key],
-    )
+    aside = kept.model_dump(mode="json", exclude_defaults=True)
+    now_at = answer(connection, "SELECT now()")
+    values = {"table_name": table.key, "authority": to.authority, "stage": stage, "set_aside": aside}
+    evidence.keep(connection, keys, actor, SET_ASIDE, {**values, "changed_at": now_at})
 
 
 def states(connection: Connection) -> dict[str, TableState]:
@@ -160,21 +221,44 @@ def states(connection: Connection) -> dict[str, TableState]:
     return {key: _decoded(*rest) for key, *rest in rows}
 
 
-def keep_definition(connection: Connection, table: Table, definition: str) -> int:
-    """Keep what a drop takes away as JSON, in its transaction, until a restore has rebuilt it; its number."""
-    statement = (
-        "INSERT INTO alphapulse_encryption.definitions (table_name, definition) VALUES (%s, %s) RETURNING id"
-    )
-    return int(answer(connection, statement, table.key, definition))
+def keep_definition(
+    connection: Connection, keys: KeyRing, actor: Actor, table: Table, definition: Mapping[str, Any]
+) -> int | None:
+    """Keep what a drop takes away, in its transaction; its number."""
+    values = {"table_name": table.key, "definition": definition}
+    return evidence.keep(connection, keys, actor, DEFINITION, values)
 
 
-def kept_definition(connection: Connection, table: Table) -> Any:
-    """What the last drop that was not undone took away; None where there was none."""
-    query = (
-        "SELECT definition FROM alphapulse_encryption.definitions "
-        "WHERE table_name = %s AND restored_at IS NULL ORDER BY id DESC LIMIT 1"
-    )
-    return answer(connection, query, table.key)
+def kept_definition(connection: Connection, table: Table, keys: KeyRing | None) -> Any:
+    """What the last drop took away; None where there was none. Without keys nothing is checked.
+
+    Raises:
+        RefusedError: it is not the one that the last drop kept with a key of this key ring.
+    """
+    row = _last_definition(connection, table)
+    if row is not None and keys is not None and unsigned_definition(connection, table, keys) is not None:
+        raise RefusedError(
+            f"Definition {row['id']}, saved at a drop of {table.key} (alphapulse_encryption.definitions), is not "
+            f"authenticated{_UNSIGNED} --sign-saved show --table {table.key} shows it, and signs it where you say so; "
+            "nothing was changed."
+        )
+    return None if row is None else row["definition"]
+
+
+def unsigned_definition(connection: Connection, table: Table, keys: KeyRing) -> Row | None:
+    """The row of the last definition, where that is not authenticated."""
+    row = _last_definition(connection, table)
+    if row is None:
+        return None
+    newest = evidence.newest(connection, DEFINITION, table.key)
+    genuine = row["number"] == newest and all(evidence.are_genuine(connection, keys, DEFINITION, [(row,)]))
+    return None if genuine else row
+
+
+def _last_definition(connection: Connection, table: Table) -> Row | None:
+    # Restored or not, which is for people to see: what is dropped now is what the last one tells of.
+    rows = evidence.read(connection, DEFINITION, "table_name = %s", table.key)
+    return rows[-1] if rows else None
 
 
 def mark_restored(connection: Connection, table: Table) -> None:

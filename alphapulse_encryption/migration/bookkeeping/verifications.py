@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from alphapulse_encryption.catalogue import Table
-from alphapulse_encryption.migration.postgres.database import Connection, answer
+from alphapulse_encryption.crypto.keys import KeyRing
+from alphapulse_encryption.migration.bookkeeping import evidence
+from alphapulse_encryption.migration.bookkeeping.evidence import ROW_COUNT, VERIFICATION
+from alphapulse_encryption.migration.bookkeeping.ranges import BatchRange
+from alphapulse_encryption.migration.postgres.database import Actor, Connection, answer
 
 # A result older than this has to be renewed before anything relies on it.
 FRESH_FOR = timedelta(days=7)
@@ -19,17 +22,17 @@ MOST_TRANSACTIONS = 2**30
 
 def keep_verification(
     connection: Connection,
+    keys: KeyRing,
+    actor: Actor,
     table: Table,
-    number: int,
+    batch_range: BatchRange,
     *,
     verified_at: datetime,
     since: str,
     definition: str,
-    key_check: str,
     rows: int,
     columns: Mapping[str, Mapping[str, Any]],
     offenders: Sequence[Mapping[str, Any]],
-    run_id: str | None,
 ) -> None:
     """Keep what the verification of a range found, in place of what an earlier one did; never a value.
 
@@ -37,19 +40,22 @@ def keep_verification(
         since: the oldest transaction under way when it began.
         definition: fingerprint of the table's definition.
     """
-    connection.execute(
-        "INSERT INTO alphapulse_encryption.verifications "
-        "(table_name, batch_range, verified_at, definition, key_check, row_count, columns, offenders, run_id, since) "
-        "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
-        "ON CONFLICT (table_name, batch_range) DO UPDATE SET verified_at = excluded.verified_at, "
-        "definition = excluded.definition, key_check = excluded.key_check, row_count = excluded.row_count, "
-        "columns = excluded.columns, offenders = excluded.offenders, run_id = excluded.run_id, "
-        "since = excluded.since",
-        [
-            *(table.key, number, verified_at, definition, key_check, rows),
-            *(json.dumps(columns), json.dumps(offenders), run_id, since),
-        ],
-    )
+    number = batch_range.number
+    with connection.transaction():
+        evidence.keep(
+            *(connection, keys, actor, VERIFICATION),
+            {
+                **{
+                    "table_name": table.key,
+                    "batch_range": number,
+                    "verified_at": verified_at,
+                    "since": since,
+                },
+                **{"definition": definition, "key_check": keys.check_value(keys.current_version)},
+                **{"row_count": rows, "columns": columns, "offenders": offenders, "run_id": actor.run_id},
+            },
+            also=[batch_range.lower, batch_range.upper],
+        )
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class KeptVerification:
         current: and it is known since which transaction rows may have changed.
         since: the oldest transaction under way when it began.
         fresh: whether it is recent enough, in time and in transactions.
+        genuine: whether it is the newest that the audit log knows, with a MAC of this range as it is planned.
+        entry: number of that entry.
     """
 
     number: int
@@ -73,6 +81,10 @@ class KeptVerification:
     current: bool
     since: int
     fresh: bool
+    genuine: bool
+    entry: int | None
+    lower: Sequence[str] | None
+    upper: Sequence[str] | None
 
 
 _KEPT = """
@@ -80,25 +92,44 @@ SELECT batch_range, v.verified_at, v.row_count, coalesce(v.columns, '{}'), coale
        held.same AND v.since IS NOT NULL, v.since::text::bigint,
        v.verified_at > clock_timestamp() - %(fresh_for)s
          AND pg_snapshot_xmax(pg_current_snapshot())::text::bigint - v.since::text::bigint
-             BETWEEN 0 AND %(most_transactions)s
+             BETWEEN 0 AND %(most_transactions)s,
+       coalesce(v.number = log.newest AND v.mac IS NOT NULL, false), v.number, r.lower_key, r.upper_key, to_jsonb(v)
   FROM alphapulse_encryption.ranges r LEFT JOIN alphapulse_encryption.verifications v USING (table_name, batch_range)
  CROSS JOIN LATERAL (SELECT v.definition = %(definition)s AND v.key_check = %(key_check)s AS same) AS held
+  LEFT JOIN (SELECT details ->> 'batch_range' AS about, max(id) AS newest FROM alphapulse_encryption.audit_log
+              WHERE table_name = %(table)s AND action = %(action)s GROUP BY 1) AS log ON about = batch_range::text
  WHERE table_name = %(table)s ORDER BY batch_range
 """
 
 
 def kept_verifications(
-    connection: Connection, table: Table, definition: str, key_check: str
+    connection: Connection, table: Table, definition: str, key_check: str, keys: KeyRing | None
 ) -> list[KeptVerification]:
-    """What is kept of each planned range, held against a definition and a key."""
+    """What is kept of each planned range, held against a definition and a key.
+
+    Args:
+        keys: None for a look by who has no key: the MACs are not checked then.
+    """
     parameters = {
         "definition": definition,
         "key_check": key_check,
         "fresh_for": FRESH_FOR,
         "most_transactions": MOST_TRANSACTIONS,
         "table": table.key,
+        "action": VERIFICATION.action,
     }
-    return [KeptVerification(*row) for row in connection.execute(_KEPT, parameters)]
+    found = connection.execute(_KEPT, parameters).fetchall()
+    kept = [KeptVerification(*row) for *row, _ in found]
+    if keys is None:
+        return kept
+    there = [
+        (one.number, row[-1], [one.lower, one.upper])
+        for one, row in zip(kept, found, strict=True)
+        if one.genuine
+    ]
+    signed = evidence.are_genuine(connection, keys, VERIFICATION, [rest for _, *rest in there])
+    genuine = {number for (number, *_), yes in zip(there, signed, strict=True) if yes}
+    return [replace(one, genuine=one.number in genuine) for one in kept]
 
 
 def forget_verifications(connection: Connection, table: Table, numbers: Sequence[int] | None = None) -> None:
@@ -140,6 +171,8 @@ def rows_verified(connection: Connection, tables: Sequence[Table], since: dateti
 
 def keep_row_count(
     connection: Connection,
+    keys: KeyRing,
+    actor: Actor,
     table: Table,
     *,
     counted_at: datetime,
@@ -147,24 +180,36 @@ def keep_row_count(
     rows: int,
     verified: int,
     missing: int,
-    run_id: str | None,
+    entries: Sequence[int | None],
 ) -> None:
-    """Keep how many rows a table has, beside those that were verified since a transaction."""
-    connection.execute(
-        "INSERT INTO alphapulse_encryption.row_counts "
-        "(table_name, counted_at, since, row_count, verified_count, missing_count, run_id) "
-        "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (table_name) DO UPDATE "
-        "SET counted_at = excluded.counted_at, since = excluded.since, row_count = excluded.row_count, "
-        "verified_count = excluded.verified_count, missing_count = excluded.missing_count, run_id = excluded.run_id",
-        [table.key, counted_at, str(since), rows, verified, missing, run_id],
-    )
+    """Keep how many rows a table has, beside those that were verified since a transaction.
+
+    Args:
+        entries: of the audit log, of the verifications that they are held against.
+    """
+    with connection.transaction():
+        evidence.keep(
+            *(connection, keys, actor, ROW_COUNT),
+            {
+                **{"table_name": table.key, "counted_at": counted_at, "since": str(since), "row_count": rows},
+                **{"verified_count": verified, "missing_count": missing, "run_id": actor.run_id},
+            },
+            also=entries,
+        )
 
 
-def missing_rows(connection: Connection, table: Table, since: int) -> int | None:
-    """How many rows the verification of that transaction did not reach; None where nobody counted."""
-    missing: int | None = answer(
-        connection,
-        "SELECT missing_count FROM alphapulse_encryption.row_counts WHERE table_name = %s AND since = %s::xid8",
-        *(table.key, str(since)),
-    )
-    return missing
+def missing_rows(
+    connection: Connection, table: Table, since: int, entries: Sequence[int | None], keys: KeyRing | None
+) -> int | None:
+    """How many rows these verifications did not reach; None where nobody counted.
+
+    Args:
+        keys: as :func:`kept_verifications` has it.
+    """
+    of_since = "table_name = %s AND since = %s::xid8"
+    for row in evidence.read(connection, ROW_COUNT, of_since, table.key, str(since)):
+        if row["number"] != evidence.newest(connection, ROW_COUNT, table.key):
+            return None
+        if keys is None or all(evidence.are_genuine(connection, keys, ROW_COUNT, [(row, entries)])):
+            return int(row["missing_count"])
+    return None

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import unicodedata
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal
+
+from psycopg.errors import InsufficientPrivilege
 
 from alphapulse_encryption.catalogue import Catalogue, Table
 from alphapulse_encryption.crypto.keys import KeyRing
-from alphapulse_encryption.errors import RefusedError
+from alphapulse_encryption.errors import DatabaseFailure, RefusedError
 from alphapulse_encryption.lifecycle import State
 from alphapulse_encryption.migration.bookkeeping import approvals as kept
 from alphapulse_encryption.migration.bookkeeping.approvals import Approval
 from alphapulse_encryption.migration.bookkeeping.audit import audit
-from alphapulse_encryption.migration.bookkeeping.backups import Backup, latest_backup, read_backup
+from alphapulse_encryption.migration.bookkeeping.backups import (
+    Backup,
+    is_genuine,
+    latest_backup,
+    read_backup,
+)
 from alphapulse_encryption.migration.bookkeeping.install import bookkeeping_exists, ensure_bookkeeping
 from alphapulse_encryption.migration.bookkeeping.keys import check_key
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
-from alphapulse_encryption.migration.bookkeeping.tables import require_state
-from alphapulse_encryption.migration.gates import roles
+from alphapulse_encryption.migration.bookkeeping.tables import authentic_state, require_state
+from alphapulse_encryption.migration.gates import offsite, roles
 from alphapulse_encryption.migration.gates.backup import NOT_OLDER_THAN_HOURS, check_backup, is_recent
 from alphapulse_encryption.migration.gates.beginning import refuse_without_room_to_return
+from alphapulse_encryption.migration.gates.offsite import Bucket
 from alphapulse_encryption.migration.postgres.database import Actor, Connection, Database, answer
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.verify import TableVerification
@@ -45,6 +55,8 @@ def approve_drop(
     approver: str,
     reason: str,
     confirmation: str,
+    backups: Path,
+    bucket: Bucket | None = None,
     valid_for: timedelta = VALID_FOR,
     default_rule: TwoPersonRule = "roles",
     for_another: bool = False,
@@ -56,6 +68,8 @@ def approve_drop(
         confirmation: the table's key, typed by them.
         default_rule: the two-person rule, where the settings in the database have none.
         for_another: this process does what it is asked, and its database role is not the person's.
+        backups: the directory that backups are taken to.
+        bucket: where they are uploaded to, and one counts that is not in the directory of this machine.
 
     Raises:
         RefusedError: confirmation, name or reason missing; not verified, or rows left out by it; authority not
@@ -97,23 +111,20 @@ def approve_drop(
             raise RefusedError(
                 f"There is no backup of {table.key}. Take one first (asset backup); nothing was changed."
             )
-        _refuse_unusable(connection, table, backup)
+        _refuse_unusable(connection, table, backup, backups, bucket, target.keys)
         if verification.missing_rows is None:
-            verify.count_rows(target, table)
+            _count_rows(target, table)
             definition, verification = refuse_unless_droppable(connection, table, target.keys)
         with connection.transaction():
             approval = kept.keep_approval(
-                connection,
-                table,
+                *(connection, target.keys, target.actor, table),
                 approver=approver.strip(),
                 reason=reason.strip(),
                 valid_for=valid_for,
                 definition=_bound_definition(connection, definition),
                 catalogue_entry=target.catalogue.fingerprint(table.key),
-                key_check=target.keys.check_value(target.keys.current_version),
                 verified_at=verification.verified_at,
                 backup_id=backup.id,
-                run_id=target.actor.run_id,
             )
             audit(
                 connection,
@@ -127,6 +138,19 @@ def approve_drop(
                 backup=backup.id,
             )
     return approval
+
+
+def _count_rows(target: Target, table: Table) -> None:
+    try:
+        verify.count_rows(target, table)
+    except DatabaseFailure as error:
+        # Who approves need not see the data.
+        if error.sqlstate != InsufficientPrivilege.sqlstate:
+            raise
+        raise RefusedError(
+            f"Nobody has counted the rows of {table.key} since its verification, and this role may not read them. Have "
+            f"a verifier verify it again (--verify --table {table.key}), which counts them; nothing was approved."
+        ) from None
 
 
 def _bound_definition(connection: Connection, definition: TableDefinition) -> str:
@@ -160,6 +184,8 @@ def refuse_unless_droppable(
             f"The authority of {table.key} is still plaintext: its readers use the plaintext columns. Switch "
             "it first (switch_to_ciphertext); nothing was changed."
         )
+    # The drop saves what was set aside, for a restore to execute.
+    authentic_state(connection, table, keys)
     definition = read_table(connection, table)
     refuse_unguarded(connection, definition)
     verification = verify.verify_table(connection, table, keys)
@@ -177,27 +203,54 @@ def refuse_unless_droppable(
     return definition, verification
 
 
-def _refuse_unusable(connection: Connection, table: Table, backup: Backup) -> None:
+def _refuse_unusable(
+    connection: Connection,
+    table: Table,
+    backup: Backup,
+    directory: Path,
+    bucket: Bucket | None,
+    keys: KeyRing,
+) -> None:
+    if not is_genuine(connection, backup, keys):
+        raise RefusedError(
+            f"The record of backup {backup.id} of {table.key} (alphapulse_encryption.backups) is not authenticated: "
+            "somebody changed or added it, it comes from another database, or an older program kept it. Take a new one "
+            "(asset backup), and approve the drop after it; nothing was changed."
+        )
     if not is_recent(connection, backup):
         raise RefusedError(
             f"The backup of {table.key} is more than {NOT_OLDER_THAN_HOURS} hours old. Take a new one (asset backup), "
             "and approve the drop after it; nothing was changed."
         )
-    check_backup(backup)
+    if bucket is not None and not os.path.lexists(backup.location):
+        offsite.check_object(backup, bucket, client=offsite.open_client())
+    else:
+        check_backup(backup, directory, keys)
 
 
-def refuse_without_backup(connection: Connection, table: Table, approval: Approval) -> None:
+def refuse_without_backup(
+    connection: Connection,
+    table: Table,
+    approval: Approval,
+    directory: Path,
+    bucket: Bucket | None,
+    keys: KeyRing,
+) -> None:
     """Refuse where the backup that an approval relies on would not serve; reads all of its file.
 
+    Args:
+        directory: where backups are taken to.
+        bucket: as :func:`approve_drop` has it.
+
     Raises:
-        RefusedError: it is not recorded any more, stale, missing or damaged.
+        RefusedError: it is not recorded any more, or not by us, stale, missing or damaged.
     """
     backup = read_backup(connection, approval.backup_id)
     if backup is None:
         raise RefusedError(
             f"The backup that approval {approval.id} relies on is not recorded any more; nothing was changed."
         )
-    _refuse_unusable(connection, table, backup)
+    _refuse_unusable(connection, table, backup, directory, bucket, keys)
 
 
 def two_person_rule(connection: Connection, default: TwoPersonRule) -> TwoPersonRule:
@@ -260,6 +313,13 @@ def valid_approval(
             f"There is no approval for dropping the plaintext of {table.key}"
             f"{_why_closed(approvals[0]) if approvals else ''}. A person has to approve it (job "
             "approve_drop); nothing was changed."
+        )
+    if not kept.is_genuine(connection, found, target.keys):
+        raise RefusedError(
+            f"Approval {found.id} of {table.key}, recorded over the role {found.database_role}, is not authenticated: "
+            "somebody wrote or changed it without the master key, it was used before, comes from another database, or "
+            f"an older program kept it. Revoke it (--revoke-approval {found.id}) and approve again; nothing was "
+            "changed."
         )
     key_check = target.keys.check_value(target.keys.current_version)
     if changed := changed_since(connection, target.catalogue, definition, key_check, found):

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import re
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,9 @@ _KEY_CONTEXT = "alphapulse_encryption backup"
 _KEY_INFO = b"alphapulse_encryption backup v1"
 _IDENTITY_PREFIX = "age-secret-key-"  # age's specification, section "X25519 recipient stanza"
 
+_DUMP = b"PGDMP"  # what pg_dump's custom format begins with
+_CHUNK = 1024 * 1024
+
 _SUFFIX = ".dump.age"
 _PARTIAL = ".partial"
 
@@ -68,13 +72,13 @@ class BackupResult:
     read_back_seconds: float
 
 
-def backup_identity(keys: KeyRing) -> str:
+def backup_identity(keys: KeyRing, version: int | None = None) -> str:
     """The age identity (``AGE-SECRET-KEY-1…``) that opens backups; a secret like the master key itself.
 
-    An X25519 key of HKDF-SHA256 (RFC 5869) over a key derived from the current version's master key under a context of
-    its own.
+    An X25519 key of HKDF-SHA256 (RFC 5869) over a key derived from a version's master key, the current one's where none
+    is given, under a context of its own.
     """
-    material = keys.derive(_KEY_CONTEXT, keys.current_version)
+    material = keys.derive(_KEY_CONTEXT, version or keys.current_version)
     secret = HKDF(algorithm=SHA256(), length=32, salt=None, info=_KEY_INFO).derive(material)
     digits = cast(list[int], bech32.convertbits(secret, 8, 5))
     return str(bech32.bech32_encode(_IDENTITY_PREFIX, digits)).upper()
@@ -163,24 +167,78 @@ def is_recent(connection: Connection, backup: Backup) -> bool:
     return bool(answer(connection, query, backup.taken_at, NOT_OLDER_THAN_HOURS))
 
 
-def check_backup(backup: Backup) -> None:
-    """Hold a backup's file against what was recorded: it is there, and not a byte differs.
+def check_backup(backup: Backup, directory: Path, keys: KeyRing) -> None:
+    """Hold a backup's file against what was recorded: it is there, not a byte differs, and our identity opens it.
+
+    Args:
+        directory: where backups are taken to; whoever records one could name any other file of this machine.
 
     Raises:
-        RefusedError: it is missing, cannot be read or was altered.
+        RefusedError: it is missing, elsewhere, no regular file, cannot be read, or was altered.
     """
+    path, again = Path(backup.location), "Take a new one (asset backup)."
     try:
-        with Path(backup.location).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if path.parent.resolve() != directory.resolve():
+            raise RefusedError(
+                f"The backup {path} is not in the directory of the backups, {directory}. {again}"
+            )
+        # A link, what never ends, a pipe that would be waited for; the same again where it is exchanged meanwhile.
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise RefusedError(f"The backup {path} is no regular file. {again}")
+        with open(path, "rb", opener=_of_a_regular_file) as file:
+            if (
+                os.fstat(file.fileno()).st_size != backup.bytes
+                or _digest(file, backup.bytes) != backup.sha256
+            ):
+                raise RefusedError(
+                    f"The backup {path} was altered since it was taken: its size or checksum differs. {again}"
+                )
+            if not _opens(file, keys):
+                raise RefusedError(
+                    f"The backup {path} is no age file that the master key's identity opens. {again}"
+                )
     except OSError as error:
-        raise RefusedError(
-            f"The backup {backup.location} cannot be read ({error.strerror}). Take a new one (asset backup)."
-        ) from None
-    if digest != backup.sha256:
-        raise RefusedError(
-            f"The backup {backup.location} was altered since it was taken: its checksum differs. "
-            "Take a new one (asset backup)."
-        )
+        raise RefusedError(f"The backup {path} cannot be read ({error.strerror}). {again}") from None
+
+
+def _of_a_regular_file(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _digest(file: IO[bytes], size: int) -> str:
+    """SHA-256 of so many bytes, also of a file that is being written to."""
+    digest = hashlib.sha256()
+    while size > 0 and (piece := file.read(min(size, _CHUNK))):
+        digest.update(piece)
+        size -= len(piece)
+    return digest.hexdigest()
+
+
+class _Opened(Exception):
+    """The first bytes are there."""
+
+
+class _FirstBytes:
+    def write(self, data: bytes) -> int:
+        raise _Opened if data.startswith(_DUMP) else OSError
+
+    def flush(self) -> None:
+        pass
+
+
+def _opens(file: IO[bytes], keys: KeyRing) -> bool:
+    """Whether an identity of ours opens it, and a dump is in it; of all the rest the checksum tells."""
+    file.seek(0)
+    identities = [
+        pyrage.x25519.Identity.from_str(backup_identity(keys, version)) for version in keys.versions
+    ]
+    try:
+        pyrage.decrypt_io(file, _FirstBytes(), identities)
+    except _Opened:
+        return True
+    except (pyrage.DecryptError, OSError):
+        return False
+    return False
 
 
 def _recipient(text: str) -> pyrage.x25519.Recipient:
@@ -329,12 +387,10 @@ def _recorded(
     """The backup with its number."""
     with target.database.session("record the backup") as connection, connection.transaction():
         recorded = record_backup(
-            connection,
-            backup,
+            *(connection, target.keys, target.actor, backup),
             recipients=recipients,
             entries=entries,
             tables=tables,
-            run_id=target.actor.run_id,
             drill=None if drilled is None else asdict(drilled),
         )
         audit(

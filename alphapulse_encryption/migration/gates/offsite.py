@@ -170,13 +170,7 @@ def check_upload(backup: Backup, bucket: Bucket, *, client: Any, checksum: str) 
             problems.append(f"its encryption is {encryption or 'none'} in place of {bucket.encryption}")
         # Of several parts it ends with their number: "…=-3".
         stored = head.get("ChecksumSHA256", "").partition("-")[0]
-        if stored:
-            intact = stored == checksum
-        else:
-            digest = hashlib.sha256()
-            for chunk in client.get_object(Bucket=bucket.name, Key=key)["Body"].iter_chunks(_CHUNK):
-                digest.update(chunk)
-            intact = digest.hexdigest() == backup.sha256
+        intact = stored == checksum if stored else _read_back(backup, bucket, client)
         if not intact:
             problems.append("its checksum differs")
     if problems:
@@ -185,6 +179,41 @@ def check_upload(backup: Backup, bucket: Bucket, *, client: Any, checksum: str) 
             f"{'; '.join(problems)}. The file here stays, and is recorded; remove the object and upload again."
         )
     return str(encryption)
+
+
+def check_object(backup: Backup, bucket: Bucket, *, client: Any) -> None:
+    """Hold the object in the bucket against the record, where the file itself is not on this machine.
+
+    Of an object in one part S3 has the checksum; one in several is read.
+
+    Raises:
+        RefusedError: it is not there, or differs.
+    """
+    key = bucket.key(backup)
+    try:
+        with unlogged("botocore"):
+            head = client.head_object(Bucket=bucket.name, Key=key, ChecksumMode="ENABLED")
+            whole = base64.b64encode(bytes.fromhex(backup.sha256)).decode()
+            intact = head["ContentLength"] == backup.bytes and (
+                head.get("ChecksumSHA256") == whole or _read_back(backup, bucket, client)
+            )
+    except Exception as error:
+        raise RefusedError(
+            f"The backup {backup.location} is not on this machine, and s3://{bucket.name}/{key} cannot be read "
+            f"({_code(error)}). Take a new one (asset backup)."
+        ) from None
+    if not intact:
+        raise RefusedError(
+            f"The backup {backup.location} is not on this machine, and s3://{bucket.name}/{key} is another object: its "
+            "size or checksum differs. Take a new one (asset backup)."
+        )
+
+
+def _read_back(backup: Backup, bucket: Bucket, client: Any) -> bool:
+    digest = hashlib.sha256()
+    for chunk in client.get_object(Bucket=bucket.name, Key=bucket.key(backup))["Body"].iter_chunks(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest() == backup.sha256
 
 
 def _checksum(backup: Backup, part_bytes: int) -> str:

@@ -70,7 +70,8 @@ _AUDIT = Grant("audit_log", "INSERT", "actor, run_id, table_name, action, detail
 _APPROVE = Grant(
     "approvals",
     "INSERT",
-    "table_name, approver, reason, expires_at, definition, catalogue_entry, key_check, verified_at, backup_id, run_id",
+    "table_name, approver, reason, expires_at, definition, catalogue_entry, key_check, verified_at, backup_id, run_id, "
+    "number, mac",
 )
 _REVOKE = Grant("approvals", "UPDATE", "revoked_at, revoked_by")
 _CONSUME = Grant("approvals", "UPDATE", "consumed_at, consumed_by")
@@ -104,6 +105,8 @@ _BEGIN = (
 _VERIFICATION = (
     *_grants("verifications", "INSERT", "UPDATE"),
     *_grants("row_counts", "INSERT", "UPDATE"),
+    # What is kept is numbered by the entry that is made with it.
+    _AUDIT,
 )
 _SETTINGS = (
     Grant("settings", "INSERT", "name, value"),
@@ -114,7 +117,8 @@ _BACKUP = (
     Grant(
         "backups",
         "INSERT",
-        "taken_at, location, bytes, sha256, recipient, listed_entries, verified_at, tables, run_id, drilled_at, drill",
+        "taken_at, location, bytes, sha256, recipient, listed_entries, verified_at, tables, run_id, drilled_at, drill, "
+        "number, mac",
     ),
     Grant("backups", "UPDATE", "uploaded_at, uploaded_to"),
     _AUDIT,
@@ -133,11 +137,10 @@ _MIGRATION = (
     *_grants("quarantine", "INSERT", "UPDATE", "DELETE"),
     *_grants("tuning", "INSERT", "DELETE"),
     *_grants("tuning_holders", "INSERT", "DELETE"),
-    Grant("definitions", "INSERT", "table_name, definition"),
-    Grant("definitions", "UPDATE", "restored_at"),
+    Grant("definitions", "INSERT", "table_name, definition, number, mac"),
+    Grant("definitions", "UPDATE", "restored_at, number, mac"),
     _CONSUME,
     _REVOKE,
-    _AUDIT,
 )
 RIGHTS: Mapping[guide.Right, tuple[Grant, ...]] = {
     "audit": (_AUDIT,),

@@ -139,7 +139,7 @@ def _repairs(connection: Connection, definition: TableDefinition, target: Target
     """By range, what is to be cleared of what the last verification found."""
     table, key_check = definition.table, target.keys.check_value(target.keys.current_version)
     repairs = {}
-    for kept in kept_verifications(connection, table, definition.shape(), key_check):
+    for kept in kept_verifications(connection, table, definition.shape(), key_check, target.keys):
         found: dict[str, frozenset[Key] | None] = {}
         for column in definition.plaintext_columns:
             kinds = cleared(column)
@@ -151,10 +151,11 @@ def _repairs(connection: Connection, definition: TableDefinition, target: Target
             ]
             if count:
                 found[column.name] = frozenset(named) if len(named) == count else None
-        if found and not kept.same:
+        if found and not (kept.same and kept.genuine):
             raise RefusedError(
                 f"Batch range {kept.number:02d} of {table.key} was verified before the table's columns or the key "
-                f"changed. Verify it again (--verify --table {table.key}); nothing was changed."
+                f"changed, or its result is not authenticated. Verify it again (--verify --table {table.key}); "
+                "nothing was changed."
             )
         if found:
             repairs[kept.number] = Repair(target, table, kept.number, found)

@@ -26,7 +26,7 @@ from alphapulse_encryption.crypto.tokens import search_token, search_tokens_many
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.keys import check_key, retired_versions
 from alphapulse_encryption.migration.bookkeeping.quarantine import read_quarantine
-from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan, read_range
+from alphapulse_encryption.migration.bookkeeping.ranges import Key, hold_plan, leave_no_gap, read_range
 from alphapulse_encryption.migration.bookkeeping.tables import require_state
 from alphapulse_encryption.migration.bookkeeping.verifications import (
     FRESH_FOR,
@@ -113,6 +113,7 @@ class TableVerification:
         missing_rows: rows there are beyond those verified, by :func:`count_rows`; None where they were not counted
             since.
         fresh: whether every result is recent enough to be relied on.
+        entries: of the audit log, made with the results.
         reasons: why the table is not verified; empty where it is.
         advice: what to do about that.
     """
@@ -125,6 +126,7 @@ class TableVerification:
     since: int | None
     missing_rows: int | None
     fresh: bool
+    entries: tuple[int | None, ...]
     reasons: tuple[str, ...]
     advice: tuple[str, ...]
 
@@ -253,20 +255,16 @@ def verify_range(
             if on_progress is not None:
                 on_progress(comparison.found.rows, time.monotonic() - comparison.started)
         keep_verification(
-            connection,
-            table,
-            number,
+            *(connection, target.keys, target.actor, table, batch_range),
             verified_at=verified_at,
             since=since,
             definition=definition.shape(),
-            key_check=target.keys.check_value(target.keys.current_version),
             rows=comparison.found.rows,
             columns={
                 name: {kind: counts[kind] for kind in KINDS}
                 for name, counts in comparison.found.columns.items()
             },
             offenders=[asdict(offender) for offender in comparison.found.offenders],
-            run_id=target.actor.run_id,
         )
     return comparison.result()
 
@@ -401,14 +399,13 @@ def count_rows(target: Target, table: Table) -> None:
         counted_at, *_ = connection.execute("SELECT clock_timestamp()").fetchall()[0]
         rows, unchanged = connection.execute(statement, [str(found.since)]).fetchall()[0]
         keep_row_count(
-            connection,
-            table,
+            *(connection, target.keys, target.actor, table),
             counted_at=counted_at,
             since=found.since,
             rows=rows,
             verified=found.rows,
             missing=max(0, unchanged - found.rows),
-            run_id=target.actor.run_id,
+            entries=found.entries,
         )
 
 
@@ -421,17 +418,24 @@ def verify_table(connection: Connection, table: Table, keys: KeyRing) -> TableVe
         RefusedError: the table's encrypted columns were never added.
         ConfigurationError: the table is missing.
     """
-    return sum_up(connection, table, keys.check_value(keys.current_version))
+    return sum_up(connection, table, keys.check_value(keys.current_version), keys)
 
 
-def sum_up(connection: Connection, table: Table, key_check: str) -> TableVerification:
-    """As :func:`verify_table`, for who has no key: the current one is told by its key-check value."""
+def sum_up(
+    connection: Connection, table: Table, key_check: str, keys: KeyRing | None = None
+) -> TableVerification:
+    """As :func:`verify_table`, for who has no key: the current one is told by its key-check value.
+
+    Without the keys no MAC is checked, so that a result that was forged is not told from one of ours.
+    """
     state = require_state(connection, table).state
     definition = read_table(connection, table, plaintext=False)
-    kept = kept_verifications(connection, table, definition.shape(), key_check)
-    current = [found for found in kept if found.verified_at is not None and found.current]
-    missing = sum(found.verified_at is None for found in kept)
-    outdated = len(kept) - missing - len(current)
+    kept = kept_verifications(connection, table, definition.shape(), key_check, keys)
+    there = [found for found in kept if found.verified_at is not None]
+    current = [found for found in there if found.current and found.genuine]
+    missing = len(kept) - len(there)
+    forged = [f"{found.number:02d}" for found in there if not found.genuine]
+    outdated = len(there) - len(forged) - len(current)
     stale = sum(not found.fresh for found in current)
     columns = {column.name: Counts() for column in table.columns}
     for found in current:
@@ -439,10 +443,19 @@ def sum_up(connection: Connection, table: Table, key_check: str) -> TableVerific
             counts.update(found.columns.get(name, {}))
     complete = bool(current) and len(current) == len(kept)
     since = min(found.since for found in current) if complete else None
-    unreached = None if since is None else missing_rows(connection, table, since)
+    entries = tuple(found.entry for found in current)
+    unreached = None if since is None else missing_rows(connection, table, since, entries, keys)
     reasons = []
     if missing or not kept:
         reasons.append(f"{missing or 'all'} batch ranges were not verified yet")
+    if forged:
+        reasons.append(
+            f"the results of the batch ranges {', '.join(forged)} in alphapulse_encryption.verifications are not "
+            "authenticated: changed, older than the audit log knows, of other boundaries, of another database, or kept "
+            "by an older program"
+        )
+    if kept and not leave_no_gap((found.lower, found.upper) for found in kept):
+        reasons.append("the batch ranges leave rows between them (--replan cuts the table again)")
     if outdated:
         reasons.append(f"{outdated} batch ranges were verified before the table's columns or the key changed")
     if stale:
@@ -468,6 +481,7 @@ def sum_up(connection: Connection, table: Table, key_check: str) -> TableVerific
         since=since,
         missing_rows=unreached,
         fresh=complete and not stale,
+        entries=entries,
         reasons=tuple(reasons),
         advice=tuple(advice(table, state, columns)) if reasons else (),
     )

@@ -16,6 +16,7 @@ from psycopg.sql import Literal as SqlLiteral
 from pydantic import BaseModel, ConfigDict
 
 from alphapulse_encryption.catalogue import Column, Table
+from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.migration.bookkeeping.tables import (
     NotNull,
     OfPartition,
@@ -23,6 +24,7 @@ from alphapulse_encryption.migration.bookkeeping.tables import (
     kept_definition,
 )
 from alphapulse_encryption.migration.postgres.database import Connection, answer
+from alphapulse_encryption.migration.postgres.stored import Constraint, Expression, Statement
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.indexes import pending_index
 from alphapulse_encryption.migration.schema.names import short_name
@@ -70,9 +72,9 @@ class SavedColumn(_Model):
     """
 
     name: str
-    type: str
+    type: Expression
     collation: tuple[str, str] | None = None
-    default: str | None = None
+    default: Expression | None = None
     not_null: NotNull | None = None
     encrypted_was_required: bool = False
     comment: str | None = None
@@ -92,7 +94,7 @@ class SavedIndex(_Model):
     """
 
     name: str
-    definition: str
+    definition: Statement
     comment: str | None = None
     tablespace: str | None = None
     clustered: bool = False
@@ -112,7 +114,7 @@ class SavedConstraint(_Model):
 
     name: str
     kind: Literal["c", "f", "u", "x"]
-    definition: str
+    definition: Constraint
     validated: bool = True
     deferrable: bool = False
     deferred: bool = False
@@ -125,7 +127,7 @@ class SavedStatistics(_Model):
 
     schema_name: str
     name: str
-    definition: str
+    definition: Statement
     owner: str
     target: int | None = None
     comment: str | None = None
@@ -366,9 +368,16 @@ def read_of_partitions(connection: Connection, definition: TableDefinition) -> t
     return tuple(own for own in found.values() if own.defaults or own.not_null)
 
 
-def latest(connection: Connection, table: Table) -> SavedTable | None:
-    """What the last drop took away that was not undone."""
-    kept = kept_definition(connection, table)
+def latest(connection: Connection, table: Table, keys: KeyRing | None) -> SavedTable | None:
+    """What the last drop took away.
+
+    Args:
+        keys: None where nothing of it is executed.
+
+    Raises:
+        RefusedError: as :func:`kept_definition`.
+    """
+    kept = kept_definition(connection, table, keys)
     return None if kept is None else SavedTable.model_validate(kept)
 
 

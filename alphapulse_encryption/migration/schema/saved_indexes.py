@@ -12,6 +12,7 @@ from psycopg.sql import SQL, Composed, Identifier, Literal
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.postgres.database import Connection, answer
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, outside_transaction
+from alphapulse_encryption.migration.postgres.stored import execute_one
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.schema.indexes import LOOKS_AT_PARTITIONS
 from alphapulse_encryption.migration.schema.names import short_name
@@ -81,7 +82,7 @@ def _tree(
         def run() -> None:
             lock_parts(connection, parts, "ACCESS EXCLUSIVE")
             for statement in statements:
-                connection.execute(statement)
+                execute_one(connection, statement)
 
         in_short_transaction(connection, f"put back the index {index.name}", run)
 
@@ -178,7 +179,7 @@ def _build(connection: Connection, part: Part, index: SavedIndex) -> None:
         # What an interrupted build left, or the try before this one.
         if _is_usable(connection, part, index.name) is False:
             connection.execute(SQL("DROP INDEX CONCURRENTLY {}").format(name))
-        connection.execute(verbatim(index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1)))
+        execute_one(connection, verbatim(index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1)))
 
     if not _is_usable(connection, part, index.name):
         try:

@@ -126,7 +126,7 @@ def _discard(
     result = work_on_table(target, table, operation, again=again, on_progress=on_progress)
 
     def finish() -> None:
-        tables.advance(connection, table, State.GUARDED)
+        tables.advance(connection, target.keys, target.actor, table, State.GUARDED)
         progress.forget(connection, table, operation.step)
         audit(connection, target.actor, "clear_ciphertext", table, rows=result.rows)
 

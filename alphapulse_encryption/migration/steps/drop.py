@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
@@ -24,6 +25,7 @@ from alphapulse_encryption.migration.bookkeeping.limits import read_limits
 from alphapulse_encryption.migration.bookkeeping.tables import advance, keep_definition, require_state
 from alphapulse_encryption.migration.gates import approvals
 from alphapulse_encryption.migration.gates.approvals import TwoPersonRule
+from alphapulse_encryption.migration.gates.offsite import Bucket
 from alphapulse_encryption.migration.postgres.database import Actor, Connection, answer
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
 from alphapulse_encryption.migration.rows import verify
@@ -64,11 +66,19 @@ class DropResult:
 
 
 def drop_plaintext(
-    target: Target, table: Table, *, operator: str = "", default_rule: TwoPersonRule = "roles"
+    target: Target,
+    table: Table,
+    *,
+    backups: Path,
+    bucket: Bucket | None = None,
+    operator: str = "",
+    default_rule: TwoPersonRule = "roles",
 ) -> DropResult:
     """Drop the table's plaintext columns.
 
     Args:
+        backups: the directory that backups are taken to.
+        bucket: as :func:`.approvals.approve_drop` has it.
         operator: name of the person who does it.
         default_rule: the two-person rule, where the settings in the database have none.
 
@@ -90,9 +100,11 @@ def drop_plaintext(
             approval = approvals.valid_approval(connection, target, definition)
             rule = approvals.two_person_rule(connection, default_rule)
             approvals.refuse_same_person(connection, approval, operator, rule)
-            since = _refuse_unless_ready(connection, target, definition, approval)
-            approvals.refuse_without_backup(connection, table, approval)
+            since, missing_rows = _refuse_unless_ready(connection, target, definition, approval)
+            approvals.refuse_without_backup(connection, table, approval, backups, bucket, target.keys)
             changed_rows = _verify_changed(connection, target, table, since)
+            if missing_rows is None:
+                verify.count_rows(target, table)
             plan_by_key(connection)
             names = {"operator": operator.strip(), "two_person_rule": rule}
             what = in_short_transaction(
@@ -105,10 +117,11 @@ def drop_plaintext(
 
 def _refuse_unless_ready(
     connection: Connection, target: Target, definition: TableDefinition, approval: Approval
-) -> int:
+) -> tuple[int, int | None]:
     """The table is droppable still, and guarded, by the verification that was approved or a later one.
 
-    Returns the transaction since which rows may have changed.
+    Returns the transaction since which rows may have changed, and how many rows were not reached; None where nobody
+    counted.
     """
     table, key = definition.table, definition.table.key
     _, verification = approvals.refuse_unless_droppable(connection, table, target.keys)
@@ -124,7 +137,7 @@ def _refuse_unless_ready(
             f"for pending values under the lock would read all of {key}. Build it first "
             "(asset search_indexes); nothing was changed."
         )
-    return since
+    return since, verification.missing_rows
 
 
 def _verify_changed(connection: Connection, target: Target, table: Table, since: int) -> int:
@@ -154,7 +167,11 @@ def _drop(
         raise RefusedError(
             f"Table {table.key} was approved anew meanwhile. Run the step again; nothing was dropped."
         )
-    _refuse_unless_ready(connection, target, definition, approval)
+    if _refuse_unless_ready(connection, target, definition, approval)[1] is None:
+        raise RefusedError(
+            f"Nobody has counted the rows of {table.key} since its verification. Run the step again; nothing was "
+            "dropped."
+        )
     if answer(connection, sql.any_pending(definition)):
         raise RefusedError(
             f"Values of {table.key} are pending: they were written just now by an application that still "
@@ -162,11 +179,12 @@ def _drop(
             "who it is; nothing was dropped."
         )
     what = saved_ddl.read_saved(connection, definition, state.set_aside)
-    definition_id = keep_definition(connection, table, what.model_dump_json())
+    saved = what.model_dump(mode="json")
+    definition_id = keep_definition(connection, target.keys, target.actor, table, saved)
     guard.drop_guard(connection, definition)
     for statement in _removal(definition, what):
         connection.execute(statement)
-    advance(connection, table, State.DROPPED)
+    advance(connection, target.keys, target.actor, table, State.DROPPED)
     if not consume(connection, approval.id, names["operator"] or target.actor.name):
         raise RefusedError(f"Approval {approval.id} is not valid any more; nothing was changed.")
     audit(

@@ -101,7 +101,7 @@ def erase_dropped(target: Target, table: Table, *, confirmation: str) -> Erasure
     with target.database.session(f"erase what was dropped from {table.key}") as connection:
         check_key(connection, target.keys)
         state = require_state(connection, table)
-        dropped = saved_ddl.latest(connection, table)
+        dropped = saved_ddl.latest(connection, table, target.keys)
         if state.state is not State.DROPPED or dropped is None:
             raise RefusedError(
                 f"The plaintext of {table.key} is not dropped, so there is nothing to erase; nothing was rewritten."

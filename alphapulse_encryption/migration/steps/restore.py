@@ -8,6 +8,7 @@ What a killed call had done is found in the database, and the next call goes on 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,6 +32,7 @@ from alphapulse_encryption.migration.postgres.database import (
     answer,
 )
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction, maintain
+from alphapulse_encryption.migration.postgres.stored import as_owner, execute_one, refuse_no_type
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
@@ -89,7 +91,7 @@ def restore_plaintext(
         check_key(connection, target.keys)
         if state.has_both_sides:
             return None
-        what = saved_ddl.latest(connection, table)
+        what = saved_ddl.latest(connection, table, target.keys)
         if what is None:
             raise RefusedError(
                 f"No definition of the dropped columns of {table.key} is kept in alphapulse_encryption.definitions. "
@@ -97,7 +99,7 @@ def restore_plaintext(
             )
         columns = tuple(column.name for column in what.columns)
         if state is State.DROPPED:
-            in_short_transaction(connection, doing, partial(_begin, connection, table, what, target.actor))
+            in_short_transaction(connection, doing, partial(_begin, connection, target, table, what))
         definition = read_table(connection, table)
         filling = Filling(Decrypt(target, table), f"--restore-plaintext --table {table.key}", on_progress)
         if require_state(connection, table).authority == "ciphertext":
@@ -111,7 +113,7 @@ def restore_plaintext(
         switch.put_back_not_null(connection, definition)
 
         def finish() -> None:
-            switch.finish_return(connection, definition, target.actor, "restore_plaintext")
+            switch.finish_return(connection, definition, target, "restore_plaintext")
             progress.forget(connection, table, "decrypt")
             mark_restored(connection, table)
 
@@ -138,7 +140,7 @@ def _verify(target: Target, table: Table, number: int) -> None:
         )
 
 
-def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor) -> None:
+def _begin(connection: Connection, target: Target, table: Table, what: SavedTable) -> None:
     """The columns are there again, empty; the ciphertext is right, as after a switch."""
     if require_state(connection, table, lock=True).state is not State.DROPPED:
         return
@@ -147,6 +149,7 @@ def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor)
     _refuse_other_catalogue(definition, what)
     actions: list[Composable] = []
     for column in what.columns:
+        refuse_no_type(connection, column.type)
         collation = SQL("COLLATE {}").format(Identifier(*column.collation)) if column.collation else SQL("")
         # That of a domain would be taken for the value of every row.
         filled = answer(
@@ -165,16 +168,24 @@ def _begin(connection: Connection, table: Table, what: SavedTable, actor: Actor)
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
     # A domain's check is asked whether it allows NULL.
     connection.execute(AS_APPLICATION)
-    connection.execute(saved_ddl.alter(definition, actions))
+    with as_owner(connection, definition.oid):
+        execute_one(connection, saved_ddl.alter(definition, actions))
     connection.execute(AS_OURSELVES)
     lost: list[str] = []
     for column in what.columns:
         lost += _dress_column(connection, definition, column)
-    advance(connection, table, State.RESTORING, what.set_aside)
+    advance(connection, target.keys, target.actor, table, State.RESTORING, what.set_aside)
     definition = read_table(connection, table)
     let_write(connection, definition)
-    guard.ensure_guard(connection, definition, actor)
-    audit(connection, actor, "begin_restore", table, columns=[c.name for c in what.columns], lost_grants=lost)
+    guard.ensure_guard(connection, definition, target.actor)
+    audit(
+        connection,
+        target.actor,
+        "begin_restore",
+        table,
+        columns=[c.name for c in what.columns],
+        lost_grants=lost,
+    )
 
 
 def _refuse_other_catalogue(definition: TableDefinition, what: SavedTable) -> None:
@@ -211,7 +222,7 @@ def _dress_column(connection: Connection, definition: TableDefinition, column: S
         settings.append(SQL("COMPRESSION {}").format(_COMPRESSION[column.compression]))
     for option in column.options:
         key, _, value = option.partition("=")
-        settings.append(SQL("({} = {})").format(Identifier(key), sql.verbatim(value)))
+        settings.append(SQL("({} = {})").format(Identifier(key), Literal(value)))
     alter = SQL("ALTER COLUMN {} SET {}")
     if settings:
         connection.execute(saved_ddl.alter(definition, [alter.format(name, setting) for setting in settings]))
@@ -277,7 +288,10 @@ def _add_constraint(connection: Connection, definition: TableDefinition, constra
             # Checks and foreign keys bind new rows at once and are validated afterwards; exclusion has no such way.
             later = SQL("NOT VALID" if constraint.kind in ("c", "f") and constraint.validated else "")
             action = SQL("ADD CONSTRAINT {} {} {}").format(name, sql.verbatim(constraint.definition), later)
-        connection.execute(saved_ddl.alter(definition, [action]))
+        # One that comes with an index needs what its owner may lack: to create something in the schema.
+        by_owner = as_owner(connection, definition.oid) if constraint.kind in ("c", "f") else nullcontext()
+        with by_owner:
+            execute_one(connection, saved_ddl.alter(definition, [action]))
     if constraint.comment is not None:
         on = SQL("{} ON {}").format(name, definition.identifier)
         connection.execute(saved_ddl.comment_on("CONSTRAINT", on, constraint.comment))
@@ -296,7 +310,7 @@ def _add_statistics(
             continue
         with connection.transaction():
             name = Identifier(statistics.schema_name, statistics.name)
-            connection.execute(sql.verbatim(statistics.definition))
+            execute_one(connection, sql.verbatim(statistics.definition))
             if statistics.target is not None:
                 connection.execute(
                     SQL("ALTER STATISTICS {} SET STATISTICS {}").format(name, Literal(statistics.target))

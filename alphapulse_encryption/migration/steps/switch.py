@@ -24,13 +24,14 @@ from alphapulse_encryption.migration.bookkeeping.ranges import restart_ranges
 from alphapulse_encryption.migration.bookkeeping.verifications import forget_verifications
 from alphapulse_encryption.migration.postgres.database import AS_APPLICATION, Actor, Connection, answer
 from alphapulse_encryption.migration.postgres.ddl import in_short_transaction
+from alphapulse_encryption.migration.postgres.stored import as_owner, execute_one, in_parentheses
 from alphapulse_encryption.migration.rows import verify
 from alphapulse_encryption.migration.rows.batches import plan_by_key
 from alphapulse_encryption.migration.rows.decrypt import Decrypt, Filling
 from alphapulse_encryption.migration.rows.engine import NotFinished, Progress, RangeResult, finish_under_lock
 from alphapulse_encryption.migration.schema import dependants, guard, indexes, saved_ddl, sql, views
 from alphapulse_encryption.migration.schema.definition import TableDefinition, read_table
-from alphapulse_encryption.migration.schema.partitions import lock_partitions, lock_parts, read_parts
+from alphapulse_encryption.migration.schema.partitions import Part, lock_partitions, lock_parts, read_parts
 from alphapulse_encryption.migration.target import Target
 
 # So many rows that the application cleared at the last moment are filled under the lock itself; where there
@@ -65,7 +66,7 @@ def switch_to_ciphertext(target: Target, table: Table) -> tables.SetAside | None
         _refuse_unless_ready(connection, definition, target.keys)
         for column in _required(definition):
             _require_either(connection, definition, column, target.actor)
-        return in_short_transaction(connection, doing, lambda: _switch(connection, table, target.actor))
+        return in_short_transaction(connection, doing, lambda: _switch(connection, target, table))
 
 
 def _required(definition: TableDefinition) -> list[Column]:
@@ -136,7 +137,8 @@ def validate(connection: Connection, definition: TableDefinition, name: str) -> 
         def check() -> None:
             # For every row it calls what functions of the application it has.
             connection.execute(AS_APPLICATION)
-            connection.execute(statement)
+            with as_owner(connection, definition.oid):
+                connection.execute(statement)
 
         in_short_transaction(connection, f"validate the constraint {name}", check)
 
@@ -192,18 +194,16 @@ def _relax(definition: TableDefinition, taken: tables.SetAside) -> list[Composed
 
 def _still_there(
     connection: Connection, definition: TableDefinition, taken: tables.SetAside
-) -> list[tuple[Identifier, tables.OfPartition]]:
+) -> list[tuple[Part, tables.OfPartition]]:
     """Of the partitions that had something of their own, those that the table still has, upper ones first."""
     own = {(part.schema_name, part.name): part for part in taken.partitions}
     parts = read_parts(connection, definition.oid)[1:] if own else ()
     return [
-        (part.identifier, own[part.schema_name, part.name])
-        for part in parts
-        if (part.schema_name, part.name) in own
+        (part, own[part.schema_name, part.name]) for part in parts if (part.schema_name, part.name) in own
     ]
 
 
-def _switch(connection: Connection, table: Table, actor: Actor) -> tables.SetAside | None:
+def _switch(connection: Connection, target: Target, table: Table) -> tables.SetAside | None:
     state = tables.require_state(connection, table, lock=True)
     if state.authority == "ciphertext":
         return None
@@ -220,10 +220,10 @@ def _switch(connection: Connection, table: Table, actor: Actor) -> tables.SetAsi
             )
     for statement in _relax(definition, taken):
         connection.execute(statement)
-    tables.advance(connection, table, State.SWITCHED, taken)
-    guard.ensure_guard(connection, definition, actor)
+    tables.advance(connection, target.keys, target.actor, table, State.SWITCHED, taken)
+    guard.ensure_guard(connection, definition, target.actor)
     details = {"not_null": list(taken.not_null), "defaults": taken.defaults}
-    audit(connection, actor, "switch_to_ciphertext", table, **details)
+    audit(connection, target.actor, "switch_to_ciphertext", table, **details)
     return taken
 
 
@@ -259,6 +259,8 @@ def revert_to_plaintext(
             )
         if state.state is State.REVERTED:
             return None
+        # Before hours of filling.
+        tables.authentic_state(connection, table, target.keys)
         definition = read_table(connection, table)
         filling = Filling(Decrypt(target, table), f"--revert-to-plaintext --table {table.key}", on_progress)
         if state.authority == "ciphertext":
@@ -266,14 +268,14 @@ def revert_to_plaintext(
             hand_back(connection, definition, filling)
         if state.state in (State.SWITCHED, State.REVERTING):
             put_back_not_null(connection, definition)
-            finish = partial(finish_return, connection, definition, target.actor, "revert_to_plaintext")
+            finish = partial(finish_return, connection, definition, target, "revert_to_plaintext")
             in_short_transaction(connection, doing, finish)
-        withdraw = partial(_withdraw, connection, table, target.actor)
+        withdraw = partial(_withdraw, connection, target, table)
         in_short_transaction(connection, f"take the guard and the views of {table.key} away", withdraw)
     return filling.done
 
 
-def _withdraw(connection: Connection, table: Table, actor: Actor) -> None:
+def _withdraw(connection: Connection, target: Target, table: Table) -> None:
     """Leave nothing with the table but its encrypted columns and their indexes."""
     state = tables.require_state(connection, table, lock=True)
     if state.state is not State.GUARDED:
@@ -297,10 +299,10 @@ def _withdraw(connection: Connection, table: Table, actor: Actor) -> None:
     forget_verifications(connection, table)
     release(connection, table)
     restart_ranges(connection, table)
-    revoke(connection, actor.name, table=table)
+    revoke(connection, target.actor.name, table=table)
     progress.forget(connection, table, "decrypt")
-    tables.advance(connection, table, State.REVERTED)
-    audit(connection, actor, "withdraw", table, views=list(removed))
+    tables.advance(connection, target.keys, target.actor, table, State.REVERTED)
+    audit(connection, target.actor, "withdraw", table, views=list(removed))
 
 
 def hand_back(connection: Connection, definition: TableDefinition, filling: Filling) -> None:
@@ -335,15 +337,15 @@ def hand_back(connection: Connection, definition: TableDefinition, filling: Fill
 
 
 def _hand_back(connection: Connection, definition: TableDefinition, filling: Filling) -> None:
-    table, actor = definition.table, filling.operation.target.actor
-    state = tables.require_state(connection, table, lock=True)
+    table, target = definition.table, filling.operation.target
+    state = tables.authentic_state(connection, table, target.keys, lock=True)
     if state.authority == "plaintext":
         return
     lock_parts(connection, read_parts(connection, definition.oid), "ACCESS EXCLUSIVE")
     last = finish_under_lock(filling.operation, connection, definition, most=FILLED_UNDER_LOCK)
     taken = state.set_aside
     actions: list[Composable] = [
-        SQL("ALTER COLUMN {} SET DEFAULT {}").format(Identifier(name), sql.verbatim(text))
+        SQL("ALTER COLUMN {} SET DEFAULT {}").format(Identifier(name), in_parentheses(text))
         for name, text in taken.defaults.items()
     ]
     for column in definition.plaintext_columns:
@@ -353,22 +355,24 @@ def _hand_back(connection: Connection, definition: TableDefinition, filling: Fil
             actions.append(SQL("DROP CONSTRAINT {}").format(Identifier(saved_ddl.presence_check(column))))
     actions += map(required, taken.not_null)
     if actions:
-        connection.execute(saved_ddl.alter(definition, actions))
-    for relation, own in _still_there(connection, definition, taken):
+        with as_owner(connection, definition.oid):
+            execute_one(connection, saved_ddl.alter(definition, actions))
+    for part, own in _still_there(connection, definition, taken):
         for name, default in own.defaults.items():
-            change = SQL("DROP DEFAULT") if default is None else SQL("SET DEFAULT ") + sql.verbatim(default)
-            connection.execute(
-                SQL("ALTER TABLE ONLY {} ALTER COLUMN {} {}").format(relation, Identifier(name), change)
-            )
+            change = SQL("DROP DEFAULT") if default is None else SQL("SET DEFAULT ") + in_parentheses(default)
+            alter = SQL("ALTER TABLE ONLY {} ALTER COLUMN {} {}")
+            with as_owner(connection, part.oid):
+                execute_one(connection, alter.format(part.identifier, Identifier(name), change))
     connection.execute(
         SQL("DROP INDEX IF EXISTS {}").format(Identifier(table.schema_name, saved_ddl.unfilled_index(table)))
     )
     # Where nothing is set aside, all that is left is to take the guard and the views away.
     back = State.RESTORED if state.state is State.RESTORING else State.REVERTING
-    tables.advance(connection, table, back, taken.model_copy(update={"defaults": {}}))
-    guard.ensure_guard(connection, definition, actor)
+    left = taken.model_copy(update={"defaults": {}})
+    tables.advance(connection, target.keys, target.actor, table, back, left)
+    guard.ensure_guard(connection, definition, target.actor)
     done = filling.done + last
-    audit(connection, actor, "hand_back", table, rows=done.rows, values=done.values)
+    audit(connection, target.actor, "hand_back", table, rows=done.rows, values=done.values)
     filling.done = done
 
 
@@ -378,27 +382,29 @@ def put_back_not_null(connection: Connection, definition: TableDefinition) -> No
         validate(connection, definition, saved_ddl.required_check(column.name))
 
 
-def finish_return(connection: Connection, definition: TableDefinition, actor: Actor, action: str) -> None:
+def finish_return(connection: Connection, definition: TableDefinition, target: Target, action: str) -> None:
     """NOT NULL proper in place of the checks; the table stands where step 2 had left it. In a transaction."""
     table = definition.table
-    state = tables.require_state(connection, table, lock=True)
+    state = tables.authentic_state(connection, table, target.keys, lock=True)
     if state.authority != "plaintext":
         raise RefusedError(f"Table {table.key} was switched to ciphertext meanwhile. Run the step again.")
     taken = state.set_aside
     current = read_table(connection, table)
     lock_partitions(connection, definition, "ACCESS EXCLUSIVE")
-    parts = [(relation, own.not_null) for relation, own in _still_there(connection, definition, taken)]
+    parts = [(p.oid, p.identifier, own.not_null) for p, own in _still_there(connection, definition, taken)]
     # The lower ones first: a partition keeps the constraint that it has, and gets that of the table otherwise.
-    for relation, required_there in (*reversed(parts), (definition.identifier, taken.not_null)):
+    whole = (definition.oid, definition.identifier, taken.not_null)
+    for oid, relation, required_there in (*reversed(parts), whole):
         for name, not_null in required_there.items():
             if name in current.columns and not current.columns[name].not_null:
-                _set_not_null(connection, relation, name, not_null)
+                with as_owner(connection, oid):
+                    _set_not_null(connection, relation, name, not_null)
     drop = SQL("DROP CONSTRAINT IF EXISTS {}")
     if checks := [drop.format(Identifier(saved_ddl.required_check(name))) for name in taken.not_null]:
         connection.execute(saved_ddl.alter(definition, [*checks]))
     if state.state is not State.GUARDED:
-        tables.advance(connection, table, State.GUARDED)
-    audit(connection, actor, action, table)
+        tables.advance(connection, target.keys, target.actor, table, State.GUARDED)
+    audit(connection, target.actor, action, table)
 
 
 def _set_not_null(connection: Connection, relation: Identifier, name: str, not_null: tables.NotNull) -> None:
@@ -408,7 +414,7 @@ def _set_not_null(connection: Connection, relation: Identifier, name: str, not_n
         again = SQL("ALTER COLUMN {} SET NOT NULL").format(Identifier(name))
     else:
         again = SQL("ADD CONSTRAINT {} {}").format(Identifier(constraint), sql.verbatim(text))
-    connection.execute(SQL("ALTER TABLE {} {}").format(relation, again))
+    execute_one(connection, SQL("ALTER TABLE {} {}").format(relation, again))
     if constraint is not None and not_null.comment is not None:
         on = SQL("{} ON {}").format(Identifier(constraint), relation)
         connection.execute(saved_ddl.comment_on("CONSTRAINT", on, not_null.comment))

@@ -16,7 +16,7 @@ from psycopg.sql import SQL, Composed, Identifier, Literal
 from alphapulse_encryption.catalogue import Column, Table
 from alphapulse_encryption.crypto.envelope import EnvelopeFormat
 from alphapulse_encryption.errors import DecryptionError, RefusedError
-from alphapulse_encryption.migration.bookkeeping import keys
+from alphapulse_encryption.migration.bookkeeping import evidence, keys
 from alphapulse_encryption.migration.bookkeeping.approvals import revoke
 from alphapulse_encryption.migration.bookkeeping.audit import audit
 from alphapulse_encryption.migration.bookkeeping.columns import uncatalogued_columns
@@ -72,6 +72,7 @@ def begin_rotation(target: Target) -> Begun:
             keys.check_key_values(connection, target.keys)
             keys.set_key_state(connection, current, "readable", target.actor)
             keys.set_key_state(connection, new, "current", target.actor)
+            evidence.renew(connection, target.keys, target.actor)
             revoked = revoke(connection, f"{target.actor.name}: key rotation")
             approvals = tuple(approval.id for approval in revoked)
             audit(

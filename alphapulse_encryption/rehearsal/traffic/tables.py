@@ -164,7 +164,7 @@ def _dropped(connection: Connection, definition: TableDefinition) -> dict[str, L
     missing = [column.name for column in definition.table.columns if column.name not in definition.columns]
     if not missing:
         return {}
-    saved = latest(connection, definition.table)
+    saved = latest(connection, definition.table, None)
     columns = {column.name: column for column in saved.columns} if saved is not None else {}
     unknown = [name for name in missing if name not in columns]
     if unknown:

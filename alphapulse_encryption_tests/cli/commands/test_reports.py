@@ -10,6 +10,7 @@ import pytest
 
 from alphapulse_encryption.__main__ import main
 from alphapulse_encryption.catalogue import load_catalogue
+from alphapulse_encryption.migration.bookkeeping.install import LAYOUT
 from alphapulse_encryption.migration.insight.plan import Plan
 from alphapulse_encryption.migration.insight.status import Status
 from alphapulse_encryption_tests import another
@@ -50,7 +51,7 @@ def test_before_anything_exists(theirs: Place, capsys: pytest.CaptureFixture[str
     plan = Plan.model_validate(planned)
     assert [table.table for table in plan.tables] == list(another.TABLES)
     assert plan.version == planned["version"] == 1 and planned["kind"] == "plan"
-    assert len(plan.bookkeeping) == 4 and not plan.blockers
+    assert len(plan.bookkeeping) == len(LAYOUT.versions) and not plan.blockers
     for table in plan.tables:
         assert len(table.ranges) == theirs.ranges and table.rows == another.ROWS[table.table]
 
@@ -158,3 +159,38 @@ def test_a_catalogue_is_proposed(theirs: Place) -> None:
     assert "nothing that looks sensitive" in nothing.stderr
     unknown = theirs.fails(2, "--discover", "--schema", "nothing")
     assert (unknown.stdout, "There is no schema nothing" in unknown.stderr) == ("", True)
+
+
+def test_what_is_saved_and_not_authenticated_is_shown_and_then_signed(
+    theirs: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = "crm.Kunde"
+    assert printed(theirs, capsys, "--sign-saved", "show")[0] == 0
+    theirs.succeeds("--add-columns", "--table", key)
+    planted = json.dumps({"defaults": {"x": "evil('\u202e\x1b[2J')"}})
+    support.run(
+        theirs.url,
+        "UPDATE alphapulse_encryption.tables SET authority = 'ciphertext', set_aside = %s WHERE table_name = %s",
+        planted,
+        key,
+    )
+    status, text = printed(theirs, capsys, "--sign-saved", "show")
+    assert status == 1
+    assert "evil('\\u202e\\u001b[2J')" in text and text.isascii()
+    digest = text.split()[-1]
+    assert len(digest) == 64
+    support.run(
+        theirs.url, "UPDATE alphapulse_encryption.tables SET set_aside = '{}' WHERE table_name = %s", key
+    )
+    with theirs.in_environment():
+        assert main(["--sign-saved", digest]) == 1
+    assert "not what was shown" in capsys.readouterr().err
+    support.run(
+        theirs.url,
+        "UPDATE alphapulse_encryption.tables SET set_aside = %s WHERE table_name = %s",
+        planted,
+        key,
+    )
+    status, text = printed(theirs, capsys, "--sign-saved", digest)
+    assert status == 0 and "Signed" in text
+    assert "Nothing to do" in printed(theirs, capsys, "--sign-saved", "show")[1]

@@ -24,12 +24,13 @@ from alphapulse_encryption.migration.bookkeeping.install import (
     missing_bookkeeping,
 )
 from alphapulse_encryption.migration.bookkeeping.limits import read_limits
-from alphapulse_encryption.migration.gates import preflight
+from alphapulse_encryption.migration.gates import preflight, saved
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.backfill import backfill_range
 from alphapulse_encryption.migration.rows.verify import verify_range, verify_table
 from alphapulse_encryption.migration.steps.columns import add_encrypted_columns
 from alphapulse_encryption.migration.steps.restore import restore_plaintext
+from alphapulse_encryption.migration.steps.switch import revert_to_plaintext
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.migration.support import KEYS, run, value
 
@@ -378,7 +379,17 @@ def test_the_layout_before_is_brought_up_to_date(before_url: str) -> None:
     try:
         ensure(before_url)
         assert objects(before_url) == LAYOUT.definition
-        assert _kept(before_url, {name: f"alphapulse_encryption.{name}" for name in kept}) == kept
+        now = _kept(before_url, {name: f"alphapulse_encryption.{name}" for name in kept})
+        # Evidence has more columns, which are empty.
+        assert {
+            name: [row[: len(old)] for old, row in zip(kept[name], rows, strict=True)]
+            for name, rows in now.items()
+        } == kept
+        assert not any(
+            any(row[len(old) :])
+            for name, rows in now.items()
+            for old, row in zip(kept[name], rows, strict=True)
+        )
         left = run(before_url, "SELECT relname FROM pg_class WHERE relname LIKE 'encryption\\_%' ORDER BY 1")
         assert left == [("encryption_migrations",), ("encryption_tables",)]
         functions = "SELECT proname FROM pg_proc WHERE proname LIKE 'encryption\\_%' AND proname !~ 'guard'"
@@ -450,6 +461,22 @@ def test_every_stage_of_the_layout_before_goes_on(before_url: str) -> None:
         verify_range(target, STAGES["switched"], number)
     with Database(before_url).session("look") as connection:
         assert verify_table(connection, STAGES["switched"], KEYS).passed
+    # What was saved before there were MACs is shown to somebody, who signs it.
+    with pytest.raises(RefusedError, match=r"saved at a drop of dropped.*not authenticated"):
+        restore_plaintext(target, STAGES["dropped"], hold=False)
+    with pytest.raises(RefusedError, match=r"set aside of switched.*not authenticated"):
+        revert_to_plaintext(target, STAGES["switched"])
+    found = saved.unsigned(target, STAGES.values())
+    assert {(each.kind.table, each.row["table_name"]) for each in found.rows} == {
+        ("tables", "switched"),
+        ("tables", "dropped"),
+        ("definitions", "dropped"),
+    }
+    assert '"other": "1"' in "".join(map(str, found.rows))
+    assert found.digest is not None
+    saved.sign(target, STAGES.values(), found.digest)
+    assert saved.unsigned(target, STAGES.values()).rows == ()
+    revert_to_plaintext(target, STAGES["switched"])
     restore_plaintext(target, STAGES["dropped"], hold=False)
     assert run(before_url, "SELECT id, secret FROM dropped ORDER BY 1") == [
         (i, f"dropped {i}") for i in range(1, 9)

@@ -56,9 +56,12 @@ def test_it_binds_the_state_it_was_given_for(ready_url: str) -> None:
     ],
 )
 def test_words_that_are_missing_or_wrong_are_refused(
-    ready_url: str, words: dict[str, object], reason: str
+    ready_url: str, words: dict[str, object], reason: str, tmp_path: Path
 ) -> None:
-    given: dict[str, Any] = {"approver": "Ada", "reason": "done", "confirmation": "users", **words}
+    given: dict[str, Any] = {
+        **{"approver": "Ada", "reason": "done", "confirmation": "users", "backups": tmp_path},
+        **words,
+    }
     with pytest.raises(RefusedError, match=reason):
         approve_drop(walk.target(ready_url), USERS, **given)
     assert count(ready_url) == 0
@@ -81,10 +84,10 @@ def test_the_ciphertext_has_to_be_right_and_verified_since(after: After) -> None
 def test_the_backup_has_to_be_of_this_table_recent_and_whole(
     ready_url: str, postgres: EmbeddedPostgres, tmp_path: Path
 ) -> None:
-    walk.query(ready_url, "UPDATE alphapulse_encryption.backups SET tables = '{trades}'")
+    walk.rewrite(ready_url, "UPDATE alphapulse_encryption.backups SET tables = '{trades}'")
     with pytest.raises(RefusedError, match="no backup"):
         walk.approve(ready_url, USERS)
-    walk.query(
+    walk.rewrite(
         ready_url,
         "UPDATE alphapulse_encryption.backups SET tables = '{users}', taken_at = now() - interval '25h'",
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
@@ -78,7 +80,7 @@ def test_it_is_recorded_with_what_can_be_checked_later(
     with Database(sample_url).session("read") as connection:
         found = latest_backup(connection, TABLES[0])
     assert found == result.backup
-    check_backup(result.backup)
+    check_backup(result.backup, tmp_path, walk.KEYS)
     rows = walk.query(
         sample_url, "SELECT tables, listed_entries, recipient FROM alphapulse_encryption.backups"
     )
@@ -98,10 +100,10 @@ def test_a_damaged_or_missing_file_is_noticed(
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(RefusedError, match="altered"):
-        check_backup(taken)
+        check_backup(taken, tmp_path, walk.KEYS)
     file.unlink()
     with pytest.raises(RefusedError, match="cannot be read"):
-        check_backup(taken)
+        check_backup(taken, tmp_path, walk.KEYS)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.02, 0.5, 1.0])
@@ -120,7 +122,7 @@ def test_a_flipped_byte_is_detected_by_reading_back_and_by_the_stored_checksum(
     with file.open("rb") as damaged, pytest.raises(RefusedError, match="cannot be read back"):
         backup._list(pg_restore, damaged, identity)
     with pytest.raises(RefusedError, match="altered"):
-        check_backup(taken)
+        check_backup(taken, tmp_path, walk.KEYS)
 
 
 _written: list[str] | None = None
@@ -290,11 +292,70 @@ def test_a_listing_without_a_table_is_refused() -> None:
         backup._check_listing(listing, {"trades": {("public", "trades")}})
 
 
-def test_its_checksum_is_that_of_the_row(tmp_path: Path) -> None:
-    file = tmp_path / "x.dump.age"
-    file.write_bytes(b"content")
-    digest = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
-    row = Backup(1, None, str(file), 7, digest)  # type: ignore[arg-type]
-    check_backup(row)
-    with pytest.raises(RefusedError):
-        check_backup(replace(row, sha256="00"))
+def dumped(file: Path, content: bytes = b"PGDMP and so on", keys: KeyRing = walk.KEYS) -> Backup:
+    """A row for a small file such as a backup is."""
+    identity = pyrage.x25519.Identity.from_str(backup_identity(keys))
+    file.write_bytes(pyrage.encrypt(content, [identity.to_public()]))
+    return row_of(file)
+
+
+def row_of(file: Path) -> Backup:
+    content = file.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    return Backup(1, datetime.now(UTC), str(file), len(content), digest)
+
+
+def test_it_is_what_the_row_says(tmp_path: Path) -> None:
+    row = dumped(tmp_path / "x.dump.age")
+    check_backup(row, tmp_path, walk.KEYS)
+    # Of a version that is readable only.
+    check_backup(row, tmp_path, KeyRing({1: bytes(range(32)), 2: bytes(32)}, 2))
+    for other in (replace(row, sha256="0" * 64), replace(row, bytes=row.bytes - 1), replace(row, bytes=0)):
+        with pytest.raises(RefusedError, match="altered"):
+            check_backup(other, tmp_path, walk.KEYS)
+
+
+def test_what_is_no_backup_of_ours_is_refused(tmp_path: Path) -> None:
+    """Each would pass for one by what somebody records of it."""
+    directory, elsewhere = tmp_path / "backups", tmp_path / "elsewhere"
+    for each in (directory, elsewhere):
+        each.mkdir()
+    outside = dumped(elsewhere / "x.dump.age")
+    (directory / "link").symlink_to(outside.location)
+    os.mkfifo(directory / "pipe")
+    (directory / "folder").mkdir()
+    (directory / "text").write_text("no backup")
+    rows = {
+        "not in the directory of the backups": [
+            outside,
+            replace(outside, location=str(directory / ".." / "elsewhere" / "x.dump.age")),
+            Backup(1, datetime.now(UTC), "/dev/null", 0, hashlib.sha256().hexdigest()),
+            Backup(1, datetime.now(UTC), "/dev/zero", 2**60, "0" * 64),
+        ],
+        "cannot be read": [replace(outside, location=str(directory / "nothing"))],
+        "no regular file": [
+            replace(outside, location=str(directory / "link")),
+            replace(outside, location=str(directory / "pipe")),
+            replace(outside, location=str(directory / "folder")),
+        ],
+        "no age file": [
+            row_of(directory / "text"),
+            dumped(directory / "other.dump.age", keys=KeyRing({1: bytes(32)}, 1)),
+            dumped(directory / "no.dump.age", b"something else"),
+            dumped(directory / "empty.dump.age", b""),
+        ],
+    }
+    for reason, found in rows.items():
+        for row in found:
+            with pytest.raises(RefusedError, match=reason):
+                check_backup(row, directory, walk.KEYS)
+    # Devices, where somebody has them in the directory itself.
+    for device in ("/dev/zero", "/dev/null"):
+        with pytest.raises(RefusedError, match="no regular file"):
+            check_backup(replace(outside, location=device), Path("/dev"), walk.KEYS)
+
+
+def test_a_directory_that_is_a_link_is_the_one_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").symlink_to("there")
+    check_backup(dumped(tmp_path / "here" / "x.dump.age"), tmp_path / "here", walk.KEYS)

@@ -12,11 +12,14 @@ import boto3
 import pytest
 
 from alphapulse_encryption.errors import ConfigurationError, RefusedError
-from alphapulse_encryption.migration.bookkeeping.backups import Backup
+from alphapulse_encryption.migration.bookkeeping.backups import Backup, latest_backup
 from alphapulse_encryption.migration.gates import offsite
+from alphapulse_encryption.migration.gates.approvals import approve_drop
 from alphapulse_encryption.migration.postgres.database import Database
+from alphapulse_encryption.migration.steps.drop import drop_plaintext
 from alphapulse_encryption.sample.postgres import EmbeddedPostgres
 from alphapulse_encryption_tests.migration import walk
+from alphapulse_encryption_tests.migration.journey import After
 
 BUCKET = "alphapulse-backups"
 PART = 5 * 1024 * 1024  # the least that S3 takes
@@ -206,3 +209,51 @@ def test_a_whole_backup_goes_the_whole_way(
     key = Path(taken.location).name
     assert hashlib.sha256(stored(key)).hexdigest() == taken.sha256
     assert upload.location.endswith(key)
+
+
+@pytest.mark.parametrize("size", [1_000, PART + 77])
+def test_an_object_stands_for_a_file_that_is_elsewhere(
+    bookkeeping_url: str, client: Any, tmp_path: Path, size: int
+) -> None:
+    content = os.urandom(size)
+    backup = recorded(bookkeeping_url, tmp_path / "db.dump.age", content)
+    bucket = offsite.Bucket(BUCKET, "nightly")
+    with pytest.raises(RefusedError, match="404"):
+        offsite.check_object(backup, bucket, client=client)
+    offsite.upload_backup(
+        *(Database(bookkeeping_url), backup, bucket, walk.ACTOR), client=client, part_bytes=PART
+    )
+    Path(backup.location).unlink()
+    offsite.check_object(backup, bucket, client=client)
+    for other in (content[:-1] + bytes([content[-1] ^ 1]), content + b"\0", b""):
+        put("nightly/db.dump.age", other)
+        with pytest.raises(RefusedError, match="another object"):
+            offsite.check_object(backup, bucket, client=client)
+        put("nightly/db.dump.age", other, ChecksumAlgorithm="SHA256")
+        with pytest.raises(RefusedError, match="another object"):
+            offsite.check_object(backup, bucket, client=client)
+
+
+def test_a_drop_is_approved_by_the_object_where_the_file_is_elsewhere(
+    after: After, client: Any, tmp_path: Path
+) -> None:
+    url = after("approved")
+    with Database(url).session("read") as connection:
+        backup = latest_backup(connection, USERS)
+    assert backup is not None
+    bucket = offsite.Bucket(BUCKET)
+    words: dict[str, Any] = {
+        "approver": "Ada",
+        "reason": "it serves",
+        "confirmation": USERS.key,
+        "backups": tmp_path,
+    }
+    offsite.upload_backup(*(Database(url), backup, bucket, walk.ACTOR), client=client)
+    Path(backup.location).unlink()
+    with pytest.raises(RefusedError, match="cannot be read"):
+        approve_drop(walk.target(url), USERS, **words)
+    approve_drop(walk.target(url), USERS, **words, bucket=bucket)
+    put(Path(backup.location).name, b"something else")
+    with pytest.raises(RefusedError, match="another object"):
+        drop_plaintext(walk.target(url), USERS, backups=tmp_path, bucket=bucket, operator="Grace")
+    assert "email" in walk.columns_of(url, "users")

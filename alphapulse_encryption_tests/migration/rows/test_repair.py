@@ -194,7 +194,7 @@ def test_refusals_once_switched(notes_url: str, behind: support.Connection) -> N
     behind.execute(DAMAGE)
     support.verify(notes_url, ENTRY)
     with Database(notes_url).session("switch") as connection:
-        advance(connection, ENTRY, State.SWITCHED)
+        advance(connection, support.KEYS, support.ACTOR, ENTRY, State.SWITCHED)
     with pytest.raises(RefusedError, match="ciphertext of notes is the right side"):
         repaired(notes_url)
     assert cleared(notes_url) == set()

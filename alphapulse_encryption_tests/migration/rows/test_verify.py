@@ -207,7 +207,7 @@ def test_a_cleared_plaintext_is_right_once_the_ciphertext_is(
     behind.execute("UPDATE notes SET secret = NULL WHERE id = 4")
     assert named(support.verify(notes_url, ENTRY)) == {("secret", "mismatched", "4")}
     with Database(notes_url).session("switch") as connection:
-        advance(connection, ENTRY, State.SWITCHED)
+        advance(connection, support.KEYS, support.ACTOR, ENTRY, State.SWITCHED)
     assert support.verify(notes_url, ENTRY).passed
     # A plaintext that is there has to be the same all the same.
     behind.execute("UPDATE notes SET secret = 99 WHERE id = 4")

@@ -32,7 +32,7 @@ def set_authority(url: str, authority: Authority, entry: Table = ENTRY) -> None:
     """What the switch does about authority, and nothing else of it."""
     with Database(url).session("set the authority") as connection, connection.transaction():
         if authority == "ciphertext":
-            advance(connection, entry, State.SWITCHED)
+            advance(connection, support.KEYS, ACTOR, entry, State.SWITCHED)
         guard.ensure_guard(connection, read_table(connection, entry), ACTOR)
 
 

@@ -100,7 +100,7 @@ def test_refused_with_a_used_approval(approved_url: str, unchanged: Unchanged) -
     walk.drop(approved_url, USERS)
     restore_plaintext(walk.target(approved_url), USERS)
     unchanged.refuses("no approval for dropping the plaintext of users: the last one was used already")
-    walk.query(approved_url, "UPDATE alphapulse_encryption.tables SET authority = 'ciphertext'")
+    walk.rewrite(approved_url, "UPDATE alphapulse_encryption.tables SET authority = 'ciphertext'")
     unchanged.refuses("the last one was used already")
 
 
@@ -112,7 +112,7 @@ def test_refused_with_an_approval_of_another_table(
     walk.query(approved_url, "DELETE FROM alphapulse_encryption.approvals")
     walk.approve(approved_url, TRADES)
     unchanged.refuses("There is no approval for dropping the plaintext of users")
-    walk.query(approved_url, "UPDATE alphapulse_encryption.approvals SET table_name = 'users'")
+    walk.rewrite(approved_url, "UPDATE alphapulse_encryption.approvals SET table_name = 'users'")
     unchanged.refuses("the table's definition and the catalogue's entry changed")
 
 
@@ -235,7 +235,7 @@ def test_refused_when_the_backup_is_missing(approved_url: str, unchanged: Unchan
 
 
 def test_refused_when_the_backup_is_stale(approved_url: str, unchanged: Unchanged) -> None:
-    walk.query(approved_url, "UPDATE alphapulse_encryption.backups SET taken_at = now() - interval '25h'")
+    walk.rewrite(approved_url, "UPDATE alphapulse_encryption.backups SET taken_at = now() - interval '25h'")
     unchanged.refuses("The backup of users is more than 24 hours old")
 
 
@@ -315,7 +315,7 @@ def test_refused_when_the_verification_is_gone_or_failed_since(
     ],
 )
 def test_refused_when_the_verification_is_too_old(approved_url: str, unchanged: Unchanged, age: str) -> None:
-    walk.query(approved_url, f"UPDATE alphapulse_encryption.verifications SET {age} WHERE batch_range = 0")
+    walk.rewrite(approved_url, f"UPDATE alphapulse_encryption.verifications SET {age} WHERE batch_range = 0")
     unchanged.refuses("users is not verified: 1 batch ranges were verified")
 
 
@@ -365,7 +365,7 @@ def test_refused_over_the_approvers_database_role(approved_url: str, unchanged: 
     change_limits(Database(approved_url), {"two_person_rule": "roles"}, walk.ACTOR)
     role = walk.value(approved_url, "SELECT session_user::text")
     unchanged.refuses(f"approved over the role {role}, and has to be carried out over another one")
-    walk.query(approved_url, "UPDATE alphapulse_encryption.approvals SET database_role = 'approver'")
+    walk.rewrite(approved_url, "UPDATE alphapulse_encryption.approvals SET database_role = 'approver'")
     assert walk.drop(approved_url, USERS).changed
 
 

@@ -327,10 +327,10 @@ def test_newer_ciphertext_is_what_comes_back(after: After) -> None:
 
 def begin(url: str) -> None:
     with Database(url).session("begin") as connection:
-        what = saved_ddl.latest(connection, USERS)
+        what = saved_ddl.latest(connection, USERS, walk.KEYS)
         assert what is not None
         in_short_transaction(
-            connection, "begin", lambda: restore_module._begin(connection, USERS, what, walk.ACTOR)
+            connection, "begin", lambda: restore_module._begin(connection, walk.target(url), USERS, what)
         )
 
 
@@ -346,7 +346,7 @@ def test_killed_in_the_middle_it_goes_on_and_loses_no_write(
         definition = read_table(connection, USERS)
         one_range = {0: Decrypt(walk.target(url), USERS)}
         assert work_on_table(walk.target(url), USERS, one_range, again="the step").rows > 50
-        found = saved_ddl.latest(connection, USERS)
+        found = saved_ddl.latest(connection, USERS, walk.KEYS)
         assert found is not None
         restore_module._build_indexes(connection, definition, found, walk.ACTOR)
     # The application, meanwhile: over a filled value, and over one that is not filled yet.

@@ -267,7 +267,7 @@ def test_not_null_comes_back_without_a_look_at_the_rows(after: After) -> None:
         connection.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
         connection.execute("SET client_min_messages = debug1")
         with connection.transaction():
-            switch.finish_return(connection, definition, walk.ACTOR, "revert_to_plaintext")
+            switch.finish_return(connection, definition, walk.target(url), "revert_to_plaintext")
     proven = [text for text in notices if "sufficient to prove" in text]
     assert len(proven) == 3
     assert not any("verifying table" in text for text in notices)
