@@ -56,7 +56,7 @@ def test_recreated_between_two_steps(verified_url: str) -> None:
 def test_children(verified_url: str, database_url: str) -> None:
     run(database_url, "CREATE TABLE letters () INHERITS (notes)")
     for step in (support.add_columns, support.backfill):
-        with pytest.raises(ConfigurationError, match=r"inherit from it \(public.letters\)"):
+        with pytest.raises(ConfigurationError, match=r"inherit from it.*public\.letters"):
             step(database_url, ENTRY)
 
 
