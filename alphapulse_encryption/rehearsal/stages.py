@@ -380,7 +380,7 @@ def _approval(at: Rehearsing) -> None:
     """Step 8, first half: in the name of the person whom the configuration names."""
     database = at.target.database
     with database.session("read the two-person rule") as connection:
-        rule = approvals.two_person_rule(connection, "names")
+        rule = approvals.two_person_rule(connection, "names" if source.is_sample() else "roles")
     if rule == "roles":
         limits.change_limits(database, {"two_person_rule": "names"}, at.who)
         at.find(
@@ -407,6 +407,7 @@ def _drop(at: Rehearsing) -> None:
             table,
             backups=clones.backup_directory(at.passed.so_far.run_id),
             operator=f"{at.config.approver}, second person",
+            default_rule="names",
         )
         at.work[table.key] += TableWork(rows=result.changed_rows)
 

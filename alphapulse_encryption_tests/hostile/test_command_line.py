@@ -37,6 +37,7 @@ def test_there_and_back(hostile: Place) -> None:
     hostile.succeeds("--live-check", "--switch-to-encrypted", "--verify", "--table", key)
     for report in ("--status", "--plan", "--approvals", "--key-usage"):
         hostile.succeeds(report)
+    hostile.succeeds("--set", "two_person_rule=names")
     hostile.succeeds("--backup")
     answers = ("--approver", HOSTILE["markup"], "--reason", HOSTILE["format"], "--confirmation", key)
     hostile.succeeds("--approve-drop", "--table", key, *answers)

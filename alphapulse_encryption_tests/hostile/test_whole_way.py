@@ -55,7 +55,7 @@ def test_there_and_back(kind: str, database_url: str, postgres: EmbeddedPostgres
         reason = "".join(filter(str.isprintable, HOSTILE[kind])).strip() or "why"
         approve_drop(target, table, backups=tmp_path, approver="Ada", reason=reason, confirmation=table.key)
         before_drop = {c.name: support.texts(url, table, c.name) for c in table.columns}
-        drop_plaintext(target, table, backups=tmp_path, operator="Grace")
+        drop_plaintext(target, table, backups=tmp_path, operator="Grace", default_rule="names")
         for column in table.columns:
             envelopes = support.texts(url, table, column.encrypted)
             opened = {key: support.opened(text or "", column.context) for key, text in envelopes.items()}
