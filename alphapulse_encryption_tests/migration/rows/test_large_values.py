@@ -74,7 +74,7 @@ def test_large_values_are_written_and_verified_in_whole(scans_url: str) -> None:
 
 
 def test_of_a_sweep_no_row_is_missing_and_none_comes_twice(scans_url: str) -> None:
-    with support.application(scans_url) as connection:
+    with Database(scans_url).session("sweep") as connection:
         definition = read_table(connection, ENTRY)
 
         def keys() -> Iterator[tuple[int, list[int]]]:
