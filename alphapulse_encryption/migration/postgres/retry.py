@@ -25,6 +25,8 @@ _ABOUT_A_ROW = frozenset(
     }
 )
 _DATA_CORRUPTED = "XX001"
+# Of a value whose text would be longer than a text may be, as that of a bytea above 512 MB; said in no other language.
+_INTERNAL_ERROR, _TOO_LARGE = "XX000", "invalid memory alloc request size"
 
 
 def again(
@@ -65,6 +67,8 @@ def about_a_row(error: psycopg.Error) -> bool:
         return isinstance(error, psycopg.DataError)
     if state[:2] in _ABOUT_A_ROW or state == _DATA_CORRUPTED:
         return True
+    if state == _INTERNAL_ERROR:
+        return (error.diag.message_primary or "").startswith(_TOO_LARGE)
     try:
         psycopg.errors.lookup(state)
     except KeyError:

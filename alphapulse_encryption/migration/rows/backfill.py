@@ -12,12 +12,16 @@ from alphapulse_encryption.migration.bookkeeping.tables import require_guarded_s
 from alphapulse_encryption.migration.bookkeeping.usage import MeteredCipher
 from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.postgres.wire import TextArray
-from alphapulse_encryption.migration.rows.batches import Columns
+from alphapulse_encryption.migration.rows.batches import Columns, key_at, size
 from alphapulse_encryption.migration.rows.engine import How, RangeResult, work_on_range
-from alphapulse_encryption.migration.rows.operation import Batch, Item, Operation
+from alphapulse_encryption.migration.rows.operation import Batch, Item, Operation, Unreadable
 from alphapulse_encryption.migration.schema import sql
 from alphapulse_encryption.migration.schema.definition import TableDefinition
 from alphapulse_encryption.migration.target import Target
+
+# A message between server and client has less than 1 GB: the ciphertexts of a row, a third longer than its values, are
+# sent in one, and a verification reads them back beside the values.
+LARGEST_ROW = 2**30 * 3 // 7
 
 
 def backfill_range(target: Target, table: Table, number: int, **how: Unpack[How]) -> RangeResult:
@@ -47,6 +51,15 @@ class Backfill(Operation):
 
     def make(self, definition: TableDefinition, columns: Columns, cipher: MeteredCipher) -> list[Item]:
         width = len(definition.key)
+        # A row as large as that comes alone.
+        if len(columns[0]) == 1 and (taken := size(columns)) > LARGEST_ROW:
+            sizes = [size([values]) for values in columns[width + 1 :]]
+            largest = definition.plaintext_columns[sizes.index(max(sizes))].name
+            reason = (
+                f"its values are too large: {taken:,} bytes, most of them in {largest}; {LARGEST_ROW:,} can be "
+                "encrypted in one row"
+            )
+            return [Unreadable(key_at(columns, width, 0), reason)]
         arrays = [TextArray(column) for column in columns[: width + 1]]
         ciphertexts: list[int] = []
         for column, values in zip(definition.plaintext_columns, columns[width + 1 :], strict=True):

@@ -36,6 +36,7 @@ from alphapulse_encryption.migration.bookkeeping.verifications import (
     kept_verifications,
     missing_rows,
 )
+from alphapulse_encryption.migration.postgres import retry
 from alphapulse_encryption.migration.postgres.database import Connection
 from alphapulse_encryption.migration.rows.batches import (
     NotReadable,
@@ -297,7 +298,9 @@ def _compare_alone(
             if read[0] and key_at(read, width, 0) == key:
                 ((_, sides),) = sides_read(read, definition, (column,))
                 comparison.compare_column(column, read, sides)
-        except (psycopg.DataError, UnicodeDecodeError):
+        except (psycopg.Error, UnicodeDecodeError) as error:
+            if isinstance(error, psycopg.Error) and not retry.about_a_row(error):
+                raise
             # Such a value cannot have been encrypted by us, and the backfill has set it aside.
             comparison.fault(column, "pending" if key in comparison.quarantined else "mismatched", key)
     return key
@@ -370,7 +373,9 @@ def verify_changed(target: Target, table: Table, since: int, *, seconds: float) 
                 f"{table.key}), so that fewer are left, or allow more time (setting drop_verification_seconds); "
                 "nothing was changed."
             ) from None
-        except (psycopg.DataError, UnicodeDecodeError):
+        except (psycopg.Error, UnicodeDecodeError) as error:
+            if isinstance(error, psycopg.Error) and not retry.about_a_row(error):
+                raise
             raise RefusedError(
                 f"Among the rows of {table.key} changed since its verification are values that cannot be read. Verify "
                 f"the table again (--verify --table {table.key}), which names them; nothing was changed."

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import pytest
 from psycopg.sql import SQL, Composed
 
+from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.postgres.database import Database
-from alphapulse_encryption.migration.rows import batches
+from alphapulse_encryption.migration.rows import backfill, batches
 from alphapulse_encryption.migration.rows.backfill import Backfill
 from alphapulse_encryption.migration.rows.batches import BATCH_BYTES, rows_within_bytes, sweep
-from alphapulse_encryption.migration.rows.engine import finish_under_lock
+from alphapulse_encryption.migration.rows.engine import NotFinished, RowsQuarantined, finish_under_lock
 from alphapulse_encryption.migration.rows.reader import Reader
 from alphapulse_encryption.migration.rows.sessions import Sessions
 from alphapulse_encryption.migration.rows.verify import verify_changed, verify_range
@@ -117,6 +118,61 @@ def test_the_last_rows_under_a_lock_are_bounded_as_well(scans_url: str) -> None:
     assert done.rows == SMALL + LARGE
     assert done.batches >= LARGE
     assert support.assert_encrypted(scans_url, ENTRY) == 2 * (SMALL + LARGE)
+
+
+def test_a_row_too_large_to_be_sent_and_read_back_is_set_aside(
+    scans_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the server's limit of 1 GB lowered: told before it is encrypted, and all others are."""
+    monkeypatch.setattr(backfill, "LARGEST_ROW", 4_000_000)
+    support.add_columns(scans_url, ENTRY)
+    with pytest.raises(RowsQuarantined, match="body"):
+        support.backfill_all(scans_url, ENTRY)
+    too_large = [str(i) for i in range(SMALL + LARGE // 2 + 1, SMALL + LARGE + 1)]
+    aside = run(scans_url, "SELECT key, reason FROM alphapulse_encryption.quarantine ORDER BY key")
+    assert [key for key, _ in aside] == [[key] for key in too_large]
+    assert all("body" in reason for _, reason in aside)
+    left = "SELECT array_agg(id::text ORDER BY id) FROM scans WHERE body_encrypted IS NULL"
+    assert support.value(scans_url, left) == too_large
+    found = support.verify(scans_url, ENTRY)
+    assert [
+        (found.columns[name]["matching"], found.columns[name]["quarantined"]) for name in ("body", "note")
+    ] == [(SMALL + LARGE // 2, LARGE // 2)] * 2
+    # In a transaction of the caller's as well.
+    operation = Backfill(target(scans_url), ENTRY)
+    with Database(scans_url).session("finish") as connection, connection.transaction():
+        definition = operation.read_table(connection)
+        with pytest.raises(NotFinished):
+            finish_under_lock(operation, connection, definition, most=SMALL + LARGE)
+    # Without the value that is too large, the row goes through.
+    run(scans_url, "UPDATE scans SET body = 'short'")
+    support.backfill_all(scans_url, ENTRY)
+    assert support.verify(scans_url, ENTRY).passed
+
+
+def test_a_value_that_the_server_refuses_to_show_is_named_by_the_verification(database_url: str) -> None:
+    """As one whose plaintext and ciphertext together are too large for it to send: no DataError, but of one row."""
+    run(database_url, "CREATE TYPE card AS (number int)")
+    shown = (
+        "CREATE OR REPLACE FUNCTION shown(card) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN {} "
+        "RETURN ($1).number; END $$"
+    )
+    run(database_url, shown.format(""))
+    run(database_url, "CREATE CAST (card AS text) WITH FUNCTION shown(card)")
+    run(database_url, "CREATE TABLE scans (id int PRIMARY KEY, body card, note jsonb)")
+    run(database_url, "INSERT INTO scans SELECT i, ROW(i)::card, '1' FROM generate_series(1, 10) i")
+    support.encrypt(database_url, ENTRY)
+    since = support.verify(database_url, ENTRY).since
+    assert since is not None
+    refuses = "IF ($1).number = 7 THEN RAISE EXCEPTION USING ERRCODE = '54000'; END IF;"
+    run(database_url, shown.format(refuses))
+    found = support.verify(database_url, ENTRY)
+    assert [str(offender) for offender in found.offenders] == ["body mismatched at key (7)"]
+    assert found.columns["body"]["matching"] == 9
+    assert found.columns["note"]["matching"] == 10
+    run(database_url, "UPDATE scans SET id = id")
+    with pytest.raises(RefusedError, match="values that cannot be read"):
+        verify_changed(target(database_url), ENTRY, since, seconds=60)
 
 
 def test_a_table_without_large_values_is_not_asked_for_their_sizes(database_url: str) -> None:
