@@ -39,7 +39,7 @@ def run_script(postgres: EmbeddedPostgres, url: str, script: str) -> None:
     """As a database administrator runs it."""
     command: list[str] = [str(postgres.bin_dir() / "psql"), "-XqAt", "--dbname", url]
     done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done.stderr
 
 
 def script_for(url: str, prefix: str = PREFIX) -> str:

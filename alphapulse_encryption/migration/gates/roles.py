@@ -434,9 +434,12 @@ _TAKE_VIEW = SQL("""BEGIN
     IF EXISTS (SELECT FROM pg_rewrite w LEFT JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
                 WHERE w.ev_class = {name}::regclass AND (w.rulename <> '_RETURN'
                    OR d.refclassid <> 'pg_class'::regclass
-                   OR d.refobjid NOT IN ({name}::regclass, {table}::regclass))) THEN
+                   OR d.refobjid NOT IN ({name}::regclass, {table}::regclass))
+               HAVING count(*) > 0 OR NOT EXISTS (SELECT FROM pg_depend d JOIN pg_rewrite w ON d.objid = w.oid
+                WHERE d.classid = 'pg_rewrite'::regclass AND w.ev_class = {name}::regclass
+                  AND d.refclassid = 'pg_class'::regclass AND d.refobjid = {table}::regclass)) THEN
         RAISE EXCEPTION USING
-            MESSAGE = format('view %s is not what this program makes: it has more than columns of %s', {name}, {table}),
+            MESSAGE = format('view %s is not what this program makes: it shows other things than %s', {name}, {table}),
             HINT = 'Find out who made it, and drop it; --create-views makes it.';
     END IF;
 END""")

@@ -166,10 +166,7 @@ CHANGES = [
         (f"ALTER FUNCTION encryption_guard_notes() {change}", FUNCTION)
         for change in ("SECURITY DEFINER", "RESET ALL", "SET role = none", "STABLE", "LEAKPROOF", "STRICT")
     ),
-    (
-        "CREATE ROLE guard_thief; ALTER FUNCTION encryption_guard_notes OWNER TO guard_thief",
-        f"{FUNCTION}: belongs to guard_thief",
-    ),
+    ("CREATE ROLE guard_thief; ALTER FUNCTION encryption_guard_notes OWNER TO guard_thief", FUNCTION),
     (REPLACED.format("BEFORE UPDATE ON notes FOR EACH ROW WHEN (false)", "'plaintext', ''"), UPDATE),
     (REPLACED.format("BEFORE UPDATE ON notes FOR EACH ROW", "'plaintext', ''"), UPDATE),
     (REPLACED.format("BEFORE UPDATE OF mail ON notes FOR EACH ROW", "'plaintext', ''"), UPDATE),
