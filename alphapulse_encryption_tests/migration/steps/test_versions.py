@@ -11,6 +11,7 @@ from alphapulse_encryption.catalogue import Catalogue
 from alphapulse_encryption.crypto.keys import KeyRing
 from alphapulse_encryption.errors import RefusedError
 from alphapulse_encryption.migration.bookkeeping.keys import ensure_key
+from alphapulse_encryption.migration.bookkeeping.tables import authentic_state
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.backfill import backfill_range
 from alphapulse_encryption.migration.rows.rotate import rotate_range
@@ -25,6 +26,7 @@ from alphapulse_encryption.migration.steps.versions import (
     retire_versions,
 )
 from alphapulse_encryption_tests.migration import support, walk
+from alphapulse_encryption_tests.migration.journey import After
 from alphapulse_encryption_tests.migration.rows.test_rotate import (
     CIPHER,
     ENTRY,
@@ -283,3 +285,19 @@ def test_what_the_catalogue_does_not_name_is_no_reason_to_retire(begun_url: str)
     assert states(begun_url) == [(1, "readable"), (2, "current")]
     run(begun_url, "ALTER TABLE notes DROP COLUMN secret_encrypted CASCADE")
     assert retire(begun_url, smaller).retired == (1,)
+
+
+def test_what_is_saved_for_a_way_back_is_signed_with_the_new_key(after: After) -> None:
+    """So nobody has to keep the old one for it."""
+    url = after("switched")
+    keys = KeyRing({1: bytes(range(32)), 2: bytes(range(1, 33))}, 2)
+    mac = "SELECT mac FROM alphapulse_encryption.tables WHERE table_name = 'users'"
+    assert walk.value(url, mac).startswith("1:")
+    assert begin_rotation(walk.target(url, keys=keys)).changed
+    assert walk.value(url, mac).startswith("2:")
+    with Database(url).session("look") as connection:
+        only_the_new_one = KeyRing({2: bytes(range(1, 33))}, 2)
+        assert (
+            authentic_state(connection, walk.CATALOGUE.table("users"), only_the_new_one).authority
+            == "ciphertext"
+        )
