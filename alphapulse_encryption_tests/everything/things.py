@@ -64,7 +64,7 @@ TABLES = (
                 "replaced",
                 "typed",
             ),
-            *("taken", "narrow", "shown", "remote", "summed", "counter"),
+            *("taken", "narrow", "shown", "remote", "summed", "counter", "foreign"),
         )
     ),
     support.table("renamed", "body", "nobody"),
@@ -588,6 +588,20 @@ THINGS = (
     ),
     Thing("backup", (), "warning", "backup", ("--backup",)),
     Thing("superuser", (), "warning", "privileges", ("--roles-sql",)),
+    Thing("no writer", (), "warning", "data path", ("ALPHAPULSE_WRITER_DATABASE_URL", "--roles-sql")),
+    Thing(
+        "code of another role",
+        (
+            "DO $$ BEGIN IF to_regrole('everything_stranger') IS NULL THEN CREATE ROLE everything_stranger LOGIN; "
+            "END IF; END $$",
+            "CREATE FUNCTION theirs(text) RETURNS bool IMMUTABLE LANGUAGE sql AS 'SELECT true'",
+            "ALTER FUNCTION theirs(text) OWNER TO everything_stranger",
+            'CREATE TABLE "foreign" (id int PRIMARY KEY, body text CHECK (theirs(body)))',
+        ),
+        "blocker",
+        "foreign",
+        ("theirs(text)", "everything_stranger", "ALTER FUNCTION public.theirs(text) OWNER TO postgres;"),
+    ),
 )
 
 

@@ -21,7 +21,9 @@ from alphapulse_encryption.migration.gates.preflight import check, refuse_blocke
 from alphapulse_encryption.migration.gates.roles import roles_sql
 from alphapulse_encryption.migration.postgres.database import Database
 from alphapulse_encryption.migration.rows.verify import count_rows
+from alphapulse_encryption.migration.schema.definition import read_table
 from alphapulse_encryption.migration.schema.indexes import build_search_indexes
+from alphapulse_encryption.migration.schema.reachable_code import foreign_code
 from alphapulse_encryption.migration.schema.views import create_views
 from alphapulse_encryption.migration.steps.drop import drop_plaintext
 from alphapulse_encryption.migration.steps.restore import restore_plaintext
@@ -68,6 +70,18 @@ class Way:
 
     def told_of(self, table: Table, told: str) -> str:
         return "\n".join(line for line in told.splitlines() if line.startswith(f"{table.key}: "))
+
+    def take_over(self) -> None:
+        """Code and privileges of less trusted roles, by the statements that are told; the twin's as well."""
+        while True:
+            with Database(self.url).session("look") as connection:
+                oids = [
+                    read_table(connection, table, plaintext=False, look=True).oid for table in self.tables
+                ]
+                remedies = {one.remedy for oid in oids for one in foreign_code(connection, oid)}
+            if not remedies:
+                return
+            self.both(" ".join(sorted(remedies)))
 
     def refuse_blockers(self) -> None:
         refuse_blockers(check(Database(self.operator), self.tables, support.KEYS))
@@ -180,6 +194,7 @@ def test_a_product_comes_back_as_it_was(
     _prepare_roles(way, postgres)
     told = way.told()
     untold = [name for name in product.told if name not in told]
+    way.take_over()
     way.both(product.prepared or "SELECT")
     support.run(way.url, product.set_aside or "SELECT")
     way.drop_what_is_refused(told)

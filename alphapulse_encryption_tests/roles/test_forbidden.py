@@ -396,9 +396,10 @@ def test_an_approval_is_used_once_and_not_by_the_role_that_gave_it(begun: Separa
     ],
 )
 def test_an_approval_has_bounds_that_no_approver_can_leave(
-    begun: Separated, before: list[tuple[Any, ...]], column: str, written: str
+    begun: Separated, column: str, written: str
 ) -> None:
     """One that never ends would be used by anybody, later; one that no program can read would block the table."""
+    before = everything(begun.url)
     values = {
         **{"approver": "'Ada'", "reason": "'why'"},
         **{"expires_at": "now() + interval '1 hour'", "verified_at": "now()"},

@@ -134,7 +134,15 @@ def test_every_step_is_done_by_the_role_it_is_for(theirs: Place, separated: Sepa
     assert {role for action, role in roles if action == "drop_plaintext"} == {"mia_migrates"}
     assert {role for action, role in roles if action == "erase_dropped"} == {"eve_erases"}
     assert {role for action, role in roles} == {
-        *("ada_approves", "bob_backs_up", "eve_erases", "max_migrates", "mia_migrates", "wes_writes"),
+        *(
+            "ada_approves",
+            "bob_backs_up",
+            "eve_erases",
+            "max_migrates",
+            "mia_migrates",
+            "vera_verifies",
+            "wes_writes",
+        ),
     }
     # Whatever was done to rows.
     done = {"backfill", "rotate", "decrypt", "repair"}

@@ -93,9 +93,13 @@ WRITER = (
     Grant("key_usage", "UPDATE", "messages, updated_at"),
     Grant("tables", "UPDATE", "changed_at"),
     _AUDIT,
+    # The number of its own entry.
+    Grant("audit_log", "SELECT", "id"),
 )
 _READ_BY_WRITER = tuple(
-    dict.fromkeys((*(g.table for g in WRITER if g is not _AUDIT), "versions", "key_checks", "key_versions"))
+    dict.fromkeys(
+        (*(g.table for g in WRITER if g.table != "audit_log"), "versions", "key_checks", "key_versions")
+    )
 )
 # The first step of all begins the bookkeeping with the key.
 _BEGIN = (
@@ -522,7 +526,7 @@ class _Script:
             owner = parts[0].owner if parts[0].keeps_owner else self.prefix + "owner"
             guard = ask("SELECT FROM pg_proc WHERE proname = %s", [guard_name(table)]).fetchone()
             if guard is not None:
-                definition = read_table(self.connection, table, plaintext=False)
+                definition = read_table(self.connection, table, plaintext=False, look=True)
                 change = take_over(self.connection, definition, owner)
                 self.guards.extend([] if change is None else [change])
             whole = parts[0].identifier.as_string(self.connection)
