@@ -14,7 +14,7 @@ class JsonOutputs(dg.UPathIOManager):
 
     def dump_to_path(self, context: dg.OutputContext, obj: Any, path: UPath) -> None:
         """Called by Dagster with a step's output; raises where it is nothing that JSON has."""
-        path.write_text(json.dumps(obj, allow_nan=False), encoding="utf-8")
+        path.write_text(json.dumps(obj), encoding="utf-8")
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
         """Called by Dagster for the step that takes it."""
