@@ -208,6 +208,7 @@ def test_a_cleared_plaintext_is_right_once_the_ciphertext_is(
     assert named(support.verify(notes_url, ENTRY)) == {("secret", "mismatched", "4")}
     with Database(notes_url).session("switch") as connection:
         advance(connection, support.KEYS, support.ACTOR, ENTRY, State.SWITCHED)
+        guard.ensure_guard(connection, read_table(connection, ENTRY), support.ACTOR)
     assert support.verify(notes_url, ENTRY).passed
     # A plaintext that is there has to be the same all the same.
     behind.execute("UPDATE notes SET secret = 99 WHERE id = 4")
