@@ -285,7 +285,7 @@ def _server(connection: Connection) -> Iterator[Checked]:
             "warning",
             "server",
             f"PostgreSQL {version // 10000}.{version % 10000} has known faults, which the code of a dump can use in a "
-            f"restore drill or a rehearsal: {faults}. Update the server.",
+            f"restore drill or a rehearsal: {faults}. Update the server; SELECT version() tells that it is.",
         )
     if answer(connection, "SELECT pg_is_in_recovery()"):
         yield Checked("blocker", "server", "is a read-only replica. Connect to the primary.")

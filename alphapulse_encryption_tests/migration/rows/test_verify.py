@@ -209,6 +209,7 @@ def test_a_cleared_plaintext_is_right_once_the_ciphertext_is(
     with Database(notes_url).session("switch") as connection:
         advance(connection, support.KEYS, support.ACTOR, ENTRY, State.SWITCHED)
         guard.ensure_guard(connection, read_table(connection, ENTRY), support.ACTOR)
+    behind.execute(support.BEHIND)
     assert support.verify(notes_url, ENTRY).passed
     # A plaintext that is there has to be the same all the same.
     behind.execute("UPDATE notes SET secret = 99 WHERE id = 4")
