@@ -69,7 +69,7 @@ def test_the_whole_circle(sample: Place) -> None:
         assert (measure.sizes is None) == (measure.stage is Stage.REMOVAL)
     findings = [finding for measure in found.stages for finding in measure.findings]
     assert {finding.level for finding in findings} == {"warning", "note"}
-    assert any("depends on the plaintext column" in finding.what for finding in findings)
+    assert any("public.users_last_name_idx" in finding.what for finding in findings)
     assert not [finding for finding in findings if "remain" in finding.what]
 
 
