@@ -22,7 +22,7 @@ ARGS ?=
 HAS_BROWSER = $(BIN)/python -m alphapulse_encryption_tests.browser.chromium
 GET_BROWSER := Debian: apt install chromium chromium-driver; macOS: brew install chromium chromedriver
 
-.PHONY: help setup demo demo-drop rehearsal ui dg psql test quick long lint format stress wheel-check bench bench-crypto bench-lookup bench-latency bench-prediction sizing browser pooler servers versions screenshots docs docs-serve docs-reference lock clean distclean
+.PHONY: help setup demo demo-drop rehearsal ui dg psql test quick long lint format stress wheel-check bench bench-crypto bench-lookup bench-latency bench-prediction sizing browser pooler servers versions screenshots docs docs-serve docs-reference lock audit clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -159,6 +159,11 @@ lock: setup ## Resolve requirements.lock and the image's locks again (UPGRADE=1 
 	resolve --python-version 3.11 --extra s3 --extra aws --extra vault --extra celery --extra kubernetes \
 	  --constraint requirements.lock pyproject.toml --output-file deploy/docker/requirements.lock; \
 	echo hatchling | resolve --python-version 3.11 --constraint requirements.lock - --output-file deploy/docker/build.lock
+
+audit: setup ## Look the locked dependencies up among known faults, or list their versions and dates
+	@[ -x $(BIN)/../audit/bin/pip-audit ] || { $(BIN)/python -m venv $(BIN)/../audit && \
+	  $(BIN)/../audit/bin/python -m pip install --quiet "pip-audit>=2.9,<3"; }
+	@$(BIN)/../audit/bin/python alphapulse_encryption_tests/audit.py
 
 clean: ## Stop the embedded PostgreSQL and remove its data, backups, logs and caches
 	@if [ -x $(BIN)/python ] && [ -d .alphapulse ]; then $(BIN)/python -m alphapulse_encryption.sample.postgres stop; fi
