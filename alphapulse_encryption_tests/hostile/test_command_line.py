@@ -29,6 +29,7 @@ def hostile(postgres: EmbeddedPostgres, database_url: str, server_dir: Path) -> 
         yield found
 
 
+@pytest.mark.long
 def test_there_and_back(hostile: Place) -> None:
     key = MIXED.table.key
     before, held = shape(MIXED, hostile.url), rows(MIXED, hostile.url)
@@ -50,6 +51,7 @@ def test_there_and_back(hostile: Place) -> None:
     assert shape(MIXED, hostile.url) == before
 
 
+@pytest.mark.long
 def test_a_rehearsal(hostile: Place) -> None:
     url, table = hostile.url, MIXED.table
     # Of an enum type or a domain the traffic writes nothing, and the server would write the default.

@@ -186,6 +186,7 @@ def _prepare_roles(way: Way, postgres: EmbeddedPostgres) -> None:
             support.run(url, "GRANT products_approver TO products_ada")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("product", PRODUCTS, ids=lambda product: product.name)
 def test_a_product_comes_back_as_it_was(
     product: Product, database_of: Callable[[Product], str], postgres: EmbeddedPostgres, tmp_path: Path

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -267,6 +268,9 @@ def version_of(connection: Connection, layout: Layout = LAYOUT) -> int:
     return version
 
 
+_LOOKED_AT: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
 def bookkeeping_exists(connection: Connection) -> bool:
     """Whether the bookkeeping was begun; an earlier version of it is brought up to date.
 
@@ -275,8 +279,10 @@ def bookkeeping_exists(connection: Connection) -> bool:
             belongs to somebody whose code the role in use is not to run.
     """
     version = version_of(connection)
-    if version > _NOTHING:
+    # Once a session: who could give it away in between owns it already, or is a superuser.
+    if version > _NOTHING and connection not in _LOOKED_AT:
         _refuse_strangers(connection, changes=False)
+        _LOOKED_AT.add(connection)
     if version not in (LAYOUT.latest, _NOTHING):
         ensure_bookkeeping(connection)
     return version != _NOTHING
