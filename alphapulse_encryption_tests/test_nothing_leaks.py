@@ -245,8 +245,9 @@ def there_and_back(at: Stage) -> None:
     at.run(
         0,
         *("--live-check", "--benchmark-queries", "--create-views", "--backup", "--restore-drill"),
-        *("--switch-to-encrypted", "--verify", "--set", "two_person_rule=names"),
+        *("--switch-to-encrypted", "--verify"),
     )
+    at.run(0, "--set", "two_person_rule=names")
     table = ("--table", "users")
     at.run(
         0,

@@ -137,7 +137,10 @@ def database(postgres: EmbeddedPostgres, _templates: Callable[[str], str]) -> It
     def make(stage: str) -> str:
         iterator = fresh_database(postgres, _templates(stage))
         open_ones.append(iterator)
-        return next(iterator)
+        url = next(iterator)
+        if stage != "plain":
+            support.sign_here(url)
+        return url
 
     yield make
     for iterator in open_ones:

@@ -190,7 +190,7 @@ def test_a_table_is_verified_or_its_partition_fails(sample: Place) -> None:
         found = _checks(instance)
         assert [name for name, passed in found.items() if not passed] == ["every_token_matches"]
 
-        walk.query(
+        walk.rewrite(
             sample.url,
             "UPDATE alphapulse_encryption.verifications SET verified_at = now() - interval '8 days'",
         )

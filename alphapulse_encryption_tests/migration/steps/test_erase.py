@@ -53,7 +53,9 @@ def _dropped_template(
 @pytest.fixture
 def dropped_url(postgres: EmbeddedPostgres, _dropped_template: str) -> Iterator[str]:
     """A database whose users' plaintext was dropped, and not erased."""
-    yield from conftest.fresh_database(postgres, _dropped_template)
+    for url in conftest.fresh_database(postgres, _dropped_template):
+        support.sign_here(url, walk.KEYS)
+        yield url
 
 
 def files_with(url: str, values: dict[str, bytes] = CANARIES) -> dict[str, set[str]]:
