@@ -83,6 +83,13 @@ def keep_keys() -> None:
             os.environ.pop(name, None)
 
 
+def forget_keys() -> None:
+    """Keep no keys any more, and ask no process for any."""
+    place = Path(os.environ.pop(_KEPT_AT, ""))
+    if place.parent == Path(f"/proc/{os.getpid()}/fd"):
+        os.close(int(place.name))
+
+
 def with_keys() -> Mapping[str, str]:
     """This process's environment, and the keys that it, or the process that began it, has kept.
 

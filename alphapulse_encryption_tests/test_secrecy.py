@@ -167,6 +167,19 @@ def test_keys_that_are_gone_with_their_process() -> None:
     assert "ConfigurationError: The process that kept the master key has ended." in told.stderr
 
 
+@of_children
+def test_keys_that_are_forgotten_are_nowhere() -> None:
+    told = python(
+        "import os; from pathlib import Path; from alphapulse_encryption import secrecy\n"
+        "kept = lambda: sum('memfd:keys' in os.path.realpath(f) for f in Path('/proc/self/fd').iterdir())\n"
+        "os.environ['VAULT_TOKEN'] = 'x'\n"
+        "secrecy.keep_keys(); print(kept(), secrecy.with_keys()['VAULT_TOKEN'])\n"
+        "secrecy.forget_keys(); print(kept(), secrecy.with_keys().get('VAULT_TOKEN'))\n"
+        "secrecy.forget_keys()"
+    )
+    assert (told.stdout.splitlines(), told.stderr) == (["1 x", "0 None"], "")
+
+
 CANARY = "canary-91c5d2aa"
 
 

@@ -323,6 +323,10 @@ def test_a_phase_that_contradicts_the_database_is_refused(sample_url: str) -> No
 
 def test_a_key_that_is_missing_is_said(sample_url: str) -> None:
     walk.encrypt(sample_url, TRADES.tables[0])
+    # The process that makes the traffic is the same one, and had a key for this block.
+    with busy(sample_url, "dual", catalogue=TRADES) as running:
+        pass
+    assert [one.pid for one in _kept] == [running.pid]
     missing = pytest.raises(ConfigurationError, match="ALPHAPULSE_ENCRYPTION_MASTER_KEY")
     with missing, traffic(sample_url, TRADES, ["dual"], TrafficConfig(), {}):
         pass

@@ -474,7 +474,7 @@ def _checked(database: Database, guesses: Sequence[TableGuess]) -> list[TableGue
         return list(guesses)
     catalogue = Catalogue.model_validate({"tables": proposed})
     report = preflight.check(database, catalogue.tables, None, once=True)
-    findings = [finding for finding in (*report.blockers, *report.warnings) if not finding.of_role]
+    findings = [f for f in (*report.blockers, *report.warnings) if not (f.of_role or f.of_entry)]
     keys = {(table.schema_name, table.name): table.key for table in catalogue.tables}
     found: list[TableGuess] = []
     for guess in guesses:

@@ -36,6 +36,8 @@ class Checked(Finding):
 
     # About the role that asks, and not so for another one.
     of_role: bool = False
+    # About the entry that the migration was begun with, and not so for a proposed one.
+    of_entry: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -249,6 +249,7 @@ def _before_steps(
             f"its guard is not what this program makes ({'; '.join(faults)}). Ciphertext may be older than its "
             "plaintext: renew the guard and look for such values (--add-columns --verify --table "
             f"{table.key}).",
+            of_entry=True,
         )
     # That reads rows.
     if state is None and not foreign:

@@ -390,6 +390,7 @@ def main() -> None:
         for order in (said["begin"] for said in orders):
             if order["environment"] != environment:
                 # Of this process as it is from now on; what the kernel shows of it is what it was started with.
+                secrecy.forget_keys()
                 for name in environment:
                     os.environ.pop(name, None)
                 environment = order["environment"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -128,7 +129,7 @@ def test_drift_from_its_beginning_to_its_end(watched: Watched) -> None:
     assert "1 new" in watched.told("alert_drift")
     watched.place.extra["ALPHAPULSE_ALERT_REMIND_HOURS"] = "0.00001"
     assert watched.told("alert_drift").startswith(
-        "AlphaPulse encryption (staging), drift: 1 as before\nAs before:\n- Guard"
+        "AlphaPulse encryption (staging), drift: 1 as before\nAs before:\n- The guard of users"
     )
 
 
@@ -300,17 +301,11 @@ def test_approvals(postgres: EmbeddedPostgres, sample_url: str, watched: Watched
         "alert_approvals"
     )
     assert watched.told("alert_approvals") == ""
-    walk.query(
-        sample_url, "UPDATE alphapulse_encryption.approvals SET expires_at = now() + interval '1 hour'"
-    )
+    walk.let_approvals_end(sample_url, timedelta(hours=1))
     assert "1 changed" in watched.told("alert_approvals")
-    walk.query(
-        sample_url, "UPDATE alphapulse_encryption.approvals SET expires_at = now() - interval '1 hour'"
-    )
+    walk.let_approvals_end(sample_url, timedelta(hours=-1))
     assert "has ended at" in watched.told("alert_approvals")
-    walk.query(
-        sample_url, "UPDATE alphapulse_encryption.approvals SET expires_at = now() - interval '2 days'"
-    )
+    walk.let_approvals_end(sample_url, timedelta(days=-2))
     assert watched.told("alert_approvals") == ""
     walk.approve(sample_url, USERS)
     assert "1 new" in watched.told("alert_approvals")

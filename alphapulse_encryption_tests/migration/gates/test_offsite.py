@@ -255,5 +255,12 @@ def test_a_drop_is_approved_by_the_object_where_the_file_is_elsewhere(
     approve_drop(walk.target(url), USERS, **words, bucket=bucket)
     put(Path(backup.location).name, b"something else")
     with pytest.raises(RefusedError, match="another object"):
-        drop_plaintext(walk.target(url), USERS, backups=tmp_path, bucket=bucket, operator="Grace")
+        drop_plaintext(
+            walk.target(url),
+            USERS,
+            backups=tmp_path,
+            bucket=bucket,
+            operator="Grace",
+            default_rule="names",
+        )
     assert "email" in walk.columns_of(url, "users")

@@ -160,11 +160,10 @@ def test_approvals(approved_url: str) -> None:
     assert f"--revoke-approval {number}" in found.remedy
     # The approver's words are theirs.
     assert "Ada" not in str(found) and "month" not in str(found)
-    move = "UPDATE alphapulse_encryption.approvals SET expires_at = now() + %s"
-    walk.query(approved_url, move, HOUR)
+    walk.let_approvals_end(approved_url, HOUR)
     (found,) = waiting(approved_url).values()
     assert (found.state, "ends soon, at" in found.message) == ("ends soon", True)
-    walk.query(approved_url, move, -HOUR)
+    walk.let_approvals_end(approved_url, -HOUR)
     (found,) = waiting(approved_url).values()
     assert (found.state, found.reminds, found.ends_silently) == ("ended", False, True)
     assert "has ended at" in found.message
@@ -176,9 +175,7 @@ def test_approvals(approved_url: str) -> None:
 
 def test_approvals_that_ended_long_ago_or_were_taken_back(approved_url: str, sample_url: str) -> None:
     assert waiting(sample_url) == {}
-    walk.query(
-        approved_url, "UPDATE alphapulse_encryption.approvals SET expires_at = now() - interval '25 hours'"
-    )
+    walk.let_approvals_end(approved_url, -25 * HOUR)
     assert waiting(approved_url) == {}
     walk.query(
         approved_url,

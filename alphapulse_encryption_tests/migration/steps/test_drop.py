@@ -87,7 +87,7 @@ def test_refused_without_an_approval(approved_url: str, unchanged: Unchanged) ->
 
 
 def test_refused_with_an_expired_approval(approved_url: str, unchanged: Unchanged) -> None:
-    walk.query(approved_url, "UPDATE alphapulse_encryption.approvals SET expires_at = now() - interval '1s'")
+    walk.query(approved_url, "UPDATE alphapulse_encryption.approvals SET expires_at = approved_at")
     unchanged.refuses("no approval for dropping the plaintext of users: the last one has expired")
 
 
@@ -395,7 +395,7 @@ def locked_part(url: str) -> None:
         ("ALTER TABLE users DISABLE TRIGGER zzz_encryption_guard_update", "guard"),
         ("DROP INDEX users_encryption_pending", "users_encryption_pending"),
         ("ALTER TABLE users ALTER username TYPE text", "definition changed"),
-        ("UPDATE alphapulse_encryption.approvals SET expires_at = now() - interval '1s'", "expired"),
+        ("UPDATE alphapulse_encryption.approvals SET expires_at = approved_at", "expired"),
         ("UPDATE alphapulse_encryption.approvals SET revoked_at = now(), revoked_by = 'x'", "revoked"),
         ("UPDATE alphapulse_encryption.approvals SET consumed_at = now(), consumed_by = 'x'", "used already"),
         ("CREATE VIEW contacts AS SELECT id, email FROM users", "contacts"),

@@ -4,7 +4,8 @@
 UPDATE alphapulse_encryption.approvals
    SET expires_at = least(greatest(expires_at, approved_at), approved_at + interval '7 days'),
        verified_at = CASE WHEN isfinite(verified_at) THEN least(verified_at, approved_at) ELSE approved_at END,
-       approver = left(coalesce(nullif(btrim(regexp_replace(approver, '[[:cntrl:]]', ' ', 'g')), ''), 'not given'), 200),
+       approver = left(coalesce(nullif(btrim(regexp_replace(approver, '[[:cntrl:]]', ' ', 'g')), ''), 'not given'),
+                       200),
        reason = left(coalesce(nullif(btrim(regexp_replace(reason, '[[:cntrl:]]', ' ', 'g')), ''), 'not given'), 2000),
        revoked_at = CASE WHEN consumed_at IS NULL THEN coalesce(revoked_at, clock_timestamp()) END,
        revoked_by = CASE WHEN consumed_at IS NULL THEN coalesce(revoked_by, 'alphapulse_encryption') END
