@@ -23,7 +23,6 @@ from alphapulse_encryption_tests.hostile.names import HOSTILE, Named, database_o
 from alphapulse_encryption_tests.migration import support
 from alphapulse_encryption_tests.roles.conftest import run_script
 
-
 # Of these, all kinds of harm are there; the others go the same way.
 QUICK = ("quotes", "dollar", "format", "newline")
 
