@@ -185,6 +185,6 @@ def test_a_table_comes_back_as_it_was(number: int, postgres: EmbeddedPostgres, t
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", range(100))
+@pytest.mark.parametrize("number", range(20))
 def test_many_tables(number: int, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
     go(number, postgres, tmp_path)

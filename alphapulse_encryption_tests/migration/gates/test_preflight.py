@@ -793,3 +793,6 @@ def test_what_the_owner_could_not_make_again_stops_the_drop(notes_url: str) -> N
         "statistics object closed.kept",
         "index public.elsewhere",
     }
+    # A standby, which other tests make, cannot follow such a tablespace.
+    run(notes_url, "DROP INDEX elsewhere")
+    run(notes_url, "DROP TABLESPACE of_somebody")

@@ -246,7 +246,9 @@ def test_a_role_that_may_not_look_says_so(dropped_url: str) -> None:
             assert found[name].finding == "cannot be seen"
         # The table itself was rewritten all the same.
         after = files_with(dropped_url)
-        assert (after["row"], after["common"]) == (set(), {statistics})
+        assert after["row"] == set()
+        # A checkpoint of the server's own may have written a page without what is dead in it.
+        assert after["common"] <= {statistics}
 
 
 COMMAND = "VACUUM (FULL) pg_catalog.pg_statistic, pg_catalog.pg_statistic_ext_data"
