@@ -618,6 +618,9 @@ def made(url: str) -> Iterator[Catalogue]:
         def run(statement: str) -> None:
             connection.execute(statement.encode())
 
+        # Given before PostgreSQL 15, it keeps every table from being looked into.
+        run("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+
         run(
             "CREATE TABLE people (id int PRIMARY KEY, mail text, phone text, amount numeric, doc jsonb, tsv tsvector, "
             "touched timestamptz)"
