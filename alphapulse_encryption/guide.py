@@ -29,7 +29,7 @@ class Stage:
         plan: its name in the plan, and its title there; empty where the plan leaves it out.
         heading: printed before it begins; ``{table}`` is the first table.
         nothing: printed behind "Nothing to do: " where no table was changed.
-        here: the command executes it itself, whoever executes other runs: the database vouches for the role.
+        here: the command executes it itself, whatever executes other runs: the database vouches for the role.
     """
 
     job: str

@@ -26,9 +26,10 @@ from typing import Any
 
 from alphapulse_encryption import settings
 from alphapulse_encryption.errors import ConfigurationError
+from alphapulse_encryption.secrecy import private_directory
 
 _NAME = "migration-{:%Y-%m-%d}.jsonl"
-_DIRECTORY_MODE, _FILE_MODE = 0o700, 0o600
+_FILE_MODE = 0o600
 # What is longer is a mistake, and is cut.
 _LONGEST_MESSAGE = 8_000
 # Our messages have none. Somebody's message that has is worth less than what it would show.
@@ -68,9 +69,7 @@ class Files:
         try:
             directory = settings.log_dir()
             if not directory.is_dir():
-                directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
-                # Whatever the umask says.
-                directory.chmod(_DIRECTORY_MODE)
+                private_directory(directory)
             path = directory / _NAME.format(at)
             if path != self._begun:
                 _remove_old(directory)

@@ -70,7 +70,7 @@ def environment_without_keys(environ: Mapping[str, str] | None = None) -> dict[s
 def keep_keys() -> None:
     """Take the keys out of this process's environment, and keep them in its memory for :func:`with_keys`.
 
-    What it starts then begins without them, whoever starts it; ours ask this process for them, as long as it is there.
+    What it starts then begins without them; ours ask this process for them, as long as it is there.
     Where the system has no files in memory (it is not Linux), the keys stay where they are.
     """
     keys = {name: value for name, value in with_keys().items() if name.startswith(_KEYS)}

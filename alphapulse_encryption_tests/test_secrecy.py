@@ -122,7 +122,7 @@ def test_the_search_for_fonts(tmp_path: Path) -> None:
 
 @of_children
 def test_what_a_program_starts_has_no_key_and_can_ask_for_it(tmp_path: Path) -> None:
-    """Whoever starts it: here a shell that nobody gave an environment of its own, and a child of ours below it."""
+    """Under any parent: here a shell that nobody gave an environment of its own, and a child of ours below it."""
     kept = (
         "ALPHAPULSE_ENCRYPTION_MASTER_KEY",
         "ALPHAPULSE_ENCRYPTION_MASTER_KEY_V2",

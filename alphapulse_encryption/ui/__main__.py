@@ -1,7 +1,7 @@
 """`make ui`: Dagster's code server, web server and daemon on the instance that the command line uses.
 
 The code server, and the runs that it executes, have the target and its keys; the other two have neither. All are
-started directly and in sessions of their own, not through `dagster dev`: whoever stops this process, however it was
+started directly and in sessions of their own, not through `dagster dev`: stopping this process, however it was
 started, stops them in an orderly way, and then the embedded PostgreSQL if nobody else uses it.
 """
 

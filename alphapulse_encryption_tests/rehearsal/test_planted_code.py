@@ -1,4 +1,4 @@
-"""Staging's application may not get the rehearsal server: its code runs there with no rights, whoever rehearses."""
+"""Staging's application may not get the rehearsal server: its code runs there under a role without rights."""
 
 from __future__ import annotations
 

@@ -42,9 +42,9 @@ _LOCK_TIMEOUT = "5s"
 
 # Where a database stands that has no schema of ours: nothing, or the layout before there was one.
 _NOTHING, _BEFORE = 0, -1
-# A function or a trigger that a file makes.
 # Kinds of objects that run where somebody writes, or decide what is seen.
 _CODE = ("trigger", "rule", "policy", "function", "type", "operator", "default")
+# A function or a trigger that a file makes.
 _MADE = re.compile(
     r"^CREATE (?:OR REPLACE )?((FUNCTION|TRIGGER) ([^\s(]+)(?:[^;$]|\$(\w*)\$.*?\$\4\$)+;)",
     re.DOTALL | re.MULTILINE,
@@ -403,7 +403,7 @@ def _refuse_foreign(connection: Connection, layout: Layout) -> None:
 
 def names(layout: Layout, version: int) -> tuple[str, ...]:
     """Relations and functions outside of the schema that a database of a version has; each with its schema."""
-    # What stands there where nothing was begun is somebody else's, and is refused whoever owns it.
+    # What stands there where nothing was begun is somebody else's, and is refused, any owner's.
     return () if version == _NOTHING else _named(layout.before) if version == _BEFORE else _IN_PUBLIC
 
 

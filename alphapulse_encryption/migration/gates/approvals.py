@@ -102,8 +102,8 @@ def approve_drop(
             role = answer(connection, "SELECT session_user::text")
             raise RefusedError(
                 f"The two-person rule holds for database roles, and this run uses {role}, the role of all runs: "
-                "whoever reaches the UI could approve over it. Approve at a terminal, with ALPHAPULSE_DATABASE_URL for "
-                f"a role of your own (--approve-drop --table {table.key}); nothing was approved."
+                "anybody who reaches the UI could approve over it. Approve at a terminal, with ALPHAPULSE_DATABASE_URL "
+                f"for a role of your own (--approve-drop --table {table.key}); nothing was approved."
             )
         definition, verification = refuse_unless_droppable(connection, table, target.keys)
         backup = latest_backup(connection, table)

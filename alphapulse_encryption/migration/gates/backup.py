@@ -171,7 +171,7 @@ def check_backup(backup: Backup, directory: Path, keys: KeyRing) -> None:
     """Hold a backup's file against what was recorded: it is there, not a byte differs, and our identity opens it.
 
     Args:
-        directory: where backups are taken to; whoever records one could name any other file of this machine.
+        directory: where backups are taken to; a record could name any other file of this machine.
 
     Raises:
         RefusedError: it is missing, elsewhere, no regular file, cannot be read, or was altered.

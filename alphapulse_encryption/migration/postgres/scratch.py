@@ -253,7 +253,7 @@ def _has_owner(connection: Connection, name: str) -> bool:
 
 
 def drop(connection: Connection, name: str) -> None:
-    """Drop a scratch database, whoever is connected to it, and its owner; from a session beside it."""
+    """Drop a scratch database, with all connections to it, and its owner; from a session beside it."""
     database = Identifier(name)
     # The owner may make it one, and that cannot be dropped.
     if answer(connection, "SELECT datistemplate FROM pg_database WHERE datname = %s", name):

@@ -121,12 +121,11 @@ def _body(definition: TableDefinition) -> str:
 
 def _columns(definition: TableDefinition) -> list[Column]:
     """In the order of the table, which stays when somebody sorts the catalogue."""
-    return sorted(
-        definition.plaintext_columns, key=lambda column: list(definition.columns).index(column.name)
-    )
+    place = {name: number for number, name in enumerate(definition.columns)}
+    return sorted(definition.plaintext_columns, key=lambda column: place[column.name])
 
 
-# Whoever owns a function can change it at any time, and a right that was given on it stays when it is replaced.
+# The owner of a function can change it at any time, and a right that was given on it stays when it is replaced.
 _FOREIGN = """
 SELECT pg_get_userbyid(p.proowner)::text,
        p.prokind = 'f' AND pg_has_role(p.proowner, 'USAGE')
@@ -207,7 +206,7 @@ def _function_there(connection: Connection, definition: TableDefinition) -> tupl
     return connection.execute(query).fetchone()
 
 
-# Of who may be trusted with any code under that name: whoever has the rights already, or all rights.
+# Of who may be trusted with any code under that name: a role that has the rights already, or all rights.
 _MADE_BY = SQL(
     "(SELECT r.rolsuper OR r.rolname = {owner} FROM pg_proc p JOIN pg_roles r ON r.oid = p.proowner "
     "WHERE p.oid = to_regprocedure({signature}))"
