@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -130,6 +131,8 @@ def test_web_server_and_daemon_have_neither_target_nor_keys_and_nobody_has_them_
 ) -> None:
     theirs.url = theirs.url.replace("postgres@", f"postgres:{PASSWORD}@")
     assert PASSWORD in theirs.url
+    # No other test's process has it.
+    theirs.master_key = base64.urlsafe_b64encode(os.urandom(32)).decode()
     key = Scanner({"master key": base64.urlsafe_b64decode(theirs.master_key)})
     password, webhook = Scanner({"password": PASSWORD}), Scanner({"webhook": WEBHOOK})
     with Processes() as processes, served(theirs, ALPHAPULSE_ALERT_WEBHOOK_URL=WEBHOOK) as page:
