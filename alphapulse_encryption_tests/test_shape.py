@@ -10,9 +10,19 @@ PACKAGE = Path(alphapulse_encryption.__file__).parent
 BUNDLE = {"database", "catalogue", "cipher", "keys", "actor"}
 
 
+def parsed(path: Path) -> ast.Module:
+    """CPython 3.11 counts the depth of all threads together (gh-106905): a thread that parses as well ends this one."""
+    for _ in range(4):
+        try:
+            return ast.parse(path.read_text(encoding="utf-8"))
+        except SystemError:
+            continue
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield path.relative_to(PACKAGE).as_posix(), node
 
@@ -37,7 +47,7 @@ def test_the_engine_has_its_modules_in_rooms() -> None:
 
 def test_every_package_says_what_belongs_there_and_what_does_not() -> None:
     for path in sorted(PACKAGE.rglob("__init__.py")):
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        text = ast.get_docstring(parsed(path)) or ""
         first = text.partition("\n\n")[0]
         belongs, separator, rest = first.partition("; ")
         assert belongs and separator and rest.startswith(("not ", "no ", "none ", "nothing ")), path

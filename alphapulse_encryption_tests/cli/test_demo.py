@@ -189,7 +189,8 @@ def _walk(home: Home) -> None:
 
         # Again: it changes nothing, and says so.
         everything = "SELECT md5(string_agg(u::text, ',' ORDER BY id)) FROM users u"
-        logged = "SELECT count(*) FROM alphapulse_encryption.audit_log"
+        # Each verification is entered there, so that no older one passes for it.
+        logged = "SELECT count(*) FROM alphapulse_encryption.audit_log WHERE action !~ '^keep_(verif|row)'"
         before = home.query(everything, logged)
     second = home.succeeds("--rows", "2000", alone=True)
     with home.kept_up():
